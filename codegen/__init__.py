@@ -1,0 +1,1 @@
+"""What is emitted: kernel builders by strategy, targets, LLVM, linking."""

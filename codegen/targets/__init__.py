@@ -1,0 +1,1 @@
+"""Targets: one file each, resolved once into a frozen description."""

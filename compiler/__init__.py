@@ -1,0 +1,1 @@
+"""Who conducts: command line, ONNX import, pipeline. Nothing imports this package."""

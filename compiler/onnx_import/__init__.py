@@ -1,0 +1,1 @@
+"""From an ONNX file to linalg + abq (float), with the weights in a weight store."""

@@ -1,0 +1,239 @@
+"""The abq dialect: the operations whose numbers we own.
+
+Two forms of an operation exist, told apart by element types, never by name:
+
+* *float*: activations and weights are f32 tensors (what the importer makes);
+* *formats*: quantized tensors have elements of type `!abq.code<"w4:g128:sym">`, and their
+  scales and zero points are ordinary operands (what `passes/quantize.py` makes).
+
+Once a strategy has been chosen, layouts appear in types as `!abq.packed<"...">`: an opaque
+sequence of bytes whose meaning belongs to that strategy.
+
+Every operation but `launch` is pure, so that `canonicalize` and `cse` remove dead and
+duplicate ones. (No postponed annotations here: the bindings read them as Python objects.)
+"""
+
+from collections.abc import Sequence
+from typing import Any, Optional
+
+from .mlir import ext, ir
+
+DYNAMIC = ir.ShapedType.get_dynamic_size()
+
+Tensor = ext.Operand[ir.RankedTensorType]
+TensorResult = ext.Result[ir.RankedTensorType]
+
+
+class Abq(ext.Dialect, name="abq"):
+    """Arbitrary-bit quantization."""
+
+
+class CodeType(Abq.Type, name="code"):
+    """The element type of a tensor of codes; `format` is a text that `formats.parse_scheme` reads."""
+
+    format: ir.StringAttr
+
+
+class PackedType(Abq.Type, name="packed"):
+    """The element type of a tensor of bytes laid out by a strategy; `layout` names the layout."""
+
+    layout: ir.StringAttr
+
+
+def shape(value: ir.Value) -> list[int]:
+    """The static shape of a ranked tensor; `DYNAMIC` where a size is not known."""
+    return list(ir.RankedTensorType(value.type).shape)
+
+
+def element(value: ir.Value) -> ir.Type:
+    return ir.RankedTensorType(value.type).element_type
+
+
+def code_format(value: ir.Value) -> str | None:
+    """The format of a tensor of codes, None where the elements are no codes."""
+    type_ = element(value)
+    return ir.StringAttr(type_.format).value if isinstance(type_, CodeType) else None
+
+
+def _require(condition: bool, text: str) -> None:
+    if not condition:
+        raise ValueError(text)
+
+
+def _agree(a: int, b: int) -> bool:
+    return DYNAMIC in (a, b) or a == b
+
+
+class VerifiedOperation(Abq.Operation):
+    """Gives an operation a verifier: `check` raises ValueError with the broken rule."""
+
+    __annotations__ = {}
+
+    @classmethod
+    def verify_invariants(cls, op: Any) -> bool:
+        try:
+            cls.check(op)  # type: ignore[attr-defined]
+        except ValueError as error:
+            op.location.emit_error(f"'{op.operation.name}' op {error}")
+            return False
+        return True
+
+
+def _check_scales(op: Any) -> None:
+    """Codes and scales come together, and zero points never without scales."""
+    x_format, w_format = code_format(op.x), code_format(op.w)
+    _require((x_format is None) == (op.x_scale is None), "x_scale belongs to an x of codes")
+    _require((w_format is None) == (op.w_scale is None), "w_scale belongs to a w of codes")
+    _require(op.x_zero is None or op.x_scale is not None, "x_zero without x_scale")
+    _require(op.w_zero is None or op.w_scale is not None, "w_zero without w_scale")
+
+
+class WeightOp(Abq.Operation, name="weight", traits=[ext.Pure]):
+    """A constant tensor that lives in the weight store under `sym`."""
+
+    sym: ir.StringAttr
+    result: TensorResult
+
+
+class MatmulOp(VerifiedOperation, name="matmul", traits=[ext.Pure]):
+    """`y[..., n] = sum over k of x[..., k] * w[n, k], + bias[n]`; `w` is N x K, K innermost.
+
+    `node` is the name of the ONNX node, which recipes match.
+    """
+
+    x: Tensor
+    w: Tensor
+    node: ir.StringAttr
+    result: TensorResult
+    bias: Optional[Tensor] = None
+    x_scale: Optional[Tensor] = None
+    x_zero: Optional[Tensor] = None
+    w_scale: Optional[Tensor] = None
+    w_zero: Optional[Tensor] = None
+
+    @staticmethod
+    def check(op: Any) -> None:
+        x, w, y = shape(op.x), shape(op.w), shape(op.result)
+        _require(len(w) == 2, "w must be N x K")
+        _require(len(x) >= 1 and _agree(x[-1], w[1]), f"x has K = {x[-1:]}, w has K = {w[1]}")
+        _require(len(y) == len(x) and _agree(y[-1], w[0]), f"y must be [..., {w[0]}]")
+        if op.bias is not None:
+            _require(shape(op.bias) == [w[0]], f"bias must have {w[0]} elements")
+        _check_scales(op)
+
+
+class ConvOp(VerifiedOperation, name="conv", traits=[ext.Pure]):
+    """A convolution of any rank as ONNX defines Conv.
+
+    `x` is B x C x spatial, `w` is O x C/groups x window, `pads` lists begins, then ends.
+    """
+
+    x: Tensor
+    w: Tensor
+    node: ir.StringAttr
+    strides: Any  # array<i64>; the bindings have no constraint for it
+    dilations: Any
+    pads: Any
+    groups: ir.IntegerAttr
+    result: TensorResult
+    bias: Optional[Tensor] = None
+    x_scale: Optional[Tensor] = None
+    x_zero: Optional[Tensor] = None
+    w_scale: Optional[Tensor] = None
+    w_zero: Optional[Tensor] = None
+
+    @staticmethod
+    def check(op: Any) -> None:
+        x, w, y = shape(op.x), shape(op.w), shape(op.result)
+        spatial = len(w) - 2
+        _require(spatial >= 1 and len(x) == len(w) == len(y), "x, w and y must have one rank >= 3")
+        groups = ir.IntegerAttr(op.groups).value
+        _require(_agree(x[1], w[1] * groups), f"x has {x[1]} channels, w {w[1]} x {groups} groups")
+        _require(w[0] % groups == 0, f"{w[0]} output channels in {groups} groups")
+        for name, count in (("strides", spatial), ("dilations", spatial), ("pads", 2 * spatial)):
+            _require(len(ir.DenseI64ArrayAttr(op.attributes[name])) == count, f"{name}: {count} values")
+        if op.bias is not None:
+            _require(shape(op.bias) == [w[0]], f"bias must have {w[0]} elements")
+        _check_scales(op)
+
+
+class GatherOp(VerifiedOperation, name="gather", traits=[ext.Pure]):
+    """Rows of a table: `y[i..., :] = table[indices[i...], :]`, dequantized if the table has codes.
+
+    `indices` are i64 or i32 and lie in [0, rows): the importer has mended negative ones.
+    """
+
+    table: Tensor
+    indices: Tensor
+    node: ir.StringAttr
+    result: TensorResult
+    scale: Optional[Tensor] = None
+    zero: Optional[Tensor] = None
+
+    @staticmethod
+    def check(op: Any) -> None:
+        table, indices, y = shape(op.table), shape(op.indices), shape(op.result)
+        _require(len(table) == 2, "the table must be rows x columns")
+        _require(len(y) == len(indices) + 1 and _agree(y[-1], table[1]), "y must be [indices..., columns]")
+        _require((code_format(op.table) is None) == (op.scale is None), "scale belongs to a table of codes")
+
+
+class QuantizeOp(Abq.Operation, name="quantize", traits=[ext.Pure]):
+    """Float activations to codes, scales (f32) and zero points (i32), by the format in the type.
+
+    Scales and zero points have the shape of `x` without its last axis (per token), or of its
+    first axis (per image, format `...:image`).
+    """
+
+    x: Tensor
+    codes: TensorResult
+    scale: TensorResult
+    zero: TensorResult
+
+
+class DequantizeOp(Abq.Operation, name="dequantize", traits=[ext.Pure]):
+    """`scale * (code - zero)` in f32."""
+
+    codes: Tensor
+    scale: Tensor
+    result: TensorResult
+    zero: Optional[Tensor] = None
+
+
+class HadamardOp(VerifiedOperation, name="hadamard", traits=[ext.Pure]):
+    """The orthonormal Hadamard transform of the last axis, block-diagonal with `block` columns.
+
+    `block` divides the last axis and is a size that `dialects.hadamard` has a matrix for.
+    """
+
+    x: Tensor
+    block: ir.IntegerAttr
+    result: TensorResult
+
+    @staticmethod
+    def check(op: Any) -> None:
+        block = ir.IntegerAttr(op.block).value
+        _require(shape(op.x)[-1] % block == 0, f"{shape(op.x)[-1]} is no multiple of block {block}")
+
+
+class PackOp(Abq.Operation, name="pack", traits=[ext.Pure]):
+    """Activations (float, or rotated by `hadamard_block` first) to a strategy's bytes, in one kernel.
+
+    The result is a rank-2 tensor, rows x row bytes, of `!abq.packed<layout>`.
+    """
+
+    x: Tensor
+    strategy: ir.StringAttr
+    format: ir.StringAttr
+    hadamard_block: ir.IntegerAttr
+    result: TensorResult
+    x_scale: Optional[Tensor] = None
+    x_zero: Optional[Tensor] = None
+
+
+class LaunchOp(Abq.Operation, name="launch"):
+    """Run grid function `kernel` for 0 <= i < grid on buffers and scalars; it writes its outputs."""
+
+    grid: ext.Operand[ir.IndexType]
+    args: Sequence[ext.Operand[Any]]
+    kernel: ir.StringAttr

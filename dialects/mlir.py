@@ -1,0 +1,46 @@
+"""The only file that imports the MLIR bindings, which today live in the torch-mlir wheel."""
+
+from torch_mlir import ir
+from torch_mlir.dialects import (
+    affine,
+    arith,
+    bufferization,
+    cf,
+    ext,
+    func,
+    linalg,
+    llvm,
+    math,
+    memref,
+    scf,
+    tensor,
+    vector,
+)
+from torch_mlir.dialects import torch as torch_dialect
+from torch_mlir.extras import onnx_importer
+from torch_mlir.passmanager import PassManager
+
+try:
+    from torch_mlir import rewrite
+except ImportError:  # pragma: no cover
+    rewrite = None
+
+__all__ = [
+    "PassManager", "affine", "arith", "bufferization", "cf", "ext", "func", "ir", "linalg", "llvm",
+    "math", "memref", "onnx_importer", "rewrite", "scf", "tensor", "torch_dialect", "vector",
+]
+
+
+def make_context() -> ir.Context:
+    """A context in which every dialect the compiler uses can be parsed, `abq` and `torch_c` included."""
+    from . import abq
+
+    context = ir.Context()
+    torch_dialect.register_dialect(context)
+    with context, ir.Location.unknown():
+        abq.Abq.load()
+        # torch_c is loaded only by the first pipeline that uses it.
+        PassManager.parse(
+            "builtin.module(torch-backend-to-linalg-on-tensors-backend-pipeline)"
+        ).run(ir.Module.create().operation)
+    return context

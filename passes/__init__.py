@@ -1,0 +1,1 @@
+"""What changes: one pass, one file."""

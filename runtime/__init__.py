@@ -1,0 +1,1 @@
+"""What runs after compiling. Works without MLIR installed."""
