@@ -1,0 +1,77 @@
+"""The analytic cost model: orders of magnitude, choices that must hold, files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from abqc.costmodel.analytic import AnalyticModel
+from abqc.costmodel.interface import MatmulFeatures, Sample
+from abqc.errors import ArtifactError, CompileError
+
+
+def matmul(strategy: str, m: int, n: int, k: int, p: int, q: int, **rest: object) -> MatmulFeatures:
+    return replace(
+        MatmulFeatures(strategy, m, n, k, p, q, weight_bytes=n * k * p // 8 + 2 * n), **rest
+    )
+
+
+def pick(m: int, n: int, k: int, p: int, q: int, **rest: object) -> str:
+    pair = [matmul(s, m, n, k, p, q, **rest) for s in ("int8", "bitplane")]
+    return AnalyticModel().rank(pair)[0].strategy
+
+
+def test_large_float_matmul_runs_near_peak():
+    f = matmul("float", 128, 1536, 384, 32, 32)
+    seconds = AnalyticModel().predict(f)
+    assert 60e9 < 2 * f.m * f.n * f.k / seconds < 110e9
+
+
+def test_one_row_of_a_large_model_is_memory_bound():
+    f = matmul("float", 1, 4096, 4096, 32, 32, threads=2, working_set=2**30)
+    estimate = AnalyticModel().estimate(f)
+    assert estimate.bound == "DRAM-bound"
+    assert estimate.seconds == pytest.approx(4096 * 4096 * 4 / 39e9, rel=0.05)
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2"])
+def test_few_bits_take_planes_and_many_take_int8(isa):
+    assert pick(128, 1536, 384, 1, 1, isa=isa) == "bitplane"
+    assert pick(128, 1536, 384, 8, 8, isa=isa) == "int8"
+
+
+@pytest.mark.parametrize("strategy", ["float", "dequantize", "int8", "bitplane"])
+def test_cost_grows_with_every_dimension_and_falls_with_threads(strategy):
+    model, base = AnalyticModel(), matmul(strategy, 64, 512, 512, 4, 4)
+    for larger in (replace(base, m=128), replace(base, n=1024), replace(base, k=1024)):
+        assert model.predict(larger) > model.predict(base)
+    assert model.predict(replace(base, threads=2)) < model.predict(base)
+
+
+def test_explanation_names_the_cheapest_first():
+    pair = [matmul(s, 128, 1536, 384, 8, 8) for s in ("bitplane", "int8")]
+    text = AnalyticModel().explain(pair)
+    assert text.startswith("int8: ") and "; bitplane: " in text and "compute-bound" in text
+
+
+def test_fit_recovers_a_factor_and_survives_a_file(tmp_path):
+    model = AnalyticModel()
+    features = [matmul("int8", m, 512, 512, 4, 8) for m in (1, 16, 128)]
+    model.fit([Sample(f, 3 * AnalyticModel().predict(f)) for f in features])
+    model.save(tmp_path / "model.json")
+    loaded = AnalyticModel.load(tmp_path / "model.json")
+    assert loaded.predict(features[0]) == pytest.approx(3 * AnalyticModel().predict(features[0]))
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"format": "other", "cpu": "Zen 4", "factors": []}'])
+def test_foreign_files_are_refused(tmp_path, text):
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(ArtifactError, match="no cost model"):
+        AnalyticModel.load(tmp_path / "model.json")
+
+
+def test_unknown_strategies_and_forms_are_named():
+    with pytest.raises(CompileError, match="'nonsense'"):
+        AnalyticModel().predict(matmul("nonsense", 1, 1, 1, 1, 1))
+    with pytest.raises(CompileError, match="'sse9'"):
+        AnalyticModel().predict(matmul("int8", 1, 1, 1, 1, 1, isa="sse9"))
