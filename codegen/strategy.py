@@ -1,0 +1,87 @@
+"""What a matmul strategy is: a weight layout, an activation layout and the kernels over them.
+
+A kernel is a grid function (docs/architecture.md); nothing here assumes that it is a CPU loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..dialects.formats import QuantizedTensor, Scheme
+
+
+@dataclass(frozen=True)
+class MatmulSpec:
+    """One matmul: `y[M, n] = x[M, k] * w[n, k]^T`; M is known at run time only.
+
+    `weight` and `activation` are None where that side stays float. `hadamard_block` rotates
+    activations in blocks of that many columns before they are quantized; 0: no rotation.
+    """
+
+    n: int
+    k: int
+    weight: Scheme | None
+    activation: Scheme | None
+    hadamard_block: int = 0
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A grid function: `emit(module, isa)` adds `func.func @name` to an MLIR module.
+
+    Two kernels with one name have one body. `block` is how many units (rows; or rows and columns)
+    one grid index covers. `isa` is whatever describes the target's form (`codegen.isa.Isa`).
+    """
+
+    name: str
+    block: tuple[int, ...]
+    emit: Callable[[Any, Any], None]
+
+    def grid(self, *sizes: int) -> int:
+        """The grid's size for a problem of `sizes`, which pair with `block`."""
+        grid = 1
+        for size, block in zip(sizes, self.block, strict=True):
+            grid *= -(-size // block)
+        return grid
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel for `min_rows <= M <= max_rows`; `max_rows` None: no upper end."""
+
+    kernel: Kernel
+    min_rows: int
+    max_rows: int | None
+
+    def covers(self, rows: int) -> bool:
+        return self.min_rows <= rows and (self.max_rows is None or rows <= self.max_rows)
+
+
+class MatmulStrategy(Protocol):
+    """A way to compute matmuls. Its variants cover every M >= 1 without overlap."""
+
+    name: str
+
+    def unsupported(self, spec: MatmulSpec) -> str | None:
+        """Why this strategy cannot do `spec`, as a sentence; None if it can."""
+        ...
+
+    def pack_weight(self, spec: MatmulSpec, weight: QuantizedTensor | np.ndarray) -> np.ndarray:
+        """The weight as a one-dimensional uint8 blob; float weights are f32 [N, K]."""
+        ...
+
+    def row_bytes(self, spec: MatmulSpec) -> int:
+        """Bytes of one packed activation row; 0 where rows are read as f32."""
+        ...
+
+    def pack_kernel(self, spec: MatmulSpec) -> Kernel | None:
+        """The kernel that packs activations; None where rows are read as f32."""
+        ...
+
+    def matmul_kernels(self, spec: MatmulSpec) -> tuple[Variant, ...]:
+        """The kernels by ranges of M."""
+        ...
