@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+from abqc.dialects.group_scales import WeightGroups
 from numpy.typing import NDArray
 
 Kind = Literal["signed", "binary", "unsigned", "balanced", "ternary"]
@@ -30,10 +31,7 @@ GRANULARITIES: dict[str, tuple[str, ...]] = {
 
 DEFAULT_GROUP_SIZE = 128
 GROUPED_UP_TO_BITS = 4
-CHUNK_ELEMENTS = 1 << 18  # work on this many weights at a time: they stay in the cache
-SHRINK_STEPS = 24
-REFINEMENTS = 2
-SMALLEST_NORMAL_F16 = float(np.finfo(np.float16).smallest_normal)
+CHUNK_ELEMENTS = 1 << 18  # quantize this many weights at a time: they stay in the cache
 
 
 @dataclass(frozen=True)
@@ -74,10 +72,13 @@ class NumberFormat:
         return np.arange(self.qmin, self.qmax + 1, step)
 
     def encode(self, x: F32, scale: F32, zero: np.ndarray | None = None) -> Codes:
-        """The codes of `x`: `clamp(rne(x / scale) + zero)`; `scale` and `zero` broadcast over `x`."""
-        return self._steps(x, scale, zero).astype(self.dtype)
+        """The codes of `x`, `clamp(rne(x / scale) + zero)`; `scale` and `zero` broadcast."""
+        return self.encode_steps(x, scale, zero).astype(self.dtype)
 
-    def _steps(self, x: F32, scale: F32, zero: np.ndarray | None) -> F32:
+    def encode_steps(self, x: F32, scale: F32, zero: np.ndarray | None) -> F32:
+        """What `encode` gives, before the cast: codes as f32."""
+        if self.kind == "binary":  # only signs count, and the scale of zeros is 0
+            return self.nearest(self, x)
         steps = np.divide(x, scale, dtype=np.float32)
         if zero is not None:
             np.rint(steps, out=steps)
@@ -211,7 +212,7 @@ def widths(role: Role) -> list[str]:
 
 
 def parse_scheme(text: str) -> Scheme:
-    """Read `w4`, `w4:g64:asym`, `a8:token:sym`, ...; what is not said is as docs/numerics.md has it.
+    """Read `w4`, `w4:g64:asym`, `a8:token:sym`, ...; defaults are those of docs/numerics.md.
 
     Raises ValueError that says what is wrong and what would be right.
     """
@@ -290,7 +291,7 @@ class QuantizedTensor:
 
     def dequantize(self) -> F32:
         """The values, f32 [N, K]."""
-        n, k = self.codes.shape
+        k = self.codes.shape[1]
         scale = spread_groups(self.scale, self.scheme, k)
         zero = None if self.zero is None else spread_groups(self.zero, self.scheme, k)
         return self.scheme.format.decode(self.codes, scale, zero)
@@ -327,19 +328,16 @@ def quantize_weight(w: np.ndarray, scheme: Scheme, *, search: bool = False) -> Q
         raise ValueError(f"a weight has at least two axes and one element, not shape {w.shape}")
     rows = w.reshape(w.shape[0], -1)
     n, k = rows.shape
-    if scheme.granularity == "tensor":
-        whole = _quantize_rows(rows.reshape(1, n * k), scheme, search)
-        codes, scale, zero = whole[0].reshape(n, k), *(_repeat_rows(part, n) for part in whole[1:])
-    else:
-        codes, scale, zero = _quantize_rows(rows, scheme, search)
-    return QuantizedTensor(codes, scale, zero, scheme)
+    if scheme.granularity != "tensor":
+        return _quantize_rows(rows, scheme, search)
+    whole = _quantize_rows(rows.reshape(1, n * k), scheme, search)
+    zero = None if whole.zero is None else np.repeat(whole.zero, n, axis=0)
+    return QuantizedTensor(
+        whole.codes.reshape(n, k), np.repeat(whole.scale, n, axis=0), zero, scheme
+    )
 
 
-def _repeat_rows(row: np.ndarray | None, n: int) -> np.ndarray | None:
-    return None if row is None else np.repeat(row, n, axis=0)
-
-
-def _quantize_rows(rows: np.ndarray, scheme: Scheme, search: bool) -> tuple:
+def _quantize_rows(rows: np.ndarray, scheme: Scheme, search: bool) -> QuantizedTensor:
     n, k = rows.shape
     groups = scheme.n_groups(k)
     codes = np.empty((n, k), scheme.format.dtype)
@@ -348,135 +346,13 @@ def _quantize_rows(rows: np.ndarray, scheme: Scheme, search: bool) -> tuple:
     step = max(1, CHUNK_ELEMENTS // k)
     for begin in range(0, n, step):
         part = slice(begin, begin + step)
-        chunk = rows[part].astype(np.float32, copy=False)
-        grouped = _Groups.split(chunk, scheme)
-        chosen = grouped.choose(search or scheme.format.default_scale == "search")
-        codes[part] = grouped.encode(chosen).reshape(len(chunk), -1)[:, :k]
-        scale[part] = chosen.scale
-        if zero is not None:
-            zero[part] = chosen.zero
-    return codes, scale, zero
-
-
-@dataclass
-class _Choice:
-    """Scales, f16 [R, G], and zero points, uint8 [R, G] or None."""
-
-    scale: NDArray[np.float16]
-    zero: NDArray[np.uint8] | None
-
-
-@dataclass
-class _Groups:
-    """Some rows of a weight, R x G x group size; a short last group is filled up with zeros.
-
-    Zeros widen no range and have no error in any format that has a zero; `count` holds the true
-    sizes, for formats that take a mean.
-    """
-
-    format: NumberFormat
-    x: F32
-    count: F32
-    low: F32
-    high: F32
-
-    @staticmethod
-    def split(chunk: F32, scheme: Scheme) -> _Groups:
-        k = chunk.shape[1]
-        bounds = scheme.group_bounds(k)
-        size = bounds[0][1]
-        missing = len(bounds) * size - k
-        if missing:
-            chunk = np.pad(chunk, ((0, 0), (0, missing)))
-        x = chunk.reshape(len(chunk), len(bounds), size)
-        count = np.array([end - begin for begin, end in bounds], np.float32)
-        low, high = x.min(axis=2), x.max(axis=2)
-        if not (np.isfinite(low).all() and np.isfinite(high).all()):
-            raise ValueError("the weight holds NaN or infinity")
-        return _Groups(scheme.format, x, count, np.minimum(low, 0), np.maximum(high, 0))
-
-    def choose(self, search: bool) -> _Choice:
-        if self.format.default_scale == "mean":  # of a sign, the mean is the least-squares scale
-            scale = np.abs(self.x).sum(axis=2) / self.count
-            return _Choice(round_scale(scale), None)
-        return self._search() if search else self._by_range(1.0)
-
-    def _by_range(self, factor: float) -> _Choice:
-        """The scale that just covers `factor` times the group's range."""
-        if self.format.symmetric:
-            reach = np.maximum(self.high, -self.low) / np.float32(self.format.qmax)
-        else:
-            # Halves, because the whole range of large values overflows f32.
-            reach = (self.high / 2 - self.low / 2) / np.float32(self.format.qmax / 2)
-        return self._with_zero(round_scale(reach * np.float32(factor), zero_becomes=1), factor)
-
-    def _with_zero(self, scale: NDArray[np.float16], factor: float) -> _Choice:
-        if self.format.symmetric:
-            return _Choice(scale, None)
-        zero = np.rint(self.low * np.float32(-factor) / scale.astype(np.float32))
-        return _Choice(scale, np.clip(zero, 0, self.format.qmax).astype(np.uint8))
-
-    def _search(self) -> _Choice:
-        best = self._by_range(1.0)
-        error, least_squares = self._fit(best)
-        best_refined = least_squares
-        for factor in np.geomspace(1.0, self.format.shrink, SHRINK_STEPS)[1:]:
-            best, error, best_refined = self._better(
-                best, error, best_refined, self._by_range(float(factor))
-            )
-        for _ in range(REFINEMENTS):
-            refined = _Choice(round_scale(best_refined, zero_becomes=1), best.zero)
-            best, error, best_refined = self._better(best, error, best_refined, refined)
-        return best
-
-    def _better(
-        self, best: _Choice, error: F32, refined: F32, other: _Choice
-    ) -> tuple[_Choice, F32, F32]:
-        """The better of two choices, group by group, with its error and least-squares scale."""
-        other_error, other_refined = self._fit(other)
-        wins = other_error < error
-        zero = None
-        if best.zero is not None and other.zero is not None:
-            zero = np.where(wins, other.zero, best.zero)
-        choice = _Choice(np.where(wins, other.scale, best.scale), zero)
-        return choice, np.where(wins, other_error, error), np.where(wins, other_refined, refined)
-
-    def _fit(self, choice: _Choice) -> tuple[F32, F32]:
-        """Squared error of each group, and the scale that fits its codes best."""
-        scale = choice.scale.astype(np.float32)
-        q = self._steps(choice)
-        if choice.zero is not None:
-            q -= choice.zero[:, :, None]
-        xq = np.einsum("rgk,rgk->rg", self.x, q)
-        qq = np.einsum("rgk,rgk->rg", q, q)
-        refined = np.where(xq > 0, xq / np.maximum(qq, 1), scale)
-        q *= scale[:, :, None]
-        q -= self.x
-        return np.einsum("rgk,rgk->rg", q, q), refined
-
-    def _steps(self, choice: _Choice) -> F32:
-        scale = choice.scale.astype(np.float32)[:, :, None]
-        if self.format.default_scale == "mean":
-            scale = np.ones_like(scale)  # only signs count, and the scale may be 0
-        zero = None if choice.zero is None else choice.zero[:, :, None]
-        return self.format._steps(self.x, scale, zero)
-
-    def encode(self, choice: _Choice) -> Codes:
-        return self._steps(choice).astype(self.format.dtype)
-
-
-def round_scale(scale: F32, *, zero_becomes: float = 0.0) -> NDArray[np.float16]:
-    """Scales as stored: nearest f16, and upwards below the normal range so that nothing clips.
-
-    A group of zeros has the scale `zero_becomes`. Raises ValueError above the range of f16.
-    """
-    with np.errstate(over="ignore"):
-        rounded = scale.astype(np.float16)
-    if np.isinf(rounded).any():
-        raise ValueError(f"a weight needs the scale {scale.max():.3g}, above the range of f16")
-    up = (scale < SMALLEST_NORMAL_F16) & (rounded.astype(np.float32) < scale)
-    rounded = np.where(up, np.nextafter(rounded, np.float16(np.inf)), rounded)
-    return np.where(scale == 0, np.float16(zero_becomes), rounded)
+        chunk = WeightGroups.split(rows[part].astype(np.float32, copy=False), scheme)
+        choice = chunk.choose(search)
+        codes[part] = chunk.encode(choice).reshape(len(chunk.x), -1)[:, :k]
+        scale[part] = choice.scale
+        if zero is not None and choice.zero is not None:
+            zero[part] = choice.zero
+    return QuantizedTensor(codes, scale, zero, scheme)
 
 
 def quantize_activation(

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-
 from abqc.dialects.formats import QuantizedTensor, Scheme
 from abqc.errors import ModelError
 

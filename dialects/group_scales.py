@@ -1,0 +1,144 @@
+"""Scales and zero points of weight groups: by range, by mean, or by least squared error.
+
+Used by `formats.quantize_weight`, which feeds it a few rows at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from abqc.dialects.formats import F32, Codes, NumberFormat, Scheme
+
+SHRINK_STEPS = 24  # scales tried by a search, from the default one down to `format.shrink` of it
+REFINEMENTS = 2  # least-squares updates of the best of them
+F16 = np.finfo(np.float16)
+
+
+def round_scale(scale: F32, *, zero_becomes: float = 0.0) -> NDArray[np.float16]:
+    """Scales as stored: nearest f16, and upwards below the normal range so that nothing clips.
+
+    A scale of 0 (a group of zeros) becomes `zero_becomes`. Raises ValueError above f16's range.
+    """
+    with np.errstate(over="ignore"):
+        rounded = scale.astype(np.float16)
+    if np.isinf(rounded).any():
+        raise ValueError(f"a weight needs the scale {scale.max():.3g}, above the range of f16")
+    up = (scale < F16.smallest_normal) & (rounded.astype(np.float32) < scale)
+    rounded = np.where(up, np.nextafter(rounded, np.float16(np.inf)), rounded)
+    return np.where(scale == 0, np.float16(zero_becomes), rounded)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Scales, f16 [R, G], and zero points, uint8 [R, G] or None for symmetric formats."""
+
+    scale: NDArray[np.float16]
+    zero: NDArray[np.uint8] | None
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A choice, each group's squared error, and the scale that fits its codes best."""
+
+    choice: Choice
+    error: F32
+    least_squares: F32
+
+    def better(self, other: _Fit) -> _Fit:
+        """The better of two, group by group; this one where they are equally good."""
+        wins = other.error < self.error
+        mine, others = self.choice, other.choice
+        zero = None
+        if mine.zero is not None and others.zero is not None:
+            zero = np.where(wins, others.zero, mine.zero)
+        return _Fit(
+            Choice(np.where(wins, others.scale, mine.scale), zero),
+            np.where(wins, other.error, self.error),
+            np.where(wins, other.least_squares, self.least_squares),
+        )
+
+
+@dataclass(frozen=True)
+class WeightGroups:
+    """Some rows of a weight, x [R, G, group size]; a short last group is filled up with zeros.
+
+    The filling widens no range and adds no error. `count` [G] holds the true sizes, for means;
+    `low` <= 0 <= `high` [R, G] bound each group.
+    """
+
+    format: NumberFormat
+    x: F32
+    count: F32
+    low: F32
+    high: F32
+
+    @staticmethod
+    def split(rows: F32, scheme: Scheme) -> WeightGroups:
+        """Cut `rows` [R, K] into groups. Raises ValueError for NaN and infinity."""
+        r, k = rows.shape
+        bounds = scheme.group_bounds(k)
+        size = bounds[0][1]
+        missing = len(bounds) * size - k
+        if missing:
+            rows = np.pad(rows, ((0, 0), (0, missing)))
+        x = rows.reshape(r, len(bounds), size)
+        count = np.array([end - begin for begin, end in bounds], np.float32)
+        low, high = x.min(axis=2), x.max(axis=2)
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            raise ValueError("the weight holds NaN or infinity")
+        return WeightGroups(scheme.format, x, count, np.minimum(low, 0), np.maximum(high, 0))
+
+    def choose(self, search: bool) -> Choice:
+        """Scales and zero points by the format's own rule, or by a search."""
+        if self.format.default_scale == "mean":  # for signs, the mean is the least-squares scale
+            return Choice(round_scale(np.abs(self.x).sum(axis=2) / self.count), None)
+        if search or self.format.default_scale == "search":
+            return self._search()
+        return self._by_range(1.0)
+
+    def encode(self, choice: Choice) -> Codes:
+        """Codes [R, G, group size]."""
+        return self._steps(choice).astype(self.format.dtype)
+
+    def _by_range(self, factor: float) -> Choice:
+        """The scales that just cover `factor` times each group's range."""
+        if self.format.symmetric:
+            reach = np.maximum(self.high, -self.low) / np.float32(self.format.qmax)
+            return Choice(round_scale(reach * np.float32(factor), zero_becomes=1), None)
+        # Halves, because high - low may overflow.
+        reach = (self.high / 2 - self.low / 2) / np.float32(self.format.qmax / 2)
+        scale = round_scale(reach * np.float32(factor), zero_becomes=1)
+        zero = np.rint(self.low * np.float32(-factor) / scale.astype(np.float32))
+        return Choice(scale, np.clip(zero, 0, self.format.qmax).astype(np.uint8))
+
+    def _search(self) -> Choice:
+        best = self._fit(self._by_range(1.0))
+        for factor in np.geomspace(1.0, self.format.shrink, SHRINK_STEPS)[1:]:
+            best = best.better(self._fit(self._by_range(float(factor))))
+        for _ in range(REFINEMENTS):
+            scale = round_scale(np.minimum(best.least_squares, F16.max), zero_becomes=1)
+            best = best.better(self._fit(Choice(scale, best.choice.zero)))
+        return best.choice
+
+    def _fit(self, choice: Choice) -> _Fit:
+        scale = choice.scale.astype(np.float32)
+        q = self._steps(choice)
+        if choice.zero is not None:
+            q -= choice.zero[:, :, None]
+        xq = np.einsum("rgk,rgk->rg", self.x, q)
+        qq = np.einsum("rgk,rgk->rg", q, q)
+        least_squares = np.where(xq > 0, xq / np.maximum(qq, 1), scale)
+        q *= scale[:, :, None]
+        q -= self.x
+        return _Fit(choice, np.einsum("rgk,rgk->rg", q, q), least_squares)
+
+    def _steps(self, choice: Choice) -> F32:
+        """Codes as floats."""
+        scale = choice.scale.astype(np.float32)[:, :, None]
+        zero = None if choice.zero is None else choice.zero[:, :, None]
+        return self.format.encode_steps(self.x, scale, zero)
