@@ -1,0 +1,74 @@
+"""What can be said about a model before anything is computed: is it one that we support?"""
+
+from __future__ import annotations
+
+from abqc.errors import ModelError
+from onnx import NodeProto, TensorProto, defs
+
+from .model import Model, subgraphs
+
+OLDEST_OPSET = 7
+DEFAULT_DOMAINS = ("", "ai.onnx")
+
+ELEMENT_TYPES = {
+    TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16,
+    TensorProto.BOOL, TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64,
+    TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64,
+}  # fmt: skip
+
+
+def check_model(model: Model) -> None:
+    """Raises ModelError for versions, operators and input types that nothing here can take."""
+    _check_opset(model)
+    for value in (*model.shell.graph.input, *model.shell.graph.output):
+        if not value.type.HasField("tensor_type"):
+            kind = value.type.WhichOneof("value")
+            raise ModelError(f"'{value.name}' is no tensor ({kind}): only tensors are supported")
+    for value in model.shell.graph.input:
+        elem_type = value.type.tensor_type.elem_type
+        if elem_type not in ELEMENT_TYPES:
+            known = elem_type in TensorProto.DataType.values()
+            kind = TensorProto.DataType.Name(elem_type).lower() if known else str(elem_type)
+            raise ModelError(f"input '{value.name}' has element type {kind}, which is unsupported")
+        if not value.type.tensor_type.HasField("shape"):
+            raise ModelError(
+                f"input '{value.name}' has no rank", hint=f"pin it with --shape {value.name}=..."
+            )
+    for node in model.nodes:
+        _check_operator(model, node)
+
+
+def _check_opset(model: Model) -> None:
+    if model.opset == 0:
+        raise ModelError("the model does not say its opset version")
+    if model.opset < OLDEST_OPSET:
+        raise ModelError(
+            f"the model is of opset {model.opset}; {OLDEST_OPSET} is the oldest supported",
+            hint="convert it with onnx.version_converter, or export it again",
+        )
+    newest = defs.onnx_opset_version()
+    if model.opset > newest:
+        raise ModelError(
+            f"the model is of opset {model.opset}; the installed onnx knows {newest}",
+            hint="upgrade the onnx package",
+        )
+
+
+def _check_operator(model: Model, node: NodeProto) -> None:
+    versions = {opset.domain: opset.version for opset in model.shell.opset_import}
+    own = {(function.domain, function.name) for function in model.shell.functions}
+    if (node.domain, node.op_type) in own:
+        return
+    if node.domain not in DEFAULT_DOMAINS:
+        raise ModelError(
+            f"operator {node.domain}::{node.op_type} (version {versions.get(node.domain, '?')}) "
+            "is not supported",
+            node=node.name,
+        )
+    if not defs.has(node.op_type, model.opset, ""):
+        raise ModelError(
+            f"operator {node.op_type} is unknown in opset {model.opset}", node=node.name
+        )
+    for graph in subgraphs(node):
+        for inner in graph.node:
+            _check_operator(model, inner)

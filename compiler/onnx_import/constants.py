@@ -1,0 +1,77 @@
+"""Tensors known at compile time, read only when their values are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import numpy as np
+from onnx import TensorProto, helper
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A constant tensor of ONNX element type `elem_type`.
+
+    `load()` returns its values, from a memory map where possible, and keeps nothing. A constant
+    that only permutes the axes of another remembers that one as `base`, so that a tied weight is
+    found to be one array.
+    """
+
+    shape: tuple[int, ...]
+    elem_type: int
+    load: Callable[[], np.ndarray]
+    base: Constant | None = None
+    permutation: tuple[int, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    @cached_property
+    def dtype(self) -> np.dtype:
+        return helper.tensor_dtype_to_np_dtype(self.elem_type)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    @property
+    def is_f32(self) -> bool:
+        return self.elem_type == TensorProto.FLOAT
+
+    def transposed(self, permutation: tuple[int, ...]) -> Constant:
+        """The same values with axes permuted; permuting back yields the base itself."""
+        if self.base is not None:
+            composed = tuple(self.permutation[axis] for axis in permutation)
+            return self.base.transposed(composed)
+        if permutation == tuple(range(len(self.shape))):
+            return self
+        load = self.load
+        shape = tuple(self.shape[axis] for axis in permutation)
+        return Constant(
+            shape, self.elem_type, lambda: load().transpose(permutation), self, permutation
+        )
+
+    def reshaped(self, shape: tuple[int, ...]) -> Constant:
+        """The same values, in row-major order, under another shape of equal size."""
+        if shape == self.shape:
+            return self
+        load = self.load
+        return Constant(shape, self.elem_type, lambda: load().reshape(shape))
+
+    def cast(self, elem_type: int) -> Constant:
+        """The values converted as numpy does between integers and floats."""
+        if elem_type == self.elem_type:
+            return self
+        load, dtype = self.load, helper.tensor_dtype_to_np_dtype(elem_type)
+        return Constant(self.shape, elem_type, lambda: load().astype(dtype))
+
+
+def from_array(array: np.ndarray, elem_type: int | None = None) -> Constant:
+    """A constant held in memory; meant for small ones."""
+    if elem_type is None:
+        elem_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+    return Constant(tuple(array.shape), elem_type, lambda: array)

@@ -1,0 +1,179 @@
+"""Constant folding, node by node; what only moves or casts a weight stays lazy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from onnx import NodeProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from .constants import Constant, from_array
+from .model import Model, attribute, subgraphs
+
+# A folded tensor may not be larger than this or than twice its inputs: an Expand or a
+# ConstantOfShape must not turn a number into a weight.
+GROWTH = 1 << 16
+
+NOT_FOLDED = {
+    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
+    "Multinomial", "Dropout", "BatchNormalization", "DynamicQuantizeLinear",
+}  # fmt: skip
+
+Rule = Callable[[Model, NodeProto], Constant | None]
+
+
+def fold_constants(model: Model, work_dir: Path) -> None:
+    """Replaces every node whose inputs are all constant by the constants it makes."""
+    spool = _Spool(work_dir / "folded")
+    kept = []
+    for node in model.nodes:
+        results = _fold(model, node, spool)
+        if results is None:
+            kept.append(node)
+        else:
+            model.constants.update(zip(node.output, results, strict=False))
+    model.nodes = kept
+    model.drop_dead_nodes()
+
+
+def _fold(model: Model, node: NodeProto, spool: _Spool) -> list[Constant] | None:
+    if node.domain not in ("", "ai.onnx") or node.op_type in NOT_FOLDED:
+        return None
+    if any(True for _ in subgraphs(node)):
+        return None
+    if any(name and name not in model.constants for name in node.input):
+        return None
+    if not node.input and node.op_type != "Constant":
+        return None
+    if not any(node.input) and node.op_type != "Constant":
+        return None
+    rule = LAZY.get(node.op_type)
+    result = rule(model, node) if rule else None
+    if result is not None:
+        return [result]
+    return _evaluate(model, node, spool)
+
+
+def _evaluate(model: Model, node: NodeProto, spool: _Spool) -> list[Constant] | None:
+    """The node's outputs by ONNX's reference evaluator; None where it cannot tell."""
+    if not _is_bounded(model, node):
+        return None
+    names = [name for name in dict.fromkeys(node.input) if name]
+    inputs = [
+        helper.make_tensor_value_info(n, model.constants[n].elem_type, model.constants[n].shape)
+        for n in names
+    ]
+    outputs = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
+    graph = helper.make_graph([node], node.op_type, inputs, outputs)
+    proto = helper.make_model(graph, opset_imports=list(model.shell.opset_import))
+    try:
+        feeds = {name: model.constants[name].load() for name in names}
+        values = ReferenceEvaluator(proto).run(None, feeds)
+    except Exception:
+        return None  # not every operator is there; the front end takes the node as it is
+    if not all(isinstance(value, (np.ndarray, np.generic)) for value in values):
+        return None
+    arrays = iter([np.asarray(value) for value in values])
+    elem_types = [model.elem_type(name) for name in node.output]
+    try:
+        return [
+            spool.constant(next(arrays), elem_type) if name else from_array(np.zeros(0))
+            for name, elem_type in zip(node.output, elem_types, strict=True)
+        ]
+    except KeyError:
+        return None  # a numpy type that ONNX does not have
+
+
+def _is_bounded(model: Model, node: NodeProto) -> bool:
+    limit = max(GROWTH, 2 * sum(model.constants[name].size for name in node.input if name))
+    if node.op_type == "ConstantOfShape":
+        return int(np.prod(model.constants[node.input[0]].load().astype(object))) <= limit
+    for name in node.output:
+        shape = model.shape(name) if name else ()
+        if shape is None or None in shape:
+            # Unknown sizes: only operators that cannot grow their inputs are safe.
+            if node.op_type in ("Expand", "Tile", "Range", "Pad", "Resize", "OneHot", "Upsample"):
+                return False
+        elif int(np.prod(np.array(shape, object))) > limit:
+            return False
+    return True
+
+
+class _Spool:
+    """Keeps folded tensors in files, mapped again when they are read."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._count = 0
+
+    def constant(self, array: np.ndarray, elem_type: int = 0) -> Constant:
+        elem_type = elem_type or helper.np_dtype_to_tensor_dtype(array.dtype)
+        array = array.astype(helper.tensor_dtype_to_np_dtype(elem_type), copy=False)
+        if array.nbytes <= GROWTH or not array.dtype.isbuiltin:
+            return from_array(array.copy(), elem_type)
+        self._directory.mkdir(exist_ok=True)
+        file = self._directory / f"{self._count}.npy"
+        self._count += 1
+        np.save(file, array)
+        return Constant(tuple(array.shape), elem_type, lambda: np.load(file, mmap_mode="r"))
+
+
+def _constant(model: Model, node: NodeProto) -> Constant | None:
+    for item in node.attribute:
+        value = helper.get_attribute_value(item)
+        if item.name == "value":
+            return from_array(numpy_helper.to_array(value), value.data_type)
+        if item.name in ("value_float", "value_floats"):
+            return from_array(np.asarray(value, np.float32))
+        if item.name in ("value_int", "value_ints"):
+            return from_array(np.asarray(value, np.int64))
+    return None
+
+
+def _transpose(model: Model, node: NodeProto) -> Constant | None:
+    constant = model.constants[node.input[0]]
+    rank = len(constant.shape)
+    return constant.transposed(tuple(attribute(node, "perm", range(rank)[::-1])))
+
+
+def _reshape(model: Model, node: NodeProto) -> Constant | None:
+    constant = model.constants[node.input[0]]
+    if len(node.input) < 2:
+        return None
+    wanted = [int(size) for size in model.constants[node.input[1]].load()]
+    if not attribute(node, "allowzero", 0):
+        wanted = [
+            constant.shape[axis] if size == 0 and axis < len(constant.shape) else size
+            for axis, size in enumerate(wanted)
+        ]
+    known = int(np.prod([size for size in wanted if size != -1], dtype=object))
+    if -1 in wanted and known:
+        wanted[wanted.index(-1)] = constant.size // known
+    if int(np.prod(wanted, dtype=object)) != constant.size or -1 in wanted:
+        return None
+    return constant.reshaped(tuple(wanted))
+
+
+def _identity(model: Model, node: NodeProto) -> Constant | None:
+    return model.constants[node.input[0]]
+
+
+def _cast(model: Model, node: NodeProto) -> Constant | None:
+    constant, to = model.constants[node.input[0]], attribute(node, "to")
+    plain = "biuf"  # kinds of numpy types whose conversion ONNX defines as numpy does
+    if not to or constant.dtype.kind not in plain:
+        return None
+    if helper.tensor_dtype_to_np_dtype(to).kind not in plain:
+        return None
+    return constant.cast(to)
+
+
+LAZY: dict[str, Rule] = {
+    "Constant": _constant,
+    "Transpose": _transpose,
+    "Reshape": _reshape,
+    "Identity": _identity,
+    "Cast": _cast,
+}

@@ -1,0 +1,104 @@
+"""ONNX -> torch dialect -> linalg + abq, by torch-mlir's passes and our own rewrite between them."""
+
+from __future__ import annotations
+
+import onnx
+from abqc.dialects.mlir import PassManager, ir, onnx_importer
+
+from .locations import node_name
+from .plan import Plan
+from .torch_to_abq import Used, take_weights
+
+TO_TORCH = "func.func(convert-torch-onnx-to-torch)"
+TO_CONTRACT = "torch-lower-to-backend-contract"
+
+# torch-backend-to-linalg-on-tensors-backend-pipeline without the verifier that rejects our ops.
+TO_LINALG = (
+    "func.func(torch-restructure-non-constant-axes)",
+    "func.func(torch-fuse-quantized-ops)",
+    "func.func(convert-torch-to-tmtensor)",
+    "func.func(canonicalize)",
+    "func.func(convert-torch-to-linalg)",
+    "func.func(canonicalize)",
+    "func.func(convert-torch-to-scf)",
+    "func.func(convert-torch-to-arith)",
+    "func.func(convert-torch-to-tensor)",
+    "convert-torch-conversion-to-mlprogram",
+    "func.func(memref-expand,canonicalize,resolve-shaped-type-result-dims,cse)",
+    "torch-func-backend-type-conversion",
+    "func.func(canonicalize,torch-finalizing-backend-type-conversion)",
+    "canonicalize",
+    "cse",
+)
+
+
+class Refused(Exception):
+    """The front end cannot lower a node; `node` is its name where that is known."""
+
+    def __init__(self, message: str, node: str | None = None) -> None:
+        super().__init__(message)
+        self.node = node
+
+
+def lower(proto: onnx.ModelProto, plan: Plan) -> tuple[ir.Module, list[Used]]:
+    """The module and the uses of weights in it. Needs a current context with all dialects."""
+    module = _import(proto)
+    _run(module, TO_TORCH)
+    _refuse_unconverted(module, plan)
+    _run(module, TO_CONTRACT)
+    used = take_weights(module, plan)
+    for pipeline in TO_LINALG:
+        _run(module, pipeline)
+    _drop_arguments(module, len(plan.weights))
+    return module, used
+
+
+def _import(proto: onnx.ModelProto) -> ir.Module:
+    proto.graph.name = "main"
+    try:
+        info = onnx_importer.ModelInfo(proto, config=onnx_importer.Config())
+        module = info.create_module(context=ir.Context.current)
+        importer = onnx_importer.NodeImporter.define_function(info.main_graph, module.operation)
+        importer.import_all()
+    except onnx_importer.OnnxImportError as error:
+        raise Refused(str(error)) from error
+    return module
+
+
+def _run(module: ir.Module, pipeline: str) -> None:
+    try:
+        PassManager.parse(f"builtin.module({pipeline})").run(module.operation)
+    except ir.MLIRError as error:
+        diagnostic = error.error_diagnostics[0] if error.error_diagnostics else None
+        text = diagnostic.message if diagnostic else str(error)
+        node = node_name(diagnostic.location) if diagnostic else None
+        raise Refused(f"{pipeline}: {text}", node) from error
+
+
+def _refuse_unconverted(module: ir.Module, plan: Plan) -> None:
+    """What the first conversion leaves as `torch.operator` fails later, with a worse message."""
+
+    def visit(op: ir.Operation) -> ir.WalkResult:
+        name = ir.StringAttr(op.attributes["name"]).value if op.name == "torch.operator" else ""
+        if name.startswith("onnx."):
+            node = node_name(op.location)
+            raise Refused(f"operator {name.removeprefix('onnx.')} is not supported here", node)
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(visit)
+
+
+def _drop_arguments(module: ir.Module, count: int) -> None:
+    """Removes the last `count` arguments of the function: the weights, unused by now."""
+    if not count:
+        return
+    function = module.body.operations[0]
+    block = function.regions[0].blocks[0]
+    kept = len(block.arguments) - count
+    for index in reversed(range(kept, len(block.arguments))):
+        block.erase_argument(index)
+    type_ = ir.FunctionType(ir.TypeAttr(function.attributes["function_type"]).value)
+    inputs, results = type_.inputs[:kept], type_.results
+    function.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get(inputs, results))
+    if "arg_attrs" in function.attributes:
+        del function.attributes["arg_attrs"]

@@ -1,0 +1,137 @@
+"""An ONNX graph under rewriting: nodes in a list, constants beside it instead of initializers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx
+from abqc.errors import ModelError
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TypeProto, helper, numpy_helper
+
+from .constants import Constant
+
+SMALL = 16  # elements; larger constants stay out of the IR
+
+
+@dataclass
+class Model:
+    """`shell` is the model without initializers and nodes; inputs and outputs stay in its graph."""
+
+    shell: ModelProto
+    nodes: list[NodeProto]
+    constants: dict[str, Constant]
+    types: dict[str, TypeProto] = field(default_factory=dict)
+
+    @property
+    def opset(self) -> int:
+        """The version of the default domain."""
+        return next((o.version for o in self.shell.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+    @property
+    def output_names(self) -> list[str]:
+        return [value.name for value in self.shell.graph.output]
+
+    def use_counts(self) -> Counter[str]:
+        """How often each value is read, by nodes, their subgraphs and the graph's outputs."""
+        counts = Counter(self.output_names)
+        for node in self.nodes:
+            counts.update(read_names(node))
+        return counts
+
+    def shape(self, name: str) -> tuple[int | None, ...] | None:
+        """The shape of a value, None in place of dynamic sizes; None if the rank is unknown."""
+        if name in self.constants:
+            return self.constants[name].shape
+        type_ = self.types.get(name)
+        if type_ is None or not type_.tensor_type.HasField("shape"):
+            return None
+        return tuple(
+            dim.dim_value if dim.HasField("dim_value") else None
+            for dim in type_.tensor_type.shape.dim
+        )
+
+    def elem_type(self, name: str) -> int:
+        """The ONNX element type of a value, 0 (UNDEFINED) where it is not known."""
+        if name in self.constants:
+            return self.constants[name].elem_type
+        type_ = self.types.get(name)
+        return type_.tensor_type.elem_type if type_ is not None else 0
+
+    def to_proto(self, as_inputs: Iterable[str]) -> ModelProto:
+        """The whole model; constants in `as_inputs` become graph inputs, the rest initializers."""
+        arguments = list(as_inputs)
+        proto = ModelProto()
+        proto.CopyFrom(self.shell)
+        proto.graph.node.extend(self.nodes)
+        used = self.use_counts()
+        for name in arguments:
+            constant = self.constants[name]
+            proto.graph.input.append(
+                helper.make_tensor_value_info(name, constant.elem_type, constant.shape)
+            )
+        skipped = set(arguments)
+        for name, constant in self.constants.items():
+            if name in used and name not in skipped:
+                proto.graph.initializer.append(numpy_helper.from_array(constant.load(), name))
+        return proto
+
+    def large_constants(self) -> list[str]:
+        """The constants in use that have more than `SMALL` elements."""
+        used = self.use_counts()
+        return [name for name, c in self.constants.items() if name in used and c.size > SMALL]
+
+    def infer_types(self) -> None:
+        """Fills `types` by ONNX's shape inference, which also tracks the values of shape tensors."""
+        graph = infer_shapes(self.to_proto(self.large_constants())).graph
+        values = (*graph.input, *graph.value_info, *graph.output)
+        self.types = {value.name: value.type for value in values}
+
+    def drop_dead_nodes(self) -> None:
+        """Removes nodes and constants that no output needs."""
+        needed = set(self.output_names)
+        kept = []
+        for node in reversed(self.nodes):
+            if needed.intersection(node.output):
+                kept.append(node)
+                needed.update(read_names(node))
+        self.nodes = kept[::-1]
+        self.constants = {n: c for n, c in self.constants.items() if n in needed}
+
+
+def infer_shapes(proto: ModelProto) -> ModelProto:
+    """ONNX's shape inference, which also tracks the values of shape tensors."""
+    try:
+        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except Exception as error:
+        raise ModelError(f"ONNX shape inference failed: {first_line(error)}") from error
+
+
+def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def read_names(node: NodeProto) -> Iterator[str]:
+    """Every name that a node reads, captures of its subgraphs included."""
+    yield from (name for name in node.input if name)
+    for graph in subgraphs(node):
+        yield from (value.name for value in graph.output)
+        for inner in graph.node:
+            yield from read_names(inner)
+
+
+def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
+    for candidate in node.attribute:
+        if candidate.name == name:
+            return helper.get_attribute_value(candidate)
+    return default
+
+
+def first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

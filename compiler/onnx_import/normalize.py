@@ -1,0 +1,104 @@
+"""Rewrites that leave fewer forms for the front end: one function for each operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from onnx import NodeProto, TensorProto, helper
+
+from .constants import Constant
+from .model import Model, attribute
+
+Rule = Callable[[Model, NodeProto], list[NodeProto] | None]
+
+
+def normalize(model: Model) -> None:
+    """Applies `RULES` once to every node; a rule returns the nodes that replace its node."""
+    result: list[NodeProto] = []
+    for node in model.nodes:
+        rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        replacement = rule(model, node) if rule else None
+        result.extend([node] if replacement is None else replacement)
+    model.nodes = result
+    model.drop_dead_nodes()
+
+
+def gemm(model: Model, node: NodeProto) -> list[NodeProto] | None:
+    """Gemm with a constant B: MatMul and Add, with alpha and beta folded into the constants."""
+    a, b = node.input[0], node.input[1]
+    c = node.input[2] if len(node.input) > 2 else ""
+    if b not in model.constants or model.elem_type(b) != TensorProto.FLOAT:
+        return None
+    alpha, beta = attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)
+    if c and beta != 1.0 and c not in model.constants:
+        return None
+    nodes = []
+    if attribute(node, "transA", 0):
+        a = f"{node.name}/a"
+        nodes.append(helper.make_node("Transpose", [node.input[0]], [a], a, perm=[1, 0]))
+    weight = model.constants[b]
+    if attribute(node, "transB", 0):
+        weight = weight.transposed((1, 0))
+    w = f"{node.name}/weight"
+    model.constants[w] = _scaled(weight, alpha)
+    product = f"{node.name}/product" if c else node.output[0]
+    nodes.append(helper.make_node("MatMul", [a, w], [product], node.name))
+    if c:
+        bias = c
+        if c in model.constants:
+            bias = f"{node.name}/bias"
+            model.constants[bias] = _row_bias(_scaled(model.constants[c], beta))
+        nodes.append(helper.make_node("Add", [product, bias], [node.output[0]], f"{node.name}/add"))
+    return nodes
+
+
+def _scaled(constant: Constant, factor: float) -> Constant:
+    if factor == 1.0:
+        return constant
+    return Constant(
+        constant.shape, constant.elem_type, lambda: constant.load() * np.float32(factor)
+    )
+
+
+def _row_bias(constant: Constant) -> Constant:
+    """[1, N] as [N], which the matmul can take in."""
+    if len(constant.shape) == 2 and constant.shape[0] == 1:
+        return constant.reshaped(constant.shape[1:])
+    return constant
+
+
+def matmul(model: Model, node: NodeProto) -> list[NodeProto] | None:
+    """A constant on the left: W x = (x^T W^T)^T."""
+    left, right = node.input
+    if left not in model.constants or right in model.constants:
+        return None
+    rank = len(model.shape(right) or ())
+    if len(model.constants[left].shape) != 2 or rank < 2:
+        return None
+    swap = [*range(rank - 2), rank - 1, rank - 2]
+    x, w, y = (f"{node.name}/{part}" for part in ("x", "weight", "y"))
+    model.constants[w] = model.constants[left].transposed((1, 0))
+    return [
+        helper.make_node("Transpose", [right], [x], x, perm=swap),
+        helper.make_node("MatMul", [x, w], [y], node.name),
+        helper.make_node("Transpose", [y], [node.output[0]], y, perm=swap),
+    ]
+
+
+def dropout(model: Model, node: NodeProto) -> list[NodeProto] | None:
+    """Inference drops nothing."""
+    if len(node.output) > 1 and node.output[1] in model.use_counts():
+        return None
+    if len(node.input) > 2 and node.input[2]:
+        mode = model.constants.get(node.input[2])
+        if mode is None or mode.load():
+            return None
+    return [helper.make_node("Identity", [node.input[0]], [node.output[0]], node.name)]
+
+
+RULES: dict[str, Rule] = {
+    "Dropout": dropout,
+    "Gemm": gemm,
+    "MatMul": matmul,
+}
