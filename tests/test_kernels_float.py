@@ -1,0 +1,91 @@
+"""Float matmul kernels against f64 numpy: ragged shapes, every form, NaN and infinity."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+from abqc.codegen import isa as isas
+from abqc.codegen.cpu.float_matmul import FloatMatmul
+from abqc.codegen.isa import Isa
+from abqc.codegen.llvm import Jit
+from abqc.codegen.strategy import Kernel, MatmulSpec
+from abqc.dialects.formats import parse_scheme
+from abqc.dialects.mlir import ir, make_context
+
+TOLERANCE = 2.0**-20  # of the sum of |terms|, docs/numerics.md
+FORMS = [pytest.param(isa, id=isa.name) for isa in isas.available()]
+STRATEGY = FloatMatmul()
+
+
+def compile_kernels(isa: Isa, *kernels: Kernel) -> Jit:
+    with make_context(), ir.Location.unknown():
+        module = ir.Module.create()
+        for kernel in kernels:
+            kernel.emit(module, isa)
+        return Jit(module, isa, [kernel.name for kernel in kernels])
+
+
+@cache
+def float_jit(isa: Isa, k: int) -> Jit:
+    variants = STRATEGY.matmul_kernels(MatmulSpec(1, k, None, None))
+    return compile_kernels(isa, *(variant.kernel for variant in variants))
+
+
+def run_float(isa: Isa, x: np.ndarray, w: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """y, after checking that nothing behind it was written."""
+    (m, k), n = x.shape, len(w)
+    spec = MatmulSpec(n, k, None, None)
+    kernel = next(v.kernel for v in STRATEGY.matmul_kernels(spec) if v.covers(m))
+    y = np.full(m * n + 16, 7, np.float32)
+    arguments = [x.reshape(-1), STRATEGY.pack_weight(spec, w), bias, y[: m * n], m, n]
+    float_jit(isa, k).run(kernel.name, kernel.grid(m, n), arguments)
+    assert (y[m * n :] == 7).all()
+    return y[: m * n].reshape(m, n)
+
+
+def check(y: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | float = 0.0) -> None:
+    """Within `TOLERANCE` of the f64 result, relative to the sum of the terms' magnitudes."""
+    x, w = x.astype(np.float64), w.astype(np.float64)
+    exact = x @ np.swapaxes(w, -1, -2) + bias
+    terms = np.abs(x) @ np.swapaxes(np.abs(w), -1, -2) + np.abs(bias)
+    assert (np.abs(y - exact) <= TOLERANCE * terms).all()
+
+
+def random(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+SHAPES = [(1, 1), (1, 16), (1, 77), (2, 5), (3, 48), (7, 100), (64, 32), (65, 49), (131, 130)]
+
+
+@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("k", [1, 7, 8, 33, 384])
+def test_float_matmul(isa, k):
+    rng = np.random.default_rng(k)
+    for m, n in SHAPES:
+        x, w, bias = random(rng, m, k), random(rng, n, k), random(rng, n)
+        check(run_float(isa, x, w, bias), x, w, bias)
+
+
+@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("m", [1, 5])
+def test_nan_and_infinity_stay_in_their_row_and_column(isa, m):
+    rng = np.random.default_rng(0)
+    x, w, bias = random(rng, m, 33), random(rng, 50, 33), random(rng, 50)
+    w[49, 32] = np.nan
+    x[m - 1, 0] = np.inf
+    y = run_float(isa, x, w, bias)
+    assert np.isnan(y[:, 49]).all()
+    assert np.isinf(y[m - 1, :49]).all()
+    check(y[: m - 1, :49], x[: m - 1], w[:49], bias[:49])
+
+
+def test_float_strategy_says_what_it_cannot_do():
+    spec = MatmulSpec(16, 16, None, None)
+    assert STRATEGY.unsupported(spec) is None
+    w4, a8 = parse_scheme("w4"), parse_scheme("a8")
+    assert "weights" in (STRATEGY.unsupported(MatmulSpec(16, 16, w4, None)) or "")
+    assert "activations" in (STRATEGY.unsupported(MatmulSpec(16, 16, None, a8)) or "")
+    assert "rotate" in (STRATEGY.unsupported(MatmulSpec(16, 16, None, None, 16)) or "")
