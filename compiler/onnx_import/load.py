@@ -16,7 +16,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from .constants import Constant, from_array
 from .model import SMALL, Model, first_line, subgraphs
 
-# Element types whose bytes in a file are the bytes of a numpy array, as little-endian machines have.
+# Element types whose bytes in a file are those of a numpy array on a little-endian machine.
 MAPPABLE = {
     TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16,
     TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL,

@@ -1,4 +1,4 @@
-"""ONNX -> torch dialect -> linalg + abq, by torch-mlir's passes and our own rewrite between them."""
+"""ONNX -> torch dialect -> linalg + abq: torch-mlir's passes, our own rewrite between them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ from .plan import Plan
 from .torch_to_abq import Used, take_weights
 
 TO_TORCH = "func.func(convert-torch-onnx-to-torch)"
-TO_CONTRACT = "torch-lower-to-backend-contract"
+
+# torch-onnx-to-torch-backend-pipeline, then the one that legalizes what that leaves. The first
+# computes the sizes that ONNX keeps in tensors as scalars, which the second alone does not.
+TO_BACKEND_CONTRACT = (
+    "func.func(torch-decompose-complex-ops,canonicalize)",
+    "torch-shape-refinement-pipeline",
+    "func.func(torch-scalarize-shapes)",
+    "torch-shape-refinement-pipeline",
+    "torch-refine-public-return",
+    "func.func(canonicalize,torch-decompose-complex-ops,canonicalize)",
+    "torch-lower-to-backend-contract",
+)
 
 # torch-backend-to-linalg-on-tensors-backend-pipeline without the verifier that rejects our ops.
 TO_LINALG = (
@@ -45,7 +56,8 @@ def lower(proto: onnx.ModelProto, plan: Plan) -> tuple[ir.Module, list[Used]]:
     module = _import(proto)
     _run(module, TO_TORCH)
     _refuse_unconverted(module, plan)
-    _run(module, TO_CONTRACT)
+    for pipeline in TO_BACKEND_CONTRACT:
+        _run(module, pipeline)
     used = take_weights(module, plan)
     for pipeline in TO_LINALG:
         _run(module, pipeline)

@@ -84,7 +84,7 @@ class Model:
         return [name for name, c in self.constants.items() if name in used and c.size > SMALL]
 
     def infer_types(self) -> None:
-        """Fills `types` by ONNX's shape inference, which also tracks the values of shape tensors."""
+        """Fills `types` by ONNX's shape inference."""
         graph = infer_shapes(self.to_proto(self.large_constants())).graph
         values = (*graph.input, *graph.value_info, *graph.output)
         self.types = {value.name: value.type for value in values}

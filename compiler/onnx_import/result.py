@@ -9,7 +9,7 @@ from abqc.dialects.weight_store import WeightStore
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output of a model; `dtype` is numpy's name, `shape` has None for a dynamic size."""
+    """An input or output; `dtype` is numpy's name, `shape` has None for a dynamic size."""
 
     name: str
     dtype: str

@@ -113,7 +113,7 @@ def matmul(rewriter: _Rewriter, op: ir.Operation) -> None:
 
 
 def gather(rewriter: _Rewriter, op: ir.Operation) -> None:
-    """`torch.aten.index_select table, 0, indices`; torch-mlir has mended negative indices before."""
+    """`torch.aten.index_select table, 0, indices`; negative indices are mended before it."""
     table, axis, indices = op.operands
     if table not in rewriter.weights or not _is_f32(table, rank=2) or _int(axis) != 0:
         return
