@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 from abqc.codegen import isa as isas
+from abqc.codegen.cpu.batch_matmul import batch_matmul_kernels
 from abqc.codegen.cpu.float_matmul import FloatMatmul
 from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import Jit
@@ -89,3 +90,57 @@ def test_float_strategy_says_what_it_cannot_do():
     assert "weights" in (STRATEGY.unsupported(MatmulSpec(16, 16, w4, None)) or "")
     assert "activations" in (STRATEGY.unsupported(MatmulSpec(16, 16, None, a8)) or "")
     assert "rotate" in (STRATEGY.unsupported(MatmulSpec(16, 16, None, None, 16)) or "")
+
+
+@cache
+def batch_jit(isa: Isa, transposed: bool) -> Jit:
+    return compile_kernels(isa, *(v.kernel for v in batch_matmul_kernels(transposed)))
+
+
+def run_batch(isa: Isa, a: np.ndarray, b: np.ndarray, group: int) -> np.ndarray:
+    """`a` [batch, m, k] times `b` [batches of b, n, k], stored as the kernel wants it."""
+    y = []
+    (batch, m, k), n = a.shape, b.shape[1]
+    for transposed in (False, True):
+        stored = np.ascontiguousarray(b if transposed else b.swapaxes(1, 2)).reshape(-1)
+        kernel = next(v.kernel for v in batch_matmul_kernels(transposed) if v.covers(m))
+        out = np.full(batch * m * n + 16, np.nan, np.float32)
+        arguments = [a.reshape(-1), stored, out[:-16], m, n, k, group]
+        batch_jit(isa, transposed).run(kernel.name, kernel.grid(batch, m, n), arguments)
+        assert np.isnan(out[-16:]).all()
+        y.append(out[:-16].reshape(batch, m, n))
+    return np.stack(y)
+
+
+BATCHES = [
+    # batch, m, n, k, group
+    (1, 1, 1, 1, 1),
+    (3, 1, 70, 33, 1),
+    (4, 1, 64, 300, 2),
+    (2, 3, 50, 7, 1),
+    (6, 131, 49, 260, 3),
+    (2, 130, 130, 32, 1),
+    (3, 2, 5, 513, 3),
+    (2, 2, 3, 0, 1),
+    (2, 1, 3, 0, 1),
+]
+
+
+@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("shape", BATCHES, ids=str)
+def test_batch_matmul(isa, shape):
+    batch, m, n, k, group = shape
+    rng = np.random.default_rng(m)
+    a, b = random(rng, batch, m, k), random(rng, -(-batch // group), n, k)
+    check(run_batch(isa, a, b, group), a, np.repeat(b, group, axis=0)[:batch])
+
+
+@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("m", [1, 3])
+def test_batch_matmul_keeps_nan_in_its_column(isa, m):
+    rng = np.random.default_rng(0)
+    a, b = random(rng, 2, m, 40), random(rng, 2, 50, 40)
+    b[1, 49, 39] = np.nan
+    y = run_batch(isa, a, b, 1)
+    assert np.isnan(y[:, 1, :, 49]).all()
+    assert np.isfinite(y[:, 0]).all() and np.isfinite(y[:, 1, :, :49]).all()

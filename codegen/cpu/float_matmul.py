@@ -13,8 +13,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from abqc.dialects.formats import QuantizedTensor
 
+from ...dialects.formats import QuantizedTensor
 from ..builder import INDEX, Builder, Value, buffer, function
 from ..isa import Isa
 from ..strategy import Kernel, MatmulSpec, Variant

@@ -1,0 +1,293 @@
+"""Products of two activations in f32: `y[b] = a[b] * B[b / group]`, as attention needs them.
+
+    kernel (i, a: memref<?xf32>, b: memref<?xf32>, y: memref<?xf32>, m, n, k, group: index)
+
+`a` is batch x m x k, `y` batch x m x n, both contiguous. `b` is `ceil(batch / group)` matrices,
+k x n, or n x k where `transposed`; `group` consecutive matrices of `a` share one of them (grouped
+queries; 1 where each has its own). All sizes are known at run time only. The grid is
+`kernel.grid(batch, m, n)`, its index running over columns first, then rows, then batches.
+
+With one row every element of `b` is used once, so that it is read in place and in order. With more,
+a block of 256 x 48 elements is copied, transposed if need be, to the stack and shared by up to
+128 rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from ..builder import INDEX, Builder, Value, buffer, function
+from ..isa import Isa
+from ..strategy import Kernel, Variant
+from .float_matmul import (
+    COLUMN_BLOCK,
+    PANEL,
+    TILE_PANELS,
+    TILE_ROWS,
+    broadcast,
+    ceil_div,
+    load_columns,
+    multiply_add,
+    row_tiles,
+    store_columns,
+    sum_pairwise,
+)
+
+ROW_BLOCK = 128
+DEPTH_BLOCK = 256
+ONE_ROW_PANELS = 4
+ONE_ROW_COLUMNS = ONE_ROW_PANELS * PANEL
+
+ARGUMENTS = [buffer("f32")] * 3 + [INDEX] * 4
+
+
+def batch_matmul_kernels(transposed: bool) -> tuple[Variant, ...]:
+    """Kernels by ranges of m; `transposed` says that `b` is n x k."""
+    name = "batch_matmul_transposed" if transposed else "batch_matmul"
+    emit_one = _emit_dot_products if transposed else _emit_sum_of_rows
+    one = Kernel(f"{name}_one_row", (1, 1, ONE_ROW_COLUMNS), partial(emit_one, f"{name}_one_row"))
+    many = Kernel(name, (1, ROW_BLOCK, COLUMN_BLOCK), partial(_emit_many_rows, name, transposed))
+    return (Variant(one, 1, 1), Variant(many, 2, None))
+
+
+def _block(i: Value, m: Value, n: Value, rows: int, columns: int) -> tuple[Value, Value, Value]:
+    """Batch, first row and first column of grid index `i`."""
+    across, down = ceil_div(n, columns), ceil_div(m, rows)
+    return i // across // down, i // across % down * rows, i % across * columns
+
+
+# One row
+
+
+def _emit_sum_of_rows(name: str, module: Any, isa: Isa) -> None:
+    """`y = sum over k of a[k] * b[k, :]`, 64 columns at a time where there are so many."""
+    with function(module, isa, name, ARGUMENTS) as (b, i, left, right, y, m, n, k, group):
+        batch, row, column = _block(i, m, n, 1, ONE_ROW_COLUMNS)
+        left_base = (batch * m + row) * k
+        right_base, y_base = batch // group * k * n, (batch * m + row) * n
+
+        def panels(column: Value, count: int) -> None:
+            unroll = ONE_ROW_PANELS // count
+            sums = _sum_rows(
+                b, (left, left_base), (right, right_base), column, (count, unroll), n, k
+            )
+            for p in range(count):
+                total = sum_pairwise(sums[p * unroll : (p + 1) * unroll])
+                store_columns(b, total, y, y_base, column + p * PANEL, n)
+
+        full = column + ONE_ROW_COLUMNS <= n
+        with b.when(full):
+            panels(column, ONE_ROW_PANELS)
+        end = b.min(column + ONE_ROW_COLUMNS, n)
+        with b.loop(b.select(full, end, column), end, PANEL) as loop:
+            panels(loop.i, 1)
+
+
+def _sum_rows(
+    b: Builder,
+    left: tuple[Value, Value],
+    right: tuple[Value, Value],
+    column: Value,
+    shape: tuple[int, int],
+    n: Value,
+    k: Value,
+) -> list[Value]:
+    """Partial sums `[panels][unroll]`; number j of a panel has the terms k = j modulo unroll."""
+    (a, a_base), (w, w_base) = left, right
+    panels, unroll = shape
+
+    def add(sums: Sequence[Value], at: Value, count: int) -> list[Value]:
+        result = list(sums)
+        for j in range(count):
+            factor = broadcast(b, a, a_base + at + j)
+            for p in range(panels):
+                vector = load_columns(b, w, w_base + (at + j) * n, column + p * PANEL, n)
+                slot = p * unroll + j
+                result[slot] = multiply_add(b, factor, vector, result[slot])
+        return result
+
+    sums = [b.const(0.0, f"vector<{PANEL}xf32>")] * (panels * unroll)
+    whole = k // unroll * unroll
+    with b.loop(0, whole, unroll, sums) as loop:
+        loop.carry(*add(loop.args, loop.i, unroll))
+    if unroll == 1:
+        return loop.results
+    with b.loop(whole, k, 1, loop.results) as rest:
+        rest.carry(*add(rest.args, rest.i, 1))
+    return rest.results
+
+
+def _emit_dot_products(name: str, module: Any, isa: Isa) -> None:
+    """`y[j] = a . b[j, :]`: as many dot products at a time as a register has lanes."""
+    lanes = isa.lanes(32)
+    with function(module, isa, name, ARGUMENTS) as (b, i, left, right, y, m, n, k, group):
+        batch, row, column = _block(i, m, n, 1, ONE_ROW_COLUMNS)
+        a_base, y_base = (batch * m + row) * k, (batch * m + row) * n
+        with b.loop(column, b.min(column + ONE_ROW_COLUMNS, n), lanes) as columns:
+            bases = _row_bases(b, columns.i, lanes, batch // group, n, k)
+            whole = k // lanes * lanes
+            zeros = [b.const(0.0, f"vector<{lanes}xf32>")] * lanes
+            with b.loop(0, whole, lanes, zeros) as loop:
+                factor = b.load(left, a_base + loop.i, lanes)
+                sums = [
+                    multiply_add(b, factor, b.load(right, base + loop.i, lanes), total)
+                    for base, total in zip(bases, loop.args, strict=True)
+                ]
+                loop.carry(*sums)
+            with b.loop(whole, k, lanes, loop.results) as rest:
+                mask = b.mask(lanes, k - rest.i)
+                factor = b.load(left, a_base + rest.i, lanes, mask)
+                sums = [
+                    multiply_add(b, factor, b.load(right, base + rest.i, lanes, mask), total)
+                    for base, total in zip(bases, rest.args, strict=True)
+                ]
+                rest.carry(*sums)
+            total = sum_lanes(b, rest.results)
+            b.store(total, y, y_base + columns.i, b.mask(lanes, n - columns.i))
+
+
+def _row_bases(
+    b: Builder, column: Value, count: int, matrix: Value, n: Value, k: Value
+) -> list[Value]:
+    """Where rows `column` .. `column + count` of an n x k matrix begin; the last row beyond it."""
+    return [(matrix * n + b.min(column + j, n - 1)) * k for j in range(count)]
+
+
+def sum_lanes(b: Builder, vectors: Sequence[Value]) -> Value:
+    """Lane j of the result is the sum over the lanes of `vectors[j]`; as many vectors as lanes."""
+    lanes = vectors[0].lanes
+    even, odd = range(0, 2 * lanes, 2), range(1, 2 * lanes, 2)
+    while len(vectors) > 1:
+        vectors = [
+            b.shuffle(x, y, even) + b.shuffle(x, y, odd)
+            for x, y in zip(vectors[::2], vectors[1::2], strict=True)
+        ]
+    return vectors[0]
+
+
+# Many rows
+
+
+def _emit_many_rows(name: str, transposed: bool, module: Any, isa: Isa) -> None:
+    """Blocks of 128 rows and 48 columns, 256 terms at a time; sums wait in `y` meanwhile."""
+    copy = _copy_transposed if transposed else _copy
+    with function(module, isa, name, ARGUMENTS) as (b, i, left, right, y, m, n, k, group):
+        block = b.alloca(DEPTH_BLOCK * COLUMN_BLOCK, "f32")
+        batch, row, column = _block(i, m, n, ROW_BLOCK, COLUMN_BLOCK)
+        row_end, first = b.min(row + ROW_BLOCK, m), batch * m
+        wide, narrow = TILE_ROWS[isa.name]
+        full = column + (TILE_PANELS - 1) * PANEL < n
+        column_end = b.min(column + COLUMN_BLOCK, n)
+        # A sum over no terms is zero too, so that there is one turn at least.
+        with b.loop(0, b.max(k, 1), DEPTH_BLOCK) as depth:
+            terms = b.min(k - depth.i, DEPTH_BLOCK)
+            copy(b, right, block, batch // group, (depth.i, terms), column, n, k)
+
+            def tile(at: Value, panels: int, row: Value, rows: int) -> None:
+                _tile(
+                    b, left, (block, at - column), y, (first + row, rows), (at, panels),
+                    (depth.i, terms), n, k,
+                )  # fmt: skip
+
+            if wide:
+                with b.when(full):
+                    row_tiles(b, row, row_end, wide, partial(tile, column, TILE_PANELS))
+            begin = b.select(full, column_end, column) if wide else column
+            with b.loop(begin, column_end, PANEL) as columns:
+                row_tiles(b, row, row_end, narrow, partial(tile, columns.i, 1))
+
+
+def _copy(
+    b: Builder,
+    source: Value,
+    block: Value,
+    matrix: Value,
+    depth: tuple[Value, Value],
+    column: Value,
+    n: Value,
+    k: Value,
+) -> None:
+    """Rows of a k x n matrix to `[terms][48]`, filled up with zeros."""
+    begin, terms = depth
+    with b.loop(0, terms) as loop:
+        base = (matrix * k + begin + loop.i) * n
+        for p in range(TILE_PANELS):
+            # A panel that lies behind the matrix has an empty mask.
+            vector = load_columns(b, source, base, column + p * PANEL, n)
+            b.store(vector, block, loop.i * COLUMN_BLOCK + p * PANEL)
+
+
+def _copy_transposed(
+    b: Builder,
+    source: Value,
+    block: Value,
+    matrix: Value,
+    depth: tuple[Value, Value],
+    column: Value,
+    n: Value,
+    k: Value,
+) -> None:
+    """Rows of an n x k matrix to columns of `[terms][48]`; the last row repeated behind the end."""
+    begin, terms = depth
+    lanes = b.isa.lanes(32)
+    with b.loop(0, b.min(n - column, COLUMN_BLOCK), lanes) as columns:
+        bases = _row_bases(b, column + columns.i, lanes, matrix, n, k)
+        whole = terms // lanes * lanes
+        with b.loop(0, whole, lanes) as loop:
+            rows = [b.load(source, base + begin + loop.i, lanes) for base in bases]
+            for j, vector in enumerate(transpose(b, rows)):
+                b.store(vector, block, (loop.i + j) * COLUMN_BLOCK + columns.i)
+        with b.loop(whole, terms) as rest:
+            for j, base in enumerate(bases):
+                value = b.load(source, base + begin + rest.i)
+                b.store(value, block, rest.i * COLUMN_BLOCK + columns.i + j)
+
+
+def transpose(b: Builder, rows: Sequence[Value]) -> list[Value]:
+    """The transpose of a square matrix, by exchanging ever smaller off-diagonal blocks."""
+    rows, lanes = list(rows), len(rows)
+    distance = lanes // 2
+    while distance:
+        low = [lane if not lane & distance else lane - distance + lanes for lane in range(lanes)]
+        high = [lane + distance if not lane & distance else lane + lanes for lane in range(lanes)]
+        for j in range(lanes):
+            if not j & distance:
+                upper, lower = rows[j], rows[j + distance]
+                rows[j] = b.shuffle(upper, lower, low)
+                rows[j + distance] = b.shuffle(upper, lower, high)
+        distance //= 2
+    return rows
+
+
+def _tile(
+    b: Builder,
+    left: Value,
+    right: tuple[Value, Value],
+    y: Value,
+    rows: tuple[Value, int],
+    columns: tuple[Value, int],
+    depth: tuple[Value, Value],
+    n: Value,
+    k: Value,
+) -> None:
+    """Add `terms` products to a register tile of y; the first turn begins with zeros."""
+    (block, block_column), (row, height), (column, panels), (begin, terms) = (
+        right, rows, columns, depth
+    )  # fmt: skip
+    known = b.select(begin == 0, b.index(0), n)  # columns of y that hold sums already
+    places = [(r, p) for r in range(height) for p in range(panels)]
+    start = [load_columns(b, y, (row + r) * n, column + p * PANEL, known) for r, p in places]
+    bases = [(row + r) * k + begin for r in range(height)]
+    with b.loop(0, terms, 1, start) as loop:
+        at = loop.i * COLUMN_BLOCK + block_column
+        vectors = [b.load(block, at + p * PANEL, PANEL) for p in range(panels)]
+        factors = [broadcast(b, left, base + loop.i) for base in bases]
+        sums = [
+            multiply_add(b, factors[r], vectors[p], total)
+            for (r, p), total in zip(places, loop.args, strict=True)
+        ]
+        loop.carry(*sums)
+    for (r, p), total in zip(places, loop.results, strict=True):
+        store_columns(b, total, y, (row + r) * n, column + p * PANEL, n)
