@@ -19,6 +19,7 @@ from .pin import pin_shapes
 from .plan import Plan, Weight
 from .result import ImportedModel, NodeInfo, TensorSpec
 from .torch_to_abq import Used
+from .upgrade import upgrade_opset
 
 Progress = Callable[[str], None]
 
@@ -60,6 +61,9 @@ def import_model(
 def prepare(model: Model, work: Path) -> None:
     """All rewrites on the ONNX side, in order."""
     model.drop_dead_nodes()
+    model.infer_types()
+    fold_constants(model, work)
+    upgrade_opset(model)
     model.infer_types()
     fold_constants(model, work)
     normalize(model)

@@ -34,7 +34,7 @@ def load_model(path: Path, work_dir: Path) -> Model:
     for node in proto.graph.node:
         for graph in subgraphs(node):
             initializers.embed(graph)
-    nodes = _named(proto.graph.node)
+    nodes = named(proto.graph.node)
     return Model(_shell(proto, constants), nodes, constants)
 
 
@@ -78,11 +78,16 @@ def _shell(proto: ModelProto, constants: dict[str, Constant]) -> ModelProto:
     # Until IR version 4 initializers had to be listed as inputs, too.
     shell.graph.input.extend(value for value in graph.input if value.name not in constants)
     shell.graph.output.extend(graph.output)
-    shell.graph.value_info.extend(graph.value_info)
+    outputs = {value.name for value in graph.output}
+    shell.graph.value_info.extend(v for v in graph.value_info if v.name not in outputs)
+    for value in (*shell.graph.input, *shell.graph.output, *shell.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_value < 0:  # PaddlePaddle's way to say that a size is dynamic
+                dim.ClearField("dim_value")
     return shell
 
 
-def _named(nodes: list[NodeProto]) -> list[NodeProto]:
+def named(nodes: list[NodeProto]) -> list[NodeProto]:
     """Copies of the nodes, each with a name of its own: recipes and messages refer to it."""
     taken: set[str] = set()
     result = []

@@ -102,7 +102,12 @@ class Model:
 
 
 def infer_shapes(proto: ModelProto) -> ModelProto:
-    """ONNX's shape inference, which also tracks the values of shape tensors."""
+    """ONNX's shape inference, which also tracks the values of shape tensors.
+
+    The shapes that the model declares for its outputs are not believed: exporters get them wrong.
+    """
+    for value in proto.graph.output:
+        value.type.tensor_type.ClearField("shape")
     try:
         return onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except Exception as error:

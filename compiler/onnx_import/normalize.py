@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
+from . import norms, windows
 from .constants import Constant
 from .model import Model, attribute
 
@@ -100,5 +101,11 @@ def dropout(model: Model, node: NodeProto) -> list[NodeProto] | None:
 RULES: dict[str, Rule] = {
     "Dropout": dropout,
     "Gemm": gemm,
+    "LayerNormalization": norms.layer_normalization,
     "MatMul": matmul,
+    "Softmax": norms.softmax,
+    "BatchNormalization": norms.batch_normalization,
+    "Conv": windows.window,
+    "MaxPool": windows.window,
+    "AveragePool": windows.window,
 }

@@ -22,7 +22,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Plan:
-    """`weights` are the last inputs of the graph, in order; `op_types` has the operators by node."""
+    """`weights` are the last inputs of the graph, in order; `op_types` the operators by node."""
 
     weights: tuple[Weight, ...]
     op_types: dict[str, str]

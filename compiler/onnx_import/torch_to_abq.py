@@ -142,18 +142,36 @@ def convolution(rewriter: _Rewriter, op: ir.Operation) -> None:
     if has_bias and not rewriter.vector(bias, rewriter.weights[w].shape[0]):
         return
     stride, dilation, pad = (values or [] for values in lists)
+    x, begins, ends = _unpadded(x, pad)
     node = node_name(op.location) or op.name
     with ir.InsertionPoint(op), op.location:
         result = abq.ConvOp(
             to_builtin(x), rewriter.weight(w), ir.StringAttr.get(node),
             ir.DenseI64ArrayAttr.get(stride), ir.DenseI64ArrayAttr.get(dilation),
-            ir.DenseI64ArrayAttr.get(pad + pad),
+            ir.DenseI64ArrayAttr.get(begins + ends),
             ir.IntegerAttr.get(ir.IntegerType.get_signless(64), group_count),
             builtin_type(op.results[0].type),
             bias=rewriter.builtin(bias) if has_bias else None,
         ).result  # fmt: skip
         rewriter.note(w, kind="conv", node=node)
         _replace(op, result)
+
+
+def _unpadded(x: ir.Value, pads: list[int]) -> tuple[ir.Value, list[int], list[int]]:
+    """Takes zeros that were written around `x` before into the convolution's own padding."""
+    if _defining(x) != "torch.aten.constant_pad_nd":
+        return x, pads, pads
+    source, amounts, value = x.owner.operands
+    known = _ints(amounts)
+    # Pairs from the last axis on; only the spatial axes may be padded.
+    if known is None or (len(known) > 2 * len(pads) and any(known[2 * len(pads) :])):
+        return x, pads, pads
+    if _float(value) != 0.0 or any(amount < 0 for amount in known):
+        return x, pads, pads
+    known = (known + [0] * (2 * len(pads)))[: 2 * len(pads)]
+    begins = [pad + amount for pad, amount in zip(pads, known[-2::-2], strict=True)]
+    ends = [pad + amount for pad, amount in zip(pads, known[-1::-2], strict=True)]
+    return source, begins, ends
 
 
 RULES: dict[str, Callable[[_Rewriter, ir.Operation], None]] = {
@@ -226,6 +244,13 @@ def _int(value: ir.Value) -> int | None:
         return None
     attribute = value.owner.attributes["value"]
     return int(attribute.value)
+
+
+def _float(value: ir.Value) -> float | None:
+    """The value of a torch.constant.float."""
+    if _defining(value) != "torch.constant.float":
+        return None
+    return float(value.owner.attributes["value"].value)
 
 
 def _ints(value: ir.Value) -> list[int] | None:
