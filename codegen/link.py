@@ -1,0 +1,296 @@
+"""From objects to an artifact: meta table and shim compiled, all linked, the trailer appended.
+
+The result appears under its name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from abqc.errors import AbqcError, CompileError
+from abqc.runtime.artifact import append_trailer
+from abqc.runtime.dlpack import MAX_RANK, dtype_from_name
+from abqc.runtime.shim import SHIM_DIRECTORY
+
+from .elf import write_data_object
+from .toolchain import CCompiler, find_compiler
+
+ISAS = ("avx512", "avx2", "plain")  # best first: the order of abqc_isa in shim.h
+ENTRY_POINT = "abqc_get_api"
+
+_COMPILE = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-c")
+_LINK = (
+    "-shared",
+    "-nostartfiles",
+    "-Wl,--version-script=exports.map",
+    "-Wl,--gc-sections",
+    "-Wl,--build-id=none",
+    "-Wl,-z,noexecstack",
+    "-Wl,-z,defs",
+    "-Wl,--as-needed",
+)
+
+# The thread runtime is linked by its name alone, so that no development package is needed.
+_THREADS_NAME = "libgomp.so.1"
+_THREADS_STUB = """\
+void GOMP_parallel(void) {}
+void omp_get_thread_num(void) {}
+void omp_get_num_threads(void) {}
+"""
+
+
+class Spec(Protocol):
+    """A TensorSpec: sizes are numbers, names of symbols, or None."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> Sequence[int | str | None]: ...
+
+
+@dataclass(frozen=True)
+class ArtifactMeta:
+    """What the shim must know of a model.
+
+    `isas`: the forms whose table `abqc_kernels_<isa>` is among the objects. `strided_inputs`: names
+    of the inputs that the host function takes with any strides; others are made compact first.
+    """
+
+    inputs: Sequence[Spec]
+    outputs: Sequence[Spec]
+    isas: Sequence[str]
+    strided_inputs: frozenset[str] = frozenset()
+
+
+def link(
+    objects: Iterable[Path],
+    output: str | Path,
+    *,
+    meta: ArtifactMeta,
+    manifest: Mapping[str, Any],
+    debug: bool = False,
+) -> None:
+    """Link `objects` (host, kernels, weights) and the shim into the artifact `output`.
+
+    `debug` keeps the symbol table. ToolchainError without a C compiler or when it fails; AbqcError
+    when `output` cannot be written. Nothing is left behind then.
+    """
+    output = Path(output)
+    check_writable(output)
+    compiler = find_compiler()
+    with tempfile.TemporaryDirectory(prefix="abqc-link-") as name:
+        work = Path(name)
+        shim = _compiled_shim(compiler, work)
+        (work / "meta.c").write_text(meta_source(meta))
+        include = f"-I{SHIM_DIRECTORY}"
+        compiler.run(
+            [*_COMPILE, include, "meta.c"], directory=work, purpose="compile the meta table"
+        )
+        text = json.dumps(manifest, ensure_ascii=False, separators=(",", ":")).encode()
+        write_data_object(work / "manifest.o", [("abqc_manifest", text + b"\0")])
+        (work / "exports.map").write_text(f"{{ global: {ENTRY_POINT}; local: *; }};\n")
+        inputs = [
+            *(path.resolve() for path in objects),
+            work / "meta.o",
+            work / "manifest.o",
+            *sorted(shim.glob("*.o")),
+            shim / _THREADS_NAME,
+        ]
+        with _replacing(output) as partial:
+            flags = _LINK if debug else (*_LINK, "-s")
+            compiler.run(
+                [*flags, "-o", partial, *inputs, "-lm"], directory=work, purpose="link the model"
+            )
+            append_trailer(partial, dict(manifest))
+
+
+def check_writable(output: Path) -> None:
+    """AbqcError unless a file can be made there; worth asking before a long compilation."""
+    folder = output.resolve().parent
+    if output.is_dir():
+        raise AbqcError(f"cannot write '{output}': it is a directory")
+    if not folder.is_dir():
+        raise AbqcError(f"cannot write '{output}': there is no directory '{folder}'")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise AbqcError(f"cannot write '{output}': the directory '{folder}' is not writable")
+
+
+class _replacing:
+    """A temporary file beside `target` that takes its place at the end, or vanishes on an error."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __enter__(self) -> Path:
+        try:
+            handle, name = tempfile.mkstemp(
+                prefix=f".{self.target.name}.", dir=self.target.resolve().parent
+            )
+        except OSError as error:
+            raise AbqcError(f"cannot write '{self.target}': {error.strerror}") from error
+        os.close(handle)
+        self.partial = Path(name)
+        return self.partial
+
+    def __exit__(self, kind: type[BaseException] | None, error: Any, traceback: Any) -> None:
+        try:
+            if kind is None:
+                self.partial.chmod(0o777 & ~_umask())
+                os.replace(self.partial, self.target)
+        except OSError as failure:
+            raise AbqcError(f"cannot write '{self.target}': {failure.strerror}") from failure
+        finally:
+            self.partial.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o22)
+    os.umask(mask)
+    return mask
+
+
+# ---- the shim, compiled once for each compiler ----
+
+
+def _compiled_shim(compiler: CCompiler, work: Path) -> Path:
+    """A directory with the shim's objects and the stub of the thread runtime."""
+    sources = sorted(SHIM_DIRECTORY.glob("*.c"))
+    key = _shim_key(compiler, sources)
+    cached = _cache_directory() / f"shim-{key}"
+    if cached.is_dir():
+        return cached
+    made = work / "shim"
+    made.mkdir()
+    compiler.run(
+        [*_COMPILE, f"-I{SHIM_DIRECTORY}", *sources], directory=made, purpose="compile the shim"
+    )
+    (work / "threads.c").write_text(_THREADS_STUB)
+    compiler.run(
+        ["-shared", "-fPIC", "-nostdlib", f"-Wl,-soname,{_THREADS_NAME}", "-o"]
+        + [str(made / _THREADS_NAME), "threads.c"],
+        directory=work,
+        purpose="make a stub of the thread runtime",
+    )
+    return _keep(made, cached)
+
+
+def _shim_key(compiler: CCompiler, sources: Sequence[Path]) -> str:
+    digest = hashlib.sha256(f"{compiler.identity()} {_COMPILE} {_THREADS_STUB}".encode())
+    for path in [*sources, *sorted(SHIM_DIRECTORY.glob("*.h"))]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:24]
+
+
+def _cache_directory() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "abqc"
+
+
+def _keep(made: Path, cached: Path) -> Path:
+    """Put a directory into the cache; where that fails, it serves this one time."""
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".shim-", dir=cached.parent))
+        shutil.copytree(made, staging, dirs_exist_ok=True)
+        try:
+            staging.rename(cached)
+        except OSError:  # another process was faster
+            shutil.rmtree(staging, ignore_errors=True)
+    except OSError:
+        return made
+    return cached if cached.is_dir() else made
+
+
+# ---- the meta table ----
+
+
+def meta_source(meta: ArtifactMeta) -> str:
+    """The C source of `abqc_meta`."""
+    _check(meta)
+    symbols = _Symbols()
+    lines = ['#include "shim.h"', "extern const char abqc_manifest[];"]
+    lines += [f"extern const abqc_kernel abqc_kernels_{isa}[];" for isa in meta.isas]
+    inputs = _tensor_table("inputs", meta.inputs, symbols, lines, meta.strided_inputs)
+    outputs = _tensor_table("outputs", meta.outputs, symbols, lines, frozenset())
+    names = ", ".join(_c_string(name) for name in symbols.names) or '""'
+    lines.append(f"static const char *const symbols[] = {{{names}}};")
+    present = [isa for isa in ISAS if isa in meta.isas]
+    kernels = ", ".join(f"[ABQC_ISA_{isa.upper()}] = abqc_kernels_{isa}" for isa in present)
+    lines += [
+        "const abqc_meta_table abqc_meta = {",
+        f"    .info = {{.input_count = {len(meta.inputs)}, .output_count = {len(meta.outputs)},",
+        f"             .symbol_count = {len(symbols.names)}, .inputs = {inputs},",
+        f'             .outputs = {outputs}, .symbols = symbols, .isas = "{" ".join(present)}",',
+        "             .manifest = abqc_manifest},",
+        f"    .kernels = {{{kernels}}},",
+        "};",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+class _Symbols:
+    """Numbers for symbolic sizes; every nameless one gets its own."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def dim(self, size: int | str | None) -> int:
+        if isinstance(size, int):
+            return size
+        if size is not None and size in self.names:
+            return -1 - self.names.index(size)
+        self.names.append(size or "")
+        return -len(self.names)
+
+
+def _tensor_table(
+    table: str, specs: Sequence[Spec], symbols: _Symbols, lines: list[str], strided: frozenset[str]
+) -> str:
+    rows = []
+    for i, spec in enumerate(specs):
+        dtype = dtype_from_name(spec.dtype)
+        dims = "NULL"
+        if len(spec.shape):
+            dims = f"{table}_{i}"
+            sizes = ", ".join(str(symbols.dim(size)) for size in spec.shape)
+            lines.append(f"static const int64_t {dims}[] = {{{sizes}}};")
+        flags = "ABQC_TENSOR_STRIDED" if spec.name in strided else "0"
+        rows.append(
+            f"    {{{_c_string(spec.name)}, {{{dtype.code}, {dtype.bits}, {dtype.lanes}}}, "
+            f"{len(spec.shape)}, {flags}, {dims}}},"
+        )
+    if not rows:
+        return "NULL"
+    lines += [f"static const abqc_tensor_info {table}[] = {{", *rows, "};"]
+    return table
+
+
+def _c_string(text: str) -> str:
+    """A C string literal; bytes outside printable ASCII as octal escapes, which cannot run on."""
+    plain = (chr(b) if 32 <= b < 127 and b not in b'"\\?' else f"\\{b:03o}" for b in text.encode())
+    return '"' + "".join(plain) + '"'
+
+
+def _check(meta: ArtifactMeta) -> None:
+    unknown = sorted(set(meta.isas) - set(ISAS))
+    if unknown or not meta.isas:
+        raise CompileError(f"an artifact needs forms of {', '.join(ISAS)}; got {unknown or 'none'}")
+    for spec in (*meta.inputs, *meta.outputs):
+        if len(spec.shape) > MAX_RANK:
+            raise CompileError(
+                f"'{spec.name}' has rank {len(spec.shape)}; an artifact takes up to {MAX_RANK}"
+            )
+        try:
+            dtype_from_name(spec.dtype)
+        except (TypeError, ValueError) as error:
+            raise CompileError(f"'{spec.name}' has type {spec.dtype}, unknown to DLPack") from error

@@ -1,0 +1,83 @@
+"""The C compiler that builds the shim and links artifacts: the system's, or one from pip."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from abqc.errors import ToolchainError
+
+CANDIDATES = ("cc", "gcc", "clang")
+
+
+@dataclass(frozen=True)
+class CCompiler:
+    """A C compiler's command; `flags` make it build for any x86-64, whatever its defaults."""
+
+    command: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return shlex.join(self.command)
+
+    def run(self, arguments: Sequence[str | Path], *, directory: Path, purpose: str) -> None:
+        """Run in a directory; ToolchainError with the command and its first complaints."""
+        command = [*self.command, *self.flags, *map(str, arguments)]
+        try:
+            result = subprocess.run(
+                command, cwd=directory, capture_output=True, text=True, errors="replace"
+            )
+        except OSError as error:
+            raise ToolchainError(
+                f"cannot start the C compiler '{self}': {error.strerror}"
+            ) from error
+        if result.returncode:
+            raise ToolchainError(
+                f"the C compiler failed to {purpose}: {_complaints(result.stderr)}",
+                hint=f"to repeat: cd {directory} && {shlex.join(command)}",
+            )
+
+    def identity(self) -> str:
+        """What names this compiler's output: its command and version."""
+        return f"{self} {' '.join(self.flags)} {_version(self.command)}"
+
+
+def find_compiler() -> CCompiler:
+    """$CC, else cc, gcc or clang, else ziglang's; ToolchainError where there is none."""
+    named = os.environ.get("CC", "").split()
+    if named:
+        if not shutil.which(named[0]):
+            raise ToolchainError(f"there is no C compiler '{named[0]}'", hint="CC names it")
+        return CCompiler(tuple(named))
+    for name in CANDIDATES:
+        if shutil.which(name):
+            return CCompiler((name,))
+    if importlib.util.find_spec("ziglang"):
+        # Without a target, zig builds for this very CPU.
+        return CCompiler((sys.executable, "-m", "ziglang", "cc"), ("-target", "x86_64-linux-gnu"))
+    raise ToolchainError(
+        f"there is no C compiler: neither CC nor {', '.join(CANDIDATES)}",
+        hint="install one (apt: gcc), or `pip install abqc[toolchain]`",
+    )
+
+
+@cache
+def _version(command: tuple[str, ...]) -> str:
+    try:
+        result = subprocess.run([*command, "--version"], capture_output=True, text=True)
+    except OSError:
+        return ""
+    return result.stdout.partition("\n")[0]
+
+
+def _complaints(text: str) -> str:
+    lines = [line for line in text.splitlines() if "error" in line.lower()] or text.splitlines()
+    return " / ".join(lines[:3])[:600] or "no message"

@@ -1,0 +1,261 @@
+"""The C interface of an artifact (`shim/abqc.h`) in ctypes."""
+
+from __future__ import annotations
+
+import _ctypes
+import ctypes
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from abqc.errors import AbqcError, ArtifactError, InputError
+
+from .artifact import open_artifact, read_manifest, read_trailer, verify_checksum
+from .dlpack import DType, dtype_name
+from .tensor_spec import Dim, TensorSpec
+
+ABI_VERSION = 1
+
+_ERRORS: dict[int, type[AbqcError]] = {
+    1: InputError,  # argument
+    2: InputError,  # input
+    3: InputError,  # output buffer
+    4: InputError,  # device
+    5: ArtifactError,  # instruction set
+    6: AbqcError,  # memory
+    7: InputError,  # a check inside the model
+    8: AbqcError,  # internal
+}
+
+
+class _DLDataType(ctypes.Structure):
+    _fields_ = [("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16)]
+
+
+class _DLDevice(ctypes.Structure):
+    _fields_ = [("device_type", ctypes.c_int32), ("device_id", ctypes.c_int32)]
+
+
+class _TensorInfo(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("dtype", _DLDataType),
+        ("ndim", ctypes.c_int32),
+        ("flags", ctypes.c_uint32),
+        ("dims", ctypes.POINTER(ctypes.c_int64)),
+    ]
+
+
+class _ModelInfo(ctypes.Structure):
+    _fields_ = [
+        ("input_count", ctypes.c_int32),
+        ("output_count", ctypes.c_int32),
+        ("symbol_count", ctypes.c_int32),
+        ("inputs", ctypes.POINTER(_TensorInfo)),
+        ("outputs", ctypes.POINTER(_TensorInfo)),
+        ("symbols", ctypes.POINTER(ctypes.c_char_p)),
+        ("isas", ctypes.c_char_p),
+        ("manifest", ctypes.c_char_p),
+    ]
+
+
+class _InstanceOptions(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_uint32),
+        ("threads", ctypes.c_int32),
+        ("device", _DLDevice),
+        ("isa", ctypes.c_char_p),
+    ]
+
+
+class _RunOptions(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_uint32),
+        ("threads", ctypes.c_int32),
+        ("device", _DLDevice),
+        ("stream", ctypes.c_void_p),
+    ]
+
+
+class _Api(ctypes.Structure):
+    _fields_ = [
+        ("abi_version", ctypes.c_uint32),
+        ("struct_size", ctypes.c_uint32),
+        ("last_error", ctypes.CFUNCTYPE(ctypes.c_char_p)),
+        ("model_info", ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.POINTER(ctypes.c_void_p))),
+        (
+            "create",
+            ctypes.CFUNCTYPE(
+                ctypes.c_int32, ctypes.POINTER(_InstanceOptions), ctypes.POINTER(ctypes.c_void_p)
+            ),
+        ),
+        ("destroy", ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)),
+        (
+            "isa",
+            ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.POINTER(ctypes.c_char_p)),
+        ),
+        (
+            "run",
+            ctypes.CFUNCTYPE(
+                ctypes.c_int32,
+                ctypes.c_void_p,
+                ctypes.c_void_p,
+                ctypes.c_int32,
+                ctypes.c_void_p,
+                ctypes.c_int32,
+                ctypes.POINTER(_RunOptions),
+            ),
+        ),
+    ]
+
+
+_Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+# What is mapped now, by device and inode: the loader would hand out the old image for a file that
+# was written over in place.
+_mapped: dict[tuple[int, int], list[int]] = {}  # [checksum, number of libraries]
+_mapped_lock = threading.Lock()
+
+
+class Library:
+    """An artifact opened with dlopen; closed when the last reference to it goes.
+
+    The loader knows libraries by the path they were opened with, and would return the old one for a
+    file that has been replaced. So the path is that of the descriptor, which stays open, and what
+    is opened is what was verified.
+    """
+
+    def __init__(self, path: str | Path, *, verify: bool = True) -> None:
+        self.path = Path(path)
+        self._handle = 0
+        self._file: BinaryIO | None = open_artifact(self.path)
+        self._key: tuple[int, int] | None = None
+        self._deleters: dict[int, Callable[[int], None]] = {}
+        trailer = read_trailer(self._file, self.path)
+        if verify:
+            verify_checksum(self._file, self.path, trailer)
+        self.manifest: dict[str, Any] = read_manifest(self._file, self.path, trailer)
+        self._register(trailer.checksum)
+        self._open()
+
+    def _register(self, checksum: int) -> None:
+        assert self._file is not None
+        stat = os.fstat(self._file.fileno())
+        key = (stat.st_dev, stat.st_ino)
+        with _mapped_lock:
+            entry = _mapped.setdefault(key, [checksum, 0])
+            if entry[0] != checksum:
+                raise ArtifactError(
+                    f"'{self.path}' was written over while an older model of it is loaded",
+                    hint="close that model first, or write to a new file and rename it",
+                )
+            entry[1] += 1
+            self._key = key
+
+    def _open(self) -> None:
+        assert self._file is not None
+        name = f"/proc/self/fd/{self._file.fileno()}"
+        try:
+            library = ctypes.CDLL(name if os.path.exists(name) else str(self.path.resolve()))
+        except OSError as error:
+            text = str(error).replace(name, str(self.path))
+            hint = "install libgomp (apt: libgomp1)" if "libgomp" in text else None
+            raise ArtifactError(f"cannot load '{self.path}': {text}", hint=hint) from error
+        self._handle = library._handle
+        get_api = library.abqc_get_api
+        get_api.argtypes, get_api.restype = [ctypes.c_uint32], ctypes.POINTER(_Api)
+        table = get_api(ABI_VERSION)
+        if not table:
+            raise ArtifactError(
+                f"'{self.path}' does not have version {ABI_VERSION} of the C interface",
+                hint="compile the model again",
+            )
+        self._api = table.contents
+
+    def __del__(self) -> None:
+        if self._handle:
+            _ctypes.dlclose(self._handle)
+        if self._file is not None:
+            self._file.close()
+        if self._key is not None:
+            with _mapped_lock:
+                _mapped[self._key][1] -= 1
+                if not _mapped[self._key][1]:
+                    del _mapped[self._key]
+
+    def check(self, status: int) -> None:
+        """Raise what a status code of the last call on this thread stands for."""
+        if status:
+            text = (self._api.last_error() or b"").decode(errors="replace")
+            raise _ERRORS.get(status, AbqcError)(text or f"error {status}")
+
+    def signature(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
+        """Inputs and outputs."""
+        address = ctypes.c_void_p()
+        self.check(self._api.model_info(ctypes.byref(address)))
+        info = _ModelInfo.from_address(address.value or 0)
+        symbols = [info.symbols[i].decode() or None for i in range(info.symbol_count)]
+        inputs = [_spec(info.inputs[i], symbols) for i in range(info.input_count)]
+        outputs = [_spec(info.outputs[i], symbols) for i in range(info.output_count)]
+        return inputs, outputs
+
+    def delete(self, tensor: int, deleter: int) -> None:
+        """Release a DLManagedTensor."""
+        function = self._deleters.get(deleter)
+        if function is None:
+            function = self._deleters[deleter] = _Deleter(deleter)
+        function(tensor)
+
+
+class Instance:
+    """An instance of a library; destroyed when the last reference to it goes."""
+
+    def __init__(self, library: Library, *, threads: int = 0, isa: str | None = None) -> None:
+        self.library = library
+        self._pointer = ctypes.c_void_p()
+        options = _InstanceOptions(
+            struct_size=ctypes.sizeof(_InstanceOptions),
+            threads=threads,
+            isa=isa.encode() if isa else None,
+        )
+        api = library._api
+        library.check(api.create(ctypes.byref(options), ctypes.byref(self._pointer)))
+
+    def __del__(self) -> None:
+        if self._pointer:
+            self.library._api.destroy(self._pointer)
+
+    @property
+    def isa(self) -> str:
+        """The form of the kernels in use."""
+        name = ctypes.c_char_p()
+        self.library.check(self.library._api.isa(self._pointer, ctypes.byref(name)))
+        return (name.value or b"").decode()
+
+    def run(
+        self, inputs: int, input_count: int, outputs: int, output_count: int, threads: int
+    ) -> None:
+        """abqc_api.run on arrays of pointers to tensors, given by their addresses."""
+        options = _RunOptions(struct_size=ctypes.sizeof(_RunOptions), threads=threads)
+        run = self.library._api.run
+        self.library.check(
+            run(
+                self._pointer,
+                inputs or None,
+                input_count,
+                outputs or None,
+                output_count,
+                ctypes.byref(options),
+            )
+        )
+
+
+def _spec(info: Any, symbols: list[str | None]) -> TensorSpec:
+    dims: list[Dim] = []
+    for i in range(info.ndim):
+        size = info.dims[i]
+        dims.append(size if size >= 0 else symbols[-1 - size])
+    dtype = DType(info.dtype.code, info.dtype.bits, info.dtype.lanes)
+    return TensorSpec(info.name.decode(), dtype_name(dtype), tuple(dims))

@@ -1,0 +1,221 @@
+"""Compiled models in Python: load and run, with numpy alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from abqc.errors import InputError
+
+from .abi import Instance, Library
+from .dlpack import TensorTable, dtype_of, expressible, read_managed
+from .tensor_spec import TensorSpec
+
+Arrays = Mapping[str, Any] | Sequence[Any]
+
+
+def load(
+    path: str | Path, *, threads: int | None = None, verify: bool = True, isa: str | None = None
+) -> Model:
+    """Open a compiled model; ArtifactError unless the file is whole and of this version.
+
+    `threads`: of every run, unless it says otherwise; None: ABQC_NUM_THREADS, else the usable
+    cores. `isa`: "avx512", "avx2" or "plain"; None: ABQC_ISA, else the best that the CPU has.
+    `verify=False` skips the checksum, not the checks of size and version.
+    """
+    return Model(Library(path, verify=verify), threads=threads, isa=isa)
+
+
+class Model:
+    """A loaded model. May be run from several threads at once.
+
+    `inputs` and `outputs` are the signature in order, `manifest` says how it was compiled.
+    """
+
+    def __init__(
+        self, library: Library, *, threads: int | None = None, isa: str | None = None
+    ) -> None:
+        instance = Instance(library, threads=_thread_count(threads), isa=isa)
+        self._instance: Instance | None = instance
+        self.path = library.path
+        self.manifest = library.manifest
+        self.isa = instance.isa
+        self.inputs, self.outputs = library.signature()
+
+    def run(
+        self,
+        inputs: Arrays,
+        *,
+        threads: int | None = None,
+        outputs: Arrays | None = None,
+        device: str = "cpu",
+    ) -> list[np.ndarray]:
+        """Run the model: a dict by name or a list in order in, the list of outputs out.
+
+        Inputs are read where they lie; their types must be exact. Arrays in `outputs` (None or
+        absent: allocated) are filled and returned in their places. They must not overlap inputs,
+        with one exception: a cache that comes back grown may start where it came from
+        (`past = cache[:, :, :n]`, `present = cache[:, :, :n + 1]`), and only the new part is
+        written.
+
+        InputError names the tensor that is wrong.
+        """
+        instance = self._instance
+        if instance is None:
+            raise InputError(f"the model '{self.path}' is closed")
+        if device != "cpu":
+            raise InputError(f"device '{device}': this model was compiled for the CPU")
+        given = [
+            _input_array(spec, value)
+            for spec, value in zip(
+                self.inputs, _in_order("input", self.inputs, inputs), strict=True
+            )
+        ]
+        buffers = [
+            _output_buffer(spec, value)
+            for spec, value in zip(self.outputs, _buffers(self.outputs, outputs), strict=True)
+        ]
+        input_table = TensorTable(given)
+        output_table = TensorTable(buffers, managed=True)
+        instance.run(
+            input_table.address,
+            len(given),
+            output_table.address,
+            len(buffers),
+            _thread_count(threads),
+        )
+        return [
+            _adopt(instance.library, spec, output_table.pointer(i)) if buffer is None else buffer
+            for i, (spec, buffer) in enumerate(zip(self.outputs, buffers, strict=True))
+        ]
+
+    def close(self) -> None:
+        """Release the model once its runs have ended and its outputs are gone."""
+        self._instance = None
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(map(str, self.inputs))
+        outputs = ", ".join(map(str, self.outputs))
+        return f"<abqc.Model '{self.path}': ({inputs}) -> ({outputs})>"
+
+
+class _Allocation:
+    """Memory that the model allocated for an output, lent to numpy, released with the array."""
+
+    def __init__(self, library: Library, dtype: np.dtype, tensor: int) -> None:
+        managed = read_managed(tensor)
+        self._library = library
+        self._tensor = tensor
+        self._deleter = managed.deleter
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": dtype.str,
+            "shape": managed.shape,
+            "strides": tuple(stride * dtype.itemsize for stride in managed.strides),
+            "data": (managed.data, False),
+        }
+
+    def __del__(self) -> None:
+        self._library.delete(self._tensor, self._deleter)
+
+
+def _adopt(library: Library, spec: TensorSpec, tensor: int) -> np.ndarray:
+    return np.asarray(_Allocation(library, np.dtype(spec.dtype), tensor))
+
+
+def _thread_count(threads: int | None) -> int:
+    if threads is None:
+        return 0
+    if threads < 1:
+        raise InputError(f"the number of threads is {threads}, expected at least 1")
+    return threads
+
+
+def _names(specs: Iterable[TensorSpec]) -> str:
+    return ", ".join(f"'{spec.name}'" for spec in specs)
+
+
+def _in_order(role: str, specs: Sequence[TensorSpec], values: Arrays) -> list[Any]:
+    """Values by name, or already in order; InputError unless they are exactly the specs'."""
+    if not isinstance(values, Mapping):
+        if len(values) != len(specs):
+            raise InputError(
+                f"{len(values)} {role}s, expected {len(specs)}", hint=f"they are {_names(specs)}"
+            )
+        return list(values)
+    _refuse_unknown(role, specs, values)
+    for spec in specs:
+        if spec.name not in values:
+            raise InputError(f"{role} '{spec.name}' is missing", hint=f"expected {spec}")
+    return [values[spec.name] for spec in specs]
+
+
+def _buffers(specs: Sequence[TensorSpec], values: Arrays | None) -> list[Any]:
+    if values is None:
+        return [None] * len(specs)
+    if not isinstance(values, Mapping):
+        return _in_order("output", specs, values)
+    _refuse_unknown("output", specs, values)
+    return [values.get(spec.name) for spec in specs]
+
+
+def _refuse_unknown(role: str, specs: Sequence[TensorSpec], values: Mapping[str, Any]) -> None:
+    known = {spec.name for spec in specs}
+    for name in values:
+        if name not in known:
+            raise InputError(
+                f"the model has no {role} '{name}'", hint=f"its {role}s are {_names(specs)}"
+            )
+
+
+def _input_array(spec: TensorSpec, value: Any) -> np.ndarray:
+    array = value if isinstance(value, np.ndarray) else _as_array(spec, value)
+    if array.dtype.name != spec.dtype or dtype_of(array.dtype) is None:
+        raise InputError(
+            f"input '{spec.name}' is {_describe(array.dtype)}, expected {spec.dtype}",
+            hint=f"convert it: .astype('{spec.dtype}')",
+        )
+    return expressible(array)
+
+
+def _as_array(spec: TensorSpec, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"input '{spec.name}' is no array: {error}") from error
+
+
+def _output_buffer(spec: TensorSpec, value: Any) -> np.ndarray | None:
+    if value is None:
+        return None
+    if not isinstance(value, np.ndarray):
+        raise InputError(f"the buffer for output '{spec.name}' is no numpy array")
+    if value.dtype.name != spec.dtype or dtype_of(value.dtype) is None:
+        raise InputError(
+            f"the buffer for output '{spec.name}' is {_describe(value.dtype)}, "
+            f"expected {spec.dtype}"
+        )
+    if not value.flags.writeable:
+        raise InputError(f"the buffer for output '{spec.name}' is read-only")
+    if expressible(value) is not value:
+        raise InputError(f"the buffer for output '{spec.name}' has strides of partial elements")
+    return value
+
+
+def _describe(dtype: np.dtype) -> str:
+    return dtype.name if dtype.isnative else f"{dtype.name} of foreign byte order"

@@ -1,0 +1,163 @@
+/* The C interface of a compiled model.
+ *
+ * A model is one shared library with one exported function. Open it with dlopen, ask for the table,
+ * create an instance, run it:
+ *
+ *     void *library = dlopen("./model.so", RTLD_NOW | RTLD_LOCAL);
+ *     abqc_get_api_fn get_api = (abqc_get_api_fn)dlsym(library, "abqc_get_api");
+ *     const abqc_api *api = get_api(ABQC_ABI_VERSION);
+ *
+ * Tensors are DLPack's. Every call returns an abqc_status; api->last_error() has the text.
+ */
+#ifndef ABQC_H
+#define ABQC_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The structures of DLPack 1.0, for programs that do not have dlpack.h. A program that does
+ * includes its own first. */
+#ifndef DLPACK_DLPACK_H_
+#define DLPACK_DLPACK_H_
+
+typedef enum { kDLCPU = 1, kDLCUDA = 2, kDLCUDAHost = 3 } DLDeviceType;
+
+typedef struct {
+    DLDeviceType device_type;
+    int32_t device_id;
+} DLDevice;
+
+typedef enum { kDLInt = 0, kDLUInt = 1, kDLFloat = 2, kDLBfloat = 4, kDLBool = 6 } DLDataTypeCode;
+
+typedef struct {
+    uint8_t code;
+    uint8_t bits;
+    uint16_t lanes;
+} DLDataType;
+
+typedef struct {
+    void *data;
+    DLDevice device;
+    int32_t ndim;
+    DLDataType dtype;
+    int64_t *shape;
+    int64_t *strides; /* in elements; NULL: compact, row-major */
+    uint64_t byte_offset;
+} DLTensor;
+
+typedef struct DLManagedTensor {
+    DLTensor dl_tensor;
+    void *manager_ctx;
+    void (*deleter)(struct DLManagedTensor *self);
+} DLManagedTensor;
+
+#endif /* DLPACK_DLPACK_H_ */
+
+#define ABQC_ABI_VERSION 1
+#define ABQC_MAX_RANK 8
+
+typedef enum {
+    ABQC_OK = 0,
+    ABQC_E_ARGUMENT = 1, /* NULL where a pointer is needed, a wrong count, an unknown option */
+    ABQC_E_INPUT = 2,    /* an input's type, rank, size, strides or data */
+    ABQC_E_OUTPUT = 3,   /* a buffer handed in for an output does not fit it */
+    ABQC_E_DEVICE = 4,   /* a device that this model was not compiled for */
+    ABQC_E_ISA = 5,      /* no form of the kernels runs on this CPU, or the one asked for does not */
+    ABQC_E_MEMORY = 6,   /* out of memory */
+    ABQC_E_CHECK = 7,    /* a check inside the model failed: sizes that do not go together */
+    ABQC_E_INTERNAL = 8  /* a defect of the compiler */
+} abqc_status;
+
+enum {
+    /* The input is read where it lies, whatever its strides. Others are copied when not compact. */
+    ABQC_TENSOR_STRIDED = 1
+};
+
+typedef struct {
+    const char *name;
+    DLDataType dtype;
+    int32_t ndim;
+    uint32_t flags;
+    const int64_t *dims; /* >= 0: the size; < 0: symbol number -1 - dims[i], any size */
+} abqc_tensor_info;
+
+typedef struct {
+    int32_t input_count;
+    int32_t output_count;
+    int32_t symbol_count;
+    const abqc_tensor_info *inputs;
+    const abqc_tensor_info *outputs;
+    const char *const *symbols; /* names of the symbolic dimensions, "" for nameless ones. Inputs
+                                   that share one must agree on its size. */
+    const char *isas;           /* forms of the kernels, best first, such as "avx512 avx2 plain" */
+    const char *manifest;       /* JSON: how the model was compiled */
+} abqc_model_info;
+
+typedef struct {
+    uint32_t struct_size; /* sizeof(abqc_instance_options) */
+    int32_t threads;      /* 0: ABQC_NUM_THREADS, else the number of usable cores */
+    DLDevice device;      /* {0, 0}: the CPU */
+    const char *isa;      /* NULL: ABQC_ISA, else the best that the CPU has */
+} abqc_instance_options;
+
+typedef struct {
+    uint32_t struct_size; /* sizeof(abqc_run_options) */
+    int32_t threads;      /* 0: as the instance says */
+    DLDevice device;      /* {0, 0}: as the instance says */
+    void *stream;         /* a GPU's stream; NULL on a CPU */
+} abqc_run_options;
+
+typedef struct abqc_instance abqc_instance;
+
+typedef struct {
+    uint32_t abi_version;
+    uint32_t struct_size;
+
+    /* The text of this thread's last error; "" when there was none. Valid until the thread's next
+     * failing call. */
+    const char *(*last_error)(void);
+
+    /* Signature and manifest. The answer lives as long as the library. */
+    int32_t (*model_info)(const abqc_model_info **info);
+
+    /* An instance holds the settings and the working memory; weights belong to the library and are
+     * shared. `options` may be NULL. destroy() must not be called while a run is on. */
+    int32_t (*create)(const abqc_instance_options *options, abqc_instance **instance);
+    int32_t (*destroy)(abqc_instance *instance);
+
+    /* The form of the kernels that the instance uses. */
+    int32_t (*isa)(const abqc_instance *instance, const char **name);
+
+    /* Runs the model. `inputs` and `outputs` are in the order of model_info(). May be called by
+     * several threads at once on one instance. `options` may be NULL.
+     *
+     * outputs[i] == NULL: the model allocates, and outputs[i] becomes a tensor that the caller
+     * releases with outputs[i]->deleter(outputs[i]), before the library is closed.
+     * outputs[i] != NULL: its dl_tensor is a buffer of the output's exact type and shape, any
+     * strides, which is filled; its other fields are not looked at.
+     *
+     * A buffer for an output must not overlap an input, with one exception: an output that is an
+     * input grown along one axis (a cache) may start where that input starts, with the same
+     * strides. Then only the new part is written.
+     *
+     * On an error no output is allocated; buffers handed in may have been written. */
+    int32_t (*run)(abqc_instance *instance, const DLTensor *const *inputs, int32_t input_count,
+                   DLManagedTensor **outputs, int32_t output_count,
+                   const abqc_run_options *options);
+} abqc_api;
+
+/* The one exported symbol. NULL when the library does not have that version of the interface. */
+typedef const abqc_api *(*abqc_get_api_fn)(uint32_t abi_version);
+#if defined(__GNUC__)
+__attribute__((visibility("default")))
+#endif
+const abqc_api *abqc_get_api(uint32_t abi_version);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* ABQC_H */

@@ -1,0 +1,123 @@
+/* Tensors that enter and leave a run. */
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "shim.h"
+
+/* An output allocated by us: the header, then the data, in one piece. */
+typedef struct {
+    DLManagedTensor managed;
+    int64_t sizes[ABQC_MAX_RANK];
+    int64_t strides[ABQC_MAX_RANK];
+} owned_tensor;
+
+static size_t round_up(size_t bytes) {
+    return (bytes + ABQC_ALIGNMENT - 1) / ABQC_ALIGNMENT * ABQC_ALIGNMENT;
+}
+
+static void delete_owned(DLManagedTensor *tensor) { free(tensor->manager_ctx); }
+
+static DLManagedTensor *allocate(DLDataType dtype, int32_t rank, const int64_t *sizes,
+                                 size_t bytes) {
+    size_t header = round_up(sizeof(owned_tensor));
+    owned_tensor *owned = aligned_alloc(ABQC_ALIGNMENT, header + round_up(bytes));
+    if (!owned) return NULL;
+    memcpy(owned->sizes, sizes, sizeof(int64_t) * (size_t)rank);
+    abqc_compact_strides(rank, sizes, owned->strides);
+    owned->managed = (DLManagedTensor){
+        .dl_tensor = {.data = (char *)owned + header,
+                      .device = {kDLCPU, 0},
+                      .ndim = rank,
+                      .dtype = dtype,
+                      .shape = owned->sizes,
+                      .strides = owned->strides},
+        .manager_ctx = owned,
+        .deleter = delete_owned,
+    };
+    return &owned->managed;
+}
+
+DLTensor *abqc_output_tensor(abqc_ctx *ctx, int32_t i, int32_t rank, const int64_t *sizes) {
+    const abqc_tensor_info *info = &abqc_meta.info.outputs[i];
+    char got[256], expected[256];
+    if (rank != info->ndim)
+        abqc_fail(ctx, ABQC_E_INTERNAL, "output '%s' came out with rank %d instead of %d",
+                  info->name, (int)rank, (int)info->ndim);
+    int64_t bytes = abqc_byte_count(rank, sizes, abqc_item_size(info->dtype));
+    if (bytes < 0)
+        abqc_fail(ctx, ABQC_E_CHECK, "output '%s' has an impossible size %s", info->name,
+                  abqc_format_sizes(rank, sizes, got, sizeof got));
+    if (!ctx->outputs[i]) {
+        ctx->outputs[i] = allocate(info->dtype, rank, sizes, (size_t)bytes);
+        if (!ctx->outputs[i])
+            abqc_fail(ctx, ABQC_E_MEMORY, "out of memory for output '%s' %s", info->name,
+                      abqc_format_sizes(rank, sizes, got, sizeof got));
+        ctx->slots[i].allocated = true;
+    }
+    DLTensor *tensor = &ctx->outputs[i]->dl_tensor;
+    if (memcmp(tensor->shape, sizes, sizeof(int64_t) * (size_t)rank) != 0)
+        abqc_fail(ctx, ABQC_E_OUTPUT, "the buffer for output '%s' is %s, but the output is %s",
+                  info->name, abqc_format_sizes(rank, tensor->shape, got, sizeof got),
+                  abqc_format_sizes(rank, sizes, expected, sizeof expected));
+    return tensor;
+}
+
+void abqc_release_outputs(abqc_ctx *ctx) {
+    for (int32_t i = 0; i < abqc_meta.info.output_count; i++) {
+        if (!ctx->slots[i].allocated) continue;
+        ctx->outputs[i]->deleter(ctx->outputs[i]);
+        ctx->outputs[i] = NULL;
+    }
+}
+
+static void refuse_overlap(abqc_ctx *ctx, int32_t output) {
+    if (ctx->slots[output].allocated) return;
+    for (int32_t i = 0; i < abqc_meta.info.input_count; i++)
+        if (abqc_overlap(&ctx->outputs[output]->dl_tensor, ctx->inputs[i]))
+            abqc_fail(ctx, ABQC_E_OUTPUT, "the buffer for output '%s' overlaps input '%s'",
+                      abqc_meta.info.outputs[output].name, abqc_meta.info.inputs[i].name);
+}
+
+void abqc_rt_output(abqc_ctx *ctx, int32_t i, const void *data, int32_t rank, const int64_t *sizes,
+                    const int64_t *strides) {
+    abqc_output_slot *slot = &ctx->slots[i];
+    const abqc_tensor_info *info = &abqc_meta.info.outputs[i];
+    if (slot->state == ABQC_OUTPUT_DONE)
+        abqc_fail(ctx, ABQC_E_INTERNAL, "output '%s' was given twice", info->name);
+    DLTensor *tensor = abqc_output_tensor(ctx, i, rank, sizes);
+    abqc_view view;
+    abqc_view_of(tensor, &view);
+    bool in_place = slot->state == ABQC_OUTPUT_APPENDED && view.data == data;
+    slot->state = ABQC_OUTPUT_DONE;
+    if (in_place) return;
+    refuse_overlap(ctx, i);
+    abqc_copy(&ctx->team, abqc_item_size(info->dtype), rank, sizes, view.data, view.strides, data,
+              strides);
+}
+
+/* A compact copy, for inputs whose strides or alignment the kernels do not take. */
+static void *compacted(abqc_ctx *ctx, const abqc_tensor_info *info, abqc_view *view) {
+    size_t item = abqc_item_size(info->dtype);
+    int64_t strides[ABQC_MAX_RANK];
+    abqc_compact_strides(info->ndim, view->sizes, strides);
+    void *data = abqc_rt_alloc(ctx, abqc_byte_count(info->ndim, view->sizes, item));
+    abqc_copy(&ctx->team, item, info->ndim, view->sizes, data, strides, view->data, view->strides);
+    return data;
+}
+
+const abqc_view *abqc_rt_input(abqc_ctx *ctx, int32_t i) {
+    const abqc_tensor_info *info = &abqc_meta.info.inputs[i];
+    abqc_view *view = &ctx->views[i];
+    if (ctx->view_ready[i]) return view;
+    abqc_view_of(ctx->inputs[i], view);
+    bool aligned = (uintptr_t)view->data % abqc_item_size(info->dtype) == 0;
+    bool compact = abqc_is_compact(info->ndim, view->sizes, view->strides);
+    if (!aligned || (!compact && !(info->flags & ABQC_TENSOR_STRIDED))) {
+        view->data = compacted(ctx, info, view);
+        compact = true;
+    }
+    if (compact) abqc_compact_strides(info->ndim, view->sizes, view->strides);
+    ctx->view_ready[i] = true;
+    return view;
+}
