@@ -2,10 +2,10 @@
 
     python tests/models/export_digits.py [OUT_DIR]
 
-writes digits_mlp.onnx, digits_cnn.onnx and digits.npz (`images` f32 [200, 64], `labels` int64 [200]).
-The files are committed in tests/models/data, so that tests need neither scikit-learn nor PyTorch;
-this script, which needs both and skl2onnx, tells where they come from. The data are scikit-learn's
-copy of the UCI handwritten digits (8 x 8 pixels, 0 to 16), CC BY 4.0.
+writes digits_mlp.onnx, digits_cnn.onnx and digits.npz (`images` f32 [200, 64], `labels` int64
+[200]). The files are committed in tests/models/data, so that tests need neither scikit-learn nor
+PyTorch; this script, which needs both and skl2onnx, tells where they come from. The data are
+scikit-learn's copy of the UCI handwritten digits (8 x 8 pixels, 0 to 16), CC BY 4.0.
 """
 
 from __future__ import annotations

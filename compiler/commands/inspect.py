@@ -1,0 +1,97 @@
+"""Show what is in a compiled model: signature, formats, sizes, strategies and why.
+
+Reads the manifest at the end of the file; the library is not opened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from abqc.compiler.commands.table import byte_count, table
+
+NAME = "inspect"
+SUMMARY = "show signature, formats, sizes and strategies of a compiled model"
+EXAMPLES = """examples:
+  abqc inspect model.so
+  abqc inspect model.so --json | python -m json.tool
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="the library that `abqc compile` wrote")
+    parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from abqc.runtime.artifact import manifest_of
+
+    manifest = manifest_of(args.model)
+    print(json.dumps(manifest) if args.json else "\n\n".join(sections(manifest)))
+    return 0
+
+
+def sections(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """The parts of the report, in order."""
+    yield summary(manifest)
+    for title in ("inputs", "outputs"):
+        rows = [(t["name"], t["dtype"], _shape(t["shape"])) for t in manifest[title]]
+        yield table((title[:-1], "type", "shape"), rows)
+    if manifest["ops"]:
+        yield operations(manifest["ops"])
+    if manifest["float"]:
+        kept = [(f["node"], f["kind"], byte_count(f["bytes"]), f["why"]) for f in manifest["float"]]
+        yield table(("stayed float", "kind", "bytes", "why"), kept)
+
+
+def summary(manifest: Mapping[str, Any]) -> str:
+    sizes = manifest["bytes"]
+    lines = {
+        "model": manifest["model"],
+        "recipe": manifest["recipe"],
+        "target": f"{manifest['target']} ({', '.join(manifest['isas'])})",
+        "compiled": f"by abqc {manifest['abqc']} in {manifest['compile_seconds']:.1f} s",
+        "size": f"{byte_count(sizes['total'])}: {byte_count(sizes['weights'])} weights, "
+        f"{byte_count(sizes['code'])} code",
+        "weights": _bits_per_weight(manifest["ops"]),
+    }
+    return "\n".join(f"{key:9} {value}" for key, value in lines.items() if value)
+
+
+def _bits_per_weight(ops: list[Mapping[str, Any]]) -> str:
+    """Bits per weight over all quantized tables, and how many weights they are."""
+    weights = {op.get("symbol", op["node"]): op for op in ops if op["weight"]}.values()
+    count = sum(op["n"] * op["k"] for op in weights)
+    if not count:
+        return ""
+    bits = 8 * sum(op["bytes"] for op in weights) / count
+    return f"{bits:.2f} bits per weight over {count / 1e6:.1f} M quantized weights"
+
+
+def operations(ops: list[Mapping[str, Any]]) -> str:
+    """One row for ops that agree in everything but their name."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for op in ops:
+        formats = " ".join(f for f in (op["weight"], op["activation"]) if f) or "float"
+        key = (
+            op["kind"],
+            f"{op['n']}x{op['k']}",
+            formats + (" rotated" if op["rotated"] else ""),
+            round(op["bpw"], 2),
+            op["strategy"] or "-",
+            op["why"] or "",
+        )
+        groups.setdefault(key, []).append(op["node"])
+    rows = [(_nodes(nodes), *key) for key, nodes in groups.items()]
+    return table(("node", "kind", "n x k", "formats", "bpw", "strategy", "why"), rows)
+
+
+def _nodes(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _shape(sizes: list[int | str | None]) -> str:
+    return "x".join("?" if size is None else str(size) for size in sizes) or "scalar"
