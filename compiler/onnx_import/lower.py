@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx
 from abqc.dialects.mlir import PassManager, ir, onnx_importer
 
@@ -51,16 +53,26 @@ class Refused(Exception):
         self.node = node
 
 
-def lower(proto: onnx.ModelProto, plan: Plan) -> tuple[ir.Module, list[Used]]:
-    """The module and the uses of weights in it. Needs a current context with all dialects."""
+def lower(
+    proto: onnx.ModelProto, plan: Plan, on_stage: Callable[[str], object] = lambda stage: None
+) -> tuple[ir.Module, list[Used]]:
+    """The module and the uses of weights in it. Needs a current context with all dialects.
+
+    `on_stage` is called with the name of each stage before it runs.
+    """
+
+    def run(*pipelines: str) -> None:
+        for pipeline in pipelines:
+            on_stage(pipeline)
+            _run(module, pipeline)
+
+    on_stage("the ONNX importer")
     module = _import(proto)
-    _run(module, TO_TORCH)
-    _refuse_unconverted(module, plan)
-    for pipeline in TO_BACKEND_CONTRACT:
-        _run(module, pipeline)
+    run(TO_TORCH)
+    _refuse_unconverted(module)
+    run(*TO_BACKEND_CONTRACT)
     used = take_weights(module, plan)
-    for pipeline in TO_LINALG:
-        _run(module, pipeline)
+    run(*TO_LINALG)
     _drop_arguments(module, len(plan.weights))
     return module, used
 
@@ -87,7 +99,7 @@ def _run(module: ir.Module, pipeline: str) -> None:
         raise Refused(f"{pipeline}: {text}", node) from error
 
 
-def _refuse_unconverted(module: ir.Module, plan: Plan) -> None:
+def _refuse_unconverted(module: ir.Module) -> None:
     """What the first conversion leaves as `torch.operator` fails later, with a worse message."""
 
     def visit(op: ir.Operation) -> ir.WalkResult:
