@@ -98,7 +98,7 @@ def _write(file: BinaryIO, source: Source) -> int:
     if isinstance(source, FileRange):
         return _copy_range(file, source)
     if isinstance(source, np.ndarray):
-        source = memoryview(np.ascontiguousarray(source).reshape(-1).view(np.uint8))
+        source = np.ascontiguousarray(source).reshape(-1).view(np.uint8).data
     return file.write(source)
 
 
@@ -126,37 +126,66 @@ def _copy_some(origin: int, file: BinaryIO, size: int, offset: int) -> int:
         return file.write(os.pread(origin, min(size, 1 << 24), offset))
 
 
-def _finish(file: BinaryIO, data_size: int, symbols: bytes, names: _Strings, large: bool) -> None:
-    sections = _Strings()
-    table = [bytes(_SECTION.size)]  # the first section is null
+def _finish(
+    file: BinaryIO, data_size: int, symbols: bytearray, names: _Strings, large: bool
+) -> None:
+    """Everything after the data, then the header."""
+    table = _SectionTable()
+    if large:
+        flags = _SHF_ALLOC | _SHF_X86_64_LARGE
+        table.add(".lrodata.abqc", _SHT_PROGBITS, ALIGNMENT, data_size, flags, align=ALIGNMENT)
+    else:
+        table.add(".rodata.abqc", _SHT_PROGBITS, ALIGNMENT, data_size, _SHF_ALLOC, align=ALIGNMENT)
+    start = _append(file, symbols)
+    table.add(
+        ".symtab", _SHT_SYMTAB, start, len(symbols), link=3, info=1, align=8, entry=_SYMBOL.size
+    )
+    table.add(".strtab", _SHT_STRTAB, _append(file, names.data), len(names.data))
+    table.add(".note.GNU-stack", _SHT_PROGBITS, file.tell(), 0)  # the stack is not executable
+    table.add_own_names(file.tell() + -file.tell() % ALIGNMENT)
+    _append(file, table.names.data)
+    table_at = _append(file, b"".join(table.rows))
+    file.seek(0)
+    file.write(_header(table_at, len(table.rows)))
 
-    def section(
-        name: str, kind: int, flags: int, offset: int, size: int, link=0, info=0, align=1, entry=0
+
+class _SectionTable:
+    """Section headers; the first is null, the last one holds their names."""
+
+    def __init__(self) -> None:
+        self.names = _Strings()
+        self.rows = [bytes(_SECTION.size)]
+
+    def add(
+        self,
+        name: str,
+        kind: int,
+        offset: int,
+        size: int,
+        flags: int = 0,
+        *,
+        link: int = 0,
+        info: int = 0,
+        align: int = 1,
+        entry: int = 0,
     ) -> None:
-        table.append(
+        self.rows.append(
             _SECTION.pack(
-                sections.add(name), kind, flags, 0, offset, size, link, info, align, entry
+                self.names.add(name), kind, flags, 0, offset, size, link, info, align, entry
             )
         )
 
-    def append(data: bytes) -> tuple[int, int]:
-        offset = _align(file)
-        return offset, file.write(data)
+    def add_own_names(self, offset: int) -> None:
+        name = self.names.add(".shstrtab")
+        size = len(self.names.data)
+        self.rows.append(_SECTION.pack(name, _SHT_STRTAB, 0, 0, offset, size, 0, 0, 1, 0))
 
-    data_name, flags = (
-        (".lrodata.abqc", _SHF_ALLOC | _SHF_X86_64_LARGE) if large else (".rodata.abqc", _SHF_ALLOC)
-    )
-    section(data_name, _SHT_PROGBITS, flags, ALIGNMENT, data_size, align=ALIGNMENT)
-    symbols_at = append(symbols)
-    section(".symtab", _SHT_SYMTAB, 0, *symbols_at, link=3, info=1, align=8, entry=_SYMBOL.size)
-    section(".strtab", _SHT_STRTAB, 0, *append(names.data))
-    section(".note.GNU-stack", _SHT_PROGBITS, 0, file.tell(), 0)  # the stack is not executable
-    names_offset = sections.add(".shstrtab")
-    offset, size = append(sections.data)
-    table.append(_SECTION.pack(names_offset, _SHT_STRTAB, 0, 0, offset, size, 0, 0, 1, 0))
-    table_at, _ = append(b"".join(table))
-    file.seek(0)
-    file.write(_header(table_at, len(table)))
+
+def _append(file: BinaryIO, data: bytes | bytearray) -> int:
+    """Write at the next aligned position, which is returned."""
+    position = _align(file)
+    file.write(data)
+    return position
 
 
 def _header(table_at: int, count: int) -> bytes:

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from abqc.errors import AbqcError, CompileError
-from abqc.runtime.artifact import append_trailer
-from abqc.runtime.dlpack import MAX_RANK, dtype_from_name
-from abqc.runtime.shim import SHIM_DIRECTORY
-
+from ..errors import AbqcError, CompileError
+from ..runtime.artifact import append_trailer
+from ..runtime.dlpack import MAX_RANK, dtype_from_name
+from ..runtime.shim import SHIM_DIRECTORY
 from .elf import write_data_object
 from .toolchain import CCompiler, find_compiler
 
@@ -175,9 +174,9 @@ def _compiled_shim(compiler: CCompiler, work: Path) -> Path:
         [*_COMPILE, f"-I{SHIM_DIRECTORY}", *sources], directory=made, purpose="compile the shim"
     )
     (work / "threads.c").write_text(_THREADS_STUB)
+    soname = f"-Wl,-soname,{_THREADS_NAME}"
     compiler.run(
-        ["-shared", "-fPIC", "-nostdlib", f"-Wl,-soname,{_THREADS_NAME}", "-o"]
-        + [str(made / _THREADS_NAME), "threads.c"],
+        ["-shared", "-fPIC", "-nostdlib", soname, "-o", made / _THREADS_NAME, "threads.c"],
         directory=work,
         purpose="make a stub of the thread runtime",
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from abqc.errors import ToolchainError
+from ..errors import ToolchainError
 
 CANDIDATES = ("cc", "gcc", "clang")
 

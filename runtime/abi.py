@@ -10,8 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from abqc.errors import AbqcError, ArtifactError, InputError
-
+from ..errors import AbqcError, ArtifactError, InputError
 from .artifact import open_artifact, read_manifest, read_trailer, verify_checksum
 from .dlpack import DType, dtype_name
 from .tensor_spec import Dim, TensorSpec

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from abqc.errors import ArtifactError
+from ..errors import ArtifactError
 
 FORMAT_VERSION = 1
 MAGIC = b"ABQC\r\n\x1a\n"
@@ -61,7 +61,7 @@ def read_trailer(file: BinaryIO, path: Path) -> Trailer:
     if magic != MAGIC:
         raise ArtifactError(
             f"'{path}' is a library without abqc's trailer",
-            hint="it is truncated, was changed by another tool (strip?), or is not a compiled model",
+            hint="it is truncated, changed by another tool (strip?), or no compiled model",
         )
     if version != FORMAT_VERSION:
         raise ArtifactError(

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from abqc.errors import InputError
-
+from ..errors import InputError
 from .abi import Instance, Library
 from .dlpack import TensorTable, dtype_of, expressible, read_managed
 from .tensor_spec import TensorSpec

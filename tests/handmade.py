@@ -1,7 +1,8 @@
-"""Artifacts whose host function and kernels are written by hand in C: the runtime without a compiler."""
+"""Artifacts with a host function and kernels written by hand in C: no compiler is needed."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -9,7 +10,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-
 from abqc.codegen.elf import write_data_object
 from abqc.codegen.link import ArtifactMeta, link
 from abqc.codegen.toolchain import find_compiler
@@ -206,8 +206,6 @@ def run_program(
     command: Sequence[str | Path], **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end and hand back what it printed."""
-    import os
-
     return subprocess.run(
         list(map(str, command)),
         capture_output=True,
