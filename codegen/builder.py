@@ -150,6 +150,10 @@ class Value:
     def __rshift__(self, other: Value | Number) -> Value:
         return self._binary(other, arith.shrui, None)
 
+    def sar(self, other: Value | Number) -> Value:
+        """Shift right, copies of the sign coming in."""
+        return self._binary(other, arith.shrsi, None)
+
     def __neg__(self) -> Value:
         return Value(arith.negf(self.ir)) if _is_float(self.type) else 0 - self
 
@@ -379,6 +383,19 @@ class Builder:
     def extend(self, value: Value, element: str = "f32") -> Value:
         """A float as a wider float."""
         return self._convert(arith.extf, value, element)
+
+    def half_to_float(self, bits: Value) -> Value:
+        """The f32 values of finite f16 numbers given as their bits (i16)."""
+        if self.isa.f16c:
+            half = ir.F16Type.get()
+            lanes = isinstance(bits.type, ir.VectorType)
+            return self.extend(self.bitcast(bits, vec(bits.lanes, half) if lanes else half))
+        # Magnitude bits moved to f32's place are too small by 2^112, subnormals included.
+        wide = self.zext(bits, "i32")
+        as_float = vec(bits.lanes, "f32") if isinstance(bits.type, ir.VectorType) else "f32"
+        magnitude = self.bitcast((wide & 0x7FFF) << 13, as_float) * 2.0**112
+        sign = (wide & 0x8000) << 16
+        return self.bitcast(self.bitcast(magnitude, wide.type) | sign, as_float)
 
     def narrow(self, value: Value, element: str) -> Value:
         """A float rounded to a narrower one."""

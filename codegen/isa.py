@@ -25,6 +25,10 @@ class Isa:
     vector_bits: int
     registers: int
     fma: bool
+    f16c: bool  # converts between f16 and f32
+    madd_i16: str  # LLVM intrinsic: products of i16 pairs, added in pairs to i32 (VPMADDWD)
+    madd_u8i8: str | None = None  # products of u8 by i8, added in pairs to i16, saturating
+    dot_u8i8: str | None = None  # products of u8 by i8, added in fours to i32 (VPDPBUSD)
 
     def lanes(self, bits: int) -> int:
         """How many elements of `bits` bits a register holds."""
@@ -65,6 +69,10 @@ AVX512 = Isa(
     vector_bits=512,
     registers=32,
     fma=True,
+    f16c=True,
+    madd_i16="llvm.x86.avx512.pmaddw.d.512",
+    madd_u8i8="llvm.x86.avx512.pmaddubs.w.512",
+    dot_u8i8="llvm.x86.avx512.vpdpbusd.512",
 )
 
 AVX2 = Isa(
@@ -75,6 +83,9 @@ AVX2 = Isa(
     vector_bits=256,
     registers=16,
     fma=True,
+    f16c=True,
+    madd_i16="llvm.x86.avx2.pmadd.wd",
+    madd_u8i8="llvm.x86.avx2.pmadd.ub.sw",
 )
 
 PLAIN = Isa(
@@ -85,6 +96,8 @@ PLAIN = Isa(
     vector_bits=128,
     registers=16,
     fma=False,
+    f16c=False,
+    madd_i16="llvm.x86.sse2.pmadd.wd",
 )
 
 ALL = (AVX512, AVX2, PLAIN)

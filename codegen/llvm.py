@@ -89,6 +89,7 @@ def _rewrite_line(line: str) -> str:
 
 def _float_literal(type_: str, text: str) -> str:
     """One literal as LLVM 22 reads it; a float is written as the double that equals it."""
+    text = text.replace("qnan", "nan")
     if type_ == "half":
         bits = int(text[3:], 16) if text.startswith("f0x") else _bits("<e", "<H", float(text))
         return f"0xH{bits:04X}"

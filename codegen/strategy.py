@@ -20,6 +20,7 @@ class MatmulSpec:
 
     `weight` and `activation` are None where that side stays float. `hadamard_block` rotates
     activations in blocks of that many columns before they are quantized; 0: no rotation.
+    `scale_bits` is 16, or 32 for imported weights whose scales f16 cannot hold.
     """
 
     n: int
@@ -27,6 +28,7 @@ class MatmulSpec:
     weight: Scheme | None
     activation: Scheme | None
     hadamard_block: int = 0
+    scale_bits: int = 16
 
 
 @dataclass(frozen=True)
