@@ -201,10 +201,10 @@ def _privatize(module: ir.Module, signatures: Sequence[_Signature]) -> None:
             operation.attributes["linkage"] = ir.Attribute.parse("#llvm.linkage<internal>")
 
 
-def _entry(signature: _Signature) -> str:
+def _entry(signature: _Signature, linkage: str) -> str:
     """`void name(int64_t begin, int64_t end, const uint64_t *args)` in LLVM IR."""
     lines = [
-        f"define hidden void @{signature.name}(i64 %begin, i64 %end, ptr readonly %args) {{",
+        f"define {linkage} void @{signature.name}(i64 %begin, i64 %end, ptr readonly %args) {{",
         "entry:",
     ]
     call = ["i64 %i"]
@@ -234,27 +234,40 @@ def _table(symbol: str, names: Sequence[str]) -> str:
 
 
 def kernels_to_llvm(
-    module: ir.Module, isa: Isa, names: Sequence[str], table_symbol: str
+    module: ir.Module,
+    isa: Isa,
+    names: Sequence[str],
+    table_symbol: str,
+    *,
+    linkage: str = "hidden",
 ) -> tuple[llvmlite.ModuleRef, llvmlite.TargetMachine]:
     """The optimised LLVM module of `compile_kernels`; lowers `module` in place."""
     lower(module)
     signatures = _signatures(module, names)
     _privatize(module, signatures)
     text = to_llvm_ir(module)
-    text += "".join(_entry(signature) for signature in signatures) + _table(table_symbol, names)
+    text += "".join(_entry(s, linkage) for s in signatures) + _table(table_symbol, names)
     machine = target_machine(isa)
     compiled = parse(text, machine)
     optimize(compiled, machine)
     return compiled, machine
 
 
-def compile_kernels(module: ir.Module, isa: Isa, names: Sequence[str], table_symbol: str) -> bytes:
+def compile_kernels(
+    module: ir.Module,
+    isa: Isa,
+    names: Sequence[str],
+    table_symbol: str,
+    *,
+    linkage: str = "hidden",
+) -> bytes:
     """The ELF object of a module of grid functions; lowers `module` in place.
 
     It defines, hidden, the entry `void NAME(int64_t begin, int64_t end, const uint64_t *args)` for
-    each of `names`, and `table_symbol`, the array of entries in the order of `names`.
+    each of `names`, and `table_symbol`, the array of entries in the order of `names`. With linkage
+    "internal" the table alone leads to the entries: several forms can be linked together.
     """
-    compiled, machine = kernels_to_llvm(module, isa, names, table_symbol)
+    compiled, machine = kernels_to_llvm(module, isa, names, table_symbol, linkage=linkage)
     return machine.emit_object(compiled)
 
 

@@ -9,11 +9,10 @@ Two forms of an operation exist, told apart by element types, never by name:
 Once a strategy has been chosen, layouts appear in types as `!abq.packed<"...">`: an opaque
 sequence of bytes whose meaning belongs to that strategy.
 
-Every operation but `launch` is pure, so that `canonicalize` and `cse` remove dead and
+Every operation is pure, so that `canonicalize` and `cse` remove dead and
 duplicate ones. (No postponed annotations here: the bindings read them as Python objects.)
 """
 
-from collections.abc import Sequence
 from typing import Any, Optional
 
 from .mlir import ext, ir
@@ -53,6 +52,10 @@ def code_format(value: ir.Value) -> str | None:
     """The format of a tensor of codes, None where the elements are no codes."""
     type_ = element(value)
     return ir.StringAttr(type_.format).value if isinstance(type_, CodeType) else None
+
+
+def is_packed(value: ir.Value) -> bool:
+    return isinstance(element(value), PackedType)
 
 
 def _require(condition: bool, text: str) -> None:
@@ -113,6 +116,8 @@ class MatmulOp(VerifiedOperation, name="matmul", traits=[ext.Pure]):
 
     @staticmethod
     def check(op: Any) -> None:
+        if is_packed(op.w):
+            return  # a blob: its shape says nothing about N and K
         x, w, y = shape(op.x), shape(op.w), shape(op.result)
         _require(len(w) == 2, "w must be N x K")
         _require(len(x) >= 1 and _agree(x[-1], w[1]), f"x has K = {x[-1:]}, w has K = {w[1]}")
@@ -120,6 +125,26 @@ class MatmulOp(VerifiedOperation, name="matmul", traits=[ext.Pure]):
         if op.bias is not None:
             _require(shape(op.bias) == [w[0]], f"bias must have {w[0]} elements")
         _check_scales(op)
+
+
+class BatchMatmulOp(VerifiedOperation, name="batch_matmul", traits=[ext.Pure]):
+    """`y[b] = a[b] @ c[b]` of two float activations; `c` is B x K x N, or B x N x K if `transposed`.
+
+    The batches of `a` are a multiple of those of `c`: consecutive ones share one (grouped queries).
+    """
+
+    a: Tensor
+    c: Tensor
+    transposed: ir.IntegerAttr  # 0 or 1
+    result: TensorResult
+
+    @staticmethod
+    def check(op: Any) -> None:
+        a, c, y = shape(op.a), shape(op.c), shape(op.result)
+        _require(len(a) == len(c) == len(y) == 3, "a, c and y have rank 3")
+        k, n = (c[2], c[1]) if ir.IntegerAttr(op.transposed).value else (c[1], c[2])
+        _require(_agree(a[2], k), f"a has K = {a[2]}, c has K = {k}")
+        _require(_agree(a[1], y[1]) and _agree(n, y[2]), "y must be B x M x N")
 
 
 class ConvOp(VerifiedOperation, name="conv", traits=[ext.Pure]):
@@ -172,6 +197,8 @@ class GatherOp(VerifiedOperation, name="gather", traits=[ext.Pure]):
 
     @staticmethod
     def check(op: Any) -> None:
+        if is_packed(op.table):
+            return
         table, indices, y = shape(op.table), shape(op.indices), shape(op.result)
         _require(len(table) == 2, "the table must be rows x columns")
         _require(len(y) == len(indices) + 1 and _agree(y[-1], table[1]), "y must be [indices..., columns]")
@@ -217,23 +244,27 @@ class HadamardOp(VerifiedOperation, name="hadamard", traits=[ext.Pure]):
 
 
 class PackOp(Abq.Operation, name="pack", traits=[ext.Pure]):
-    """Activations (float, or rotated by `hadamard_block` first) to a strategy's bytes, in one kernel.
+    """Activations to a strategy's bytes, rotated and quantized on the way, by one `kernel`.
 
-    The result is a rank-2 tensor, rows x row bytes, of `!abq.packed<layout>`.
+    The result is rows x row bytes of `!abq.packed<layout>`. `x_scale` and `x_zero` are given where
+    several rows share them (one scale per image); otherwise each row gets its own.
     """
 
     x: Tensor
-    strategy: ir.StringAttr
-    format: ir.StringAttr
-    hadamard_block: ir.IntegerAttr
+    kernel: ir.StringAttr
     result: TensorResult
     x_scale: Optional[Tensor] = None
     x_zero: Optional[Tensor] = None
 
 
-class LaunchOp(Abq.Operation, name="launch"):
-    """Run grid function `kernel` for 0 <= i < grid on buffers and scalars; it writes its outputs."""
+class AppendOp(Abq.Operation, name="append", traits=[ext.Pure]):
+    """Output `output` of the model: input `input` with `x` appended along `axis`.
 
-    grid: ext.Operand[ir.IndexType]
-    args: Sequence[ext.Operand[Any]]
-    kernel: ir.StringAttr
+    Written in place where the caller hands in one buffer for both (a cache that grows).
+    """
+
+    x: Tensor
+    input: ir.IntegerAttr
+    output: ir.IntegerAttr
+    axis: ir.IntegerAttr
+    result: TensorResult

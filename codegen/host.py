@@ -1,0 +1,341 @@
+"""The host function: what remains of `@main` after the kernels have left, as an object.
+
+It computes sizes, asks the shim for buffers and launches grid functions. It is long and straight,
+so LLVM compiles it without optimization (docs/architecture.md, "Objects of an artifact").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import llvmlite.binding as llvmlite
+
+from ..dialects.mlir import arith, func, ir, llvm, memref
+from ..errors import CompileError
+from ..passes.infrastructure import main_function, walk
+from ..passes.launch import KERNEL, kernel_names, launched_kernel
+from ..passes.resolve_dims import index
+from .isa import PLAIN
+from .llvm import lower, parse, target_machine, to_llvm_ir
+
+ENTRY = "abqc_host_main"
+MAX_RANK = 8  # of abqc_view in the shim's interface
+
+# As codegen.llvm.LOWERING, for a module without vectors whose buffers come from the arena.
+_LOWERING = ",".join(
+    (
+        "func.func(lower-affine)",
+        "expand-strided-metadata",
+        "lower-affine",
+        "convert-scf-to-cf",
+        "func.func(arith-expand,memref-expand)",
+        "convert-ub-to-llvm",
+        "convert-index-to-llvm",
+        "finalize-memref-to-llvm{use-generic-functions=true use-aligned-alloc=true}",
+        "convert-arith-to-llvm",
+        "convert-func-to-llvm",
+        "convert-cf-to-llvm",
+        "reconcile-unrealized-casts",
+    )
+)
+
+_DECLARATIONS = """\
+declare ptr @abqc_rt_input(ptr, i32)
+declare void @abqc_rt_output(ptr, i32, ptr, i32, ptr, ptr)
+"""
+
+
+def compile_host(module: ir.Module, kernels: Sequence[str]) -> bytes:
+    """The ELF object of the host function; lowers `module` in place.
+
+    `kernels` gives the number of each kernel: its place in the list. The object defines
+    `int32_t abqc_host_main(abqc_ctx *)`.
+    """
+    with module.context, ir.Location.unknown():
+        types = ir.TypeAttr(main_function(module.operation).attributes["function_type"]).value
+        inputs, outputs = list(types.inputs), list(types.results)
+        _check_types([*inputs, *outputs])
+        _Host(module, kernels).rewrite()
+    lower(module, _LOWERING)
+    with module.context, ir.Location.unknown():
+        _allocate_from_arena(module)
+        text = to_llvm_ir(module)
+    text += _entry(inputs, outputs, text)
+    machine = target_machine(PLAIN, optimize=False)
+    compiled = parse(text, machine)
+    for value in [*compiled.global_variables, *compiled.functions]:
+        if value.is_declaration:
+            value.visibility = llvmlite.Visibility.hidden if hasattr(llvmlite, "Visibility") else "hidden"
+    return machine.emit_object(compiled)
+
+
+def _check_types(types: Sequence[ir.Type]) -> None:
+    for type_ in types:
+        if not isinstance(type_, ir.MemRefType) or ir.MemRefType(type_).rank > MAX_RANK:
+            raise CompileError(
+                f"the model has an input or output of type {type_}",
+                hint=f"tensors of at most {MAX_RANK} axes are supported",
+            )
+
+
+class _Host:
+    """Turns launches and checks into calls of the shim."""
+
+    def __init__(self, module: ir.Module, kernels: Sequence[str]) -> None:
+        self.module = module
+        self.numbers = {name: number for number, name in enumerate(kernels)}
+        self.main = main_function(module.operation)
+        self.i32 = ir.IntegerType.get_signless(32)
+        self.i64 = ir.IntegerType.get_signless(64)
+        self.messages: dict[str, str] = {}
+
+    def rewrite(self) -> None:
+        self._add_context()
+        self._declare("abqc_rt_launch", [self.i64, self.i32, self.i64, self.i64])
+        self._declare("abqc_rt_check", [self.i64, self.i32, self.i64])
+        names = kernel_names(self.module.operation)
+        calls = [(op, launched_kernel(op, names)) for op in walk(self.main, "func.call")]
+        launches = [(op, name) for op, name in calls if name is not None]
+        slots = self._slots(max((self._count(op) for op, _ in launches), default=1))
+        for op, name in launches:
+            with ir.InsertionPoint(op), op.location:
+                self._launch(op, self.numbers[name], slots)
+            op.erase()
+        for op in walk(self.main, "cf.assert"):
+            with ir.InsertionPoint(op), op.location:
+                self._check(op)
+            op.erase()
+        for op in list(self.module.body.operations):
+            if KERNEL in op.operation.attributes:
+                op.operation.erase()
+
+    def _add_context(self) -> None:
+        """The context (a pointer, as an integer) becomes main's last argument."""
+        block = self.main.regions[0].blocks[0]
+        self.context = block.add_argument(self.i64, ir.Location.unknown())
+        type_ = ir.TypeAttr(self.main.attributes["function_type"]).value
+        self.main.attributes["function_type"] = ir.TypeAttr.get(
+            ir.FunctionType.get([*type_.inputs, self.i64], list(type_.results))
+        )
+        for name in ("arg_attrs", "res_attrs"):
+            if name in self.main.attributes:
+                del self.main.attributes[name]
+
+    def _declare(self, name: str, types: list[ir.Type]) -> None:
+        with ir.InsertionPoint.at_block_begin(self.module.body):
+            func.FuncOp(name, ir.FunctionType.get(types, []), visibility="private")
+
+    def _count(self, op: ir.Operation) -> int:
+        return sum(
+            3 + 2 * ir.MemRefType(o.type).rank if isinstance(o.type, ir.MemRefType) else 1
+            for o in op.operands
+        )
+
+    def _slots(self, count: int) -> ir.Value:
+        with ir.InsertionPoint.at_block_begin(self.main.regions[0].blocks[0]):
+            return memref.AllocaOp(ir.MemRefType.get([count], self.i64), [], []).result
+
+    def _launch(self, op: ir.Operation, number: int, slots: ir.Value) -> None:
+        grid, *arguments = op.operands
+        values = [slot for argument in arguments for slot in self._expand(argument)]
+        for position, value in enumerate(values):
+            memref.StoreOp(value, slots, [index(position)])
+        address = self._integer(memref.ExtractAlignedPointerAsIndexOp(slots).result)
+        kernel = arith.ConstantOp(self.i32, ir.IntegerAttr.get(self.i32, number)).result
+        self._call("abqc_rt_launch", [self.context, kernel, self._integer(grid), address])
+
+    def _expand(self, value: ir.Value) -> list[ir.Value]:
+        """The 8-byte slots of one argument, as the LLVM dialect expands it."""
+        type_ = value.type
+        if isinstance(type_, ir.MemRefType):
+            metadata = memref.ExtractStridedMetadataOp(value)
+            pointer = self._integer(memref.ExtractAlignedPointerAsIndexOp(value).result)
+            _, offset, *sizes = metadata.operation.results
+            return [pointer, pointer, *(self._integer(v) for v in (offset, *sizes))]
+        if isinstance(type_, ir.FloatType):
+            bits = ir.IntegerType.get_signless(type_.width)
+            return [self._integer(arith.BitcastOp(bits, value).result)]
+        return [self._integer(value)]
+
+    def _integer(self, value: ir.Value) -> ir.Value:
+        if isinstance(value.type, ir.IndexType):
+            return arith.IndexCastUIOp(self.i64, value).result
+        if ir.IntegerType(value.type).width == 64:
+            return value
+        return arith.ExtUIOp(self.i64, value).result
+
+    def _check(self, op: ir.Operation) -> None:
+        condition = arith.ExtUIOp(self.i32, op.operands[0]).result
+        message = memref.GetGlobalOp(*self._message(ir.StringAttr(op.attributes["msg"]).value)).result
+        address = self._integer(memref.ExtractAlignedPointerAsIndexOp(message).result)
+        self._call("abqc_rt_check", [self.context, condition, address])
+
+    def _message(self, text: str) -> tuple[ir.Type, str]:
+        data = text.encode() + b"\0"
+        type_ = ir.MemRefType.get([len(data)], ir.IntegerType.get_signless(8))
+        if text not in self.messages:
+            name = self.messages[text] = f"message.{len(self.messages)}"
+            tensor_type = ir.RankedTensorType.get([len(data)], ir.IntegerType.get_signless(8))
+            with ir.InsertionPoint.at_block_begin(self.module.body):
+                memref.GlobalOp(
+                    ir.StringAttr.get(name),
+                    ir.TypeAttr.get(type_),
+                    sym_visibility=ir.StringAttr.get("private"),
+                    initial_value=ir.DenseElementsAttr.get(memoryview(data), type=tensor_type),
+                    constant=True,
+                )
+        return type_, self.messages[text]
+
+    def _call(self, name: str, operands: list[ir.Value]) -> None:
+        func.CallOp([], ir.FlatSymbolRefAttr.get(name), operands)
+
+
+_ALLOCATORS = {
+    "_mlir_memref_to_llvm_aligned_alloc": "abqc_rt_alloc",
+    "_mlir_memref_to_llvm_alloc": "abqc_rt_alloc",
+    "_mlir_memref_to_llvm_free": "abqc_rt_free",
+}
+
+
+def _allocate_from_arena(module: ir.Module) -> None:
+    """The generic allocation functions become those of the shim, which take the run's context."""
+    pointer = ir.Type.parse("!llvm.ptr")
+    i64 = ir.IntegerType.get_signless(64)
+    main = main_llvm(module)
+    blocks = main.regions[0].blocks
+    context = blocks[0].arguments[len(blocks[0].arguments) - 1]
+    with ir.InsertionPoint.at_block_begin(blocks[0]):
+        context_pointer = llvm.IntToPtrOp(pointer, context).result
+    _declare_llvm(module, "abqc_rt_alloc", "!llvm.func<ptr (ptr, i64)>")
+    _declare_llvm(module, "abqc_rt_free", "!llvm.func<void (ptr, ptr)>")
+    for op in walk(main, "llvm.call"):
+        callee = op.attributes["callee"] if "callee" in op.attributes else None
+        name = ir.FlatSymbolRefAttr(callee).value if callee is not None else ""
+        if name not in _ALLOCATORS:
+            continue
+        last = op.operands[len(op.operands) - 1]
+        assert name.endswith("free") or last.type == i64
+        with ir.InsertionPoint(op), op.location:
+            new = ir.Operation.create(
+                "llvm.call",
+                results=[r.type for r in op.results],
+                operands=[context_pointer, last],
+                attributes={
+                    "callee": ir.FlatSymbolRefAttr.get(_ALLOCATORS[name]),
+                    "operandSegmentSizes": ir.DenseI32ArrayAttr.get([2, 0]),
+                    "op_bundle_sizes": ir.DenseI32ArrayAttr.get([]),
+                },
+            )
+        for old, result in zip(op.results, new.results, strict=True):
+            old.replace_all_uses_with(result)
+        op.erase()
+    for op in list(module.body.operations):
+        if op.operation.name == "llvm.func" and _symbol(op.operation) in _ALLOCATORS:
+            op.operation.erase()
+
+
+def _symbol(op: ir.Operation) -> str:
+    return ir.StringAttr(op.attributes["sym_name"]).value
+
+
+def main_llvm(module: ir.Module) -> ir.Operation:
+    for op in module.body.operations:
+        if op.operation.name == "llvm.func" and _symbol(op.operation) == "main":
+            op.operation.attributes["sym_name"] = ir.StringAttr.get("abqc_host_body")
+            op.operation.attributes["linkage"] = ir.Attribute.parse("#llvm.linkage<internal>")
+            return op.operation
+    raise CompileError("the host module lost its function @main")
+
+
+def _declare_llvm(module: ir.Module, name: str, type_: str) -> None:
+    with ir.InsertionPoint.at_block_begin(module.body):
+        ir.Operation.create(
+            "llvm.func",
+            regions=1,
+            attributes={
+                "sym_name": ir.StringAttr.get(name),
+                "function_type": ir.TypeAttr.get(ir.Type.parse(type_)),
+                "linkage": ir.Attribute.parse("#llvm.linkage<external>"),
+                "CConv": ir.Attribute.parse("#llvm.cconv<ccc>"),
+                "visibility_": ir.IntegerAttr.get(ir.IntegerType.get_signless(64), 0),
+            },
+        )
+
+
+def _entry(inputs: Sequence[ir.Type], outputs: Sequence[ir.Type], text: str) -> str:
+    """`int32_t abqc_host_main(abqc_ctx *)` in LLVM IR: views in, body, results out."""
+    lines = [f"define hidden i32 @{ENTRY}(ptr %ctx) {{"]
+    arguments: list[str] = []
+    for i, type_ in enumerate(inputs):
+        rank = ir.MemRefType(type_).rank
+        lines += [
+            f"  %v{i} = call ptr @abqc_rt_input(ptr %ctx, i32 {i})",
+            f"  %d{i} = load ptr, ptr %v{i}",
+        ]
+        arguments += [f"ptr %d{i}", f"ptr %d{i}", "i64 0"]
+        for kind, first in (("s", 1), ("t", 1 + MAX_RANK)):
+            for j in range(rank):
+                name = f"%{kind}{i}.{j}"
+                lines += [
+                    f"  {name}.p = getelementptr i64, ptr %v{i}, i64 {first + j}",
+                    f"  {name} = load i64, ptr {name}.p",
+                ]
+                arguments.append(f"i64 {name}")
+    lines.append("  %context = ptrtoint ptr %ctx to i64")
+    arguments.append("i64 %context")
+    descriptors = [_descriptor(ir.MemRefType(t).rank) for t in outputs]
+    result = "void"
+    if len(descriptors) == 1:
+        result = descriptors[0]
+    elif descriptors:
+        result = "{ " + ", ".join(descriptors) + " }"
+    call = f"call {result} @abqc_host_body({', '.join(arguments)})"
+    lines.append(f"  {'%r = ' if descriptors else ''}{call}")
+    for i, type_ in enumerate(outputs):
+        lines += _output(i, ir.MemRefType(type_), result, len(outputs))
+    lines += ["  ret i32 0", "}"]
+    declarations = [
+        line for line in _DECLARATIONS.splitlines() if line.split("@")[1].split("(")[0] not in text
+    ]
+    return "\n".join([*declarations, *lines]) + "\n"
+
+
+def _descriptor(rank: int) -> str:
+    sizes = f", [{rank} x i64], [{rank} x i64]" if rank else ""
+    return f"{{ ptr, ptr, i64{sizes} }}"
+
+
+def _output(i: int, type_: ir.MemRefType, result: str, count: int) -> list[str]:
+    """Hand output `i` of `%r` to the shim."""
+    at = f"{i}, " if count > 1 else ""
+    rank, size = type_.rank, _bytes(type_.element_type)
+    lines = [
+        f"  %o{i} = extractvalue {result} %r, {at}1",
+        f"  %f{i} = extractvalue {result} %r, {at}2",
+        f"  %b{i} = mul i64 %f{i}, {size}",
+        f"  %q{i} = getelementptr i8, ptr %o{i}, i64 %b{i}",
+    ]
+    pointers = []
+    for name, field in (("m", 3), ("n", 4)):
+        if not rank:
+            pointers.append("ptr null")
+            continue
+        array = f"%{name}{i}"
+        lines += [
+            f"  {array}.v = extractvalue {result} %r, {at}{field}",
+            f"  {array} = alloca [{rank} x i64]",
+            f"  store [{rank} x i64] {array}.v, ptr {array}",
+        ]
+        pointers.append(f"ptr {array}")
+    lines.append(
+        f"  call void @abqc_rt_output(ptr %ctx, i32 {i}, ptr %q{i}, i32 {rank}, {', '.join(pointers)})"
+    )
+    return lines
+
+
+def _bytes(element: ir.Type) -> int:
+    width = re.search(r"\d+", str(element))
+    if width is None:
+        raise CompileError(f"an output has elements of type {element}")
+    return max(1, int(width[0]) // 8)

@@ -1,0 +1,101 @@
+"""The target `cpu`: x86-64, three forms of every kernel, one artifact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ...costmodel.analytic import AnalyticModel
+from ...costmodel.interface import CostModel, MatmulFeatures
+from ...dialects.formats import Scheme
+from ...errors import RecipeError
+from ..cpu.batch_matmul import batch_matmul_kernels
+from ..isa import ALL, Isa
+from ..strategy import MatmulSpec, MatmulStrategy, Variant
+
+# Rows that a choice is judged by: decoding, a short prompt, a long one.
+TYPICAL_ROWS = (1, 16, 128)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The strategy chosen for a matmul, and why."""
+
+    strategy: MatmulStrategy
+    spec: MatmulSpec
+    why: str
+
+
+@dataclass(frozen=True)
+class CpuTarget:
+    """What passes ask a target: which strategies there are and which is best."""
+
+    name: str = "cpu"
+    isas: tuple[Isa, ...] = ALL
+    cost_model: CostModel = field(default_factory=AnalyticModel)
+
+    @cached_property
+    def strategies(self) -> tuple[MatmulStrategy, ...]:
+        from ..cpu.float_matmul import FloatMatmul
+        from ..cpu.int8 import Int8Strategy
+
+        return (FloatMatmul(), Int8Strategy())
+
+    def choose(
+        self,
+        n: int,
+        k: int,
+        weight: Scheme | None,
+        activation: Scheme | None,
+        hadamard_block: int,
+        *,
+        node: str,
+    ) -> Choice:
+        """The cheapest strategy that can do the matmul; RecipeError if there is none."""
+        spec = MatmulSpec(n, k, weight, activation, hadamard_block)
+        refusals = {s.name: s.unsupported(spec) for s in self.strategies}
+        able = [s for s in self.strategies if refusals[s.name] is None]
+        if not able:
+            raise RecipeError(
+                f"no kernel computes {weight} x {activation or 'float activations'}: "
+                + "; ".join(text for text in refusals.values() if text),
+                node=node,
+            )
+        if len(able) == 1:
+            return Choice(able[0], spec, f"{able[0].name}: the only strategy for these formats")
+        scores = {s.name: [self._features(s, spec, m) for m in TYPICAL_ROWS] for s in able}
+        best = min(able, key=lambda s: self._score(scores[s.name]))
+        why = "; ".join(
+            f"M={m}: " + self.cost_model.explain([scores[s.name][i] for s in able])
+            for i, m in enumerate(TYPICAL_ROWS)
+        )
+        return Choice(best, spec, why)
+
+    def _features(self, strategy: MatmulStrategy, spec: MatmulSpec, m: int) -> MatmulFeatures:
+        bits = spec.weight.bits if spec.weight else 32
+        return MatmulFeatures(
+            strategy=strategy.name,
+            m=m,
+            n=spec.n,
+            k=spec.k,
+            weight_bits=bits,
+            activation_bits=spec.activation.bits if spec.activation else 32,
+            weight_bytes=spec.n * spec.k * bits // 8,
+            groups=spec.weight.n_groups(spec.k) if spec.weight else 1,
+        )
+
+    def _score(self, features: list[MatmulFeatures]) -> float:
+        """The product of the times: no number of rows outweighs another."""
+        score = 1.0
+        for f in features:
+            score *= self.cost_model.predict(f)
+        return score
+
+    def batch_matmul(self, transposed: bool) -> tuple[Variant, ...]:
+        return batch_matmul_kernels(transposed)
+
+    def gather(self, columns: int, scheme: Scheme | None, *, node: str) -> Any:
+        from ..cpu.gather import table_layout
+
+        return table_layout(columns, scheme, node=node)

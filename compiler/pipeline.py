@@ -1,0 +1,60 @@
+"""The way of a model through the passes, as a column that reads from top to bottom."""
+
+from __future__ import annotations
+
+TIDY = "func.func(canonicalize,cse)"
+
+# ONNX's shape arithmetic and broadcasts disappear; what is left of linalg is fused.
+SIMPLIFY = (
+    TIDY,
+    "convert-batch-matmul",  # before fusion turns it into loops
+    "scalarize-shapes",
+    TIDY,
+    "resolve-dims",
+    "func.func(resolve-shaped-type-result-dims,canonicalize,cse)",
+    "resolve-dims",
+    "scalarize-shapes",
+    TIDY,
+    "func.func(int-range-optimizations,canonicalize,cse)",
+    "lower-reshape",
+    TIDY,
+    "simplify-broadcasts",
+    TIDY,
+    "func.func(linalg-fuse-elementwise-ops,canonicalize,cse)",
+    "simplify-broadcasts",
+    "resolve-dims",
+    "func.func(resolve-shaped-type-result-dims,canonicalize,cse)",
+    "func.func(linalg-fuse-elementwise-ops,canonicalize,cse)",
+    # "decompose-conv",
+    "resolve-dims",
+    TIDY,
+)
+
+# The recipe gives formats, the cost model strategies.
+QUANTIZE = (
+    "quantize",
+    TIDY,
+    "pack-layouts",
+    TIDY,  # packs of one activation for several matmuls become one
+)
+
+# Tensors become buffers, and loops grid functions.
+BUFFERIZE = (
+    "resolve-dims",
+    # "append-caches",
+    "decompose-concat",
+    TIDY,
+    "lower-abq",
+    TIDY,
+    "func.func(linalg-generalize-named-ops)",
+    "separate-fills",  # after the last cse, which would merge them again
+    "one-shot-bufferize{bufferize-function-boundaries=1 "
+    "function-boundary-type-conversion=identity-layout-map buffer-alignment=64}",
+    "func.func(canonicalize)",
+    "func.func(linalg-generalize-named-ops)",
+    "outline-kernels",
+    TIDY,
+    "insert-frees",
+)
+
+STAGES = {"simplified": SIMPLIFY, "quantized": QUANTIZE, "host": BUFFERIZE}

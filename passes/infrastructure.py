@@ -1,0 +1,177 @@
+"""What a pass is, and how a list of them runs.
+
+A pass is a function `pass_(module, unit)` registered under the name of its file, or the text of an
+upstream pipeline. `Unit` is the compilation that passes share: the weight store, the recipe, the
+notes that end up in the manifest. A failing pass becomes a `CompileError` that names the pass, those
+before it, and a file with the IR that it was given.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from abqc.dialects.mlir import PassManager, ir
+from abqc.errors import AbqcError, CompileError
+
+PassFunction = Callable[[ir.Operation, "Unit"], None]
+
+REGISTRY: dict[str, PassFunction] = {}
+
+# One file a pass; the name on the command line is the file's with dashes.
+PASS_FILES = (
+
+    "convert_batch_matmul",
+    "decompose_concat",
+
+    "insert_frees",
+    "lower_abq",
+    "lower_reshape",
+    "outline_kernels",
+    "pack_layouts",
+    "quantize",
+    "resolve_dims",
+    "scalarize_shapes",
+    "separate_fills",
+    "simplify_broadcasts",
+)
+
+
+@dataclass
+class Unit:
+    """One compilation: what passes read and write besides the IR."""
+
+    store: Any = None
+    recipe: Any = None
+    target: Any = None
+    node_kinds: dict[str, str] = field(default_factory=dict)  # ONNX node name -> "matmul", "conv", ...
+    encodings: dict[str, Any] = field(default_factory=dict)  # weight symbol -> quantize.Encoding
+    blobs: dict[str, Any] = field(default_factory=dict)  # packed or constant symbol -> array
+    kernels: dict[str, Any] = field(default_factory=dict)  # kernel name -> Kernel
+    outlined: Any = None  # the module of grid functions made by outline-kernels
+    progress: Any = None
+    inputs: list[Any] = field(default_factory=list)  # TensorSpec
+    outputs: list[Any] = field(default_factory=list)
+    strided_inputs: set[str] = field(default_factory=set)  # inputs that may have any strides
+    operations: list[dict[str, Any]] = field(default_factory=list)
+    floats: list[dict[str, Any]] = field(default_factory=list)
+    dump_dir: Path | None = None
+    step: int = 0
+
+
+    @property
+    def outlined_text(self) -> str:
+        """The grid functions made by outline-kernels, as text for another context."""
+        return str(self.outlined.operation.get_asm())
+
+
+def register(function: PassFunction) -> PassFunction:
+    """Decorator: `def fuse_hadamard(module, unit)` becomes the pass `fuse-hadamard`."""
+    REGISTRY[function.__name__.replace("_", "-")] = function
+    return function
+
+
+def available() -> dict[str, str]:
+    """Our passes by name, with the first line of their documentation."""
+    for name in PASS_FILES:
+        importlib.import_module(f"abqc.passes.{name}")
+    return {name: (fn.__doc__ or "").strip().splitlines()[0] for name, fn in sorted(REGISTRY.items())}
+
+
+def run_pass(module: ir.Operation, name: str, unit: Unit) -> None:
+    """Run our pass `name`, or upstream pipeline text such as `func.func(canonicalize,cse)`."""
+    if name in REGISTRY:
+        REGISTRY[name](module, unit)
+    else:
+        PassManager.parse(f"builtin.module({name})").run(module)
+
+
+def run_pipeline(module: ir.Operation, names: Iterable[str], unit: Unit) -> None:
+    """Run passes in order on a module.
+
+    Raises CompileError naming the pass that failed and a file that repeats the failure.
+    """
+    available()
+    done: list[str] = []
+    with module.context, ir.Location.unknown():
+        for name in names:
+            before = None
+            try:
+                before = module.get_asm() if unit.dump_dir else None
+                run_pass(module, name, unit)
+                if not module.verify():
+                    raise CompileError("the IR is invalid after this pass")
+            except AbqcError as error:
+                if type(error) is not CompileError:
+                    raise
+                raise _failure(module, name, done, before, error) from error
+            except Exception as error:
+                raise _failure(module, name, done, before, error) from error
+            done.append(name)
+            if unit.dump_dir is not None:
+                unit.step += 1
+                label = name.split("{")[0].replace("func.func(", "").split(",")[0].strip(")")
+                path = unit.dump_dir / f"{unit.step:03d}-{label}.mlir"
+                path.write_text(module.get_asm())
+
+
+def _failure(
+    module: ir.Operation, name: str, done: list[str], before: str | None, error: Exception
+) -> CompileError:
+    with tempfile.NamedTemporaryFile(
+        "w", suffix=".mlir", prefix="abqc-failed-", delete=False
+    ) as file:
+        file.write(before if before is not None else module.get_asm(assume_verified=True))
+    return CompileError(
+        f"pass {name} failed: {_describe(error)}; it ran after {done[-1] if done else 'no other pass'}",
+        hint=f"the IR is in {file.name}; repeat with: abqc opt {file.name} --passes '{name}'",
+    )
+
+
+def _describe(error: Exception) -> str:
+    return str(error) if isinstance(error, AbqcError) else f"{type(error).__name__}: {error}"
+
+
+def walk(root: ir.Operation, name: str | None = None) -> list[ir.Operation]:
+    """All operations below `root` in order, optionally of one name; safe to rewrite while iterating."""
+    found: list[ir.Operation] = []
+
+    def visit(op: ir.Operation) -> ir.WalkResult:
+        if name is None or op.name == name:
+            found.append(op)
+        return ir.WalkResult.ADVANCE
+
+    root.walk(visit, ir.WalkOrder.PRE_ORDER)
+    return found
+
+
+def main_function(module: ir.Operation) -> ir.Operation:
+    """The host function `@main`."""
+    for op in module.regions[0].blocks[0].operations:
+        if op.operation.name == "func.func" and ir.StringAttr(op.attributes["sym_name"]).value == "main":
+            return op.operation
+    raise CompileError("the module has no function @main")
+
+
+def users(value: ir.Value) -> Iterator[ir.Operation]:
+    for use in value.uses:
+        yield use.owner
+
+
+def defining_op(value: ir.Value) -> ir.Operation | None:
+    """The operation that makes a value, None for block arguments."""
+    owner = value.owner
+    return None if isinstance(owner, ir.Block) else owner.operation
+
+
+def constant_index(value: ir.Value) -> int | None:
+    """The integer behind an `arith.constant`, None for other values."""
+    owner = defining_op(value)
+    if owner is None or owner.name != "arith.constant":
+        return None
+    attribute = owner.attributes["value"]
+    return ir.IntegerAttr(attribute).value if isinstance(attribute, ir.IntegerAttr) else None

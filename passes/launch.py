@@ -1,0 +1,44 @@
+"""Launches of grid functions from the host.
+
+A launch is `func.call @kernel(%grid, arguments...)` on a private declaration that carries the unit
+attribute `abq.kernel`. (An abq operation would be the natural form, but IRDL gives all operands of
+a variadic group one type.)
+"""
+
+from __future__ import annotations
+
+from abqc.dialects.mlir import func, ir
+
+KERNEL = "abq.kernel"
+
+
+def launch(module: ir.Operation, kernel: str, grid: ir.Value, arguments: list[ir.Value]) -> None:
+    """Run `kernel` for 0 <= i < grid; declares it in `module` at its first launch."""
+    operands = [grid, *arguments]
+    _declare(module, kernel, [o.type for o in operands])
+    func.CallOp([], ir.FlatSymbolRefAttr.get(kernel), operands)
+
+
+def _declare(module: ir.Operation, kernel: str, types: list[ir.Type]) -> None:
+    if kernel in ir.SymbolTable(module):
+        return
+    with ir.InsertionPoint.at_block_begin(module.regions[0].blocks[0]), ir.Location.unknown():
+        declaration = func.FuncOp(kernel, ir.FunctionType.get(types, []), visibility="private")
+        declaration.operation.attributes[KERNEL] = ir.UnitAttr.get()
+
+
+def launched_kernel(op: ir.Operation, kernels: frozenset[str]) -> str | None:
+    """The kernel that a call launches, None for other operations."""
+    if op.name != "func.call":
+        return None
+    callee = ir.FlatSymbolRefAttr(op.attributes["callee"]).value
+    return callee if callee in kernels else None
+
+
+def kernel_names(module: ir.Operation) -> frozenset[str]:
+    """All kernels that the module declares."""
+    return frozenset(
+        ir.StringAttr(op.attributes["sym_name"]).value
+        for op in module.regions[0].blocks[0].operations
+        if KERNEL in op.attributes
+    )

@@ -1,0 +1,264 @@
+"""abq operations become launches of grid functions on buffers.
+
+One-shot bufferization knows nothing of a Python dialect, so every abq operation is lowered just
+before it: operands through `bufferization.to_buffer`, results allocated and handed back with
+`bufferization.to_tensor`. Buffers of kernels written by hand are one-dimensional.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from abqc.dialects import abq
+from abqc.dialects.mlir import arith, bufferization, ir, memref, scf
+
+from .infrastructure import Unit, register, walk
+from .launch import launch
+from .resolve_dims import dimension_or_query, index
+
+
+@register
+def lower_abq(module: ir.Operation, unit: Unit) -> None:
+    """Replace abq operations by launches of grid functions."""
+    lowering = _Lowering(module, unit)
+    for op in walk(module):
+        rule = _RULES.get(op.name)
+        if rule is not None:
+            with ir.InsertionPoint(op), op.location:
+                rule(lowering, op)
+    for op in reversed(walk(module)):
+        if op.name in _RULES:
+            op.erase()
+
+
+class _Lowering:
+    """What the rules share: buffers of values already lowered, and globals already declared."""
+
+    def __init__(self, module: ir.Operation, unit: Unit) -> None:
+        self.module = module
+        self.unit = unit
+        self.buffers: dict[ir.Value, ir.Value] = {}
+        self.declared: set[str] = set()
+
+    def constant(self, symbol: str, shape: list[int], element: ir.Type) -> ir.Value:
+        """The buffer of a weight, which becomes an external symbol of the object file."""
+        type_ = ir.MemRefType.get(shape, element)
+        if symbol not in self.declared:
+            self.declared.add(symbol)
+            with ir.InsertionPoint.at_block_begin(self.module.regions[0].blocks[0]):
+                memref.GlobalOp(
+                    ir.StringAttr.get(symbol),
+                    ir.TypeAttr.get(type_),
+                    sym_visibility=ir.StringAttr.get("public"),
+                    constant=True,
+                    alignment=64,
+                )
+        return memref.GetGlobalOp(type_, symbol).result
+
+    def buffer(self, value: ir.Value) -> ir.Value:
+        """The flat buffer of a tensor that is only read."""
+        known = self.buffers.get(value)
+        if known is not None:
+            return known
+        tensor_type = ir.RankedTensorType(value.type)
+        type_ = ir.MemRefType.get(list(tensor_type.shape), tensor_type.element_type)
+        return flatten(bufferization.ToBufferOp(type_, value, read_only=True).result)
+
+    def sizes(self, value: ir.Value) -> list[ir.Value]:
+        return [dimension_or_query(value, i) for i in range(ir.RankedTensorType(value.type).rank)]
+
+    def allocate(self, length: ir.Value, element: ir.Type) -> ir.Value:
+        type_ = ir.MemRefType.get([abq.DYNAMIC], element)
+        return memref.AllocOp(type_, [length], [], alignment=64).result
+
+    def launch(self, kernel: str, grid: ir.Value, arguments: list[ir.Value]) -> None:
+        flat = [_dynamic(a) if isinstance(a.type, ir.MemRefType) else a for a in arguments]
+        launch(self.module, kernel, grid, flat)
+
+    def finish(self, op: ir.Operation, buffer: ir.Value, sizes: list[ir.Value]) -> None:
+        """Hand the flat `buffer` back as the tensor that `op` made."""
+        type_ = ir.RankedTensorType(op.results[0].type)
+        view = unflatten(buffer, list(type_.shape), sizes)
+        result = bufferization.ToTensorOp(type_, view, restrict=True, writable=True).result
+        op.results[0].replace_all_uses_with(result)
+
+
+def product(sizes: list[ir.Value]) -> ir.Value:
+    total = index(1)
+    for size in sizes:
+        total = arith.MulIOp(total, size).result
+    return total
+
+
+def ceil_div(value: ir.Value, block: int) -> ir.Value:
+    return value if block == 1 else arith.CeilDivUIOp(value, index(block)).result
+
+
+def flatten(buffer: ir.Value) -> ir.Value:
+    """A contiguous buffer as one of rank 1."""
+    type_ = ir.MemRefType(buffer.type)
+    if type_.rank == 1:
+        return buffer
+    length = 1
+    for size in type_.shape:
+        length = abq.DYNAMIC if abq.DYNAMIC in (size, length) else length * size
+    flat = ir.MemRefType.get([length], type_.element_type)
+    if type_.rank == 0:
+        return memref.ExpandShapeOp(flat, buffer, [], [], [1]).result
+    return memref.CollapseShapeOp(flat, buffer, [list(range(type_.rank))]).result
+
+
+def unflatten(buffer: ir.Value, shape: list[int], sizes: list[ir.Value]) -> ir.Value:
+    """A buffer of rank 1 as one of `shape`; `sizes` has a value for every axis."""
+    element = ir.MemRefType(buffer.type).element_type
+    known = 1
+    for size in shape:
+        known = abq.DYNAMIC if abq.DYNAMIC in (size, known) else known * size
+    flat = ir.MemRefType.get([known], element)
+    if buffer.type != flat:
+        buffer = memref.CastOp(flat, buffer).result
+    if len(shape) == 1:
+        return buffer
+    type_ = ir.MemRefType.get(shape, element)
+    dynamic = [s for s, size in zip(sizes, shape, strict=True) if size == abq.DYNAMIC]
+    return memref.ExpandShapeOp(type_, buffer, [list(range(len(shape)))], dynamic, shape).result
+
+
+def _dynamic(buffer: ir.Value) -> ir.Value:
+    """Kernels are shared by sizes: static ones are cast away."""
+    type_ = ir.MemRefType(buffer.type)
+    if type_.rank != 1 or type_.shape[0] == abq.DYNAMIC:
+        return buffer
+    return memref.CastOp(ir.MemRefType.get([abq.DYNAMIC], type_.element_type), buffer).result
+
+
+def _weight(low: _Lowering, op: ir.Operation) -> None:
+    type_ = ir.RankedTensorType(op.results[0].type)
+    symbol = ir.StringAttr(op.attributes["sym"]).value
+    element = type_.element_type
+    if isinstance(element, abq.CodeType):
+        return  # the codes behind a packed weight: dead by now
+    if isinstance(element, abq.PackedType):
+        low.buffers[op.results[0]] = low.constant(
+            symbol, list(type_.shape), ir.IntegerType.get_signless(8)
+        )
+        return
+    if not any(True for _ in op.results[0].uses):
+        return
+    buffer = low.constant(symbol, list(type_.shape), element)
+    tensor_value = bufferization.ToTensorOp(type_, buffer, restrict=True).result
+    op.results[0].replace_all_uses_with(tensor_value)
+
+
+def _bias(low: _Lowering, bias: ir.Value | None, n: int) -> ir.Value:
+    """Kernels always add a bias; without one they add the zeros that all matmuls share."""
+    if bias is not None:
+        return low.buffer(bias)
+    symbol = f"abqc.zeros.{n}"
+    if symbol not in low.unit.store:
+        import numpy as np
+
+        low.unit.store.add(symbol, np.zeros(n, np.float32))
+    return low.constant(symbol, [n], ir.F32Type.get())
+
+
+def _pack(low: _Lowering, op: ir.Operation) -> None:
+    view = op.opview
+    kernel = low.unit.kernels[ir.StringAttr(view.kernel).value]
+    *lead, _ = low.sizes(view.x)
+    rows = product(lead)
+    row_bytes = ir.RankedTensorType(op.results[0].type).shape[-1]
+    i8 = ir.IntegerType.get_signless(8)
+    packed = low.allocate(arith.MulIOp(rows, index(row_bytes)).result, i8)
+    x = low.buffer(view.x)
+    low.launch(kernel.name, ceil_div(rows, kernel.block[0]), [x, packed, rows])
+    low.buffers[op.results[0]] = packed
+
+
+def _matmul(low: _Lowering, op: ir.Operation) -> None:
+    view = op.opview
+    n = ir.IntegerAttr(op.attributes["n"]).value
+    source = view.x.owner.operands[0] if view.x in low.buffers else view.x
+    *lead, _ = low.sizes(source)
+    rows = product(lead)
+    x, w = low.buffer(view.x), low.buffer(view.w)
+    bias = _bias(low, view.bias, n)
+    y = low.allocate(arith.MulIOp(rows, index(n)).result, ir.F32Type.get())
+    names = [ir.StringAttr(a).value for a in ir.ArrayAttr(op.attributes["kernels"])]
+    limits = list(ir.DenseI64ArrayAttr(op.attributes["max_rows"]))
+
+    def launch_variant(name: str) -> None:
+        block_m, block_n = low.unit.kernels[name].block
+        grid = arith.MulIOp(ceil_div(rows, block_m), ceil_div(index(n), block_n)).result
+        low.launch(name, grid, [x, w, bias, y, rows, index(n)])
+
+    _by_rows(rows, names, limits, launch_variant)
+    low.finish(op, y, [*lead, index(n)])
+
+
+def _by_rows(
+    rows: ir.Value, names: list[str], limits: list[int], launch: Callable[[str], None]
+) -> None:
+    """`if rows <= limits[0]: launch(names[0]) else ...`; the last variant has no limit."""
+    if len(names) == 1:
+        launch(names[0])
+        return
+    few = arith.CmpIOp(arith.CmpIPredicate.ule, rows, index(limits[0])).result
+    branch = scf.IfOp(few, has_else=True)
+    with ir.InsertionPoint(branch.then_block):
+        launch(names[0])
+        scf.YieldOp([])
+    with ir.InsertionPoint(branch.else_block):
+        _by_rows(rows, names[1:], limits[1:], launch)
+        scf.YieldOp([])
+
+
+def _batch_matmul(low: _Lowering, op: ir.Operation) -> None:
+    view = op.opview
+    transposed = bool(ir.IntegerAttr(view.transposed).value)
+    variants = low.unit.target.batch_matmul(transposed)
+    batch, m, k = low.sizes(view.a)
+    shared, *_ = low.sizes(view.c)
+    n = low.sizes(view.c)[1 if transposed else 2]
+    y = low.allocate(product([batch, m, n]), ir.F32Type.get())
+    a, c = low.buffer(view.a), low.buffer(view.c)
+    group = arith.DivUIOp(batch, arith.MaxUIOp(shared, index(1)).result).result
+
+    def launch_variant(name: str) -> None:
+        blocks = low.unit.kernels[name].block
+        grid = product([ceil_div(s, b) for s, b in zip((batch, m, n), blocks, strict=True)])
+        low.launch(name, grid, [a, c, y, m, n, k, group])
+
+    for variant in variants:
+        low.unit.kernels[variant.kernel.name] = variant.kernel
+    _by_rows(
+        m, [v.kernel.name for v in variants], [v.max_rows or 0 for v in variants], launch_variant
+    )
+    low.finish(op, y, [batch, m, n])
+
+
+def _gather(low: _Lowering, op: ir.Operation) -> None:
+    view = op.opview
+    kernel = low.unit.kernels[ir.StringAttr(op.attributes["kernel"]).value]
+    columns = abq.shape(view.result)[-1]
+    lead = low.sizes(view.indices)
+    count = product(lead)
+    y = low.allocate(arith.MulIOp(count, index(columns)).result, ir.F32Type.get())
+    indices = low.buffer(view.indices)
+    rows = index(ir.IntegerAttr(op.attributes["rows"]).value)
+    low.launch(
+        kernel.name,
+        ceil_div(count, kernel.block[0]),
+        [low.buffer(view.table), indices, y, count, rows],
+    )
+    low.finish(op, y, [*lead, index(columns)])
+
+
+
+_RULES: dict[str, Callable[[_Lowering, ir.Operation], None]] = {
+    "abq.weight": _weight,
+    "abq.pack": _pack,
+    "abq.matmul": _matmul,
+    "abq.batch_matmul": _batch_matmul,
+    "abq.gather": _gather,
+}

@@ -1,0 +1,165 @@
+"""Every matmul gets a strategy; weights and activations get its layouts.
+
+The strategy is the cheapest that can do the operation, by the target's cost model. Weights are
+encoded and packed here, one at a time, and spooled to the store; activations become `abq.pack`, one
+kernel that rotates, quantizes and lays out. Packs of one activation for several matmuls are equal
+and `cse` merges them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from abqc.dialects import abq
+from abqc.dialects.formats import Scheme, parse_scheme
+from abqc.dialects.mlir import ir
+
+from .infrastructure import Unit, defining_op, register, walk
+
+
+@register
+def pack_layouts(module: ir.Operation, unit: Unit) -> None:
+    """Choose a strategy for every matmul and put its layouts into the types."""
+    matmuls = [op for op in walk(module, "abq.matmul") if not abq.is_packed(op.opview.w)]
+    for done, op in enumerate(matmuls):
+        _pack_matmul(op, unit)
+        if unit.progress is not None:
+            unit.progress("pack weights", done + 1, len(matmuls))
+    for op in walk(module, "abq.gather"):
+        _pack_table(op, unit)
+
+
+def _weight_symbol(value: ir.Value) -> str:
+    owner = defining_op(value)
+    assert owner is not None and owner.name == "abq.weight", "the importer makes weights constant"
+    return ir.StringAttr(owner.attributes["sym"]).value
+
+
+def _activation(x: ir.Value) -> tuple[ir.Value, Scheme | None, int, ir.Operation | None]:
+    """The float activation behind `x`, its scheme, its rotation, and the quantize operation."""
+    text = abq.code_format(x)
+    if text is None:
+        return x, None, 0, None
+    quantize = defining_op(x)
+    assert quantize is not None and quantize.name == "abq.quantize"
+    source = quantize.operands[0]
+    rotation = defining_op(source)
+    if rotation is not None and rotation.name == "abq.hadamard":
+        block = ir.IntegerAttr(rotation.attributes["block"]).value
+        return rotation.operands[0], parse_scheme(text), block, quantize
+    return source, parse_scheme(text), 0, quantize
+
+
+def _pack_matmul(op: ir.Operation, unit: Unit) -> None:
+    view = op.opview
+    node = ir.StringAttr(view.node).value
+    n, k = abq.shape(view.w)
+    weight_text = abq.code_format(view.w)
+    x, activation, block, _ = _activation(view.x)
+    weight_scheme = parse_scheme(weight_text) if weight_text else None
+    choice = unit.target.choose(n, k, weight_scheme, activation, block, node=node)
+    strategy, spec = choice.strategy, choice.spec
+    variants = strategy.matmul_kernels(spec)
+    for variant in variants:
+        unit.kernels[variant.kernel.name] = variant.kernel
+    with ir.InsertionPoint(op), op.location:
+        packed_x = _pack_activation(x, strategy, spec, unit)
+        symbol = _weight_symbol(view.w)
+        blob, stats = _pack_weight(symbol, strategy, spec, unit)
+        new = abq.MatmulOp(
+            packed_x,
+            blob,
+            op.attributes["node"],
+            view.result.type,
+            bias=view.bias,
+        )
+        names = [ir.StringAttr.get(v.kernel.name) for v in variants]
+        limits = [v.max_rows if v.max_rows is not None else 0 for v in variants]
+        new.operation.attributes["kernels"] = ir.ArrayAttr.get(names)
+        new.operation.attributes["max_rows"] = ir.DenseI64ArrayAttr.get(limits)
+        new.operation.attributes["n"] = ir.IntegerAttr.get(ir.IndexType.get(), n)
+        new.operation.attributes["k"] = ir.IntegerAttr.get(ir.IndexType.get(), k)
+    op.results[0].replace_all_uses_with(new.result)
+    op.erase()
+    unit.operations.append(
+        {
+            "node": node,
+            "kind": unit.node_kinds.get(node, "matmul"),
+            "n": n,
+            "k": k,
+            "weight": weight_scheme.text if weight_scheme else "f32",
+            "activation": activation.text if activation else "f32",
+            "rotated": block,
+            "strategy": strategy.name,
+            "why": choice.why,
+            **stats,
+        }
+    )
+
+
+def _pack_activation(x: ir.Value, strategy: Any, spec: Any, unit: Unit) -> ir.Value:
+    kernel = strategy.pack_kernel(spec)
+    if kernel is None:
+        return x
+    unit.kernels[kernel.name] = kernel
+    packed = abq.PackedType.get(ir.StringAttr.get(kernel.name))
+    shape = [*abq.shape(x)[:-1], strategy.row_bytes(spec)]
+    type_ = ir.RankedTensorType.get(shape, packed)
+    return abq.PackOp(x, ir.StringAttr.get(kernel.name), type_).result
+
+
+def _pack_weight(symbol: str, strategy: Any, spec: Any, unit: Unit) -> tuple[ir.Value, dict[str, Any]]:
+    packed_symbol = f"{symbol}.{strategy.name}"
+    encoding = unit.encodings.get(symbol)
+    if packed_symbol not in unit.store:
+        weight = encoding.encode(unit.store) if encoding else unit.store.get(symbol)
+        unit.store.add(packed_symbol, strategy.pack_weight(spec, weight))
+    size = unit.store.shape(packed_symbol)[0]
+    layout = abq.PackedType.get(ir.StringAttr.get(strategy.name))
+    value = abq.WeightOp(
+        ir.StringAttr.get(packed_symbol), ir.RankedTensorType.get([size], layout)
+    ).result
+    return value, {"bytes": size, "bpw": round(size * 8 / (spec.n * spec.k), 4), "symbol": packed_symbol}
+
+
+def _pack_table(op: ir.Operation, unit: Unit) -> None:
+    view = op.opview
+    rows, columns = abq.shape(view.table)
+    text = abq.code_format(view.table)
+    scheme = parse_scheme(text) if text else None
+    symbol = _weight_symbol(view.table)
+    node = ir.StringAttr(view.node).value
+    table = unit.target.gather(columns, scheme, node=node)
+    packed_symbol = f"{symbol}.rows"
+    encoding = unit.encodings.get(symbol)
+    if packed_symbol not in unit.store:
+        weight = encoding.encode(unit.store) if encoding else unit.store.get(symbol)
+        unit.store.add(packed_symbol, table.pack(weight))
+    unit.kernels[table.kernel.name] = table.kernel
+    size = unit.store.shape(packed_symbol)[0]
+    with ir.InsertionPoint(op), op.location:
+        layout = abq.PackedType.get(ir.StringAttr.get(table.kernel.name))
+        blob = abq.WeightOp(
+            ir.StringAttr.get(packed_symbol), ir.RankedTensorType.get([size], layout)
+        ).result
+        new = abq.GatherOp(blob, view.indices, op.attributes["node"], view.result.type)
+        new.operation.attributes["kernel"] = ir.StringAttr.get(table.kernel.name)
+        new.operation.attributes["rows"] = ir.IntegerAttr.get(ir.IndexType.get(), rows)
+    op.results[0].replace_all_uses_with(new.result)
+    op.erase()
+    unit.operations.append(
+        {
+            "node": node,
+            "kind": "gather",
+            "n": rows,
+            "k": columns,
+            "weight": scheme.text if scheme else "f32",
+            "activation": "f32",
+            "rotated": 0,
+            "strategy": "gather",
+            "why": "the only one",
+            "bytes": size,
+            "bpw": round(size * 8 / (rows * columns), 4),
+            "symbol": packed_symbol,
+        }
+    )

@@ -1,0 +1,158 @@
+"""The recipe gives formats to operations: float matmuls become matmuls of codes.
+
+Weights are not encoded here: an `Encoding` records how, and `pack-layouts` encodes one weight at a
+time, so that the peak of memory stays near the largest layer. A rotation H is put before the
+activation's quantization and folded into the weight, (x H^T)(W H^T)^T = x W^T (QuaRot).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from abqc.dialects import abq, hadamard
+from abqc.dialects.formats import QuantizedTensor, Scheme, quantize_weight
+from abqc.dialects.mlir import ir
+from abqc.errors import RecipeError
+
+from .infrastructure import Unit, defining_op, register, walk
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How a stored weight becomes codes."""
+
+    source: str
+    scheme: Scheme
+    hadamard_block: int = 0
+    search: bool = False
+
+    @property
+    def symbol(self) -> str:
+        rotation = f".h{self.hadamard_block}" if self.hadamard_block else ""
+        return f"{self.source}.{self.scheme.text}{rotation}{'.search' if self.search else ''}"
+
+    def encode(self, store: Any) -> QuantizedTensor:
+        imported = store.quantized(self.source)
+        if imported is not None and not self.hadamard_block:
+            return imported
+        weight = store.get(self.source).reshape(store.shape(self.source)[0], -1)
+        if self.hadamard_block:
+            weight = hadamard.fold(weight, self.hadamard_block)
+        return quantize_weight(weight, self.scheme, search=self.search)
+
+
+@register
+def quantize(module: ir.Operation, unit: Unit) -> None:
+    """Give every matmul and table the formats that the recipe asks for."""
+    for op in walk(module, "abq.matmul"):
+        _quantize_matmul(op, unit)
+    for op in walk(module, "abq.gather"):
+        _quantize_gather(op, unit)
+
+
+def _symbol(value: ir.Value) -> str | None:
+    owner = defining_op(value)
+    if owner is None or owner.name != "abq.weight":
+        return None
+    return ir.StringAttr(owner.attributes["sym"]).value
+
+
+def _node(op: ir.Operation) -> str:
+    return ir.StringAttr(op.attributes["node"]).value
+
+
+def _codes(encoding: Encoding, shape: list[int], unit: Unit) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+    """The codes, scales and zero points of an encoded weight, as `abq.weight` values."""
+    unit.encodings[encoding.symbol] = encoding
+    scheme = encoding.scheme
+    code = abq.CodeType.get(ir.StringAttr.get(scheme.text))
+    codes = _weight(encoding.symbol, ir.RankedTensorType.get(shape, code))
+    groups = [shape[0], scheme.n_groups(shape[1])]
+    scale = _weight(encoding.symbol + ".scale", ir.RankedTensorType.get(groups, ir.F16Type.get()))
+    if scheme.symmetric:
+        return codes, scale, None
+    ui8 = ir.IntegerType.get_signless(8)
+    return codes, scale, _weight(encoding.symbol + ".zero", ir.RankedTensorType.get(groups, ui8))
+
+
+def _weight(symbol: str, type_: ir.Type) -> ir.Value:
+    return abq.WeightOp(ir.StringAttr.get(symbol), type_).result
+
+
+def _quantize_matmul(op: ir.Operation, unit: Unit) -> None:
+    node, symbol = _node(op), _symbol(op.operands[1])
+    view = op.opview
+    if symbol is None or abq.code_format(view.w) is not None:
+        return
+    recipe = unit.recipe.resolve(node, unit.node_kinds.get(node, "matmul"))
+    imported = unit.store.quantized(symbol)
+    weight_scheme = imported.scheme if imported is not None and not recipe.rotate else recipe.weight
+    if weight_scheme is None:
+        return
+    n, k = abq.shape(view.w)
+    block = 0
+    if recipe.rotate:
+        if recipe.activation is None:
+            raise RecipeError(
+                f"rule '{recipe.rule}' rotates activations that stay float",
+                node=node,
+                hint="give the activations a width, as in w4a4 rotate",
+            )
+        block = hadamard.block_size(k)
+        block = block if block > 1 else 0
+    with ir.InsertionPoint(op), op.location:
+        encoding = Encoding(symbol, weight_scheme, block, recipe.search)
+        codes, scale, zero = _codes(encoding, [n, k], unit)
+        x, x_scale, x_zero = view.x, None, None
+        if recipe.activation is not None:
+            x, x_scale, x_zero = _quantize_activation(x, recipe.activation, block)
+        new = abq.MatmulOp(
+            x,
+            codes,
+            op.attributes["node"],
+            view.result.type,
+            bias=view.bias,
+            x_scale=x_scale,
+            x_zero=x_zero,
+            w_scale=scale,
+            w_zero=zero,
+        )
+    op.results[0].replace_all_uses_with(new.result)
+    op.erase()
+
+
+def _quantize_activation(
+    x: ir.Value, scheme: Scheme, block: int
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    if block:
+        x = abq.HadamardOp(x, ir.IntegerAttr.get(ir.IntegerType.get_signless(64), block), x.type).result
+    shape = abq.shape(x)
+    code = abq.CodeType.get(ir.StringAttr.get(scheme.text))
+    quantized = abq.QuantizeOp(
+        x,
+        ir.RankedTensorType.get(shape, code),
+        ir.RankedTensorType.get(shape[:-1], ir.F32Type.get()),
+        ir.RankedTensorType.get(shape[:-1], ir.IntegerType.get_signless(32)),
+    )
+    return quantized.codes, quantized.scale, quantized.zero
+
+
+def _quantize_gather(op: ir.Operation, unit: Unit) -> None:
+    symbol = _symbol(op.operands[0])
+    view = op.opview
+    if symbol is None or view.scale is not None:
+        return
+    recipe = unit.recipe.resolve(_node(op), "gather")
+    if recipe.weight is None:
+        return
+    with ir.InsertionPoint(op), op.location:
+        encoding = Encoding(symbol, recipe.weight, 0, recipe.search)
+        codes, scale, zero = _codes(encoding, abq.shape(view.table), unit)
+        new = abq.GatherOp(
+            codes, view.indices, op.attributes["node"], view.result.type, scale=scale, zero=zero
+        )
+    op.results[0].replace_all_uses_with(new.result)
+    op.erase()
+
+

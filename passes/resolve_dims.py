@@ -1,0 +1,76 @@
+"""`tensor.dim` of an abq result becomes a dimension of its operands.
+
+Operations of a Python dialect reify no shapes, so upstream's resolve-shaped-type-result-dims stops
+at them; with these rules it does not have to see them.
+"""
+
+from __future__ import annotations
+
+from abqc.dialects import abq
+from abqc.dialects.mlir import arith, ir, tensor
+
+from .infrastructure import Unit, constant_index, defining_op, register, walk
+
+
+@register
+def resolve_dims(module: ir.Operation, unit: Unit) -> None:
+    """Express the dimensions of abq results and reshapes by those of their operands."""
+    for op in walk(module, "tensor.dim"):
+        axis = constant_index(op.operands[1])
+        if axis is None:
+            continue
+        with ir.InsertionPoint(op), op.location:
+            size = dimension(op.operands[0], axis)
+        if size is not None:
+            op.results[0].replace_all_uses_with(size)
+            op.erase()
+
+
+def index(value: int) -> ir.Value:
+    return arith.ConstantOp(ir.IndexType.get(), ir.IntegerAttr.get(ir.IndexType.get(), value)).result
+
+
+def dimension(value: ir.Value, axis: int) -> ir.Value | None:
+    """The size of one axis, as a value at the insertion point; None where no rule knows better."""
+    static = ir.RankedTensorType(value.type).shape[axis]
+    if static != abq.DYNAMIC:
+        return index(static)
+    owner = defining_op(value)
+    if owner is None:
+        return None
+    rule = _RULES.get(owner.name)
+    return rule(owner, axis) if rule else None
+
+
+def dimension_or_query(value: ir.Value, axis: int) -> ir.Value:
+    """The size of one axis, by a rule or by `tensor.dim`."""
+    size = dimension(value, axis)
+    return size if size is not None else tensor.DimOp(value, index(axis)).result
+
+
+def _of_first_operand(op: ir.Operation, axis: int) -> ir.Value | None:
+    return dimension_or_query(op.operands[0], axis)
+
+
+def _gather(op: ir.Operation, axis: int) -> ir.Value | None:
+    return dimension_or_query(op.operands[1], axis)
+
+
+def _reshape(op: ir.Operation, axis: int) -> ir.Value | None:
+    shape = defining_op(op.operands[1])
+    if shape is None or shape.name != "tensor.from_elements":
+        return None
+    element = shape.operands[axis]
+    if isinstance(element.type, ir.IndexType):
+        return element
+    return arith.IndexCastOp(ir.IndexType.get(), element).result
+
+
+_RULES = {
+    "abq.matmul": _of_first_operand,
+    "abq.hadamard": _of_first_operand,
+    "abq.quantize": _of_first_operand,
+    "abq.dequantize": _of_first_operand,
+    "abq.gather": _gather,
+    "tensor.reshape": _reshape,
+}

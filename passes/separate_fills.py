@@ -1,0 +1,22 @@
+"""Every reduction gets a fill of its own.
+
+`cse` merges equal fills; bufferization would then copy the one buffer for all users but the last.
+Filling again costs less, and a fill with one user is folded into it by outline-kernels.
+"""
+
+from __future__ import annotations
+
+from abqc.dialects.mlir import ir
+
+from .infrastructure import Unit, register, walk
+
+
+@register
+def separate_fills(module: ir.Operation, unit: Unit) -> None:
+    """Give every user of a linalg.fill or tensor.empty its own."""
+    for name in ("linalg.fill", "tensor.empty"):
+        for op in walk(module, name):
+            for use in list(op.results[0].uses)[1:]:
+                with ir.InsertionPoint(use.owner), op.location:
+                    clone = op.clone()
+                use.owner.operands[use.operand_number] = clone.results[0]
