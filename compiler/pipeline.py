@@ -25,7 +25,7 @@ SIMPLIFY = (
     "resolve-dims",
     "func.func(resolve-shaped-type-result-dims,canonicalize,cse)",
     "func.func(linalg-fuse-elementwise-ops,canonicalize,cse)",
-    # "decompose-conv",
+    "decompose-conv",
     "resolve-dims",
     TIDY,
 )
@@ -34,6 +34,7 @@ SIMPLIFY = (
 QUANTIZE = (
     "quantize",
     TIDY,
+    "decompose-gather",
     "pack-layouts",
     TIDY,  # packs of one activation for several matmuls become one
 )

@@ -27,6 +27,8 @@ PASS_FILES = (
 
     "convert_batch_matmul",
     "decompose_concat",
+    "decompose_conv",
+    "decompose_gather",
 
     "insert_frees",
     "lower_abq",

@@ -112,7 +112,10 @@ def _pack_weight(symbol: str, strategy: Any, spec: Any, unit: Unit) -> tuple[ir.
     packed_symbol = f"{symbol}.{strategy.name}"
     encoding = unit.encodings.get(symbol)
     if packed_symbol not in unit.store:
-        weight = encoding.encode(unit.store) if encoding else unit.store.get(symbol)
+        if encoding:
+            weight = encoding.encode(unit.store)
+        else:
+            weight = unit.store.get(symbol).reshape(spec.n, spec.k)
         unit.store.add(packed_symbol, strategy.pack_weight(spec, weight))
     size = unit.store.shape(packed_symbol)[0]
     layout = abq.PackedType.get(ir.StringAttr.get(strategy.name))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from . import norms, windows
+from . import broadcasts, norms, windows
 from .constants import Constant
 from .model import Model, attribute
 
@@ -100,6 +100,7 @@ def dropout(model: Model, node: NodeProto) -> list[NodeProto] | None:
 
 RULES: dict[str, Rule] = {
     "Dropout": dropout,
+    "Expand": broadcasts.expand,
     "Gemm": gemm,
     "LayerNormalization": norms.layer_normalization,
     "MatMul": matmul,

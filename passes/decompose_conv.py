@@ -1,0 +1,266 @@
+"""Convolutions become matmuls of patches (im2col), which reuse every matmul kernel.
+
+    x [B, C, S...] --patches--> [B * O..., C * W...] --abq.matmul--> [B * O..., N] --> [B, N, O...]
+
+Cases:
+1. one group: as above; a window of 1 with stride 1 and no padding only transposes.
+2. several groups: a loop nest over channels, in float (listed as such by `inspect`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from abqc.dialects import abq
+from abqc.dialects.mlir import arith, ir, linalg, tensor
+
+from .infrastructure import Unit, defining_op, register, walk
+from .lower_reshape import reshape
+from .resolve_dims import dimension_or_query, index
+
+
+@register
+def decompose_conv(module: ir.Operation, unit: Unit) -> None:
+    """Rewrite abq.conv as patches and abq.matmul, or as loops where it has groups."""
+    for op in walk(module, "abq.conv"):
+        with ir.InsertionPoint(op), op.location:
+            conv = _Conv.of(op)
+            result = conv.by_matmul() if conv.groups == 1 else conv.by_loops()
+        if conv.groups > 1:
+            unit.floats.append(conv.stays_float())
+        op.results[0].replace_all_uses_with(result)
+        op.erase()
+
+
+def _generic(
+    type_: ir.Type, inputs: list[ir.Value], output: ir.Value, maps: list[ir.AffineMap], kinds: str
+) -> linalg.GenericOp:
+    names = {"p": "parallel", "r": "reduction"}
+    iterators = [ir.Attribute.parse(f"#linalg.iterator_type<{names[k]}>") for k in kinds]
+    return linalg.GenericOp(
+        [type_],
+        inputs,
+        [output],
+        ir.ArrayAttr.get([ir.AffineMapAttr.get(m) for m in maps]),
+        ir.ArrayAttr.get(iterators),
+    )
+
+
+@dataclass
+class _Conv:
+    """One convolution, its attributes as numbers and its sizes as values."""
+
+    op: ir.Operation
+    x: ir.Value
+    w: ir.Value
+    bias: ir.Value | None
+    strides: list[int]
+    dilations: list[int]
+    pads: list[int]
+    groups: int
+
+    @staticmethod
+    def of(op: ir.Operation) -> _Conv:
+        view = op.opview
+        numbers = {
+            name: list(ir.DenseI64ArrayAttr(op.attributes[name]))
+            for name in ("strides", "dilations", "pads")
+        }
+        return _Conv(
+            op, view.x, view.w, view.bias, groups=ir.IntegerAttr(view.groups).value, **numbers
+        )
+
+    @property
+    def spatial(self) -> int:
+        return len(self.strides)
+
+    @property
+    def result_type(self) -> ir.RankedTensorType:
+        return ir.RankedTensorType(self.op.results[0].type)
+
+    @property
+    def window(self) -> list[int]:
+        return abq.shape(self.w)[2:]
+
+    def stays_float(self) -> dict[str, object]:
+        n, c, *window = abq.shape(self.w)
+        size = n * c
+        for extent in window:
+            size *= extent
+        return {
+            "node": ir.StringAttr(self.op.opview.node).value,
+            "kind": "conv",
+            "bytes": 4 * size,
+            "why": f"a convolution in {self.groups} groups has no quantized kernel",
+        }
+
+    def output_sizes(self) -> list[ir.Value]:
+        """The output's spatial sizes: (S + pads - dilation * (W - 1) - 1) / stride + 1."""
+        sizes = []
+        for i in range(self.spatial):
+            static = self.result_type.shape[2 + i]
+            if static != abq.DYNAMIC:
+                sizes.append(index(static))
+                continue
+            size = dimension_or_query(self.x, 2 + i)
+            extra = self.pads[i] + self.pads[self.spatial + i]
+            reach = self.dilations[i] * (self.window[i] - 1) + 1
+            span = arith.AddIOp(size, index(extra - reach)).result
+            steps = arith.DivSIOp(span, index(self.strides[i])).result
+            sizes.append(arith.AddIOp(steps, index(1)).result)
+        return sizes
+
+    def padded(self) -> ir.Value:
+        """`x` with zeros around it."""
+        if not any(self.pads):
+            return self.x
+        type_ = ir.RankedTensorType(self.x.type)
+        low = [0, 0, *self.pads[: self.spatial]]
+        high = [0, 0, *self.pads[self.spatial :]]
+        shape = [
+            s if s == abq.DYNAMIC else s + before + after
+            for s, before, after in zip(type_.shape, low, high, strict=True)
+        ]
+        padded = tensor.PadOp(
+            ir.RankedTensorType.get(shape, type_.element_type), self.x, [], [], low, high
+        )
+        block = padded.operation.regions[0].blocks.append(
+            *[ir.IndexType.get()] * type_.rank, arg_locs=[self.op.location] * type_.rank
+        )
+        with ir.InsertionPoint(block):
+            tensor.YieldOp(self._zero())
+        return padded.result
+
+    def _zero(self) -> ir.Value:
+        f32 = ir.F32Type.get()
+        return arith.ConstantOp(f32, ir.FloatAttr.get(f32, 0.0)).result
+
+    def by_matmul(self) -> ir.Value:
+        """Case 1."""
+        n, c, *window = abq.shape(self.w)
+        k = c
+        for extent in window:
+            k *= extent
+        batch = dimension_or_query(self.x, 0)
+        sizes = self.output_sizes()
+        patches = self._patches(batch, sizes, k)
+        owner = defining_op(self.w)
+        assert owner is not None, "the importer makes weights constant"
+        flat = abq.WeightOp(
+            owner.attributes["sym"], ir.RankedTensorType.get([n, k], ir.F32Type.get())
+        ).result
+        static = [self.result_type.shape[0], *self.result_type.shape[2:]]
+        product_type = ir.RankedTensorType.get([*static, n], ir.F32Type.get())
+        product = abq.MatmulOp(
+            patches, flat, self.op.attributes["node"], product_type, bias=self.bias
+        ).result
+        return self._channels_first(product, batch, sizes)
+
+    def _patches(self, batch: ir.Value, sizes: list[ir.Value], k: int) -> ir.Value:
+        """[B, O..., C * W...]: what the window sees at every place."""
+        d = self.spatial
+        c = abq.shape(self.w)[1]
+        source = self.padded()
+        static = [self.result_type.shape[0], *self.result_type.shape[2:], c, *self.window]
+        dynamic = [batch, *sizes]
+        empty = tensor.EmptyOp(
+            [s if s != abq.DYNAMIC else dynamic[i] for i, s in enumerate(static)], ir.F32Type.get()
+        ).result
+        dims = [ir.AffineDimExpr.get(i) for i in range(len(static))]
+        places = [
+            dims[1 + i] * self.strides[i] + dims[2 + d + i] * self.dilations[i] for i in range(d)
+        ]
+        maps = [
+            ir.AffineMap.get(len(static), 0, [dims[0], dims[1 + d], *places]),
+            ir.AffineMap.get_identity(len(static)),
+        ]
+        generic = _generic(empty.type, [source], empty, maps, "p" * len(static))
+        block = generic.operation.regions[0].blocks.append(
+            *[ir.F32Type.get()] * 2, arg_locs=[self.op.location] * 2
+        )
+        with ir.InsertionPoint(block):
+            linalg.YieldOp([block.arguments[0]])
+        groups = [*([i] for i in range(1 + d)), list(range(1 + d, len(static)))]
+        flat = ir.RankedTensorType.get([*static[: 1 + d], k], ir.F32Type.get())
+        return tensor.CollapseShapeOp(flat, generic.operation.results[0], groups).result
+
+    def _channels_first(self, product: ir.Value, batch: ir.Value, sizes: list[ir.Value]) -> ir.Value:
+        """[B, O..., N] -> [B, N, O...]."""
+        shape = list(self.result_type.shape)
+        dynamic = {0: batch, **{2 + i: s for i, s in enumerate(sizes)}}
+        empty = tensor.EmptyOp(
+            [s if s != abq.DYNAMIC else dynamic[i] for i, s in enumerate(shape)], ir.F32Type.get()
+        ).result
+        order = [0, 1 + self.spatial, *range(1, 1 + self.spatial)]
+        result = linalg.transpose(product, outs=[empty], permutation=order)
+        return result if isinstance(result, ir.Value) else result.results[0]
+
+    def by_loops(self) -> ir.Value:
+        """Case 2: y[b, g, n, o...] += x[b, g, c, o * stride + w * dilation...] * w[g, n, c, w...]."""
+        d, groups = self.spatial, self.groups
+        n, c, *window = abq.shape(self.w)
+        batch, sizes = dimension_or_query(self.x, 0), self.output_sizes()
+        source = self._split_channels(self.padded(), groups, c)
+        weights = self._split_weights(groups, n // groups, c, window)
+        static = [self.result_type.shape[0], groups, n // groups, *self.result_type.shape[2:]]
+        dynamic = {0: batch, **{3 + i: s for i, s in enumerate(sizes)}}
+        start = tensor.EmptyOp(
+            [s if s != abq.DYNAMIC else dynamic[i] for i, s in enumerate(static)], ir.F32Type.get()
+        ).result
+        start = self._start(start)
+        # loops: b, g, n, o..., c, w...
+        dims = [ir.AffineDimExpr.get(i) for i in range(4 + 2 * d)]
+        b, g, o_n, outs, o_c, wins = dims[0], dims[1], dims[2], dims[3 : 3 + d], dims[3 + d], dims[4 + d :]
+        places = [outs[i] * self.strides[i] + wins[i] * self.dilations[i] for i in range(d)]
+        count = len(dims)
+        maps = [
+            ir.AffineMap.get(count, 0, [b, g, o_c, *places]),
+            ir.AffineMap.get(count, 0, [g, o_n, o_c, *wins]),
+            ir.AffineMap.get(count, 0, [b, g, o_n, *outs]),
+        ]
+        kinds = "p" * (3 + d) + "r" * (1 + d)
+        generic = _generic(start.type, [source, weights], start, maps, kinds)
+        block = generic.operation.regions[0].blocks.append(
+            *[ir.F32Type.get()] * 3, arg_locs=[self.op.location] * 3
+        )
+        with ir.InsertionPoint(block):
+            term = arith.MulFOp(block.arguments[0], block.arguments[1]).result
+            linalg.YieldOp([arith.AddFOp(block.arguments[2], term).result])
+        flat_sizes = [batch, index(n), *sizes]
+        return reshape(generic.operation.results[0], self.result_type, flat_sizes)
+
+    def _split_channels(self, x: ir.Value, groups: int, c: int) -> ir.Value:
+        shape = abq.shape(x)
+        split = [shape[0], groups, c, *shape[2:]]
+        sizes = [dimension_or_query(x, i) for i, s in enumerate(shape) if s == abq.DYNAMIC]
+        reassociation = [[0], [1, 2], *([3 + i] for i in range(self.spatial))]
+        return tensor.ExpandShapeOp(
+            ir.RankedTensorType.get(split, ir.F32Type.get()), x, reassociation, sizes, split
+        ).result
+
+    def _split_weights(self, groups: int, n: int, c: int, window: list[int]) -> ir.Value:
+        split = [groups, n, c, *window]
+        reassociation = [[0, 1], *([2 + i] for i in range(1 + self.spatial))]
+        return tensor.ExpandShapeOp(
+            ir.RankedTensorType.get(split, ir.F32Type.get()), self.w, reassociation, [], split
+        ).result
+
+    def _start(self, empty: ir.Value) -> ir.Value:
+        """Zeros, or the bias of every channel."""
+        if self.bias is None:
+            fill = linalg.fill(self._zero(), outs=[empty])
+            return fill if isinstance(fill, ir.Value) else fill.results[0]
+        type_ = ir.RankedTensorType(empty.type)
+        rows = abq.shape(empty)[1:3]
+        bias = tensor.ExpandShapeOp(
+            ir.RankedTensorType.get(rows, ir.F32Type.get()), self.bias, [[0, 1]], [], rows
+        ).result
+        identity = ir.AffineMap.get_identity(type_.rank)
+        channels = ir.AffineMap.get(type_.rank, 0, list(identity.results)[1:3])
+        generic = _generic(type_, [bias], empty, [channels, identity], "p" * type_.rank)
+        block = generic.operation.regions[0].blocks.append(
+            *[ir.F32Type.get()] * 2, arg_locs=[self.op.location] * 2
+        )
+        with ir.InsertionPoint(block):
+            linalg.YieldOp([block.arguments[0]])
+        return generic.operation.results[0]
