@@ -103,8 +103,7 @@ def model_feeds(
 
 def vocabulary(manifest: Mapping[str, Any]) -> int | None:
     """Rows of the largest table that is gathered from; None where there is none."""
-    tables = [op["n"] for op in manifest.get("ops", []) if op.get("kind") == "gather"]
-    return max(tables, default=None)
+    return max((table["n"] for table in manifest["tables"]), default=None)
 
 
 def make_peer(against: list[str], threads: int) -> Any:

@@ -14,7 +14,6 @@ from pathlib import Path
 from abqc.compiler.commands.arguments import add_shape
 from abqc.compiler.commands.progress import Progress
 from abqc.compiler.commands.table import byte_count
-from abqc.errors import RecipeError
 
 NAME = "compile"
 SUMMARY = "compile an ONNX model into a shared library"
@@ -22,51 +21,36 @@ EXAMPLES = """examples:
   abqc compile model.onnx -o model.so --quant w4a8
   abqc compile model.onnx -o model.so --quant "w4a4 rotate"
   abqc compile model.onnx -o model.so --recipe recipe.txt --shape x=1x3x224x224
-  abqc compile model.onnx -o model.so --dump-dir stages --stop-at quantize
+  abqc compile model.onnx -o model.so --dump-dir stages
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="the ONNX file; external data stand beside it")
-    parser.add_argument("-o", "--output", type=Path, help="the library (default: model.so)")
+    parser.add_argument("-o", "--output", type=Path, help="default: beside the model, .so")
     recipe = parser.add_mutually_exclusive_group()
     recipe.add_argument("--quant", metavar="RECIPE", default="none", help="default: none (float)")
     recipe.add_argument("--recipe", metavar="FILE", type=Path, help="a file with rules")
     parser.add_argument("--target", default="cpu", help="default: cpu")
     add_shape(parser, "pin an input's shape")
-    parser.add_argument("--dump-dir", metavar="DIR", type=Path, help="write every stage there")
-    parser.add_argument(
-        "--stop-at", metavar="STAGE", help="stop after this stage; needs --dump-dir"
-    )
+    parser.add_argument("--dump-dir", metavar="DIR", type=Path, help="write the IR of every pass")
 
 
 def run(args: argparse.Namespace) -> int:
     from abqc.compiler.driver import compile
 
-    output = args.output or Path(args.model.name).with_suffix(".so")
+    output = args.output or args.model.with_suffix(".so")
     started = time.perf_counter()
     with Progress() as progress:
-        model = compile(
+        compile(
             args.model,
-            quant=read_recipe(args.recipe) if args.recipe else args.quant,
+            quant=args.recipe or args.quant,
             target=args.target,
             output=output,
             shapes=dict(args.shape),
             dump_dir=args.dump_dir,
-            stop_at=args.stop_at,
             progress=progress,
         )
-    if model is None:
-        print(f"stopped at {args.stop_at}; the stages are in {args.dump_dir}")
-        return 0
     seconds = time.perf_counter() - started
     print(f"{output}: {byte_count(output.stat().st_size)}, compiled in {seconds:.1f} s")
     return 0
-
-
-def read_recipe(path: Path) -> str:
-    """The text of a recipe file. Raises RecipeError."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error}") from error

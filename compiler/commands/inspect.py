@@ -20,6 +20,8 @@ EXAMPLES = """examples:
   abqc inspect model.so --json | python -m json.tool
 """
 
+FLOAT = "f32"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="the library that `abqc compile` wrote")
@@ -30,24 +32,26 @@ def run(args: argparse.Namespace) -> int:
     from abqc.runtime.artifact import manifest_of
 
     manifest = manifest_of(args.model)
+    manifest["bytes"]["total"] = args.model.stat().st_size
     print(json.dumps(manifest) if args.json else "\n\n".join(sections(manifest)))
     return 0
 
 
 def sections(manifest: Mapping[str, Any]) -> Iterator[str]:
     """The parts of the report, in order."""
-    yield summary(manifest)
+    operations = manifest["ops"] + manifest["tables"]
+    yield summary(manifest, operations)
     for title in ("inputs", "outputs"):
         rows = [(t["name"], t["dtype"], _shape(t["shape"])) for t in manifest[title]]
         yield table((title[:-1], "type", "shape"), rows)
-    if manifest["ops"]:
-        yield operations(manifest["ops"])
+    if operations:
+        yield operation_table(operations)
     if manifest["float"]:
         kept = [(f["node"], f["kind"], byte_count(f["bytes"]), f["why"]) for f in manifest["float"]]
         yield table(("stayed float", "kind", "bytes", "why"), kept)
 
 
-def summary(manifest: Mapping[str, Any]) -> str:
+def summary(manifest: Mapping[str, Any], operations: list[Mapping[str, Any]]) -> str:
     sizes = manifest["bytes"]
     lines = {
         "model": manifest["model"],
@@ -56,33 +60,33 @@ def summary(manifest: Mapping[str, Any]) -> str:
         "compiled": f"by abqc {manifest['abqc']} in {manifest['compile_seconds']:.1f} s",
         "size": f"{byte_count(sizes['total'])}: {byte_count(sizes['weights'])} weights, "
         f"{byte_count(sizes['code'])} code",
-        "weights": _bits_per_weight(manifest["ops"]),
+        "quantized": bits_per_weight(operations),
     }
-    return "\n".join(f"{key:9} {value}" for key, value in lines.items() if value)
+    return "\n".join(f"{key:10} {value}" for key, value in lines.items() if value)
 
 
-def _bits_per_weight(ops: list[Mapping[str, Any]]) -> str:
-    """Bits per weight over all quantized tables, and how many weights they are."""
-    weights = {op.get("symbol", op["node"]): op for op in ops if op["weight"]}.values()
-    count = sum(op["n"] * op["k"] for op in weights)
+def bits_per_weight(operations: list[Mapping[str, Any]]) -> str:
+    """Bits per weight over all quantized weights, each stored one counted once."""
+    stored = {op["symbol"]: op for op in operations if op["weight"] != FLOAT}.values()
+    count = sum(op["n"] * op["k"] for op in stored)
     if not count:
         return ""
-    bits = 8 * sum(op["bytes"] for op in weights) / count
-    return f"{bits:.2f} bits per weight over {count / 1e6:.1f} M quantized weights"
+    bits = 8 * sum(op["bytes"] for op in stored) / count
+    return f"{count / 1e6:.2f} M weights at {bits:.2f} bits"
 
 
-def operations(ops: list[Mapping[str, Any]]) -> str:
+def operation_table(operations: list[Mapping[str, Any]]) -> str:
     """One row for ops that agree in everything but their name."""
     groups: dict[tuple[object, ...], list[str]] = {}
-    for op in ops:
-        formats = " ".join(f for f in (op["weight"], op["activation"]) if f) or "float"
+    for op in operations:
+        formats = op["weight"] if op["kind"] == "gather" else f"{op['weight']} {op['activation']}"
         key = (
             op["kind"],
             f"{op['n']}x{op['k']}",
-            formats + (" rotated" if op["rotated"] else ""),
+            formats + (f" rotated by {op['rotated']}" if op["rotated"] else ""),
             round(op["bpw"], 2),
-            op["strategy"] or "-",
-            op["why"] or "",
+            op["strategy"],
+            op["why"],
         )
         groups.setdefault(key, []).append(op["node"])
     rows = [(_nodes(nodes), *key) for key, nodes in groups.items()]

