@@ -39,7 +39,7 @@ def build_artifact(
         jobs = [pool.submit(_kernels_object, unit, names, isa, work) for isa in unit.target.isas]
         progress("compile", 0, len(jobs) + 1)
         host = work / "host.o"
-        host.write_bytes(compile_host(module, names))
+        host.write_bytes(compile_host(module, names, unit.kept_outputs))
         for done, job in enumerate(jobs):
             objects.append(job.result())
             progress("compile", done + 2, len(jobs) + 1)

@@ -14,7 +14,7 @@ import llvmlite.binding as llvmlite
 from ..dialects.mlir import arith, func, ir, llvm, memref
 from ..errors import CompileError
 from ..passes.infrastructure import main_function, walk
-from ..passes.launch import KERNEL, kernel_names, launched_kernel
+from ..passes.launch import APPEND, KERNEL, kernel_names, launched_kernel
 from ..passes.resolve_dims import index
 from .isa import PLAIN
 from .llvm import lower, parse, target_machine, to_llvm_ir
@@ -43,13 +43,17 @@ _LOWERING = ",".join(
 _DECLARATIONS = """\
 declare ptr @abqc_rt_input(ptr, i32)
 declare void @abqc_rt_output(ptr, i32, ptr, i32, ptr, ptr)
+declare ptr @abqc_rt_append(ptr, i32, i32, i32, i32, ptr, ptr, ptr, ptr)
 """
 
 
-def compile_host(module: ir.Module, kernels: Sequence[str]) -> bytes:
+def compile_host(
+    module: ir.Module, kernels: Sequence[str], kept_outputs: Sequence[int] | None = None
+) -> bytes:
     """The ELF object of the host function; lowers `module` in place.
 
-    `kernels` gives the number of each kernel: its place in the list. The object defines
+    `kernels` gives the number of each kernel: its place in the list. `kept_outputs` are the model's outputs
+    that the function returns (None: all); the others are made by appending. The object defines
     `int32_t abqc_host_main(abqc_ctx *)`.
     """
     with module.context, ir.Location.unknown():
@@ -61,7 +65,9 @@ def compile_host(module: ir.Module, kernels: Sequence[str]) -> bytes:
     with module.context, ir.Location.unknown():
         _allocate_from_arena(module)
         text = to_llvm_ir(module)
-    text += _entry(inputs, outputs, text)
+    kept = list(range(len(outputs))) if kept_outputs is None else list(kept_outputs)
+    text = _define_appends(text)
+    text += _entry(inputs, list(zip(kept, outputs, strict=True)), text)
     machine = target_machine(PLAIN, optimize=False)
     compiled = parse(text, machine)
     for value in [*compiled.global_variables, *compiled.functions]:
@@ -102,6 +108,7 @@ class _Host:
             with ir.InsertionPoint(op), op.location:
                 self._launch(op, self.numbers[name], slots)
             op.erase()
+        self._give_context_to_appends()
         for op in walk(self.main, "cf.assert"):
             with ir.InsertionPoint(op), op.location:
                 self._check(op)
@@ -164,6 +171,27 @@ class _Host:
         if ir.IntegerType(value.type).width == 64:
             return value
         return arith.ExtUIOp(self.i64, value).result
+
+    def _give_context_to_appends(self) -> None:
+        """Calls and declarations of appends get the context as their first argument."""
+        for op in walk(self.main, "func.call"):
+            callee = ir.FlatSymbolRefAttr(op.attributes["callee"]).value
+            if callee.startswith(APPEND):
+                with ir.InsertionPoint(op), op.location:
+                    new = func.CallOp(
+                        [r.type for r in op.results],
+                        op.attributes["callee"],
+                        [self.context, *op.operands],
+                    )
+                op.results[0].replace_all_uses_with(new.results[0])
+                op.erase()
+        for op in self.module.body.operations:
+            function = op.operation
+            if function.name == "func.func" and _symbol(function).startswith(APPEND):
+                type_ = ir.TypeAttr(function.attributes["function_type"]).value
+                function.attributes["function_type"] = ir.TypeAttr.get(
+                    ir.FunctionType.get([self.i64, *type_.inputs], list(type_.results))
+                )
 
     def _check(self, op: ir.Operation) -> None:
         condition = arith.ExtUIOp(self.i32, op.operands[0]).result
@@ -263,7 +291,59 @@ def _declare_llvm(module: ir.Module, name: str, type_: str) -> None:
         )
 
 
-def _entry(inputs: Sequence[ir.Type], outputs: Sequence[ir.Type], text: str) -> str:
+def _define_appends(text: str) -> str:
+    """Replace the declarations of appends by functions that call the shim with arrays."""
+    lines = []
+    for line in text.split("\n"):
+        match = re.match(rf'declare .* @"?{re.escape(APPEND)}\w+\.(\d+)"?\(', line)
+        lines.append(_append_body(line, int(match[1])) if match else line)
+    return "\n".join(lines)
+
+
+def _append_body(declaration: str, rank: int) -> str:
+    """`view = abqc_rt_append(ctx, input, output, axis, rank, data, sizes, strides)` by memrefs."""
+    name = re.search(r'@("[^"]+"|[\w.]+)\(', declaration)
+    assert name is not None
+    descriptor = _descriptor(rank)
+    sizes = [f"i64 %s{i}" for i in range(rank)] + [f"i64 %t{i}" for i in range(rank)]
+    arguments = ["i64 %context", "i32 %in", "i32 %out", "i32 %axis", "ptr %base", "ptr %data", "i64 %offset"]
+    lines = [
+        f"define internal {descriptor} @{name[1]}({', '.join([*arguments, *sizes])}) {{",
+        "  %ctx = inttoptr i64 %context to ptr",
+        f"  %view = alloca [{1 + 2 * MAX_RANK} x i64]",
+        f"  %sizes = alloca [{rank} x i64]",
+        f"  %strides = alloca [{rank} x i64]",
+    ]
+    for i in range(rank):
+        for kind, array in (("s", "sizes"), ("t", "strides")):
+            lines += [
+                f"  %{kind}p{i} = getelementptr i64, ptr %{array}, i64 {i}",
+                f"  store i64 %{kind}{i}, ptr %{kind}p{i}",
+            ]
+    lines += [
+        f"  %ignored = call ptr @abqc_rt_append(ptr %ctx, i32 %in, i32 %out, i32 %axis, i32 {rank}, "
+        "ptr %data, ptr %sizes, ptr %strides, ptr %view)",
+        "  %pointer = load ptr, ptr %view",
+        f"  %d0 = insertvalue {descriptor} undef, ptr %pointer, 0",
+        f"  %d1 = insertvalue {descriptor} %d0, ptr %pointer, 1",
+        f"  %d2 = insertvalue {descriptor} %d1, i64 0, 2",
+    ]
+    last = "%d2"
+    for i in range(rank):
+        for field, first in ((3, 1), (4, 1 + MAX_RANK)):
+            lines += [
+                f"  %vp{field}.{i} = getelementptr i64, ptr %view, i64 {first + i}",
+                f"  %v{field}.{i} = load i64, ptr %vp{field}.{i}",
+                f"  %r{field}.{i} = insertvalue {descriptor} {last}, i64 %v{field}.{i}, {field}, {i}",
+            ]
+            last = f"%r{field}.{i}"
+    lines += [f"  ret {descriptor} {last}", "}"]
+    return "\n".join(lines)
+
+
+def _entry(
+    inputs: Sequence[ir.Type], outputs: Sequence[tuple[int, ir.Type]], text: str
+) -> str:
     """`int32_t abqc_host_main(abqc_ctx *)` in LLVM IR: views in, body, results out."""
     lines = [f"define hidden i32 @{ENTRY}(ptr %ctx) {{"]
     arguments: list[str] = []
@@ -284,7 +364,7 @@ def _entry(inputs: Sequence[ir.Type], outputs: Sequence[ir.Type], text: str) -> 
                 arguments.append(f"i64 {name}")
     lines.append("  %context = ptrtoint ptr %ctx to i64")
     arguments.append("i64 %context")
-    descriptors = [_descriptor(ir.MemRefType(t).rank) for t in outputs]
+    descriptors = [_descriptor(ir.MemRefType(t).rank) for _, t in outputs]
     result = "void"
     if len(descriptors) == 1:
         result = descriptors[0]
@@ -292,13 +372,10 @@ def _entry(inputs: Sequence[ir.Type], outputs: Sequence[ir.Type], text: str) -> 
         result = "{ " + ", ".join(descriptors) + " }"
     call = f"call {result} @abqc_host_body({', '.join(arguments)})"
     lines.append(f"  {'%r = ' if descriptors else ''}{call}")
-    for i, type_ in enumerate(outputs):
-        lines += _output(i, ir.MemRefType(type_), result, len(outputs))
+    for i, (number, type_) in enumerate(outputs):
+        lines += _output(i, number, ir.MemRefType(type_), result, len(outputs))
     lines += ["  ret i32 0", "}"]
-    declarations = [
-        line for line in _DECLARATIONS.splitlines() if line.split("@")[1].split("(")[0] not in text
-    ]
-    return "\n".join([*declarations, *lines]) + "\n"
+    return "\n".join([_DECLARATIONS, *lines]) + "\n"
 
 
 def _descriptor(rank: int) -> str:
@@ -306,8 +383,8 @@ def _descriptor(rank: int) -> str:
     return f"{{ ptr, ptr, i64{sizes} }}"
 
 
-def _output(i: int, type_: ir.MemRefType, result: str, count: int) -> list[str]:
-    """Hand output `i` of `%r` to the shim."""
+def _output(i: int, number: int, type_: ir.MemRefType, result: str, count: int) -> list[str]:
+    """Hand field `i` of `%r` to the shim as output `number`."""
     at = f"{i}, " if count > 1 else ""
     rank, size = type_.rank, _bytes(type_.element_type)
     lines = [
@@ -329,7 +406,8 @@ def _output(i: int, type_: ir.MemRefType, result: str, count: int) -> list[str]:
         ]
         pointers.append(f"ptr {array}")
     lines.append(
-        f"  call void @abqc_rt_output(ptr %ctx, i32 {i}, ptr %q{i}, i32 {rank}, {', '.join(pointers)})"
+        f"  call void @abqc_rt_output(ptr %ctx, i32 {number}, ptr %q{i}, i32 {rank}, "
+        f"{', '.join(pointers)})"
     )
     return lines
 

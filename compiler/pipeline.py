@@ -42,7 +42,7 @@ QUANTIZE = (
 # Tensors become buffers, and loops grid functions.
 BUFFERIZE = (
     "resolve-dims",
-    # "append-caches",
+    "append-caches",
     "decompose-concat",
     TIDY,
     "lower-abq",

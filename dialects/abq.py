@@ -9,7 +9,7 @@ Two forms of an operation exist, told apart by element types, never by name:
 Once a strategy has been chosen, layouts appear in types as `!abq.packed<"...">`: an opaque
 sequence of bytes whose meaning belongs to that strategy.
 
-Every operation is pure, so that `canonicalize` and `cse` remove dead and
+Every operation but `append` is pure, so that `canonicalize` and `cse` remove dead and
 duplicate ones. (No postponed annotations here: the bindings read them as Python objects.)
 """
 
@@ -257,10 +257,11 @@ class PackOp(Abq.Operation, name="pack", traits=[ext.Pure]):
     x_zero: Optional[Tensor] = None
 
 
-class AppendOp(Abq.Operation, name="append", traits=[ext.Pure]):
+class AppendOp(Abq.Operation, name="append"):
     """Output `output` of the model: input `input` with `x` appended along `axis`.
 
-    Written in place where the caller hands in one buffer for both (a cache that grows).
+    Written in place where the caller hands in one buffer for both (a cache that grows). The one
+    operation with an effect: it makes an output even if nothing else reads it.
     """
 
     x: Tensor

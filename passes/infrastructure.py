@@ -24,6 +24,7 @@ REGISTRY: dict[str, PassFunction] = {}
 
 # One file a pass; the name on the command line is the file's with dashes.
 PASS_FILES = (
+    "append_caches",
 
     "convert_batch_matmul",
     "decompose_concat",
@@ -58,6 +59,7 @@ class Unit:
     progress: Any = None
     inputs: list[Any] = field(default_factory=list)  # TensorSpec
     outputs: list[Any] = field(default_factory=list)
+    kept_outputs: list[int] | None = None  # the outputs that @main still returns; None: all
     strided_inputs: set[str] = field(default_factory=set)  # inputs that may have any strides
     operations: list[dict[str, Any]] = field(default_factory=list)
     floats: list[dict[str, Any]] = field(default_factory=list)

@@ -11,20 +11,32 @@ from abqc.dialects.mlir import func, ir
 
 KERNEL = "abq.kernel"
 
+# Prefix of the functions, one per element type and rank, that append to a cache (codegen/host.py).
+APPEND = "abqc_append."
+
 
 def launch(module: ir.Operation, kernel: str, grid: ir.Value, arguments: list[ir.Value]) -> None:
     """Run `kernel` for 0 <= i < grid; declares it in `module` at its first launch."""
     operands = [grid, *arguments]
-    _declare(module, kernel, [o.type for o in operands])
+    declare(module, kernel, [o.type for o in operands], [], kernel=True)
     func.CallOp([], ir.FlatSymbolRefAttr.get(kernel), operands)
 
 
-def _declare(module: ir.Operation, kernel: str, types: list[ir.Type]) -> None:
-    if kernel in ir.SymbolTable(module):
+def declare(
+    module: ir.Operation,
+    name: str,
+    types: list[ir.Type],
+    results: list[ir.Type],
+    *,
+    kernel: bool = False,
+) -> None:
+    """Declare a private function unless the module has it."""
+    if name in ir.SymbolTable(module):
         return
     with ir.InsertionPoint.at_block_begin(module.regions[0].blocks[0]), ir.Location.unknown():
-        declaration = func.FuncOp(kernel, ir.FunctionType.get(types, []), visibility="private")
-        declaration.operation.attributes[KERNEL] = ir.UnitAttr.get()
+        declaration = func.FuncOp(name, ir.FunctionType.get(types, results), visibility="private")
+        if kernel:
+            declaration.operation.attributes[KERNEL] = ir.UnitAttr.get()
 
 
 def launched_kernel(op: ir.Operation, kernels: frozenset[str]) -> str | None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from abqc.dialects import abq
-from abqc.dialects.mlir import arith, bufferization, ir, memref, scf
+from abqc.dialects.mlir import arith, bufferization, func, ir, memref, scf
 
 from .infrastructure import Unit, register, walk
-from .launch import launch
+from .launch import APPEND, declare, launch
 from .resolve_dims import dimension_or_query, index
 
 
@@ -255,10 +255,41 @@ def _gather(low: _Lowering, op: ir.Operation) -> None:
 
 
 
+def _append(low: _Lowering, op: ir.Operation) -> None:
+    """A call that the host's object defines: it asks the runtime for the grown cache."""
+    type_ = ir.RankedTensorType(op.results[0].type)
+    shape, element = list(type_.shape), type_.element_type
+    strides = [ir.ShapedType.get_dynamic_stride_or_offset()] * (type_.rank - 1) + [1]
+    layout = ir.StridedLayoutAttr.get(0, strides)
+    result = ir.MemRefType.get([abq.DYNAMIC] * type_.rank, element, layout)
+    flexible = ir.MemRefType.get([abq.DYNAMIC] * type_.rank, element)
+    x_type = ir.RankedTensorType(op.operands[0].type)
+    x = bufferization.ToBufferOp(
+        ir.MemRefType.get(list(x_type.shape), element), op.operands[0], read_only=True
+    ).result
+    if x.type != flexible:
+        x = memref.CastOp(flexible, x).result
+    i32 = ir.IntegerType.get_signless(32)
+    numbers = [
+        arith.ConstantOp(i32, ir.IntegerAttr.get(i32, ir.IntegerAttr(op.attributes[name]).value))
+        for name in ("input", "output", "axis")
+    ]
+    name = f"{APPEND}{element}.{type_.rank}"
+    declare(low.module, name, [i32, i32, i32, flexible], [result])
+    call = func.CallOp([result], ir.FlatSymbolRefAttr.get(name), [*(n.result for n in numbers), x])
+    grown = call.results[0]
+    static = ir.MemRefType.get(shape, element, layout)
+    if grown.type != static:
+        grown = memref.CastOp(static, grown).result
+    tensor_value = bufferization.ToTensorOp(type_, grown, restrict=True).result
+    op.results[0].replace_all_uses_with(tensor_value)
+
+
 _RULES: dict[str, Callable[[_Lowering, ir.Operation], None]] = {
     "abq.weight": _weight,
     "abq.pack": _pack,
     "abq.matmul": _matmul,
     "abq.batch_matmul": _batch_matmul,
     "abq.gather": _gather,
+    "abq.append": _append,
 }
