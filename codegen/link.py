@@ -108,7 +108,9 @@ def link(
         with _replacing(output) as partial:
             flags = _LINK if debug else (*_LINK, "-s")
             compiler.run(
-                [*flags, "-o", partial, *inputs, "-lm"], directory=work, purpose="link the model"
+                [*flags, "-o", partial, *inputs, "-lm", "-ldl", "-lpthread"],
+                directory=work,
+                purpose="link the model",
             )
             append_trailer(partial, dict(manifest))
 

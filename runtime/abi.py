@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _ctypes
 import ctypes
+import itertools
 import os
 import threading
 from collections.abc import Callable
@@ -116,22 +117,24 @@ _Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 # was written over in place.
 _mapped: dict[tuple[int, int], list[int]] = {}  # [checksum, number of libraries]
 _mapped_lock = threading.Lock()
+_opened = itertools.count()
 
 
 class Library:
     """An artifact opened with dlopen; closed when the last reference to it goes.
 
     The loader knows libraries by the path they were opened with, and would return the old one for a
-    file that has been replaced. So the path is that of the descriptor, which stays open, and what
-    is opened is what was verified.
+    file that has been replaced. So it is given a path that was never used before, of the descriptor:
+    what is opened is what was verified.
     """
 
     def __init__(self, path: str | Path, *, verify: bool = True) -> None:
         self.path = Path(path)
         self._handle = 0
-        self._file: BinaryIO | None = open_artifact(self.path)
+        self._file: BinaryIO | None = None
         self._key: tuple[int, int] | None = None
         self._deleters: dict[int, Callable[[int], None]] = {}
+        self._file = open_artifact(self.path)
         trailer = read_trailer(self._file, self.path)
         if verify:
             verify_checksum(self._file, self.path, trailer)
@@ -155,9 +158,9 @@ class Library:
 
     def _open(self) -> None:
         assert self._file is not None
-        name = f"/proc/self/fd/{self._file.fileno()}"
+        name = _unused_path(self._file.fileno())
         try:
-            library = ctypes.CDLL(name if os.path.exists(name) else str(self.path.resolve()))
+            library = ctypes.CDLL(name)
         except OSError as error:
             text = str(error).replace(name, str(self.path))
             hint = "install libgomp (apt: libgomp1)" if "libgomp" in text else None
@@ -249,6 +252,12 @@ class Instance:
                 ctypes.byref(options),
             )
         )
+
+
+def _unused_path(descriptor: int) -> str:
+    """The path of a descriptor, spelled with a new combination of "//" and "/." each time."""
+    digits = format(next(_opened), "b").replace("0", "//").replace("1", "/.")
+    return f"/proc/self/fd{digits}/{descriptor}"
 
 
 def _spec(info: Any, symbols: list[str | None]) -> TensorSpec:

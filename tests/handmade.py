@@ -124,7 +124,7 @@ def c_object(folder: Path, name: str, source: str, *flags: str) -> Path:
     """Compile C for an artifact: position-independent, the shim's headers at hand."""
     (folder / f"{name}.c").write_text(source)
     find_compiler().run(
-        ["-std=c11", "-O2", "-fPIC", f"-I{SHIM_DIRECTORY}", *flags, "-c", f"{name}.c"],
+        ["-std=gnu11", "-O2", "-fPIC", f"-I{SHIM_DIRECTORY}", *flags, "-c", f"{name}.c"],
         directory=folder,
         purpose=f"compile {name}.c",
     )

@@ -1,6 +1,7 @@
 /* The table of functions: instances, the contexts of their runs, and the run itself. */
 
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -191,6 +192,11 @@ static int32_t model_info(const abqc_model_info **info) {
     return ABQC_OK;
 }
 
+/* The thread runtime must outlive this library: its workers sleep in its code. */
+static void keep_thread_runtime(void) {
+    dlopen("libgomp.so.1", RTLD_LAZY | RTLD_NODELETE | RTLD_LOCAL);
+}
+
 static int32_t create(const abqc_instance_options *given, abqc_instance **instance) {
     abqc_instance_options options;
     int32_t threads = 0;
@@ -203,6 +209,7 @@ static int32_t create(const abqc_instance_options *given, abqc_instance **instan
     if (status) return status;
     abqc_instance *made = malloc(sizeof *made);
     if (!made) return abqc_error(ABQC_E_MEMORY, "out of memory");
+    keep_thread_runtime();
     *made = (abqc_instance){.isa = isa, .threads = threads};
     pthread_mutex_init(&made->lock, NULL);
     *instance = made;

@@ -67,7 +67,8 @@ typedef struct {
     _Alignas(ABQC_CACHE_LINE) _Atomic uint64_t work;
     _Alignas(ABQC_CACHE_LINE) _Atomic int32_t done; /* finished chunks of this launch */
     _Alignas(ABQC_CACHE_LINE) _Atomic int32_t sleepers;
-    _Atomic int32_t left; /* workers that have left the region */
+    _Atomic int32_t entered, left; /* workers that have entered and left the region */
+    _Atomic int32_t leader_cpu;
     atomic_bool closed;
     /* The launch. Stable while a chunk of it is taken and not done. */
     _Alignas(ABQC_CACHE_LINE) abqc_kernel kernel;

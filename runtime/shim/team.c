@@ -5,8 +5,12 @@
  * chunks that all threads take from one counter, the leader too, so a thread that comes late costs
  * nothing: others have done its share.
  *
- * Nobody waits inside libgomp while work is left. Its barrier spins without yielding, and a worker
- * that was queued on the spinning thread's core then starts milliseconds late. */
+ * Where workers run is left to the kernel, with one exception. In a virtual machine it takes halted
+ * cores for busy ones, and wakes a worker on the leader's core while others idle. Queued behind
+ * the leader the worker starts milliseconds late; and after the region libgomp lets it spin there,
+ * which keeps the leader from running. So the leader yields once to workers that are not there yet,
+ * and a worker that finds itself on the leader's core, or goes to sleep, takes that core out of its
+ * affinity until it leaves the region. */
 
 #define _GNU_SOURCE
 #include <linux/futex.h>
@@ -25,7 +29,7 @@ extern int omp_get_num_threads(void);
 enum {
     CHUNKS_PER_THREAD = 4, /* enough to even out a disturbed core */
     SPINS = 200,           /* pauses before yielding: a few microseconds */
-    AWAKE_NS = 60 * 1000   /* yielding before sleeping: about twice the cost of a wake-up */
+    AWAKE_NS = 200 * 1000  /* yielding before sleeping: some wake-ups */
 };
 
 typedef struct {
@@ -33,6 +37,26 @@ typedef struct {
     void (*lead)(void *);
     void *context;
 } region_data;
+
+/* A worker's affinity, while it is narrowed. */
+typedef struct {
+    bool narrowed;
+    cpu_set_t usual;
+} placement;
+
+static void avoid_leader(const abqc_team *team, placement *place) {
+    int32_t leader = atomic_load_explicit(&team->leader_cpu, memory_order_relaxed);
+    if (place->narrowed || leader < 0 || leader >= CPU_SETSIZE) return;
+    if (sched_getaffinity(0, sizeof place->usual, &place->usual) != 0) return;
+    cpu_set_t others = place->usual;
+    CPU_CLR((size_t)leader, &others);
+    if (CPU_COUNT(&others) > 0)
+        place->narrowed = sched_setaffinity(0, sizeof others, &others) == 0;
+}
+
+static void restore_affinity(const placement *place) {
+    if (place->narrowed) sched_setaffinity(0, sizeof place->usual, &place->usual);
+}
 
 static uint32_t launch_of(uint64_t work) { return (uint32_t)(work >> 32); }
 static uint32_t chunks_of(uint64_t work) { return (uint32_t)work; }
@@ -60,7 +84,7 @@ static void wake_sleepers(abqc_team *team, int32_t count) {
 }
 
 /* Spins, then yields, then sleeps until the launch after `seen` is there. */
-static void await_launch(abqc_team *team, uint32_t seen) {
+static void await_launch(abqc_team *team, uint32_t seen, placement *place) {
     for (int i = 0; i < SPINS; i++) {
         if (launch_of(atomic_load_explicit(&team->work, memory_order_relaxed)) != seen) return;
         pause_cpu();
@@ -70,6 +94,7 @@ static void await_launch(abqc_team *team, uint32_t seen) {
         sched_yield();
         if (launch_of(atomic_load_explicit(&team->work, memory_order_relaxed)) != seen) return;
     }
+    avoid_leader(team, place);
     while (launch_of(atomic_load(&team->work)) == seen) sleep_until_launch(team, seen);
 }
 
@@ -123,13 +148,26 @@ void abqc_team_launch(abqc_team *team, abqc_kernel kernel, int64_t grid, const u
 
 static void follow(abqc_team *team) {
     uint32_t seen = 0;
+    placement place = {.narrowed = false};
+    if (sched_getcpu() == team->leader_cpu) avoid_leader(team, &place);
+    atomic_fetch_add_explicit(&team->entered, 1, memory_order_release);
     for (;;) {
         take_chunks(team);
         if (atomic_load(&team->closed)) break;
-        await_launch(team, seen);
+        await_launch(team, seen, &place);
         seen = launch_of(atomic_load(&team->work));
     }
+    restore_affinity(&place);
     atomic_fetch_add_explicit(&team->left, 1, memory_order_release);
+}
+
+/* Lets workers in that wait for the leader's core. Costs next to nothing where none does. */
+static void admit(abqc_team *team) {
+    for (int i = 0; i < SPINS / 4; i++) {
+        if (atomic_load_explicit(&team->entered, memory_order_acquire) == team->size - 1) return;
+        pause_cpu();
+    }
+    sched_yield();
 }
 
 static void close_team(abqc_team *team) {
@@ -146,12 +184,13 @@ static void region(void *data) {
         return;
     }
     r->team->size = omp_get_num_threads();
+    admit(r->team);
     r->lead(r->context);
     close_team(r->team);
 }
 
 void abqc_team_run(abqc_team *team, int32_t threads, void (*lead)(void *), void *context) {
-    *team = (abqc_team){.size = 1};
+    *team = (abqc_team){.size = 1, .leader_cpu = sched_getcpu()};
     if (threads == 1) {
         lead(context);
         return;
