@@ -36,6 +36,7 @@ _LINK = (
     "-Wl,-z,defs",
     "-Wl,--as-needed",
 )
+_LIBRARIES = ("-lm", "-ldl", "-lpthread")
 
 # The thread runtime is linked by its name alone, so that no development package is needed.
 _THREADS_NAME = "libgomp.so.1"

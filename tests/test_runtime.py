@@ -189,7 +189,7 @@ WRONG = {
     "missing": (lambda i: i.pop("index"), "input 'index' is missing"),
     "unknown": (lambda i: i.update(z=1), "no input 'z'; its inputs are 'x', 'index'"),
     "float64": (
-        lambda i: i.update(x=i["x"].astype(np.float64)),
+        lambda i: i.update(x=i["x"].astype(float)),
         "'x' is float64, expected float32",
     ),
     "int32": (lambda i: i.update(index=np.zeros(3, np.int32)), "'index' is int32, expected int64"),
@@ -303,7 +303,7 @@ def test_isa_is_chosen_and_forced(monkeypatch) -> None:
     monkeypatch.setenv("ABQC_ISA", "plain")
     assert abqc.load(handmade.layer()).isa == "plain"
     monkeypatch.setenv("ABQC_ISA", "avx512")
-    with pytest.raises(ArtifactError, match="'avx512' was asked for, .* the model has: avx2 plain"):
+    with pytest.raises(ArtifactError, match=r"'avx512' was asked .* model has: avx2 plain"):
         abqc.load(handmade.layer())
     monkeypatch.setenv("ABQC_ISA", "sse9")
     with pytest.raises(ArtifactError, match="unknown instruction set 'sse9'"):

@@ -111,7 +111,7 @@ def test_replaced_while_loaded(path: Path, tmp_path: Path) -> None:
     new = abqc.load(path)
     assert [spec.name for spec in new.inputs] == ["what"]
     assert len(old.run(layer_inputs())) == 4
-    assert new.run([5 * np.ones((), np.int64) * 0])[0] == 0
+    assert new.run([np.array(0)])[0] == 0
 
 
 def test_many_models_open_and_closed(path: Path, tmp_path: Path) -> None:
@@ -164,7 +164,6 @@ import abqc
 abqc.load({str(path)!r}).close()
 print(sorted(name for name in sys.modules if name.startswith("abqc.")))
 """
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "abqc.runtime.model" in result.stdout, result.stderr
     assert "codegen" not in result.stdout and "dialects" not in result.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -73,6 +74,7 @@ def run_and_check(model: abqc.Model, seed: int, runs: int, **options) -> None:
     random = np.random.default_rng(seed)
     for _ in range(runs):
         inputs = layer_inputs(*(int(n) for n in random.integers(1, 200, 3)), seed=seed)
+        outputs = model.run(inputs, **options)
         for got, expected in zip(
             model.run(inputs, **options), layer_reference(inputs), strict=True
         ):
@@ -174,6 +176,4 @@ for task in os.listdir("/proc/self/task"):
     assert os.sched_getaffinity(int(task)) == usual
 print("ran")
 """
-    import sys
-
     assert run_program([sys.executable, "-c", code]).stdout == "ran\n"
