@@ -80,7 +80,15 @@ def make_plan(model: Model) -> Plan:
         if len(constant.shape) == 2:
             turned = symbols.get(id(constant.transposed((1, 0))), turned)
         weights.append(Weight(name, name, turned, constant.shape))
-    return Plan(tuple(weights), {node.name: node.op_type for node in model.nodes})
+    inputs = model.shell.graph.input
+    return Plan(
+        weights=tuple(weights),
+        op_types={node.name: node.op_type for node in model.nodes},
+        inputs=tuple(value.name for value in inputs),
+        symbols=tuple(
+            tuple(dim.dim_param for dim in value.type.tensor_type.shape.dim) for value in inputs
+        ),
+    )
 
 
 def weight_names(model: Model) -> list[str]:

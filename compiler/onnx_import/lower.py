@@ -7,6 +7,7 @@ from collections.abc import Callable
 import onnx
 from abqc.dialects.mlir import PassManager, ir, onnx_importer
 
+from .dims import resolve_dims
 from .locations import node_name
 from .plan import Plan
 from .torch_to_abq import Used, take_weights
@@ -74,6 +75,8 @@ def lower(
     used = take_weights(module, plan)
     run(*TO_LINALG)
     _drop_arguments(module, len(plan.weights))
+    on_stage("resolve-dims")
+    resolve_dims(module, plan.symbols, plan.inputs)
     return module, used
 
 

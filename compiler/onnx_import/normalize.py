@@ -8,6 +8,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from . import broadcasts, norms, windows
+from .build import Nodes
 from .constants import Constant
 from .model import Model, attribute
 
@@ -98,12 +99,22 @@ def dropout(model: Model, node: NodeProto) -> list[NodeProto] | None:
     return [helper.make_node("Identity", [node.input[0]], [node.output[0]], node.name)]
 
 
+def reciprocal(model: Model, node: NodeProto) -> list[NodeProto] | None:
+    """1 / x: torch-mlir's own form asserts in its innermost loop that x is not 0."""
+    if model.elem_type(node.input[0]) != TensorProto.FLOAT:
+        return None
+    new = Nodes(model, node)
+    new.add("Div", [new.scalar("one", 1.0), node.input[0]])
+    return new
+
+
 RULES: dict[str, Rule] = {
     "Dropout": dropout,
     "Expand": broadcasts.expand,
     "Gemm": gemm,
     "LayerNormalization": norms.layer_normalization,
     "MatMul": matmul,
+    "Reciprocal": reciprocal,
     "Softmax": norms.softmax,
     "BatchNormalization": norms.batch_normalization,
     "Conv": windows.window,

@@ -24,7 +24,8 @@ def layer_normalization(model: Model, node: NodeProto) -> list[NodeProto] | None
     squares = new.add("Mul", [centered, centered], "squares")
     variance = new.reduce("ReduceMean", squares, axes, "variance")
     shifted = new.add("Add", [variance, epsilon], "shifted")
-    inverse = new.add("Reciprocal", [new.add("Sqrt", [shifted], "deviation")], "inverse")
+    one = new.scalar("one", 1.0)
+    inverse = new.add("Div", [one, new.add("Sqrt", [shifted], "deviation")], "inverse")
     normal = new.add("Mul", [centered, inverse], "normal")
     if len(node.input) < 3 or not node.input[2]:
         new.add("Mul", [normal, node.input[1]])

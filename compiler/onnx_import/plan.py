@@ -22,10 +22,16 @@ class Weight:
 
 @dataclass(frozen=True)
 class Plan:
-    """`weights` are the last inputs of the graph, in order; `op_types` the operators by node."""
+    """`weights` are the last inputs of the graph, in order; `op_types` the operators by node.
+
+    `inputs` are the names of the other inputs, `symbols` the names of their sizes, axis by axis,
+    "" for those that have none.
+    """
 
     weights: tuple[Weight, ...]
     op_types: dict[str, str]
+    inputs: tuple[str, ...]
+    symbols: tuple[tuple[str, ...], ...]
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)))
@@ -34,4 +40,5 @@ class Plan:
     def load(path: Path) -> Plan:
         data = json.loads(path.read_text())
         weights = (Weight(**{**item, "shape": tuple(item["shape"])}) for item in data["weights"])
-        return Plan(tuple(weights), data["op_types"])
+        symbols = tuple(tuple(names) for names in data["symbols"])
+        return Plan(tuple(weights), data["op_types"], tuple(data["inputs"]), symbols)

@@ -38,7 +38,8 @@ def single_node_models(proto: ModelProto, plan: Plan) -> Iterator[tuple[str, Mod
         plain = [n for n in inner if n not in weights and n not in initializers]
         model.graph.input.extend(values[n] for n in (*plain, *(w.name for w in used)))
         model.graph.output.extend(values[name] for name in outputs)
-        yield node.name, model, Plan(tuple(used), plan.op_types)
+        symbols = tuple(("",) * len(values[n].type.tensor_type.shape.dim) for n in plain)
+        yield node.name, model, Plan(tuple(used), plan.op_types, tuple(plain), symbols)
 
 
 def _signature(node: NodeProto, inputs: list[ValueInfoProto | TensorProto]) -> bytes:
