@@ -16,6 +16,8 @@ SIMPLIFY = (
     "scalarize-shapes",
     TIDY,
     "func.func(int-range-optimizations,canonicalize,cse)",
+    "fold-sizes",
+    TIDY,
     "lower-reshape",
     TIDY,
     "simplify-broadcasts",

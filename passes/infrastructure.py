@@ -31,6 +31,7 @@ PASS_FILES = (
     "decompose_conv",
     "decompose_gather",
 
+    "fold_sizes",
     "insert_frees",
     "lower_abq",
     "lower_reshape",

@@ -130,7 +130,7 @@ static void release_context(abqc_instance *instance, abqc_ctx *ctx) {
 
 static void check_all_given(abqc_ctx *ctx) {
     for (int32_t i = 0; i < abqc_meta.info.output_count; i++)
-        if (ctx->slots[i].state != ABQC_OUTPUT_DONE)
+        if (ctx->slots[i].state == ABQC_OUTPUT_OPEN)
             abqc_fail(ctx, ABQC_E_INTERNAL, "the model did not give output '%s'",
                       abqc_meta.info.outputs[i].name);
 }
