@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 INSTALL = "install it with `pip install onnxruntime`"
+INSTALL_QUANTIZER = "install what quantizing needs with `pip install 'abqc[compare]'`"
 
 
 def import_onnxruntime() -> Any:
@@ -77,7 +78,10 @@ def quantized(model: Path, kind: str) -> Path:
     target = _cache_directory(model, kind) / "model.onnx"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=target.parent.parent) as scratch:
-            quantize(model, Path(scratch) / "model.onnx")
+            try:
+                quantize(model, Path(scratch) / "model.onnx")
+            except ImportError as error:
+                raise AbqcError(str(error), hint=INSTALL_QUANTIZER) from error
             target.parent.mkdir(exist_ok=True)
             for file in sorted(Path(scratch).iterdir(), reverse=True):
                 file.replace(target.parent / file.name)

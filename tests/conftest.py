@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import abqc
 import numpy as np
 import pytest
 from models.fetch import Unavailable, fetch
@@ -39,3 +40,21 @@ def sentences() -> dict[str, np.ndarray]:
     """Token ids and attention mask of 200 real sentences, int64 [200, 44]-like, padded."""
     with np.load(DATA / "sentences.npz") as data:
         return dict(data)
+
+
+@pytest.fixture(scope="session")
+def compiled(
+    real_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Path]:
+    """The library of a real model under a recipe; every pair is compiled once a session."""
+    directory = tmp_path_factory.mktemp("compiled")
+    libraries: dict[tuple[str, str], Path] = {}
+
+    def library_of(name: str, recipe: str) -> Path:
+        if (name, recipe) not in libraries:
+            output = directory / f"{name}-{recipe.replace(' ', '-')}.so"
+            abqc.compile(real_model(name), quant=recipe, output=output)
+            libraries[name, recipe] = output
+        return libraries[name, recipe]
+
+    return library_of

@@ -79,7 +79,7 @@ def operation_table(operations: list[Mapping[str, Any]]) -> str:
     """One row for ops that agree in everything but their name."""
     groups: dict[tuple[object, ...], list[str]] = {}
     for op in operations:
-        formats = op["weight"] if op["kind"] == "gather" else f"{op['weight']} {op['activation']}"
+        formats = " ".join(f for f in (op["weight"], op["activation"]) if f != FLOAT) or "float"
         key = (
             op["kind"],
             f"{op['n']}x{op['k']}",

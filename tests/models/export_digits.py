@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from onnx.shape_inference import infer_shapes
 from skl2onnx import to_onnx
 from skl2onnx.helpers.onnx_helper import select_model_inputs_outputs
 from sklearn.datasets import load_digits
@@ -30,6 +31,7 @@ def export_mlp(x: np.ndarray, y: np.ndarray, path: Path) -> MLPClassifier:
     model = MLPClassifier((128, 64), random_state=0, max_iter=300).fit(x, y)
     onnx_model = to_onnx(model, x[:1], options={"zipmap": False}, target_opset=18)
     onnx_model = select_model_inputs_outputs(onnx_model, outputs=["probabilities"])
+    onnx_model = infer_shapes(onnx_model)  # gives the output its type again
     path.write_bytes(onnx_model.SerializeToString())
     return model
 

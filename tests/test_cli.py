@@ -1,0 +1,338 @@
+"""The command line: what it prints, and one line for whatever goes wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from abqc.compiler import cli, commands
+from abqc.compiler.commands.progress import Progress
+from abqc.compiler.commands.table import byte_count, table
+from onnx import TensorProto, helper
+
+DIGITS = Path(__file__).parent / "models" / "data" / "digits_mlp.onnx"
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def abqc(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def mlp(compiled: Callable[[str, str], Path]) -> Path:
+    return compiled("digits_mlp", "w8a8")
+
+
+def error_line(answer: tuple[int, str, str], code: int = 1) -> str:
+    """The message of a failed command, which must be one line and no traceback."""
+    actual, _, err = answer
+    assert actual == code, err
+    lines = [line for line in err.splitlines() if line.startswith("abqc: error: ")]
+    assert len(lines) == 1 and err.rstrip().endswith(lines[0])
+    assert "Traceback" not in err
+    return lines[0].removeprefix("abqc: error: ")
+
+
+@pytest.mark.parametrize("command", [c.NAME for c in commands.ALL])
+def test_help_has_examples(abqc: Run, command: str) -> None:
+    code, out, _ = abqc(command, "--help")
+    assert code == 0
+    assert f"abqc {command}" in out.partition("examples:")[2]
+
+
+def test_commands_are_those_of_the_design(abqc: Run) -> None:
+    _, out, _ = abqc("--help")
+    for name in ("compile", "run", "bench", "inspect", "eval", "opt", "doctor"):
+        assert f"    {name} " in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("frobnicate",), ("compile",), ("compile", "m.onnx", "--shape", "x=1xa"),
+     ("bench", "m.so", "--threads", "0"), ("run", "m.so", "--input", "x.npy"),
+     ("compile", "m.onnx", "--quant", "w8a8", "--recipe", "r.txt")],
+)  # fmt: skip
+def test_wrong_usage_is_one_line_and_code_2(abqc: Run, arguments: tuple[str, ...]) -> None:
+    assert "--help" in error_line(abqc(*arguments), 2)
+
+
+def test_compile_run_inspect(abqc: Run, tmp_path: Path, digits: tuple) -> None:
+    images, labels = digits
+    library, x, y = (tmp_path / name for name in ("model.so", "x.npy", "y.npz"))
+    code, out, err = abqc("compile", DIGITS, "-o", library, "--quant", "w8a8")
+    assert (code, library.exists()) == (0, True)
+    assert "compiled in" in out and "import" in err
+
+    np.save(x, images)
+    code, out, _ = abqc("run", library, "--input", f"X={x}", "--output", y, "--threads", 2)
+    assert code == 0 and "probabilities  float32  200x10" in out
+    with np.load(y) as outputs:
+        assert np.mean(outputs["probabilities"].argmax(1) == labels) > 0.9
+
+    code, out, _ = abqc("inspect", library, "--json")
+    manifest = json.loads(out)
+    assert code == 0 and manifest["recipe"] == "w8a8"
+    assert manifest["bytes"]["total"] == library.stat().st_size
+    assert {"node", "kind", "n", "k", "bpw", "strategy", "why"} <= set(manifest["ops"][0])
+    code, out, _ = abqc("inspect", library)
+    assert code == 0 and "w8:channel:sym a8:token:asym" in out
+
+
+def test_bench_against_onnxruntime(abqc: Run, mlp: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    code, out, err = abqc(
+        "bench", mlp, "--against", "onnxruntime:float", DIGITS,
+        "--threads", 1, "--shape", "X=4x64", "--seconds", 0.1, "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    result = json.loads(out)
+    assert {"median_ms", "peer_median_ms", "ratio", "threads", "shapes"} <= set(result)
+    assert (result["threads"], result["shapes"]) == (1, {"X": [4, 64]})
+
+
+@pytest.mark.parametrize("kind", ["int8", "nbits4", "nbits2"])
+def test_quantized_peers(
+    abqc: Run, mlp: Path, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code, out, err = abqc(
+        "bench", mlp, "--against", f"onnxruntime:{kind}", DIGITS,
+        "--shape", "X=1x64", "--seconds", 0, "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert json.loads(out)["peer_median_ms"] > 0
+
+
+def test_eval_on_samples(abqc: Run, mlp: Path, digits: tuple, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    data = tmp_path / "data.npz"
+    np.savez(data, X=digits[0])
+    code, out, _ = abqc("eval", DIGITS, mlp, "--data", data, "--json")
+    (accuracy,) = json.loads(out)
+    assert code == 0 and accuracy["vectors"] == 200
+    assert accuracy["cosine"] > 0.99 and accuracy["top1"] > 0.97
+    code, out, _ = abqc("eval", DIGITS, mlp, "--data", data)
+    assert code == 0 and "probabilities" in out
+
+
+def test_opt_reads_and_prints_text(abqc: Run, tmp_path: Path) -> None:
+    source = tmp_path / "m.mlir"
+    source.write_text(
+        "func.func @main(%x: f32) -> f32 {\n  %0 = arith.addf %x, %x : f32\n  return %x : f32\n}\n"
+    )
+    code, out, err = abqc("opt", source, "--passes", "canonicalize")
+    assert code == 0, err
+    assert "return" in out and "addf" not in out
+    assert "no-such-pass" in error_line(abqc("opt", source, "--passes", "no-such-pass"))
+
+
+def test_doctor_answers(abqc: Run) -> None:
+    code, out, _ = abqc("doctor")
+    assert code in (0, 1) and "torch-mlir" in out
+
+
+def node_model(op_type: str, domain: str = "") -> bytes:
+    """A model with one node, named `culprit`."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])
+    node = helper.make_node(op_type, ["x"], ["y"], name="culprit", domain=domain)
+    graph = helper.make_graph([node], "g", [x], [y])
+    opsets = [helper.make_opsetid("", 18)]
+    opsets += [helper.make_opsetid(domain, 1)] if domain else []
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+
+
+def external_model() -> bytes:
+    """A model whose weights are in a file that does not exist."""
+    model = onnx.load(DIGITS)
+    weight = next(w for w in model.graph.initializer if len(w.dims) == 2)
+    weight.ClearField("raw_data")
+    weight.ClearField("float_data")
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="missing.bin")
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"this is not ONNX", ""),
+        (b"", ""),
+        (DIGITS.read_bytes()[:5000], ""),
+        (external_model(), "missing.bin"),
+        (node_model("Frobnicate"), "culprit"),
+        (node_model("Relu", "com.example"), "culprit"),
+    ],
+    ids=["not-onnx", "empty", "truncated", "no-external-data", "unknown-op", "unknown-domain"],
+)
+def test_models_that_cannot_be_compiled(
+    abqc: Run, tmp_path: Path, content: bytes, message: str
+) -> None:
+    model, library = tmp_path / "model.onnx", tmp_path / "model.so"
+    model.write_bytes(content)
+    assert message in error_line(abqc("compile", model, "-o", library))
+    assert list(tmp_path.iterdir()) == [model]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--quant", "w99"), "w99"),
+        (("--quant", '"*nothing*" w4a8'), "nothing"),
+        (("--recipe", "missing.txt"), "missing.txt"),
+        (("--target", "abacus"), "abacus"),
+        (("--shape", "Y=1x64"), "Y"),
+        (("--shape", "X=1x65"), "X"),
+    ],
+)
+def test_options_that_cannot_be_met(
+    abqc: Run, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    library = tmp_path / "model.so"
+    assert message in error_line(abqc("compile", DIGITS, "-o", library, *arguments))
+    assert not library.exists()
+
+
+def test_output_that_cannot_be_written(abqc: Run, tmp_path: Path) -> None:
+    missing = tmp_path / "no" / "model.so"
+    assert str(missing) in error_line(abqc("compile", DIGITS, "-o", missing))
+    assert "directory" in error_line(abqc("compile", DIGITS, "-o", tmp_path)).lower()
+
+
+def test_no_c_compiler(abqc: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setitem(sys.modules, "ziglang", None)
+    library = tmp_path / "model.so"
+    assert "compiler" in error_line(abqc("compile", DIGITS, "-o", library))
+    assert not library.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("Y", np.zeros((1, 64), np.float32), "X"),
+        ("X", np.zeros((1, 64), np.float64), "float64"),
+        ("X", np.zeros((64,), np.float32), "X"),
+        ("X", np.zeros((1, 65), np.float32), "65"),
+    ],
+    ids=["name", "type", "rank", "size"],
+)
+def test_inputs_that_do_not_fit(
+    abqc: Run, mlp: Path, tmp_path: Path, name: str, array: np.ndarray, message: str
+) -> None:
+    np.save(tmp_path / "x.npy", array)
+    answer = abqc("run", mlp, "--input", f"{name}={tmp_path / 'x.npy'}")
+    assert message in error_line(answer)
+
+
+def test_damaged_artifacts(abqc: Run, mlp: Path, tmp_path: Path) -> None:
+    whole = mlp.read_bytes()
+    altered = bytearray(whole)
+    altered[len(whole) // 2] ^= 1
+    for content in (whole[:-1000], bytes(altered), b"", b"text", whole + b"x"):
+        path = tmp_path / "model.so"
+        path.write_bytes(content)
+        for command in (("run", path), ("inspect", path), ("bench", path)):
+            assert str(path) in error_line(abqc(*command))
+
+
+def test_files_that_are_missing(abqc: Run, mlp: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    for arguments in (
+        ("compile", missing),
+        ("run", missing),
+        ("inspect", missing),
+        ("run", mlp, "--input", f"X={missing}"),
+        ("eval", DIGITS, mlp, "--data", missing),
+        ("bench", mlp, "--against", "onnxruntime:float", missing, "--shape", "X=1x64"),
+        ("opt", missing),
+    ):
+        assert str(missing) in error_line(abqc(*arguments))
+
+
+def test_unknown_peers_are_named(abqc: Run, mlp: Path) -> None:
+    for peer in ("onnxruntime:fp4", "tensorrt:float"):
+        answer = abqc("bench", mlp, "--against", peer, DIGITS, "--shape", "X=1x64")
+        assert peer in error_line(answer)
+
+
+def test_missing_onnxruntime_says_how_to_get_it(
+    abqc: Run, mlp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    answer = abqc("bench", mlp, "--against", "onnxruntime:float", DIGITS, "--shape", "X=1x64")
+    assert "pip install onnxruntime" in error_line(answer)
+
+
+def test_defects_are_one_line_unless_debug(abqc: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(args: object) -> int:
+        raise KeyError("surprise")
+
+    monkeypatch.setattr(commands.doctor, "run", broken)
+    assert "--debug" in error_line(abqc("doctor"))
+    with pytest.raises(KeyError):
+        abqc("doctor", "--debug")
+    with pytest.raises(KeyError):
+        abqc("--debug", "doctor")
+
+
+def test_interruption_is_code_130(abqc: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(args: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands.doctor, "run", interrupted)
+    assert abqc("doctor")[0] == 130
+
+
+def test_inspect_needs_neither_mlir_nor_numpy(mlp: Path) -> None:
+    program = (
+        "import sys\n"
+        "absent = ('torch_mlir', 'llvmlite', 'onnx', 'numpy', 'lark')\n"
+        "sys.modules.update(dict.fromkeys(absent))\n"
+        f"from abqc.compiler.cli import main\nsys.exit(main(['inspect', {str(mlp)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "probabilities" in done.stdout
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere() -> None:
+    for stream, expected in ((Terminal(), "[############............]"), (io.StringIO(), "pack\n")):
+        with Progress(stream) as progress:
+            progress("pack", 0, 4)
+            progress("pack", 2, 4)
+        assert expected in stream.getvalue()
+        assert stream.getvalue().count("\n") == (0 if stream.isatty() else 1)
+
+
+def test_tables_align() -> None:
+    assert table(("a", "name"), [(10, "x"), (2, "yy")]) == " a  name\n--  ----\n10  x\n 2  yy"
+    assert [byte_count(n) for n in (999, 1000, 2_500_000, 3 * 10**12)] == [
+        "999 B", "1.0 kB", "2.5 MB", "3000.0 GB",
+    ]  # fmt: skip
