@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -296,10 +296,20 @@ class Jit:
         prototype = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
         self._entries = {name: prototype(self._engine.get_function_address(name)) for name in names}
 
-    def run(self, name: str, grid: int, arguments: Sequence[np.ndarray | int | float]) -> None:
-        """Run kernel `name` for 0 <= i < grid; it writes into the arrays."""
+    def prepare(
+        self, name: str, grid: int, arguments: Sequence[np.ndarray | int | float], begin: int = 0
+    ) -> Callable[[], None]:
+        """A function that runs kernel `name` for begin <= i < grid; it writes into the arrays."""
         slots = pack_arguments(arguments)
-        self._entries[name](0, grid, slots.ctypes.data)
+        entry = self._entries[name]
+        # The closure keeps the arrays alive.
+        return lambda keep=arguments: entry(begin, grid, slots.ctypes.data)  # type: ignore[misc]
+
+    def run(
+        self, name: str, grid: int, arguments: Sequence[np.ndarray | int | float], begin: int = 0
+    ) -> None:
+        """Run kernel `name` for begin <= i < grid; it writes into the arrays."""
+        self.prepare(name, grid, arguments, begin)()
 
 
 def pack_arguments(arguments: Sequence[np.ndarray | int | float]) -> np.ndarray:

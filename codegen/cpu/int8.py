@@ -16,7 +16,8 @@ from ..builder import Builder, Value, vec
 from ..strategy import Kernel, MatmulSpec, Variant
 from .int8_kernels import MatmulKernel
 from .int8_layout import RowLayout, WeightLayout, pack_weight
-from .pack_activations import LANES, ROWS, PackKernel, RowCodes, RowScale, sweep
+from .pack_activations import ROWS, PackKernel, ScaledPackKernel
+from .quantize_row import LANES, RowCodes, RowScale, sweep
 
 MAX_ROTATED_K = 1 << 16
 COLUMNS = 64  # output channels of a grid index
@@ -85,12 +86,15 @@ class Int8Strategy:
     def pack_kernel(self, spec: MatmulSpec) -> Kernel:
         layout = _row_layout(spec)
         format = _activation(spec).format
-        reduction = layout.reduction
         kernel = PackKernel(format, spec.k, spec.hadamard_block, Int8Rows(layout))
-        name = (
-            f"int8_pack_{format.name}_k{spec.k}_g{reduction.group_size}_u{reduction.unit}"
-            f"_h{spec.hadamard_block}"
-        )
+        name = f"int8_pack_{_row_name(spec, layout)}_h{spec.hadamard_block}"
+        return Kernel(name, (ROWS,), partial(_emit, kernel, name))
+
+    def scaled_pack_kernel(self, spec: MatmulSpec) -> Kernel:
+        """Packs by scales that `pack_activations.measure_kernel` found: per image, per tensor."""
+        layout = _row_layout(spec)
+        kernel = ScaledPackKernel(_activation(spec).format, spec.k, Int8Rows(layout))
+        name = f"int8_scaled_pack_{_row_name(spec, layout)}"
         return Kernel(name, (ROWS,), partial(_emit, kernel, name))
 
     def matmul_kernels(self, spec: MatmulSpec) -> tuple[Variant, ...]:
@@ -118,7 +122,15 @@ class Int8Strategy:
         return tuple(variants)
 
 
-def _emit(kernel: PackKernel | MatmulKernel, name: str, module: Any, isa: Any) -> None:
+def _row_name(spec: MatmulSpec, layout: RowLayout) -> str:
+    reduction = layout.reduction
+    format = _activation(spec).format
+    return f"{format.name}_k{spec.k}_g{reduction.group_size}_u{reduction.unit}"
+
+
+def _emit(
+    kernel: PackKernel | ScaledPackKernel | MatmulKernel, name: str, module: Any, isa: Any
+) -> None:
     kernel.emit(module, isa, name)
 
 

@@ -162,7 +162,10 @@ class _Body:
         segment: Value,
         terms: Value,
     ) -> Value:
-        """sum (u - za)(mul v - c) = mul (sum u v - za sum v) - c (sum u - terms za), c = offset + z."""
+        """sum (u - za)(mul v - c) = mul (sum uv - za sum v) - c (sum u - terms za).
+
+        Here c = offset + z, u and za are the stored codes and zero point of the activations.
+        """
         b, layout, value = self.b, self.weight, self.weight.value
         sums_at = w_at + (segment * layout.sum_bytes + layout.sums_offset)
         sums = b.sext(b.load_as(self.w, sums_at, vec(PANEL, f"i{layout.sum_bits}")), "i32")

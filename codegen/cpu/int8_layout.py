@@ -9,10 +9,11 @@ Weights. A panel holds 16 output channels; it is one contiguous piece of the blo
 
 A *quad* is 4 consecutive k of 16 channels: 64 values, one VPDPBUSD. A unit is 4 or 8 quads. Widths
 below 8 are stored as sums of parts of 4, 2 and 1 bits, each part dense: a 64-byte vector of a part
-of `p` bits holds the same 64 positions of 8/p quads, quad j at bit j * p of every byte. So any width
-unpacks with shifts and masks, into whole vectors.
+of `p` bits holds the same 64 positions of 8/p quads, quad j at bit j * p of every byte. So any
+width unpacks with shifts and masks, into whole vectors.
 
-The stored value v of a code q is unsigned below 8 bits and signed at 8: q - z = mul * v - offset - z.
+The stored value v of a code q is unsigned below 8 bits and signed at 8;
+q - z = mul * v - offset - z.
 
 Activations. A row is
 

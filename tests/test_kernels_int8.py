@@ -1,0 +1,141 @@
+"""Strategy int8 against numpy: exact accumulators for every format, form and ragged shape."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from abqc.codegen import isa as isas
+from abqc.codegen.cpu.int8 import Int8Strategy
+from abqc.codegen.cpu.int8_layout import bit_parts
+from abqc.codegen.strategy import MatmulSpec
+from abqc.dialects import formats
+from abqc.dialects.formats import parse_scheme
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_cases import (
+    ACTIVATIONS,
+    FORMS,
+    WEIGHTS,
+    Case,
+    all_pairs,
+    check_broken_rows,
+    check_measured_scales,
+    check_packed_rows_are_deterministic,
+)
+
+STRATEGY = Int8Strategy()
+
+
+@pytest.mark.parametrize("isa", FORMS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize(
+    ("weight", "activation", "m", "n", "k"),
+    [
+        ("w8", "a8", 1, 16, 64),
+        ("w8:channel:asym", "a8", 50, 20, 33),
+        ("w4:g32", "a8", 3, 33, 100),
+        ("w3:g33", "a5", 2, 17, 100),
+        ("w1:channel", "a1", 9, 65, 70),
+        ("w2*:channel", "a8:token:sym", 1, 40, 77),
+        ("wt:g64", "a8", 6, 30, 200),
+        ("w7:tensor", "a8", 70, 64, 300),
+    ],
+)
+def test_exact(isa, weight, activation, m, n, k):
+    case = Case.random(STRATEGY, isa, weight, activation, m, n, k)
+    case.check_accumulators()
+    case.check_result()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    isa=st.sampled_from(FORMS),
+    weight=st.sampled_from(WEIGHTS),
+    group=st.sampled_from(["tensor", "channel", "g32", "g33", "g100", "g7"]),
+    activation=st.sampled_from(ACTIVATIONS),
+    m=st.integers(1, 60),
+    n=st.integers(1, 70),
+    k=st.integers(1, 150),
+    seed=st.integers(0, 2**16),
+)
+def test_ragged_shapes(isa, weight, group, activation, m, n, k, seed):
+    name, _, symmetry = weight.partition(":")
+    scheme = f"{name}:{group}" + (f":{symmetry}" if symmetry else "")
+    case = Case.random(STRATEGY, isa, scheme, activation, m, n, k, seed)
+    case.check_accumulators()
+    case.check_result()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", FORMS, ids=lambda isa: isa.name)
+def test_all_pairs(isa):
+    for number, (weight, activation) in enumerate(all_pairs()):
+        m = (1, 3, 7)[number % 3]
+        Case.random(STRATEGY, isa, weight, activation, m, 35, 70, number).check_accumulators()
+
+
+@pytest.mark.parametrize("isa", FORMS, ids=lambda isa: isa.name)
+def test_long_k_is_summed_in_64_bits(isa):
+    """Groups above 32768 terms, at the largest magnitudes, overflow int32 unless they are split."""
+    case = Case.random(STRATEGY, isa, "w8:channel:asym", "a8", 2, 3, 70_001)
+    case.weight.codes[:] = 255
+    assert case.weight.zero is not None
+    case.weight.zero[:] = 0
+    case.x[:] = 1.0
+    assert case.reference_accumulators().min() > 2**31
+    case.check_result()
+
+
+@pytest.mark.parametrize("isa", FORMS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("activation", ["a8", "a8:token:sym", "a3", "a1:token:sym"])
+def test_rows_that_are_not_finite(isa, activation):
+    check_broken_rows(STRATEGY, isa, activation)
+
+
+@pytest.mark.parametrize("isa", FORMS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("activation", ["a8:image", "a4:image:sym", "a8:tensor"])
+def test_scales_shared_by_rows(isa, activation):
+    check_measured_scales(STRATEGY, isa, activation)
+
+
+@pytest.mark.parametrize("isa", FORMS, ids=lambda isa: isa.name)
+def test_packing_writes_every_byte_that_is_read(isa):
+    check_packed_rows_are_deterministic(STRATEGY, isa)
+
+
+def test_f32_scales_of_imported_weights():
+    case = Case.random(STRATEGY, isas.available()[0], "w8", "a8", 3, 20, 64)
+    scale = case.weight.scale.astype(np.float32) * np.float32(1.0001)
+    case.weight = formats.QuantizedTensor(case.weight.codes, scale, None, case.weight.scheme)
+    spec = case.spec
+    case.spec = MatmulSpec(spec.n, spec.k, spec.weight, spec.activation, scale_bits=32)
+    case.check_result()
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_codes_are_stored_at_their_width(bits):
+    assert sum(part.bits for part in bit_parts(bits)) == bits
+    n, k = 64, 4096
+    scheme = parse_scheme(f"w{bits}:channel")
+    weight = formats.quantize_weight(np.ones((n, k), np.float32), scheme)
+    blob = STRATEGY.pack_weight(MatmulSpec(n, k, scheme, parse_scheme("a8")), weight)
+    overhead = blob.nbytes * 8 / (n * k) - bits
+    assert overhead < 0.07  # a scale and a sum for each channel, and alignment
+
+
+def test_kernels_do_not_depend_on_n():
+    names = {
+        tuple(
+            variant.kernel.name
+            for variant in STRATEGY.matmul_kernels(
+                MatmulSpec(n, 64, parse_scheme("w4"), parse_scheme("a8"))
+            )
+        )
+        for n in (3, 1000)
+    }
+    assert len(names) == 1
+
+
+def test_float_operands_are_refused():
+    assert STRATEGY.unsupported(MatmulSpec(8, 8, parse_scheme("w4"), None))
+    assert STRATEGY.unsupported(MatmulSpec(8, 8, None, parse_scheme("a8")))
+    assert STRATEGY.unsupported(MatmulSpec(8, 8, parse_scheme("w4"), parse_scheme("a8"))) is None
