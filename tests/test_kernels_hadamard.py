@@ -1,0 +1,76 @@
+"""Emitted Hadamard transforms against numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from abqc.codegen import isa as isas
+from abqc.codegen.cpu.hadamard import hadamard_kernel
+from abqc.codegen.isa import Isa
+from abqc.codegen.llvm import Jit
+from abqc.dialects import hadamard
+from abqc.dialects.mlir import ir, make_context
+
+FORMS = [pytest.param(isa, id=isa.name) for isa in isas.available()]
+
+
+def transform(isa: Isa, x: np.ndarray, block: int) -> np.ndarray:
+    m, k = x.shape
+    kernel = hadamard_kernel(k, block)
+    with make_context(), ir.Location.unknown():
+        module = ir.Module.create()
+        kernel.emit(module, isa)
+        jit = Jit(module, isa, [kernel.name])
+    y = np.full(m * k + 16, 7, np.float32)
+    jit.run(kernel.name, kernel.grid(m), [x.reshape(-1), y[: m * k], m])
+    assert (y[m * k :] == 7).all()
+    return y[: m * k].reshape(m, k)
+
+
+CASES = [
+    # k, block
+    *((block, block) for block in (1, 2, 4, 8, 16, 32, 64, 128, 384, 576, 1152, 1536, 2048)),
+    *((block, block) for block in (12, 24, 40, 56, 80, 96, 112, 160, 320, 448)),
+    (24, 8),
+    (9, 1),
+    (15 * 32, 32),
+    (4864, 256),
+]
+
+
+@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_transform_agrees_with_numpy(isa, case):
+    k, block = case
+    x = np.random.default_rng(k).standard_normal((5, k)).astype(np.float32)
+    exact = hadamard.transform(x.astype(np.float64), block)
+    norm = np.linalg.norm(x, axis=1, keepdims=True)
+    assert (np.abs(transform(isa, x, block) - exact) <= 1e-6 * norm).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", FORMS)
+def test_every_size_up_to_512(isa):
+    for block in hadamard.supported_sizes(512):
+        x = np.random.default_rng(block).standard_normal((2, 2 * block)).astype(np.float32)
+        exact = hadamard.transform(x.astype(np.float64), block)
+        norm = np.linalg.norm(x, axis=1, keepdims=True)
+        assert (np.abs(transform(isa, x, block) - exact) <= 1e-6 * norm).all(), block
+
+
+def test_powers_of_two_are_bit_identical_to_numpy():
+    x = np.random.default_rng(0).standard_normal((4, 1024)).astype(np.float32)
+    for isa in isas.available():
+        assert np.array_equal(transform(isa, x, 1024), hadamard.transform(x, 1024))
+
+
+def test_nan_stays_in_its_block():
+    x = np.ones((1, 64), np.float32)
+    x[0, 40] = np.nan
+    y = transform(isas.PLAIN, x, 32)
+    assert np.isfinite(y[0, :32]).all() and np.isnan(y[0, 32:]).all()
+
+
+def test_blocks_must_divide_the_row():
+    with pytest.raises(ValueError, match="divide"):
+        transform(isas.PLAIN, np.ones((1, 48), np.float32), 32)
