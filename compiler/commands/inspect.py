@@ -47,8 +47,7 @@ def sections(manifest: Mapping[str, Any]) -> Iterator[str]:
     if operations:
         yield operation_table(operations)
     if manifest["float"]:
-        kept = [(f["node"], f["kind"], byte_count(f["bytes"]), f["why"]) for f in manifest["float"]]
-        yield table(("stayed float", "kind", "bytes", "why"), kept)
+        yield float_table(manifest["float"])
 
 
 def summary(manifest: Mapping[str, Any], operations: list[Mapping[str, Any]]) -> str:
@@ -91,6 +90,23 @@ def operation_table(operations: list[Mapping[str, Any]]) -> str:
         groups.setdefault(key, []).append(op["node"])
     rows = [(_nodes(nodes), *key) for key, nodes in groups.items()]
     return table(("node", "kind", "n x k", "formats", "bpw", "strategy", "why"), rows)
+
+
+def float_table(kept: list[Mapping[str, Any]]) -> str:
+    """What stayed float, one row for each kind and reason."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for entry in kept:
+        groups.setdefault((entry["kind"], entry["why"]), []).append(entry)
+    rows = [
+        (
+            _nodes([e["node"] for e in entries]),
+            kind,
+            byte_count(sum(e["bytes"] for e in entries)),
+            why,
+        )
+        for (kind, why), entries in groups.items()
+    ]
+    return table(("stayed float", "kind", "bytes", "why"), rows)
 
 
 def _nodes(names: list[str]) -> str:
