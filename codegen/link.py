@@ -109,7 +109,7 @@ def link(
         with _replacing(output) as partial:
             flags = _LINK if debug else (*_LINK, "-s")
             compiler.run(
-                [*flags, "-o", partial, *inputs, "-lm", "-ldl", "-lpthread"],
+                [*flags, "-o", partial, *inputs, *_LIBRARIES],
                 directory=work,
                 purpose="link the model",
             )

@@ -29,7 +29,8 @@ class CCompiler:
         return shlex.join(self.command)
 
     def run(self, arguments: Sequence[str | Path], *, directory: Path, purpose: str) -> None:
-        """Run in a directory; ToolchainError with the command and its first complaints."""
+        """Run in a directory; ToolchainError with the first complaints, and all of them and the
+        command as a note."""
         command = [*self.command, *self.flags, *map(str, arguments)]
         try:
             result = subprocess.run(
@@ -40,10 +41,11 @@ class CCompiler:
                 f"cannot start the C compiler '{self}': {error.strerror}"
             ) from error
         if result.returncode:
-            raise ToolchainError(
-                f"the C compiler failed to {purpose}: {_complaints(result.stderr)}",
-                hint=f"to repeat: cd {directory} && {shlex.join(command)}",
+            error = ToolchainError(
+                f"the C compiler '{self}' failed to {purpose}: {_complaints(result.stderr)}"
             )
+            error.add_note(f"cd {directory} && {shlex.join(command)}\n{result.stderr}")
+            raise error
 
     def identity(self) -> str:
         """What names this compiler's output: its command and version."""
@@ -79,5 +81,7 @@ def _version(command: tuple[str, ...]) -> str:
 
 
 def _complaints(text: str) -> str:
-    lines = [line for line in text.splitlines() if "error" in line.lower()] or text.splitlines()
-    return " / ".join(lines[:3])[:600] or "no message"
+    """The first lines that say what is wrong; "collect2" only says that something is."""
+    lines = [line for line in text.splitlines() if not line.startswith("collect2")]
+    telling = [line for line in lines if "error" in line or "undefined" in line] or lines
+    return " / ".join(telling[:3])[:600] or "no message"

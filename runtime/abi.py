@@ -124,8 +124,8 @@ class Library:
     """An artifact opened with dlopen; closed when the last reference to it goes.
 
     The loader knows libraries by the path they were opened with, and would return the old one for a
-    file that has been replaced. So it gets a path of the descriptor that was never used before: what
-    is opened is what was verified.
+    file that has been replaced. So it gets a path of the descriptor that was never used before:
+    what is opened is what was verified.
     """
 
     def __init__(self, path: str | Path, *, verify: bool = True) -> None:
