@@ -7,6 +7,7 @@ size it does not know, guarded by an assertion that real models fail (positions 
 
 from __future__ import annotations
 
+import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from .build import Nodes
@@ -14,11 +15,17 @@ from .model import Model
 
 
 def expand(model: Model, node: NodeProto) -> list[NodeProto] | None:
-    """Expand(x, shape) = Where(true of that shape, x, x)."""
-    if model.opset < 9 or node.input[1] in model.constants:
+    """Expand(x, shape) = Where(true of that shape, x, 0).
+
+    (Not Where(true, x, x): torch-mlir folds that to x, whatever the shapes.)
+    """
+    x, elem_type = node.input[0], model.elem_type(node.input[0])
+    shape = model.shape(x)
+    if model.opset < 9 or not elem_type or (shape is not None and None not in shape):
         return None
     new = Nodes(model, node)
+    zero = new.constant("zero", np.zeros((), helper.tensor_dtype_to_np_dtype(elem_type)))
     true = helper.make_tensor("value", TensorProto.BOOL, [1], [True])
     everywhere = new.add("ConstantOfShape", [node.input[1]], "everywhere", value=true)
-    new.add("Where", [everywhere, node.input[0], node.input[0]])
+    new.add("Where", [everywhere, x, zero])
     return new
