@@ -168,7 +168,7 @@ def _compiled_shim(compiler: CCompiler, work: Path) -> Path:
     """A directory with the shim's objects and the stub of the thread runtime."""
     sources = sorted(SHIM_DIRECTORY.glob("*.c"))
     key = _shim_key(compiler, sources)
-    cached = _cache_directory() / f"shim-{key}"
+    cached = cache_directory() / f"shim-{key}"
     if cached.is_dir():
         return cached
     made = work / "shim"
@@ -193,7 +193,8 @@ def _shim_key(compiler: CCompiler, sources: Sequence[Path]) -> str:
     return digest.hexdigest()[:24]
 
 
-def _cache_directory() -> Path:
+def cache_directory() -> Path:
+    """Where what is built once and used again is kept."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "abqc"
 

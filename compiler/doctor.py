@@ -1,0 +1,147 @@
+"""`abqc doctor`: what is installed, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from abqc import __version__
+from abqc.codegen import isa, link, toolchain
+from abqc.errors import AbqcError
+from abqc.runtime.abi import ABI_VERSION
+from abqc.runtime.artifact import FORMAT_VERSION
+
+PACKAGES = ("numpy", "onnx", "torch-mlir", "llvmlite", "lark")
+EXTRAS = {
+    "onnxruntime": "for comparisons (bench --against, eval): pip install onnxruntime",
+    "ziglang": "a C compiler where the system has none: pip install abqc[toolchain]",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. `remedy` says what to do where the thing is missing; a finding that
+    is not `needed` never fails the report."""
+
+    subject: str
+    found: str | None
+    remedy: str = ""
+    needed: bool = True
+
+    @property
+    def ok(self) -> bool:
+        return self.found is not None or not self.needed
+
+    def __str__(self) -> str:
+        mark = "ok     " if self.found is not None else ("MISSING" if self.needed else "-      ")
+        text = self.found if self.found is not None else self.remedy
+        return f"{mark}  {self.subject:15}  {text}"
+
+
+def report() -> tuple[str, bool]:
+    """The text, and whether all is there that compiling and running needs."""
+    findings = [finding for check in CHECKS for finding in check()]
+    return "\n".join(map(str, findings)), all(finding.ok for finding in findings)
+
+
+def _platform() -> list[Finding]:
+    system = f"{platform.system()} {platform.machine()}"
+    supported = system == "Linux x86_64"
+    remedy = f"this is {system}; abqc needs Linux on x86-64"
+    return [
+        Finding("abqc", f"{__version__}, format {FORMAT_VERSION}, ABI {ABI_VERSION}"),
+        Finding("platform", f"{system}, {platform.release()}" if supported else None, remedy),
+        Finding("python", platform.python_version()),
+    ]
+
+
+def _packages() -> list[Finding]:
+    found = [Finding(name, _version(name), f"pip install {name}") for name in PACKAGES]
+    return found + [
+        Finding(name, _version(name), remedy, needed=False) for name, remedy in EXTRAS.items()
+    ]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _compiler() -> list[Finding]:
+    """A compiler that can make a shared library, which one may lack a linker or a C library for."""
+    try:
+        compiler = toolchain.find_compiler()
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / "probe.c").write_text("#include <math.h>\ndouble probe(void) { return 1; }\n")
+            compiler.run(
+                ["-shared", "-fPIC", "probe.c", "-o", "probe.so", "-lm"],
+                directory=folder,
+                purpose="build a small library",
+            )
+        return [Finding("C compiler", compiler.identity().strip())]
+    except AbqcError as error:
+        hint = "apt: gcc libc6-dev, or pip install abqc[toolchain]"
+        text = str(error) if error.hint else f"{error}; {hint}"
+        return [Finding("C compiler", None, text)]
+
+
+def _thread_runtime() -> list[Finding]:
+    remedy = "libgomp.so.1 cannot be loaded: apt install libgomp1 (dnf: libgomp)"
+    # In a process of its own: other packages bring copies of it along.
+    probe = "import ctypes; ctypes.CDLL('libgomp.so.1').GOMP_parallel"
+    result = subprocess.run([sys.executable, "-c", probe], capture_output=True)
+    found = "libgomp.so.1" if result.returncode == 0 else None
+    return [Finding("threads", found, remedy)]
+
+
+def _processor() -> list[Finding]:
+    forms = ", ".join(form.name for form in isa.available())
+    cores = len(os.sched_getaffinity(0))
+    forced = {
+        name: os.environ[name] for name in ("ABQC_NUM_THREADS", "ABQC_ISA") if name in os.environ
+    }
+    settings = "".join(f"; {name}={value}" for name, value in forced.items())
+    return [Finding("processor", f"{cores} cores, instruction sets {forms}{settings}")]
+
+
+def _cache() -> list[Finding]:
+    folder = link.cache_directory()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        remedy = f"{folder}: {error.strerror}; every compilation builds the shim again (1 s)"
+        return [Finding("cache", None, remedy, needed=False)]
+    return [Finding("cache", str(folder))]
+
+
+def _gpu() -> list[Finding]:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+        found = "NVIDIA driver"
+    except OSError:
+        found = None
+    return [Finding("GPU", found, "no NVIDIA driver; models run on the CPU", needed=False)]
+
+
+CHECKS: tuple[Callable[[], list[Finding]], ...] = (
+    _platform,
+    _packages,
+    _compiler,
+    _thread_runtime,
+    _processor,
+    _cache,
+    _gpu,
+)

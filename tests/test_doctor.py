@@ -1,0 +1,55 @@
+"""`abqc doctor`: everything is found here; what is missing is named with its remedy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from abqc.compiler import doctor
+
+
+def line_of(text: str, subject: str) -> str:
+    return next(line for line in text.splitlines() if f" {subject} " in line)
+
+
+def test_all_is_well_here() -> None:
+    text, ok = doctor.report()
+    assert ok, text
+    for subject in ("platform", "python", *doctor.PACKAGES, "C compiler", "threads", "processor"):
+        assert line_of(text, subject).startswith("ok")
+
+
+def test_missing_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    text, ok = doctor.report()
+    assert not ok
+    assert line_of(text, "C compiler").startswith("MISSING")
+
+
+def test_compiler_that_does_not_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "false")
+    text, ok = doctor.report()
+    assert not ok
+    assert "apt: gcc libc6-dev" in line_of(text, "C compiler")
+
+
+def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = doctor._version
+    missing = ("onnx", "onnxruntime")
+    monkeypatch.setattr(doctor, "_version", lambda n: None if n in missing else known(n))
+    text, ok = doctor.report()
+    assert not ok
+    assert "pip install onnx" in line_of(text, "onnx")
+    assert line_of(text, "onnxruntime").startswith("-")
+
+
+def test_settings_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ABQC_ISA", "plain")
+    assert "ABQC_ISA=plain" in line_of(doctor.report()[0], "processor")
+
+
+def test_needs_no_mlir() -> None:
+    code = "import sys; sys.modules['torch_mlir'] = None\n"
+    code += "from abqc.compiler.doctor import report; report()"
+    subprocess.run([sys.executable, "-c", code], check=True)
