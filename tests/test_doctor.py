@@ -10,7 +10,8 @@ from abqc.compiler import doctor
 
 
 def line_of(text: str, subject: str) -> str:
-    return next(line for line in text.splitlines() if f" {subject} " in line)
+    """The mark (ok, MISSING, -) and the text of a finding."""
+    return next(line for line in text.splitlines() if line[9:].startswith(f"{subject} "))
 
 
 def test_all_is_well_here() -> None:
