@@ -1,0 +1,179 @@
+"""The bytes that the integer strategies work on: weights in panels, activations in rows.
+
+Weights. A panel holds 16 output channels; it is one contiguous piece of the blob:
+
+    codes    by segment and unit, as the strategy packs them, 64-byte aligned
+    scales   [groups][16]    f16 or f32
+    sums     [segments][16]  i16 or i32: sum of the stored values over the segment
+    zeros    [groups][16]    u8, asymmetric formats only
+
+The stored value v of a code q is unsigned where it can be; q - z = mul * v - offset - z.
+
+Activations. A row is
+
+    scale f32, zero i32, sums i32[segments] of the stored codes, then at `codes_offset` the codes
+
+with codes u = q + shift, which are unsigned, and zero including the shift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...dialects.formats import NumberFormat, QuantizedTensor
+from .layout import Reduction, align
+
+PANEL = 16  # output channels of a panel
+VECTOR_BYTES = 64
+
+PackCodes = Callable[["WeightLayout", np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class StoredValue:
+    """q - z = mul * v - offset - z, for the stored value v of `bits` bits."""
+
+    bits: int
+    mul: int
+    offset: int
+    signed: bool
+
+    @staticmethod
+    def unsigned(format: NumberFormat) -> StoredValue:
+        if format.kind == "binary":
+            return StoredValue(1, 2, 1, False)
+        return StoredValue(format.bits, 1, -format.qmin, False)
+
+    @staticmethod
+    def signed_byte(format: NumberFormat) -> StoredValue:
+        """For formats of 8 bits."""
+        return StoredValue(8, 1, 0 if format.symmetric else -128, True)
+
+    @property
+    def highest(self) -> int:
+        """The largest magnitude of v."""
+        return 128 if self.signed else (1 << self.bits) - 1
+
+    def encode(self, codes: np.ndarray) -> np.ndarray:
+        """v as the low bits of uint8."""
+        return ((codes.astype(np.int16) + self.offset) // self.mul).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class WeightLayout:
+    """Where the parts of a panel are, in bytes from its begin."""
+
+    value: StoredValue
+    symmetric: bool
+    scale_bits: int
+    reduction: Reduction
+
+    @property
+    def unit_bytes(self) -> int:
+        return self.reduction.unit * PANEL * self.value.bits // 8
+
+    @property
+    def segment_bytes(self) -> int:
+        """From one segment's codes to the next one's."""
+        return self.reduction.segment_pitch * PANEL * self.value.bits // 8
+
+    @property
+    def scales_offset(self) -> int:
+        return self.reduction.padded_k * PANEL * self.value.bits // 8
+
+    @property
+    def scale_bytes(self) -> int:
+        """Of one group."""
+        return PANEL * self.scale_bits // 8
+
+    @property
+    def sums_offset(self) -> int:
+        return self.scales_offset + self.reduction.n_groups * self.scale_bytes
+
+    @property
+    def sum_bits(self) -> int:
+        return 16 if self.reduction.segment_size * self.value.highest < 1 << 15 else 32
+
+    @property
+    def sum_bytes(self) -> int:
+        """Of one segment."""
+        return PANEL * self.sum_bits // 8
+
+    @property
+    def zeros_offset(self) -> int:
+        return self.sums_offset + self.reduction.n_segments * self.sum_bytes
+
+    @property
+    def panel_bytes(self) -> int:
+        zeros = 0 if self.symmetric else self.reduction.n_groups * PANEL
+        return align(self.zeros_offset + zeros, VECTOR_BYTES)
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """Where the parts of a packed activation row of `code_bits`-bit codes are, in bytes."""
+
+    reduction: Reduction
+    code_bits: int
+
+    scale_offset = 0
+    zero_offset = 4
+    sums_offset = 8
+
+    @property
+    def codes_offset(self) -> int:
+        return align(self.sums_offset + 4 * self.reduction.n_segments, VECTOR_BYTES)
+
+    @property
+    def segment_bytes(self) -> int:
+        """From one segment's codes to the next one's."""
+        return self.reduction.segment_pitch * self.code_bits // 8
+
+    @property
+    def row_bytes(self) -> int:
+        codes = self.reduction.padded_k * self.code_bits // 8
+        return align(self.codes_offset + codes, VECTOR_BYTES)
+
+
+def pack_weight(layout: WeightLayout, weight: QuantizedTensor, pack_codes: PackCodes) -> np.ndarray:
+    """All panels of a weight, one after another: uint8 of panels * panel_bytes.
+
+    `pack_codes(layout, values)` gives the bytes of a panel's stored values, uint8 [16, padded K].
+    """
+    n, _ = weight.codes.shape
+    panels = -(-n // PANEL)
+    blob = np.zeros((panels, layout.panel_bytes), np.uint8)
+    for panel in range(panels):
+        rows = slice(panel * PANEL, min((panel + 1) * PANEL, n))
+        _pack_panel(layout, weight, rows, pack_codes, blob[panel])
+    return blob.reshape(-1)
+
+
+def _pack_panel(
+    layout: WeightLayout,
+    weight: QuantizedTensor,
+    rows: slice,
+    pack_codes: PackCodes,
+    out: np.ndarray,
+) -> None:
+    reduction = layout.reduction
+    values = layout.value.encode(weight.codes[rows])
+    numbers = values.astype(np.int8) if layout.value.signed else values
+    padded = np.zeros((PANEL, reduction.padded_k), np.uint8)
+    sums = np.zeros((reduction.n_segments, PANEL), np.int32)
+    for s, (begin, end) in enumerate(reduction.bounds()):
+        at = s * reduction.segment_pitch
+        padded[: len(values), at : at + end - begin] = values[:, begin:end]
+        sums[s, : len(values)] = numbers[:, begin:end].sum(axis=1, dtype=np.int32)
+    scales = np.zeros((reduction.n_groups, PANEL), f"f{layout.scale_bits // 8}")
+    scales[:, : len(values)] = weight.scale[rows].T
+    pieces = [pack_codes(layout, padded), scales, sums.astype(f"i{layout.sum_bits // 8}")]
+    if weight.zero is not None:
+        zeros = np.zeros((reduction.n_groups, PANEL), np.uint8)
+        zeros[:, : len(values)] = weight.zero[rows].T
+        pieces.append(zeros)
+    flat = np.concatenate([piece.reshape(-1).view(np.uint8) for piece in pieces])
+    out[: flat.size] = flat

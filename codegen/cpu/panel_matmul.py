@@ -1,0 +1,271 @@
+"""Matmul kernels over panels: register tiles, zero points, scales, bias and ragged edges.
+
+A strategy adds how the codes of a tile are multiplied (`PanelBody.products`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...dialects.mlir import ir
+from ..builder import INDEX, Builder, Value, buffer, function, vec
+from ..isa import Isa
+from .panel_layout import PANEL, RowLayout, WeightLayout
+
+
+@dataclass(frozen=True)
+class Tile:
+    """`rows` x `panels` accumulators, `chains` of each so that latency is hidden."""
+
+    rows: int
+    panels: int
+    chains: int = 1
+    prefetch: bool = False
+
+
+@dataclass(frozen=True)
+class PanelKernel:
+    """One kernel: a grid index does `block` rows x channels, in register tiles.
+
+    `accumulators` makes a kernel for tests: y is memref<?xi32> and gets [groups, m, n].
+    """
+
+    weight: WeightLayout
+    row: RowLayout
+    block: tuple[int, int]
+    accumulators: bool
+
+    def body(self, isa: Isa) -> type[PanelBody]:
+        raise NotImplementedError
+
+    def tile(self, isa: Isa) -> Tile:
+        raise NotImplementedError
+
+    def emit(self, module: ir.Module, isa: Isa, name: str) -> None:
+        result = buffer("i32" if self.accumulators else "f32")
+        arguments = [buffer("i8"), buffer("i8"), buffer("f32"), result, INDEX, INDEX]
+        with function(module, isa, name, arguments) as (b, i, q, w, bias, y, m, n):
+            self.body(isa)(b, self, self.tile(isa), q, w, bias, y, m, n).emit(i)
+
+
+class PanelBody:
+    """The body of one kernel being emitted.
+
+    A strategy's subclass has `products`; everything around it is the same for all.
+    """
+
+    def __init__(
+        self,
+        b: Builder,
+        kernel: PanelKernel,
+        tile: Tile,
+        q: Value,
+        w: Value,
+        bias: Value,
+        y: Value,
+        m: Value,
+        n: Value,
+    ) -> None:
+        self.b = b
+        self.kernel = kernel
+        self.tile = tile
+        self.weight = kernel.weight
+        self.reduction = kernel.weight.reduction
+        self.row = kernel.row
+        self.q, self.w, self.bias, self.y, self.m, self.n = q, w, bias, y, m, n
+        self.last_row = m
+
+    def emit(self, i: Value) -> None:
+        b = self.b
+        block_rows, block_columns = self.kernel.block
+        across = (self.n + (block_columns - 1)) // block_columns
+        first_row = (i // across) * block_rows
+        self.last_row = b.min(first_row + block_rows, self.m)
+        all_panels = (self.n + (PANEL - 1)) // PANEL
+        first_panel = (i % across) * (block_columns // PANEL)
+        last_panel = b.min(first_panel + block_columns // PANEL, all_panels)
+        with b.loop(first_panel, last_panel, self.tile.panels) as panels:
+            offsets = [
+                b.min(panels.i + c, all_panels - 1) * self.weight.panel_bytes
+                for c in range(self.tile.panels)
+            ]
+            with b.loop(first_row, self.last_row, self.tile.rows) as rows:
+                self._tile(rows.i, panels.i, offsets)
+
+    def _tile(self, row: Value, panel: Value, w_at: Sequence[Value]) -> None:
+        """One register tile. Rows and panels beyond the end repeat the last one, unstored."""
+        b = self.b
+        q_at = [
+            (b.min(row + r, self.m - 1) if r else row) * self.row.row_bytes
+            for r in range(self.tile.rows)
+        ]
+        if self.reduction.n_groups == 1:
+            group = b.index(0)
+            acc = self._group(q_at, w_at, group)
+            self._store_one_group(acc, row, panel, q_at, w_at)
+        elif self.kernel.accumulators:
+            with b.loop(0, self.reduction.n_groups) as groups:
+                acc = self._group(q_at, w_at, groups.i)
+                self._store_accumulators(acc, row, panel, groups.i)
+        else:
+            self._store_groups(row, panel, q_at, w_at)
+
+    # Exact accumulators
+
+    def _group(
+        self, q_at: Sequence[Value], w_at: Sequence[Value], group: Value
+    ) -> list[list[Value]]:
+        """acc of one group, [row][panel], vector<16xi32>, or <16xi64> where int32 is too small."""
+        b = self.b
+        per_group = self.reduction.segments_per_group
+        if per_group == 1:
+            return self._segment(q_at, w_at, group, b.index(0))
+        total = [b.const(0, vec(PANEL, "i64"))] * (self.tile.rows * self.tile.panels)
+        with b.loop(0, per_group, carry=total) as segments:
+            acc = self._segment(q_at, w_at, group, segments.i)
+            flat = [b.sext(x, "i64") for row in acc for x in row]
+            segments.carry(*(t + x for t, x in zip(segments.args, flat, strict=True)))
+        return split(segments.results, self.tile.panels)
+
+    def _segment(
+        self, q_at: Sequence[Value], w_at: Sequence[Value], group: Value, j: Value
+    ) -> list[list[Value]]:
+        """acc of segment `j` of a group, exact modulo 2^32 and within int32."""
+        b = self.b
+        segment = group * self.reduction.segments_per_group + j
+        terms = self.reduction.emit_terms(b, group, j)
+        products = self.products(q_at, w_at, segment, terms)
+        acc = []
+        for r, at in enumerate(q_at):
+            zero = b.load_as(self.q, at + self.row.zero_offset, "i32")
+            acc.append(
+                [
+                    self._centre(products[r][c], zero, at, w_at[c], group, segment, terms)
+                    for c in range(self.tile.panels)
+                ]
+            )
+        return acc
+
+    def _centre(
+        self,
+        product: Value,
+        zero: Value,
+        q_at: Value,
+        w_at: Value,
+        group: Value,
+        segment: Value,
+        terms: Value,
+    ) -> Value:
+        """sum (u - za)(mul v - c) = mul (sum uv - za sum v) - c (sum u - terms za).
+
+        Here c = offset + z, u and za are the stored codes and zero point of the activations.
+        """
+        b, layout, value = self.b, self.weight, self.weight.value
+        sums_at = w_at + (segment * layout.sum_bytes + layout.sums_offset)
+        sums = b.sext(b.load_as(self.w, sums_at, vec(PANEL, f"i{layout.sum_bits}")), "i32")
+        acc = product - b.splat(zero, PANEL) * sums
+        if value.mul == 2:
+            acc = acc + acc
+        if layout.symmetric and value.offset == 0:
+            return acc
+        row_sum = b.load_as(self.q, q_at + (segment * 4 + self.row.sums_offset), "i32")
+        centred = row_sum - b.from_index(terms, "i32") * zero
+        if layout.symmetric:
+            return acc - b.splat(centred * value.offset, PANEL)
+        zeros_at = w_at + (group * PANEL + layout.zeros_offset)
+        zeros = b.zext(b.load_as(self.w, zeros_at, vec(PANEL, "i8")), "i32")
+        return acc - (zeros + value.offset) * b.splat(centred, PANEL)
+
+    def products(
+        self, q_at: Sequence[Value], w_at: Sequence[Value], segment: Value, terms: Value
+    ) -> list[list[Value]]:
+        """sum of u * v over the `terms` elements of a segment, [row][panel] vector<16xi32>."""
+        raise NotImplementedError
+
+    # Results
+
+    def _store_one_group(
+        self,
+        acc: list[list[Value]],
+        row: Value,
+        panel: Value,
+        q_at: Sequence[Value],
+        w_at: Sequence[Value],
+    ) -> None:
+        """y = fma(s_a * s_w, float(acc), bias)."""
+        b = self.b
+        if self.kernel.accumulators:
+            self._store_accumulators(acc, row, panel, b.index(0))
+            return
+        for c in range(self.tile.panels):
+            scale_w = self._scales(w_at[c], b.index(0))
+            bias = b.load(self.bias, (panel + c) * PANEL, PANEL, self._mask(panel, c))
+            for r in range(self.tile.rows):
+                scale = b.splat(self._row_scale(q_at[r]), PANEL) * scale_w
+                self._store(b.fma(scale, b.to_float(acc[r][c]), bias), row, r, panel, c)
+
+    def _store_groups(
+        self, row: Value, panel: Value, q_at: Sequence[Value], w_at: Sequence[Value]
+    ) -> None:
+        """y = fma(s_a, sum over groups of s_w * float(acc), bias)."""
+        b = self.b
+        totals = [b.const(0, vec(PANEL, "f32"))] * (self.tile.rows * self.tile.panels)
+        with b.loop(0, self.reduction.n_groups, carry=totals) as groups:
+            acc = self._group(q_at, w_at, groups.i)
+            scales = [self._scales(at, groups.i) for at in w_at]
+            flat = [(x, scales[c]) for line in acc for c, x in enumerate(line)]
+            groups.carry(
+                *(
+                    b.fma(b.to_float(x), scale, total)
+                    for (x, scale), total in zip(flat, groups.args, strict=True)
+                )
+            )
+        totals = groups.results
+        for c in range(self.tile.panels):
+            bias = b.load(self.bias, (panel + c) * PANEL, PANEL, self._mask(panel, c))
+            for r in range(self.tile.rows):
+                scale = b.splat(self._row_scale(q_at[r]), PANEL)
+                total = totals[r * self.tile.panels + c]
+                self._store(b.fma(scale, total, bias), row, r, panel, c)
+
+    def _store_accumulators(
+        self, acc: list[list[Value]], row: Value, panel: Value, group: Value
+    ) -> None:
+        for r in range(self.tile.rows):
+            for c in range(self.tile.panels):
+                self._store(acc[r][c], row, r, panel, c, group * self.m)
+
+    def _store(
+        self,
+        value: Value,
+        row: Value,
+        r: int,
+        panel: Value,
+        c: int,
+        above: Value | int = 0,
+    ) -> None:
+        """Store 16 channels of row `row + r` (below `above` rows) where they exist."""
+        b = self.b
+        with b.when(row + r < self.last_row):
+            at = (row + r + above) * self.n + (panel + c) * PANEL
+            b.store(value, self.y, at, self._mask(panel, c))
+
+    def _mask(self, panel: Value, c: int) -> Value:
+        """Which channels of a panel exist."""
+        return self.b.mask(PANEL, self.n - (panel + c) * PANEL)
+
+    def _scales(self, w_at: Value, group: Value) -> Value:
+        """Scales of a group of a panel, vector<16xf32>."""
+        b, layout = self.b, self.weight
+        at = w_at + (group * layout.scale_bytes + layout.scales_offset)
+        if layout.scale_bits == 32:
+            return b.load_as(self.w, at, vec(PANEL, "f32"))
+        return b.half_to_float(b.load_as(self.w, at, vec(PANEL, "i16")))
+
+    def _row_scale(self, q_at: Value) -> Value:
+        return self.b.load_as(self.q, q_at + self.row.scale_offset, "f32")
+
+
+def split(values: Sequence[Value], width: int) -> list[list[Value]]:
+    return [list(values[i : i + width]) for i in range(0, len(values), width)]

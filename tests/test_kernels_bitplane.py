@@ -1,0 +1,111 @@
+"""Strategy bitplane against numpy: exact accumulators for every format, form and ragged shape."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from abqc.codegen.cpu.bitplane import BitplaneStrategy
+from abqc.codegen.strategy import MatmulSpec
+from abqc.dialects import formats
+from abqc.dialects.formats import parse_scheme
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_cases import (
+    ACTIVATIONS,
+    FORMS,
+    WEIGHTS,
+    Case,
+    all_pairs,
+    check_broken_rows,
+    check_measured_scales,
+    check_packed_rows_are_deterministic,
+)
+
+STRATEGY = BitplaneStrategy()
+
+
+@pytest.mark.parametrize("isa", FORMS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize(
+    ("weight", "activation", "m", "n", "k"),
+    [
+        ("w1:channel", "a1:token:sym", 1, 16, 64),
+        ("w1:g64:asym", "a2", 9, 65, 200),
+        ("w2*:channel", "a4:token:sym", 1, 40, 77),
+        ("wt:g33", "a3", 6, 30, 200),
+        ("w4", "a4", 50, 20, 130),
+        ("w8:channel:asym", "a8", 2, 17, 70),
+    ],
+)
+def test_exact(isa, weight, activation, m, n, k):
+    case = Case.random(STRATEGY, isa, weight, activation, m, n, k)
+    case.check_accumulators()
+    case.check_result()
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    isa=st.sampled_from(FORMS),
+    weight=st.sampled_from(WEIGHTS),
+    group=st.sampled_from(["tensor", "channel", "g32", "g33", "g100"]),
+    activation=st.sampled_from(ACTIVATIONS),
+    m=st.integers(1, 60),
+    n=st.integers(1, 70),
+    k=st.integers(1, 150),
+    seed=st.integers(0, 2**16),
+)
+def test_ragged_shapes(isa, weight, group, activation, m, n, k, seed):
+    name, _, symmetry = weight.partition(":")
+    scheme = f"{name}:{group}" + (f":{symmetry}" if symmetry else "")
+    case = Case.random(STRATEGY, isa, scheme, activation, m, n, k, seed)
+    case.check_accumulators()
+    case.check_result()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", FORMS, ids=lambda isa: isa.name)
+def test_all_pairs(isa):
+    for number, (weight, activation) in enumerate(all_pairs()):
+        m = (1, 3, 7)[number % 3]
+        Case.random(STRATEGY, isa, weight, activation, m, 35, 70, number).check_accumulators()
+
+
+@pytest.mark.parametrize("isa", FORMS, ids=lambda isa: isa.name)
+def test_long_k_is_summed_in_64_bits(isa):
+    case = Case.random(STRATEGY, isa, "w8:channel:asym", "a8", 2, 3, 70_001)
+    case.weight.codes[:] = 255
+    assert case.weight.zero is not None
+    case.weight.zero[:] = 0
+    case.x[:] = 1.0
+    assert case.reference_accumulators().min() > 2**31
+    case.check_result()
+
+
+@pytest.mark.parametrize("isa", FORMS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("activation", ["a4", "a2:token:sym", "a1:token:sym"])
+def test_rows_that_are_not_finite(isa, activation):
+    check_broken_rows(STRATEGY, isa, activation)
+
+
+@pytest.mark.parametrize("isa", FORMS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("activation", ["a4:image", "a4:tensor:sym"])
+def test_scales_shared_by_rows(isa, activation):
+    check_measured_scales(STRATEGY, isa, activation)
+
+
+@pytest.mark.parametrize("isa", FORMS, ids=lambda isa: isa.name)
+def test_packing_writes_every_byte_that_is_read(isa):
+    check_packed_rows_are_deterministic(STRATEGY, isa)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_codes_are_stored_at_their_width(bits):
+    n, k = 64, 4096
+    scheme = parse_scheme(f"w{bits}:channel")
+    weight = formats.quantize_weight(np.ones((n, k), np.float32), scheme)
+    blob = STRATEGY.pack_weight(MatmulSpec(n, k, scheme, parse_scheme("a4")), weight)
+    assert blob.nbytes * 8 / (n * k) - bits < 0.07
+
+
+def test_float_operands_are_refused():
+    assert STRATEGY.unsupported(MatmulSpec(8, 8, parse_scheme("w4"), None))
+    assert STRATEGY.unsupported(MatmulSpec(8, 8, parse_scheme("w1"), parse_scheme("a1"))) is None
