@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..dialects.mlir import ir
-from ..passes.infrastructure import Unit, walk
+from ..passes.infrastructure import Unit
 from ..passes.launch import kernel_names
 from .cpu.polynomials import expand_math
 from .elf import write_data_object
@@ -33,7 +33,6 @@ def build_artifact(
 ) -> None:
     """Compile the kernels for every form, the host function, the weights, and link them."""
     names = sorted(kernel_names(module.operation))
-    symbols = _weight_symbols(module, unit)
     objects = []
     with ThreadPoolExecutor() as pool:
         jobs = [pool.submit(_kernels_object, unit, names, isa, work) for isa in unit.target.isas]
@@ -45,7 +44,7 @@ def build_artifact(
             progress("compile", done + 2, len(jobs) + 1)
     weights = work / "weights.o"
     weight_bytes = write_data_object(
-        weights, ((symbol, unit.store.get(symbol)) for symbol in symbols)
+        weights, ((name, unit.store.get(symbol)) for name, symbol in unit.weights.items())
     )
     code_bytes = sum(path.stat().st_size for path in [*objects, host])
     manifest["bytes"] = {"weights": weight_bytes, "code": code_bytes}
@@ -84,15 +83,3 @@ def _kernels_object(unit: Unit, names: list[str], isa: Isa, work: Path) -> Path:
     path = work / f"kernels_{isa.name}.o"
     path.write_bytes(code)
     return path
-
-
-def _weight_symbols(module: ir.Module, unit: Unit) -> list[str]:
-    """The external constants that the host module refers to."""
-    symbols = []
-    for op in walk(module.operation, "memref.global"):
-        symbol = ir.StringAttr(op.attributes["sym_name"]).value
-        if symbol in unit.store:
-            symbols.append(symbol)
-    return symbols
-
-

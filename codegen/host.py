@@ -29,6 +29,8 @@ _LOWERING = ",".join(
         "expand-strided-metadata",
         "lower-affine",
         "convert-scf-to-cf",
+        "convert-math-to-llvm",  # sizes computed in float (Resize)
+        "convert-math-to-libm",
         "func.func(arith-expand,memref-expand)",
         "convert-ub-to-llvm",
         "convert-index-to-llvm",

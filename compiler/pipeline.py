@@ -27,15 +27,15 @@ SIMPLIFY = (
     "resolve-dims",
     "func.func(resolve-shaped-type-result-dims,canonicalize,cse)",
     "func.func(linalg-fuse-elementwise-ops,canonicalize,cse)",
-    "decompose-conv",
-    "resolve-dims",
-    TIDY,
 )
 
 # The recipe gives formats, the cost model strategies.
 QUANTIZE = (
     "quantize",
     TIDY,
+    "decompose-conv",
+    "resolve-dims",
+    "func.func(resolve-shaped-type-result-dims,linalg-fuse-elementwise-ops,canonicalize,cse)",
     "decompose-gather",
     "pack-layouts",
     TIDY,  # packs of one activation for several matmuls become one

@@ -209,11 +209,23 @@ class QuantizeOp(Abq.Operation, name="quantize", traits=[ext.Pure]):
     """Float activations to codes, scales (f32) and zero points (i32), by the format in the type.
 
     Scales and zero points have the shape of `x` without its last axis (per token), or of its
-    first axis (per image, format `...:image`).
+    first axis (per image, format `...:image`). With `x_scale` and `x_zero` given, those are used
+    and returned.
     """
 
     x: Tensor
     codes: TensorResult
+    scale: TensorResult
+    zero: TensorResult
+    x_scale: Optional[Tensor] = None
+    x_zero: Optional[Tensor] = None
+
+
+class MeasureOp(Abq.Operation, name="measure", traits=[ext.Pure]):
+    """The scale and zero point of every sample of `x` (its first axis), for `format`."""
+
+    x: Tensor
+    format: ir.StringAttr
     scale: TensorResult
     zero: TensorResult
 

@@ -3,7 +3,9 @@
     x [B, C, S...] --patches--> [B * O..., C * W...] --abq.matmul--> [B * O..., N] --> [B, N, O...]
 
 Cases:
-1. one group: as above; a window of 1 with stride 1 and no padding only transposes.
+1. one group: as above. Activations in codes have one scale per image: it is measured on the image
+   and the patches are quantized with it, which is the same as taking patches of codes, since the
+   zeros around the image are the zero point exactly.
 2. several groups: a loop nest over channels, in float (listed as such by `inspect`).
 """
 
@@ -58,6 +60,7 @@ class _Conv:
     dilations: list[int]
     pads: list[int]
     groups: int
+    quantize: ir.Operation | None = None  # what made the codes of x, if x has codes
 
     @staticmethod
     def of(op: ir.Operation) -> _Conv:
@@ -66,9 +69,13 @@ class _Conv:
             name: list(ir.DenseI64ArrayAttr(op.attributes[name]))
             for name in ("strides", "dilations", "pads")
         }
-        return _Conv(
-            op, view.x, view.w, view.bias, groups=ir.IntegerAttr(view.groups).value, **numbers
-        )
+        x, quantize = view.x, None
+        if abq.code_format(x) is not None:
+            quantize = defining_op(x)
+            assert quantize is not None and quantize.name == "abq.quantize"
+            x = quantize.operands[0]
+        groups = ir.IntegerAttr(view.groups).value
+        return _Conv(op, x, view.w, view.bias, groups=groups, quantize=quantize, **numbers)
 
     @property
     def spatial(self) -> int:
@@ -147,14 +154,36 @@ class _Conv:
         owner = defining_op(self.w)
         assert owner is not None, "the importer makes weights constant"
         flat = abq.WeightOp(
-            owner.attributes["sym"], ir.RankedTensorType.get([n, k], ir.F32Type.get())
+            owner.attributes["sym"], ir.RankedTensorType.get([n, k], abq.element(self.w))
         ).result
         static = [self.result_type.shape[0], *self.result_type.shape[2:]]
         product_type = ir.RankedTensorType.get([*static, n], ir.F32Type.get())
+        view = self.op.opview
+        scales = {}
+        if self.quantize is not None:
+            patches, scale, zero = self._quantize_patches(patches)
+            scales = {"x_scale": scale, "x_zero": zero}
+            scales |= {"w_scale": view.w_scale, "w_zero": view.w_zero}
         product = abq.MatmulOp(
-            patches, flat, self.op.attributes["node"], product_type, bias=self.bias
+            patches, flat, self.op.attributes["node"], product_type, bias=self.bias, **scales
         ).result
         return self._channels_first(product, batch, sizes)
+
+    def _quantize_patches(self, patches: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        assert self.quantize is not None
+        codes, scale, zero = self.quantize.results
+        code = ir.RankedTensorType(codes.type).element_type
+        text = code.format
+        measured = abq.MeasureOp(self.x, text, scale.type, zero.type)
+        quantized = abq.QuantizeOp(
+            patches,
+            ir.RankedTensorType.get(abq.shape(patches), code),
+            scale.type,
+            zero.type,
+            x_scale=measured.scale,
+            x_zero=measured.zero,
+        )
+        return quantized.codes, quantized.scale, quantized.zero
 
     def _patches(self, batch: ir.Value, sizes: list[ir.Value], k: int) -> ir.Value:
         """[B, O..., C * W...]: what the window sees at every place."""
@@ -191,9 +220,19 @@ class _Conv:
         empty = tensor.EmptyOp(
             [s if s != abq.DYNAMIC else dynamic[i] for i, s in enumerate(shape)], ir.F32Type.get()
         ).result
-        order = [0, 1 + self.spatial, *range(1, 1 + self.spatial)]
-        result = linalg.transpose(product, outs=[empty], permutation=order)
-        return result if isinstance(result, ir.Value) else result.results[0]
+        rank = len(shape)
+        dims = [ir.AffineDimExpr.get(i) for i in range(rank)]
+        maps = [
+            ir.AffineMap.get(rank, 0, [dims[0], *dims[2:], dims[1]]),
+            ir.AffineMap.get_identity(rank),
+        ]
+        generic = _generic(empty.type, [product], empty, maps, "p" * rank)
+        block = generic.operation.regions[0].blocks.append(
+            *[ir.F32Type.get()] * 2, arg_locs=[self.op.location] * 2
+        )
+        with ir.InsertionPoint(block):
+            linalg.YieldOp([block.arguments[0]])
+        return generic.operation.results[0]
 
     def by_loops(self) -> ir.Value:
         """Case 2: y[b, g, n, o...] += x[b, g, c, o * stride + w * dilation...] * w[g, n, c, w...]."""

@@ -54,7 +54,7 @@ class Unit:
     target: Any = None
     node_kinds: dict[str, str] = field(default_factory=dict)  # ONNX node name -> "matmul", "conv", ...
     encodings: dict[str, Any] = field(default_factory=dict)  # weight symbol -> quantize.Encoding
-    blobs: dict[str, Any] = field(default_factory=dict)  # packed or constant symbol -> array
+    weights: dict[str, str] = field(default_factory=dict)  # name in the object -> symbol in the store
     kernels: dict[str, Any] = field(default_factory=dict)  # kernel name -> Kernel
     outlined: Any = None  # the module of grid functions made by outline-kernels
     progress: Any = None
@@ -67,6 +67,15 @@ class Unit:
     dump_dir: Path | None = None
     step: int = 0
 
+
+    def weight_name(self, symbol: str) -> str:
+        """The name that a stored weight has in the object file, the same at every call."""
+        for name, known in self.weights.items():
+            if known == symbol:
+                return name
+        name = f"abqc_weight.{len(self.weights)}"
+        self.weights[name] = symbol
+        return name
 
     @property
     def outlined_text(self) -> str:

@@ -38,22 +38,24 @@ class _Lowering:
         self.module = module
         self.unit = unit
         self.buffers: dict[ir.Value, ir.Value] = {}
-        self.declared: set[str] = set()
 
     def constant(self, symbol: str, shape: list[int], element: ir.Type) -> ir.Value:
-        """The buffer of a weight, which becomes an external symbol of the object file."""
+        """The buffer of a weight, an external symbol of the object file.
+
+        It is numbered, not named: linkers give characters of ONNX names a meaning (`@`).
+        """
         type_ = ir.MemRefType.get(shape, element)
-        if symbol not in self.declared:
-            self.declared.add(symbol)
+        name = self.unit.weight_name(symbol)
+        if name not in ir.SymbolTable(self.module):
             with ir.InsertionPoint.at_block_begin(self.module.regions[0].blocks[0]):
                 memref.GlobalOp(
-                    ir.StringAttr.get(symbol),
+                    ir.StringAttr.get(name),
                     ir.TypeAttr.get(type_),
                     sym_visibility=ir.StringAttr.get("public"),
                     constant=True,
                     alignment=64,
                 )
-        return memref.GetGlobalOp(type_, symbol).result
+        return memref.GetGlobalOp(type_, name).result
 
     def buffer(self, value: ir.Value) -> ir.Value:
         """The flat buffer of a tensor that is only read."""
@@ -75,12 +77,14 @@ class _Lowering:
         flat = [_dynamic(a) if isinstance(a.type, ir.MemRefType) else a for a in arguments]
         launch(self.module, kernel, grid, flat)
 
-    def finish(self, op: ir.Operation, buffer: ir.Value, sizes: list[ir.Value]) -> None:
-        """Hand the flat `buffer` back as the tensor that `op` made."""
-        type_ = ir.RankedTensorType(op.results[0].type)
+    def finish(
+        self, op: ir.Operation, buffer: ir.Value, sizes: list[ir.Value], result: int = 0
+    ) -> None:
+        """Hand the flat `buffer` back as a tensor that `op` made."""
+        type_ = ir.RankedTensorType(op.results[result].type)
         view = unflatten(buffer, list(type_.shape), sizes)
-        result = bufferization.ToTensorOp(type_, view, restrict=True, writable=True).result
-        op.results[0].replace_all_uses_with(result)
+        made = bufferization.ToTensorOp(type_, view, restrict=True, writable=True).result
+        op.results[result].replace_all_uses_with(made)
 
 
 def product(sizes: list[ir.Value]) -> ir.Value:
@@ -171,8 +175,27 @@ def _pack(low: _Lowering, op: ir.Operation) -> None:
     i8 = ir.IntegerType.get_signless(8)
     packed = low.allocate(arith.MulIOp(rows, index(row_bytes)).result, i8)
     x = low.buffer(view.x)
-    low.launch(kernel.name, ceil_div(rows, kernel.block[0]), [x, packed, rows])
+    grid = ceil_div(rows, kernel.block[0])
+    if view.x_scale is None:
+        low.launch(kernel.name, grid, [x, packed, rows])
+    else:
+        samples = dimension_or_query(view.x_scale, 0)
+        shared = arith.CeilDivUIOp(rows, arith.MaxUIOp(samples, index(1)).result).result
+        scale, zero = low.buffer(view.x_scale), low.buffer(view.x_zero)
+        low.launch(kernel.name, grid, [x, scale, zero, packed, rows, shared])
     low.buffers[op.results[0]] = packed
+
+
+def _measure(low: _Lowering, op: ir.Operation) -> None:
+    view = op.opview
+    kernel = low.unit.target.measure(ir.StringAttr(view.format).value)
+    low.unit.kernels[kernel.name] = kernel
+    samples, *rest = low.sizes(view.x)
+    scale = low.allocate(samples, ir.F32Type.get())
+    zero = low.allocate(samples, ir.IntegerType.get_signless(32))
+    low.launch(kernel.name, samples, [low.buffer(view.x), scale, zero, product(rest)])
+    low.finish(op, scale, [samples], 0)
+    low.finish(op, zero, [samples], 1)
 
 
 def _matmul(low: _Lowering, op: ir.Operation) -> None:
@@ -288,6 +311,7 @@ def _append(low: _Lowering, op: ir.Operation) -> None:
 _RULES: dict[str, Callable[[_Lowering, ir.Operation], None]] = {
     "abq.weight": _weight,
     "abq.pack": _pack,
+    "abq.measure": _measure,
     "abq.matmul": _matmul,
     "abq.batch_matmul": _batch_matmul,
     "abq.gather": _gather,

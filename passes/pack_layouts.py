@@ -55,7 +55,7 @@ def _pack_matmul(op: ir.Operation, unit: Unit) -> None:
     node = ir.StringAttr(view.node).value
     n, k = abq.shape(view.w)
     weight_text = abq.code_format(view.w)
-    x, activation, block, _ = _activation(view.x)
+    x, activation, block, quantize = _activation(view.x)
     weight_scheme = parse_scheme(weight_text) if weight_text else None
     choice = unit.target.choose(n, k, weight_scheme, activation, block, node=node)
     strategy, spec = choice.strategy, choice.spec
@@ -63,7 +63,7 @@ def _pack_matmul(op: ir.Operation, unit: Unit) -> None:
     for variant in variants:
         unit.kernels[variant.kernel.name] = variant.kernel
     with ir.InsertionPoint(op), op.location:
-        packed_x = _pack_activation(x, strategy, spec, unit)
+        packed_x = _pack_activation(x, quantize, strategy, spec, unit)
         symbol = _weight_symbol(view.w)
         blob, stats = _pack_weight(symbol, strategy, spec, unit)
         new = abq.MatmulOp(
@@ -97,15 +97,21 @@ def _pack_matmul(op: ir.Operation, unit: Unit) -> None:
     )
 
 
-def _pack_activation(x: ir.Value, strategy: Any, spec: Any, unit: Unit) -> ir.Value:
+def _pack_activation(
+    x: ir.Value, quantize: ir.Operation | None, strategy: Any, spec: Any, unit: Unit
+) -> ir.Value:
     kernel = strategy.pack_kernel(spec)
     if kernel is None:
         return x
+    scales: dict[str, ir.Value] = {}
+    if quantize is not None and quantize.opview.x_scale is not None:
+        kernel = strategy.scaled_pack_kernel(spec)
+        scales = {"x_scale": quantize.opview.x_scale, "x_zero": quantize.opview.x_zero}
     unit.kernels[kernel.name] = kernel
     packed = abq.PackedType.get(ir.StringAttr.get(kernel.name))
     shape = [*abq.shape(x)[:-1], strategy.row_bytes(spec)]
     type_ = ir.RankedTensorType.get(shape, packed)
-    return abq.PackOp(x, ir.StringAttr.get(kernel.name), type_).result
+    return abq.PackOp(x, ir.StringAttr.get(kernel.name), type_, **scales).result
 
 
 def _pack_weight(symbol: str, strategy: Any, spec: Any, unit: Unit) -> tuple[ir.Value, dict[str, Any]]:

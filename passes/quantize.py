@@ -47,6 +47,8 @@ def quantize(module: ir.Operation, unit: Unit) -> None:
     """Give every matmul and table the formats that the recipe asks for."""
     for op in walk(module, "abq.matmul"):
         _quantize_matmul(op, unit)
+    for op in walk(module, "abq.conv"):
+        _quantize_conv(op, unit)
     for op in walk(module, "abq.gather"):
         _quantize_gather(op, unit)
 
@@ -85,7 +87,7 @@ def _quantize_matmul(op: ir.Operation, unit: Unit) -> None:
     view = op.opview
     if symbol is None or abq.code_format(view.w) is not None:
         return
-    recipe = unit.recipe.resolve(node, unit.node_kinds.get(node, "matmul"))
+    recipe = _resolve(unit, node, "matmul")
     imported = unit.store.quantized(symbol)
     weight_scheme = imported.scheme if imported is not None and not recipe.rotate else recipe.weight
     if weight_scheme is None:
@@ -138,12 +140,82 @@ def _quantize_activation(
     return quantized.codes, quantized.scale, quantized.zero
 
 
+def _resolve(unit: Unit, node: str, kind: str) -> Any:
+    """What the recipe asks for a node; RecipeError for options without a kernel."""
+    recipe = unit.recipe.resolve(node, kind)
+    refused = [name for name, asked in (("gptq", recipe.gptq), ("kvN", recipe.kv_bits)) if asked]
+    if refused:
+        raise RecipeError(
+            f"{recipe.rule} asks for {' and '.join(refused)}, which no pass implements",
+            node=node,
+            hint=f"remove {' and '.join(refused)} from the rule",
+        )
+    return recipe
+
+
+def _quantize_conv(op: ir.Operation, unit: Unit) -> None:
+    """A convolution keeps its form; its activations have one scale per image (or per tensor)."""
+    view = op.opview
+    node, symbol = _node(op), _symbol(view.w)
+    if symbol is None or view.w_scale is not None or ir.IntegerAttr(view.groups).value > 1:
+        return
+    recipe = _resolve(unit, node, "conv")
+    if recipe.weight is None or recipe.activation is None:
+        if recipe.weight is not None:
+            raise RecipeError(
+                f"{recipe.rule} leaves the activations of a convolution float",
+                node=node,
+                hint="give the activations a width, as in w8a8",
+            )
+        return
+    shape = abq.shape(view.w)
+    k = 1
+    for size in shape[1:]:
+        k *= size
+    with ir.InsertionPoint(op), op.location:
+        encoding = Encoding(symbol, recipe.weight, 0, recipe.search)
+        codes, scale, zero = _codes(encoding, [shape[0], k], unit)
+        code = ir.RankedTensorType(codes.type).element_type
+        codes = abq.WeightOp(
+            ir.StringAttr.get(encoding.symbol), ir.RankedTensorType.get(shape, code)
+        ).result
+        quantized = _quantize_per_image(view.x, recipe.activation)
+        new = abq.ConvOp(
+            quantized.codes,
+            codes,
+            op.attributes["node"],
+            op.attributes["strides"],
+            op.attributes["dilations"],
+            op.attributes["pads"],
+            op.attributes["groups"],
+            view.result.type,
+            bias=view.bias,
+            x_scale=quantized.scale,
+            x_zero=quantized.zero,
+            w_scale=scale,
+            w_zero=zero,
+        )
+    op.results[0].replace_all_uses_with(new.result)
+    op.erase()
+
+
+def _quantize_per_image(x: ir.Value, scheme: Scheme) -> Any:
+    shape = abq.shape(x)
+    code = abq.CodeType.get(ir.StringAttr.get(scheme.text))
+    return abq.QuantizeOp(
+        x,
+        ir.RankedTensorType.get(shape, code),
+        ir.RankedTensorType.get(shape[:1], ir.F32Type.get()),
+        ir.RankedTensorType.get(shape[:1], ir.IntegerType.get_signless(32)),
+    )
+
+
 def _quantize_gather(op: ir.Operation, unit: Unit) -> None:
     symbol = _symbol(op.operands[0])
     view = op.opview
     if symbol is None or view.scale is not None:
         return
-    recipe = unit.recipe.resolve(_node(op), "gather")
+    recipe = _resolve(unit, _node(op), "gather")
     if recipe.weight is None:
         return
     with ir.InsertionPoint(op), op.location:

@@ -66,9 +66,15 @@ def _reshape(op: ir.Operation, axis: int) -> ir.Value | None:
     return arith.IndexCastOp(ir.IndexType.get(), element).result
 
 
+def _samples(op: ir.Operation, axis: int) -> ir.Value | None:
+    return dimension_or_query(op.operands[0], 0)
+
+
 _RULES = {
+    "abq.measure": _samples,
     "abq.matmul": _of_first_operand,
     "abq.hadamard": _of_first_operand,
+    "abq.pack": _of_first_operand,
     "abq.quantize": _of_first_operand,
     "abq.dequantize": _of_first_operand,
     "abq.gather": _gather,

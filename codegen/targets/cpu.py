@@ -8,11 +8,12 @@ from typing import Any
 
 from ...costmodel.analytic import AnalyticModel
 from ...costmodel.interface import CostModel, MatmulFeatures
-from ...dialects.formats import Scheme
+from ...dialects.formats import Scheme, parse_scheme
 from ...errors import RecipeError
 from ..cpu.batch_matmul import batch_matmul_kernels
+from ..cpu.pack_activations import measure_kernel
 from ..isa import ALL, Isa
-from ..strategy import MatmulSpec, MatmulStrategy, Variant
+from ..strategy import Kernel, MatmulSpec, MatmulStrategy, Variant
 
 # Rows that a choice is judged by: decoding, a short prompt, a long one.
 TYPICAL_ROWS = (1, 16, 128)
@@ -94,6 +95,10 @@ class CpuTarget:
 
     def batch_matmul(self, transposed: bool) -> tuple[Variant, ...]:
         return batch_matmul_kernels(transposed)
+
+    def measure(self, format_text: str) -> Kernel:
+        """The kernel that finds one scale and zero point for each sample of an activation."""
+        return measure_kernel(parse_scheme(format_text).format)
 
     def gather(self, columns: int, scheme: Scheme | None, *, node: str) -> Any:
         from ..cpu.gather import table_layout
