@@ -1,7 +1,6 @@
 /* Tensors that enter and leave a run. */
 
 #include <stdlib.h>
-#include <string.h>
 
 #include "shim.h"
 
@@ -23,7 +22,7 @@ static DLManagedTensor *allocate(DLDataType dtype, int32_t rank, const int64_t *
     size_t header = round_up(sizeof(owned_tensor));
     owned_tensor *owned = aligned_alloc(ABQC_ALIGNMENT, header + round_up(bytes));
     if (!owned) return NULL;
-    memcpy(owned->sizes, sizes, sizeof(int64_t) * (size_t)rank);
+    for (int32_t d = 0; d < rank; d++) owned->sizes[d] = sizes[d];
     abqc_compact_strides(rank, sizes, owned->strides);
     owned->managed = (DLManagedTensor){
         .dl_tensor = {.data = (char *)owned + header,
@@ -36,6 +35,12 @@ static DLManagedTensor *allocate(DLDataType dtype, int32_t rank, const int64_t *
         .deleter = delete_owned,
     };
     return &owned->managed;
+}
+
+static bool same_sizes(int32_t rank, const int64_t *a, const int64_t *b) {
+    for (int32_t d = 0; d < rank; d++)
+        if (a[d] != b[d]) return false;
+    return true;
 }
 
 DLTensor *abqc_output_tensor(abqc_ctx *ctx, int32_t i, int32_t rank, const int64_t *sizes) {
@@ -56,7 +61,7 @@ DLTensor *abqc_output_tensor(abqc_ctx *ctx, int32_t i, int32_t rank, const int64
         ctx->slots[i].allocated = true;
     }
     DLTensor *tensor = &ctx->outputs[i]->dl_tensor;
-    if (memcmp(tensor->shape, sizes, sizeof(int64_t) * (size_t)rank) != 0)
+    if (!same_sizes(rank, tensor->shape, sizes))
         abqc_fail(ctx, ABQC_E_OUTPUT, "the buffer for output '%s' is %s, but the output is %s",
                   info->name, abqc_format_sizes(rank, tensor->shape, got, sizeof got),
                   abqc_format_sizes(rank, sizes, expected, sizeof expected));

@@ -41,11 +41,11 @@ int64_t abqc_byte_count(int32_t rank, const int64_t *sizes, size_t item) {
 
 void abqc_view_of(const DLTensor *tensor, abqc_view *view) {
     view->data = tensor->data ? (char *)tensor->data + tensor->byte_offset : NULL;
-    memcpy(view->sizes, tensor->shape, sizeof(int64_t) * (size_t)tensor->ndim);
-    if (tensor->strides)
-        memcpy(view->strides, tensor->strides, sizeof(int64_t) * (size_t)tensor->ndim);
-    else
-        abqc_compact_strides(tensor->ndim, tensor->shape, view->strides);
+    abqc_compact_strides(tensor->ndim, tensor->shape, view->strides);
+    for (int32_t d = 0; d < tensor->ndim; d++) {
+        view->sizes[d] = tensor->shape[d];
+        if (tensor->strides) view->strides[d] = tensor->strides[d];
+    }
 }
 
 /* The bytes from the first to the last element of a tensor, either way. */
