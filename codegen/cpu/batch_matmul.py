@@ -21,22 +21,21 @@ from typing import Any
 from ..builder import INDEX, Builder, Value, buffer, function
 from ..isa import Isa
 from ..strategy import Kernel, Variant
-from .float_matmul import (
+from .float_tile import (
     COLUMN_BLOCK,
+    DEPTH_BLOCK,
     PANEL,
     TILE_PANELS,
-    TILE_ROWS,
+    BlockProduct,
     broadcast,
     ceil_div,
     load_columns,
     multiply_add,
-    row_tiles,
     store_columns,
     sum_pairwise,
 )
 
 ROW_BLOCK = 128
-DEPTH_BLOCK = 256
 ONE_ROW_PANELS = 4
 ONE_ROW_COLUMNS = ONE_ROW_PANELS * PANEL
 
@@ -176,27 +175,16 @@ def _emit_many_rows(name: str, transposed: bool, module: Any, isa: Isa) -> None:
     with function(module, isa, name, ARGUMENTS) as (b, i, left, right, y, m, n, k, group):
         block = b.alloca(DEPTH_BLOCK * COLUMN_BLOCK, "f32")
         batch, row, column = _block(i, m, n, ROW_BLOCK, COLUMN_BLOCK)
-        row_end, first = b.min(row + ROW_BLOCK, m), batch * m
-        wide, narrow = TILE_ROWS[isa.name]
-        full = column + (TILE_PANELS - 1) * PANEL < n
-        column_end = b.min(column + COLUMN_BLOCK, n)
+        first = batch * m
+        rows = first + row, first + b.min(row + ROW_BLOCK, m)
+        columns = column, b.min(column + COLUMN_BLOCK, n)
+        product = BlockProduct(b, left, block, y, n, k)
         # A sum over no terms is zero too, so that there is one turn at least.
         with b.loop(0, b.max(k, 1), DEPTH_BLOCK) as depth:
-            terms = b.min(k - depth.i, DEPTH_BLOCK)
-            copy(b, right, block, batch // group, (depth.i, terms), column, n, k)
-
-            def tile(at: Value, panels: int, row: Value, rows: int) -> None:
-                _tile(
-                    b, left, (block, at - column), y, (first + row, rows), (at, panels),
-                    (depth.i, terms), n, k,
-                )  # fmt: skip
-
-            if wide:
-                with b.when(full):
-                    row_tiles(b, row, row_end, wide, partial(tile, column, TILE_PANELS))
-            begin = b.select(full, column_end, column) if wide else column
-            with b.loop(begin, column_end, PANEL) as columns:
-                row_tiles(b, row, row_end, narrow, partial(tile, columns.i, 1))
+            piece = depth.i, b.min(k - depth.i, DEPTH_BLOCK)
+            copy(b, right, block, batch // group, piece, column, n, k)
+            known = b.select(depth.i == 0, b.index(0), n)
+            product.add(rows, columns, piece, known)
 
 
 def _copy(
@@ -259,35 +247,3 @@ def transpose(b: Builder, rows: Sequence[Value]) -> list[Value]:
                 rows[j + distance] = b.shuffle(upper, lower, high)
         distance //= 2
     return rows
-
-
-def _tile(
-    b: Builder,
-    left: Value,
-    right: tuple[Value, Value],
-    y: Value,
-    rows: tuple[Value, int],
-    columns: tuple[Value, int],
-    depth: tuple[Value, Value],
-    n: Value,
-    k: Value,
-) -> None:
-    """Add `terms` products to a register tile of y; the first turn begins with zeros."""
-    (block, block_column), (row, height), (column, panels), (begin, terms) = (
-        right, rows, columns, depth
-    )  # fmt: skip
-    known = b.select(begin == 0, b.index(0), n)  # columns of y that hold sums already
-    places = [(r, p) for r in range(height) for p in range(panels)]
-    start = [load_columns(b, y, (row + r) * n, column + p * PANEL, known) for r, p in places]
-    bases = [(row + r) * k + begin for r in range(height)]
-    with b.loop(0, terms, 1, start) as loop:
-        at = loop.i * COLUMN_BLOCK + block_column
-        vectors = [b.load(block, at + p * PANEL, PANEL) for p in range(panels)]
-        factors = [broadcast(b, left, base + loop.i) for base in bases]
-        sums = [
-            multiply_add(b, factors[r], vectors[p], total)
-            for (r, p), total in zip(places, loop.args, strict=True)
-        ]
-        loop.carry(*sums)
-    for (r, p), total in zip(places, loop.results, strict=True):
-        store_columns(b, total, y, (row + r) * n, column + p * PANEL, n)

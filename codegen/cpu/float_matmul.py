@@ -8,7 +8,6 @@ all of its rows (Goto, van de Geijn: "Anatomy of high-performance matrix multipl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,23 +17,23 @@ from ...dialects.formats import QuantizedTensor
 from ..builder import INDEX, Builder, Value, buffer, function
 from ..isa import Isa
 from ..strategy import Kernel, MatmulSpec, Variant
+from .float_tile import (
+    COLUMN_BLOCK,
+    PANEL,
+    broadcast,
+    ceil_div,
+    cover_block,
+    load_columns,
+    multiply_add,
+    store_columns,
+    sum_pairwise,
+)
 
-PANEL = 16  # output channels side by side; one zmm, two ymm, four xmm
 PANEL_BYTES = 4 * PANEL
-TILE_PANELS = 3
 ROW_BLOCK = 64
-COLUMN_BLOCK = TILE_PANELS * PANEL
 ONE_ROW_COLUMNS = 2 * PANEL
 ONE_ROW_UNROLL = 8  # independent sums: FMA latency times FMAs a cycle
 PREFETCH_BYTES = 4096
-
-# The largest register tile of each form, as rows for three panels and for one. Accumulators, one
-# vector of each panel and one broadcast fit the registers; smaller tiles do what rows are left.
-TILE_ROWS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    "avx512": ((8, 4, 2, 1), (8, 4, 2, 1)),
-    "avx2": ((), (6, 4, 2, 1)),
-    "plain": ((), (2, 1)),
-}
 
 
 def pack_panels(weight: np.ndarray) -> np.ndarray:
@@ -43,31 +42,6 @@ def pack_panels(weight: np.ndarray) -> np.ndarray:
     padded = np.zeros((-(-n // PANEL) * PANEL, k), weight.dtype)
     padded[:n] = weight
     return np.ascontiguousarray(padded.reshape(-1, PANEL, k).transpose(0, 2, 1))
-
-
-def multiply_add(b: Builder, x: Value, y: Value, z: Value) -> Value:
-    """`x * y + z`; in two roundings where the CPU has no fused instruction."""
-    return b.fma(x, y, z) if b.isa.fma else x * y + z
-
-
-def broadcast(b: Builder, source: Value, at: Value | int, lanes: int = PANEL) -> Value:
-    """Element `at` of `source` in all lanes."""
-    return b.splat(b.load(source, at), lanes)
-
-
-def row_tiles(
-    b: Builder, begin: Value, end: Value, sizes: Sequence[int], tile: Callable[[Value, int], None]
-) -> None:
-    """Cover rows begin .. end with tiles of the given sizes, largest first, the last one 1."""
-    for size in sizes:
-        stop = begin + (end - begin) // size * size
-        with b.loop(begin, stop, size) as loop:
-            tile(loop.i, size)
-        begin = stop
-
-
-def ceil_div(x: Value, y: int) -> Value:
-    return (x + (y - 1)) // y
 
 
 class FloatMatmul:
@@ -118,25 +92,6 @@ def _weight(b: Builder, w: Value, panel: Value, at: Value | int, k: int, ahead: 
     return b.load_as(w, byte, f"vector<{PANEL}xf32>")
 
 
-def load_columns(b: Builder, source: Value, base: Value | int, column: Value, n: Value) -> Value:
-    """Columns `column` .. `column` + 16 of a row that begins at `base`; zeros from `n` on."""
-    return b.load(source, column + base, PANEL, b.mask(PANEL, n - column))
-
-
-def store_columns(
-    b: Builder, value: Value, target: Value, base: Value | int, column: Value, n: Value
-) -> None:
-    """Store the columns that are below `n`."""
-    b.store(value, target, column + base, b.mask(PANEL, n - column))
-
-
-def sum_pairwise(values: Sequence[Value]) -> Value:
-    """The sum of a power of two of values, as a tree."""
-    while len(values) > 1:
-        values = [a + b for a, b in zip(values[::2], values[1::2], strict=True)]
-    return values[0]
-
-
 def _emit_one_row(name: str, k: int, module: Any, isa: Isa) -> None:
     """One row: every weight is read once and in order, so that memory is the only limit."""
     with function(module, isa, name, ARGUMENTS) as (b, i, x, w, bias, y, _m, n):
@@ -176,18 +131,11 @@ def _emit_many_rows(name: str, k: int, module: Any, isa: Isa) -> None:
         row, column = i // blocks * ROW_BLOCK, i % blocks * COLUMN_BLOCK
         row_end = b.min(row + ROW_BLOCK, m)
         column_end = b.min(column + COLUMN_BLOCK, n)
-        wide, narrow = TILE_ROWS[isa.name]
 
         def tile(column: Value, panels: int, row: Value, rows: int) -> None:
             _tile(b, (x, w, bias, y), row, rows, column, panels, n, k)
 
-        if wide:
-            full = column + (TILE_PANELS - 1) * PANEL < n
-            with b.when(full):
-                row_tiles(b, row, row_end, wide, partial(tile, column, TILE_PANELS))
-            column = b.select(full, column_end, column)
-        with b.loop(column, column_end, PANEL) as columns:
-            row_tiles(b, row, row_end, narrow, partial(tile, columns.i, 1))
+        cover_block(b, (row, row_end), (column, column_end), tile)
 
 
 def _tile(

@@ -1,0 +1,143 @@
+"""What the float matmul kernels share: panels of 16 columns and register tiles over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from ..builder import Builder, Value
+
+PANEL = 16  # columns side by side; one zmm, two ymm, four xmm
+TILE_PANELS = 3
+COLUMN_BLOCK = TILE_PANELS * PANEL
+DEPTH_BLOCK = 256
+
+# The largest register tile of each form, as rows for three panels and for one. Accumulators, one
+# vector of each panel and one broadcast fit the registers; smaller tiles do what rows are left.
+TILE_ROWS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "avx512": ((8, 4, 2, 1), (8, 4, 2, 1)),
+    "avx2": ((), (6, 4, 2, 1)),
+    "plain": ((), (2, 1)),
+}
+
+
+def multiply_add(b: Builder, x: Value, y: Value, z: Value) -> Value:
+    """`x * y + z`; in two roundings where the CPU has no fused instruction."""
+    return b.fma(x, y, z) if b.isa.fma else x * y + z
+
+
+def broadcast(b: Builder, source: Value, at: Value | int, lanes: int = PANEL) -> Value:
+    """Element `at` of `source` in all lanes."""
+    return b.splat(b.load(source, at), lanes)
+
+
+def row_tiles(
+    b: Builder, begin: Value, end: Value, sizes: Sequence[int], tile: Callable[[Value, int], None]
+) -> None:
+    """Cover rows begin .. end with tiles of the given sizes, largest first, the last one 1."""
+    for size in sizes:
+        stop = begin + (end - begin) // size * size
+        with b.loop(begin, stop, size) as loop:
+            tile(loop.i, size)
+        begin = stop
+
+
+def ceil_div(x: Value, y: int) -> Value:
+    return (x + (y - 1)) // y
+
+
+def load_columns(b: Builder, source: Value, base: Value | int, column: Value, n: Value) -> Value:
+    """Columns `column` .. `column` + 16 of a row that begins at `base`; zeros from `n` on."""
+    return b.load(source, column + base, PANEL, b.mask(PANEL, n - column))
+
+
+def store_columns(
+    b: Builder, value: Value, target: Value, base: Value | int, column: Value, n: Value
+) -> None:
+    """Store the columns that are below `n`."""
+    b.store(value, target, column + base, b.mask(PANEL, n - column))
+
+
+def sum_pairwise(values: Sequence[Value]) -> Value:
+    """The sum of a power of two of values, as a tree."""
+    while len(values) > 1:
+        values = [a + b for a, b in zip(values[::2], values[1::2], strict=True)]
+    return values[0]
+
+
+Tile = Callable[[Value, int, Value, int], None]  # column, panels, row, rows
+
+
+def cover_block(
+    b: Builder, rows: tuple[Value, Value], columns: tuple[Value, Value], tile: Tile
+) -> None:
+    """Cover rows and columns (begin, end; at most 48 columns) with register tiles."""
+    (row, row_end), (column, column_end) = rows, columns
+    wide, narrow = TILE_ROWS[b.isa.name]
+    if wide:
+        full = column + (TILE_PANELS - 1) * PANEL < column_end
+        with b.when(full):
+            row_tiles(b, row, row_end, wide, partial(tile, column, TILE_PANELS))
+        column = b.select(full, column_end, column)
+    with b.loop(column, column_end, PANEL) as panels:
+        row_tiles(b, row, row_end, narrow, partial(tile, panels.i, 1))
+
+
+@dataclass(frozen=True)
+class BlockProduct:
+    """`y += x * block`, where `block`, `[DEPTH_BLOCK][48]` on the stack, is a piece of a matrix.
+
+    `x` has rows of `k` elements, `y` of `n`; sums wait in `y` from one piece to the next.
+    """
+
+    b: Builder
+    x: Value
+    block: Value
+    y: Value
+    n: Value
+    k: Value | int
+
+    def add(
+        self,
+        rows: tuple[Value, Value],
+        columns: tuple[Value, Value],
+        depth: tuple[Value, Value],
+        known: Value,
+    ) -> None:
+        """Add the products of a piece: rows and columns by begin and end, depth by begin and count.
+
+        Columns of y from `known` on hold no sums yet and count as zero.
+        """
+
+        def tile(column: Value, panels: int, row: Value, height: int) -> None:
+            places = [(r, p) for r in range(height) for p in range(panels)]
+            self._tile(row, places, column, column - columns[0], depth, known)
+
+        cover_block(self.b, rows, columns, tile)
+
+    def _tile(
+        self,
+        row: Value,
+        places: Sequence[tuple[int, int]],
+        column: Value,
+        block_column: Value,
+        depth: tuple[Value, Value],
+        known: Value,
+    ) -> None:
+        b, (begin, terms) = self.b, depth
+        height, panels = places[-1][0] + 1, places[-1][1] + 1
+        y_at = [(row + r) * self.n for r in range(height)]
+        x_at = [(row + r) * self.k + begin for r in range(height)]
+        start = [load_columns(b, self.y, y_at[r], column + p * PANEL, known) for r, p in places]
+        with b.loop(0, terms, 1, start) as loop:
+            at = loop.i * COLUMN_BLOCK + block_column
+            vectors = [b.load(self.block, at + p * PANEL, PANEL) for p in range(panels)]
+            factors = [broadcast(b, self.x, base + loop.i) for base in x_at]
+            sums = [
+                multiply_add(b, factors[r], vectors[p], total)
+                for (r, p), total in zip(places, loop.args, strict=True)
+            ]
+            loop.carry(*sums)
+        for (r, p), total in zip(places, loop.results, strict=True):
+            store_columns(b, total, self.y, y_at[r], column + p * PANEL, self.n)
