@@ -1,0 +1,105 @@
+"""Who may import whom: the table of docs/architecture.md."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import abqc
+import pytest
+
+ROOT = Path(abqc.__file__).parent
+FOLDERS = ("dialects", "runtime", "costmodel", "passes", "codegen", "compiler")
+BINDINGS = "dialects/mlir.py"
+MODULES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+NUMPY_ONLY = {"numpy", "abqc"} | sys.stdlib_module_names
+
+
+def read_table() -> dict[str, set[str]]:
+    """Folder -> what it may import of ours, besides itself and `errors`."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    section = text.split("## Who may import whom")[1].split("\n## ")[0]
+    table: dict[str, set[str]] = {}
+    for folder, allowed in re.findall(r"^\| `(\w+)/` \| (.*) \|$", section, re.MULTILINE):
+        table[folder] = (
+            set(FOLDERS) if allowed == "all" else set(re.findall(r"`([\w.]+)`", allowed))
+        )
+    return table
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Absolute names of all that a module imports, wherever in it; `a.b` for `from a import b`."""
+    package = ["abqc", *path.relative_to(ROOT).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            source = [*base, *(node.module.split(".") if node.module else [])]
+            yield from (".".join([*source, alias.name]) for alias in node.names)
+
+
+def ours(path: Path) -> Iterator[str]:
+    """What a module imports of ours, without the package's name: `dialects.formats.Scheme`."""
+    for name in imports(path):
+        if name.startswith("abqc."):
+            yield name.removeprefix("abqc.")
+
+
+def module_id(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+each_module = pytest.mark.parametrize("path", MODULES, ids=module_id)
+
+
+def test_the_table_names_every_folder() -> None:
+    assert set(read_table()) == set(FOLDERS)
+
+
+@each_module
+def test_import_directions(path: Path) -> None:
+    folder = path.relative_to(ROOT).parts[0]
+    allowed = read_table()[folder] | {folder, "errors", "__version__"}
+    for name in ours(path):
+        assert any(name == prefix or name.startswith(prefix + ".") for prefix in allowed), name
+
+
+@each_module
+def test_nothing_imports_the_compiler(path: Path) -> None:
+    if path.relative_to(ROOT).parts[0] != "compiler":
+        assert not [name for name in ours(path) if name.split(".")[0] == "compiler"]
+
+
+@each_module
+def test_only_one_file_imports_the_bindings(path: Path) -> None:
+    if module_id(path) != BINDINGS:
+        assert not [name for name in imports(path) if name.split(".")[0] == "torch_mlir"]
+
+
+def test_errors_import_nothing() -> None:
+    assert set(imports(ROOT / "errors.py")) <= {"__future__.annotations"}
+
+
+@pytest.mark.parametrize("module", ["abqc.runtime", "abqc.runtime.model", "abqc.dialects.formats"])
+def test_numpy_is_enough(module: str) -> None:
+    """Loading it in a fresh interpreter brings in no package but numpy."""
+    code = f"import {module}, sys; print(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    foreign = {"torch_mlir", "onnx", "llvmlite", "lark", "onnxruntime"} & loaded
+    assert not foreign
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in MODULES if path.relative_to(ROOT).parts[0] == "runtime"]
+    + [ROOT / "dialects" / "formats.py", ROOT / "dialects" / "group_scales.py"],
+    ids=module_id,
+)
+def test_only_numpy_is_named(path: Path) -> None:
+    assert {name.split(".")[0] for name in imports(path)} <= NUMPY_ONLY

@@ -1,0 +1,209 @@
+"""Recipes: what is read, who gets what, and what the errors say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from abqc.compiler.recipe import Kind, OpRecipe, parse_recipe
+from abqc.dialects.formats import FORMATS
+from abqc.errors import RecipeError
+
+RULES = """
+# everything else
+w4a8 rotate
+
+"*mlp.down_proj*"  w6a8   # more bits
+"lm_head"          w8a16
+"*/Gather"         embed=none
+"*attn*"           w4:g32:asym a8:token:sym search
+"*attn.first*"     none
+"""
+
+
+def what(op: OpRecipe) -> tuple[str | None, str | None]:
+    return op.weight and op.weight.text, op.activation and op.activation.text
+
+
+@pytest.mark.parametrize(
+    ("text", "weight", "activation"),
+    [
+        ("none", None, None),
+        ("w4a8", "w4:g128:sym", "a8:token:asym"),
+        ("w8a8", "w8:channel:sym", "a8:token:asym"),
+        ("w4a4 rotate", "w4:g128:sym", "a4:token:asym"),
+        ("w4:g64:asym a8:token:sym", "w4:g64:asym", "a8:token:sym"),
+        ("w2*a8 rotate gptq kv8", "w2*:g128:sym", "a8:token:asym"),
+        ("wta8", "wt:g128:sym", "a8:token:asym"),
+        ("w8a16", "w8:channel:sym", None),
+        ("a8:tensor w3", "w3:g128:sym", "a8:tensor:asym"),
+    ],
+)
+def test_one_line(text: str, weight: str | None, activation: str | None) -> None:
+    assert what(parse_recipe(text).resolve("any", "matmul")) == (weight, activation)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("width", sorted({row.width for row in FORMATS.values()}))
+def test_every_pair_of_widths(width: str, bits: int) -> None:
+    op = parse_recipe(f"w{width}a{bits}").resolve("any", "matmul")
+    assert op.weight is not None and op.activation is not None
+    assert (op.weight.format.width, op.activation.bits) == (width, bits)
+
+
+def test_options() -> None:
+    op = parse_recipe("w2*a8 rotate gptq kv8 search embed=w8").resolve("n", "matmul")
+    assert (op.rotate, op.search, op.gptq, op.kv_bits) == (True, True, True, 8)
+    op = parse_recipe("w4a8").resolve("n", "matmul")
+    assert (op.rotate, op.search, op.gptq, op.kv_bits) == (False, False, False, None)
+    assert op.rule == "rule 'w4a8' (line 1)"
+
+
+@pytest.mark.parametrize(
+    ("node", "kind", "expected", "line"),
+    [
+        ("model.q_proj", "matmul", ("w4:g128:sym", "a8:token:asym"), 3),
+        ("model.mlp.down_proj/MatMul", "matmul", ("w6:channel:sym", "a8:token:asym"), 5),
+        ("lm_head", "matmul", ("w8:channel:sym", None), 6),
+        ("x.lm_head", "matmul", ("w4:g128:sym", "a8:token:asym"), 3),
+        ("embed", "gather", ("w8:channel:sym", None), 3),
+        ("embed/Gather", "gather", (None, None), 7),
+        ("embed/Gather", "matmul", ("w4:g128:sym", "a8:token:asym"), 3),
+        ("attn.second", "matmul", ("w4:g32:asym", "a8:token:sym"), 8),
+        ("attn.first", "matmul", (None, None), 9),
+    ],
+)
+def test_the_last_match_wins(node: str, kind: Kind, expected: Any, line: int) -> None:
+    op = parse_recipe(RULES).resolve(node, kind)
+    assert what(op) == expected
+    assert op.rule.endswith(f"(line {line})")
+
+
+def test_a_rule_that_wins_brings_no_options_of_others() -> None:
+    recipe = parse_recipe(RULES)
+    assert recipe.resolve("q", "matmul").rotate
+    assert not recipe.resolve("lm_head", "matmul").rotate
+    assert recipe.resolve("attn.second", "matmul").search
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("none", None),
+        ("w4a8", "w8:channel:sym"),
+        ("w4a8 embed=w8", "w8:channel:sym"),
+        ("w4a8 embed=w4:g32:asym", "w4:g32:asym"),
+        ("w4a8 embed=none", None),
+        ("none embed=w8", "w8:channel:sym"),
+        ('w4a8 embed=none\n"*" w8a8', None),
+        ('w4a8\n"*" none', None),
+    ],
+)
+def test_embedding_tables(text: str, expected: str | None) -> None:
+    op = parse_recipe(text).resolve("table", "gather")
+    assert what(op) == (expected, None)
+
+
+def test_convolutions_have_images_for_tokens_and_are_not_rotated() -> None:
+    op = parse_recipe("w4a8 rotate").resolve("c", "conv")
+    assert what(op) == ("w4:g128:sym", "a8:image:asym") and not op.rotate
+    op = parse_recipe("w4:g64 a8:token:sym").resolve("c", "conv")
+    assert what(op) == ("w4:g64:sym", "a8:image:sym")
+    op = parse_recipe("w4:g64 a8:tensor").resolve("c", "conv")
+    assert what(op) == ("w4:g64:sym", "a8:tensor:asym")
+
+
+def test_nodes_that_no_rule_matches_stay_float() -> None:
+    op = parse_recipe('"a*" w4a8').resolve("b", "matmul")
+    assert what(op) == (None, None) and op.rule == "no rule matches"
+
+
+def test_whether_it_quantizes() -> None:
+    assert not parse_recipe("none").quantizes
+    assert not parse_recipe('none embed=none\n"x" none').quantizes
+    assert parse_recipe("none embed=w8").quantizes and parse_recipe(RULES).quantizes
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_files(tmp_path: Path, newline: str) -> None:
+    path = tmp_path / "my.recipe"
+    path.write_bytes(RULES.replace("\n", newline).encode())
+    for recipe in (path, str(path)):
+        assert parse_recipe(recipe).rules == parse_recipe(RULES).rules
+    path.write_text("w4a8\nw4 rotat")
+    with pytest.raises(RecipeError, match=r"my\.recipe, recipe line 2, column 4: 'rotat'"):
+        parse_recipe(path)
+    with pytest.raises(RecipeError, match="cannot read the recipe"):
+        parse_recipe(tmp_path / "none.recipe")
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="cannot read the recipe"):
+        parse_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "the recipe is empty"),
+        ("# nothing", "the recipe is empty"),
+        ("w9a8", "line 1, column 1: 'w9': no weights of width '9'; use one of w1, w2, w2*"),
+        ("w4a9", "line 1, column 3: 'a9': no activations of width '9'"),
+        ("w16a8", "no weights of width '16'"),
+        ("w4", "column 1: 'w4' has no activations; add a8, or a16"),
+        ("a8", "column 1: 'a8' has no weights; write w8a8"),
+        ("rotate", "'rotate' belongs to formats such as w4a8"),
+        ("embed=w8 search", "'search' belongs to formats such as w4a8"),
+        ("none w4a8", "column 6: 'w4' contradicts 'none'"),
+        ("none rotate", "column 6: 'rotate' contradicts 'none'"),
+        ("w4a8 w8a8", "column 6: 'w8' comes second"),
+        ("w4a8 rotate rotate", "column 13: 'rotate' comes second"),
+        ("w4a8 rotat", "column 6: 'rotat' is not expected here; expected none, weights"),
+        ("w4a8 kv9", "'kv9': a cache has 2 to 8 bits"),
+        ("w4a8 embed=q", "'embed=q': expected embed=w8 or embed=none"),
+        ("w4a8 embed=w4:token", "'token' is no granularity of weights"),
+        ("w4a8:channel", "column 3: 'a8:channel': 'channel' is no granularity of activations"),
+        ("w2*:asym a8", "width '2*' is always symmetric"),
+        ('"x"', "column 4: the end of the line is not expected here; expected none, weights"),
+        ('w4a8\n"x" bar', "line 2, column 5: 'bar' is not expected here"),
+        ('w4a8\n"x w8a8', "line 2, column 1: '\"x' is not expected here"),
+        ('w4a8 "x"', "column 6: '\"x\"' is not expected here"),
+        ("no/such.recipe", "there is no file 'no/such.recipe' either"),
+        ("\x00", "is not expected here"),
+    ],
+)
+def test_errors(text: str, complaint: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        parse_recipe(text)
+    assert complaint in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+KINDS: dict[str, Kind] = {"mlp.up": "matmul", "mlp.down": "matmul", "wte": "gather"}
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('w4a8\n"*MLP*" w8a8', "rule '\"*MLP*\" w8a8' (line 2) matches no node with constant "
+         "weights; such nodes are 'mlp.up', 'mlp.down'"),
+        ('"zz" none', "such nodes are 'mlp.up', 'mlp.down', 'wte'"),
+        ('"wte" w4a8', "matches embedding tables only; their formats are given by embed="),
+        ('"mlp*" embed=w4', "matches no embedding table"),
+    ],
+)  # fmt: skip
+def test_rules_that_do_nothing(text: str, complaint: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        parse_recipe(text).check_used(KINDS)
+    assert complaint in str(error.value)
+
+
+def test_a_recipe_for_a_model_without_weights() -> None:
+    with pytest.raises(RecipeError, match=r"matches nothing.*use the recipe 'none'"):
+        parse_recipe("w4a8").check_used([])
+    parse_recipe("none").check_used([])
+
+
+def test_rules_that_do_something() -> None:
+    recipe = parse_recipe('w4a8\n"mlp*" w8a8\n"mlp.up" none\n"w*" embed=w4')
+    recipe.check_used(KINDS)
+    recipe.check_used(list(KINDS))
