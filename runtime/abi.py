@@ -175,6 +175,7 @@ class Library:
                 hint="compile the model again",
             )
         self._api = table.contents
+        self._run = self._api.run  # each access would make a new function object
 
     def __del__(self) -> None:
         if self._handle:
@@ -241,9 +242,8 @@ class Instance:
     ) -> None:
         """abqc_api.run on arrays of pointers to tensors, given by their addresses."""
         options = _RunOptions(struct_size=ctypes.sizeof(_RunOptions), threads=threads)
-        run = self.library._api.run
         self.library.check(
-            run(
+            self.library._run(
                 self._pointer,
                 inputs or None,
                 input_count,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +19,8 @@ MAX_RANK = 8
 
 # data; device type and id; rank; type code, bits, lanes; shape, strides; byte offset
 _TENSOR = struct.Struct("=QiiiBBHQQQ")
-# a tensor; manager context, deleter
-_MANAGED = struct.Struct("=QiiiBBHQQQQQ")
 TENSOR_SIZE = _TENSOR.size
-MANAGED_SIZE = _MANAGED.size
+MANAGED_SIZE = TENSOR_SIZE + 16  # and manager context, deleter
 
 _CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
 _KINDS = {0: "int", 1: "uint", 2: "float", 4: "bfloat"}
@@ -58,64 +57,83 @@ def dtype_name(dtype: DType) -> str:
     return "bool" if dtype.code == 6 else f"{_KINDS[dtype.code]}{dtype.bits}"
 
 
+_SIZES = [struct.Struct(f"={rank}q") for rank in range(2 * MAX_RANK + 1)]
+_POINTER = struct.Struct("=Q")
+
+
 class TensorTable:
     """An array of pointers to DLTensors (or DLManagedTensors) over numpy arrays.
 
-    Entries that are None become NULL. The table owns its structures, not the arrays' memory.
+    Entries that are None become NULL. Arrays are native, of types that DLPack has, of at most
+    MAX_RANK dimensions and strided by whole elements. The table owns its structures, not the
+    arrays' memory.
     """
 
     def __init__(self, arrays: Sequence[np.ndarray | None], *, managed: bool = False) -> None:
         count = len(arrays)
         item = MANAGED_SIZE if managed else TENSOR_SIZE
-        dims = sum(2 * array.ndim for array in arrays if array is not None)
-        self._memory = bytearray(8 * count + item * count + 8 * dims)
+        tensors = 8 * count
+        dims = tensors + item * count
+        self._memory = bytearray(dims + 16 * MAX_RANK * count)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory)) if count else 0
-        tensor_at, dims_at = 8 * count, (8 + item) * count
         for i, array in enumerate(arrays):
             if array is not None:
-                struct.pack_into("=Q", self._memory, 8 * i, self.address + tensor_at)
-                self._pack(array, tensor_at, dims_at)
-                dims_at += 16 * array.ndim
-            tensor_at += item
+                tensor_at = tensors + item * i
+                _POINTER.pack_into(self._memory, 8 * i, self.address + tensor_at)
+                self._pack(array, tensor_at, dims + 16 * MAX_RANK * i)
 
-    def _pack(self, array: np.ndarray, tensor_at: int, dims_at: int) -> None:
-        rank, size = array.ndim, array.itemsize
-        code = dtype_of(array.dtype)
-        if code is None:
-            raise TypeError(f"DLPack has no type for {array.dtype}")
-        strides = [stride // size for stride in array.strides]
-        struct.pack_into(f"={2 * rank}q", self._memory, dims_at, *array.shape, *strides)
+    def _pack(self, array: np.ndarray, tensor_at: int, shape_at: int) -> None:
+        rank = array.ndim
+        _SIZES[rank].pack_into(self._memory, shape_at, *array.shape)
+        strides = 0  # NULL: compact
+        if not array.flags.c_contiguous:
+            strides_at = shape_at + 8 * rank
+            elements = [stride // array.itemsize for stride in array.strides]
+            _SIZES[rank].pack_into(self._memory, strides_at, *elements)
+            strides = self.address + strides_at
         data = array.__array_interface__["data"][0]
-        shape = self.address + dims_at
+        shape = self.address + shape_at
+        code, bits, lanes = _known_dtype(array.dtype)
         _TENSOR.pack_into(
-            self._memory, tensor_at, data, CPU, 0, rank, *code, shape, shape + 8 * rank, 0
+            self._memory, tensor_at, data, CPU, 0, rank, code, bits, lanes, shape, strides, 0
         )
 
     def pointer(self, i: int) -> int:
         """Entry i: the address of a structure, or 0."""
-        return struct.unpack_from("=Q", self._memory, 8 * i)[0]
+        return _POINTER.unpack_from(self._memory, 8 * i)[0]
+
+
+@cache
+def _known_dtype(dtype: np.dtype) -> DType:
+    found = dtype_of(dtype)
+    if found is None:
+        raise TypeError(f"DLPack has no type for {dtype}")
+    return found
 
 
 def expressible(array: np.ndarray) -> np.ndarray:
     """The array itself, or a compact copy where its strides are no multiples of an element."""
+    if array.flags.c_contiguous:
+        return array
     size = array.itemsize
     return array if all(stride % size == 0 for stride in array.strides) else array.copy()
 
 
-class ManagedTensor(NamedTuple):
-    """What a DLManagedTensor says; addresses as integers, strides in elements."""
+class ManagedTensor(ctypes.Structure):
+    """A DLManagedTensor in memory: `ManagedTensor.from_address(address)`."""
 
-    data: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    deleter: int
+    _fields_ = (
+        ("data", ctypes.c_size_t),
+        ("device", ctypes.c_int32 * 2),
+        ("ndim", ctypes.c_int32),
+        ("dtype", ctypes.c_uint8 * 4),
+        ("shape", ctypes.c_size_t),
+        ("strides", ctypes.c_size_t),
+        ("byte_offset", ctypes.c_uint64),
+        ("manager_ctx", ctypes.c_size_t),
+        ("deleter", ctypes.c_size_t),
+    )
 
-
-def read_managed(address: int) -> ManagedTensor:
-    """The DLManagedTensor at an address. Its strides must not be NULL."""
-    fields = _MANAGED.unpack(ctypes.string_at(address, MANAGED_SIZE))
-    data, _, _, rank, _, _, _, shape_at, strides_at, offset, _, deleter = fields
-    dims = struct.Struct(f"={rank}q")
-    shape = dims.unpack(ctypes.string_at(shape_at, dims.size))
-    strides = dims.unpack(ctypes.string_at(strides_at, dims.size))
-    return ManagedTensor(data + offset, shape, strides, deleter)
+    def sizes(self) -> tuple[int, ...]:
+        """The shape."""
+        return tuple((ctypes.c_int64 * self.ndim).from_address(self.shape))

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import ArtifactError, InputError
 from .abi import Instance, Library
-from .dlpack import TensorTable, dtype_of, expressible, read_managed
+from .dlpack import ManagedTensor, TensorTable, expressible
 from .tensor_spec import TensorSpec
 
 Arrays = Mapping[str, Any] | Sequence[Any]
@@ -44,6 +44,8 @@ class Model:
         self.manifest = library.manifest
         self.isa = instance.isa
         self.inputs, self.outputs = library.signature()
+        self._input_types = list(map(_numpy_type, self.inputs))
+        self._output_types = list(map(_numpy_type, self.outputs))
 
     def run(
         self,
@@ -68,16 +70,10 @@ class Model:
             raise InputError(f"the model '{self.path}' is closed")
         if device != "cpu":
             raise InputError(f"device '{device}': this model was compiled for the CPU")
-        given = [
-            _input_array(spec, value)
-            for spec, value in zip(
-                self.inputs, _in_order("input", self.inputs, inputs), strict=True
-            )
-        ]
-        buffers = [
-            _output_buffer(spec, value)
-            for spec, value in zip(self.outputs, _buffers(self.outputs, outputs), strict=True)
-        ]
+        values = _in_order("input", self.inputs, inputs)
+        given = list(map(_input_array, self.inputs, self._input_types, values))
+        values = _buffers(self.outputs, outputs)
+        buffers = list(map(_output_buffer, self.outputs, self._output_types, values))
         input_table = TensorTable(given)
         output_table = TensorTable(buffers, managed=True)
         instance.run(
@@ -88,8 +84,10 @@ class Model:
             _thread_count(threads),
         )
         return [
-            _adopt(instance.library, spec, output_table.pointer(i)) if buffer is None else buffer
-            for i, (spec, buffer) in enumerate(zip(self.outputs, buffers, strict=True))
+            np.asarray(_Allocation(instance.library, dtype, output_table.pointer(i)))
+            if buffer is None
+            else buffer
+            for i, (dtype, buffer) in enumerate(zip(self._output_types, buffers, strict=True))
         ]
 
     def close(self) -> None:
@@ -114,27 +112,30 @@ class Model:
 
 
 class _Allocation:
-    """Memory that the model allocated for an output, lent to numpy, released with the array."""
+    """Memory that the model allocated for an output (row-major), lent to numpy, released with the
+    array."""
 
-    def __init__(self, library: Library, dtype: np.dtype, tensor: int) -> None:
-        managed = read_managed(tensor)
+    def __init__(self, library: Library, dtype: np.dtype, address: int) -> None:
+        tensor = ManagedTensor.from_address(address)
         self._library = library
-        self._tensor = tensor
-        self._deleter = managed.deleter
+        self._address = address
+        self._deleter = tensor.deleter
         self.__array_interface__ = {
             "version": 3,
             "typestr": dtype.str,
-            "shape": managed.shape,
-            "strides": tuple(stride * dtype.itemsize for stride in managed.strides),
-            "data": (managed.data, False),
+            "shape": tensor.sizes(),
+            "data": (tensor.data, False),
         }
 
     def __del__(self) -> None:
-        self._library.delete(self._tensor, self._deleter)
+        self._library.delete(self._address, self._deleter)
 
 
-def _adopt(library: Library, spec: TensorSpec, tensor: int) -> np.ndarray:
-    return np.asarray(_Allocation(library, np.dtype(spec.dtype), tensor))
+def _numpy_type(spec: TensorSpec) -> np.dtype:
+    try:
+        return np.dtype(spec.dtype)
+    except TypeError as error:
+        raise ArtifactError(f"'{spec.name}' is {spec.dtype}, a type that numpy lacks") from error
 
 
 def _thread_count(threads: int | None) -> int:
@@ -182,13 +183,14 @@ def _refuse_unknown(role: str, specs: Sequence[TensorSpec], values: Mapping[str,
             )
 
 
-def _input_array(spec: TensorSpec, value: Any) -> np.ndarray:
+def _input_array(spec: TensorSpec, dtype: np.dtype, value: Any) -> np.ndarray:
     array = value if isinstance(value, np.ndarray) else _as_array(spec, value)
-    if array.dtype.name != spec.dtype or dtype_of(array.dtype) is None:
+    if array.dtype != dtype:
         raise InputError(
             f"input '{spec.name}' is {_describe(array.dtype)}, expected {spec.dtype}",
             hint=f"convert it: .astype('{spec.dtype}')",
         )
+    _check_rank("input", spec, array)
     return expressible(array)
 
 
@@ -199,21 +201,28 @@ def _as_array(spec: TensorSpec, value: Any) -> np.ndarray:
         raise InputError(f"input '{spec.name}' is no array: {error}") from error
 
 
-def _output_buffer(spec: TensorSpec, value: Any) -> np.ndarray | None:
+def _output_buffer(spec: TensorSpec, dtype: np.dtype, value: Any) -> np.ndarray | None:
     if value is None:
         return None
+    role = "the buffer for output"
     if not isinstance(value, np.ndarray):
-        raise InputError(f"the buffer for output '{spec.name}' is no numpy array")
-    if value.dtype.name != spec.dtype or dtype_of(value.dtype) is None:
-        raise InputError(
-            f"the buffer for output '{spec.name}' is {_describe(value.dtype)}, "
-            f"expected {spec.dtype}"
-        )
+        raise InputError(f"{role} '{spec.name}' is no numpy array")
+    if value.dtype != dtype:
+        raise InputError(f"{role} '{spec.name}' is {_describe(value.dtype)}, expected {spec.dtype}")
     if not value.flags.writeable:
-        raise InputError(f"the buffer for output '{spec.name}' is read-only")
+        raise InputError(f"{role} '{spec.name}' is read-only")
+    _check_rank(role, spec, value)
     if expressible(value) is not value:
-        raise InputError(f"the buffer for output '{spec.name}' has strides of partial elements")
+        raise InputError(f"{role} '{spec.name}' has strides of partial elements")
     return value
+
+
+def _check_rank(role: str, spec: TensorSpec, array: np.ndarray) -> None:
+    if array.ndim != len(spec.shape):
+        raise InputError(
+            f"{role} '{spec.name}' has rank {array.ndim}, expected {len(spec.shape)}",
+            hint=f"expected {spec}",
+        )
 
 
 def _describe(dtype: np.dtype) -> str:
