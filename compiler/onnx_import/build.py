@@ -32,10 +32,10 @@ class Nodes(list[NodeProto]):
     def scalar(self, part: str, value: float) -> str:
         return self.constant(part, np.asarray(value, np.float32))
 
-    def reduce(self, op_type: str, x: str, axes: list[int], part: str) -> str:
+    def reduce(self, op_type: str, x: str, axes: list[int], part: str = "") -> str:
         """A reduction that keeps its axes, with size 1; where `axes` stand depends on the opset."""
         moved = 13 if op_type == "ReduceSum" else 18
         if self._model.opset < moved:
             return self.add(op_type, [x], part, axes=axes, keepdims=1)
-        axes_input = self.constant(f"{part}/axes", np.asarray(axes, np.int64))
+        axes_input = self.constant(f"{part or op_type}/axes", np.asarray(axes, np.int64))
         return self.add(op_type, [x, axes_input], part, keepdims=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abqc.errors import ModelError
 from onnx import NodeProto, TensorProto, defs
 
-from .model import Model, subgraphs
+from .model import Model, walk_nodes
 
 OLDEST_OPSET = 7
 DEFAULT_DOMAINS = ("", "ai.onnx")
@@ -34,8 +34,10 @@ def check_model(model: Model) -> None:
             raise ModelError(
                 f"input '{value.name}' has no rank", hint=f"pin it with --shape {value.name}=..."
             )
-    for node in model.nodes:
-        _check_operator(model, node)
+    versions = {opset.domain: opset.version for opset in model.shell.opset_import}
+    for node in walk_nodes(model.nodes):
+        _check_operator(model, node, versions)
+    _check_inputs(model)
 
 
 def _check_opset(model: Model) -> None:
@@ -54,21 +56,37 @@ def _check_opset(model: Model) -> None:
         )
 
 
-def _check_operator(model: Model, node: NodeProto) -> None:
-    versions = {opset.domain: opset.version for opset in model.shell.opset_import}
-    own = {(function.domain, function.name) for function in model.shell.functions}
-    if (node.domain, node.op_type) in own:
-        return
+def _check_operator(model: Model, node: NodeProto, versions: dict[str, int]) -> None:
     if node.domain not in DEFAULT_DOMAINS:
+        version = versions.get(node.domain)
         raise ModelError(
-            f"operator {node.domain}::{node.op_type} (version {versions.get(node.domain, '?')}) "
-            "is not supported",
+            f"operator {node.domain}::{node.op_type} "
+            + (f"(version {version}) is not supported" if version else "is of an unknown domain"),
             node=node.name,
         )
     if not defs.has(node.op_type, model.opset, ""):
+        newer = defs.has(node.op_type) and defs.get_schema(node.op_type).since_version
         raise ModelError(
-            f"operator {node.op_type} is unknown in opset {model.opset}", node=node.name
+            f"operator {node.op_type} is unknown in opset {model.opset}"
+            + (f"; it is there since {newer}" if newer else ""),
+            node=node.name,
         )
-    for graph in subgraphs(node):
-        for inner in graph.node:
-            _check_operator(model, inner)
+
+
+def _check_inputs(model: Model) -> None:
+    """Values must be made before they are used, and once."""
+    known = set(model.constants) | {value.name for value in model.shell.graph.input}
+    for node in model.nodes:
+        for name in node.input:
+            if name and name not in known:
+                raise ModelError(
+                    f"input '{name}' of operator {node.op_type} is made by no node before it",
+                    node=node.name,
+                )
+        for name in node.output:
+            if name and name in known:
+                raise ModelError(f"value '{name}' is made twice", node=node.name)
+            known.add(name)
+    for name in model.output_names:
+        if name not in known:
+            raise ModelError(f"no node makes the model's output '{name}'")

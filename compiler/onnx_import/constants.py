@@ -12,12 +12,32 @@ from onnx import TensorProto, helper
 
 
 @dataclass(frozen=True, eq=False)
+class QuantizedConstant:
+    """What a constant was computed from: scale * (codes - zero).
+
+    `scale` and `zero` have the rank of `codes`; an axis of theirs is 1, that of the codes, or
+    counts blocks of it. None stands for 1 and 0.
+    """
+
+    codes: Constant
+    scale: Constant | None = None
+    zero: Constant | None = None
+
+    def transposed(self, permutation: tuple[int, ...]) -> QuantizedConstant:
+        return QuantizedConstant(
+            self.codes.transposed(permutation),
+            self.scale and self.scale.transposed(permutation),
+            self.zero and self.zero.transposed(permutation),
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class Constant:
     """A constant tensor of ONNX element type `elem_type`.
 
     `load()` returns its values, from a memory map where possible, and keeps nothing. A constant
     that only permutes the axes of another remembers that one as `base`, so that a tied weight is
-    found to be one array.
+    found to be one array. `name` is that of the initializer with these values, if there is one.
     """
 
     shape: tuple[int, ...]
@@ -25,6 +45,8 @@ class Constant:
     load: Callable[[], np.ndarray]
     base: Constant | None = None
     permutation: tuple[int, ...] = ()
+    quantized: QuantizedConstant | None = None
+    name: str = ""
 
     @property
     def size(self) -> int:
@@ -50,9 +72,13 @@ class Constant:
         if permutation == tuple(range(len(self.shape))):
             return self
         load = self.load
-        shape = tuple(self.shape[axis] for axis in permutation)
         return Constant(
-            shape, self.elem_type, lambda: load().transpose(permutation), self, permutation
+            shape=tuple(self.shape[axis] for axis in permutation),
+            elem_type=self.elem_type,
+            load=lambda: load().transpose(permutation),
+            base=self,
+            permutation=permutation,
+            quantized=self.quantized and self.quantized.transposed(permutation),
         )
 
     def reshaped(self, shape: tuple[int, ...]) -> Constant:
@@ -67,7 +93,13 @@ class Constant:
         if elem_type == self.elem_type:
             return self
         load, dtype = self.load, helper.tensor_dtype_to_np_dtype(elem_type)
-        return Constant(self.shape, elem_type, lambda: load().astype(dtype))
+        integers = elem_type == TensorProto.FLOAT and self.dtype.kind in "iu"
+        return Constant(
+            self.shape,
+            elem_type,
+            lambda: load().astype(dtype),
+            quantized=QuantizedConstant(self) if integers else None,
+        )
 
 
 def from_array(array: np.ndarray, elem_type: int | None = None) -> Constant:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
 
 from abqc.dialects.mlir import PassManager, arith, cf, ir, tensor
 
 from .reshapes import reshape_to_view
-from .sizes import Sizes, axis_of
+from .sizes import Place, Same, Sizes, axis_of
 
 UPSTREAM = (
     "lower-affine,func.func(resolve-ranked-shaped-type-result-dims),"
@@ -20,14 +21,16 @@ _SYMBOL = re.compile(r"[A-Za-z_]\w*")
 def resolve_dims(module: ir.Module, symbols: Sequence[Sequence[str]], names: Sequence[str]) -> None:
     """`symbols` are the names of the inputs' sizes, by axis, "" for those without one.
 
-    Inputs that share a name must agree on that size: the function checks this first.
+    Inputs that share a name must agree on that size, and `past + seq` must be the sum of those
+    sizes: the function checks this first.
     """
     block = module.body.operations[0].regions[0].blocks[0]
-    same = unify_symbols(block, symbols, names)
+    inputs = unify_symbols(block, symbols, names)
     _upstream(module)
     while forward_dims(block):
         _upstream(module)
-    simplify_sizes(block, Sizes(same))
+    simplify_sizes(block, Sizes(inputs.same))
+    inputs.check(block)  # not before: what is taken for granted would be found to be true
     _upstream(module)
     drop_repeated_checks(block)
 
@@ -46,30 +49,57 @@ def walk(block: ir.Block) -> Iterator[ir.Operation]:
 
 def unify_symbols(
     block: ir.Block, symbols: Sequence[Sequence[str]], names: Sequence[str]
-) -> dict[tuple[ir.Value, int], tuple[ir.Value, int]]:
-    """Makes one value of all sizes with the same name; returns which size stands for which."""
+) -> _InputSizes:
+    """Makes one value of all sizes that must be equal; returns what remains to be checked."""
     dims = [op for op in walk(block) if op.name == "tensor.dim" and axis_of(op) is not None]
-    first: dict[str, tuple[ir.Value, str, tuple[ir.Value, int]]] = {}
-    unified: dict[tuple[ir.Value, int], ir.Value] = {}
-    same: dict[tuple[ir.Value, int], tuple[ir.Value, int]] = {}
     with ir.InsertionPoint.at_block_begin(block), ir.Location.name("inputs"):
-        for argument, name, axes in zip(block.arguments, names, symbols, strict=True):
-            for axis, symbol in enumerate(axes):
-                if not _SYMBOL.fullmatch(symbol):
-                    continue
-                size = _dim(argument, axis)
-                known, other, place = first.setdefault(symbol, (size, name, (argument, axis)))
-                unified[argument, axis] = known
-                same[argument, axis] = place
-                if known is not size:
-                    equal = arith.cmpi(arith.CmpIPredicate.eq, size, known)
-                    cf.assert_(equal, f"inputs '{other}' and '{name}' must agree on '{symbol}'")
+        sizes = _InputSizes()
+        for with_sum in (False, True):  # a sum can name a size of a later input
+            for argument, name, axes in zip(block.arguments, names, symbols, strict=True):
+                for axis, symbol in enumerate(axes):
+                    if ("+" in symbol) == with_sum:
+                        sizes.add(argument, axis, symbol, name)
     for op in dims:
-        known_size = unified.get((op.operands[0], axis_of(op) or 0))
-        if known_size is not None:
-            op.results[0].replace_all_uses_with(known_size)
+        known = sizes.values.get((op.operands[0], axis_of(op) or 0))
+        if known is not None:
+            op.results[0].replace_all_uses_with(known)
             op.erase()
-    return same
+    return sizes
+
+
+class _InputSizes:
+    """The named sizes of the inputs: their values, and what makes equal names equal sizes."""
+
+    def __init__(self) -> None:
+        self.values: dict[Place, ir.Value] = {}
+        self.same: Same = {}
+        self._first: dict[str, tuple[Place, str]] = {}
+        self._messages: dict[Place, str] = {}
+
+    def add(self, argument: ir.Value, axis: int, symbol: str, name: str) -> None:
+        terms = [term.strip() for term in symbol.split("+")]
+        if not all(_SYMBOL.fullmatch(term) for term in terms):
+            return
+        if len(terms) == 1 and symbol not in self._first:
+            self._first[symbol] = ((argument, axis), name)
+            self.values[argument, axis] = _dim(argument, axis)
+            return
+        if any(term not in self._first for term in terms):
+            return
+        places = [self._first[term][0] for term in terms]
+        others = ", ".join(dict.fromkeys(f"'{self._first[term][1]}'" for term in terms))
+        message = f"axis {axis} of input '{name}' must be '{symbol}' as in {others}"
+        self.values[argument, axis] = reduce(arith.addi, [self.values[at] for at in places])
+        self.same[argument, axis] = places
+        self._messages[argument, axis] = message
+
+    def check(self, block: ir.Block) -> None:
+        """Has the function check at its beginning what was taken for granted."""
+        with ir.InsertionPoint.at_block_begin(block), ir.Location.name("inputs"):
+            for place, message in self._messages.items():
+                total = reduce(arith.addi, [_dim(*at) for at in self.same[place]])
+                equal = arith.cmpi(arith.CmpIPredicate.eq, _dim(*place), total)
+                cf.assert_(equal, message)
 
 
 def simplify_sizes(block: ir.Block, sizes: Sizes) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from .constants import Constant, from_array
+from .constants import Constant, QuantizedConstant, from_array
 from .model import Model, attribute, subgraphs
+from .quantized import along_axis, dequantized
 
 # A folded tensor may not be larger than this or than twice its inputs: an Expand or a
 # ConstantOfShape must not turn a number into a weight.
@@ -170,8 +171,40 @@ def _cast(model: Model, node: NodeProto) -> Constant | None:
     return constant.cast(to)
 
 
+def _dequantize_linear(model: Model, node: NodeProto) -> Constant | None:
+    codes, scale = (model.constants[name] for name in node.input[:2])
+    zero = model.constants[node.input[2]] if len(node.input) > 2 and node.input[2] else None
+    if scale.elem_type != TensorProto.FLOAT or codes.dtype.kind not in "iuV":
+        return None
+    axis = attribute(node, "axis", 1)
+    spread = along_axis(scale, codes.shape, axis)
+    spread_zero = along_axis(zero, codes.shape, axis) if zero is not None else None
+    if spread is None or (zero is not None and spread_zero is None):
+        return None
+    return dequantized(QuantizedConstant(codes, spread, spread_zero), codes.shape)
+
+
+def _multiply(model: Model, node: NodeProto) -> Constant | None:
+    """Integers, cast to float, times a scale: what DequantizeLinear would be."""
+    a, b = (model.constants[name] for name in node.input)
+    for values, scale in ((a, b), (b, a)):
+        source = values.quantized
+        if source is None or source.scale is not None or scale.elem_type != TensorProto.FLOAT:
+            continue
+        rank = len(values.shape)
+        if len(scale.shape) > rank or scale.size >= values.size:
+            continue
+        shape = (1,) * (rank - len(scale.shape)) + scale.shape
+        if all(s in (1, whole) for s, whole in zip(shape, values.shape, strict=True)):
+            spread = QuantizedConstant(source.codes, scale.reshaped(shape), source.zero)
+            return dequantized(spread, values.shape)
+    return None
+
+
 LAZY: dict[str, Rule] = {
     "Constant": _constant,
+    "DequantizeLinear": _dequantize_linear,
+    "Mul": _multiply,
     "Transpose": _transpose,
     "Reshape": _reshape,
     "Identity": _identity,

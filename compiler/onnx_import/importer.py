@@ -11,12 +11,15 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 from .check import check_model
 from .constants import Constant
 from .fold import fold_constants
+from .fuse_conv import fuse_convolutions
+from .inline import inline_functions
 from .load import load_model
 from .model import SMALL, Model, infer_shapes
-from .normalize import normalize
+from .normalize import drop_identities, normalize
 from .parent import lower_in_child
 from .pin import pin_shapes
 from .plan import Plan, Weight
+from .quantized import Codes, as_codes
 from .result import ImportedModel, NodeInfo, TensorSpec
 from .torch_to_abq import Used
 from .upgrade import upgrade_opset
@@ -30,16 +33,20 @@ def import_model(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     work_dir: str | Path,
     progress: Progress | None = None,
+    keep_codes: bool = False,
 ) -> ImportedModel:
     """The model in the ONNX file at `path` as linalg + abq.
 
     `shapes` pins the shapes of inputs, by name. `work_dir` must exist and live as long as the
-    returned store. `progress` is called with the name of each step. Raises ModelError.
+    returned store. `progress` is called with the name of each step. With `keep_codes`, weights that
+    the model holds as integers and scales are quantized tensors of the store, else what they mean
+    in f32. Raises ModelError.
     """
     report = progress or (lambda step: None)
     work = Path(work_dir)
     report("reading the model")
     model = load_model(Path(path), work)
+    inline_functions(model)
     check_model(model)
     pin_shapes(model, shapes or {})
     prepare(model, work)
@@ -49,7 +56,7 @@ def import_model(
     bytecode, used = lower_in_child(proto, plan, work / "import", model.opset)
     return ImportedModel(
         bytecode=bytecode,
-        store=fill_store(model, used, work / "weights"),
+        store=fill_store(model, used, work / "weights", keep_codes),
         inputs=[_spec(value) for value in model.shell.graph.input],
         outputs=[_spec(value) for value in model.shell.graph.output],
         nodes=_node_infos(model, plan, used),
@@ -64,8 +71,10 @@ def prepare(model: Model, work: Path) -> None:
     model.infer_types()
     fold_constants(model, work)
     upgrade_opset(model)
+    drop_identities(model)
     model.infer_types()
     fold_constants(model, work)
+    fuse_convolutions(model)
     normalize(model)
     model.infer_types()
 
@@ -78,7 +87,8 @@ def make_plan(model: Model) -> Plan:
         constant = model.constants[name]
         turned = f"{name}^T"
         if len(constant.shape) == 2:
-            turned = symbols.get(id(constant.transposed((1, 0))), turned)
+            other = constant.transposed((1, 0))
+            turned = symbols.get(id(other)) or other.name or turned
         weights.append(Weight(name, name, turned, constant.shape))
     inputs = model.shell.graph.input
     return Plan(
@@ -107,19 +117,28 @@ def _weights_of(node: NodeProto) -> list[str]:
     return [] if position is None else [node.input[position]]
 
 
-def fill_store(model: Model, used: list[Used], directory: Path) -> WeightStore:
+def fill_store(model: Model, used: list[Used], directory: Path, keep_codes: bool) -> WeightStore:
     """A store with the symbols that the IR refers to; their values are read on demand."""
     store = WeightStore(directory)
+    coded = {use.symbol for use in used if use.kind is not None}
     for use in used:
         if use.symbol in store:
             continue
         constant = model.constants[use.weight]
-        _add(store, use.symbol, constant.transposed((1, 0)) if use.transposed else constant)
+        if use.transposed:
+            constant = constant.transposed((1, 0))
+        codes = as_codes(constant) if keep_codes and use.symbol in coded else None
+        _add(store, use.symbol, constant, codes)
     return store
 
 
-def _add(store: WeightStore, symbol: str, constant: Constant) -> None:
-    store.add_lazy(symbol, constant.shape, constant.dtype, constant.load)
+def _add(store: WeightStore, symbol: str, constant: Constant, codes: Codes | None) -> None:
+    if codes is None:
+        store.add_lazy(symbol, constant.shape, constant.dtype, constant.load)
+    else:
+        store.add_quantized(
+            symbol, codes.codes, codes.scale, codes.zero, codes.scheme, shape=constant.shape
+        )
 
 
 def _node_infos(model: Model, plan: Plan, used: list[Used]) -> list[NodeInfo]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from math import prod
 from pathlib import Path
@@ -28,7 +29,10 @@ def load_model(path: Path, work_dir: Path) -> Model:
     """The model at `path`. Embedded weights are spooled to `work_dir`, external ones are mapped."""
     proto = _parse(path)
     initializers = _Initializers(path.resolve().parent, work_dir / "initializers.bin")
-    constants = {tensor.name: initializers.constant(tensor) for tensor in proto.graph.initializer}
+    constants = {
+        tensor.name: replace(initializers.constant(tensor), name=tensor.name)
+        for tensor in proto.graph.initializer
+    }
     for sparse in proto.graph.sparse_initializer:
         raise ModelError(f"sparse initializer '{sparse.values.name}' is not supported")
     for node in proto.graph.node:

@@ -121,13 +121,26 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
         yield from attribute.graphs
 
 
+def walk_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """The nodes and those of their subgraphs."""
+    for node in nodes:
+        yield node
+        for graph in subgraphs(node):
+            yield from walk_nodes(graph.node)
+
+
 def read_names(node: NodeProto) -> Iterator[str]:
     """Every name that a node reads, captures of its subgraphs included."""
     yield from (name for name in node.input if name)
     for graph in subgraphs(node):
-        yield from (value.name for value in graph.output)
-        for inner in graph.node:
-            yield from read_names(inner)
+        yield from captured_names(graph)
+
+
+def captured_names(graph: GraphProto) -> Iterator[str]:
+    """Every name that a subgraph reads, its own values included."""
+    yield from (value.name for value in graph.output)
+    for inner in graph.node:
+        yield from read_names(inner)
 
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:

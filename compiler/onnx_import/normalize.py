@@ -10,7 +10,7 @@ from onnx import NodeProto, TensorProto, helper
 from . import broadcasts, norms, windows
 from .build import Nodes
 from .constants import Constant
-from .model import Model, attribute
+from .model import Model, attribute, captured_names, subgraphs
 
 Rule = Callable[[Model, NodeProto], list[NodeProto] | None]
 
@@ -23,6 +23,20 @@ def normalize(model: Model) -> None:
         replacement = rule(model, node) if rule else None
         result.extend([node] if replacement is None else replacement)
     model.nodes = result
+    model.drop_dead_nodes()
+
+
+def drop_identities(model: Model) -> None:
+    """Readers of an Identity read its input; one that makes an output of the model stays."""
+    kept_names = set(model.output_names)
+    for node in model.nodes:
+        kept_names.update(name for graph in subgraphs(node) for name in captured_names(graph))
+    source: dict[str, str] = {}
+    for node in model.nodes:
+        for at, name in enumerate(node.input):
+            node.input[at] = source.get(name, name)
+        if node.op_type == "Identity" and node.output[0] not in kept_names:
+            source[node.output[0]] = node.input[0]
     model.drop_dead_nodes()
 
 
@@ -99,6 +113,31 @@ def dropout(model: Model, node: NodeProto) -> list[NodeProto] | None:
     return [helper.make_node("Identity", [node.input[0]], [node.output[0]], node.name)]
 
 
+def global_pool(model: Model, node: NodeProto) -> list[NodeProto] | None:
+    """A reduction over the spatial axes, rather than a window of a size known at run time."""
+    x = node.input[0]
+    rank = len(model.shape(x) or ())
+    if rank < 3 or model.elem_type(x) != TensorProto.FLOAT:
+        return None
+    op_type = "ReduceMean" if node.op_type == "GlobalAveragePool" else "ReduceMax"
+    new = Nodes(model, node)
+    new.reduce(op_type, x, list(range(2, rank)))
+    return new
+
+
+def unsigned_division(model: Model, node: NodeProto) -> list[NodeProto] | None:
+    """torch-mlir divides unsigned integers as signed ones: widened, both are the same."""
+    wider = WIDER.get(model.elem_type(node.input[0]))
+    if wider is None:
+        return None
+    new = Nodes(model, node)
+    a, b = (new.add("Cast", [name], f"wide{i}", to=wider) for i, name in enumerate(node.input))
+    attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    quotient = new.add(node.op_type, [a, b], "quotient", **attributes)
+    new.add("Cast", [quotient], to=model.elem_type(node.input[0]))
+    return new
+
+
 def reciprocal(model: Model, node: NodeProto) -> list[NodeProto] | None:
     """1 / x: torch-mlir's own form asserts in its innermost loop that x is not 0."""
     if model.elem_type(node.input[0]) != TensorProto.FLOAT:
@@ -108,7 +147,17 @@ def reciprocal(model: Model, node: NodeProto) -> list[NodeProto] | None:
     return new
 
 
+WIDER = {
+    TensorProto.UINT8: TensorProto.INT32,
+    TensorProto.UINT16: TensorProto.INT32,
+    TensorProto.UINT32: TensorProto.INT64,
+}
+
 RULES: dict[str, Rule] = {
+    "Div": unsigned_division,
+    "Mod": unsigned_division,
+    "GlobalAveragePool": global_pool,
+    "GlobalMaxPool": global_pool,
     "Dropout": dropout,
     "Expand": broadcasts.expand,
     "Gemm": gemm,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import reduce
 
 from abqc.dialects.mlir import arith, ir
 
@@ -14,14 +15,18 @@ EQ, NE, SLT, SLE, SGT, SGE = (
 )
 
 
+Place = tuple[ir.Value, int]  # a tensor and an axis
+Same = dict[Place, list[Place]]  # sizes that equal the sum of others
+
+
 class Sizes:
     """Polynomials of SSA integers and of the sizes of SSA tensors.
 
-    `same` maps sizes (tensor, axis) to the ones they are known to equal. Casts between integers
+    `same` says which sizes are sums of others. Casts between integers
     are read as identities: sizes fit into all of them.
     """
 
-    def __init__(self, same: Mapping[tuple[ir.Value, int], tuple[ir.Value, int]]) -> None:
+    def __init__(self, same: Same) -> None:
         self._same = same
         self._integers: dict[ir.Value, Polynomial] = {}
         self._dims: dict[tuple[ir.Value, int], Polynomial] = {}
@@ -109,7 +114,8 @@ class Sizes:
             return constant(size)
         op = value.owner
         if isinstance(op, ir.Block):
-            return self._atom(self._same.get((value, axis), (value, axis)), size=True)
+            places = self._same.get((value, axis), [(value, axis)])
+            return reduce(add, (self._atom(place, size=True) for place in places))
         if op.name.startswith("linalg."):
             return self._destination(op, value, axis)
         rule = DIMS.get(op.name)

@@ -1,0 +1,113 @@
+"""Constants that a model holds as integers with scales; their codes are kept as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from abqc.dialects.formats import Scheme, parse_scheme
+from onnx import TensorProto
+
+from .constants import Constant, QuantizedConstant
+
+BITS = {
+    TensorProto.INT8: 8, TensorProto.UINT8: 8, TensorProto.INT4: 4, TensorProto.UINT4: 4,
+    TensorProto.INT2: 2, TensorProto.UINT2: 2,
+}  # fmt: skip
+SIGNED = {TensorProto.INT8, TensorProto.INT4, TensorProto.INT2}
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A quantized matrix as the weight store takes it: N x K codes, N x groups scales and zeros."""
+
+    codes: np.ndarray
+    scale: np.ndarray
+    zero: np.ndarray | None
+    scheme: Scheme
+
+
+def dequantized(source: QuantizedConstant, shape: tuple[int, ...]) -> Constant:
+    """scale * (code - zero) in f32, with `source` remembered."""
+
+    def load() -> np.ndarray:
+        values = source.codes.load().astype(np.float32)
+        if source.zero is not None:
+            values -= _spread(source.zero.load().astype(np.float32), shape)
+        if source.scale is not None:
+            values *= _spread(source.scale.load().astype(np.float32), shape)
+        return values
+
+    return Constant(shape, TensorProto.FLOAT, load, quantized=source)
+
+
+def as_codes(constant: Constant) -> Codes | None:
+    """The codes of a constant whose first axis is N; None where scales vary unevenly along K."""
+    source = constant.quantized
+    if source is None or source.scale is None or source.codes.elem_type not in BITS:
+        return None
+    rows = constant.shape[0]
+    scale = _per_row(source.scale, constant.shape)
+    zero = None if source.zero is None else _per_row(source.zero, constant.shape)
+    if scale is None or (source.zero is not None and zero is None):
+        return None
+    columns = constant.size // rows
+    groups = max(scale.shape[1], 1 if zero is None else zero.shape[1])
+    if columns % groups:
+        return None
+    scale = np.broadcast_to(scale, (rows, groups)).astype(np.float32)
+    zeros = np.zeros((rows, groups), np.int64)
+    if zero is not None:
+        zeros = np.broadcast_to(zero, (rows, groups)).astype(np.int64)
+    bits, signed = BITS[source.codes.elem_type], source.codes.elem_type in SIGNED
+    sharing = f"g{columns // groups}" if groups > 1 else "channel"
+    half = 0 if signed else 1 << (bits - 1)
+    read = source.codes.load
+    if np.all(zeros == half):
+        scheme = parse_scheme(f"w{bits}:{sharing}:sym")
+        codes = read().astype(np.int16).reshape(rows, columns) - half
+        return Codes(codes.astype(np.int8), scale, None, scheme)
+    shift = 1 << (bits - 1) if signed else 0
+    scheme = parse_scheme(f"w{bits}:{sharing}:asym")
+    codes = read().astype(np.int16).reshape(rows, columns) + shift
+    return Codes(codes.astype(np.uint8), scale, (zeros + shift).astype(np.uint8), scheme)
+
+
+def _per_row(part: Constant, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Scales or zeros as [N or 1, groups], where the axes behind the first allow it."""
+    values = part.load()
+    if values.size == 1:
+        return values.reshape(1, 1)
+    if values.ndim != len(shape):
+        return None
+    if len(shape) == 2 and values.shape[0] in (1, shape[0]):
+        return values if values.shape[1] != shape[1] or shape[1] == 1 else None
+    if values.shape[0] == shape[0] and all(size == 1 for size in values.shape[1:]):
+        return values.reshape(shape[0], 1)
+    return None
+
+
+def _spread(part: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Repeats blocks, so that what is left is numpy's broadcasting."""
+    if part.ndim != len(shape):
+        return part
+    for axis, (size, whole) in enumerate(zip(part.shape, shape, strict=True)):
+        if size not in (1, whole):
+            part = part.repeat(-(-whole // size), axis)[
+                tuple(slice(whole) if at == axis else slice(None) for at in range(part.ndim))
+            ]
+    return part
+
+
+def along_axis(part: Constant, shape: tuple[int, ...], axis: int) -> Constant | None:
+    """A scale or zero of DequantizeLinear with the rank of the codes."""
+    if part.size == 1:
+        return part.reshaped((1,) * len(shape))
+    if len(part.shape) == len(shape):
+        return part  # blocked
+    if len(part.shape) != 1 or not -len(shape) <= axis < len(shape):
+        return None
+    axis %= len(shape)
+    if part.shape[0] != shape[axis]:
+        return None
+    return part.reshaped(tuple(part.shape[0] if at == axis else 1 for at in range(len(shape))))
