@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ..dialects.mlir import ir
 from ..passes.infrastructure import Unit
 from ..passes.launch import kernel_names
-from .cpu.polynomials import expand_math
 from .elf import write_data_object
 from .host import compile_host
-from .isa import Isa
+from .kernel_job import KernelJob, start
 from .link import ArtifactMeta, link
-from .llvm import compile_kernels
 
 Progress = Callable[[str, int, int], None]
 
@@ -32,16 +29,22 @@ def build_artifact(
     started: float,
 ) -> None:
     """Compile the kernels for every form, the host function, the weights, and link them."""
-    names = sorted(kernel_names(module.operation))
-    objects = []
-    with ThreadPoolExecutor() as pool:
-        jobs = [pool.submit(_kernels_object, unit, names, isa, work) for isa in unit.target.isas]
+    names = tuple(sorted(kernel_names(module.operation)))
+    kernels = tuple(unit.kernels[name] for name in names)
+    outlined = unit.outlined_text
+    jobs = start([KernelJob(isa, names, kernels, outlined) for isa in unit.target.isas], work)
+    try:
         progress("compile", 0, len(jobs) + 1)
         host = work / "host.o"
         host.write_bytes(compile_host(module, names, unit.kept_outputs))
+        objects = []
         for done, job in enumerate(jobs):
-            objects.append(job.result())
-            progress("compile", done + 2, len(jobs) + 1)
+            progress("compile", done + 1, len(jobs) + 1)
+            objects.append(job.finish())
+        progress("compile", len(jobs) + 1, len(jobs) + 1)
+    finally:
+        for job in jobs:
+            job.stop()
     weights = work / "weights.o"
     weight_bytes = write_data_object(
         weights, ((name, unit.store.get(symbol)) for name, symbol in unit.weights.items())
@@ -63,23 +66,3 @@ def build_artifact(
         manifest=manifest,
     )
     progress("link", 1, 1)
-
-
-def _kernels_object(unit: Unit, names: list[str], isa: Isa, work: Path) -> Path:
-    """One form of all kernels, emitted into a context of its own so that forms compile at once."""
-    from ..dialects.mlir import make_context
-
-    context = make_context()
-    with context, ir.Location.unknown():
-        module = ir.Module.create()
-        if unit.outlined is not None:
-            module = ir.Module.parse(unit.outlined_text)
-        for name in names:
-            kernel = unit.kernels[name]
-            if kernel is not None:
-                kernel.emit(module, isa)
-        expand_math(module)
-        code = compile_kernels(module, isa, names, f"abqc_kernels_{isa.name}", linkage="internal")
-    path = work / f"kernels_{isa.name}.o"
-    path.write_bytes(code)
-    return path

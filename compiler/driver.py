@@ -53,7 +53,7 @@ def compile(
     try:
         report("import", 0, 1)
         imported = import_model(source, shapes=shapes or {}, work_dir=work)
-        recipe.check_used([node.name for node in imported.nodes])
+        recipe.check_used({node.name: node.kind for node in imported.nodes})
         unit = Unit(
             store=imported.store,
             recipe=recipe,

@@ -80,7 +80,7 @@ class Unit:
     @property
     def outlined_text(self) -> str:
         """The grid functions made by outline-kernels, as text for another context."""
-        return str(self.outlined.operation.get_asm())
+        return "module {}" if self.outlined is None else self.outlined.operation.get_asm()
 
 
 def register(function: PassFunction) -> PassFunction:

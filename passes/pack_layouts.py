@@ -13,6 +13,7 @@ from typing import Any
 from abqc.dialects import abq
 from abqc.dialects.formats import Scheme, parse_scheme
 from abqc.dialects.mlir import ir
+from abqc.errors import ModelError
 
 from .infrastructure import Unit, defining_op, register, walk
 
@@ -65,7 +66,7 @@ def _pack_matmul(op: ir.Operation, unit: Unit) -> None:
     with ir.InsertionPoint(op), op.location:
         packed_x = _pack_activation(x, quantize, strategy, spec, unit)
         symbol = _weight_symbol(view.w)
-        blob, stats = _pack_weight(symbol, strategy, spec, unit)
+        blob, stats = _pack_weight(symbol, strategy, spec, unit, node)
         new = abq.MatmulOp(
             packed_x,
             blob,
@@ -114,12 +115,19 @@ def _pack_activation(
     return abq.PackOp(x, ir.StringAttr.get(kernel.name), type_, **scales).result
 
 
-def _pack_weight(symbol: str, strategy: Any, spec: Any, unit: Unit) -> tuple[ir.Value, dict[str, Any]]:
+def _encode(encoding: Any, unit: Unit, node: str) -> Any:
+    try:
+        return encoding.encode(unit.store)
+    except ValueError as error:  # NaN, infinities, scales beyond f16
+        raise ModelError(f"the weight cannot be quantized: {error}", node=node) from error
+
+
+def _pack_weight(symbol: str, strategy: Any, spec: Any, unit: Unit, node: str) -> tuple[ir.Value, dict[str, Any]]:
     packed_symbol = f"{symbol}.{strategy.name}"
     encoding = unit.encodings.get(symbol)
     if packed_symbol not in unit.store:
         if encoding:
-            weight = encoding.encode(unit.store)
+            weight = _encode(encoding, unit, node)
         else:
             weight = unit.store.get(symbol).reshape(spec.n, spec.k)
         unit.store.add(packed_symbol, strategy.pack_weight(spec, weight))
@@ -142,7 +150,7 @@ def _pack_table(op: ir.Operation, unit: Unit) -> None:
     packed_symbol = f"{symbol}.rows"
     encoding = unit.encodings.get(symbol)
     if packed_symbol not in unit.store:
-        weight = encoding.encode(unit.store) if encoding else unit.store.get(symbol)
+        weight = _encode(encoding, unit, node) if encoding else unit.store.get(symbol)
         unit.store.add(packed_symbol, table.pack(weight))
     unit.kernels[table.kernel.name] = table.kernel
     size = unit.store.shape(packed_symbol)[0]

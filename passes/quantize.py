@@ -71,7 +71,10 @@ def _codes(encoding: Encoding, shape: list[int], unit: Unit) -> tuple[ir.Value, 
     code = abq.CodeType.get(ir.StringAttr.get(scheme.text))
     codes = _weight(encoding.symbol, ir.RankedTensorType.get(shape, code))
     groups = [shape[0], scheme.n_groups(shape[1])]
-    scale = _weight(encoding.symbol + ".scale", ir.RankedTensorType.get(groups, ir.F16Type.get()))
+    imported = unit.store.quantized(encoding.source)
+    exact = imported is not None and imported.scale.dtype.itemsize == 4
+    scale_type = ir.F32Type.get() if exact else ir.F16Type.get()
+    scale = _weight(encoding.symbol + ".scale", ir.RankedTensorType.get(groups, scale_type))
     if scheme.symmetric:
         return codes, scale, None
     ui8 = ir.IntegerType.get_signless(8)
@@ -97,7 +100,7 @@ def _quantize_matmul(op: ir.Operation, unit: Unit) -> None:
     if recipe.rotate:
         if recipe.activation is None:
             raise RecipeError(
-                f"rule '{recipe.rule}' rotates activations that stay float",
+                f"{recipe.rule} rotates activations that stay float",
                 node=node,
                 hint="give the activations a width, as in w4a4 rotate",
             )
