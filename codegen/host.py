@@ -74,7 +74,9 @@ def compile_host(
     compiled = parse(text, machine)
     for value in [*compiled.global_variables, *compiled.functions]:
         if value.is_declaration:
-            value.visibility = llvmlite.Visibility.hidden if hasattr(llvmlite, "Visibility") else "hidden"
+            value.visibility = (
+                llvmlite.Visibility.hidden if hasattr(llvmlite, "Visibility") else "hidden"
+            )
     return machine.emit_object(compiled)
 
 
@@ -197,7 +199,9 @@ class _Host:
 
     def _check(self, op: ir.Operation) -> None:
         condition = arith.ExtUIOp(self.i32, op.operands[0]).result
-        message = memref.GetGlobalOp(*self._message(ir.StringAttr(op.attributes["msg"]).value)).result
+        message = memref.GetGlobalOp(
+            *self._message(ir.StringAttr(op.attributes["msg"]).value)
+        ).result
         address = self._integer(memref.ExtractAlignedPointerAsIndexOp(message).result)
         self._call("abqc_rt_check", [self.context, condition, address])
 
@@ -308,7 +312,15 @@ def _append_body(declaration: str, rank: int) -> str:
     assert name is not None
     descriptor = _descriptor(rank)
     sizes = [f"i64 %s{i}" for i in range(rank)] + [f"i64 %t{i}" for i in range(rank)]
-    arguments = ["i64 %context", "i32 %in", "i32 %out", "i32 %axis", "ptr %base", "ptr %data", "i64 %offset"]
+    arguments = [
+        "i64 %context",
+        "i32 %in",
+        "i32 %out",
+        "i32 %axis",
+        "ptr %base",
+        "ptr %data",
+        "i64 %offset",
+    ]
     lines = [
         f"define internal {descriptor} @{name[1]}({', '.join([*arguments, *sizes])}) {{",
         "  %ctx = inttoptr i64 %context to ptr",
@@ -343,9 +355,7 @@ def _append_body(declaration: str, rank: int) -> str:
     return "\n".join(lines)
 
 
-def _entry(
-    inputs: Sequence[ir.Type], outputs: Sequence[tuple[int, ir.Type]], text: str
-) -> str:
+def _entry(inputs: Sequence[ir.Type], outputs: Sequence[tuple[int, ir.Type]], text: str) -> str:
     """`int32_t abqc_host_main(abqc_ctx *)` in LLVM IR: views in, body, results out."""
     lines = [f"define hidden i32 @{ENTRY}(ptr %ctx) {{"]
     arguments: list[str] = []

@@ -13,7 +13,7 @@ Every operation but `append` is pure, so that `canonicalize` and `cse` remove de
 duplicate ones. (No postponed annotations here: the bindings read them as Python objects.)
 """
 
-from typing import Any, Optional
+from typing import Any
 
 from .mlir import ext, ir
 
@@ -108,11 +108,11 @@ class MatmulOp(VerifiedOperation, name="matmul", traits=[ext.Pure]):
     w: Tensor
     node: ir.StringAttr
     result: TensorResult
-    bias: Optional[Tensor] = None
-    x_scale: Optional[Tensor] = None
-    x_zero: Optional[Tensor] = None
-    w_scale: Optional[Tensor] = None
-    w_zero: Optional[Tensor] = None
+    bias: Tensor | None = None
+    x_scale: Tensor | None = None
+    x_zero: Tensor | None = None
+    w_scale: Tensor | None = None
+    w_zero: Tensor | None = None
 
     @staticmethod
     def check(op: Any) -> None:
@@ -161,11 +161,11 @@ class ConvOp(VerifiedOperation, name="conv", traits=[ext.Pure]):
     pads: Any
     groups: ir.IntegerAttr
     result: TensorResult
-    bias: Optional[Tensor] = None
-    x_scale: Optional[Tensor] = None
-    x_zero: Optional[Tensor] = None
-    w_scale: Optional[Tensor] = None
-    w_zero: Optional[Tensor] = None
+    bias: Tensor | None = None
+    x_scale: Tensor | None = None
+    x_zero: Tensor | None = None
+    w_scale: Tensor | None = None
+    w_zero: Tensor | None = None
 
     @staticmethod
     def check(op: Any) -> None:
@@ -176,7 +176,9 @@ class ConvOp(VerifiedOperation, name="conv", traits=[ext.Pure]):
         _require(_agree(x[1], w[1] * groups), f"x has {x[1]} channels, w {w[1]} x {groups} groups")
         _require(w[0] % groups == 0, f"{w[0]} output channels in {groups} groups")
         for name, count in (("strides", spatial), ("dilations", spatial), ("pads", 2 * spatial)):
-            _require(len(ir.DenseI64ArrayAttr(op.attributes[name])) == count, f"{name}: {count} values")
+            _require(
+                len(ir.DenseI64ArrayAttr(op.attributes[name])) == count, f"{name}: {count} values"
+            )
         if op.bias is not None:
             _require(shape(op.bias) == [w[0]], f"bias must have {w[0]} elements")
         _check_scales(op)
@@ -192,8 +194,8 @@ class GatherOp(VerifiedOperation, name="gather", traits=[ext.Pure]):
     indices: Tensor
     node: ir.StringAttr
     result: TensorResult
-    scale: Optional[Tensor] = None
-    zero: Optional[Tensor] = None
+    scale: Tensor | None = None
+    zero: Tensor | None = None
 
     @staticmethod
     def check(op: Any) -> None:
@@ -201,8 +203,14 @@ class GatherOp(VerifiedOperation, name="gather", traits=[ext.Pure]):
             return
         table, indices, y = shape(op.table), shape(op.indices), shape(op.result)
         _require(len(table) == 2, "the table must be rows x columns")
-        _require(len(y) == len(indices) + 1 and _agree(y[-1], table[1]), "y must be [indices..., columns]")
-        _require((code_format(op.table) is None) == (op.scale is None), "scale belongs to a table of codes")
+        _require(
+            len(y) == len(indices) + 1 and _agree(y[-1], table[1]),
+            "y must be [indices..., columns]",
+        )
+        _require(
+            (code_format(op.table) is None) == (op.scale is None),
+            "scale belongs to a table of codes",
+        )
 
 
 class QuantizeOp(Abq.Operation, name="quantize", traits=[ext.Pure]):
@@ -217,8 +225,8 @@ class QuantizeOp(Abq.Operation, name="quantize", traits=[ext.Pure]):
     codes: TensorResult
     scale: TensorResult
     zero: TensorResult
-    x_scale: Optional[Tensor] = None
-    x_zero: Optional[Tensor] = None
+    x_scale: Tensor | None = None
+    x_zero: Tensor | None = None
 
 
 class MeasureOp(Abq.Operation, name="measure", traits=[ext.Pure]):
@@ -236,7 +244,7 @@ class DequantizeOp(Abq.Operation, name="dequantize", traits=[ext.Pure]):
     codes: Tensor
     scale: Tensor
     result: TensorResult
-    zero: Optional[Tensor] = None
+    zero: Tensor | None = None
 
 
 class HadamardOp(VerifiedOperation, name="hadamard", traits=[ext.Pure]):
@@ -265,8 +273,8 @@ class PackOp(Abq.Operation, name="pack", traits=[ext.Pure]):
     x: Tensor
     kernel: ir.StringAttr
     result: TensorResult
-    x_scale: Optional[Tensor] = None
-    x_zero: Optional[Tensor] = None
+    x_scale: Tensor | None = None
+    x_zero: Tensor | None = None
 
 
 class AppendOp(Abq.Operation, name="append"):

@@ -26,8 +26,24 @@ except ImportError:  # pragma: no cover
     rewrite = None
 
 __all__ = [
-    "PassManager", "affine", "arith", "bufferization", "cf", "ext", "func", "ir", "linalg", "llvm",
-    "math", "memref", "onnx_importer", "rewrite", "scf", "tensor", "torch_dialect", "vector",
+    "PassManager",
+    "affine",
+    "arith",
+    "bufferization",
+    "cf",
+    "ext",
+    "func",
+    "ir",
+    "linalg",
+    "llvm",
+    "math",
+    "memref",
+    "onnx_importer",
+    "rewrite",
+    "scf",
+    "tensor",
+    "torch_dialect",
+    "vector",
 ]
 
 

@@ -21,9 +21,7 @@ def convert_batch_matmul(module: ir.Operation, unit: Unit) -> None:
 
 def _is_plain(op: ir.Operation) -> bool:
     """f32, default indexing maps, accumulating on zeros."""
-    if len(op.results) != 1 or any(
-        not isinstance(abq.element(o), ir.F32Type) for o in op.operands
-    ):
+    if len(op.results) != 1 or any(not isinstance(abq.element(o), ir.F32Type) for o in op.operands):
         return False
     fill = defining_op(op.operands[2])
     if fill is None or fill.name != "linalg.fill":
@@ -72,7 +70,9 @@ def _fold_transpose(c: ir.Value) -> tuple[ir.Value, bool]:
     collapse = defining_op(c)
     source = c
     if collapse is not None and collapse.name == "tensor.collapse_shape":
-        groups = [list(map(int, _ints(g))) for g in ir.ArrayAttr(collapse.attributes["reassociation"])]
+        groups = [
+            list(map(int, _ints(g))) for g in ir.ArrayAttr(collapse.attributes["reassociation"])
+        ]
         if len(groups[-1]) != 1 or len(groups[-2]) != 1:
             return c, False
         source = collapse.operands[0]

@@ -38,6 +38,13 @@ def _decompose(op: ir.Operation) -> ir.Value:
             dimension_or_query(part, i) for i, s in enumerate(part_type.shape) if s == abq.DYNAMIC
         ]
         result = tensor.InsertSliceOp(
-            part, result, [offset], dynamic, [], static_offsets, list(part_type.shape), [1] * type_.rank
+            part,
+            result,
+            [offset],
+            dynamic,
+            [],
+            static_offsets,
+            list(part_type.shape),
+            [1] * type_.rank,
         ).result
     return result

@@ -213,7 +213,9 @@ class _Conv:
         flat = ir.RankedTensorType.get([*static[: 1 + d], k], ir.F32Type.get())
         return tensor.CollapseShapeOp(flat, generic.operation.results[0], groups).result
 
-    def _channels_first(self, product: ir.Value, batch: ir.Value, sizes: list[ir.Value]) -> ir.Value:
+    def _channels_first(
+        self, product: ir.Value, batch: ir.Value, sizes: list[ir.Value]
+    ) -> ir.Value:
         """[B, O..., N] -> [B, N, O...]."""
         shape = list(self.result_type.shape)
         dynamic = {0: batch, **{2 + i: s for i, s in enumerate(sizes)}}
@@ -249,7 +251,14 @@ class _Conv:
         start = self._start(start)
         # loops: b, g, n, o..., c, w...
         dims = [ir.AffineDimExpr.get(i) for i in range(4 + 2 * d)]
-        b, g, o_n, outs, o_c, wins = dims[0], dims[1], dims[2], dims[3 : 3 + d], dims[3 + d], dims[4 + d :]
+        b, g, o_n, outs, o_c, wins = (
+            dims[0],
+            dims[1],
+            dims[2],
+            dims[3 : 3 + d],
+            dims[3 + d],
+            dims[4 + d :],
+        )
         places = [outs[i] * self.strides[i] + wins[i] * self.dilations[i] for i in range(d)]
         count = len(dims)
         maps = [

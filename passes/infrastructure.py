@@ -25,12 +25,10 @@ REGISTRY: dict[str, PassFunction] = {}
 # One file a pass; the name on the command line is the file's with dashes.
 PASS_FILES = (
     "append_caches",
-
     "convert_batch_matmul",
     "decompose_concat",
     "decompose_conv",
     "decompose_gather",
-
     "fold_sizes",
     "insert_frees",
     "lower_abq",
@@ -52,9 +50,13 @@ class Unit:
     store: Any = None
     recipe: Any = None
     target: Any = None
-    node_kinds: dict[str, str] = field(default_factory=dict)  # ONNX node name -> "matmul", "conv", ...
+    node_kinds: dict[str, str] = field(
+        default_factory=dict
+    )  # ONNX node name -> "matmul", "conv", ...
     encodings: dict[str, Any] = field(default_factory=dict)  # weight symbol -> quantize.Encoding
-    weights: dict[str, str] = field(default_factory=dict)  # name in the object -> symbol in the store
+    weights: dict[str, str] = field(
+        default_factory=dict
+    )  # name in the object -> symbol in the store
     kernels: dict[str, Any] = field(default_factory=dict)  # kernel name -> Kernel
     outlined: Any = None  # the module of grid functions made by outline-kernels
     progress: Any = None
@@ -66,7 +68,6 @@ class Unit:
     floats: list[dict[str, Any]] = field(default_factory=list)
     dump_dir: Path | None = None
     step: int = 0
-
 
     def weight_name(self, symbol: str) -> str:
         """The name that a stored weight has in the object file, the same at every call."""
@@ -93,7 +94,9 @@ def available() -> dict[str, str]:
     """Our passes by name, with the first line of their documentation."""
     for name in PASS_FILES:
         importlib.import_module(f"abqc.passes.{name}")
-    return {name: (fn.__doc__ or "").strip().splitlines()[0] for name, fn in sorted(REGISTRY.items())}
+    return {
+        name: (fn.__doc__ or "").strip().splitlines()[0] for name, fn in sorted(REGISTRY.items())
+    }
 
 
 def run_pass(module: ir.Operation, name: str, unit: Unit) -> None:
@@ -166,7 +169,10 @@ def walk(root: ir.Operation, name: str | None = None) -> list[ir.Operation]:
 def main_function(module: ir.Operation) -> ir.Operation:
     """The host function `@main`."""
     for op in module.regions[0].blocks[0].operations:
-        if op.operation.name == "func.func" and ir.StringAttr(op.attributes["sym_name"]).value == "main":
+        if (
+            op.operation.name == "func.func"
+            and ir.StringAttr(op.attributes["sym_name"]).value == "main"
+        ):
             return op.operation
     raise CompileError("the module has no function @main")
 

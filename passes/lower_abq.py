@@ -277,7 +277,6 @@ def _gather(low: _Lowering, op: ir.Operation) -> None:
     low.finish(op, y, [*lead, index(columns)])
 
 
-
 def _append(low: _Lowering, op: ir.Operation) -> None:
     """A call that the host's object defines: it asks the runtime for the grown cache."""
     type_ = ir.RankedTensorType(op.results[0].type)

@@ -51,9 +51,15 @@ def _copy_to_generic(op: ir.Operation) -> None:
     element = ir.MemRefType(target.type).element_type
     with ir.InsertionPoint(op), op.location:
         copy = linalg.GenericOp(
-            [], [source], [target], ir.ArrayAttr.get([identity] * 2), ir.ArrayAttr.get([kind] * rank)
+            [],
+            [source],
+            [target],
+            ir.ArrayAttr.get([identity] * 2),
+            ir.ArrayAttr.get([kind] * rank),
         )
-        block = copy.operation.regions[0].blocks.append(element, element, arg_locs=[op.location] * 2)
+        block = copy.operation.regions[0].blocks.append(
+            element, element, arg_locs=[op.location] * 2
+        )
         with ir.InsertionPoint(block):
             linalg.YieldOp([block.arguments[0]])
     op.erase()
@@ -112,9 +118,7 @@ class _Nest:
 def _outline(module: ir.Operation, op: ir.Operation, library: _Library) -> None:
     nest = _analyse(op)
     captured = _captured(op)
-    buffers = _unique(
-        nest.operands + [v for v in captured if isinstance(v.type, ir.MemRefType)]
-    )
+    buffers = _unique(nest.operands + [v for v in captured if isinstance(v.type, ir.MemRefType)])
     scalars = [v for v in captured if not isinstance(v.type, ir.MemRefType)]
     with ir.InsertionPoint(op), op.location:
         sizes = _sizes(nest)

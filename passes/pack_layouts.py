@@ -122,7 +122,9 @@ def _encode(encoding: Any, unit: Unit, node: str) -> Any:
         raise ModelError(f"the weight cannot be quantized: {error}", node=node) from error
 
 
-def _pack_weight(symbol: str, strategy: Any, spec: Any, unit: Unit, node: str) -> tuple[ir.Value, dict[str, Any]]:
+def _pack_weight(
+    symbol: str, strategy: Any, spec: Any, unit: Unit, node: str
+) -> tuple[ir.Value, dict[str, Any]]:
     packed_symbol = f"{symbol}.{strategy.name}"
     encoding = unit.encodings.get(symbol)
     if packed_symbol not in unit.store:
@@ -136,7 +138,11 @@ def _pack_weight(symbol: str, strategy: Any, spec: Any, unit: Unit, node: str) -
     value = abq.WeightOp(
         ir.StringAttr.get(packed_symbol), ir.RankedTensorType.get([size], layout)
     ).result
-    return value, {"bytes": size, "bpw": round(size * 8 / (spec.n * spec.k), 4), "symbol": packed_symbol}
+    return value, {
+        "bytes": size,
+        "bpw": round(size * 8 / (spec.n * spec.k), 4),
+        "symbol": packed_symbol,
+    }
 
 
 def _pack_table(op: ir.Operation, unit: Unit) -> None:

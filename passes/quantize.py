@@ -64,7 +64,9 @@ def _node(op: ir.Operation) -> str:
     return ir.StringAttr(op.attributes["node"]).value
 
 
-def _codes(encoding: Encoding, shape: list[int], unit: Unit) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+def _codes(
+    encoding: Encoding, shape: list[int], unit: Unit
+) -> tuple[ir.Value, ir.Value, ir.Value | None]:
     """The codes, scales and zero points of an encoded weight, as `abq.weight` values."""
     unit.encodings[encoding.symbol] = encoding
     scheme = encoding.scheme
@@ -131,7 +133,9 @@ def _quantize_activation(
     x: ir.Value, scheme: Scheme, block: int
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     if block:
-        x = abq.HadamardOp(x, ir.IntegerAttr.get(ir.IntegerType.get_signless(64), block), x.type).result
+        x = abq.HadamardOp(
+            x, ir.IntegerAttr.get(ir.IntegerType.get_signless(64), block), x.type
+        ).result
     shape = abq.shape(x)
     code = abq.CodeType.get(ir.StringAttr.get(scheme.text))
     quantized = abq.QuantizeOp(
@@ -229,5 +233,3 @@ def _quantize_gather(op: ir.Operation, unit: Unit) -> None:
         )
     op.results[0].replace_all_uses_with(new.result)
     op.erase()
-
-

@@ -27,7 +27,9 @@ def resolve_dims(module: ir.Operation, unit: Unit) -> None:
 
 
 def index(value: int) -> ir.Value:
-    return arith.ConstantOp(ir.IndexType.get(), ir.IntegerAttr.get(ir.IndexType.get(), value)).result
+    return arith.ConstantOp(
+        ir.IndexType.get(), ir.IntegerAttr.get(ir.IndexType.get(), value)
+    ).result
 
 
 def dimension(value: ir.Value, axis: int) -> ir.Value | None:

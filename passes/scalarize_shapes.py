@@ -196,9 +196,7 @@ def _clone(op: ir.Operation, operands: Scalars) -> ir.Value:
     return clone.results[0]
 
 
-def _element(
-    source: ir.Value, indices: Scalars, known: dict[ir.Value, Scalars]
-) -> ir.Value | None:
+def _element(source: ir.Value, indices: Scalars, known: dict[ir.Value, Scalars]) -> ir.Value | None:
     """`source[indices]` where the indices are constants."""
     scalars = known.get(source)
     if scalars is None or _unknown(indices):

@@ -17,7 +17,6 @@ from abqc.dialects.mlir import ir, linalg
 from .infrastructure import Unit, constant_index, defining_op, register, walk
 
 
-
 @register
 def simplify_broadcasts(module: ir.Operation, unit: Unit) -> None:
     """Turn loads at loop indices inside linalg.generic into operands."""
@@ -64,7 +63,11 @@ def _drop_selects(op: ir.Operation) -> None:
         if dim is None or constant_index(zero) != 0:
             continue
         compare = defining_op(condition)
-        if compare is None or compare.name != "arith.cmpi" or ir.IntegerAttr(compare.attributes["predicate"]).value != 0:
+        if (
+            compare is None
+            or compare.name != "arith.cmpi"
+            or ir.IntegerAttr(compare.attributes["predicate"]).value != 0
+        ):
             continue
         if constant_index(compare.operands[1]) == 1 and _same_size(
             compare.operands[0], sizes.get(dim)
@@ -152,7 +155,3 @@ def _affine_position(extract: ir.Operation) -> list[ir.AffineExpr] | None:
         else:
             return None
     return expressions
-
-
-
-
