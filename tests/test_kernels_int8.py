@@ -38,6 +38,7 @@ STRATEGY = Int8Strategy()
         ("w2*:channel", "a8:token:sym", 1, 40, 77),
         ("wt:g64", "a8", 6, 30, 200),
         ("w7:tensor", "a8", 70, 64, 300),
+        ("w6:channel", "a8", 70, 64, 700),
     ],
 )
 def test_exact(isa, weight, activation, m, n, k):

@@ -6,10 +6,11 @@ cannot reach its limit, else VPMADDWD on even and odd bytes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..builder import Builder, Value, vec
-from .int8_layout import PANEL
+from .panel_layout import PANEL
 
 I16_MAX = 32767
 
@@ -43,11 +44,7 @@ class Dot:
 
     def weights(self, quad: Value) -> list[tuple[Value, ...]]:
         """Operands made of the 64 bytes of a quad (vector<16xi32>), by register."""
-        registers = [
-            self.b.slice(quad, i, self._lanes) if self._lanes < PANEL else quad
-            for i in range(0, PANEL, self._lanes)
-        ]
-        return [self._weight_operands(register) for register in registers]
+        return [self._weight_operands(register) for register in self.split(quad)]
 
     def _weight_operands(self, register: Value) -> tuple[Value, ...]:
         if self.b.isa.dot_u8i8 or self._madd_bytes:
@@ -65,6 +62,19 @@ class Dot:
         self, acc: list[Value], a: tuple[Value, ...], w: list[tuple[Value, ...]]
     ) -> list[Value]:
         return [self._one(acc[i], a, w[i]) for i in range(len(acc))]
+
+    def add(self, parts: Sequence[list[Value]]) -> list[Value]:
+        """The sum of several accumulators."""
+        total = parts[0]
+        for part in parts[1:]:
+            total = [x + y for x, y in zip(total, part, strict=True)]
+        return total
+
+    def split(self, acc: Value) -> list[Value]:
+        """A vector<16xi32> as accumulators."""
+        if self._lanes == PANEL:
+            return [acc]
+        return [self.b.slice(acc, i, self._lanes) for i in range(0, PANEL, self._lanes)]
 
     def join(self, acc: list[Value]) -> Value:
         """Accumulators as one vector<16xi32>."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..builder import Value, vec
@@ -23,7 +23,9 @@ class Int8Kernel(PanelKernel):
     a_highest: int
 
     def body(self, isa: Isa) -> type[PanelBody]:
-        return Int8Body
+        from .int8_staged import StagedBody, worth_staging
+
+        return StagedBody if worth_staging(self) else Int8Body
 
     def tile(self, isa: Isa) -> Tile:
         """Accumulators, a quad of weights and an activation must fit the registers."""
@@ -37,7 +39,7 @@ class Int8Kernel(PanelKernel):
 
 
 class Int8Body(PanelBody):
-    """See the module."""
+    """Unpacks weights in registers for each tile."""
 
     kernel: Int8Kernel
 
@@ -50,47 +52,56 @@ class Int8Body(PanelBody):
         self, q_at: Sequence[Value], w_at: Sequence[Value], segment: Value, terms: Value
     ) -> list[list[Value]]:
         """sum of u * v over a segment, [row][panel]."""
-        b, dot, unit = self.b, self.dot, self.reduction.unit
-        q_at = [
-            at + (segment * self.reduction.segment_pitch + self.row.codes_offset) for at in q_at
-        ]
+        unit, dot = self.reduction.unit, self.dot
+        codes_at = segment * self.row.segment_bytes + self.row.codes_offset
+        q_at = [at + codes_at for at in q_at]
         w_at = [at + segment * self.weight.segment_bytes for at in w_at]
-        units = (terms + (unit - 1)) // unit
-        registers = len(dot.zero())
         tile = self.tile.rows * self.tile.panels
-        carry = [x for _ in range(self.tile.chains * tile) for x in dot.zero()]
-        with b.loop(0, units, carry=carry) as loop:
-            acc = split(loop.args, registers)
-            self._unit(
-                acc,
-                [at + loop.i * unit for at in q_at],
-                [at + loop.i * self.weight.unit_bytes for at in w_at],
-            )
-            loop.carry(*(x for registers in acc for x in registers))
-        acc = split(loop.results, registers)
-        sums = []
-        for t in range(tile):
-            chains = acc[t::tile]
-            total = chains[0]
-            for chain in chains[1:]:
-                total = [x + y for x, y in zip(total, chain, strict=True)]
-            sums.append(dot.join(total))
+        start = [dot.zero() for _ in range(tile * self.tile.chains)]
+
+        def quads(u: Value) -> list[list[Value]]:
+            at = [at + u * self.weight.unit_bytes for at in w_at]
+            return [self.unpack(self.w, x) for x in at]
+
+        acc = self.multiply(start, (terms + (unit - 1)) // unit, q_at, quads)
+        tiles = [acc[i : i + tile] for i in range(0, len(acc), tile)]
+        sums = [dot.join(dot.add(chain)) for chain in zip(*tiles, strict=True)]
         return split(sums, self.tile.panels)
 
-    def _unit(self, acc: list[list[Value]], q_at: Sequence[Value], w_at: Sequence[Value]) -> None:
-        """Add the products of one unit to `acc`, [chain * tile + row * panels + panel]."""
-        b, dot, tile = self.b, self.dot, self.tile
-        vectors = [self._load_unit(at) for at in w_at]
-        for quad in range(unit_quads(self.weight.value.bits)):
-            weights = [dot.weights(self._unpack(vectors[c], quad)) for c in range(tile.panels)]
-            first = (quad % tile.chains) * tile.rows * tile.panels
-            for r in range(tile.rows):
-                a = dot.activations(b.load_as(self.q, q_at[r] + quad * QUAD, "i32"))
-                for c in range(tile.panels):
-                    x = first + r * tile.panels + c
-                    acc[x] = dot.accumulate(acc[x], a, weights[c])
+    def multiply(
+        self,
+        start: list[list[Value]],
+        units: Value,
+        q_at: Sequence[Value],
+        quads: Callable[[Value], list[list[Value]]],
+    ) -> list[list[Value]]:
+        """`start` plus the products of so many units; registers [chain, row, panel][register].
 
-    def _load_unit(self, at: Value) -> dict[BitPart, list[Value]]:
+        `quads(unit)` gives the unit's quads of bytes, [panel][quad]; `q_at` is where codes begin.
+        """
+        b, dot, tile = self.b, self.dot, self.tile
+        registers = len(start[0])
+        with b.loop(0, units, carry=[x for acc in start for x in acc]) as loop:
+            acc = split(loop.args, registers)
+            weights = quads(loop.i)
+            for quad in range(unit_quads(self.weight.value.bits)):
+                operands = [dot.weights(weights[c][quad]) for c in range(tile.panels)]
+                first = (quad % tile.chains) * tile.rows * tile.panels
+                for r in range(tile.rows):
+                    at = q_at[r] + (loop.i * self.reduction.unit + quad * QUAD)
+                    a = dot.activations(b.load_as(self.q, at, "i32"))
+                    for c in range(tile.panels):
+                        x = first + r * tile.panels + c
+                        acc[x] = dot.accumulate(acc[x], a, operands[c])
+            loop.carry(*(x for registers in acc for x in registers))
+        return split(loop.results, registers)
+
+    def unpack(self, source: Value, at: Value) -> list[Value]:
+        """The quads of the unit at byte `at` as bytes, vector<16xi32> each."""
+        vectors = self._load_unit(source, at)
+        return [self._quad(vectors, quad) for quad in range(unit_quads(self.weight.value.bits))]
+
+    def _load_unit(self, source: Value, at: Value) -> dict[BitPart, list[Value]]:
         """The vectors of a unit, by part."""
         b, offset = self.b, 0
         vectors: dict[BitPart, list[Value]] = {}
@@ -99,12 +110,12 @@ class Int8Body(PanelBody):
             vectors[part] = []
             for _ in range(count):
                 if self.tile.prefetch:
-                    b.prefetch(self.w, at + (offset + PREFETCH_BYTES))
-                vectors[part].append(b.load_as(self.w, at + offset, vec(PANEL, "i32")))
+                    b.prefetch(source, at + (offset + PREFETCH_BYTES))
+                vectors[part].append(b.load_as(source, at + offset, vec(PANEL, "i32")))
                 offset += PANEL * QUAD
         return vectors
 
-    def _unpack(self, vectors: dict[BitPart, list[Value]], quad: int) -> Value:
+    def _quad(self, vectors: dict[BitPart, list[Value]], quad: int) -> Value:
         """The values of a quad as bytes, vector<16xi32>."""
         values = None
         for part, loaded in vectors.items():

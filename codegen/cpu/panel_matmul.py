@@ -90,24 +90,33 @@ class PanelBody:
                 b.min(panels.i + c, all_panels - 1) * self.weight.panel_bytes
                 for c in range(self.tile.panels)
             ]
-            with b.loop(first_row, self.last_row, self.tile.rows) as rows:
-                self._tile(rows.i, panels.i, offsets)
+            self.panels(first_row, panels.i, offsets)
+
+    def panels(self, first_row: Value, panel: Value, w_at: Sequence[Value]) -> None:
+        """All rows of the block by the tile's panels, which begin at `w_at`."""
+        with self.b.loop(first_row, self.last_row, self.tile.rows) as rows:
+            self._tile(rows.i, panel, w_at)
+
+    def rows_at(self, row: Value) -> list[Value]:
+        """Where the packed rows of a tile are; rows beyond the end repeat the last one."""
+        b = self.b
+        return [
+            (b.min(row + r, self.m - 1) if r else row) * self.row.row_bytes
+            for r in range(self.tile.rows)
+        ]
 
     def _tile(self, row: Value, panel: Value, w_at: Sequence[Value]) -> None:
         """One register tile. Rows and panels beyond the end repeat the last one, unstored."""
         b = self.b
-        q_at = [
-            (b.min(row + r, self.m - 1) if r else row) * self.row.row_bytes
-            for r in range(self.tile.rows)
-        ]
+        q_at = self.rows_at(row)
         if self.reduction.n_groups == 1:
             group = b.index(0)
             acc = self._group(q_at, w_at, group)
-            self._store_one_group(acc, row, panel, q_at, w_at)
+            self.store_one_group(acc, row, panel, q_at, w_at)
         elif self.kernel.accumulators:
             with b.loop(0, self.reduction.n_groups) as groups:
                 acc = self._group(q_at, w_at, groups.i)
-                self._store_accumulators(acc, row, panel, groups.i)
+                self.store_accumulators(acc, row, panel, groups.i)
         else:
             self._store_groups(row, panel, q_at, w_at)
 
@@ -136,6 +145,19 @@ class PanelBody:
         segment = group * self.reduction.segments_per_group + j
         terms = self.reduction.emit_terms(b, group, j)
         products = self.products(q_at, w_at, segment, terms)
+        return self.centre(products, q_at, w_at, group, segment, terms)
+
+    def centre(
+        self,
+        products: list[list[Value]],
+        q_at: Sequence[Value],
+        w_at: Sequence[Value],
+        group: Value,
+        segment: Value,
+        terms: Value,
+    ) -> list[list[Value]]:
+        """Offsets and zero points taken out of a tile's products."""
+        b = self.b
         acc = []
         for r, at in enumerate(q_at):
             zero = b.load_as(self.q, at + self.row.zero_offset, "i32")
@@ -185,7 +207,7 @@ class PanelBody:
 
     # Results
 
-    def _store_one_group(
+    def store_one_group(
         self,
         acc: list[list[Value]],
         row: Value,
@@ -196,7 +218,7 @@ class PanelBody:
         """y = fma(s_a * s_w, float(acc), bias)."""
         b = self.b
         if self.kernel.accumulators:
-            self._store_accumulators(acc, row, panel, b.index(0))
+            self.store_accumulators(acc, row, panel, b.index(0))
             return
         for c in range(self.tile.panels):
             scale_w = self._scales(w_at[c], b.index(0))
@@ -210,26 +232,40 @@ class PanelBody:
     ) -> None:
         """y = fma(s_a, sum over groups of s_w * float(acc), bias)."""
         b = self.b
-        totals = [b.const(0, vec(PANEL, "f32"))] * (self.tile.rows * self.tile.panels)
-        with b.loop(0, self.reduction.n_groups, carry=totals) as groups:
+        start = [b.const(0, vec(PANEL, "f32"))] * (self.tile.rows * self.tile.panels)
+        with b.loop(0, self.reduction.n_groups, carry=start) as groups:
             acc = self._group(q_at, w_at, groups.i)
-            scales = [self._scales(at, groups.i) for at in w_at]
-            flat = [(x, scales[c]) for line in acc for c, x in enumerate(line)]
-            groups.carry(
-                *(
-                    b.fma(b.to_float(x), scale, total)
-                    for (x, scale), total in zip(flat, groups.args, strict=True)
-                )
-            )
-        totals = groups.results
+            totals = self.add_group(split(groups.args, self.tile.panels), acc, w_at, groups.i)
+            groups.carry(*(total for line in totals for total in line))
+        self.store_totals(split(groups.results, self.tile.panels), row, panel, q_at)
+
+    def add_group(
+        self,
+        totals: list[list[Value]],
+        acc: list[list[Value]],
+        w_at: Sequence[Value],
+        group: Value,
+    ) -> list[list[Value]]:
+        """totals + s_w * float(acc)."""
+        b = self.b
+        scales = [self._scales(at, group) for at in w_at]
+        return [
+            [b.fma(b.to_float(acc[r][c]), scales[c], total) for c, total in enumerate(line)]
+            for r, line in enumerate(totals)
+        ]
+
+    def store_totals(
+        self, totals: list[list[Value]], row: Value, panel: Value, q_at: Sequence[Value]
+    ) -> None:
+        """y = fma(s_a, totals, bias)."""
+        b = self.b
         for c in range(self.tile.panels):
             bias = b.load(self.bias, (panel + c) * PANEL, PANEL, self._mask(panel, c))
             for r in range(self.tile.rows):
                 scale = b.splat(self._row_scale(q_at[r]), PANEL)
-                total = totals[r * self.tile.panels + c]
-                self._store(b.fma(scale, total, bias), row, r, panel, c)
+                self._store(b.fma(scale, totals[r][c], bias), row, r, panel, c)
 
-    def _store_accumulators(
+    def store_accumulators(
         self, acc: list[list[Value]], row: Value, panel: Value, group: Value
     ) -> None:
         for r in range(self.tile.rows):

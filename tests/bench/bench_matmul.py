@@ -29,15 +29,16 @@ STRATEGIES = {s.name: s for s in (Int8Strategy(), BitplaneStrategy())}
 COLD_BYTES = 64 << 20
 
 
-def measure(run, seconds: float) -> float:
-    """The best time of one call, in seconds."""
-    run(0)
+def measure(runs, seconds: float) -> float:
+    """The best time of one of the calls, in seconds."""
+    runs[0]()
     best, calls, end = float("inf"), 0, time.perf_counter() + seconds
     while time.perf_counter() < end or calls < 3:
-        calls += 1
+        run = runs[calls % len(runs)]
         begin = time.perf_counter()
-        run(calls)
+        run()
         best = min(best, time.perf_counter() - begin)
+        calls += 1
     return best
 
 
@@ -55,12 +56,10 @@ def bench(strategy, isa, recipe: tuple[str, str], m: int, k: int, n: int, args) 
     pack = strategy.pack_kernel(spec)
     matmul = variant_for(strategy.matmul_kernels(spec), m)
     jit = compile_jit(isa, [pack, matmul])
-    pack_time = measure(lambda _: jit.run(pack.name, pack.grid(m), [x, q, m]), args.seconds / 4)
+    pack_time = measure([jit.prepare(pack.name, pack.grid(m), [x, q, m])], args.seconds / 4)
     grid = matmul.grid(m, n)
-    time_ = measure(
-        lambda i: jit.run(matmul.name, grid, [q, blobs[i % len(blobs)], bias, y, m, n]),
-        args.seconds,
-    )
+    runs = [jit.prepare(matmul.name, grid, [q, part, bias, y, m, n]) for part in blobs]
+    time_ = measure(runs, args.seconds)
     print(
         f"{strategy.name:9} {isa.name:7} {'x'.join(recipe):12} {m:4} x {k:5} x {n:5}: "
         f"{time_ * 1e6:9.1f} us {m * n * k / time_ / 1e9:7.1f} GMAC/s "
