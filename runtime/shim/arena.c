@@ -145,6 +145,7 @@ void *abqc_arena_alloc(abqc_arena *arena, size_t bytes) {
 bool abqc_arena_free(abqc_arena *arena, void *data) {
     abqc_block *block = block_at((char *)data - LINE);
     if (block->free) return false;
+    block->free = true; /* its header may end up inside a joined block */
     if (block->above && block->above->free) {
         take(arena, block->above);
         join_above(block);
