@@ -24,8 +24,11 @@ def expand(model: Model, node: NodeProto) -> list[NodeProto] | None:
     if model.opset < 9 or not elem_type or (shape is not None and None not in shape):
         return None
     new = Nodes(model, node)
-    zero = new.constant("zero", np.zeros((), helper.tensor_dtype_to_np_dtype(elem_type)))
     true = helper.make_tensor("value", TensorProto.BOOL, [1], [True])
     everywhere = new.add("ConstantOfShape", [node.input[1]], "everywhere", value=true)
+    if elem_type == TensorProto.BOOL:
+        new.add("And", [everywhere, x])
+        return new
+    zero = new.constant("zero", np.zeros((), helper.tensor_dtype_to_np_dtype(elem_type)))
     new.add("Where", [everywhere, x, zero])
     return new

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import onnx
 from abqc.errors import ModelError
-from onnx import FunctionProto
+from onnx import FunctionProto, inliner
 
 from .load import named
 from .model import Model, first_line, walk_nodes
@@ -19,7 +18,7 @@ def inline_functions(model: Model) -> None:
         return
     _refuse_recursion(functions)
     try:
-        proto = onnx.inliner.inline_local_functions(model.to_proto(model.large_constants()))
+        proto = inliner.inline_local_functions(model.to_proto(model.large_constants()))
     except Exception as error:
         raise ModelError(f"the model's functions cannot be inlined: {first_line(error)}") from error
     del model.shell.functions[:]

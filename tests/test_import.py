@@ -1,0 +1,265 @@
+"""The importer: from ONNX to linalg + abq, with weights in a store."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_models as models
+import pytest
+from abqc.compiler.onnx_import import ImportedModel, NodeInfo, TensorSpec, import_model
+from abqc.dialects.mlir import ir, make_context
+from onnx import helper
+from onnx_models import node
+
+LATEST = onnx.defs.onnx_opset_version()
+
+
+def imported(proto: onnx.ModelProto, folder: Path, **options: object) -> ImportedModel:
+    return import_model(models.save(proto, folder), work_dir=folder, **options)  # type: ignore[arg-type]
+
+
+def text_of(result: ImportedModel) -> str:
+    with make_context():
+        module = ir.Module.parse(result.bytecode)
+        assert module.operation.verify()
+        return module.operation.get_asm()
+
+
+def operations(result: ImportedModel) -> Counter[str]:
+    counts: Counter[str] = Counter()
+
+    def count(op: ir.Operation) -> ir.WalkResult:
+        counts[op.name] += 1
+        return ir.WalkResult.ADVANCE
+
+    with make_context():
+        ir.Module.parse(result.bytecode).operation.walk(count)
+    return counts
+
+
+@pytest.mark.parametrize("opset", [7, 9, 11, 13, 17, LATEST])
+def test_gemm_becomes_matmul_with_bias(opset: int, tmp_path: Path) -> None:
+    proto = models.mlp(opset)
+    result = imported(proto, tmp_path)
+    weights = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    assert operations(result)["abq.matmul"] == 2
+    assert "linalg.matmul" not in operations(result)
+    first, second = result.nodes
+    assert (first.name, first.kind, first.weight_shape) == ("first", "matmul", (20, 8))
+    np.testing.assert_array_equal(result.store.get(first.weight), weights["w1"].T)
+    np.testing.assert_array_equal(result.store.get(second.weight), 0.5 * weights["w2"])
+    assert result.inputs == [TensorSpec("x", "float32", (None, 8))]
+    assert result.outputs == [TensorSpec("y", "float32", (None, 6))]
+    assert result.producer == "tests"
+
+
+def test_bias_is_folded_into_the_matmul(tmp_path: Path) -> None:
+    nodes = [node("MatMul", "x w", "p", "mm"), node("Add", "b p", "y", "add")]
+    constants = {"w": np.ones((4, 32), np.float32), "b": np.arange(32, dtype=np.float32)}
+    shape = ["n", "m"]
+    proto = models.model(
+        nodes,
+        [("x", np.float32, [*shape, 4])],
+        [("y", np.float32, [*shape, 32])],
+        constants,
+    )
+    result = imported(proto, tmp_path)
+    assert operations(result)["linalg.generic"] == 0
+    assert set(result.store) == {"w^T", "b"}
+    np.testing.assert_array_equal(result.store.get("b"), constants["b"])
+
+
+def test_tied_head_is_stored_once(tmp_path: Path) -> None:
+    result = imported(models.tied_embedding(), tmp_path)
+    assert list(result.store) == ["table"]
+    assert result.nodes == [
+        NodeInfo("embedding", "Gather", "gather", "table", (50, 24)),
+        NodeInfo("head", "MatMul", "matmul", "table", (50, 24)),
+    ]
+
+
+def test_constant_on_the_left(tmp_path: Path) -> None:
+    weight = np.arange(12, dtype=np.float32).reshape(3, 4)
+    proto = models.model(
+        [node("MatMul", "w x", "y", "mm")],
+        [("x", np.float32, ["b", 4, "n"])],
+        [("y", np.float32, ["b", 3, "n"])],
+        {"w": weight},
+    )
+    result = imported(proto, tmp_path)
+    (info,) = result.nodes
+    assert info == NodeInfo("mm", "MatMul", "matmul", "w", (3, 4))
+    np.testing.assert_array_equal(result.store.get("w"), weight)
+
+
+def test_convolution_takes_padding_and_normalization_in(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    constants = {"w": rng.standard_normal((6, 2, 3, 3), np.float32)}
+    constants |= {n: rng.random(6, np.float32) + 0.5 for n in ("scale", "bias", "mean", "var")}
+    nodes = [
+        node("Conv", "x w", "c", "conv", group=2, strides=[2, 1], pads=[0, 1, 1, 1]),
+        node("BatchNormalization", "c scale bias mean var", "y", "norm"),
+    ]
+    inputs = [("x", np.float32, ["b", 4, 9, "width"])]
+    proto = models.model(nodes, inputs, [("y", np.float32, ["b", 6, 4, "width"])], constants)
+    result = imported(proto, tmp_path)
+    assert result.nodes == [NodeInfo("conv", "Conv", "conv", "conv/weight", (6, 2, 3, 3))]
+    text = text_of(result)
+    assert "pads = array<i64: 0, 1, 1, 1>" in text
+    assert "strides = array<i64: 2, 1>" in text
+    assert "groups = 2" in text
+    factor = constants["scale"] / np.sqrt(constants["var"].astype(np.float64) + 1e-5)
+    np.testing.assert_allclose(
+        result.store.get("conv/weight"), constants["w"] * factor.reshape(-1, 1, 1, 1), rtol=1e-6
+    )
+    assert operations(result)["linalg.generic"] == 0
+
+
+def test_shape_arithmetic_becomes_views(tmp_path: Path) -> None:
+    counts = operations(imported(models.attention(), tmp_path))
+    assert counts["abq.matmul"] == 4
+    assert counts["linalg.batch_matmul"] == 2
+    assert counts["tensor.reshape"] == counts["tensor.from_elements"] == 0
+    assert counts["tensor.dim"] == 2
+    assert counts["arith.divsi"] == 0
+
+
+def test_sizes_of_one_name_are_checked_once(tmp_path: Path) -> None:
+    proto = models.model(
+        [node("Add", "a b", "s", "add"), node("Concat", "s c", "y", "concat", axis=0)],
+        [
+            ("a", np.float32, ["n", 3]),
+            ("b", np.float32, ["n", 3]),
+            ("c", np.float32, ["m", 3]),
+            ("mask", np.float32, ["n + m"]),
+        ],
+        [("y", np.float32, ["total", 3])],
+    )
+    text = text_of(imported(proto, tmp_path))
+    assert "axis 0 of input 'b' must be 'n' as in 'a'" in text
+    assert "axis 0 of input 'mask' must be 'n + m' as in 'a', 'c'" in text
+    assert "mismatched size" not in text
+
+
+def test_pinned_shapes(tmp_path: Path) -> None:
+    result = imported(models.attention(), tmp_path, shapes={"x": (1, 16, 8)})
+    assert result.inputs[0].shape == result.outputs[0].shape == (1, 16, 8)
+    assert operations(result)["tensor.dim"] == 0
+    assert "?" not in text_of(result)
+
+
+def test_external_data_is_mapped(tmp_path: Path) -> None:
+    proto = models.mlp()
+    expected = onnx.numpy_helper.to_array(proto.graph.initializer[0]).copy()
+    path = models.save(proto, tmp_path, external=True)
+    result = import_model(path, work_dir=tmp_path)
+    np.testing.assert_array_equal(result.store.get(result.nodes[0].weight), expected.T)
+    assert not (tmp_path / "initializers.bin").exists()
+
+
+def test_initializers_listed_as_inputs_are_none(tmp_path: Path) -> None:
+    proto = models.mlp()
+    for tensor in proto.graph.initializer:
+        proto.graph.input.append(
+            helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        )
+    assert [spec.name for spec in imported(proto, tmp_path).inputs] == ["x"]
+
+
+def test_constants_are_folded_on_their_way_to_a_matmul(tmp_path: Path) -> None:
+    codes = np.arange(-24, 24, dtype=np.int8).reshape(4, 2, 6)
+    nodes = [
+        node("Constant", "", "scale", value=onnx.numpy_helper.from_array(np.float32([0.5]))),
+        node("Cast", "codes", "floats", to=models.FLOAT),
+        node("Mul", "floats scale", "scaled"),
+        node("Reshape", "scaled shape", "matrix"),
+        node("Transpose", "matrix", "w", perm=[1, 0]),
+        node("MatMul", "x w", "y", "mm"),
+    ]
+    constants = {"codes": codes, "shape": np.array([0, -1])}
+    proto = models.model(
+        nodes, [("x", np.float32, [3, 12])], [("y", np.float32, [3, 4])], constants
+    )
+    result = imported(proto, tmp_path)
+    np.testing.assert_array_equal(
+        result.store.get(result.nodes[0].weight), 0.5 * codes.reshape(4, 12).astype(np.float32)
+    )
+    assert len(result.store) == 1
+
+
+@pytest.mark.parametrize("zero", [None, 0, 3])
+@pytest.mark.parametrize("axis", [None, 1])
+def test_integer_weights_keep_their_codes(
+    zero: int | None, axis: int | None, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(1)
+    codes = rng.integers(-128, 128, (8, 5)).astype(np.int8)
+    shape = () if axis is None else (5,)
+    constants = {"q": codes, "s": rng.random(shape, np.float32) + np.float32(0.1)}
+    if zero is not None:
+        constants["z"] = np.full(shape, zero, np.int8)
+    nodes = [
+        node("DequantizeLinear", "q s" + (" z" if zero is not None else ""), "w", axis=1),
+        node("MatMul", "x w", "y", "mm"),
+    ]
+    proto = models.model(
+        nodes, [("x", np.float32, ["n", 8])], [("y", np.float32, ["n", 5])], constants
+    )
+    result = imported(proto, tmp_path, keep_codes=True)
+    symbol = result.nodes[0].weight
+    tensor = result.store.quantized(symbol)
+    assert tensor is not None
+    assert tensor.scheme.symmetric == (not zero)
+    values = (codes.astype(np.float32) - np.float32(zero or 0)) * constants["s"]
+    np.testing.assert_array_equal(tensor.dequantize(), values.T)
+    (tmp_path / "float").mkdir()
+    plain = imported(proto, tmp_path / "float")
+    assert plain.store.quantized(symbol) is None
+    np.testing.assert_array_equal(plain.store.get(symbol), values.T)
+
+
+def test_functions_of_the_model_are_inlined(tmp_path: Path) -> None:
+    function = helper.make_function(
+        "mine", "Double", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])],
+        [helper.make_opsetid("", 17)],
+    )  # fmt: skip
+    call = helper.make_node("Double", ["x"], ["y"], name="call", domain="mine")
+    proto = models.model(
+        [call], [("x", np.float32, [3])], [("y", np.float32, [3])], functions=[function],
+        domains=["mine"],
+    )  # fmt: skip
+    assert "arith.addf" in operations(imported(proto, tmp_path))
+
+
+def test_unused_inputs_stay_and_unused_weights_go(tmp_path: Path) -> None:
+    constants = {"unused": np.ones((30, 30), np.float32)}
+    proto = models.model(
+        [node("Relu", "x", "y"), node("MatMul", "x unused", "nobody", "dead")],
+        [("spare", np.int64, ["k"]), ("x", np.float32, ["n", 30])],
+        [("y", np.float32, ["n", 30])],
+        constants,
+    )
+    result = imported(proto, tmp_path)
+    assert [spec.name for spec in result.inputs] == ["spare", "x"]
+    assert "%arg0: tensor<?xi64>, %arg1: tensor<?x30xf32>" in text_of(result)
+    assert len(result.store) == 0
+
+
+def test_element_types_of_inputs_and_outputs(tmp_path: Path) -> None:
+    proto = models.model(
+        [node("Not", "flag", "no"), node("Cast", "pixels", "floats", to=models.FLOAT)],
+        [("flag", np.bool_, []), ("pixels", np.uint8, ["h", 3])],
+        [("no", np.bool_, []), ("floats", np.float32, ["h", 3])],
+    )
+    result = imported(proto, tmp_path)
+    assert [spec.dtype for spec in result.inputs] == ["bool", "uint8"]
+    assert [spec.dtype for spec in result.outputs] == ["bool", "float32"]
+    assert "arith.uitofp" in text_of(result)
+
+
+def test_only_upstream_dialects_and_ours_remain(tmp_path: Path) -> None:
+    dialects = {name.split(".")[0] for name in operations(imported(models.attention(), tmp_path))}
+    assert dialects <= {"abq", "arith", "builtin", "cf", "func", "linalg", "math", "scf", "tensor"}
