@@ -21,10 +21,14 @@ from .interface import MatmulFeatures, Sample
 
 FORMAT = "abqc-analytic-1"
 
+BYTE_UNIT, PLANE_UNIT = 16, 64  # groups are filled up to so many codes
+FLOAT_ROW_BLOCK = 128  # rows that share weights decoded to floats
+NARROW_BITS = 14  # 2 * 2^p * 2^q fits 16 signed bits
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of arithmetic over all threads, of memory traffic, and of starting the loop."""
+    """Seconds of arithmetic over all threads, of memory traffic, and of starting the loops."""
 
     compute: float
     memory: float
@@ -42,9 +46,9 @@ class Estimate:
         return "compute-bound" if self.compute >= self.memory else f"{self.level}-bound"
 
 
-def _decode(f: MatmulFeatures, rates: FormRates) -> float:
-    """Weights are decoded once for every block of rows."""
-    return f.n * f.k * math.ceil(f.m / rates.row_block) / rates.decodes
+def _padded_k(f: MatmulFeatures, unit: int) -> int:
+    """K with every group filled up to whole units."""
+    return f.groups * math.ceil(math.ceil(f.k / f.groups) / unit) * unit
 
 
 def _scale(f: MatmulFeatures, rates: FormRates) -> float:
@@ -56,20 +60,26 @@ def _float(f: MatmulFeatures, rates: FormRates) -> float:
 
 
 def _dequantize(f: MatmulFeatures, rates: FormRates) -> float:
-    return _float(f, rates) + _decode(f, rates) + _scale(f, rates)
+    decode = f.n * f.k * math.ceil(f.m / FLOAT_ROW_BLOCK) / rates.float_decodes
+    return _float(f, rates) + decode
 
 
 def _int8(f: MatmulFeatures, rates: FormRates) -> float:
-    products = f.m * f.n * f.k / rates.int8_macs
-    quantize = f.m * f.k / rates.quantizations
-    return products + _decode(f, rates) + _scale(f, rates) + quantize
+    k = _padded_k(f, BYTE_UNIT)
+    narrow = f.weight_bits + f.activation_bits <= NARROW_BITS
+    products = f.m * f.n * k / (rates.narrow_macs if narrow else rates.wide_macs)
+    # Bytes need no decoding; what is narrower is decoded once for every block of rows.
+    passes = 0 if f.weight_bits == 8 else math.ceil(f.m / rates.row_block)
+    decode = f.n * k * passes / rates.decodes
+    return products + decode + _scale(f, rates) + f.m * f.k / rates.quantizations
 
 
 def _bitplane(f: MatmulFeatures, rates: FormRates) -> float:
-    products = f.m * f.n * f.k * f.weight_bits * f.activation_bits / rates.bit_products
+    pairs = f.m * f.n * _padded_k(f, PLANE_UNIT)
+    products = pairs * f.weight_bits * f.activation_bits / rates.bit_products
+    loads = pairs / rates.operand_loads
     planes = f.m * f.k * f.activation_bits / rates.transpositions
-    quantize = f.m * f.k / rates.quantizations
-    return products + _scale(f, rates) + planes + quantize
+    return products + loads + _scale(f, rates) + planes + f.m * f.k / rates.quantizations
 
 
 COMPUTE: dict[str, Callable[[MatmulFeatures, FormRates], float]] = {
@@ -110,7 +120,7 @@ class AnalyticModel:
         return Estimate(
             compute=compute(features, rates) / features.threads,
             memory=features.weight_bytes / level.throughput(features.threads) + activations / near,
-            launch=self.cpu.launch_seconds,
+            launch=self.cpu.launch_seconds * (2 if features.activation_bits <= 8 else 1),
             level=level.name,
         )
 

@@ -18,10 +18,13 @@ class FormRates:
     """One core running the kernels of one instruction set; per second."""
 
     flops: float  # f32 multiply-adds count two
-    int8_macs: float  # 8 x 8 bits into 32, without saturation
+    wide_macs: float  # bytes, products too large for pairs to be added in 16 bits
+    narrow_macs: float  # bytes, where two products always fit 16 bits
     bit_products: float  # AND, population count, accumulate
-    decodes: float  # low-bit codes unpacked from memory into registers
-    scalings: float  # int32 accumulators converted, scaled and added in f32
+    operand_loads: float  # pairs of operands fetched for bit products, whatever their planes
+    decodes: float  # codes unpacked to bytes
+    float_decodes: float  # codes unpacked to f32
+    scalings: float  # int32 accumulators centred, converted, scaled and added in f32
     quantizations: float  # activations rounded to codes and stored
     transpositions: float  # activation codes laid out as one bit plane
     row_block: int  # rows of activations that share one decoded weight
@@ -67,34 +70,43 @@ ZEN4 = Cpu(
     launch_seconds=2e-6,
     forms={
         "avx512": FormRates(
-            flops=100 * GIGA,
-            int8_macs=190 * GIGA,
-            bit_products=900 * GIGA,
-            decodes=50 * GIGA,
-            scalings=20 * GIGA,
-            quantizations=4 * GIGA,
-            transpositions=8 * GIGA,
-            row_block=8,
+            flops=110 * GIGA,
+            wide_macs=216 * GIGA,
+            narrow_macs=216 * GIGA,
+            bit_products=1050 * GIGA,
+            operand_loads=900 * GIGA,
+            decodes=180 * GIGA,
+            float_decodes=50 * GIGA,
+            scalings=14 * GIGA,
+            quantizations=4.3 * GIGA,
+            transpositions=90 * GIGA,
+            row_block=48,
         ),
         "avx2": FormRates(
-            flops=100 * GIGA,
-            int8_macs=70 * GIGA,
-            bit_products=300 * GIGA,
-            decodes=25 * GIGA,
+            flops=105 * GIGA,
+            wide_macs=55 * GIGA,
+            narrow_macs=98 * GIGA,
+            bit_products=345 * GIGA,
+            operand_loads=735 * GIGA,
+            decodes=100 * GIGA,
+            float_decodes=32 * GIGA,
             scalings=10 * GIGA,
-            quantizations=3 * GIGA,
-            transpositions=4 * GIGA,
-            row_block=4,
+            quantizations=3.4 * GIGA,
+            transpositions=60 * GIGA,
+            row_block=48,
         ),
         "plain": FormRates(
-            flops=40 * GIGA,
-            int8_macs=25 * GIGA,
-            bit_products=40 * GIGA,
-            decodes=8 * GIGA,
+            flops=37 * GIGA,
+            wide_macs=21 * GIGA,
+            narrow_macs=21 * GIGA,
+            bit_products=85 * GIGA,
+            operand_loads=150 * GIGA,
+            decodes=50 * GIGA,
+            float_decodes=13 * GIGA,
             scalings=5 * GIGA,
-            quantizations=0.5 * GIGA,
-            transpositions=0.5 * GIGA,
-            row_block=4,
+            quantizations=1.7 * GIGA,
+            transpositions=15 * GIGA,
+            row_block=48,
         ),
     },
 )
