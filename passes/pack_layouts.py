@@ -58,7 +58,9 @@ def _pack_matmul(op: ir.Operation, unit: Unit) -> None:
     weight_text = abq.code_format(view.w)
     x, activation, block, quantize = _activation(view.x)
     weight_scheme = parse_scheme(weight_text) if weight_text else None
-    choice = unit.target.choose(n, k, weight_scheme, activation, block, node=node)
+    choice = unit.target.choose(
+        n, k, weight_scheme, activation, block, _scale_bits(view.w_scale), node=node
+    )
     strategy, spec = choice.strategy, choice.spec
     variants = strategy.matmul_kernels(spec)
     for variant in variants:
@@ -115,6 +117,10 @@ def _pack_activation(
     return abq.PackOp(x, ir.StringAttr.get(kernel.name), type_, **scales).result
 
 
+def _scale_bits(scale: ir.Value | None) -> int:
+    return 16 if scale is None else ir.FloatType(abq.element(scale)).width
+
+
 def _encode(encoding: Any, unit: Unit, node: str) -> Any:
     try:
         return encoding.encode(unit.store)
@@ -152,7 +158,8 @@ def _pack_table(op: ir.Operation, unit: Unit) -> None:
     scheme = parse_scheme(text) if text else None
     symbol = _weight_symbol(view.table)
     node = ir.StringAttr(view.node).value
-    table = unit.target.gather(columns, scheme, node=node)
+    index_bits = ir.IntegerType(abq.element(view.indices)).width
+    table = unit.target.gather(columns, scheme, _scale_bits(view.scale), index_bits)
     packed_symbol = f"{symbol}.rows"
     encoding = unit.encodings.get(symbol)
     if packed_symbol not in unit.store:

@@ -18,6 +18,11 @@ from abqc.errors import RecipeError
 from .infrastructure import Unit, defining_op, register, walk
 
 
+# Tables below this many weights stay float: a table of token types (2 x 384) is added to every row, so
+# that its error is a bias of the whole model, and it has nothing to save.
+SMALL_TABLE = 16384
+
+
 @dataclass(frozen=True)
 class Encoding:
     """How a stored weight becomes codes."""
@@ -223,7 +228,8 @@ def _quantize_gather(op: ir.Operation, unit: Unit) -> None:
     if symbol is None or view.scale is not None:
         return
     recipe = _resolve(unit, _node(op), "gather")
-    if recipe.weight is None:
+    rows, columns = abq.shape(view.table)
+    if recipe.weight is None or rows * columns < SMALL_TABLE:
         return
     with ir.InsertionPoint(op), op.location:
         encoding = Encoding(symbol, recipe.weight, 0, recipe.search)

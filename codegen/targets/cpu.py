@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
-
 from ...costmodel.analytic import AnalyticModel
 from ...costmodel.interface import CostModel, MatmulFeatures
 from ...dialects.formats import Scheme, parse_scheme
 from ...errors import RecipeError
 from ..cpu.batch_matmul import batch_matmul_kernels
+from ..cpu.bitplane import BitplaneStrategy
+from ..cpu.dequantize import Dequantize
+from ..cpu.float_matmul import FloatMatmul
+from ..cpu.gather import TableLayout, table_layout
+from ..cpu.int8 import Int8Strategy
 from ..cpu.pack_activations import measure_kernel
 from ..isa import ALL, Isa
 from ..strategy import Kernel, MatmulSpec, MatmulStrategy, Variant
@@ -38,10 +41,7 @@ class CpuTarget:
 
     @cached_property
     def strategies(self) -> tuple[MatmulStrategy, ...]:
-        from ..cpu.float_matmul import FloatMatmul
-        from ..cpu.int8 import Int8Strategy
-
-        return (FloatMatmul(), Int8Strategy())
+        return (FloatMatmul(), Dequantize(), Int8Strategy(), BitplaneStrategy())
 
     def choose(
         self,
@@ -50,11 +50,12 @@ class CpuTarget:
         weight: Scheme | None,
         activation: Scheme | None,
         hadamard_block: int,
+        scale_bits: int,
         *,
         node: str,
     ) -> Choice:
         """The cheapest strategy that can do the matmul; RecipeError if there is none."""
-        spec = MatmulSpec(n, k, weight, activation, hadamard_block)
+        spec = MatmulSpec(n, k, weight, activation, hadamard_block, scale_bits)
         refusals = {s.name: s.unsupported(spec) for s in self.strategies}
         able = [s for s in self.strategies if refusals[s.name] is None]
         if not able:
@@ -100,7 +101,8 @@ class CpuTarget:
         """The kernel that finds one scale and zero point for each sample of an activation."""
         return measure_kernel(parse_scheme(format_text).format)
 
-    def gather(self, columns: int, scheme: Scheme | None, *, node: str) -> Any:
-        from ..cpu.gather import table_layout
-
-        return table_layout(columns, scheme, node=node)
+    def gather(
+        self, columns: int, scheme: Scheme | None, scale_bits: int, index_bits: int
+    ) -> TableLayout:
+        """The layout and the kernel of a table whose rows are gathered."""
+        return table_layout(columns, scheme, scale_bits=scale_bits, index_bits=index_bits)
