@@ -19,6 +19,7 @@ from kernel_cases import (
     check_broken_rows,
     check_measured_scales,
     check_packed_rows_are_deterministic,
+    check_rotated_rows,
 )
 
 STRATEGY = BitplaneStrategy()
@@ -42,7 +43,7 @@ def test_exact(isa, weight, activation, m, n, k):
     case.check_result()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     isa=st.sampled_from(FORMS),
     weight=st.sampled_from(WEIGHTS),
@@ -104,6 +105,12 @@ def test_codes_are_stored_at_their_width(bits):
     weight = formats.quantize_weight(np.ones((n, k), np.float32), scheme)
     blob = STRATEGY.pack_weight(MatmulSpec(n, k, scheme, parse_scheme("a4")), weight)
     assert blob.nbytes * 8 / (n * k) - bits < 0.07
+
+
+@pytest.mark.parametrize("isa", FORMS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize(("k", "block"), [(64, 64), (96, 32), (384, 384)])
+def test_rotation_is_fused_with_packing(isa, k, block):
+    check_rotated_rows(STRATEGY, isa, k, block)
 
 
 def test_float_operands_are_refused():

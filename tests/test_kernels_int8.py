@@ -21,6 +21,7 @@ from kernel_cases import (
     check_broken_rows,
     check_measured_scales,
     check_packed_rows_are_deterministic,
+    check_rotated_rows,
 )
 
 STRATEGY = Int8Strategy()
@@ -47,7 +48,7 @@ def test_exact(isa, weight, activation, m, n, k):
     case.check_result()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=18, deadline=None)
 @given(
     isa=st.sampled_from(FORMS),
     weight=st.sampled_from(WEIGHTS),
@@ -134,6 +135,12 @@ def test_kernels_do_not_depend_on_n():
         for n in (3, 1000)
     }
     assert len(names) == 1
+
+
+@pytest.mark.parametrize("isa", FORMS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize(("k", "block"), [(64, 64), (96, 32), (384, 384)])
+def test_rotation_is_fused_with_packing(isa, k, block):
+    check_rotated_rows(STRATEGY, isa, k, block)
 
 
 def test_float_operands_are_refused():

@@ -29,7 +29,6 @@ from .quantize_row import LANES, RowCodes, RowScale
 WORD = 64  # elements of K in one word
 HALF = 8  # channels of a vector of words
 HALVES = PANEL // HALF
-PREFETCH_BYTES = 4096  # how far a single row's kernel fetches ahead in the weights
 # Largest M and rows of a grid index of each variant.
 ROW_VARIANTS = ((1, 1), (None, 48))
 MAX_TILE_ROWS, MAX_TILE_PANELS = 6, 2
@@ -132,10 +131,12 @@ class BitplaneKernel(PanelKernel):
 
     def tile(self, isa: Isa) -> Tile:
         """An accumulator for each diagonal of 8 channels of a row, and some registers to work."""
-        if self.block[0] == 1:
-            return Tile(1, 1, prefetch=True)
         register_pairs = (isa.registers - 6) * isa.vector_bits // 512
         per_row = HALVES * len(self.diagonals)
+        if self.block[0] == 1:
+            # Panels hide the latency of each other's groups; one long group needs no help.
+            panels = register_pairs // per_row if self.weight.reduction.n_groups > 1 else 1
+            return Tile(1, max(1, min(COLUMNS // PANEL, panels)))
         panels = MAX_TILE_PANELS if register_pairs >= 2 * MAX_TILE_PANELS * per_row else 1
         return Tile(max(1, min(MAX_TILE_ROWS, register_pairs // (panels * per_row))), panels)
 
@@ -171,9 +172,6 @@ class BitplaneBody(PanelBody):
     def _word(self, acc: list[list[Value]], q_at: Sequence[Value], w_at: Sequence[Value]) -> None:
         """Add the counts of 64 elements to acc [(row, panel, half)][diagonal]."""
         b, planes = self.b, self.kernel.planes
-        if self.tile.prefetch:
-            for offset in range(0, self.weight.unit_bytes, 64):
-                b.prefetch(self.w, w_at[0] + (offset + PREFETCH_BYTES))
         for c in range(self.tile.panels):
             for bit in range(self.weight.value.bits):
                 for half in range(HALVES):

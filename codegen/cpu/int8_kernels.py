@@ -12,8 +12,6 @@ from .int8_layout import QUAD, BitPart, bit_parts, unit_quads
 from .panel_layout import PANEL
 from .panel_matmul import PanelBody, PanelKernel, Tile, split
 
-PREFETCH_BYTES = 4096  # how far a single row's kernel fetches ahead in the weights
-
 
 @dataclass(frozen=True)
 class Int8Kernel(PanelKernel):
@@ -29,9 +27,11 @@ class Int8Kernel(PanelKernel):
 
     def tile(self, isa: Isa) -> Tile:
         """Accumulators, a quad of weights and an activation must fit the registers."""
-        if self.rows == 1:
-            return Tile(1, 1, chains=4, prefetch=True)
         per_panel = PANEL // isa.lanes(32)
+        if self.rows == 1:
+            # Several panels are several streams of weights, which fetch better than one with
+            # software prefetching (measured).
+            return Tile(1, 4, chains=2) if per_panel == 1 else Tile(1, 2)
         panels = 4 if per_panel == 1 else 1
         operands = 2 if isa.dot_u8i8 is None else 1  # even and odd halves
         free = isa.registers - operands * (panels * per_panel + 1) - 2
@@ -109,8 +109,6 @@ class Int8Body(PanelBody):
             count = unit_quads(self.weight.value.bits) // part.quads
             vectors[part] = []
             for _ in range(count):
-                if self.tile.prefetch:
-                    b.prefetch(source, at + (offset + PREFETCH_BYTES))
                 vectors[part].append(b.load_as(source, at + offset, vec(PANEL, "i32")))
                 offset += PANEL * QUAD
         return vectors

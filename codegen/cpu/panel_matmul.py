@@ -21,7 +21,6 @@ class Tile:
     rows: int
     panels: int
     chains: int = 1
-    prefetch: bool = False
 
 
 @dataclass(frozen=True)

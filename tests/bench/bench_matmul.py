@@ -81,7 +81,7 @@ def main() -> None:
     for name in args.isa:
         for strategy in args.strategy:
             for recipe in args.recipes:
-                weight, activation = recipe.split(":")
+                weight, _, activation = recipe.rpartition(":")
                 for shape in args.shapes:
                     k, n = (int(size) for size in shape.split("x"))
                     for m in args.rows:
