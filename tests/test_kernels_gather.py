@@ -5,9 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from abqc.codegen import isa as isas
+from abqc.codegen.cpu.dequantize import Dequantize
+from abqc.codegen.cpu.float_matmul import FloatMatmul
 from abqc.codegen.cpu.gather import TableLayout, table_layout
+from abqc.codegen.cpu.gather_panels import panel_gather_kernel
+from abqc.codegen.cpu.int8 import Int8Strategy
 from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import Jit
+from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.dialects.formats import QuantizedTensor, parse_scheme, quantize_weight
 from abqc.dialects.mlir import ir, make_context
 
@@ -16,20 +21,24 @@ INDICES = np.array([3, 0, 6, 6, -1, 7, 2**62, -(2**62), 1, 5, 2], np.int64)
 OUTSIDE = (INDICES < 0) | (INDICES > 6)
 
 
-def gather(isa: Isa, layout: TableLayout, table: QuantizedTensor | np.ndarray) -> np.ndarray:
-    """Seven rows of a table that ends where its page might."""
-    kernel = layout.kernel
+def run(isa: Isa, kernel: Kernel, blob: np.ndarray, columns: int, bits: int = 64) -> np.ndarray:
+    """Rows `INDICES` of a table of seven."""
     with make_context(), ir.Location.unknown():
         module = ir.Module.create()
         kernel.emit(module, isa)
         jit = Jit(module, isa, [kernel.name])
-    blob, count = layout.pack(table), len(INDICES)
-    assert len(blob) == 7 * layout.row_bytes
-    y = np.full(count * layout.columns + 16, 7, np.float32)
-    indices = INDICES.astype(np.int32) if layout.index_bits == 32 else INDICES
+    count = len(INDICES)
+    y = np.full(count * columns + 16, 7, np.float32)
+    indices = INDICES.astype(f"i{bits // 8}")
     jit.run(kernel.name, kernel.grid(count), [blob, indices, y[:-16], count, 7])
     assert (y[-16:] == 7).all()
     return y[:-16].reshape(count, -1)
+
+
+def gather(isa: Isa, layout: TableLayout, table: QuantizedTensor | np.ndarray) -> np.ndarray:
+    blob = layout.pack(table)
+    assert len(blob) == 7 * layout.row_bytes
+    return run(isa, layout.kernel, blob, layout.columns, layout.index_bits)
 
 
 def table(columns: int) -> np.ndarray:
@@ -47,13 +56,32 @@ SCHEMES = [
 ]
 
 
-@pytest.mark.parametrize("isa", FORMS)
-@pytest.mark.parametrize("text", SCHEMES)
-def test_quantized_rows_are_those_of_numpy(isa, text):
+FEW = ["w8:channel", "w4", "w3:channel:asym", "w1:g48"]
+
+
+def check_scheme(isa: Isa, text: str, *widths: int) -> None:
     scheme = parse_scheme(text)
-    for columns in (1, 33, 384):
+    for columns in widths:
         codes = quantize_weight(table(columns), scheme)
         check(gather(isa, table_layout(columns, scheme), codes), codes.dequantize())
+
+
+@pytest.mark.parametrize("text", SCHEMES)
+def test_every_format(text):
+    check_scheme(isas.PLAIN, text, 300)
+
+
+@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("text", FEW)
+def test_ragged_columns(isa, text):
+    check_scheme(isa, text, 1, 33)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("text", SCHEMES)
+def test_every_format_in_every_form(isa, text):
+    check_scheme(isa, text, 1, 33, 384)
 
 
 @pytest.mark.parametrize("isa", FORMS)
@@ -77,3 +105,29 @@ def test_bytes_are_dense():
     assert table_layout(384, parse_scheme("w4:channel")).row_bytes == 192 + 2
     assert table_layout(384, parse_scheme("w3:g128:asym")).row_bytes == 144 + 6 + 3
     assert table_layout(576, parse_scheme("w8:channel")).row_bytes == 576 + 2
+
+
+TIED = ["w8", "w4:g50:asym", "w1:g48"]
+
+
+@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize(
+    "strategy", [FloatMatmul(), Int8Strategy(), Dequantize()], ids=lambda s: s.name
+)
+def test_rows_of_a_matmul_weight(isa, strategy):
+    """A head tied to the embedding: gathers from what the matmul's strategy packed."""
+    for columns, text in [(1, "w4"), (150, None), *((150, text) for text in TIED)]:
+        scheme = parse_scheme(text) if text else None
+        activation = parse_scheme("a8") if strategy.name == "int8" else None
+        spec = MatmulSpec(7, columns, scheme, activation)
+        if strategy.unsupported(spec):
+            continue
+        weight = quantize_weight(table(columns), scheme) if scheme else table(columns)
+        kernel = panel_gather_kernel(strategy.name, spec)
+        assert kernel is not None
+        y = run(isa, kernel, strategy.pack_weight(spec, weight), columns)
+        check(y, weight.dequantize() if isinstance(weight, QuantizedTensor) else weight)
+
+
+def test_other_layouts_have_no_rows():
+    assert panel_gather_kernel("bitplane", MatmulSpec(7, 16, parse_scheme("w1"), None)) is None

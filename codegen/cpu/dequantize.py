@@ -60,7 +60,7 @@ class Dequantize:
 
     def pack_weight(self, spec: MatmulSpec, weight: QuantizedTensor | np.ndarray) -> np.ndarray:
         assert isinstance(weight, QuantizedTensor), "strategy 'dequantize' packs quantized weights"
-        return pack_weight(_layout(spec), weight, pack_codes)
+        return pack_weight(weight_layout(spec), weight, pack_codes)
 
     def row_bytes(self, spec: MatmulSpec) -> int:
         return 0
@@ -69,7 +69,7 @@ class Dequantize:
         return None
 
     def matmul_kernels(self, spec: MatmulSpec) -> tuple[Variant, ...]:
-        layout = _layout(spec)
+        layout = weight_layout(spec)
         name = (
             f"dequantize_{_weight(spec).format.name}_g{layout.reduction.group_size}"
             f"_s{spec.scale_bits}_k{spec.k}"
@@ -85,7 +85,8 @@ def _weight(spec: MatmulSpec) -> Scheme:
     return spec.weight
 
 
-def _layout(spec: MatmulSpec) -> WeightLayout:
+def weight_layout(spec: MatmulSpec) -> WeightLayout:
+    """The layout of strategies `int8` and `dequantize`."""
     weight = _weight(spec)
     value = stored_value(weight.format)
     reduction = Reduction.of(spec.k, weight, QUAD * unit_quads(value.bits))

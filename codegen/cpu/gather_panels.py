@@ -1,0 +1,144 @@
+"""Rows of a table that is a matmul's packed weight as well: a head tied to the embedding.
+
+    kernel (i, w: memref<?xi8>, indices: memref<?xi64>, y: memref<?xf32>, count, rows)
+
+The contract is that of `gather`; `w` is the weight as strategy `float`, `int8` or `dequantize`
+packs it, so that the table is stored once. Row n is channel n; in a panel its values lie 64 bytes
+apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ..builder import INDEX, Builder, Value, buffer, function, vec
+from ..isa import Isa
+from ..strategy import Kernel, MatmulSpec
+from .dequantize import SIGN_BITS, weight_layout
+from .float_tile import PANEL
+from .gather import ROWS
+from .int8_layout import QUAD, bit_parts, unit_quads
+from .panel_layout import WeightLayout
+
+VECTOR_BYTES = 64
+
+# The row of channel `lane` of the panel at byte `base`, to `y` from element `target` on.
+Decode = Callable[[Builder, Value, Value, Value, Value, Value], None]
+
+
+def panel_gather_kernel(strategy: str, spec: MatmulSpec) -> Kernel | None:
+    """Gathers rows of `spec`'s weight as `strategy` packs it; None for other layouts."""
+    if strategy == "float":
+        name, panel_bytes = f"gather_float_panels_k{spec.k}", spec.k * VECTOR_BYTES
+        decode: Decode = partial(_float_row, spec.k)
+    elif strategy in ("int8", "dequantize"):
+        layout = weight_layout(spec)
+        assert spec.weight is not None
+        name = (
+            f"gather_{spec.weight.format.name}_panels_g{layout.reduction.group_size}"
+            f"_s{spec.scale_bits}_k{spec.k}"
+        )
+        panel_bytes = layout.panel_bytes
+        decode = partial(_quantized_row, layout)
+    else:
+        return None
+    return Kernel(name, (ROWS,), partial(_emit, name, spec.k, panel_bytes, decode))
+
+
+def _emit(name: str, columns: int, panel_bytes: int, decode: Decode, module: Any, isa: Isa) -> None:
+    arguments = [buffer("i8"), buffer("i64"), buffer("f32"), INDEX, INDEX]
+    with function(module, isa, name, arguments) as (b, i, w, indices, y, count, rows):
+        first = i * ROWS
+        with b.loop(first, b.min(first + ROWS, count)) as loop:
+            row = b.to_index(b.load(indices, loop.i))
+            target = loop.i * columns
+            inside = (row >= 0) & (row < rows)
+            with b.when(inside):
+                decode(b, w, row // PANEL * panel_bytes, row % PANEL, y, target)
+            with b.when(inside ^ 1), b.loop(0, columns) as fill:
+                b.store(b.const(float("nan"), "f32"), y, target + fill.i)
+
+
+def _float_row(
+    k: int, b: Builder, w: Value, base: Value, lane: Value, y: Value, target: Value
+) -> None:
+    with b.loop(0, k) as loop:
+        b.store(b.load_as(w, base + (loop.i * PANEL + lane) * 4, "f32"), y, target + loop.i)
+
+
+def _quantized_row(
+    layout: WeightLayout, b: Builder, w: Value, base: Value, lane: Value, y: Value, target: Value
+) -> None:
+    _Row(b, layout, w, base, lane, y, target).emit()
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Decodes one channel of the panel at byte `base`, four values (a quad) at a time."""
+
+    b: Builder
+    layout: WeightLayout
+    w: Value
+    base: Value
+    lane: Value
+    y: Value
+    target: Value
+
+    def emit(self) -> None:
+        b, layout, reduction = self.b, self.layout, self.layout.reduction
+
+        def segment(segment: Value, begin: Value, terms: Value) -> None:
+            group = segment // reduction.segments_per_group
+            scale, zero = b.splat(self._scale(group), QUAD), b.splat(self._zero(group), QUAD)
+            at = self.base + segment * layout.segment_bytes
+            with b.loop(0, terms, reduction.unit) as units:
+                unit_at = at + units.i // reduction.unit * layout.unit_bytes
+                for quad in range(unit_quads(layout.value.bits)):
+                    first = units.i + quad * QUAD
+                    values = b.to_float(self._quad(unit_at, quad) - zero) * scale
+                    mask = None if reduction.divides(reduction.unit) else terms - first
+                    self._store(values, self.target + begin + first, mask)
+
+        reduction.emit_segments(b, segment)
+
+    def _store(self, values: Value, at: Value, left: Value | None) -> None:
+        """Four values, or as many as are `left` (which may be none)."""
+        b = self.b
+        mask = None if left is None else b.mask(QUAD, b.max(left, 0))
+        b.store(values, self.y, at, mask)
+
+    def _quad(self, at: Value, quad: int) -> Value:
+        """Four stored values, unsigned and times `mul`, as vector<4xi32>."""
+        b, layout, offset = self.b, self.layout, 0
+        total = b.const(SIGN_BITS if layout.value.signed else 0, "i32")
+        for part in bit_parts(layout.value.bits):
+            place, slot = divmod(quad, part.quads)
+            byte = at + (self.lane * QUAD + (offset + place * VECTOR_BYTES))
+            bits = b.load_as(self.w, byte, "i32")
+            if part.bits < 8:
+                mask = ((1 << part.bits) - 1) * 0x01010101
+                bits = ((bits >> (slot * part.bits)) & mask) << part.shift
+            total = total ^ bits
+            offset += unit_quads(layout.value.bits) // part.quads * VECTOR_BYTES
+        stored = b.zext(b.bitcast(b.splat(total, 1), vec(QUAD, "i8")), "i32")
+        return stored * layout.value.mul
+
+    def _scale(self, group: Value) -> Value:
+        b, layout = self.b, self.layout
+        bytes_ = layout.scale_bits // 8
+        at = self.base + (group * layout.scale_bytes + self.lane * bytes_ + layout.scales_offset)
+        if layout.scale_bits == 32:
+            return b.load_as(self.w, at, "f32")
+        return b.half_to_float(b.load_as(self.w, at, "i16"))
+
+    def _zero(self, group: Value) -> Value:
+        """What to subtract from the unsigned stored value, i32."""
+        b, layout = self.b, self.layout
+        offset = b.const(layout.value.offset + (128 if layout.value.signed else 0), "i32")
+        if layout.symmetric:
+            return offset
+        at = self.base + (group * PANEL + self.lane + layout.zeros_offset)
+        return offset + b.zext(b.load(self.w, at), "i32")
