@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -163,15 +164,66 @@ def test_run_inside_an_openmp_region(tmp_path: Path, counting: Path) -> None:
 @pytest.mark.parametrize("cores", [1, 2])
 def test_more_threads_than_cores(counting: Path, cores: int) -> None:
     code = f"""
-import os, sys
+import os, sys, time
 os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:{cores}])
 import abqc, numpy as np
 usual = os.sched_getaffinity(0)
+before = set(os.listdir("/proc/self/task"))
 model = abqc.load({str(counting)!r}, threads=4)
 for _ in range(20):
     assert model.run([np.arange(200)])[0] == 0
-for task in os.listdir("/proc/self/task"):
-    assert os.sched_getaffinity(int(task)) == usual
+assert all(os.sched_getaffinity(int(task)) == usual for task in before)
+model.close()
+while set(os.listdir("/proc/self/task")) != before:  # OpenMP's end after their region
+    time.sleep(0.01)
 print("ran")
 """
     assert run_program([sys.executable, "-c", code]).stdout == "ran\n"
+
+
+def test_threads_go_with_the_model(counting: Path) -> None:
+    def threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    before = threads()
+    with abqc.load(counting, threads=2) as model:
+        for count in 2, 4, 1, 3, 3:
+            assert model.run([np.arange(100)], threads=count)[0] == 0
+        assert threads() > before
+    deadline = time.monotonic() + 30
+    while threads() > before:  # OpenMP's end after their region
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_signals_reach_the_host(counting: Path) -> None:
+    """The model's threads take no signals from the host's own."""
+    code = f"""
+import abqc, os, signal, sys, threading, numpy as np
+caught, before = [], set(os.listdir("/proc/self/task"))
+signal.signal(signal.SIGUSR1, lambda *_: caught.append(threading.current_thread()))
+model = abqc.load({str(counting)!r}, threads=4)
+for _ in range(50):
+    model.run([np.arange(300)])
+    os.kill(os.getpid(), signal.SIGUSR1)
+    model.run([np.arange(300)])
+for task in set(os.listdir("/proc/self/task")) - before:
+    blocked = open(f"/proc/self/task/{{task}}/status").read().split("SigBlk:")[1].split()[0]
+    assert int(blocked, 16) >> (signal.SIGUSR1 - 1) & 1
+print(len(caught))
+"""
+    assert run_program([sys.executable, "-c", code]).stdout == "50\n"
+
+
+def test_fork_with_a_model_loaded(counting: Path) -> None:
+    code = f"""
+import abqc, os, numpy as np
+model = abqc.load({str(counting)!r}, threads=2)
+assert model.run([np.arange(300)])[0] == 0
+child = os.fork()
+assert model.run([np.arange(300)])[0] == 0
+model.close()
+if child:
+    print(os.waitpid(child, 0)[1])
+"""
+    assert run_program([sys.executable, "-c", code]).stdout == "0\n"

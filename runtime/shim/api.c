@@ -86,6 +86,7 @@ static int32_t choose_isa(const char *asked, abqc_isa *isa) {
 
 static void destroy_context(abqc_ctx *ctx) {
     if (!ctx) return;
+    abqc_team_close(&ctx->team);
     abqc_arena_destroy(&ctx->arena);
     free(ctx->views);
     free(ctx->view_ready);
@@ -135,8 +136,7 @@ static void check_all_given(abqc_ctx *ctx) {
                       abqc_meta.info.outputs[i].name);
 }
 
-static void lead(void *context) {
-    abqc_ctx *ctx = context;
+static void call_host(abqc_ctx *ctx) {
     if (setjmp(ctx->escape)) return; /* abqc_fail() has set the status */
     int32_t code = abqc_host_main(ctx);
     if (code) abqc_fail(ctx, ABQC_E_INTERNAL, "the model's host function returned %d", (int)code);
@@ -152,7 +152,9 @@ static int32_t run_in_context(abqc_ctx *ctx, int32_t threads) {
     memset(ctx->slots, 0, sizeof *ctx->slots * (size_t)info->output_count);
     abqc_arena_begin(&ctx->arena);
     ctx->status = ABQC_OK;
-    abqc_team_run(&ctx->team, threads, lead, ctx);
+    if (!abqc_team_begin(&ctx->team, threads))
+        return abqc_error(ABQC_E_MEMORY, "cannot start %d threads", (int)threads);
+    call_host(ctx);
     if (ctx->status) abqc_release_outputs(ctx);
     return ctx->status;
 }

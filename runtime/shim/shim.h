@@ -3,6 +3,7 @@
 #ifndef ABQC_SHIM_H
 #define ABQC_SHIM_H
 
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -60,27 +61,33 @@ void abqc_arena_destroy(abqc_arena *arena);
 void *abqc_arena_alloc(abqc_arena *arena, size_t bytes); /* NULL: out of memory */
 bool abqc_arena_free(abqc_arena *arena, void *data);     /* false: not a block in use */
 
-/* ---- team.c: the threads of a run ---- */
+/* ---- team.c: the threads of a context ---- */
+
+typedef struct abqc_worker abqc_worker;
 
 typedef struct {
     /* High half: number of the launch; low half: chunks of it that nobody has taken. */
     _Alignas(ABQC_CACHE_LINE) _Atomic uint64_t work;
     _Alignas(ABQC_CACHE_LINE) _Atomic int32_t done; /* finished chunks of this launch */
     _Alignas(ABQC_CACHE_LINE) _Atomic int32_t sleepers;
-    _Atomic int32_t entered, left; /* workers that have entered and left the region */
-    _Atomic int32_t leader_cpu;
-    atomic_bool closed;
+    _Atomic uint32_t closed;
     /* The launch. Stable while a chunk of it is taken and not done. */
     _Alignas(ABQC_CACHE_LINE) abqc_kernel kernel;
     const uint64_t *args;
     int64_t grid;
     int32_t chunks;
-    int32_t size; /* threads, the leader included */
+    int32_t size;    /* threads of this run, the leader included */
+    int32_t threads; /* of the open region, its keeper included; 0: none is open */
+    int32_t avoided; /* the core that sleeping workers keep off; -1: none */
+    int32_t process; /* that opened the region */
+    pthread_t keeper;
+    abqc_worker *workers; /* by OpenMP's thread number */
 } abqc_team;
 
-/* Calls lead(context) on this thread while up to threads - 1 others serve its launches. */
-void abqc_team_run(abqc_team *team, int32_t threads, void (*lead)(void *), void *context);
+/* Before a run on `threads` threads, this one included. false: no thread could be made. */
+bool abqc_team_begin(abqc_team *team, int32_t threads);
 void abqc_team_launch(abqc_team *team, abqc_kernel kernel, int64_t grid, const uint64_t *args);
+void abqc_team_close(abqc_team *team);
 
 /* ---- tensor.c: DLTensors against the signature ---- */
 

@@ -1,66 +1,48 @@
-/* The threads of a run.
+/* The threads of a context.
  *
- * They come from OpenMP: one parallel region spans the whole run. Its thread 0, the caller, is the
- * leader and executes the host function; the others wait for its launches. A launch is cut into
- * chunks that all threads take from one counter, the leader too, so a thread that comes late costs
- * nothing: others have done its share.
+ * They come from OpenMP: a parallel region stays open while the context lives. Its workers wait for
+ * launches; the thread that opened it, the keeper, sleeps. The thread that runs the host function is
+ * the leader. A launch is cut into chunks that all take from one counter, the leader too, so a worker
+ * that comes late costs nothing: others have done its share.
  *
- * Where workers run is left to the kernel, with one exception. In a virtual machine it takes halted
- * cores for busy ones, and wakes a worker on the leader's core while others idle. Queued behind
- * the leader the worker starts milliseconds late; and after the region libgomp lets it spin there,
- * which keeps the leader from running. So the leader yields once to workers that are not there yet,
- * and a worker that finds itself on the leader's core, or goes to sleep, takes that core out of its
- * affinity until it leaves the region. */
+ * A region for every run would be simpler, but a region ends when its last worker has come and gone.
+ * On a machine with other work that is milliseconds after the run, although nothing waits for that
+ * worker's help. Between regions libgomp also spins for milliseconds before it sleeps.
+ *
+ * Where workers run is left to the kernel, with one exception: a sleeping worker's affinity leaves
+ * out the leader's core. In a virtual machine the kernel takes halted cores for busy ones and would
+ * wake it there, behind the leader, while other cores idle. */
 
 #define _GNU_SOURCE
 #include <linux/futex.h>
+#include <pthread.h>
 #include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "shim.h"
 
+struct abqc_worker {
+    int32_t id;      /* the kernel's */
+    cpu_set_t usual; /* its affinity, as OpenMP set it */
+    atomic_bool present;
+};
+
 /* libgomp's entry points, as compilers call them. */
 extern void GOMP_parallel(void (*region)(void *), void *data, unsigned threads, unsigned flags);
 extern int omp_get_thread_num(void);
-extern int omp_get_num_threads(void);
 
 enum {
     CHUNKS_PER_THREAD = 4, /* enough to even out a disturbed core */
-    SPINS = 200,           /* pauses before yielding: a few microseconds */
-    AWAKE_NS = 200 * 1000  /* yielding before sleeping: some wake-ups */
+    SPIN_NS = 40 * 1000,   /* before yielding, which on a busy machine costs a time slice */
+    AWAKE_NS = 250 * 1000  /* before sleeping */
 };
-
-typedef struct {
-    abqc_team *team;
-    void (*lead)(void *);
-    void *context;
-} region_data;
-
-/* A worker's affinity, while it is narrowed. */
-typedef struct {
-    bool narrowed;
-    cpu_set_t usual;
-} placement;
-
-static void avoid_leader(const abqc_team *team, placement *place) {
-    int32_t leader = atomic_load_explicit(&team->leader_cpu, memory_order_relaxed);
-    if (place->narrowed || leader < 0 || leader >= CPU_SETSIZE) return;
-    if (sched_getaffinity(0, sizeof place->usual, &place->usual) != 0) return;
-    cpu_set_t others = place->usual;
-    CPU_CLR((size_t)leader, &others);
-    if (CPU_COUNT(&others) > 0)
-        place->narrowed = sched_setaffinity(0, sizeof others, &others) == 0;
-}
-
-static void restore_affinity(const placement *place) {
-    if (place->narrowed) sched_setaffinity(0, sizeof place->usual, &place->usual);
-}
 
 static uint32_t launch_of(uint64_t work) { return (uint32_t)(work >> 32); }
 static uint32_t chunks_of(uint64_t work) { return (uint32_t)work; }
-static void pause_cpu(void) { __builtin_ia32_pause(); }
 
 static int64_t now_ns(void) {
     struct timespec t;
@@ -68,39 +50,63 @@ static int64_t now_ns(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+/* Pauses or, after a while, yields; returns how long it has been since `start`. */
+static int64_t wait_a_little(int64_t start) {
+    int64_t waited = now_ns() - start;
+    if (waited > SPIN_NS) sched_yield();
+    else for (int i = 0; i < 4; i++) __builtin_ia32_pause();
+    return waited;
+}
+
 /* The half of team->work that changes with every launch (x86 is little-endian). */
 static uint32_t *launch_word(abqc_team *team) { return (uint32_t *)&team->work + 1; }
 
-static void sleep_until_launch(abqc_team *team, uint32_t seen) {
-    atomic_fetch_add(&team->sleepers, 1);
-    if (launch_of(atomic_load(&team->work)) == seen)
-        syscall(SYS_futex, launch_word(team), FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
-    atomic_fetch_sub(&team->sleepers, 1);
+static void sleep_while(uint32_t *word, uint32_t value) {
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
+}
+
+static void wake(uint32_t *word, int32_t count) {
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, count, NULL, NULL, 0);
+}
+
+/* Takes the leader's core out of the workers' affinity, where that leaves one. */
+static void avoid_leader(abqc_team *team) {
+    int32_t leader = sched_getcpu();
+    if (leader < 0 || leader >= CPU_SETSIZE || leader == team->avoided) return;
+    bool all = true;
+    for (int32_t i = 1; i < team->threads; i++) {
+        const abqc_worker *worker = &team->workers[i];
+        bool present = atomic_load_explicit(&worker->present, memory_order_acquire);
+        all &= present;
+        if (!present) continue;
+        cpu_set_t others = worker->usual;
+        CPU_CLR((size_t)leader, &others);
+        if (CPU_COUNT(&others) > 0) sched_setaffinity(worker->id, sizeof others, &others);
+    }
+    if (all) team->avoided = leader;
 }
 
 static void wake_sleepers(abqc_team *team, int32_t count) {
-    if (atomic_load(&team->sleepers) > 0)
-        syscall(SYS_futex, launch_word(team), FUTEX_WAKE_PRIVATE, count, NULL, NULL, 0);
+    if (atomic_load(&team->sleepers) == 0) return;
+    avoid_leader(team);
+    wake(launch_word(team), count);
 }
 
 /* Spins, then yields, then sleeps until the launch after `seen` is there. */
-static void await_launch(abqc_team *team, uint32_t seen, placement *place) {
-    for (int i = 0; i < SPINS; i++) {
+static void await_launch(abqc_team *team, uint32_t seen) {
+    int64_t start = now_ns();
+    do {
         if (launch_of(atomic_load_explicit(&team->work, memory_order_relaxed)) != seen) return;
-        pause_cpu();
-    }
-    int64_t deadline = now_ns() + AWAKE_NS;
-    while (now_ns() < deadline) {
-        sched_yield();
-        if (launch_of(atomic_load_explicit(&team->work, memory_order_relaxed)) != seen) return;
-    }
-    avoid_leader(team, place);
-    while (launch_of(atomic_load(&team->work)) == seen) sleep_until_launch(team, seen);
+    } while (wait_a_little(start) < AWAKE_NS);
+    atomic_fetch_add(&team->sleepers, 1);
+    while (launch_of(atomic_load(&team->work)) == seen) sleep_while(launch_word(team), seen);
+    atomic_fetch_sub(&team->sleepers, 1);
 }
 
 static void await_count(_Atomic int32_t *counter, int32_t value) {
-    for (int i = 0; atomic_load_explicit(counter, memory_order_acquire) < value; i++)
-        i < SPINS ? pause_cpu() : (void)sched_yield();
+    if (atomic_load_explicit(counter, memory_order_acquire) >= value) return;
+    int64_t start = now_ns();
+    while (atomic_load_explicit(counter, memory_order_acquire) < value) wait_a_little(start);
 }
 
 /* Takes chunks until none is left. Compare-and-swap on launch number and remaining chunks together:
@@ -146,55 +152,65 @@ void abqc_team_launch(abqc_team *team, abqc_kernel kernel, int64_t grid, const u
     await_count(&team->done, chunks);
 }
 
-static void follow(abqc_team *team) {
+static void follow(abqc_team *team, abqc_worker *self) {
     uint32_t seen = 0;
-    placement place = {.narrowed = false};
-    if (sched_getcpu() == team->leader_cpu) avoid_leader(team, &place);
-    atomic_fetch_add_explicit(&team->entered, 1, memory_order_release);
+    self->id = (int32_t)syscall(SYS_gettid);
+    if (sched_getaffinity(0, sizeof self->usual, &self->usual) == 0)
+        atomic_store_explicit(&self->present, true, memory_order_release);
     for (;;) {
         take_chunks(team);
-        if (atomic_load(&team->closed)) break;
-        await_launch(team, seen, &place);
+        if (atomic_load(&team->closed)) return;
+        await_launch(team, seen);
         seen = launch_of(atomic_load(&team->work));
     }
-    restore_affinity(&place);
-    atomic_fetch_add_explicit(&team->left, 1, memory_order_release);
-}
-
-/* Lets workers in that wait for the leader's core. Costs next to nothing where none does. */
-static void admit(abqc_team *team) {
-    for (int i = 0; i < SPINS / 4; i++) {
-        if (atomic_load_explicit(&team->entered, memory_order_acquire) == team->size - 1) return;
-        pause_cpu();
-    }
-    sched_yield();
-}
-
-static void close_team(abqc_team *team) {
-    atomic_store(&team->closed, true);
-    publish(team, 0);
-    wake_sleepers(team, team->size - 1);
-    await_count(&team->left, team->size - 1);
 }
 
 static void region(void *data) {
-    region_data *r = data;
-    if (omp_get_thread_num() != 0) {
-        follow(r->team);
-        return;
-    }
-    r->team->size = omp_get_num_threads();
-    admit(r->team);
-    r->lead(r->context);
-    close_team(r->team);
+    abqc_team *team = data;
+    int thread = omp_get_thread_num();
+    if (thread > 0) follow(team, &team->workers[thread]);
+    else
+        while (!atomic_load(&team->closed)) sleep_while((uint32_t *)&team->closed, 0);
 }
 
-void abqc_team_run(abqc_team *team, int32_t threads, void (*lead)(void *), void *context) {
-    *team = (abqc_team){.size = 1, .leader_cpu = sched_getcpu()};
-    if (threads == 1) {
-        lead(context);
-        return;
+static void *keeper(void *data) {
+    abqc_team *team = data;
+    GOMP_parallel(region, team, (unsigned)team->threads, 0);
+    return NULL;
+}
+
+/* Signals are for the host's own threads: OpenMP's inherit the keeper's mask. */
+static bool start_keeper(abqc_team *team) {
+    sigset_t all, usual;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &usual);
+    bool started = pthread_create(&team->keeper, NULL, keeper, team) == 0;
+    pthread_sigmask(SIG_SETMASK, &usual, NULL);
+    return started;
+}
+
+void abqc_team_close(abqc_team *team) {
+    /* After a fork the child has the team's memory but not its threads. */
+    if (team->workers && team->process == getpid()) {
+        atomic_store(&team->closed, 1);
+        publish(team, 0);
+        wake(launch_word(team), INT32_MAX);
+        wake((uint32_t *)&team->closed, 1);
+        pthread_join(team->keeper, NULL);
     }
-    region_data data = {team, lead, context};
-    GOMP_parallel(region, &data, (unsigned)threads, 0);
+    free(team->workers);
+    *team = (abqc_team){.size = 1};
+}
+
+bool abqc_team_begin(abqc_team *team, int32_t threads) {
+    team->size = threads;
+    if (threads == 1) return true;
+    if (team->threads == threads && team->process == getpid()) return true;
+    abqc_team_close(team);
+    *team = (abqc_team){.size = threads, .threads = threads, .process = getpid(), .avoided = -1};
+    team->workers = calloc((size_t)threads, sizeof *team->workers);
+    if (team->workers && start_keeper(team)) return true;
+    free(team->workers);
+    *team = (abqc_team){.size = 1};
+    return false;
 }
