@@ -18,9 +18,7 @@ TO_TORCH = "func.func(convert-torch-onnx-to-torch)"
 # computes the sizes that ONNX keeps in tensors as scalars, which the second alone does not.
 TO_BACKEND_CONTRACT = (
     "func.func(torch-decompose-complex-ops,canonicalize)",
-    "torch-shape-refinement-pipeline",
     "func.func(torch-scalarize-shapes)",
-    "torch-shape-refinement-pipeline",
     "torch-refine-public-return",
     "func.func(canonicalize,torch-decompose-complex-ops,canonicalize)",
     "torch-lower-to-backend-contract",
