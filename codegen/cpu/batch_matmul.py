@@ -26,11 +26,12 @@ from .float_tile import (
     DEPTH_BLOCK,
     PANEL,
     TILE_PANELS,
-    BlockProduct,
+    Product,
     broadcast,
     ceil_div,
     load_columns,
     multiply_add,
+    stack_block,
     store_columns,
     sum_pairwise,
 )
@@ -178,13 +179,13 @@ def _emit_many_rows(name: str, transposed: bool, module: Any, isa: Isa) -> None:
         first = batch * m
         rows = first + row, first + b.min(row + ROW_BLOCK, m)
         columns = column, b.min(column + COLUMN_BLOCK, n)
-        product = BlockProduct(b, left, block, y, n, k)
+        product = Product(b, left, y, n, k)
         # A sum over no terms is zero too, so that there is one turn at least.
         with b.loop(0, b.max(k, 1), DEPTH_BLOCK) as depth:
             piece = depth.i, b.min(k - depth.i, DEPTH_BLOCK)
             copy(b, right, block, batch // group, piece, column, n, k)
             known = b.select(depth.i == 0, b.index(0), n)
-            product.add(rows, columns, piece, known)
+            product.add(rows, columns, piece, stack_block(b, block), known)
 
 
 def _copy(

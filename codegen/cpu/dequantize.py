@@ -23,11 +23,12 @@ from .float_tile import (
     COLUMN_BLOCK,
     DEPTH_BLOCK,
     PANEL,
-    BlockProduct,
+    Product,
     broadcast,
     ceil_div,
     load_columns,
     multiply_add,
+    stack_block,
     store_columns,
     sum_pairwise,
 )
@@ -214,11 +215,8 @@ def _emit_many_rows(name: str, layout: WeightLayout, module: Any, isa: Isa) -> N
         row, column = i // across * ROW_BLOCK, i % across * COLUMN_BLOCK
         rows = row, b.min(row + ROW_BLOCK, m)
         columns = column, b.min(column + COLUMN_BLOCK, n)
-        with b.loop(*columns, PANEL) as panels:
-            start = load_columns(b, bias, 0, panels.i, n)
-            with b.loop(*rows) as loop:
-                store_columns(b, start, y, loop.i * n, panels.i, n)
-        product = BlockProduct(b, x, block, y, n, k)
+        product = Product(b, x, y, n, k)
+        product.begin(rows, columns, bias)
 
         def segment(segment: Value, begin: Value, terms: Value) -> None:
             with b.loop(0, terms, DEPTH_BLOCK) as depth:
@@ -227,7 +225,7 @@ def _emit_many_rows(name: str, layout: WeightLayout, module: Any, isa: Isa) -> N
                     panel = _Panel(b, layout, w, panels.i // PANEL * layout.panel_bytes)
                     target = panels.i - column
                     _decode(panel, segment, (depth.i, count), block, target)
-                product.add(rows, columns, (begin + depth.i, count), n)
+                product.add(rows, columns, (begin + depth.i, count), stack_block(b, block))
 
         layout.reduction.emit_segments(b, segment)
 

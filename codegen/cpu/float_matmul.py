@@ -20,9 +20,9 @@ from ..strategy import Kernel, MatmulSpec, Variant
 from .float_tile import (
     COLUMN_BLOCK,
     PANEL,
+    Product,
     broadcast,
     ceil_div,
-    cover_block,
     load_columns,
     multiply_add,
     store_columns,
@@ -31,6 +31,7 @@ from .float_tile import (
 
 PANEL_BYTES = 4 * PANEL
 ROW_BLOCK = 64
+DEPTH = 1536  # of a piece of K
 ONE_ROW_COLUMNS = 2 * PANEL
 ONE_ROW_UNROLL = 8  # independent sums: FMA latency times FMAs a cycle
 PREFETCH_BYTES = 4096
@@ -86,10 +87,9 @@ class FloatMatmul:
 ARGUMENTS = [buffer("f32"), buffer("i8"), buffer("f32"), buffer("f32"), INDEX, INDEX]
 
 
-def _weight(b: Builder, w: Value, panel: Value, at: Value | int, k: int, ahead: int = 0) -> Value:
-    """Row `at` of panel `panel + ahead`."""
-    byte = (panel * k + at) * PANEL_BYTES + ahead * k * PANEL_BYTES
-    return b.load_as(w, byte, f"vector<{PANEL}xf32>")
+def _weight(b: Builder, w: Value, panel: Value, at: Value | int, k: int) -> Value:
+    """Row `at` of a panel."""
+    return b.load_as(w, (panel * k + at) * PANEL_BYTES, f"vector<{PANEL}xf32>")
 
 
 def _emit_one_row(name: str, k: int, module: Any, isa: Isa) -> None:
@@ -125,43 +125,25 @@ def _one_row_sums(b: Builder, x: Value, w: Value, panel: Value, k: int) -> list[
 
 
 def _emit_many_rows(name: str, k: int, module: Any, isa: Isa) -> None:
-    """Blocks of 64 rows and 48 columns: the block's panels stay in the cache for all its rows."""
+    """Blocks of 64 rows and 48 columns: what a piece of K needs of both stays in the cache."""
     with function(module, isa, name, ARGUMENTS) as (b, i, x, w, bias, y, m, n):
-        blocks = ceil_div(n, COLUMN_BLOCK)
-        row, column = i // blocks * ROW_BLOCK, i % blocks * COLUMN_BLOCK
-        row_end = b.min(row + ROW_BLOCK, m)
-        column_end = b.min(column + COLUMN_BLOCK, n)
+        across = ceil_div(n, COLUMN_BLOCK)
+        row, column = i // across * ROW_BLOCK, i % across * COLUMN_BLOCK
+        rows = row, b.min(row + ROW_BLOCK, m)
+        columns = column, b.min(column + COLUMN_BLOCK, n)
+        product = Product(b, x, y, n, k)
+        product.begin(rows, columns, bias)
+        size = piece_size(k)
+        with b.loop(0, k, size) as pieces:
+            terms = b.index(size) if k % size == 0 else b.min(k - pieces.i, b.index(size))
 
-        def tile(column: Value, panels: int, row: Value, rows: int) -> None:
-            _tile(b, (x, w, bias, y), row, rows, column, panels, n, k)
+            def weights(at: Value, block_column: Value) -> Value:
+                panel = (column + block_column) // PANEL
+                return _weight(b, w, panel, pieces.i + at, k)
 
-        cover_block(b, (row, row_end), (column, column_end), tile)
+            product.add(rows, columns, (pieces.i, terms), weights)
 
 
-def _tile(
-    b: Builder,
-    buffers: tuple[Value, Value, Value, Value],
-    row: Value,
-    rows: int,
-    column: Value,
-    panels: int,
-    n: Value,
-    k: int,
-) -> None:
-    """`rows` rows times `panels` panels, all of K, in registers."""
-    x, w, bias, y = buffers
-    panel, x_base = column // PANEL, row * k
-    start = [load_columns(b, bias, 0, column + p * PANEL, n) for p in range(panels)]
-    with b.loop(0, k, 1, start * rows) as loop:
-        vectors = [_weight(b, w, panel, loop.i, k, p) for p in range(panels)]
-        sums = []
-        for r in range(rows):
-            factor = broadcast(b, x, x_base + loop.i + r * k)
-            for p in range(panels):
-                total = loop.args[r * panels + p]
-                sums.append(multiply_add(b, factor, vectors[p], total))
-        loop.carry(*sums)
-    for r in range(rows):
-        for p in range(panels):
-            base = (row + r) * n
-            store_columns(b, loop.results[r * panels + p], y, base, column + p * PANEL, n)
+def piece_size(k: int) -> int:
+    """K in equal pieces of at most `DEPTH` terms, but for the last one."""
+    return -(-k // -(-k // DEPTH))

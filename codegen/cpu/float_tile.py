@@ -84,55 +84,72 @@ def cover_block(
         row_tiles(b, row, row_end, narrow, partial(tile, panels.i, 1))
 
 
-@dataclass(frozen=True)
-class BlockProduct:
-    """`y += x * block`, where `block`, `[DEPTH_BLOCK][48]` on the stack, is a piece of a matrix.
+# Row `at` of the piece, 16 columns from `column` of the block on.
+Weights = Callable[[Value, Value], Value]
 
-    `x` has rows of `k` elements, `y` of `n`; sums wait in `y` from one piece to the next.
+
+def stack_block(b: Builder, block: Value) -> Weights:
+    """Weights that lie as `[DEPTH_BLOCK][48]`."""
+    return lambda at, column: b.load(block, at * COLUMN_BLOCK + column, PANEL)
+
+
+@dataclass(frozen=True)
+class Product:
+    """`y += x * weights`, a piece of K at a time; sums wait in `y` meanwhile.
+
+    `x` has rows of `k` elements, `y` of `n`.
     """
 
     b: Builder
     x: Value
-    block: Value
     y: Value
     n: Value
     k: Value | int
+
+    def begin(self, rows: tuple[Value, Value], columns: tuple[Value, Value], bias: Value) -> None:
+        """y = bias; rows and columns by begin and end."""
+        b = self.b
+        with b.loop(*columns, PANEL) as panels:
+            start = load_columns(b, bias, 0, panels.i, self.n)
+            with b.loop(*rows) as loop:
+                store_columns(b, start, self.y, loop.i * self.n, panels.i, self.n)
 
     def add(
         self,
         rows: tuple[Value, Value],
         columns: tuple[Value, Value],
-        depth: tuple[Value, Value],
-        known: Value,
+        depth: tuple[Value | int, Value | int],
+        weights: Weights,
+        known: Value | None = None,
     ) -> None:
         """Add the products of a piece: rows and columns by begin and end, depth by begin and count.
 
-        Columns of y from `known` on hold no sums yet and count as zero.
+        Columns of y from `known` on hold no sums yet and count as zero; by default all do.
         """
 
         def tile(column: Value, panels: int, row: Value, height: int) -> None:
             places = [(r, p) for r in range(height) for p in range(panels)]
-            self._tile(row, places, column, column - columns[0], depth, known)
+            sums = self.n if known is None else known
+            self._tile((row, column), places, column - columns[0], depth, weights, sums)
 
         cover_block(self.b, rows, columns, tile)
 
     def _tile(
         self,
-        row: Value,
+        corner: tuple[Value, Value],
         places: Sequence[tuple[int, int]],
-        column: Value,
         block_column: Value,
-        depth: tuple[Value, Value],
+        depth: tuple[Value | int, Value | int],
+        weights: Weights,
         known: Value,
     ) -> None:
-        b, (begin, terms) = self.b, depth
+        b, (row, column), (begin, terms) = self.b, corner, depth
         height, panels = places[-1][0] + 1, places[-1][1] + 1
         y_at = [(row + r) * self.n for r in range(height)]
         x_at = [(row + r) * self.k + begin for r in range(height)]
         start = [load_columns(b, self.y, y_at[r], column + p * PANEL, known) for r, p in places]
         with b.loop(0, terms, 1, start) as loop:
-            at = loop.i * COLUMN_BLOCK + block_column
-            vectors = [b.load(self.block, at + p * PANEL, PANEL) for p in range(panels)]
+            vectors = [weights(loop.i, block_column + p * PANEL) for p in range(panels)]
             factors = [broadcast(b, self.x, base + loop.i) for base in x_at]
             sums = [
                 multiply_add(b, factors[r], vectors[p], total)
