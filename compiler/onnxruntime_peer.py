@@ -6,6 +6,7 @@ Quantized models are made once and cached in the temporary directory.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -78,10 +79,13 @@ def quantized(model: Path, kind: str) -> Path:
     target = _cache_directory(model, kind) / "model.onnx"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=target.parent.parent) as scratch:
+            logging.disable(logging.WARNING)  # its advice to preprocess
             try:
                 quantize(model, Path(scratch) / "model.onnx")
             except ImportError as error:
                 raise AbqcError(str(error), hint=INSTALL_QUANTIZER) from error
+            finally:
+                logging.disable(logging.NOTSET)
             target.parent.mkdir(exist_ok=True)
             for file in sorted(Path(scratch).iterdir(), reverse=True):
                 file.replace(target.parent / file.name)
