@@ -303,7 +303,7 @@ def test_isa_is_chosen_and_forced(monkeypatch) -> None:
     monkeypatch.setenv("ABQC_ISA", "plain")
     assert abqc.load(handmade.layer()).isa == "plain"
     monkeypatch.setenv("ABQC_ISA", "avx512")
-    with pytest.raises(ArtifactError, match=r"'avx512' was asked .* model has: avx2 plain"):
+    with pytest.raises(ArtifactError, match="no kernels for 'avx512'; it has: avx2 plain"):
         abqc.load(handmade.layer())
     monkeypatch.setenv("ABQC_ISA", "sse9")
     with pytest.raises(ArtifactError, match="unknown instruction set 'sse9'"):

@@ -60,24 +60,28 @@ static int32_t choose_threads(int32_t asked, int32_t *threads) {
     return check_threads(value, "ABQC_NUM_THREADS");
 }
 
-static int32_t choose_isa(const char *asked, abqc_isa *isa) {
-    const char *forced = asked ? asked : getenv("ABQC_ISA");
-    bool named = forced && *forced, known = false;
+static int32_t forced_isa(const char *name, abqc_isa *isa) {
     for (int i = 0; i < ABQC_ISA_COUNT; i++) {
-        bool wanted = !named || strcmp(forced, abqc_isa_name(i)) == 0;
-        known |= wanted;
-        if (!wanted || !abqc_meta.kernels[i] || !abqc_cpu_has(i)) continue;
+        if (strcmp(name, abqc_isa_name(i)) != 0) continue;
+        if (!abqc_meta.kernels[i])
+            return abqc_error(ABQC_E_ISA, "the model has no kernels for '%s'; it has: %s", name,
+                              abqc_meta.info.isas);
+        if (!abqc_cpu_has(i)) return abqc_error(ABQC_E_ISA, "this CPU lacks '%s'", name);
         *isa = i;
         return ABQC_OK;
     }
-    if (!known)
-        return abqc_error(ABQC_E_ISA, "unknown instruction set '%s', expected avx512, avx2 or plain",
-                          forced);
-    if (named)
-        return abqc_error(ABQC_E_ISA,
-                          "instruction set '%s' was asked for, but this CPU or this model does not "
-                          "have it; the model has: %s",
-                          forced, abqc_meta.info.isas);
+    return abqc_error(ABQC_E_ISA, "unknown instruction set '%s', expected avx512, avx2 or plain",
+                      name);
+}
+
+static int32_t choose_isa(const char *asked, abqc_isa *isa) {
+    const char *forced = asked ? asked : getenv("ABQC_ISA");
+    if (forced && *forced) return forced_isa(forced, isa);
+    for (int i = 0; i < ABQC_ISA_COUNT; i++) {
+        if (!abqc_meta.kernels[i] || !abqc_cpu_has(i)) continue;
+        *isa = i;
+        return ABQC_OK;
+    }
     return abqc_error(ABQC_E_ISA, "this CPU can run none of the model's instruction sets: %s",
                       abqc_meta.info.isas);
 }
