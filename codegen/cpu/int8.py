@@ -20,8 +20,8 @@ from .panel_matmul import PanelKernel
 from .panel_strategy import COLUMNS, PanelRows, PanelStrategy, activation_of
 from .quantize_row import LANES, RowCodes, RowScale, sweep
 
-# Largest M, rows of a grid index and rows of a register tile of each variant.
-ROW_VARIANTS = ((1, 1, 1), (4, 4, 4), (None, 48, 6))
+# Largest M and rows of a grid index of each variant.
+ROW_VARIANTS = ((1, 1), (None, 48))
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,6 @@ class Int8Strategy(PanelStrategy):
         format = activation_of(spec).format
         highest = format.qmax - format.qmin
         return [
-            (last, Int8Kernel(weight, row, (rows, COLUMNS), accumulators, tile_rows, highest))
-            for last, rows, tile_rows in ROW_VARIANTS
+            (last, Int8Kernel(weight, row, (rows, COLUMNS), accumulators, highest))
+            for last, rows in ROW_VARIANTS
         ]

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ...dialects.mlir import ir
 from ..builder import INDEX, Builder, Value, buffer, function, vec
 from ..isa import Isa
 from .panel_layout import PANEL, RowLayout, WeightLayout
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -89,14 +92,10 @@ class PanelBody:
                 b.min(panels.i + c, all_panels - 1) * self.weight.panel_bytes
                 for c in range(self.tile.panels)
             ]
-            self.panels(first_row, panels.i, offsets)
+            with b.loop(first_row, self.last_row, self.tile.rows) as rows:
+                self._tile(rows.i, panels.i, offsets)
 
-    def panels(self, first_row: Value, panel: Value, w_at: Sequence[Value]) -> None:
-        """All rows of the block by the tile's panels, which begin at `w_at`."""
-        with self.b.loop(first_row, self.last_row, self.tile.rows) as rows:
-            self._tile(rows.i, panel, w_at)
-
-    def rows_at(self, row: Value) -> list[Value]:
+    def _rows_at(self, row: Value) -> list[Value]:
         """Where the packed rows of a tile are; rows beyond the end repeat the last one."""
         b = self.b
         return [
@@ -107,15 +106,15 @@ class PanelBody:
     def _tile(self, row: Value, panel: Value, w_at: Sequence[Value]) -> None:
         """One register tile. Rows and panels beyond the end repeat the last one, unstored."""
         b = self.b
-        q_at = self.rows_at(row)
+        q_at = self._rows_at(row)
         if self.reduction.n_groups == 1:
             group = b.index(0)
             acc = self._group(q_at, w_at, group)
-            self.store_one_group(acc, row, panel, q_at, w_at)
+            self._store_one_group(acc, row, panel, q_at, w_at)
         elif self.kernel.accumulators:
             with b.loop(0, self.reduction.n_groups) as groups:
                 acc = self._group(q_at, w_at, groups.i)
-                self.store_accumulators(acc, row, panel, groups.i)
+                self._store_accumulators(acc, row, panel, groups.i)
         else:
             self._store_groups(row, panel, q_at, w_at)
 
@@ -144,9 +143,9 @@ class PanelBody:
         segment = group * self.reduction.segments_per_group + j
         terms = self.reduction.emit_terms(b, group, j)
         products = self.products(q_at, w_at, segment, terms)
-        return self.centre(products, q_at, w_at, group, segment, terms)
+        return self._centre_tile(products, q_at, w_at, group, segment, terms)
 
-    def centre(
+    def _centre_tile(
         self,
         products: list[list[Value]],
         q_at: Sequence[Value],
@@ -206,7 +205,7 @@ class PanelBody:
 
     # Results
 
-    def store_one_group(
+    def _store_one_group(
         self,
         acc: list[list[Value]],
         row: Value,
@@ -217,7 +216,7 @@ class PanelBody:
         """y = fma(s_a * s_w, float(acc), bias)."""
         b = self.b
         if self.kernel.accumulators:
-            self.store_accumulators(acc, row, panel, b.index(0))
+            self._store_accumulators(acc, row, panel, b.index(0))
             return
         for c in range(self.tile.panels):
             scale_w = self._scales(w_at[c], b.index(0))
@@ -234,11 +233,11 @@ class PanelBody:
         start = [b.const(0, vec(PANEL, "f32"))] * (self.tile.rows * self.tile.panels)
         with b.loop(0, self.reduction.n_groups, carry=start) as groups:
             acc = self._group(q_at, w_at, groups.i)
-            totals = self.add_group(split(groups.args, self.tile.panels), acc, w_at, groups.i)
+            totals = self._add_group(split(groups.args, self.tile.panels), acc, w_at, groups.i)
             groups.carry(*(total for line in totals for total in line))
-        self.store_totals(split(groups.results, self.tile.panels), row, panel, q_at)
+        self._store_totals(split(groups.results, self.tile.panels), row, panel, q_at)
 
-    def add_group(
+    def _add_group(
         self,
         totals: list[list[Value]],
         acc: list[list[Value]],
@@ -253,7 +252,7 @@ class PanelBody:
             for r, line in enumerate(totals)
         ]
 
-    def store_totals(
+    def _store_totals(
         self, totals: list[list[Value]], row: Value, panel: Value, q_at: Sequence[Value]
     ) -> None:
         """y = fma(s_a, totals, bias)."""
@@ -264,7 +263,7 @@ class PanelBody:
                 scale = b.splat(self._row_scale(q_at[r]), PANEL)
                 self._store(b.fma(scale, totals[r][c], bias), row, r, panel, c)
 
-    def store_accumulators(
+    def _store_accumulators(
         self, acc: list[list[Value]], row: Value, panel: Value, group: Value
     ) -> None:
         for r in range(self.tile.rows):
@@ -302,5 +301,6 @@ class PanelBody:
         return self.b.load_as(self.q, q_at + self.row.scale_offset, "f32")
 
 
-def split(values: Sequence[Value], width: int) -> list[list[Value]]:
+def split(values: Sequence[T], width: int) -> list[list[T]]:
+    """Runs of `width` values."""
     return [list(values[i : i + width]) for i in range(0, len(values), width)]
