@@ -15,6 +15,7 @@ a block of 256 x 48 elements is copied, transposed if need be, to the stack and 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -58,6 +59,19 @@ def _block(i: Value, m: Value, n: Value, rows: int, columns: int) -> tuple[Value
     return i // across // down, i // across % down * rows, i % across * columns
 
 
+@dataclass(frozen=True)
+class _Matrix:
+    """A row-major matrix of `columns` columns that begins at element `base` of `data`."""
+
+    data: Value
+    base: Value
+    columns: Value
+
+    def row(self, i: Value) -> Value:
+        """The element where row `i` begins."""
+        return self.base + i * self.columns
+
+
 # One row
 
 
@@ -65,14 +79,13 @@ def _emit_sum_of_rows(name: str, module: Any, isa: Isa) -> None:
     """`y = sum over k of a[k] * b[k, :]`, 64 columns at a time where there are so many."""
     with function(module, isa, name, ARGUMENTS) as (b, i, left, right, y, m, n, k, group):
         batch, row, column = _block(i, m, n, 1, ONE_ROW_COLUMNS)
-        left_base = (batch * m + row) * k
-        right_base, y_base = batch // group * k * n, (batch * m + row) * n
+        a = _Matrix(left, (batch * m + row) * k, k)
+        matrix = _Matrix(right, batch // group * k * n, n)
+        y_base = (batch * m + row) * n
 
         def panels(column: Value, count: int) -> None:
             unroll = ONE_ROW_PANELS // count
-            sums = _sum_rows(
-                b, (left, left_base), (right, right_base), column, (count, unroll), n, k
-            )
+            sums = _sum_rows(b, a, matrix, column, count, unroll)
             for p in range(count):
                 total = sum_pairwise(sums[p * unroll : (p + 1) * unroll])
                 store_columns(b, total, y, y_base, column + p * PANEL, n)
@@ -86,25 +99,18 @@ def _emit_sum_of_rows(name: str, module: Any, isa: Isa) -> None:
 
 
 def _sum_rows(
-    b: Builder,
-    left: tuple[Value, Value],
-    right: tuple[Value, Value],
-    column: Value,
-    shape: tuple[int, int],
-    n: Value,
-    k: Value,
+    b: Builder, a: _Matrix, matrix: _Matrix, column: Value, panels: int, unroll: int
 ) -> list[Value]:
     """Partial sums `[panels][unroll]`; number j of a panel has the terms k = j modulo unroll."""
-    (a, a_base), (w, w_base) = left, right
-    panels, unroll = shape
+    n, k = matrix.columns, a.columns
 
     def add(sums: Sequence[Value], at: Value, count: int) -> list[Value]:
         result = list(sums)
         for j in range(count):
-            factor = broadcast(b, a, a_base + at + j)
+            factor = broadcast(b, a.data, a.base + at + j)
             for p in range(panels):
-                vector = load_columns(b, w, w_base + (at + j) * n, column + p * PANEL, n)
-                slot = p * unroll + j
+                row, slot = matrix.row(at + j), p * unroll + j
+                vector = load_columns(b, matrix.data, row, column + p * PANEL, n)
                 result[slot] = multiply_add(b, factor, vector, result[slot])
         return result
 
@@ -125,8 +131,9 @@ def _emit_dot_products(name: str, module: Any, isa: Isa) -> None:
     with function(module, isa, name, ARGUMENTS) as (b, i, left, right, y, m, n, k, group):
         batch, row, column = _block(i, m, n, 1, ONE_ROW_COLUMNS)
         a_base, y_base = (batch * m + row) * k, (batch * m + row) * n
+        matrix = _Matrix(right, batch // group * n * k, k)
         with b.loop(column, b.min(column + ONE_ROW_COLUMNS, n), lanes) as columns:
-            bases = _row_bases(b, columns.i, lanes, batch // group, n, k)
+            bases = _row_bases(b, matrix, columns.i, lanes, n)
             whole = k // lanes * lanes
             zeros = [b.const(0.0, f"vector<{lanes}xf32>")] * lanes
             with b.loop(0, whole, lanes, zeros) as loop:
@@ -148,11 +155,9 @@ def _emit_dot_products(name: str, module: Any, isa: Isa) -> None:
             b.store(total, y, y_base + columns.i, b.mask(lanes, n - columns.i))
 
 
-def _row_bases(
-    b: Builder, column: Value, count: int, matrix: Value, n: Value, k: Value
-) -> list[Value]:
-    """Where rows `column` .. `column + count` of an n x k matrix begin; the last row beyond it."""
-    return [(matrix * n + b.min(column + j, n - 1)) * k for j in range(count)]
+def _row_bases(b: Builder, matrix: _Matrix, row: Value, count: int, rows: Value) -> list[Value]:
+    """Where rows `row` .. `row + count` begin; the last of all `rows` for those behind it."""
+    return [matrix.row(b.min(row + j, rows - 1)) for j in range(count)]
 
 
 def sum_lanes(b: Builder, vectors: Sequence[Value]) -> Value:
@@ -179,58 +184,45 @@ def _emit_many_rows(name: str, transposed: bool, module: Any, isa: Isa) -> None:
         first = batch * m
         rows = first + row, first + b.min(row + ROW_BLOCK, m)
         columns = column, b.min(column + COLUMN_BLOCK, n)
+        matrix = _Matrix(right, batch // group * k * n, k if transposed else n)
         product = Product(b, left, y, n, k)
         # A sum over no terms is zero too, so that there is one turn at least.
         with b.loop(0, b.max(k, 1), DEPTH_BLOCK) as depth:
             piece = depth.i, b.min(k - depth.i, DEPTH_BLOCK)
-            copy(b, right, block, batch // group, piece, column, n, k)
+            copy(b, matrix, block, piece, column, n)
             known = b.select(depth.i == 0, b.index(0), n)
             product.add(rows, columns, piece, stack_block(b, block), known)
 
 
 def _copy(
-    b: Builder,
-    source: Value,
-    block: Value,
-    matrix: Value,
-    depth: tuple[Value, Value],
-    column: Value,
-    n: Value,
-    k: Value,
+    b: Builder, source: _Matrix, block: Value, depth: tuple[Value, Value], column: Value, n: Value
 ) -> None:
     """Rows of a k x n matrix to `[terms][48]`, filled up with zeros."""
     begin, terms = depth
     with b.loop(0, terms) as loop:
-        base = (matrix * k + begin + loop.i) * n
+        base = source.row(begin + loop.i)
         for p in range(TILE_PANELS):
             # A panel that lies behind the matrix has an empty mask.
-            vector = load_columns(b, source, base, column + p * PANEL, n)
+            vector = load_columns(b, source.data, base, column + p * PANEL, n)
             b.store(vector, block, loop.i * COLUMN_BLOCK + p * PANEL)
 
 
 def _copy_transposed(
-    b: Builder,
-    source: Value,
-    block: Value,
-    matrix: Value,
-    depth: tuple[Value, Value],
-    column: Value,
-    n: Value,
-    k: Value,
+    b: Builder, source: _Matrix, block: Value, depth: tuple[Value, Value], column: Value, n: Value
 ) -> None:
     """Rows of an n x k matrix to columns of `[terms][48]`; the last row repeated behind the end."""
     begin, terms = depth
     lanes = b.isa.lanes(32)
     with b.loop(0, b.min(n - column, COLUMN_BLOCK), lanes) as columns:
-        bases = _row_bases(b, column + columns.i, lanes, matrix, n, k)
+        bases = [base + begin for base in _row_bases(b, source, column + columns.i, lanes, n)]
         whole = terms // lanes * lanes
         with b.loop(0, whole, lanes) as loop:
-            rows = [b.load(source, base + begin + loop.i, lanes) for base in bases]
+            rows = [b.load(source.data, base + loop.i, lanes) for base in bases]
             for j, vector in enumerate(transpose(b, rows)):
                 b.store(vector, block, (loop.i + j) * COLUMN_BLOCK + columns.i)
         with b.loop(whole, terms) as rest:
             for j, base in enumerate(bases):
-                value = b.load(source, base + begin + rest.i)
+                value = b.load(source.data, base + rest.i)
                 b.store(value, block, rest.i * COLUMN_BLOCK + columns.i + j)
 
 

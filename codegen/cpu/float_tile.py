@@ -66,13 +66,12 @@ def sum_pairwise(values: Sequence[Value]) -> Value:
     return values[0]
 
 
+Span = tuple[Value, Value]  # begin, end
 Tile = Callable[[Value, int, Value, int], None]  # column, panels, row, rows
 
 
-def cover_block(
-    b: Builder, rows: tuple[Value, Value], columns: tuple[Value, Value], tile: Tile
-) -> None:
-    """Cover rows and columns (begin, end; at most 48 columns) with register tiles."""
+def cover_block(b: Builder, rows: Span, columns: Span, tile: Tile) -> None:
+    """Cover rows and columns (at most 48) with register tiles."""
     (row, row_end), (column, column_end) = rows, columns
     wide, narrow = TILE_ROWS[b.isa.name]
     if wide:
@@ -106,8 +105,8 @@ class Product:
     n: Value
     k: Value | int
 
-    def begin(self, rows: tuple[Value, Value], columns: tuple[Value, Value], bias: Value) -> None:
-        """y = bias; rows and columns by begin and end."""
+    def begin(self, rows: Span, columns: Span, bias: Value) -> None:
+        """y = bias."""
         b = self.b
         with b.loop(*columns, PANEL) as panels:
             start = load_columns(b, bias, 0, panels.i, self.n)
@@ -116,13 +115,13 @@ class Product:
 
     def add(
         self,
-        rows: tuple[Value, Value],
-        columns: tuple[Value, Value],
+        rows: Span,
+        columns: Span,
         depth: tuple[Value | int, Value | int],
         weights: Weights,
         known: Value | None = None,
     ) -> None:
-        """Add the products of a piece: rows and columns by begin and end, depth by begin and count.
+        """Add the products of a piece of K, `depth` being its begin and number of terms.
 
         Columns of y from `known` on hold no sums yet and count as zero; by default all do.
         """
