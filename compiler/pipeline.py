@@ -36,8 +36,8 @@ QUANTIZE = (
     "decompose-conv",
     "resolve-dims",
     "func.func(resolve-shaped-type-result-dims,linalg-fuse-elementwise-ops,canonicalize,cse)",
-    "decompose-gather",
     "pack-layouts",
+    "decompose-gather",
     TIDY,  # packs of one activation for several matmuls become one
 )
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from abqc.dialects import abq
 from abqc.dialects.mlir import affine, arith, func, ir, linalg, memref, scf
 
-from .infrastructure import Unit, constant_index, defining_op, register, walk
+from .infrastructure import Unit, constant_index, defining_op, register, users, walk
 from .launch import launch
 from .resolve_dims import index
 
@@ -35,12 +35,17 @@ def outline_kernels(module: ir.Operation, unit: Unit) -> None:
     library = _Library(unit)
     for op in walk(module, "memref.copy"):
         _copy_to_generic(op)
-    generics = walk(module, "linalg.generic")
-    for op in generics:
+    for op in walk(module, "linalg.generic"):
         _inline_scalar_inputs(op)
-    for op in generics:
-        if op not in library.erased:
-            _outline(module, op, library)
+    for op in filter(_reduces, walk(module, "linalg.generic")):
+        _outline(module, op, library)
+    # What is left are no reductions, nor fills that a reduction has taken over.
+    for op in walk(module, "linalg.generic"):
+        _outline(module, op, library)
+
+
+def _reduces(op: ir.Operation) -> bool:
+    return any("reduction" in str(kind) for kind in ir.ArrayAttr(op.attributes["iterator_types"]))
 
 
 def _copy_to_generic(op: ir.Operation) -> None:
@@ -82,7 +87,6 @@ class _Library:
     def __init__(self, unit: Unit) -> None:
         self.unit = unit
         self.by_text: dict[str, str] = {}
-        self.erased: list[ir.Operation] = []  # fills that a reduction took over
 
     def adopt(self, kernel: func.FuncOp) -> str:
         """Keep the kernel, or erase it if an equal one exists; its name either way."""
@@ -130,7 +134,6 @@ def _outline(module: ir.Operation, op: ir.Operation, library: _Library) -> None:
         name = library.adopt(kernel)
         launch(module, name, grid, arguments)
     if nest.fill is not None:
-        library.erased.append(nest.fill)
         nest.fill.erase()
     op.erase()
 
@@ -204,35 +207,40 @@ def _keep_small_axes_inside(nest: _Nest) -> None:
 
 
 def _preceding_fill(nest: _Nest) -> tuple[ir.Operation | None, ir.Value | None]:
-    """The fill (a generic without inputs) of the output right before, if nothing came between."""
+    """The fill (a generic without inputs) of the output before `nest`, and what it fills with.
+
+    None where anything else touches the output between: a launch, a view, code in a region.
+    """
     if nest.n_outputs != 1:
         return None, None
-    output = nest.operands[-1]
-    found = None
-    for use in output.uses:
-        user = use.owner.operation
-        if user.block != nest.op.block or user == nest.op:
+    found: tuple[ir.Operation | None, ir.Value | None] = None, None
+    for user in users(nest.operands[-1]):
+        op = user.operation
+        if op == nest.op or op.name == "memref.dim":
             continue
-        if user.name == "func.call" and _precedes(user, nest.op):
-            return None, None
-        if user.name != "linalg.generic":
+        outer = _ancestor_in(nest.op.block, op)
+        if outer is None or not outer.is_before_in_block(nest.op):
             continue
-        constant = _fill_constant(user)
-        if constant is not None and _precedes(user, nest.op):
-            if found is not None:
-                return None, None
-            found = (user, constant)
-        elif _precedes(user, nest.op):
+        constant = _fill_constant(op) if op.block == nest.op.block else None
+        if constant is None or found[0] is not None:
             return None, None
-    return found if found is not None else (None, None)
+        found = op, constant
+    return found
 
 
-def _precedes(a: ir.Operation, b: ir.Operation) -> bool:
-    return a.is_before_in_block(b)
+def _ancestor_in(block: ir.Block, op: ir.Operation) -> ir.Operation | None:
+    """The operation of `block` that is `op` or has it inside; None where there is none."""
+    current: ir.Operation | None = op
+    while current is not None and current.block != block:
+        current = None if current.parent is None else current.parent.operation
+        if current is not None and current.name == "func.func":
+            return None
+    return current
 
 
 def _fill_constant(op: ir.Operation) -> ir.Value | None:
-    if len(_buffers(op)) != 1:
+    """The constant that an operation writes everywhere, None if it does anything else."""
+    if op.name != "linalg.generic" or len(_buffers(op)) != 1:
         return None
     body = list(op.regions[0].blocks[0].operations)
     if len(body) != 1:
@@ -445,6 +453,7 @@ class _Body:
             for old, new in zip(self.nest.arguments, arguments, strict=True)
             if new is not None
         }
+        accumulating = self._accumulating()
         for inner in block.operations:
             op = inner.operation
             if op.name == "linalg.yield":
@@ -452,8 +461,21 @@ class _Body:
             if op.name == "linalg.index":
                 mapping[op.results[0]] = self.ivs[ir.IntegerAttr(op.attributes["dim"]).value]
                 continue
-            mapping.update(zip(op.results, self._clone_op(op, mapping), strict=True))
+            results = self._clone_op(op, mapping)
+            if self.nest.register and op.name in _FLAGS:
+                _relax(results[0].owner, accumulates=op in accumulating)
+            mapping.update(zip(op.results, results, strict=True))
         raise AssertionError("a linalg body ends in linalg.yield")
+
+    def _accumulating(self) -> set[ir.Operation]:
+        """The operations of the body that depend on what was accumulated so far."""
+        carried = set(self.nest.arguments[len(self.nest.arguments) - self.nest.n_outputs :])
+        found: set[ir.Operation] = set()
+        for inner in self.nest.op.regions[0].blocks[0].operations:
+            if any(operand in carried for operand in inner.operation.operands):
+                carried.update(inner.operation.results)
+                found.add(inner.operation)
+        return found
 
     def _clone_op(self, op: ir.Operation, mapping: dict[ir.Value, ir.Value]) -> list[ir.Value]:
         inside = {r for inner in walk(op) for r in inner.results} | {
@@ -472,8 +494,6 @@ class _Body:
             for i, operand in enumerate(inner.operands):
                 if operand in mapping or operand in self.inside:
                     inner.operands[i] = self._map(operand, mapping)
-        if self.nest.register and clone.name in _REASSOCIATED:
-            clone.attributes["fastmath"] = _fastmath(clone.name)
         return list(clone.results)
 
     def _map(self, value: ir.Value, mapping: dict[ir.Value, ir.Value]) -> ir.Value:
@@ -487,15 +507,19 @@ class _Body:
         return mapping[value]
 
 
-_EXTREMES = {"arith.maximumf", "arith.minimumf"}
-_REASSOCIATED = {"arith.addf", "arith.mulf", *_EXTREMES}
+# Flags with which LLVM vectorizes a reduction: of the operation that accumulates, of others. A
+# maximum needs no `nnan`, so that a NaN in a row is not lost; its zero may have either sign.
+_FLAGS = {
+    "arith.addf": ("reassoc,contract", "contract"),
+    "arith.mulf": ("reassoc,contract", "contract"),
+    "arith.maximumf": ("nsz", "none"),
+    "arith.minimumf": ("nsz", "none"),
+}
 
 
-def _fastmath(name: str) -> ir.Attribute:
-    """What lets LLVM vectorize a reduction. A maximum may lose a NaN here; the value that was NaN
-    still meets every later sum, so a row with one still ends as NaN where it matters (softmax)."""
-    flags = "reassoc,nnan,nsz" if name in _EXTREMES else "reassoc,contract"
-    return ir.Attribute.parse(f"#arith.fastmath<{flags}>")
+def _relax(op: ir.Operation, *, accumulates: bool) -> None:
+    flags = _FLAGS[op.name][not accumulates]
+    op.attributes["fastmath"] = ir.Attribute.parse(f"#arith.fastmath<{flags}>")
 
 
 def _is_used(value: ir.Value) -> bool:

@@ -8,6 +8,7 @@ and `cse` merges them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from abqc.dialects import abq
@@ -18,16 +19,27 @@ from abqc.errors import ModelError
 from .infrastructure import Unit, defining_op, register, walk
 
 
+@dataclass(frozen=True)
+class _Packed:
+    """Where a stored weight went."""
+
+    node: str
+    strategy: str
+    spec: Any
+    symbol: str
+
+
 @register
 def pack_layouts(module: ir.Operation, unit: Unit) -> None:
     """Choose a strategy for every matmul and put its layouts into the types."""
     matmuls = [op for op in walk(module, "abq.matmul") if not abq.is_packed(op.opview.w)]
+    packed: dict[str, _Packed] = {}
     for done, op in enumerate(matmuls):
-        _pack_matmul(op, unit)
+        _pack_matmul(op, packed, unit)
         if unit.progress is not None:
             unit.progress("pack weights", done + 1, len(matmuls))
     for op in walk(module, "abq.gather"):
-        _pack_table(op, unit)
+        _pack_table(op, packed, unit)
 
 
 def _weight_symbol(value: ir.Value) -> str:
@@ -51,7 +63,7 @@ def _activation(x: ir.Value) -> tuple[ir.Value, Scheme | None, int, ir.Operation
     return source, parse_scheme(text), 0, quantize
 
 
-def _pack_matmul(op: ir.Operation, unit: Unit) -> None:
+def _pack_matmul(op: ir.Operation, packed: dict[str, _Packed], unit: Unit) -> None:
     view = op.opview
     node = ir.StringAttr(view.node).value
     n, k = abq.shape(view.w)
@@ -76,6 +88,9 @@ def _pack_matmul(op: ir.Operation, unit: Unit) -> None:
             view.result.type,
             bias=view.bias,
         )
+        encoding = unit.encodings.get(symbol)
+        source = encoding.source if encoding else symbol
+        packed[source] = _Packed(node, strategy.name, spec, stats["symbol"])
         names = [ir.StringAttr.get(v.kernel.name) for v in variants]
         limits = [v.max_rows if v.max_rows is not None else 0 for v in variants]
         new.operation.attributes["kernels"] = ir.ArrayAttr.get(names)
@@ -151,29 +166,44 @@ def _pack_weight(
     }
 
 
-def _pack_table(op: ir.Operation, unit: Unit) -> None:
+def _pack_table(op: ir.Operation, packed: dict[str, _Packed], unit: Unit) -> None:
+    """Give a gather its kernel.
+
+    1. A table that is a matmul's weight too (a head tied to the embedding) is read from the
+       matmul's panels: it is stored once, in the format of the matmul.
+    2. A quantized table is packed by rows.
+    3. A float table stays for decompose-gather.
+    """
     view = op.opview
     rows, columns = abq.shape(view.table)
     text = abq.code_format(view.table)
-    scheme = parse_scheme(text) if text else None
     symbol = _weight_symbol(view.table)
+    encoding = unit.encodings.get(symbol)
     node = ir.StringAttr(view.node).value
     index_bits = ir.IntegerType(abq.element(view.indices)).width
-    table = unit.target.gather(columns, scheme, _scale_bits(view.scale), index_bits)
-    packed_symbol = f"{symbol}.rows"
-    encoding = unit.encodings.get(symbol)
-    if packed_symbol not in unit.store:
-        weight = _encode(encoding, unit, node) if encoding else unit.store.get(symbol)
-        unit.store.add(packed_symbol, table.pack(weight))
-    unit.kernels[table.kernel.name] = table.kernel
+    tied = packed.get(encoding.source if encoding else symbol)
+    kernel = None
+    if tied is not None and index_bits == 64 and not tied.spec.hadamard_block:
+        kernel = unit.target.panel_gather(tied.strategy, tied.spec)
+    if tied is not None and kernel is not None:
+        packed_symbol, scheme, why = tied.symbol, tied.spec.weight, f"tied to '{tied.node}'"
+    elif text is not None:
+        scheme, why = parse_scheme(text), "rows"
+        table = unit.target.gather(columns, scheme, _scale_bits(view.scale), index_bits)
+        kernel, packed_symbol = table.kernel, f"{symbol}.rows"
+        if packed_symbol not in unit.store:
+            unit.store.add(packed_symbol, table.pack(_encode(encoding, unit, node)))
+    else:
+        return
+    unit.kernels[kernel.name] = kernel
     size = unit.store.shape(packed_symbol)[0]
     with ir.InsertionPoint(op), op.location:
-        layout = abq.PackedType.get(ir.StringAttr.get(table.kernel.name))
+        layout = abq.PackedType.get(ir.StringAttr.get(kernel.name))
         blob = abq.WeightOp(
             ir.StringAttr.get(packed_symbol), ir.RankedTensorType.get([size], layout)
         ).result
         new = abq.GatherOp(blob, view.indices, op.attributes["node"], view.result.type)
-        new.operation.attributes["kernel"] = ir.StringAttr.get(table.kernel.name)
+        new.operation.attributes["kernel"] = ir.StringAttr.get(kernel.name)
         new.operation.attributes["rows"] = ir.IntegerAttr.get(ir.IndexType.get(), rows)
     op.results[0].replace_all_uses_with(new.result)
     op.erase()
@@ -187,8 +217,8 @@ def _pack_table(op: ir.Operation, unit: Unit) -> None:
             "activation": "f32",
             "rotated": 0,
             "strategy": "gather",
-            "why": "the only one",
-            "bytes": size,
+            "why": why,
+            "bytes": 0 if tied is not None and packed_symbol == tied.symbol else size,
             "bpw": round(size * 8 / (rows * columns), 4),
             "symbol": packed_symbol,
         }

@@ -50,8 +50,9 @@ class Encoding:
 @register
 def quantize(module: ir.Operation, unit: Unit) -> None:
     """Give every matmul and table the formats that the recipe asks for."""
+    tables = _tables(module, unit)
     for op in walk(module, "abq.matmul"):
-        _quantize_matmul(op, unit)
+        _quantize_matmul(op, tables, unit)
     for op in walk(module, "abq.conv"):
         _quantize_conv(op, unit)
     for op in walk(module, "abq.gather"):
@@ -92,7 +93,28 @@ def _weight(symbol: str, type_: ir.Type) -> ir.Value:
     return abq.WeightOp(ir.StringAttr.get(symbol), type_).result
 
 
-def _quantize_matmul(op: ir.Operation, unit: Unit) -> None:
+def _tables(module: ir.Operation, unit: Unit) -> dict[str, Scheme]:
+    """The formats of quantized tables by symbol.
+
+    A head tied to its embedding takes the table's format and no rotation, so that the table is
+    stored once: 8 bits per row are 8 bits per output channel.
+    """
+    schemes: dict[str, Scheme] = {}
+    for op in walk(module, "abq.gather"):
+        symbol = _symbol(op.opview.table)
+        scheme = _table_scheme(op, unit)
+        if symbol is not None and scheme is not None:
+            schemes[symbol] = scheme
+    return schemes
+
+
+def _table_scheme(op: ir.Operation, unit: Unit) -> Scheme | None:
+    rows, columns = abq.shape(op.opview.table)
+    recipe = _resolve(unit, _node(op), "gather")
+    return recipe.weight if rows * columns >= SMALL_TABLE else None
+
+
+def _quantize_matmul(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) -> None:
     node, symbol = _node(op), _symbol(op.operands[1])
     view = op.opview
     if symbol is None or abq.code_format(view.w) is not None:
@@ -102,9 +124,10 @@ def _quantize_matmul(op: ir.Operation, unit: Unit) -> None:
     weight_scheme = imported.scheme if imported is not None and not recipe.rotate else recipe.weight
     if weight_scheme is None:
         return
+    weight_scheme = tables.get(symbol, weight_scheme)
     n, k = abq.shape(view.w)
     block = 0
-    if recipe.rotate:
+    if recipe.rotate and symbol not in tables:
         if recipe.activation is None:
             raise RecipeError(
                 f"{recipe.rule} rotates activations that stay float",
@@ -227,12 +250,11 @@ def _quantize_gather(op: ir.Operation, unit: Unit) -> None:
     view = op.opview
     if symbol is None or view.scale is not None:
         return
-    recipe = _resolve(unit, _node(op), "gather")
-    rows, columns = abq.shape(view.table)
-    if recipe.weight is None or rows * columns < SMALL_TABLE:
+    scheme = _table_scheme(op, unit)
+    if scheme is None:
         return
     with ir.InsertionPoint(op), op.location:
-        encoding = Encoding(symbol, recipe.weight, 0, recipe.search)
+        encoding = Encoding(symbol, scheme)
         codes, scale, zero = _codes(encoding, abq.shape(view.table), unit)
         new = abq.GatherOp(
             codes, view.indices, op.attributes["node"], view.result.type, scale=scale, zero=zero

@@ -13,6 +13,7 @@ from ..cpu.bitplane import BitplaneStrategy
 from ..cpu.dequantize import Dequantize
 from ..cpu.float_matmul import FloatMatmul
 from ..cpu.gather import TableLayout, table_layout
+from ..cpu.gather_panels import panel_gather_kernel
 from ..cpu.int8 import Int8Strategy
 from ..cpu.pack_activations import measure_kernel
 from ..isa import ALL, Isa
@@ -106,3 +107,7 @@ class CpuTarget:
     ) -> TableLayout:
         """The layout and the kernel of a table whose rows are gathered."""
         return table_layout(columns, scheme, scale_bits=scale_bits, index_bits=index_bits)
+
+    def panel_gather(self, strategy: str, spec: MatmulSpec) -> Kernel | None:
+        """The kernel that gathers rows from a matmul's packed weight; None if there is none."""
+        return panel_gather_kernel(strategy, spec)
