@@ -76,6 +76,18 @@ def test_all_pairs(isa):
 
 
 @pytest.mark.parametrize("isa", FORMS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("bits", [6, 7, 8])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_extreme_codes_do_not_saturate(isa, bits, sign):
+    """All products of one sign at the largest magnitudes: 6 bits just fit VPMADDUBSW, 7 do not."""
+    case = Case.random(STRATEGY, isa, f"w{bits}:channel", "a8", 2, 16, 64)
+    format = case.weight.scheme.format
+    case.weight.codes[:] = format.qmax if sign > 0 else format.qmin
+    case.x[:] = 1.0
+    case.check_accumulators()
+
+
+@pytest.mark.parametrize("isa", FORMS, ids=lambda isa: isa.name)
 def test_long_k_is_summed_in_64_bits(isa):
     """Groups above 32768 terms, at the largest magnitudes, overflow int32 unless they are split."""
     case = Case.random(STRATEGY, isa, "w8:channel:asym", "a8", 2, 3, 70_001)
