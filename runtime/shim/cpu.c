@@ -81,11 +81,29 @@ static int32_t quota_cores(void) {
     return (int32_t)((quota + period - 1) / period);
 }
 
+/* Is a logical processor the first of its core's that is in the set? Kernels that fill the vector
+ * units gain nothing from a second thread on a core. */
+static bool stands_for_core(int cpu, const cpu_set_t *set) {
+    char path[80];
+    int first = cpu;
+    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
+    FILE *file = fopen(path, "re");
+    if (!file) return true;
+    if (fscanf(file, "%d", &first) != 1 || first < 0 || first >= CPU_SETSIZE) first = cpu;
+    fclose(file);
+    return first == cpu || !CPU_ISSET((size_t)first, set);
+}
+
 static int32_t affinity_cores(void) {
     cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-    long online = sysconf(_SC_NPROCESSORS_ONLN);
-    return online > 0 ? (int32_t)online : 1;
+    if (sched_getaffinity(0, sizeof set, &set) != 0) {
+        long online = sysconf(_SC_NPROCESSORS_ONLN);
+        return online > 0 ? (int32_t)online : 1;
+    }
+    int32_t cores = 0;
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+        if (CPU_ISSET((size_t)cpu, &set) && stands_for_core(cpu, &set)) cores++;
+    return cores;
 }
 
 int32_t abqc_usable_cores(void) {
