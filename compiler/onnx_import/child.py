@@ -19,10 +19,8 @@ import onnx
 from abqc.dialects.mlir import ir, make_context
 
 from .lower import Refused, lower
-from .plan import Plan
+from .plan import REFUSED, Plan
 from .single import single_node_models
-
-REFUSED = 3
 
 
 def main(mode: str, directory: Path) -> int:

@@ -26,17 +26,25 @@ Rule = Callable[[Model, NodeProto], Constant | None]
 
 
 def fold_constants(model: Model, work_dir: Path) -> None:
-    """Replaces every node whose inputs are all constant by the constants it makes."""
+    """Replaces every node whose inputs are all constant by the constants it makes.
+
+    Types are inferred again for as long as that makes more sizes known.
+    """
     spool = _Spool(work_dir / "folded")
-    kept = []
-    for node in model.nodes:
-        results = _fold(model, node, spool)
-        if results is None:
-            kept.append(node)
-        else:
-            model.constants.update(zip(node.output, results, strict=False))
-    model.nodes = kept
-    model.drop_dead_nodes()
+    while True:
+        model.infer_types()
+        kept = []
+        for node in model.nodes:
+            results = _fold(model, node, spool)
+            if results is None:
+                kept.append(node)
+            else:
+                model.constants.update(zip(node.output, results, strict=False))
+        unchanged = len(kept) == len(model.nodes)
+        model.nodes = kept
+        model.drop_dead_nodes()
+        if unchanged:
+            return
 
 
 def _fold(model: Model, node: NodeProto, spool: _Spool) -> list[Constant] | None:
@@ -44,6 +52,8 @@ def _fold(model: Model, node: NodeProto, spool: _Spool) -> list[Constant] | None
         return None
     if any(True for _ in subgraphs(node)):
         return None
+    if node.op_type in STATIC and (size := STATIC[node.op_type](model, node)) is not None:
+        return [size]
     if any(name and name not in model.constants for name in node.input):
         return None
     if not node.input and node.op_type != "Constant":
@@ -55,6 +65,22 @@ def _fold(model: Model, node: NodeProto, spool: _Spool) -> list[Constant] | None
     if result is not None:
         return [result]
     return _evaluate(model, node, spool)
+
+
+def _shape(model: Model, node: NodeProto) -> Constant | None:
+    """The shape of a tensor, where all that is asked for is static."""
+    shape = model.shape(node.input[0])
+    if shape is None:
+        return None
+    part = shape[slice(attribute(node, "start", 0), attribute(node, "end", None))]
+    return None if None in part else from_array(np.array(part, np.int64))
+
+
+def _size(model: Model, node: NodeProto) -> Constant | None:
+    shape = model.shape(node.input[0])
+    if shape is None or None in shape:
+        return None
+    return from_array(np.array(np.prod(shape, dtype=np.int64), np.int64))
 
 
 def _evaluate(model: Model, node: NodeProto, spool: _Spool) -> list[Constant] | None:
@@ -107,7 +133,6 @@ class _Spool:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._count = 0
 
     def constant(self, array: np.ndarray, elem_type: int = 0) -> Constant:
         elem_type = elem_type or helper.np_dtype_to_tensor_dtype(array.dtype)
@@ -115,8 +140,7 @@ class _Spool:
         if array.nbytes <= GROWTH or not array.dtype.isbuiltin:
             return from_array(array.copy(), elem_type)
         self._directory.mkdir(exist_ok=True)
-        file = self._directory / f"{self._count}.npy"
-        self._count += 1
+        file = self._directory / f"{len(list(self._directory.iterdir()))}.npy"
         np.save(file, array)
         return Constant(tuple(array.shape), elem_type, lambda: np.load(file, mmap_mode="r"))
 
@@ -200,6 +224,8 @@ def _multiply(model: Model, node: NodeProto) -> Constant | None:
             return dequantized(spread, values.shape)
     return None
 
+
+STATIC: dict[str, Rule] = {"Shape": _shape, "Size": _size}
 
 LAZY: dict[str, Rule] = {
     "Constant": _constant,

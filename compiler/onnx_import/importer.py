@@ -12,7 +12,7 @@ from .check import check_model
 from .constants import Constant
 from .fold import fold_constants
 from .fuse_conv import fuse_convolutions
-from .inline import inline_functions
+from .inline import expand_operators, inline_functions
 from .load import load_model
 from .model import SMALL, Model, infer_shapes
 from .normalize import drop_identities, normalize
@@ -68,11 +68,11 @@ def import_model(
 def prepare(model: Model, work: Path) -> None:
     """All rewrites on the ONNX side, in order."""
     model.drop_dead_nodes()
-    model.infer_types()
+    model.drop_false_types()
     fold_constants(model, work)
     upgrade_opset(model)
+    expand_operators(model)
     drop_identities(model)
-    model.infer_types()
     fold_constants(model, work)
     fuse_convolutions(model)
     normalize(model)

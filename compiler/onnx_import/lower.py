@@ -102,15 +102,18 @@ def _run(module: ir.Module, pipeline: str) -> None:
 
 def _refuse_unconverted(module: ir.Module) -> None:
     """What the first conversion leaves as `torch.operator` fails later, with a worse message."""
+    left: list[tuple[str, str | None]] = []  # an exception would not come through `walk` as it is
 
     def visit(op: ir.Operation) -> ir.WalkResult:
         name = ir.StringAttr(op.attributes["name"]).value if op.name == "torch.operator" else ""
         if name.startswith("onnx."):
-            node = node_name(op.location)
-            raise Refused(f"operator {name.removeprefix('onnx.')} is not supported here", node)
+            left.append((name, node_name(op.location)))
+            return ir.WalkResult.INTERRUPT
         return ir.WalkResult.ADVANCE
 
     module.operation.walk(visit)
+    for name, node in left:
+        raise Refused(f'name = "{name}" has no conversion', node)
 
 
 def _drop_arguments(module: ir.Module, count: int) -> None:

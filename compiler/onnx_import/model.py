@@ -89,6 +89,18 @@ class Model:
         values = (*graph.input, *graph.value_info, *graph.output)
         self.types = {value.name: value.type for value in values}
 
+    def drop_false_types(self) -> None:
+        """Forgets what the model says of values between nodes where inference knows better.
+
+        Exporters get such shapes wrong; where inference does not get far, they are a help.
+        """
+        declared = list(self.shell.graph.value_info)
+        del self.shell.graph.value_info[:]
+        self.infer_types()
+        self.shell.graph.value_info.extend(
+            value for value in declared if _agree(value.type, self.types.get(value.name))
+        )
+
     def drop_dead_nodes(self) -> None:
         """Removes nodes and constants that no output needs."""
         needed = set(self.output_names)
@@ -99,6 +111,23 @@ class Model:
                 needed.update(read_names(node))
         self.nodes = kept[::-1]
         self.constants = {n: c for n, c in self.constants.items() if n in needed}
+
+
+def _agree(declared: TypeProto, inferred: TypeProto | None) -> bool:
+    """Whether a tensor can have both types."""
+    if inferred is None:
+        return True
+    a, b = declared.tensor_type, inferred.tensor_type
+    if a.elem_type != b.elem_type:
+        return False
+    if not a.HasField("shape") or not b.HasField("shape"):
+        return True
+    sizes = [
+        (x.dim_value, y.dim_value)
+        for x, y in zip(a.shape.dim, b.shape.dim, strict=False)
+        if x.HasField("dim_value") and y.HasField("dim_value")
+    ]
+    return len(a.shape.dim) == len(b.shape.dim) and all(x == y for x, y in sizes)
 
 
 def infer_shapes(proto: ModelProto) -> ModelProto:

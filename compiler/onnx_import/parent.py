@@ -12,8 +12,7 @@ from pathlib import Path
 import onnx
 from abqc.errors import ModelError
 
-from .child import REFUSED
-from .plan import Plan
+from .plan import REFUSED, Plan
 from .torch_to_abq import Used
 
 TIMEOUT = 900  # seconds; SmolLM2-135M takes 6
@@ -48,6 +47,8 @@ def refusal(message: str, node: str | None, plan: Plan, opset: int) -> ModelErro
     types = _TYPES.search(message)
     illegal = _ILLEGAL.search(message)
     subject = f"operator {op_type} (opset {opset})" if op_type else "the model"
+    if message.endswith("has no conversion"):
+        return ModelError(f"the ONNX front end has no conversion of {subject}", node=node)
     if illegal and operator and types:
         reason = f"in this form: {_short_types(types[1])}"
     elif illegal:

@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+REFUSED = 3  # exit code of the child process when the front end cannot lower the model
+
 
 @dataclass(frozen=True)
 class Weight:
