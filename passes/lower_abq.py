@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from abqc.dialects import abq
-from abqc.dialects.mlir import arith, bufferization, func, ir, memref, scf
+from abqc.dialects.mlir import arith, bufferization, cf, func, ir, memref, scf
 
-from .infrastructure import Unit, register, walk
+from .infrastructure import Unit, defining_op, register, walk
 from .launch import APPEND, declare, launch
 from .resolve_dims import dimension_or_query, index
 
@@ -244,13 +244,14 @@ def _batch_matmul(low: _Lowering, op: ir.Operation) -> None:
     shared, *_ = low.sizes(view.c)
     n = low.sizes(view.c)[1 if transposed else 2]
     y = low.allocate(product([batch, m, n]), ir.F32Type.get())
-    a, c = low.buffer(view.a), low.buffer(view.c)
+    a = low.buffer(view.a)
+    c, pitch = _matrices(low, view.c, arith.MulIOp(k, n).result)
     group = arith.DivUIOp(batch, arith.MaxUIOp(shared, index(1)).result).result
 
     def launch_variant(name: str) -> None:
         blocks = low.unit.kernels[name].block
         grid = product([ceil_div(s, b) for s, b in zip((batch, m, n), blocks, strict=True)])
-        low.launch(name, grid, [a, c, y, m, n, k, group])
+        low.launch(name, grid, [a, c, y, m, n, k, group, pitch])
 
     for variant in variants:
         low.unit.kernels[variant.kernel.name] = variant.kernel
@@ -258,6 +259,51 @@ def _batch_matmul(low: _Lowering, op: ir.Operation) -> None:
         m, [v.kernel.name for v in variants], [v.max_rows or 0 for v in variants], launch_variant
     )
     low.finish(op, y, [batch, m, n])
+
+
+def _matrices(
+    low: _Lowering, value: ir.Value, packed: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """The buffer of a batch of matrices and the distance between them.
+
+    A cache with room to grow, [B, H, T, D] inside [B, H, capacity, D], is read where it is.
+    """
+    cache = _cache_behind(value)
+    if cache is None:
+        return low.buffer(value), packed
+    _, _, *rest = memref.ExtractStridedMetadataOp(cache).operation.results
+    sizes, strides = rest[:4], rest[4:]
+    heads = arith.MulIOp(sizes[1], strides[1]).result
+    one = arith.CmpIOp(arith.CmpIPredicate.ule, sizes[0], index(1)).result
+    even = arith.CmpIOp(arith.CmpIPredicate.eq, strides[0], heads).result
+    rows = arith.CmpIOp(arith.CmpIPredicate.eq, strides[2], sizes[3]).result
+    few = arith.CmpIOp(arith.CmpIPredicate.ule, sizes[2], index(1)).result
+    cf.AssertOp(
+        arith.AndIOp(arith.OrIOp(one, even).result, arith.OrIOp(rows, few).result).result,
+        "a cache must be compact but for its capacity: [batch, heads, capacity, columns]",
+    )
+    element = ir.MemRefType(cache.type).element_type
+    flat = ir.MemRefType.get([abq.DYNAMIC], element)
+    length = arith.MulIOp(sizes[0], strides[0]).result
+    buffer = memref.ReinterpretCastOp(
+        flat, cache, [], [length], [], [0], [abq.DYNAMIC], [1]
+    ).result
+    return buffer, strides[1]
+
+
+def _cache_behind(value: ir.Value) -> ir.Value | None:
+    """The strided buffer [B, H, T, D] that `value`, [B * H, T, D], is a view of."""
+    collapse = defining_op(value)
+    if collapse is None or collapse.name != "tensor.collapse_shape":
+        return None
+    made = defining_op(collapse.operands[0])
+    if made is None or made.name != "bufferization.to_tensor":
+        return None
+    cache = made.operands[0]
+    type_ = ir.MemRefType(cache.type)
+    groups = [len(ir.ArrayAttr(g)) for g in ir.ArrayAttr(collapse.attributes["reassociation"])]
+    strided = isinstance(type_.layout, ir.StridedLayoutAttr)
+    return cache if strided and groups == [2, 1, 1] else None
 
 
 def _gather(low: _Lowering, op: ir.Operation) -> None:

@@ -102,10 +102,13 @@ def run_batch(isa: Isa, a: np.ndarray, b: np.ndarray, group: int) -> np.ndarray:
     y = []
     (batch, m, k), n = a.shape, b.shape[1]
     for transposed in (False, True):
-        stored = np.ascontiguousarray(b if transposed else b.swapaxes(1, 2)).reshape(-1)
+        pitch = n * k + 5  # room between the matrices, which holds what must not be read
+        stored = np.full((len(b), pitch), np.nan, np.float32)
+        stored[:, : n * k] = (b if transposed else b.swapaxes(1, 2)).reshape(len(b), -1)
+        stored = stored.reshape(-1)
         kernel = next(v.kernel for v in batch_matmul_kernels(transposed) if v.covers(m))
         out = np.full(batch * m * n + 16, np.nan, np.float32)
-        arguments = [a.reshape(-1), stored, out[:-16], m, n, k, group]
+        arguments = [a.reshape(-1), stored, out[:-16], m, n, k, group, pitch]
         batch_jit(isa, transposed).run(kernel.name, kernel.grid(batch, m, n), arguments)
         assert np.isnan(out[-16:]).all()
         y.append(out[:-16].reshape(batch, m, n))

@@ -1,10 +1,12 @@
 """Products of two activations in f32: `y[b] = a[b] * B[b / group]`, as attention needs them.
 
-    kernel (i, a: memref<?xf32>, b: memref<?xf32>, y: memref<?xf32>, m, n, k, group: index)
+    kernel (i, a: memref<?xf32>, b: memref<?xf32>, y: memref<?xf32>, m, n, k, group,
+            pitch: index)
 
 `a` is batch x m x k, `y` batch x m x n, both contiguous. `b` is `ceil(batch / group)` matrices,
 k x n, or n x k where `transposed`; `group` consecutive matrices of `a` share one of them (grouped
-queries; 1 where each has its own). All sizes are known at run time only. The grid is
+queries; 1 where each has its own); they begin `pitch` elements apart (k * n where they are packed,
+more in a cache with room to grow). All sizes are known at run time only. The grid is
 `kernel.grid(batch, m, n)`, its index running over columns first, then rows, then batches.
 
 With one row every element of `b` is used once, so that it is read in place and in order. With more,
@@ -41,7 +43,7 @@ ROW_BLOCK = 128
 ONE_ROW_PANELS = 4
 ONE_ROW_COLUMNS = ONE_ROW_PANELS * PANEL
 
-ARGUMENTS = [buffer("f32")] * 3 + [INDEX] * 4
+ARGUMENTS = [buffer("f32")] * 3 + [INDEX] * 5
 
 
 def batch_matmul_kernels(transposed: bool) -> tuple[Variant, ...]:
@@ -77,10 +79,10 @@ class _Matrix:
 
 def _emit_sum_of_rows(name: str, module: Any, isa: Isa) -> None:
     """`y = sum over k of a[k] * b[k, :]`, 64 columns at a time where there are so many."""
-    with function(module, isa, name, ARGUMENTS) as (b, i, left, right, y, m, n, k, group):
+    with function(module, isa, name, ARGUMENTS) as (b, i, left, right, y, m, n, k, group, pitch):
         batch, row, column = _block(i, m, n, 1, ONE_ROW_COLUMNS)
         a = _Matrix(left, (batch * m + row) * k, k)
-        matrix = _Matrix(right, batch // group * k * n, n)
+        matrix = _Matrix(right, batch // group * pitch, n)
         y_base = (batch * m + row) * n
 
         def panels(column: Value, count: int) -> None:
@@ -128,10 +130,10 @@ def _sum_rows(
 def _emit_dot_products(name: str, module: Any, isa: Isa) -> None:
     """`y[j] = a . b[j, :]`: as many dot products at a time as a register has lanes."""
     lanes = isa.lanes(32)
-    with function(module, isa, name, ARGUMENTS) as (b, i, left, right, y, m, n, k, group):
+    with function(module, isa, name, ARGUMENTS) as (b, i, left, right, y, m, n, k, group, pitch):
         batch, row, column = _block(i, m, n, 1, ONE_ROW_COLUMNS)
         a_base, y_base = (batch * m + row) * k, (batch * m + row) * n
-        matrix = _Matrix(right, batch // group * n * k, k)
+        matrix = _Matrix(right, batch // group * pitch, k)
         with b.loop(column, b.min(column + ONE_ROW_COLUMNS, n), lanes) as columns:
             bases = _row_bases(b, matrix, columns.i, lanes, n)
             whole = k // lanes * lanes
@@ -178,13 +180,13 @@ def sum_lanes(b: Builder, vectors: Sequence[Value]) -> Value:
 def _emit_many_rows(name: str, transposed: bool, module: Any, isa: Isa) -> None:
     """Blocks of 128 rows and 48 columns, 256 terms at a time; sums wait in `y` meanwhile."""
     copy = _copy_transposed if transposed else _copy
-    with function(module, isa, name, ARGUMENTS) as (b, i, left, right, y, m, n, k, group):
+    with function(module, isa, name, ARGUMENTS) as (b, i, left, right, y, m, n, k, group, pitch):
         block = b.alloca(DEPTH_BLOCK * COLUMN_BLOCK, "f32")
         batch, row, column = _block(i, m, n, ROW_BLOCK, COLUMN_BLOCK)
         first = batch * m
         rows = first + row, first + b.min(row + ROW_BLOCK, m)
         columns = column, b.min(column + COLUMN_BLOCK, n)
-        matrix = _Matrix(right, batch // group * k * n, k if transposed else n)
+        matrix = _Matrix(right, batch // group * pitch, k if transposed else n)
         product = Product(b, left, y, n, k)
         # A sum over no terms is zero too, so that there is one turn at least.
         with b.loop(0, b.max(k, 1), DEPTH_BLOCK) as depth:
