@@ -41,11 +41,11 @@ class CCompiler:
                 f"cannot start the C compiler '{self}': {error.strerror}"
             ) from error
         if result.returncode:
-            error = ToolchainError(
+            failure = ToolchainError(
                 f"the C compiler '{self}' failed to {purpose}: {_complaints(result.stderr)}"
             )
-            error.add_note(f"cd {directory} && {shlex.join(command)}\n{result.stderr}")
-            raise error
+            failure.add_note(f"cd {directory} && {shlex.join(command)}\n{result.stderr}")
+            raise failure
 
     def identity(self) -> str:
         """What names this compiler's output: its command and version."""
