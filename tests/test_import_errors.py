@@ -176,18 +176,23 @@ def test_shapes_that_do_not_match(tmp_path: Path) -> None:
     assert "product" in text
 
 
-def test_refused_operator_is_named(tmp_path: Path) -> None:
-    x = ("x", np.float32, [1, 2, 4, 8])
-    cache = ("c", np.float32, [1, 4, 4])
+def test_operator_without_conversion_is_named(tmp_path: Path) -> None:
+    text = refused(unary(node("Multinomial", "x", "y", "dice")), tmp_path)
+    assert "operator Multinomial (opset 17)" in text
+    assert text.endswith("(node 'dice')")
+
+
+def test_operator_without_lowering_is_named(tmp_path: Path) -> None:
     proto = models.model(
-        [node("RotaryEmbedding", "x c c", "y", "rotate")],
-        [x, cache],
-        [("y", np.float32, [1, 2, 4, 8])],
-        opset=23,
+        [node("Col2Im", "x image block", "y", "fold")],
+        [("x", np.float32, [1, 5, 5])],
+        [("y", np.float32, [1, 1, 5, 5])],
+        {"image": np.array([5, 5]), "block": np.array([1, 5])},
+        opset=18,
     )
     text = refused(proto, tmp_path)
-    assert "cannot lower operator RotaryEmbedding (opset 23) in this form" in text
-    assert text.endswith("(node 'rotate')")
+    assert "operator Col2Im (opset 18)" in text
+    assert text.endswith("(node 'fold')")
 
 
 def test_abort_of_the_front_end_names_the_node(tmp_path: Path) -> None:

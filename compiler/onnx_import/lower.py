@@ -36,6 +36,9 @@ TO_LINALG = (
     "func.func(convert-torch-to-arith)",
     "func.func(convert-torch-to-tensor)",
     "convert-torch-conversion-to-mlprogram",
+)
+
+FINALIZE = (
     "func.func(memref-expand,canonicalize,resolve-shaped-type-result-dims,cse)",
     "torch-func-backend-type-conversion",
     "func.func(canonicalize,torch-finalizing-backend-type-conversion)",
@@ -72,6 +75,8 @@ def lower(
     run(*TO_BACKEND_CONTRACT)
     used = take_weights(module, plan)
     run(*TO_LINALG)
+    _refuse_unlowered(module)
+    run(*FINALIZE)
     _drop_arguments(module, len(plan.weights))
     on_stage("resolve-dims")
     resolve_dims(module, plan.symbols, plan.inputs)
@@ -102,18 +107,29 @@ def _run(module: ir.Module, pipeline: str) -> None:
 
 def _refuse_unconverted(module: ir.Module) -> None:
     """What the first conversion leaves as `torch.operator` fails later, with a worse message."""
-    left: list[tuple[str, str | None]] = []  # an exception would not come through `walk` as it is
+    for op in _operations(module):
+        if op.name == "torch.operator":
+            name = ir.StringAttr(op.attributes["name"]).value
+            raise Refused(f'name = "{name}" has no conversion', node_name(op.location))
+
+
+def _refuse_unlowered(module: ir.Module) -> None:
+    """As before, of the last conversions."""
+    for op in _operations(module):
+        if op.name.startswith(("torch.aten.", "torch.prims.")):
+            types = ", ".join(str(operand.type) for operand in op.operands)
+            raise Refused(f"{op.name} of ({types}) has no lowering", node_name(op.location))
+
+
+def _operations(module: ir.Module) -> list[ir.Operation]:
+    operations: list[ir.Operation] = []
 
     def visit(op: ir.Operation) -> ir.WalkResult:
-        name = ir.StringAttr(op.attributes["name"]).value if op.name == "torch.operator" else ""
-        if name.startswith("onnx."):
-            left.append((name, node_name(op.location)))
-            return ir.WalkResult.INTERRUPT
+        operations.append(op)
         return ir.WalkResult.ADVANCE
 
     module.operation.walk(visit)
-    for name, node in left:
-        raise Refused(f'name = "{name}" has no conversion', node)
+    return operations
 
 
 def _drop_arguments(module: ir.Module, count: int) -> None:

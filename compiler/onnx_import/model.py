@@ -133,14 +133,30 @@ def _agree(declared: TypeProto, inferred: TypeProto | None) -> bool:
 def infer_shapes(proto: ModelProto) -> ModelProto:
     """ONNX's shape inference, which also tracks the values of shape tensors.
 
-    The shapes that the model declares for its outputs are not believed: exporters get them wrong.
+    The shapes that the model declares for its outputs are believed only where inference knows
+    none: exporters get them wrong.
     """
-    for value in proto.graph.output:
+    declared = {value.name: value.type.tensor_type.shape for value in proto.graph.output}
+    bare = ModelProto()
+    bare.CopyFrom(proto)
+    for value in bare.graph.output:
         value.type.tensor_type.ClearField("shape")
     try:
-        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True)
     except Exception as error:
         raise ModelError(f"ONNX shape inference failed: {first_line(error)}") from error
+    constants = {tensor.name: tensor.dims for tensor in inferred.graph.initializer}
+    inputs = {value.name: value.type.tensor_type.shape for value in inferred.graph.input}
+    for value in inferred.graph.output:
+        shape = value.type.tensor_type.shape
+        if value.name in constants:
+            for size in constants[value.name]:
+                shape.dim.add().dim_value = size
+            value.type.tensor_type.shape.SetInParent()
+        elif not value.type.tensor_type.HasField("shape"):
+            known = inputs.get(value.name) or declared[value.name]
+            value.type.tensor_type.shape.CopyFrom(known)
+    return inferred
 
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
