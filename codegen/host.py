@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-import llvmlite.binding as llvmlite
-
 from ..dialects.mlir import arith, func, ir, llvm, memref
 from ..errors import CompileError
 from ..passes.infrastructure import main_function, walk
@@ -72,11 +70,11 @@ def compile_host(
     text += _entry(inputs, list(zip(kept, outputs, strict=True)), text)
     machine = target_machine(PLAIN, optimize=False)
     compiled = parse(text, machine)
-    for value in [*compiled.global_variables, *compiled.functions]:
-        if value.is_declaration:
-            value.visibility = (
-                llvmlite.Visibility.hidden if hasattr(llvmlite, "Visibility") else "hidden"
-            )
+    for function in compiled.functions:
+        # Not the weights: they go through the global offset table, because more than 2 GB of them
+        # are out of reach of direct references. The linker relaxes what is near.
+        if function.is_declaration:
+            function.visibility = "hidden"
     return machine.emit_object(compiled)
 
 
