@@ -14,9 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from abqc.dialects import abq
-from abqc.dialects.mlir import arith, ir, linalg, tensor
+from abqc.dialects.mlir import arith, cf, ir, linalg, tensor
 
-from .infrastructure import Unit, defining_op, register, walk
+from .infrastructure import Unit, blame, defining_op, register, walk
 from .lower_reshape import reshape
 from .resolve_dims import dimension_or_query, index
 
@@ -113,7 +113,9 @@ class _Conv:
             extra = self.pads[i] + self.pads[self.spatial + i]
             reach = self.dilations[i] * (self.window[i] - 1) + 1
             span = arith.AddIOp(size, index(extra - reach)).result
-            steps = arith.DivSIOp(span, index(self.strides[i])).result
+            fits = arith.CmpIOp(arith.CmpIPredicate.sge, span, index(0)).result
+            cf.AssertOp(fits, f"{blame(self.op)}: the input is smaller than the window")
+            steps = arith.FloorDivSIOp(span, index(self.strides[i])).result
             sizes.append(arith.AddIOp(steps, index(1)).result)
         return sizes
 
@@ -159,11 +161,10 @@ class _Conv:
         static = [self.result_type.shape[0], *self.result_type.shape[2:]]
         product_type = ir.RankedTensorType.get([*static, n], ir.F32Type.get())
         view = self.op.opview
-        scales = {}
+        scales = {"w_scale": view.w_scale, "w_zero": view.w_zero}
         if self.quantize is not None:
             patches, scale, zero = self._quantize_patches(patches)
-            scales = {"x_scale": scale, "x_zero": zero}
-            scales |= {"w_scale": view.w_scale, "w_zero": view.w_zero}
+            scales |= {"x_scale": scale, "x_zero": zero}
         product = abq.MatmulOp(
             patches, flat, self.op.attributes["node"], product_type, bias=self.bias, **scales
         ).result
@@ -237,7 +238,7 @@ class _Conv:
         return generic.operation.results[0]
 
     def by_loops(self) -> ir.Value:
-        """Case 2: y[b, g, n, o...] += x[b, g, c, o * stride + w * dilation...] * w[g, n, c, w...]."""
+        """Case 2: y[b, g, n, o...] += x[b, g, c, o * stride + v * dilation...] w[g, n, c, v...]."""
         d, groups = self.spatial, self.groups
         n, c, *window = abq.shape(self.w)
         batch, sizes = dimension_or_query(self.x, 0), self.output_sizes()

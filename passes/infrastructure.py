@@ -2,13 +2,14 @@
 
 A pass is a function `pass_(module, unit)` registered under the name of its file, or the text of an
 upstream pipeline. `Unit` is the compilation that passes share: the weight store, the recipe, the
-notes that end up in the manifest. A failing pass becomes a `CompileError` that names the pass, those
-before it, and a file with the IR that it was given.
+notes that end up in the manifest. A failing pass becomes a `CompileError` that names the pass, the
+one before it, and a file with the IR that it was given.
 """
 
 from __future__ import annotations
 
 import importlib
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -25,11 +26,14 @@ REGISTRY: dict[str, PassFunction] = {}
 # One file a pass; the name on the command line is the file's with dashes.
 PASS_FILES = (
     "append_caches",
+    "check_sizes",
     "convert_batch_matmul",
     "decompose_concat",
     "decompose_conv",
     "decompose_gather",
     "fold_sizes",
+    "guard_divisions",
+    "guard_indices",
     "insert_frees",
     "lower_abq",
     "lower_reshape",
@@ -144,7 +148,8 @@ def _failure(
     ) as file:
         file.write(before if before is not None else module.get_asm(assume_verified=True))
     return CompileError(
-        f"pass {name} failed: {_describe(error)}; it ran after {done[-1] if done else 'no other pass'}",
+        f"pass {name} failed: {_describe(error)}; "
+        f"it ran after {done[-1] if done else 'no other pass'}",
         hint=f"the IR is in {file.name}; repeat with: abqc opt {file.name} --passes '{name}'",
     )
 
@@ -154,7 +159,7 @@ def _describe(error: Exception) -> str:
 
 
 def walk(root: ir.Operation, name: str | None = None) -> list[ir.Operation]:
-    """All operations below `root` in order, optionally of one name; safe to rewrite while iterating."""
+    """All operations below `root` in order, or those of one name; rewriting meanwhile is safe."""
     found: list[ir.Operation] = []
 
     def visit(op: ir.Operation) -> ir.WalkResult:
@@ -186,6 +191,21 @@ def defining_op(value: ir.Value) -> ir.Operation | None:
     """The operation that makes a value, None for block arguments."""
     owner = value.owner
     return None if isinstance(owner, ir.Block) else owner.operation
+
+
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)+)"')
+
+
+def node_name(op: ir.Operation) -> str | None:
+    """The ONNX node that an operation comes from, the first one where several were fused."""
+    match = _QUOTED.search(str(op.location))
+    return match[1] if match else None
+
+
+def blame(op: ir.Operation) -> str:
+    """How the message of a check at run time begins."""
+    name = node_name(op)
+    return f"node '{name}'" if name else "the model"
 
 
 def constant_index(value: ir.Value) -> int | None:
