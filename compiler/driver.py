@@ -52,7 +52,7 @@ def compile(
     work = Path(tempfile.mkdtemp(prefix="abqc-"))
     try:
         report("import", 0, 1)
-        imported = import_model(source, shapes=shapes or {}, work_dir=work)
+        imported = import_model(source, shapes=shapes or {}, work_dir=work, keep_codes=True)
         recipe.check_used({node.name: node.kind for node in imported.nodes})
         unit = Unit(
             store=imported.store,

@@ -25,26 +25,49 @@ SMALL_TABLE = 16384
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a stored weight becomes codes."""
+    """How a stored weight becomes codes; `imported` ones are kept as the model has them."""
 
     source: str
     scheme: Scheme
     hadamard_block: int = 0
     search: bool = False
+    imported: bool = False
 
     @property
     def symbol(self) -> str:
-        rotation = f".h{self.hadamard_block}" if self.hadamard_block else ""
-        return f"{self.source}.{self.scheme.text}{rotation}{'.search' if self.search else ''}"
+        """The name of the encoded weight: equal encodings of one weight have one."""
+        parts = [self.source, self.scheme.text]
+        if self.hadamard_block:
+            parts.append(f"h{self.hadamard_block}")
+        parts += [word for word in ("search", "imported") if getattr(self, word)]
+        return ".".join(parts)
 
     def encode(self, store: Any) -> QuantizedTensor:
-        imported = store.quantized(self.source)
-        if imported is not None and not self.hadamard_block:
-            return imported
+        """The codes; ValueError where the weight has none (NaN, infinities)."""
+        if self.imported:
+            return store.quantized(self.source)
         weight = store.get(self.source).reshape(store.shape(self.source)[0], -1)
         if self.hadamard_block:
             weight = hadamard.fold(weight, self.hadamard_block)
         return quantize_weight(weight, self.scheme, search=self.search)
+
+
+def _encoding(
+    symbol: str, scheme: Scheme | None, block: int, search: bool, unit: Unit
+) -> Encoding | None:
+    """How to encode a weight for which the recipe asks `scheme`; None if it stays float.
+
+    Weights that the model has as codes are kept exactly, unless the recipe asks for fewer bits or
+    a rotation changes them.
+    """
+    imported = unit.store.quantized(symbol)
+    if (
+        imported is not None
+        and not block
+        and (scheme is None or scheme.bits >= imported.scheme.bits)
+    ):
+        return Encoding(symbol, imported.scheme, imported=True)
+    return Encoding(symbol, scheme, block, search) if scheme is not None else None
 
 
 @register
@@ -79,8 +102,7 @@ def _codes(
     code = abq.CodeType.get(ir.StringAttr.get(scheme.text))
     codes = _weight(encoding.symbol, ir.RankedTensorType.get(shape, code))
     groups = [shape[0], scheme.n_groups(shape[1])]
-    imported = unit.store.quantized(encoding.source)
-    exact = imported is not None and imported.scale.dtype.itemsize == 4
+    exact = encoding.imported and encoding.encode(unit.store).scale.dtype.itemsize == 4
     scale_type = ir.F32Type.get() if exact else ir.F16Type.get()
     scale = _weight(encoding.symbol + ".scale", ir.RankedTensorType.get(groups, scale_type))
     if scheme.symmetric:
@@ -120,11 +142,6 @@ def _quantize_matmul(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) ->
     if symbol is None or abq.code_format(view.w) is not None:
         return
     recipe = _resolve(unit, node, "matmul")
-    imported = unit.store.quantized(symbol)
-    weight_scheme = imported.scheme if imported is not None and not recipe.rotate else recipe.weight
-    if weight_scheme is None:
-        return
-    weight_scheme = tables.get(symbol, weight_scheme)
     n, k = abq.shape(view.w)
     block = 0
     if recipe.rotate and symbol not in tables:
@@ -136,8 +153,11 @@ def _quantize_matmul(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) ->
             )
         block = hadamard.block_size(k)
         block = block if block > 1 else 0
+    scheme = tables.get(symbol, recipe.weight) if recipe.weight is not None else None
+    encoding = _encoding(symbol, scheme, block, recipe.search, unit)
+    if encoding is None:
+        return
     with ir.InsertionPoint(op), op.location:
-        encoding = Encoding(symbol, weight_scheme, block, recipe.search)
         codes, scale, zero = _codes(encoding, [n, k], unit)
         x, x_scale, x_zero = view.x, None, None
         if recipe.activation is not None:
@@ -195,28 +215,24 @@ def _quantize_conv(op: ir.Operation, unit: Unit) -> None:
     if symbol is None or view.w_scale is not None or ir.IntegerAttr(view.groups).value > 1:
         return
     recipe = _resolve(unit, node, "conv")
-    if recipe.weight is None or recipe.activation is None:
-        if recipe.weight is not None:
-            raise RecipeError(
-                f"{recipe.rule} leaves the activations of a convolution float",
-                node=node,
-                hint="give the activations a width, as in w8a8",
-            )
+    encoding = _encoding(symbol, recipe.weight, 0, recipe.search, unit)
+    if encoding is None:
         return
     shape = abq.shape(view.w)
     k = 1
     for size in shape[1:]:
         k *= size
     with ir.InsertionPoint(op), op.location:
-        encoding = Encoding(symbol, recipe.weight, 0, recipe.search)
         codes, scale, zero = _codes(encoding, [shape[0], k], unit)
         code = ir.RankedTensorType(codes.type).element_type
         codes = abq.WeightOp(
             ir.StringAttr.get(encoding.symbol), ir.RankedTensorType.get(shape, code)
         ).result
-        quantized = _quantize_per_image(view.x, recipe.activation)
+        x, x_scale, x_zero = view.x, None, None
+        if recipe.activation is not None:
+            x, x_scale, x_zero = _quantize_per_image(x, recipe.activation)
         new = abq.ConvOp(
-            quantized.codes,
+            x,
             codes,
             op.attributes["node"],
             op.attributes["strides"],
@@ -225,8 +241,8 @@ def _quantize_conv(op: ir.Operation, unit: Unit) -> None:
             op.attributes["groups"],
             view.result.type,
             bias=view.bias,
-            x_scale=quantized.scale,
-            x_zero=quantized.zero,
+            x_scale=x_scale,
+            x_zero=x_zero,
             w_scale=scale,
             w_zero=zero,
         )
@@ -234,15 +250,16 @@ def _quantize_conv(op: ir.Operation, unit: Unit) -> None:
     op.erase()
 
 
-def _quantize_per_image(x: ir.Value, scheme: Scheme) -> Any:
+def _quantize_per_image(x: ir.Value, scheme: Scheme) -> tuple[ir.Value, ir.Value, ir.Value]:
     shape = abq.shape(x)
     code = abq.CodeType.get(ir.StringAttr.get(scheme.text))
-    return abq.QuantizeOp(
+    quantized = abq.QuantizeOp(
         x,
         ir.RankedTensorType.get(shape, code),
         ir.RankedTensorType.get(shape[:1], ir.F32Type.get()),
         ir.RankedTensorType.get(shape[:1], ir.IntegerType.get_signless(32)),
     )
+    return quantized.codes, quantized.scale, quantized.zero
 
 
 def _quantize_gather(op: ir.Operation, unit: Unit) -> None:
@@ -250,11 +267,10 @@ def _quantize_gather(op: ir.Operation, unit: Unit) -> None:
     view = op.opview
     if symbol is None or view.scale is not None:
         return
-    scheme = _table_scheme(op, unit)
-    if scheme is None:
+    encoding = _encoding(symbol, _table_scheme(op, unit), 0, False, unit)
+    if encoding is None:
         return
     with ir.InsertionPoint(op), op.location:
-        encoding = Encoding(symbol, scheme)
         codes, scale, zero = _codes(encoding, abq.shape(view.table), unit)
         new = abq.GatherOp(
             codes, view.indices, op.attributes["node"], view.result.type, scale=scale, zero=zero
