@@ -161,9 +161,9 @@ def smollm2(bench: Bench) -> str:
     return "\n\n".join(
         (
             "## smollm2: SmolLM2-135M-Instruct, a decoder",
-            "Logits of 64 single steps, caches updated in place, against onnxruntime's of the whole "
-            f"sequence: largest error {step_error(bench):.1e} of their range (bar 3e-4).",
-            "Two threads. abqc and onnxruntime compute the logits of all 128 positions of a prompt, "
+            "Logits of 64 single steps, caches updated in place, against onnxruntime's of the "
+            f"whole sequence: largest error {step_error(bench):.1e} of their range (bar 3e-4).",
+            "Two threads. abqc and onnxruntime compute the logits of all positions of a prompt, "
             "llama.cpp only the last; its figures are of another day, on a machine of this kind.",
             speeds,
             perplexity(bench),
@@ -281,8 +281,8 @@ def compiling(bench: Bench) -> str:
     )
     return (
         "## Compiling\n\nSeconds of the whole command. Peak memory is of all its processes, "
-        "with mapped files. Overhead is what the artifact holds beyond weights, scales and constants (bars: "
-        f"2.5 times the file for smollm2, 2 MB and 3 %).\n\n{markdown(header, rows)}"
+        "with mapped files. Overhead is what an artifact holds beyond weights and constants "
+        f"(bars: 2.5 times the file for smollm2, 2 MB and 3 %).\n\n{markdown(header, rows)}"
     )
 
 
