@@ -7,6 +7,7 @@ TIDY = "func.func(canonicalize,cse)"
 # ONNX's shape arithmetic and broadcasts disappear; what is left of linalg is fused.
 SIMPLIFY = (
     TIDY,
+    "keep-nans",
     "convert-batch-matmul",  # before fusion turns it into loops
     "scalarize-shapes",
     TIDY,
@@ -17,6 +18,7 @@ SIMPLIFY = (
     TIDY,
     "func.func(int-range-optimizations,canonicalize,cse)",
     "fold-sizes",
+    "check-reshapes",
     TIDY,
     "lower-reshape",
     TIDY,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abqc.dialects import abq
-from abqc.dialects.mlir import arith, ir, tensor
+from abqc.dialects.mlir import arith, cf, ir, tensor
 
-from .infrastructure import Unit, register, walk
+from .infrastructure import Unit, blame, register, walk
 from .resolve_dims import dimension_or_query, index
 
 
@@ -26,6 +26,7 @@ def _decompose(op: ir.Operation) -> ir.Value:
         offsets.append(total)
         total = arith.AddIOp(total, dimension_or_query(part, axis)).result
     first = op.operands[0]
+    _check_equal_sizes(op, axis)
     sizes = [
         size if size != abq.DYNAMIC else (total if i == axis else dimension_or_query(first, i))
         for i, size in enumerate(type_.shape)
@@ -48,3 +49,15 @@ def _decompose(op: ir.Operation) -> ir.Value:
             [1] * type_.rank,
         ).result
     return result
+
+
+def _check_equal_sizes(op: ir.Operation, axis: int) -> None:
+    """Sizes along the other axes must agree, or slices would be written outside of the result."""
+    first, *others = op.operands
+    for i in range(ir.RankedTensorType(first.type).rank):
+        if i == axis:
+            continue
+        size = dimension_or_query(first, i)
+        for other in others:
+            equal = arith.CmpIOp(arith.CmpIPredicate.eq, dimension_or_query(other, i), size).result
+            cf.AssertOp(equal, f"{blame(op)}: sizes along axis {i} differ")

@@ -26,6 +26,7 @@ REGISTRY: dict[str, PassFunction] = {}
 # One file a pass; the name on the command line is the file's with dashes.
 PASS_FILES = (
     "append_caches",
+    "check_reshapes",
     "check_sizes",
     "convert_batch_matmul",
     "decompose_concat",
@@ -35,6 +36,7 @@ PASS_FILES = (
     "guard_divisions",
     "guard_indices",
     "insert_frees",
+    "keep_nans",
     "lower_abq",
     "lower_reshape",
     "outline_kernels",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abqc.dialects import abq
-from abqc.dialects.mlir import arith, ir, tensor
+from abqc.dialects.mlir import arith, cf, ir, tensor
 
-from .infrastructure import Unit, defining_op, register, walk
+from .infrastructure import Unit, blame, defining_op, register, walk
+from .resolve_dims import dimension_or_query, index
 
 
 @register
@@ -19,6 +20,28 @@ def lower_reshape(module: ir.Operation, unit: Unit) -> None:
             result = reshape(op.operands[0], op.results[0].type, list(shape.operands))
         op.results[0].replace_all_uses_with(result)
         op.erase()
+    for op in walk(module, "tensor.collapse_shape"):
+        source = ir.RankedTensorType(op.operands[0].type)
+        if ir.RankedTensorType(op.results[0].type).rank == 0 and not source.has_static_shape:
+            with ir.InsertionPoint(op), op.location:
+                result = _only_element(op)
+            op.results[0].replace_all_uses_with(result)
+            op.erase()
+
+
+def _only_element(op: ir.Operation) -> ir.Value:
+    """A tensor of one element, by its type of unknown size, as one of rank 0.
+
+    (A collapse to rank 0 takes static sizes of 1 only, though the verifier lets others pass.)
+    """
+    source = op.operands[0]
+    for axis in range(ir.RankedTensorType(source.type).rank):
+        size = dimension_or_query(source, axis)
+        single = arith.CmpIOp(arith.CmpIPredicate.eq, size, index(1)).result
+        cf.AssertOp(single, f"{blame(op)}: a tensor that should have one element has not")
+    position = [index(0)] * ir.RankedTensorType(source.type).rank
+    element = tensor.ExtractOp(source, position).result
+    return tensor.FromElementsOp(op.results[0].type, [element]).result
 
 
 def reshape(source: ir.Value, type_: ir.Type, sizes: list[ir.Value]) -> ir.Value:
@@ -36,10 +59,7 @@ def reshape(source: ir.Value, type_: ir.Type, sizes: list[ir.Value]) -> ir.Value
         else:
             flat = tensor.CollapseShapeOp(flat_type, source, groups).result
     if result_type.rank == 0:
-        one = ir.RankedTensorType.get([1], source_type.element_type)
-        if list(ir.RankedTensorType(flat.type).shape) != [1]:
-            flat = tensor.CastOp(one, flat).result
-        return tensor.CollapseShapeOp(type_, flat, []).result
+        return tensor.FromElementsOp(type_, [tensor.ExtractOp(flat, [index(0)]).result]).result
     if result_type.rank == 1:
         return flat if flat.type == type_ else tensor.CastOp(type_, flat).result
     static = list(result_type.shape)
