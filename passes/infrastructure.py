@@ -65,7 +65,8 @@ class Unit:
     )  # name in the object -> symbol in the store
     kernels: dict[str, Any] = field(default_factory=dict)  # kernel name -> Kernel
     outlined: Any = None  # the module of grid functions made by outline-kernels
-    progress: Any = None
+    progress: Callable[[str, int, int], None] | None = None
+    on_pass: Callable[[str], None] | None = None  # hears the name of every pass before it runs
     inputs: list[Any] = field(default_factory=list)  # TensorSpec
     outputs: list[Any] = field(default_factory=list)
     kept_outputs: list[int] | None = None  # the outputs that @main still returns; None: all
@@ -123,6 +124,8 @@ def run_pipeline(module: ir.Operation, names: Iterable[str], unit: Unit) -> None
     with module.context, ir.Location.unknown():
         for name in names:
             before = None
+            if unit.on_pass is not None:
+                unit.on_pass(f"pass {name}")
             try:
                 before = module.get_asm() if unit.dump_dir else None
                 run_pass(module, name, unit)

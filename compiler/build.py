@@ -1,0 +1,95 @@
+"""The work of a compile: import, passes, objects, link. Runs in a process of its own (`job.py`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from abqc import __version__
+from abqc.codegen.artifact import build_artifact
+from abqc.codegen.targets.cpu import CpuTarget
+from abqc.compiler.job import Request
+from abqc.compiler.onnx_import.importer import import_model
+from abqc.compiler.pipeline import STAGES
+from abqc.compiler.recipe import parse_recipe
+from abqc.dialects.mlir import ir, make_context
+from abqc.errors import AbqcError
+from abqc.passes.infrastructure import Unit, run_pipeline
+
+Progress = Callable[[str, int, int], None]
+
+
+def build(request: Request, report: Progress, on_pass: Callable[[str], None]) -> None:
+    """Compile and link; `on_pass` hears the name of every pass before it runs. Raises AbqcError."""
+    started = time.perf_counter()
+    recipe = parse_recipe(request.quant)
+    target = resolve_target(request.target)
+    if request.dump_dir is not None:
+        request.dump_dir.mkdir(parents=True, exist_ok=True)
+    report("import", 0, 1)
+    imported = import_model(
+        request.model, shapes=request.shapes, work_dir=request.work, keep_codes=True
+    )
+    recipe.check_used({node.name: node.kind for node in imported.nodes})
+    unit = Unit(
+        store=imported.store,
+        recipe=recipe,
+        target=target,
+        node_kinds={node.name: node.kind for node in imported.nodes},
+        dump_dir=request.dump_dir,
+        progress=report,
+        on_pass=on_pass,
+        inputs=imported.inputs,
+        outputs=imported.outputs,
+    )
+    context = make_context()
+    with context:
+        module = ir.Module.parse(imported.bytecode)
+    for stage, passes in STAGES.items():
+        report(stage, 0, 1)
+        run_pipeline(module.operation, passes, unit)
+    on_pass("code generation")
+    build_artifact(
+        module,
+        unit,
+        request.output,
+        work=request.work,
+        manifest=describe(request, unit, imported),
+        progress=report,
+        started=started,
+    )
+
+
+def resolve_target(name: str) -> CpuTarget:
+    """The frozen description of a target; AbqcError names those that exist."""
+    if name != "cpu":
+        raise AbqcError(f"there is no target '{name}'", hint="the targets are: cpu")
+    return CpuTarget()
+
+
+def describe(request: Request, unit: Unit, imported: Any) -> dict[str, Any]:
+    """The manifest: what `abqc inspect` shows."""
+    return {
+        "abqc": __version__,
+        "model": request.model.name,
+        "target": unit.target.name,
+        "recipe": str(request.quant),
+        "opset": imported.opset,
+        "producer": imported.producer,
+        "inputs": [_tensor(spec) for spec in imported.inputs],
+        "outputs": [_tensor(spec) for spec in imported.outputs],
+        "ops": [op for op in unit.operations if op["kind"] != "gather"],
+        "tables": [op for op in unit.operations if op["kind"] == "gather"],
+        "float": unit.floats
+        + [
+            {"node": op["node"], "kind": op["kind"], "bytes": op["bytes"], "why": "the recipe"}
+            for op in unit.operations
+            if op["weight"] == "f32"
+        ],
+        "isas": [isa.name for isa in unit.target.isas],
+    }
+
+
+def _tensor(spec: Any) -> dict[str, Any]:
+    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
