@@ -30,7 +30,8 @@ bench: $(VENV)/.installed
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	mkdir -p $(VENV)/mypy && ln -sfn "$(CURDIR)" $(VENV)/mypy/abqc  # the root is the package
+	MYPYPATH=$(VENV)/mypy $(BIN)/mypy -p abqc
 
 clean:
 	rm -rf .venv build abqc.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -19,7 +19,7 @@ REFINEMENTS = 2  # least-squares updates of the best of them
 F16 = np.finfo(np.float16)
 
 
-def round_scale(scale: F32, *, zero_becomes: float = 0.0) -> NDArray[np.float16]:
+def round_scale(scale: np.ndarray, *, zero_becomes: float = 0.0) -> NDArray[np.float16]:
     """Scales as stored: nearest f16, and upwards below the normal range so that nothing clips.
 
     A scale of 0 (a group of zeros) becomes `zero_becomes`. Raises ValueError above f16's range.

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         try:
             with open(args.output, "wb") as file:
-                np.savez(file, **outputs)
+                np.savez(file, **outputs)  # type: ignore[arg-type]
         except OSError as error:
             raise AbqcError(f"cannot write {args.output}: {error}") from error
     return 0
