@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from onnx import NodeProto, helper
 
@@ -14,19 +16,19 @@ class Nodes(list[NodeProto]):
 
     def __init__(self, model: Model, origin: NodeProto) -> None:
         super().__init__()
-        self._model = model
-        self._origin = origin
+        self.model = model
+        self.origin = origin
 
-    def add(self, op_type: str, inputs: list[str], part: str = "", **attributes: object) -> str:
+    def add(self, op_type: str, inputs: list[str], part: str = "", **attributes: Any) -> str:
         """One more node; without `part` it makes the first output of `origin` itself."""
-        name = f"{self._origin.name}/{part}" if part else self._origin.name
-        output = name if part else self._origin.output[0]
+        name = f"{self.origin.name}/{part}" if part else self.origin.name
+        output = name if part else self.origin.output[0]
         self.append(helper.make_node(op_type, inputs, [output], name, **attributes))
         return output
 
     def constant(self, part: str, array: np.ndarray) -> str:
-        name = f"{self._origin.name}/{part}"
-        self._model.constants[name] = from_array(array)
+        name = f"{self.origin.name}/{part}"
+        self.model.constants[name] = from_array(array)
         return name
 
     def scalar(self, part: str, value: float) -> str:
@@ -35,7 +37,7 @@ class Nodes(list[NodeProto]):
     def reduce(self, op_type: str, x: str, axes: list[int], part: str = "") -> str:
         """A reduction that keeps its axes, with size 1; where `axes` stand depends on the opset."""
         moved = 13 if op_type == "ReduceSum" else 18
-        if self._model.opset < moved:
+        if self.model.opset < moved:
             return self.add(op_type, [x], part, axes=axes, keepdims=1)
         axes_input = self.constant(f"{part or op_type}/axes", np.asarray(axes, np.int64))
         return self.add(op_type, [x, axes_input], part, keepdims=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def _size(model: Model, node: NodeProto) -> Constant | None:
     shape = model.shape(node.input[0])
     if shape is None or None in shape:
         return None
-    return from_array(np.array(np.prod(shape, dtype=np.int64), np.int64))
+    return from_array(np.array(math.prod(size or 0 for size in shape), np.int64))
 
 
 def _evaluate(model: Model, node: NodeProto, spool: _Spool) -> list[Constant] | None:
@@ -212,17 +213,29 @@ def _multiply(model: Model, node: NodeProto) -> Constant | None:
     """Integers, cast to float, times a scale: what DequantizeLinear would be."""
     a, b = (model.constants[name] for name in node.input)
     for values, scale in ((a, b), (b, a)):
-        source = values.quantized
-        if source is None or source.scale is not None or scale.elem_type != TensorProto.FLOAT:
-            continue
-        rank = len(values.shape)
-        if len(scale.shape) > rank or scale.size >= values.size:
-            continue
-        shape = (1,) * (rank - len(scale.shape)) + scale.shape
-        if all(s in (1, whole) for s, whole in zip(shape, values.shape, strict=True)):
-            spread = QuantizedConstant(source.codes, scale.reshaped(shape), source.zero)
-            return dequantized(spread, values.shape)
+        source, spread = values.quantized, _spread_like(values, scale)
+        if source is not None and source.scale is None and spread is not None:
+            return dequantized(QuantizedConstant(source.codes, spread, source.zero), values.shape)
     return None
+
+
+def _subtract(model: Model, node: NodeProto) -> Constant | None:
+    """A zero point, on the way to `_multiply`."""
+    values, zero = (model.constants[name] for name in node.input)
+    source, spread = values.quantized, _spread_like(values, zero)
+    if source is None or source.scale is not None or source.zero is not None or spread is None:
+        return None
+    return dequantized(QuantizedConstant(source.codes, None, spread), values.shape)
+
+
+def _spread_like(values: Constant, part: Constant) -> Constant | None:
+    """`part`, of f32 and smaller than `values`, with as many axes."""
+    rank = len(values.shape)
+    if part.elem_type != TensorProto.FLOAT or len(part.shape) > rank or part.size >= values.size:
+        return None
+    shape = (1,) * (rank - len(part.shape)) + part.shape
+    fits = all(size in (1, whole) for size, whole in zip(shape, values.shape, strict=True))
+    return part.reshaped(shape) if fits else None
 
 
 STATIC: dict[str, Rule] = {"Shape": _shape, "Size": _size}
@@ -231,6 +244,7 @@ LAZY: dict[str, Rule] = {
     "Constant": _constant,
     "DequantizeLinear": _dequantize_linear,
     "Mul": _multiply,
+    "Sub": _subtract,
     "Transpose": _transpose,
     "Reshape": _reshape,
     "Identity": _identity,
