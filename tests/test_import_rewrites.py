@@ -230,3 +230,51 @@ def test_numbers_do_not_become_weights(tmp_path: Path) -> None:
     proto = models.model(nodes, [("x", F32, [2])], [("y", F32, [2])], constants)
     rewritten = check(proto, {"x": random(2)}, tmp_path)
     assert sum(np.prod(t.dims) for t in rewritten.graph.initializer) < 1000
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_quantize_and_dequantize(dtype: type, axis: int | None, tmp_path: Path) -> None:
+    shape = () if axis is None else (4 + axis,)
+    constants = {"s": RNG.random(shape, F32) + F32(0.01), "z": np.full(shape, 100).astype(dtype)}
+    nodes = [
+        node("QuantizeLinear", "x s z", "q", "quantize", axis=axis or 0),
+        node("DequantizeLinear", "q s z", "y", "dequantize", axis=axis or 0),
+    ]
+    proto = models.model(nodes, [("x", F32, ["n", 5])], [("y", F32, ["n", 5])], constants)
+    rewritten = check(proto, {"x": 3 * random(4, 5)}, tmp_path)
+    assert not {n.op_type for n in rewritten.graph.node} & {"QuantizeLinear", "DequantizeLinear"}
+
+
+def test_integer_product_becomes_a_float_one(tmp_path: Path) -> None:
+    a = RNG.integers(0, 256, (3, 40)).astype(np.uint8)
+    constants = {
+        "b": RNG.integers(-128, 128, (40, 6)).astype(np.int8),
+        "az": np.array(7, np.uint8),
+        "bz": np.array(-3, np.int8),
+    }
+    ops = check_node(node("MatMulInteger", "a b az bz", "y"), {"a": a}, tmp_path, constants)
+    assert ops == {"Cast", "Sub", "MatMul"}
+
+
+def test_definitions_of_onnx_take_the_place_of_operators(tmp_path: Path) -> None:
+    x = random(2, 3, 8)
+    constants = {"scale": random(8)}
+    tested = node("RMSNormalization", "x scale", "y", "rms")
+    proto = models.model(
+        [tested], [("x", F32, ["b", 3, 8])], [("y", F32, ["b", 3, 8])], constants, 23
+    )
+    model = load_model(models.save(proto, tmp_path), tmp_path)
+    prepare(model, tmp_path)
+    assert all(n.name.startswith("rms/") for n in model.nodes)
+    expected = x / np.sqrt(np.mean(x * x, -1, keepdims=True) + 1e-5) * constants["scale"]
+    (actual,) = run(model.to_proto([]), {"x": x})
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_forms_that_the_front_end_misreads_are_refused(tmp_path: Path) -> None:
+    weights = {n: random(1, 12, 4) for n in ("w", "r")} | {"p": random(1, 9)}
+    tested = node("LSTM", "x w r _ _ _ _ p", "y", hidden_size=3)
+    proto = models.model([tested], [("x", F32, [2, 1, 4])], [("y", F32, [2, 1, 1, 3])], weights)
+    with pytest.raises(ModelError, match=r"with peepholes is not supported .*the LSTM"):
+        prepare(load_model(models.save(proto, tmp_path), tmp_path), tmp_path)

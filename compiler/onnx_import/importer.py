@@ -10,9 +10,10 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
 from .check import check_model
 from .constants import Constant
+from .expand import expand_operators
 from .fold import fold_constants
 from .fuse_conv import fuse_convolutions
-from .inline import expand_operators, inline_functions
+from .inline import inline_functions
 from .load import load_model
 from .model import SMALL, Model, infer_shapes
 from .normalize import drop_identities, normalize
@@ -20,6 +21,7 @@ from .parent import lower_in_child
 from .pin import pin_shapes
 from .plan import Plan, Weight
 from .quantized import Codes, as_codes
+from .refuse import refuse_misread
 from .result import ImportedModel, NodeInfo, TensorSpec
 from .torch_to_abq import Used
 from .upgrade import upgrade_opset
@@ -53,14 +55,14 @@ def import_model(
     report("lowering to linalg")
     plan = make_plan(model)
     proto = infer_shapes(model.to_proto([weight.name for weight in plan.weights]))
-    bytecode, used = lower_in_child(proto, plan, work / "import", model.opset)
+    bytecode, used = lower_in_child(proto, plan, work / "import", model.declared_opset)
     return ImportedModel(
         bytecode=bytecode,
         store=fill_store(model, used, work / "weights", keep_codes),
         inputs=[_spec(value) for value in model.shell.graph.input],
         outputs=[_spec(value) for value in model.shell.graph.output],
         nodes=_node_infos(model, plan, used),
-        opset=model.opset,
+        opset=model.declared_opset,
         producer=" ".join((model.shell.producer_name, model.shell.producer_version)).strip(),
     )
 
@@ -74,8 +76,11 @@ def prepare(model: Model, work: Path) -> None:
     expand_operators(model)
     drop_identities(model)
     fold_constants(model, work)
+    refuse_misread(model)
     fuse_convolutions(model)
     normalize(model)
+    fold_constants(model, work)  # what the rewrites left of quantized weights
+    normalize(model)  # and what they made, such as a constant on the left
     model.infer_types()
 
 

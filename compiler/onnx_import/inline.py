@@ -1,22 +1,14 @@
-"""Functions: calls of the model's own, and operators that ONNX defines by simpler ones."""
+"""Model-local functions: their calls are replaced by their bodies."""
 
 from __future__ import annotations
 
 from abqc.errors import ModelError
-from onnx import FunctionProto, ModelProto, inliner
+from onnx import FunctionProto, inliner
 
 from .load import named
-from .model import Model, first_line, infer_shapes, walk_nodes
+from .model import Model, first_line, walk_nodes
 
 Key = tuple[str, str]
-
-# Operators that torch-mlir has no conversion of, or a wrong one, and ONNX has a definition of.
-EXPANDED = {
-    "Attention", "AffineGrid", "CastLike", "CausalConvWithState", "CenterCropPad",
-    "GroupNormalization", "LinearAttention", "MeanVarianceNormalization",
-    "NegativeLogLikelihoodLoss", "RMSNormalization", "ReduceL1", "ReduceL2", "ReduceLogSum",
-    "ReduceLogSumExp", "RotaryEmbedding", "SoftmaxCrossEntropyLoss", "SwiGLU", "Swish",
-}  # fmt: skip
 
 
 def inline_functions(model: Model) -> None:
@@ -30,26 +22,6 @@ def inline_functions(model: Model) -> None:
     except Exception as error:
         raise ModelError(f"the model's functions cannot be inlined: {first_line(error)}") from error
     del model.shell.functions[:]
-    _take_nodes(model, proto)
-
-
-def expand_operators(model: Model) -> None:
-    """Replaces the operators in `EXPANDED` by their definitions; needs types."""
-    names = {node.op_type for node in model.nodes if node.domain == ""} & EXPANDED
-    if not names:
-        return
-    proto = infer_shapes(model.to_proto(model.large_constants()))
-    try:
-        expanded = inliner.inline_selected_functions(
-            proto, [("", name) for name in sorted(names)], inline_schema_functions=True
-        )
-    except Exception as error:
-        listed = ", ".join(sorted(names))
-        raise ModelError(f"{listed} cannot be expanded: {first_line(error)}") from error
-    _take_nodes(model, expanded)
-
-
-def _take_nodes(model: Model, proto: ModelProto) -> None:
     del model.shell.opset_import[:]
     model.shell.opset_import.extend(proto.opset_import)
     model.nodes = named(proto.graph.node)

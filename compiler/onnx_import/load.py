@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from .constants import Constant, from_array
-from .model import SMALL, Model, first_line, subgraphs
+from .model import SMALL, Model, default_opset, first_line, subgraphs
 
 # Element types whose bytes in a file are those of a numpy array on a little-endian machine.
 MAPPABLE = {
@@ -39,7 +39,7 @@ def load_model(path: Path, work_dir: Path) -> Model:
         for graph in subgraphs(node):
             initializers.embed(graph)
     nodes = named(proto.graph.node)
-    return Model(_shell(proto, constants), nodes, constants)
+    return Model(_shell(proto, constants), nodes, constants, default_opset(proto))
 
 
 def _parse(path: Path) -> ModelProto:

@@ -18,17 +18,21 @@ SMALL = 16  # elements; larger constants stay out of the IR
 
 @dataclass
 class Model:
-    """`shell` is the model without initializers and nodes; inputs and outputs stay in its graph."""
+    """`shell` is the model without initializers and nodes; inputs and outputs stay in its graph.
+
+    `declared_opset` is the opset of the file, `opset` that of the nodes by now.
+    """
 
     shell: ModelProto
     nodes: list[NodeProto]
     constants: dict[str, Constant]
+    declared_opset: int
     types: dict[str, TypeProto] = field(default_factory=dict)
 
     @property
     def opset(self) -> int:
-        """The version of the default domain."""
-        return next((o.version for o in self.shell.opset_import if o.domain in ("", "ai.onnx")), 0)
+        """The version of the default domain, 0 if there is none."""
+        return default_opset(self.shell)
 
     @property
     def output_names(self) -> list[str]:
@@ -111,6 +115,10 @@ class Model:
                 needed.update(read_names(node))
         self.nodes = kept[::-1]
         self.constants = {n: c for n, c in self.constants.items() if n in needed}
+
+
+def default_opset(proto: ModelProto) -> int:
+    return next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
 
 
 def _agree(declared: TypeProto, inferred: TypeProto | None) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from . import broadcasts, norms, windows
+from . import broadcasts, norms, quantized_ops, windows
 from .build import Nodes
 from .constants import Constant
 from .model import Model, attribute, captured_names, subgraphs
@@ -154,6 +154,11 @@ WIDER = {
 }
 
 RULES: dict[str, Rule] = {
+    "DequantizeLinear": quantized_ops.dequantize_linear,
+    "MatMulInteger": quantized_ops.matmul_integer,
+    "QLinearConv": quantized_ops.qlinear_conv,
+    "QLinearMatMul": quantized_ops.qlinear_matmul,
+    "QuantizeLinear": quantized_ops.quantize_linear,
     "Div": unsigned_division,
     "Mod": unsigned_division,
     "GlobalAveragePool": global_pool,

@@ -50,12 +50,12 @@ def refusal(message: str, node: str | None, plan: Plan, opset: int) -> ModelErro
     if message.endswith("has no conversion"):
         return ModelError(f"the ONNX front end has no conversion of {subject}", node=node)
     if illegal and operator and types:
-        reason = f"in this form: {_short_types(types[1])}"
+        reason = f" in this form: {_short_types(types[1])}"
     elif illegal:
-        reason = f"here: {illegal[1]} has no lowering for these operands"
+        reason = f" here: {illegal[1]} has no lowering for these operands"
     else:
-        reason = f": {message}"
-    return ModelError(f"the ONNX front end cannot lower {subject} {reason}", node=node)
+        reason = f": {_short_types(message)}"
+    return ModelError(f"the ONNX front end cannot lower {subject}{reason}", node=node)
 
 
 def _died(code: int, plan: Plan, directory: Path, opset: int) -> ModelError:
@@ -111,4 +111,4 @@ def _reason(directory: Path) -> str:
 
 
 def _short_types(text: str) -> str:
-    return text.replace("!torch.vtensor", "tensor").replace("!torch.", "")[:200]
+    return text.replace("!torch.vtensor", "tensor").replace("!torch.", "")[:300]
