@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from abqc.errors import AbqcError
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -22,8 +24,6 @@ _FACADE = {
 }
 
 __all__ = ["AbqcError", "Model", "compile", "load"]
-
-from abqc.errors import AbqcError
 
 
 def __getattr__(name: str) -> Any:

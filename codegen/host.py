@@ -52,9 +52,9 @@ def compile_host(
 ) -> bytes:
     """The ELF object of the host function; lowers `module` in place.
 
-    `kernels` gives the number of each kernel: its place in the list. `kept_outputs` are the model's outputs
-    that the function returns (None: all); the others are made by appending. The object defines
-    `int32_t abqc_host_main(abqc_ctx *)`.
+    `kernels` gives the number of each kernel: its place in the list. `kept_outputs` are the
+    model's outputs that the function returns (None: all); the others are made by appending. The
+    object defines `int32_t abqc_host_main(abqc_ctx *)`.
     """
     with module.context, ir.Location.unknown():
         types = ir.TypeAttr(main_function(module.operation).attributes["function_type"]).value
@@ -242,8 +242,9 @@ def _allocate_from_arena(module: ir.Module) -> None:
     _declare_llvm(module, "abqc_rt_alloc", "!llvm.func<ptr (ptr, i64)>")
     _declare_llvm(module, "abqc_rt_free", "!llvm.func<void (ptr, ptr)>")
     for op in walk(main, "llvm.call"):
-        callee = op.attributes["callee"] if "callee" in op.attributes else None
-        name = ir.FlatSymbolRefAttr(callee).value if callee is not None else ""
+        if "callee" not in op.attributes:
+            continue
+        name = ir.FlatSymbolRefAttr(op.attributes["callee"]).value
         if name not in _ALLOCATORS:
             continue
         last = op.operands[len(op.operands) - 1]
@@ -333,8 +334,8 @@ def _append_body(declaration: str, rank: int) -> str:
                 f"  store i64 %{kind}{i}, ptr %{kind}p{i}",
             ]
     lines += [
-        f"  %ignored = call ptr @abqc_rt_append(ptr %ctx, i32 %in, i32 %out, i32 %axis, i32 {rank}, "
-        "ptr %data, ptr %sizes, ptr %strides, ptr %view)",
+        "  %ignored = call ptr @abqc_rt_append(ptr %ctx, i32 %in, i32 %out, i32 %axis, "
+        f"i32 {rank}, ptr %data, ptr %sizes, ptr %strides, ptr %view)",
         "  %pointer = load ptr, ptr %view",
         f"  %d0 = insertvalue {descriptor} undef, ptr %pointer, 0",
         f"  %d1 = insertvalue {descriptor} %d0, ptr %pointer, 1",
@@ -346,7 +347,8 @@ def _append_body(declaration: str, rank: int) -> str:
             lines += [
                 f"  %vp{field}.{i} = getelementptr i64, ptr %view, i64 {first + i}",
                 f"  %v{field}.{i} = load i64, ptr %vp{field}.{i}",
-                f"  %r{field}.{i} = insertvalue {descriptor} {last}, i64 %v{field}.{i}, {field}, {i}",
+                f"  %r{field}.{i} = insertvalue {descriptor} {last}, "
+                f"i64 %v{field}.{i}, {field}, {i}",
             ]
             last = f"%r{field}.{i}"
     lines += [f"  ret {descriptor} {last}", "}"]

@@ -1,1 +1,4 @@
-"""What exists: the abq dialect, number formats and their meaning in numpy. Imports nothing of ours."""
+"""What exists: the abq dialect, number formats and their meaning in numpy.
+
+Imports nothing of ours.
+"""

@@ -28,7 +28,7 @@ class Abq(ext.Dialect, name="abq"):
 
 
 class CodeType(Abq.Type, name="code"):
-    """The element type of a tensor of codes; `format` is a text that `formats.parse_scheme` reads."""
+    """The element type of codes; `format` is a text that `formats.parse_scheme` reads."""
 
     format: ir.StringAttr
 
@@ -128,7 +128,7 @@ class MatmulOp(VerifiedOperation, name="matmul", traits=[ext.Pure]):
 
 
 class BatchMatmulOp(VerifiedOperation, name="batch_matmul", traits=[ext.Pure]):
-    """`y[b] = a[b] @ c[b]` of two float activations; `c` is B x K x N, or B x N x K if `transposed`.
+    """`y[b] = a[b] @ c[b]` of float activations; `c` is B x K x N, or B x N x K if `transposed`.
 
     The batches of `a` are a multiple of those of `c`: consecutive ones share one (grouped queries).
     """

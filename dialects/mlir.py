@@ -48,7 +48,7 @@ __all__ = [
 
 
 def make_context() -> ir.Context:
-    """A context in which every dialect the compiler uses can be parsed, `abq` and `torch_c` included."""
+    """A context that knows every dialect the compiler uses, `abq` and `torch_c` included."""
     from . import abq
 
     context = ir.Context()

@@ -1,4 +1,4 @@
-"""Products of two activations become `abq.batch_matmul`, their transposes folded where they can be."""
+"""Products of two activations become `abq.batch_matmul`, with their transposes where possible."""
 
 from __future__ import annotations
 

@@ -17,9 +17,8 @@ from abqc.errors import RecipeError
 
 from .infrastructure import Unit, defining_op, register, walk
 
-
-# Tables below this many weights stay float: a table of token types (2 x 384) is added to every row, so
-# that its error is a bias of the whole model, and it has nothing to save.
+# Tables below this many weights stay float: a table of token types (2 x 384) is added to every row,
+# so that its error is a bias of the whole model, and it has nothing to save.
 SMALL_TABLE = 16384
 
 

@@ -48,7 +48,7 @@ def _is_tiny(type_: ir.Type) -> bool:
         return False
     tensor_type = ir.RankedTensorType(type_)
     element = tensor_type.element_type
-    integral = isinstance(element, ir.IntegerType) or isinstance(element, ir.IndexType)
+    integral = isinstance(element, (ir.IntegerType, ir.IndexType))
     return integral and tensor_type.has_static_shape and math.prod(tensor_type.shape) <= LIMIT
 
 
@@ -159,7 +159,8 @@ def _offset(map_: ir.AffineMap, point: tuple[int, ...], shape: list[int]) -> int
 
 
 _EVALUABLE = {
-    "linalg.yield", "linalg.index", "tensor.extract", "arith.constant", "arith.addi", "arith.subi", "arith.muli",
+    "linalg.yield", "linalg.index", "tensor.extract", "arith.constant", "arith.addi",
+    "arith.subi", "arith.muli",
     "arith.divsi", "arith.floordivsi", "arith.ceildivsi", "arith.remsi", "arith.cmpi",
     "arith.select", "arith.index_cast", "arith.extui", "arith.extsi", "arith.trunci", "arith.maxsi",
     "arith.minsi", "arith.andi", "arith.ori", "arith.xori",

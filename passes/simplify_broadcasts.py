@@ -3,8 +3,8 @@
 The front end lowers a broadcast whose sizes are only known at run time to a load inside the body,
 `extract %t[select(%size == 1, 0, index i)]`. Two facts undo it:
 
-1. In a loop that runs to `%size` itself, `select(%size == 1, 0, i)` is `i`: if the size is 1, i is 0.
-2. A load at plain loop indices, or at 0 along an axis of size 1, is an operand with an indexing map.
+1. In a loop that runs to `%size`, `select(%size == 1, 0, i)` is `i`: if the size is 1, i is 0.
+2. A load at loop indices, or at 0 along an axis of size 1, is an operand with an indexing map.
 
 Afterwards the broadcast fuses and vectorizes like any other operand.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+
 from ...costmodel.analytic import AnalyticModel
 from ...costmodel.interface import CostModel, MatmulFeatures
 from ...dialects.formats import Scheme, parse_scheme
