@@ -53,7 +53,7 @@ def test_gemm_becomes_matmul_with_bias(opset: int, tmp_path: Path) -> None:
     np.testing.assert_array_equal(result.store.get(second.weight), 0.5 * weights["w2"])
     assert result.inputs == [TensorSpec("x", "float32", (None, 8))]
     assert result.outputs == [TensorSpec("y", "float32", (None, 6))]
-    assert result.producer == "tests"
+    assert (result.opset, result.producer) == (opset, "tests")
 
 
 def test_bias_is_folded_into_the_matmul(tmp_path: Path) -> None:

@@ -278,3 +278,26 @@ def test_forms_that_the_front_end_misreads_are_refused(tmp_path: Path) -> None:
     proto = models.model([tested], [("x", F32, [2, 1, 4])], [("y", F32, [2, 1, 1, 3])], weights)
     with pytest.raises(ModelError, match=r"with peepholes is not supported .*the LSTM"):
         prepare(load_model(models.save(proto, tmp_path), tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("op_type", ["MatMul", "Gemm", "Conv"])
+def test_products_of_half_precision_are_computed_in_f32(op_type: str, tmp_path: Path) -> None:
+    shape, weight = ((1, 4, 6, 6), (5, 4, 3, 3)) if op_type == "Conv" else ((3, 4), (4, 5))
+    constants = {"w": random(*weight).astype(np.float16)}
+    x = random(*shape).astype(np.float16)
+    proto = models.model(
+        [node(op_type, "x w", "y", "product")],
+        [("x", np.float16, shape)],
+        [("y", np.float16, ["a", "b", "c", "d"][: len(shape)])],
+        constants,
+    )
+    model = load_model(models.save(proto, tmp_path), tmp_path)
+    prepare(model, tmp_path)
+    rewritten = model.to_proto([])
+    assert [n.op_type for n in rewritten.graph.node][-1] == "Cast"
+    assert "product" in {n.name for n in rewritten.graph.node}
+    (weights,) = (t for t in rewritten.graph.initializer if len(t.dims) > 1)
+    assert weights.data_type == models.FLOAT
+    np.testing.assert_allclose(
+        run(rewritten, {"x": x})[0], run(proto, {"x": x})[0], rtol=1e-2, atol=1e-2
+    )

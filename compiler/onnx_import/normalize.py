@@ -44,6 +44,8 @@ def gemm(model: Model, node: NodeProto) -> list[NodeProto] | None:
     """Gemm with a constant B: MatMul and Add, with alpha and beta folded into the constants."""
     a, b = node.input[0], node.input[1]
     c = node.input[2] if len(node.input) > 2 else ""
+    if (wide := half_precision(model, node)) is not None:
+        return wide
     if b not in model.constants or model.elem_type(b) != TensorProto.FLOAT:
         return None
     alpha, beta = attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)
@@ -84,8 +86,40 @@ def _row_bias(constant: Constant) -> Constant:
     return constant
 
 
+def half_precision(model: Model, node: NodeProto) -> list[NodeProto] | None:
+    """A product with a 16-bit float weight is computed in f32, which loses nothing."""
+    inputs = [name for name in node.input if name]
+    types = {model.elem_type(name) for name in inputs}
+    if len(types) != 1 or not types <= {TensorProto.FLOAT16, TensorProto.BFLOAT16}:
+        return None
+    if not any(name in model.constants for name in inputs):
+        return None
+    new = Nodes(model, node)
+    wide = [_widened(model, new, name, at) for at, name in enumerate(node.input)]
+    attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    product = new.add(node.op_type, wide, "wide", **attributes)
+    new[-1].name = node.name
+    new.add("Cast", [product], to=types.pop())
+    new[-1].name = f"{node.name}/narrow"
+    return new
+
+
+def _widened(model: Model, new: Nodes, name: str, at: int) -> str:
+    if name not in model.constants:
+        return new.add("Cast", [name], f"wide{at}", to=TensorProto.FLOAT) if name else ""
+    wide = f"{new.origin.name}/wide{at}"
+    model.constants[wide] = model.constants[name].cast(TensorProto.FLOAT)
+    return wide
+
+
+def conv(model: Model, node: NodeProto) -> list[NodeProto] | None:
+    return half_precision(model, node) or windows.window(model, node)
+
+
 def matmul(model: Model, node: NodeProto) -> list[NodeProto] | None:
     """A constant on the left: W x = (x^T W^T)^T."""
+    if (wide := half_precision(model, node)) is not None:
+        return wide
     left, right = node.input
     if left not in model.constants or right in model.constants:
         return None
@@ -171,7 +205,7 @@ RULES: dict[str, Rule] = {
     "Reciprocal": reciprocal,
     "Softmax": norms.softmax,
     "BatchNormalization": norms.batch_normalization,
-    "Conv": windows.window,
+    "Conv": conv,
     "MaxPool": windows.window,
     "AveragePool": windows.window,
 }
