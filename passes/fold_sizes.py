@@ -1,7 +1,8 @@
 """Sizes that went through a product and a division are themselves again.
 
 Collapsing [B, H] to B * H and expanding it back leaves `(b * h) / h` behind; folded, sizes that are
-equal are the same value, and broadcasts and checks between them disappear.
+equal are the same value, and broadcasts and checks between them disappear. Sizes do not wrap;
+elements of tensors may, so that the bodies of linalg operations are left alone.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ DIVISIONS = frozenset(("arith.divsi", "arith.divui", "arith.floordivsi"))
 
 @register
 def fold_sizes(module: ir.Operation, unit: Unit) -> None:
-    """Fold `(a * b) / b` of sizes, which are never negative."""
+    """Fold `(a * b) / b` of sizes."""
     for op in walk(module):
-        if op.name in DIVISIONS:
+        if op.name in DIVISIONS and not _is_elementwise(op):
             _fold_division(op)
+
+
+def _is_elementwise(op: ir.Operation) -> bool:
+    return op.parent is not None and op.parent.operation.name.startswith("linalg.")
 
 
 def _fold_division(op: ir.Operation) -> None:

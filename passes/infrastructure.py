@@ -198,12 +198,13 @@ def defining_op(value: ir.Value) -> ir.Operation | None:
     return None if isinstance(owner, ir.Block) else owner.operation
 
 
-_QUOTED = re.compile(r'"((?:[^"\\]|\\.)+)"')
+# Names in locations; `"file":1:2` is a place in a text.
+_NAME = re.compile(r'"((?:[^"\\]|\\.)+)"(?!:\d)')
 
 
 def node_name(op: ir.Operation) -> str | None:
     """The ONNX node that an operation comes from, the first one where several were fused."""
-    match = _QUOTED.search(str(op.location))
+    match = _NAME.search(str(op.location))
     return match[1] if match else None
 
 

@@ -1,0 +1,55 @@
+import pytest
+from abqc.errors import ModelError
+from facts import after, maker
+
+
+def loops(body: str, table: str = "memref<7xf32>") -> str:
+    return f"""#id = affine_map<(d0) -> (d0)>
+    func.func @main(%t: {table}, %i: memref<?xi64>, %y: memref<?xf32>) {{
+      linalg.generic {{indexing_maps = [#id, #id], iterator_types = ["parallel"]}}
+          ins(%i : memref<?xi64>) outs(%y : memref<?xf32>) {{
+      ^bb0(%in: i64, %out: f32):
+        %at = arith.index_cast %in : i64 to index
+        {body}
+      }}
+      return
+    }}"""
+
+
+GATHER = "%v = memref.load %t[%at] : {}\nlinalg.yield %v : f32"
+
+
+def test_positions_from_data_are_compared_with_the_size() -> None:
+    facts = after(loops(GATHER.format("memref<7xf32>")), "guard-indices")
+    (load,) = facts("memref.load")
+    assert maker(load.operands[1]) == "arith.select"
+    (yielded,) = facts("linalg.yield")[0].operands
+    assert maker(yielded) == "arith.select"  # NaN where the position is outside
+    assert not facts.messages()
+
+
+def test_a_table_without_rows_is_an_error() -> None:
+    facts = after(loops(GATHER.format("memref<?xf32>"), "memref<?xf32>"), "guard-indices")
+    assert facts.messages() == ["the model: it reads from a tensor without elements"]
+
+
+def test_positions_of_loops_stay() -> None:
+    body = """%j = linalg.index 0 : index
+        %v = memref.load %t[%j] : memref<7xf32>
+        linalg.yield %v : f32"""
+    facts = after(loops(body), "guard-indices")
+    assert maker(facts("memref.load")[0].operands[1]) == "linalg.index"
+
+
+def test_checks_inside_of_guarded_loops_go() -> None:
+    check = "%c7 = arith.constant 7 : index\n%ok = arith.cmpi slt, %at, %c7 : index\n"
+    check += 'cf.assert %ok, "index must be smaller than dim size"\n'
+    assert not after(loops(check + GATHER.format("memref<7xf32>")), "guard-indices").messages()
+
+
+def test_other_checks_inside_of_loops_are_refused() -> None:
+    body = """%ok = arith.cmpi slt, %at, %at : index
+        cf.assert %ok, "a mood"
+        linalg.yield %out : f32"""
+    with pytest.raises(ModelError, match="no kernel can check that 'a mood'"):
+        after(loops(body), "guard-indices")
