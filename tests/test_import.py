@@ -263,3 +263,17 @@ def test_element_types_of_inputs_and_outputs(tmp_path: Path) -> None:
 def test_only_upstream_dialects_and_ours_remain(tmp_path: Path) -> None:
     dialects = {name.split(".")[0] for name in operations(imported(models.attention(), tmp_path))}
     assert dialects <= {"abq", "arith", "builtin", "cf", "func", "linalg", "math", "scf", "tensor"}
+
+
+def test_shapes_of_outputs_are_inferred_not_believed(tmp_path: Path) -> None:
+    proto = models.model(
+        [node("Relu", "x", "y")], [("x", np.float32, ["n", 4])], [("y", np.float32, [7, 1])]
+    )
+    assert imported(proto, tmp_path).outputs == [TensorSpec("y", "float32", (None, 4))]
+
+
+def test_input_without_rank_can_be_pinned(tmp_path: Path) -> None:
+    proto = models.model([node("Relu", "x", "y")], [("x", np.float32, [])], [("y", np.float32, [])])
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        value.type.tensor_type.ClearField("shape")
+    assert imported(proto, tmp_path, shapes={"x": (2, 3)}).outputs[0].shape == (2, 3)

@@ -49,8 +49,8 @@ def import_model(
     report("reading the model")
     model = load_model(Path(path), work)
     inline_functions(model)
-    check_model(model)
     pin_shapes(model, shapes or {})
+    check_model(model)
     prepare(model, work)
     report("lowering to linalg")
     plan = make_plan(model)
@@ -60,7 +60,7 @@ def import_model(
         bytecode=bytecode,
         store=fill_store(model, used, work / "weights", keep_codes),
         inputs=[_spec(value) for value in model.shell.graph.input],
-        outputs=[_spec(value) for value in model.shell.graph.output],
+        outputs=[_spec(value) for value in proto.graph.output],
         nodes=_node_infos(model, plan, used),
         opset=model.declared_opset,
         producer=" ".join((model.shell.producer_name, model.shell.producer_version)).strip(),
