@@ -1,0 +1,132 @@
+from abqc.dialects.mlir import ir, make_context
+from abqc.passes.infrastructure import Unit, run_pipeline
+from facts import Facts, after
+
+REDUCE = """  linalg.generic {{
+      indexing_maps = [#id, #row], iterator_types = ["parallel", "reduction"]}}
+      ins(%x : memref<?x?xf32>) outs({out} : memref<?xf32>) {{
+  ^bb0(%in: f32, %acc: f32):
+    %s = arith.{op} %acc, %in : f32
+    linalg.yield %s : f32
+  }}
+"""
+FILL = """  linalg.generic {{indexing_maps = [#none, #line], iterator_types = ["parallel"]}}
+      ins(%zero : f32) outs({out} : memref<?xf32>) {{
+  ^bb0(%in: f32, %old: f32):
+    linalg.yield %in : f32
+  }}
+"""
+MAPS = """#id = affine_map<(i, j) -> (i, j)>
+#row = affine_map<(i, j) -> (i)>
+#line = affine_map<(i) -> (i)>
+#none = affine_map<(i) -> ()>
+func.func private @read(memref<?xf32>)
+"""
+
+
+def outlined(body: str) -> tuple[Facts, Facts]:
+    """The host and the kernels of a function with %x: ?x?, %y and %z: ? and the constant %zero."""
+    unit = Unit()
+    with make_context():
+        unit.outlined = ir.Module.parse("module {}")
+        text = f"""{MAPS}
+func.func @main(%x: memref<?x?xf32>, %y: memref<?xf32>, %z: memref<?xf32>, %c: i1) {{
+  %zero = arith.constant 0.0 : f32
+{body}
+  return
+}}"""
+        module = ir.Module.parse(text)
+        run_pipeline(module.operation, ["outline-kernels"], unit)
+        return Facts(module.operation.get_asm()), Facts(unit.outlined_text)
+
+
+def fill(out: str = "%y") -> str:
+    return FILL.format(out=out)
+
+
+def reduction(out: str = "%y", op: str = "addf") -> str:
+    return REDUCE.format(out=out, op=op)
+
+
+def test_equal_loops_share_a_kernel() -> None:
+    host, kernels = outlined(fill("%y") + fill("%z"))
+    assert len(host("func.call")) == 2
+    assert len(set(host.calls())) == len(kernels("func.func")) == 1
+    assert not host("linalg.generic")
+
+
+def test_a_reduction_takes_over_the_fill_before_it() -> None:
+    host, kernels = outlined(fill() + reduction())
+    assert len(host("func.call")) == 1
+    (loop,) = kernels("scf.for")
+    assert len(loop.results) == 1  # accumulates in a register
+    assert loop.operands[3].owner.name == "arith.constant"
+
+
+def test_a_fill_that_others_see_stays() -> None:
+    for between in (
+        "func.call @read(%y) : (memref<?xf32>) -> ()\n",
+        "scf.if %c {\nfunc.call @read(%y) : (memref<?xf32>) -> ()\n}\n",
+        "%v = memref.cast %y : memref<?xf32> to memref<*xf32>\n",
+    ):
+        host, kernels = outlined(fill() + between + reduction())
+        assert len([name for name in host.calls() if name != "read"]) == 2, between
+        assert len(kernels("func.func")) == 2
+
+
+def test_of_two_fills_none_is_taken_over() -> None:
+    host, _ = outlined(fill() + fill() + reduction())
+    assert len(host("func.call")) == 3
+
+
+def test_only_what_accumulates_may_be_reassociated() -> None:
+    body = """  linalg.generic {
+      indexing_maps = [#id, #row], iterator_types = ["parallel", "reduction"]}
+      ins(%x : memref<?x?xf32>) outs(%y : memref<?xf32>) {
+  ^bb0(%in: f32, %acc: f32):
+    %m = arith.maximumf %in, %zero : f32
+    %a = arith.addf %m, %in : f32
+    %s = arith.addf %acc, %a : f32
+    linalg.yield %s : f32
+  }
+"""
+    _, kernels = outlined(body)
+    inner, accumulating = kernels("arith.addf")
+    assert "reassoc" not in str(inner.attributes["fastmath"])
+    assert "reassoc" in str(accumulating.attributes["fastmath"])
+    assert "nnan" not in kernels.text
+
+
+def test_maxima_keep_nan() -> None:
+    _, kernels = outlined(reduction(op="maximumf"))
+    assert str(kernels("arith.maximumf")[0].attributes["fastmath"]) == "#arith.fastmath<nsz>"
+
+
+def test_copies_become_kernels() -> None:
+    host, kernels = outlined("  memref.copy %y, %z : memref<?xf32> to memref<?xf32>\n")
+    assert len(host("func.call")) == len(kernels("func.func")) == 1
+
+
+def test_values_of_loops_are_passed() -> None:
+    host, kernels = outlined("""  %c0 = arith.constant 0 : index
+  %c1 = arith.constant 1 : index
+  %n = memref.dim %y, %c0 : memref<?xf32>
+  scf.for %i = %c0 to %n step %c1 {
+    linalg.generic {indexing_maps = [#line], iterator_types = ["parallel"]}
+        outs(%z : memref<?xf32>) {
+    ^bb0(%old: f32):
+      %v = memref.load %y[%i] : memref<?xf32>
+      linalg.yield %v : f32
+    }
+  }
+""")
+    (call,) = host("func.call")
+    (loop,) = host("scf.for")
+    assert loop.regions[0].blocks[0].arguments[0] in list(call.operands)
+    assert len(call.operands) == len(kernels("func.func")[0].regions[0].blocks[0].arguments)
+
+
+def test_the_pass_runs_on_text() -> None:
+    text = f"{MAPS}func.func @main(%y: memref<?xf32>) {{\n%zero = arith.constant 0.0 : f32\n"
+    facts = after(f"{text}{fill()}return\n}}", "outline-kernels")
+    assert len(facts("func.call")) == 1
