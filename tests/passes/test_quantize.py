@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from abqc.codegen.targets.cpu import CpuTarget
+from abqc.compiler.recipe import parse_recipe
+from abqc.dialects.weight_store import WeightStore
+from abqc.errors import RecipeError
+from abqc.passes.infrastructure import Unit
+from facts import Facts, after
+
+TWO_MATMULS = """func.func @main(%x: tensor<?x256xf32>) -> (tensor<?x5xf32>, tensor<?x5xf32>) {
+  %w = "abq.weight"() {sym = "w"} : () -> tensor<5x256xf32>
+  %y = "abq.matmul"(%x, %w) {node = "first", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0>}
+      : (tensor<?x256xf32>, tensor<5x256xf32>) -> tensor<?x5xf32>
+  %z = "abq.matmul"(%x, %w) {node = "other", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0>}
+      : (tensor<?x256xf32>, tensor<5x256xf32>) -> tensor<?x5xf32>
+  return %y, %z : tensor<?x5xf32>, tensor<?x5xf32>
+}"""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> WeightStore:
+    store = WeightStore(tmp_path)
+    store.add("w", np.random.default_rng(0).standard_normal((5, 256), np.float32))
+    return store
+
+
+def quantized(store: WeightStore, recipe: str, *passes: str) -> tuple[Facts, Unit]:
+    unit = Unit(store=store, recipe=parse_recipe(recipe), target=CpuTarget())
+    return after(TWO_MATMULS, "quantize", *passes, unit=unit), unit
+
+
+def code(op: object, operand: int) -> str:
+    return str(op.operands[operand].type.element_type)  # type: ignore[attr-defined]
+
+
+def test_formats_are_in_the_types(store: WeightStore) -> None:
+    facts, unit = quantized(store, "w4a8")
+    matmul = facts("abq.matmul")[0]
+    assert "a8:token:asym" in code(matmul, 0)
+    assert "w4:g128:sym" in code(matmul, 1)
+    scale = matmul.opview.w_scale
+    assert list(scale.type.shape) == [5, 2]  # rows x groups
+    assert matmul.opview.w_zero is None and matmul.opview.x_zero is not None
+    assert [encoding.source for encoding in unit.encodings.values()] == ["w"]
+
+
+def test_equal_quantizations_become_one(store: WeightStore) -> None:
+    facts, _ = quantized(store, "w4a8", "canonicalize", "cse")
+    assert len(facts("abq.quantize")) == 1
+    assert len(facts("abq.matmul")) == 2  # of two nodes
+
+
+def test_none_changes_nothing(store: WeightStore) -> None:
+    facts, unit = quantized(store, "none")
+    assert not facts("abq.quantize") and not unit.encodings
+
+
+def test_rotation_comes_before_the_codes(store: WeightStore) -> None:
+    facts, unit = quantized(store, "w4a4 rotate")
+    (rotation, _), (quantize, _) = facts("abq.hadamard"), facts("abq.quantize")
+    assert quantize.operands[0] == rotation.results[0]
+    assert rotation.attributes["block"].value == 256
+    (encoding,) = unit.encodings.values()
+    rotated = encoding.encode(store)
+    assert rotated.codes.shape == (5, 256)
+
+
+def test_rotation_of_float_activations_is_refused(store: WeightStore) -> None:
+    with pytest.raises(RecipeError, match="'first'"):
+        quantized(store, "w4a16 rotate")

@@ -1,0 +1,148 @@
+"""The abq dialect: its verifier, its effects, its bytecode."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from abqc.dialects.mlir import PassManager, ir, make_context
+
+SEGMENTS = "operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0>"
+CODE = '!abq.code<"w4:g128:sym">'
+
+
+def matmul(x: str = "?x8xf32", w: str = "5x8xf32", y: str = "?x5xf32") -> str:
+    return f"""func.func @main(%x: tensor<{x}>, %w: tensor<{w}>) -> tensor<{y}> {{
+      %y = "abq.matmul"(%x, %w) {{node = "mm", {SEGMENTS}}}
+          : (tensor<{x}>, tensor<{w}>) -> tensor<{y}>
+      return %y : tensor<{y}>
+    }}"""
+
+
+def conv(
+    x: str = "?x4x8x8xf32", w: str = "6x2x3x3xf32", y: str = "?x6x6x6xf32", groups: int = 2,
+    strides: str = "1, 1",
+) -> str:  # fmt: skip
+    return f"""func.func @main(%x: tensor<{x}>, %w: tensor<{w}>) -> tensor<{y}> {{
+      %y = "abq.conv"(%x, %w) {{node = "c", strides = array<i64: {strides}>,
+          dilations = array<i64: 1, 1>, pads = array<i64: 0, 0, 0, 0>, groups = {groups} : i64,
+          {SEGMENTS}}} : (tensor<{x}>, tensor<{w}>) -> tensor<{y}>
+      return %y : tensor<{y}>
+    }}"""
+
+
+def gather(table: str = "50x8xf32", y: str = "?x8xf32") -> str:
+    return f"""func.func @main(%t: tensor<{table}>, %i: tensor<?xi64>) -> tensor<{y}> {{
+      %y = "abq.gather"(%t, %i) {{node = "g", operandSegmentSizes = array<i32: 1, 1, 0, 0>}}
+          : (tensor<{table}>, tensor<?xi64>) -> tensor<{y}>
+      return %y : tensor<{y}>
+    }}"""
+
+
+def batch_matmul(a: str = "?x3x8xf32", c: str = "?x8x5xf32", transposed: int = 0) -> str:
+    return f"""func.func @main(%a: tensor<{a}>, %c: tensor<{c}>) -> tensor<?x3x5xf32> {{
+      %y = "abq.batch_matmul"(%a, %c) {{transposed = {transposed} : i64}}
+          : (tensor<{a}>, tensor<{c}>) -> tensor<?x3x5xf32>
+      return %y : tensor<?x3x5xf32>
+    }}"""
+
+
+def hadamard(block: int) -> str:
+    return f"""func.func @main(%x: tensor<?x24xf32>) -> tensor<?x24xf32> {{
+      %y = "abq.hadamard"(%x) {{block = {block} : i64}} : (tensor<?x24xf32>) -> tensor<?x24xf32>
+      return %y : tensor<?x24xf32>
+    }}"""
+
+
+VALID = (
+    matmul(),
+    matmul(x="2x?x8xf32", y="2x?x5xf32"),
+    conv(),
+    gather(),
+    batch_matmul(),
+    batch_matmul(c="?x5x8xf32", transposed=1),
+    hadamard(12),
+)
+INVALID = (
+    (matmul(x="?x7xf32"), "has K ="),
+    (matmul(y="?x6xf32"), "y must be"),
+    (matmul(w="5x8x1xf32"), "w must be N x K"),
+    (matmul(w=f"5x8x{CODE}"), "w_scale belongs to a w of codes"),
+    (matmul(x=f"?x8x{CODE}"), "x_scale belongs to an x of codes"),
+    (matmul().replace('node = "mm", ', ""), "node"),
+    (conv(groups=1), "channels"),
+    (conv(strides="1"), "strides: 2 values"),
+    (conv(w="5x2x3x3xf32"), "5 output channels in 2 groups"),
+    (gather(y="?x9xf32"), "columns"),
+    (gather(table=f"50x8x{CODE}"), "scale belongs to a table of codes"),
+    (batch_matmul(transposed=1), "a has K = 8, c has K = 5"),
+    (batch_matmul(a="?x4x8xf32"), "y must be B x M x N"),
+    (hadamard(7), "no multiple of block 7"),
+)
+
+
+def verified(text: str) -> None:
+    with make_context():
+        ir.Module.parse(text).operation.verify()
+
+
+@pytest.mark.parametrize("text", VALID)
+def test_verifier_accepts(text: str) -> None:
+    verified(text)
+
+
+@pytest.mark.parametrize(("text", "rule"), INVALID, ids=[rule for _, rule in INVALID])
+def test_verifier_rejects(text: str, rule: str) -> None:
+    with pytest.raises(ir.MLIRError) as caught:
+        verified(text)
+    assert rule in str(caught.value)
+
+
+def operations(text: str, passes: str) -> list[str]:
+    names: list[str] = []
+
+    def visit(op: ir.Operation) -> ir.WalkResult:
+        names.append(op.name)
+        return ir.WalkResult.ADVANCE
+
+    with make_context():
+        module = ir.Module.parse(text)
+        PassManager.parse(f"builtin.module({passes})").run(module.operation)
+        module.operation.walk(visit)
+    return names
+
+
+TWICE = """func.func @main(%x: tensor<?x24xf32>) -> tensor<?x24xf32> {
+  %w = "abq.weight"() {sym = "w"} : () -> tensor<24xf32>
+  %dead = "abq.hadamard"(%x) {block = 8 : i64} : (tensor<?x24xf32>) -> tensor<?x24xf32>
+  %a = "abq.hadamard"(%x) {block = 12 : i64} : (tensor<?x24xf32>) -> tensor<?x24xf32>
+  %b = "abq.hadamard"(%x) {block = 12 : i64} : (tensor<?x24xf32>) -> tensor<?x24xf32>
+  %s = arith.addf %a, %b : tensor<?x24xf32>
+  %kept = "abq.append"(%s) {input = 0 : i64, output = 0 : i64, axis = 0 : i64}
+      : (tensor<?x24xf32>) -> tensor<?x24xf32>
+  return %s : tensor<?x24xf32>
+}"""
+
+
+def test_dead_and_equal_operations_go_but_appends_stay() -> None:
+    names = operations(TWICE, "canonicalize,cse")
+    assert names.count("abq.hadamard") == 1
+    assert names.count("abq.weight") == 0
+    assert names.count("abq.append") == 1
+
+
+@pytest.mark.parametrize("text", VALID)
+def test_bytecode_keeps_everything(text: str) -> None:
+    with make_context():
+        module = ir.Module.parse(text)
+        before = module.operation.get_asm()
+        stream = io.BytesIO()
+        module.operation.write_bytecode(stream)
+    with make_context():
+        assert ir.Module.parse(stream.getvalue()).operation.get_asm() == before
+
+
+def test_types_print_and_parse() -> None:
+    with make_context():
+        for text in (CODE, '!abq.packed<"int8">', f"tensor<5x8x{CODE}>"):
+            assert str(ir.Type.parse(text)) == text
