@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from ..dialects.mlir import arith, func, ir, llvm, memref
 from ..errors import CompileError
 from ..passes.infrastructure import main_function, walk
-from ..passes.launch import APPEND, KERNEL, kernel_names, launched_kernel
+from ..passes.launch import APPEND, KERNEL, LOOPS, kernel_names, launched_kernel
 from ..passes.resolve_dims import index
 from .isa import PLAIN
 from .llvm import lower, parse, target_machine, to_llvm_ir
@@ -100,7 +100,9 @@ class _Host:
 
     def rewrite(self) -> None:
         self._add_context()
-        self._declare("abqc_rt_launch", [self.i64, self.i32, self.i64, self.i64])
+        launch = [self.i64, self.i32, self.i64, self.i64]
+        self._declare("abqc_rt_launch", launch)
+        self._declare("abqc_rt_launch_loops", [*launch, self.i64])
         self._declare("abqc_rt_check", [self.i64, self.i32, self.i64])
         names = kernel_names(self.module.operation)
         calls = [(op, launched_kernel(op, names)) for op in walk(self.main, "func.call")]
@@ -108,7 +110,7 @@ class _Host:
         slots = self._slots(max((self._count(op) for op, _ in launches), default=1))
         for op, name in launches:
             with ir.InsertionPoint(op), op.location:
-                self._launch(op, self.numbers[name], slots)
+                self._launch(op, name, slots)
             op.erase()
         self._give_context_to_appends()
         for op in walk(self.main, "cf.assert"):
@@ -145,14 +147,19 @@ class _Host:
         with ir.InsertionPoint.at_block_begin(self.main.regions[0].blocks[0]):
             return memref.AllocaOp(ir.MemRefType.get([count], self.i64), [], []).result
 
-    def _launch(self, op: ir.Operation, number: int, slots: ir.Value) -> None:
+    def _launch(self, op: ir.Operation, name: str, slots: ir.Value) -> None:
         grid, *arguments = op.operands
         values = [slot for argument in arguments for slot in self._expand(argument)]
         for position, value in enumerate(values):
             memref.StoreOp(value, slots, [index(position)])
         address = self._integer(memref.ExtractAlignedPointerAsIndexOp(slots).result)
-        kernel = arith.ConstantOp(self.i32, ir.IntegerAttr.get(self.i32, number)).result
-        self._call("abqc_rt_launch", [self.context, kernel, self._integer(grid), address])
+        kernel = arith.ConstantOp(self.i32, ir.IntegerAttr.get(self.i32, self.numbers[name])).result
+        operands = [self.context, kernel, self._integer(grid), address]
+        if name.startswith(LOOPS):
+            work = arith.MulIOp(grid, arguments[-1]).result
+            self._call("abqc_rt_launch_loops", [*operands, self._integer(work)])
+        else:
+            self._call("abqc_rt_launch", operands)
 
     def _expand(self, value: ir.Value) -> list[ir.Value]:
         """The 8-byte slots of one argument, as the LLVM dialect expands it."""

@@ -261,9 +261,7 @@ def _batch_matmul(low: _Lowering, op: ir.Operation) -> None:
     low.finish(op, y, [batch, m, n])
 
 
-def _matrices(
-    low: _Lowering, value: ir.Value, packed: ir.Value
-) -> tuple[ir.Value, ir.Value]:
+def _matrices(low: _Lowering, value: ir.Value, packed: ir.Value) -> tuple[ir.Value, ir.Value]:
     """The buffer of a batch of matrices and the distance between them.
 
     A cache with room to grow, [B, H, T, D] inside [B, H, capacity, D], is read where it is.
@@ -285,9 +283,7 @@ def _matrices(
     element = ir.MemRefType(cache.type).element_type
     flat = ir.MemRefType.get([abq.DYNAMIC], element)
     length = arith.MulIOp(sizes[0], strides[0]).result
-    buffer = memref.ReinterpretCastOp(
-        flat, cache, [], [length], [], [0], [abq.DYNAMIC], [1]
-    ).result
+    buffer = memref.ReinterpretCastOp(flat, cache, [], [length], [], [0], [abq.DYNAMIC], [1]).result
     return buffer, strides[1]
 
 

@@ -20,7 +20,7 @@ from abqc.dialects import abq
 from abqc.dialects.mlir import affine, arith, func, ir, linalg, memref, scf
 
 from .infrastructure import Unit, constant_index, defining_op, register, users, walk
-from .launch import launch
+from .launch import LOOPS, launch
 from .resolve_dims import index
 
 FLAT_BLOCK = 4096  # elements of a rank-1 operation that one grid index covers
@@ -95,7 +95,7 @@ class _Library:
         if known is not None:
             kernel.operation.erase()
             return known
-        name = f"loops_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        name = f"{LOOPS}{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         kernel.operation.attributes["sym_name"] = ir.StringAttr.get(name)
         self.by_text[text] = name
         self.unit.kernels[name] = None  # its body is in unit.outlined
@@ -132,7 +132,7 @@ def _outline(module: ir.Operation, op: ir.Operation, library: _Library) -> None:
         arguments = _unique([*buffers, *scalars, *dynamic])
         kernel = _emit(nest, arguments, extents, split, library)
         name = library.adopt(kernel)
-        launch(module, name, grid, arguments)
+        launch(module, name, grid, [*arguments, _work(nest, sizes, split)])
     if nest.fill is not None:
         nest.fill.erase()
     op.erase()
@@ -306,16 +306,26 @@ def _grid(nest: _Nest, sizes: dict[int, ir.Value]) -> tuple[ir.Value, bool]:
     return total, split
 
 
+def _work(nest: _Nest, sizes: dict[int, ir.Value], split: bool) -> ir.Value:
+    """How many elements one grid index touches: the host starts no threads for a few."""
+    if split:
+        return index(FLAT_BLOCK)
+    work = index(1)
+    for dim in nest.inner:
+        work = arith.MulIOp(work, sizes[dim]).result
+    return work
+
+
 def _emit(
     nest: _Nest, arguments: list[ir.Value], extents: list[ir.Value], split: bool, library: _Library
 ) -> func.FuncOp:
     index_type = ir.IndexType.get()
-    types = [index_type, *(a.type for a in arguments)]
+    types = [index_type, *(a.type for a in arguments), index_type]
     body = library.unit.outlined.body
     with ir.InsertionPoint(body), ir.Location.unknown():
         kernel = func.FuncOp("kernel", ir.FunctionType.get(types, []))
         entry = kernel.add_entry_block()
-        inside = dict(zip(arguments, list(entry.arguments)[1:], strict=True))
+        inside = dict(zip(arguments, list(entry.arguments)[1:-1], strict=True))
         with ir.InsertionPoint(entry):
             _Body(nest, inside, entry.arguments[0], extents, split).emit()
             func.ReturnOp([])

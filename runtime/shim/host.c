@@ -22,6 +22,18 @@ void abqc_rt_launch(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t 
     abqc_team_launch(&ctx->team, ctx->kernels[kernel], grid, args);
 }
 
+/* Vectorized loops do about an element in a fraction of a nanosecond; handing work to another thread
+ * and waiting for it takes a microsecond or two. */
+enum { ABQC_FEW_ELEMENTS = 8192 };
+
+void abqc_rt_launch_loops(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t *args,
+                          int64_t work) {
+    if (work < ABQC_FEW_ELEMENTS)
+        ctx->kernels[kernel](0, grid, args);
+    else
+        abqc_team_launch(&ctx->team, ctx->kernels[kernel], grid, args);
+}
+
 void abqc_rt_check(abqc_ctx *ctx, int32_t condition, const char *message) {
     if (!condition) abqc_fail(ctx, ABQC_E_CHECK, "%s", message);
 }

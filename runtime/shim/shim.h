@@ -163,6 +163,9 @@ void abqc_rt_output(abqc_ctx *ctx, int32_t i, const void *data, int32_t rank, co
 void *abqc_rt_alloc(abqc_ctx *ctx, int64_t bytes);
 void abqc_rt_free(abqc_ctx *ctx, void *data);
 void abqc_rt_launch(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t *args);
+/* The same for a kernel that touches `work` elements in all: a few are done by the calling thread. */
+void abqc_rt_launch_loops(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t *args,
+                          int64_t work);
 void abqc_rt_check(abqc_ctx *ctx, int32_t condition, const char *message);
 void *abqc_rt_append(abqc_ctx *ctx, int32_t input, int32_t output, int32_t axis, int32_t rank,
                      const void *data, const int64_t *sizes, const int64_t *strides,
