@@ -1,0 +1,154 @@
+"""The column of passes: every name exists, and what each stage leaves behind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx_models as models
+import pytest
+from abqc.codegen.targets.cpu import CpuTarget
+from abqc.compiler.onnx_import.importer import import_model
+from abqc.compiler.pipeline import STAGES
+from abqc.compiler.recipe import parse_recipe
+from abqc.dialects.mlir import PassManager, ir, make_context
+from abqc.errors import CompileError
+from abqc.passes.infrastructure import PASS_FILES, Unit, available, run_pipeline
+from abqc.passes.launch import kernel_names
+from abqc.passes.pipeline import run_passes
+from onnx import ModelProto
+
+PASSES = Path(__file__).parent.parent / "passes"
+EMPTY = "func.func @main() { return }"
+
+
+def test_every_pass_of_the_column_exists() -> None:
+    ours = available()
+    with make_context():
+        for name in (name for passes in STAGES.values() for name in passes):
+            if name not in ours:
+                PassManager.parse(f"builtin.module({name})")
+
+
+def test_files_passes_and_tests_carry_one_name() -> None:
+    assert set(available()) == {name.replace("_", "-") for name in PASS_FILES}
+    assert all(available().values())  # a line of documentation each
+    for name in PASS_FILES:
+        assert (PASSES / f"{name}.py").is_file()
+        assert (Path(__file__).parent / "passes" / f"test_{name}.py").is_file()
+
+
+def test_text_that_is_no_module_is_an_error() -> None:
+    with pytest.raises(CompileError, match="cannot be parsed"):
+        run_passes("func.func @main(", ["canonicalize"])
+
+
+def test_a_failure_names_the_pass_and_a_file_that_repeats_it() -> None:
+    with pytest.raises(CompileError) as caught:
+        run_passes(EMPTY, ["canonicalize", "no-such-pass"])
+    text = str(caught.value)
+    assert "no-such-pass failed" in text and "it ran after canonicalize" in text
+    path = Path(text.split("the IR is in ")[1].split(";")[0])
+    assert "func.func @main" in path.read_text()
+    assert f"abqc opt {path} --passes 'no-such-pass'" in text
+    path.unlink()
+
+
+def test_every_step_is_dumped(tmp_path: Path) -> None:
+    unit = Unit(dump_dir=tmp_path)
+    run_passes(EMPTY, ["func.func(canonicalize,cse)", "fold-sizes"], unit)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "001-canonicalize.mlir",
+        "002-fold-sizes.mlir",
+    ]
+
+
+class Staged:
+    """A model on its way: counts of operations after every stage."""
+
+    def __init__(self, proto: ModelProto, folder: Path, recipe: str = "none") -> None:
+        imported = import_model(models.save(proto, folder), work_dir=folder)
+        self.unit = Unit(
+            store=imported.store,
+            recipe=parse_recipe(recipe),
+            target=CpuTarget(),
+            node_kinds={node.name: node.kind for node in imported.nodes},
+            inputs=imported.inputs,
+            outputs=imported.outputs,
+        )
+        self.after: dict[str, Counter[str]] = {}
+        with make_context():
+            module = ir.Module.parse(imported.bytecode)
+            for stage, passes in STAGES.items():
+                run_pipeline(module.operation, passes, self.unit)
+                self.after[stage] = _count(module.operation)
+            self.kernels = kernel_names(module.operation)
+            self.text = module.operation.get_asm()
+
+
+def _count(module: ir.Operation) -> Counter[str]:
+    names: Counter[str] = Counter()
+
+    def visit(op: ir.Operation) -> ir.WalkResult:
+        names[op.name] += 1
+        return ir.WalkResult.ADVANCE
+
+    module.walk(visit)
+    return names
+
+
+@pytest.fixture(scope="module")
+def attention(tmp_path_factory: pytest.TempPathFactory) -> Staged:
+    return Staged(models.attention(), tmp_path_factory.mktemp("attention"), "w8a8")
+
+
+def test_simplified_has_no_shape_arithmetic_in_tensors(attention: Staged) -> None:
+    counts = attention.after["simplified"]
+    for name in ("tensor.reshape", "tensor.extract", "tensor.from_elements", "linalg.batch_matmul"):
+        assert not counts[name], name
+    assert counts["abq.matmul"] == 4
+    assert counts["abq.batch_matmul"] == 2
+
+
+def test_quantized_packs_an_activation_once(attention: Staged) -> None:
+    counts = attention.after["quantized"]
+    assert counts["abq.pack"] == 2  # q, k and v share one; the output projection has its own
+    assert not counts["abq.quantize"]
+    assert [entry["node"] for entry in attention.unit.operations] == [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+    ]
+
+
+def test_host_has_buffers_and_launches_only(attention: Staged) -> None:
+    counts = attention.after["host"]
+    dialects = {name.split(".")[0] for name in counts}
+    assert dialects <= {"arith", "builtin", "cf", "func", "memref", "scf"}
+    assert "tensor<" not in attention.text
+    assert counts["memref.alloc"] - counts["memref.dealloc"] == 1  # the output's stays
+    assert attention.kernels == set(attention.unit.kernels) & attention.kernels
+
+
+def layers(count: int) -> ModelProto:
+    """`count` equal layers: a matmul, a bias, a softmax."""
+    nodes, constants = [], {}
+    for i in range(count):
+        constants[f"w{i}"] = np.random.default_rng(i).standard_normal((16, 16), np.float32)
+        nodes += [
+            models.node("MatMul", f"x{i} w{i}", f"p{i}", f"matmul{i}"),
+            models.node("Softmax", f"p{i}", f"x{i + 1}", f"softmax{i}", axis=-1),
+        ]
+    shape = ["n", 16]
+    inputs, outputs = [("x0", np.float32, shape)], [(f"x{count}", np.float32, shape)]
+    return models.model(nodes, inputs, outputs, constants)
+
+
+def test_equal_layers_share_their_kernels(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "5").mkdir()
+    one, five = (Staged(layers(n), tmp_path / str(n), "w4a8") for n in (1, 5))
+    assert five.kernels == one.kernels
+    assert five.after["host"]["func.call"] == 5 * one.after["host"]["func.call"]
