@@ -51,8 +51,8 @@ BUFFERIZE = (
     TIDY,
     "lower-abq",
     TIDY,
-    "func.func(linalg-generalize-named-ops)",
     "separate-fills",  # after the last cse, which would merge them again
+    "func.func(linalg-generalize-named-ops)",
     "one-shot-bufferize{bufferize-function-boundaries=1 "
     "function-boundary-type-conversion=identity-layout-map buffer-alignment=64}",
     "func.func(canonicalize)",

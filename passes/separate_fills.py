@@ -8,15 +8,25 @@ from __future__ import annotations
 
 from abqc.dialects.mlir import ir
 
-from .infrastructure import Unit, register, walk
+from .infrastructure import Unit, defining_op, register, walk
 
 
 @register
 def separate_fills(module: ir.Operation, unit: Unit) -> None:
     """Give every user of a linalg.fill or tensor.empty its own."""
-    for name in ("linalg.fill", "tensor.empty"):
-        for op in walk(module, name):
-            for use in list(op.results[0].uses)[1:]:
-                with ir.InsertionPoint(use.owner), op.location:
-                    clone = op.clone()
-                use.owner.operands[use.operand_number] = clone.results[0]
+    for op in walk(module, "linalg.fill"):
+        _separate(op)
+    for op in walk(module):
+        if op.name in ("tensor.expand_shape", "tensor.collapse_shape"):
+            source = defining_op(op.operands[0])
+            if source is not None and source.name == "tensor.empty":
+                _separate(op)
+    for op in walk(module, "tensor.empty"):
+        _separate(op)
+
+
+def _separate(op: ir.Operation) -> None:
+    for use in list(op.results[0].uses)[1:]:
+        with ir.InsertionPoint(use.owner), op.location:
+            clone = op.clone()
+        use.owner.operands[use.operand_number] = clone.results[0]
