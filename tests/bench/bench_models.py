@@ -13,10 +13,11 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from statistics import median
+from typing import Protocol
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -38,7 +39,10 @@ EMBEDDING = 3
 SECONDS = 5.0
 WINDOWS = 10
 
-LLAMA_CPP = [("llama.cpp Q8_0", "", 498, 112), ("llama.cpp Q4_0", "92 MB", 723, 160)]
+LLAMA_CPP: list[tuple[object, ...]] = [
+    ("llama.cpp Q8_0", "", 498, 112),
+    ("llama.cpp Q4_0", "92 MB", 723, 160),
+]
 
 
 def markdown(header: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
@@ -149,15 +153,18 @@ def run_of(run: Callable[[Feeds], object], feeds: Feeds) -> Callable[[], object]
 
 def smollm2(bench: Bench) -> str:
     """Cache, speed and perplexity of the decoder."""
-    rows: list[tuple[object, ...]] = []
-    for recipe in ("none", "w8a8", "w4a8"):
-        compiled = bench.compiled("smollm2", recipe)
-        prompt, generate = tokens_per_second(bench.load("smollm2", recipe, 2))
-        rows.append((f"`{recipe}`", byte_count(compiled.bytes), f"{prompt:.0f}", f"{generate:.0f}"))
-    prompt, generate = peer_tokens_per_second(Peer(bench.path("smollm2"), "float", 2))
-    rows.append(("onnxruntime float", "538 MB", f"{prompt:.0f}", f"{generate:.0f}"))
-    rows += LLAMA_CPP
-    speeds = markdown(("model", "size", "prompt of 128, tokens/s", "generating 32, tokens/s"), rows)
+    recipes = ("none", "w8a8", "w4a8")
+    sides: dict[str, tuple[Generator, str]] = {
+        f"`{recipe}`": (
+            OwnGenerator(bench.load("smollm2", recipe, 2)),
+            byte_count(bench.compiled("smollm2", recipe).bytes),
+        )
+        for recipe in recipes
+    }
+    sides["onnxruntime float"] = PeerGenerator(Peer(bench.path("smollm2"), "float", 2)), "538 MB"
+    speeds = tokens_per_second({name: side for name, (side, _) in sides.items()})
+    rows = [(name, size, *speeds[name]) for name, (_, size) in sides.items()] + LLAMA_CPP
+    header = ("model", "size", "prompt of 128, tokens/s", "generating 32, tokens/s")
     return "\n\n".join(
         (
             "## smollm2: SmolLM2-135M-Instruct, a decoder",
@@ -165,7 +172,7 @@ def smollm2(bench: Bench) -> str:
             f"whole sequence: largest error {step_error(bench):.1e} of their range (bar 3e-4).",
             "Two threads. abqc and onnxruntime compute the logits of all positions of a prompt, "
             "llama.cpp only the last; its figures are of another day, on a machine of this kind.",
-            speeds,
+            markdown(header, rows),
             perplexity(bench),
         )
     )
@@ -198,36 +205,65 @@ def step_error(bench: Bench) -> float:
     )
 
 
-def tokens_per_second(model: abqc.Model, rounds: int = 5) -> tuple[float, float]:
-    """Medians for a prompt of 128 tokens and for 32 single steps, from an empty cache."""
+class Generator(Protocol):
+    """A decoder that starts from an empty cache at every call."""
+
+    def prompt(self, ids: np.ndarray) -> object:
+        """One run over all tokens."""
+
+    def generate(self, ids: np.ndarray) -> object:
+        """One run for each token."""
+
+
+class OwnGenerator:
+    def __init__(self, model: abqc.Model) -> None:
+        self.model = model
+
+    def prompt(self, ids: np.ndarray) -> None:
+        Decoder(self.model, len(ids)).step(ids)
+
+    def generate(self, ids: np.ndarray) -> None:
+        decoder = Decoder(self.model, len(ids))
+        for i in range(len(ids)):
+            decoder.step(ids[i : i + 1])
+
+
+class PeerGenerator:
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.empty = empty_caches(peer)
+
+    def prompt(self, ids: np.ndarray) -> None:
+        self.peer.run(sequence(ids, 0, len(ids)) | self.empty)
+
+    def generate(self, ids: np.ndarray) -> None:
+        past = self.empty
+        for i in range(len(ids)):
+            _, *present = self.peer.run(sequence(ids, i, i + 1) | past)
+            past = dict(zip(self.empty, present, strict=True))
+
+
+def tokens_per_second(
+    sides: Mapping[str, Generator], rounds: int = 9
+) -> dict[str, tuple[str, str]]:
+    """Medians over a prompt of 128 tokens and over 32 single steps, all sides in turns."""
     ids = random_ids(128)
-    prompts, steps = [], []
+    prompts: dict[str, list[float]] = {name: [] for name in sides}
+    steps: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
-        prompts.append(seconds_of(lambda: Decoder(model, 128).step(ids)))
-        decoder = Decoder(model, 33)
-        decoder.step(ids[:1])
-        steps.append(seconds_of(lambda d=decoder: [d.step(ids[i : i + 1]) for i in range(32)]))  # type: ignore[misc]
-    return 128 / median(prompts), 32 / median(steps)
+        for name, side in sides.items():
+            side.prompt(ids[:1])  # pays for the other side's threads
+            prompts[name].append(seconds_of(side.prompt, ids))
+            steps[name].append(seconds_of(side.generate, ids[:32]))
+    return {
+        name: (f"{128 / median(prompts[name]):.0f}", f"{32 / median(steps[name]):.0f}")
+        for name in sides
+    }
 
 
-def peer_tokens_per_second(peer: Peer, rounds: int = 3) -> tuple[float, float]:
-    ids = random_ids(128)
-    empty = empty_caches(peer)
-
-    def generate() -> None:
-        past = empty
-        for i in range(32):
-            _, *present = peer.run(sequence(ids, i, i + 1) | past)
-            past = dict(zip(empty, present, strict=True))
-
-    prompts = [seconds_of(lambda: peer.run(sequence(ids, 0, 128) | empty)) for _ in range(rounds)]
-    steps = [seconds_of(generate) for _ in range(rounds)]
-    return 128 / median(prompts), 32 / median(steps)
-
-
-def seconds_of(run: Callable[[], object]) -> float:
+def seconds_of(run: Callable[[np.ndarray], object], ids: np.ndarray) -> float:
     started = time.perf_counter()
-    run()
+    run(ids)
     return time.perf_counter() - started
 
 
@@ -296,7 +332,7 @@ def compile_row(bench: Bench, name: str, recipe: str, bar: str) -> tuple[object,
         f"{result.seconds:.1f}",
         bar,
         byte_count(result.peak_bytes),
-        f"{result.peak_bytes / source:.1f}",
+        f"{result.peak_bytes / source:.2f}",
         byte_count(result.overhead),
         f"{100 * result.overhead / result.bytes:.1f} %",
     )
