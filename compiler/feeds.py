@@ -32,7 +32,8 @@ def resolve_shapes(specs: Iterable[Spec], given: Mapping[str, Sequence[int]]) ->
 
     `given` maps names, or patterns such as `past_*`, to shapes. Sizes with a name take the value
     that the name has in a given input, `past + seq` included; nameless ones that of a given input
-    of the same rank, type and axis. What is left of a cache, an input named `past...`, is empty.
+    of the same rank, type and axis. What is left of a cache, an input named `past...`, is empty,
+    for the batch of the first given input.
     Raises InputError for what stays open or does not fit.
     """
     inputs = list(specs)
@@ -81,8 +82,8 @@ def _complete(spec: Spec, symbols: Mapping[str, int], chosen: list[tuple[Spec, S
         size = dim if isinstance(dim, int) else _sum_of_symbols(dim, symbols)
         if size is None and alike is not None:
             size = alike[axis]
-        if size is None and axis > 0 and _is_cache(spec):
-            size = 0
+        if size is None and _is_cache(spec) and chosen:
+            size = 0 if axis else chosen[0][1][0]
         if size is None:
             raise InputError(
                 f"input '{spec.name}' has a dynamic size on axis {axis}",

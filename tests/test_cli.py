@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from abqc.compiler import cli, commands
+from abqc.compiler.commands import inspect
 from abqc.compiler.commands.progress import Progress
 from abqc.compiler.commands.table import byte_count, table
 from onnx import TensorProto, helper
@@ -336,3 +337,20 @@ def test_tables_align() -> None:
     assert [byte_count(n) for n in (999, 1000, 2_500_000, 3 * 10**12)] == [
         "999 B", "1.0 kB", "2.5 MB", "3000.0 GB",
     ]  # fmt: skip
+
+
+def test_inspect_groups_what_is_alike() -> None:
+    caches = [
+        {"name": f"past.{i}.{kind}", "dtype": "float32", "shape": [None, 3]}
+        for i in range(2)
+        for kind in ("key", "value")
+    ]
+    text = inspect.tensor_table("input", [*caches, {"name": "x", "dtype": "bool", "shape": []}])
+    rows = [line.split("  ")[0] for line in text.splitlines()[2:]]
+    assert rows == ["past.*.key (2)", "past.*.value (2)", "x"]
+
+
+def test_tied_weights_count_once() -> None:
+    head = {"weight": "w8", "symbol": "table", "bytes": 110, "n": 10, "k": 10}
+    lookup = head | {"bytes": 0}
+    assert inspect.bits_per_weight([head, lookup]) == "0.00 M weights at 8.80 bits"

@@ -107,6 +107,12 @@ def test_caches_are_empty_unless_given() -> None:
     assert shapes["attention_mask"] == (2, 5)
 
 
+def test_nameless_caches_are_empty_too() -> None:
+    nameless = [IDS, TensorSpec("past.0.key", "float32", (None, 3, None, 64))]
+    shapes = resolve_shapes(nameless, {"input_ids": (2, 5)})
+    assert shapes["past.0.key"] == (2, 3, 0, 64)
+
+
 def test_nameless_sizes_are_taken_from_an_input_alike() -> None:
     nameless = [TensorSpec(name, "int64", (None, None)) for name in ("input_ids", "attention_mask")]
     assert resolve_shapes(nameless, {"input_ids": (1, 8)})["attention_mask"] == (1, 8)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,7 @@ def sections(manifest: Mapping[str, Any]) -> Iterator[str]:
     operations = manifest["ops"] + manifest["tables"]
     yield summary(manifest, operations)
     for title in ("inputs", "outputs"):
-        rows = [(t["name"], t["dtype"], _shape(t["shape"])) for t in manifest[title]]
-        yield table((title[:-1], "type", "shape"), rows)
+        yield tensor_table(title[:-1], manifest[title])
     if operations:
         yield operation_table(operations)
     if manifest["float"]:
@@ -65,13 +65,30 @@ def summary(manifest: Mapping[str, Any], operations: list[Mapping[str, Any]]) ->
 
 
 def bits_per_weight(operations: list[Mapping[str, Any]]) -> str:
-    """Bits per weight over all quantized weights, each stored one counted once."""
-    stored = {op["symbol"]: op for op in operations if op["weight"] != FLOAT}.values()
+    """Bits per weight over all quantized weights, each stored one counted once.
+
+    A table that is gathered from a matmul's weight has no bytes of its own.
+    """
+    quantized = [op for op in operations if op["weight"] != FLOAT and op["bytes"]]
+    stored = {op["symbol"]: op for op in quantized}.values()
     count = sum(op["n"] * op["k"] for op in stored)
     if not count:
         return ""
     bits = 8 * sum(op["bytes"] for op in stored) / count
     return f"{count / 1e6:.2f} M weights at {bits:.2f} bits"
+
+
+def tensor_table(role: str, tensors: list[Mapping[str, Any]]) -> str:
+    """One row for tensors that differ in nothing but a number in their names, such as caches."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for tensor in tensors:
+        key = re.sub(r"\d+", "*", tensor["name"]), tensor["dtype"], _shape(tensor["shape"])
+        groups.setdefault(key, []).append(tensor["name"])
+    rows = [
+        (names[0] if len(names) == 1 else f"{pattern} ({len(names)})", dtype, shape)
+        for (pattern, dtype, shape), names in groups.items()
+    ]
+    return table((role, "type", "shape"), rows)
 
 
 def operation_table(operations: list[Mapping[str, Any]]) -> str:
