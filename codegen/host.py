@@ -23,9 +23,9 @@ MAX_RANK = 8  # of abqc_view in the shim's interface
 # As codegen.llvm.LOWERING, for a module without vectors whose buffers come from the arena.
 _LOWERING = ",".join(
     (
-        "func.func(lower-affine)",
+        "func.func(lower-affine,canonicalize,cse)",
         "expand-strided-metadata",
-        "lower-affine",
+        "func.func(lower-affine,canonicalize,cse)",
         "convert-scf-to-cf",
         "convert-math-to-llvm",  # sizes computed in float (Resize)
         "convert-math-to-libm",
@@ -149,9 +149,11 @@ class _Host:
 
     def _launch(self, op: ir.Operation, name: str, slots: ir.Value) -> None:
         grid, *arguments = op.operands
-        values = [slot for argument in arguments for slot in self._expand(argument)]
+        by_hand = not name.startswith(LOOPS)
+        values = [slot for argument in arguments for slot in self._expand(argument, by_hand)]
         for position, value in enumerate(values):
-            memref.StoreOp(value, slots, [index(position)])
+            if value is not None:
+                memref.StoreOp(value, slots, [index(position)])
         address = self._integer(memref.ExtractAlignedPointerAsIndexOp(slots).result)
         kernel = arith.ConstantOp(self.i32, ir.IntegerAttr.get(self.i32, self.numbers[name])).result
         operands = [self.context, kernel, self._integer(grid), address]
@@ -161,18 +163,34 @@ class _Host:
         else:
             self._call("abqc_rt_launch", operands)
 
-    def _expand(self, value: ir.Value) -> list[ir.Value]:
-        """The 8-byte slots of one argument, as the LLVM dialect expands it."""
+    def _expand(self, value: ir.Value, pointer_only: bool) -> list[ir.Value | None]:
+        """The 8-byte slots of one argument, as the LLVM dialect expands it.
+
+        None for slots that the kernel does not read: the allocated pointer, what its type fixes,
+        and all but the data of the flat buffers that kernels written by hand take.
+        """
         type_ = value.type
-        if isinstance(type_, ir.MemRefType):
-            metadata = memref.ExtractStridedMetadataOp(value)
-            pointer = self._integer(memref.ExtractAlignedPointerAsIndexOp(value).result)
-            _, offset, *sizes = metadata.operation.results
-            return [pointer, pointer, *(self._integer(v) for v in (offset, *sizes))]
-        if isinstance(type_, ir.FloatType):
-            bits = ir.IntegerType.get_signless(type_.width)
-            return [self._integer(arith.BitcastOp(bits, value).result)]
-        return [self._integer(value)]
+        if not isinstance(type_, ir.MemRefType):
+            if isinstance(type_, ir.FloatType):
+                bits = ir.IntegerType.get_signless(type_.width)
+                return [self._integer(arith.BitcastOp(bits, value).result)]
+            return [self._integer(value)]
+        rank = ir.MemRefType(type_).rank
+        pointer = self._integer(memref.ExtractAlignedPointerAsIndexOp(value).result)
+        slots: list[ir.Value | None] = [None, pointer, None, *[None] * (2 * rank)]
+        if pointer_only:
+            return slots
+        strides, offset = ir.MemRefType(type_).get_strides_and_offset()
+        dynamic = ir.ShapedType.get_dynamic_stride_or_offset()
+        metadata = memref.ExtractStridedMetadataOp(value).operation.results
+        if offset == dynamic:
+            slots[2] = self._integer(metadata[1])
+        for i, (size, stride) in enumerate(zip(type_.shape, strides, strict=True)):
+            if size == ir.ShapedType.get_dynamic_size():
+                slots[3 + i] = self._integer(metadata[2 + i])
+            if stride == dynamic:
+                slots[3 + rank + i] = self._integer(metadata[2 + rank + i])
+        return slots
 
     def _integer(self, value: ir.Value) -> ir.Value:
         if isinstance(value.type, ir.IndexType):

@@ -11,8 +11,8 @@ from abqc.dialects.mlir import func, ir
 
 KERNEL = "abq.kernel"
 
-# Prefix of the kernels made by outline-kernels. Their last argument, which they do not read, says how
-# many elements one grid index touches.
+# Prefix of the kernels made by outline-kernels. Their last argument, which they do not read, says
+# how many elements one grid index touches.
 LOOPS = "loops_"
 
 # Prefix of the functions, one per element type and rank, that append to a cache (codegen/host.py).
