@@ -14,6 +14,7 @@ Kernels that are equal up to their names are one kernel: thirty layers share it.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 
 from abqc.dialects import abq
@@ -23,7 +24,7 @@ from .infrastructure import Unit, constant_index, defining_op, register, users, 
 from .launch import LOOPS, launch
 from .resolve_dims import index
 
-FLAT_BLOCK = 4096  # elements of a rank-1 operation that one grid index covers
+FLAT_BLOCK = 4096  # elements that one grid index covers where a loop is cut into blocks
 MIN_INNER = 64  # small static inner axes are kept inside until this many elements are
 
 
@@ -117,6 +118,7 @@ class _Nest:
     grid: list[int] = field(default_factory=list)
     inner: list[int] = field(default_factory=list)  # inside the kernel, outermost first
     register: bool = False  # reductions accumulate in a register
+    block: int | None = None  # iterations of inner[0] that one grid index covers; None: all
 
 
 def _outline(module: ir.Operation, op: ir.Operation, library: _Library) -> None:
@@ -126,13 +128,13 @@ def _outline(module: ir.Operation, op: ir.Operation, library: _Library) -> None:
     scalars = [v for v in captured if not isinstance(v.type, ir.MemRefType)]
     with ir.InsertionPoint(op), op.location:
         sizes = _sizes(nest)
-        grid, split = _grid(nest, sizes)
+        grid = _grid(nest, sizes)
         extents = [sizes[d] for d in range(len(nest.kinds))]
         dynamic = [s for s in extents if constant_index(s) is None]
         arguments = _unique([*buffers, *scalars, *dynamic])
-        kernel = _emit(nest, arguments, extents, split, library)
+        kernel = _emit(nest, arguments, extents, library)
         name = library.adopt(kernel)
-        launch(module, name, grid, [*arguments, _work(nest, sizes, split)])
+        launch(module, name, grid, [*arguments, _work(nest, sizes)])
     if nest.fill is not None:
         nest.fill.erase()
     op.erase()
@@ -163,6 +165,7 @@ def _analyse(op: ir.Operation) -> _Nest:
     else:
         nest.grid, nest.inner = parallel[:-1], parallel[-1:]
         _keep_small_axes_inside(nest)
+        nest.block = _block(nest)
     nest.fill, nest.init = _preceding_fill(nest) if reductions else (None, None)
     return nest
 
@@ -204,6 +207,22 @@ def _keep_small_axes_inside(nest: _Nest) -> None:
             return
         count *= size
         nest.inner.insert(0, nest.grid.pop())
+
+
+def _block(nest: _Nest) -> int | None:
+    """Long outer loops inside of a kernel are cut into blocks of about FLAT_BLOCK elements.
+
+    Short ones stay whole, and so does a plain row under a grid: rows are tasks enough.
+    """
+    if not nest.inner:
+        return None
+    first, *others = [_static_extent(nest, dim) for dim in nest.inner]
+    row = math.prod(size or 1 for size in others)
+    if first is not None and first * row <= FLAT_BLOCK:
+        return None
+    if first is None and nest.grid and not others:
+        return None
+    return max(1, FLAT_BLOCK // max(row, 1))
 
 
 def _preceding_fill(nest: _Nest) -> tuple[ir.Operation | None, ir.Value | None]:
@@ -295,29 +314,27 @@ def _position(map_: ir.AffineMap, dim: int) -> int | None:
     return None
 
 
-def _grid(nest: _Nest, sizes: dict[int, ir.Value]) -> tuple[ir.Value, bool]:
-    """The size of the grid, and whether the single inner loop is split over it."""
+def _grid(nest: _Nest, sizes: dict[int, ir.Value]) -> ir.Value:
+    """The size of the grid."""
     total = index(1)
     for dim in nest.grid:
         total = arith.MulIOp(total, sizes[dim]).result
-    split = not nest.grid and len(nest.inner) == 1 and not nest.register
-    if split:
-        total = arith.CeilDivUIOp(sizes[nest.inner[0]], index(FLAT_BLOCK)).result
-    return total, split
+    if nest.block is not None:
+        blocks = arith.CeilDivUIOp(sizes[nest.inner[0]], index(nest.block)).result
+        total = arith.MulIOp(total, blocks).result
+    return total
 
 
-def _work(nest: _Nest, sizes: dict[int, ir.Value], split: bool) -> ir.Value:
+def _work(nest: _Nest, sizes: dict[int, ir.Value]) -> ir.Value:
     """How many elements one grid index touches: the host starts no threads for a few."""
-    if split:
-        return index(FLAT_BLOCK)
-    work = index(1)
-    for dim in nest.inner:
+    work = index(1) if nest.block is None else index(nest.block)
+    for dim in nest.inner if nest.block is None else nest.inner[1:]:
         work = arith.MulIOp(work, sizes[dim]).result
     return work
 
 
 def _emit(
-    nest: _Nest, arguments: list[ir.Value], extents: list[ir.Value], split: bool, library: _Library
+    nest: _Nest, arguments: list[ir.Value], extents: list[ir.Value], library: _Library
 ) -> func.FuncOp:
     index_type = ir.IndexType.get()
     types = [index_type, *(a.type for a in arguments), index_type]
@@ -327,7 +344,7 @@ def _emit(
         entry = kernel.add_entry_block()
         inside = dict(zip(arguments, list(entry.arguments)[1:-1], strict=True))
         with ir.InsertionPoint(entry):
-            _Body(nest, inside, entry.arguments[0], extents, split).emit()
+            _Body(nest, inside, entry.arguments[0], extents).emit()
             func.ReturnOp([])
     return kernel
 
@@ -341,12 +358,10 @@ class _Body:
         inside: dict[ir.Value, ir.Value],
         grid_index: ir.Value,
         extents: list[ir.Value],
-        split: bool,
     ) -> None:
         self.nest = nest
         self.inside = inside
         self.grid_index = grid_index
-        self.split = split
         self.extents = [self._local(e) for e in extents]
         self.ivs: dict[int, ir.Value] = {}
 
@@ -367,7 +382,15 @@ class _Body:
         return [d for d in self.nest.inner if self.nest.kinds[d] == "parallel"]
 
     def _delinearize(self) -> None:
-        rest = self.grid_index
+        rest, block = self.grid_index, self.nest.block
+        if block is not None:
+            number = rest
+            if self.nest.grid:
+                length = self.extents[self.nest.inner[0]]
+                blocks = arith.CeilDivUIOp(length, index(block)).result
+                number = arith.RemUIOp(rest, blocks).result
+                rest = arith.DivUIOp(rest, blocks).result
+            self.begin = arith.MulIOp(number, index(block)).result
         for dim in reversed(self.nest.grid[1:]):
             size = self.extents[dim]
             self.ivs[dim] = arith.RemUIOp(rest, size).result
@@ -376,11 +399,10 @@ class _Body:
             self.ivs[self.nest.grid[0]] = rest
 
     def _bounds(self, dim: int) -> tuple[ir.Value, ir.Value]:
-        if not self.split:
+        if self.nest.block is None or dim != self.nest.inner[0]:
             return index(0), self.extents[dim]
-        begin = arith.MulIOp(self.grid_index, index(FLAT_BLOCK)).result
-        end = arith.AddIOp(begin, index(FLAT_BLOCK)).result
-        return begin, arith.MinUIOp(end, self.extents[dim]).result
+        end = arith.AddIOp(self.begin, index(self.nest.block)).result
+        return self.begin, arith.MinUIOp(end, self.extents[dim]).result
 
     def _loops(self, dims: list[int], point) -> None:  # type: ignore[no-untyped-def]
         if not dims:
