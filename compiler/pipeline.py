@@ -53,9 +53,10 @@ BUFFERIZE = (
     TIDY,
     "separate-fills",  # after the last cse, which would merge them again
     "func.func(linalg-generalize-named-ops)",
+    "bufferize-tm-tensor",
     "one-shot-bufferize{bufferize-function-boundaries=1 "
     "function-boundary-type-conversion=identity-layout-map buffer-alignment=64}",
-    "func.func(canonicalize)",
+    "func.func(tm-tensor-to-loops,canonicalize)",
     "func.func(linalg-generalize-named-ops)",
     "guard-indices",
     "guard-divisions",

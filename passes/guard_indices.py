@@ -1,8 +1,8 @@
-"""Loads at positions that come from data never leave their buffer.
+"""Loads and stores at positions that come from data never leave their buffer.
 
 The front end gathers by `memref.load %t[%i]` with `%i` as a model's input has it. Positions are
-compared with the sizes: outside, a float is NaN and an integer 0. Checks inside of loops, which
-would abort the process, are then superfluous.
+compared with the sizes: outside, a float is NaN and an integer 0, and nothing is stored. Checks
+inside of loops, which would abort the process, are then superfluous.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from abqc.dialects import abq
-from abqc.dialects.mlir import arith, cf, ir, memref
+from abqc.dialects.mlir import arith, cf, ir, memref, scf
 from abqc.errors import ModelError
 
 from .infrastructure import Unit, blame, defining_op, node_name, register, walk
@@ -19,7 +19,7 @@ from .resolve_dims import index
 
 @register
 def guard_indices(module: ir.Operation, unit: Unit) -> None:
-    """Keep loads at data-dependent positions inside of their buffers."""
+    """Keep loads and stores at data-dependent positions inside of their buffers."""
     guarded: list[ir.Operation] = []
     for load in walk(module, "memref.load"):
         axes = [axis for axis, at in enumerate(load.operands[1:]) if _is_data(at)]
@@ -28,6 +28,10 @@ def guard_indices(module: ir.Operation, unit: Unit) -> None:
             if loops is not None:
                 guarded.append(loops)
             _guard(load, axes, loops)
+    for store in walk(module, "memref.store"):
+        axes = [axis for axis, at in enumerate(store.operands[2:]) if _is_data(at)]
+        if axes:
+            _guard_store(store, axes)
     for check in walk(module, "cf.assert"):
         loops = _enclosing_generic(check)
         if loops is not None and loops not in guarded:
@@ -73,6 +77,22 @@ def _guard(load: ir.Operation, axes: list[int], loops: ir.Operation | None) -> N
         kept = arith.SelectOp(inside, value, _nothing(value.type)).result
     load.results[0].replace_all_uses_with(kept)
     load.erase()
+
+
+def _guard_store(store: ir.Operation, axes: list[int]) -> None:
+    """A store (of a scatter) outside of its buffer is left out."""
+    value, buffer, *positions = store.operands
+    with ir.InsertionPoint(store), store.location:
+        inside = None
+        for axis in axes:
+            size = _size(buffer, axis)
+            below = arith.CmpIOp(arith.CmpIPredicate.ult, positions[axis], size).result
+            inside = below if inside is None else arith.AndIOp(inside, below).result
+        branch = scf.IfOp(inside)
+        with ir.InsertionPoint(branch.then_block):
+            memref.StoreOp(value, buffer, positions)
+            scf.YieldOp([])
+    store.erase()
 
 
 def _size(buffer: ir.Value, axis: int) -> ir.Value:

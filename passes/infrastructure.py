@@ -26,6 +26,7 @@ REGISTRY: dict[str, PassFunction] = {}
 # One file a pass; the name on the command line is the file's with dashes.
 PASS_FILES = (
     "append_caches",
+    "bufferize_tm_tensor",
     "check_reshapes",
     "check_sizes",
     "convert_batch_matmul",

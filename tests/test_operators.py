@@ -359,6 +359,18 @@ def branches() -> Case:
     ]
 
 
+def scans_sorts_and_scatters() -> Case:
+    g = Graph(x=("float32", "n", 9), y=("int64", "n", 4), i=("int64", 2, 2))
+    g("CumSum", "x", np.array(1))
+    g("CumSum", "y", np.array(0))
+    g("TopK", "x", np.array([3]), results=2)
+    g("ScatterND", "x", "i", np.array([5, 6], np.float32))
+    updates = np.array([[5, 6], [7, 8]], np.float32)
+    g("ScatterElements", "x", np.array([[0, 1], [1, -2]]), updates, axis=1)
+    i = np.array([[0, 1], [1, 2]])
+    return g, [{"x": normal(n, 9), "y": integers(n, 4), "i": i} for n in (4, 2)]
+
+
 FAST = (
     broadcasts,
     matmuls_of_activations,
@@ -381,6 +393,7 @@ SLOW = (
     arguments_of_extremes,
     scalars,
     branches,
+    scans_sorts_and_scatters,
 )
 
 

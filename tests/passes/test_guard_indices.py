@@ -53,3 +53,17 @@ def test_other_checks_inside_of_loops_are_refused() -> None:
         linalg.yield %out : f32"""
     with pytest.raises(ModelError, match="no kernel can check that 'a mood'"):
         after(loops(body), "guard-indices")
+
+
+def test_stores_outside_are_left_out() -> None:
+    facts = after(
+        """func.func @main(%t: memref<7xf32>, %i: memref<i64>, %v: f32) {
+          %n = memref.load %i[] : memref<i64>
+          %at = arith.index_cast %n : i64 to index
+          memref.store %v, %t[%at] : memref<7xf32>
+          return
+        }""",
+        "guard-indices",
+    )
+    (branch,) = facts("scf.if")
+    assert facts("memref.store")[0].block == branch.regions[0].blocks[0]

@@ -126,6 +126,27 @@ def test_values_of_loops_are_passed() -> None:
     assert len(call.operands) == len(kernels("func.func")[0].regions[0].blocks[0].arguments)
 
 
+def test_long_loops_over_small_rows_are_cut_into_blocks() -> None:
+    rows = """  linalg.generic {
+      indexing_maps = [#id], iterator_types = ["parallel", "parallel"]}
+      outs(%s : memref<?x16xf32>) {
+  ^bb0(%old: f32):
+    linalg.yield %zero : f32
+  }
+"""
+    cast = "  %s = memref.reinterpret_cast %y to offset: [0], sizes: [%n, 16], strides: [16, 1]\n"
+    cast += "      : memref<?xf32> to memref<?x16xf32>\n"
+    size = "  %c0 = arith.constant 0 : index\n  %n = memref.dim %y, %c0 : memref<?xf32>\n"
+    host, kernels = outlined(size + cast + rows)
+    (call,) = host("func.call")
+    grid = call.operands[0].owner
+    while grid.name == "arith.muli":
+        grid = grid.operands[1].owner
+    assert grid.name == "arith.ceildivui"
+    assert len(kernels("scf.for")) == 2
+    assert len(kernels("arith.minui")) == 1  # of the outer loop: the last block is shorter
+
+
 def test_the_pass_runs_on_text() -> None:
     text = f"{MAPS}func.func @main(%y: memref<?xf32>) {{\n%zero = arith.constant 0.0 : f32\n"
     facts = after(f"{text}{fill()}return\n}}", "outline-kernels")
