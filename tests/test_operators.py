@@ -407,14 +407,12 @@ def test_agrees_with_onnxruntime(case: Callable[[], Case], tmp_path: Path) -> No
     graph.check(tmp_path, *feeds, tolerance=1e-5)
 
 
-@pytest.mark.xfail(reason="the front end drops alpha where there is no C")
 def test_gemm_of_activations_is_scaled(tmp_path: Path) -> None:
     g = Graph(a=("float32", "n", 4))
     g("Gemm", "a", "a", transB=1, alpha=0.5)
     g.check(tmp_path, {"a": normal(3, 4)}, tolerance=1e-5)
 
 
-@pytest.mark.xfail(reason="the front end takes -1 for a size that it does not know")
 def test_instance_normalization_of_any_size(tmp_path: Path) -> None:
     g = Graph(x=("float32", "n", 3, "h", 4))
     g("InstanceNormalization", "x", normal(3), normal(3, seed=1))

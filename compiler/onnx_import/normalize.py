@@ -41,16 +41,16 @@ def drop_identities(model: Model) -> None:
 
 
 def gemm(model: Model, node: NodeProto) -> list[NodeProto] | None:
-    """Gemm with a constant B: MatMul and Add, with alpha and beta folded into the constants."""
+    """Gemm as MatMul and Add; alpha and beta are folded into B and C where those are constant."""
     a, b = node.input[0], node.input[1]
     c = node.input[2] if len(node.input) > 2 else ""
     if (wide := half_precision(model, node)) is not None:
         return wide
-    if b not in model.constants or model.elem_type(b) != TensorProto.FLOAT:
+    if model.elem_type(b) != TensorProto.FLOAT:
         return None
     alpha, beta = attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)
-    if c and beta != 1.0 and c not in model.constants:
-        return None
+    if b not in model.constants or (c and beta != 1.0 and c not in model.constants):
+        return _spelled_gemm(model, node, alpha, beta)
     nodes = []
     if attribute(node, "transA", 0):
         a = f"{node.name}/a"
@@ -69,6 +69,27 @@ def gemm(model: Model, node: NodeProto) -> list[NodeProto] | None:
             model.constants[bias] = _row_bias(_scaled(model.constants[c], beta))
         nodes.append(helper.make_node("Add", [product, bias], [node.output[0]], f"{node.name}/add"))
     return nodes
+
+
+def _spelled_gemm(model: Model, node: NodeProto, alpha: float, beta: float) -> list[NodeProto]:
+    """alpha * A B + beta * C in single steps (torch-mlir drops alpha where there is no C)."""
+    new = Nodes(model, node)
+    a, b, *rest = node.input
+    if attribute(node, "transA", 0):
+        a = new.add("Transpose", [a], "a", perm=[1, 0])
+    if attribute(node, "transB", 0):
+        b = new.add("Transpose", [b], "b", perm=[1, 0])
+    product = new.add("MatMul", [a, b], "product")
+    if alpha != 1.0:
+        product = new.add("Mul", [product, new.scalar("alpha", alpha)], "scaled")
+    if not rest or not rest[0]:
+        new.add("Identity", [product])
+        return new
+    c = rest[0]
+    if beta != 1.0:
+        c = new.add("Mul", [c, new.scalar("beta", beta)], "c")
+    new.add("Add", [product, c])
+    return new
 
 
 def _scaled(constant: Constant, factor: float) -> Constant:
@@ -200,6 +221,7 @@ RULES: dict[str, Rule] = {
     "Dropout": dropout,
     "Expand": broadcasts.expand,
     "Gemm": gemm,
+    "InstanceNormalization": norms.instance_normalization,
     "LayerNormalization": norms.layer_normalization,
     "MatMul": matmul,
     "Reciprocal": reciprocal,

@@ -19,19 +19,41 @@ def layer_normalization(model: Model, node: NodeProto) -> list[NodeProto] | None
     rank = len(shape)
     axes = list(range(attribute(node, "axis", -1) % rank, rank))
     new = Nodes(model, node)
-    epsilon = new.scalar("epsilon", attribute(node, "epsilon", 1e-5))
-    centered = new.add("Sub", [x, new.reduce("ReduceMean", x, axes, "mean")], "centered")
-    squares = new.add("Mul", [centered, centered], "squares")
-    variance = new.reduce("ReduceMean", squares, axes, "variance")
-    shifted = new.add("Add", [variance, epsilon], "shifted")
-    one = new.scalar("one", 1.0)
-    inverse = new.add("Div", [one, new.add("Sqrt", [shifted], "deviation")], "inverse")
-    normal = new.add("Mul", [centered, inverse], "normal")
+    normal = _standardized(new, x, axes, attribute(node, "epsilon", 1e-5))
     if len(node.input) < 3 or not node.input[2]:
         new.add("Mul", [normal, node.input[1]])
     else:
         new.add("Add", [new.add("Mul", [normal, node.input[1]], "scaled"), node.input[2]])
     return new
+
+
+def instance_normalization(model: Model, node: NodeProto) -> list[NodeProto] | None:
+    """scale * (x - mean) / sqrt(variance + epsilon) + bias, over all axes but the first two.
+
+    (torch-mlir takes -1 for a size that it does not know.)
+    """
+    x, scale, bias = node.input
+    shape = model.shape(x)
+    if shape is None or len(shape) < 3 or model.elem_type(x) != TensorProto.FLOAT:
+        return None
+    new = Nodes(model, node)
+    normal = _standardized(new, x, list(range(2, len(shape))), attribute(node, "epsilon", 1e-5))
+    channels = new.constant("channels", np.asarray([-1] + [1] * (len(shape) - 2), np.int64))
+    factor = new.add("Reshape", [scale, channels], "factor")
+    offset = new.add("Reshape", [bias, channels], "offset")
+    new.add("Add", [new.add("Mul", [normal, factor], "scaled"), offset])
+    return new
+
+
+def _standardized(new: Nodes, x: str, axes: list[int], epsilon: float) -> str:
+    """(x - mean) / sqrt(variance + epsilon) over `axes`."""
+    centered = new.add("Sub", [x, new.reduce("ReduceMean", x, axes, "mean")], "centered")
+    squares = new.add("Mul", [centered, centered], "squares")
+    variance = new.reduce("ReduceMean", squares, axes, "variance")
+    shifted = new.add("Add", [variance, new.scalar("epsilon", epsilon)], "shifted")
+    one = new.scalar("one", 1.0)
+    inverse = new.add("Div", [one, new.add("Sqrt", [shifted], "deviation")], "inverse")
+    return new.add("Mul", [centered, inverse], "normal")
 
 
 def softmax(model: Model, node: NodeProto) -> list[NodeProto] | None:
