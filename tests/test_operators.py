@@ -380,7 +380,6 @@ FAST = (
     gathers,
     slices_and_shapes,
     integers_and_booleans,
-    outputs_of_one_buffer,
 )
 SLOW = (
     unary,
@@ -392,6 +391,7 @@ SLOW = (
     empty_slices_and_shapes,
     arguments_of_extremes,
     scalars,
+    outputs_of_one_buffer,
     branches,
     scans_sorts_and_scatters,
 )
