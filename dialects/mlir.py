@@ -20,11 +20,6 @@ from torch_mlir.dialects import torch as torch_dialect
 from torch_mlir.extras import onnx_importer
 from torch_mlir.passmanager import PassManager
 
-try:
-    from torch_mlir import rewrite
-except ImportError:  # pragma: no cover
-    rewrite = None
-
 __all__ = [
     "PassManager",
     "affine",
@@ -39,7 +34,6 @@ __all__ = [
     "math",
     "memref",
     "onnx_importer",
-    "rewrite",
     "scf",
     "tensor",
     "torch_dialect",

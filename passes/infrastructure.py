@@ -57,13 +57,9 @@ class Unit:
     store: Any = None
     recipe: Any = None
     target: Any = None
-    node_kinds: dict[str, str] = field(
-        default_factory=dict
-    )  # ONNX node name -> "matmul", "conv", ...
+    node_kinds: dict[str, str] = field(default_factory=dict)  # ONNX node name -> "matmul", ...
     encodings: dict[str, Any] = field(default_factory=dict)  # weight symbol -> quantize.Encoding
-    weights: dict[str, str] = field(
-        default_factory=dict
-    )  # name in the object -> symbol in the store
+    weights: dict[str, str] = field(default_factory=dict)  # object's symbol -> store's symbol
     kernels: dict[str, Any] = field(default_factory=dict)  # kernel name -> Kernel
     outlined: Any = None  # the module of grid functions made by outline-kernels
     progress: Callable[[str, int, int], None] | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 from abqc.dialects import abq
 from abqc.dialects.mlir import arith, bufferization, cf, func, ir, memref, scf
 
@@ -160,8 +161,6 @@ def _bias(low: _Lowering, bias: ir.Value | None, n: int) -> ir.Value:
         return low.buffer(bias)
     symbol = f"abqc.zeros.{n}"
     if symbol not in low.unit.store:
-        import numpy as np
-
         low.unit.store.add(symbol, np.zeros(n, np.float32))
     return low.constant(symbol, [n], ir.F32Type.get())
 

@@ -160,7 +160,10 @@ def _quantize_matmul(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) ->
         codes, scale, zero = _codes(encoding, [n, k], unit)
         x, x_scale, x_zero = view.x, None, None
         if recipe.activation is not None:
-            x, x_scale, x_zero = _quantize_activation(x, recipe.activation, block)
+            if block:
+                i64 = ir.IntegerType.get_signless(64)
+                x = abq.HadamardOp(x, ir.IntegerAttr.get(i64, block), x.type).result
+            x, x_scale, x_zero = _quantize_activation(x, recipe.activation, abq.shape(x)[:-1])
         new = abq.MatmulOp(
             x,
             codes,
@@ -177,19 +180,15 @@ def _quantize_matmul(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) ->
 
 
 def _quantize_activation(
-    x: ir.Value, scheme: Scheme, block: int
+    x: ir.Value, scheme: Scheme, scales: list[int]
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
-    if block:
-        x = abq.HadamardOp(
-            x, ir.IntegerAttr.get(ir.IntegerType.get_signless(64), block), x.type
-        ).result
-    shape = abq.shape(x)
+    """The codes of `x`, and its scales and zero points, which are of shape `scales`."""
     code = abq.CodeType.get(ir.StringAttr.get(scheme.text))
     quantized = abq.QuantizeOp(
         x,
-        ir.RankedTensorType.get(shape, code),
-        ir.RankedTensorType.get(shape[:-1], ir.F32Type.get()),
-        ir.RankedTensorType.get(shape[:-1], ir.IntegerType.get_signless(32)),
+        ir.RankedTensorType.get(abq.shape(x), code),
+        ir.RankedTensorType.get(scales, ir.F32Type.get()),
+        ir.RankedTensorType.get(scales, ir.IntegerType.get_signless(32)),
     )
     return quantized.codes, quantized.scale, quantized.zero
 
@@ -229,7 +228,7 @@ def _quantize_conv(op: ir.Operation, unit: Unit) -> None:
         ).result
         x, x_scale, x_zero = view.x, None, None
         if recipe.activation is not None:
-            x, x_scale, x_zero = _quantize_per_image(x, recipe.activation)
+            x, x_scale, x_zero = _quantize_activation(x, recipe.activation, abq.shape(x)[:1])
         new = abq.ConvOp(
             x,
             codes,
@@ -247,18 +246,6 @@ def _quantize_conv(op: ir.Operation, unit: Unit) -> None:
         )
     op.results[0].replace_all_uses_with(new.result)
     op.erase()
-
-
-def _quantize_per_image(x: ir.Value, scheme: Scheme) -> tuple[ir.Value, ir.Value, ir.Value]:
-    shape = abq.shape(x)
-    code = abq.CodeType.get(ir.StringAttr.get(scheme.text))
-    quantized = abq.QuantizeOp(
-        x,
-        ir.RankedTensorType.get(shape, code),
-        ir.RankedTensorType.get(shape[:1], ir.F32Type.get()),
-        ir.RankedTensorType.get(shape[:1], ir.IntegerType.get_signless(32)),
-    )
-    return quantized.codes, quantized.scale, quantized.zero
 
 
 def _quantize_gather(op: ir.Operation, unit: Unit) -> None:
