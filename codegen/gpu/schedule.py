@@ -1,0 +1,46 @@
+"""How a matmul is cut into blocks, warps and stages: what the cost model chooses among."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["rows", "tile"]
+
+
+@dataclass(frozen=True, order=True)
+class Schedule:
+    """One way to run one strategy's matmul.
+
+    `rows`: CUDA cores, at most `max_rows` rows (block_m) that every thread keeps; weights are
+    streamed once. `tile`: MMA over tiles of block_m x block_n, block_k at a time, `stages` of them
+    in shared memory. `warps_m * warps_n * warps_k` warps a block; warps_k > 1 split K inside of the
+    block. `split` > 1 cuts K among blocks, whose sums a second kernel adds in order.
+    """
+
+    kind: Kind
+    block_m: int
+    block_n: int
+    block_k: int
+    warps_m: int = 1
+    warps_n: int = 1
+    warps_k: int = 1
+    stages: int = 1
+    split: int = 1
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.warps_m * self.warps_n * self.warps_k
+
+    @property
+    def max_rows(self) -> int | None:
+        """The largest M; None: any."""
+        return self.block_m if self.kind == "rows" else None
+
+    @property
+    def name(self) -> str:
+        """Part of a kernel's name."""
+        text = f"{self.kind}{self.block_m}x{self.block_n}x{self.block_k}"
+        text += f"_w{self.warps_m}x{self.warps_n}x{self.warps_k}"
+        text += f"_s{self.stages}" if self.stages > 1 else ""
+        return text + (f"_split{self.split}" if self.split > 1 else "")

@@ -1,0 +1,1 @@
+"""The PTX machine: executes PTX text on the CPU, checked, with numpy."""
