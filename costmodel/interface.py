@@ -1,8 +1,8 @@
 """What a cost model is asked and what it answers; passes import this file alone.
 
 The interface is that of TVM's cost models (`load`, `save`, `fit`, `predict`) plus `rank`, which is
-what passes use. An operation is described by plain numbers, so that a model can be trained,
-stored and evaluated without the compiler.
+what passes use, and `explain`, which is what people read. An operation is described by plain
+numbers, so that a model can be trained, stored and evaluated without the compiler.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 
 @dataclass(frozen=True)
 class MatmulFeatures:
-    """One `m x k` by `k x n` matmul done by one strategy.
+    """One `m x k` by `k x n` matmul done by one strategy on a CPU.
 
     `weight_bits` and `activation_bits` are the bits of one code; 32 where the operand is float.
     `weight_bytes` is the packed weight as stored, scales included. `groups` is the number of
@@ -38,31 +38,101 @@ class MatmulFeatures:
 
 
 @dataclass(frozen=True)
+class KernelFeatures:
+    """One matmul done by one strategy and schedule on a GPU: its launch, or launch and reduce.
+
+    Everything a block does for padding (rows up to `block_m`, columns up to `block_n`, K up to
+    whole units) is counted. A multiply-add is two operations, a one-bit one too: `mma.sync` b1
+    m16n8k256 is 65536. `alu_ops` are instructions of one lane (shifts, LOP3, IADD3, conversions)
+    that decode weights or combine planes; per element of the weight they count once for each row
+    of blocks that decodes it.
+
+    Bytes are those of the operands as stored, each counted once: how often they are read again
+    follows from the blocks. `workspace_bytes` is what a split writes and the reduction reads,
+    `split * m * n * 4`; 0 without a split. `bytes_in_flight` is what one block has asked of global
+    memory before it waits for the first of it: `stages - 1` tiles, or the 16-byte loads that the
+    threads of a rows kernel issue ahead.
+    """
+
+    arch: str  # "sm_90a"
+    strategy: str
+    schedule: str  # its name
+    kind: str  # "rows" (CUDA cores) or "tile" (MMA)
+    m: int
+    n: int
+    k: int
+    weight_bits: int
+    activation_bits: int  # 16 or 32 where activations stay float
+    block_m: int
+    block_n: int
+    block_k: int
+    blocks: int  # of the matmul's launch, all splits
+    threads: int  # of one block
+    weight_bytes: int
+    activation_bytes: int
+    written_bytes: int
+    bytes_in_flight: int
+    b1_ops: float = 0.0
+    s8_ops: float = 0.0
+    f16_ops: float = 0.0  # of the tensor cores; bf16 as well
+    f32_ops: float = 0.0  # flops of CUDA cores
+    dp4a_ops: float = 0.0  # byte products of CUDA cores, eight operations an instruction
+    alu_ops: float = 0.0
+    shared_traffic: float = 0.0  # bytes between shared memory and registers, of all blocks
+    workspace_bytes: int = 0
+    warps_k: int = 1
+    stages: int = 1
+    split: int = 1
+    registers: int = 0  # of one thread as the assembler reports them; 0: not assembled
+    shared_bytes: int = 0  # of one block, static and dynamic
+    launches: int = 1
+
+
+Features = MatmulFeatures | KernelFeatures
+F = TypeVar("F", MatmulFeatures, KernelFeatures)
+
+
+@dataclass(frozen=True)
 class Sample:
-    """A measured cost, in seconds."""
+    """A measured cost in seconds: the median of `repetitions` runs on `device` at `date` (ISO)."""
 
-    features: MatmulFeatures
+    features: Features
     seconds: float
+    device: str = ""
+    driver: str = ""
+    date: str = ""
+    repetitions: int = 1
 
 
-class CostModel(Protocol):
+class CostModel(Protocol[F]):
     """Predicts seconds. Lower is better; only the order matters to a choice."""
 
-    def predict(self, features: MatmulFeatures) -> float:
+    @property
+    def status(self) -> str:
+        """What the predictions rest on, such as `analytic only`."""
+        ...
+
+    def predict(self, features: F) -> float:
         """Seconds of one run."""
+        ...
 
-    def rank(self, candidates: Sequence[MatmulFeatures]) -> list[MatmulFeatures]:
+    def rank(self, candidates: Sequence[F]) -> list[F]:
         """The candidates, cheapest first; equal ones keep their order."""
+        ...
 
-    def explain(self, candidates: Sequence[MatmulFeatures]) -> str:
+    def explain(self, candidates: Sequence[F]) -> str:
         """One sentence that says what each candidate costs and why, cheapest first."""
+        ...
 
     def fit(self, samples: Sequence[Sample]) -> None:
-        """Adjust the model to measurements of this machine."""
+        """Adjust the model to measurements of one machine. Raises InputError."""
+        ...
 
     def save(self, path: Path) -> None:
         """Write the model as one JSON file."""
+        ...
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read what `save` wrote. Raises ArtifactError for a file that is not of this model."""
+        ...
