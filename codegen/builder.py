@@ -12,7 +12,7 @@ signed. Types are given as texts (`"i8"`, `"f32"`, `"index"`) or MLIR types.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -202,11 +202,13 @@ class Loop:
         return [Value(value) for value in self._op.results_]
 
 
-class Builder:
-    """Emits operations at the current insertion point, for one instruction set."""
+class Emitter:
+    """Emits operations at the current insertion point: what CPU and GPU kernels have in common.
 
-    def __init__(self, isa: Isa) -> None:
-        self.isa = isa
+    `index_type` is the type of loop counters and of numbers made into indices.
+    """
+
+    index_type = INDEX
 
     # Constants
 
@@ -217,7 +219,7 @@ class Builder:
         return constants(numbers, element)
 
     def index(self, number: Value | int) -> Value:
-        return number if isinstance(number, Value) else constant(number, INDEX)
+        return number if isinstance(number, Value) else constant(number, self.index_type)
 
     # Control flow
 
@@ -247,6 +249,20 @@ class Builder:
             yield
             scf.yield_([])
 
+    def either(
+        self,
+        condition: Value,
+        types: Sequence[str | ir.Type],
+        yes: Callable[[], Sequence[Value]],
+        no: Callable[[], Sequence[Value]],
+    ) -> list[Value]:
+        """The values (of `types`) that `yes` emits where `condition` holds, else those of `no`."""
+        op = scf.IfOp(condition.ir, [type_of(t) for t in types], has_else=True)
+        for block, side in ((op.then_block, yes), (op.else_block, no)):
+            with ir.InsertionPoint(block):
+                scf.yield_([value.ir for value in side()])
+        return [Value(result) for result in op.results]
+
     def select(self, condition: Value, yes: Value, no: Value | Number) -> Value:
         return Value(arith.select(condition.ir, yes.ir, yes._same(no)))
 
@@ -257,52 +273,6 @@ class Builder:
     def max(self, a: Value, b: Value | Number) -> Value:
         """The larger one, signed; for floats `b` where the comparison is unordered."""
         return self.select(a > b, a, b)
-
-    # Memory
-
-    def load(self, source: Value, i: Value | int, n: int = 0, mask: Value | None = None) -> Value:
-        """Element `i`, or the vector of `n` elements from `i` on; lanes off the mask are 0."""
-        at = [self.index(i).ir]
-        if not n:
-            return Value(memref.load(source.ir, at))
-        type_ = vec(n, ir.MemRefType(source.type).element_type)
-        if mask is None:
-            return Value(vector.load(type_, source.ir, at))
-        return Value(vector.maskedload(type_, source.ir, at, mask.ir, constant(0, type_).ir))
-
-    def store(self, value: Value, target: Value, i: Value | int, mask: Value | None = None) -> None:
-        """Store a scalar, or a vector's lanes (those on the mask), from element `i` on."""
-        at = [self.index(i).ir]
-        if not isinstance(value.type, ir.VectorType):
-            memref.store(value.ir, target.ir, at)
-        elif mask is None:
-            vector.store(value.ir, target.ir, at)
-        else:
-            vector.maskedstore(target.ir, at, mask.ir, value.ir)
-
-    def load_as(self, source: Value, i: Value | int, type_: str | ir.Type) -> Value:
-        """Read a scalar or vector of any type at byte `i` of a buffer of bytes, unaligned."""
-        type_ = type_of(type_)
-        vector_type = type_ if isinstance(type_, ir.VectorType) else vec(1, type_)
-        count = vector_type.shape[0] * bits_of(vector_type) // 8
-        value = self.bitcast(self.load(source, i, count), vector_type)
-        return value if isinstance(type_, ir.VectorType) else self.extract(value, 0)
-
-    def store_as(self, value: Value, target: Value, i: Value | int) -> None:
-        """Write a scalar or vector of any type at byte `i` of a buffer of bytes, unaligned."""
-        if not isinstance(value.type, ir.VectorType):
-            value = self.splat(value, 1)
-        count = value.lanes * bits_of(value.type) // 8
-        self.store(self.bitcast(value, vec(count, "i8")), target, i)
-
-    def prefetch(self, source: Value, i: Value | int, locality: int = 3) -> None:
-        """Fetch the line of element `i` for reading; 3 keeps it in every cache, 0 in none."""
-        memref.prefetch(source.ir, [self.index(i).ir], False, locality, True)
-
-    def alloca(self, n: int, element: str) -> Value:
-        """A buffer of `n` elements on the stack, 64-byte aligned; call it outside of loops."""
-        fixed = memref.alloca(ir.MemRefType.get([n], type_of(element)), [], [], alignment=64)
-        return Value(memref.cast(type_of(buffer(element)), fixed))
 
     # Vectors
 
@@ -384,19 +354,6 @@ class Builder:
         """A float as a wider float."""
         return self._convert(arith.extf, value, element)
 
-    def half_to_float(self, bits: Value) -> Value:
-        """The f32 values of finite f16 numbers given as their bits (i16)."""
-        if self.isa.f16c:
-            half = ir.F16Type.get()
-            lanes = isinstance(bits.type, ir.VectorType)
-            return self.extend(self.bitcast(bits, vec(bits.lanes, half) if lanes else half))
-        # Magnitude bits moved to f32's place are too small by 2^112, subnormals included.
-        wide = self.zext(bits, "i32")
-        as_float = vec(bits.lanes, "f32") if isinstance(bits.type, ir.VectorType) else "f32"
-        magnitude = self.bitcast((wide & 0x7FFF) << 13, as_float) * 2.0**112
-        sign = (wide & 0x8000) << 16
-        return self.bitcast(self.bitcast(magnitude, wide.type) | sign, as_float)
-
     def narrow(self, value: Value, element: str) -> Value:
         """A float rounded to a narrower one."""
         return self._convert(arith.truncf, value, element)
@@ -416,6 +373,74 @@ class Builder:
     def intrinsic(self, name: str, result: str | ir.Type, *args: Value) -> Value:
         """Call the LLVM intrinsic `name`, for instance "llvm.x86.avx2.pmadd.wd"."""
         return Value(llvm.call_intrinsic(type_of(result), name, [a.ir for a in args], [], []))
+
+
+class Builder(Emitter):
+    """Emits CPU kernels, for one instruction set."""
+
+    def __init__(self, isa: Isa) -> None:
+        self.isa = isa
+
+    # Memory
+
+    def load(self, source: Value, i: Value | int, n: int = 0, mask: Value | None = None) -> Value:
+        """Element `i`, or the vector of `n` elements from `i` on; lanes off the mask are 0."""
+        at = [self.index(i).ir]
+        if not n:
+            return Value(memref.load(source.ir, at))
+        type_ = vec(n, ir.MemRefType(source.type).element_type)
+        if mask is None:
+            return Value(vector.load(type_, source.ir, at))
+        return Value(vector.maskedload(type_, source.ir, at, mask.ir, constant(0, type_).ir))
+
+    def store(self, value: Value, target: Value, i: Value | int, mask: Value | None = None) -> None:
+        """Store a scalar, or a vector's lanes (those on the mask), from element `i` on."""
+        at = [self.index(i).ir]
+        if not isinstance(value.type, ir.VectorType):
+            memref.store(value.ir, target.ir, at)
+        elif mask is None:
+            vector.store(value.ir, target.ir, at)
+        else:
+            vector.maskedstore(target.ir, at, mask.ir, value.ir)
+
+    def load_as(self, source: Value, i: Value | int, type_: str | ir.Type) -> Value:
+        """Read a scalar or vector of any type at byte `i` of a buffer of bytes, unaligned."""
+        type_ = type_of(type_)
+        vector_type = type_ if isinstance(type_, ir.VectorType) else vec(1, type_)
+        count = vector_type.shape[0] * bits_of(vector_type) // 8
+        value = self.bitcast(self.load(source, i, count), vector_type)
+        return value if isinstance(type_, ir.VectorType) else self.extract(value, 0)
+
+    def store_as(self, value: Value, target: Value, i: Value | int) -> None:
+        """Write a scalar or vector of any type at byte `i` of a buffer of bytes, unaligned."""
+        if not isinstance(value.type, ir.VectorType):
+            value = self.splat(value, 1)
+        count = value.lanes * bits_of(value.type) // 8
+        self.store(self.bitcast(value, vec(count, "i8")), target, i)
+
+    def prefetch(self, source: Value, i: Value | int, locality: int = 3) -> None:
+        """Fetch the line of element `i` for reading; 3 keeps it in every cache, 0 in none."""
+        memref.prefetch(source.ir, [self.index(i).ir], False, locality, True)
+
+    def alloca(self, n: int, element: str) -> Value:
+        """A buffer of `n` elements on the stack, 64-byte aligned; call it outside of loops."""
+        fixed = memref.alloca(ir.MemRefType.get([n], type_of(element)), [], [], alignment=64)
+        return Value(memref.cast(type_of(buffer(element)), fixed))
+
+    # Conversions
+
+    def half_to_float(self, bits: Value) -> Value:
+        """The f32 values of finite f16 numbers given as their bits (i16)."""
+        if self.isa.f16c:
+            half = ir.F16Type.get()
+            lanes = isinstance(bits.type, ir.VectorType)
+            return self.extend(self.bitcast(bits, vec(bits.lanes, half) if lanes else half))
+        # Magnitude bits moved to f32's place are too small by 2^112, subnormals included.
+        wide = self.zext(bits, "i32")
+        as_float = vec(bits.lanes, "f32") if isinstance(bits.type, ir.VectorType) else "f32"
+        magnitude = self.bitcast((wide & 0x7FFF) << 13, as_float) * 2.0**112
+        sign = (wide & 0x8000) << 16
+        return self.bitcast(self.bitcast(magnitude, wide.type) | sign, as_float)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """NVIDIA GPU targets as data: what a kernel may use, and the limits it must keep.
 
-Sources: CUDA C++ Programming Guide, "Compute Capabilities" (limits); the native `mma.sync` forms were
+Sources: CUDA C++ Programming Guide, "Compute Capabilities" (limits); native `mma.sync` forms were
 read from the machine code that ptxas 13.0 makes (an emulated form assembles, but is not native).
 """
 
