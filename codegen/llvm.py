@@ -112,14 +112,14 @@ def _float32(bits: int) -> float:
 
 
 @cache
-def _initialize() -> None:
+def initialize() -> None:
     llvmlite.initialize_all_targets()
     llvmlite.initialize_all_asmprinters()
 
 
 def target_machine(isa: Isa, *, optimize: bool = True) -> llvmlite.TargetMachine:
     """LLVM's back end for `isa`: position-independent code, O2 or O0."""
-    _initialize()
+    initialize()
     return llvmlite.Target.from_triple(TRIPLE).create_target_machine(
         cpu=isa.llvm_cpu,
         features=isa.feature_text,
@@ -286,7 +286,7 @@ class Jit:
 
     def __init__(self, module: ir.Module, isa: Isa, names: Sequence[str]) -> None:
         """Lowers `module` in place."""
-        _initialize()
+        initialize()
         code = compile_kernels(module, isa, names, "abqc_kernels")
         # MCJIT wants a module of its own to start with; the kernels come in as an object.
         machine = target_machine(isa)

@@ -1,0 +1,354 @@
+"""The layer in which GPU kernels are written: `codegen/builder.py`'s, on pointers and threads.
+
+    arguments = [POINTER, POINTER, "i32"]
+    with kernel(module, arch, "scale", arguments, threads=128) as (b, block, x, y, n):
+        i = block * 128 + b.thread
+        with b.when(i < n):
+            b.store(b.load(x, "f32", i * 4) * 2.0, y, i * 4)
+
+Integers are i32 unless made wider; loops count in i32. Pointers are bytes: offsets are in bytes,
+i32 offsets are signed, so that what may pass 2 GiB is first widened (`b.wide`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from ...dialects.mlir import arith, func, ir, llvm, nvvm
+from ..builder import INDEX, Emitter, Value, bits_of, type_of, vec
+from .arch import WARP, GpuArch
+
+POINTER = "!llvm.ptr<1>"  # global memory
+SHARED_POINTER = "!llvm.ptr<3>"
+
+# Attributes of a kernel that codegen.gpu.compile and the launch read.
+THREADS = "abq.threads"
+SHARED = "abq.shared"
+
+# The dynamic shared memory of all kernels of a module; aligned for whatever reads it.
+SHARED_SYMBOL = "abqc_shared"
+SHARED_ALIGNMENT = 128
+
+FULL = -1  # member mask of a whole warp
+
+Cache = Literal["", "nc", "stream"]
+_DYNAMIC = -(2**31)  # LLVM's mark of a dynamic index
+
+
+class GpuBuilder(Emitter):
+    """Emits GPU kernels for one target. `thread` is the index in the block, i32."""
+
+    index_type = "i32"
+
+    def __init__(self, arch: GpuArch, threads: int, shared: int) -> None:
+        self.arch = arch
+        self.threads = threads
+        self.shared_bytes = shared
+        self.thread = Value(nvvm.ThreadIdXOp().result)
+
+    @property
+    def lane(self) -> Value:
+        """The thread's place in its warp."""
+        return self.thread & (WARP - 1)
+
+    @property
+    def warp(self) -> Value:
+        """The number of the thread's warp in the block."""
+        return self.thread >> 5
+
+    # Integers
+
+    def wide(self, value: Value) -> Value:
+        """A non-negative i32 as i64."""
+        return self.zext(value, "i64")
+
+    def ceil_div(self, value: Value, by: int) -> Value:
+        """`ceil(value / by)` of a non-negative i32."""
+        return value if by == 1 else (value + (by - 1)) // by
+
+    # Memory
+
+    @property
+    def shared(self) -> Value:
+        """The block's dynamic shared memory."""
+        assert self.shared_bytes, f"a kernel of {self.threads} threads has no shared memory"
+        return Value(llvm.AddressOfOp(type_of(SHARED_POINTER), SHARED_SYMBOL).result)
+
+    def at(self, pointer: Value, offset: Value | int) -> Value:
+        """The pointer `offset` bytes further on."""
+        if isinstance(offset, int):
+            if offset == 0:
+                return pointer
+            dynamic, fixed = [], offset
+        else:
+            dynamic, fixed = [offset.ir], _DYNAMIC
+        i8 = ir.IntegerType.get_signless(8)
+        return Value(llvm.GEPOp(pointer.type, pointer.ir, dynamic, [fixed], i8, 0).result)
+
+    def load(
+        self,
+        pointer: Value,
+        type_: str | ir.Type,
+        offset: Value | int = 0,
+        *,
+        align: int = 0,
+        cache: Cache = "",
+    ) -> Value:
+        """A scalar or vector at byte `offset`, aligned to its size unless `align` (bytes) is given.
+
+        `nc`: nothing writes there while the kernel runs. `stream`: likewise, and it is read once,
+        so that it shall not push others out of the L1 cache (4 x 32 bits in global memory only).
+        """
+        type_ = type_of(type_)
+        at = self.at(pointer, offset)
+        if cache == "stream":
+            assert type_ == vec(4, "i32"), "only 16 bytes are streamed"
+            return self._load_stream(at)
+        op = llvm.LoadOp(
+            type_, at.ir, alignment=align or _byte_size(type_), invariant=cache == "nc" or None
+        )
+        return Value(op.result)
+
+    def _load_stream(self, pointer: Value) -> Value:
+        words = self.asm(
+            "ld.global.nc.L1::no_allocate.v4.b32 {$0, $1, $2, $3}, [$4];",
+            "=r,=r,=r,=r,l",
+            ["i32"] * 4,
+            pointer,
+        )
+        return self.vector(words)
+
+    def store(
+        self, value: Value, pointer: Value, offset: Value | int = 0, *, align: int = 0
+    ) -> None:
+        """Store a scalar or vector at byte `offset`, aligned to its size or to `align`."""
+        at = self.at(pointer, offset)
+        llvm.StoreOp(value.ir, at.ir, alignment=align or _byte_size(value.type))
+
+    def copy_async(
+        self,
+        shared: Value,
+        source: Value,
+        bytes_: int = 16,
+        valid: Value | None = None,
+    ) -> None:
+        """`cp.async` of 4, 8 or 16 bytes from global to shared memory; bytes from `valid` on are 0.
+
+        Whoever reads them waits (`wait_copies`) and then meets the others (`barrier`)."""
+        kind = "cg" if bytes_ == 16 else "ca"
+        name = f"llvm.nvvm.cp.async.{kind}.shared.global.{bytes_}"
+        if valid is None:
+            self.call(name, shared, source)
+        else:
+            self.call(f"{name}.s", shared, source, valid)
+
+    def commit_copies(self) -> None:
+        """End a group of asynchronous copies."""
+        self.call("llvm.nvvm.cp.async.commit.group")
+
+    def wait_copies(self, pending: int = 0) -> None:
+        """Wait until at most `pending` of this thread's groups of copies are under way."""
+        nvvm.CpAsyncWaitGroupOp(pending)
+
+    # Threads
+
+    def barrier(self) -> None:
+        """All threads of the block meet; what they wrote to shared memory is seen by all."""
+        nvvm.BarrierOp()
+
+    def warp_barrier(self) -> None:
+        """The threads of the warp meet."""
+        self.call("llvm.nvvm.bar.warp.sync", self.const(FULL, "i32"))
+
+    def exchange(self, value: Value, how: str, by: Value | int) -> Value:
+        """A 32-bit value of another lane; `how`: "bfly" (lane ^ by), "down", "up", or "idx"."""
+        element = "f32" if isinstance(value.type, ir.FloatType) else "i32"
+        clamp = 0 if how == "up" else WARP - 1
+        intrinsic = f"llvm.nvvm.shfl.sync.{how}.{element}"
+        mask, last = self.const(FULL, "i32"), self.const(clamp, "i32")
+        return self.intrinsic(intrinsic, element, mask, value, self.index(by), last)
+
+    def warp_sum(self, value: Value, lanes: int = WARP) -> Value:
+        """The sum over each group of `lanes` neighbouring lanes, in all of them."""
+        return self._butterfly(value, lanes, lambda a, c: a + c)
+
+    def warp_max(self, value: Value, lanes: int = WARP) -> Value:
+        """The maximum (signed) over each group of `lanes` neighbouring lanes, in all of them."""
+        return self._butterfly(value, lanes, self.max)
+
+    def warp_min(self, value: Value, lanes: int = WARP) -> Value:
+        """The minimum (signed) over each group of `lanes` neighbouring lanes, in all of them."""
+        return self._butterfly(value, lanes, self.min)
+
+    def _butterfly(self, value: Value, lanes: int, combine: Any) -> Value:
+        distance = lanes // 2
+        while distance:
+            value = combine(value, self.exchange(value, "bfly", distance))
+            distance //= 2
+        return value
+
+    # Vectors
+
+    def lanes_of(self, value: Value) -> list[Value]:
+        """The elements of a vector."""
+        return [self.extract(value, i) for i in range(value.lanes)]
+
+    def vector(self, elements: Sequence[Value]) -> Value:
+        """A vector of these scalars."""
+        value = self.splat(elements[0], len(elements))
+        for i, element in enumerate(elements[1:], 1):
+            value = self.insert(element, value, i)
+        return value
+
+    # Instructions
+
+    def asm(
+        self,
+        text: str,
+        constraints: str,
+        results: Sequence[str],
+        *operands: Value,
+        effects: bool = False,
+    ) -> list[Value]:
+        """Inline PTX: `$0`, ... are results, then operands; with `effects` it is never dropped."""
+        types = [type_of(t) for t in results]
+        made: ir.Type | None = None
+        if types:
+            texts = ", ".join(str(t) for t in types)
+            made = types[0] if len(types) == 1 else type_of(f"!llvm.struct<({texts})>")
+        op = llvm.InlineAsmOp(
+            made, [o.ir for o in operands], text, constraints, has_side_effects=effects or None
+        )
+        if len(types) <= 1:
+            return [Value(r) for r in op.operation.results]
+        return self._members(op.operation.results[0], types)
+
+    def call(self, name: str, *operands: Value) -> None:
+        """An LLVM intrinsic without a result."""
+        llvm.call_intrinsic(None, name, [o.ir for o in operands], [], [])
+
+    def calls(self, name: str, results: Sequence[str], *operands: Value) -> list[Value]:
+        """An LLVM intrinsic that returns a structure."""
+        types = [type_of(t) for t in results]
+        struct = type_of(f"!llvm.struct<({', '.join(str(t) for t in types)})>")
+        made = llvm.call_intrinsic(struct, name, [o.ir for o in operands], [], [])
+        return self._members(made, types)
+
+    def _members(self, struct: ir.Value, types: Sequence[ir.Type]) -> list[Value]:
+        return [
+            Value(llvm.ExtractValueOp(type_, struct, [i]).result) for i, type_ in enumerate(types)
+        ]
+
+    def load_matrices(self, shared: Value, count: int, *, transposed: bool = False) -> list[Value]:
+        """`ldmatrix`: `count` (1, 2, 4) matrices of 8 rows of 16 bytes each.
+
+        Lane 8 * j + r points at row r of matrix j. Returns a register (i32) per matrix: 4 bytes of
+        row `lane / 4`, at byte `lane % 4 * 4`."""
+        trans = ".trans" if transposed else ""
+        name = f"llvm.nvvm.ldmatrix.sync.aligned.m8n8.x{count}{trans}.b16.p3"
+        if count == 1:
+            return [self.intrinsic(name, "i32", shared)]
+        return self.calls(name, ["i32"] * count, shared)
+
+    def permute_bytes(self, a: Value, c: Value, selector: Value | int) -> Value:
+        """`prmt`: byte j of the result is byte `selector >> 4 j & 7` of the 8 bytes a, c."""
+        if isinstance(selector, int):
+            selector = self.const(selector, "i32")
+        return self.intrinsic("llvm.nvvm.prmt", "i32", a, c, selector)
+
+    def logic3(self, a: Value, c: Value, d: Value, table: int) -> Value:
+        """`lop3`: the function of three bits whose truth table `table` is (0xF0, 0xCC, 0xAA)."""
+        text = f"lop3.b32 $0, $1, $2, $3, {table};"
+        return self.asm(text, "=r,r,r,r", ["i32"], a, c, d)[0]
+
+    def dot4(self, a: Value, c: Value, total: Value, *, signs: str = "ss") -> Value:
+        """`dp4a`: total + the dot product of 4 bytes; `signs` of a and c: "uu", "us", ..."""
+        types = [{"u": "u32", "s": "s32"}[s] for s in signs]
+        text = f"dp4a.{types[0]}.{types[1]} $0, $1, $2, $3;"
+        return self.asm(text, "=r,r,r,r", ["i32"], a, c, total)[0]
+
+    def exp2(self, value: Value) -> Value:
+        """2^x in f32, approximate (`ex2.approx`: 2 ulp), subnormals flushed."""
+        return self.asm("ex2.approx.ftz.f32 $0, $1;", "=f,f", ["f32"], value)[0]
+
+    def reciprocal_root(self, value: Value) -> Value:
+        """1 / sqrt(x) in f32, rounded twice (IEEE square root and division)."""
+        root = self.intrinsic("llvm.sqrt.f32", "f32", value)
+        return 1.0 / root
+
+    def round_even(self, value: Value) -> Value:
+        """A float rounded to an integral float, half to even."""
+        return self.intrinsic(f"llvm.roundeven.{value.type}", value.type, value)
+
+    def to_bits(self, value: Value) -> Value:
+        """The bits of a float, or of a short vector, as one integer."""
+        if isinstance(value.type, ir.VectorType):
+            total = value.lanes * bits_of(value.type)
+            return self.extract(self.bitcast(value, vec(1, f"i{total}")), 0)
+        return self.bitcast(value, f"i{bits_of(value.type)}")
+
+    def from_bits(self, value: Value, type_: str | ir.Type) -> Value:
+        """The inverse of `to_bits`."""
+        type_ = type_of(type_)
+        if isinstance(type_, ir.VectorType):
+            return self.bitcast(self.splat(value, 1), type_)
+        return self.bitcast(value, type_)
+
+
+def _byte_size(type_: ir.Type) -> int:
+    if isinstance(type_, ir.VectorType):
+        return type_.shape[0] * bits_of(type_) // 8
+    return bits_of(type_) // 8
+
+
+def declare_shared(module: ir.Module) -> None:
+    """Declare the dynamic shared memory, once a module."""
+    if SHARED_SYMBOL in ir.SymbolTable(module.operation):
+        return
+    with ir.InsertionPoint.at_block_begin(module.body), ir.Location.unknown():
+        llvm.GlobalOp(
+            type_of("!llvm.array<0 x i8>"),
+            SHARED_SYMBOL,
+            ir.Attribute.parse("#llvm.linkage<external>"),
+            addr_space=3,
+            alignment=SHARED_ALIGNMENT,
+        )
+
+
+@contextmanager
+def kernel(
+    module: ir.Module,
+    arch: GpuArch,
+    name: str,
+    arguments: Sequence[str],
+    *,
+    threads: int,
+    shared: int = 0,
+) -> Iterator[tuple[Any, ...]]:
+    """Add a grid function to `module`; gives a GpuBuilder, the grid index (i32), the arguments.
+
+    `arguments` are types: POINTER, "i32", "i64", "f32". Pointers do not overlap each other.
+    `threads` a block, `shared` bytes of dynamic shared memory.
+    """
+    assert threads <= arch.threads_per_block, f"{name}: {threads} threads"
+    assert shared <= arch.shared_per_block, f"{name}: {shared} bytes of shared memory"
+    with module.context, ir.Location.name(name):
+        if shared:
+            declare_shared(module)
+        types = [type_of(INDEX), *(type_of(text) for text in arguments)]
+        with ir.InsertionPoint(module.body):
+            op = func.FuncOp(name, ir.FunctionType.get(types, []))
+        i32 = ir.IntegerType.get_signless(32)
+        op.operation.attributes[THREADS] = ir.IntegerAttr.get(i32, threads)
+        op.operation.attributes[SHARED] = ir.IntegerAttr.get(i32, shared)
+        noalias = {"llvm.noalias": ir.UnitAttr.get()}
+        pointer = type_of(POINTER)
+        op.arg_attrs = [ir.DictAttr.get(noalias if type_ == pointer else {}) for type_ in types]
+        entry = op.add_entry_block()
+        with ir.InsertionPoint(entry):
+            block = Value(arith.index_cast(i32, entry.arguments[0]))
+            values = [Value(argument) for argument in list(entry.arguments)[1:]]
+            yield (GpuBuilder(arch, threads, shared), block, *values)
+            func.return_([])
