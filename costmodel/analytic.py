@@ -16,8 +16,9 @@ from typing import Self
 
 from abqc.errors import ArtifactError, CompileError
 
-from .hardware import ZEN4, Cpu, FormRates
+from .hardware_cpu import ZEN4, Cpu, FormRates
 from .interface import MatmulFeatures, Sample
+from .roofline import time_text
 
 FORMAT = "abqc-analytic-1"
 
@@ -90,15 +91,6 @@ COMPUTE: dict[str, Callable[[MatmulFeatures, FormRates], float]] = {
 }
 
 
-def _time(seconds: float) -> str:
-    """Three figures at most: `0.42 us`, `31 us`, `1.7 ms`."""
-    for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
-        if seconds * factor >= 1 or unit == "us":
-            value = seconds * factor
-            return f"{value:.0f} {unit}" if value >= 10 else f"{value:.2g} {unit}"
-    raise AssertionError("unreachable")
-
-
 @dataclass
 class AnalyticModel:
     """A roofline for a described CPU; `fit` adds one factor for each strategy and form."""
@@ -133,7 +125,7 @@ class AnalyticModel:
 
     def explain(self, candidates: Sequence[MatmulFeatures]) -> str:
         return "; ".join(
-            f"{f.strategy}: {_time(self.predict(f))} {self.estimate(f).bound}"
+            f"{f.strategy}: {time_text(self.predict(f))} {self.estimate(f).bound}"
             for f in self.rank(candidates)
         )
 

@@ -78,6 +78,7 @@ class KernelFeatures:
     f32_ops: float = 0.0  # flops of CUDA cores
     dp4a_ops: float = 0.0  # byte products of CUDA cores, eight operations an instruction
     alu_ops: float = 0.0
+    special_ops: float = 0.0  # exponentials, reciprocals
     shared_traffic: float = 0.0  # bytes between shared memory and registers, of all blocks
     workspace_bytes: int = 0
     warps_k: int = 1

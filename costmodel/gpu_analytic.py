@@ -1,0 +1,257 @@
+"""The roofline of a GPU kernel: waves of blocks, each as slow as its busiest resource.
+
+A wave is as many blocks as fit on all SMs at once; registers, shared memory, threads and the limit
+of blocks decide how many. Within a wave the units of the busiest SM, the memories and the latency
+of the loads overlap, so the slowest decides; waves, prologues and launches add up. The weights are
+cold: they come from DRAM, and from L2 when blocks read them again.
+
+Williams, Waterman, Patterson: "Roofline" (CACM 2009); latency hiding is Little's law (Volkov,
+"Understanding Latency Hiding on GPUs", 2016).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..errors import CompileError
+from .hardware_gpu import Gpu
+from .interface import KernelFeatures
+from .roofline import Roofline
+
+WARP = 32
+UNITS = {
+    "b1": "b1_ops",
+    "s8": "s8_ops",
+    "f16": "f16_ops",
+    "f32": "f32_ops",
+    "dp4a": "dp4a_ops",
+    "alu": "alu_ops",
+    "special": "special_ops",
+    "shared": "shared_traffic",
+}
+TENSOR_UNITS = ("b1", "s8", "f16")
+
+# An MMA takes about 33 cycles and a scheduler can start one every 8: four schedulers are busy with
+# 16 independent ones. Other instructions take 4 to 6 cycles; 8 warps with some independent
+# instructions each keep the four schedulers busy.
+MMAS_IN_FLIGHT = 16
+WARPS_IN_FLIGHT = 8
+ACCUMULATORS = 16 * 8  # of one MMA
+EFFICIENCY = 0.85  # of a unit's rate that a loop reaches beside its address arithmetic
+LOADED_LATENCY = 2.0  # of a memory under load, over that of an idle one
+STEP_CYCLES = 100  # of one stage of a tile: wait, barrier, ldmatrix (33), dependent MMA (33)
+START_CYCLES = 700  # of a block: its arguments, its addresses, its epilogue
+UNKNOWN_REGISTERS = {"rows": 64, "tile": 128}
+L2_SHARE = 0.75  # of L2 that one kernel's operands keep
+BOUNDS = {unit: f"{unit} tensor-core" for unit in TENSOR_UNITS} | {
+    "f32": "FMA",
+    "dp4a": "dp4a",
+    "alu": "integer",
+    "special": "special-function",
+    "shared": "shared-memory",
+}
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """How many blocks of a kernel an SM runs at once, and what limits them."""
+
+    blocks: int
+    limit: str
+
+    @staticmethod
+    def of(f: KernelFeatures, gpu: Gpu) -> Occupancy:
+        """CompileError where not even one block fits."""
+        warps = math.ceil(f.threads / WARP)
+        registers = f.registers or UNKNOWN_REGISTERS[f.kind]
+        per_warp = _round_up(registers * WARP, gpu.register_granularity)
+        limits = {
+            "blocks": gpu.blocks_per_sm,
+            "threads": gpu.threads_per_sm // (warps * WARP),
+            "registers": gpu.registers_per_sm // (per_warp * warps),
+            "shared memory": gpu.shared_per_sm // max(1, f.shared_bytes + gpu.shared_reserved),
+        }
+        limit = min(limits, key=lambda name: limits[name])
+        if limits[limit] == 0 or f.shared_bytes > gpu.shared_per_block:
+            raise CompileError(
+                f"{f.strategy} {f.schedule} does not fit on a multiprocessor of {gpu.name}: "
+                f"{f.threads} threads, {registers} registers each, {f.shared_bytes} bytes of "
+                "shared memory a block"
+            )
+        return Occupancy(limits[limit], limit)
+
+
+@dataclass(frozen=True)
+class GpuEstimate:
+    """Seconds by resource over all waves; `busy` is the sum over waves of the slowest one."""
+
+    resources: Mapping[str, float]
+    busy: float
+    prologue: float
+    reduction: float
+    launch: float
+    occupancy: Occupancy
+    waves: float
+
+    @property
+    def seconds(self) -> float:
+        return self.busy + self.prologue + self.reduction + self.launch
+
+    @property
+    def bound(self) -> str:
+        overheads = {"launch": self.launch, "reduction": self.reduction, "prologue": self.prologue}
+        slowest = max(overheads, key=lambda name: overheads[name])
+        if overheads[slowest] > self.busy:
+            return f"{slowest}-bound"
+        resource = max(self.resources, key=lambda name: self.resources[name])
+        return f"{BOUNDS.get(resource, resource)}-bound"
+
+    @property
+    def terms(self) -> Mapping[str, float]:
+        return {
+            **self.resources,
+            "prologue": self.prologue,
+            "reduction": self.reduction,
+            "launch": self.launch,
+        }
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """A kernel on a GPU: what its blocks do and read."""
+
+    f: KernelFeatures
+    gpu: Gpu
+
+    @cached_property
+    def occupancy(self) -> Occupancy:
+        return Occupancy.of(self.f, self.gpu)
+
+    @property
+    def slots(self) -> int:
+        """Blocks of a full wave."""
+        return self.occupancy.blocks * self.gpu.sms
+
+    @property
+    def blocks_m(self) -> int:
+        return math.ceil(self.f.m / self.f.block_m)
+
+    @property
+    def blocks_n(self) -> int:
+        return math.ceil(self.f.n / self.f.block_n)
+
+    @cached_property
+    def traffic(self) -> float:
+        """Bytes that the blocks read and write, from wherever."""
+        f = self.f
+        reads = f.weight_bytes * self.blocks_m + f.activation_bytes * self.blocks_n
+        return reads + (f.workspace_bytes if f.split > 1 else f.written_bytes)
+
+    @cached_property
+    def dram(self) -> float:
+        """Bytes to and from DRAM. Neighbouring blocks share their rows: where the operands exceed
+        L2, the weights come once for every wave's worth of rows of blocks."""
+        f = self.f
+        passes = 1
+        if f.weight_bytes + f.activation_bytes > L2_SHARE * self.gpu.l2_bytes:
+            rows_at_once = max(1, self.slots // (self.blocks_n * f.split))
+            passes = math.ceil(self.blocks_m / rows_at_once)
+        written = f.workspace_bytes if f.split > 1 else f.written_bytes
+        return f.weight_bytes * passes + f.activation_bytes + written
+
+    @cached_property
+    def latency(self) -> float:
+        """Seconds that a block waits: for loads, of which only so many are under way, or for the
+        steps of its pipeline, one after the other."""
+        f, gpu = self.f, self.gpu
+        near = max(0.0, self.traffic - self.dram)
+        waits = self.dram * gpu.dram_latency + near * gpu.l2_latency
+        loads = waits * LOADED_LATENCY / f.blocks / max(1, f.bytes_in_flight)
+        if f.kind != "tile":
+            return loads
+        steps = math.ceil(f.k / (f.split * f.block_k * f.warps_k))
+        return max(loads, steps * STEP_CYCLES / gpu.clock)
+
+    def utilization(self, unit: str, blocks: int) -> float:
+        """Of a unit's rate, by the warps of `blocks` blocks on one SM."""
+        f = self.f
+        warps = f.threads / WARP
+        if unit not in TENSOR_UNITS:
+            return EFFICIENCY * min(1.0, blocks * warps / WARPS_IN_FLIGHT)
+        chains = max(1.0, f.block_m * f.block_n * f.warps_k / ACCUMULATORS / warps)
+        return EFFICIENCY * min(1.0, blocks * warps * min(chains, 4.0) / MMAS_IN_FLIGHT)
+
+    def wave(self, blocks: int) -> dict[str, float]:
+        """Seconds of each resource for a wave of `blocks` blocks."""
+        f, gpu = self.f, self.gpu
+        busiest = math.ceil(blocks / gpu.sms)
+        share = blocks / f.blocks
+        seconds = {
+            unit: busiest * ops / f.blocks / (gpu.rate(unit) * self.utilization(unit, busiest))
+            for unit, ops in ((unit, getattr(f, name)) for unit, name in UNITS.items())
+            if ops
+        }
+        seconds["DRAM"] = self.dram * share / gpu.dram_bandwidth
+        seconds["L2"] = self.traffic * share / gpu.l2_bandwidth
+        seconds["latency"] = self.latency
+        return seconds
+
+    @cached_property
+    def reduction(self) -> float:
+        """Seconds of the second kernel, which adds what the splits have left in the workspace."""
+        f, gpu = self.f, self.gpu
+        if f.split == 1:
+            return 0.0
+        near = f.workspace_bytes <= L2_SHARE * gpu.l2_bytes
+        read = f.workspace_bytes / (gpu.l2_bandwidth if near else gpu.dram_bandwidth)
+        return read + f.written_bytes / gpu.dram_bandwidth + self.start
+
+    @property
+    def start(self) -> float:
+        """Seconds from the start of a block to its first data."""
+        return self.gpu.dram_latency + START_CYCLES / self.gpu.clock
+
+
+@dataclass
+class GpuAnalyticModel(Roofline[KernelFeatures]):
+    """A roofline for a described GPU. `in_graph`: launches are nodes of a CUDA graph."""
+
+    gpu: Gpu
+    in_graph: bool = True
+
+    def estimate(self, features: KernelFeatures) -> GpuEstimate:
+        if features.arch != self.gpu.arch:
+            raise CompileError(
+                f"{self.gpu.name} runs {self.gpu.arch}, the kernel is for {features.arch}"
+            )
+        kernel = _Kernel(features, self.gpu)
+        full, rest = divmod(features.blocks, kernel.slots)
+        resources: dict[str, float] = {}
+        busy = 0.0
+        for count, blocks in ((full, kernel.slots), (1, rest)):
+            if not count * blocks:
+                continue
+            wave = kernel.wave(blocks)
+            busy += count * max(wave.values())
+            for name, seconds in wave.items():
+                resources[name] = resources.get(name, 0.0) + count * seconds
+        waves = full + (rest > 0)
+        gpu = self.gpu
+        launch = gpu.graph_launch_seconds if self.in_graph else gpu.launch_seconds
+        return GpuEstimate(
+            resources=resources,
+            busy=busy,
+            # While a block of a later wave starts, the others of its SM work.
+            prologue=kernel.start * (1 + (waves - 1) / kernel.occupancy.blocks),
+            reduction=kernel.reduction,
+            launch=launch * features.launches,
+            occupancy=kernel.occupancy,
+            waves=features.blocks / kernel.slots,
+        )
+
+
+def _round_up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit

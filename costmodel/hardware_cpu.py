@@ -1,0 +1,114 @@
+"""CPUs as data: what one core computes per second in each form, and how fast memory feeds it.
+
+Rates are sustained ones of the instruction mix that a kernel needs, loads included, not peaks of
+single instructions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+KIB, MIB, GIGA = 1 << 10, 1 << 20, 1e9
+
+
+@dataclass(frozen=True)
+class FormRates:
+    """One core running the kernels of one instruction set; per second."""
+
+    flops: float  # f32 multiply-adds count two
+    wide_macs: float  # bytes, products too large for pairs to be added in 16 bits
+    narrow_macs: float  # bytes, where two products always fit 16 bits
+    bit_products: float  # AND, population count, accumulate
+    operand_loads: float  # pairs of operands fetched for bit products, whatever their planes
+    decodes: float  # codes unpacked to bytes
+    float_decodes: float  # codes unpacked to f32
+    scalings: float  # int32 accumulators centred, converted, scaled and added in f32
+    quantizations: float  # activations rounded to codes and stored
+    transpositions: float  # activation codes laid out as one bit plane
+    row_block: int  # rows of activations that share one decoded weight
+
+
+@dataclass(frozen=True)
+class CacheLevel:
+    """A level of the memory: capacity in bytes (`inf` for DRAM), bytes per second of one core.
+
+    A shared level gives all cores together at most `shared_bandwidth`.
+    """
+
+    name: str
+    capacity: float
+    bandwidth: float
+    shared_bandwidth: float = math.inf
+
+    def throughput(self, threads: int) -> float:
+        return min(threads * self.bandwidth, self.shared_bandwidth)
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """A CPU: `levels` from the smallest up, a private one with the capacity of one core."""
+
+    name: str
+    levels: tuple[CacheLevel, ...]
+    launch_seconds: float  # a parallel loop that does nothing
+    forms: Mapping[str, FormRates] = field(default_factory=dict)
+
+    def level_for(self, working_set: float) -> CacheLevel:
+        """The smallest level that holds `working_set` bytes."""
+        return next(level for level in self.levels if working_set <= level.capacity)
+
+
+ZEN4 = Cpu(
+    name="Zen 4",
+    levels=(
+        CacheLevel("L2", 1 * MIB, 100 * GIGA),
+        CacheLevel("L3", 32 * MIB, 60 * GIGA, 240 * GIGA),
+        CacheLevel("DRAM", math.inf, 22 * GIGA, 39 * GIGA),
+    ),
+    launch_seconds=2e-6,
+    forms={
+        "avx512": FormRates(
+            flops=110 * GIGA,
+            wide_macs=216 * GIGA,
+            narrow_macs=216 * GIGA,
+            bit_products=1050 * GIGA,
+            operand_loads=900 * GIGA,
+            decodes=180 * GIGA,
+            float_decodes=50 * GIGA,
+            scalings=14 * GIGA,
+            quantizations=4.3 * GIGA,
+            transpositions=90 * GIGA,
+            row_block=48,
+        ),
+        "avx2": FormRates(
+            flops=105 * GIGA,
+            wide_macs=55 * GIGA,
+            narrow_macs=98 * GIGA,
+            bit_products=345 * GIGA,
+            operand_loads=735 * GIGA,
+            decodes=100 * GIGA,
+            float_decodes=32 * GIGA,
+            scalings=10 * GIGA,
+            quantizations=3.4 * GIGA,
+            transpositions=60 * GIGA,
+            row_block=48,
+        ),
+        "plain": FormRates(
+            flops=37 * GIGA,
+            wide_macs=21 * GIGA,
+            narrow_macs=21 * GIGA,
+            bit_products=85 * GIGA,
+            operand_loads=150 * GIGA,
+            decodes=50 * GIGA,
+            float_decodes=13 * GIGA,
+            scalings=5 * GIGA,
+            quantizations=1.7 * GIGA,
+            transpositions=15 * GIGA,
+            row_block=48,
+        ),
+    },
+)
+
+CPUS = (ZEN4,)
