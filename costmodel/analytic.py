@@ -7,20 +7,17 @@ level of the memory that the model's weights live in, and the activations from t
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Self
 
-from abqc.errors import ArtifactError, CompileError
-
+from ..errors import CompileError
+from .hardware import cpu_named
 from .hardware_cpu import ZEN4, Cpu, FormRates
-from .interface import MatmulFeatures, Sample
-from .roofline import time_text
-
-FORMAT = "abqc-analytic-1"
+from .interface import MatmulFeatures
+from .residual import Residual
+from .roofline import Roofline
 
 BYTE_UNIT, PLANE_UNIT = 16, 64  # groups are filled up to so many codes
 FLOAT_ROW_BLOCK = 128  # rows that share weights decoded to floats
@@ -28,7 +25,7 @@ NARROW_BITS = 14  # 2 * 2^p * 2^q fits 16 signed bits
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CpuEstimate:
     """Seconds of arithmetic over all threads, of memory traffic, and of starting the loops."""
 
     compute: float
@@ -45,6 +42,10 @@ class Estimate:
         if self.launch > max(self.compute, self.memory):
             return "launch-bound"
         return "compute-bound" if self.compute >= self.memory else f"{self.level}-bound"
+
+    @property
+    def terms(self) -> Mapping[str, float]:
+        return {"compute": self.compute, "memory": self.memory, "launch": self.launch}
 
 
 def _padded_k(f: MatmulFeatures, unit: int) -> int:
@@ -92,14 +93,23 @@ COMPUTE: dict[str, Callable[[MatmulFeatures, FormRates], float]] = {
 
 
 @dataclass
-class AnalyticModel:
-    """A roofline for a described CPU; `fit` adds one factor for each strategy and form."""
+class AnalyticModel(Roofline[MatmulFeatures]):
+    """A roofline for a described CPU."""
+
+    features_class = MatmulFeatures
 
     cpu: Cpu = ZEN4
-    factors: dict[tuple[str, str], float] = field(default_factory=dict)
+    residual: Residual | None = None
 
-    def estimate(self, features: MatmulFeatures) -> Estimate:
-        """The parts of the prediction, without the fitted factor."""
+    @property
+    def machine(self) -> str:
+        return self.cpu.name
+
+    @classmethod
+    def of_machine(cls, name: str) -> Self:
+        return cls(cpu_named(name))
+
+    def estimate(self, features: MatmulFeatures) -> CpuEstimate:
         compute = COMPUTE.get(features.strategy)
         rates = self.cpu.forms.get(features.isa)
         if compute is None:
@@ -109,51 +119,9 @@ class AnalyticModel:
         level = self.cpu.level_for(max(features.working_set, features.weight_bytes))
         activations = 4 * features.m * (features.k + features.n)
         near = self.cpu.levels[0].throughput(features.threads)
-        return Estimate(
+        return CpuEstimate(
             compute=compute(features, rates) / features.threads,
             memory=features.weight_bytes / level.throughput(features.threads) + activations / near,
             launch=self.cpu.launch_seconds * (2 if features.activation_bits <= 8 else 1),
             level=level.name,
         )
-
-    def predict(self, features: MatmulFeatures) -> float:
-        factor = self.factors.get((features.strategy, features.isa), 1.0)
-        return self.estimate(features).seconds * factor
-
-    def rank(self, candidates: Sequence[MatmulFeatures]) -> list[MatmulFeatures]:
-        return sorted(candidates, key=self.predict)
-
-    def explain(self, candidates: Sequence[MatmulFeatures]) -> str:
-        return "; ".join(
-            f"{f.strategy}: {time_text(self.predict(f))} {self.estimate(f).bound}"
-            for f in self.rank(candidates)
-        )
-
-    def fit(self, samples: Sequence[Sample]) -> None:
-        """Set each factor to the geometric mean of measured over predicted."""
-        logs: dict[tuple[str, str], list[float]] = {}
-        for sample in samples:
-            ratio = sample.seconds / self.estimate(sample.features).seconds
-            logs.setdefault((sample.features.strategy, sample.features.isa), []).append(
-                math.log(ratio)
-            )
-        self.factors |= {key: math.exp(sum(values) / len(values)) for key, values in logs.items()}
-
-    def save(self, path: Path) -> None:
-        factors = [[strategy, isa, value] for (strategy, isa), value in self.factors.items()]
-        path.write_text(
-            json.dumps({"format": FORMAT, "cpu": self.cpu.name, "factors": factors}, indent=1)
-        )
-
-    @classmethod
-    def load(cls, path: Path, cpu: Cpu = ZEN4) -> Self:
-        try:
-            data = json.loads(path.read_text())
-            if data["format"] != FORMAT or data["cpu"] != cpu.name:
-                raise ValueError(f"{data['format']} for {data['cpu']}")
-            factors = {(str(s), str(isa)): float(value) for s, isa, value in data["factors"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(
-                f"{path} is no cost model for {cpu.name}: {error}", hint="run `abqc tune`"
-            ) from error
-        return cls(cpu, factors)

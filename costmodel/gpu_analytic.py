@@ -15,10 +15,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 from ..errors import CompileError
+from .hardware import gpu_named
 from .hardware_gpu import Gpu
 from .interface import KernelFeatures
+from .residual import Residual
 from .roofline import Roofline
 
 WARP = 32
@@ -219,8 +222,19 @@ class _Kernel:
 class GpuAnalyticModel(Roofline[KernelFeatures]):
     """A roofline for a described GPU. `in_graph`: launches are nodes of a CUDA graph."""
 
+    features_class = KernelFeatures
+
     gpu: Gpu
+    residual: Residual | None = None
     in_graph: bool = True
+
+    @property
+    def machine(self) -> str:
+        return self.gpu.name
+
+    @classmethod
+    def of_machine(cls, name: str) -> Self:
+        return cls(gpu_named(name))
 
     def estimate(self, features: KernelFeatures) -> GpuEstimate:
         if features.arch != self.gpu.arch:

@@ -7,7 +7,7 @@ numbers, so that a model can be trained, stored and evaluated without the compil
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self, TypeVar
@@ -103,6 +103,21 @@ class Sample:
     driver: str = ""
     date: str = ""
     repetitions: int = 1
+
+
+class Estimate(Protocol):
+    """An analytic prediction. `terms` are seconds by resource; a residual looks at them."""
+
+    @property
+    def seconds(self) -> float: ...
+
+    @property
+    def bound(self) -> str:
+        """The resource that decides, such as `DRAM-bound`."""
+        ...
+
+    @property
+    def terms(self) -> Mapping[str, float]: ...
 
 
 class CostModel(Protocol[F]):

@@ -1,33 +1,40 @@
-"""What the analytic models of CPUs and GPUs share: asking, ordering, explaining."""
+"""What the analytic models of CPUs and GPUs share: predicting, explaining, learning, files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Generic, Protocol
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self
 
-from .interface import F
+from ..errors import ArtifactError, InputError
+from .interface import Estimate, F, Sample
+from .residual import Residual
+from .trees import Growth
 
+FORMAT = "abqc-cost-model-1"
 EXPLAINED = 4  # candidates that an explanation names
 
 
-class Estimate(Protocol):
-    """An analytic prediction. `terms` are seconds by resource, in an order that is always the same:
-    what a learned residual may look at."""
-
-    @property
-    def seconds(self) -> float: ...
-
-    @property
-    def bound(self) -> str:
-        """The resource that decides, such as `DRAM-bound`."""
-        ...
-
-    @property
-    def terms(self) -> Mapping[str, float]: ...
-
-
 class Roofline(Generic[F]):
-    """Everything of a cost model but `estimate`, which a subclass adds."""
+    """A cost model: an analytic prediction times a residual, where one was fitted.
+
+    A subclass has a `machine` (its name is written into files), the class of its features and
+    `estimate`.
+    """
+
+    features_class: ClassVar[type]
+    residual: Residual | None
+
+    @property
+    def machine(self) -> str:
+        """The name of the CPU or GPU that is described."""
+        raise NotImplementedError
+
+    @classmethod
+    def of_machine(cls, name: str) -> Self:
+        """The analytic model of the machine called `name`. Raises KeyError."""
+        raise NotImplementedError
 
     def estimate(self, features: F) -> Estimate:
         """The analytic prediction and its parts. Raises CompileError for what is not described."""
@@ -35,10 +42,16 @@ class Roofline(Generic[F]):
 
     @property
     def status(self) -> str:
-        return "analytic only"
+        """`analytic only`, or what the residual was fitted to."""
+        r = self.residual
+        if r is None:
+            return "analytic only"
+        return f"analytic x residual ({r.samples} samples, {r.device}, {r.date})"
 
     def predict(self, features: F) -> float:
-        return self.estimate(features).seconds
+        estimate = self.estimate(features)
+        factor = self.residual.factor(features, estimate) if self.residual else 1.0
+        return estimate.seconds * factor
 
     def rank(self, candidates: Sequence[F]) -> list[F]:
         return sorted(candidates, key=self.predict)
@@ -50,8 +63,40 @@ class Roofline(Generic[F]):
         return f"{text}; {rest} slower ones" if rest > 0 else text
 
     def _explain_one(self, features: F) -> str:
-        estimate = self.estimate(features)
-        return f"{label(features)}: {time_text(self.predict(features))} {estimate.bound}"
+        bound = self.estimate(features).bound
+        return f"{label(features)}: {time_text(self.predict(features))} {bound}"
+
+    def fit(self, samples: Sequence[Sample], growth: Growth | None = None) -> None:
+        """Fit a residual to samples of one machine, in place of the one there was."""
+        if not samples:
+            raise InputError("there are no samples to fit the cost model to")
+        if not all(isinstance(sample.features, self.features_class) for sample in samples):
+            raise InputError(f"the samples are not of {self.machine}")
+        estimates = [self.estimate(sample.features) for sample in samples]  # type: ignore[arg-type]
+        self.residual = Residual.fit(samples, estimates, growth)
+
+    def save(self, path: Path) -> None:
+        data = {
+            "format": FORMAT,
+            "machine": self.machine,
+            "residual": self.residual.to_json() if self.residual else None,
+        }
+        path.write_text(json.dumps(data))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        try:
+            data: dict[str, Any] = json.loads(path.read_text())
+            if data["format"] != FORMAT:
+                raise ValueError(f"its format is '{data['format']}', not '{FORMAT}'")
+            model = cls.of_machine(data["machine"])
+            if data["residual"] is not None:
+                model.residual = Residual.from_json(data["residual"], cls.features_class)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(
+                f"{path} is no cost model: {error}", hint="`abqc tune` writes it anew"
+            ) from error
+        return model
 
 
 def label(features: F) -> str:

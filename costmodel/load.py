@@ -1,0 +1,44 @@
+"""The cost model of a target: the one that `abqc tune` has saved on this machine, or the analytic.
+
+Saved models stand in the user's cache folder: `$ABQC_CACHE`, else `$XDG_CACHE_HOME/abqc`, else
+`~/.cache/abqc`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .analytic import AnalyticModel
+from .gpu_analytic import GpuAnalyticModel
+from .hardware import gpu_for
+
+
+def cache_folder() -> Path:
+    """Where tuned models and samples are kept; it need not exist."""
+    if folder := os.environ.get("ABQC_CACHE"):
+        return Path(folder)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "abqc"
+
+
+def model_path(target: str) -> Path:
+    """The file of the tuned model of `cpu`, `sm_90a`, ..."""
+    return cache_folder() / "cost" / f"{target}.json"
+
+
+def samples_path(target: str) -> Path:
+    """The file that collects what was measured for a target."""
+    return cache_folder() / "cost" / f"{target}.jsonl"
+
+
+def analytic_model(target: str) -> AnalyticModel | GpuAnalyticModel:
+    """The model without measurements. CompileError for a target that is not described."""
+    return AnalyticModel() if target == "cpu" else GpuAnalyticModel(gpu_for(target))
+
+
+def model_for(target: str) -> AnalyticModel | GpuAnalyticModel:
+    """The tuned model of a target where there is one. ArtifactError where it cannot be read."""
+    path = model_path(target)
+    model = analytic_model(target)
+    return type(model).load(path) if path.exists() else model
