@@ -77,6 +77,7 @@ def test_bad_layouts_are_refused():
         Layout((2, 2))((1, (0, 1)))
 
 
+@settings(deadline=None)
 @given(layouts())
 def test_coalescing_keeps_the_function(layout):
     flat = coalesce(layout)
@@ -84,6 +85,7 @@ def test_coalescing_keeps_the_function(layout):
     assert len(flat.leaves()) <= len(layout.leaves())
 
 
+@settings(deadline=None)
 @given(layouts(), layouts())
 def test_composition(outer, inner):
     assume(inner.cosize <= outer.size)
@@ -95,6 +97,7 @@ def test_composition(outer, inner):
     assert composed.size == inner.size
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3), st.sampled_from([1, 2, 4, 8, 16]), st.sampled_from([1, 2, 4, 8]))
 def test_slices_of_powers_of_two_compose(rank, step, count):
     outer = Layout((8,) * rank)
@@ -102,6 +105,7 @@ def test_slices_of_powers_of_two_compose(rank, step, count):
     assert compose(outer, Layout(count, step)).offsets() == [step * i for i in range(count)]
 
 
+@settings(deadline=None)
 @given(layouts(), st.integers(1, 200))
 def test_complement(layout, size):
     try:
@@ -115,6 +119,7 @@ def test_complement(layout, size):
         assert set(range(size)) <= set(offsets)
 
 
+@settings(deadline=None)
 @given(bijections())
 def test_inverses_of_bijections(layout):
     right, left = right_inverse(layout), left_inverse(layout)
@@ -123,12 +128,14 @@ def test_inverses_of_bijections(layout):
     assert [left(layout(i)) for i in range(layout.size)] == list(range(layout.size))
 
 
+@settings(deadline=None)
 @given(layouts())
 def test_right_inverse(layout):
     right = right_inverse(layout)
     assert [layout(right(i)) for i in range(right.size)] == list(range(right.size))
 
 
+@settings(deadline=None)
 @given(layouts())
 def test_left_inverse(layout):
     assume(len(set(layout.offsets())) == layout.size)
@@ -139,6 +146,7 @@ def test_left_inverse(layout):
     assert [left(layout(i)) for i in range(layout.size)] == list(range(layout.size))
 
 
+@settings(deadline=None)
 @given(bijections(), st.sampled_from([1, 2, 3, 4, 8]))
 def test_division_cuts_into_tiles(layout, tile):
     assume(layout.size % tile == 0)
@@ -183,6 +191,7 @@ def test_product_repeats_without_overlap(layout, tiler):
     assert len(set(repeated.offsets())) == layout.size * tiler.size
 
 
+@settings(deadline=None)
 @given(st.integers(0, 3), st.integers(0, 4), st.integers(3, 5))
 def test_swizzles_are_their_own_inverse(bits, base, shift):
     swizzle = Swizzle(bits, base, shift)
