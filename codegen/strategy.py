@@ -53,11 +53,17 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Variant:
-    """A kernel for `min_rows <= M <= max_rows`; `max_rows` None: no upper end."""
+    """A kernel for `min_rows <= M <= max_rows`; `max_rows` None: no upper end.
+
+    With `split` > 1 the grid has so many parts, which write partial sums to a workspace, and the
+    kernel `reduce` adds them in order (GPUs only; docs/gpu.md).
+    """
 
     kernel: Kernel
     min_rows: int
     max_rows: int | None
+    split: int = 1
+    reduce: Kernel | None = None
 
     def covers(self, rows: int) -> bool:
         return self.min_rows <= rows and (self.max_rows is None or rows <= self.max_rows)

@@ -42,7 +42,8 @@ class Nest:
     block: int | None = None  # iterations of inner[0] that one grid index covers; None: all
 
 
-def analyse(op: ir.Operation) -> Nest:
+def read_nest(op: ir.Operation) -> Nest:
+    """The loops of a generic, not yet given to grid and kernel."""
     all_maps = [ir.AffineMapAttr(a).value for a in ir.ArrayAttr(op.attributes["indexing_maps"])]
     places = [i for i, o in enumerate(op.operands) if isinstance(o.type, ir.MemRefType)]
     maps = [all_maps[i] for i in places]
@@ -52,10 +53,15 @@ def analyse(op: ir.Operation) -> Nest:
     ]
     segments = list(ir.DenseI32ArrayAttr(op.attributes["operandSegmentSizes"]))
     arguments = [op.regions[0].blocks[0].arguments[i] for i in places]
-    nest = Nest(op, maps, kinds, [op.operands[i] for i in places], arguments, segments[1])
-    reductions = [d for d, kind in enumerate(kinds) if kind == "reduction"]
-    parallel = _parallel_in_output_order(nest)
-    nest.register = bool(reductions) and _is_contiguous(nest, reductions)
+    return Nest(op, maps, kinds, [op.operands[i] for i in places], arguments, segments[1])
+
+
+def analyse(op: ir.Operation) -> Nest:
+    """The loops of a generic, given to grid and kernel as a CPU has it."""
+    nest = read_nest(op)
+    reductions = [d for d, kind in enumerate(nest.kinds) if kind == "reduction"]
+    parallel = parallel_in_output_order(nest)
+    nest.register = bool(reductions) and is_contiguous(nest, reductions)
     if nest.register:
         nest.grid, nest.inner = parallel, reductions
     elif reductions:
@@ -64,11 +70,11 @@ def analyse(op: ir.Operation) -> Nest:
         nest.grid, nest.inner = parallel[:-1], parallel[-1:]
         _keep_small_axes_inside(nest)
         nest.block = _block(nest)
-    nest.fill, nest.init = _preceding_fill(nest) if reductions else (None, None)
+    nest.fill, nest.init = preceding_fill(nest) if reductions else (None, None)
     return nest
 
 
-def _parallel_in_output_order(nest: Nest) -> list[int]:
+def parallel_in_output_order(nest: Nest) -> list[int]:
     """Parallel loops as the output's axes have them, so that the last one is contiguous."""
     order = []
     for expr in nest.maps[-1].results:
@@ -78,7 +84,7 @@ def _parallel_in_output_order(nest: Nest) -> list[int]:
     return [*rest, *order]
 
 
-def _is_contiguous(nest: Nest, reductions: list[int]) -> bool:
+def is_contiguous(nest: Nest, reductions: list[int]) -> bool:
     """Whether some input's last axis is a reduction and the output has no better inner loop."""
     for map_ in nest.maps[: -nest.n_outputs]:
         if map_.results:
@@ -88,7 +94,7 @@ def _is_contiguous(nest: Nest, reductions: list[int]) -> bool:
     return all(k == "reduction" for k in nest.kinds)
 
 
-def _static_extent(nest: Nest, dim: int) -> int | None:
+def static_extent(nest: Nest, dim: int) -> int | None:
     for operand, map_ in zip(nest.operands, nest.maps, strict=True):
         shape = ir.MemRefType(operand.type).shape
         for expr, size in zip(map_.results, shape, strict=True):
@@ -100,7 +106,7 @@ def _static_extent(nest: Nest, dim: int) -> int | None:
 def _keep_small_axes_inside(nest: Nest) -> None:
     count = 1
     while nest.grid:
-        size = _static_extent(nest, nest.inner[0])
+        size = static_extent(nest, nest.inner[0])
         if size is None or count * size >= MIN_INNER:
             return
         count *= size
@@ -114,7 +120,7 @@ def _block(nest: Nest) -> int | None:
     """
     if not nest.inner:
         return None
-    first, *others = [_static_extent(nest, dim) for dim in nest.inner]
+    first, *others = [static_extent(nest, dim) for dim in nest.inner]
     row = math.prod(size or 1 for size in others)
     if first is not None and first * row <= FLAT_BLOCK:
         return None
@@ -123,7 +129,7 @@ def _block(nest: Nest) -> int | None:
     return max(1, FLAT_BLOCK // max(row, 1))
 
 
-def _preceding_fill(nest: Nest) -> tuple[ir.Operation | None, ir.Value | None]:
+def preceding_fill(nest: Nest) -> tuple[ir.Operation | None, ir.Value | None]:
     """The fill (a generic without inputs) of the output before `nest`, and what it fills with.
 
     None where anything else touches the output between: a launch, a view, code in a region.
@@ -175,7 +181,7 @@ def loop_sizes(nest: Nest) -> dict[int, ir.Value]:
     """The extent of every loop, on the host."""
     sizes: dict[int, ir.Value] = {}
     for dim in range(len(nest.kinds)):
-        static = _static_extent(nest, dim)
+        static = static_extent(nest, dim)
         if static is not None:
             sizes[dim] = index(static)
             continue

@@ -209,29 +209,49 @@ def _matmul(low: _Lowering, op: ir.Operation) -> None:
     names = [ir.StringAttr(a).value for a in ir.ArrayAttr(op.attributes["kernels"])]
     limits = list(ir.DenseI64ArrayAttr(op.attributes["max_rows"]))
 
-    def launch_variant(name: str) -> None:
-        block_m, block_n = low.unit.kernels[name].block
-        grid = arith.MulIOp(ceil_div(rows, block_m), ceil_div(index(n), block_n)).result
-        low.launch(name, grid, [x, w, bias, y, rows, index(n)])
+    splits = _splits(op, len(names))
 
-    _by_rows(rows, names, limits, launch_variant)
+    def grid_of(name: str) -> ir.Value:
+        block_m, block_n = low.unit.kernels[name].block
+        return arith.MulIOp(ceil_div(rows, block_m), ceil_div(index(n), block_n)).result
+
+    def launch_variant(i: int) -> None:
+        split, reduce = splits[i]
+        if split == 1:
+            low.launch(names[i], grid_of(names[i]), [x, w, bias, y, rows, index(n)])
+            return
+        words = product([index(split), rows, index(n)])
+        parts = low.allocate(words, ir.IntegerType.get_signless(32))
+        grid = arith.MulIOp(grid_of(names[i]), index(split)).result
+        low.launch(names[i], grid, [x, w, bias, parts, rows, index(n)])
+        low.launch(reduce, grid_of(reduce), [parts, x, w, bias, y, rows, index(n)])
+
+    _by_rows(rows, len(names), limits, launch_variant)
     low.finish(op, y, [*lead, index(n)])
 
 
+def _splits(op: ir.Operation, count: int) -> list[tuple[int, str]]:
+    """Of each variant of a matmul: the parts of its grid and the kernel that adds them."""
+    if "splits" not in op.attributes:
+        return [(1, "")] * count
+    reduces = [ir.StringAttr(a).value for a in ir.ArrayAttr(op.attributes["reduces"])]
+    return list(zip(ir.DenseI64ArrayAttr(op.attributes["splits"]), reduces, strict=True))
+
+
 def _by_rows(
-    rows: ir.Value, names: list[str], limits: list[int], launch: Callable[[str], None]
+    rows: ir.Value, count: int, limits: list[int], launch: Callable[[int], None], first: int = 0
 ) -> None:
-    """`if rows <= limits[0]: launch(names[0]) else ...`; the last variant has no limit."""
-    if len(names) == 1:
-        launch(names[0])
+    """`if rows <= limits[0]: launch(0) else ...`; the last of `count` variants has no limit."""
+    if first == count - 1:
+        launch(first)
         return
-    few = arith.CmpIOp(arith.CmpIPredicate.ule, rows, index(limits[0])).result
+    few = arith.CmpIOp(arith.CmpIPredicate.ule, rows, index(limits[first])).result
     branch = scf.IfOp(few, has_else=True)
     with ir.InsertionPoint(branch.then_block):
-        launch(names[0])
+        launch(first)
         scf.YieldOp([])
     with ir.InsertionPoint(branch.else_block):
-        _by_rows(rows, names[1:], limits[1:], launch)
+        _by_rows(rows, count, limits, launch, first + 1)
         scf.YieldOp([])
 
 
@@ -247,16 +267,17 @@ def _batch_matmul(low: _Lowering, op: ir.Operation) -> None:
     c, pitch = _matrices(low, view.c, arith.MulIOp(k, n).result)
     group = arith.DivUIOp(batch, arith.MaxUIOp(shared, index(1)).result).result
 
-    def launch_variant(name: str) -> None:
-        blocks = low.unit.kernels[name].block
+    names = [variant.kernel.name for variant in variants]
+
+    def launch_variant(i: int) -> None:
+        blocks = low.unit.kernels[names[i]].block
         grid = product([ceil_div(s, b) for s, b in zip((batch, m, n), blocks, strict=True)])
-        low.launch(name, grid, [a, c, y, m, n, k, group, pitch])
+        low.launch(names[i], grid, [a, c, y, m, n, k, group, pitch])
 
     for variant in variants:
         low.unit.kernels[variant.kernel.name] = variant.kernel
-    _by_rows(
-        m, [v.kernel.name for v in variants], [v.max_rows or 0 for v in variants], launch_variant
-    )
+    limits = [variant.max_rows or 0 for variant in variants]
+    _by_rows(m, len(names), limits, launch_variant)
     low.finish(op, y, [batch, m, n])
 
 

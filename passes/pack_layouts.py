@@ -76,7 +76,9 @@ def _pack_matmul(op: ir.Operation, packed: dict[str, _Packed], unit: Unit) -> No
     strategy, spec = choice.strategy, choice.spec
     variants = strategy.matmul_kernels(spec)
     for variant in variants:
-        unit.kernels[variant.kernel.name] = variant.kernel
+        for kernel in (variant.kernel, variant.reduce):
+            if kernel is not None:
+                unit.kernels[kernel.name] = kernel
     with ir.InsertionPoint(op), op.location:
         packed_x = _pack_activation(x, quantize, strategy, spec, unit)
         symbol = _weight_symbol(view.w)
@@ -95,6 +97,11 @@ def _pack_matmul(op: ir.Operation, packed: dict[str, _Packed], unit: Unit) -> No
         limits = [v.max_rows if v.max_rows is not None else 0 for v in variants]
         new.operation.attributes["kernels"] = ir.ArrayAttr.get(names)
         new.operation.attributes["max_rows"] = ir.DenseI64ArrayAttr.get(limits)
+        if any(v.reduce is not None for v in variants):
+            reduces = [ir.StringAttr.get(v.reduce.name if v.reduce else "") for v in variants]
+            new.operation.attributes["reduces"] = ir.ArrayAttr.get(reduces)
+            splits = [v.split for v in variants]
+            new.operation.attributes["splits"] = ir.DenseI64ArrayAttr.get(splits)
         new.operation.attributes["n"] = ir.IntegerAttr.get(ir.IndexType.get(), n)
         new.operation.attributes["k"] = ir.IntegerAttr.get(ir.IndexType.get(), k)
     op.results[0].replace_all_uses_with(new.result)

@@ -1,0 +1,178 @@
+"""What a GPU strategy is, and how schedules are chosen for its kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from ...costmodel.interface import CostModel, KernelFeatures
+from ...dialects.formats import QuantizedTensor
+from ..strategy import Kernel, MatmulSpec, Variant
+from .arch import GpuArch
+from .schedule import Schedule
+
+# Rows are cut into ranges by powers of two up to here; more rows share one schedule.
+RANGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+MANY_ROWS = (512, 4096)  # what the schedule of the last range is judged by
+
+
+class GpuStrategy(Protocol):
+    """A way to compute matmuls on a GPU; docs/gpu.md has the arguments of its kernels.
+
+    Packed weights and rows are the same for all targets and schedules.
+    """
+
+    name: str
+
+    def unsupported(self, spec: MatmulSpec, arch: GpuArch) -> str | None:
+        """Why this strategy cannot do `spec` there, as a sentence; None if it can."""
+        ...
+
+    def pack_weight(self, spec: MatmulSpec, weight: QuantizedTensor | np.ndarray) -> np.ndarray:
+        """The weight as a one-dimensional uint8 blob; float weights are f32 [N, K]."""
+        ...
+
+    def row_bytes(self, spec: MatmulSpec) -> int:
+        """Bytes of one packed activation row, a multiple of 16; 0 where rows are read as f32."""
+        ...
+
+    def pack_kernel(self, spec: MatmulSpec) -> Kernel | None:
+        """The kernel that packs activations; None where rows are read as f32."""
+        ...
+
+    def scaled_pack_kernel(self, spec: MatmulSpec) -> Kernel:
+        """The kernel that packs activations by scales measured before."""
+        ...
+
+    def schedules(self, spec: MatmulSpec, arch: GpuArch) -> Sequence[Schedule]:
+        """Every schedule that can run there."""
+        ...
+
+    def kernel(self, spec: MatmulSpec, schedule: Schedule) -> Kernel:
+        """The matmul."""
+        ...
+
+    def reduce_kernel(self, spec: MatmulSpec, schedule: Schedule) -> Kernel | None:
+        """The kernel that adds the parts of a split; None without a split."""
+        ...
+
+    def features(self, spec: MatmulSpec, schedule: Schedule, m: int) -> KernelFeatures:
+        """What the cost model needs to know of `m` rows; its `arch` is left open ("")."""
+        ...
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A schedule for a range of rows, and what it is expected to cost: the product over targets."""
+
+    schedule: Schedule
+    score: float
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """A GPU strategy whose schedules are chosen by cost models, one for each target.
+
+    To passes it is a `codegen.strategy.MatmulStrategy`.
+    """
+
+    strategy: GpuStrategy
+    archs: tuple[GpuArch, ...]
+    models: tuple[CostModel, ...] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.strategy.name
+
+    def unsupported(self, spec: MatmulSpec) -> str | None:
+        """Why it cannot do `spec` on all of the targets."""
+        for arch in self.archs:
+            refusal = self.strategy.unsupported(spec, arch)
+            if refusal is not None:
+                return refusal
+        return None
+
+    def pack_weight(self, spec: MatmulSpec, weight: QuantizedTensor | np.ndarray) -> np.ndarray:
+        return self.strategy.pack_weight(spec, weight)
+
+    def row_bytes(self, spec: MatmulSpec) -> int:
+        return self.strategy.row_bytes(spec)
+
+    def pack_kernel(self, spec: MatmulSpec) -> Kernel | None:
+        return self.strategy.pack_kernel(spec)
+
+    def scaled_pack_kernel(self, spec: MatmulSpec) -> Kernel:
+        return self.strategy.scaled_pack_kernel(spec)
+
+    @cached_property
+    def _known(self) -> dict[MatmulSpec, tuple[Variant, ...]]:
+        return {}
+
+    def matmul_kernels(self, spec: MatmulSpec) -> tuple[Variant, ...]:
+        """The best schedule for every range of rows; neighbours with the same one are joined."""
+        if spec not in self._known:
+            self._known[spec] = self._choose_all(spec)
+        return self._known[spec]
+
+    def _choose_all(self, spec: MatmulSpec) -> tuple[Variant, ...]:
+        chosen: list[tuple[int, int | None, Schedule]] = []
+        begin = 1
+        for end in (*RANGES, None):
+            schedule = self.best(spec, begin, end).schedule
+            if chosen and chosen[-1][2] == schedule:
+                begin_before = chosen.pop()[0]
+                chosen.append((begin_before, end, schedule))
+            else:
+                chosen.append((begin, end, schedule))
+            begin = (end or 0) + 1
+        return tuple(
+            Variant(
+                self.strategy.kernel(spec, schedule),
+                first,
+                last,
+                schedule.split,
+                self.strategy.reduce_kernel(spec, schedule),
+            )
+            for first, last, schedule in chosen
+        )
+
+    def candidates(self, spec: MatmulSpec) -> list[Schedule]:
+        """The schedules that run on all targets."""
+        common = set(self.strategy.schedules(spec, self.archs[0]))
+        for arch in self.archs[1:]:
+            common &= set(self.strategy.schedules(spec, arch))
+        return sorted(common)
+
+    def best(self, spec: MatmulSpec, begin: int, end: int | None) -> Candidate:
+        """The cheapest schedule for `begin <= M <= end`, judged by the most rows of the range."""
+        rows = MANY_ROWS if end is None else (end,)
+        able = [s for s in self.candidates(spec) if _covers(s, end)]
+        assert able, f"{self.name} has no schedule for {begin} to {end} rows of {spec}"
+        scored = [Candidate(s, math.prod(self.predict(spec, s, m) for m in rows)) for s in able]
+        return min(scored, key=lambda candidate: candidate.score)
+
+    def predict(self, spec: MatmulSpec, schedule: Schedule, m: int) -> float:
+        """Seconds, multiplied over the targets: none of them outweighs another."""
+        features = self.strategy.features(spec, schedule, m)
+        return math.prod(
+            model.predict(_on(features, arch))
+            for arch, model in zip(self.archs, self.models, strict=True)
+        )
+
+    def features(self, spec: MatmulSpec, m: int) -> KernelFeatures:
+        """Those of the best schedule for `m` rows on the first target."""
+        schedule = self.best(spec, m, m).schedule
+        return _on(self.strategy.features(spec, schedule, m), self.archs[0])
+
+
+def _covers(schedule: Schedule, rows: int | None) -> bool:
+    return schedule.max_rows is None or (rows is not None and rows <= schedule.max_rows)
+
+
+def _on(features: KernelFeatures, arch: GpuArch) -> KernelFeatures:
+    return replace(features, arch=arch.name)

@@ -1,0 +1,120 @@
+"""The targets `sm_75` to `sm_120a` and `cuda`: NVIDIA GPUs, one artifact for one or several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from ...costmodel.interface import CostModel
+from ...costmodel.load import model_for
+from ...dialects.formats import Scheme, parse_scheme
+from ...errors import RecipeError
+from ..gpu.arch import ALL, SM_75, GpuArch
+from ..gpu.batch_matmul import batch_matmul_kernels
+from ..gpu.dequantize import Dequantize
+from ..gpu.float_matmul import FloatMatmul
+from ..gpu.gather import TableLayout, panel_gather_kernel, table_layout
+from ..gpu.int8 import Int8
+from ..gpu.measure import measure_kernel
+from ..gpu.planes import Planes
+from ..gpu.strategy import GpuStrategy, Scheduled
+from ..strategy import Kernel, MatmulSpec, Variant
+from .cpu import Choice
+
+# Rows that a choice is judged by: decoding, a small batch, a prompt.
+TYPICAL_ROWS = (1, 16, 512)
+
+CUDA = "cuda"  # all that share the kernels of sm_80
+
+
+@dataclass(frozen=True)
+class CudaTarget:
+    """What passes ask a target: which strategies there are and which is best on all its GPUs."""
+
+    name: str
+    archs: tuple[GpuArch, ...]
+    models: tuple[CostModel, ...] = field(repr=False)
+
+    @staticmethod
+    def named(name: str) -> CudaTarget | None:
+        """The target of `sm_90a`, `sm_80,sm_90a` or `cuda`; None where a part is no GPU."""
+        known = {arch.name: arch for arch in ALL}
+        if name == CUDA:
+            archs = [arch for arch in ALL if arch != SM_75]
+        else:
+            parts = [part.strip() for part in name.split(",")]
+            if not all(part in known for part in parts):
+                return None
+            archs = [arch for arch in ALL if arch.name in parts]
+        return CudaTarget(name, tuple(archs), tuple(model_for(arch.name) for arch in archs))
+
+    @cached_property
+    def strategies(self) -> tuple[Scheduled, ...]:
+        every: Sequence[GpuStrategy] = (FloatMatmul(), Dequantize(), Int8(), Planes())
+        return tuple(Scheduled(strategy, self.archs, self.models) for strategy in every)
+
+    def choose(
+        self,
+        n: int,
+        k: int,
+        weight: Scheme | None,
+        activation: Scheme | None,
+        hadamard_block: int,
+        scale_bits: int,
+        *,
+        node: str,
+    ) -> Choice:
+        """The cheapest strategy that can do the matmul; RecipeError if there is none."""
+        spec = MatmulSpec(n, k, weight, activation, hadamard_block, scale_bits)
+        refusals = {s.name: s.unsupported(spec) for s in self.strategies}
+        able = [s for s in self.strategies if refusals[s.name] is None]
+        if not able:
+            raise RecipeError(
+                f"no kernel computes {weight} x {activation or 'float activations'} on "
+                f"{self.name}: " + "; ".join(text for text in refusals.values() if text),
+                node=node,
+            )
+        return Choice(self._best(able, spec), spec, self._explain(able, spec))
+
+    def _best(self, able: list[Scheduled], spec: MatmulSpec) -> Scheduled:
+        """By the product of the times: no number of rows outweighs another."""
+
+        def score(strategy: Scheduled) -> float:
+            product = 1.0
+            for rows in TYPICAL_ROWS:
+                product *= strategy.best(spec, rows, rows).score
+            return product
+
+        return able[0] if len(able) == 1 else min(able, key=score)
+
+    def _explain(self, able: list[Scheduled], spec: MatmulSpec) -> str:
+        if len(able) == 1:
+            return f"{able[0].name}: the only strategy for these formats"
+        return "; ".join(
+            f"M={m}: " + self.models[0].explain([s.features(spec, m) for s in able])
+            for m in TYPICAL_ROWS
+        )
+
+    def batch_matmul(self, transposed: bool) -> tuple[Variant, ...]:
+        """The kernels of products of two activations."""
+        return batch_matmul_kernels(transposed)
+
+    def measure(self, format_text: str) -> Kernel:
+        """The kernel that finds one scale and zero point for each sample of an activation."""
+        return measure_kernel(parse_scheme(format_text).format)
+
+    def gather(
+        self, columns: int, scheme: Scheme | None, scale_bits: int, index_bits: int
+    ) -> TableLayout:
+        """The layout and the kernel of a table whose rows are gathered."""
+        return table_layout(columns, scheme, scale_bits=scale_bits, index_bits=index_bits)
+
+    def panel_gather(self, strategy: str, spec: MatmulSpec) -> Kernel | None:
+        """The kernel that gathers rows from a matmul's packed weight; None if there is none."""
+        return panel_gather_kernel(strategy, spec)
+
+
+def target_names() -> str:
+    """The GPU targets, for messages."""
+    return ", ".join([arch.name for arch in ALL] + [CUDA])
