@@ -2,7 +2,8 @@
 
 Sizes are logarithms to base 2. Adding, removing or renaming a feature makes stored trees refuse to
 load. `SHARES` are parts of the analytic prediction; the other features describe what is asked, and
-they alone decide whether a query lies within the range of the training set.
+they alone decide whether a query lies within the range of the training set. Registers are no
+feature: whoever asks has not assembled the kernel yet.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import math
 from collections.abc import Callable, Mapping
 
 from .interface import Estimate, Features, KernelFeatures, MatmulFeatures
+
+COLD = 26.0  # 64 MiB: beyond the caches, more bytes make no difference
 
 
 def _log(value: float) -> float:
@@ -25,7 +28,7 @@ MATMUL: dict[str, Callable[[MatmulFeatures], float]] = {
     "activation_bits": lambda f: f.activation_bits,
     "group_size": lambda f: _log(f.k / f.groups),
     "threads": lambda f: f.threads,
-    "cold_bytes": lambda f: _log(f.working_set),
+    "cold_bytes": lambda f: min(_log(f.working_set), COLD),
 }
 
 KERNEL: dict[str, Callable[[KernelFeatures], float]] = {
@@ -41,7 +44,6 @@ KERNEL: dict[str, Callable[[KernelFeatures], float]] = {
     "warps_k": lambda f: _log(f.warps_k),
     "stages": lambda f: f.stages,
     "split": lambda f: _log(f.split),
-    "registers": lambda f: f.registers,
     "shared_bytes": lambda f: _log(f.shared_bytes),
     "bytes_in_flight": lambda f: _log(f.bytes_in_flight),
 }

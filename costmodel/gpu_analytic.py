@@ -47,7 +47,7 @@ EFFICIENCY = 0.85  # of a unit's rate that a loop reaches beside its address ari
 LOADED_LATENCY = 2.0  # of a memory under load, over that of an idle one
 STEP_CYCLES = 100  # of one stage of a tile: wait, barrier, ldmatrix (33), dependent MMA (33)
 START_CYCLES = 700  # of a block: its arguments, its addresses, its epilogue
-UNKNOWN_REGISTERS = {"rows": 64, "tile": 128}
+BASE_REGISTERS = 48  # of a thread, beside its accumulators
 L2_SHARE = 0.75  # of L2 that one kernel's operands keep
 BOUNDS = {unit: f"{unit} tensor-core" for unit in TENSOR_UNITS} | {
     "f32": "FMA",
@@ -69,12 +69,15 @@ class Occupancy:
     def of(f: KernelFeatures, gpu: Gpu) -> Occupancy:
         """CompileError where not even one block fits."""
         warps = math.ceil(f.threads / WARP)
-        registers = f.registers or UNKNOWN_REGISTERS[f.kind]
+        registers = f.registers or _expected_registers(f)
         per_warp = _round_up(registers * WARP, gpu.register_granularity)
+        by_registers = gpu.registers_per_sm // (per_warp * warps)
+        if not f.registers:  # the assembler makes do with what one block can have
+            by_registers = max(1, by_registers)
         limits = {
             "blocks": gpu.blocks_per_sm,
             "threads": gpu.threads_per_sm // (warps * WARP),
-            "registers": gpu.registers_per_sm // (per_warp * warps),
+            "registers": by_registers,
             "shared memory": gpu.shared_per_sm // max(1, f.shared_bytes + gpu.shared_reserved),
         }
         limit = min(limits, key=lambda name: limits[name])
@@ -265,6 +268,12 @@ class GpuAnalyticModel(Roofline[KernelFeatures]):
             occupancy=kernel.occupancy,
             waves=features.blocks / kernel.slots,
         )
+
+
+def _expected_registers(f: KernelFeatures) -> int:
+    """Of one thread: every output of its block has an accumulator in one of the `warps_k` parts."""
+    accumulators = f.block_m * f.block_n * f.warps_k / f.threads
+    return min(255, BASE_REGISTERS + math.ceil(accumulators))
 
 
 def _round_up(value: int, unit: int) -> int:

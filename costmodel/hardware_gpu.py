@@ -12,7 +12,6 @@ Microbenchmarking", 2024 (arXiv:2402.13499): `mma.sync` reaches 62.9 % of Hopper
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ..errors import CompileError
@@ -38,7 +37,7 @@ class Gpu:
     arch: str
     sms: int
     clock: float  # Hz
-    rates: Mapping[str, float]
+    rates: dict[str, float]
     dram_datasheet: float
     dram_bandwidth: float  # sustained
     dram_latency: float

@@ -13,6 +13,8 @@ from .analytic import AnalyticModel
 from .gpu_analytic import GpuAnalyticModel
 from .hardware import gpu_for
 
+AnyModel = AnalyticModel | GpuAnalyticModel
+
 
 def cache_folder() -> Path:
     """Where tuned models and samples are kept; it need not exist."""
@@ -32,12 +34,13 @@ def samples_path(target: str) -> Path:
     return cache_folder() / "cost" / f"{target}.jsonl"
 
 
-def analytic_model(target: str) -> AnalyticModel | GpuAnalyticModel:
-    """The model without measurements. CompileError for a target that is not described."""
-    return AnalyticModel() if target == "cpu" else GpuAnalyticModel(gpu_for(target))
+def analytic_model(target: str, device: str = "") -> AnyModel:
+    """The model without measurements; for a GPU of the name `device` where that is described.
+    CompileError for a target that is not described."""
+    return AnalyticModel() if target == "cpu" else GpuAnalyticModel(gpu_for(target, device))
 
 
-def model_for(target: str) -> AnalyticModel | GpuAnalyticModel:
+def model_for(target: str) -> AnyModel:
     """The tuned model of a target where there is one. ArtifactError where it cannot be read."""
     path = model_path(target)
     model = analytic_model(target)

@@ -10,8 +10,9 @@ from typing import Any, Self
 import numpy as np
 
 from . import features as feature_list
-from . import trees
 from .interface import Estimate, Features, Sample
+from .trees import Growth, Trees
+from .trees import fit as fit_trees
 
 TOLERANCE = 1e-6
 
@@ -29,14 +30,14 @@ class Residual:
     categories: tuple[str, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    trees: trees.Trees
+    trees: Trees
     samples: int
     device: str
     date: str
 
     @classmethod
     def fit(
-        cls, samples: Sequence[Sample], estimates: Sequence[Estimate], growth: trees.Growth | None
+        cls, samples: Sequence[Sample], estimates: Sequence[Estimate], growth: Growth | None
     ) -> Self:
         """Trained on samples of one kind of features, at least one."""
         kind = type(samples[0].features)
@@ -50,7 +51,7 @@ class Residual:
             categories=categories,
             low=tuple(asked.min(axis=0).tolist()),
             high=tuple(asked.max(axis=0).tolist()),
-            trees=trees.fit(rows, logs, growth),
+            trees=fit_trees(rows, logs, growth),
             samples=len(samples),
             device=_only({s.device for s in samples}),
             date=max(s.date for s in samples),
@@ -101,7 +102,7 @@ class Residual:
             categories=categories,
             low=low,
             high=high,
-            trees=trees.Trees.from_json(data["trees"], len(names) + len(categories)),
+            trees=Trees.from_json(data["trees"], len(names) + len(categories)),
             samples=int(data["samples"]),
             device=str(data["device"]),
             date=str(data["date"]),

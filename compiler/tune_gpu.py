@@ -1,0 +1,203 @@
+"""Building the candidates of a GPU target, so that they can be measured where there is a GPU."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from abqc.codegen.gpu.arch import GpuArch
+from abqc.codegen.gpu.compile import assemble, compile_ptx
+from abqc.codegen.gpu.schedule import Schedule
+from abqc.codegen.gpu.tools import find_tool
+from abqc.codegen.strategy import Kernel, MatmulSpec
+from abqc.compiler import tune_jobs
+from abqc.compiler.tune import Progress
+from abqc.compiler.tune_device import GpuRunner
+from abqc.compiler.tune_jobs import BuiltKernel, GpuJob
+from abqc.costmodel.gpu_analytic import GpuAnalyticModel
+from abqc.costmodel.hardware import gpu_for
+from abqc.costmodel.interface import KernelFeatures
+from abqc.dialects.formats import parse_scheme
+from abqc.dialects.mlir import ir
+from abqc.errors import InputError
+
+# Weight and activation schemes; None is f16.
+PAIRS: tuple[tuple[str, str | None], ...] = (
+    ("w4", None),
+    ("w2", None),
+    ("w8", "a8"),
+    ("w4", "a8"),
+    ("w2", "a8"),
+    ("w1", "a8"),
+    ("w4", "a4"),
+    ("w2", "a4"),
+    ("w2", "a2"),
+    ("w1", "a1"),
+)
+SHAPES = ((4096, 4096), (11008, 4096), (4096, 11008), (8192, 8192))  # N, K
+ROWS = (1, 4, 8, 16, 64, 256, 1024, 4096)
+LIMIT = 600  # jobs, unless the user says otherwise
+HOPEFUL = 3.0  # times the predicted best: slower candidates are not worth measuring
+
+
+class Strategy(Protocol):
+    """What is needed of a GpuStrategy."""
+
+    name: str
+
+    def features(self, spec: MatmulSpec, schedule: Schedule, m: int) -> KernelFeatures: ...
+
+    def reduce_kernel(self, spec: MatmulSpec, schedule: Schedule) -> Kernel | None: ...
+
+
+Candidates = Callable[[MatmulSpec], Sequence[tuple[Strategy, Schedule, Kernel]]]
+
+
+def target_candidates(target: str) -> tuple[GpuArch, Candidates]:
+    """The description of a target, and what lists (strategy, schedule, kernel) for a matmul."""
+    from abqc.codegen.targets.cuda import CudaTarget, target_names
+
+    cuda = CudaTarget.named(target)
+    if cuda is None or len(cuda.archs) != 1:
+        raise InputError(f"'{target}' is not one GPU target", hint=f"there are {target_names()}")
+    arch = cuda.archs[0]
+
+    def candidates(spec: MatmulSpec) -> list[tuple[Strategy, Schedule, Kernel]]:
+        return [
+            (scheduled.strategy, schedule, scheduled.strategy.kernel(spec, schedule))
+            for scheduled in cuda.strategies
+            if scheduled.unsupported(spec) is None
+            for schedule in scheduled.candidates(spec)
+        ]
+
+    return arch, candidates
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to do one matmul."""
+
+    strategy: Strategy
+    spec: MatmulSpec
+    schedule: Schedule
+    kernel: Kernel
+    features: KernelFeatures
+
+    @property
+    def reduce(self) -> Kernel | None:
+        if self.schedule.split == 1:
+            return None
+        return self.strategy.reduce_kernel(self.spec, self.schedule)
+
+
+def specs() -> list[MatmulSpec]:
+    """The matmuls that are measured."""
+    return [
+        MatmulSpec(n, k, parse_scheme(weight), parse_scheme(activation) if activation else None)
+        for (weight, activation), (n, k) in itertools.product(PAIRS, SHAPES)
+    ]
+
+
+def select(
+    candidates: Candidates, matmuls: Sequence[MatmulSpec], arch: GpuArch, limit: int
+) -> list[Candidate]:
+    """A fair selection of what may be fast, by the analytic model."""
+    model = GpuAnalyticModel(gpu_for(arch.name))
+
+    def features(s: Strategy, spec: MatmulSpec, schedule: Schedule, m: int) -> KernelFeatures:
+        return replace(s.features(spec, schedule, m), arch=arch.name)
+
+    found = []
+    for spec in matmuls:
+        listed = list(candidates(spec))
+        for m in ROWS:
+            able = [
+                Candidate(strategy, spec, schedule, kernel, features(strategy, spec, schedule, m))
+                for strategy, schedule, kernel in listed
+                if schedule.max_rows is None or m <= schedule.max_rows
+            ]
+            seconds = [model.predict(c.features) for c in able]
+            best = min(seconds, default=0.0)
+            found += [c for c, s in zip(able, seconds, strict=True) if s <= HOPEFUL * best]
+    return random.Random(0).sample(found, min(limit, len(found)))
+
+
+def build_jobs(target: str, folder: Path, limit: int | None, progress: Progress) -> tuple[int, int]:
+    """Write kernels and `jobs.json` to `folder`; the numbers of jobs and of kernels."""
+    arch, candidates = target_candidates(target)
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = select(candidates, specs(), arch, limit or LIMIT)
+    if not chosen:
+        raise InputError(f"target '{target}' has no candidates to measure")
+    return build(chosen, arch, folder, progress)
+
+
+def build(
+    chosen: Sequence[Candidate], arch: GpuArch, folder: Path, progress: Progress
+) -> tuple[int, int]:
+    """Build every kernel of the candidates once; write the jobs."""
+    kernels = {k.name: k for c in chosen for k in (c.kernel, c.reduce) if k}
+    built: dict[str, _Built] = {}
+    for done, (name, kernel) in enumerate(kernels.items()):
+        progress("build", done, len(kernels))
+        built[name] = _build(kernel, arch, folder)
+    tune_jobs.write(folder, arch.name, [_job(c, built) for c in chosen])
+    return len(chosen), len(kernels)
+
+
+@dataclass(frozen=True)
+class _Built:
+    kernel: BuiltKernel
+    registers: int  # of a thread; 0 where there was no assembler
+
+
+def _build(kernel: Kernel, arch: GpuArch, folder: Path) -> _Built:
+    """One kernel as a cubin, or as PTX where there is no assembler."""
+    with ir.Context(), ir.Location.unknown():
+        module = ir.Module.create()
+        kernel.emit(module, arch)
+        ptx = compile_ptx(module, arch)
+    shape = ptx.kernels[kernel.name]
+    registers = 0
+    if find_tool("ptxas"):
+        code = assemble(ptx.text, arch)
+        image = folder / f"{kernel.name}.cubin"
+        image.write_bytes(code.cubin)
+        registers = code.resources[kernel.name].registers
+    else:
+        image = folder / f"{kernel.name}.ptx"
+        image.write_text(ptx.text)
+    launchable = BuiltKernel(kernel.name, image, shape.threads, shape.shared)
+    return _Built(launchable, registers)
+
+
+def _job(candidate: Candidate, built: dict[str, _Built]) -> GpuJob:
+    kernel, reduce = candidate.kernel, candidate.reduce
+    m, n = candidate.features.m, candidate.features.n
+    own = built[kernel.name]
+    return GpuJob(
+        kernel=own.kernel,
+        grid=kernel.grid(m, n) * candidate.schedule.split,
+        features=replace(candidate.features, registers=own.registers),
+        reduce=built[reduce.name].kernel if reduce else None,
+        reduce_grid=reduce.grid(m, n) if reduce else 0,
+    )
+
+
+@contextmanager
+def open_jobs(
+    target: str, folder: Path | None, limit: int | None, progress: Progress
+) -> Iterator[tuple[GpuRunner, list[GpuJob]]]:
+    """The GPU of this machine and the jobs of `folder`, or jobs that are built now."""
+    with ExitStack() as stack:
+        runner = stack.enter_context(GpuRunner.for_target(target))
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="abqc-tune-")))
+            build_jobs(target, folder, limit, progress)
+        yield runner, tune_jobs.read(folder, target)
