@@ -336,7 +336,7 @@ def popcount(words: Words) -> Words:
     words = words - (words >> 1 & np.uint32(0x55555555))
     words = (words & np.uint32(0x33333333)) + (words >> 2 & np.uint32(0x33333333))
     words = words + (words >> 4) & np.uint32(0x0F0F0F0F)
-    return words * np.uint32(0x01010101) >> 24
+    return words * np.uint32(0x01010101) >> np.uint32(24)
 
 
 # -- ldmatrix, stmatrix, movmatrix ------------------------------------------------------------
