@@ -7,13 +7,13 @@ The blob is
     sums      [groups][padded n]    i32, sum of the codes q, where activations are asymmetric
     zeros     [groups][padded n]    u8, where the weight is asymmetric
 
-A *tile* is 32 columns (n) and all of K; a *unit* is 32 codes of K (rows_layout.GroupedK, whose groups
-are padded to whole units); a *chunk* is as many units, 1, 2 or 4, as fill whole 16-byte loads. So a
-warp that reads a load takes 512 contiguous bytes, one that streams a tile reads it from end to end,
-and a block's slab of K is, for each of its tiles, contiguous.
+A *tile* is 32 columns (n) and all of K; a *unit* is 32 codes of K (rows_layout.GroupedK, whose
+groups are padded to whole units); a *chunk* is as many units, 1, 2 or 4, as fill whole 16-byte
+loads. So a warp that reads a load takes 512 contiguous bytes, one that streams a tile reads it from
+end to end, and a block's slab of K is, for each of its tiles, contiguous.
 
-Inside of a unit and of 8 columns (a *block* of columns, four to a tile), a lane holds 8 codes: those
-of the B fragment of an MMA (`unit_fragment`): with q = lane % 4, column lane / 4,
+Inside of a unit and of 8 columns (a *block* of columns, four to a tile), a lane holds 8 codes:
+those of the B fragment of an MMA (`unit_fragment`): with q = lane % 4, column lane / 4,
 
     lane_bits  8 (s8 MMA, dp4a)    k =  4 q + i + 16 h              i < 4, register h < 2
     lane_bits 16 (f16, bf16 MMA)   k =  2 q + i +  8 h              i < 2, register h < 4
