@@ -1,0 +1,182 @@
+"""Launches and checks of the host function become calls of the shim."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..dialects.mlir import arith, func, ir, memref
+from ..passes.infrastructure import main_function, walk
+from ..passes.launch import APPEND, KERNEL, LOOPS, kernel_names, launched_kernel
+from ..passes.resolve_dims import index
+
+
+class Host:
+    """Turns launches and checks into calls of the shim."""
+
+    def __init__(self, module: ir.Module, kernels: Sequence[str]) -> None:
+        self.module = module
+        self.numbers = {name: number for number, name in enumerate(kernels)}
+        self.main = main_function(module.operation)
+        self.i32 = ir.IntegerType.get_signless(32)
+        self.i64 = ir.IntegerType.get_signless(64)
+        self.messages: dict[str, str] = {}
+
+    def rewrite(self) -> None:
+        self._add_context()
+        launch = [self.i64, self.i32, self.i64, self.i64]
+        self._declare("abqc_rt_launch", launch)
+        self._declare("abqc_rt_launch_loops", [*launch, self.i64])
+        self._declare("abqc_rt_check", [self.i64, self.i32, self.i64])
+        names = kernel_names(self.module.operation)
+        calls = [(op, launched_kernel(op, names)) for op in walk(self.main, "func.call")]
+        launches = [(op, name) for op, name in calls if name is not None]
+        slots = self._slots(max((self._count(op) for op, _ in launches), default=1))
+        for op, name in launches:
+            with ir.InsertionPoint(op), op.location:
+                self._launch(op, name, slots)
+            op.erase()
+        self._give_context_to_appends()
+        for op in walk(self.main, "cf.assert"):
+            with ir.InsertionPoint(op), op.location:
+                self._check(op)
+            op.erase()
+        for op in list(self.module.body.operations):
+            if KERNEL in op.operation.attributes:
+                op.operation.erase()
+
+    def _add_context(self) -> None:
+        """The context (a pointer, as an integer) becomes main's last argument."""
+        block = self.main.regions[0].blocks[0]
+        self.context = block.add_argument(self.i64, ir.Location.unknown())
+        type_ = ir.TypeAttr(self.main.attributes["function_type"]).value
+        self.main.attributes["function_type"] = ir.TypeAttr.get(
+            ir.FunctionType.get([*type_.inputs, self.i64], list(type_.results))
+        )
+        for name in ("arg_attrs", "res_attrs"):
+            if name in self.main.attributes:
+                del self.main.attributes[name]
+
+    def _declare(self, name: str, types: list[ir.Type]) -> None:
+        with ir.InsertionPoint.at_block_begin(self.module.body):
+            func.FuncOp(name, ir.FunctionType.get(types, []), visibility="private")
+
+    def _count(self, op: ir.Operation) -> int:
+        return sum(
+            3 + 2 * ir.MemRefType(o.type).rank if isinstance(o.type, ir.MemRefType) else 1
+            for o in op.operands
+        )
+
+    def _slots(self, count: int) -> ir.Value:
+        with ir.InsertionPoint.at_block_begin(self.main.regions[0].blocks[0]):
+            return memref.AllocaOp(ir.MemRefType.get([count], self.i64), [], []).result
+
+    def _launch(self, op: ir.Operation, name: str, slots: ir.Value) -> None:
+        arguments = list(op.operands)[1:]
+        operands = self.launch_operands(op, name, slots)
+        if name.startswith(LOOPS):
+            work = arith.MulIOp(op.operands[0], arguments[-1]).result
+            self._call("abqc_rt_launch_loops", [*operands, self._integer(work)])
+        else:
+            self._call("abqc_rt_launch", operands)
+
+    def launch_operands(self, op: ir.Operation, name: str, slots: ir.Value) -> list[ir.Value]:
+        """Stores the arguments; context, kernel, grid and the address of the arguments."""
+        grid, *arguments = op.operands
+        by_hand = not name.startswith(LOOPS)
+        values = [slot for argument in arguments for slot in self._expand(argument, by_hand)]
+        for position, value in enumerate(values):
+            if value is not None:
+                memref.StoreOp(value, slots, [index(position)])
+        address = self._integer(memref.ExtractAlignedPointerAsIndexOp(slots).result)
+        return [self.context, self._constant(self.numbers[name]), self._integer(grid), address]
+
+    def _constant(self, value: int) -> ir.Value:
+        return arith.ConstantOp(self.i32, ir.IntegerAttr.get(self.i32, value)).result
+
+    def _expand(self, value: ir.Value, pointer_only: bool) -> list[ir.Value | None]:
+        """The 8-byte slots of one argument, as the LLVM dialect expands it.
+
+        None for slots that the kernel does not read: the allocated pointer, what its type fixes,
+        and all but the data of the flat buffers that kernels written by hand take.
+        """
+        type_ = value.type
+        if not isinstance(type_, ir.MemRefType):
+            if isinstance(type_, ir.FloatType):
+                bits = ir.IntegerType.get_signless(type_.width)
+                return [self._integer(arith.BitcastOp(bits, value).result)]
+            return [self._integer(value)]
+        rank = ir.MemRefType(type_).rank
+        pointer = self._integer(memref.ExtractAlignedPointerAsIndexOp(value).result)
+        slots: list[ir.Value | None] = [None, pointer, None, *[None] * (2 * rank)]
+        if pointer_only:
+            return slots
+        strides, offset = ir.MemRefType(type_).get_strides_and_offset()
+        dynamic = ir.ShapedType.get_dynamic_stride_or_offset()
+        metadata = memref.ExtractStridedMetadataOp(value).operation.results
+        if offset == dynamic:
+            slots[2] = self._integer(metadata[1])
+        for i, (size, stride) in enumerate(zip(type_.shape, strides, strict=True)):
+            if size == ir.ShapedType.get_dynamic_size():
+                slots[3 + i] = self._integer(metadata[2 + i])
+            if stride == dynamic:
+                slots[3 + rank + i] = self._integer(metadata[2 + rank + i])
+        return slots
+
+    def _integer(self, value: ir.Value) -> ir.Value:
+        if isinstance(value.type, ir.IndexType):
+            return arith.IndexCastUIOp(self.i64, value).result
+        if ir.IntegerType(value.type).width == 64:
+            return value
+        return arith.ExtUIOp(self.i64, value).result
+
+    def _give_context_to_appends(self) -> None:
+        """Calls and declarations of appends get the context as their first argument."""
+        for op in walk(self.main, "func.call"):
+            callee = ir.FlatSymbolRefAttr(op.attributes["callee"]).value
+            if callee.startswith(APPEND):
+                with ir.InsertionPoint(op), op.location:
+                    new = func.CallOp(
+                        [r.type for r in op.results],
+                        op.attributes["callee"],
+                        [self.context, *op.operands],
+                    )
+                op.results[0].replace_all_uses_with(new.results[0])
+                op.erase()
+        for op in self.module.body.operations:
+            function = op.operation
+            if function.name == "func.func" and symbol(function).startswith(APPEND):
+                type_ = ir.TypeAttr(function.attributes["function_type"]).value
+                function.attributes["function_type"] = ir.TypeAttr.get(
+                    ir.FunctionType.get([self.i64, *type_.inputs], list(type_.results))
+                )
+
+    def _check(self, op: ir.Operation) -> None:
+        condition = arith.ExtUIOp(self.i32, op.operands[0]).result
+        message = memref.GetGlobalOp(
+            *self._message(ir.StringAttr(op.attributes["msg"]).value)
+        ).result
+        address = self._integer(memref.ExtractAlignedPointerAsIndexOp(message).result)
+        self._call("abqc_rt_check", [self.context, condition, address])
+
+    def _message(self, text: str) -> tuple[ir.Type, str]:
+        data = text.encode() + b"\0"
+        type_ = ir.MemRefType.get([len(data)], ir.IntegerType.get_signless(8))
+        if text not in self.messages:
+            name = self.messages[text] = f"message.{len(self.messages)}"
+            tensor_type = ir.RankedTensorType.get([len(data)], ir.IntegerType.get_signless(8))
+            with ir.InsertionPoint.at_block_begin(self.module.body):
+                memref.GlobalOp(
+                    ir.StringAttr.get(name),
+                    ir.TypeAttr.get(type_),
+                    sym_visibility=ir.StringAttr.get("private"),
+                    initial_value=ir.DenseElementsAttr.get(memoryview(data), type=tensor_type),
+                    constant=True,
+                )
+        return type_, self.messages[text]
+
+    def _call(self, name: str, operands: list[ir.Value]) -> None:
+        func.CallOp([], ir.FlatSymbolRefAttr.get(name), operands)
+
+
+def symbol(op: ir.Operation) -> str:
+    return ir.StringAttr(op.attributes["sym_name"]).value

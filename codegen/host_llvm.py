@@ -1,0 +1,87 @@
+"""The host function in the LLVM dialect: its buffers come from the run's arena."""
+
+from __future__ import annotations
+
+from ..dialects.mlir import ir, llvm
+from ..errors import CompileError
+from ..passes.infrastructure import walk
+from .host_launches import symbol
+
+BODY = "abqc_host_body"
+
+_ALLOCATORS = {
+    "_mlir_memref_to_llvm_aligned_alloc": "abqc_rt_alloc",
+    "_mlir_memref_to_llvm_alloc": "abqc_rt_alloc",
+    "_mlir_memref_to_llvm_free": "abqc_rt_free",
+}
+
+
+def allocate_from_arena(module: ir.Module) -> ir.Value:
+    """The generic allocation functions become those of the shim, which take the run's context.
+
+    Returns the context as a pointer, at the beginning of the body.
+    """
+    pointer = ir.Type.parse("!llvm.ptr")
+    i64 = ir.IntegerType.get_signless(64)
+    main = main_llvm(module)
+    blocks = main.regions[0].blocks
+    context = blocks[0].arguments[len(blocks[0].arguments) - 1]
+    with ir.InsertionPoint.at_block_begin(blocks[0]):
+        context_pointer = llvm.IntToPtrOp(pointer, context).result
+    declare_llvm(module, "abqc_rt_alloc", "!llvm.func<ptr (ptr, i64)>")
+    declare_llvm(module, "abqc_rt_free", "!llvm.func<void (ptr, ptr)>")
+    for op in walk(main, "llvm.call"):
+        if "callee" not in op.attributes:
+            continue
+        name = ir.FlatSymbolRefAttr(op.attributes["callee"]).value
+        if name not in _ALLOCATORS:
+            continue
+        last = op.operands[len(op.operands) - 1]
+        assert name.endswith("free") or last.type == i64
+        with ir.InsertionPoint(op), op.location:
+            types = [r.type for r in op.results]
+            new = call_llvm(_ALLOCATORS[name], types, [context_pointer, last])
+        for old, result in zip(op.results, new.results, strict=True):
+            old.replace_all_uses_with(result)
+        op.erase()
+    for op in list(module.body.operations):
+        if op.operation.name == "llvm.func" and symbol(op.operation) in _ALLOCATORS:
+            op.operation.erase()
+    return context_pointer
+
+
+def call_llvm(name: str, results: list[ir.Type], operands: list[ir.Value]) -> ir.Operation:
+    return ir.Operation.create(
+        "llvm.call",
+        results=results,
+        operands=operands,
+        attributes={
+            "callee": ir.FlatSymbolRefAttr.get(name),
+            "operandSegmentSizes": ir.DenseI32ArrayAttr.get([len(operands), 0]),
+            "op_bundle_sizes": ir.DenseI32ArrayAttr.get([]),
+        },
+    )
+
+
+def main_llvm(module: ir.Module) -> ir.Operation:
+    for op in module.body.operations:
+        if op.operation.name == "llvm.func" and symbol(op.operation) == "main":
+            op.operation.attributes["sym_name"] = ir.StringAttr.get(BODY)
+            op.operation.attributes["linkage"] = ir.Attribute.parse("#llvm.linkage<internal>")
+            return op.operation
+    raise CompileError("the host module lost its function @main")
+
+
+def declare_llvm(module: ir.Module, name: str, type_: str) -> None:
+    with ir.InsertionPoint.at_block_begin(module.body):
+        ir.Operation.create(
+            "llvm.func",
+            regions=1,
+            attributes={
+                "sym_name": ir.StringAttr.get(name),
+                "function_type": ir.TypeAttr.get(ir.Type.parse(type_)),
+                "linkage": ir.Attribute.parse("#llvm.linkage<external>"),
+                "CConv": ir.Attribute.parse("#llvm.cconv<ccc>"),
+                "visibility_": ir.IntegerAttr.get(ir.IntegerType.get_signless(64), 0),
+            },
+        )
