@@ -1,0 +1,201 @@
+"""What an attention kernel computes, and how it reads its arguments.
+
+    y[b, h] = softmax(scale * q[b, h] k[b, h / group]^T + mask[b, h]) v[b, h / group]
+
+q is M x D, k is T x D, v is T x E, y is M x E, all f32 with D and E innermost; everything else has
+strides (in elements), so that [B, H, M, D], [B, M, H, D] and caches with room to grow are read where
+they are. Rows start at multiples of 16 bytes where D (E) is a multiple of 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ..builder import Value
+from .builder import POINTER, GpuBuilder
+
+MaskKind = Literal["none", "add", "replace"]
+Precision = Literal["f32", "bf16x3", "f16"]
+
+MAX_HEAD = 256
+LOG2_E = 1.4426950408889634
+MINUS_INFINITY = float("-inf")
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """One form of attention; numbers of rows, keys, heads and the scale are known at run time only.
+
+    `mask`: `add` is added to the scaled scores; `replace` takes their place where it is not 0.
+    `precision` of the products, whose sums are f32: `f32`; `bf16x3`, f32 in two bf16 of which the
+    product of the low ones is dropped (relative error 2^-16 of the sum of |terms|, range of f32);
+    `f16`, operands rounded to f16 (2^-11 of each; beyond 65504 they are infinite).
+    """
+
+    head: int  # D
+    value_head: int  # E
+    mask: MaskKind = "none"
+    precision: Precision = "f32"
+
+    @property
+    def name(self) -> str:
+        """Part of the names of its kernels."""
+        mask = "" if self.mask == "none" else f"_{self.mask}"
+        return f"d{self.head}_e{self.value_head}{mask}"
+
+    def unsupported(self) -> str | None:
+        """Why there are no kernels for it, as a sentence; None if there are."""
+        if max(self.head, self.value_head) > MAX_HEAD:
+            return f"heads of more than {MAX_HEAD} columns have no attention kernel"
+        return None
+
+
+def argument_types(spec: AttentionSpec) -> list[str]:
+    """The types of the arguments that `Problem` takes."""
+    masked = spec.mask != "none"
+    pointers = [POINTER] * (5 if masked else 4)
+    return [*pointers, *["i32"] * 4, "f32", *["i64"] * (16 if masked else 12)]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix of f32 whose rows are `pitch` bytes (i64) apart."""
+
+    pointer: Value
+    pitch: Value
+    columns: int
+
+    def row(self, b: GpuBuilder, row: Value) -> Value:
+        """The pointer to a row (i32)."""
+        return b.at(self.pointer, b.wide(row) * self.pitch)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A mask of f32, broadcast along axes of stride 0; strides in bytes (i64)."""
+
+    pointer: Value
+    row_stride: Value
+    column_stride: Value
+
+    def load(self, b: GpuBuilder, row: Value, column: Value) -> Value:
+        at = b.wide(row) * self.row_stride + b.wide(column) * self.column_stride
+        return b.load(self.pointer, "f32", at)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The matrices of one query head."""
+
+    q: Matrix
+    k: Matrix
+    v: Matrix
+    y: Matrix
+    mask: Mask | None
+
+
+class Problem:
+    """The arguments of a kernel, `argument_types` in order."""
+
+    def __init__(self, b: GpuBuilder, spec: AttentionSpec, arguments: Sequence[Value]) -> None:
+        values = iter(arguments)
+        self._b, self._spec = b, spec
+        self.q, self.k, self.v = next(values), next(values), next(values)
+        self.mask = next(values) if spec.mask != "none" else None
+        self.y = next(values)
+        self.rows, self.keys, self.heads, self.group = (next(values) for _ in range(4))
+        self.scale = next(values)
+        self._strides = [value * 4 for value in values]  # bytes
+
+    def head(self, number: Value) -> Head:
+        """The matrices of query head `number` (i32) of all `batch * heads`."""
+        b, spec = self._b, self._spec
+        batch, head = b.wide(number // self.heads), b.wide(number % self.heads)
+        shared = b.wide(number % self.heads // self.group)
+        strides = iter(self._strides)
+
+        def matrix(pointer: Value, head: Value, columns: int) -> Matrix:
+            start = batch * next(strides) + head * next(strides)
+            return Matrix(b.at(pointer, start), next(strides), columns)
+
+        q, k = matrix(self.q, head, spec.head), matrix(self.k, shared, spec.head)
+        v, y = matrix(self.v, shared, spec.value_head), matrix(self.y, head, spec.value_head)
+        mask = None
+        if self.mask is not None:
+            start = batch * next(strides) + head * next(strides)
+            mask = Mask(b.at(self.mask, start), next(strides), next(strides))
+        return Head(q, k, v, y, mask)
+
+    def masked(self, head: Head, score: Value, row: Value, key: Value) -> Value:
+        """The scaled `score` of `row` and `key` with the mask on it; minus infinity past the last
+        key, where the mask is not read."""
+        b = self._b
+        minus = b.const(MINUS_INFINITY, "f32")
+        inside = key < self.keys
+        mask = head.mask
+        if mask is None:
+            return b.select(inside, score, minus)
+        (value,) = b.either(inside, ["f32"], lambda: [mask.load(b, row, key)], lambda: [minus])
+        if self._spec.mask == "add":
+            return value + score
+        return b.select(value == 0.0, score, value)
+
+
+def load4(b: GpuBuilder, pointer: Value, column: Value, columns: int) -> list[Value]:
+    """Elements column .. column + 4 of the row of `columns` at `pointer`; 0 past its end.
+
+    `column` (i32) is a multiple of 4.
+    """
+    zero = b.const(0.0, "f32")
+    if columns % 4 == 0:
+        zeros = [zero] * 4
+        return b.either(
+            column < columns,
+            ["f32"] * 4,
+            lambda: b.lanes_of(b.load(pointer, "vector<4xf32>", column * 4)),
+            lambda: zeros,
+        )
+    values = []
+    for i in range(4):
+        at = column + i
+        load = b.either(
+            at < columns,
+            ["f32"],
+            lambda at=at: [b.load(pointer, "f32", at * 4)],  # type: ignore[misc]
+            lambda: [zero],
+        )
+        values += load
+    return values
+
+
+def store4(
+    b: GpuBuilder, values: Sequence[Value], pointer: Value, column: Value, columns: int
+) -> None:
+    """Store 4 elements from `column` on, but those past the row's end."""
+    if columns % 4 == 0:
+        with b.when(column < columns):
+            b.store(b.vector(values), pointer, column * 4)
+        return
+    for i, value in enumerate(values):
+        with b.when(column + i < columns):
+            b.store(value, pointer, (column + i) * 4)
+
+
+def weight(b: GpuBuilder, score: Value, largest: Value) -> Value:
+    """e^(score - largest); `largest` comes from `finite`."""
+    return b.exp2((score - largest) * LOG2_E)
+
+
+def finite(b: GpuBuilder, largest: Value) -> Value:
+    """What to subtract from scores: 0 where all were minus infinity, so that weights become 0.
+
+    Their sum then is 0 as well, and the row 0 / 0 = NaN, as a softmax of such a row is.
+    """
+    return b.select(largest == MINUS_INFINITY, b.const(0.0, "f32"), largest)
+
+
+def reciprocal_sum(b: GpuBuilder, total: Value, keys: Value) -> Value:
+    """1 / the sum of weights; 0 where there are no keys at all: the sum over nothing."""
+    return b.select(keys > 0, 1.0 / total, b.const(0.0, "f32"))

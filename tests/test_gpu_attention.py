@@ -1,0 +1,215 @@
+"""Attention kernels in the PTX machine, against softmax in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+import pytest
+from abqc.codegen.gpu.arch import ALL, SM_80, SM_90A, GpuArch
+from abqc.codegen.gpu.attention import AttentionSpec, AttentionVariant, attention_kernels
+from abqc.codegen.gpu.compile import Ptx, assemble, compile_ptx
+from abqc.codegen.gpu.tools import find_tool
+from abqc.codegen.strategy import Kernel
+from abqc.dialects.mlir import ir
+from abqc.runtime.ptx import run_kernel
+
+needs_ptxas = pytest.mark.skipif(find_tool("ptxas") is None, reason="no ptxas")
+
+
+@cache
+def compiled(spec: AttentionSpec, arch: GpuArch = SM_80) -> Ptx:
+    with ir.Context(), ir.Location.unknown():
+        module = ir.Module.create()
+        kernels: dict[str, Kernel] = {}
+        for variant in attention_kernels(spec):
+            for kernel in (variant.kernel, variant.merge):
+                if kernel is not None:
+                    kernels[kernel.name] = kernel
+        for kernel in kernels.values():
+            kernel.emit(module, arch)
+        return compile_ptx(module, arch)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of a problem; `room` is the capacity of k and v beyond the keys."""
+
+    spec: AttentionSpec
+    rows: int
+    keys: int
+    batch: int = 1
+    heads: int = 2
+    group: int = 1
+    room: int = 0
+    rows_first: bool = False  # [B, M, H, D] instead of [B, H, M, D]
+    mask_axes: str = "bhmt"
+
+
+def run(case: Case, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray, scale: float):
+    """y [B, H, M, E] by the kernel that covers the rows; q, k, v are [B, H, ., .]."""
+    spec = case.spec
+    ptx = compiled(spec)
+    (variant,) = [x for x in attention_kernels(spec) if x.covers(case.rows)]
+    y = np.full((*q.shape[:3], spec.value_head), 7.0, np.float32)
+    tensors, strides = [], []
+    for x in (q, k, v, y):
+        room = case.room if x is k or x is v else 0
+        stored, by = layout(x, room, case.rows_first)
+        tensors.append(stored)
+        strides += by
+    mask_arguments = []
+    if spec.mask != "none":
+        mask_arguments = [mask]
+        strides += [
+            0 if size == 1 else stride // 4
+            for size, stride in zip(mask.shape, mask.strides, strict=True)
+        ]
+    numbers = [case.rows, case.keys, case.heads, case.group, scale]
+    arguments = [*tensors[:3], *mask_arguments, tensors[3], *numbers, *strides]
+    stored = launch(ptx, variant, case, arguments, 3 + len(mask_arguments), strides[9:12])
+    if case.rows_first:
+        stored = stored.transpose(0, 2, 1, 3)
+    return stored
+
+
+def layout(x: np.ndarray, room: int, rows_first: bool) -> tuple[np.ndarray, list[int]]:
+    """`x` as stored, and its strides of batch, head and row in elements."""
+    if rows_first:
+        stored = np.ascontiguousarray(x.transpose(0, 2, 1, 3))
+        batch, row, head, _ = (s // 4 for s in stored.strides)
+        return stored, [batch, head, row]
+    stored = np.full((*x.shape[:2], x.shape[2] + room, x.shape[3]), np.nan, np.float32)
+    stored[:, :, : x.shape[2]] = x
+    return stored, [s // 4 for s in stored.strides[:3]]
+
+
+def launch(
+    ptx: Ptx, variant: AttentionVariant, case: Case, arguments: list, y: int, y_strides: list[int]
+) -> np.ndarray:
+    heads = case.batch * case.heads
+    shape = ptx.kernels[variant.kernel.name]
+    if not variant.split:
+        grid = heads * -(-case.rows // variant.kernel.block[0])
+        return run_kernel(
+            ptx.text, variant.kernel.name, grid, shape.threads, arguments, shared_bytes=shape.shared
+        )[y]
+    splits = max(1, -(-case.keys // variant.split))
+    floats = heads * splits * case.rows * variant.workspace_floats if splits > 1 else 4
+    workspace = np.zeros(floats, np.float32)
+    outputs = run_kernel(
+        ptx.text,
+        variant.kernel.name,
+        heads * splits,
+        shape.threads,
+        [*arguments, workspace, splits],
+        shared_bytes=shape.shared,
+    )
+    if splits == 1:
+        return outputs[y]
+    numbers = [case.rows, case.keys, case.heads, splits, *y_strides]
+    workspace = outputs[-1] if isinstance(outputs[-1], np.ndarray) else outputs[-2]
+    assert variant.merge is not None
+    merge = ptx.kernels[variant.merge.name]
+    return run_kernel(
+        ptx.text,
+        variant.merge.name,
+        heads * case.rows,
+        merge.threads,
+        [workspace, arguments[y], *numbers],
+        shared_bytes=merge.shared,
+    )[1]
+
+
+def expected(case: Case, q, k, v, mask, scale):  # noqa: ANN001, ANN201
+    k, v = (np.repeat(x, case.group, axis=1).astype(np.float64) for x in (k, v))
+    scores = scale * (q.astype(np.float64) @ k.transpose(0, 1, 3, 2))
+    if case.spec.mask == "add":
+        scores = scores + mask
+    elif case.spec.mask == "replace":
+        scores = np.where(mask != 0, mask, scores)
+    with np.errstate(invalid="ignore"):
+        p = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        return p / p.sum(axis=-1, keepdims=True) @ v
+
+
+def inputs(case: Case, seed: int = 0) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(seed)
+    spec, shared = case.spec, case.heads // case.group
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    q = normal(case.batch, case.heads, case.rows, spec.head)
+    k = normal(case.batch, shared, case.keys, spec.head)
+    v = normal(case.batch, shared, case.keys, spec.value_head)
+    sizes = dict(b=case.batch, h=case.heads, m=case.rows, t=case.keys)
+    shape = [sizes[axis] if axis in case.mask_axes else 1 for axis in "bhmt"]
+    mask = rng.choice(np.float32([0, 0, -1.5, -1e9, -np.inf]), shape).astype(np.float32)
+    mask[..., 0] = 0  # a row has a key
+    return q, k, v, mask
+
+
+def check(case: Case, tolerance: float) -> None:
+    q, k, v, mask = inputs(case)
+    y = run(case, q, k, v, mask, 0.3)
+    want = expected(case, q, k, v, mask, 0.3)
+    assert np.abs(y - want).max() <= tolerance * np.abs(want).max()
+
+
+PLAIN = AttentionSpec(32, 32)
+CASES = (
+    Case(PLAIN, rows=1, keys=128),
+    Case(PLAIN, rows=1, keys=300, batch=2, rows_first=True),
+    Case(AttentionSpec(64, 64, "add"), rows=3, keys=37, heads=4, group=2, room=5, mask_axes="bmt"),
+    Case(AttentionSpec(20, 12, "replace"), rows=2, keys=130, mask_axes="bt"),
+    Case(AttentionSpec(18, 7, "add"), rows=6, keys=140, heads=1),
+    Case(PLAIN, rows=33, keys=65, rows_first=True, batch=2),
+    Case(AttentionSpec(64, 64, "add"), rows=9, keys=40, heads=4, group=2, room=7, mask_axes="bt"),
+    Case(AttentionSpec(18, 7, "replace"), rows=11, keys=33, heads=1),
+    Case(AttentionSpec(136, 160), rows=17, keys=35, heads=1),
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.spec.name}-{c.rows}x{c.keys}")
+def test_against_softmax_in_float64(case: Case) -> None:
+    check(case, 2e-6)
+
+
+@pytest.mark.parametrize("rows", [2, 9])
+def test_rows_without_a_score_are_nan_and_finite_masks_are_not(rows: int) -> None:
+    """-inf everywhere: NaN; the same large number everywhere: the mean of v."""
+    case = Case(AttentionSpec(16, 16, "add"), rows=rows, keys=140, heads=1)
+    q, k, v, mask = inputs(case)
+    mask[..., 0, :] = -np.inf
+    mask[..., 1, :] = np.finfo(np.float32).min
+    y = run(case, q, k, v, mask, 1.0)
+    assert np.isnan(y[..., 0, :]).all()
+    np.testing.assert_allclose(y[0, 0, 1], v.mean(axis=(0, 1, 2)), atol=1e-6)
+    assert np.isfinite(y[..., 2:, :]).all()
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+def test_a_nan_stays_in_its_row(rows: int) -> None:
+    case = Case(AttentionSpec(16, 16), rows=rows, keys=140, heads=2)
+    q, k, v, mask = inputs(case)
+    q[0, 1, 0, 3] = np.nan
+    y = run(case, q, k, v, mask, 1.0)
+    assert np.isnan(y[0, 1, 0]).all()
+    assert np.isnan(y).sum() == 16
+
+
+@needs_ptxas
+@pytest.mark.parametrize("arch", ALL, ids=lambda arch: arch.name)
+def test_every_target_assembles_without_spills(arch: GpuArch) -> None:
+    for spec in (replace(PLAIN, mask="add"), AttentionSpec(256, 256, "replace")):
+        resources = assemble(compiled(spec, arch).text, arch).resources
+        assert all(used.spill_stores == 0 for used in resources.values()), resources
+
+
+@needs_ptxas
+def test_blocks_share_a_multiprocessor() -> None:
+    """Two blocks at least, by registers and by shared memory."""
+    resources = assemble(compiled(AttentionSpec(64, 64, "add"), SM_90A).text, SM_90A).resources
+    assert max(used.registers for used in resources.values()) <= 168
