@@ -12,7 +12,7 @@ from ..passes.infrastructure import Unit
 from ..passes.launch import kernel_names
 from .elf import write_data_object
 from .host import compile_host
-from .kernel_job import KernelJob, start
+from .kernel_job import start
 from .link import ArtifactMeta, link
 
 Progress = Callable[[str, int, int], None]
@@ -28,19 +28,20 @@ def build_artifact(
     progress: Progress,
     started: float,
 ) -> None:
-    """Compile the kernels for every form, the host function, the weights, and link them."""
+    """Compile the kernels in every form, the host function and the weights, and link them."""
     names = tuple(sorted(kernel_names(module.operation)))
     kernels = tuple(unit.kernels[name] for name in names)
-    outlined = unit.outlined_text
-    jobs = start([KernelJob(isa, names, kernels, outlined) for isa in unit.target.isas], work)
+    maker = unit.target.objects
+    jobs = start(maker.jobs(names, kernels, unit.outlined_text), work)
     try:
         progress("compile", 0, len(jobs) + 1)
         host = work / "host.o"
-        host.write_bytes(compile_host(module, names, unit.kept_outputs))
-        objects = []
+        host.write_bytes(compile_host(module, names, unit.kept_outputs, on_device=maker.on_device))
+        results = []
         for done, job in enumerate(jobs):
             progress("compile", done + 1, len(jobs) + 1)
-            objects.append(job.finish())
+            results.append(job.finish())
+        code = maker.collect(results, names, work)
         progress("compile", len(jobs) + 1, len(jobs) + 1)
     finally:
         for job in jobs:
@@ -49,18 +50,20 @@ def build_artifact(
     weight_bytes = write_data_object(
         weights, ((name, unit.store.get(symbol)) for name, symbol in unit.weights.items())
     )
-    code_bytes = sum(path.stat().st_size for path in [*objects, host])
+    code_bytes = sum(path.stat().st_size for path in [*code.objects, host])
     manifest["bytes"] = {"weights": weight_bytes, "code": code_bytes}
     manifest["kernels"] = len(names)
+    manifest |= code.manifest
     manifest["compile_seconds"] = round(time.perf_counter() - started, 3)
     progress("link", 0, 1)
     link(
-        [host, *objects, weights],
+        [host, *code.objects, weights],
         output,
         meta=ArtifactMeta(
             inputs=unit.inputs,
             outputs=unit.outputs,
-            isas=[isa.name for isa in unit.target.isas],
+            isas=code.isas,
+            gpu=code.gpu,
             strided_inputs=frozenset(unit.strided_inputs),
         ),
         manifest=manifest,

@@ -1,6 +1,6 @@
 """One form of all kernels, compiled in a process of its own: `python -m abqc.codegen.kernel_job`.
 
-Forms compile at the same time, which threads cannot do (llvmlite takes one lock for all of LLVM),
+Forms (instruction sets, GPU targets) compile at the same time, which threads cannot do (llvmlite takes one lock for all of LLVM),
 and a crash of LLVM becomes an error instead of the end of the host process.
 """
 
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from ..dialects.mlir import ir
 from ..errors import CompileError
@@ -21,15 +22,32 @@ from .llvm import compile_kernels
 from .strategy import Kernel
 
 
+class Job(Protocol):
+    """Work for a process of its own; pickled on the way there."""
+
+    @property
+    def form(self) -> str:
+        """What is compiled, for file names and messages."""
+        ...
+
+    def compile(self) -> bytes:
+        """The result, as the contents of a file."""
+        ...
+
+
 @dataclass(frozen=True)
 class KernelJob:
-    """What a form's object is made from: `outlined` is a module (text) with the kernels that are
+    """What a CPU form's object is made from: `outlined` is a module (text) with the kernels that are
     None in `kernels`; numbers of kernels are places in `names`."""
 
     isa: Isa
     names: tuple[str, ...]
     kernels: tuple[Kernel | None, ...]
     outlined: str
+
+    @property
+    def form(self) -> str:
+        return self.isa.name
 
     def compile(self) -> bytes:
         """The object, with the table `abqc_kernels_<isa>`."""
@@ -44,9 +62,9 @@ class KernelJob:
 
 
 class RunningJob:
-    """A job in its process; `finish` gives the path of the object."""
+    """A job in its process; `finish` gives the path of the result."""
 
-    def __init__(self, job: KernelJob, path: Path) -> None:
+    def __init__(self, job: Job, path: Path) -> None:
         self.job = job
         self.path = path
         self.log = path.with_suffix(".log")
@@ -65,7 +83,7 @@ class RunningJob:
         if status != 0:
             lines = self.log.read_text(errors="replace").strip().splitlines()
             raise CompileError(
-                f"compiling the {self.job.isa.name} kernels failed (status {status}): "
+                f"compiling the {self.job.form} kernels failed (status {status}): "
                 + (lines[-1] if lines else "the process died without a word")
             )
         return self.path
@@ -76,9 +94,9 @@ class RunningJob:
             self.process.wait()
 
 
-def start(jobs: Sequence[KernelJob], work: Path) -> list[RunningJob]:
-    """Start all jobs; objects go to `work`."""
-    return [RunningJob(job, work / f"kernels_{job.isa.name}.o") for job in jobs]
+def start(jobs: Sequence[Job], work: Path) -> list[RunningJob]:
+    """Start all jobs; what they make goes to `work`."""
+    return [RunningJob(job, work / f"kernels_{job.form}.o") for job in jobs]
 
 
 def main() -> None:

@@ -59,6 +59,40 @@ class Spec(Protocol):
 
 
 @dataclass(frozen=True)
+class GpuImage:
+    """The code for one GPU target: symbols of its PTX (NUL-terminated) and of its cubin, if any.
+
+    `specific`: it runs on exactly this compute capability (the suffix `a`).
+    """
+
+    name: str
+    capability: tuple[int, int]
+    specific: bool
+    ptx: str
+    cubin: str | None = None
+    cubin_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class GpuKernelEntry:
+    """How a kernel is launched: threads a block, bytes of dynamic shared memory, and `slots`, the
+    number of its 8-byte parameters."""
+
+    name: str
+    threads: int
+    shared_bytes: int
+    slots: int
+
+
+@dataclass(frozen=True)
+class GpuMeta:
+    """The targets of a GPU artifact, and its kernels by number, the builtin ones last."""
+
+    images: tuple[GpuImage, ...]
+    kernels: tuple[GpuKernelEntry, ...]
+
+
+@dataclass(frozen=True)
 class ArtifactMeta:
     """What the shim must know of a model.
 
@@ -70,6 +104,7 @@ class ArtifactMeta:
     outputs: Sequence[Spec]
     isas: Sequence[str]
     strided_inputs: frozenset[str] = frozenset()
+    gpu: GpuMeta | None = None
 
 
 def link(

@@ -11,7 +11,7 @@ from abqc.codegen.artifact import build_artifact
 from abqc.codegen.targets.cpu import CpuTarget
 from abqc.compiler.job import Request
 from abqc.compiler.onnx_import.importer import import_model
-from abqc.compiler.pipeline import STAGES
+from abqc.compiler.pipeline import stages
 from abqc.compiler.recipe import parse_recipe
 from abqc.dialects.mlir import ir, make_context
 from abqc.errors import AbqcError
@@ -46,7 +46,7 @@ def build(request: Request, report: Progress, on_pass: Callable[[str], None]) ->
     context = make_context()
     with context:
         module = ir.Module.parse(imported.bytecode)
-    for stage, passes in STAGES.items():
+    for stage, passes in stages(target.objects.on_device).items():
         report(stage, 0, 1)
         run_pipeline(module.operation, passes, unit)
     on_pass("code generation")
@@ -61,11 +61,19 @@ def build(request: Request, report: Progress, on_pass: Callable[[str], None]) ->
     )
 
 
-def resolve_target(name: str) -> CpuTarget:
+def resolve_target(name: str) -> Any:
     """The frozen description of a target; AbqcError names those that exist."""
-    if name != "cpu":
-        raise AbqcError(f"there is no target '{name}'", hint="the targets are: cpu")
-    return CpuTarget()
+    if name == "cpu":
+        return CpuTarget()
+    from abqc.codegen.targets.cuda import CudaTarget, target_names
+
+    target = CudaTarget.named(name)
+    if target is None:
+        raise AbqcError(
+            f"there is no target '{name}'",
+            hint=f"the targets are: cpu, {target_names()}; several GPUs: sm_80,sm_90a",
+        )
+    return target
 
 
 def describe(request: Request, unit: Unit, imported: Any) -> dict[str, Any]:
@@ -87,7 +95,6 @@ def describe(request: Request, unit: Unit, imported: Any) -> dict[str, Any]:
             for op in unit.operations
             if op["weight"] == "f32"
         ],
-        "isas": [isa.name for isa in unit.target.isas],
     }
 
 

@@ -43,8 +43,8 @@ QUANTIZE = (
     TIDY,  # packs of one activation for several matmuls become one
 )
 
-# Tensors become buffers, and loops grid functions.
-BUFFERIZE = (
+# Tensors become buffers,
+LOWER = (
     "resolve-dims",
     "append-caches",
     "decompose-concat",
@@ -61,9 +61,14 @@ BUFFERIZE = (
     "guard-indices",
     "guard-divisions",
     "check-sizes",
-    "outline-kernels",
-    TIDY,
-    "insert-frees",
 )
 
-STAGES = {"simplified": SIMPLIFY, "quantized": QUANTIZE, "host": BUFFERIZE}
+# and loops grid functions.
+CPU_KERNELS = ("outline-kernels", TIDY, "insert-frees")
+GPU_KERNELS = ("outline-gpu-kernels", TIDY, "externalize-constants", "insert-frees")
+
+
+def stages(on_device: bool) -> dict[str, tuple[str, ...]]:
+    """The passes by stage; `on_device`: for a GPU."""
+    kernels = GPU_KERNELS if on_device else CPU_KERNELS
+    return {"simplified": SIMPLIFY, "quantized": QUANTIZE, "host": (*LOWER, *kernels)}

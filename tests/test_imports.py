@@ -97,7 +97,12 @@ def test_numpy_is_enough(module: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in MODULES if path.relative_to(ROOT).parts[0] == "runtime"]
+    [
+        path
+        for path in MODULES
+        # The PTX machine, which nothing else of the runtime imports, reads PTX with lark.
+        if path.relative_to(ROOT).parts[0] == "runtime" and "ptx" not in path.parts
+    ]
     + [ROOT / "dialects" / "formats.py", ROOT / "dialects" / "group_scales.py"],
     ids=module_id,
 )

@@ -18,6 +18,7 @@ from ..cpu.gather_panels import panel_gather_kernel
 from ..cpu.int8 import Int8Strategy
 from ..cpu.pack_activations import measure_kernel
 from ..isa import ALL, Isa
+from ..objects import CpuObjects, ObjectMaker
 from ..strategy import Kernel, MatmulSpec, MatmulStrategy, Variant
 
 # Rows that a choice is judged by: decoding, a short prompt, a long one.
@@ -40,6 +41,11 @@ class CpuTarget:
     name: str = "cpu"
     isas: tuple[Isa, ...] = ALL
     cost_model: CostModel = field(default_factory=AnalyticModel)
+
+    @property
+    def objects(self) -> ObjectMaker:
+        """How kernels are compiled."""
+        return CpuObjects(self.isas)
 
     @cached_property
     def strategies(self) -> tuple[MatmulStrategy, ...]:

@@ -17,8 +17,10 @@ from ..gpu.float_matmul import FloatMatmul
 from ..gpu.gather import TableLayout, panel_gather_kernel, table_layout
 from ..gpu.int8 import Int8
 from ..gpu.measure import measure_kernel
+from ..gpu.objects import GpuObjects
 from ..gpu.planes import Planes
 from ..gpu.strategy import GpuStrategy, Scheduled
+from ..objects import ObjectMaker
 from ..strategy import Kernel, MatmulSpec, Variant
 from .cpu import Choice
 
@@ -48,6 +50,11 @@ class CudaTarget:
                 return None
             archs = [arch for arch in ALL if arch.name in parts]
         return CudaTarget(name, tuple(archs), tuple(model_for(arch.name) for arch in archs))
+
+    @property
+    def objects(self) -> ObjectMaker:
+        """How kernels are compiled."""
+        return GpuObjects(self.archs)
 
     @cached_property
     def strategies(self) -> tuple[Scheduled, ...]:

@@ -1,0 +1,50 @@
+"""All kernels for one GPU target, compiled in a process of its own (see codegen/kernel_job.py)."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+from ...dialects.mlir import ir
+from ...errors import ToolchainError
+from ..cpu.polynomials import expand_math
+from .arch import GpuArch
+from .compile import MachineCode, Ptx, assemble, compile_ptx
+from .copy import copy_kernels
+
+
+@dataclass(frozen=True)
+class GpuCode:
+    """A target's PTX, and machine code where there is an assembler."""
+
+    ptx: Ptx
+    machine: MachineCode | None
+
+
+@dataclass(frozen=True)
+class GpuKernelJob:
+    """`outlined` is a module (text) with the kernels that are None in `kernels`."""
+
+    arch: GpuArch
+    kernels: tuple[Any, ...]
+    outlined: str
+
+    @property
+    def form(self) -> str:
+        return self.arch.name
+
+    def compile(self) -> bytes:
+        """A pickled GpuCode; the builtin kernels of the runtime are added."""
+        with ir.Context(), ir.Location.unknown():
+            module = ir.Module.parse(self.outlined)
+            for kernel in (*self.kernels, *copy_kernels()):
+                if kernel is not None:
+                    kernel.emit(module, self.arch)
+            expand_math(module)
+            ptx = compile_ptx(module, self.arch)
+        try:
+            machine = assemble(ptx.text, self.arch)
+        except ToolchainError:
+            machine = None  # PTX travels alone; the driver compiles it
+        return pickle.dumps(GpuCode(ptx, machine))

@@ -1,0 +1,149 @@
+"""What a linalg.generic computes, as values that passes compare.
+
+`expression(op)` is the body as a tree of tuples, `("arith.addf", ("in", 0), ("out",))`: inputs by
+number, constants by value, operations by name (with their attributes where they matter), operands
+of commutative ones in one order. Patterns are written as such trees.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from abqc.dialects import abq
+from abqc.dialects.mlir import ir
+
+from .infrastructure import defining_op
+
+Tree = tuple[Any, ...]
+
+_COMMUTATIVE = frozenset(
+    {"arith.addf", "arith.mulf", "arith.maximumf", "arith.minimumf", "arith.addi", "arith.muli"}
+)
+# Attributes that never change what a float operation means here.
+_IGNORED = frozenset({"fastmath", "overflowFlags", "operandSegmentSizes"})
+
+OUT: Tree = ("out",)
+
+
+def maps(op: ir.Operation) -> list[ir.AffineMap]:
+    """The indexing maps of a linalg.generic."""
+    return [ir.AffineMapAttr(a).value for a in ir.ArrayAttr(op.attributes["indexing_maps"])]
+
+
+def iterators(op: ir.Operation) -> list[str]:
+    """The iterator types of a linalg.generic: "parallel", "reduction"."""
+    text = [str(a) for a in ir.ArrayAttr(op.attributes["iterator_types"])]
+    return ["reduction" if "reduction" in t else "parallel" for t in text]
+
+
+def inputs(op: ir.Operation) -> list[ir.Value]:
+    return list(op.operands)[: len(op.operands) - len(op.results)]
+
+
+def rank(op: ir.Operation) -> int:
+    """The number of loops of a linalg.generic."""
+    return maps(op)[0].n_dims
+
+
+def is_elementwise(op: ir.Operation | None) -> bool:
+    """A linalg.generic with one result, all loops parallel, that writes it in order."""
+    if op is None or op.name != "linalg.generic" or len(op.results) != 1:
+        return False
+    return "reduction" not in iterators(op) and is_identity(maps(op)[-1])
+
+
+def is_identity(map_: ir.AffineMap) -> bool:
+    return map_ == ir.AffineMap.get_identity(map_.n_dims)
+
+
+def dims(map_: ir.AffineMap) -> list[int] | None:
+    """The loops that a map reads, in the order of its results, without constants; None where a
+    result is neither a loop nor 0."""
+    found = []
+    for result in map_.results:
+        if isinstance(result, ir.AffineDimExpr):
+            found.append(ir.AffineDimExpr(result).position)
+        elif not (
+            isinstance(result, ir.AffineConstantExpr) and ir.AffineConstantExpr(result).value == 0
+        ):
+            return None
+    return found
+
+
+def yielded(op: ir.Operation) -> ir.Value:
+    """The value that the body of a linalg.generic with one result yields."""
+    block = op.regions[0].blocks[0]
+    return block.operations[len(block.operations) - 1].operation.operands[0]
+
+
+def expression(op: ir.Operation) -> Tree:
+    """The tree of a linalg.generic with one result. See the file's head."""
+    block = op.regions[0].blocks[0]
+    return tree(yielded(op), block, len(inputs(op)))
+
+
+def tree(value: ir.Value, block: ir.Block, n_inputs: int) -> Tree:
+    """The tree of a value in the body `block`."""
+    if isinstance(value.owner, ir.Block):
+        if value.owner != block:
+            return ("outside", value)
+        number = ir.BlockArgument(value).arg_number
+        return ("in", number) if number < n_inputs else OUT
+    number = float_constant(value)
+    if number is not None:
+        return ("const", number)
+    op = defining_op(value)
+    assert op is not None
+    if op.block != block:
+        return ("outside", value)
+    operands = [tree(operand, block, n_inputs) for operand in op.operands]
+    if op.name in _COMMUTATIVE:
+        operands.sort(key=repr)
+    extra = [f"{a.name}={a.attr}" for a in _attributes(op) if a.name not in _IGNORED]
+    return (op.name, *extra, *operands)
+
+
+def _attributes(op: ir.Operation) -> list[ir.NamedAttribute]:
+    return [
+        ir.NamedAttribute(name, op.attributes[name]) if False else op.attributes[i]
+        for i, name in enumerate(op.attributes)
+    ]
+
+
+def float_constant(value: ir.Value) -> float | None:
+    """The number behind a scalar float constant or a splat of one; None for other values."""
+    op = defining_op(value)
+    if op is None or op.name != "arith.constant":
+        return None
+    attribute = op.attributes["value"]
+    if isinstance(attribute, ir.FloatAttr):
+        return ir.FloatAttr(attribute).value
+    return None
+
+
+def filled(value: ir.Value) -> float | None:
+    """The number that a tensor was filled with; None for other tensors."""
+    op = defining_op(value)
+    return float_constant(op.operands[0]) if op is not None and op.name == "linalg.fill" else None
+
+
+def without_unit_axes(value: ir.Value) -> ir.Value:
+    """What `value` was before reshapes that only add or remove axes of size 1."""
+    op = defining_op(value)
+    while op is not None and op.name in ("tensor.expand_shape", "tensor.collapse_shape"):
+        wide = op.results[0] if op.name == "tensor.expand_shape" else op.operands[0]
+        shape = abq.shape(wide)
+        for group in groups(op):
+            if sum(shape[i] != 1 for i in group) > 1:
+                return value
+        value = op.operands[0]
+        op = defining_op(value)
+    return value
+
+
+def groups(reshape: ir.Operation) -> list[list[int]]:
+    """The reassociation of an expand_shape or collapse_shape."""
+    return [
+        [ir.IntegerAttr(i).value for i in ir.ArrayAttr(group)]
+        for group in ir.ArrayAttr(reshape.attributes["reassociation"])
+    ]
