@@ -65,7 +65,13 @@ LOWER = (
 
 # and loops grid functions.
 CPU_KERNELS = ("outline-kernels", TIDY, "insert-frees")
-GPU_KERNELS = ("outline-gpu-kernels", TIDY, "externalize-constants", "insert-frees")
+GPU_KERNELS = (
+    "outline-gpu-kernels",
+    "outline-serial-code",
+    TIDY,
+    "externalize-constants",
+    "insert-frees",
+)
 
 
 def stages(on_device: bool) -> dict[str, tuple[str, ...]]:

@@ -43,6 +43,7 @@ PASS_FILES = (
     "lower_reshape",
     "outline_gpu_kernels",
     "outline_kernels",
+    "outline_serial_code",
     "pack_layouts",
     "quantize",
     "resolve_dims",
