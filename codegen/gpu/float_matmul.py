@@ -1,0 +1,197 @@
+"""Strategy `float`: f32 weights times f32 activations, f32 sums, on CUDA cores.
+
+`y[m, n] = x[m, :] . w[n, :] + bias[n]`; x is read as it is, `m x k`. The weight lies in rows of
+whole 16 bytes (`float_layout`). Up to four rows take `dot_rows`, which streams the weight once;
+more take tiles of 64 x 64 (`simt_tile`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ...costmodel.interface import KernelFeatures
+from ...dialects.formats import QuantizedTensor
+from ...errors import RecipeError
+from ..builder import Value, vec
+from ..strategy import Kernel, MatmulSpec
+from . import dot_rows, simt_tile
+from .arch import WARP, GpuArch
+from .builder import POINTER, GpuBuilder, kernel
+from .float_layout import float_row_bytes, pack_float
+from .schedule import Schedule
+
+ARGUMENTS = [POINTER] * 4 + ["i32"] * 2
+QUAD = 4  # floats of 16 bytes
+
+FEW_ROWS = (1, 2, 4)
+TILE_SCHEDULE = Schedule(
+    "tile",
+    simt_tile.TILE,
+    simt_tile.TILE,
+    simt_tile.DEPTH,
+    warps_m=simt_tile.THREADS // WARP,
+    stages=simt_tile.STAGES,
+)
+
+
+class FloatMatmul:
+    """The GpuStrategy for f32 x f32."""
+
+    name = "float"
+
+    def unsupported(self, spec: MatmulSpec, arch: GpuArch) -> str | None:
+        if spec.weight is not None:
+            return "strategy 'float' takes float weights only"
+        if spec.activation is not None:
+            return "strategy 'float' takes float activations only"
+        if spec.hadamard_block:
+            return "strategy 'float' does not rotate activations"
+        return None
+
+    def pack_weight(self, spec: MatmulSpec, weight: QuantizedTensor | np.ndarray) -> np.ndarray:
+        assert isinstance(weight, np.ndarray) and weight.shape == (spec.n, spec.k)
+        return pack_float(weight)
+
+    def row_bytes(self, spec: MatmulSpec) -> int:
+        return 0
+
+    def pack_kernel(self, spec: MatmulSpec) -> Kernel | None:
+        return None
+
+    def scaled_pack_kernel(self, spec: MatmulSpec) -> Kernel:
+        raise RecipeError("strategy 'float' quantizes no activations")
+
+    def schedules(self, spec: MatmulSpec, arch: GpuArch) -> Sequence[Schedule]:
+        depth, warps = dot_rows.LANES * QUAD, dot_rows.THREADS // WARP
+        few = [Schedule("rows", rows, dot_rows.COLUMNS, depth, warps_n=warps) for rows in FEW_ROWS]
+        return [*few, TILE_SCHEDULE]
+
+    def kernel(self, spec: MatmulSpec, schedule: Schedule) -> Kernel:
+        name = f"float_matmul_k{spec.k}_{schedule.name}"
+        if schedule.kind == "rows":
+            emit: Any = partial(_emit_few_rows, name, spec.k, schedule.block_m)
+        else:
+            emit = partial(_emit_tiles, name, spec.k)
+        return Kernel(name, (schedule.block_m, schedule.block_n), emit)
+
+    def reduce_kernel(self, spec: MatmulSpec, schedule: Schedule) -> Kernel | None:
+        return None
+
+    def features(self, spec: MatmulSpec, schedule: Schedule, m: int) -> KernelFeatures:
+        rows, columns = (
+            -(-size // block) for size, block in zip((m, spec.n), _blocks(schedule), strict=True)
+        )
+        depth = -(-spec.k // schedule.block_k) * schedule.block_k
+        blocks, few = rows * columns, schedule.kind == "rows"
+        per_term = 0 if few else 4 * (simt_tile.THREAD_ROWS + simt_tile.THREAD_COLUMNS)
+        copied = 0 if few else 4 * 2 * simt_tile.TILE  # of a term, into shared memory
+        shared = blocks * depth * (per_term * schedule.threads + copied)
+        in_flight = (
+            schedule.threads * 16 * dot_rows.UNROLL * (1 + schedule.block_m)
+            if few
+            else 4 * simt_tile.DEPTH * 2 * simt_tile.TILE
+        )
+        return KernelFeatures(
+            arch="",
+            strategy=self.name,
+            schedule=schedule.name,
+            kind=schedule.kind,
+            m=m,
+            n=spec.n,
+            k=spec.k,
+            weight_bits=32,
+            activation_bits=32,
+            block_m=schedule.block_m,
+            block_n=schedule.block_n,
+            block_k=schedule.block_k,
+            blocks=blocks,
+            threads=schedule.threads,
+            weight_bytes=spec.n * float_row_bytes(spec.k),
+            activation_bytes=4 * m * spec.k,
+            written_bytes=4 * m * spec.n,
+            bytes_in_flight=in_flight,
+            f32_ops=2.0 * blocks * schedule.block_m * schedule.block_n * depth,
+            shared_traffic=float(shared),
+            stages=schedule.stages,
+            shared_bytes=0 if few else simt_tile.SHARED_BYTES,
+        )
+
+
+def _blocks(schedule: Schedule) -> tuple[int, int]:
+    return schedule.block_m, schedule.block_n
+
+
+def _place(b: GpuBuilder, block: Value, n: Value, shape: tuple[int, int]) -> tuple[Value, Value]:
+    """The first row and column of grid index `block`."""
+    across = b.ceil_div(n, shape[1])
+    return block // across * shape[0], block % across * shape[1]
+
+
+def _emit_few_rows(name: str, k: int, rows: int, module: Any, arch: GpuArch) -> None:
+    with kernel(module, arch, name, ARGUMENTS, threads=dot_rows.THREADS) as (
+        b,
+        block,
+        x,
+        w,
+        bias,
+        y,
+        m,
+        n,
+    ):
+        row, first = _place(b, block, n, (rows, dot_rows.COLUMNS))
+        place, lane = dot_rows.lane_place(b)
+        column = first + place
+        weights = b.at(w, b.wide(b.min(column, n - 1)) * float_row_bytes(k))
+        inputs = [b.at(x, b.wide(b.min(row + r, m - 1)) * (4 * k)) for r in range(rows)]
+
+        def load(at: Value) -> tuple[list[Value], list[list[Value]]]:
+            words = b.load(weights, vec(QUAD, "i32"), at * 4, cache="stream")
+            return (
+                b.lanes_of(b.bitcast(words, vec(QUAD, "f32"))),
+                [_load_quad(b, pointer, at, k) for pointer in inputs],
+            )
+
+        sums = dot_rows.dot_products(b, float_row_bytes(k) // 4, rows, QUAD, load)
+        with b.when((lane == 0) & (column < n)):
+            offset = b.load(bias, "f32", b.wide(column) * 4, cache="nc")
+            for r, total in enumerate(sums):
+                with b.when(row + r < m):
+                    at = b.wide(row + r) * b.wide(n) + b.wide(column)
+                    b.store(total + offset, y, at * 4)
+
+
+def _load_quad(b: GpuBuilder, x: Value, at: Value, k: int) -> list[Value]:
+    """Four terms of an x row of `k` terms, zeros behind its end."""
+    if k % QUAD == 0:
+        return b.lanes_of(b.load(x, vec(QUAD, "f32"), at * 4, cache="nc"))
+    values = []
+    for j in range(QUAD):
+        inside = b.min(at + j, k - 1)
+        value = b.load(x, "f32", inside * 4, cache="nc")
+        values.append(b.select(at + j < k, value, 0.0))
+    return values
+
+
+def _emit_tiles(name: str, k: int, module: Any, arch: GpuArch) -> None:
+    shape = {"threads": simt_tile.THREADS, "shared": simt_tile.SHARED_BYTES}
+    with kernel(module, arch, name, ARGUMENTS, **shape) as (b, block, x, w, bias, y, m, n):
+        row, column = _place(b, block, n, (simt_tile.TILE, simt_tile.TILE))
+        extents = simt_tile.extent(b, m, row), simt_tile.extent(b, n, column)
+        pitch = float_row_bytes(k) // 4
+        left = simt_tile.Operand(b.at(x, b.wide(row) * (4 * k)), b.const(k, "i64"), extents[0])
+        right = simt_tile.Operand(
+            b.at(w, b.wide(column) * (4 * pitch)), b.const(pitch, "i64"), extents[1]
+        )
+        sums = simt_tile.multiply(b, left, right, b.const(k, "i32"))
+        place = column + simt_tile.thread_place(b)[1]
+        offsets = [
+            b.load(bias, "f32", b.wide(b.min(place + j, n - 1)) * 4, cache="nc")
+            for j in range(simt_tile.THREAD_COLUMNS)
+        ]
+        total = [[value + offset for value, offset in zip(r, offsets, strict=True)] for r in sums]
+        tile = b.at(y, (b.wide(row) * b.wide(n) + b.wide(column)) * 4)
+        simt_tile.store_sums(b, tile, n, extents, total)
