@@ -1,11 +1,11 @@
 """Stored codes to registers of an MMA or a dot product, in registers (see weights.py for where the
 bits are).
 
-    s8          4 codes a register, each `s8_factor(format)` * q: the code's bits stand at the top
-                of the byte, so that two's complement needs no sign extension. An accumulator of
-                such products is an exact multiple of the factor; `>>` (arithmetic) by
-                `s8_shift(format)` gives that of the codes. Bytes are u8 for asymmetric formats
-                (`byte_type`), s8 otherwise.
+    s8          4 codes a register, each `s8_factor(format)` * q. Asymmetric codes stand at the
+                bottom of a byte (u8, factor 1), symmetric ones at its top (s8), so that two's
+                complement needs no sign extension. An accumulator of such products is an exact
+                multiple of the factor; `>>` (arithmetic) by `s8_shift(format)` gives that of the
+                codes.
     f16, bf16   2 codes a register, each exactly q - zero. The bits are put into the mantissa of
                 2^10 (2^7), which is then subtracted: Kim et al., "Who Says Elephants Can't Run"
                 (2022), as in Marlin (Frantar et al., 2024).
@@ -40,7 +40,9 @@ _BINARY_SHIFT = 6
 
 def s8_shift(format: NumberFormat) -> int:
     """The binary logarithm of `s8_factor`."""
-    return _BINARY_SHIFT if format.kind == "binary" else 8 - format.bits
+    if format.kind == "binary":
+        return _BINARY_SHIFT
+    return 8 - format.bits if format.symmetric else 0
 
 
 def s8_factor(format: NumberFormat) -> int:
@@ -61,10 +63,11 @@ def s8_register(
     `words` are the `layout.chunk_words` words (i32) of this lane, in the order of memory.
     """
     assert layout.lane_bits == 8
-    top = 8 - layout.bits
     if layout.bits == 8:
         return words[register]
-    return _gather(b, layout, words, register, top, 0xC0 if layout.format.kind == "binary" else 0)
+    place = 8 - layout.bits if layout.format.symmetric else 0
+    flipped = 0xC0 if layout.format.kind == "binary" else 0
+    return _gather(b, layout, words, register, place, flipped)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,11 @@ class Swizzle:
     def source_mask(self) -> int:
         return ((1 << self.bits) - 1) << (self.base + self.shift)
 
+    @property
+    def period(self) -> int:
+        """swizzle(x + period) = swizzle(x) + period."""
+        return 1 << (self.base + self.shift + self.bits)
+
     def __call__(self, x: int) -> int:
         return x ^ ((x & self.source_mask) >> self.shift)
 

@@ -1,0 +1,185 @@
+"""What a schedule makes of layouts: shared memory, turns of the K loop, where groups end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from ..layout.swizzle import Swizzle, row_swizzle
+from .arch import GpuArch
+from .rows_layout import K_UNIT
+from .schedule import Schedule
+from .weights import BLOCKS, TILE_COLUMNS, WeightLayout
+
+MMA_ROWS = 16
+PIECE_BYTES = 16  # of a copy to shared memory
+
+FlushKind = Literal["never", "sometimes", "always"]
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """The static geometry of a tile kernel.
+
+    A *stage* is what one turn of the K loop works on: `block_k` codes of `block_m` rows and of
+    `block_n` columns, in one of `stages` buffers of shared memory; rows first, swizzled, then the
+    weights, tile by tile as they are in global memory.
+    """
+
+    weights: WeightLayout
+    schedule: Schedule
+    row_bytes: int
+    code_bytes: int
+
+    def problem(self, arch: GpuArch) -> str | None:
+        """Why this plan cannot run on `arch`; None if it can."""
+        s = self.schedule
+        if s.block_k % (K_UNIT * self.weights.chunk_units):
+            return f"block_k is no multiple of {K_UNIT * self.weights.chunk_units}"
+        if s.block_m % (s.warps_m * MMA_ROWS) or s.block_n % (s.warps_n * TILE_COLUMNS):
+            return "warps do not divide the tile"
+        if s.warps_k != 1 or s.stages < 2:
+            return "a tile kernel has at least two stages, and one warp along K"
+        if self.split_iterations * (s.split - 1) >= self.iterations:
+            return "there is less K than splits"
+        if self.shared_bytes > arch.shared_per_block:
+            return f"{self.shared_bytes} bytes of shared memory"
+        if self.registers > min(arch.registers_per_thread, arch.registers_per_sm // s.threads):
+            return f"about {self.registers} registers"
+        return None
+
+    # One stage
+
+    @property
+    def unit_bytes(self) -> int:
+        """Of a unit of one activation row: one or two k-steps of 32 bytes."""
+        return K_UNIT * self.weights.lane_bits // 8
+
+    @property
+    def stage_units(self) -> int:
+        return self.schedule.block_k // K_UNIT
+
+    @property
+    def stage_chunks(self) -> int:
+        return self.stage_units // self.weights.chunk_units
+
+    @property
+    def stage_row_bytes(self) -> int:
+        """Of one activation row."""
+        return self.stage_units * self.unit_bytes
+
+    @property
+    def pitch(self) -> int:
+        """From one row of the stage to the next one in shared memory; a power of two."""
+        return 1 << (self.stage_row_bytes - 1).bit_length()
+
+    @property
+    def swizzle(self) -> Swizzle:
+        """Of the rows' byte offsets in a stage."""
+        return row_swizzle(self.pitch)
+
+    @property
+    def rows_bytes(self) -> int:
+        """Of all rows of a stage."""
+        return self.schedule.block_m * self.pitch
+
+    @property
+    def stage_tile_bytes(self) -> int:
+        """Of one tile of the weight."""
+        return self.stage_chunks * self.weights.chunk_bytes
+
+    @property
+    def block_tiles(self) -> int:
+        """Tiles of the weight that a block works on."""
+        return self.schedule.block_n // TILE_COLUMNS
+
+    @property
+    def stage_bytes(self) -> int:
+        return self.rows_bytes + self.block_tiles * self.stage_tile_bytes
+
+    @property
+    def shared_bytes(self) -> int:
+        return self.schedule.stages * self.stage_bytes
+
+    # A warp
+
+    @property
+    def row_blocks(self) -> int:
+        """Blocks of 16 rows of a warp."""
+        return self.schedule.block_m // self.schedule.warps_m // MMA_ROWS
+
+    @property
+    def warp_tiles(self) -> int:
+        return self.block_tiles // self.schedule.warps_n
+
+    @property
+    def column_blocks(self) -> int:
+        """Blocks of 8 columns of a warp."""
+        return self.warp_tiles * BLOCKS
+
+    @property
+    def accumulators(self) -> int:
+        """Of a thread."""
+        return 4 * self.row_blocks * self.column_blocks
+
+    @property
+    def registers(self) -> int:
+        """An estimate for a thread: accumulators, fragments, a chunk of words, addresses."""
+        sums = self.accumulators * (2 if self.grouped else 1)
+        fragments = 4 * self.row_blocks + self.weights.chunk_words
+        return sums + fragments + 40
+
+    # The K loop
+
+    @property
+    def grouped(self) -> bool:
+        """Whether accumulators are scaled and added up group by group."""
+        return self.weights.grouped.groups > 1
+
+    @property
+    def group_units(self) -> int:
+        return self.weights.grouped.group_units
+
+    @property
+    def iterations(self) -> int:
+        """Turns of the K loop, of all splits together."""
+        return -(-self.weights.grouped.units // self.stage_units)
+
+    @property
+    def split_iterations(self) -> int:
+        """Turns of one split (the last may have fewer): whole groups, if there are several."""
+        turns = -(-self.iterations // self.schedule.split)
+        if not self.grouped:
+            return turns
+        whole = math.lcm(self.stage_units, self.group_units) // self.stage_units
+        return -(-turns // whole) * whole
+
+    @property
+    def split_groups(self) -> int:
+        """Groups of one split."""
+        return self.split_iterations * self.stage_units // self.group_units
+
+    def flush(self, unit: int) -> FlushKind:
+        """Whether a group may end after this unit of a stage."""
+        if not self.grouped:
+            return "never"
+        if self.stage_units % self.group_units == 0:
+            return "always" if (unit + 1) % self.group_units == 0 else "never"
+        return "sometimes" if (unit + 1) % self.flush_step == 0 else "never"
+
+    @property
+    def flush_step(self) -> int:
+        """Units between places where a group may end."""
+        return math.gcd(self.stage_units, self.group_units)
+
+    @property
+    def runs_over(self) -> bool:
+        """Whether the last turn has units of groups that do not exist."""
+        groups = -(-self.iterations * self.stage_units // self.group_units)
+        return self.grouped and groups > self.weights.grouped.groups
+
+    @property
+    def ends_inside(self) -> bool:
+        """Whether the last turn ends before its group does."""
+        return self.grouped and self.iterations * self.stage_units % self.group_units != 0

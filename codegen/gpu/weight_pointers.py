@@ -1,0 +1,72 @@
+"""Addresses and loads of a packed weight inside of a kernel (see weights.py)."""
+
+from __future__ import annotations
+
+from ..builder import Value, vec
+from .builder import GpuBuilder
+from .weights import TILE_COLUMNS, WARP_LOAD_BYTES, WORDS_PER_LOAD, WeightLayout
+
+
+class PackedWeight:
+    """A packed weight of `n` columns (i32) at a global pointer. Nothing writes it.
+
+    Columns may be any below `padded n`; groups are i32 values or numbers.
+    """
+
+    def __init__(self, b: GpuBuilder, layout: WeightLayout, base: Value, n: Value) -> None:
+        self.b = b
+        self.layout = layout
+        self.base = base
+        self.tiles = b.ceil_div(n, TILE_COLUMNS)
+        self._padded_n = b.wide(self.tiles) * TILE_COLUMNS
+        groups = layout.grouped.groups
+        self._scales = b.at(base, b.wide(self.tiles) * layout.tile_bytes)
+        self._sums = b.at(self._scales, self._padded_n * (groups * layout.scale_bytes))
+        sums_bytes = 4 * groups if layout.has_sums else 0
+        self._zeros = b.at(self._sums, self._padded_n * sums_bytes)
+
+    def tile(self, index: Value) -> Value:
+        """The pointer to the codes of a tile; chunks and loads follow each other."""
+        return self.b.at(self.base, self.b.wide(index) * self.layout.tile_bytes)
+
+    def chunk_words(self, chunk: Value, offset: int = 0, *, cache: str = "nc") -> list[Value]:
+        """This lane's words of the chunk at pointer `chunk` + `offset`: i32, for `decode`."""
+        lane = self.b.at(chunk, self.b.lane * 16)
+        words: list[Value] = []
+        for load in range(self.layout.chunk_loads):
+            at = offset + load * WARP_LOAD_BYTES
+            loaded = self.b.load(lane, vec(WORDS_PER_LOAD, "i32"), at, cache=cache)  # type: ignore[arg-type]
+            words += self.b.lanes_of(loaded)
+        return words
+
+    def scales(
+        self, group: Value | int, column: Value, offset: int = 0, count: int = 1
+    ) -> list[Value]:
+        """Scales (f32) of `count` columns from `column` + `offset` on, a multiple of `count`."""
+        size = self.layout.scale_bytes
+        pointer = self._row(self._scales, group, column, size)
+        loaded = self.b.load(pointer, vec(count, f"f{8 * size}"), offset * size, cache="nc")
+        return self.b.lanes_of(self.b.extend(loaded) if size == 2 else loaded)
+
+    def sums(
+        self, group: Value | int, column: Value, offset: int = 0, count: int = 1
+    ) -> list[Value]:
+        """Sums of the codes (i32), as `scales`; where the layout has them."""
+        pointer = self._row(self._sums, group, column, 4)
+        return self.b.lanes_of(self.b.load(pointer, vec(count, "i32"), offset * 4, cache="nc"))
+
+    def zeros(
+        self, group: Value | int, column: Value, offset: int = 0, count: int = 1
+    ) -> list[Value]:
+        """Zero points (i32), as `scales`; of asymmetric formats."""
+        pointer = self._row(self._zeros, group, column, 1)
+        loaded = self.b.load(pointer, vec(count, "i8"), offset, cache="nc")
+        return self.b.lanes_of(self.b.zext(loaded, "i32"))
+
+    def _row(self, base: Value, group: Value | int, column: Value, size: int) -> Value:
+        """The address of (group, column) in a table [groups][padded n]."""
+        if isinstance(group, int):
+            row = base if group == 0 else self.b.at(base, self._padded_n * (group * size))
+        else:
+            row = self.b.at(base, self._padded_n * self.b.wide(group) * size)
+        return self.b.at(row, column * size)
