@@ -6,7 +6,7 @@ import itertools
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -195,9 +195,12 @@ def open_jobs(
     target: str, folder: Path | None, limit: int | None, progress: Progress
 ) -> Iterator[tuple[GpuRunner, list[GpuJob]]]:
     """The GPU of this machine and the jobs of `folder`, or jobs that are built now."""
-    with ExitStack() as stack:
-        runner = stack.enter_context(GpuRunner.for_target(target))
-        if folder is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="abqc-tune-")))
-            build_jobs(target, folder, limit, progress)
-        yield runner, tune_jobs.read(folder, target)
+    if folder is not None:
+        jobs = tune_jobs.read(folder, target)
+        with GpuRunner.for_target(target) as runner:
+            yield runner, jobs
+        return
+    # Without a GPU there is nothing to build for.
+    with GpuRunner.for_target(target) as runner, tempfile.TemporaryDirectory() as made:
+        build_jobs(target, Path(made), limit, progress)
+        yield runner, tune_jobs.read(Path(made), target)

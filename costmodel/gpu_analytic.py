@@ -161,10 +161,10 @@ class _Kernel:
         """Bytes to and from DRAM. Neighbouring blocks share their rows: where the operands exceed
         L2, the weights come once for every wave's worth of rows of blocks."""
         f = self.f
-        passes = 1
+        passes = 1.0
         if f.weight_bytes + f.activation_bytes > L2_SHARE * self.gpu.l2_bytes:
-            rows_at_once = max(1, self.slots // (self.blocks_n * f.split))
-            passes = math.ceil(self.blocks_m / rows_at_once)
+            rows_at_once = self.slots / (self.blocks_n * f.split)
+            passes = self.blocks_m / min(self.blocks_m, max(1.0, rows_at_once))
         written = f.workspace_bytes if f.split > 1 else f.written_bytes
         return f.weight_bytes * passes + f.activation_bytes + written
 

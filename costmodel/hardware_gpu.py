@@ -8,6 +8,7 @@ instructions, limits by compute capability). "Assumed" means that nobody has mea
 
 [L24] Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture via
 Microbenchmarking", 2024 (arXiv:2402.13499): `mma.sync` reaches 62.9 % of Hopper's peak on average.
+[P] "CUDA Performance Study - NVIDIA H100 SXM5", microbenchmarks on GitHub.
 """
 
 from __future__ import annotations
@@ -91,14 +92,14 @@ A100 = Gpu(
     sms=108,
     clock=1.41 * GIGA,
     # Datasheet: 312 TFLOPS f16, 624 TOPS int8, 4,992 TOPS binary (4,950 measured); mma.sync reaches
-    # them (L24).
+    # them [L24].
     rates=_CORES | {"b1": 32768.0, "s8": 4096.0, "f16": 2048.0},
     dram_datasheet=2039 * GIGA,  # 80 GB, SXM
     dram_bandwidth=1750 * GIGA,  # assumed: 86 % of it
-    dram_latency=331 * NANO,  # L24: 466 cycles
+    dram_latency=331 * NANO,  # [L24]: 466 cycles
     l2_bytes=40 * MIB,
     l2_bandwidth=4.5 * TERA,  # assumed; whitepaper: 5,120 bytes a cycle, 7.2 TB/s
-    l2_latency=185 * NANO,  # L24: 261 cycles
+    l2_latency=185 * NANO,  # [L24]: 261 cycles
     shared_per_sm=164 * KIB,
     shared_per_block=163 * KIB,
     threads_per_sm=2048,
@@ -144,10 +145,10 @@ RTX_4090 = Gpu(
     rates=_CORES | {"f32": 256.0, "b1": 16384.0, "s8": 2048.0, "f16": 512.0},
     dram_datasheet=1008 * GIGA,
     dram_bandwidth=920 * GIGA,  # assumed: 91 %
-    dram_latency=215 * NANO,  # L24: 541 cycles
+    dram_latency=215 * NANO,  # [L24]: 541 cycles
     l2_bytes=72 * MIB,
     l2_bandwidth=4.0 * TERA,  # assumed
-    l2_latency=108 * NANO,  # L24: 273 cycles
+    l2_latency=108 * NANO,  # [L24]: 273 cycles
     shared_per_sm=100 * KIB,
     shared_per_block=99 * KIB,
     threads_per_sm=1536,
@@ -175,18 +176,18 @@ H200 = Gpu(
     rates=_CORES
     | {
         "f32": 256.0,  # datasheet: 67 TFLOPS at 1.98 GHz
-        # Measured on a GH200: 0.54 instructions m16n8k256 a cycle and SM, 9,200 TOPS.
+        # Published measurement of a GH200: 0.54 instructions m16n8k256 a cycle and SM, 9,200 TOPS.
         "b1": 35389.0,
-        # Datasheet: 8,192 (1,979 TOPS) and 4,096 (989 TFLOPS) with wgmma; 62 % by mma.sync (L24).
+        # Datasheet: 8,192 (1,979 TOPS) and 4,096 (989 TFLOPS) with wgmma; 62 % by mma.sync [L24].
         "s8": 5080.0,
         "f16": 2540.0,
     },
     dram_datasheet=4.8 * TERA,
     dram_bandwidth=4.3 * TERA,  # copied, measured
-    dram_latency=288 * NANO,  # 570 cycles at 1.98 GHz, measured on an H100 SXM; L24: 479
+    dram_latency=288 * NANO,  # [P]: 570 cycles at 1.98 GHz; [L24]: 479 cycles
     l2_bytes=50 * MIB,
-    l2_bandwidth=5.5 * TERA,  # assumed; 3.6 TB/s copied within L2, measured on an H100 SXM
-    l2_latency=131 * NANO,  # 260 cycles at 1.98 GHz, measured on an H100 SXM; L24: 263
+    l2_bandwidth=7.0 * TERA,  # assumed: 29 bytes a cycle and SM; [P] copied 3.6 TB/s within L2
+    l2_latency=131 * NANO,  # [P]: 260 cycles at 1.98 GHz; [L24]: 263 cycles
     shared_per_sm=228 * KIB,
     shared_per_block=227 * KIB,
     threads_per_sm=2048,
@@ -226,7 +227,8 @@ RTX_5090 = Gpu(
     sms=170,
     clock=2.41 * GIGA,
     # Whitepaper GB202: 209.5 TFLOPS f16 with f32 accumulators, 838 TOPS int8 (931 by mma.sync
-    # m16n8k32, measured at a higher clock); integer cores as many as f32 cores. No binary unit.
+    # m16n8k32 at a higher clock, measured in pull request 254 of github.com/kekzl/imp); as many
+    # integer as f32 cores. No binary unit.
     rates=_CORES | {"f32": 256.0, "alu": 128.0, "s8": 2048.0, "f16": 512.0},
     dram_datasheet=1792 * GIGA,
     dram_bandwidth=1600 * GIGA,  # assumed: 89 %

@@ -1,0 +1,303 @@
+"""`abqc tune`: the CPU for a moment, a GPU through a driver that only keeps books."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from abqc.codegen.gpu.arch import SM_90A
+from abqc.codegen.gpu.builder import POINTER, kernel
+from abqc.codegen.gpu.schedule import Schedule
+from abqc.codegen.gpu.tools import find_tool
+from abqc.codegen.strategy import Kernel, MatmulSpec
+from abqc.compiler import tune, tune_cpu, tune_gpu, tune_jobs
+from abqc.compiler.cli import main
+from abqc.compiler.tune_device import GpuRunner
+from abqc.costmodel import samples
+from abqc.costmodel.interface import KernelFeatures
+from abqc.costmodel.load import model_for, samples_path
+from abqc.errors import AbqcError, InputError
+from test_costmodel_gpu import rows
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.setenv("ABQC_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def quiet(step: str, done: int = 0, total: int = 1) -> None:
+    """Progress that nobody looks at."""
+
+
+# --- CPU
+
+
+def test_cpu_is_measured_fitted_and_found(capsys, monkeypatch):
+    monkeypatch.setattr(tune_cpu, "SHAPES", ((128, 128),))
+    monkeypatch.setattr(tune_cpu, "ROWS", (1, 8))
+    monkeypatch.setattr(tune_cpu, "COLD_BYTES", 1 << 20)
+    monkeypatch.setattr(tune_cpu, "SECONDS", 0.001)
+    assert main(["tune", "--limit", "3", "--report"]) == 0
+    output = capsys.readouterr().out
+    assert "fitted rank" in output and "analytic x residual" in output
+    assert model_for("cpu").status.startswith("analytic x residual")
+    measured = samples.read(samples_path("cpu"))
+    assert len(measured) >= 12 and all(s.seconds > 0 and s.device and s.date for s in measured)
+    assert {s.features.working_set > 0 for s in measured} == {True, False}
+    for sample in measured:
+        assert model_for("cpu").predict(sample.features) < 30 * sample.seconds
+
+    # The same from a file; nothing is measured.
+    assert main(["tune", "--samples", str(samples_path("cpu"))]) == 0
+    assert len(samples.read(samples_path("cpu"))) == len(measured)
+
+
+def test_budget_ends_measuring():
+    class Slow:
+        device = tune.Device("clock")
+        calls = 0
+
+        def measure(self, job: int):
+            self.calls += 1
+            return [samples.Sample(rows(1, 64, 64, 4), 1e-6)]
+
+    runner = Slow()
+    assert len(list(tune.measure(runner, range(100), tune.Budget(60, jobs=7), quiet))) == 7
+    assert len(list(tune.measure(runner, range(100), tune.Budget(0), quiet))) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target", "cpu", "--build-only", "x"], "built when they are measured"),
+        (["--target", "sm_90a", "--samples", "missing.jsonl"], "cannot read missing.jsonl"),
+        (["--target", "sm_90a", "--jobs", "missing"], "holds no jobs for sm_90a"),
+    ],
+)
+def test_wrong_use_is_explained(arguments, message, capsys):
+    assert main(["tune", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_samples_of_another_target_are_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="none of the 1 samples is of target 'cpu'"):
+        tune.fit_and_save("cpu", [samples.Sample(rows(1, 64, 64, 4), 1e-6)])
+
+
+# --- Building for a GPU
+
+
+def copy_kernel(name: str, pointers: int) -> Kernel:
+    """A kernel with the arguments of a matmul; block 0 copies a word to its last buffer."""
+
+    def emit(module, arch) -> None:
+        with kernel(module, arch, name, [POINTER] * pointers + ["i32", "i32"], threads=64) as (
+            b,
+            block,
+            *arguments,
+        ):
+            n = arguments[-1]
+            with b.when(block * 64 + b.thread < n):
+                b.store(b.load(arguments[0], "f32", 0), arguments[pointers - 1], 0)
+
+    return Kernel(name, (1, 8), emit)
+
+
+class CopyStrategy:
+    """Two schedules, one of which splits K."""
+
+    name = "copy"
+
+    def features(self, spec: MatmulSpec, schedule: Schedule, m: int) -> KernelFeatures:
+        return replace(
+            rows(m, spec.n, spec.k, 4, arch="", split=schedule.split),
+            strategy="copy",
+            schedule=schedule.name,
+        )
+
+    def reduce_kernel(self, spec: MatmulSpec, schedule: Schedule) -> Kernel | None:
+        return copy_kernel("copy_reduce", 5) if schedule.split > 1 else None
+
+
+def copy_candidates(spec: MatmulSpec):
+    schedules = [Schedule("rows", 8, 8, 512, split=split) for split in (1, 4)]
+    return [(CopyStrategy(), s, copy_kernel(f"copy_{s.name}", 4)) for s in schedules]
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Path:
+    """A folder of jobs for matmuls of 1 to 8 rows."""
+    spec = MatmulSpec(64, 4096, None, None)
+    chosen = tune_gpu.select(copy_candidates, [spec], SM_90A, limit=100)
+    folder = tmp_path / "jobs"
+    folder.mkdir()
+    tune_gpu.build(chosen, SM_90A, folder, quiet)
+    return folder
+
+
+def test_jobs_are_built_without_a_gpu(built: Path):
+    jobs = tune_jobs.read(built, "sm_90a")
+    assert {job.features.m for job in jobs} <= {1, 4, 8}
+    split = next(job for job in jobs if job.features.split == 4)
+    assert split.grid == split.features.m * 8 * 4 and split.reduce_grid == split.features.m * 8
+    assert split.reduce is not None and split.reduce.name == "copy_reduce"
+    for job in jobs:
+        assert job.features.arch == "sm_90a" and job.kernel.threads == 64
+        assert job.kernel.image.exists()
+        if find_tool("ptxas"):
+            assert job.kernel.image.suffix == ".cubin" and job.features.registers > 0
+
+
+def test_foreign_jobs_are_refused(built: Path):
+    with pytest.raises(InputError, match="for sm_90a"):
+        tune_jobs.read(built, "sm_80")
+    data = json.loads((built / tune_jobs.FILE).read_text())
+    data["jobs"][0]["features"]["colour"] = "red"
+    (built / tune_jobs.FILE).write_text(json.dumps(data))
+    with pytest.raises(InputError, match="colour"):
+        tune_jobs.read(built, "sm_90a")
+
+
+def test_hopeless_candidates_are_not_built():
+    def candidates(spec: MatmulSpec):
+        class Hopeless(CopyStrategy):
+            def features(self, spec, schedule, m):
+                return replace(super().features(spec, schedule, m), f32_ops=1e15)
+
+        return [*copy_candidates(spec), (Hopeless(), Schedule("rows", 8, 8, 512), None)]
+
+    chosen = tune_gpu.select(candidates, [MatmulSpec(64, 4096, None, None)], SM_90A, limit=100)
+    assert chosen and all(c.kernel is not None for c in chosen)
+
+
+# --- Measuring on a GPU
+
+
+@dataclass
+class FakeLaunch:
+    name: str
+    grid: int
+    threads: int
+    arguments: list[int]
+
+
+@dataclass
+class FakeDriver:
+    """The driver API over host memory. Kernels do nothing; a launch takes a microsecond."""
+
+    capability: tuple[int, int] = (9, 0)
+    failing: str = ""
+    launches: list[FakeLaunch] = field(default_factory=list)
+    memory: dict[int, ctypes.Array] = field(default_factory=dict)
+    functions: dict[str, object] = field(default_factory=dict)
+    kernels: list[str] = field(default_factory=list)
+
+    def resolve(self, name: str) -> int | None:
+        method = getattr(self, name, None)
+        if name == self.failing:
+            method = self.fail
+        if method is None:
+            method = self.succeed
+        if name not in self.functions:
+            slots = 12
+            prototype = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * slots)
+            self.functions[name] = prototype(lambda *a: method(*(v or 0 for v in a)) or 0)
+        return ctypes.cast(self.functions[name], ctypes.c_void_p).value
+
+    def runner(self) -> GpuRunner:
+        return GpuRunner.for_target("sm_90a", self.resolve)
+
+    def fail(self, *_: int) -> int:
+        return 719
+
+    def succeed(self, *_: int) -> int:
+        return 0
+
+    def cuGetErrorString(self, status: int, text: int, *_: int) -> None:
+        self.message = ctypes.create_string_buffer(b"unspecified launch failure")
+        ctypes.c_void_p.from_address(text).value = ctypes.addressof(self.message)
+
+    def cuDeviceGetName(self, text: int, *_: int) -> None:
+        ctypes.memmove(text, b"Fake H200\0", 10)
+
+    def cuDriverGetVersion(self, value: int, *_: int) -> None:
+        ctypes.c_int.from_address(value).value = 13000
+
+    def cuDeviceGetAttribute(self, value: int, number: int, *_: int) -> None:
+        known = {75: self.capability[0], 76: self.capability[1], 38: 1 << 20}
+        ctypes.c_int.from_address(value).value = known[number & 0xFFFFFFFF]
+
+    def cuMemAlloc_v2(self, pointer: int, nbytes: int, *_: int) -> None:
+        buffer = (ctypes.c_char * nbytes)()
+        self.memory[ctypes.addressof(buffer)] = buffer
+        ctypes.c_uint64.from_address(pointer).value = ctypes.addressof(buffer)
+
+    def cuMemFree_v2(self, pointer: int, *_: int) -> None:
+        del self.memory[pointer]
+
+    def cuMemcpyHtoD_v2(self, to: int, data: int, nbytes: int, *_: int) -> None:
+        assert any(a <= to and to + nbytes <= a + len(b) for a, b in self.memory.items())
+        ctypes.memmove(to, data, nbytes)
+
+    def cuModuleGetFunction(self, function: int, module: int, name: int, *_: int) -> None:
+        self.kernels.append(ctypes.string_at(name).decode())
+        ctypes.c_void_p.from_address(function).value = len(self.kernels)
+
+    def cuLaunchKernel(self, function: int, grid: int, *rest: int) -> None:
+        name = self.kernels[function - 1]
+        count = 7 if "reduce" in name else 6
+        slots = (ctypes.c_void_p * count).from_address(rest[7])
+        arguments = [ctypes.c_uint64.from_address(slot).value for slot in slots]
+        self.launches.append(FakeLaunch(name, grid & 0xFFFFFFFF, rest[2] & 0xFFFFFFFF, arguments))
+
+    def cuEventElapsedTime(self, value: int, *_: int) -> None:
+        ctypes.c_float.from_address(value).value = len(self.launches) * 1e-3
+
+
+def test_jobs_are_measured_cold(built: Path):
+    driver = FakeDriver()
+    with driver.runner() as runner:
+        assert runner.device == tune.Device("Fake H200", "13.0")
+        job = next(j for j in tune_jobs.read(built, "sm_90a") if j.features.split == 4)
+        (sample,) = runner.measure(job)
+        buffers = dict(driver.memory)
+    # Weights of all launches together exceed the L2 of 1 MiB twice; each launch is two here.
+    copies = len(driver.launches) // 2
+    assert copies * job.features.weight_bytes > 2 << 20
+    assert sample.seconds == pytest.approx(2e-6, rel=1e-3)
+    first, second = driver.launches[:2]
+    assert (first.name, first.grid, first.threads) == (job.kernel.name, job.grid, 64)
+    assert (second.name, second.grid) == ("copy_reduce", job.reduce_grid)
+    q, weight, bias, workspace, m, n = first.arguments
+    assert second.arguments[:4] == [workspace, q, weight, bias]
+    assert [m, n] == second.arguments[5:] == [job.features.m, job.features.n]
+    assert {q, bias, workspace, second.arguments[4]} <= set(buffers)
+    assert len(buffers[workspace]) >= job.features.workspace_bytes
+    assert len({launch.arguments[1] for launch in driver.launches[::2]}) == copies
+    assert not driver.memory
+
+
+def test_a_gpu_of_another_capability_is_refused():
+    with pytest.raises(AbqcError, match=r"capability 8\.0.*sm_90a"):
+        FakeDriver(capability=(8, 0)).runner()
+
+
+@pytest.mark.parametrize("call", ["cuInit", "cuModuleLoadData", "cuGraphLaunch", "cuMemAlloc_v2"])
+def test_failing_calls_are_named(built: Path, call):
+    jobs = tune_jobs.read(built, "sm_90a")
+    fault = pytest.raises(AbqcError, match=rf"{call} failed: unspecified launch failure \(719\)")
+    with fault, FakeDriver(failing=call).runner() as runner:
+        runner.measure(jobs[0])
+
+
+def test_no_driver_is_explained(monkeypatch, capsys, built: Path):
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert main(["tune", "--target", "sm_90a", "--jobs", str(built)]) == 1
+    assert "no NVIDIA driver" in capsys.readouterr().err
