@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from abqc.runtime.ptx import Device, parse
+from abqc.runtime.ptx import Device, PtxSyntaxError, parse
 
 SOURCES = Path(__file__).parent / "cuda"
 NVCC = shutil.which("nvcc")
@@ -528,9 +528,10 @@ def test_common_divisors(control, rng) -> None:
     np.testing.assert_array_equal(out, np.gcd(a, b))
 
 
-def test_binomials(control) -> None:
-    out = control("binomials", 1, 32, output(32, dtype=np.int32))
-    assert out.tolist() == [math.comb(6, t % 7) for t in range(32)]
+def test_true_recursion_is_refused(control) -> None:
+    """Device functions are inlined: the error names the one that calls itself."""
+    with pytest.raises(PtxSyntaxError, match="recursion through .*binomial"):
+        control("binomials", 1, 32, output(32, dtype=np.int32))
 
 
 def test_local_array(control, rng) -> None:
