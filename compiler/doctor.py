@@ -15,6 +15,7 @@ from pathlib import Path
 
 from abqc import __version__
 from abqc.codegen import isa, link, toolchain
+from abqc.codegen.gpu.tools import find_tool
 from abqc.errors import AbqcError
 from abqc.runtime.abi import ABI_VERSION
 from abqc.runtime.artifact import FORMAT_VERSION
@@ -136,6 +137,18 @@ def _gpu() -> list[Finding]:
     return [Finding("GPU", found, "no NVIDIA driver; models run on the CPU", needed=False)]
 
 
+def _gpu_tools() -> list[Finding]:
+    remedies = {
+        "ptxas": "GPU artifacts then hold PTX alone: pip install abqc[cuda]",
+        "nvdisasm": "for tests of GPU kernels: pip install nvidia-cuda-nvdisasm",
+    }
+    found = {name: find_tool(name) for name in remedies}
+    return [
+        Finding(name, str(path) if path else None, remedies[name], needed=False)
+        for name, path in found.items()
+    ]
+
+
 CHECKS: tuple[Callable[[], list[Finding]], ...] = (
     _platform,
     _packages,
@@ -144,4 +157,5 @@ CHECKS: tuple[Callable[[], list[Finding]], ...] = (
     _processor,
     _cache,
     _gpu,
+    _gpu_tools,
 )

@@ -48,6 +48,8 @@ def sections(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield operation_table(operations)
     if manifest["float"]:
         yield float_table(manifest["float"])
+    for code in manifest.get("gpu", []):
+        yield gpu_table(code)
 
 
 def summary(manifest: Mapping[str, Any], operations: list[Mapping[str, Any]]) -> str:
@@ -55,13 +57,37 @@ def summary(manifest: Mapping[str, Any], operations: list[Mapping[str, Any]]) ->
     lines = {
         "model": manifest["model"],
         "recipe": manifest["recipe"],
-        "target": f"{manifest['target']} ({', '.join(manifest['isas'])})",
+        "target": f"{manifest['target']} ({', '.join(forms(manifest))})",
         "compiled": f"by abqc {manifest['abqc']} in {manifest['compile_seconds']:.1f} s",
         "size": f"{byte_count(sizes['total'])}: {byte_count(sizes['weights'])} weights, "
         f"{byte_count(sizes['code'])} code",
         "quantized": bits_per_weight(operations),
     }
     return "\n".join(f"{key:10} {value}" for key, value in lines.items() if value)
+
+
+def forms(manifest: Mapping[str, Any]) -> list[str]:
+    """The instruction sets or GPUs that the kernels were compiled for."""
+    gpus = manifest.get("gpu", [])
+    return manifest["isas"] or [
+        g["target"] + ("" if g["machine_code"] else " as PTX alone") for g in gpus
+    ]
+
+
+def gpu_table(code: Mapping[str, Any]) -> str:
+    """What the assembler gave every kernel of one GPU target."""
+    rows = [
+        (
+            name,
+            kernel["threads"],
+            kernel.get("registers", "?"),
+            byte_count(kernel["shared"]) if kernel["shared"] else "",
+            byte_count(kernel["spilled"]) if kernel.get("spilled") else "",
+        )
+        for name, kernel in sorted(code["kernels"].items())
+    ]
+    title = f"kernels for {code['target']}"
+    return table((title, "threads", "registers", "shared memory", "spilled"), rows)
 
 
 def bits_per_weight(operations: list[Mapping[str, Any]]) -> str:
