@@ -23,12 +23,13 @@ from abqc.compiler.tune_jobs import BuiltKernel, GpuJob
 from abqc.costmodel.gpu_analytic import GpuAnalyticModel
 from abqc.costmodel.hardware import gpu_for
 from abqc.costmodel.interface import KernelFeatures
-from abqc.dialects.formats import parse_scheme
+from abqc.dialects.formats import Scheme, parse_scheme
 from abqc.dialects.mlir import ir
 from abqc.errors import InputError
 
-# Weight and activation schemes; None is f16.
-PAIRS: tuple[tuple[str, str | None], ...] = (
+# Weight and activation schemes; None is float.
+PAIRS: tuple[tuple[str | None, str | None], ...] = (
+    (None, None),
     ("w4", None),
     ("w2", None),
     ("w8", "a8"),
@@ -99,9 +100,13 @@ class Candidate:
 def specs() -> list[MatmulSpec]:
     """The matmuls that are measured."""
     return [
-        MatmulSpec(n, k, parse_scheme(weight), parse_scheme(activation) if activation else None)
+        MatmulSpec(n, k, _scheme(weight), _scheme(activation))
         for (weight, activation), (n, k) in itertools.product(PAIRS, SHAPES)
     ]
+
+
+def _scheme(text: str | None) -> Scheme | None:
+    return parse_scheme(text) if text else None
 
 
 def select(

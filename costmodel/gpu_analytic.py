@@ -49,6 +49,7 @@ STEP_CYCLES = 100  # of one stage of a tile: wait, barrier, ldmatrix (33), depen
 START_CYCLES = 700  # of a block: its arguments, its addresses, its epilogue
 BASE_REGISTERS = 48  # of a thread, beside its accumulators
 L2_SHARE = 0.75  # of L2 that one kernel's operands keep
+SERIAL = 0.05  # of the work of faster resources, which does not overlap with the slowest
 BOUNDS = {unit: f"{unit} tensor-core" for unit in TENSOR_UNITS} | {
     "f32": "FMA",
     "dp4a": "dp4a",
@@ -92,7 +93,8 @@ class Occupancy:
 
 @dataclass(frozen=True)
 class GpuEstimate:
-    """Seconds by resource over all waves; `busy` is the sum over waves of the slowest one."""
+    """Seconds by resource over all waves; `busy` is the sum over waves of the slowest one, and of
+    what does not overlap with it."""
 
     resources: Mapping[str, float]
     busy: float
@@ -252,7 +254,8 @@ class GpuAnalyticModel(Roofline[KernelFeatures]):
             if not count * blocks:
                 continue
             wave = kernel.wave(blocks)
-            busy += count * max(wave.values())
+            slowest = max(wave.values())
+            busy += count * (slowest + SERIAL * (sum(wave.values()) - slowest))
             for name, seconds in wave.items():
                 resources[name] = resources.get(name, 0.0) + count * seconds
         waves = full + (rest > 0)

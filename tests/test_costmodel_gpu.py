@@ -211,5 +211,12 @@ def test_explanation_names_schedules_bounds_and_the_rest():
     assert "int8 128x128: " in text
 
 
+def test_less_work_wins_where_memory_decides():
+    """Kernels of 1 and of 4 rows read the same bytes."""
+    one = rows(1, 28672, 8192, 4)
+    four = replace(one, schedule="rows4", block_m=4, dp4a_ops=4 * one.dp4a_ops)
+    assert best("sm_80", four, one) == one
+
+
 def test_status():
     assert model("sm_90a").status == "analytic only"
