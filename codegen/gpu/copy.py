@@ -1,0 +1,68 @@
+"""Copies between strided places: the kernels that every GPU artifact has for the shim.
+
+    abqc_copy_<1|2|4|8> (to, from, total, rank, sizes[8], to_strides[8], from_strides[8])   all i64
+                                                                        grid = ceil(total / 256)
+
+A thread copies the element of its number in row-major order over `sizes[:rank]`; strides are in
+elements (of 1, 2, 4 or 8 bytes) and may be negative. What lies one after the other on both sides is
+copied by the driver, not by these (runtime/shim/cuda_host.c).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ...dialects.mlir import ir
+from ..builder import Value
+from ..strategy import Kernel
+from .arch import GpuArch
+from .builder import POINTER, GpuBuilder, kernel
+
+THREADS = 256
+MAX_RANK = 8  # ABQC_MAX_RANK in runtime/shim/abqc.h
+ITEMS = (1, 2, 4, 8)
+
+
+def copy_kernels() -> tuple[Kernel, ...]:
+    """The kernels by element size, smallest first."""
+    return tuple(Kernel(f"abqc_copy_{item}", (THREADS,), partial(_emit, item)) for item in ITEMS)
+
+
+def _emit(item: int, module: ir.Module, arch: GpuArch) -> None:
+    arguments = [POINTER, POINTER, *["i64"] * (2 + 3 * MAX_RANK)]
+    with kernel(module, arch, f"abqc_copy_{item}", arguments, threads=THREADS) as opened:
+        b, block, to, source, total, rank, *rest = opened
+        sizes, to_strides, from_strides = (
+            rest[i * MAX_RANK : (i + 1) * MAX_RANK] for i in range(3)
+        )
+        number = b.wide(block) * THREADS + b.wide(b.thread)
+        with b.when(number < total):
+            to_at, from_at = _places(b, number, rank, sizes, to_strides, from_strides)
+            value = b.load(source, f"i{8 * item}", from_at * item)
+            b.store(value, to, to_at * item)
+
+
+def _places(
+    b: GpuBuilder,
+    number: Value,
+    rank: Value,
+    sizes: list[Value],
+    to_strides: list[Value],
+    from_strides: list[Value],
+) -> tuple[Value, Value]:
+    """Where an element lies on both sides, in elements; threads take the same branches."""
+    zero = b.const(0, "i64")
+    state = [number, zero, zero]
+    for d in reversed(range(MAX_RANK)):
+
+        def step(d: int = d, state: list[Value] = state) -> list[Value]:
+            left, to_at, from_at = state
+            index = left % sizes[d]
+            return [
+                left // sizes[d],
+                to_at + index * to_strides[d],
+                from_at + index * from_strides[d],
+            ]
+
+        state = b.either(rank > d, ["i64"] * 3, step, lambda state=state: state)
+    return state[1], state[2]
