@@ -17,6 +17,7 @@ from abqc.codegen.llvm import Jit
 from abqc.codegen.strategy import Kernel, MatmulSpec, MatmulStrategy
 from abqc.codegen.targets.cpu import CpuTarget
 from abqc.compiler.tune import Device
+from abqc.costmodel.analytic import AnalyticModel
 from abqc.costmodel.interface import MatmulFeatures, Sample
 from abqc.dialects.formats import QuantizedTensor, Scheme, parse_scheme
 from abqc.dialects.mlir import ir
@@ -76,7 +77,8 @@ class CpuRunner:
         return Device(next(names, "CPU"))
 
     def measure(self, job: CpuJob) -> list[Sample]:
-        strategies = CpuTarget().strategies
+        # Not the tuned model: one that cannot be read must not keep from tuning anew.
+        strategies = CpuTarget(cost_model=AnalyticModel()).strategies
         matmuls = [_Matmul(s, job) for s in strategies if s.unsupported(job.spec) is None]
         return [m.sample(rows, cold) for m in matmuls for rows in ROWS for cold in (False, True)]
 

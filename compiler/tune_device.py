@@ -13,16 +13,25 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
+from abqc.codegen.gpu.arch import GpuArch, by_name
 from abqc.compiler.cuda_driver import L2_BYTES, Cuda, Launch, Resolve
 from abqc.compiler.tune import Device
 from abqc.compiler.tune_jobs import BuiltKernel, GpuJob
 from abqc.costmodel.interface import Sample
-from abqc.errors import AbqcError
+from abqc.errors import AbqcError, InputError
 
 ALIGNMENT = 256
 L2_TIMES = 2
 MAX_COPIES = 256
 CHUNK = 16 << 20  # random bytes are written so many at a time
+
+
+def arch_named(target: str) -> GpuArch:
+    """The GPU target of a name. InputError lists them."""
+    try:
+        return by_name(target)
+    except KeyError as error:
+        raise InputError(str(error.args[0])) from error
 
 
 class GpuRunner:
@@ -37,9 +46,7 @@ class GpuRunner:
     @classmethod
     def for_target(cls, target: str, resolve: Resolve | None = None) -> Self:
         """A runner on this machine's GPU. AbqcError where there is none that runs `target`."""
-        from abqc.codegen.gpu.arch import by_name
-
-        arch = by_name(target)
+        arch = arch_named(target)
         cuda = Cuda(resolve)
         own = cuda.capability
         if own != arch.capability if arch.specific else own < arch.capability:

@@ -18,7 +18,7 @@ from abqc.codegen.gpu.tools import find_tool
 from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.compiler import tune_jobs
 from abqc.compiler.tune import Progress
-from abqc.compiler.tune_device import GpuRunner
+from abqc.compiler.tune_device import GpuRunner, arch_named
 from abqc.compiler.tune_jobs import BuiltKernel, GpuJob
 from abqc.costmodel.gpu_analytic import GpuAnalyticModel
 from abqc.costmodel.hardware import gpu_for
@@ -62,12 +62,11 @@ Candidates = Callable[[MatmulSpec], Sequence[tuple[Strategy, Schedule, Kernel]]]
 
 def target_candidates(target: str) -> tuple[GpuArch, Candidates]:
     """The description of a target, and what lists (strategy, schedule, kernel) for a matmul."""
-    from abqc.codegen.targets.cuda import CudaTarget, target_names
+    arch = arch_named(target)
+    from abqc.codegen.targets.cuda import CudaTarget
 
-    cuda = CudaTarget.named(target)
-    if cuda is None or len(cuda.archs) != 1:
-        raise InputError(f"'{target}' is not one GPU target", hint=f"there are {target_names()}")
-    arch = cuda.archs[0]
+    # Not the tuned model: one that cannot be read must not keep from tuning anew.
+    cuda = CudaTarget(target, (arch,), (GpuAnalyticModel(gpu_for(target)),))
 
     def candidates(spec: MatmulSpec) -> list[tuple[Strategy, Schedule, Kernel]]:
         return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import abqc
@@ -11,6 +11,14 @@ import pytest
 from models.fetch import Unavailable, fetch
 
 DATA = Path(__file__).parent / "models" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def untuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing depends on what `abqc tune` has measured on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ABQC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,13 @@ from abqc.codegen.gpu.builder import POINTER, kernel
 from abqc.codegen.gpu.schedule import Schedule
 from abqc.codegen.gpu.tools import find_tool
 from abqc.codegen.strategy import Kernel, MatmulSpec
+from abqc.codegen.targets.cpu import CpuTarget
 from abqc.compiler import tune, tune_cpu, tune_gpu, tune_jobs
 from abqc.compiler.cli import main
 from abqc.compiler.tune_device import GpuRunner
 from abqc.costmodel import samples
 from abqc.costmodel.interface import KernelFeatures
-from abqc.costmodel.load import model_for, samples_path
+from abqc.costmodel.load import model_for, model_path, samples_path
 from abqc.errors import AbqcError, InputError
 from test_costmodel_gpu import rows
 
@@ -56,6 +57,17 @@ def test_cpu_is_measured_fitted_and_found(capsys, monkeypatch):
     assert len(samples.read(samples_path("cpu"))) == len(measured)
 
 
+def test_a_stale_model_is_tuned_anew(monkeypatch):
+    monkeypatch.setattr(tune_cpu, "ROWS", (1,))
+    monkeypatch.setattr(tune_cpu, "COLD_BYTES", 1 << 20)
+    model_path("cpu").parent.mkdir(parents=True)
+    model_path("cpu").write_text("{}")
+    with pytest.raises(AbqcError, match="no cost model"):
+        CpuTarget()
+    assert main(["tune", "--limit", "1"]) == 0
+    assert CpuTarget().cost_model.status.startswith("analytic x residual")
+
+
 def test_budget_ends_measuring():
     class Slow:
         device = tune.Device("clock")
@@ -75,6 +87,7 @@ def test_budget_ends_measuring():
     [
         (["--target", "cpu", "--build-only", "x"], "built when they are measured"),
         (["--target", "sm_90a", "--samples", "missing.jsonl"], "cannot read missing.jsonl"),
+        (["--target", "sm_42", "--build-only", "x"], "no GPU target 'sm_42'"),
         (["--target", "sm_90a", "--jobs", "missing"], "holds no jobs for sm_90a"),
     ],
 )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
-from ...costmodel.analytic import AnalyticModel
 from ...costmodel.interface import CostModel, MatmulFeatures
+from ...costmodel.load import model_for
 from ...dialects.formats import Scheme, parse_scheme
 from ...errors import RecipeError
 from ..cpu.batch_matmul import batch_matmul_kernels
@@ -40,7 +40,7 @@ class CpuTarget:
 
     name: str = "cpu"
     isas: tuple[Isa, ...] = ALL
-    cost_model: CostModel = field(default_factory=AnalyticModel)
+    cost_model: CostModel = field(default_factory=partial(model_for, "cpu"), repr=False)
 
     @property
     def objects(self) -> ObjectMaker:
