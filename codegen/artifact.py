@@ -65,6 +65,7 @@ def build_artifact(
             isas=code.isas,
             gpu=code.gpu,
             strided_inputs=frozenset(unit.strided_inputs),
+            weights=[(symbol, weight_bytes) for symbol in list(unit.weights)[:1]],
         ),
         manifest=manifest,
     )

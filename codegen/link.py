@@ -38,6 +38,10 @@ _LINK = (
 )
 _LIBRARIES = ("-lm", "-ldl", "-lpthread")
 
+# Of the shim's sources, those for artifacts that run on CPUs; those for GPUs are cuda_*.c, the
+# others are for both.
+_CPU_SOURCES = frozenset({"arena", "cpu", "cpu_device", "host", "team"})
+
 # The thread runtime is linked by its name alone, so that no development package is needed.
 _THREADS_NAME = "libgomp.so.1"
 _THREADS_STUB = """\
@@ -96,15 +100,18 @@ class GpuMeta:
 class ArtifactMeta:
     """What the shim must know of a model.
 
-    `isas`: the forms whose table `abqc_kernels_<isa>` is among the objects. `strided_inputs`: names
-    of the inputs that the host function takes with any strides; others are made compact first.
+    `isas`: the forms whose table `abqc_kernels_<isa>` is among the objects; none for GPUs, whose
+    code `gpu` describes. `strided_inputs`: names of the inputs that the host function takes with
+    any strides; others are made compact first. `weights`: the data objects that a GPU gets copies
+    of, by their first symbol and bytes (as `write_data_object` returns them).
     """
 
     inputs: Sequence[Spec]
     outputs: Sequence[Spec]
-    isas: Sequence[str]
+    isas: Sequence[str] = ()
     strided_inputs: frozenset[str] = frozenset()
     gpu: GpuMeta | None = None
+    weights: Sequence[tuple[str, int]] = ()
 
 
 def link(
@@ -138,8 +145,7 @@ def link(
             *(path.resolve() for path in objects),
             work / "meta.o",
             work / "manifest.o",
-            *sorted(shim.glob("*.o")),
-            shim / _THREADS_NAME,
+            *_shim_objects(shim, gpu=meta.gpu is not None),
         ]
         with _replacing(output) as partial:
             flags = _LINK if debug else (*_LINK, "-s")
@@ -221,6 +227,15 @@ def _compiled_shim(compiler: CCompiler, work: Path) -> Path:
     return _keep(made, cached)
 
 
+def _shim_objects(shim: Path, *, gpu: bool) -> list[Path]:
+    """What artifacts for CPUs, or for GPUs, are linked with."""
+    found = sorted(shim.glob("*.o"))
+    if gpu:
+        return [path for path in found if path.stem not in _CPU_SOURCES]
+    cpu = [path for path in found if not path.stem.startswith("cuda_")]
+    return [*cpu, shim / _THREADS_NAME]
+
+
 def _shim_key(compiler: CCompiler, sources: Sequence[Path]) -> str:
     digest = hashlib.sha256(f"{compiler.identity()} {_COMPILE} {_THREADS_STUB}".encode())
     for path in [*sources, *sorted(SHIM_DIRECTORY.glob("*.h"))]:
@@ -264,13 +279,17 @@ def meta_source(meta: ArtifactMeta) -> str:
     lines.append(f"static const char *const symbols[] = {{{names}}};")
     present = [isa for isa in ISAS if isa in meta.isas]
     kernels = ", ".join(f"[ABQC_ISA_{isa.upper()}] = abqc_kernels_{isa}" for isa in present)
+    device = f"    .kernels = {{{kernels}}},"
+    if meta.gpu is not None:
+        present = [image.name for image in meta.gpu.images]
+        device = f"    .gpu = {_gpu_table(meta.gpu, meta.weights, lines)},"
     lines += [
         "const abqc_meta_table abqc_meta = {",
         f"    .info = {{.input_count = {len(meta.inputs)}, .output_count = {len(meta.outputs)},",
         f"             .symbol_count = {len(symbols.names)}, .inputs = {inputs},",
         f'             .outputs = {outputs}, .symbols = symbols, .isas = "{" ".join(present)}",',
         "             .manifest = abqc_manifest},",
-        f"    .kernels = {{{kernels}}},",
+        device,
         "};",
     ]
     return "\n".join(lines) + "\n"
@@ -313,6 +332,39 @@ def _tensor_table(
     return table
 
 
+def _gpu_table(gpu: GpuMeta, weights: Sequence[tuple[str, int]], lines: list[str]) -> str:
+    """The initializer of an abqc_gpu_table, after the declarations that it needs."""
+    symbols = [symbol for image in gpu.images for symbol in (image.ptx, image.cubin) if symbol]
+    symbols += [symbol for symbol, _ in weights]
+    lines += [f"extern const char {symbol}[];" for symbol in symbols]
+    tables = {
+        "image": [_image_row(image) for image in gpu.images],
+        "kernel": [
+            f"{{{_c_string(k.name)}, {k.threads}, {k.shared_bytes}, {k.slots}}}"
+            for k in gpu.kernels
+        ],
+        "weight": [f"{{{symbol}, {size}}}" for symbol, size in weights],
+    }
+    fields = []
+    for name, rows in tables.items():
+        fields.append(f".{name}_count = {len(rows)}, .{name}s = ")
+        if not rows:
+            fields[-1] += "NULL"
+            continue
+        lines += [f"static const abqc_gpu_{name} gpu_{name}s[] = {{"]
+        lines += [*(f"    {row}," for row in rows), "};"]
+        fields[-1] += f"gpu_{name}s"
+    return "{" + ", ".join(fields) + "}"
+
+
+def _image_row(image: GpuImage) -> str:
+    major, minor = image.capability
+    return (
+        f"{{{major}, {minor}, {int(image.specific)}, {_c_string(image.name)}, "
+        f"{image.ptx}, {image.cubin or 'NULL'}, {image.cubin_bytes}}}"
+    )
+
+
 def _c_string(text: str) -> str:
     """A C string literal; bytes outside printable ASCII as octal escapes, which cannot run on."""
     plain = (chr(b) if 32 <= b < 127 and b not in b'"\\?' else f"\\{b:03o}" for b in text.encode())
@@ -321,7 +373,10 @@ def _c_string(text: str) -> str:
 
 def _check(meta: ArtifactMeta) -> None:
     unknown = sorted(set(meta.isas) - set(ISAS))
-    if unknown or not meta.isas:
+    if meta.gpu is not None:
+        if meta.isas or not meta.gpu.images:
+            raise CompileError("an artifact for GPUs needs an image, and no kernels for CPUs")
+    elif unknown or not meta.isas:
         raise CompileError(f"an artifact needs forms of {', '.join(ISAS)}; got {unknown or 'none'}")
     for spec in (*meta.inputs, *meta.outputs):
         if len(spec.shape) > MAX_RANK:

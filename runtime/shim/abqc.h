@@ -65,11 +65,12 @@ typedef enum {
     ABQC_E_ARGUMENT = 1, /* NULL where a pointer is needed, a wrong count, an unknown option */
     ABQC_E_INPUT = 2,    /* an input's type, rank, size, strides or data */
     ABQC_E_OUTPUT = 3,   /* a buffer handed in for an output does not fit it */
-    ABQC_E_DEVICE = 4,   /* a device that this model was not compiled for */
+    ABQC_E_DEVICE = 4,   /* a device that is not there, or that the model or a tensor cannot be on */
     ABQC_E_ISA = 5,      /* no form of the kernels runs on this CPU, or the one asked for does not */
     ABQC_E_MEMORY = 6,   /* out of memory */
     ABQC_E_CHECK = 7,    /* a check inside the model failed: sizes that do not go together */
-    ABQC_E_INTERNAL = 8  /* a defect of the compiler */
+    ABQC_E_INTERNAL = 8, /* a defect of the compiler */
+    ABQC_E_LAUNCH = 9    /* the GPU failed during a run */
 } abqc_status;
 
 enum {
@@ -93,22 +94,25 @@ typedef struct {
     const abqc_tensor_info *outputs;
     const char *const *symbols; /* names of the symbolic dimensions, "" for nameless ones. Inputs
                                    that share one must agree on its size. */
-    const char *isas;           /* forms of the kernels, best first, such as "avx512 avx2 plain" */
+    const char *isas;           /* forms of the kernels: "avx512 avx2 plain", best first; for a GPU
+                                   its targets, such as "sm_80 sm_90a" */
     const char *manifest;       /* JSON: how the model was compiled */
 } abqc_model_info;
 
 typedef struct {
     uint32_t struct_size; /* sizeof(abqc_instance_options) */
-    int32_t threads;      /* 0: ABQC_NUM_THREADS, else the number of usable cores */
-    DLDevice device;      /* {0, 0}: the CPU */
-    const char *isa;      /* NULL: ABQC_ISA, else the best that the CPU has */
+    int32_t threads;      /* 0: ABQC_NUM_THREADS, else the number of usable cores; CPU only */
+    DLDevice device;      /* {0, 0}: the CPU, or the first GPU: what the model was compiled for */
+    const char *isa;      /* NULL: the best that the device has; on a CPU ABQC_ISA comes first */
+    void *(*driver)(const char *name); /* resolves names of the CUDA driver API, as dlsym() does;
+                                          NULL: libcuda.so.1 */
 } abqc_instance_options;
 
 typedef struct {
     uint32_t struct_size; /* sizeof(abqc_run_options) */
     int32_t threads;      /* 0: as the instance says */
-    DLDevice device;      /* {0, 0}: as the instance says */
-    void *stream;         /* a GPU's stream; NULL on a CPU */
+    DLDevice device;      /* where outputs[i] == NULL goes; {0, 0}: where the inputs lie */
+    void *stream;         /* a CUstream of the GPU's primary context; NULL: one of the instance's */
 } abqc_run_options;
 
 typedef struct abqc_instance abqc_instance;
@@ -144,7 +148,11 @@ typedef struct {
      * input grown along one axis (a cache) may start where that input starts, with the same
      * strides. Then only the new part is written.
      *
-     * On an error no output is allocated; buffers handed in may have been written. */
+     * On an error no output is allocated; buffers handed in may have been written.
+     *
+     * A GPU takes tensors that lie on it or on the host, mixed as one likes. Outputs that it
+     * allocates lie on the GPU when an input does. When all tensors lie on the GPU and a stream was
+     * given, the call returns once the work is in the stream; else the work is done. */
     int32_t (*run)(abqc_instance *instance, const DLTensor *const *inputs, int32_t input_count,
                    DLManagedTensor **outputs, int32_t output_count,
                    const abqc_run_options *options);

@@ -1,8 +1,5 @@
 /* The table of functions: instances, the contexts of their runs, and the run itself. */
 
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,8 +9,7 @@
 enum { MAX_THREADS = 1024 };
 
 struct abqc_instance {
-    abqc_isa isa;
-    int32_t threads;
+    abqc_device *device;
     pthread_mutex_t lock;
     abqc_ctx *idle; /* contexts that no run uses, the last used first */
 };
@@ -32,66 +28,17 @@ static int32_t read_options(void *options, size_t size, const void *given) {
     return ABQC_OK;
 }
 
-static int32_t check_device(DLDevice device) {
-    if (device.device_type == 0 || device.device_type == kDLCPU) return ABQC_OK;
-    return abqc_error(ABQC_E_DEVICE, "device type %d: this model was compiled for the CPU (%d)",
-                      (int)device.device_type, (int)kDLCPU);
-}
-
-static int32_t check_threads(int64_t threads, const char *origin) {
+int32_t abqc_check_threads(int64_t threads, const char *origin) {
     if (threads >= 0 && threads <= MAX_THREADS) return ABQC_OK;
     return abqc_error(ABQC_E_ARGUMENT, "%s is %lld, expected 1 to %d", origin, (long long)threads,
                       MAX_THREADS);
-}
-
-static int32_t choose_threads(int32_t asked, int32_t *threads) {
-    const char *text = getenv("ABQC_NUM_THREADS");
-    if (asked || !text || !*text) {
-        *threads = asked ? asked : abqc_usable_cores();
-        return check_threads(asked, "the number of threads");
-    }
-    char *end;
-    errno = 0;
-    long value = strtol(text, &end, 10);
-    if (*end || errno || value < 1)
-        return abqc_error(ABQC_E_ARGUMENT, "ABQC_NUM_THREADS is '%s', expected a positive number",
-                          text);
-    *threads = (int32_t)value;
-    return check_threads(value, "ABQC_NUM_THREADS");
-}
-
-static int32_t forced_isa(const char *name, abqc_isa *isa) {
-    for (int i = 0; i < ABQC_ISA_COUNT; i++) {
-        if (strcmp(name, abqc_isa_name(i)) != 0) continue;
-        if (!abqc_meta.kernels[i])
-            return abqc_error(ABQC_E_ISA, "the model has no kernels for '%s'; it has: %s", name,
-                              abqc_meta.info.isas);
-        if (!abqc_cpu_has(i)) return abqc_error(ABQC_E_ISA, "this CPU lacks '%s'", name);
-        *isa = i;
-        return ABQC_OK;
-    }
-    return abqc_error(ABQC_E_ISA, "unknown instruction set '%s', expected avx512, avx2 or plain",
-                      name);
-}
-
-static int32_t choose_isa(const char *asked, abqc_isa *isa) {
-    const char *forced = asked ? asked : getenv("ABQC_ISA");
-    if (forced && *forced) return forced_isa(forced, isa);
-    for (int i = 0; i < ABQC_ISA_COUNT; i++) {
-        if (!abqc_meta.kernels[i] || !abqc_cpu_has(i)) continue;
-        *isa = i;
-        return ABQC_OK;
-    }
-    return abqc_error(ABQC_E_ISA, "this CPU can run none of the model's instruction sets: %s",
-                      abqc_meta.info.isas);
 }
 
 /* ---- contexts ---- */
 
 static void destroy_context(abqc_ctx *ctx) {
     if (!ctx) return;
-    abqc_team_close(&ctx->team);
-    abqc_arena_destroy(&ctx->arena);
+    abqc_work_destroy(ctx->work);
     free(ctx->views);
     free(ctx->view_ready);
     free(ctx->slots);
@@ -100,28 +47,36 @@ static void destroy_context(abqc_ctx *ctx) {
     free(ctx);
 }
 
-static abqc_ctx *create_context(void) {
+static bool allocate_parts(abqc_ctx *ctx) {
     const abqc_model_info *info = &abqc_meta.info;
-    abqc_ctx *ctx = aligned_alloc(_Alignof(abqc_ctx), sizeof(abqc_ctx));
-    if (!ctx) return NULL;
-    memset(ctx, 0, sizeof *ctx);
     ctx->views = calloc((size_t)info->input_count + 1, sizeof *ctx->views);
     ctx->view_ready = calloc((size_t)info->input_count + 1, sizeof *ctx->view_ready);
     ctx->slots = calloc((size_t)info->output_count + 1, sizeof *ctx->slots);
     ctx->symbol_sizes = calloc((size_t)info->symbol_count + 1, sizeof *ctx->symbol_sizes);
     ctx->symbol_inputs = calloc((size_t)info->symbol_count + 1, sizeof *ctx->symbol_inputs);
-    if (ctx->views && ctx->view_ready && ctx->slots && ctx->symbol_sizes && ctx->symbol_inputs)
-        return ctx;
-    destroy_context(ctx);
-    return NULL;
+    return ctx->views && ctx->view_ready && ctx->slots && ctx->symbol_sizes && ctx->symbol_inputs;
 }
 
-static abqc_ctx *acquire_context(abqc_instance *instance) {
+static int32_t create_context(abqc_device *device, abqc_ctx **made) {
+    abqc_ctx *ctx = calloc(1, sizeof *ctx);
+    if (!ctx || !allocate_parts(ctx)) {
+        destroy_context(ctx);
+        return abqc_error(ABQC_E_MEMORY, "out of memory");
+    }
+    ctx->device = device;
+    int32_t status = abqc_work_create(device, &ctx->work);
+    if (status) destroy_context(ctx);
+    else *made = ctx;
+    return status;
+}
+
+static int32_t acquire_context(abqc_instance *instance, abqc_ctx **ctx) {
     pthread_mutex_lock(&instance->lock);
-    abqc_ctx *ctx = instance->idle;
-    if (ctx) instance->idle = ctx->next;
+    abqc_ctx *idle = instance->idle;
+    if (idle) instance->idle = idle->next;
     pthread_mutex_unlock(&instance->lock);
-    return ctx ? ctx : create_context();
+    *ctx = idle;
+    return idle ? ABQC_OK : create_context(instance->device, ctx);
 }
 
 static void release_context(abqc_instance *instance, abqc_ctx *ctx) {
@@ -140,27 +95,27 @@ static void check_all_given(abqc_ctx *ctx) {
                       abqc_meta.info.outputs[i].name);
 }
 
-static void call_host(abqc_ctx *ctx) {
-    if (setjmp(ctx->escape)) return; /* abqc_fail() has set the status */
+int32_t abqc_call_host(abqc_ctx *ctx) {
+    const abqc_model_info *info = &abqc_meta.info;
+    memset(ctx->view_ready, 0, sizeof *ctx->view_ready * (size_t)info->input_count);
+    memset(ctx->slots, 0, sizeof *ctx->slots * (size_t)info->output_count);
+    ctx->status = ABQC_OK;
+    if (setjmp(ctx->escape)) return ctx->status; /* abqc_fail() has set it */
     int32_t code = abqc_host_main(ctx);
     if (code) abqc_fail(ctx, ABQC_E_INTERNAL, "the model's host function returned %d", (int)code);
     check_all_given(ctx);
+    return ABQC_OK;
 }
 
-static int32_t run_in_context(abqc_ctx *ctx, int32_t threads) {
-    const abqc_model_info *info = &abqc_meta.info;
-    int32_t status = abqc_check_inputs(ctx->inputs, ctx->symbol_sizes, ctx->symbol_inputs);
-    if (!status) status = abqc_check_output_buffers(ctx->outputs);
+static int32_t run_in_context(abqc_ctx *ctx, const abqc_run_options *options) {
+    int32_t status =
+        abqc_check_inputs(ctx->device, ctx->inputs, ctx->symbol_sizes, ctx->symbol_inputs);
+    if (!status) status = abqc_check_output_buffers(ctx->device, ctx->outputs);
     if (status) return status;
-    memset(ctx->view_ready, 0, sizeof *ctx->view_ready * (size_t)info->input_count);
-    memset(ctx->slots, 0, sizeof *ctx->slots * (size_t)info->output_count);
-    abqc_arena_begin(&ctx->arena);
-    ctx->status = ABQC_OK;
-    if (!abqc_team_begin(&ctx->team, threads))
-        return abqc_error(ABQC_E_MEMORY, "cannot start %d threads", (int)threads);
-    call_host(ctx);
-    if (ctx->status) abqc_release_outputs(ctx);
-    return ctx->status;
+    memset(ctx->slots, 0, sizeof *ctx->slots * (size_t)abqc_meta.info.output_count);
+    status = abqc_work_run(ctx, options);
+    if (status) abqc_release_outputs(ctx);
+    return status;
 }
 
 static int32_t run(abqc_instance *instance, const DLTensor *const *inputs, int32_t input_count,
@@ -168,24 +123,23 @@ static int32_t run(abqc_instance *instance, const DLTensor *const *inputs, int32
                    const abqc_run_options *given) {
     const abqc_model_info *info = &abqc_meta.info;
     abqc_run_options options;
+    abqc_ctx *ctx;
     if (!instance) return abqc_error(ABQC_E_ARGUMENT, "instance is NULL");
     int32_t status = read_options(&options, sizeof options, given);
-    if (!status) status = check_threads(options.threads, "the number of threads");
-    if (!status) status = check_device(options.device);
+    if (!status) status = abqc_check_threads(options.threads, "the number of threads");
+    if (!status) status = abqc_check_run_options(instance->device, &options);
     if (status) return status;
-    if (options.stream) return abqc_error(ABQC_E_DEVICE, "a stream was given, but the CPU has none");
     if (input_count != info->input_count || (input_count && !inputs))
         return abqc_error(ABQC_E_INPUT, "%d inputs, expected %d", (int)(inputs ? input_count : 0),
                           (int)info->input_count);
     if (output_count != info->output_count || (output_count && !outputs))
         return abqc_error(ABQC_E_OUTPUT, "%d outputs, expected %d",
                           (int)(outputs ? output_count : 0), (int)info->output_count);
-    abqc_ctx *ctx = acquire_context(instance);
-    if (!ctx) return abqc_error(ABQC_E_MEMORY, "out of memory");
-    ctx->kernels = abqc_meta.kernels[instance->isa];
+    status = acquire_context(instance, &ctx);
+    if (status) return status;
     ctx->inputs = inputs;
     ctx->outputs = outputs;
-    status = run_in_context(ctx, options.threads ? options.threads : instance->threads);
+    status = run_in_context(ctx, &options);
     release_context(instance, ctx);
     return status;
 }
@@ -198,25 +152,19 @@ static int32_t model_info(const abqc_model_info **info) {
     return ABQC_OK;
 }
 
-/* The thread runtime must outlive this library: its workers sleep in its code. */
-static void keep_thread_runtime(void) {
-    dlopen("libgomp.so.1", RTLD_LAZY | RTLD_NODELETE | RTLD_LOCAL);
-}
-
 static int32_t create(const abqc_instance_options *given, abqc_instance **instance) {
     abqc_instance_options options;
-    int32_t threads = 0;
-    abqc_isa isa = ABQC_ISA_PLAIN;
+    abqc_device *device;
     if (!instance) return abqc_error(ABQC_E_ARGUMENT, "instance is NULL");
     int32_t status = read_options(&options, sizeof options, given);
-    if (!status) status = check_device(options.device);
-    if (!status) status = choose_threads(options.threads, &threads);
-    if (!status) status = choose_isa(options.isa, &isa);
+    if (!status) status = abqc_device_open(&options, &device);
     if (status) return status;
     abqc_instance *made = malloc(sizeof *made);
-    if (!made) return abqc_error(ABQC_E_MEMORY, "out of memory");
-    keep_thread_runtime();
-    *made = (abqc_instance){.isa = isa, .threads = threads};
+    if (!made) {
+        abqc_device_close(device);
+        return abqc_error(ABQC_E_MEMORY, "out of memory");
+    }
+    *made = (abqc_instance){.device = device};
     pthread_mutex_init(&made->lock, NULL);
     *instance = made;
     return ABQC_OK;
@@ -228,6 +176,7 @@ static int32_t destroy(abqc_instance *instance) {
         next = ctx->next;
         destroy_context(ctx);
     }
+    abqc_device_close(instance->device);
     pthread_mutex_destroy(&instance->lock);
     free(instance);
     return ABQC_OK;
@@ -235,7 +184,7 @@ static int32_t destroy(abqc_instance *instance) {
 
 static int32_t isa_of(const abqc_instance *instance, const char **name) {
     if (!instance || !name) return abqc_error(ABQC_E_ARGUMENT, "instance or name is NULL");
-    *name = abqc_isa_name(instance->isa);
+    *name = abqc_device_isa(instance->device);
     return ABQC_OK;
 }
 

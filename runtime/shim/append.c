@@ -26,9 +26,20 @@ static bool same_place(int32_t rank, const abqc_view *old, const abqc_view *whol
     return true;
 }
 
-static void refuse_overlap(abqc_ctx *ctx, int32_t output, bool in_place, int32_t input) {
-    const DLTensor *tensor = &ctx->outputs[output]->dl_tensor;
-    if (ctx->slots[output].allocated || in_place || !abqc_overlap(tensor, ctx->inputs[input])) return;
+/* Is the caller's buffer for the output the input, grown? */
+static bool grows_in_place(const abqc_ctx *ctx, int32_t input, int32_t output) {
+    if (!abqc_output_given(ctx, output)) return false;
+    const DLTensor *from = ctx->inputs[input], *to = &ctx->outputs[output]->dl_tensor;
+    abqc_view old, whole;
+    abqc_view_of(from, &old);
+    abqc_view_of(to, &whole);
+    return abqc_on_gpu(from) == abqc_on_gpu(to) && same_place(from->ndim, &old, &whole);
+}
+
+static void refuse_overlap(abqc_ctx *ctx, int32_t output, int32_t input) {
+    if (!abqc_output_given(ctx, output) ||
+        !abqc_overlap(&ctx->outputs[output]->dl_tensor, ctx->inputs[input]))
+        return;
     abqc_fail(ctx, ABQC_E_OUTPUT,
               "the buffer for output '%s' overlaps input '%s', but is not that input grown: it must "
               "start at the same place and have the same strides",
@@ -39,24 +50,24 @@ void *abqc_rt_append(abqc_ctx *ctx, int32_t input, int32_t output, int32_t axis,
                      const void *data, const int64_t *sizes, const int64_t *strides,
                      abqc_view *result) {
     const abqc_tensor_info *info = &abqc_meta.info.inputs[input];
+    abqc_output_slot *slot = &ctx->slots[output];
     size_t item = abqc_item_size(info->dtype);
     abqc_view old;
-    abqc_view_of(ctx->inputs[input], &old);
+    abqc_input_place(ctx, input, &old);
     check_sizes(ctx, info, &old, axis, rank, sizes);
 
-    int64_t whole_sizes[ABQC_MAX_RANK];
-    memcpy(whole_sizes, old.sizes, sizeof whole_sizes);
-    whole_sizes[axis] += sizes[axis];
-    DLTensor *tensor = abqc_output_tensor(ctx, output, rank, whole_sizes);
-    abqc_view_of(tensor, result);
+    memcpy(result->sizes, old.sizes, sizeof old.sizes);
+    result->sizes[axis] += sizes[axis];
+    abqc_output_view(ctx, output, rank, result->sizes, result);
 
-    bool in_place = same_place(rank, &old, result);
-    refuse_overlap(ctx, output, in_place, input);
-    if (!in_place)
-        abqc_copy(&ctx->team, item, rank, old.sizes, result->data, result->strides, old.data,
-                  old.strides);
+    bool in_place = grows_in_place(ctx, input, output);
+    if (!in_place) refuse_overlap(ctx, output, input);
+    if (!same_place(rank, &old, result)) /* a GPU has a copy of a cache that lies on the host */
+        abqc_copy(ctx, item, rank, old.sizes, result->data, result->strides, old.data, old.strides);
     char *grown = (char *)result->data + old.sizes[axis] * result->strides[axis] * (int64_t)item;
-    abqc_copy(&ctx->team, item, rank, sizes, grown, result->strides, data, strides);
-    ctx->slots[output].state = ABQC_OUTPUT_APPENDED;
+    abqc_copy(ctx, item, rank, sizes, grown, result->strides, data, strides);
+    slot->state = ABQC_OUTPUT_APPENDED;
+    slot->axis = axis;
+    slot->kept = in_place ? old.sizes[axis] : 0;
     return result->data;
 }

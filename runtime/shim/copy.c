@@ -1,4 +1,4 @@
-/* Copies between strided places, cut into rows that the team's threads share. */
+/* Copies between strided places on the host, cut into rows that the team's threads share. */
 
 #include <string.h>
 
@@ -15,7 +15,7 @@ typedef struct {
     int64_t row;  /* elements */
     int64_t rows, rows_per_task;
     int64_t sizes[ABQC_MAX_RANK];
-    int64_t to_strides[ABQC_MAX_RANK + 1], from_strides[ABQC_MAX_RANK + 1]; /* in bytes */
+    int64_t to_strides[ABQC_MAX_RANK], from_strides[ABQC_MAX_RANK]; /* in bytes */
     char *to;
     const char *from;
 } copy_plan;
@@ -71,36 +71,43 @@ static void copy_bytes(int64_t begin, int64_t end, const uint64_t *args) {
            (size_t)(last - first));
 }
 
-/* Drops dimensions of size one and joins those that lie one after the other in both places; the
- * innermost that is left is the row. */
-static void make_plan(copy_plan *plan, int32_t rank, const int64_t *sizes,
-                      const int64_t *to_strides, const int64_t *from_strides) {
-    int64_t item = (int64_t)plan->item;
+abqc_dims abqc_join_dims(int32_t rank, const int64_t *sizes, const int64_t *to_strides,
+                         const int64_t *from_strides) {
+    abqc_dims dims = {0};
     int32_t n = 0;
     for (int32_t d = 0; d < rank; d++) {
         if (sizes[d] == 1) continue;
-        int64_t to_step = to_strides[d] * item, from_step = from_strides[d] * item;
-        bool joins = n > 0 && plan->to_strides[n - 1] == to_step * sizes[d] &&
-                     plan->from_strides[n - 1] == from_step * sizes[d];
+        bool joins = n > 0 && dims.to_strides[n - 1] == to_strides[d] * sizes[d] &&
+                     dims.from_strides[n - 1] == from_strides[d] * sizes[d];
         n -= joins;
-        plan->sizes[n] = (joins ? plan->sizes[n] : 1) * sizes[d];
-        plan->to_strides[n] = to_step;
-        plan->from_strides[n] = from_step;
+        dims.sizes[n] = (joins ? dims.sizes[n] : 1) * sizes[d];
+        dims.to_strides[n] = to_strides[d];
+        dims.from_strides[n] = from_strides[d];
         n++;
     }
-    if (n == 0) { /* one element */
-        plan->sizes[0] = 1;
-        plan->to_strides[0] = plan->from_strides[0] = item;
-        n = 1;
-    }
-    plan->rank = n - 1;
-    plan->row = plan->sizes[n - 1];
-    plan->rows = 1;
-    for (int32_t d = 0; d < n - 1; d++) plan->rows *= plan->sizes[d];
+    dims.rank = n;
+    if (n == 0) dims = (abqc_dims){1, {1}, {1}, {1}}; /* one element */
+    return dims;
 }
 
-void abqc_copy(abqc_team *team, size_t item, int32_t rank, const int64_t *sizes, void *to,
-               const int64_t *to_strides, const void *from, const int64_t *from_strides) {
+/* The innermost dimension is the row. */
+static void make_plan(copy_plan *plan, int32_t rank, const int64_t *sizes,
+                      const int64_t *to_strides, const int64_t *from_strides) {
+    int64_t item = (int64_t)plan->item;
+    abqc_dims dims = abqc_join_dims(rank, sizes, to_strides, from_strides);
+    plan->rank = dims.rank - 1;
+    plan->row = dims.sizes[plan->rank];
+    plan->rows = 1;
+    for (int32_t d = 0; d < dims.rank; d++) {
+        plan->sizes[d] = dims.sizes[d];
+        plan->to_strides[d] = dims.to_strides[d] * item;
+        plan->from_strides[d] = dims.from_strides[d] * item;
+        if (d < plan->rank) plan->rows *= dims.sizes[d];
+    }
+}
+
+void abqc_host_copy(abqc_team *team, size_t item, int32_t rank, const int64_t *sizes, void *to,
+                    const int64_t *to_strides, const void *from, const int64_t *from_strides) {
     int64_t bytes = abqc_byte_count(rank, sizes, item);
     if (bytes <= 0) return;
     copy_plan plan = {.item = item, .to = to, .from = from};

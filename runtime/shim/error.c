@@ -1,4 +1,4 @@
-/* The text of the last error, one for each thread. */
+/* The text of the last error, one for each thread; how a run is left with one. */
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -17,11 +17,31 @@ int32_t abqc_error(int32_t status, const char *format, ...) {
     return status;
 }
 
+_Noreturn void abqc_leave(abqc_ctx *ctx, int32_t status) {
+    ctx->status = status;
+    longjmp(ctx->escape, 1);
+}
+
 _Noreturn void abqc_fail(abqc_ctx *ctx, int32_t status, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(last_error, sizeof last_error, format, arguments);
     va_end(arguments);
-    ctx->status = status;
-    longjmp(ctx->escape, 1);
+    abqc_leave(ctx, status);
+}
+
+/* ---- failures that CPUs and GPUs have in common ---- */
+
+void abqc_check_bytes(abqc_ctx *ctx, int64_t bytes) {
+    if (bytes < 0 || bytes > ABQC_MAX_BYTES)
+        abqc_fail(ctx, ABQC_E_CHECK, "a tensor inside the model has an impossible size (%lld bytes)",
+                  (long long)bytes);
+}
+
+_Noreturn void abqc_fail_double_free(abqc_ctx *ctx) {
+    abqc_fail(ctx, ABQC_E_INTERNAL, "memory inside the model was freed twice");
+}
+
+void abqc_rt_check(abqc_ctx *ctx, int32_t condition, const char *message) {
+    if (!condition) abqc_fail(ctx, ABQC_E_CHECK, "%s", message);
 }

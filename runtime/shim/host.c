@@ -1,12 +1,10 @@
-/* The services that the generated host function calls, those of tensors aside. */
+/* The services that the generated host function calls on a CPU, those of tensors aside. */
 
-#include "shim.h"
+#include "cpu.h"
 
 void *abqc_rt_alloc(abqc_ctx *ctx, int64_t bytes) {
-    if (bytes < 0 || bytes > ABQC_MAX_BYTES)
-        abqc_fail(ctx, ABQC_E_CHECK, "a tensor inside the model has an impossible size (%lld bytes)",
-                  (long long)bytes);
-    void *data = abqc_arena_alloc(&ctx->arena, (size_t)bytes);
+    abqc_check_bytes(ctx, bytes);
+    void *data = abqc_arena_alloc(&ctx->work->arena, (size_t)bytes);
     if (!data)
         abqc_fail(ctx, ABQC_E_MEMORY, "out of memory for %lld bytes inside the model",
                   (long long)bytes);
@@ -14,12 +12,11 @@ void *abqc_rt_alloc(abqc_ctx *ctx, int64_t bytes) {
 }
 
 void abqc_rt_free(abqc_ctx *ctx, void *data) {
-    if (data && !abqc_arena_free(&ctx->arena, data))
-        abqc_fail(ctx, ABQC_E_INTERNAL, "memory inside the model was freed twice");
+    if (data && !abqc_arena_free(&ctx->work->arena, data)) abqc_fail_double_free(ctx);
 }
 
 void abqc_rt_launch(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t *args) {
-    abqc_team_launch(&ctx->team, ctx->kernels[kernel], grid, args);
+    abqc_team_launch(&ctx->work->team, ctx->work->kernels[kernel], grid, args);
 }
 
 /* Vectorized loops do about an element in a fraction of a nanosecond; handing work to another thread
@@ -28,12 +25,6 @@ enum { ABQC_FEW_ELEMENTS = 8192 };
 
 void abqc_rt_launch_loops(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t *args,
                           int64_t work) {
-    if (work < ABQC_FEW_ELEMENTS)
-        ctx->kernels[kernel](0, grid, args);
-    else
-        abqc_team_launch(&ctx->team, ctx->kernels[kernel], grid, args);
-}
-
-void abqc_rt_check(abqc_ctx *ctx, int32_t condition, const char *message) {
-    if (!condition) abqc_fail(ctx, ABQC_E_CHECK, "%s", message);
+    if (work < ABQC_FEW_ELEMENTS) ctx->work->kernels[kernel](0, grid, args);
+    else abqc_rt_launch(ctx, kernel, grid, args);
 }

@@ -17,8 +17,8 @@ static size_t round_up(size_t bytes) {
 
 static void delete_owned(DLManagedTensor *tensor) { free(tensor->manager_ctx); }
 
-static DLManagedTensor *allocate(DLDataType dtype, int32_t rank, const int64_t *sizes,
-                                 size_t bytes) {
+DLManagedTensor *abqc_allocate_tensor(DLDataType dtype, int32_t rank, const int64_t *sizes,
+                                      size_t bytes) {
     size_t header = round_up(sizeof(owned_tensor));
     owned_tensor *owned = aligned_alloc(ABQC_ALIGNMENT, header + round_up(bytes));
     if (!owned) return NULL;
@@ -43,9 +43,19 @@ static bool same_sizes(int32_t rank, const int64_t *a, const int64_t *b) {
     return true;
 }
 
-DLTensor *abqc_output_tensor(abqc_ctx *ctx, int32_t i, int32_t rank, const int64_t *sizes) {
-    const abqc_tensor_info *info = &abqc_meta.info.outputs[i];
+static void check_buffer_sizes(abqc_ctx *ctx, int32_t i, int32_t rank, const int64_t *sizes) {
     char got[256], expected[256];
+    if (!ctx->outputs[i] || same_sizes(rank, ctx->outputs[i]->dl_tensor.shape, sizes)) return;
+    abqc_fail(ctx, ABQC_E_OUTPUT, "the buffer for output '%s' is %s, but the output is %s",
+              abqc_meta.info.outputs[i].name,
+              abqc_format_sizes(rank, ctx->outputs[i]->dl_tensor.shape, got, sizeof got),
+              abqc_format_sizes(rank, sizes, expected, sizeof expected));
+}
+
+void abqc_output_view(abqc_ctx *ctx, int32_t i, int32_t rank, const int64_t *sizes,
+                      abqc_view *view) {
+    const abqc_tensor_info *info = &abqc_meta.info.outputs[i];
+    char got[256];
     if (rank != info->ndim)
         abqc_fail(ctx, ABQC_E_INTERNAL, "output '%s' came out with rank %d instead of %d",
                   info->name, (int)rank, (int)info->ndim);
@@ -53,19 +63,15 @@ DLTensor *abqc_output_tensor(abqc_ctx *ctx, int32_t i, int32_t rank, const int64
     if (bytes < 0)
         abqc_fail(ctx, ABQC_E_CHECK, "output '%s' has an impossible size %s", info->name,
                   abqc_format_sizes(rank, sizes, got, sizeof got));
-    if (!ctx->outputs[i]) {
-        ctx->outputs[i] = allocate(info->dtype, rank, sizes, (size_t)bytes);
-        if (!ctx->outputs[i])
-            abqc_fail(ctx, ABQC_E_MEMORY, "out of memory for output '%s' %s", info->name,
-                      abqc_format_sizes(rank, sizes, got, sizeof got));
-        ctx->slots[i].allocated = true;
-    }
-    DLTensor *tensor = &ctx->outputs[i]->dl_tensor;
-    if (!same_sizes(rank, tensor->shape, sizes))
-        abqc_fail(ctx, ABQC_E_OUTPUT, "the buffer for output '%s' is %s, but the output is %s",
-                  info->name, abqc_format_sizes(rank, tensor->shape, got, sizeof got),
-                  abqc_format_sizes(rank, sizes, expected, sizeof expected));
-    return tensor;
+    check_buffer_sizes(ctx, i, rank, sizes);
+    abqc_output_place(ctx, i, rank, sizes, bytes, view);
+}
+
+_Noreturn void abqc_fail_output_memory(abqc_ctx *ctx, int32_t i, int32_t rank,
+                                       const int64_t *sizes) {
+    char text[256];
+    abqc_fail(ctx, ABQC_E_MEMORY, "out of memory for output '%s' %s",
+              abqc_meta.info.outputs[i].name, abqc_format_sizes(rank, sizes, text, sizeof text));
 }
 
 void abqc_release_outputs(abqc_ctx *ctx) {
@@ -77,7 +83,7 @@ void abqc_release_outputs(abqc_ctx *ctx) {
 }
 
 static void refuse_overlap(abqc_ctx *ctx, int32_t output) {
-    if (ctx->slots[output].allocated) return;
+    if (!abqc_output_given(ctx, output)) return;
     for (int32_t i = 0; i < abqc_meta.info.input_count; i++)
         if (abqc_overlap(&ctx->outputs[output]->dl_tensor, ctx->inputs[i]))
             abqc_fail(ctx, ABQC_E_OUTPUT, "the buffer for output '%s' overlaps input '%s'",
@@ -90,15 +96,14 @@ void abqc_rt_output(abqc_ctx *ctx, int32_t i, const void *data, int32_t rank, co
     const abqc_tensor_info *info = &abqc_meta.info.outputs[i];
     if (slot->state == ABQC_OUTPUT_DONE)
         abqc_fail(ctx, ABQC_E_INTERNAL, "output '%s' was given twice", info->name);
-    DLTensor *tensor = abqc_output_tensor(ctx, i, rank, sizes);
     abqc_view view;
-    abqc_view_of(tensor, &view);
+    abqc_output_view(ctx, i, rank, sizes, &view);
     bool in_place = slot->state == ABQC_OUTPUT_APPENDED && view.data == data;
     slot->state = ABQC_OUTPUT_DONE;
     if (in_place) return;
+    slot->kept = 0;
     refuse_overlap(ctx, i);
-    abqc_copy(&ctx->team, abqc_item_size(info->dtype), rank, sizes, view.data, view.strides, data,
-              strides);
+    abqc_copy(ctx, abqc_item_size(info->dtype), rank, sizes, view.data, view.strides, data, strides);
 }
 
 /* A compact copy, for inputs whose strides or alignment the kernels do not take. */
@@ -107,7 +112,7 @@ static void *compacted(abqc_ctx *ctx, const abqc_tensor_info *info, abqc_view *v
     int64_t strides[ABQC_MAX_RANK];
     abqc_compact_strides(info->ndim, view->sizes, strides);
     void *data = abqc_rt_alloc(ctx, abqc_byte_count(info->ndim, view->sizes, item));
-    abqc_copy(&ctx->team, item, info->ndim, view->sizes, data, strides, view->data, view->strides);
+    abqc_copy(ctx, item, info->ndim, view->sizes, data, strides, view->data, view->strides);
     return data;
 }
 
@@ -115,10 +120,12 @@ const abqc_view *abqc_rt_input(abqc_ctx *ctx, int32_t i) {
     const abqc_tensor_info *info = &abqc_meta.info.inputs[i];
     abqc_view *view = &ctx->views[i];
     if (ctx->view_ready[i]) return view;
-    abqc_view_of(ctx->inputs[i], view);
-    bool aligned = (uintptr_t)view->data % abqc_item_size(info->dtype) == 0;
+    abqc_input_place(ctx, i, view);
+    size_t item = abqc_item_size(info->dtype);
     bool compact = abqc_is_compact(info->ndim, view->sizes, view->strides);
-    if (!aligned || (!compact && !(info->flags & ABQC_TENSOR_STRIDED))) {
+    bool strided = !compact && info->flags & ABQC_TENSOR_STRIDED;
+    bool aligned = (uintptr_t)view->data % (strided ? item : abqc_input_alignment(item)) == 0;
+    if (!aligned || (!compact && !strided)) {
         view->data = compacted(ctx, info, view);
         compact = true;
     }

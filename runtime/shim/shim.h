@@ -1,5 +1,9 @@
 /* What the parts of the shim know of each other, of the generated host function and of the
- * generated meta table. Nothing here is visible outside the library. */
+ * generated meta table. Nothing here is visible outside the library.
+ *
+ * An artifact runs on CPUs or on GPUs. Both share api.c, append.c, copy.c, error.c, output.c and
+ * tensor.c; "the device's side" below is done by cpu_device.c, host.c and what they use, or by
+ * cuda_*.c. The linker takes one of them. */
 #ifndef ABQC_SHIM_H
 #define ABQC_SHIM_H
 
@@ -22,9 +26,37 @@ typedef void (*abqc_kernel)(int64_t begin, int64_t end, const uint64_t *args);
 
 typedef enum { ABQC_ISA_AVX512, ABQC_ISA_AVX2, ABQC_ISA_PLAIN, ABQC_ISA_COUNT } abqc_isa;
 
+typedef struct { /* code for one target */
+    int32_t major, minor;
+    int32_t specific; /* runs on exactly this capability */
+    const char *name; /* "sm_90a" */
+    const char *ptx;  /* NUL-terminated */
+    const void *cubin;
+    int64_t cubin_bytes; /* 0: there was no assembler */
+} abqc_gpu_image;
+
+typedef struct {
+    const char *name;
+    int32_t threads, shared_bytes; /* of a block; shared memory beside what the kernel declares */
+    int32_t slots;                 /* 8-byte parameters */
+} abqc_gpu_kernel;
+
+typedef struct { /* weights that lie one after the other */
+    const void *data;
+    int64_t bytes;
+} abqc_gpu_weight;
+
+typedef struct {
+    int32_t image_count, kernel_count, weight_count;
+    const abqc_gpu_image *images;
+    const abqc_gpu_kernel *kernels;
+    const abqc_gpu_weight *weights;
+} abqc_gpu_table;
+
 typedef struct {
     abqc_model_info info;
     const abqc_kernel *kernels[ABQC_ISA_COUNT]; /* NULL: the artifact does not have this form */
+    abqc_gpu_table gpu;                         /* empty in an artifact for CPUs */
 } abqc_meta_table;
 
 extern const abqc_meta_table abqc_meta;
@@ -41,7 +73,7 @@ const char *abqc_last_error(void);
 /* Keeps the text for last_error() and returns `status`. */
 int32_t abqc_error(int32_t status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* ---- arena.c: the working memory of a run ---- */
+/* ---- arena.c: the working memory of a run on a CPU ---- */
 
 enum { ABQC_BIN_CLASSES = 48, ABQC_BINS_PER_CLASS = 8 };
 
@@ -97,24 +129,38 @@ typedef struct {
     int64_t strides[ABQC_MAX_RANK]; /* in elements */
 } abqc_view;
 
+typedef struct abqc_device abqc_device;
+
 size_t abqc_item_size(DLDataType dtype);
 void abqc_compact_strides(int32_t rank, const int64_t *sizes, int64_t *strides);
 bool abqc_is_compact(int32_t rank, const int64_t *sizes, const int64_t *strides);
 /* Product of sizes and item; -1 when a size is negative or the product passes ABQC_MAX_BYTES. */
 int64_t abqc_byte_count(int32_t rank, const int64_t *sizes, size_t item);
 void abqc_view_of(const DLTensor *tensor, abqc_view *view);
+static inline bool abqc_on_gpu(const DLTensor *tensor) {
+    return tensor->device.device_type == kDLCUDA;
+}
 bool abqc_overlap(const DLTensor *a, const DLTensor *b);
-int32_t abqc_check_inputs(const DLTensor *const *inputs, int64_t *symbol_sizes,
-                          int32_t *symbol_inputs);
-int32_t abqc_check_output_buffers(DLManagedTensor *const *outputs);
+int32_t abqc_check_inputs(const abqc_device *device, const DLTensor *const *inputs,
+                          int64_t *symbol_sizes, int32_t *symbol_inputs);
+int32_t abqc_check_output_buffers(const abqc_device *device, DLManagedTensor *const *outputs);
 /* "[2, 3, 4]"; returns `text`. */
 const char *abqc_format_sizes(int32_t rank, const int64_t *sizes, char *text, size_t length);
 
 /* ---- copy.c ---- */
 
-/* Copies `sizes` elements between strided places that do not overlap, on the team's threads. */
-void abqc_copy(abqc_team *team, size_t item, int32_t rank, const int64_t *sizes, void *to,
-               const int64_t *to_strides, const void *from, const int64_t *from_strides);
+typedef struct { /* a copy's dimensions, in elements; `rank` is at least 1 */
+    int32_t rank;
+    int64_t sizes[ABQC_MAX_RANK], to_strides[ABQC_MAX_RANK], from_strides[ABQC_MAX_RANK];
+} abqc_dims;
+
+/* Drops dimensions of size one and joins those that lie one after the other in both places. */
+abqc_dims abqc_join_dims(int32_t rank, const int64_t *sizes, const int64_t *to_strides,
+                         const int64_t *from_strides);
+/* Copies `sizes` elements between strided places on the host that do not overlap, on the team's
+ * threads. */
+void abqc_host_copy(abqc_team *team, size_t item, int32_t rank, const int64_t *sizes, void *to,
+                    const int64_t *to_strides, const void *from, const int64_t *from_strides);
 
 /* ---- api.c: instances and the contexts of their runs ---- */
 
@@ -123,14 +169,16 @@ typedef enum { ABQC_OUTPUT_OPEN, ABQC_OUTPUT_APPENDED, ABQC_OUTPUT_DONE } abqc_o
 typedef struct {
     abqc_output_state state;
     bool allocated; /* by us, in this run */
+    int32_t axis;
+    int64_t kept; /* along `axis` the caller's buffer already has that much: it is an input, grown */
 } abqc_output_slot;
 
 typedef struct abqc_ctx abqc_ctx;
+typedef struct abqc_work abqc_work;
 
 struct abqc_ctx {
-    abqc_team team;
-    abqc_arena arena;
-    const abqc_kernel *kernels;
+    const abqc_device *device;
+    abqc_work *work; /* the device's side of the context */
     const DLTensor *const *inputs;
     DLManagedTensor **outputs;
     abqc_view *views; /* of the inputs, made when first asked for */
@@ -143,15 +191,60 @@ struct abqc_ctx {
     abqc_ctx *next;
 };
 
+/* Runs the host function from a clean state; returns the status. */
+int32_t abqc_call_host(abqc_ctx *ctx);
 /* Ends the run with an error: leaves the host function. */
 _Noreturn void abqc_fail(abqc_ctx *ctx, int32_t status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+/* The same with the text that abqc_error() has kept. */
+_Noreturn void abqc_leave(abqc_ctx *ctx, int32_t status);
+/* Leaves the run unless a tensor can have that many bytes. */
+void abqc_check_bytes(abqc_ctx *ctx, int64_t bytes);
+_Noreturn void abqc_fail_double_free(abqc_ctx *ctx);
 
 /* ---- output.c ---- */
 
-/* The tensor of output i with these sizes: the caller's buffer, checked, or one allocated now. */
-DLTensor *abqc_output_tensor(abqc_ctx *ctx, int32_t i, int32_t rank, const int64_t *sizes);
+/* A tensor in the host's memory, row-major; NULL: out of memory. */
+DLManagedTensor *abqc_allocate_tensor(DLDataType dtype, int32_t rank, const int64_t *sizes,
+                                      size_t bytes);
+/* Where kernels write output i; leaves the run where the model cannot have made these sizes, or where
+ * the caller's buffer has others. */
+void abqc_output_view(abqc_ctx *ctx, int32_t i, int32_t rank, const int64_t *sizes,
+                      abqc_view *view);
+/* Whether output i is a buffer of the caller's. */
+static inline bool abqc_output_given(const abqc_ctx *ctx, int32_t i) {
+    return ctx->outputs[i] && !ctx->slots[i].allocated;
+}
+_Noreturn void abqc_fail_output_memory(abqc_ctx *ctx, int32_t i, int32_t rank,
+                                       const int64_t *sizes);
 void abqc_release_outputs(abqc_ctx *ctx);
+
+/* ---- the device's side ---- */
+
+/* A device as an instance asks for it; shared by instances or not. */
+int32_t abqc_device_open(const abqc_instance_options *options, abqc_device **device);
+void abqc_device_close(abqc_device *device);
+const char *abqc_device_isa(const abqc_device *device);
+int32_t abqc_check_threads(int64_t threads, const char *origin); /* api.c */
+/* Whether a run may have these options, and a tensor lie there. */
+int32_t abqc_check_run_options(const abqc_device *device, const abqc_run_options *options);
+int32_t abqc_check_place(const abqc_device *device, DLDevice place, const char *role,
+                         const char *name);
+
+int32_t abqc_work_create(abqc_device *device, abqc_work **work);
+void abqc_work_destroy(abqc_work *work);
+/* A whole run: calls the host function and sees to it that outputs are where they belong. */
+int32_t abqc_work_run(abqc_ctx *ctx, const abqc_run_options *options);
+
+/* Where kernels read input i, and write output i of these (checked) sizes. */
+void abqc_input_place(abqc_ctx *ctx, int32_t i, abqc_view *view);
+void abqc_output_place(abqc_ctx *ctx, int32_t i, int32_t rank, const int64_t *sizes, int64_t bytes,
+                       abqc_view *view);
+/* What the data of a compact input must be a multiple of. */
+size_t abqc_input_alignment(size_t item);
+/* Copies between strided places on the device that do not overlap. */
+void abqc_copy(abqc_ctx *ctx, size_t item, int32_t rank, const int64_t *sizes, void *to,
+               const int64_t *to_strides, const void *from, const int64_t *from_strides);
 
 /* ---- what the generated host function calls, and the host function itself ---- */
 
@@ -170,5 +263,11 @@ void abqc_rt_check(abqc_ctx *ctx, int32_t condition, const char *message);
 void *abqc_rt_append(abqc_ctx *ctx, int32_t input, int32_t output, int32_t axis, int32_t rank,
                      const void *data, const int64_t *sizes, const int64_t *strides,
                      abqc_view *result);
+
+/* For GPUs only: the device's address of a weight; and values of 1, 2, 4 or 8 bytes in its memory,
+ * read (which waits for it) and written. */
+void *abqc_rt_weight(abqc_ctx *ctx, const void *host);
+uint64_t abqc_rt_read(abqc_ctx *ctx, const void *device, int32_t bytes);
+void abqc_rt_write(abqc_ctx *ctx, void *device, uint64_t value, int32_t bytes);
 
 #endif /* ABQC_SHIM_H */

@@ -65,6 +65,7 @@ static void span(const DLTensor *tensor, uintptr_t *begin, uintptr_t *end) {
 
 bool abqc_overlap(const DLTensor *a, const DLTensor *b) {
     uintptr_t a_begin, a_end, b_begin, b_end;
+    if (abqc_on_gpu(a) != abqc_on_gpu(b)) return false;
     span(a, &a_begin, &a_end);
     span(b, &b_begin, &b_end);
     return a_begin < b_end && b_begin < a_end;
@@ -88,13 +89,12 @@ const char *abqc_format_sizes(int32_t rank, const int64_t *sizes, char *text, si
 }
 
 /* What inputs and handed-in outputs have in common: device, type, rank, data. */
-static int32_t check_tensor(int32_t status, const char *role, const abqc_tensor_info *info,
-                            const DLTensor *tensor) {
+static int32_t check_tensor(const abqc_device *device, int32_t status, const char *role,
+                            const abqc_tensor_info *info, const DLTensor *tensor) {
     char got[32], expected[32];
     if (!tensor) return abqc_error(status, "%s '%s' is missing", role, info->name);
-    if (tensor->device.device_type != kDLCPU)
-        return abqc_error(ABQC_E_DEVICE, "%s '%s' lies on device type %d, expected the CPU (%d)",
-                          role, info->name, (int)tensor->device.device_type, (int)kDLCPU);
+    int32_t place = abqc_check_place(device, tensor->device, role, info->name);
+    if (place) return place;
     if (memcmp(&tensor->dtype, &info->dtype, sizeof(DLDataType)) != 0)
         return abqc_error(status, "%s '%s' is %s, expected %s", role, info->name,
                           format_dtype(tensor->dtype, got, sizeof got),
@@ -143,12 +143,12 @@ static int32_t check_symbols(int32_t i, const DLTensor *tensor, int64_t *symbol_
     return ABQC_OK;
 }
 
-int32_t abqc_check_inputs(const DLTensor *const *inputs, int64_t *symbol_sizes,
-                          int32_t *symbol_inputs) {
+int32_t abqc_check_inputs(const abqc_device *device, const DLTensor *const *inputs,
+                          int64_t *symbol_sizes, int32_t *symbol_inputs) {
     for (int32_t s = 0; s < abqc_meta.info.symbol_count; s++) symbol_inputs[s] = -1;
     for (int32_t i = 0; i < abqc_meta.info.input_count; i++) {
         const abqc_tensor_info *info = &abqc_meta.info.inputs[i];
-        int32_t status = check_tensor(ABQC_E_INPUT, "input", info, inputs[i]);
+        int32_t status = check_tensor(device, ABQC_E_INPUT, "input", info, inputs[i]);
         if (!status) status = check_static_sizes(ABQC_E_INPUT, "input", info, inputs[i]);
         if (!status) status = check_symbols(i, inputs[i], symbol_sizes, symbol_inputs);
         if (status) return status;
@@ -156,12 +156,12 @@ int32_t abqc_check_inputs(const DLTensor *const *inputs, int64_t *symbol_sizes,
     return ABQC_OK;
 }
 
-int32_t abqc_check_output_buffers(DLManagedTensor *const *outputs) {
+int32_t abqc_check_output_buffers(const abqc_device *device, DLManagedTensor *const *outputs) {
     for (int32_t i = 0; i < abqc_meta.info.output_count; i++) {
         const abqc_tensor_info *info = &abqc_meta.info.outputs[i];
         if (!outputs[i]) continue;
         const DLTensor *tensor = &outputs[i]->dl_tensor;
-        int32_t status = check_tensor(ABQC_E_OUTPUT, "the buffer for output", info, tensor);
+        int32_t status = check_tensor(device, ABQC_E_OUTPUT, "the buffer for output", info, tensor);
         if (!status)
             status = check_static_sizes(ABQC_E_OUTPUT, "the buffer for output", info, tensor);
         if (status) return status;

@@ -1,0 +1,18 @@
+/* The CPU as a device: what an instance chose, and what a run works with. */
+#ifndef ABQC_CPU_H
+#define ABQC_CPU_H
+
+#include "shim.h"
+
+struct abqc_device {
+    abqc_isa isa;
+    int32_t threads;
+};
+
+struct abqc_work {
+    abqc_team team;
+    abqc_arena arena;
+    const abqc_kernel *kernels;
+};
+
+#endif /* ABQC_CPU_H */

@@ -1,0 +1,111 @@
+/* The device memory of a context: one piece as large as a plan says. Where a run cannot be planned,
+ * because sizes depend on data, pieces are added as it goes; the next run has one of their sum. */
+
+#include "cuda.h"
+
+enum { FIRST_CHUNK = 1 << 20 };
+
+/* Addresses that lead nowhere, of a memory without end. */
+static const abqc_gpu_chunk nowhere = {.base = ABQC_GPU_ALIGNMENT, .bytes = INT64_MAX / 2};
+
+static const char purpose[] = "the working memory of a run";
+
+static int32_t out_of_host_memory(void) { return abqc_error(ABQC_E_MEMORY, "out of memory"); }
+
+void abqc_gpu_arena_destroy(const abqc_device *device, abqc_gpu_arena *arena) {
+    for (int32_t i = 0; i < arena->count; i++) device->cuda.release(arena->chunks[i].base);
+    abqc_ranges_destroy(&arena->ranges);
+    *arena = (abqc_gpu_arena){0};
+}
+
+static int64_t capacity(const abqc_gpu_arena *arena) {
+    if (!arena->count) return 0;
+    const abqc_gpu_chunk *last = &arena->chunks[arena->count - 1];
+    return last->offset + last->bytes;
+}
+
+int32_t abqc_gpu_arena_plan(abqc_gpu_arena *arena) {
+    arena->planning = true;
+    return abqc_ranges_begin(&arena->ranges, nowhere.bytes) ? ABQC_OK : out_of_host_memory();
+}
+
+/* In place of all chunks one of `bytes`, and a quarter more than there was where that is to be had:
+ * sequences grow step by step. */
+static int32_t replace(const abqc_device *device, abqc_gpu_arena *arena, int64_t bytes) {
+    int64_t more = capacity(arena) / 4 * 5;
+    for (int32_t i = 0; i < arena->count; i++) device->cuda.release(arena->chunks[i].base);
+    arena->count = 0;
+    if (more < bytes || device->cuda.allocate(&arena->chunks[0].base, (size_t)more)) {
+        int32_t status = abqc_device_allocate(device, bytes, purpose, &arena->chunks[0].base);
+        if (status) return status;
+        more = bytes;
+    }
+    arena->chunks[0].offset = 0;
+    arena->chunks[0].bytes = more;
+    arena->count = 1;
+    return ABQC_OK;
+}
+
+bool abqc_gpu_arena_fits(const abqc_gpu_arena *arena, int64_t bytes) {
+    return bytes <= capacity(arena) && arena->count <= 1;
+}
+
+int32_t abqc_gpu_arena_begin(const abqc_device *device, abqc_gpu_arena *arena, int64_t bytes) {
+    arena->planning = false;
+    if (!abqc_gpu_arena_fits(arena, bytes)) {
+        int64_t present = capacity(arena);
+        int32_t status = replace(device, arena, bytes > present ? bytes : present);
+        if (status) return status;
+    }
+    bool begun = abqc_ranges_begin(&arena->ranges, capacity(arena));
+    return begun ? ABQC_OK : out_of_host_memory();
+}
+
+/* Room for `bytes`, and a quarter of what there is, so that growing costs few allocations. */
+static int32_t grow(const abqc_device *device, abqc_gpu_arena *arena, int64_t bytes) {
+    int64_t present = capacity(arena);
+    bytes += ABQC_GPU_ALIGNMENT;
+    if (bytes < present / 4) bytes = present / 4;
+    if (bytes < FIRST_CHUNK) bytes = FIRST_CHUNK;
+    bytes = bytes / ABQC_GPU_ALIGNMENT * ABQC_GPU_ALIGNMENT;
+    if (arena->count == ABQC_GPU_CHUNKS) return out_of_host_memory();
+    abqc_gpu_chunk *chunk = &arena->chunks[arena->count];
+    int32_t status = abqc_device_allocate(device, bytes, purpose, &chunk->base);
+    if (status) return status;
+    chunk->offset = present;
+    chunk->bytes = bytes;
+    arena->count++;
+    return abqc_ranges_extend(&arena->ranges, bytes) ? ABQC_OK : out_of_host_memory();
+}
+
+static const abqc_gpu_chunk *chunk_of_offset(const abqc_gpu_arena *arena, int64_t offset) {
+    if (arena->planning) return &nowhere;
+    const abqc_gpu_chunk *chunk = &arena->chunks[arena->count - 1];
+    while (offset < chunk->offset) chunk--;
+    return chunk;
+}
+
+int32_t abqc_gpu_arena_alloc(const abqc_device *device, abqc_gpu_arena *arena, int64_t bytes,
+                             CUdeviceptr *data) {
+    int64_t offset = abqc_ranges_alloc(&arena->ranges, bytes);
+    if (offset < 0 && !arena->planning) {
+        int32_t status = grow(device, arena, bytes);
+        if (status) return status;
+        offset = abqc_ranges_alloc(&arena->ranges, bytes);
+    }
+    if (offset < 0) return out_of_host_memory();
+    const abqc_gpu_chunk *chunk = chunk_of_offset(arena, offset);
+    *data = chunk->base + (uint64_t)(offset - chunk->offset);
+    return ABQC_OK;
+}
+
+bool abqc_gpu_arena_free(abqc_gpu_arena *arena, CUdeviceptr data) {
+    if (arena->planning)
+        return abqc_ranges_free(&arena->ranges, (int64_t)(data - nowhere.base));
+    for (int32_t i = 0; i < arena->count; i++) {
+        const abqc_gpu_chunk *chunk = &arena->chunks[i];
+        if (data >= chunk->base && data - chunk->base < (uint64_t)chunk->bytes)
+            return abqc_ranges_free(&arena->ranges, chunk->offset + (int64_t)(data - chunk->base));
+    }
+    return false;
+}

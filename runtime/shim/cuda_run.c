@@ -1,0 +1,216 @@
+/* A run on a GPU.
+ *
+ * First the host function is run for its sizes alone: checks fail before anything has begun, and the
+ * memory is one piece of the size that is needed. Then it is run in earnest. When the same sizes and
+ * places come again, its launches are captured, and from then on the graph is launched. */
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "cuda.h"
+
+/* ---- contexts ---- */
+
+static bool allocate_parts(abqc_work *work) {
+    const abqc_model_info *info = &abqc_meta.info;
+    work->stages = calloc((size_t)info->input_count + 1, sizeof *work->stages);
+    work->results = calloc((size_t)info->output_count + 1, sizeof *work->results);
+    work->parameters = calloc((size_t)work->device->most_slots + 1, sizeof *work->parameters);
+    return work->stages && work->results && work->parameters && abqc_plans_create(&work->plans);
+}
+
+static int32_t create_streams(abqc_work *work) {
+    const abqc_cuda *cuda = &work->device->cuda;
+    int32_t status = abqc_device_enter(work->device);
+    if (status) return status;
+    CUresult code = cuda->stream_create(&work->own, 0);
+    if (!code) code = cuda->stream_create(&work->capture, CU_STREAM_NON_BLOCKING);
+    if (!code) code = cuda->event_create(&work->done, CU_EVENT_DISABLE_TIMING);
+    abqc_device_exit(work->device);
+    return code ? abqc_cuda_error(work->device, code, "cannot create a stream") : ABQC_OK;
+}
+
+int32_t abqc_work_create(abqc_device *device, abqc_work **made) {
+    abqc_work *work = calloc(1, sizeof *work);
+    if (!work) return abqc_error(ABQC_E_MEMORY, "out of memory");
+    work->device = device;
+    int32_t status =
+        allocate_parts(work) ? create_streams(work) : abqc_error(ABQC_E_MEMORY, "out of memory");
+    if (status) abqc_work_destroy(work);
+    else *made = work;
+    return status;
+}
+
+/* Errors do not matter here: on a lost device there is nothing left to give back. */
+void abqc_work_destroy(abqc_work *work) {
+    if (!work) return;
+    const abqc_device *device = work->device;
+    device->cuda.context_push(device->context);
+    if (work->pending) device->cuda.event_synchronize(work->done);
+    abqc_plans_destroy(device, &work->plans);
+    abqc_gpu_arena_destroy(device, &work->arena);
+    if (work->done) device->cuda.event_destroy(work->done);
+    if (work->capture) device->cuda.stream_destroy(work->capture);
+    if (work->own) device->cuda.stream_destroy(work->own);
+    abqc_device_exit(device);
+    free(work->stages);
+    free(work->results);
+    free(work->parameters);
+    free(work);
+}
+
+/* ---- the host function: planned, launched, captured ---- */
+
+static size_t result_bytes(void) {
+    return (size_t)abqc_meta.info.output_count * sizeof(abqc_result);
+}
+
+/* Runs it on an arena that has just begun; keeps where the outputs are. */
+static int32_t call_host(abqc_ctx *ctx) {
+    abqc_result *results = ctx->work->results;
+    memset(results, 0, result_bytes());
+    int32_t status = abqc_call_host(ctx);
+    for (int32_t i = 0; i < abqc_meta.info.output_count; i++) {
+        results[i].axis = ctx->slots[i].axis;
+        results[i].kept = ctx->slots[i].kept;
+    }
+    return status;
+}
+
+static int32_t plan(abqc_ctx *ctx, int64_t *bytes) {
+    abqc_work *work = ctx->work;
+    work->planning = true;
+    work->reads = false;
+    int32_t status = abqc_gpu_arena_plan(&work->arena);
+    if (!status) status = abqc_stage_inputs(ctx);
+    if (!status) status = call_host(ctx);
+    work->planning = false;
+    *bytes = work->arena.ranges.peak;
+    return status;
+}
+
+/* Memory and the places of inputs: the same ones whenever `bytes` and sizes are the same. */
+static int32_t begin(abqc_ctx *ctx, int64_t bytes) {
+    abqc_work *work = ctx->work;
+    if (!abqc_gpu_arena_fits(&work->arena, bytes)) {
+        if (work->pending) work->device->cuda.event_synchronize(work->done);
+        work->pending = false;
+        abqc_plans_moved(work->device, &work->plans);
+    }
+    int32_t status = abqc_gpu_arena_begin(work->device, &work->arena, bytes);
+    return status ? status : abqc_stage_inputs(ctx);
+}
+
+static int32_t launch_all(abqc_ctx *ctx, int64_t bytes) {
+    ctx->work->stream = abqc_run_stream(ctx->work);
+    int32_t status = begin(ctx, bytes);
+    if (!status) status = abqc_upload_inputs(ctx);
+    return status ? status : call_host(ctx);
+}
+
+static CUresult instantiate(const abqc_cuda *cuda, CUgraph graph, CUgraphExec *made) {
+    CUresult code = cuda->graph_instantiate(made, graph, 0);
+    if (code) *made = NULL;
+    return code;
+}
+
+/* Captures the launches of the host function. What goes wrong here is no error of the run: launched
+ * one by one they work, or fail with an error of their own. */
+static void capture(abqc_ctx *ctx, abqc_plan *known) {
+    abqc_work *work = ctx->work;
+    const abqc_cuda *cuda = &work->device->cuda;
+    CUgraph graph = NULL;
+    known->refused = true;
+    if (begin(ctx, known->bytes)) return;
+    if (cuda->capture_begin(work->capture, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)) return;
+    work->stream = work->capture;
+    int32_t status = call_host(ctx);
+    CUresult code = cuda->capture_end(work->capture, &graph);
+    if (!status && !code) known->refused = instantiate(cuda, graph, &known->graph) != CUDA_SUCCESS;
+    if (graph) cuda->graph_destroy(graph);
+    memcpy(known->results, work->results, result_bytes());
+}
+
+static int32_t launch_graph(abqc_ctx *ctx, const abqc_plan *known) {
+    abqc_work *work = ctx->work;
+    int32_t status = begin(ctx, known->bytes);
+    if (!status) status = abqc_upload_inputs(ctx);
+    if (status) return status;
+    memcpy(work->results, known->results, result_bytes());
+    CUresult code = work->device->cuda.graph_launch(known->graph, abqc_run_stream(work));
+    return code ? abqc_cuda_error(work->device, code, "cannot launch the model's graph") : ABQC_OK;
+}
+
+static int32_t run_known(abqc_ctx *ctx, abqc_plan *known) {
+    if (ctx->device->graphs && !known->graph && !known->refused) capture(ctx, known);
+    return known->graph ? launch_graph(ctx, known) : launch_all(ctx, known->bytes);
+}
+
+static int32_t run_new(abqc_ctx *ctx) {
+    int64_t bytes;
+    int32_t status = plan(ctx, &bytes);
+    if (status == ABQC_UNPLANNED) return launch_all(ctx, 0);
+    if (status) return status;
+    if (!ctx->work->reads) abqc_plans_keep(ctx, bytes);
+    return launch_all(ctx, bytes);
+}
+
+/* ---- the run ---- */
+
+static bool any_input_on_gpu(const abqc_ctx *ctx) {
+    for (int32_t i = 0; i < abqc_meta.info.input_count; i++)
+        if (abqc_on_gpu(ctx->inputs[i])) return true;
+    return false;
+}
+
+static bool any_on_host(const abqc_ctx *ctx) {
+    for (int32_t i = 0; i < abqc_meta.info.input_count; i++)
+        if (!abqc_on_gpu(ctx->inputs[i])) return true;
+    for (int32_t i = 0; i < abqc_meta.info.output_count; i++)
+        if (ctx->outputs[i] ? !abqc_on_gpu(&ctx->outputs[i]->dl_tensor) : !ctx->work->results_on_gpu)
+            return true;
+    return false;
+}
+
+/* This run comes after what an earlier one left in another stream. */
+static int32_t follow_earlier_run(abqc_work *work) {
+    if (!work->pending) return ABQC_OK;
+    CUresult code = work->device->cuda.stream_wait(abqc_run_stream(work), work->done, 0);
+    return code ? abqc_cuda_error(work->device, code, "an earlier run failed") : ABQC_OK;
+}
+
+static int32_t finish(abqc_work *work, bool wait) {
+    const abqc_cuda *cuda = &work->device->cuda;
+    CUstream stream = abqc_run_stream(work);
+    CUresult code = wait ? cuda->stream_synchronize(stream) : cuda->event_record(work->done, stream);
+    work->pending = !wait;
+    return code ? abqc_cuda_error(work->device, code, "the run failed on GPU %d",
+                                  (int)work->device->ordinal)
+                : ABQC_OK;
+}
+
+static int32_t run_entered(abqc_ctx *ctx, bool wait) {
+    abqc_work *work = ctx->work;
+    int32_t status = follow_earlier_run(work);
+    if (status) return status;
+    abqc_plan *known = abqc_plans_find(ctx);
+    status = known ? run_known(ctx, known) : run_new(ctx);
+    if (!status) status = abqc_deliver_outputs(ctx);
+    if (!status) return finish(work, wait);
+    work->device->cuda.stream_synchronize(abqc_run_stream(work)); /* buffers are the caller's again */
+    work->pending = false;
+    return status;
+}
+
+int32_t abqc_work_run(abqc_ctx *ctx, const abqc_run_options *options) {
+    abqc_work *work = ctx->work;
+    int32_t status = abqc_device_enter(work->device);
+    if (status) return status;
+    work->caller = options->stream;
+    work->results_on_gpu = options->device.device_type ? options->device.device_type == kDLCUDA
+                                                       : any_input_on_gpu(ctx);
+    status = run_entered(ctx, !work->caller || any_on_host(ctx));
+    abqc_free_stages(ctx);
+    abqc_device_exit(work->device);
+    return status;
+}
