@@ -147,6 +147,48 @@ class BatchMatmulOp(VerifiedOperation, name="batch_matmul", traits=[ext.Pure]):
         _require(_agree(a[1], y[1]) and _agree(n, y[2]), "y must be B x M x N")
 
 
+class AttentionOp(VerifiedOperation, name="attention", traits=[ext.Pure]):
+    """`y = softmax(scale * q k^T + mask) v` for every head, without the scores in memory.
+
+    `q` is B x H x M x D, `k` B x Hk x T x D, `v` B x Hk x T x E and y B x H x M x E; where
+    `rows_first` (of q, k, v, y) is 1, heads and rows are exchanged in memory: B x M x H x D. H is
+    a multiple of Hk: consecutive heads share one (grouped queries). `mask_map` gives from
+    (b, h, m, t) the element of `mask`, a loop or 0 for each of its axes. `mask_kind`: `none`;
+    `add`; `replace`: where the mask is not 0, it takes the place of the score.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scale: Any  # f32
+    rows_first: Any  # array<i64: 4 times 0 or 1>
+    mask_kind: ir.StringAttr
+    mask_map: Any  # affine_map<(b, h, m, t) -> (...)>
+    result: TensorResult
+    mask: Tensor | None = None
+
+    @staticmethod
+    def check(op: Any) -> None:
+        flags = list(ir.DenseI64ArrayAttr(op.attributes["rows_first"]))
+        _require(len(flags) == 4, "rows_first: q, k, v and y")
+        shapes = [shape(value) for value in (op.q, op.k, op.v, op.result)]
+        _require(all(len(s) == 4 for s in shapes), "q, k, v and y have rank 4")
+        for sizes, rows_first in zip(shapes, flags, strict=True):
+            if rows_first:
+                sizes[1], sizes[2] = sizes[2], sizes[1]
+        q, k, v, y = shapes
+        _require(_agree(q[3], k[3]), f"q has {q[3]} columns, k {k[3]}")
+        _require(all(map(_agree, k[:3], v[:3])), "k and v differ in batch, heads or keys")
+        _require(all(map(_agree, y, [*q[:3], v[3]])), "y must be B x H x M x E")
+        kind = ir.StringAttr(op.mask_kind).value
+        _require(kind in ("none", "add", "replace"), f"no mask_kind '{kind}'")
+        _require((kind == "none") == (op.mask is None), "mask belongs to a mask_kind")
+        map_ = ir.AffineMapAttr(op.attributes["mask_map"]).value
+        _require(map_.n_dims == 4, "mask_map is a map of (b, h, m, t)")
+        if op.mask is not None:
+            _require(len(map_.results) == len(shape(op.mask)), "mask_map: a result for each axis")
+
+
 class ConvOp(VerifiedOperation, name="conv", traits=[ext.Pure]):
     """A convolution of any rank as ONNX defines Conv.
 

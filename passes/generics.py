@@ -99,15 +99,8 @@ def tree(value: ir.Value, block: ir.Block, n_inputs: int) -> Tree:
     operands = [tree(operand, block, n_inputs) for operand in op.operands]
     if op.name in _COMMUTATIVE:
         operands.sort(key=repr)
-    extra = [f"{a.name}={a.attr}" for a in _attributes(op) if a.name not in _IGNORED]
+    extra = [f"{name}={op.attributes[name]}" for name in op.attributes if name not in _IGNORED]
     return (op.name, *extra, *operands)
-
-
-def _attributes(op: ir.Operation) -> list[ir.NamedAttribute]:
-    return [
-        ir.NamedAttribute(name, op.attributes[name]) if False else op.attributes[i]
-        for i, name in enumerate(op.attributes)
-    ]
 
 
 def float_constant(value: ir.Value) -> float | None:

@@ -35,6 +35,7 @@ PASS_FILES = (
     "decompose_gather",
     "externalize_constants",
     "fold_sizes",
+    "fuse_attention",
     "guard_divisions",
     "guard_indices",
     "insert_frees",

@@ -11,17 +11,19 @@ from collections.abc import Callable
 
 import numpy as np
 from abqc.dialects import abq
-from abqc.dialects.mlir import arith, bufferization, cf, func, ir, memref, scf
+from abqc.dialects.mlir import arith, bufferization, cf, func, ir, memref
 
 from .infrastructure import Unit, defining_op, register, walk
-from .launch import APPEND, declare, launch
+from .launch import APPEND, declare
+from .lower_attention import lower_attention
+from .lowering import Lowering, by_rows, ceil_div, product
 from .resolve_dims import dimension_or_query, index
 
 
 @register
 def lower_abq(module: ir.Operation, unit: Unit) -> None:
     """Replace abq operations by launches of grid functions."""
-    lowering = _Lowering(module, unit)
+    lowering = Lowering(module, unit)
     for op in walk(module):
         rule = _RULES.get(op.name)
         if rule is not None:
@@ -32,112 +34,7 @@ def lower_abq(module: ir.Operation, unit: Unit) -> None:
             op.erase()
 
 
-class _Lowering:
-    """What the rules share: buffers of values already lowered, and globals already declared."""
-
-    def __init__(self, module: ir.Operation, unit: Unit) -> None:
-        self.module = module
-        self.unit = unit
-        self.buffers: dict[ir.Value, ir.Value] = {}
-
-    def constant(self, symbol: str, shape: list[int], element: ir.Type) -> ir.Value:
-        """The buffer of a weight, an external symbol of the object file.
-
-        It is numbered, not named: linkers give characters of ONNX names a meaning (`@`).
-        """
-        type_ = ir.MemRefType.get(shape, element)
-        name = self.unit.weight_name(symbol)
-        if name not in ir.SymbolTable(self.module):
-            with ir.InsertionPoint.at_block_begin(self.module.regions[0].blocks[0]):
-                memref.GlobalOp(
-                    ir.StringAttr.get(name),
-                    ir.TypeAttr.get(type_),
-                    sym_visibility=ir.StringAttr.get("public"),
-                    constant=True,
-                    alignment=64,
-                )
-        return memref.GetGlobalOp(type_, name).result
-
-    def buffer(self, value: ir.Value) -> ir.Value:
-        """The flat buffer of a tensor that is only read."""
-        known = self.buffers.get(value)
-        if known is not None:
-            return known
-        tensor_type = ir.RankedTensorType(value.type)
-        type_ = ir.MemRefType.get(list(tensor_type.shape), tensor_type.element_type)
-        return flatten(bufferization.ToBufferOp(type_, value, read_only=True).result)
-
-    def sizes(self, value: ir.Value) -> list[ir.Value]:
-        return [dimension_or_query(value, i) for i in range(ir.RankedTensorType(value.type).rank)]
-
-    def allocate(self, length: ir.Value, element: ir.Type) -> ir.Value:
-        type_ = ir.MemRefType.get([abq.DYNAMIC], element)
-        return memref.AllocOp(type_, [length], [], alignment=64).result
-
-    def launch(self, kernel: str, grid: ir.Value, arguments: list[ir.Value]) -> None:
-        flat = [_dynamic(a) if isinstance(a.type, ir.MemRefType) else a for a in arguments]
-        launch(self.module, kernel, grid, flat)
-
-    def finish(
-        self, op: ir.Operation, buffer: ir.Value, sizes: list[ir.Value], result: int = 0
-    ) -> None:
-        """Hand the flat `buffer` back as a tensor that `op` made."""
-        type_ = ir.RankedTensorType(op.results[result].type)
-        view = unflatten(buffer, list(type_.shape), sizes)
-        made = bufferization.ToTensorOp(type_, view, restrict=True, writable=True).result
-        op.results[result].replace_all_uses_with(made)
-
-
-def product(sizes: list[ir.Value]) -> ir.Value:
-    total = index(1)
-    for size in sizes:
-        total = arith.MulIOp(total, size).result
-    return total
-
-
-def ceil_div(value: ir.Value, block: int) -> ir.Value:
-    return value if block == 1 else arith.CeilDivUIOp(value, index(block)).result
-
-
-def flatten(buffer: ir.Value) -> ir.Value:
-    """A contiguous buffer as one of rank 1."""
-    type_ = ir.MemRefType(buffer.type)
-    if type_.rank == 1:
-        return buffer
-    length = 1
-    for size in type_.shape:
-        length = abq.DYNAMIC if abq.DYNAMIC in (size, length) else length * size
-    flat = ir.MemRefType.get([length], type_.element_type)
-    if type_.rank == 0:
-        return memref.ExpandShapeOp(flat, buffer, [], [], [1]).result
-    return memref.CollapseShapeOp(flat, buffer, [list(range(type_.rank))]).result
-
-
-def unflatten(buffer: ir.Value, shape: list[int], sizes: list[ir.Value]) -> ir.Value:
-    """A buffer of rank 1 as one of `shape`; `sizes` has a value for every axis."""
-    element = ir.MemRefType(buffer.type).element_type
-    known = 1
-    for size in shape:
-        known = abq.DYNAMIC if abq.DYNAMIC in (size, known) else known * size
-    flat = ir.MemRefType.get([known], element)
-    if buffer.type != flat:
-        buffer = memref.CastOp(flat, buffer).result
-    if len(shape) == 1:
-        return buffer
-    type_ = ir.MemRefType.get(shape, element)
-    dynamic = [s for s, size in zip(sizes, shape, strict=True) if size == abq.DYNAMIC]
-    return memref.ExpandShapeOp(type_, buffer, [list(range(len(shape)))], dynamic, shape).result
-
-
-def _dynamic(buffer: ir.Value) -> ir.Value:
-    """Kernels are shared by sizes: static ones are cast away."""
-    type_ = ir.MemRefType(buffer.type)
-    if type_.rank != 1 or type_.shape[0] == abq.DYNAMIC:
-        return buffer
-    return memref.CastOp(ir.MemRefType.get([abq.DYNAMIC], type_.element_type), buffer).result
-
-
-def _weight(low: _Lowering, op: ir.Operation) -> None:
+def _weight(low: Lowering, op: ir.Operation) -> None:
     type_ = ir.RankedTensorType(op.results[0].type)
     symbol = ir.StringAttr(op.attributes["sym"]).value
     element = type_.element_type
@@ -155,7 +52,7 @@ def _weight(low: _Lowering, op: ir.Operation) -> None:
     op.results[0].replace_all_uses_with(tensor_value)
 
 
-def _bias(low: _Lowering, bias: ir.Value | None, n: int) -> ir.Value:
+def _bias(low: Lowering, bias: ir.Value | None, n: int) -> ir.Value:
     """Kernels always add a bias; without one they add the zeros that all matmuls share."""
     if bias is not None:
         return low.buffer(bias)
@@ -165,7 +62,7 @@ def _bias(low: _Lowering, bias: ir.Value | None, n: int) -> ir.Value:
     return low.constant(symbol, [n], ir.F32Type.get())
 
 
-def _pack(low: _Lowering, op: ir.Operation) -> None:
+def _pack(low: Lowering, op: ir.Operation) -> None:
     view = op.opview
     kernel = low.unit.kernels[ir.StringAttr(view.kernel).value]
     *lead, _ = low.sizes(view.x)
@@ -185,7 +82,7 @@ def _pack(low: _Lowering, op: ir.Operation) -> None:
     low.buffers[op.results[0]] = packed
 
 
-def _measure(low: _Lowering, op: ir.Operation) -> None:
+def _measure(low: Lowering, op: ir.Operation) -> None:
     view = op.opview
     kernel = low.unit.target.measure(ir.StringAttr(view.format).value)
     low.unit.kernels[kernel.name] = kernel
@@ -197,7 +94,7 @@ def _measure(low: _Lowering, op: ir.Operation) -> None:
     low.finish(op, zero, [samples], 1)
 
 
-def _matmul(low: _Lowering, op: ir.Operation) -> None:
+def _matmul(low: Lowering, op: ir.Operation) -> None:
     view = op.opview
     n = ir.IntegerAttr(op.attributes["n"]).value
     source = view.x.owner.operands[0] if view.x in low.buffers else view.x
@@ -226,7 +123,7 @@ def _matmul(low: _Lowering, op: ir.Operation) -> None:
         low.launch(names[i], grid, [x, w, bias, parts, rows, index(n)])
         low.launch(reduce, grid_of(reduce), [parts, x, w, bias, y, rows, index(n)])
 
-    _by_rows(rows, len(names), limits, launch_variant)
+    by_rows(rows, len(names), limits, launch_variant)
     low.finish(op, y, [*lead, index(n)])
 
 
@@ -238,24 +135,7 @@ def _splits(op: ir.Operation, count: int) -> list[tuple[int, str]]:
     return list(zip(ir.DenseI64ArrayAttr(op.attributes["splits"]), reduces, strict=True))
 
 
-def _by_rows(
-    rows: ir.Value, count: int, limits: list[int], launch: Callable[[int], None], first: int = 0
-) -> None:
-    """`if rows <= limits[0]: launch(0) else ...`; the last of `count` variants has no limit."""
-    if first == count - 1:
-        launch(first)
-        return
-    few = arith.CmpIOp(arith.CmpIPredicate.ule, rows, index(limits[first])).result
-    branch = scf.IfOp(few, has_else=True)
-    with ir.InsertionPoint(branch.then_block):
-        launch(first)
-        scf.YieldOp([])
-    with ir.InsertionPoint(branch.else_block):
-        _by_rows(rows, count, limits, launch, first + 1)
-        scf.YieldOp([])
-
-
-def _batch_matmul(low: _Lowering, op: ir.Operation) -> None:
+def _batch_matmul(low: Lowering, op: ir.Operation) -> None:
     view = op.opview
     transposed = bool(ir.IntegerAttr(view.transposed).value)
     variants = low.unit.target.batch_matmul(transposed)
@@ -277,11 +157,11 @@ def _batch_matmul(low: _Lowering, op: ir.Operation) -> None:
     for variant in variants:
         low.unit.kernels[variant.kernel.name] = variant.kernel
     limits = [variant.max_rows or 0 for variant in variants]
-    _by_rows(m, len(names), limits, launch_variant)
+    by_rows(m, len(names), limits, launch_variant)
     low.finish(op, y, [batch, m, n])
 
 
-def _matrices(low: _Lowering, value: ir.Value, packed: ir.Value) -> tuple[ir.Value, ir.Value]:
+def _matrices(low: Lowering, value: ir.Value, packed: ir.Value) -> tuple[ir.Value, ir.Value]:
     """The buffer of a batch of matrices and the distance between them.
 
     A cache with room to grow, [B, H, T, D] inside [B, H, capacity, D], is read where it is.
@@ -322,7 +202,7 @@ def _cache_behind(value: ir.Value) -> ir.Value | None:
     return cache if strided and groups == [2, 1, 1] else None
 
 
-def _gather(low: _Lowering, op: ir.Operation) -> None:
+def _gather(low: Lowering, op: ir.Operation) -> None:
     view = op.opview
     kernel = low.unit.kernels[ir.StringAttr(op.attributes["kernel"]).value]
     columns = abq.shape(view.result)[-1]
@@ -339,7 +219,7 @@ def _gather(low: _Lowering, op: ir.Operation) -> None:
     low.finish(op, y, [*lead, index(columns)])
 
 
-def _append(low: _Lowering, op: ir.Operation) -> None:
+def _append(low: Lowering, op: ir.Operation) -> None:
     """A call that the host's object defines: it asks the runtime for the grown cache."""
     type_ = ir.RankedTensorType(op.results[0].type)
     shape, element = list(type_.shape), type_.element_type
@@ -369,12 +249,13 @@ def _append(low: _Lowering, op: ir.Operation) -> None:
     op.results[0].replace_all_uses_with(tensor_value)
 
 
-_RULES: dict[str, Callable[[_Lowering, ir.Operation], None]] = {
+_RULES: dict[str, Callable[[Lowering, ir.Operation], None]] = {
     "abq.weight": _weight,
     "abq.pack": _pack,
     "abq.measure": _measure,
     "abq.matmul": _matmul,
     "abq.batch_matmul": _batch_matmul,
+    "abq.attention": lower_attention,
     "abq.gather": _gather,
     "abq.append": _append,
 }

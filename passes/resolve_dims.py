@@ -72,7 +72,18 @@ def _samples(op: ir.Operation, axis: int) -> ir.Value | None:
     return dimension_or_query(op.operands[0], 0)
 
 
+def _attention(op: ir.Operation, axis: int) -> ir.Value | None:
+    """Rows, heads and batch of y are those of q, which may have them in another order."""
+    of_q, _, _, of_y = ir.DenseI64ArrayAttr(op.attributes["rows_first"])
+    if axis == 3:
+        return dimension_or_query(op.operands[2], 3)
+    if axis in (1, 2) and of_q != of_y:
+        axis = 3 - axis
+    return dimension_or_query(op.operands[0], axis)
+
+
 _RULES = {
+    "abq.attention": _attention,
     "abq.measure": _samples,
     "abq.matmul": _of_first_operand,
     "abq.hadamard": _of_first_operand,

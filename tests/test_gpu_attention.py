@@ -122,7 +122,7 @@ def launch(
     )[1]
 
 
-def expected(case: Case, q, k, v, mask, scale):  # noqa: ANN001, ANN201
+def expected(case: Case, q, k, v, mask, scale):
     k, v = (np.repeat(x, case.group, axis=1).astype(np.float64) for x in (k, v))
     scores = scale * (q.astype(np.float64) @ k.transpose(0, 1, 3, 2))
     if case.spec.mask == "add":
@@ -144,7 +144,7 @@ def inputs(case: Case, seed: int = 0) -> tuple[np.ndarray, ...]:
     q = normal(case.batch, case.heads, case.rows, spec.head)
     k = normal(case.batch, shared, case.keys, spec.head)
     v = normal(case.batch, shared, case.keys, spec.value_head)
-    sizes = dict(b=case.batch, h=case.heads, m=case.rows, t=case.keys)
+    sizes = {"b": case.batch, "h": case.heads, "m": case.rows, "t": case.keys}
     shape = [sizes[axis] if axis in case.mask_axes else 1 for axis in "bhmt"]
     mask = rng.choice(np.float32([0, 0, -1.5, -1e9, -np.inf]), shape).astype(np.float32)
     mask[..., 0] = 0  # a row has a key

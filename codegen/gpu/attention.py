@@ -8,13 +8,13 @@ Arguments of a kernel, one slot each; `abq.attention` is lowered to them (passes
     m, t, heads, group     i32: rows and keys of a head, query heads of a batch, query heads that
                            share one of k and v
     scale                  f32
-    strides                i64, in elements: batch, head, row of q, then of k, v and y; then, only if
-                           the spec has a mask, batch, head, row, column of the mask (0: broadcast)
+    strides                i64, in elements: batch, head, row of q, then of k, v and y; then, only
+                           if the spec has a mask, its batch, head, row, column (0: broadcast)
 
     tile (split 0)         grid batch * heads * ceil(m / block[0])
     rows (split > 0)       two more arguments: workspace f32 (pointer), splits i32, which is
-                           max(1, ceil(t / split)); grid batch * heads * splits. Where splits > 1 the
-                           workspace has batch * heads * splits * m * workspace_floats floats and
+                           max(1, ceil(t / split)); grid batch * heads * splits. Where splits > 1
+                           the workspace has batch * heads * splits * m * workspace_floats floats and
                            `merge` follows, grid batch * heads * m, with the arguments
                            (workspace, y pointers, m, t, heads, splits i32, strides of y 3 x i64)
 

@@ -3,8 +3,8 @@
     y[b, h] = softmax(scale * q[b, h] k[b, h / group]^T + mask[b, h]) v[b, h / group]
 
 q is M x D, k is T x D, v is T x E, y is M x E, all f32 with D and E innermost; everything else has
-strides (in elements), so that [B, H, M, D], [B, M, H, D] and caches with room to grow are read where
-they are. Rows start at multiples of 16 bytes where D (E) is a multiple of 4.
+strides (in elements), so that [B, H, M, D], [B, M, H, D] and caches with room to grow are read
+where they are. Rows start at multiples of 16 bytes where D (E) is a multiple of 4.
 """
 
 from __future__ import annotations

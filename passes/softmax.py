@@ -1,0 +1,99 @@
+"""A softmax over the last axis, as four loops: max, exp(x - max), sum, quotient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from abqc.dialects import abq
+from abqc.dialects.mlir import ir
+
+from .generics import (
+    OUT,
+    dims,
+    expression,
+    filled,
+    inputs,
+    is_elementwise,
+    is_identity,
+    iterators,
+    maps,
+    rank,
+    without_unit_axes,
+)
+from .infrastructure import defining_op, users
+
+MINUS_INFINITY = float("-inf")
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """What a softmax reads and the operations that are of use to nothing else."""
+
+    x: ir.Value
+    loops: tuple[ir.Operation, ...]  # max, exp, sum, quotient
+
+
+def match_softmax(result: ir.Value) -> Softmax | None:
+    """The softmax over the last axis that makes `result`; None if none does."""
+    quotient = defining_op(result)
+    if not is_elementwise(quotient) or expression(quotient) != ("arith.divf", ("in", 0), ("in", 1)):
+        return None
+    powers = operand_in_order(quotient, 0)
+    total = row_operand(quotient, 1)
+    exp = defining_op(powers) if powers is not None else None
+    if total is None or not is_elementwise(exp):
+        return None
+    if expression(exp) != ("math.exp", ("arith.subf", ("in", 0), ("in", 1))):
+        return None
+    x, largest = operand_in_order(exp, 0), row_operand(exp, 1)
+    if x is None or largest is None:
+        return None
+    max_loop = match_reduction(largest, x, ("arith.maximumf", ("in", 0), OUT), MINUS_INFINITY)
+    sum_loop = match_reduction(total, powers, ("arith.addf", ("in", 0), OUT), 0.0)
+    if max_loop is None or sum_loop is None or not _only_used_by(powers, quotient, sum_loop):
+        return None
+    return Softmax(x, (max_loop, exp, sum_loop, quotient))
+
+
+def operand_in_order(op: ir.Operation, number: int) -> ir.Value | None:
+    """Input `number` of a linalg.generic, if it is read as the loops run."""
+    return inputs(op)[number] if is_identity(maps(op)[number]) else None
+
+
+def row_operand(op: ir.Operation, number: int) -> ir.Value | None:
+    """Input `number`, if it has one element for each row of the last axis."""
+    read = dims(maps(op)[number])
+    if read is None:
+        return None
+    shape = abq.shape(op.results[0])
+    rows = [d for d in range(rank(op) - 1) if shape[d] != 1]
+    return inputs(op)[number] if [d for d in read if d in rows] == rows == read else None
+
+
+def match_reduction(
+    value: ir.Value, source: ir.Value, body: tuple[object, ...], initial: float
+) -> ir.Operation | None:
+    """The loop that reduces the last axis of `source` (its only input) by `body` into `value`."""
+    value, source = without_unit_axes(value), without_unit_axes(source)
+    op = defining_op(value)
+    if op is None or op.name != "linalg.generic" or len(op.results) != 1 or len(inputs(op)) != 1:
+        return None
+    if iterators(op) != ["parallel"] * (rank(op) - 1) + ["reduction"]:
+        return None
+    if without_unit_axes(inputs(op)[0]) != source or not is_identity(maps(op)[0]):
+        return None
+    if expression(op) != body or dims(maps(op)[-1]) != list(range(rank(op) - 1)):
+        return None
+    return op if filled(op.operands[len(op.operands) - 1]) == initial else None
+
+
+def _only_used_by(value: ir.Value, *ops: ir.Operation) -> bool:
+    """Users may read through reshapes."""
+    for user in users(value):
+        op = user.operation
+        if op.name in ("tensor.expand_shape", "tensor.collapse_shape"):
+            if not _only_used_by(op.results[0], *ops):
+                return False
+        elif op not in ops and op.name != "tensor.dim":
+            return False
+    return True

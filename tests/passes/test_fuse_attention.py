@@ -1,0 +1,221 @@
+"""Attention is recognized, and only what is attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from abqc.codegen.gpu.attention import AttentionSpec, AttentionVariant, attention_kernels
+from abqc.compiler.onnx_import import import_model
+from abqc.compiler.pipeline import SIMPLIFY
+from abqc.dialects.mlir import ir, make_context
+from abqc.passes.infrastructure import Unit, run_pipeline
+from facts import Facts, after, maker
+
+TIDY = "func.func(canonicalize,cse)"
+ADD = "%a = arith.addf %s, %m : f32"
+NEGATIVE = "%big = arith.constant -1.0e9 : f32"
+
+
+def attention(chain: str = ADD, mask: str = "?x1x1x?xf32", reads: str = "(d0, 0, 0, d3)") -> str:
+    """Attention of 4 heads of 8 columns; `chain` makes %a of the score %s and the mask's %m."""
+    return f"""
+#id = affine_map<(d0, d1, d2, d3) -> (d0, d1, d2, d3)>
+#mask = affine_map<(d0, d1, d2, d3) -> {reads}>
+#row = affine_map<(d0, d1, d2, d3) -> (d0, d1, d2, 0)>
+func.func @main(%q: tensor<?x?x4x8xf32>, %k: tensor<?x?x4x8xf32>, %v: tensor<?x?x4x8xf32>,
+    %mask: tensor<{mask}>, %b: index, %n: index) -> tensor<?x?x4x8xf32> {{
+  %zero = arith.constant 0.0 : f32
+  %minus = arith.constant 0xFF800000 : f32
+  %half = arith.constant 0.5 : f32
+  {NEGATIVE}
+  %e = tensor.empty(%b, %n) : tensor<?x4x?x8xf32>
+  %qt = linalg.transpose ins(%q : tensor<?x?x4x8xf32>) outs(%e : tensor<?x4x?x8xf32>)
+      permutation = [0, 2, 1, 3]
+  %kt = linalg.transpose ins(%k : tensor<?x?x4x8xf32>) outs(%e : tensor<?x4x?x8xf32>)
+      permutation = [0, 2, 1, 3]
+  %vt = linalg.transpose ins(%v : tensor<?x?x4x8xf32>) outs(%e : tensor<?x4x?x8xf32>)
+      permutation = [0, 2, 1, 3]
+  %qc = tensor.collapse_shape %qt [[0, 1], [2], [3]] : tensor<?x4x?x8xf32> into tensor<?x?x8xf32>
+  %kc = tensor.collapse_shape %kt [[0, 1], [2], [3]] : tensor<?x4x?x8xf32> into tensor<?x?x8xf32>
+  %vc = tensor.collapse_shape %vt [[0, 1], [2], [3]] : tensor<?x4x?x8xf32> into tensor<?x?x8xf32>
+  %sc = "abq.batch_matmul"(%qc, %kc) {{transposed = 1 : i64}}
+      : (tensor<?x?x8xf32>, tensor<?x?x8xf32>) -> tensor<?x?x?xf32>
+  %se = tensor.expand_shape %sc [[0, 1], [2], [3]] output_shape [%b, 4, %n, %n]
+      : tensor<?x?x?xf32> into tensor<?x4x?x?xf32>
+  %es = tensor.empty(%b, %n, %n) : tensor<?x4x?x?xf32>
+  %x = linalg.generic {{indexing_maps = [#id, #mask, #id],
+      iterator_types = ["parallel", "parallel", "parallel", "parallel"]}}
+      ins(%se, %mask : tensor<?x4x?x?xf32>, tensor<{mask}>) outs(%es : tensor<?x4x?x?xf32>) {{
+    ^bb0(%s: f32, %m: {mask.rsplit("x", 1)[1]}, %o: f32):
+      {chain}
+      linalg.yield %a : f32
+  }} -> tensor<?x4x?x?xf32>
+  %er = tensor.empty(%b, %n) : tensor<?x4x?x1xf32>
+  %low = linalg.fill ins(%minus : f32) outs(%er : tensor<?x4x?x1xf32>) -> tensor<?x4x?x1xf32>
+  %max = linalg.generic {{indexing_maps = [#id, #row],
+      iterator_types = ["parallel", "parallel", "parallel", "reduction"]}}
+      ins(%x : tensor<?x4x?x?xf32>) outs(%low : tensor<?x4x?x1xf32>) {{
+    ^bb0(%i: f32, %o: f32):
+      %r = arith.maximumf %i, %o : f32
+      linalg.yield %r : f32
+  }} -> tensor<?x4x?x1xf32>
+  %p = linalg.generic {{indexing_maps = [#id, #row, #id],
+      iterator_types = ["parallel", "parallel", "parallel", "parallel"]}}
+      ins(%x, %max : tensor<?x4x?x?xf32>, tensor<?x4x?x1xf32>) outs(%es : tensor<?x4x?x?xf32>) {{
+    ^bb0(%i: f32, %j: f32, %o: f32):
+      %d = arith.subf %i, %j : f32
+      %r = math.exp %d : f32
+      linalg.yield %r : f32
+  }} -> tensor<?x4x?x?xf32>
+  %none = linalg.fill ins(%zero : f32) outs(%er : tensor<?x4x?x1xf32>) -> tensor<?x4x?x1xf32>
+  %sum = linalg.generic {{indexing_maps = [#id, #row],
+      iterator_types = ["parallel", "parallel", "parallel", "reduction"]}}
+      ins(%p : tensor<?x4x?x?xf32>) outs(%none : tensor<?x4x?x1xf32>) {{
+    ^bb0(%i: f32, %o: f32):
+      %r = arith.addf %i, %o : f32
+      linalg.yield %r : f32
+  }} -> tensor<?x4x?x1xf32>
+  %w = linalg.generic {{indexing_maps = [#id, #row, #id],
+      iterator_types = ["parallel", "parallel", "parallel", "parallel"]}}
+      ins(%p, %sum : tensor<?x4x?x?xf32>, tensor<?x4x?x1xf32>) outs(%es : tensor<?x4x?x?xf32>) {{
+    ^bb0(%i: f32, %j: f32, %o: f32):
+      %r = arith.divf %i, %j : f32
+      linalg.yield %r : f32
+  }} -> tensor<?x4x?x?xf32>
+  %wc = tensor.collapse_shape %w [[0, 1], [2], [3]] : tensor<?x4x?x?xf32> into tensor<?x?x?xf32>
+  %y = "abq.batch_matmul"(%wc, %vc) {{transposed = 0 : i64}}
+      : (tensor<?x?x?xf32>, tensor<?x?x8xf32>) -> tensor<?x?x8xf32>
+  %ye = tensor.expand_shape %y [[0, 1], [2], [3]] output_shape [%b, 4, %n, 8]
+      : tensor<?x?x8xf32> into tensor<?x4x?x8xf32>
+  %et = tensor.empty(%b, %n) : tensor<?x?x4x8xf32>
+  %yt = linalg.transpose ins(%ye : tensor<?x4x?x8xf32>) outs(%et : tensor<?x?x4x8xf32>)
+      permutation = [0, 2, 1, 3]
+  return %yt : tensor<?x?x4x8xf32>
+}}"""
+
+
+def fused(text: str) -> ir.Operation:
+    """The attention, which took the place of all products."""
+    facts = after(text, "fuse-attention", TIDY)
+    assert not facts("abq.batch_matmul")
+    (op,) = facts("abq.attention")
+    return op
+
+
+def test_transposes_are_read_in_place() -> None:
+    facts = after(attention(), "fuse-attention", TIDY)
+    (op,) = facts("abq.attention")
+    assert list(op.attributes["rows_first"]) == [1, 1, 1, 1]
+    assert [maker(value) for value in op.operands] == ["argument"] * 4
+    assert facts.names().count("linalg.transpose") == facts.names().count("linalg.generic") == 0
+
+
+def test_a_mask_that_is_added_keeps_its_broadcast() -> None:
+    op = fused(attention())
+    assert op.attributes["mask_kind"].value == "add"
+    assert str(op.attributes["mask_map"]) == "affine_map<(d0, d1, d2, d3) -> (d0, 0, 0, d3)>"
+
+
+@pytest.mark.parametrize(
+    ("chain", "scale"),
+    [
+        ("%t = arith.mulf %s, %half : f32\n %a = arith.addf %m, %t : f32", 0.5),
+        ("%t = arith.divf %s, %half : f32\n %a = arith.addf %t, %m : f32", 2.0),
+        ("%a = arith.mulf %half, %s : f32", 0.5),
+    ],
+)
+def test_scales(chain: str, scale: float) -> None:
+    assert fused(attention(chain)).attributes["scale"].value == scale
+
+
+def test_a_mask_that_is_computed_is_a_loop_over_its_own_axes() -> None:
+    """Not over heads: 1 - mask, times a large number, and the column."""
+    chain = """%c = linalg.index 3 : index
+      %f = arith.index_cast %c : index to i64
+      %g = arith.sitofp %f : i64 to f32
+      %h = arith.addf %m, %g : f32
+      %a = arith.subf %s, %h : f32"""
+    facts = after(attention(chain), "fuse-attention", TIDY)
+    (op,), (loop,) = facts("abq.attention"), facts("linalg.generic")
+    assert str(op.attributes["mask_map"]) == "affine_map<(d0, d1, d2, d3) -> (d0, d3)>"
+    assert op.operands[3].owner.operation == loop.operation
+    assert "arith.negf" in facts.names()
+
+
+@pytest.mark.parametrize(("fill", "kind"), [("%big", "replace"), ("%minus", "add")])
+def test_where(fill: str, kind: str) -> None:
+    """A finite number takes the score's place; minus infinity may be added."""
+    chain = f"%a = arith.select %m, %s, {fill} : f32"
+    text = attention(chain, mask="?x?xi1", reads="(d2, d3)")
+    facts = after(text, "fuse-attention", TIDY)
+    (op,) = facts("abq.attention")
+    assert op.attributes["mask_kind"].value == kind
+    assert str(op.attributes["mask_map"]) == "affine_map<(d0, d1, d2, d3) -> (d2, d3)>"
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        "%a = arith.mulf %s, %m : f32",
+        "%t = math.tanh %s : f32\n %a = arith.addf %t, %m : f32",
+        "%t = arith.addf %s, %m : f32\n %a = arith.mulf %t, %s : f32",
+        "%c = arith.cmpf ogt, %s, %zero : f32\n %a = arith.select %c, %s, %big : f32",
+    ],
+)
+def test_what_is_no_attention_stays(chain: str) -> None:
+    facts = after(attention(chain), "fuse-attention", TIDY)
+    assert len(facts("abq.batch_matmul")) == 2
+    assert not facts("abq.attention")
+
+
+def test_weights_with_another_user_stay() -> None:
+    text = attention().replace("-> tensor<?x?x4x8xf32> {", "-> (tensor<?x?x4x8xf32>, T) {", 1)
+    text = text.replace(
+        "return %yt : tensor<?x?x4x8xf32>", "return %yt, %w : tensor<?x?x4x8xf32>, T"
+    )
+    facts = after(text.replace("T)", "tensor<?x4x?x?xf32>)").replace(", T", ", tensor<?x4x?x?xf32>"),
+                  "fuse-attention", TIDY)  # fmt: skip
+    assert not facts("abq.attention")
+
+
+class _Target:
+    def attention(
+        self, head: int, value_head: int, mask: str, *, half: bool
+    ) -> tuple[AttentionVariant, ...]:
+        return attention_kernels(AttentionSpec(head, value_head, mask))
+
+
+def test_lowering_launches_by_rows_and_merges_splits() -> None:
+    unit = Unit(target=_Target())
+    facts = after(attention(), "fuse-attention", TIDY, "resolve-dims", "lower-abq", unit=unit)
+    calls = facts.calls()
+    variants = attention_kernels(AttentionSpec(8, 8, "add"))
+    assert [c for c in calls if "merge" not in c] == [v.kernel.name for v in variants]
+    assert calls.count("attention_merge_e8") == len(variants) - 1
+    assert set(calls) == set(unit.kernels)
+
+
+def in_model(path: Path, folder: Path) -> Facts:
+    imported = import_model(path, work_dir=folder)
+    with make_context():
+        module = ir.Module.parse(imported.bytecode)
+        passes = (*SIMPLIFY, "fuse-attention", TIDY)
+        run_pipeline(module.operation, passes, Unit(inputs=imported.inputs))
+        return Facts(module.operation.get_asm())
+
+
+def test_minilm(real_model: Callable[[str], Path], tmp_path: Path) -> None:
+    facts = in_model(real_model("minilm-l3"), tmp_path)
+    assert len(facts("abq.attention")) == 3
+    assert not facts("abq.batch_matmul") and not facts("linalg.transpose")
+
+
+@pytest.mark.slow
+def test_smollm2(real_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """Grouped queries are rows of one head; keys and values are the caches themselves."""
+    facts = in_model(real_model("smollm2"), tmp_path)
+    found = facts("abq.attention")
+    assert len(found) == 30 and not facts("abq.batch_matmul")
+    assert {maker(op.operands[1]) for op in found} == {"tensor.concat"}
