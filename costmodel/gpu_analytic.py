@@ -48,6 +48,7 @@ LOADED_LATENCY = 2.0  # of a memory under load, over that of an idle one
 STEP_CYCLES = 100  # of one stage of a tile: wait, barrier, ldmatrix (33), dependent MMA (33)
 START_CYCLES = 700  # of a block: its arguments, its addresses, its epilogue
 BASE_REGISTERS = 48  # of a thread, beside its accumulators
+L1_SHARE = 0.25  # of an SM's memory that is left to L1
 L2_SHARE = 0.75  # of L2 that one kernel's operands keep
 SERIAL = 0.05  # of the work of faster resources, which does not overlap with the slowest
 BOUNDS = {unit: f"{unit} tensor-core" for unit in TENSOR_UNITS} | {
@@ -153,22 +154,38 @@ class _Kernel:
 
     @cached_property
     def traffic(self) -> float:
-        """Bytes that the blocks read and write, from wherever."""
+        """Bytes that pass between the SMs and L2."""
         f = self.f
-        reads = f.weight_bytes * self.blocks_m + f.activation_bytes * self.blocks_n
-        return reads + (f.workspace_bytes if f.split > 1 else f.written_bytes)
+        return (
+            f.weight_bytes * self.blocks_m
+            + f.activation_bytes * self.activation_reads
+            + (f.workspace_bytes if f.split > 1 else f.written_bytes)
+        )
+
+    @property
+    def activation_reads(self) -> int:
+        """How often they are read from L2: by every column of blocks. Few rows stay in the L1 of an
+        SM, where one block leaves them to the next."""
+        f, gpu = self.f, self.gpu
+        in_l1 = f.kind == "rows" and f.activation_bytes <= L1_SHARE * gpu.shared_per_sm
+        return min(self.blocks_n, gpu.sms) if in_l1 else self.blocks_n
 
     @cached_property
     def dram(self) -> float:
-        """Bytes to and from DRAM. Neighbouring blocks share their rows: where the operands exceed
-        L2, the weights come once for every wave's worth of rows of blocks."""
+        """Bytes to and from DRAM. Neighbouring blocks share their rows: weights that do not stay in
+        L2 come once for every wave's worth of rows of blocks."""
         f = self.f
-        passes = 1.0
-        if f.weight_bytes + f.activation_bytes > L2_SHARE * self.gpu.l2_bytes:
-            rows_at_once = self.slots / (self.blocks_n * f.split)
-            passes = self.blocks_m / min(self.blocks_m, max(1.0, rows_at_once))
-        written = f.workspace_bytes if f.split > 1 else f.written_bytes
+        rows_at_once = max(1.0, self.slots / (self.blocks_n * f.split))
+        passes = max(1.0, self.blocks_m / rows_at_once)
+        if self.stays_in_l2(f.weight_bytes + f.activation_bytes / passes):
+            passes = 1.0
+        written = f.written_bytes
+        if f.split > 1:
+            written = 0 if self.stays_in_l2(f.workspace_bytes) else f.workspace_bytes
         return f.weight_bytes * passes + f.activation_bytes + written
+
+    def stays_in_l2(self, nbytes: float) -> bool:
+        return nbytes <= L2_SHARE * self.gpu.l2_bytes
 
     @cached_property
     def latency(self) -> float:
@@ -213,7 +230,7 @@ class _Kernel:
         f, gpu = self.f, self.gpu
         if f.split == 1:
             return 0.0
-        near = f.workspace_bytes <= L2_SHARE * gpu.l2_bytes
+        near = self.stays_in_l2(f.workspace_bytes)
         read = f.workspace_bytes / (gpu.l2_bandwidth if near else gpu.dram_bandwidth)
         return read + f.written_bytes / gpu.dram_bandwidth + self.start
 
