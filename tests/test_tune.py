@@ -294,6 +294,24 @@ def test_jobs_are_measured_cold(built: Path):
     assert not driver.memory
 
 
+def test_a_gpu_is_fitted_to_what_was_measured_elsewhere(tmp_path: Path, capsys):
+    analytic = model_for("sm_80")
+    found = [
+        samples.Sample(f, 2 * analytic.predict(f), "NVIDIA A100-SXM4-80GB", "13.0", "2026-11-24")
+        for m in (1, 4, 8)
+        for n in (1024, 2048, 4096)
+        for f in (rows(m, n, 4096, 4), rows(m, n, 4096, 4, split=4))
+    ]
+    samples.write(tmp_path / "a100.jsonl", found)
+    arguments = ["tune", "--target", "sm_80", "--samples", str(tmp_path / "a100.jsonl")]
+    assert main([*arguments, "--report"]) == 0
+    output = capsys.readouterr().out
+    assert "int8 rows" in output and "(18 samples, NVIDIA A100-SXM4-80GB, 2026-11-24)" in output
+    tuned = model_for("sm_80")
+    for sample in found:
+        assert tuned.predict(sample.features) == pytest.approx(sample.seconds, rel=0.05)
+
+
 def test_a_gpu_of_another_capability_is_refused():
     with pytest.raises(AbqcError, match=r"capability 8\.0.*sm_90a"):
         FakeDriver(capability=(8, 0)).runner()
