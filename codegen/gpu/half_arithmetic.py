@@ -71,21 +71,19 @@ class HalfArithmetic:
                     result[at] = b.fma(sums[at], scales[j], result[at])
         return result
 
-    def finish(self, context: TileContext, values: list[Value], bias: Value, target: Value) -> None:
+    def finish(self, context: TileContext, values: list[Value]) -> None:
         b, plan = context.b, context.plan
         if plan.schedule.split > 1:
             store_tile(
                 context,
-                target,
                 context.split,
                 lambda row, block, j: values[context.accumulator(row, block, j)],
             )
             return
-        biases = load_bias(context, bias)
+        biases = load_bias(context)
         if self.grouped:
             store_tile(
                 context,
-                target,
                 0,
                 lambda row, block, j: values[context.accumulator(row, block, j)] + biases[block][j],
             )
@@ -96,7 +94,6 @@ class HalfArithmetic:
         ]
         store_tile(
             context,
-            target,
             0,
             lambda row, block, j: b.fma(
                 values[context.accumulator(row, block, j)], scales[block][j], biases[block][j]

@@ -139,22 +139,20 @@ class Int8Arithmetic:
         """An accumulator that began at `initial`, as f32."""
         return b.from_bits(value, "f32") - MAGIC if self.by_magic else b.to_float(value)
 
-    def finish(self, context: TileContext, values: list[Value], bias: Value, target: Value) -> None:
+    def finish(self, context: TileContext, values: list[Value]) -> None:
         b, plan = context.b, context.plan
         if plan.schedule.split > 1:
             store_tile(
                 context,
-                target,
                 context.split,
                 lambda row, block, j: values[context.accumulator(row, block, j)],
             )
             return
         row_scales = self.row_values(context, self.rows.scale_offset, "f32")
-        biases = load_bias(context, bias)
+        biases = load_bias(context)
         if self.grouped:
             store_tile(
                 context,
-                target,
                 0,
                 lambda row, block, j: b.fma(
                     row_scales[row], values[context.accumulator(row, block, j)], biases[block][j]
@@ -173,4 +171,32 @@ class Int8Arithmetic:
             acc = b.to_float(acc.sar(shift) if shift else acc)
             return b.fma(row_scales[row] * scales[block][j], acc, biases[block][j])
 
-        store_tile(context, target, 0, element)
+        store_tile(context, 0, element)
+
+
+class AccumulatorProbe(Int8Arithmetic):
+    """Stores acc itself, i32 [groups][m][n]: what tests compare to the bit."""
+
+    def flush(
+        self, context: TileContext, sums: list[Value], totals: list[Value], group: Value
+    ) -> list[Value]:
+        b, groups = context.b, self.layout.grouped.groups
+        known = b.min(group, groups - 1)
+        with b.when(group < groups):
+            self._store(context, sums, known)
+        return totals
+
+    def finish(self, context: TileContext, values: list[Value]) -> None:
+        if not self.grouped:
+            self._store(context, values, 0)
+
+    def _store(self, context: TileContext, sums: list[Value], group: Value | int) -> None:
+        base = MAGIC_BITS if self.by_magic else 0
+        values = self.corrected(context, sums, group)
+        shift = s8_shift(self.format)
+
+        def element(row: int, block: int, j: int) -> Value:
+            value = values[context.accumulator(row, block, j)] - base
+            return value.sar(shift) if shift else value
+
+        store_tile(context, group, element)

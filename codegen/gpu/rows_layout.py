@@ -27,6 +27,7 @@ K_UNIT = 32  # codes of a unit of int8 and f16 operands: one k-step of the s8 MM
 ROW_ALIGNMENT = 16  # bytes; what cp.async moves at once
 
 FloatElement = Literal["f16", "bf16"]
+Activation = Literal["int8", "f16", "bf16"]  # what packed rows hold
 
 
 def align(value: int, to: int) -> int:
@@ -179,6 +180,11 @@ class FloatRows:
         """Rows [M, row_bytes], uint8, of x f32 [M, k], rounded to nearest even."""
         padded = self.grouped.pad(x.astype(np.float32))
         return np.ascontiguousarray(round_to(padded, self.element)).view(np.uint8)
+
+
+def rows_of(spec: MatmulSpec, activation: Activation) -> Int8Rows | FloatRows:
+    """The rows of a matmul whose packed activations are of that kind."""
+    return Int8Rows.of(spec) if activation == "int8" else FloatRows.of(spec, activation)
 
 
 def round_to(x: np.ndarray, element: FloatElement) -> np.ndarray:

@@ -111,6 +111,8 @@ def emit_tile_kernel(
             plan,
             rows,
             PackedWeight(b, plan.weights, packed, n),
+            bias,
+            target,
             m,
             n,
             first_row=rest * s.block_m,
@@ -118,7 +120,7 @@ def emit_tile_kernel(
             split=split,
         )
         loop = _TileLoop(context, arithmetic)
-        arithmetic.finish(context, loop.run(), bias, target)
+        arithmetic.finish(context, loop.run())
 
 
 class _TileLoop:

@@ -23,6 +23,8 @@ class TileContext:
     plan: TilePlan
     rows: Value  # pointer to the packed activations
     weight: PackedWeight
+    bias: Value
+    target: Value  # y, or the workspace of a split
     m: Value
     n: Value
     first_row: Value  # of the block

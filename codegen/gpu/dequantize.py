@@ -1,0 +1,32 @@
+"""Strategy `dequantize`: float activations in 16 bits, weights of 1 to 8 bits made exact floats in
+registers, `mma.sync` f16 or bf16 with f32 sums; scales are applied to the sums of groups."""
+
+from __future__ import annotations
+
+from ...errors import RecipeError
+from ..strategy import Kernel, MatmulSpec
+from .arch import GpuArch
+from .atoms import mma_step
+from .rows_layout import FloatElement
+from .tile_strategy import TileStrategy
+
+
+class DequantizeMatmul(TileStrategy):
+    """The GpuStrategy for activations that stay float, rounded to `element`."""
+
+    name = "dequantize"
+
+    def __init__(self, element: FloatElement = "f16") -> None:
+        self.activation = element
+
+    def unsupported(self, spec: MatmulSpec, arch: GpuArch) -> str | None:
+        if spec.weight is None:
+            return "strategy 'dequantize' takes quantized weights only"
+        if spec.activation is not None:
+            return "strategy 'dequantize' takes float activations only"
+        if mma_step(arch, self.activation) is None:
+            return f"strategy 'dequantize' needs a {self.activation} mma.sync, not in {arch.name}"
+        return None
+
+    def scaled_pack_kernel(self, spec: MatmulSpec) -> Kernel:
+        raise RecipeError("strategy 'dequantize' quantizes no activations")

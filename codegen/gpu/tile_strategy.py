@@ -1,0 +1,83 @@
+"""What the strategies `int8` and `dequantize` have in common: one packed weight, two kinds of
+kernels over it (rows.py for 1 to 8 rows, tile.py for more), one reduction of splits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from ...costmodel.interface import KernelFeatures
+from ...dialects.formats import QuantizedTensor
+from ..strategy import Kernel, MatmulSpec
+from .arch import GpuArch
+from .half_arithmetic import HalfArithmetic
+from .int8_arithmetic import Int8Arithmetic
+from .pack import pack_kernel
+from .rows import rows_features, rows_kernel, rows_reduce_kernel, rows_schedules
+from .rows_layout import Activation, rows_of
+from .schedule import Schedule
+from .tile import Arithmetic, emit_tile_kernel
+from .tile_schedules import plan_of, tile_features, tile_schedules
+from .weights import WeightLayout, pack
+
+
+class TileStrategy:
+    """Weights of 1 to 8 bits, ternary or `2*`, decoded in registers."""
+
+    name: str
+    activation: Activation
+
+    def pack_weight(self, spec: MatmulSpec, weight: QuantizedTensor | np.ndarray) -> np.ndarray:
+        assert isinstance(weight, QuantizedTensor)
+        return pack(WeightLayout.of(spec), weight)
+
+    def row_bytes(self, spec: MatmulSpec) -> int:
+        return rows_of(spec, self.activation).row_bytes
+
+    def pack_kernel(self, spec: MatmulSpec) -> Kernel | None:
+        return pack_kernel(spec, rows_of(spec, self.activation))
+
+    def schedules(self, spec: MatmulSpec, arch: GpuArch) -> Sequence[Schedule]:
+        """Rows kernels for few rows, tiles for any."""
+        return [*rows_schedules(spec, arch), *tile_schedules(spec, arch, self.activation)]
+
+    def kernel(self, spec: MatmulSpec, schedule: Schedule) -> Kernel:
+        if schedule.kind == "rows":
+            return rows_kernel(spec, schedule, self.activation)
+        name = f"{self.kernel_stem(spec)}_{schedule.name}"
+        return self._tile_kernel(name, spec, schedule, self.arithmetic(spec))
+
+    def reduce_kernel(self, spec: MatmulSpec, schedule: Schedule) -> Kernel | None:
+        return rows_reduce_kernel(spec, schedule, self.activation)
+
+    def features(self, spec: MatmulSpec, schedule: Schedule, m: int) -> KernelFeatures:
+        if schedule.kind == "rows":
+            return rows_features(spec, schedule, m, self.activation)
+        return tile_features(spec, schedule, m, self.name, self.activation)
+
+    def arithmetic(self, spec: MatmulSpec) -> Arithmetic:
+        """How tiles are multiplied."""
+        if self.activation == "int8":
+            return Int8Arithmetic(spec)
+        return HalfArithmetic(spec, self.activation)
+
+    def kernel_stem(self, spec: MatmulSpec) -> str:
+        """What the bodies of tile kernels depend on beside their schedule."""
+        assert spec.weight is not None
+        layout = WeightLayout.of(spec)
+        rows = self.activation if spec.activation is None else spec.activation.format.name
+        return (
+            f"{self.name}_{layout.format.name}_{rows}_g{layout.grouped.group_size}"
+            f"_s{spec.scale_bits}_k{spec.k}"
+        )
+
+    def _tile_kernel(
+        self, name: str, spec: MatmulSpec, schedule: Schedule, arithmetic: Arithmetic
+    ) -> Kernel:
+        plan = plan_of(spec, schedule, self.activation)
+        block = (schedule.block_m, schedule.block_n)
+        return Kernel(
+            name, block, partial(emit_tile_kernel, name=name, plan=plan, arithmetic=arithmetic)
+        )
