@@ -1,0 +1,101 @@
+"""Branches, barriers and the end of threads (PTX ISA, "Control Flow", "Parallel Synchronization")."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..control import Barrier, Branch, Exit, Switch, Trap
+from ..decode import Constant, Decoder, Effect, Operation, instruction
+from ..syntax import Symbol
+from ..types import TYPES
+
+_U32 = TYPES["u32"]
+
+
+@instruction("bra")
+def branch(i: Decoder) -> Operation:
+    i.flag("uni")
+    i.arity(1)
+    return Branch(i.names.label(_symbol(i, 0)))
+
+
+@instruction("brx")
+def indexed_branch(i: Decoder) -> Operation:
+    i.need("idx")
+    i.flag("uni")
+    i.arity(2)
+    labels = i.names.targets(_symbol(i, 1))
+    if not labels:
+        raise i.error(f"{_symbol(i, 1)} is no list of targets")
+    return Switch(i.source(0, _U32), labels)
+
+
+def _symbol(i: Decoder, index: int) -> str:
+    operand = i.operands[index]
+    if not isinstance(operand, Symbol):
+        raise i.error("a name is expected")
+    return operand.name
+
+
+@instruction("exit")
+def exit_thread(i: Decoder) -> Operation:
+    i.arity(0)
+    return Exit()
+
+
+@instruction("trap")
+def trap(i: Decoder) -> Operation:
+    i.arity(0)
+    return Trap()
+
+
+@instruction("brkpt", "nanosleep", "pmevent", "membar", "fence", "griddepcontrol", "setmaxnreg")
+def nothing(i: Decoder) -> Operation:
+    """What changes no value here: memory is sequentially consistent, whatever the scope."""
+    i.rest().clear()
+    return Effect(lambda batch: lambda lanes: None)
+
+
+@instruction("bar", "barrier")
+def barrier(i: Decoder) -> Operation:
+    """Of blocks: `bar.sync a[, b]`, `.arrive`, `.red`; and `bar.warp.sync`, of warps."""
+    if i.flag("warp"):
+        from .warps import synchronize_warp
+
+        return synchronize_warp(i)
+    if i.flag("cluster"):
+        return _cluster(i)
+    i.flag("cta")
+    i.flag("aligned")
+    kind = i.choose("sync", "arrive", "red")
+    if kind is None:
+        raise i.error(".sync, .arrive or .red is missing")
+    if kind == "red":
+        return _reduction(i)
+    count = i.arity(1, 2)
+    threads = i.source(1, _U32) if count == 2 else None
+    if kind == "arrive" and threads is None:
+        raise i.error("barrier.arrive needs a number of threads")
+    return Barrier(i.source(0, _U32), threads, waits=kind == "sync")
+
+
+def _reduction(i: Decoder) -> Operation:
+    function = i.need("popc", "and", "or")
+    type = i.type()
+    count = i.arity(3, 4)
+    return Barrier(
+        i.source(1, _U32),
+        i.source(2, _U32) if count == 4 else None,
+        reduction=function,
+        predicate=i.predicate_source(i.operands[-1]),
+        result=i.result(0, type),
+    )
+
+
+def _cluster(i: Decoder) -> Operation:
+    """A cluster is one block here: its barrier is a barrier of the block, at the wait."""
+    kind = i.need("arrive", "wait")
+    i.ignore("aligned", "acquire", "release", "relaxed")
+    if kind == "arrive":
+        return Effect(lambda batch: lambda lanes: None)
+    return Barrier(Constant(np.uint32(15)), None)

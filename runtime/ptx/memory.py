@@ -1,0 +1,288 @@
+"""Memory that knows of each byte whether it exists and whether it was written.
+
+Addresses are 64 bits wide. Global memory (with constants, variables and kernel parameters) starts at
+GLOBAL_BASE; the windows of shared and local memory lie below, so that a generic address says what it
+points to. Allocations have gaps between them: one step too far lands in none.
+"""
+
+from __future__ import annotations
+
+import bisect
+
+import numpy as np
+
+from .errors import LaneFault, PtxFault
+from .lanes import Lanes, lane_number, take
+
+GLOBAL_BASE = 0x7F00_0000_0000
+SHARED_BASE = 0x7E00_0000_0000
+LOCAL_BASE = 0x7D00_0000_0000
+WINDOW_BYTES = 1 << 32
+
+# States of a byte: a bit for "exists", a bit for "was written".
+_EXISTS = 0x01
+_WRITTEN = 0x03
+_EXISTS_8 = 0x0101_0101_0101_0101
+_WRITTEN_8 = 0x0303_0303_0303_0303
+_ROW_TYPES = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.uint64, 32: np.uint64}
+_LIMIT_OF_ROWS = 32
+
+
+def _rows(data: np.ndarray) -> dict[int, np.ndarray]:
+    """The same bytes as rows of 1, 2, 4, 8 bytes, and of 16 and 32 as two and four words."""
+    rows = {size: data.view(dtype) for size, dtype in _ROW_TYPES.items()}
+    rows[16] = rows[8].reshape(-1, 2)
+    rows[32] = rows[8].reshape(-1, 4)
+    return rows
+
+
+class Memory:
+    """A flat store that a batch reads and writes at many places at once.
+
+    `check_unwritten`: reading a byte that nobody wrote is a fault.
+    """
+
+    name = "global"
+
+    def __init__(self, nbytes: int, check_unwritten: bool = True) -> None:
+        size = -(-nbytes // _LIMIT_OF_ROWS) * _LIMIT_OF_ROWS
+        self.size = size
+        self.data = np.zeros(size, np.uint8)
+        self.state = np.zeros(size, np.uint8)
+        self.rows = _rows(self.data)
+        self.states = _rows(self.state)
+        self.check_unwritten = check_unwritten
+
+    def offsets(self, addresses: np.ndarray, size: int, lanes: Lanes | None) -> np.ndarray:
+        """Places in `data`; LaneFault where an access leaves the memory or is misaligned."""
+        raise NotImplementedError
+
+    def describe(self, address: int, size: int) -> str:
+        """What lies at an address, for messages."""
+        raise NotImplementedError
+
+    def load(self, addresses: np.ndarray, size: int, lanes: Lanes | None) -> np.ndarray:
+        """`size` bytes for each address: one number, or a row of 8-byte words beyond 8 bytes."""
+        units = self.offsets(addresses, size, lanes) >> (size.bit_length() - 1)
+        states = self.states[size].take(units, axis=0, mode="clip")
+        if not self._all(states, size, _WRITTEN_8):
+            self._fault(addresses, states, size, lanes, "read")
+        self.reading(units, size, lanes)
+        return self.rows[size].take(units, axis=0, mode="clip")
+
+    def store(
+        self, addresses: np.ndarray, size: int, values: np.ndarray, lanes: Lanes | None
+    ) -> None:
+        """Writes rows as `load` returns them."""
+        units = self.offsets(addresses, size, lanes) >> (size.bit_length() - 1)
+        self.mark(addresses, units, size, lanes)
+        self.writing(units, size, values, lanes)
+        self.rows[size][units] = values
+
+    def mark(
+        self, addresses: np.ndarray, units: np.ndarray, size: int, lanes: Lanes | None
+    ) -> None:
+        """Notes that the bytes are written; LaneFault where some do not exist."""
+        states = self.states[size].take(units, axis=0, mode="clip")
+        if self._all(states, size, _WRITTEN_8):
+            return
+        if not (states & self._pattern(size, _EXISTS_8) == self._pattern(size, _EXISTS_8)).all():
+            self._fault(addresses, states, size, lanes, "write")
+        self.states[size][units] = self._pattern(size, _WRITTEN_8)
+
+    def reading(self, units: np.ndarray, size: int, lanes: Lanes | None) -> None:
+        """Called for each read, before it happens."""
+
+    def writing(
+        self, units: np.ndarray, size: int, values: np.ndarray, lanes: Lanes | None
+    ) -> None:
+        """Called for each write, before it happens."""
+
+    @staticmethod
+    def _pattern(size: int, word: int) -> np.unsignedinteger:
+        dtype = _ROW_TYPES[size]
+        return dtype(word & np.iinfo(dtype).max)
+
+    def _all(self, states: np.ndarray, size: int, word: int) -> bool:
+        if not self.check_unwritten:
+            word = _EXISTS_8
+            states = states & self._pattern(size, word)
+        return bool((states == self._pattern(size, word)).all())
+
+    def _fault(
+        self,
+        addresses: np.ndarray,
+        states: np.ndarray,
+        size: int,
+        lanes: Lanes | None,
+        verb: str,
+    ) -> None:
+        """Names the first lane whose access touches bytes that do not exist, or are not written."""
+        by_byte = np.ascontiguousarray(states).view(np.uint8).reshape(-1, size)
+        missing = ~((by_byte & _EXISTS) != 0).all(axis=1)
+        bad = missing if missing.any() else ~(by_byte == _WRITTEN).all(axis=1)
+        position = int(np.flatnonzero(bad)[0])
+        address = int(addresses[position])
+        if missing.any():
+            what = f"{verb} of {size} bytes outside of any allocation"
+        else:
+            byte = int(np.flatnonzero(by_byte[position] != _WRITTEN)[0])
+            what = f"read of {size} bytes of which byte {byte} was never written"
+        raise LaneFault(
+            f"{self.name} memory: {what}: {self.describe(address, size)}",
+            lane_number(lanes, position),
+        )
+
+    def _misaligned(
+        self, addresses: np.ndarray, offsets: np.ndarray, size: int, lanes: Lanes | None
+    ) -> None:
+        position = int(np.flatnonzero(offsets & (size - 1))[0])
+        raise LaneFault(
+            f"{self.name} memory: access of {size} bytes at an address that is not a multiple of it: "
+            f"{self.describe(int(addresses[position]), size)}",
+            lane_number(lanes, position),
+        )
+
+    def _outside(
+        self, addresses: np.ndarray, bad: np.ndarray, size: int, lanes: Lanes | None
+    ) -> None:
+        position = int(np.flatnonzero(bad)[0])
+        raise LaneFault(
+            f"{self.name} memory: access of {size} bytes out of bounds: "
+            f"{self.describe(int(addresses[position]), size)}",
+            lane_number(lanes, position),
+        )
+
+
+class GlobalMemory(Memory):
+    """Allocations in one address range, with gaps."""
+
+    GAP = 256
+    ALIGNMENT = 512
+
+    def __init__(self, nbytes: int, check_unwritten: bool = True) -> None:
+        # Addresses are not scarce: gaps and holes must not make an allocation fail that would fit.
+        super().__init__(2 * nbytes + (1 << 20), check_unwritten)
+        self.capacity = nbytes
+        self.used = 0
+        self._starts: list[int] = []
+        self._sizes: dict[int, int] = {}
+        self._names: dict[int, str] = {}
+
+    def allocate(self, nbytes: int, name: str = "") -> int:
+        """The address of `nbytes` that nobody wrote yet; PtxFault where memory is used up."""
+        if nbytes < 0 or self.used + nbytes > self.capacity:
+            raise PtxFault(
+                f"out of device memory: {nbytes} bytes asked for, "
+                f"{self.capacity - self.used} of {self.capacity} left"
+            )
+        start = self._hole(nbytes)
+        bisect.insort(self._starts, start)
+        self._sizes[start] = nbytes
+        self._names[start] = name
+        self.used += nbytes
+        self.state[start : start + nbytes] = _EXISTS
+        return GLOBAL_BASE + start
+
+    def _hole(self, nbytes: int) -> int:
+        """The first place that is large enough."""
+        step = self.ALIGNMENT
+        place = step
+        for start in self._starts:
+            if place + nbytes + self.GAP <= start:
+                return place
+            place = -(-(start + self._sizes[start] + self.GAP) // step) * step
+        if place + nbytes + self.GAP > self.size:
+            raise PtxFault(f"out of device addresses: {nbytes} bytes asked for")
+        return place
+
+    def free(self, address: int) -> None:
+        start = address - GLOBAL_BASE
+        if start not in self._sizes:
+            raise PtxFault(f"freed {address:#x}, which is no allocation")
+        nbytes = self._sizes.pop(start)
+        self._starts.remove(start)
+        del self._names[start]
+        self.used -= nbytes
+        self.state[start : start + nbytes] = 0
+
+    def write(self, address: int, values: np.ndarray) -> None:
+        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        place = self._range(address, len(data), "written")
+        self.data[place : place + len(data)] = data
+        self.state[place : place + len(data)] = _WRITTEN
+
+    def read(self, address: int, nbytes: int) -> np.ndarray:
+        """A copy; bytes that nobody wrote read as zero here, because hosts may copy whole buffers."""
+        place = self._range(address, nbytes, "read")
+        return self.data[place : place + nbytes].copy()
+
+    def fill(self, address: int, value: int, nbytes: int) -> None:
+        place = self._range(address, nbytes, "filled")
+        self.data[place : place + nbytes] = value
+        self.state[place : place + nbytes] = _WRITTEN
+
+    def _range(self, address: int, nbytes: int, verb: str) -> int:
+        place = address - GLOBAL_BASE
+        start = self._start_at(place)
+        if nbytes and (start is None or place + nbytes > start + self._sizes[start]):
+            raise PtxFault(f"{nbytes} bytes {verb} by the host: {self.describe(address, nbytes)}")
+        return place
+
+    def _start_at(self, place: int) -> int | None:
+        index = bisect.bisect_right(self._starts, place) - 1
+        return self._starts[index] if index >= 0 else None
+
+    def offsets(self, addresses: np.ndarray, size: int, lanes: Lanes | None) -> np.ndarray:
+        offsets = addresses - np.uint64(GLOBAL_BASE)
+        if int(offsets.max()) > self.size - size:
+            self._outside(addresses, offsets > np.uint64(self.size - size), size, lanes)
+        if int(np.bitwise_or.reduce(offsets)) & (size - 1):
+            self._misaligned(addresses, offsets.view(np.int64), size, lanes)
+        return offsets.view(np.int64)
+
+    def describe(self, address: int, size: int) -> str:
+        start = self._start_at(address - GLOBAL_BASE)
+        if start is None:
+            return f"{address:#x}, below all allocations"
+        nbytes, name = self._sizes[start], self._names[start]
+        offset = address - GLOBAL_BASE - start
+        what = f"allocation {name}" if name else "allocation"
+        return f"{address:#x}, offset {offset} in the {what} of {nbytes} bytes at {GLOBAL_BASE + start:#x}"
+
+
+class WindowMemory(Memory):
+    """`copies` memories of `nbytes` each, one per block or thread: shared and local memory.
+
+    An address is an offset in the window; `base` has for each lane where its own copy starts.
+    """
+
+    def __init__(self, nbytes: int, owner: np.ndarray, copies: int, check_unwritten: bool) -> None:
+        stride = -(-nbytes // 128) * 128
+        super().__init__(stride * copies, check_unwritten)
+        self.bytes = nbytes
+        self.copies = copies
+        self.base = owner.astype(np.int64) * stride
+        self.reset()
+
+    def reset(self) -> None:
+        """As at the beginning of a kernel: nothing is written."""
+        if self.bytes:
+            self.state.reshape(self.copies, -1)[:, : self.bytes] = _EXISTS
+
+    def offsets(self, addresses: np.ndarray, size: int, lanes: Lanes | None) -> np.ndarray:
+        places = addresses.view(np.int64) if addresses.dtype == np.uint64 else addresses
+        if int(addresses.max()) > self.bytes - size:
+            self._outside(
+                addresses, addresses.astype(np.uint64) > max(self.bytes - size, -1), size, lanes
+            )
+        if int(np.bitwise_or.reduce(addresses)) & (size - 1):
+            self._misaligned(addresses, places.astype(np.int64), size, lanes)
+        return places + take(self.base, lanes)
+
+    def describe(self, address: int, size: int) -> str:
+        return f"address {address:#x} of {self.bytes} bytes"
+
+
+class LocalMemory(WindowMemory):
+    name = "local"

@@ -1,0 +1,322 @@
+"""Runs a batch: groups of lanes, each at the beginning of a basic block.
+
+The group at the earliest block runs (see order.py); groups that meet are merged. An instruction for
+whole warps lets lanes wait until all lanes of their member mask stand there. If nobody can run any
+more and somebody waits, that is a fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .barriers import Barriers
+from .batch import Batch
+from .control import Barrier, Branch, Control, Exit, Switch, Trap
+from .decode import Run, Slot
+from .errors import LaneFault, PtxFault
+from .lanes import WARP, Lanes, put, take
+from .program import Block, Decoded
+
+# So often the group at the earliest block is chosen before another one gets its turn: lanes that
+# spin until others have done something would keep these from doing it.
+_TURNS = 4096
+
+
+@dataclass
+class _Bound:
+    """A block whose operations are bound to the batch; `control` is None where it falls through."""
+
+    block: Block
+    steps: list[Decoded]
+    runs: list[Run]
+    control: Decoded | None
+    rendezvous: Callable[[Lanes], Lanes | None] | None
+
+
+class Scheduler:
+    """Executes one batch to its end. `counters`, if any, is told of every instruction."""
+
+    def __init__(self, batch: Batch, counters: Any = None) -> None:
+        self.batch = batch
+        self.counters = counters
+        self.program = batch.launch.program
+        self.bound: list[_Bound | None] = [None] * len(self.program.blocks)
+        self.instructions = 0
+        self.ready: dict[int, list[Lanes | None]] = {}
+        self.parked: dict[int, Lanes] = {}
+        self.barriers = Barriers(batch)
+        self._controls = {
+            Branch: self._branch,
+            Switch: self._switch,
+            Exit: self._exit,
+            Trap: self._trap,
+            Barrier: self._barrier,
+        }
+
+    def run(self) -> None:
+        """From the first block to the end of all lanes; PtxFault where one does wrong."""
+        batch = self.batch
+        self.instructions = 0
+        self.barriers.reset()
+        self._go(0, None if batch.exists.all() else Lanes.where(batch.exists))
+        turns = 0
+        while self.ready:
+            turns += 1
+            index = max(self.ready) if turns % _TURNS == 0 else min(self.ready)
+            lanes = self._merged(self.ready.pop(index))
+            self._execute(index, lanes)
+        self._check_nobody_waits()
+
+    def _go(self, index: int | None, lanes: Lanes | None) -> None:
+        assert index is not None
+        self.ready.setdefault(index, []).append(lanes)
+
+    def _merged(self, groups: list[Lanes | None]) -> Lanes | None:
+        if len(groups) == 1:
+            return groups[0]
+        mask = np.zeros(self.batch.lanes, np.bool_)
+        for lanes in groups:
+            assert lanes is not None
+            mask[lanes.indices] = True
+        return self._narrow(mask)
+
+    def _narrow(self, mask: np.ndarray) -> Lanes | None:
+        lanes = Lanes.where(mask)
+        return None if lanes.count == self.batch.lanes else lanes
+
+    # -- blocks
+
+    def _execute(self, index: int, lanes: Lanes | None) -> None:
+        bound = self.bound[index] or self._bind(index)
+        if bound.rendezvous is not None and (lanes is not None or index in self.parked):
+            lanes, complete = self._meet(index, bound, lanes)
+            if not complete:
+                return
+        self.instructions += len(bound.steps)
+        if self.instructions > self.batch.launch.device.instruction_limit:
+            raise self._fault(
+                f"{self.instructions} instructions and no end (Device(instruction_limit=...))",
+                bound.steps[-1],
+                lanes,
+            )
+        if self.counters is None:
+            self._run(bound, lanes)
+        else:
+            self._run_counted(bound, lanes)
+        if bound.control is None:
+            self._go(bound.block.next, lanes)
+        else:
+            self._control(bound, bound.control, lanes)
+
+    def _run(self, bound: _Bound, lanes: Lanes | None) -> None:
+        run = None
+        try:
+            for run in bound.runs:
+                run(lanes)
+        except LaneFault as fault:
+            step = bound.steps[bound.runs.index(run)]
+            raise self._fault(fault.reason, step, lane=fault.lane) from None
+
+    def _run_counted(self, bound: _Bound, lanes: Lanes | None) -> None:
+        for step, run in zip(bound.steps, bound.runs, strict=False):
+            self._count(step, lanes, run)
+
+    def _count(self, step: Decoded, lanes: Lanes | None, run: Run | None) -> None:
+        batch = self.batch
+        active = self._guarded_lanes(step, lanes)
+        batch.accesses = []
+        try:
+            if run is not None:
+                run(lanes)
+        except LaneFault as fault:
+            raise self._fault(fault.reason, step, lane=fault.lane) from None
+        accesses, batch.accesses = batch.accesses, None
+        self.counters.record(step.instruction, active, accesses)
+
+    def _guarded_lanes(self, step: Decoded, lanes: Lanes | None) -> np.ndarray:
+        indices = np.arange(self.batch.lanes) if lanes is None else lanes.indices
+        if step.guard is None:
+            return indices
+        return indices[self._guard_values(step.guard, lanes)]
+
+    def _guard_values(self, guard: tuple[Slot, bool], lanes: Lanes | None) -> np.ndarray:
+        slot, negated = guard
+        values = take(self.batch.registers[slot.number], lanes)
+        return ~values if negated else values
+
+    def _bind(self, index: int) -> _Bound:
+        block = self.program.blocks[index]
+        last = block.steps[-1]
+        control = last if isinstance(last.operation, Control) else None
+        body = block.steps[:-1] if control else block.steps
+        runs = [self._bind_step(step) for step in body]
+        bound = _Bound(block, block.steps, runs, control, self._bind_rendezvous(block.steps[0]))
+        self.bound[index] = bound
+        return bound
+
+    def _bind_step(self, step: Decoded) -> Run:
+        run = step.operation.bind(self.batch)
+        if step.guard is None:
+            return run
+        guard, total = step.guard, self.batch.lanes
+
+        def guarded(lanes: Lanes | None) -> None:
+            values = self._guard_values(guard, lanes)
+            count = int(np.count_nonzero(values))
+            if count == len(values):
+                run(lanes)
+            elif count and lanes is None:
+                run(Lanes(np.flatnonzero(values), total))
+            elif count:
+                run(Lanes(lanes.indices[values], total))
+
+        return guarded
+
+    # -- instructions for whole warps
+
+    def _bind_rendezvous(self, step: Decoded) -> Callable[[Lanes], Lanes | None] | None:
+        """A function of the lanes that are there: the ones whose partners are missing."""
+        operation = step.operation
+        if operation.rendezvous is None and not operation.whole_warp:
+            return None
+        batch = self.batch
+        whole = np.asarray(np.uint32(0xFFFF_FFFF))
+        members = operation.rendezvous.array(batch) if operation.rendezvous else whole
+        exists = whole if operation.whole_warp else _bits(batch.exists)
+
+        def waiting(lanes: Lanes) -> Lanes | None:
+            present = _bits(lanes.mask)
+            warps = lanes.indices // WARP
+            missing = take(members, lanes) & ~present[warps]
+            if exists.ndim:
+                missing = missing & exists[warps]
+            if step.guard is not None:
+                missing = missing * self._guard_values(step.guard, lanes)
+            if not missing.any():
+                return None
+            incomplete = np.zeros(batch.warps, np.bool_)
+            incomplete[warps[missing != 0]] = True
+            return Lanes(lanes.indices[incomplete[warps]], batch.lanes)
+
+        return waiting
+
+    def _meet(self, index: int, bound: _Bound, lanes: Lanes | None) -> tuple[Lanes | None, bool]:
+        """The lanes that can go on; the others are parked. False where none can."""
+        parked = self.parked.pop(index, None)
+        if parked is not None:
+            lanes = self._merged([lanes, parked])
+        if lanes is None:
+            return None, True
+        assert bound.rendezvous is not None
+        waiting = bound.rendezvous(lanes)
+        if waiting is None:
+            return lanes, True
+        self.parked[index] = waiting
+        rest = lanes.mask & ~waiting.mask
+        return Lanes.where(rest), bool(rest.any())
+
+    # -- control
+
+    def _control(self, bound: _Bound, step: Decoded, lanes: Lanes | None) -> None:
+        if self.counters is not None:
+            self._count(step, lanes, None)
+        if step.guard is None:
+            self._controls[type(step.operation)](bound, step, lanes)
+            return
+        values = self._guard_values(step.guard, lanes)
+        count = int(np.count_nonzero(values))
+        if count == 0:
+            self._go(bound.block.next, lanes)
+        elif count == len(values):
+            self._controls[type(step.operation)](bound, step, lanes)
+        else:
+            chosen, rest = self._split(values, lanes)
+            self._go(bound.block.next, rest)
+            self._controls[type(step.operation)](bound, step, chosen)
+
+    def _split(self, values: np.ndarray, lanes: Lanes | None) -> tuple[Lanes, Lanes]:
+        total = self.batch.lanes
+        indices = np.arange(total) if lanes is None else lanes.indices
+        return Lanes(indices[values], total), Lanes(indices[~values], total)
+
+    def _branch(self, bound: _Bound, step: Decoded, lanes: Lanes | None) -> None:
+        self._go(bound.block.labels[step.operation.labels[0]], lanes)
+
+    def _switch(self, bound: _Bound, step: Decoded, lanes: Lanes | None) -> None:
+        operation = step.operation
+        index = take(operation.index.array(self.batch), lanes)
+        index = np.broadcast_to(index, (self.batch.lanes if lanes is None else lanes.count,))
+        beyond = np.flatnonzero(index >= len(operation.labels))
+        if len(beyond):
+            lane = int(beyond[0]) if lanes is None else int(lanes.indices[beyond[0]])
+            raise self._fault(
+                f"brx.idx {int(index[beyond[0]])} of {len(operation.labels)} targets",
+                step,
+                lane=lane,
+            )
+        for number in np.unique(index):
+            chosen, _ = self._split(index == number, lanes)
+            whole = chosen.count == self.batch.lanes
+            self._go(bound.block.labels[operation.labels[int(number)]], None if whole else chosen)
+
+    def _exit(self, bound: _Bound, step: Decoded, lanes: Lanes | None) -> None:
+        self._release(self.barriers.leave(lanes))
+
+    def _trap(self, bound: _Bound, step: Decoded, lanes: Lanes | None) -> None:
+        raise self._fault("trap", step, lanes)
+
+    def _barrier(self, bound: _Bound, step: Decoded, lanes: Lanes | None) -> None:
+        try:
+            released = self.barriers.arrive(step, bound.block.next, lanes)
+        except LaneFault as fault:
+            raise self._fault(fault.reason, step, lane=fault.lane) from None
+        if not step.operation.waits:
+            self._go(bound.block.next, lanes)
+        self._release(released)
+
+    def _release(self, released: list[tuple[int, Lanes | None]]) -> None:
+        for index, lanes in released:
+            self._go(index, lanes)
+
+    # -- faults
+
+    def _check_nobody_waits(self) -> None:
+        for index, lanes in self.parked.items():
+            step = self.program.blocks[index].steps[0]
+            raise self._fault(
+                "divergence: not all lanes of the warp (or of the member mask) come to this "
+                "instruction",
+                step,
+                lanes,
+            )
+        waiting = self.barriers.waiting()
+        if waiting is not None:
+            step, lane, reason = waiting
+            raise self._fault(reason, step, lane=lane)
+
+    def _fault(
+        self, reason: str, step: Decoded, lanes: Lanes | None = None, lane: int | None = None
+    ) -> PtxFault:
+        if lane is None:
+            lane = 0 if lanes is None else int(lanes.indices[0])
+        block, thread = self.batch.block_and_thread(lane)
+        return PtxFault(
+            reason,
+            kernel=self.program.kernel.name,
+            line=step.instruction.line,
+            text=step.instruction.text,
+            block=block,
+            thread=thread,
+        )
+
+
+def _bits(mask: np.ndarray) -> np.ndarray:
+    """One bit per lane, one word per warp."""
+    return np.packbits(mask.reshape(-1, WARP), axis=1, bitorder="little").view(np.uint32)[:, 0]
+
+
+__all__ = ["Scheduler", "put"]
