@@ -50,7 +50,7 @@ class Cuda:
         self.call("cuDeviceGet", byref(self._device), c_int(0))
         context = c_void_p()
         self.call("cuDevicePrimaryCtxRetain", byref(context), self._device)
-        self.call("cuCtxSetCurrent", context)
+        self.call("cuCtxPushCurrent_v2", context)
         self._stream = c_void_p()
         self.call("cuStreamCreate", byref(self._stream), c_uint(1))
 
@@ -81,7 +81,7 @@ class Cuda:
 
     def _error_text(self, status: int) -> str:
         text = c_char_p()
-        address = self._resolve("cuGetErrorString")
+        address = self._resolve("cuGetErrorName")
         if address and not ctypes.CFUNCTYPE(c_int)(address)(c_int(status), byref(text)):
             return f"{(text.value or b'').decode()} ({status})"
         return f"error {status}"
@@ -129,7 +129,7 @@ class Cuda:
     def load(self, image: bytes) -> c_void_p:
         """A module from a cubin, or from PTX text with a final NUL."""
         module = c_void_p()
-        self.call("cuModuleLoadData", byref(module), c_char_p(image))
+        self.call("cuModuleLoadDataEx", byref(module), c_char_p(image), c_uint(0), None, None)
         return module
 
     def unload(self, module: c_void_p) -> None:

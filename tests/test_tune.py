@@ -230,8 +230,8 @@ class FakeDriver:
     def succeed(self, *_: int) -> int:
         return 0
 
-    def cuGetErrorString(self, status: int, text: int, *_: int) -> None:
-        self.message = ctypes.create_string_buffer(b"unspecified launch failure")
+    def cuGetErrorName(self, status: int, text: int, *_: int) -> None:
+        self.message = ctypes.create_string_buffer(b"CUDA_ERROR_LAUNCH_FAILED")
         ctypes.c_void_p.from_address(text).value = ctypes.addressof(self.message)
 
     def cuDeviceGetName(self, text: int, *_: int) -> None:
@@ -317,10 +317,10 @@ def test_a_gpu_of_another_capability_is_refused():
         FakeDriver(capability=(8, 0)).runner()
 
 
-@pytest.mark.parametrize("call", ["cuInit", "cuModuleLoadData", "cuGraphLaunch", "cuMemAlloc_v2"])
+@pytest.mark.parametrize("call", ["cuInit", "cuModuleLoadDataEx", "cuGraphLaunch", "cuMemAlloc_v2"])
 def test_failing_calls_are_named(built: Path, call):
     jobs = tune_jobs.read(built, "sm_90a")
-    fault = pytest.raises(AbqcError, match=rf"{call} failed: unspecified launch failure \(719\)")
+    fault = pytest.raises(AbqcError, match=rf"{call} failed: CUDA_ERROR_LAUNCH_FAILED \(719\)")
     with fault, FakeDriver(failing=call).runner() as runner:
         runner.measure(jobs[0])
 
