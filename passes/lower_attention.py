@@ -32,7 +32,7 @@ def lower_attention(low: Lowering, op: ir.Operation) -> None:
     view = op.opview
     of_q, of_k, of_v, of_y = ir.DenseI64ArrayAttr(op.attributes["rows_first"])
     q, k, v = _heads(low, view.q, of_q), _heads(low, view.k, of_k), _heads(low, view.v, of_v)
-    batch, heads, m, d = q.sizes
+    batch, heads, m, _ = q.sizes
     _, shared, t, _ = k.sizes
     e = v.sizes[3]
     y_sizes = _stored([batch, heads, m, e], of_y)

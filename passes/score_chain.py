@@ -1,12 +1,12 @@
 """What stands between the product of queries and keys and its softmax: a scale and a mask.
 
-The body of one elementwise loop is read as `scale * score + bias`, where the bias does not depend on
-the score. Forms of the score s, with c and v constants and e anything without s:
+The body of one elementwise loop is read as `scale * score + bias`, where the bias does not depend
+on the score. Forms of the score s, with c and v constants and e anything without s:
 
 1. s * c, s / c
 2. s + e, e + s, s - e
-3. select(condition, s, v), select(condition, v, s): the bias is v or 0; a finite v takes the place of
-   the score, minus infinity may as well be added.
+3. select(condition, s, v), select(condition, v, s): the bias is v or 0; a finite v takes the place
+   of the score, minus infinity may as well be added.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ Arguments of a kernel, one slot each; `abq.attention` is lowered to them (passes
     tile (split 0)         grid batch * heads * ceil(m / block[0])
     rows (split > 0)       two more arguments: workspace f32 (pointer), splits i32, which is
                            max(1, ceil(t / split)); grid batch * heads * splits. Where splits > 1
-                           the workspace has batch * heads * splits * m * workspace_floats floats and
-                           `merge` follows, grid batch * heads * m, with the arguments
+                           the workspace has batch * heads * splits * m * workspace_floats floats
+                           and `merge` follows, grid batch * heads * m, with the arguments
                            (workspace, y pointers, m, t, heads, splits i32, strides of y 3 x i64)
 
 Rows whose scores are all minus infinity become NaN, as do rows with a NaN or plus infinity among

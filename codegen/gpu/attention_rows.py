@@ -27,12 +27,11 @@ from .attention_spec import (
     Problem,
     argument_types,
     finite,
-    load4,
     reciprocal_sum,
-    store4,
     weight,
 )
 from .builder import POINTER, GpuBuilder, kernel
+from .chunks import load4, store4
 
 SPLIT_KEYS = 128
 THREADS = 128

@@ -22,12 +22,11 @@ from .attention_spec import (
     Problem,
     argument_types,
     finite,
-    load4,
     reciprocal_sum,
-    store4,
     weight,
 )
 from .builder import GpuBuilder, kernel
+from .chunks import load4, store4
 
 THREADS = 128
 LANES = 8  # threads that share rows

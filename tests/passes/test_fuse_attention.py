@@ -171,13 +171,10 @@ def test_what_is_no_attention_stays(chain: str) -> None:
 
 
 def test_weights_with_another_user_stay() -> None:
-    text = attention().replace("-> tensor<?x?x4x8xf32> {", "-> (tensor<?x?x4x8xf32>, T) {", 1)
-    text = text.replace(
-        "return %yt : tensor<?x?x4x8xf32>", "return %yt, %w : tensor<?x?x4x8xf32>, T"
-    )
-    facts = after(text.replace("T)", "tensor<?x4x?x?xf32>)").replace(", T", ", tensor<?x4x?x?xf32>"),
-                  "fuse-attention", TIDY)  # fmt: skip
-    assert not facts("abq.attention")
+    y, weights = "tensor<?x?x4x8xf32>", "tensor<?x4x?x?xf32>"
+    text = attention().replace(f"-> {y} {{", f"-> ({y}, {weights}) {{", 1)
+    text = text.replace(f"return %yt : {y}", f"return %yt, %w : {y}, {weights}")
+    assert not after(text, "fuse-attention", TIDY)("abq.attention")
 
 
 class _Target:
