@@ -125,10 +125,11 @@ class TilePlan:
 
     @property
     def registers(self) -> int:
-        """An estimate for a thread: accumulators, fragments, a chunk of words, addresses."""
+        """An estimate for a thread: accumulators, fragments, chunks of words, addresses; and a
+        quarter more, for what the assembler moves ahead (it spills nothing below the limit)."""
         sums = self.accumulators * (2 if self.grouped else 1)
-        fragments = 4 * self.row_blocks + self.weights.chunk_words
-        return sums + fragments + 40
+        fragments = 4 * self.row_blocks + self.weights.chunk_words * self.warp_tiles
+        return (sums + fragments + 40) * 5 // 4
 
     # The K loop
 

@@ -31,9 +31,7 @@ TILES = (
     (128, 128, 2, 2),
     (128, 128, 2, 4),
     (128, 256, 2, 4),
-    (128, 256, 2, 8),
     (256, 128, 4, 2),
-    (256, 128, 4, 4),
 )
 STAGES = (2, 3, 4)
 STAGE_ROW_BYTES = (64, 128, 256)  # of an activation row, where chunks and groups allow
@@ -61,14 +59,13 @@ def tile_schedules(spec: MatmulSpec, arch: GpuArch, activation: Activation) -> l
 
 def _all(spec: MatmulSpec) -> Iterator[Schedule]:
     layout = WeightLayout.of(spec)
-    for tile, row_bytes, stages, split in product(TILES, STAGE_ROW_BYTES, STAGES, SPLITS):
+    depths = dict.fromkeys(block_k_of(layout, row_bytes) for row_bytes in STAGE_ROW_BYTES)
+    for tile, block_k, stages, split in product(TILES, depths, STAGES, SPLITS):
         block_m, block_n, warps_m, warps_n = tile
-        columns = -(-spec.n // block_n)
-        if block_n > 64 and block_n >= 2 * layout.padded_n(spec.n):
+        if block_n > TILES[0][1] and block_n >= 2 * layout.padded_n(spec.n):
             continue
-        if split > 1 and columns > FEW_BLOCKS:
+        if split > 1 and -(-spec.n // block_n) > FEW_BLOCKS:
             continue
-        block_k = block_k_of(layout, row_bytes)
         yield Schedule("tile", block_m, block_n, block_k, warps_m, warps_n, 1, stages, split)
 
 

@@ -49,7 +49,7 @@ def wavefronts(addresses: Sequence[int], width: int) -> int:
     Wide accesses go in parts of a half (8 bytes) or a quarter (16 bytes) of a warp; in one part, a
     bank serves one 4-byte word a pass, to any number of lanes.
     """
-    lanes = len(addresses) * BANK_BYTES // max(width, BANK_BYTES)
+    lanes = WARP * BANK_BYTES // max(width, BANK_BYTES)
     passes = 0
     for begin in range(0, len(addresses), lanes):
         words: dict[int, set[int]] = {}
