@@ -530,7 +530,7 @@ def test_common_divisors(control, rng) -> None:
 
 def test_true_recursion_is_refused(control) -> None:
     """Device functions are inlined: the error names the one that calls itself."""
-    with pytest.raises(PtxSyntaxError, match="recursion through .*binomial"):
+    with pytest.raises(PtxSyntaxError, match=r"recursion through .*binomial"):
         control("binomials", 1, 32, output(32, dtype=np.int32))
 
 
