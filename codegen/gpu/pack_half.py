@@ -1,0 +1,27 @@
+"""Writes rows of `rows_layout.FloatRows`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..builder import Value
+from .builder import GpuBuilder
+from .row_threads import Chunk
+from .rows_layout import FloatRows
+
+
+@dataclass(frozen=True)
+class HalfWriter:
+    """Values rounded to f16 or bf16: four neighbouring ones are one store."""
+
+    layout: FloatRows
+
+    @property
+    def positions(self) -> int:
+        return self.layout.grouped.padded_k
+
+    def write(self, b: GpuBuilder, row: Value, position: Value, values: Chunk, own: Value) -> None:
+        """Values (f32) at a lane's positions; `own`: whether the row has these positions."""
+        halves = b.narrow(b.vector(values), self.layout.element)
+        with b.when(own):
+            b.store(halves, row, position * 2)

@@ -1,0 +1,167 @@
+"""GPU kernels that quantize and pack activations, in the PTX machine, against numpy to the bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from abqc.codegen.gpu.arch import SM_80, SM_90A, GpuArch
+from abqc.codegen.gpu.compile import assemble, compile_ptx
+from abqc.codegen.gpu.measure import measure_kernel
+from abqc.codegen.gpu.pack import RowLayout, pack_kernel, scaled_pack_kernel
+from abqc.codegen.gpu.planes_layout import PlaneRows
+from abqc.codegen.gpu.rows_layout import FloatRows, Int8Rows
+from abqc.codegen.gpu.tools import find_tool
+from abqc.codegen.strategy import Kernel, MatmulSpec
+from abqc.dialects import formats
+from abqc.dialects.formats import parse_scheme
+from abqc.dialects.mlir import ir
+from abqc.runtime.ptx import run_kernel
+
+needs_ptxas = pytest.mark.skipif(find_tool("ptxas") is None, reason="no ptxas")
+ACTIVATIONS = [
+    *(f"a{bits}" for bits in range(1, 9)),
+    *(f"a{bits}:token:sym" for bits in range(1, 9)),
+]
+
+
+def compiled(kernel: Kernel, arch: GpuArch = SM_80):
+    with ir.Context(), ir.Location.unknown():
+        module = ir.Module.create()
+        kernel.emit(module, arch)
+        return compile_ptx(module, arch)
+
+
+def run(kernel: Kernel, grid: int, arguments: list, arch: GpuArch = SM_80) -> list[np.ndarray]:
+    """The array arguments after the launch."""
+    ptx = compiled(kernel, arch)
+    shape = ptx.kernels[kernel.name]
+    return run_kernel(
+        ptx.text, kernel.name, grid, shape.threads, arguments, shared_bytes=shape.shared
+    )
+
+
+def spec_of(weight: str, activation: str | None, k: int, block: int = 0) -> MatmulSpec:
+    scheme = parse_scheme(activation) if activation else None
+    return MatmulSpec(16, k, parse_scheme(weight), scheme, hadamard_block=block)
+
+
+def rows(m: int, k: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((m, k), np.float32) + np.float32(0.3)
+    x[m // 2] = 0
+    return x
+
+
+def packed(spec: MatmulSpec, layout: RowLayout, x: np.ndarray) -> np.ndarray:
+    m = len(x)
+    kernel = pack_kernel(spec, layout)
+    q = np.full(m * layout.row_bytes, 0x55, np.uint8)
+    return run(kernel, kernel.grid(m), [x, q, m])[1].reshape(m, -1)
+
+
+def check(layout: Int8Rows | PlaneRows, spec: MatmulSpec, m: int, seed: int = 0) -> None:
+    x = rows(m, spec.k, seed)
+    got = packed(spec, layout, x)
+    assert spec.activation is not None
+    codes, scale, zero = formats.quantize_activation(x, spec.activation)
+    expected = layout.pack_reference(codes, scale, zero)
+    if spec.activation.format.kind == "binary":  # its scale is a mean, in any order
+        at = slice(layout.scale_offset, layout.scale_offset + 4)
+        ours = np.ascontiguousarray(got[:, at]).view(np.float32)[:, 0]
+        np.testing.assert_allclose(ours, scale, rtol=1e-5)
+        expected[:, at] = got[:, at]
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_format_packs_bytes_and_planes(activation: str) -> None:
+    spec = spec_of("w4:g64:asym", activation, 200)
+    check(Int8Rows.of(spec), spec, 3)
+    check(PlaneRows.of(spec), spec, 3)
+
+
+SHAPES = [
+    ("w8:channel:asym", 1),
+    ("w8:channel:asym", 129),
+    ("w8:channel:asym", 1024),
+    ("w4:g128:asym", 1280),
+    ("w4:g32:asym", 640),
+    ("w4:g33:asym", 150),
+    ("w4:g16:asym", 100),
+    ("w4:g300:asym", 1000),
+    ("w4:g96:asym", 1920),
+    ("w4:g128", 512),
+    ("w1:g20", 90),
+]
+
+
+@pytest.mark.parametrize(("weight", "k"), SHAPES)
+def test_ragged_rows_and_groups(weight: str, k: int) -> None:
+    spec = spec_of(weight, "a5", k)
+    check(Int8Rows.of(spec), spec, 5, k)
+    check(PlaneRows.of(spec), spec, 5, k)
+
+
+def test_rows_longer_than_registers_are_read_again() -> None:
+    spec = spec_of("w4:g128:asym", "a8", 33000)
+    check(Int8Rows.of(spec), spec, 1)
+
+
+@pytest.mark.parametrize("activation", ["a8", "a4:token:sym", "a1", "a1:token:sym"])
+def test_broken_rows_get_a_scale_of_nan(activation: str) -> None:
+    spec = spec_of("w4:g64:asym", activation, 130)
+    layout = PlaneRows.of(spec)
+    x = rows(5, spec.k)
+    x[0, 129], x[1, 3], x[3, 0] = np.nan, np.inf, -np.inf
+    got = packed(spec, layout, x)
+    at = slice(layout.scale_offset, layout.scale_offset + 4)
+    scale = np.ascontiguousarray(got[:, at]).view(np.float32)[:, 0]
+    np.testing.assert_array_equal(np.isnan(scale), [True, True, False, True, False])
+    whole = packed(spec, layout, x[[2, 4]])
+    np.testing.assert_array_equal(got[[2, 4]], whole)
+
+
+@pytest.mark.parametrize("element", ["f16", "bf16"])
+@pytest.mark.parametrize(("weight", "k"), [("w4:g128", 256), ("w4:g33", 70), ("w8:channel", 37)])
+def test_float_rows(element, weight: str, k: int) -> None:
+    spec = spec_of(weight, None, k)
+    layout = FloatRows.of(spec, element)
+    x = rows(3, k)
+    x[0, :3] = 7e4, -1e-7, 65519.0
+    np.testing.assert_array_equal(packed(spec, layout, x), layout.pack_reference(x))
+
+
+@pytest.mark.parametrize("activation", ["a8:image", "a4:image:sym", "a1:image", "a1:image:sym"])
+def test_measured_scales(activation: str) -> None:
+    images, image_rows, k = 3, 4, 70
+    spec = spec_of("w4:g32:asym", activation, k)
+    x = rows(images * image_rows, k)
+    x[:image_rows] *= 3
+    x[-1, 7] = np.nan
+    scheme = spec.activation
+    assert scheme is not None
+    measure = measure_kernel(scheme.format)
+    scale, zero = np.zeros(images, np.float32), np.zeros(images, np.int32)
+    _, scale, zero = run(measure, images, [x, scale, zero, image_rows * k])[:3]
+    codes, scales, zeros = formats.quantize_activation(x, scheme, image_rows=image_rows)
+    np.testing.assert_allclose(np.repeat(scale, image_rows), scales, rtol=1e-6)
+    np.testing.assert_array_equal(np.repeat(zero, image_rows), zeros)
+    layout = Int8Rows.of(spec)
+    kernel = scaled_pack_kernel(spec, layout)
+    q = np.zeros(len(x) * layout.row_bytes, np.uint8)
+    got = run(kernel, kernel.grid(len(x)), [x, scale, zero, q, len(x), image_rows])[3]
+    expected = layout.pack_reference(codes, np.repeat(scale, image_rows), zeros)
+    whole = slice(0, (images - 1) * image_rows)
+    np.testing.assert_array_equal(got.reshape(len(x), -1)[whole], expected[whole])
+
+
+@needs_ptxas
+@pytest.mark.parametrize("k", [4096, 11008, 32768])
+def test_no_spills(k: int) -> None:
+    for weight in ("w4:g128:asym", "w8:channel"):
+        spec = spec_of(weight, "a8", k)
+        for layout in (Int8Rows.of(spec), PlaneRows.of(spec)):
+            kernel = pack_kernel(spec, layout)
+            for arch in (SM_80, SM_90A):
+                used = assemble(compiled(kernel, arch).text, arch).resources[kernel.name]
+                assert used.spill_stores == 0 and used.stack == 0, (weight, k, used)
