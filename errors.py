@@ -49,3 +49,7 @@ class ArtifactError(AbqcError):
 
 class InputError(AbqcError):
     """An input tensor has a wrong name, type, rank, size or device."""
+
+
+class DeviceError(AbqcError):
+    """No GPU or driver, one that cannot run the model, or one that failed."""

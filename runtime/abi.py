@@ -9,9 +9,9 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
-from ..errors import AbqcError, ArtifactError, InputError
+from ..errors import AbqcError, ArtifactError, DeviceError, InputError
 from .artifact import open_artifact, read_manifest, read_trailer, verify_checksum
 from .dlpack import DType, dtype_name
 from .tensor_spec import Dim, TensorSpec
@@ -27,7 +27,9 @@ _ERRORS: dict[int, type[AbqcError]] = {
     6: AbqcError,  # memory
     7: InputError,  # a check inside the model
     8: AbqcError,  # internal
+    9: DeviceError,  # launch
 }
+_DEVICE_STATUS = 4
 
 
 class _DLDataType(ctypes.Structure):
@@ -67,6 +69,7 @@ class _InstanceOptions(ctypes.Structure):
         ("threads", ctypes.c_int32),
         ("device", _DLDevice),
         ("isa", ctypes.c_char_p),
+        ("driver", ctypes.c_void_p),
     ]
 
 
@@ -188,17 +191,28 @@ class Library:
                 if not _mapped[self._key][1]:
                     del _mapped[self._key]
 
+    def error(self, status: int) -> AbqcError:
+        """What a status code of the last call on this thread stands for."""
+        text = (self._api.last_error() or b"").decode(errors="replace")
+        return _ERRORS.get(status, AbqcError)(text or f"error {status}")
+
     def check(self, status: int) -> None:
-        """Raise what a status code of the last call on this thread stands for."""
+        """Raise it, unless it stands for success."""
         if status:
-            text = (self._api.last_error() or b"").decode(errors="replace")
-            raise _ERRORS.get(status, AbqcError)(text or f"error {status}")
+            raise self.error(status)
+
+    def forms(self) -> tuple[str, ...]:
+        """The forms of the kernels: instruction sets, or targets of a GPU (`sm_90a`)."""
+        return tuple((self._info().isas or b"").decode().split())
+
+    def _info(self) -> _ModelInfo:
+        address = ctypes.c_void_p()
+        self.check(self._api.model_info(ctypes.byref(address)))
+        return _ModelInfo.from_address(address.value or 0)
 
     def signature(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
         """Inputs and outputs."""
-        address = ctypes.c_void_p()
-        self.check(self._api.model_info(ctypes.byref(address)))
-        info = _ModelInfo.from_address(address.value or 0)
+        info = self._info()
         symbols = [info.symbols[i].decode() or None for i in range(info.symbol_count)]
         inputs = [_spec(info.inputs[i], symbols) for i in range(info.input_count)]
         outputs = [_spec(info.outputs[i], symbols) for i in range(info.output_count)]
@@ -212,23 +226,56 @@ class Library:
         function(tensor)
 
 
-class Instance:
-    """An instance of a library; destroyed when the last reference to it goes."""
+class DriverTable(Protocol):
+    """A CUDA driver in Python (`runtime/ptx/driver.py`): the address of a function that resolves
+    its names, and what a call of this thread raised."""
 
-    def __init__(self, library: Library, *, threads: int = 0, isa: str | None = None) -> None:
+    @property
+    def resolver(self) -> int: ...
+    def take_fault(self) -> BaseException | None: ...
+
+
+class Instance:
+    """An instance of a library; destroyed when the last reference to it goes.
+
+    `device` is DLPack's type and number, (0, 0) for what the model was compiled for. `driver`
+    stands in for the CUDA driver. DeviceError where there is no such device.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        *,
+        threads: int = 0,
+        isa: str | None = None,
+        device: tuple[int, int] = (0, 0),
+        driver: DriverTable | None = None,
+    ) -> None:
         self.library = library
+        self.driver = driver
         self._pointer = ctypes.c_void_p()
         options = _InstanceOptions(
             struct_size=ctypes.sizeof(_InstanceOptions),
             threads=threads,
+            device=_DLDevice(*device),
             isa=isa.encode() if isa else None,
+            driver=driver.resolver if driver is not None else None,
         )
-        api = library._api
-        library.check(api.create(ctypes.byref(options), ctypes.byref(self._pointer)))
+        status = library._api.create(ctypes.byref(options), ctypes.byref(self._pointer))
+        if status == _DEVICE_STATUS:
+            raise DeviceError(str(library.error(status)))
+        self._check(status)
 
     def __del__(self) -> None:
         if self._pointer:
             self.library._api.destroy(self._pointer)
+
+    def _check(self, status: int) -> None:
+        """As Library.check; what the driver raised in Python comes first."""
+        fault = self.driver.take_fault() if self.driver is not None else None
+        if status:
+            error = self.library.error(status)
+            raise error if fault is None else fault from error
 
     @property
     def isa(self) -> str:
@@ -238,11 +285,24 @@ class Instance:
         return (name.value or b"").decode()
 
     def run(
-        self, inputs: int, input_count: int, outputs: int, output_count: int, threads: int
+        self,
+        inputs: int,
+        input_count: int,
+        outputs: int,
+        output_count: int,
+        *,
+        threads: int = 0,
+        device: tuple[int, int] = (0, 0),
+        stream: int = 0,
     ) -> None:
         """abqc_api.run on arrays of pointers to tensors, given by their addresses."""
-        options = _RunOptions(struct_size=ctypes.sizeof(_RunOptions), threads=threads)
-        self.library.check(
+        options = _RunOptions(
+            struct_size=ctypes.sizeof(_RunOptions),
+            threads=threads,
+            device=_DLDevice(*device),
+            stream=stream or None,
+        )
+        self._check(
             self.library._run(
                 self._pointer,
                 inputs or None,

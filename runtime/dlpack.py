@@ -10,11 +10,12 @@ import ctypes
 import struct
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 CPU = 1
+CUDA = 2
 MAX_RANK = 8
 
 # data; device type and id; rank; type code, bits, lanes; shape, strides; byte offset
@@ -61,15 +62,23 @@ _SIZES = [struct.Struct(f"={rank}q") for rank in range(2 * MAX_RANK + 1)]
 _POINTER = struct.Struct("=Q")
 
 
+class Borrowed(Protocol):
+    """A tensor whose DLManagedTensor is at `address` as long as this object lives."""
+
+    address: int
+
+
 class TensorTable:
     """An array of pointers to DLTensors (or DLManagedTensors) over numpy arrays.
 
-    Entries that are None become NULL. Arrays are native, of types that DLPack has, of at most
-    MAX_RANK dimensions and strided by whole elements. The table owns its structures, not the
-    arrays' memory.
+    Entries that are None become NULL, borrowed tensors are pointed to where they are. Arrays are
+    native, of types that DLPack has, of at most MAX_RANK dimensions and strided by whole elements.
+    The table owns its structures, not the tensors' memory.
     """
 
-    def __init__(self, arrays: Sequence[np.ndarray | None], *, managed: bool = False) -> None:
+    def __init__(
+        self, arrays: Sequence[np.ndarray | Borrowed | None], *, managed: bool = False
+    ) -> None:
         count = len(arrays)
         item = MANAGED_SIZE if managed else TENSOR_SIZE
         tensors = 8 * count
@@ -77,10 +86,12 @@ class TensorTable:
         self._memory = bytearray(dims + 16 * MAX_RANK * count)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory)) if count else 0
         for i, array in enumerate(arrays):
-            if array is not None:
+            if isinstance(array, np.ndarray):
                 tensor_at = tensors + item * i
                 _POINTER.pack_into(self._memory, 8 * i, self.address + tensor_at)
                 self._pack(array, tensor_at, dims + 16 * MAX_RANK * i)
+            elif array is not None:
+                _POINTER.pack_into(self._memory, 8 * i, array.address)
 
     def _pack(self, array: np.ndarray, tensor_at: int, shape_at: int) -> None:
         rank = array.ndim

@@ -1,4 +1,4 @@
-"""Compiled models in Python: load and run, with numpy alone."""
+"""Compiled models in Python: load and run, with numpy alone (and lark for the PTX machine)."""
 
 from __future__ import annotations
 
@@ -10,36 +10,62 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArtifactError, InputError
-from .abi import Instance, Library
-from .dlpack import ManagedTensor, TensorTable, expressible
+from .abi import DriverTable, Instance, Library
+from .device_array import DeviceArray, borrow, on_gpu
+from .dlpack import CUDA, ManagedTensor, TensorTable, expressible
+from .place import choose
 from .tensor_spec import TensorSpec
 
 Arrays = Mapping[str, Any] | Sequence[Any]
 
 
 def load(
-    path: str | Path, *, threads: int | None = None, verify: bool = True, isa: str | None = None
+    path: str | Path,
+    *,
+    device: str | DriverTable | None = None,
+    threads: int | None = None,
+    verify: bool = True,
+    isa: str | None = None,
 ) -> Model:
     """Open a compiled model; ArtifactError unless the file is whole and of this version.
 
+    `device`: "cpu", "cuda", "cuda:1", or "ptx-vm" ("ptx-vm:sm_80"), which executes the GPU's code
+    on the CPU, slowly and checked; None: what the model was compiled for. A driver in Python
+    (`abqc.runtime.ptx.driver`) is a device too. DeviceError where there is no such device.
     `threads`: of every run, unless it says otherwise; None: ABQC_NUM_THREADS, else the usable
-    cores. `isa`: "avx512", "avx2" or "plain"; None: ABQC_ISA, else the best that the CPU has.
+    cores. `isa`: "avx512", "avx2" or "plain"; None: ABQC_ISA, else the best that the CPU has. For
+    a GPU the target whose code to use ("sm_80"); None: the best.
     `verify=False` skips the checksum, not the checks of size and version.
     """
-    return Model(Library(path, verify=verify), threads=threads, isa=isa)
+    return Model(Library(path, verify=verify), device=device, threads=threads, isa=isa)
 
 
 class Model:
     """A loaded model. May be run from several threads at once.
 
     `inputs` and `outputs` are the signature in order, `manifest` says how it was compiled.
+    `device` is where it runs: "cpu", "cuda:0", "ptx-vm".
     """
 
     def __init__(
-        self, library: Library, *, threads: int | None = None, isa: str | None = None
+        self,
+        library: Library,
+        *,
+        device: str | DriverTable | None = None,
+        threads: int | None = None,
+        isa: str | None = None,
     ) -> None:
-        instance = Instance(library, threads=_thread_count(threads), isa=isa)
+        place = choose(device, library.forms(), isa)
+        instance = Instance(
+            library,
+            threads=_thread_count(threads),
+            isa=place.isa,
+            device=place.dlpack,
+            driver=place.driver,
+        )
         self._instance: Instance | None = instance
+        self._place = place
+        self.device = place.name
         self.path = library.path
         self.manifest = library.manifest
         self.isa = instance.isa
@@ -53,8 +79,9 @@ class Model:
         *,
         threads: int | None = None,
         outputs: Arrays | None = None,
-        device: str = "cpu",
-    ) -> list[np.ndarray]:
+        device: str | None = None,
+        stream: int = 0,
+    ) -> list[Any]:
         """Run the model: a dict by name or a list in order in, the list of outputs out.
 
         Inputs are read where they lie; their types must be exact. Arrays in `outputs` (None or
@@ -63,17 +90,30 @@ class Model:
         (`past = cache[:, :, :n]`, `present = cache[:, :, :n + 1]`), and only the new part is
         written.
 
+        A model on a GPU takes arrays on the host and, through DLPack, tensors on that GPU, in any
+        mixture. Outputs that it allocates are numpy arrays, or `DeviceArray`s where an input is on
+        the GPU; `device` ("cpu", "cuda") says otherwise. `stream` is a CUstream (PyTorch's
+        `torch.cuda.current_stream().cuda_stream`): when all tensors are on the GPU, the work is
+        then put into it and not waited for.
+
         InputError names the tensor that is wrong.
         """
         instance = self._instance
         if instance is None:
             raise InputError(f"the model '{self.path}' is closed")
-        if device != "cpu":
-            raise InputError(f"device '{device}': this model was compiled for the CPU")
+        target = self._place.of_outputs(device)
         values = _in_order("input", self.inputs, inputs)
-        given = list(map(_input_array, self.inputs, self._input_types, values))
+        given = [
+            borrow(spec.name, value, stream) if on_gpu(value) else _input_array(spec, dtype, value)
+            for spec, dtype, value in zip(self.inputs, self._input_types, values, strict=True)
+        ]
         values = _buffers(self.outputs, outputs)
-        buffers = list(map(_output_buffer, self.outputs, self._output_types, values))
+        buffers = [
+            borrow(spec.name, value, stream)
+            if on_gpu(value)
+            else _output_buffer(spec, dtype, value)
+            for spec, dtype, value in zip(self.outputs, self._output_types, values, strict=True)
+        ]
         input_table = TensorTable(given)
         output_table = TensorTable(buffers, managed=True)
         instance.run(
@@ -81,14 +121,23 @@ class Model:
             len(given),
             output_table.address,
             len(buffers),
-            _thread_count(threads),
+            threads=_thread_count(threads),
+            device=target,
+            stream=stream,
         )
         return [
-            np.asarray(_Allocation(instance.library, dtype, output_table.pointer(i)))
-            if buffer is None
-            else buffer
-            for i, (dtype, buffer) in enumerate(zip(self._output_types, buffers, strict=True))
+            self._allocated(instance, i, output_table.pointer(i), stream)
+            if value is None
+            else value
+            for i, value in enumerate(values)
         ]
+
+    def _allocated(self, instance: Instance, i: int, address: int, stream: int) -> Any:
+        """What the model allocated for output i."""
+        dtype = self._output_types[i]
+        if ManagedTensor.from_address(address).device[0] == CUDA:
+            return DeviceArray(instance, dtype, address, stream)
+        return np.asarray(_Allocation(instance.library, dtype, address))
 
     def close(self) -> None:
         """Release the model once its runs have ended and its outputs are gone."""

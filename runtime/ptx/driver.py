@@ -1,0 +1,512 @@
+"""The CUDA driver API over the PTX machine: a model runs without a GPU, checked at every access.
+
+    driver = PtxDriver((9, 0))
+    model = abqc.load("model.so", device=driver)       # or device="ptx-vm"
+
+An artifact's shim asks `resolver` for the functions that it would else find in libcuda.so.1.
+Streams and events do nothing: what is put into a stream is done at once, what is captured is done
+when the graph is launched. Numbers and names are those of cuda.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from ctypes import c_char_p, c_int, c_size_t, c_uint, c_uint8, c_uint16, c_uint64, c_void_p
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+
+from .device import Device
+from .errors import PtxSyntaxError
+from .module import PtxModule
+from .parser import parse
+
+SUCCESS = 0
+INVALID_VALUE = 1
+OUT_OF_MEMORY = 2
+INVALID_DEVICE = 101
+INVALID_IMAGE = 200
+NO_BINARY_FOR_GPU = 209
+INVALID_PTX = 218
+INVALID_HANDLE = 400
+NOT_FOUND = 500
+LAUNCH_FAILED = 719
+
+ERROR_NAMES = {
+    INVALID_VALUE: "CUDA_ERROR_INVALID_VALUE",
+    OUT_OF_MEMORY: "CUDA_ERROR_OUT_OF_MEMORY",
+    INVALID_DEVICE: "CUDA_ERROR_INVALID_DEVICE",
+    INVALID_IMAGE: "CUDA_ERROR_INVALID_IMAGE",
+    NO_BINARY_FOR_GPU: "CUDA_ERROR_NO_BINARY_FOR_GPU",
+    INVALID_PTX: "CUDA_ERROR_INVALID_PTX",
+    INVALID_HANDLE: "CUDA_ERROR_INVALID_HANDLE",
+    NOT_FOUND: "CUDA_ERROR_NOT_FOUND",
+    LAUNCH_FAILED: "CUDA_ERROR_LAUNCH_FAILED",
+    3: "CUDA_ERROR_NOT_INITIALIZED",
+    34: "CUDA_ERROR_STUB_LIBRARY",
+    100: "CUDA_ERROR_NO_DEVICE",
+    222: "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
+    700: "CUDA_ERROR_ILLEGAL_ADDRESS",
+    701: "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES",
+    900: "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
+}
+
+_MAJOR, _MINOR, _SHARED_BYTES = 75, 76, 97  # CUdevice_attribute
+_ERROR_LOG, _ERROR_LOG_BYTES = 5, 6  # CUjit_option
+_DRIVER_VERSION = 13000
+_ELF = b"\x7fELF"
+
+Extents = tuple[int, int, int]
+Intercept = Callable[[str, Sequence[Any]], int | None]
+Progress = Callable[[str, int], None]
+
+
+class Machine(Protocol):
+    """What executes: memory and kernels. A kernel has a name and says the bytes of its parameters.
+
+    `allocate` raises MemoryError where there is no room; anything else that is raised fails the
+    call, and comes out of the run that caused it.
+    """
+
+    capability: tuple[int, int]
+
+    def allocate(self, nbytes: int) -> int: ...
+    def free(self, address: int) -> None: ...
+    def write(self, address: int, array: np.ndarray) -> None: ...
+    def read(self, address: int, nbytes: int) -> np.ndarray: ...
+    def memory(self) -> tuple[int, int]: ...
+    def load(self, ptx: str) -> Mapping[str, Any]: ...
+    def parameter_sizes(self, kernel: Any) -> Sequence[int]: ...
+    def launch(
+        self, kernel: Any, grid: Extents, block: Extents, parameters: list[bytes], shared: int
+    ) -> None: ...
+
+
+class PtxMachine:
+    """A `Device` as a Machine."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.capability = device.capability
+        self.free, self.write, self.read = device.free, device.write, device.read
+
+    def allocate(self, nbytes: int) -> int:
+        free, _ = self.memory()
+        if nbytes > free:
+            raise MemoryError
+        return self.device.allocate(nbytes)
+
+    def memory(self) -> tuple[int, int]:
+        """Free bytes and all of them."""
+        memory = self.device.memory
+        return memory.capacity - memory.used, memory.capacity
+
+    def load(self, ptx: str) -> Mapping[str, Any]:
+        return _parsed(ptx).kernels
+
+    def parameter_sizes(self, kernel: Any) -> Sequence[int]:
+        return [parameter.bytes for parameter in kernel.parameters]
+
+    def launch(
+        self, kernel: Any, grid: Extents, block: Extents, parameters: list[bytes], shared: int
+    ) -> None:
+        self.device.launch(kernel, grid, block, parameters, shared)
+
+
+@lru_cache(maxsize=4)
+def _parsed(ptx: str) -> PtxModule:
+    return parse(ptx)
+
+
+class DriverError(Exception):
+    """Makes a driver function return `code`."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(ERROR_NAMES.get(code, f"CUDA error {code}"))
+        self.code = code
+
+
+class Driver:
+    """The driver API in Python over a machine. Functions have the names and parameters of cuda.h.
+
+    `resolver` is the address for `abqc_instance_options.driver`; the object must outlive what was
+    created with it. `intercept(name, arguments)` sees every call first and may return an error
+    code in its place. `progress(kernel, blocks)` is told of every launch.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        *,
+        intercept: Intercept | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.machine = machine
+        self.intercept = intercept
+        self.progress = progress
+        self._lock = threading.RLock()
+        self._objects: dict[int, Any] = {}
+        self._handles = itertools.count(0x1000, 0x10)
+        self._captures: dict[int, list[Callable[[], None]]] = {}
+        self._contexts = threading.local()
+        self._faults: dict[int, BaseException] = {}
+        self._names = {
+            code: ctypes.create_string_buffer(name.encode()) for code, name in ERROR_NAMES.items()
+        }
+        self._context = self._new("context")
+        self._functions = {
+            name: ctypes.CFUNCTYPE(c_int, *types)(self._guarded(name))
+            for name, types in _SIGNATURES.items()
+        }
+        self._resolve = ctypes.CFUNCTYPE(c_void_p, c_char_p)(self._address_of)
+
+    @property
+    def resolver(self) -> int:
+        """The address of a `void *(*)(const char *name)`."""
+        return ctypes.cast(self._resolve, c_void_p).value or 0
+
+    def take_fault(self) -> BaseException | None:
+        """What a call of this thread raised since the last time, once."""
+        return self._faults.pop(threading.get_ident(), None)
+
+    def _address_of(self, name: bytes) -> int | None:
+        function = self._functions.get(name.decode())
+        return ctypes.cast(function, c_void_p).value if function is not None else None
+
+    def _guarded(self, name: str) -> Callable[..., int]:
+        function = getattr(self, name)
+
+        def call(*arguments: Any) -> int:
+            with self._lock:
+                try:
+                    code = self.intercept(name, arguments) if self.intercept else None
+                    if code is None:
+                        code = function(*arguments) or SUCCESS
+                    return code
+                except DriverError as error:
+                    return error.code
+                except MemoryError:
+                    return OUT_OF_MEMORY
+                except BaseException as error:  # it must not end in ctypes, which drops it
+                    self._faults[threading.get_ident()] = error
+                    return INVALID_PTX if isinstance(error, PtxSyntaxError) else LAUNCH_FAILED
+
+        return call
+
+    # -- objects behind handles
+
+    def _new(self, value: Any) -> int:
+        handle = next(self._handles)
+        self._objects[handle] = value
+        return handle
+
+    def _get(self, handle: int | None) -> Any:
+        if handle not in self._objects:
+            raise DriverError(INVALID_HANDLE)
+        return self._objects[handle]
+
+    def _drop(self, handle: int | None) -> None:
+        self._get(handle)
+        del self._objects[handle]  # type: ignore[arg-type]
+
+    def _enqueue(self, stream: int | None, work: Callable[[], None]) -> None:
+        """Do it now, or when the graph that captures it is launched."""
+        capture = self._captures.get(stream or 0)
+        if capture is not None:
+            capture.append(work)
+        else:
+            work()
+
+    # -- the driver and its device
+
+    def cuInit(self, flags: int) -> int | None: ...
+
+    def cuDriverGetVersion(self, version: int) -> None:
+        _put(version, c_int, _DRIVER_VERSION)
+
+    def cuGetErrorName(self, code: int, name: int) -> int | None:
+        if code not in self._names:
+            return INVALID_VALUE
+        _put(name, c_void_p, ctypes.addressof(self._names[code]))
+        return None
+
+    def cuDeviceGetCount(self, count: int) -> None:
+        _put(count, c_int, 1)
+
+    def cuDeviceGet(self, device: int, ordinal: int) -> int | None:
+        if ordinal != 0:
+            return INVALID_DEVICE
+        _put(device, c_int, 0)
+        return None
+
+    def cuDeviceGetName(self, name: int, length: int, device: int) -> None:
+        text = b"PTX machine"[: length - 1] + b"\0"
+        ctypes.memmove(name, text, len(text))
+
+    def cuDeviceGetAttribute(self, value: int, attribute: int, device: int) -> int | None:
+        major, minor = self.machine.capability
+        known = {_MAJOR: major, _MINOR: minor, _SHARED_BYTES: 232_448}
+        if attribute not in known:
+            return INVALID_VALUE
+        _put(value, c_int, known[attribute])
+        return None
+
+    # -- contexts
+
+    def cuDevicePrimaryCtxRetain(self, context: int, device: int) -> None:
+        _put(context, c_void_p, self._context)
+
+    def cuDevicePrimaryCtxRelease_v2(self, device: int) -> None: ...
+
+    def _context_stack(self) -> list[int]:
+        if not hasattr(self._contexts, "stack"):
+            self._contexts.stack = []
+        return self._contexts.stack
+
+    def cuCtxPushCurrent_v2(self, context: int) -> None:
+        self._context_stack().append(context)
+
+    def cuCtxPopCurrent_v2(self, context: int) -> int | None:
+        stack = self._context_stack()
+        if not stack:
+            return INVALID_VALUE
+        _put(context, c_void_p, stack.pop())
+        return None
+
+    def cuCtxSynchronize(self) -> None: ...
+
+    # -- modules
+
+    def cuModuleLoadDataEx(
+        self, module: int, image: int, count: int, options: int | None, values: int | None
+    ) -> int | None:
+        if ctypes.string_at(image, 4) == _ELF:
+            return NO_BINARY_FOR_GPU  # machine code; the caller has PTX too
+        try:
+            kernels = self.machine.load(ctypes.string_at(image).decode())
+        except PtxSyntaxError as error:
+            _put_log(str(error), count, options, values)
+            raise
+        _put(module, c_void_p, self._new(kernels))
+        return None
+
+    def cuModuleUnload(self, module: int) -> None:
+        self._drop(module)
+
+    def cuModuleGetFunction(self, function: int, module: int, name: bytes) -> int | None:
+        kernels = self._get(module)
+        if name.decode() not in kernels:
+            return NOT_FOUND
+        _put(function, c_void_p, self._new((name.decode(), kernels[name.decode()])))
+        return None
+
+    def cuFuncSetAttribute(self, function: int, attribute: int, value: int) -> None:
+        self._get(function)
+
+    # -- memory
+
+    def cuMemGetInfo_v2(self, free: int, total: int) -> None:
+        for pointer, value in zip((free, total), self.machine.memory(), strict=True):
+            _put(pointer, c_size_t, value)
+
+    def cuMemAlloc_v2(self, pointer: int, nbytes: int) -> int | None:
+        if not nbytes:
+            return INVALID_VALUE
+        _put(pointer, c_uint64, self.machine.allocate(nbytes))
+        return None
+
+    def cuMemFree_v2(self, pointer: int) -> None:
+        self.machine.free(pointer)
+
+    def cuMemcpyHtoD_v2(self, to: int, source: int, nbytes: int) -> None:
+        self.machine.write(to, _bytes_at(source, nbytes))
+
+    def cuMemcpyDtoH_v2(self, to: int, source: int, nbytes: int) -> None:
+        ctypes.memmove(to, self.machine.read(source, nbytes).tobytes(), nbytes)
+
+    def cuMemcpyHtoDAsync_v2(self, to: int, source: int, nbytes: int, stream: int) -> None:
+        self._enqueue(stream, lambda: self.cuMemcpyHtoD_v2(to, source, nbytes))
+
+    def cuMemcpyDtoHAsync_v2(self, to: int, source: int, nbytes: int, stream: int) -> None:
+        self._enqueue(stream, lambda: self.cuMemcpyDtoH_v2(to, source, nbytes))
+
+    def cuMemcpyDtoDAsync_v2(self, to: int, source: int, nbytes: int, stream: int) -> None:
+        self._enqueue(stream, lambda: self.machine.write(to, self.machine.read(source, nbytes)))
+
+    def _set(self, to: int, value: int, count: int, dtype: type, stream: int) -> None:
+        array = np.full(count, value, dtype)
+        self._enqueue(stream, lambda: self.machine.write(to, array))
+
+    def cuMemsetD8Async(self, to: int, value: int, count: int, stream: int) -> None:
+        self._set(to, value, count, np.uint8, stream)
+
+    def cuMemsetD16Async(self, to: int, value: int, count: int, stream: int) -> None:
+        self._set(to, value, count, np.uint16, stream)
+
+    def cuMemsetD32Async(self, to: int, value: int, count: int, stream: int) -> None:
+        self._set(to, value, count, np.uint32, stream)
+
+    # -- launches
+
+    def cuLaunchKernel(
+        self,
+        function: int,
+        grid_x: int,
+        grid_y: int,
+        grid_z: int,
+        block_x: int,
+        block_y: int,
+        block_z: int,
+        shared: int,
+        stream: int,
+        parameters: int,
+        extra: int,
+    ) -> None:
+        name, kernel = self._get(function)
+        sizes = self.machine.parameter_sizes(kernel)
+        pointers = (c_void_p * len(sizes)).from_address(parameters) if sizes else ()
+        values = [ctypes.string_at(p or 0, n) for p, n in zip(pointers, sizes, strict=True)]
+        grid, block = (grid_x, grid_y, grid_z), (block_x, block_y, block_z)
+
+        def work() -> None:
+            self.machine.launch(kernel, grid, block, values, shared)
+            if self.progress is not None:
+                self.progress(name, grid_x)
+
+        self._enqueue(stream, work)
+
+    # -- streams and events
+
+    def cuStreamCreate(self, stream: int, flags: int) -> None:
+        _put(stream, c_void_p, self._new("stream"))
+
+    def cuStreamDestroy_v2(self, stream: int) -> None:
+        self._drop(stream)
+
+    def cuStreamSynchronize(self, stream: int) -> None: ...
+
+    def cuStreamWaitEvent(self, stream: int, event: int, flags: int) -> None:
+        self._get(event)
+
+    def cuEventCreate(self, event: int, flags: int) -> None:
+        _put(event, c_void_p, self._new("event"))
+
+    def cuEventDestroy_v2(self, event: int) -> None:
+        self._drop(event)
+
+    def cuEventRecord(self, event: int, stream: int) -> None:
+        self._get(event)
+
+    def cuEventSynchronize(self, event: int) -> None:
+        self._get(event)
+
+    # -- graphs
+
+    def cuStreamBeginCapture_v2(self, stream: int, mode: int) -> None:
+        self._get(stream)
+        self._captures[stream] = []
+
+    def cuStreamEndCapture(self, stream: int, graph: int) -> int | None:
+        if stream not in self._captures:
+            return INVALID_VALUE
+        _put(graph, c_void_p, self._new(self._captures.pop(stream)))
+        return None
+
+    def cuGraphInstantiateWithFlags(self, executable: int, graph: int, flags: int) -> None:
+        _put(executable, c_void_p, self._new(list(self._get(graph))))
+
+    def cuGraphDestroy(self, graph: int) -> None:
+        self._drop(graph)
+
+    def cuGraphExecDestroy(self, executable: int) -> None:
+        self._drop(executable)
+
+    def cuGraphLaunch(self, executable: int, stream: int) -> None:
+        for work in self._get(executable):
+            self._enqueue(stream, work)
+
+
+class PtxDriver(Driver):
+    """The driver API over a PTX machine of a compute capability."""
+
+    def __init__(
+        self,
+        capability: tuple[int, int] = (9, 0),
+        memory_bytes: int = 4 << 30,
+        *,
+        intercept: Intercept | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.device = Device(capability, memory_bytes)
+        super().__init__(PtxMachine(self.device), intercept=intercept, progress=progress)
+
+
+def _put(pointer: int, kind: Any, value: int) -> None:
+    kind.from_address(pointer).value = value
+
+
+def _bytes_at(address: int, nbytes: int) -> np.ndarray:
+    return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), np.uint8)
+
+
+def _put_log(text: str, count: int, options: int | None, values: int | None) -> None:
+    """What the compiler has to say, into the buffer of cuModuleLoadDataEx's options."""
+    if not options or not values:
+        return
+    kinds = (c_int * count).from_address(options)
+    settings = dict(zip(kinds, (c_void_p * count).from_address(values), strict=True))
+    buffer, room = settings.get(_ERROR_LOG), settings.get(_ERROR_LOG_BYTES)
+    if buffer and room:
+        data = text.encode()[: room - 1] + b"\0"
+        ctypes.memmove(buffer, data, len(data))
+
+
+_DEVICE_POINTER = c_uint64
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "cuInit": (c_uint,),
+    "cuDriverGetVersion": (c_void_p,),
+    "cuGetErrorName": (c_int, c_void_p),
+    "cuDeviceGetCount": (c_void_p,),
+    "cuDeviceGet": (c_void_p, c_int),
+    "cuDeviceGetName": (c_void_p, c_int, c_int),
+    "cuDeviceGetAttribute": (c_void_p, c_int, c_int),
+    "cuDevicePrimaryCtxRetain": (c_void_p, c_int),
+    "cuDevicePrimaryCtxRelease_v2": (c_int,),
+    "cuCtxPushCurrent_v2": (c_void_p,),
+    "cuCtxPopCurrent_v2": (c_void_p,),
+    "cuCtxSynchronize": (),
+    "cuModuleLoadDataEx": (c_void_p, c_void_p, c_uint, c_void_p, c_void_p),
+    "cuModuleUnload": (c_void_p,),
+    "cuModuleGetFunction": (c_void_p, c_void_p, c_char_p),
+    "cuFuncSetAttribute": (c_void_p, c_int, c_int),
+    "cuMemGetInfo_v2": (c_void_p, c_void_p),
+    "cuMemAlloc_v2": (c_void_p, c_size_t),
+    "cuMemFree_v2": (_DEVICE_POINTER,),
+    "cuMemcpyHtoD_v2": (_DEVICE_POINTER, c_void_p, c_size_t),
+    "cuMemcpyDtoH_v2": (c_void_p, _DEVICE_POINTER, c_size_t),
+    "cuMemcpyHtoDAsync_v2": (_DEVICE_POINTER, c_void_p, c_size_t, c_void_p),
+    "cuMemcpyDtoHAsync_v2": (c_void_p, _DEVICE_POINTER, c_size_t, c_void_p),
+    "cuMemcpyDtoDAsync_v2": (_DEVICE_POINTER, _DEVICE_POINTER, c_size_t, c_void_p),
+    "cuMemsetD8Async": (_DEVICE_POINTER, c_uint8, c_size_t, c_void_p),
+    "cuMemsetD16Async": (_DEVICE_POINTER, c_uint16, c_size_t, c_void_p),
+    "cuMemsetD32Async": (_DEVICE_POINTER, c_uint, c_size_t, c_void_p),
+    "cuLaunchKernel": (c_void_p, *[c_uint] * 7, c_void_p, c_void_p, c_void_p),
+    "cuStreamCreate": (c_void_p, c_uint),
+    "cuStreamDestroy_v2": (c_void_p,),
+    "cuStreamSynchronize": (c_void_p,),
+    "cuStreamWaitEvent": (c_void_p, c_void_p, c_uint),
+    "cuStreamBeginCapture_v2": (c_void_p, c_int),
+    "cuStreamEndCapture": (c_void_p, c_void_p),
+    "cuEventCreate": (c_void_p, c_uint),
+    "cuEventDestroy_v2": (c_void_p,),
+    "cuEventRecord": (c_void_p, c_void_p),
+    "cuEventSynchronize": (c_void_p,),
+    "cuGraphInstantiateWithFlags": (c_void_p, c_void_p, c_uint64),
+    "cuGraphDestroy": (c_void_p,),
+    "cuGraphExecDestroy": (c_void_p,),
+    "cuGraphLaunch": (c_void_p, c_void_p),
+}
