@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 NAME = "tune"
 SUMMARY = "measure this machine and fit the cost model to it"
 EXAMPLES = """examples:
-  abqc tune                                            # the CPU, ten minutes
+  abqc tune                                            # the CPU, a few minutes
   abqc tune --quick --report
   abqc tune --target sm_90a --build-only kernels       # needs no GPU
   abqc tune --target sm_90a --jobs kernels --report    # on a machine with one
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--jobs", metavar="DIR", type=Path, help="measure what --build-only built")
     source.add_argument("--samples", metavar="FILE", type=Path, help="fit to samples, measure none")
     parser.add_argument(
-        "--seconds", type=float, help=f"how long to measure (default: {SECONDS:.0f})"
+        "--seconds", type=float, help=f"how long to measure at most (default: {SECONDS:.0f})"
     )
     parser.add_argument(
         "--quick", action="store_true", help=f"measure for {QUICK_SECONDS:.0f} seconds"
