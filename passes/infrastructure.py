@@ -36,6 +36,7 @@ PASS_FILES = (
     "externalize_constants",
     "fold_sizes",
     "fuse_attention",
+    "fuse_norm",
     "guard_divisions",
     "guard_indices",
     "insert_frees",
@@ -82,7 +83,7 @@ class Unit:
         for name, known in self.weights.items():
             if known == symbol:
                 return name
-        name = f"abqc_weight.{len(self.weights)}"
+        name = f"abqc_weight_{len(self.weights)}"
         self.weights[name] = symbol
         return name
 

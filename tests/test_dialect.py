@@ -47,6 +47,27 @@ def batch_matmul(a: str = "?x3x8xf32", c: str = "?x8x5xf32", transposed: int = 0
     }}"""
 
 
+def attention(v: str = "?x2x?x5xf32", kind: str = "none", flags: str = "0, 0, 0, 0") -> str:
+    q, k, y = "?x4x?x8xf32", "?x2x?x8xf32", "?x4x?x5xf32"
+    return f"""func.func @main(%q: tensor<{q}>, %k: tensor<{k}>, %v: tensor<{v}>) -> tensor<{y}> {{
+      %y = "abq.attention"(%q, %k, %v) {{scale = 0.5 : f32, rows_first = array<i64: {flags}>,
+          mask_kind = "{kind}", mask_map = affine_map<(d0, d1, d2, d3) -> ()>,
+          operandSegmentSizes = array<i32: 1, 1, 1, 0>}}
+          : (tensor<{q}>, tensor<{k}>, tensor<{v}>) -> tensor<{y}>
+      return %y : tensor<{y}>
+    }}"""
+
+
+def norm(kind: str = "rms", weight: str = "24xf32", columns: str = "24") -> str:
+    x = f"?x{columns}xf32"
+    return f"""func.func @main(%x: tensor<{x}>, %w: tensor<{weight}>) -> tensor<{x}> {{
+      %y, %s = "abq.norm"(%x, %w) {{kind = "{kind}", epsilon = 1.0e-5 : f32,
+          operandSegmentSizes = array<i32: 1, 0, 1, 0>}}
+          : (tensor<{x}>, tensor<{weight}>) -> (tensor<{x}>, tensor<{x}>)
+      return %y : tensor<{x}>
+    }}"""
+
+
 def hadamard(block: int) -> str:
     return f"""func.func @main(%x: tensor<?x24xf32>) -> tensor<?x24xf32> {{
       %y = "abq.hadamard"(%x) {{block = {block} : i64}} : (tensor<?x24xf32>) -> tensor<?x24xf32>
@@ -61,6 +82,8 @@ VALID = (
     gather(),
     batch_matmul(),
     batch_matmul(c="?x5x8xf32", transposed=1),
+    attention(),
+    norm(),
     hadamard(12),
 )
 INVALID = (
@@ -77,6 +100,15 @@ INVALID = (
     (gather(table=f"50x8x{CODE}"), "scale belongs to a table of codes"),
     (batch_matmul(transposed=1), "a has K = 8, c has K = 5"),
     (batch_matmul(a="?x4x8xf32"), "y must be B x M x N"),
+    (attention(v="?x3x?x5xf32"), "k and v differ"),
+    (attention(v="?x2x?x6xf32"), "y must be B x H x M x E"),
+    (attention(flags="0, 1, 1, 0"), "differ"),
+    (attention(flags="0, 0"), "rows_first: q, k, v and y"),
+    (attention(kind="add"), "mask belongs to a mask_kind"),
+    (attention(kind="or"), "no mask_kind 'or'"),
+    (norm(kind="group"), "no kind 'group'"),
+    (norm(weight="23xf32"), "weight and bias have 24 elements"),
+    (norm(columns="?"), "rows have a static length"),
     (hadamard(7), "no multiple of block 7"),
 )
 

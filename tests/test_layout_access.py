@@ -95,7 +95,7 @@ def test_fragments_are_those_of_the_ptx_machine(form):
 
 @pytest.mark.parametrize("row_bytes", [32, 64, 128, 256, 512])
 def test_ldmatrix_loads_rows_without_conflicts(row_bytes):
-    """A's fragment, byte by byte, from swizzled rows: the addresses of StageReads, one pass each."""
+    """A's fragment, byte by byte, from swizzled rows, at the addresses of StageReads."""
     swizzle, fragment = row_swizzle(row_bytes), ATOMS["s8.m16n8k32"].a
     for step in range(row_bytes // 32):
 

@@ -41,7 +41,10 @@ class TileStrategy:
 
     def schedules(self, spec: MatmulSpec, arch: GpuArch) -> Sequence[Schedule]:
         """Rows kernels for few rows, tiles for any."""
-        return [*rows_schedules(spec, arch), *tile_schedules(spec, arch, self.activation)]
+        return [
+            *rows_schedules(spec, arch, self.activation),
+            *tile_schedules(spec, arch, self.activation),
+        ]
 
     def kernel(self, spec: MatmulSpec, schedule: Schedule) -> Kernel:
         if schedule.kind == "rows":

@@ -12,13 +12,12 @@ from ...dialects.formats import Scheme, parse_scheme
 from ...errors import RecipeError
 from ..gpu.arch import ALL, SM_75, GpuArch
 from ..gpu.batch_matmul import batch_matmul_kernels
-from ..gpu.dequantize import Dequantize
+from ..gpu.dequantize import DequantizeMatmul
 from ..gpu.float_matmul import FloatMatmul
-from ..gpu.gather import TableLayout, panel_gather_kernel, table_layout
-from ..gpu.int8 import Int8
+from ..gpu.gather import TableLayout, table_layout
+from ..gpu.int8 import Int8Matmul
 from ..gpu.measure import measure_kernel
 from ..gpu.objects import GpuObjects
-from ..gpu.planes import Planes
 from ..gpu.strategy import GpuStrategy, Scheduled
 from ..objects import ObjectMaker
 from ..strategy import Kernel, MatmulSpec, Variant
@@ -58,7 +57,7 @@ class CudaTarget:
 
     @cached_property
     def strategies(self) -> tuple[Scheduled, ...]:
-        every: Sequence[GpuStrategy] = (FloatMatmul(), Dequantize(), Int8(), Planes())
+        every: Sequence[GpuStrategy] = (FloatMatmul(), DequantizeMatmul(), Int8Matmul())
         return tuple(Scheduled(strategy, self.archs, self.models) for strategy in every)
 
     def choose(
@@ -119,7 +118,7 @@ class CudaTarget:
 
     def panel_gather(self, strategy: str, spec: MatmulSpec) -> Kernel | None:
         """The kernel that gathers rows from a matmul's packed weight; None if there is none."""
-        return panel_gather_kernel(strategy, spec)
+        return None
 
 
 def target_names() -> str:

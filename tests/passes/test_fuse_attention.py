@@ -194,11 +194,12 @@ def test_lowering_launches_by_rows_and_merges_splits() -> None:
     assert set(calls) == set(unit.kernels)
 
 
-def in_model(path: Path, folder: Path) -> Facts:
+def in_model(path: Path, folder: Path, *more: str) -> Facts:
+    """A real model after the passes up to fuse-attention, and `more`."""
     imported = import_model(path, work_dir=folder)
     with make_context():
         module = ir.Module.parse(imported.bytecode)
-        passes = (*SIMPLIFY, "fuse-attention", TIDY)
+        passes = (*SIMPLIFY, "fuse-attention", TIDY, *more)
         run_pipeline(module.operation, passes, Unit(inputs=imported.inputs))
         return Facts(module.operation.get_asm())
 
