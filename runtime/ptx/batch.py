@@ -90,6 +90,7 @@ class Batch:
         self.registers = [_register(slot, self.lanes) for slot in launch.program.slots]
         self.carry = np.zeros(self.lanes, np.bool_)
         self.accesses: list | None = None
+        self.line = 0  # of the instruction that accesses memory, for messages about races
         self.first_block = 0
         self.clock = 0
         self._specials: dict[tuple[str, np.dtype], np.ndarray] = {}
@@ -103,13 +104,14 @@ class Batch:
         self.first_block = first_block
         for (name, _), array in self._specials.items():
             array[...] = self._compute_special(name)
-        self.shared.reset()
+        self.shared.restart()
         self.local.reset()
 
     def _fresh_memory(self) -> None:
         launch = self.launch
         check = launch.device.check_unwritten
-        self.shared = SharedMemory(launch.shared_bytes, self, launch.device)
+        granule = launch.program.shared_granule if launch.device.check_races else None
+        self.shared = SharedMemory(launch.shared_bytes, self, check, granule)
         lanes = np.arange(self.lanes)
         self.local = LocalMemory(launch.program.local_bytes, lanes, self.lanes, check)
 

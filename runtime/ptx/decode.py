@@ -19,11 +19,13 @@ import numpy as np
 from .errors import PtxSyntaxError
 from .lanes import Lanes, take
 from .syntax import (
+    Address,
     Float,
     Instruction,
     Integer,
     Not,
     Operand,
+    Pair,
     Register,
     Sink,
     Symbol,
@@ -141,12 +143,14 @@ class Operation:
     """What an instruction does, before it is known on how many lanes.
 
     `rendezvous`: the member mask of an instruction for whole warps (None: the instruction needs
-    nobody else). `ends_block`: control may go elsewhere afterwards.
+    nobody else). `whole_warp`: it needs all 32 lanes. `ends_block`: control may go elsewhere
+    afterwards. `shared_size`: bytes of shared memory that it may access at once, 0 for none.
     """
 
     rendezvous: Source | None = None
     whole_warp = False
     ends_block = False
+    shared_size = 0
 
     def bind(self, batch: Batch) -> Run:
         """The operation on the registers of one batch."""
@@ -266,7 +270,7 @@ class Decoder:
     def __init__(self, instruction: Instruction, names: Names) -> None:
         self.instruction = instruction
         self.names = names
-        self.operands = instruction.operands
+        self.operands = tuple(_named(operand, names) for operand in instruction.operands)
         self._modifiers = list(instruction.modifiers)
 
     @property
@@ -429,6 +433,21 @@ class Decoder:
         if type.bits != literal.width:
             raise self.error(f"a float literal where .{type.name} is expected")
         return type.dtype.type(literal.bits)
+
+
+def _named(operand: Operand, names: Names) -> Operand:
+    """A name without % is a register where one is declared: inline assembly has such names."""
+    if isinstance(operand, Symbol):
+        is_register = not operand.offset and names.register(operand.name) is not None
+        return Register(operand.name) if is_register else operand
+    if isinstance(operand, Vector):
+        return Vector(tuple(_named(element, names) for element in operand.elements))
+    if isinstance(operand, Pair):
+        return Pair(_named(operand.first, names), _named(operand.second, names))
+    if isinstance(operand, Address) and isinstance(operand.base, Symbol):
+        register = names.register(operand.base.name)
+        return Address(Register(operand.base.name), operand.offset) if register else operand
+    return operand
 
 
 def decode(instruction: Instruction, names: Names) -> Operation:

@@ -69,6 +69,12 @@ class Program:
     parameter_offsets: dict[str, int]
     parameter_bytes: int
 
+    @property
+    def shared_granule(self) -> int:
+        """The size of the smallest access to shared memory."""
+        sizes = [step.operation.shared_size for block in self.blocks for step in block.steps]
+        return min((size for size in sizes if size), default=16)
+
 
 def layout_shared(kernel: Kernel) -> SharedLayout:
     """Where the shared variables of a kernel lie."""

@@ -49,6 +49,7 @@ class Scheduler:
         self.ready: dict[int, list[Lanes | None]] = {}
         self.parked: dict[int, Lanes] = {}
         self.barriers = Barriers(batch)
+        self.alive = batch.exists
         self._controls = {
             Branch: self._branch,
             Switch: self._switch,
@@ -62,6 +63,7 @@ class Scheduler:
         batch = self.batch
         self.instructions = 0
         self.barriers.reset()
+        self.alive = batch.exists.copy()
         self._go(0, None if batch.exists.all() else Lanes.where(batch.exists))
         turns = 0
         while self.ready:
@@ -127,6 +129,7 @@ class Scheduler:
 
     def _count(self, step: Decoded, lanes: Lanes | None, run: Run | None) -> None:
         batch = self.batch
+        executing = np.arange(batch.lanes) if lanes is None else lanes.indices
         active = self._guarded_lanes(step, lanes)
         batch.accesses = []
         try:
@@ -135,7 +138,7 @@ class Scheduler:
         except LaneFault as fault:
             raise self._fault(fault.reason, step, lane=fault.lane) from None
         accesses, batch.accesses = batch.accesses, None
-        self.counters.record(step.instruction, active, accesses)
+        self.counters.record(step.instruction, executing, active, accesses)
 
     def _guarded_lanes(self, step: Decoded, lanes: Lanes | None) -> np.ndarray:
         indices = np.arange(self.batch.lanes) if lanes is None else lanes.indices
@@ -181,9 +184,10 @@ class Scheduler:
     def _bind_rendezvous(self, step: Decoded) -> Callable[[Lanes], Lanes | None] | None:
         """A function of the lanes that are there: the ones whose partners are missing."""
         operation = step.operation
-        if operation.rendezvous is None and not operation.whole_warp:
-            return None
         batch = self.batch
+        aligned = isinstance(operation, Barrier) and operation.aligned
+        if operation.rendezvous is None and not operation.whole_warp and not aligned:
+            return None
         whole = np.asarray(np.uint32(0xFFFF_FFFF))
         members = operation.rendezvous.array(batch) if operation.rendezvous else whole
         exists = whole if operation.whole_warp else _bits(batch.exists)
@@ -192,7 +196,9 @@ class Scheduler:
             present = _bits(lanes.mask)
             warps = lanes.indices // WARP
             missing = take(members, lanes) & ~present[warps]
-            if exists.ndim:
+            if aligned:  # lanes that ended need not come
+                missing = missing & _bits(self.alive)[warps]
+            elif exists.ndim:
                 missing = missing & exists[warps]
             if step.guard is not None:
                 missing = missing * self._guard_values(step.guard, lanes)
@@ -264,6 +270,9 @@ class Scheduler:
             self._go(bound.block.labels[operation.labels[int(number)]], None if whole else chosen)
 
     def _exit(self, bound: _Bound, step: Decoded, lanes: Lanes | None) -> None:
+        put(self.alive, lanes, np.False_)
+        for index in list(self.parked):  # they may have waited for these
+            self._go(index, self.parked.pop(index))
         self._release(self.barriers.leave(lanes))
 
     def _trap(self, bound: _Bound, step: Decoded, lanes: Lanes | None) -> None:

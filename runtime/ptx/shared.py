@@ -2,28 +2,114 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .lanes import Lanes
 from .memory import WindowMemory
+from .races import RaceDetector
 
 if TYPE_CHECKING:
     from .batch import Batch
-    from .device import Device
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """An asynchronous copy: what each of `lanes` copies, and the number of the group it joins."""
+
+    granules: np.ndarray
+    lanes: np.ndarray
+    group: np.ndarray
+    line: int
 
 
 class SharedMemory(WindowMemory):
-    """One window for each block."""
+    """One window for each block; watches for races, if asked."""
 
     name = "shared"
 
-    def __init__(self, nbytes: int, batch: Batch, device: Device) -> None:
-        super().__init__(nbytes, batch.block_of_lane, batch.blocks, device.check_unwritten)
+    def __init__(
+        self, nbytes: int, batch: Batch, check_unwritten: bool, granule: int | None
+    ) -> None:
+        super().__init__(nbytes, batch.block_of_lane, batch.blocks, check_unwritten)
+        self.batch = batch
+        self.granule = granule
+        self.races: RaceDetector | None = None
+        self.groups = np.zeros(batch.lanes, np.int64)
+        self.unfinished: list[_Copy] = []
+        self.restart()
+
+    def restart(self) -> None:
+        """As at the beginning of a kernel."""
+        self.reset()
+        self.groups[...] = 0
+        self.unfinished = []
+        if self.granule is not None and self.bytes:
+            batch = self.batch
+            self.races = RaceDetector(self.size, self.granule, batch.thread_of_lane, batch.padded)
+
+    def reading(self, units: np.ndarray, size: int, lanes: Lanes | None) -> None:
+        if self.races is not None:
+            self.races.read(units, size, lanes, self.batch.line)
+
+    def writing(
+        self, units: np.ndarray, size: int, values: np.ndarray, lanes: Lanes | None
+    ) -> None:
+        if self.races is not None:
+            self.races.write(units, size, values, lanes, self.batch.line)
 
     def synchronized(self, blocks: np.ndarray | None) -> None:
         """A barrier opened in the blocks of a mask (None: in all)."""
+        if self.races is not None:
+            self.races.barrier(blocks)
 
     def warps_synchronized(self, lanes: Lanes | None) -> None:
         """The warps of these lanes passed a `bar.warp.sync`."""
+        if self.races is not None:
+            self.races.warp_barrier(lanes)
+
+    def atomic(self, units: np.ndarray, size: int, lanes: Lanes | None) -> None:
+        if self.races is not None:
+            self.races.atomic(units, size, lanes, self.batch.line)
+
+    # -- asynchronous copies
+
+    def copy_async(
+        self, addresses: np.ndarray, size: int, rows: np.ndarray, lanes: Lanes | None
+    ) -> None:
+        """Writes rows that nobody may touch before the copy is waited for."""
+        units = self.offsets(addresses, size, lanes) >> (size.bit_length() - 1)
+        self.mark(addresses, units, size, lanes)
+        self.rows[size][units] = rows
+        if self.races is None:
+            return
+        line = self.batch.line
+        granules = self.races.issue_copy(units, size, lanes, line)
+        indices = np.arange(self.batch.lanes) if lanes is None else lanes.indices
+        self.unfinished.append(_Copy(granules, indices, self.groups[indices], line))
+
+    def commit_copies(self, lanes: Lanes | None) -> None:
+        """The copies that these lanes issued since the last time become a group."""
+        self.groups[slice(None) if lanes is None else lanes.indices] += 1
+
+    def wait_for_copies(self, lanes: Lanes | None, pending: int) -> None:
+        """All groups of these lanes but the last `pending` are complete."""
+        if self.races is None:
+            return
+        limit = np.full(len(self.groups), -1)
+        indices = slice(None) if lanes is None else lanes.indices
+        limit[indices] = self.groups[indices] - pending
+        left = []
+        for copy in self.unfinished:
+            done = copy.group < limit[copy.lanes]
+            if done.any():
+                self.races.complete_copy(copy.granules[done], copy.lanes[done], copy.line)
+            if not done.all():
+                rest = ~done
+                left.append(
+                    _Copy(copy.granules[rest], copy.lanes[rest], copy.group[rest], copy.line)
+                )
+        self.unfinished = left
+        self.races.in_flight = len(left)

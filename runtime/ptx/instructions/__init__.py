@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import (
+    async_copy,
     bits,
     compare,
     control,
@@ -11,11 +12,13 @@ from . import (
     floats,
     integers,
     load_store,
+    matrix,
     move,
     warps,
 )
 
 __all__ = [
+    "async_copy",
     "bits",
     "compare",
     "control",
@@ -24,6 +27,7 @@ __all__ = [
     "floats",
     "integers",
     "load_store",
+    "matrix",
     "move",
     "warps",
 ]

@@ -66,26 +66,27 @@ def barrier(i: Decoder) -> Operation:
     if i.flag("cluster"):
         return _cluster(i)
     i.flag("cta")
-    i.flag("aligned")
+    aligned = i.flag("aligned") or i.opcode == "bar"
     kind = i.choose("sync", "arrive", "red")
     if kind is None:
         raise i.error(".sync, .arrive or .red is missing")
     if kind == "red":
-        return _reduction(i)
+        return _reduction(i, aligned)
     count = i.arity(1, 2)
     threads = i.source(1, _U32) if count == 2 else None
     if kind == "arrive" and threads is None:
         raise i.error("barrier.arrive needs a number of threads")
-    return Barrier(i.source(0, _U32), threads, waits=kind == "sync")
+    return Barrier(i.source(0, _U32), threads, waits=kind == "sync", aligned=aligned)
 
 
-def _reduction(i: Decoder) -> Operation:
+def _reduction(i: Decoder, aligned: bool) -> Operation:
     function = i.need("popc", "and", "or")
     type = i.type()
     count = i.arity(3, 4)
     return Barrier(
         i.source(1, _U32),
         i.source(2, _U32) if count == 4 else None,
+        aligned=aligned,
         reduction=function,
         predicate=i.predicate_source(i.operands[-1]),
         result=i.result(0, type),

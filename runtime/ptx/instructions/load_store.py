@@ -119,10 +119,17 @@ def _memory(batch: Batch, space: str) -> Memory:
 
 
 def load(
-    batch: Batch, space: str, addresses: np.ndarray, size: int, lanes: Lanes | None
+    batch: Batch,
+    space: str,
+    addresses: np.ndarray,
+    size: int,
+    lanes: Lanes | None,
+    line: int,
+    named: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Rows of `size` bytes, one per lane."""
-    note_access(batch, space, addresses, size, False)
+    """Rows of `size` bytes, one per lane; `named`: the lanes, where not all that execute access."""
+    batch.line = line
+    note_access(batch, space, addresses, size, False, named)
     rows: np.ndarray | None = None
     for memory, some, where, chosen in memories(batch, space, addresses, lanes):
         part = memory.load(some, size, where)
@@ -142,17 +149,34 @@ def store(
     size: int,
     rows: np.ndarray,
     lanes: Lanes | None,
+    line: int,
+    named: np.ndarray | None = None,
 ) -> None:
-    """Writes rows of `size` bytes, one per lane."""
-    note_access(batch, space, addresses, size, True)
+    """Writes rows of `size` bytes, one per lane; see `load`."""
+    batch.line = line
+    note_access(batch, space, addresses, size, True, named)
     for memory, some, where, chosen in memories(batch, space, addresses, lanes):
         memory.store(some, size, rows if chosen is None else rows[chosen], where)
 
 
-def note_access(batch: Batch, space: str, addresses: np.ndarray, size: int, is_write: bool) -> None:
+def note_access(
+    batch: Batch,
+    space: str,
+    addresses: np.ndarray,
+    size: int,
+    is_write: bool,
+    named: np.ndarray | None = None,
+) -> None:
     """Tells counters, where there are any."""
     if batch.accesses is not None:
-        batch.accesses.append(Access(space, addresses, size, is_write))
+        batch.accesses.append(Access(space, addresses, size, is_write, named))
+
+
+def accessing(operation: Operation, space: str, size: int) -> Operation:
+    """Notes how many bytes of shared memory an operation may touch at once."""
+    if space in ("shared", "generic"):
+        operation.shared_size = size
+    return operation
 
 
 # ---- ld
@@ -172,7 +196,7 @@ def ld(i: Decoder) -> Operation:
     space, parameter = _space_of_symbol(i, 1, space)
     if parameter is not None:
         return _load_parameter(results, type, parameter)
-    return _load(results, type, address_of(i, 1), space)
+    return _load(i, results, type, space)
 
 
 def _load_parameter(results: list[RegisterView | None], type: ScalarType, offset: int) -> Operation:
@@ -194,9 +218,10 @@ def _load_parameter(results: list[RegisterView | None], type: ScalarType, offset
 
 
 def _load(
-    results: list[RegisterView | None], type: ScalarType, address: AddressSource, space: str
+    i: Decoder, results: list[RegisterView | None], type: ScalarType, space: str
 ) -> Operation:
-    size = type.bytes * len(results)
+    size, line = type.bytes * len(results), i.instruction.line
+    address = address_of(i, 1)
     dtype = type.dtype
 
     def bind(batch: Batch) -> Run:
@@ -204,7 +229,7 @@ def _load(
         outs = [result.array(batch) if result else None for result in results]
 
         def run(lanes: Lanes | None) -> None:
-            rows = load(batch, space, addresses(lanes), size, lanes)
+            rows = load(batch, space, addresses(lanes), size, lanes, line)
             values = rows.view(dtype).reshape(-1, len(outs))
             for k, out in enumerate(outs):
                 if out is not None:
@@ -212,7 +237,7 @@ def _load(
 
         return run
 
-    return Effect(bind)
+    return accessing(Effect(bind), space, size)
 
 
 # ---- st
@@ -232,14 +257,13 @@ def st(i: Decoder) -> Operation:
     space, parameter = _space_of_symbol(i, 0, space)
     if parameter is not None:
         raise i.error("a kernel's parameters cannot be written")
-    return _store(sources, type, address_of(i, 0), space)
+    return _store(i, sources, type, space)
 
 
-def _store(
-    sources: list[Source], type: ScalarType, address: AddressSource, space: str
-) -> Operation:
+def _store(i: Decoder, sources: list[Source], type: ScalarType, space: str) -> Operation:
     count = len(sources)
-    size = type.bytes * count
+    size, line = type.bytes * count, i.instruction.line
+    address = address_of(i, 0)
 
     def bind(batch: Batch) -> Run:
         addresses = address.bind(batch)
@@ -253,11 +277,11 @@ def _store(
                 rows = np.empty((len(places), count), type.dtype)
                 for k, array in enumerate(arrays):
                     rows[:, k] = take(array, lanes)
-            store(batch, space, places, size, as_rows(rows, size), lanes)
+            store(batch, space, places, size, as_rows(rows, size), lanes, line)
 
         return run
 
-    return Effect(bind)
+    return accessing(Effect(bind), space, size)
 
 
 def as_rows(values: np.ndarray, size: int) -> np.ndarray:
