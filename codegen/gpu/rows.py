@@ -1,13 +1,14 @@
-"""Few rows (M = 1 to 8) on CUDA cores, for the strategies `int8` and `dequantize`.
+"""Few rows (M = 1 to 8) that stream the weight once, for the strategies `int8` and `dequantize`.
 
-    rows_schedules(spec, arch)                      schedules of kind "rows"
+    rows_schedules(spec, arch, activation)          schedules of kind "rows"
     rows_kernel(spec, schedule, activation)         the matmul, or split matmul, of docs/gpu.md
     rows_reduce_kernel(spec, schedule, activation)  where schedule.split > 1, else None
     rows_features(spec, schedule, m, activation)    for the cost model; `arch` is left open
 
 `activation` says what packed rows hold: "int8" (rows_layout.Int8Rows), "f16" or "bf16" (FloatRows).
-A schedule's `block_n` is 32 columns for each of `warps_n`; `block_k` is what a warp multiplies
-between two loads, and `stages` how many 16-byte loads each thread has under way.
+Schedules of 1, 2 and 4 rows multiply on CUDA cores, those of 8 by `mma.sync` (rows_lanes.py), which
+costs no more for 8 rows than for one. `block_n` is 32 columns for each of `warps_n`; `block_k` is
+what a warp multiplies of a load, and `stages` how many 16-byte loads a thread has under way.
 """
 
 from __future__ import annotations
@@ -20,16 +21,23 @@ from typing import Literal
 from ...costmodel.interface import KernelFeatures
 from ..strategy import Kernel, MatmulSpec
 from .arch import GpuArch
-from .rows_kernel import REDUCE_THREADS, emit_reduce_kernel, emit_rows_kernel, shared_bytes
+from .rows_kernel import (
+    REDUCE_THREADS,
+    emit_reduce_kernel,
+    emit_rows_kernel,
+    rows_mma_step,
+    shared_bytes,
+)
+from .rows_lanes import MMA_ROWS
 from .rows_layout import K_UNIT
 from .rows_plan import RowsPlan
-from .rows_products import HalfProducts, Int8Products, RowProducts
+from .rows_values import HalfValues, Int8Values, RowValues
 from .schedule import Schedule
 from .weights import TILE_COLUMNS, WeightLayout
 
 Activation = Literal["int8", "f16", "bf16"]
 
-BLOCK_ROWS = (1, 2, 4, 8)
+BLOCK_ROWS = (1, 2, 4, MMA_ROWS)
 WARPS = ((1, 4), (1, 8), (1, 16), (2, 4), (4, 2), (8, 1))  # of N and of K
 SPLITS = (1, 2, 4, 8)
 LOADS_AHEAD = (4, 8)
@@ -42,11 +50,13 @@ HALF_ZERO, HALF_EXTEND = 0.5, 1.0
 LINE_BYTES = 128  # that a load of activations by a warp takes of the L1 cache
 
 
-def rows_schedules(spec: MatmulSpec, arch: GpuArch) -> Sequence[Schedule]:
-    """Every schedule for 1, 2, up to 4 and up to 8 rows; the same on all targets."""
+def rows_schedules(spec: MatmulSpec, arch: GpuArch, activation: Activation) -> Sequence[Schedule]:
+    """Every schedule for 1, 2, up to 4 and up to 8 rows that can run there."""
     layout = WeightLayout.of(spec)
+    native = rows_mma_step(_values(spec, activation), arch) is not None
+    able = BLOCK_ROWS if native else BLOCK_ROWS[:-1]
     schedules = []
-    for rows, (warps_n, warps_k), split, stages in product(BLOCK_ROWS, WARPS, SPLITS, LOADS_AHEAD):
+    for rows, (warps_n, warps_k), split, stages in product(able, WARPS, SPLITS, LOADS_AHEAD):
         block_k = layout.chunk_units * K_UNIT
         schedule = Schedule(
             "rows", rows, TILE_COLUMNS * warps_n, block_k, 1, warps_n, warps_k, stages, split
@@ -60,13 +70,18 @@ def rows_schedules(spec: MatmulSpec, arch: GpuArch) -> Sequence[Schedule]:
     return schedules
 
 
+def by_mma(schedule: Schedule) -> bool:
+    """Whether a schedule multiplies on tensor cores."""
+    return schedule.block_m == MMA_ROWS
+
+
 def rows_kernel(spec: MatmulSpec, schedule: Schedule, activation: Activation) -> Kernel:
     """The kernel; its block is (rows, columns)."""
-    products = _products(spec, activation)
-    plan = RowsPlan(products.layout, schedule)
-    name = f"{_stem(spec, products)}_{schedule.name}"
+    values = _values(spec, activation)
+    plan = RowsPlan(values.layout, schedule)
+    name = f"{_stem(spec, values)}_{schedule.name}"
     block = (schedule.block_m, schedule.block_n)
-    return Kernel(name, block, partial(emit_rows_kernel, name, products, plan))
+    return Kernel(name, block, partial(emit_rows_kernel, name, values, plan, by_mma(schedule)))
 
 
 def rows_reduce_kernel(
@@ -75,9 +90,9 @@ def rows_reduce_kernel(
     """The kernel that adds the parts of a split; None without a split."""
     if schedule.split == 1:
         return None
-    products = _products(spec, activation)
-    name = f"{_stem(spec, products)}_reduce{schedule.split}"
-    emit = partial(emit_reduce_kernel, name, products, schedule.split)
+    values = _values(spec, activation)
+    name = f"{_stem(spec, values)}_reduce{schedule.split}"
+    emit = partial(emit_reduce_kernel, name, values, schedule.split)
     return Kernel(name, (1, REDUCE_THREADS), emit)
 
 
@@ -85,17 +100,19 @@ def rows_features(
     spec: MatmulSpec, schedule: Schedule, m: int, activation: Activation
 ) -> KernelFeatures:
     """What a launch (and its reduction) does for `m` rows."""
-    products = _products(spec, activation)
-    layout, plan = products.layout, RowsPlan(products.layout, schedule)
+    values = _values(spec, activation)
+    layout, plan = values.layout, RowsPlan(values.layout, schedule)
     blocks_m, blocks_n = -(-m // schedule.block_m), -(-spec.n // schedule.block_n)
     rows, columns = blocks_m * schedule.block_m, blocks_n * schedule.block_n
     codes = columns * layout.grouped.padded_k
-    products_ops = 2.0 * rows * codes
-    quantized = activation == "int8"
+    ops = 2.0 * rows * codes
+    quantized, mma = activation == "int8", by_mma(schedule)
     decode = (S8_DECODE if quantized else HALF_DECODE)[layout.bits - 1]
     if not quantized:
-        decode += HALF_EXTEND + (HALF_ZERO if layout.has_zeros else 0.0)
-    line_loads = rows * (codes / TILE_COLUMNS) / K_UNIT * layout.registers_per_block
+        decode += (0.0 if mma else HALF_EXTEND) + (HALF_ZERO if layout.has_zeros else 0.0)
+    line_loads = (
+        (blocks_m if mma else rows) * (codes / TILE_COLUMNS) / K_UNIT * layout.registers_per_block
+    )
     workspace = schedule.split * m * spec.n * 4 if schedule.split > 1 else 0
     return KernelFeatures(
         arch="",
@@ -113,11 +130,13 @@ def rows_features(
         blocks=blocks_m * blocks_n * schedule.split,
         threads=schedule.threads,
         weight_bytes=layout.nbytes(spec.n),
-        activation_bytes=m * products.row_bytes,
+        activation_bytes=m * values.row_bytes,
         written_bytes=4 * m * spec.n,
         bytes_in_flight=plan.bytes_in_flight,
-        f32_ops=0.0 if quantized else products_ops,
-        dp4a_ops=products_ops if quantized else 0.0,
+        s8_ops=ops if mma and quantized else 0.0,
+        f16_ops=ops if mma and not quantized else 0.0,
+        f32_ops=0.0 if mma or quantized else ops,
+        dp4a_ops=ops if quantized and not mma else 0.0,
         alu_ops=decode * blocks_m * codes,
         shared_traffic=line_loads * LINE_BYTES,
         workspace_bytes=workspace,
@@ -129,16 +148,16 @@ def rows_features(
     )
 
 
-def _products(spec: MatmulSpec, activation: Activation) -> RowProducts:
+def _values(spec: MatmulSpec, activation: Activation) -> RowValues:
     if activation == "int8":
-        return Int8Products(spec)
-    return HalfProducts(spec, activation)
+        return Int8Values(spec)
+    return HalfValues(spec, activation)
 
 
-def _stem(spec: MatmulSpec, products: RowProducts) -> str:
+def _stem(spec: MatmulSpec, values: RowValues) -> str:
     """What the body depends on beside its schedule."""
-    layout = products.layout
+    layout = values.layout
     return (
-        f"rows_{layout.format.name}_{products.name}_g{layout.grouped.group_size}"
+        f"rows_{layout.format.name}_{values.name}_g{layout.grouped.group_size}"
         f"_s{layout.scale_bits}_k{spec.k}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from .schedule import Schedule
 from .weights import LOAD_BYTES, WeightLayout
@@ -67,6 +68,29 @@ class RowsPlan:
     def guarded(self) -> bool:
         """Whether some turns have fewer than `ahead` chunks."""
         return not self.even or self.run % self.ahead != 0
+
+    @property
+    def _base(self) -> int:
+        """Units that the begin of every turn is a multiple of."""
+        per_chunk = self.layout.chunk_units
+        return math.gcd(self.ahead * per_chunk, self.step * per_chunk)
+
+    def may_begin_group(self, place: int) -> bool:
+        """Whether unit `place` of a turn may be of another group than the unit before it."""
+        return place == 0 or place % math.gcd(self._base, self.layout.grouped.group_units) == 0
+
+    def ends_group(self, place: int) -> Literal["always", "never", "maybe"]:
+        """Whether a group, or all of K, ends with unit `place` of a turn."""
+        if not self.grouped:
+            return "never"
+        size, units = self.layout.grouped.group_units, self.layout.grouped.units
+        after, per_chunk = place + 1, self.layout.chunk_units
+        may_end = after % math.gcd(self._base, size) == 0
+        may_be_last = units % size != 0 and (units - after) % self._base == 0
+        padding = units % per_chunk != 0 and place % per_chunk >= units % per_chunk
+        if not may_end and not may_be_last:
+            return "never"
+        return "always" if may_end and self._base % size == 0 and not padding else "maybe"
 
     @property
     def bytes_in_flight(self) -> int:

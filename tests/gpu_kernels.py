@@ -1,0 +1,64 @@
+"""Compiles GPU kernels and runs them in the PTX machine, for tests."""
+
+from __future__ import annotations
+
+import numpy as np
+from abqc.codegen.gpu.arch import SM_80, GpuArch
+from abqc.codegen.gpu.compile import Ptx, assemble, compile_ptx, disassemble
+from abqc.codegen.strategy import Kernel
+from abqc.dialects.mlir import ir, make_context
+from abqc.runtime.ptx import run_kernel
+
+GUARD = 16  # elements behind an output that must stay as they are
+
+
+def compile_kernels(arch: GpuArch, *kernels: Kernel) -> Ptx:
+    with make_context(), ir.Location.unknown():
+        module = ir.Module.create()
+        for kernel in kernels:
+            kernel.emit(module, arch)
+        return compile_ptx(module, arch)
+
+
+_compiled: dict[tuple[str, str], Ptx] = {}
+
+
+def compile_kernel(arch: GpuArch, kernel: Kernel) -> Ptx:
+    """One kernel; each name is compiled once for each target."""
+    key = (arch.name, kernel.name)
+    if key not in _compiled:
+        _compiled[key] = compile_kernels(arch, kernel)
+    return _compiled[key]
+
+
+def run(kernel: Kernel, grid: int, arguments: list, arch: GpuArch = SM_80) -> list[np.ndarray]:
+    """The arrays among `arguments`, as the kernel leaves them."""
+    ptx = compile_kernel(arch, kernel)
+    shape = ptx.kernels[kernel.name]
+    return run_kernel(
+        ptx.text, kernel.name, grid, shape.threads, arguments, shared_bytes=shape.shared
+    )
+
+
+def output(count: int, dtype: type = np.float32) -> np.ndarray:
+    """An output of `count` elements, and a guard behind it."""
+    return np.full(count + GUARD, 7, dtype)
+
+
+def take(y: np.ndarray) -> np.ndarray:
+    """What is before the guard, which must be untouched."""
+    assert (y[-GUARD:] == 7).all()
+    return y[:-GUARD]
+
+
+def spills(arch: GpuArch, *kernels: Kernel) -> dict[str, int]:
+    """Bytes of spills by kernel, of those that have any."""
+    code = assemble(compile_kernels(arch, *kernels).text, arch)
+    used = {name: r.spill_stores + r.spill_loads for name, r in code.resources.items()}
+    return {name: count for name, count in used.items() if count}
+
+
+def machine_code(arch: GpuArch, kernel: Kernel) -> str:
+    """The instructions of a kernel, a line each."""
+    code = assemble(compile_kernels(arch, kernel).text, arch)
+    return "\n".join(disassemble(code.cubin)[kernel.name])
