@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from abqc.runtime.ptx import Device, PtxSyntaxError, parse
+from abqc.runtime.ptx.counters import Counters
 
 SOURCES = Path(__file__).parent / "cuda"
 NVCC = shutil.which("nvcc")
@@ -38,14 +39,17 @@ def output(*shape: int, dtype: Any = np.float32) -> Output:
 
 
 class CudaFile:
-    """The kernels of one file under cuda/."""
+    """The kernels of one file under cuda/; `mode` is how the machine is to run them."""
 
     def __init__(self, ptx: str) -> None:
         self.module = parse(ptx)
+        self.mode = "whole"
 
     def __call__(self, name: str, grid, block, *arguments, shared_bytes: int = 0):
         """Launches once; the contents of outputs, then of arrays, in order, as new arrays."""
-        device = Device(capability=(8, 0), memory_bytes=1 << 24)
+        batch_lanes = 64 if self.mode == "small batches" else 1 << 14
+        device = Device(capability=(8, 0), memory_bytes=1 << 24, batch_lanes=batch_lanes)
+        counters = Counters() if self.mode == "counted" else None
         parameters, outputs, inputs = [], [], []
         for argument in arguments:
             if isinstance(argument, Output):
@@ -63,7 +67,10 @@ class CudaFile:
             block=_three(block),
             parameters=parameters,
             shared_bytes=shared_bytes,
+            counters=counters,
         )
+        if counters:
+            assert counters.counts().warps["control"] > 0
         results = [
             np.asarray(device.read(address, array.nbytes)).view(array.dtype).reshape(array.shape)
             for address, array in (*outputs, *inputs)
@@ -84,23 +91,41 @@ def _compile(name: str, directory: Path) -> CudaFile:
 
 
 @pytest.fixture(scope="module")
-def elementwise(tmp_path_factory) -> CudaFile:
-    return _compile("elementwise", tmp_path_factory.mktemp("ptx"))
+def compiled(tmp_path_factory) -> dict[str, CudaFile]:
+    directory = tmp_path_factory.mktemp("ptx")
+    names = ("elementwise", "collective", "control", "matrix")
+    return {name: _compile(name, directory) for name in names}
 
 
-@pytest.fixture(scope="module")
-def collective(tmp_path_factory) -> CudaFile:
-    return _compile("collective", tmp_path_factory.mktemp("ptx"))
+@pytest.fixture(params=["whole", "small batches", "counted"])
+def mode(request) -> str:
+    """All blocks at once, two warps at a time, and with counters: to the same result."""
+    return request.param
 
 
-@pytest.fixture(scope="module")
-def control(tmp_path_factory) -> CudaFile:
-    return _compile("control", tmp_path_factory.mktemp("ptx"))
+@pytest.fixture
+def elementwise(compiled, mode) -> CudaFile:
+    return _in_mode(compiled["elementwise"], mode)
 
 
-@pytest.fixture(scope="module")
-def matrix(tmp_path_factory) -> CudaFile:
-    return _compile("matrix", tmp_path_factory.mktemp("ptx"))
+@pytest.fixture
+def collective(compiled, mode) -> CudaFile:
+    return _in_mode(compiled["collective"], mode)
+
+
+@pytest.fixture
+def control(compiled, mode) -> CudaFile:
+    return _in_mode(compiled["control"], mode)
+
+
+@pytest.fixture
+def matrix(compiled, mode) -> CudaFile:
+    return _in_mode(compiled["matrix"], mode)
+
+
+def _in_mode(file: CudaFile, mode: str) -> CudaFile:
+    file.mode = mode
+    return file
 
 
 @pytest.fixture
