@@ -44,7 +44,7 @@ PAIRS: tuple[tuple[str | None, str | None], ...] = (
 SHAPES = ((4096, 4096), (11008, 4096), (4096, 11008), (8192, 8192))  # N, K
 ROWS = (1, 4, 8, 16, 64, 256, 1024, 4096)
 LIMIT = 600  # jobs, unless the user says otherwise
-HOPEFUL = 3.0  # times the predicted best: slower candidates are not worth measuring
+HOPEFUL = 2.0  # times the predicted best: slower candidates are not worth measuring
 
 
 class Strategy(Protocol):

@@ -47,7 +47,9 @@ EFFICIENCY = 0.85  # of a unit's rate that a loop reaches beside its address ari
 LOADED_LATENCY = 2.0  # of a memory under load, over that of an idle one
 STEP_CYCLES = 100  # of one stage of a tile: wait, barrier, ldmatrix (33), dependent MMA (33)
 START_CYCLES = 700  # of a block: its arguments, its addresses, its epilogue
-BASE_REGISTERS = 48  # of a thread, beside its accumulators
+# Registers of a thread before it is assembled. ptxas gives tile kernels of s8 with 16, 32 and 64
+# accumulators a thread 64 to 100, 124 to 143 and 168 to 255: fragments and decoded weights ahead.
+BASE_REGISTERS, REGISTERS_PER_ACCUMULATOR = 40, 2.5
 L1_SHARE = 0.25  # of an SM's memory that is left to L1
 L2_SHARE = 0.75  # of L2 that one kernel's operands keep
 SERIAL = 0.05  # of the work of faster resources, which does not overlap with the slowest
@@ -293,7 +295,7 @@ class GpuAnalyticModel(Roofline[KernelFeatures]):
 def _expected_registers(f: KernelFeatures) -> int:
     """Of one thread: every output of its block has an accumulator in one of the `warps_k` parts."""
     accumulators = f.block_m * f.block_n * f.warps_k / f.threads
-    return min(255, BASE_REGISTERS + math.ceil(accumulators))
+    return min(255, BASE_REGISTERS + math.ceil(REGISTERS_PER_ACCUMULATOR * accumulators))
 
 
 def _round_up(value: int, unit: int) -> int:
