@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ...dialects.mlir import llvm
 from ..builder import Value
+from .arch import WARP
 from .builder import GpuBuilder
 from .reduce_row import RowReduction, butterfly
 from .row_threads import CHUNK, PER_LANE, Place, RowThreads
@@ -97,51 +97,50 @@ class ChunkSums:
 
 @dataclass(frozen=True)
 class SharedSums:
-    """Groups of several chunks, or parts of two: added up in shared memory, `scratch`."""
+    """Groups of several chunks, or parts of two: sums of *pieces* (positions that surely are of one
+    group) meet in shared memory, `scratch`, where those of a group are added in the end."""
 
     b: GpuBuilder
     target: Value
     grouped: GroupedK
+    positions: int
     threads: RowThreads
     place: Place
     scratch: Value
 
     @staticmethod
-    def scratch_bytes(threads: RowThreads, groups: int) -> int:
-        return 4 * threads.rows * groups
+    def scratch_bytes(threads: RowThreads, grouped: GroupedK, positions: int) -> int:
+        return 4 * threads.rows * -(-positions // _piece(grouped))
 
     @property
     def _mine(self) -> Value:
-        """The sums of the thread's row."""
-        return self.b.at(self.scratch, self.place.row * (4 * self.grouped.groups))
+        """The sums of the pieces of the thread's row."""
+        pieces = -(-self.positions // _piece(self.grouped))
+        return self.b.at(self.scratch, self.place.row * (4 * pieces))
 
     def start(self) -> list[Value]:
-        self._for_groups(lambda at: self.b.store(self.b.const(0, "i32"), self._mine, at))
-        self.b.barrier()
         return []
 
     def add(self, position: Value, total: Value, own: Value, carry: Sequence[Value]) -> list[Value]:
-        b, pitch = self.b, self.grouped.padded_group
-        together = math.gcd(pitch, CHUNK)  # positions that surely are of one group
-        total = butterfly(b, total, together // PER_LANE, lambda x, y: x + y)
-        group = position // pitch
-        first = (position & (together - 1)) == 0
-        with b.when(own & first & (group < self.grouped.groups)):
-            pointer = b.at(self._mine, group * 4)
-            llvm.AtomicRMWOp(
-                llvm.AtomicBinOp.add, pointer.ir, total.ir, llvm.AtomicOrdering.monotonic
-            )
+        b, piece = self.b, _piece(self.grouped)
+        total = butterfly(b, total, piece // PER_LANE, lambda x, y: x + y)
+        with b.when(own & ((position & (piece - 1)) == 0)):
+            b.store(total, self._mine, position // piece * 4)
         return []
 
     def finish(self, carry: Sequence[Value], active: Value) -> None:
         b = self.b
+        pieces = -(-self.positions // _piece(self.grouped))
+        per_group = self.grouped.padded_group // _piece(self.grouped)
+        thread, threads = self.place.warp * WARP + self.place.lane, WARP * self.threads.warps
         b.barrier()
-        with b.when(active):
-            self._for_groups(lambda at: b.store(b.load(self._mine, "i32", at), self.target, at))
+        with b.when(active), b.loop(thread, self.grouped.groups, threads) as groups:
+            begin = groups.i * per_group
+            end = b.min(begin + per_group, pieces)
+            with b.loop(begin, end, carry=[b.const(0, "i32")]) as loop:
+                loop.carry(loop.args[0] + b.load(self._mine, "i32", loop.i * 4))
+            b.store(loop.results[0], self.target, groups.i * 4)
 
-    def _for_groups(self, body) -> None:  # type: ignore[no-untyped-def]
-        """`body(byte offset)` for all groups, shared out among the row's threads."""
-        b = self.b
-        step = 32 * self.threads.warps
-        with b.loop(self.place.warp * 32 + self.place.lane, self.grouped.groups, step) as loop:
-            body(loop.i * 4)
+
+def _piece(grouped: GroupedK) -> int:
+    return math.gcd(grouped.padded_group, CHUNK)

@@ -10,7 +10,7 @@ the same for all columns. Where shared memory holds no whole block, the columns 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ...dialects.hadamard import base_matrix, split_block
@@ -51,3 +51,229 @@ class Rotation:
         while block > floats * slices:
             slices *= 2
         return Rotation(shape, block, 1, slices, staged)
+
+    @property
+    def _lanes(self) -> int:
+        """Columns of a slice."""
+        return CHUNK // self.slices
+
+    @property
+    def _floats(self) -> int:
+        """Of one row in shared memory."""
+        if self.staged:
+            return self.shape.k
+        return self.blocks * self.block // self.slices if self.strided else 0
+
+    @property
+    def strided(self) -> bool:
+        """Whether something is left to do after the butterflies inside of chunks."""
+        base, power = split_block(self.block)
+        return base > 1 or power > CHUNK
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of all rows of a block of threads."""
+        return 4 * self._floats * self.shape.threads.rows
+
+    def load(
+        self, b: GpuBuilder, place: Place, x: Value, shared: int, positions: list[Value]
+    ) -> list[Chunk]:
+        """The rotated values at a lane's `positions` of the row at `x`, a span's chunks; shared
+        memory from byte `shared` on is used."""
+        emit = _Emitter(self, b, place, x, shared)
+        return emit.staged(positions) if self.staged else emit.span(positions)
+
+
+@dataclass
+class _Emitter:
+    """Emits the transform of a span."""
+
+    rotation: Rotation
+    b: GpuBuilder
+    place: Place
+    x: Value
+    offset: int
+
+    def __post_init__(self) -> None:
+        self.shape = self.rotation.shape
+        self.base, self.power = split_block(self.rotation.block)
+        self.norm = 1 / math.sqrt(self.rotation.block)
+        if self.rotation.shared_bytes:
+            row = self.place.row * (4 * self.rotation._floats)
+            self.shared = self.b.at(self.b.at(self.b.shared, self.offset), row)
+        # The thread among those of its row.
+        self.thread = self.place.warp * WARP + self.place.lane
+
+    def span(self, positions: list[Value]) -> list[Chunk]:
+        """Values of dense rows, whose positions are elements."""
+        chunks = [self._within(self._load(p, self.shape.k)) for p in positions]
+        if not self.rotation.strided:
+            return chunks
+        begin = positions[0] - self.place.first  # of the span
+        reach = self.rotation.blocks * self.rotation.block
+        span = min(self.shape.k, self.shape.threads.span)
+        for at in range(0, span, reach):
+            for part in range(self.rotation.slices):
+                chunks = self._round(begin + at, part, positions, chunks)
+        return chunks
+
+    def staged(self, positions: list[Value]) -> list[Chunk]:
+        """Values of rows with padding: transformed as if there were none, then read by position."""
+        b, k = self.b, self.shape.k
+        held = self.shape.threads.warps * CHUNK
+        for begin in range(0, k, held):
+            at = self.place.first + begin
+            self._store(at, self._within(self._load(at, k)), at < k, k - at)
+        b.barrier()
+        self._strided(b.const(k, "i32"))
+        return [load_four(b, self.shape, self.shared, self.shape.elements(b, p)) for p in positions]
+
+    # In registers
+
+    def _load(self, first: Value, k: int) -> Chunk:
+        """Elements of the row, in order; 0 beyond its end."""
+        b, zero = self.b, self.b.const(0.0, "f32")
+        values: Chunk = []
+        if k % PER_LANE == 0:
+            return b.either(
+                first < k,
+                ["f32"] * PER_LANE,
+                lambda: b.lanes_of(b.load(self.x, "vector<4xf32>", first * 4, cache="nc")),
+                lambda: [zero] * PER_LANE,
+            )
+        for i in range(PER_LANE):
+            at = first * 4 + 4 * i
+            values += b.either(
+                first + i < k,
+                ["f32"],
+                lambda at=at: [b.load(self.x, "f32", at, cache="nc")],  # type: ignore[misc]
+                lambda: [zero],
+            )
+        return values
+
+    def _within(self, chunk: Chunk) -> Chunk:
+        """Butterflies inside of a chunk."""
+        b, values, distance = self.b, list(chunk), 1
+        while distance < min(self.power, PER_LANE):
+            values = _between(values, distance)
+            distance *= 2
+        while distance < min(self.power, CHUNK):
+            lanes = distance // PER_LANE
+            upper = (self.place.lane & lanes) != 0
+            sign = b.select(upper, b.const(-1.0, "f32"), 1.0)
+            partners = [b.exchange(value, "bfly", lanes) for value in values]
+            # A product with +-1 is exact.
+            values = [b.fma(v, sign, p) for v, p in zip(values, partners, strict=True)]
+            distance *= 2
+        return values if self.rotation.strided else [value * self.norm for value in values]
+
+    # In shared memory
+
+    def _round(
+        self, begin: Value, part: int, positions: list[Value], chunks: list[Chunk]
+    ) -> list[Chunk]:
+        """The strided part of the blocks from element `begin` on, in one slice of columns."""
+        b, rotation = self.b, self.rotation
+        end = b.min(begin + rotation.blocks * rotation.block, self.shape.k)
+        lanes = WARP // rotation.slices
+        column = self.place.lane - part * lanes
+        mine = (column >= 0) & (column < lanes)
+        places = []
+        for position, chunk in zip(positions, chunks, strict=True):
+            at = position - begin
+            inside = mine & (position >= begin) & (position < end)
+            if rotation.slices > 1:
+                at = (at >> 7) * rotation._lanes + column * PER_LANE
+            self._store(at, chunk, inside, end - position)
+            places.append((at, inside))
+        b.barrier()
+        self._strided((end - begin) // rotation.slices)
+        result = []
+        for (at, inside), chunk in zip(places, chunks, strict=True):
+            result.append(self._reload(at, chunk, inside))
+        b.barrier()  # before the next round writes
+        return result
+
+    def _store(self, at: Value, chunk: Chunk, inside: Value, count: Value) -> None:
+        """A chunk's four values to place `at`, as far as there are `count`."""
+        b = self.b
+        if self.shape.k % PER_LANE == 0:
+            with b.when(inside):
+                b.store(b.vector(chunk), self.shared, at * 4)
+            return
+        for i, value in enumerate(chunk):
+            with b.when(inside & (count > i)):
+                b.store(value, self.shared, at * 4 + 4 * i)
+
+    def _reload(self, at: Value, chunk: Chunk, inside: Value) -> Chunk:
+        """What is at place `at` now; `chunk` where it is not `inside`."""
+        b = self.b
+
+        def four() -> list[Value]:
+            return b.lanes_of(b.load(self.shared, "vector<4xf32>", at * 4))
+
+        return b.either(inside, ["f32"] * PER_LANE, four, lambda: chunk)
+
+    def _strided(self, elements: Value) -> None:
+        """All transforms across rows of `columns` neighbouring elements, in the first `elements`
+        of shared memory."""
+        columns = min(self.power, CHUNK)
+        rows = self.power // columns  # of Sylvester's matrix; a block has `base` times as many
+        columns //= self.rotation.slices
+        passes: list[tuple[int, int, bool]] = []
+        reach = 1
+        while reach < rows:
+            radix = min(RADIX, rows // reach)
+            passes.append((reach * columns, radix, False))
+            reach *= radix
+        if self.base > 1:
+            passes.append((rows * columns, self.base, True))
+        for i, (distance, count, by_base) in enumerate(passes):
+            norm = self.norm if i == len(passes) - 1 else None
+            transform = self._multiply_base if by_base else _butterflies
+            self._pass(elements, distance, count, transform, norm)
+            self.b.barrier()
+
+    def _pass(
+        self,
+        elements: Value,
+        distance: int,
+        count: int,
+        transform: Callable[[Chunk], Iterator[Value]],
+        norm: float | None,
+    ) -> None:
+        """Transform each `count` elements that are `distance` apart."""
+        b, threads = self.b, WARP * self.shape.threads.warps
+        with b.loop(self.thread, elements // count, threads) as items:
+            outer = items.i // distance
+            first = (items.i + outer * (distance * (count - 1))) * 4
+            values = [b.load(self.shared, "f32", first + 4 * distance * j) for j in range(count)]
+            for j, value in enumerate(transform(values)):
+                scaled = value if norm is None else value * norm
+                b.store(scaled, self.shared, first + 4 * distance * j)
+
+    def _multiply_base(self, values: Chunk) -> Iterator[Value]:
+        for signs in base_matrix(self.base).tolist():
+            total = values[0] if signs[0] > 0 else -values[0]
+            for value, sign in zip(values[1:], signs[1:], strict=True):
+                total = total + value if sign > 0 else total - value
+            yield total
+
+
+def _butterflies(values: Chunk) -> Iterator[Value]:
+    """Butterflies among a power of two of values, neighbours first."""
+    distance = 1
+    while distance < len(values):
+        values = _between(values, distance)
+        distance *= 2
+    return iter(values)
+
+
+def _between(values: Chunk, distance: int) -> Chunk:
+    """(x, y) to (x + y, x - y) for values that are `distance` apart."""
+    result = list(values)
+    for j in range(len(result)):
+        if not j & distance:
+            x, y = values[j], values[j + distance]
+            result[j], result[j + distance] = x + y, x - y
+    return result

@@ -179,7 +179,7 @@ def _sum_bytes(body: PackKernel) -> int:
         return RowReduction.scratch_bytes(threads, 1)
     if CHUNK % layout.grouped.padded_group == 0:
         return 0
-    return SharedSums.scratch_bytes(threads, layout.grouped.groups)
+    return SharedSums.scratch_bytes(threads, layout.grouped, body.writer.positions)
 
 
 @dataclass
@@ -218,8 +218,7 @@ class PackBody:
             return [
                 load_four(b, shape, self.x, shape.elements(b, p), cache="nc") for p in positions
             ]
-        shared = b.at(b.shared, self.scratch.rotated)
-        return self.rotation.load(b, self.place, self.x, shared, positions)
+        return self.rotation.load(b, self.place, self.x, self.scratch.rotated, positions)
 
     def _measure(self, sweep: RowSweep) -> RowScale:
         b, format = self.b, self.kernel.format
@@ -295,4 +294,5 @@ class PackBody:
         if CHUNK % layout.grouped.padded_group == 0:
             return ChunkSums(b, target, layout.grouped)
         shared = b.at(b.shared, self.scratch.sums)
-        return SharedSums(b, target, layout.grouped, threads, self.place, shared)
+        positions = self.kernel.writer.positions
+        return SharedSums(b, target, layout.grouped, positions, threads, self.place, shared)

@@ -10,8 +10,8 @@ pairs a0 a1 and a2 a3 of A, and registers b0 and b1 of B, belong to the first an
 Groups of up to 64 codes share a unit (kernels mask it), others begin at a unit, and those of more
 than 128 codes at a step.
 
-    rows      [units][planes][16 bytes], then f32 scale, i32 zero point, and where the weight's codes
-              have an offset or zero points i32 sums [groups] of q - zero
+    rows      [units][planes][16 bytes], then f32 scale, i32 zero point, and where the weight's
+              codes have an offset or zero points i32 sums [groups] of q - zero
     weights   [tiles of 16 columns][steps][planes][lanes 32][16 bytes], then scales
               [groups][padded n] f16 or f32, then where activations have zero points i32 sums
               [groups][padded n], then where the weight has them zero points u8 [groups][padded n]
