@@ -77,7 +77,7 @@ class Launch:
 
 
 class Batch:
-    """`blocks` blocks that run together; `start` says which ones, so that it serves several times."""
+    """`blocks` blocks that run together; `start` says which ones."""
 
     def __init__(self, launch: Launch, blocks: int) -> None:
         self.launch = launch

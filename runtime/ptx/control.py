@@ -55,7 +55,8 @@ class Barrier(Control):
     """`barrier.sync`, `.arrive` and `.red` of a block.
 
     `number` and `threads` (None: all threads of the block) are read per lane. `waits` is false for
-    `.arrive`. `reduction` is "popc", "and" or "or", of `predicate` into `result`.
+    `.arrive`. Where `aligned`, all lanes of a warp that still run must come to it together.
+    `reduction` is "popc", "and" or "or", of `predicate` into `result`.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Barrier(Control):
         number: Source,
         threads: Source | None,
         waits: bool = True,
+        aligned: bool = False,
         reduction: str | None = None,
         predicate: Predicate | None = None,
         result: object | None = None,
@@ -70,6 +72,7 @@ class Barrier(Control):
         self.number = number
         self.threads = threads
         self.waits = waits
+        self.aligned = aligned
         self.reduction = reduction
         self.predicate = predicate
         self.result = result

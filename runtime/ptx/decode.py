@@ -55,12 +55,12 @@ class Source(Protocol):
     """Something that an operation reads."""
 
     def array(self, batch: Batch) -> np.ndarray:
-        """A value for each lane, always up to date; of no dimension where all lanes have the same."""
+        """A value for each lane, always up to date; of no dimension if all lanes have the same."""
 
 
 @dataclass(frozen=True)
 class RegisterView:
-    """A register read, or written, as values of `dtype`; the low bytes where `dtype` is narrower."""
+    """A register read or written as values of `dtype`; the low bytes where `dtype` is narrower."""
 
     slot: Slot
     dtype: np.dtype
@@ -214,9 +214,9 @@ def _ufunc_into(
     """`function(*sources)` written to `out` without a temporary."""
     if len(sources) == 1:
         a = sources[0]
-        return lambda: function(a, out, casting="unsafe")
+        return lambda: function(a, out=out, casting="unsafe")
     a, b = sources
-    return lambda: function(a, b, out, casting="unsafe")
+    return lambda: function(a, b, out=out, casting="unsafe")
 
 
 class Results(Operation):

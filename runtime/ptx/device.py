@@ -215,7 +215,7 @@ def run_kernel(
     device: Device | None = None,
     counters: Any = None,
 ) -> list[np.ndarray]:
-    """Runs one kernel; arrays become buffers of their exact size. The arrays as they are after it."""
+    """Runs one kernel on buffers made of the arrays; returns the arrays as they are afterwards."""
     device = device or Device()
     module = parse(text)
     addresses: list[int] = []

@@ -1,8 +1,8 @@
 """Which threads of a batch execute an instruction.
 
-A batch is a number of whole blocks; its *lanes* are their threads, block by block, each block padded
-to whole warps, so that lane // 32 is a warp. Everywhere `None` stands for all lanes of the batch, the
-fast path, in which registers are used whole.
+A batch is a number of whole blocks; its *lanes* are their threads, block by block, each block
+padded to whole warps, so that lane // 32 is a warp. Everywhere `None` stands for all lanes of the
+batch, the fast path, in which registers are used whole.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Memory that knows of each byte whether it exists and whether it was written.
 
-Addresses are 64 bits wide. Global memory (with constants, variables and kernel parameters) starts at
-GLOBAL_BASE; the windows of shared and local memory lie below, so that a generic address says what it
-points to. Allocations have gaps between them: one step too far lands in none.
+Addresses are 64 bits wide. Global memory (with constants, variables and kernel parameters) starts
+at GLOBAL_BASE; the windows of shared and local memory lie below, so that a generic address says
+what it points to. Allocations have gaps between them: one step too far lands in none.
 """
 
 from __future__ import annotations
@@ -79,6 +79,15 @@ class Memory:
         self.writing(units, size, values, lanes)
         self.rows[size][units] = values
 
+    def claim(self, addresses: np.ndarray, size: int, lanes: Lanes | None) -> np.ndarray:
+        """Places of atomic operations, as numbers of rows of `size` bytes."""
+        units = self.offsets(addresses, size, lanes) >> (size.bit_length() - 1)
+        states = self.states[size].take(units, axis=0, mode="clip")
+        if not self._all(states, size, _WRITTEN_8):
+            self._fault(addresses, states, size, lanes, "read")
+        self.atomic(units, size, lanes)
+        return units
+
     def mark(
         self, addresses: np.ndarray, units: np.ndarray, size: int, lanes: Lanes | None
     ) -> None:
@@ -97,6 +106,9 @@ class Memory:
         self, units: np.ndarray, size: int, values: np.ndarray, lanes: Lanes | None
     ) -> None:
         """Called for each write, before it happens."""
+
+    def atomic(self, units: np.ndarray, size: int, lanes: Lanes | None) -> None:
+        """Called for each atomic operation, before it happens."""
 
     @staticmethod
     def _pattern(size: int, word: int) -> np.unsignedinteger:
@@ -138,7 +150,7 @@ class Memory:
     ) -> None:
         position = int(np.flatnonzero(offsets & (size - 1))[0])
         raise LaneFault(
-            f"{self.name} memory: access of {size} bytes at an address that is not a multiple of it: "
+            f"{self.name} memory: access of {size} bytes, misaligned: "
             f"{self.describe(int(addresses[position]), size)}",
             lane_number(lanes, position),
         )
@@ -213,7 +225,7 @@ class GlobalMemory(Memory):
         self.state[place : place + len(data)] = _WRITTEN
 
     def read(self, address: int, nbytes: int) -> np.ndarray:
-        """A copy; bytes that nobody wrote read as zero here, because hosts may copy whole buffers."""
+        """A copy. Hosts copy whole buffers: bytes that nobody wrote are no fault here."""
         place = self._range(address, nbytes, "read")
         return self.data[place : place + nbytes].copy()
 
@@ -248,7 +260,10 @@ class GlobalMemory(Memory):
         nbytes, name = self._sizes[start], self._names[start]
         offset = address - GLOBAL_BASE - start
         what = f"allocation {name}" if name else "allocation"
-        return f"{address:#x}, offset {offset} in the {what} of {nbytes} bytes at {GLOBAL_BASE + start:#x}"
+        return (
+            f"{address:#x}, offset {offset} in the {what} of {nbytes} bytes "
+            f"at {GLOBAL_BASE + start:#x}"
+        )
 
 
 class WindowMemory(Memory):

@@ -1,9 +1,9 @@
 """The order of basic blocks in which divergent lanes meet again.
 
 The scheduler runs the group of lanes that stands at the earliest block. Lanes that took different
-ways then meet again as early as they can if each block comes after all that lead to it (loops aside),
-and the blocks of a loop stand together, before what follows the loop. That is a weak topological
-order (F. Bourdoncle, "Efficient chaotic iteration strategies with widenings", 1993).
+ways then meet again as early as they can if each block comes after all that lead to it (loops
+aside), and the blocks of a loop stand together, before what follows the loop. That is a weak
+topological order (F. Bourdoncle, "Efficient chaotic iteration strategies with widenings", 1993).
 """
 
 from __future__ import annotations

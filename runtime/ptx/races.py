@@ -3,18 +3,20 @@
 Two accesses of the same byte by different threads of a block, one of them a write, race unless
 something orders them:
 
-- a barrier of the block (bar.sync, barrier.sync, bar.red; one for some of the threads counts for all,
-  so that races across it may be missed but none is made up);
+- a barrier of the block (bar.sync, barrier.sync, bar.red; one for some of the threads counts for
+  all, so that races across it may be missed but none is made up);
 - `bar.warp.sync`, if both threads belong to the warp;
 - atomics do not race with each other;
 - lanes that write the same value in the same instruction do not race.
 
-A copy by `cp.async` is in flight from its issue to the `cp.async.wait_group` of the thread that issued
-it: whoever touches its bytes meanwhile races with it. From then on it is a write of that thread.
+A copy by `cp.async` is in flight from its issue to the `cp.async.wait_group` of the thread that
+issued it: whoever touches its bytes meanwhile races with it. From then on it is a write of that
+thread.
 
 For each granule (the size of the kernel's smallest access to shared memory) there are *tags* of its
 last writer and of two readers. A tag has, from the top: in flight (1 bit), the block's count of
-barriers (20), the warp's count of synchronizations (16), the thread (10), atomic (1), the line (15).
+barriers (20), the warp's count of synchronizations (16), the thread (10), atomic (1), the line
+(15).
 """
 
 from __future__ import annotations

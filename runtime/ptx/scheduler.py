@@ -190,16 +190,13 @@ class Scheduler:
             return None
         whole = np.asarray(np.uint32(0xFFFF_FFFF))
         members = operation.rendezvous.array(batch) if operation.rendezvous else whole
-        exists = whole if operation.whole_warp else _bits(batch.exists)
 
         def waiting(lanes: Lanes) -> Lanes | None:
             present = _bits(lanes.mask)
             warps = lanes.indices // WARP
             missing = take(members, lanes) & ~present[warps]
-            if aligned:  # lanes that ended need not come
+            if not operation.whole_warp:  # threads that ended need not come
                 missing = missing & _bits(self.alive)[warps]
-            elif exists.ndim:
-                missing = missing & exists[warps]
             if step.guard is not None:
                 missing = missing * self._guard_values(step.guard, lanes)
             if not missing.any():

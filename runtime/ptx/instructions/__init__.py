@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import (
     async_copy,
+    atomics,
     bits,
     compare,
     control,
@@ -19,6 +20,7 @@ from . import (
 
 __all__ = [
     "async_copy",
+    "atomics",
     "bits",
     "compare",
     "control",

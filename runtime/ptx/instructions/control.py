@@ -1,4 +1,4 @@
-"""Branches, barriers and the end of threads (PTX ISA, "Control Flow", "Parallel Synchronization")."""
+"""Branches, barriers and the end of threads (PTX ISA, "Control Flow Instructions")."""
 
 from __future__ import annotations
 

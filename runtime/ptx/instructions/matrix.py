@@ -132,7 +132,7 @@ def _matrices(i: Decoder) -> tuple[int, bool, str]:
 
 
 def _rows_of(addresses: np.ndarray, count: int, batch: Batch, lanes: Lanes | None) -> tuple:
-    """The addresses of the lanes that name rows, those lanes, and the lanes as counters see them."""
+    """The addresses that name rows, their lanes, and these as counters are told of them."""
     if count == 4:
         return addresses, lanes, None
     indices = np.arange(batch.lanes) if lanes is None else lanes.indices

@@ -46,7 +46,7 @@ class Team:
         return whole.reshape(-1, WARP)
 
     def check_members(self, members: np.ndarray) -> np.ndarray:
-        """The member mask of each lane, which must be in it itself."""
+        """The member mask of each lane, without threads that ended; the lane must be in it."""
         mask = self.values(members)
         outside = np.flatnonzero(mask >> self.lane.astype(np.uint32) & np.uint32(1) == 0)
         if len(outside):
@@ -54,7 +54,7 @@ class Team:
                 f"lane {self.lane[outside[0]]} is not in its member mask {mask[outside[0]]:#010x}",
                 lane_number(self.lanes, int(outside[0])),
             )
-        return mask
+        return self.ballot(np.ones(self.count, np.bool_), mask)
 
     def ballot(self, holds: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """For each lane the members of its mask for which something holds, as bits."""
@@ -124,7 +124,7 @@ def _check_partner(team: Team, partner: np.ndarray, allowed: np.ndarray) -> None
     outside = np.flatnonzero(allowed >> partner.astype(np.uint32) & np.uint32(1) == 0)
     if len(outside):
         raise LaneFault(
-            f"shfl.sync reads from lane {partner[outside[0]]}, which is not in the member mask",
+            f"shfl.sync reads from lane {partner[outside[0]]}, which does not take part",
             lane_number(team.lanes, int(outside[0])),
         )
 
