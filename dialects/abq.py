@@ -189,6 +189,48 @@ class AttentionOp(VerifiedOperation, name="attention", traits=[ext.Pure]):
             _require(len(map_.results) == len(shape(op.mask)), "mask_map: a result for each axis")
 
 
+class NormOp(VerifiedOperation, name="norm", traits=[ext.Pure]):
+    """Rows (the last axis) normalized, `kind` `layer` or `rms`, after a residual is added to them.
+
+    `sum = x + residual`, x where there is none; c is the sum, of layer norms without its mean;
+    `y = c / sqrt(mean of c^2 + epsilon) * weight + bias`. Weight and bias are of one row.
+    """
+
+    x: Tensor
+    kind: ir.StringAttr
+    epsilon: Any  # f32
+    result: TensorResult
+    sum: TensorResult
+    residual: Tensor | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    @staticmethod
+    def check(op: Any) -> None:
+        kind = ir.StringAttr(op.kind).value
+        _require(kind in ("layer", "rms"), f"no kind '{kind}'")
+        columns = shape(op.x)[-1]
+        _require(columns != DYNAMIC, "rows have a static length")
+        for value in (op.residual, op.result, op.sum):
+            if value is not None:
+                _require(len(shape(value)) == len(shape(op.x)), "x, residual and y have one rank")
+                _require(all(map(_agree, shape(value), shape(op.x))), "they have one shape")
+        for value in (op.weight, op.bias):
+            if value is not None:
+                _require(shape(value) == [columns], f"weight and bias have {columns} elements")
+
+
+class SoftmaxOp(VerifiedOperation, name="softmax", traits=[ext.Pure]):
+    """`exp(x - max) / sum of exp(x - max)` over the last axis."""
+
+    x: Tensor
+    result: TensorResult
+
+    @staticmethod
+    def check(op: Any) -> None:
+        _require(shape(op.x) == shape(op.result), "x and y have one shape")
+
+
 class ConvOp(VerifiedOperation, name="conv", traits=[ext.Pure]):
     """A convolution of any rank as ONNX defines Conv.
 

@@ -16,6 +16,7 @@ from abqc.dialects.mlir import arith, bufferization, cf, func, ir, memref
 from .infrastructure import Unit, defining_op, register, walk
 from .launch import APPEND, declare
 from .lower_attention import lower_attention
+from .lower_norm import lower_norm, lower_softmax
 from .lowering import Lowering, by_rows, ceil_div, product
 from .resolve_dims import dimension_or_query, index
 
@@ -256,6 +257,8 @@ _RULES: dict[str, Callable[[Lowering, ir.Operation], None]] = {
     "abq.matmul": _matmul,
     "abq.batch_matmul": _batch_matmul,
     "abq.attention": lower_attention,
+    "abq.norm": lower_norm,
+    "abq.softmax": lower_softmax,
     "abq.gather": _gather,
     "abq.append": _append,
 }

@@ -86,6 +86,8 @@ _RULES = {
     "abq.attention": _attention,
     "abq.measure": _samples,
     "abq.matmul": _of_first_operand,
+    "abq.norm": _of_first_operand,
+    "abq.softmax": _of_first_operand,
     "abq.hadamard": _of_first_operand,
     "abq.pack": _of_first_operand,
     "abq.quantize": _of_first_operand,

@@ -102,7 +102,6 @@ INVALID = (
     (batch_matmul(a="?x4x8xf32"), "y must be B x M x N"),
     (attention(v="?x3x?x5xf32"), "k and v differ"),
     (attention(v="?x2x?x6xf32"), "y must be B x H x M x E"),
-    (attention(flags="0, 1, 1, 0"), "differ"),
     (attention(flags="0, 0"), "rows_first: q, k, v and y"),
     (attention(kind="add"), "mask belongs to a mask_kind"),
     (attention(kind="or"), "no mask_kind 'or'"),

@@ -117,7 +117,8 @@ def test_weight_and_bias_may_be_missing(affine: str, operands: list[int]) -> Non
     text = norm(affine=affine)
     if len(operands) == 2:
         text = text.replace(affine, "").replace("yield %y", "yield %5")
-    (op,) = fused(text)("abq.norm")
+    facts = fused(text)
+    (op,) = facts("abq.norm")
     assert [operand.arg_number for operand in op.operands] == operands
 
 
