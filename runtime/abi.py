@@ -133,6 +133,7 @@ class Library:
 
     def __init__(self, path: str | Path, *, verify: bool = True) -> None:
         self.path = Path(path)
+        self._users = 1
         self._handle = 0
         self._file: BinaryIO | None = None
         self._key: tuple[int, int] | None = None
@@ -181,15 +182,28 @@ class Library:
         self._run = self._api.run  # each access would make a new function object
 
     def __del__(self) -> None:
+        self.release()
+
+    def retain(self) -> None:
+        """Keep the library open until `release`. Whatever calls its code when it goes must: the
+        collector of garbage finalizes objects that refer to each other in any order."""
+        with _mapped_lock:
+            self._users += 1
+
+    def release(self) -> None:
+        """Take `retain` back; the last one closes the library."""
+        with _mapped_lock:
+            self._users -= 1
+            if self._users:
+                return
+            if self._key is not None:
+                _mapped[self._key][1] -= 1
+                if not _mapped[self._key][1]:
+                    del _mapped[self._key]
         if self._handle:
             _ctypes.dlclose(self._handle)
         if self._file is not None:
             self._file.close()
-        if self._key is not None:
-            with _mapped_lock:
-                _mapped[self._key][1] -= 1
-                if not _mapped[self._key][1]:
-                    del _mapped[self._key]
 
     def error(self, status: int) -> AbqcError:
         """What a status code of the last call on this thread stands for."""
@@ -265,10 +279,12 @@ class Instance:
         if status == _DEVICE_STATUS:
             raise DeviceError(str(library.error(status)))
         self._check(status)
+        library.retain()
 
     def __del__(self) -> None:
         if self._pointer:
             self.library._api.destroy(self._pointer)
+            self.library.release()
 
     def _check(self, status: int) -> None:
         """As Library.check; what the driver raised in Python comes first."""

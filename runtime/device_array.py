@@ -75,9 +75,12 @@ class DeviceArray:
         self.shape = tensor.sizes()
         self.device = f"cuda:{tensor.device[1]}"
         self._ordinal: int = tensor.device[1]
+        instance.library.retain()
 
     def __del__(self) -> None:
-        self._instance.library.delete(self._address, self._deleter)
+        library = self._instance.library
+        library.delete(self._address, self._deleter)
+        library.release()
 
     @property
     def ndim(self) -> int:

@@ -169,6 +169,7 @@ class _Allocation:
         self._library = library
         self._address = address
         self._deleter = tensor.deleter
+        library.retain()
         self.__array_interface__ = {
             "version": 3,
             "typestr": dtype.str,
@@ -178,6 +179,7 @@ class _Allocation:
 
     def __del__(self) -> None:
         self._library.delete(self._address, self._deleter)
+        self._library.release()
 
 
 def _numpy_type(spec: TensorSpec) -> np.dtype:

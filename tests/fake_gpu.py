@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -12,6 +13,7 @@ import handmade
 import numpy as np
 from abqc.codegen.elf import write_data_object
 from abqc.codegen.link import ArtifactMeta, GpuImage, GpuKernelEntry, GpuMeta, link
+from abqc.runtime.dlpack import CUDA, ManagedTensor, dtype_of
 from abqc.runtime.ptx.driver import Driver, Extents
 from handmade import COLUMNS, LAYER_WEIGHTS
 
@@ -20,7 +22,7 @@ GAP = 1 << 20
 
 
 class FakeMachine:
-    """Memory in pieces, and kernels in Python: `kernel(machine, blocks, *parameters)`, the parameters
+    """Memory in pieces, and kernels in Python: `kernel(machine, blocks, *parameters)`, parameters
     as 8-byte numbers. Reading what is in no piece raises; so it does beyond a piece's end.
     """
 
@@ -184,7 +186,7 @@ def build(
     images: Sequence[tuple[str, tuple[int, int], bool]] = IMAGES,
     cubins: Sequence[str] = (),
 ) -> Path:
-    """Link a GPU artifact; the PTX of an image is its name, and so is the cubin after ELF's mark."""
+    """Link a GPU artifact; an image's PTX is its name, and so is its cubin, after ELF's mark."""
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         objects = [handmade.c_object(work, "model_host", host), work / "code.o"]
@@ -218,3 +220,64 @@ def layer() -> Path:
     """handmade.LAYER for GPUs."""
     weights = [("layer_w", LAYER_WEIGHTS), ("more_w", np.arange(COLUMNS))]
     return build(handmade.folder() / "gpu_layer.so", LAYER_HOST, handmade.LAYER, weights=weights)
+
+
+# ---- tensors of another package ----
+
+
+class GpuTensor:
+    """What PyTorch would hand over: a tensor on a GPU with DLPack's methods. `view` picks a part of
+    the array by an index, so that the tensor has strides and an offset."""
+
+    def __init__(
+        self, machine: FakeMachine, array: np.ndarray, view: Any = ..., *, ordinal: int = 0
+    ) -> None:
+        self.machine, self.ordinal = machine, ordinal
+        self.whole = np.array(array, order="C")
+        self.address = machine.allocate(max(1, array.nbytes))
+        machine.write(self.address, self.whole)
+        part = self.whole[view]
+        self.offset = part.ctypes.data - self.whole.ctypes.data if part.size else 0
+        self.part = part
+        self.streams: list[int | None] = []
+        self.kept: list[Any] = []
+
+    def slice(self, view: Any) -> GpuTensor:
+        """Another part of the same memory."""
+        other = object.__new__(GpuTensor)
+        other.__dict__ = {**self.__dict__, "part": self.whole[view], "streams": []}
+        part = other.part
+        other.offset = part.ctypes.data - self.whole.ctypes.data if part.size else 0
+        return other
+
+    def numpy(self) -> np.ndarray:
+        """What is in the memory now."""
+        memory = self.machine.read(self.address, self.whole.nbytes)
+        if not self.part.size:
+            return np.zeros(self.part.shape, self.part.dtype)
+        rest = memory[self.offset :].view(np.uint8)
+        return np.ndarray(
+            self.part.shape, self.part.dtype, rest.tobytes(), strides=self.part.strides
+        )
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return CUDA, self.ordinal
+
+    def __dlpack__(self, *, stream: int | None = None) -> Any:
+        self.streams.append(stream)
+        rank = self.part.ndim
+        sizes = (ctypes.c_int64 * max(rank, 1))(*self.part.shape)
+        steps = [stride // self.part.itemsize for stride in self.part.strides]
+        strides = (ctypes.c_int64 * max(rank, 1))(*steps)
+        tensor = ManagedTensor(data=self.address, byte_offset=self.offset, ndim=rank)
+        tensor.device[0], tensor.device[1] = CUDA, self.ordinal
+        code, bits, lanes = dtype_of(self.part.dtype)
+        tensor.dtype[:] = [code, bits, lanes, 0]
+        tensor.shape, tensor.strides = ctypes.addressof(sizes), ctypes.addressof(strides)
+        self.kept.append((tensor, sizes, strides))
+        return _new_capsule(ctypes.addressof(tensor), b"dltensor", None)
+
+
+_new_capsule = ctypes.pythonapi.PyCapsule_New
+_new_capsule.restype = ctypes.py_object
+_new_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)

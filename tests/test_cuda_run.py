@@ -3,12 +3,35 @@ memory, graphs."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import subprocess
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import abqc
 import fake_gpu
 import numpy as np
 import pytest
-from fake_gpu import FakeMachine, driver
-from handmade import layer_inputs, layer_reference
+from abqc.errors import InputError
+from abqc.runtime.device_array import DeviceArray
+from abqc.runtime.model import Model
+from fake_gpu import FakeMachine, GpuTensor, driver
+from handmade import COLUMNS, LAYER_WEIGHTS, layer_inputs, layer_reference
+
+
+class Calls(Counter):
+    """Counts the driver's calls, and keeps the sizes of allocations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.allocated: list[int] = []
+
+    def __call__(self, name, arguments) -> None:
+        self[name] += 1
+        if name == "cuMemAlloc_v2":
+            self.allocated.append(arguments[1])
 
 
 @pytest.fixture
@@ -17,19 +40,399 @@ def machine() -> FakeMachine:
 
 
 @pytest.fixture
-def model(machine: FakeMachine):
-    with abqc.load(fake_gpu.layer(), device=driver(machine)) as model:
+def calls() -> Calls:
+    return Calls()
+
+
+@pytest.fixture
+def model(machine: FakeMachine, calls: Calls):
+    with abqc.load(fake_gpu.layer(), device=driver(machine, intercept=calls)) as model:
         yield model
 
 
 def check(outputs, inputs) -> None:
     for got, expected in zip(outputs, layer_reference(inputs), strict=True):
-        assert got.dtype == expected.dtype
+        assert got.dtype == expected.dtype and got.shape == expected.shape
         np.testing.assert_allclose(np.asarray(got), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_arrays_on_the_host(model, machine) -> None:
+def on_device(machine: FakeMachine, inputs: dict[str, np.ndarray]) -> dict[str, GpuTensor]:
+    return {name: GpuTensor(machine, array) for name, array in inputs.items()}
+
+
+# ---- tensors on the host ----
+
+
+def test_arrays_on_the_host(model) -> None:
     assert (model.isa, model.device) == ("sm_80", "ptx-vm")
     for rows in 3, 3, 3, 3, 7, 3:
         inputs = layer_inputs(rows=rows, seed=rows)
+        outputs = model.run(inputs)
+        assert all(isinstance(output, np.ndarray) for output in outputs)
+        check(outputs, inputs)
+
+
+def test_strided_arrays_on_the_host(model) -> None:
+    inputs = layer_inputs(rows=4)
+    views = {
+        "x": np.asfortranarray(inputs["x"]),
+        "index": np.repeat(inputs["index"], 3)[::3],
+        "past": np.flip(np.flip(inputs["past"], 2).copy(), 2),
+        "step": inputs["step"],
+    }
+    y, total = np.zeros((8, COLUMNS), np.float32)[::2].T.copy().T, np.zeros((), np.float32)
+    for _ in range(3):
+        outputs = model.run(views, outputs={"y": y, "total": total})
+        assert outputs[0] is y and outputs[3] is total
+        check(outputs, inputs)
+        y[:] = 0
+
+
+def test_empty_tensors(model) -> None:
+    inputs = layer_inputs(past=0, new=2)
+    for _ in range(3):
         check(model.run(inputs), inputs)
+
+
+def test_checks_fail_before_anything_is_launched(model, machine, calls) -> None:
+    inputs = layer_inputs(rows=1)
+    inputs |= {"x": inputs["x"][:0], "index": inputs["index"][:0]}
+    with pytest.raises(InputError, match="there are no rows"):
+        model.run(inputs)
+    assert not machine.launches and not calls["cuMemcpyHtoDAsync_v2"]
+    check(model.run(layer_inputs()), layer_inputs())
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        ({"y": np.zeros((3, 5), np.float32)}, "'y' has size 5 in dimension 1, expected 16"),
+        ({"y": np.zeros((4, COLUMNS), np.float32)}, r"'y' is \[4, 16\], but the output is"),
+    ],
+)
+def test_wrong_buffers(model, outputs, message) -> None:
+    for _ in range(3):
+        model.run(layer_inputs(), outputs={"y": np.zeros((3, COLUMNS), np.float32)})
+    with pytest.raises(InputError, match=message):
+        model.run(layer_inputs(), outputs=outputs)
+
+
+def test_cache_on_the_host_grows_in_place(model) -> None:
+    cache = np.full((1, 2, 12, 4), np.nan, np.float32)
+    expected = np.zeros((1, 2, 0, 4), np.float32)
+    for position in range(0, 12, 4):
+        inputs = layer_inputs(past=position, new=4, seed=position)
+        inputs["past"] = cache[:, :, :position]
+        kept = inputs["past"].copy()
+        model.run(inputs, outputs={"present": cache[:, :, : position + 4]})
+        expected = np.concatenate([kept, inputs["step"]], axis=2)
+        np.testing.assert_array_equal(cache[:, :, : position + 4], expected)
+        assert np.isnan(cache[:, :, position + 4 :]).all()
+
+
+def test_overlaps_on_the_host_are_refused_in_every_run(model) -> None:
+    for _ in range(3):
+        inputs = layer_inputs()
+        model.run(inputs, outputs={"y": np.zeros_like(inputs["x"])})
+        with pytest.raises(InputError, match="output 'y' overlaps input 'x'"):
+            model.run(inputs, outputs={"y": inputs["x"]})
+
+
+# ---- tensors on the device ----
+
+
+def test_tensors_on_the_device(model, machine, calls) -> None:
+    inputs = layer_inputs(rows=5)
+    tensors = on_device(machine, inputs)
+    for _ in range(4):
+        outputs = model.run(tensors)
+        assert all(isinstance(output, DeviceArray) for output in outputs)
+        check(outputs, inputs)
+    assert not calls["cuMemcpyHtoDAsync_v2"] and not calls["cuMemcpyDtoHAsync_v2"]
+
+
+def test_tensors_here_and_there(model, machine) -> None:
+    inputs = layer_inputs(rows=5)
+    mixed = inputs | {"x": GpuTensor(machine, inputs["x"])}
+    next_ = GpuTensor(machine, np.zeros(5, np.int64))
+    total = np.zeros((), np.float32)
+    for _ in range(3):
+        outputs = model.run(mixed, outputs={"next": next_, "total": total})
+        assert outputs[1] is next_ and outputs[3] is total
+        assert isinstance(outputs[0], DeviceArray) and isinstance(outputs[2], DeviceArray)
+        check([outputs[0], next_.numpy(), outputs[2], total], inputs)
+
+
+def test_outputs_go_where_they_are_wanted(model, machine) -> None:
+    inputs = layer_inputs()
+    for _ in range(2):
+        outputs = model.run(inputs, device="cuda")
+        assert all(isinstance(output, DeviceArray) for output in outputs)
+        check(outputs, inputs)
+        outputs = model.run(on_device(machine, inputs), device="cpu")
+        assert all(isinstance(output, np.ndarray) for output in outputs)
+        check(outputs, inputs)
+    with pytest.raises(InputError, match="device 'tpu': this model was compiled for GPUs"):
+        model.run(inputs, device="tpu")
+
+
+def test_strided_and_unaligned_tensors_on_the_device(model, machine) -> None:
+    inputs = layer_inputs(rows=6)
+    wide = np.zeros((7, COLUMNS + 3), np.float32)
+    wide[1:, 1:-2] = inputs["x"]
+    shifted = np.concatenate([[0], inputs["index"]])
+    tensors = inputs | {
+        "x": GpuTensor(machine, wide, np.s_[1:, 1:-2]),
+        "index": GpuTensor(machine, shifted, np.s_[1:]),  # 8 bytes off 16
+        "past": GpuTensor(machine, inputs["past"][:, ::-1].copy(), np.s_[:, ::-1]),
+    }
+    for _ in range(3):
+        check(model.run(tensors), inputs)
+    y = GpuTensor(machine, np.zeros((COLUMNS, 6), np.float32), ...)
+    y.part = y.whole.T
+    model.run(tensors, outputs={"y": y})
+    np.testing.assert_allclose(y.numpy(), 2 * inputs["x"] + LAYER_WEIGHTS, rtol=1e-5)
+
+
+def test_cache_on_the_device_grows_in_place(model, machine) -> None:
+    cache = GpuTensor(machine, np.full((1, 2, 12, 4), np.nan, np.float32))
+    expected = np.zeros((1, 2, 0, 4), np.float32)
+    for position in range(0, 12, 4):
+        inputs = layer_inputs(past=position, new=4, seed=position)
+        fed = inputs | {"past": cache.slice(np.s_[:, :, :position])}
+        present = cache.slice(np.s_[:, :, : position + 4])
+        machine.launches.clear()
+        model.run(fed, outputs={"present": present})
+        expected = np.concatenate([expected, inputs["step"]], axis=2)
+        np.testing.assert_array_equal(present.numpy(), expected)
+        assert np.isnan(cache.numpy()[:, :, position + 4 :]).all()
+        assert sum(name.startswith("abqc_copy") for name in machine.launches) == 1
+
+
+def test_overlaps_on_the_device_are_refused(model, machine) -> None:
+    tensors = on_device(machine, layer_inputs())
+    with pytest.raises(InputError, match="output 'y' overlaps input 'x'"):
+        model.run(tensors, outputs={"y": tensors["x"]})
+
+
+def test_tensors_on_another_device(model, machine) -> None:
+    x = GpuTensor(machine, layer_inputs()["x"], ordinal=3)
+    with pytest.raises(InputError, match="'x' lies on GPU 3, the instance is on GPU 0"):
+        model.run(layer_inputs() | {"x": x})
+
+
+# ---- outputs on the device, handed to others ----
+
+
+def test_device_arrays_through_dlpack(model, machine) -> None:
+    inputs = layer_inputs()
+    first = model.run(inputs, device="cuda")
+    assert first[0].__dlpack_device__() == (2, 0)
+    assert repr(first[0]) == "<abqc.DeviceArray float32 [3, 16] on cuda:0>"
+    again = model.run(inputs | {"x": first[0]})[0]
+    np.testing.assert_allclose(again.numpy(), 2 * first[0].numpy() + LAYER_WEIGHTS, rtol=1e-5)
+    pieces = len(machine.pieces)
+    capsule = first[0].__dlpack__()
+    del first
+    gc.collect()
+    assert len(machine.pieces) == pieces - 3  # the other outputs; the capsule keeps this one
+    del capsule
+    gc.collect()
+    assert len(machine.pieces) == pieces - 4
+
+
+def test_device_arrays_outlive_the_model(machine) -> None:
+    model = abqc.load(fake_gpu.layer(), device=driver(machine))
+    inputs = layer_inputs()
+    outputs = model.run(inputs, device="cuda")
+    model.close()
+    del model
+    gc.collect()
+    check(outputs, inputs)
+    del outputs
+    gc.collect()
+    assert not machine.pieces
+
+
+# ---- streams ----
+
+
+def stream_of(driver_) -> int:
+    handle = ctypes.c_void_p()
+    driver_.cuStreamCreate(ctypes.addressof(handle), 1)
+    return handle.value
+
+
+def test_runs_in_a_stream_are_not_waited_for(machine, calls) -> None:
+    fake = driver(machine, intercept=calls)
+    stream, other = stream_of(fake), stream_of(fake)
+    inputs = layer_inputs()
+    tensors = on_device(machine, inputs)
+    with abqc.load(fake_gpu.layer(), device=fake) as model:
+        buffers = [GpuTensor(machine, np.zeros_like(a)) for a in layer_reference(inputs)]
+        for _ in range(3):
+            model.run(tensors, outputs=buffers, stream=stream)
+        assert tensors["x"].streams == [stream] * 3
+        assert not calls["cuStreamSynchronize"]
+        assert (calls["cuEventRecord"], calls["cuStreamWaitEvent"]) == (3, 2)
+        check([buffer.numpy() for buffer in buffers], inputs)
+        model.run(tensors, outputs=buffers, stream=other)
+        assert (calls["cuStreamSynchronize"], calls["cuStreamWaitEvent"]) == (0, 3)
+        model.run(inputs, stream=stream)  # tensors on the host are waited for
+        assert calls["cuStreamSynchronize"] > 0
+        arrays = model.run(tensors, stream=stream)
+        assert arrays[0].stream == stream
+        check(arrays, inputs)
+
+
+# ---- memory ----
+
+
+def arena_sizes(calls: Calls) -> list[int]:
+    """Of allocations but the weights'."""
+    return calls.allocated[1:]
+
+
+def test_one_allocation_of_what_a_plan_says(model, machine, calls) -> None:
+    inputs = layer_inputs(rows=100, past=50)
+    for _ in range(4):
+        model.run(inputs)
+    (size,) = arena_sizes(calls)
+    staged = sum(array.nbytes for array in inputs.values())
+    results = sum(array.nbytes for array in layer_reference(inputs))
+    assert staged + results < size < staged + results + inputs["x"].nbytes + 6000
+    model.run(layer_inputs(rows=50))
+    assert len(arena_sizes(calls)) == 1
+    model.run(layer_inputs(rows=101, past=50))
+    assert arena_sizes(calls)[1:] == [size // 4 * 5]  # room for the next steps
+    model.run(layer_inputs(rows=102, past=50))
+    assert len(arena_sizes(calls)) == 2
+
+
+def test_weights_are_copied_once(machine, calls) -> None:
+    fake = driver(machine, intercept=calls)
+    first = abqc.load(fake_gpu.layer(), device=fake)
+    library = first._instance.library
+    for model in first, *(Model(library, device=fake) for _ in range(3)):
+        check(model.run(layer_inputs()), layer_inputs())
+    assert calls["cuMemcpyHtoD_v2"] == calls["cuModuleLoadDataEx"] == 1
+
+
+def test_everything_is_given_back(machine, calls) -> None:
+    fake = driver(machine, intercept=calls)
+    before = len(fake._objects)
+    for _ in range(3):
+        with abqc.load(fake_gpu.layer(), device=fake) as model:
+            for seed in range(5):
+                model.run(layer_inputs(rows=3 + seed % 2))
+        del model
+        gc.collect()
+    assert not machine.pieces
+    assert len(fake._objects) == before
+    assert calls["cuDevicePrimaryCtxRetain"] == calls["cuDevicePrimaryCtxRelease_v2"]
+    assert calls["cuCtxPushCurrent_v2"] == calls["cuCtxPopCurrent_v2"]
+
+
+# ---- graphs ----
+
+
+def test_the_second_run_is_captured(model, machine, calls) -> None:
+    for seed in range(5):
+        inputs = layer_inputs(seed=seed)
+        check(model.run(inputs), inputs)
+    assert calls["cuStreamBeginCapture_v2"] == calls["cuGraphInstantiateWithFlags"] == 1
+    assert calls["cuGraphLaunch"] == 4
+    assert calls["cuLaunchKernel"] == 2 * len(machine.launches) // 5  # one run, one capture
+
+
+def test_other_sizes_and_places_have_other_graphs(model, machine, calls) -> None:
+    for _ in range(3):
+        for rows in 3, 4:
+            inputs = layer_inputs(rows=rows)
+            check(model.run(inputs), inputs)
+    assert (calls["cuGraphInstantiateWithFlags"], calls["cuGraphLaunch"]) == (2, 4)
+    for _ in range(2):  # two tensors, run alternately, each its own graph
+        for _ in range(3):
+            inputs = layer_inputs(seed=3)
+            tensors = on_device(machine, inputs)
+            check(model.run(tensors), inputs)
+    assert calls["cuGraphInstantiateWithFlags"] == 2  # places that never came again
+
+
+def test_eight_graphs_are_kept(model, calls) -> None:
+    def run(rows: int) -> None:
+        inputs = layer_inputs(rows=rows)
+        check(model.run(inputs), inputs)
+
+    run(20)
+    for rows in [*range(1, 9), *range(1, 9)]:
+        run(rows)
+    assert calls["cuGraphInstantiateWithFlags"] == 8
+    for rows in range(1, 9):
+        run(rows)
+    assert (calls["cuGraphInstantiateWithFlags"], calls["cuGraphLaunch"]) == (8, 16)
+    run(9)
+    run(1)
+    assert (calls["cuGraphLaunch"], calls["cuGraphExecDestroy"]) == (16, 2)
+
+
+def test_graphs_go_when_memory_moves(model, calls) -> None:
+    small, large = layer_inputs(rows=3), layer_inputs(rows=300)
+    for inputs in small, small, small, large, small, small, large, large:
+        check(model.run(inputs), inputs)
+    assert calls["cuGraphExecDestroy"] == 1
+    assert calls["cuGraphInstantiateWithFlags"] == 3
+
+
+def test_graphs_can_be_turned_off(machine, calls, monkeypatch) -> None:
+    monkeypatch.setenv("ABQC_CUDA_GRAPHS", "0")
+    with abqc.load(fake_gpu.layer(), device=driver(machine, intercept=calls)) as model:
+        for _ in range(3):
+            check(model.run(layer_inputs()), layer_inputs())
+    assert not calls["cuStreamBeginCapture_v2"]
+    monkeypatch.setenv("ABQC_CUDA_GRAPHS", "yes")
+    with pytest.raises(InputError, match="ABQC_CUDA_GRAPHS is 'yes', expected 0 or 1"):
+        abqc.load(fake_gpu.layer(), device=driver(machine))
+
+
+@pytest.mark.parametrize(
+    "function",
+    ["cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags"],
+)
+def test_runs_go_on_where_the_driver_captures_nothing(machine, function) -> None:
+    calls = Calls()
+
+    def intercept(name, arguments):
+        calls(name, arguments)
+        return 900 if name == function else None
+
+    with abqc.load(fake_gpu.layer(), device=driver(machine, intercept=intercept)) as model:
+        for _ in range(4):
+            check(model.run(layer_inputs()), layer_inputs())
+    assert calls[function] == 1 and not calls["cuGraphLaunch"]
+
+
+# ---- many at once ----
+
+
+def test_four_threads_on_one_model(model) -> None:
+    def work(seed: int) -> None:
+        for i in range(12):
+            inputs = layer_inputs(rows=1 + (seed + i) % 3, seed=seed)
+            check(model.run(inputs), inputs)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+
+
+# ---- the artifact ----
+
+
+def test_neither_libgomp_nor_libcuda_is_needed() -> None:
+    text = subprocess.run(
+        ["readelf", "-d", "-W", str(fake_gpu.layer())], capture_output=True, text=True, check=True
+    ).stdout
+    needed = {line.split("[")[1].split("]")[0] for line in text.splitlines() if "(NEEDED)" in line}
+    assert needed <= {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0",
+                      "ld-linux-x86-64.so.2"}  # fmt: skip
+    assert Path(fake_gpu.layer()).stat().st_size < 64 << 10

@@ -183,7 +183,7 @@ class Driver:
         def call(*arguments: Any) -> int:
             with self._lock:
                 try:
-                    code = self.intercept(name, arguments) if self.intercept else None
+                    code = None if self.intercept is None else self.intercept(name, arguments)
                     if code is None:
                         code = function(*arguments) or SUCCESS
                     return code
@@ -291,17 +291,21 @@ class Driver:
         except PtxSyntaxError as error:
             _put_log(str(error), count, options, values)
             raise
-        _put(module, c_void_p, self._new(kernels))
+        _put(module, c_void_p, self._new((kernels, [])))
         return None
 
     def cuModuleUnload(self, module: int) -> None:
+        for function in self._get(module)[1]:
+            self._drop(function)
         self._drop(module)
 
     def cuModuleGetFunction(self, function: int, module: int, name: bytes) -> int | None:
-        kernels = self._get(module)
-        if name.decode() not in kernels:
+        kernels, functions = self._get(module)
+        text = name.decode()
+        if text not in kernels:
             return NOT_FOUND
-        _put(function, c_void_p, self._new((name.decode(), kernels[name.decode()])))
+        functions.append(self._new((text, kernels[text])))
+        _put(function, c_void_p, functions[-1])
         return None
 
     def cuFuncSetAttribute(self, function: int, attribute: int, value: int) -> None:
