@@ -16,11 +16,14 @@ from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.codegen.targets.cpu import CpuTarget
 from abqc.compiler import tune, tune_cpu, tune_gpu, tune_jobs
 from abqc.compiler.cli import main
+from abqc.compiler.cuda_driver import Cuda, Resolve
 from abqc.compiler.tune_device import GpuRunner
 from abqc.costmodel import samples
 from abqc.costmodel.interface import KernelFeatures
 from abqc.costmodel.load import model_for, model_path, samples_path
+from abqc.dialects.formats import parse_scheme
 from abqc.errors import AbqcError, InputError
+from abqc.runtime.ptx.driver import PtxDriver
 from test_costmodel_gpu import rows
 
 
@@ -292,6 +295,48 @@ def test_jobs_are_measured_cold(built: Path):
     assert len(buffers[workspace]) >= job.features.workspace_bytes
     assert len({launch.arguments[1] for launch in driver.launches[::2]}) == copies
     assert not driver.memory
+
+
+def test_real_candidates_run_within_their_buffers(tmp_path: Path, monkeypatch):
+    """Kernels of few rows, tiles and splits, executed and checked by the PTX machine."""
+    monkeypatch.setattr(tune_gpu, "find_tool", lambda name: None)
+    monkeypatch.setattr(tune_gpu, "ROWS", (1, 40))
+    arch, candidates = tune_gpu.target_candidates("sm_80")
+    spec = MatmulSpec(72, 512, parse_scheme("w4"), parse_scheme("a8"))
+    able = tune_gpu.select(candidates, [spec], arch, limit=10_000)
+    able.sort(key=lambda c: c.schedule.threads, reverse=True)  # the last of a kind is small
+    kinds = {(c.schedule.kind, c.schedule.split > 1): c for c in able}
+    assert {kind for kind, _ in kinds} == {"rows", "tile"} and ("tile", True) in kinds
+    tune_gpu.build(list(kinds.values()), arch, tmp_path, quiet)
+    resolve = machine_resolver(PtxDriver((8, 0), 1 << 26))
+    with GpuRunner(Cuda(resolve), repetitions=1) as runner:
+        for job in tune_jobs.read(tmp_path, "sm_80"):
+            (sample,) = runner.measure(job)
+            assert sample.seconds > 0
+
+
+def machine_resolver(driver: PtxDriver) -> Resolve:
+    """Its functions, and those that only make sense where time passes and caches exist."""
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+    def elapsed(value: int, begin: int, end: int) -> int:
+        ctypes.c_float.from_address(value).value = 1.0
+        return 0
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int)
+    def attribute(value: int, number: int, device: int) -> int:
+        ctypes.c_int.from_address(value).value = {75: 8, 76: 0, 38: 1 << 10}[number]
+        return 0
+
+    own = {"cuEventElapsedTime": elapsed, "cuDeviceGetAttribute": attribute}
+    find = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)(driver.resolver)
+
+    def resolve(name: str) -> int | None:
+        if name in own:
+            return ctypes.cast(own[name], ctypes.c_void_p).value
+        return find(name.encode())
+
+    return resolve
 
 
 def test_a_gpu_is_fitted_to_what_was_measured_elsewhere(tmp_path: Path, capsys):
