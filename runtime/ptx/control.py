@@ -77,6 +77,10 @@ class Barrier(Control):
         self.predicate = predicate
         self.result = result
 
+    @property
+    def needs_others(self) -> bool:
+        return self.aligned
+
 
 def successors(operation: Control, guarded: bool) -> tuple[Sequence[str], bool]:
     """The labels that may follow, and whether the next block may."""

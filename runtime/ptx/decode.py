@@ -152,6 +152,11 @@ class Operation:
     ends_block = False
     shared_size = 0
 
+    @property
+    def needs_others(self) -> bool:
+        """Whether lanes may have to wait for others of their warp."""
+        return self.rendezvous is not None or self.whole_warp
+
     def bind(self, batch: Batch) -> Run:
         """The operation on the registers of one batch."""
         raise NotImplementedError

@@ -336,8 +336,7 @@ def _blocks(items: list[str | Decoded], kernel: Kernel) -> list[Block]:
                 raise PtxSyntaxError(f"label {item} stands twice", kernel.function.line)
             at[item] = len(blocks) - 1
             continue
-        needs_others = item.operation.rendezvous is not None or item.operation.whole_warp
-        if last and (last[-1].operation.ends_block or needs_others):
+        if last and (last[-1].operation.ends_block or item.operation.needs_others):
             blocks.append(Block([]))
         blocks[-1].steps.append(item)
     if not blocks[-1].steps:

@@ -185,8 +185,7 @@ class Scheduler:
         """A function of the lanes that are there: the ones whose partners are missing."""
         operation = step.operation
         batch = self.batch
-        aligned = isinstance(operation, Barrier) and operation.aligned
-        if operation.rendezvous is None and not operation.whole_warp and not aligned:
+        if not operation.needs_others:
             return None
         whole = np.asarray(np.uint32(0xFFFF_FFFF))
         members = operation.rendezvous.array(batch) if operation.rendezvous else whole

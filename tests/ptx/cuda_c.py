@@ -20,7 +20,7 @@ N = 300  # elements that tests work on; not a multiple of a block
 
 @dataclass(frozen=True)
 class Output:
-    """A buffer that nobody has written before the launch: the kernel must write all of it."""
+    """A buffer that nobody has written before the launch."""
 
     shape: tuple[int, ...]
     dtype: Any = np.float32

@@ -288,11 +288,27 @@ def test_barrier_under_divergence() -> None:
     fault_of("""
     setp.gt.u32 %p1, %t, 15;
     @%p1 bra AROUND;
+    st.shared.u32 [%rs], %t;
     bar.sync 0;  // here
 AROUND:
     st.global.u32 [%rd4], %t;
     bar.sync 0;
     """)
+
+
+def test_threads_that_ended_need_not_come_to_a_barrier() -> None:
+    result = launch("""
+    st.global.u32 [%rd4], %t;
+    setp.gt.u32 %p1, %t, 39;
+    @%p1 exit;
+    st.shared.u32 [%rs], %t;
+    bar.sync 0;
+    sub.u32 %r1, 156, %r30;
+    add.u32 %r2, %r31, %r1;
+    ld.shared.u32 %r3, [%r2];
+    st.global.u32 [%rd4], %r3;
+    """)
+    np.testing.assert_array_equal(result, [*range(39, -1, -1), *range(40, 64)])
 
 
 def test_barrier_that_one_warp_never_reaches() -> None:
