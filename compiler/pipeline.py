@@ -74,7 +74,12 @@ GPU_KERNELS = (
 )
 
 
+# A GPU has kernels for what the CPU does loop by loop.
+GPU_FUSIONS = ("fuse-attention", TIDY)
+
+
 def stages(on_device: bool) -> dict[str, tuple[str, ...]]:
     """The passes by stage; `on_device`: for a GPU."""
     kernels = GPU_KERNELS if on_device else CPU_KERNELS
-    return {"simplified": SIMPLIFY, "quantized": QUANTIZE, "host": (*LOWER, *kernels)}
+    fusions = GPU_FUSIONS if on_device else ()
+    return {"simplified": (*SIMPLIFY, *fusions), "quantized": QUANTIZE, "host": (*LOWER, *kernels)}

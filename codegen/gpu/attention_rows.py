@@ -14,6 +14,7 @@ workspace. Nothing depends on the order in which blocks run.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from ..builder import Value
@@ -47,23 +48,23 @@ def partial_pitch(spec: AttentionSpec) -> int:
 def rows_kernel(spec: AttentionSpec, rows: int) -> Kernel:
     """Up to `rows` (at most 8) rows a head. See the file's head and attention.py."""
     name = f"attention_rows{rows}_{spec.name}"
+    return Kernel(name, (1,), partial(_emit_rows, name, spec, rows))
 
-    def emit(module: Any, arch: GpuArch) -> None:
-        types = [*argument_types(spec), POINTER, "i32"]
-        shared = _Shared(spec, rows)
-        with kernel(module, arch, name, types, threads=THREADS, shared=shared.bytes) as (
-            b,
-            block,
-            *arguments,
-            workspace,
-            splits,
-        ):
-            problem = Problem(b, spec, arguments)
-            _Block(b, spec, rows, shared, problem, block // splits, block % splits).emit(
-                workspace, splits
-            )
 
-    return Kernel(name, (1,), emit)
+def _emit_rows(name: str, spec: AttentionSpec, rows: int, module: Any, arch: GpuArch) -> None:
+    types = [*argument_types(spec), POINTER, "i32"]
+    shared = _Shared(spec, rows)
+    with kernel(module, arch, name, types, threads=THREADS, shared=shared.bytes) as (
+        b,
+        block,
+        *arguments,
+        workspace,
+        splits,
+    ):
+        problem = Problem(b, spec, arguments)
+        _Block(b, spec, rows, shared, problem, block // splits, block % splits).emit(
+            workspace, splits
+        )
 
 
 class _Shared:
@@ -271,37 +272,37 @@ def _unrolled(
 def merge_kernel(spec: AttentionSpec) -> Kernel:
     """The splits of a row into a row of y; a block a row. See attention.py for the arguments."""
     name = f"attention_merge_e{spec.value_head}"
+    return Kernel(name, (1,), partial(_emit_merge, name, spec))
 
-    def emit(module: Any, arch: GpuArch) -> None:
-        types = [POINTER, POINTER, "i32", "i32", "i32", "i32", "i64", "i64", "i64"]
-        with kernel(module, arch, name, types, threads=64) as (b, block, workspace, y, *numbers):
-            rows, keys, heads, splits, *strides = numbers
-            number, row = block // rows, block % rows
-            pitch = partial_pitch(spec) * 4
-            stats = spec.value_head + 3 & ~3
-            first = b.wide(number) * b.wide(splits) * b.wide(rows) + b.wide(row)
-            start, step = b.at(workspace, first * pitch), b.wide(rows) * pitch
 
-            def split_at(i: Value) -> Value:
-                return b.at(start, b.wide(i) * step)
+def _emit_merge(name: str, spec: AttentionSpec, module: Any, arch: GpuArch) -> None:
+    types = [POINTER, POINTER, "i32", "i32", "i32", "i32", "i64", "i64", "i64"]
+    with kernel(module, arch, name, types, threads=64) as (b, block, workspace, y, *numbers):
+        rows, keys, heads, splits, *strides = numbers
+        number, row = block // rows, block % rows
+        pitch = partial_pitch(spec) * 4
+        stats = spec.value_head + 3 & ~3
+        first = b.wide(number) * b.wide(splits) * b.wide(rows) + b.wide(row)
+        start, step = b.at(workspace, first * pitch), b.wide(rows) * pitch
 
-            with b.loop(0, splits, 1, [b.const(MINUS_INFINITY, "f32")]) as loop:
-                loop.carry(b.max(b.load(split_at(loop.i), "f32", stats * 4), loop.args[0]))
-            largest = finite(b, loop.results[0])
-            chunk = b.thread
-            zeros = [b.const(0.0, "f32")] * 5
-            with b.when(chunk < stats // 4):
-                with b.loop(0, splits, 1, zeros) as loop:
-                    at = split_at(loop.i)
-                    top, total = b.lanes_of(b.load(at, "vector<2xf32>", stats * 4))
-                    factor = b.exp2((top - largest) * LOG2_E)
-                    sums = b.lanes_of(b.load(at, "vector<4xf32>", chunk * 16))
-                    added = zip([*sums, total], loop.args, strict=True)
-                    loop.carry(*(b.fma(factor, value, old) for value, old in added))
-                *sums, total = loop.results
-                factor = reciprocal_sum(b, total, keys)
-                where = b.wide(number // heads) * strides[0] + b.wide(number % heads) * strides[1]
-                at = b.at(y, (where + b.wide(row) * strides[2]) * 4)
-                store4(b, [s * factor for s in sums], at, chunk * 4, spec.value_head)
+        def split_at(i: Value) -> Value:
+            return b.at(start, b.wide(i) * step)
 
-    return Kernel(name, (1,), emit)
+        with b.loop(0, splits, 1, [b.const(MINUS_INFINITY, "f32")]) as loop:
+            loop.carry(b.max(b.load(split_at(loop.i), "f32", stats * 4), loop.args[0]))
+        largest = finite(b, loop.results[0])
+        chunk = b.thread
+        zeros = [b.const(0.0, "f32")] * 5
+        with b.when(chunk < stats // 4):
+            with b.loop(0, splits, 1, zeros) as loop:
+                at = split_at(loop.i)
+                top, total = b.lanes_of(b.load(at, "vector<2xf32>", stats * 4))
+                factor = b.exp2((top - largest) * LOG2_E)
+                sums = b.lanes_of(b.load(at, "vector<4xf32>", chunk * 16))
+                added = zip([*sums, total], loop.args, strict=True)
+                loop.carry(*(b.fma(factor, value, old) for value, old in added))
+            *sums, total = loop.results
+            factor = reciprocal_sum(b, total, keys)
+            where = b.wide(number // heads) * strides[0] + b.wide(number % heads) * strides[1]
+            at = b.at(y, (where + b.wide(row) * strides[2]) * 4)
+            store4(b, [s * factor for s in sums], at, chunk * 4, spec.value_head)

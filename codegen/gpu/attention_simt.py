@@ -9,6 +9,7 @@ rows of a thread, so that only loads of keys and values need the whole block.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from ..builder import Value
@@ -57,19 +58,19 @@ def simt_kernel(spec: AttentionSpec) -> Kernel:
     """Any number of rows, `block[0]` of them a block. See attention.py for the arguments."""
     shape = _Shape(spec)
     name = f"attention_simt_{spec.name}"
+    return Kernel(name, (shape.rows,), partial(_emit_simt, name, spec, shape))
 
-    def emit(module: Any, arch: GpuArch) -> None:
-        types = argument_types(spec)
-        with kernel(module, arch, name, types, threads=THREADS, shared=shape.bytes) as (
-            b,
-            block,
-            *arguments,
-        ):
-            problem = Problem(b, spec, arguments)
-            blocks = b.ceil_div(problem.rows, shape.rows)
-            _Tile(b, spec, shape, problem, block // blocks, block % blocks * shape.rows).emit()
 
-    return Kernel(name, (shape.rows,), emit)
+def _emit_simt(name: str, spec: AttentionSpec, shape: _Shape, module: Any, arch: GpuArch) -> None:
+    types = argument_types(spec)
+    with kernel(module, arch, name, types, threads=THREADS, shared=shape.bytes) as (
+        b,
+        block,
+        *arguments,
+    ):
+        problem = Problem(b, spec, arguments)
+        blocks = b.ceil_div(problem.rows, shape.rows)
+        _Tile(b, spec, shape, problem, block // blocks, block % blocks * shape.rows).emit()
 
 
 class _Tile:
@@ -143,13 +144,12 @@ class _Tile:
                     for a, c in zip(x, y, strict=True):
                         sums[i * len(keys) + j] = b.fma(a, c, sums[i * len(keys) + j])
             loop.carry(*sums)
-        last = self.problem.rows - 1
         return [
             [
-                self.problem.masked(
+                self.problem.masked_inside(
                     self.head,
                     loop.results[i * len(keys) + j] * self.problem.scale,
-                    b.min(row + self.first, last),
+                    row + self.first,
                     key + first_key,
                 )
                 for j, key in enumerate(keys)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from ..builder import Value
@@ -76,28 +77,32 @@ def norm_kernel(spec: NormSpec) -> Kernel:
     names = ["x", "residual", "weight", "bias", "y", "sum"]
     present = [True, spec.residual, spec.weight, spec.bias, True, spec.keeps_sum]
     pointers = [name for name, on in zip(names, present, strict=True) if on]
+    return Kernel(
+        spec.name, (WARPS if by_warp else 1,), partial(_emit_norm, spec, by_warp, threads, pointers)
+    )
 
-    def emit(module: Any, arch: GpuArch) -> None:
-        types = [POINTER] * len(pointers) + ["i32", "f32"]
-        shared = 0 if by_warp else THREADS // WARP * 4
-        with kernel(module, arch, spec.name, types, threads=threads, shared=shared) as (
-            b,
-            block,
-            *arguments,
-            rows,
-            epsilon,
-        ):
-            buffers = dict(zip(pointers, arguments, strict=True))
-            if by_warp:
-                row = block * WARPS + b.warp
-                with b.when(row < rows):
-                    _normalize(b, spec, buffers, row, epsilon, b.lane, WARP, b.warp_sum)
-            else:
-                _normalize(
-                    b, spec, buffers, block, epsilon, b.thread, THREADS, lambda v: _block_sum(b, v)
-                )
 
-    return Kernel(spec.name, (WARPS if by_warp else 1,), emit)
+def _emit_norm(
+    spec: NormSpec, by_warp: bool, threads: int, pointers: list[str], module: Any, arch: GpuArch
+) -> None:
+    types = [POINTER] * len(pointers) + ["i32", "f32"]
+    shared = 0 if by_warp else THREADS // WARP * 4
+    with kernel(module, arch, spec.name, types, threads=threads, shared=shared) as (
+        b,
+        block,
+        *arguments,
+        rows,
+        epsilon,
+    ):
+        buffers = dict(zip(pointers, arguments, strict=True))
+        if by_warp:
+            row = block * WARPS + b.warp
+            with b.when(row < rows):
+                _normalize(b, spec, buffers, row, epsilon, b.lane, WARP, b.warp_sum)
+        else:
+            _normalize(
+                b, spec, buffers, block, epsilon, b.thread, THREADS, lambda v: _block_sum(b, v)
+            )
 
 
 def _normalize(
@@ -175,33 +180,33 @@ def _across_warps(
 
 def softmax_kernel() -> Kernel:
     """A block a row, of any length. See the file's head."""
+    return Kernel("softmax", (1,), _emit_softmax)
 
-    def emit(module: Any, arch: GpuArch) -> None:
-        warps = SOFTMAX_THREADS // WARP
-        types = [POINTER, POINTER, "i32"]
-        with kernel(module, arch, "softmax", types, threads=SOFTMAX_THREADS, shared=warps * 4) as (
-            b,
-            block,
-            x,
-            y,
-            columns,
-        ):
-            start = b.wide(block) * (b.wide(columns) * 4)
-            x, y = b.at(x, start), b.at(y, start)
-            minus = b.const(float("-inf"), "f32")
-            with b.loop(b.thread, columns, SOFTMAX_THREADS, [minus]) as loop:
-                loop.carry(b.max(b.load(x, "f32", b.wide(loop.i) * 4), loop.args[0]))
-            largest = _across_warps(b, b.warp_max(loop.results[0]), warps, b.max)
-            # Scores that are all minus infinity: 0 / 0. A NaN among them is one of its weight.
-            base = b.select(largest == float("-inf"), b.const(0.0, "f32"), largest)
 
-            def weight(i: Value) -> Value:
-                return b.exp2((b.load(x, "f32", b.wide(i) * 4) - base) * LOG2_E)
+def _emit_softmax(module: Any, arch: GpuArch) -> None:
+    warps = SOFTMAX_THREADS // WARP
+    types = [POINTER, POINTER, "i32"]
+    with kernel(module, arch, "softmax", types, threads=SOFTMAX_THREADS, shared=warps * 4) as (
+        b,
+        block,
+        x,
+        y,
+        columns,
+    ):
+        start = b.wide(block) * (b.wide(columns) * 4)
+        x, y = b.at(x, start), b.at(y, start)
+        minus = b.const(float("-inf"), "f32")
+        with b.loop(b.thread, columns, SOFTMAX_THREADS, [minus]) as loop:
+            loop.carry(b.max(b.load(x, "f32", b.wide(loop.i) * 4), loop.args[0]))
+        largest = _across_warps(b, b.warp_max(loop.results[0]), warps, b.max)
+        # Scores that are all minus infinity: 0 / 0. A NaN among them is one of its weight.
+        base = b.select(largest == float("-inf"), b.const(0.0, "f32"), largest)
 
-            with b.loop(b.thread, columns, SOFTMAX_THREADS, [b.const(0.0, "f32")]) as loop:
-                loop.carry(loop.args[0] + weight(loop.i))
-            total = _block_sum(b, loop.results[0])
-            with b.loop(b.thread, columns, SOFTMAX_THREADS) as loop:
-                b.store(weight(loop.i) / total, y, b.wide(loop.i) * 4)
+        def weight(i: Value) -> Value:
+            return b.exp2((b.load(x, "f32", b.wide(i) * 4) - base) * LOG2_E)
 
-    return Kernel("softmax", (1,), emit)
+        with b.loop(b.thread, columns, SOFTMAX_THREADS, [b.const(0.0, "f32")]) as loop:
+            loop.carry(loop.args[0] + weight(loop.i))
+        total = _block_sum(b, loop.results[0])
+        with b.loop(b.thread, columns, SOFTMAX_THREADS) as loop:
+            b.store(weight(loop.i) / total, y, b.wide(loop.i) * 4)

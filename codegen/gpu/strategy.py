@@ -113,6 +113,10 @@ class Scheduled:
     def _known(self) -> dict[MatmulSpec, tuple[Variant, ...]]:
         return {}
 
+    @cached_property
+    def _able(self) -> dict[MatmulSpec, list[Schedule]]:
+        return {}
+
     def matmul_kernels(self, spec: MatmulSpec) -> tuple[Variant, ...]:
         """The best schedule for every range of rows; neighbours with the same one are joined."""
         if spec not in self._known:
@@ -143,10 +147,13 @@ class Scheduled:
 
     def candidates(self, spec: MatmulSpec) -> list[Schedule]:
         """The schedules that run on all targets."""
+        if spec in self._able:
+            return self._able[spec]
         common = set(self.strategy.schedules(spec, self.archs[0]))
         for arch in self.archs[1:]:
             common &= set(self.strategy.schedules(spec, arch))
-        return sorted(common)
+        self._able[spec] = sorted(common)
+        return self._able[spec]
 
     def best(self, spec: MatmulSpec, begin: int, end: int | None) -> Candidate:
         """The cheapest schedule for `begin <= M <= end`, judged by the most rows of the range."""

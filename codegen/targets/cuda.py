@@ -11,6 +11,8 @@ from ...costmodel.load import model_for
 from ...dialects.formats import Scheme, parse_scheme
 from ...errors import RecipeError
 from ..gpu.arch import ALL, SM_75, GpuArch
+from ..gpu.attention import AttentionVariant, attention_kernels
+from ..gpu.attention_spec import AttentionSpec, MaskKind, Precision
 from ..gpu.batch_matmul import batch_matmul_kernels
 from ..gpu.dequantize import DequantizeMatmul
 from ..gpu.float_matmul import FloatMatmul
@@ -105,6 +107,13 @@ class CudaTarget:
     def batch_matmul(self, transposed: bool) -> tuple[Variant, ...]:
         """The kernels of products of two activations."""
         return batch_matmul_kernels(transposed)
+
+    def attention(
+        self, head: int, value_head: int, mask: MaskKind, *, half: bool
+    ) -> tuple[AttentionVariant, ...]:
+        """The kernels of attention; `half`: activations may be halves."""
+        precision: Precision = "f16" if half else "f32"
+        return attention_kernels(AttentionSpec(head, value_head, mask, precision))
 
     def measure(self, format_text: str) -> Kernel:
         """The kernel that finds one scale and zero point for each sample of an activation."""

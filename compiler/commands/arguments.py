@@ -60,6 +60,15 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:1, or ptx-vm, which executes GPU kernels on the CPU and checks every "
+        "access (default: what the model was compiled for)",
+    )
+
+
 def read_array(path: Path) -> NDArray[Any]:
     """The array in an .npy file. Raises InputError."""
     import numpy as np

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from abqc.compiler.commands.arguments import add_threads, named_file, read_array
+from abqc.compiler.commands.arguments import add_device, add_threads, named_file, read_array
 from abqc.compiler.commands.table import table
 from abqc.errors import AbqcError
 
@@ -16,6 +16,7 @@ NAME = "run"
 SUMMARY = "run a compiled model"
 EXAMPLES = """examples:
   abqc run model.so --input x=x.npy --output y.npz
+  abqc run gpu.so --input x=x.npy --device ptx-vm        # without a GPU: slow, every access checked
   abqc run model.so --input input_ids=ids.npy --input attention_mask=mask.npy --threads 2
 """
 
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an input as .npy; once for every input",
     )
     parser.add_argument("--output", metavar="FILE", type=Path, help="write the outputs as .npz")
-    parser.add_argument("--device", default="cpu", help="default: cpu")
+    add_device(parser)
     add_threads(parser)
 
 
@@ -40,9 +41,9 @@ def run(args: argparse.Namespace) -> int:
     from abqc.runtime.model import load
 
     feeds = {name: read_array(path) for name, path in args.input}
-    model = load(args.model, threads=args.threads)
+    model = load(args.model, threads=args.threads, device=args.device)
     names = [output.name for output in model.outputs]
-    outputs = dict(zip(names, model.run(feeds, device=args.device), strict=True))
+    outputs = dict(zip(names, model.run(feeds), strict=True))
     print(table(("output", "type", "shape"), [(n, y.dtype, _sizes(y)) for n, y in outputs.items()]))
     if args.output:
         try:
