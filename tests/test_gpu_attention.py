@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import pytest
-from abqc.codegen.gpu.arch import ALL, SM_80, SM_90A, GpuArch
-from abqc.codegen.gpu.attention import AttentionSpec, AttentionVariant, attention_kernels
+from abqc.codegen.gpu.arch import ALL, SM_75, SM_80, SM_90A, GpuArch
+from abqc.codegen.gpu.attention import (
+    AttentionSpec,
+    AttentionVariant,
+    attention_kernels,
+    precision_on,
+)
+from abqc.codegen.gpu.attention_spec import Precision
 from abqc.codegen.gpu.compile import Ptx, assemble, compile_ptx
 from abqc.codegen.gpu.tools import find_tool
 from abqc.codegen.strategy import Kernel
@@ -19,13 +25,14 @@ needs_ptxas = pytest.mark.skipif(find_tool("ptxas") is None, reason="no ptxas")
 
 
 @cache
-def compiled(spec: AttentionSpec, arch: GpuArch = SM_80) -> Ptx:
+def compiled(spec: AttentionSpec, arch: GpuArch, rows: tuple[int, ...]) -> Ptx:
+    """The kernels for these numbers of rows."""
     with ir.Context(), ir.Location.unknown():
         module = ir.Module.create()
         kernels: dict[str, Kernel] = {}
         for variant in attention_kernels(spec):
             for kernel in (variant.kernel, variant.merge):
-                if kernel is not None:
+                if kernel is not None and any(variant.covers(m) for m in rows):
                     kernels[kernel.name] = kernel
         for kernel in kernels.values():
             kernel.emit(module, arch)
@@ -50,7 +57,7 @@ class Case:
 def run(case: Case, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray, scale: float):
     """y [B, H, M, E] by the kernel that covers the rows; q, k, v are [B, H, ., .]."""
     spec = case.spec
-    ptx = compiled(spec)
+    ptx = compiled(spec, SM_80, (case.rows,))
     (variant,) = [x for x in attention_kernels(spec) if x.covers(case.rows)]
     y = np.full((*q.shape[:3], spec.value_head), 7.0, np.float32)
     tensors, strides = [], []
@@ -170,6 +177,14 @@ CASES = (
     Case(AttentionSpec(18, 7, "replace"), rows=11, keys=33, heads=1),
     Case(AttentionSpec(136, 160), rows=17, keys=35, heads=1),
 )
+# Errors of the formats, relative to the largest y: 2^-16 and 2^-10.
+TENSOR_CORES = (
+    (Case(AttentionSpec(32, 32, "add", "bf16x3"), 65, 70, rows_first=True, mask_axes="bt"), 2e-5),
+    (Case(AttentionSpec(64, 32, "none", "bf16x3"), 9, 20, heads=4, group=2, room=3), 2e-5),
+    (Case(AttentionSpec(18, 7, "replace", "bf16x3"), 17, 65, heads=1), 2e-5),
+    (Case(AttentionSpec(64, 64, "add", "f16"), 17, 33, heads=1), 1e-3),
+    (Case(AttentionSpec(24, 144, "none", "f16"), 17, 33, heads=1), 1e-3),
+)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.spec.name}-{c.rows}x{c.keys}")
@@ -177,22 +192,52 @@ def test_against_softmax_in_float64(case: Case) -> None:
     check(case, 2e-6)
 
 
-@pytest.mark.parametrize("rows", [2, 9])
-def test_rows_without_a_score_are_nan_and_finite_masks_are_not(rows: int) -> None:
+@pytest.mark.parametrize(
+    ("case", "tolerance"),
+    TENSOR_CORES,
+    ids=[f"{c.spec.precision}-{c.spec.name}-{c.rows}x{c.keys}" for c, _ in TENSOR_CORES],
+)
+def test_tensor_cores(case: Case, tolerance: float) -> None:
+    check(case, tolerance)
+
+
+def test_split_halves_have_the_range_and_nearly_the_precision_of_f32() -> None:
+    """Values beyond f16, and scores of 60 whose differences count."""
+    case = Case(AttentionSpec(32, 32, precision="bf16x3"), rows=16, keys=64, heads=1)
+    q, k, v, mask = inputs(case)
+    q, k, v = q * np.float32(2e-5), k * np.float32(3e5), v * np.float32(1e6)
+    y = run(case, q, k, v, mask, 1.0)
+    want = expected(case, q, k, v, mask, 1.0)
+    assert np.abs(y - want).max() <= 1e-3 * np.abs(want).max()
+
+
+def test_precision_is_what_all_targets_have() -> None:
+    assert precision_on([SM_80, SM_90A], half=False) == "bf16x3"
+    assert precision_on([SM_80, SM_90A], half=True) == "f16"
+    assert precision_on([SM_75, SM_90A], half=False) == "f32"
+
+
+KINDS = [(2, "f32"), (9, "f32"), (9, "bf16x3")]
+
+
+@pytest.mark.parametrize(("rows", "precision"), KINDS)
+def test_rows_without_a_score_are_nan_and_finite_masks_are_not(
+    rows: int, precision: Precision
+) -> None:
     """-inf everywhere: NaN; the same large number everywhere: the mean of v."""
-    case = Case(AttentionSpec(16, 16, "add"), rows=rows, keys=140, heads=1)
+    case = Case(AttentionSpec(16, 16, "add", precision), rows=rows, keys=140, heads=1)
     q, k, v, mask = inputs(case)
     mask[..., 0, :] = -np.inf
     mask[..., 1, :] = np.finfo(np.float32).min
     y = run(case, q, k, v, mask, 1.0)
     assert np.isnan(y[..., 0, :]).all()
-    np.testing.assert_allclose(y[0, 0, 1], v.mean(axis=(0, 1, 2)), atol=1e-6)
+    np.testing.assert_allclose(y[0, 0, 1], v.mean(axis=(0, 1, 2)), atol=1e-5)
     assert np.isfinite(y[..., 2:, :]).all()
 
 
-@pytest.mark.parametrize("rows", [1, 9])
-def test_a_nan_stays_in_its_row(rows: int) -> None:
-    case = Case(AttentionSpec(16, 16), rows=rows, keys=140, heads=2)
+@pytest.mark.parametrize(("rows", "precision"), KINDS)
+def test_a_nan_stays_in_its_row(rows: int, precision: Precision) -> None:
+    case = Case(AttentionSpec(16, 16, precision=precision), rows=rows, keys=140, heads=2)
     q, k, v, mask = inputs(case)
     q[0, 1, 0, 3] = np.nan
     y = run(case, q, k, v, mask, 1.0)
@@ -203,13 +248,29 @@ def test_a_nan_stays_in_its_row(rows: int) -> None:
 @needs_ptxas
 @pytest.mark.parametrize("arch", ALL, ids=lambda arch: arch.name)
 def test_every_target_assembles_without_spills(arch: GpuArch) -> None:
-    for spec in (replace(PLAIN, mask="add"), AttentionSpec(256, 256, "replace")):
-        resources = assemble(compiled(spec, arch).text, arch).resources
-        assert all(used.spill_stores == 0 for used in resources.values()), resources
+    spec = AttentionSpec(32, 32, "add", precision_on([arch], half=False))
+    resources = assemble(compiled(spec, arch, (1, 9)).text, arch).resources
+    assert all(used.spill_stores == 0 for used in resources.values()), resources
+
+
+WIDEST = (
+    AttentionSpec(256, 256, "replace"),
+    AttentionSpec(128, 128, "add", "bf16x3"),
+    AttentionSpec(256, 256, "add", "f16"),
+)
+
+
+@needs_ptxas
+@pytest.mark.parametrize("spec", WIDEST, ids=lambda spec: f"{spec.precision}-{spec.name}")
+def test_the_widest_heads_fit_into_registers(spec: AttentionSpec) -> None:
+    resources = assemble(compiled(spec, SM_80, (8, 9)).text, SM_80).resources
+    assert all(used.spill_stores == 0 for used in resources.values()), resources
 
 
 @needs_ptxas
 def test_blocks_share_a_multiprocessor() -> None:
-    """Two blocks at least, by registers and by shared memory."""
-    resources = assemble(compiled(AttentionSpec(64, 64, "add"), SM_90A).text, SM_90A).resources
-    assert max(used.registers for used in resources.values()) <= 168
+    """Two blocks of 128 threads at least, by registers and by shared memory."""
+    ptx = compiled(AttentionSpec(64, 64, "add", "bf16x3"), SM_90A, (9,))
+    (used,) = assemble(ptx.text, SM_90A).resources.values()
+    (shape,) = ptx.kernels.values()
+    assert used.registers <= 256 and shape.shared * 2 <= SM_90A.shared_per_sm

@@ -25,14 +25,17 @@ as a softmax without fusion does. Without keys (t = 0) y is 0.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..strategy import Kernel
+from .arch import GpuArch
+from .attention_mma import HALF, mma_kernel, mma_unsupported
 from .attention_rows import SPLIT_KEYS, merge_kernel, partial_pitch, rows_kernel
 from .attention_simt import simt_kernel
-from .attention_spec import AttentionSpec
+from .attention_spec import AttentionSpec, Precision
 
-__all__ = ["AttentionSpec", "AttentionVariant", "attention_kernels"]
+__all__ = ["AttentionSpec", "AttentionVariant", "attention_kernels", "precision_on"]
 
 # Numbers of rows that have kernels of their own: decoding, with rows of grouped heads merged.
 FEW_ROWS = (1, 2, 4, 8)
@@ -53,6 +56,13 @@ class AttentionVariant:
         return self.min_rows <= rows and (self.max_rows is None or rows <= self.max_rows)
 
 
+def precision_on(archs: Iterable[GpuArch], *, half: bool) -> Precision:
+    """What all of `archs` have on their tensor cores; `half`: activations may be rounded to f16."""
+    precision: Precision = "f16" if half else "bf16x3"
+    form = f"{HALF[precision]}.m16n8k16"
+    return precision if all(arch.has(form) for arch in archs) else "f32"
+
+
 def attention_kernels(spec: AttentionSpec) -> tuple[AttentionVariant, ...]:
     """The kernels of `spec`, which cover every m >= 1 once."""
     variants = []
@@ -69,4 +79,5 @@ def attention_kernels(spec: AttentionSpec) -> tuple[AttentionVariant, ...]:
             )
         )
         fewer = rows
-    return (*variants, AttentionVariant(simt_kernel(spec), fewer + 1, None))
+    tile = simt_kernel(spec) if mma_unsupported(spec) else mma_kernel(spec)
+    return (*variants, AttentionVariant(tile, fewer + 1, None))

@@ -138,9 +138,21 @@ class Problem:
         if mask is None:
             return b.select(inside, score, minus)
         (value,) = b.either(inside, ["f32"], lambda: [mask.load(b, row, key)], lambda: [minus])
+        return self._with(value, score)
+
+    def masked_inside(self, head: Head, score: Value, row: Value, key: Value) -> Value:
+        """The same without a branch, where there is a key; rows past the last repeat it."""
+        b = self._b
+        value = score
+        if head.mask is not None:
+            row, at = b.min(row, self.rows - 1), b.min(key, self.keys - 1)
+            value = self._with(head.mask.load(b, row, at), score)
+        return b.select(key < self.keys, value, MINUS_INFINITY)
+
+    def _with(self, mask: Value, score: Value) -> Value:
         if self._spec.mask == "add":
-            return value + score
-        return b.select(value == 0.0, score, value)
+            return mask + score
+        return self._b.select(mask == 0.0, score, mask)
 
 
 def weight(b: GpuBuilder, score: Value, largest: Value) -> Value:
