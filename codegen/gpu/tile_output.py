@@ -11,20 +11,48 @@ Element = Callable[[int, int, int], Value]  # (row, column block, j) -> value to
 
 
 def store_tile(context: TileContext, plane: Value | int, element: Element) -> None:
-    """Store 4-byte elements to the target, [planes][m][n], those of `plane` (i32)."""
-    b, m, n = context.b, context.m, context.n
-    for i in range(context.row_count):
+    """Store 4-byte elements to the target, [planes][m][n], those of `plane` (i32).
+
+    Where n is even, the two columns of a thread are one store of 8 bytes.
+    """
+    b, plan = context.b, context.plan
+    pairs = [
+        [[element(row, block, j) for j in range(2)] for block in range(plan.column_blocks)]
+        for row in range(context.row_count)
+    ]
+    even = (context.n & 1) == 0
+
+    def store_pair(line: Value, column: Value, pair: list[Value]) -> None:
+        with b.when(column < context.n):
+            b.store(b.vector(pair), line, column * 4)
+
+    def store_each(line: Value, column: Value, pair: list[Value]) -> None:
+        for j, value in enumerate(pair):
+            with b.when(column + j < context.n):
+                b.store(value, line, column * 4 + 4 * j)
+
+    with b.when(even):
+        _store_rows(context, plane, pairs, store_pair)
+    with b.when(even == 0):
+        _store_rows(context, plane, pairs, store_each)
+
+
+def _store_rows(
+    context: TileContext,
+    plane: Value | int,
+    pairs: list[list[list[Value]]],
+    store: Callable[[Value, Value, list[Value]], None],
+) -> None:
+    b, m = context.b, context.m
+    for i, blocks in enumerate(pairs):
         row = context.row(i)
         with b.when(row < m):
             line = b.wide(row)
-            if not (isinstance(plane, int) and plane == 0):
-                line = line + b.wide(b.index(plane)) * b.wide(m)
-            start = b.at(context.target, line * b.wide(n) * 4)
-            for block in range(context.plan.column_blocks):
-                for j in range(2):
-                    column = context.column(block) + j
-                    with b.when(column < n):
-                        b.store(element(i, block, j), start, column * 4)
+            if isinstance(plane, Value):
+                line = line + b.wide(plane) * b.wide(m)
+            start = b.at(context.target, line * b.wide(context.n) * 4)
+            for block, pair in enumerate(blocks):
+                store(start, context.column(block), pair)
 
 
 def load_bias(context: TileContext) -> list[list[Value]]:
