@@ -56,7 +56,7 @@ class Arithmetic(Protocol):
         """The totals (f32) with the accumulators of a group added."""
         ...
 
-    def finish(self, context: TileContext, values: list[Value], bias: Value, target: Value) -> None:
+    def finish(self, context: TileContext, values: list[Value]) -> None:
         """Store the accumulators, or the totals where there are several groups."""
         ...
 

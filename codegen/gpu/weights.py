@@ -282,7 +282,8 @@ def _unpack_codes(layout: WeightLayout, packed: np.ndarray) -> np.ndarray:
     shape = (-1, layout.chunks)
     loads = packed.reshape(*shape, layout.chunk_loads, WARP, LOAD_BYTES).transpose(0, 1, 3, 2, 4)
     lanes = np.ascontiguousarray(loads).reshape(*loads.shape[:3], -1)
-    codes = sum(_unpack_part(layout, part, lanes) for part in layout.parts)
+    parts = [_unpack_part(layout, part, lanes) for part in layout.parts]
+    codes = np.bitwise_or.reduce(parts)
     tiles = len(codes)
     units = codes.reshape(
         tiles, layout.chunks, WARP, layout.chunk_units, BLOCKS, LANE_CODES
