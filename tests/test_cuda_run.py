@@ -436,3 +436,35 @@ def test_neither_libgomp_nor_libcuda_is_needed() -> None:
     assert needed <= {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0",
                       "ld-linux-x86-64.so.2"}  # fmt: skip
     assert Path(fake_gpu.layer()).stat().st_size < 64 << 10
+
+
+# ---- buffers that are allocations of their own ----
+
+
+def test_separate_buffers(machine, calls) -> None:
+    fake = driver(machine, separate_buffers=True, intercept=calls)
+    with abqc.load(fake_gpu.layer(), device=fake) as model:
+        for rows in 3, 3, 3, 40, 3:
+            inputs = layer_inputs(rows=rows)
+            check(model.run(inputs), inputs)
+        assert not calls["cuStreamBeginCapture_v2"]
+        assert calls.allocated.count(40 * COLUMNS * 4) == 3  # x, y and where y is handed out
+    gc.collect()
+    assert not machine.pieces
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_one_step_too_far_is_seen_between_separate_buffers(machine, separate: bool) -> None:
+    scale = machine.kernels["scale"][0]
+
+    def reads_one_row_more(machine, rows, x, w, y, columns):
+        machine.array(x, np.float32, rows + 1, columns)
+        scale(machine, rows, x, w, y, columns)
+
+    machine.kernels["scale"] = (reads_one_row_more, 4)
+    with abqc.load(fake_gpu.layer(), device=driver(machine, separate_buffers=separate)) as model:
+        if separate:
+            with pytest.raises(IndexError, match="in no piece of memory"):
+                model.run(layer_inputs())
+        else:
+            check(model.run(layer_inputs()), layer_inputs())

@@ -59,6 +59,7 @@ _MAJOR, _MINOR, _SHARED_BYTES = 75, 76, 97  # CUdevice_attribute
 _ERROR_LOG, _ERROR_LOG_BYTES = 5, 6  # CUjit_option
 _DRIVER_VERSION = 13000
 _ELF = b"\x7fELF"
+_SEPARATE_BUFFERS = "abqcSeparateBuffers"  # no function of the driver: the shim asks for it
 
 Extents = tuple[int, int, int]
 Intercept = Callable[[str, Sequence[Any]], int | None]
@@ -135,13 +136,16 @@ class Driver:
 
     `resolver` is the address for `abqc_instance_options.driver`; the object must outlive what was
     created with it. `intercept(name, arguments)` sees every call first and may return an error
-    code in its place. `progress(kernel, blocks)` is told of every launch.
+    code in its place. `progress(kernel, blocks)` is told of every launch. With `separate_buffers`
+    every buffer of a run is an allocation, whose bounds the machine knows; else all are parts of
+    one, as on a GPU, and runs are captured as graphs.
     """
 
     def __init__(
         self,
         machine: Machine,
         *,
+        separate_buffers: bool = False,
         intercept: Intercept | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -162,6 +166,8 @@ class Driver:
             name: ctypes.CFUNCTYPE(c_int, *types)(self._guarded(name))
             for name, types in _SIGNATURES.items()
         }
+        if separate_buffers:
+            self._functions[_SEPARATE_BUFFERS] = self._functions["cuInit"]
         self._resolve = ctypes.CFUNCTYPE(c_void_p, c_char_p)(self._address_of)
 
     @property
@@ -442,11 +448,17 @@ class PtxDriver(Driver):
         capability: tuple[int, int] = (9, 0),
         memory_bytes: int = 4 << 30,
         *,
+        separate_buffers: bool = True,
         intercept: Intercept | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.device = Device(capability, memory_bytes)
-        super().__init__(PtxMachine(self.device), intercept=intercept, progress=progress)
+        super().__init__(
+            PtxMachine(self.device),
+            separate_buffers=separate_buffers,
+            intercept=intercept,
+            progress=progress,
+        )
 
 
 def _put(pointer: int, kind: Any, value: int) -> None:

@@ -135,6 +135,7 @@ struct abqc_device {
     CUdeviceptr *weights; /* by entry of the table of weights */
     int32_t most_slots;   /* of any kernel */
     bool graphs;          /* whether runs are captured */
+    bool separate;        /* whether buffers are allocations of their own, for a driver that checks */
     _Atomic CUresult lost; /* the sticky error, or 0 */
     abqc_device *next;
 };
@@ -195,6 +196,8 @@ typedef struct {
     abqc_gpu_chunk chunks[ABQC_GPU_CHUNKS];
     int32_t count;
     bool planning; /* addresses lead nowhere, and there is no end to them */
+    CUdeviceptr *pieces; /* allocations of their own */
+    int32_t piece_count, piece_room;
 } abqc_gpu_arena;
 
 /* Whether the next run can have `bytes` where this one's memory is. */
@@ -205,7 +208,7 @@ int32_t abqc_gpu_arena_plan(abqc_gpu_arena *arena);
 int32_t abqc_gpu_arena_begin(const abqc_device *device, abqc_gpu_arena *arena, int64_t bytes);
 int32_t abqc_gpu_arena_alloc(const abqc_device *device, abqc_gpu_arena *arena, int64_t bytes,
                              CUdeviceptr *data);
-bool abqc_gpu_arena_free(abqc_gpu_arena *arena, CUdeviceptr data);
+bool abqc_gpu_arena_free(const abqc_device *device, abqc_gpu_arena *arena, CUdeviceptr data);
 void abqc_gpu_arena_destroy(const abqc_device *device, abqc_gpu_arena *arena);
 
 /* ---- cuda_plans.c: what is known of runs with the same sizes and places ---- */

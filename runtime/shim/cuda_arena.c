@@ -1,5 +1,9 @@
 /* The device memory of a context: one piece as large as a plan says. Where a run cannot be planned,
- * because sizes depend on data, pieces are added as it goes; the next run has one of their sum. */
+ * because sizes depend on data, pieces are added as it goes; the next run has one of their sum.
+ *
+ * A driver that checks every access (the PTX machine) gets each buffer as an allocation of its own. */
+
+#include <stdlib.h>
 
 #include "cuda.h"
 
@@ -12,8 +16,41 @@ static const char purpose[] = "the working memory of a run";
 
 static int32_t out_of_host_memory(void) { return abqc_error(ABQC_E_MEMORY, "out of memory"); }
 
+/* ---- buffers that are allocations of their own ---- */
+
+static int32_t add_piece(const abqc_device *device, abqc_gpu_arena *arena, int64_t bytes,
+                         CUdeviceptr *data) {
+    if (arena->piece_count == arena->piece_room) {
+        int32_t room = 2 * arena->piece_room + 64;
+        CUdeviceptr *more = realloc(arena->pieces, (size_t)room * sizeof *more);
+        if (!more) return out_of_host_memory();
+        arena->pieces = more;
+        arena->piece_room = room;
+    }
+    int32_t status = abqc_device_allocate(device, bytes ? bytes : 1, purpose, data);
+    if (!status) arena->pieces[arena->piece_count++] = *data;
+    return status;
+}
+
+static bool free_piece(const abqc_device *device, abqc_gpu_arena *arena, CUdeviceptr data) {
+    for (int32_t i = 0; i < arena->piece_count; i++) {
+        if (arena->pieces[i] != data) continue;
+        arena->pieces[i] = arena->pieces[--arena->piece_count];
+        return device->cuda.release(data) == CUDA_SUCCESS;
+    }
+    return false;
+}
+
+static void free_pieces(const abqc_device *device, abqc_gpu_arena *arena) {
+    while (arena->piece_count) device->cuda.release(arena->pieces[--arena->piece_count]);
+}
+
+/* ---- buffers in common memory ---- */
+
 void abqc_gpu_arena_destroy(const abqc_device *device, abqc_gpu_arena *arena) {
     for (int32_t i = 0; i < arena->count; i++) device->cuda.release(arena->chunks[i].base);
+    free_pieces(device, arena);
+    free(arena->pieces);
     abqc_ranges_destroy(&arena->ranges);
     *arena = (abqc_gpu_arena){0};
 }
@@ -52,6 +89,8 @@ bool abqc_gpu_arena_fits(const abqc_gpu_arena *arena, int64_t bytes) {
 
 int32_t abqc_gpu_arena_begin(const abqc_device *device, abqc_gpu_arena *arena, int64_t bytes) {
     arena->planning = false;
+    free_pieces(device, arena);
+    if (device->separate) return ABQC_OK;
     if (!abqc_gpu_arena_fits(arena, bytes)) {
         int64_t present = capacity(arena);
         int32_t status = replace(device, arena, bytes > present ? bytes : present);
@@ -87,6 +126,7 @@ static const abqc_gpu_chunk *chunk_of_offset(const abqc_gpu_arena *arena, int64_
 
 int32_t abqc_gpu_arena_alloc(const abqc_device *device, abqc_gpu_arena *arena, int64_t bytes,
                              CUdeviceptr *data) {
+    if (device->separate && !arena->planning) return add_piece(device, arena, bytes, data);
     int64_t offset = abqc_ranges_alloc(&arena->ranges, bytes);
     if (offset < 0 && !arena->planning) {
         int32_t status = grow(device, arena, bytes);
@@ -99,7 +139,8 @@ int32_t abqc_gpu_arena_alloc(const abqc_device *device, abqc_gpu_arena *arena, i
     return ABQC_OK;
 }
 
-bool abqc_gpu_arena_free(abqc_gpu_arena *arena, CUdeviceptr data) {
+bool abqc_gpu_arena_free(const abqc_device *device, abqc_gpu_arena *arena, CUdeviceptr data) {
+    if (device->separate && !arena->planning) return free_piece(device, arena, data);
     if (arena->planning)
         return abqc_ranges_free(&arena->ranges, (int64_t)(data - nowhere.base));
     for (int32_t i = 0; i < arena->count; i++) {

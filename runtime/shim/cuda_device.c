@@ -180,7 +180,8 @@ static int32_t open_new(const abqc_instance_options *options, bool graphs, abqc_
     device->resolver = options->driver;
     device->ordinal = options->device.device_id;
     device->references = 1;
-    device->graphs = graphs;
+    device->separate = options->driver && options->driver("abqcSeparateBuffers");
+    device->graphs = graphs && !device->separate;
     int32_t status = abqc_cuda_load(&device->cuda, device->resolver);
     if (!status) status = find_device(device);
     if (!status) status = fill(device, options->isa);
@@ -205,7 +206,7 @@ static int32_t choose_graphs(bool *graphs) {
 }
 
 static bool serves(const abqc_device *device, const abqc_instance_options *options, bool graphs) {
-    return device->resolver == options->driver && device->graphs == graphs &&
+    return device->resolver == options->driver && (device->graphs == graphs || device->separate) &&
            device->ordinal == options->device.device_id && !device->lost &&
            (!options->isa || !strcmp(options->isa, device->image->name));
 }

@@ -21,7 +21,8 @@ void *abqc_rt_alloc(abqc_ctx *ctx, int64_t bytes) {
 }
 
 void abqc_rt_free(abqc_ctx *ctx, void *data) {
-    if (data && !abqc_gpu_arena_free(&ctx->work->arena, address(data))) abqc_fail_double_free(ctx);
+    if (data && !abqc_gpu_arena_free(ctx->device, &ctx->work->arena, address(data)))
+        abqc_fail_double_free(ctx);
 }
 
 void *abqc_rt_weight(abqc_ctx *ctx, const void *host) {
