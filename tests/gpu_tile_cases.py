@@ -14,7 +14,9 @@ from abqc.codegen.gpu.tile_schedules import plan_of
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects import formats, reference
 from abqc.dialects.formats import QuantizedTensor, parse_scheme
-from gpu_kernels import output, run, take
+from abqc.runtime.ptx import run_kernel
+from abqc.runtime.ptx.counters import Counters, Counts
+from gpu_kernels import compile_kernel, output, run, take
 
 INT8 = Int8Matmul()
 
@@ -73,9 +75,34 @@ class TileCase:
         else:
             self._check_integer()
 
-    def result(self) -> np.ndarray:
-        """y of rows packed by numpy."""
-        return self._run(self._rows())
+    def result(self, *, on_device: bool = False) -> np.ndarray:
+        """y of rows packed by numpy, or by the packing kernel."""
+        return self._run(self._packed() if on_device else self._rows())
+
+    def _packed(self) -> np.ndarray:
+        m = len(self.x)
+        pack = self.strategy.pack_kernel(self.spec)
+        assert pack is not None
+        q = output(m * self.strategy.row_bytes(self.spec), np.uint8)
+        return take(run(pack, pack.grid(m), [self.x.reshape(-1), q, m], self.arch)[1])
+
+    def counts(self) -> Counts:
+        """What the matmul executes."""
+        kernel, (m, n) = self.strategy.kernel(self.spec, self.schedule), (len(self.x), self.spec.n)
+        ptx, counters = compile_kernel(self.arch, kernel), Counters()
+        shape = ptx.kernels[kernel.name]
+        blob = self.strategy.pack_weight(self.spec, self.weight)
+        arguments = [self._rows().reshape(-1), blob, self.bias, output(m * n), m, n]
+        run_kernel(
+            ptx.text,
+            kernel.name,
+            kernel.grid(m, n),
+            shape.threads,
+            arguments,
+            shape.shared,
+            counters=counters,
+        )
+        return counters.counts()
 
     def _rows(self) -> np.ndarray:
         if self.strategy.activation != "int8":

@@ -100,6 +100,31 @@ def test_rows_that_are_not_finite():
     assert np.isnan(y[2]).all() and np.isfinite(y[[0, 1, 3]]).all()
 
 
+@pytest.mark.parametrize("n", [39, 40])
+def test_columns_by_pairs_or_alone(n):
+    """Rows of an odd number of columns are not aligned for stores of pairs."""
+    TileCase.random("w4:g64", "a8", (3, n, 128), SMALL).check()
+
+
+@pytest.mark.parametrize(("weight", "activation"), [("w4:g64:asym", "a8"), ("w4", None)])
+def test_rows_packed_on_the_device(weight, activation):
+    """The packing kernel writes what the matmul reads."""
+    case = TileCase.random(weight, activation, (5, 40, 200), SMALL)
+    np.testing.assert_array_equal(case.result(on_device=True), case.result())
+
+
+@pytest.mark.parametrize("block_k", [64, 128])
+@pytest.mark.parametrize(("weight", "activation"), [("w4:channel", "a8"), ("w2:channel", None)])
+def test_shared_memory_has_no_bank_conflicts(weight, activation, block_k):
+    schedule = Schedule("tile", 32, 64, block_k, 1, 2, 1, 2)
+    case = TileCase.random(weight, activation, (32, 64, 512), schedule)
+    counts = case.counts()
+    assert counts.bank_conflicts == 0
+    assert counts.shared_phases > 0
+    (work,) = counts.tensor.values()
+    assert work.operations == 2 * 32 * 64 * 512
+
+
 def test_what_is_refused():
     w4, a8 = parse_scheme("w4"), parse_scheme("a8")
     assert INT8.unsupported(MatmulSpec(8, 64, w4, a8), SM_80) is None
