@@ -10,17 +10,41 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from abqc.runtime.ptx import Device, parse
+from abqc.runtime.ptx import Device, Kernel, parse
 from abqc.runtime.ptx.counters import Counters
 
 SOURCES = Path(__file__).parent / "cuda"
 NVCC = shutil.which("nvcc")
 N = 300  # elements that tests work on; not a multiple of a block
 
+# Reads a buffer byte by byte: a fault where one was never written.
+READ_BACK = parse("""
+.version 8.0
+.target sm_80
+.address_size 64
+.visible .entry read_back(.param .u64 buffer, .param .u32 bytes)
+{
+    .reg .pred %p;
+    .reg .b32 %r<6>;
+    .reg .b64 %rd<3>;
+    mov.u32 %r1, %ctaid.x;
+    mov.u32 %r2, %tid.x;
+    mad.lo.u32 %r3, %r1, 256, %r2;
+    ld.param.u32 %r4, [bytes];
+    setp.ge.u32 %p, %r3, %r4;
+    @%p exit;
+    ld.param.u64 %rd1, [buffer];
+    cvt.u64.u32 %rd2, %r3;
+    add.u64 %rd1, %rd1, %rd2;
+    ld.global.u8 %r5, [%rd1];
+    ret;
+}
+""").kernels["read_back"]
+
 
 @dataclass(frozen=True)
 class Output:
-    """A buffer that nobody has written before the launch."""
+    """A buffer that nobody has written before the launch; the kernel must write all of it."""
 
     shape: tuple[int, ...]
     dtype: Any = np.float32
@@ -43,6 +67,10 @@ class CudaFile:
 
     def __call__(self, name: str, grid, block, *arguments, shared_bytes: int = 0):
         """Launches once; the contents of outputs, then of arrays, in order, as new arrays."""
+        kernel = self.module.kernels[name]
+        return self.run(kernel, grid, block, *arguments, shared_bytes=shared_bytes)
+
+    def run(self, kernel: Kernel, grid, block, *arguments, shared_bytes: int = 0):
         batch_lanes = 64 if self.mode == "small batches" else 1 << 14
         device = Device(capability=(8, 0), memory_bytes=1 << 24, batch_lanes=batch_lanes)
         counters = Counters() if self.mode == "counted" else None
@@ -58,7 +86,7 @@ class CudaFile:
             else:
                 parameters.append(argument)
         device.launch(
-            self.module.kernels[name],
+            kernel,
             grid=_three(grid),
             block=_three(block),
             parameters=parameters,
@@ -67,6 +95,9 @@ class CudaFile:
         )
         if counters:
             assert counters.counts().warps["control"] > 0
+        for address, array in outputs:
+            blocks = -(-array.nbytes // 256)
+            device.launch(READ_BACK, (blocks, 1, 1), (256, 1, 1), [address, array.nbytes])
         results = [
             np.asarray(device.read(address, array.nbytes)).view(array.dtype).reshape(array.shape)
             for address, array in (*outputs, *inputs)
