@@ -1,0 +1,83 @@
+"""Copies of a block's operands to shared memory, for kernels of the strategy `planes`.
+
+A stage holds a block of K:
+
+    weights   [tiles][steps][planes][lanes 32][16 bytes]     as in global memory
+    rows      [units][planes][tokens][16 bytes]              so that eight tokens are all 32 banks
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..builder import Value
+from .builder import GpuBuilder
+from .planes_layout import UNIT_BYTES
+from .planes_operands import PlaneOperands
+from .planes_plan import PlanesPlan
+
+PIECE = 16  # bytes of a copy
+NEIGHBOURS = 8  # tokens whose pieces neighbouring threads copy
+
+
+@dataclass(frozen=True)
+class PlaneCopies:
+    """Copies for the block whose first token and tile are given."""
+
+    plan: PlanesPlan
+    b: GpuBuilder
+    operands: PlaneOperands
+    first_token: Value
+    first_tile: Value
+
+    def copy(self, k_block: Value, stage: Value) -> None:
+        """Start the copies of a block of K to the stage at pointer `stage`."""
+        self._weights(k_block, stage)
+        self._rows(k_block, self.b.at(stage, self.plan.weight_stage_bytes))
+
+    def _weights(self, k_block: Value, stage: Value) -> None:
+        plan, b = self.plan, self.b
+        per_step = plan.weight.step_bytes // PIECE
+        per_tile = plan.block_steps * per_step
+        begin = b.wide(k_block) * (plan.block_steps * plan.weight.step_bytes)
+        for piece in self._pieces(plan.block_tiles * per_tile):
+            tile, inside = piece // per_tile, piece % per_tile
+            source = b.at(self.operands.tile(self.first_tile + tile), begin)
+            step = k_block * plan.block_steps + inside // per_step
+            self._piece(stage, piece, source, inside * PIECE, step)
+
+    def _rows(self, k_block: Value, stage: Value) -> None:
+        plan = self.plan
+        tokens = plan.schedule.block_m
+        near = min(NEIGHBOURS, tokens)
+        per_unit = plan.row_planes
+        per_token = 2 * plan.block_steps * per_unit
+        begin = k_block * (per_token * UNIT_BYTES)
+        for piece in self._pieces(tokens * per_token):
+            inside = piece // near % per_token
+            token = piece % near + piece // (near * per_token) * near
+            source = self.operands.row(self.first_token + token)
+            step = k_block * plan.block_steps + inside // (2 * per_unit)
+            self._piece(stage, inside * tokens + token, source, begin + inside * UNIT_BYTES, step)
+
+    def _pieces(self, count: int):  # type: ignore[no-untyped-def]
+        """The thread's pieces of `count`; each is worked on inside of what is yielded."""
+        threads = self.b.threads
+        for begin in range(0, count, threads):
+            piece = self.b.thread + begin
+            if begin + threads <= count:
+                yield piece
+            else:
+                with self.b.when(piece < count):
+                    yield piece
+
+    def _piece(self, stage: Value, to: Value, source: Value, at: Value, step: Value) -> None:
+        """Copy one piece; zeros where `step` is beyond the last one."""
+        b = self.b
+        target = b.at(stage, to * PIECE)
+        if not self.plan.ragged:
+            b.copy_async(target, b.at(source, at))
+            return
+        there = step < self.plan.weight.steps
+        size = b.select(there, b.const(PIECE, "i32"), 0)
+        b.copy_async(target, b.at(source, b.select(there, at, 0)), PIECE, size)

@@ -1,0 +1,204 @@
+"""Strategy `planes`: packed operands and kernels, in the PTX machine, against numpy to the bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from abqc.codegen.gpu.arch import ALL, SM_75, SM_80, SM_100A, GpuArch
+from abqc.codegen.gpu.compile import assemble, compile_ptx, disassemble
+from abqc.codegen.gpu.planes import Planes
+from abqc.codegen.gpu.planes_layout import PlaneRows
+from abqc.codegen.gpu.planes_plan import PlanesPlan
+from abqc.codegen.gpu.schedule import Schedule
+from abqc.codegen.gpu.tools import find_tool
+from abqc.codegen.strategy import Kernel, MatmulSpec
+from abqc.dialects import formats, reference
+from abqc.dialects.formats import QuantizedTensor, parse_scheme
+from abqc.dialects.mlir import ir
+from abqc.runtime.ptx import run_kernel
+from kernel_cases import all_pairs
+
+needs_tools = pytest.mark.skipif(
+    find_tool("ptxas") is None or find_tool("nvdisasm") is None, reason="no ptxas, nvdisasm"
+)
+STRATEGY = Planes()
+NATIVE = [arch for arch in ALL if arch.has("b1.m16n8k256")]
+
+
+def compiled(kernel: Kernel, arch: GpuArch = SM_80):
+    with ir.Context(), ir.Location.unknown():
+        module = ir.Module.create()
+        kernel.emit(module, arch)
+        return compile_ptx(module, arch)
+
+
+def launch(kernel: Kernel, grid: int, arguments: list) -> list[np.ndarray]:
+    ptx = compiled(kernel)
+    shape = ptx.kernels[kernel.name]
+    return run_kernel(
+        ptx.text, kernel.name, grid, shape.threads, arguments, shared_bytes=shape.shared
+    )
+
+
+class Case:
+    """A matmul with random codes: all scales are 1, so that y shows the accumulators' sum."""
+
+    def __init__(self, weight: str, activation: str, m: int, n: int, k: int, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        w, a = parse_scheme(weight), parse_scheme(activation)
+        self.spec = MatmulSpec(n, k, w, a)
+        groups = w.n_groups(k)
+        zero = None
+        if not w.symmetric:
+            zero = rng.integers(0, w.format.qmax + 1, (n, groups)).astype(np.uint8)
+        codes = rng.choice(w.format.codes, (n, k)).astype(w.format.dtype)
+        self.weight = QuantizedTensor(codes, np.ones((n, groups), np.float16), zero, w)
+        self.codes = rng.choice(a.format.codes, (m, k)).astype(a.format.dtype)
+        self.scale = np.ones(m, np.float32)
+        self.zero = np.zeros(m, np.int32)
+        if not a.symmetric:
+            self.zero = rng.integers(0, a.format.qmax + 1, m).astype(np.int32)
+        self.bias = rng.integers(-9, 9, n).astype(np.float32)
+
+    @property
+    def m(self) -> int:
+        return len(self.codes)
+
+    def accumulators(self) -> np.ndarray:
+        weight = self.weight
+        return reference.accumulate(self.codes, self.zero, weight.codes, weight.zero, weight.scheme)
+
+    def run(self, schedule: Schedule) -> np.ndarray:
+        spec, m, n = self.spec, self.m, self.spec.n
+        q = PlaneRows.of(spec).pack_reference(self.codes, self.scale, self.zero)
+        w = STRATEGY.pack_weight(spec, self.weight)
+        y = np.full(m * n, np.nan, np.float32)
+        kernel = STRATEGY.kernel(spec, schedule)
+        if schedule.split == 1:
+            return launch(kernel, kernel.grid(m, n), [q, w, self.bias, y, m, n])[3].reshape(m, n)
+        space = np.full(schedule.split * m * n, np.nan, np.float32)
+        grid = kernel.grid(m, n) * schedule.split
+        space = launch(kernel, grid, [q, w, self.bias, space, m, n])[3]
+        reduce = STRATEGY.reduce_kernel(spec, schedule)
+        assert reduce is not None
+        out = launch(reduce, reduce.grid(m, n), [space, q, w, self.bias, y, m, n])
+        return out[4].reshape(m, n)
+
+    def check(self, schedule: Schedule) -> None:
+        """To the bit where f32 holds all sums; group by group where it does not."""
+        acc = self.accumulators()
+        expected = reference.scale_accumulators(acc, self.scale, self.weight.scale, self.bias)
+        allowed = reference.tolerance(acc, self.scale, self.weight.scale, self.bias)
+        if np.abs(acc).sum(axis=2).max() < 1 << 23:
+            allowed = np.zeros_like(allowed)
+        error = np.abs(self.run(schedule).astype(np.float64) - expected)
+        assert (error <= allowed).all(), f"{self.spec} {schedule.name}: {error.max()}"
+
+
+def schedules_of(spec: MatmulSpec, arch: GpuArch = SM_80) -> list[Schedule]:
+    return list(STRATEGY.schedules(spec, arch))
+
+
+def some_schedule(case: Case, seed: int) -> Schedule:
+    """A small schedule for the case's rows, drawn by chance."""
+    able = [s for s in schedules_of(case.spec) if s.block_m <= 2 * case.m + 8 and s.threads <= 256]
+    return able[np.random.default_rng(seed).integers(len(able))]
+
+
+PAIRS = all_pairs()
+
+
+@pytest.mark.parametrize("number", range(0, len(PAIRS), 5))
+def test_pairs_are_exact(number: int) -> None:
+    weight, activation = PAIRS[number]
+    rng = np.random.default_rng(number)
+    m, n, k = rng.integers(1, 20), rng.integers(1, 40), rng.integers(1, 300)
+    case = Case(weight, activation, int(m), int(n), int(k), number)
+    case.check(some_schedule(case, number))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(PAIRS)))
+@pytest.mark.parametrize("seed", range(20))
+def test_all_pairs_are_exact(number: int, seed: int) -> None:
+    weight, activation = PAIRS[number]
+    rng = np.random.default_rng(100 * number + seed)
+    group = ("channel", "g33", "g128", "g16", "g64", "g256", "g300")[seed % 7]
+    weight = ":".join([weight.split(":")[0], group, *weight.split(":")[2:]])
+    m, n, k = rng.integers(1, 70), rng.integers(1, 90), rng.integers(1, 900)
+    case = Case(weight, activation, int(m), int(n), int(k), seed)
+    case.check(some_schedule(case, seed))
+
+
+TILE = {"block_m": 8, "block_n": 32, "block_k": 256, "warps_n": 2, "stages": 2}
+SCHEDULES = [
+    ("w2:channel", "a8", 1, 40, 1000, Schedule("tile", 1, 16, 1024, 1, 1, 4, 2)),
+    ("w4:channel:asym", "a4", 2, 40, 1000, Schedule("tile", 2, 32, 512, 1, 2, 2, 3)),
+    ("w4:g128", "a8", 1, 33, 1000, Schedule("tile", 1, 16, 1024, 1, 1, 4, 2)),
+    ("w4:g128:asym", "a3", 4, 33, 900, Schedule("tile", 4, 32, 512, 1, 2, 1, 2)),
+    ("w2:g32", "a2", 3, 20, 300, Schedule("tile", 4, 16, 512, 1, 1, 2, 2)),
+    ("w3:g512:asym", "a5", 9, 20, 1200, Schedule("tile", 16, 32, 256, 1, 2, 1, 3)),
+    ("w3:g512:asym", "a5", 9, 20, 1200, Schedule("tile", 8, 16, 1024, 1, 1, 2, 2)),
+    ("w1:g64", "a1:token:sym", 17, 50, 333, Schedule("tile", 16, 32, 256, 1, 2, 1, 2)),
+    ("w2:channel", "a2", 40, 70, 520, Schedule("tile", 32, 64, 256, 2, 2, 1, 4)),
+    ("w2:channel:asym", "a8", 3, 40, 1500, Schedule("tile", 4, 16, 512, 1, 1, 2, 2, 2)),
+    ("w4:g128:asym", "a8", 3, 40, 1500, Schedule("tile", 4, 16, 512, 1, 1, 2, 2, 2)),
+    ("w4:g512", "a8", 3, 40, 2000, Schedule("tile", 4, 16, 256, 1, 1, 1, 2, 2)),
+]
+
+
+@pytest.mark.parametrize("case", SCHEDULES, ids=lambda c: f"{c[0]}-{c[1]}-{c[5].name}")
+def test_schedules_are_exact(case) -> None:
+    weight, activation, m, n, k, schedule = case
+    made = Case(weight, activation, m, n, k)
+    assert PlanesPlan(made.spec, schedule).problem(SM_80) is None
+    made.check(schedule)
+
+
+def test_rows_are_packed_multiplied_and_scaled() -> None:
+    m, n, k = 5, 24, 200
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((m, k), np.float32)
+    x[3, 7] = np.nan
+    weight = formats.quantize_weight(
+        rng.standard_normal((n, k), np.float32), parse_scheme("w3:channel")
+    )
+    spec = MatmulSpec(n, k, weight.scheme, parse_scheme("a6"))
+    pack = STRATEGY.pack_kernel(spec)
+    assert pack is not None and spec.activation is not None
+    q = np.zeros(m * STRATEGY.row_bytes(spec), np.uint8)
+    q = launch(pack, pack.grid(m), [x, q, m])[1]
+    kernel = STRATEGY.kernel(spec, Schedule("tile", 8, 32, 256, 1, 2, 1, 2))
+    bias = rng.standard_normal(n, np.float32)
+    w = STRATEGY.pack_weight(spec, weight)
+    y = np.zeros((m, n), np.float32)
+    y = launch(kernel, kernel.grid(m, n), [q, w, bias, y, m, n])[3]
+    codes, scale, zero = formats.quantize_activation(x, spec.activation)
+    expected = reference.matmul(codes, scale, zero, weight, bias)
+    assert np.isnan(y[3]).all()
+    keep = [0, 1, 2, 4]
+    np.testing.assert_array_equal(y[keep], expected[keep])
+
+
+def test_targets_without_binary_tensor_cores_are_refused() -> None:
+    spec = MatmulSpec(16, 64, parse_scheme("w2"), parse_scheme("a8"))
+    for arch in (SM_75, SM_100A):
+        assert "binary mma.sync" in (STRATEGY.unsupported(spec, arch) or "")
+    assert STRATEGY.unsupported(spec, SM_80) is None
+
+
+def test_sums_beyond_32_bits_are_refused() -> None:
+    spec = MatmulSpec(16, 40000, parse_scheme("w8:channel:asym"), parse_scheme("a8"))
+    assert "32 bits" in (STRATEGY.unsupported(spec, SM_80) or "")
+
+
+@needs_tools
+@pytest.mark.parametrize("arch", NATIVE, ids=lambda arch: arch.name)
+def test_machine_code_has_binary_products_and_no_spills(arch: GpuArch) -> None:
+    for weight, activation, _, n, k, schedule in SCHEDULES[::3]:
+        spec = MatmulSpec(n, k, parse_scheme(weight), parse_scheme(activation))
+        kernel = STRATEGY.kernel(spec, schedule)
+        code = assemble(compiled(kernel, arch).text, arch)
+        assert code.resources[kernel.name].spill_stores == 0
+        text = "\n".join(disassemble(code.cubin)[kernel.name])
+        assert "BMMA" in text and "IMMA" not in text
