@@ -14,7 +14,8 @@ import numpy as np
 from abqc.codegen.elf import write_data_object
 from abqc.codegen.link import ArtifactMeta, GpuImage, GpuKernelEntry, GpuMeta, link
 from abqc.runtime.dlpack import CUDA, ManagedTensor, dtype_of
-from abqc.runtime.ptx.driver import Driver, Extents
+from abqc.runtime.ptx.driver import Driver
+from abqc.runtime.ptx.driver_machine import Extents
 from handmade import COLUMNS, LAYER_WEIGHTS
 
 BASE = 1 << 40

@@ -54,15 +54,13 @@ def _places(
     zero = b.const(0, "i64")
     state = [number, zero, zero]
     for d in reversed(range(MAX_RANK)):
-
-        def step(d: int = d, state: list[Value] = state) -> list[Value]:
-            left, to_at, from_at = state
-            index = left % sizes[d]
-            return [
-                left // sizes[d],
-                to_at + index * to_strides[d],
-                from_at + index * from_strides[d],
-            ]
-
-        state = b.either(rank > d, ["i64"] * 3, step, lambda state=state: state)
+        dim = (sizes[d], to_strides[d], from_strides[d])
+        state = b.either(rank > d, ["i64"] * 3, partial(_step, state, *dim), partial(list, state))
     return state[1], state[2]
+
+
+def _step(state: list[Value], size: Value, to_stride: Value, from_stride: Value) -> list[Value]:
+    """One dimension further out: what is left of the number, and the places so far."""
+    left, to_at, from_at = state
+    index = left % size
+    return [left // size, to_at + index * to_stride, from_at + index * from_stride]

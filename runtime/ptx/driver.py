@@ -13,47 +13,28 @@ from __future__ import annotations
 import ctypes
 import itertools
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from ctypes import c_char_p, c_int, c_size_t, c_uint, c_uint8, c_uint16, c_uint64, c_void_p
-from functools import lru_cache
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from ctypes import c_char_p, c_int, c_size_t, c_uint64, c_void_p
+from typing import Any
 
 import numpy as np
 
 from .device import Device
+from .driver_api import (
+    ERROR_NAMES,
+    INVALID_DEVICE,
+    INVALID_HANDLE,
+    INVALID_PTX,
+    INVALID_VALUE,
+    LAUNCH_FAILED,
+    NO_BINARY_FOR_GPU,
+    NOT_FOUND,
+    OUT_OF_MEMORY,
+    SIGNATURES,
+    SUCCESS,
+)
+from .driver_machine import Machine, PtxMachine
 from .errors import PtxSyntaxError
-from .module import PtxModule
-from .parser import parse
-
-SUCCESS = 0
-INVALID_VALUE = 1
-OUT_OF_MEMORY = 2
-INVALID_DEVICE = 101
-INVALID_IMAGE = 200
-NO_BINARY_FOR_GPU = 209
-INVALID_PTX = 218
-INVALID_HANDLE = 400
-NOT_FOUND = 500
-LAUNCH_FAILED = 719
-
-ERROR_NAMES = {
-    INVALID_VALUE: "CUDA_ERROR_INVALID_VALUE",
-    OUT_OF_MEMORY: "CUDA_ERROR_OUT_OF_MEMORY",
-    INVALID_DEVICE: "CUDA_ERROR_INVALID_DEVICE",
-    INVALID_IMAGE: "CUDA_ERROR_INVALID_IMAGE",
-    NO_BINARY_FOR_GPU: "CUDA_ERROR_NO_BINARY_FOR_GPU",
-    INVALID_PTX: "CUDA_ERROR_INVALID_PTX",
-    INVALID_HANDLE: "CUDA_ERROR_INVALID_HANDLE",
-    NOT_FOUND: "CUDA_ERROR_NOT_FOUND",
-    LAUNCH_FAILED: "CUDA_ERROR_LAUNCH_FAILED",
-    3: "CUDA_ERROR_NOT_INITIALIZED",
-    34: "CUDA_ERROR_STUB_LIBRARY",
-    100: "CUDA_ERROR_NO_DEVICE",
-    222: "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
-    700: "CUDA_ERROR_ILLEGAL_ADDRESS",
-    701: "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES",
-    900: "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
-}
 
 _MAJOR, _MINOR, _SHARED_BYTES = 75, 76, 97  # CUdevice_attribute
 _ERROR_LOG, _ERROR_LOG_BYTES = 5, 6  # CUjit_option
@@ -61,66 +42,8 @@ _DRIVER_VERSION = 13000
 _ELF = b"\x7fELF"
 _SEPARATE_BUFFERS = "abqcSeparateBuffers"  # no function of the driver: the shim asks for it
 
-Extents = tuple[int, int, int]
 Intercept = Callable[[str, Sequence[Any]], int | None]
 Progress = Callable[[str, int], None]
-
-
-class Machine(Protocol):
-    """What executes: memory and kernels. A kernel has a name and says the bytes of its parameters.
-
-    `allocate` raises MemoryError where there is no room; anything else that is raised fails the
-    call, and comes out of the run that caused it.
-    """
-
-    capability: tuple[int, int]
-
-    def allocate(self, nbytes: int) -> int: ...
-    def free(self, address: int) -> None: ...
-    def write(self, address: int, array: np.ndarray) -> None: ...
-    def read(self, address: int, nbytes: int) -> np.ndarray: ...
-    def memory(self) -> tuple[int, int]: ...
-    def load(self, ptx: str) -> Mapping[str, Any]: ...
-    def parameter_sizes(self, kernel: Any) -> Sequence[int]: ...
-    def launch(
-        self, kernel: Any, grid: Extents, block: Extents, parameters: list[bytes], shared: int
-    ) -> None: ...
-
-
-class PtxMachine:
-    """A `Device` as a Machine."""
-
-    def __init__(self, device: Device) -> None:
-        self.device = device
-        self.capability = device.capability
-        self.free, self.write, self.read = device.free, device.write, device.read
-
-    def allocate(self, nbytes: int) -> int:
-        free, _ = self.memory()
-        if nbytes > free:
-            raise MemoryError
-        return self.device.allocate(nbytes)
-
-    def memory(self) -> tuple[int, int]:
-        """Free bytes and all of them."""
-        memory = self.device.memory
-        return memory.capacity - memory.used, memory.capacity
-
-    def load(self, ptx: str) -> Mapping[str, Any]:
-        return _parsed(ptx).kernels
-
-    def parameter_sizes(self, kernel: Any) -> Sequence[int]:
-        return [parameter.bytes for parameter in kernel.parameters]
-
-    def launch(
-        self, kernel: Any, grid: Extents, block: Extents, parameters: list[bytes], shared: int
-    ) -> None:
-        self.device.launch(kernel, grid, block, parameters, shared)
-
-
-@lru_cache(maxsize=4)
-def _parsed(ptx: str) -> PtxModule:
-    return parse(ptx)
 
 
 class DriverError(Exception):
@@ -164,7 +87,7 @@ class Driver:
         self._context = self._new("context")
         self._functions = {
             name: ctypes.CFUNCTYPE(c_int, *types)(self._guarded(name))
-            for name, types in _SIGNATURES.items()
+            for name, types in SIGNATURES.items()
         }
         if separate_buffers:
             self._functions[_SEPARATE_BUFFERS] = self._functions["cuInit"]
@@ -348,7 +271,7 @@ class Driver:
         self._enqueue(stream, lambda: self.machine.write(to, self.machine.read(source, nbytes)))
 
     def _set(self, to: int, value: int, count: int, dtype: type, stream: int) -> None:
-        array = np.full(count, value, dtype)
+        array: np.ndarray = np.full(count, value, dtype)
         self._enqueue(stream, lambda: self.machine.write(to, array))
 
     def cuMemsetD8Async(self, to: int, value: int, count: int, stream: int) -> None:
@@ -466,7 +389,7 @@ def _put(pointer: int, kind: Any, value: int) -> None:
 
 
 def _bytes_at(address: int, nbytes: int) -> np.ndarray:
-    return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), np.uint8)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
 
 
 def _put_log(text: str, count: int, options: int | None, values: int | None) -> None:
@@ -479,50 +402,3 @@ def _put_log(text: str, count: int, options: int | None, values: int | None) -> 
     if buffer and room:
         data = text.encode()[: room - 1] + b"\0"
         ctypes.memmove(buffer, data, len(data))
-
-
-_DEVICE_POINTER = c_uint64
-_SIGNATURES: dict[str, tuple[Any, ...]] = {
-    "cuInit": (c_uint,),
-    "cuDriverGetVersion": (c_void_p,),
-    "cuGetErrorName": (c_int, c_void_p),
-    "cuDeviceGetCount": (c_void_p,),
-    "cuDeviceGet": (c_void_p, c_int),
-    "cuDeviceGetName": (c_void_p, c_int, c_int),
-    "cuDeviceGetAttribute": (c_void_p, c_int, c_int),
-    "cuDevicePrimaryCtxRetain": (c_void_p, c_int),
-    "cuDevicePrimaryCtxRelease_v2": (c_int,),
-    "cuCtxPushCurrent_v2": (c_void_p,),
-    "cuCtxPopCurrent_v2": (c_void_p,),
-    "cuCtxSynchronize": (),
-    "cuModuleLoadDataEx": (c_void_p, c_void_p, c_uint, c_void_p, c_void_p),
-    "cuModuleUnload": (c_void_p,),
-    "cuModuleGetFunction": (c_void_p, c_void_p, c_char_p),
-    "cuFuncSetAttribute": (c_void_p, c_int, c_int),
-    "cuMemGetInfo_v2": (c_void_p, c_void_p),
-    "cuMemAlloc_v2": (c_void_p, c_size_t),
-    "cuMemFree_v2": (_DEVICE_POINTER,),
-    "cuMemcpyHtoD_v2": (_DEVICE_POINTER, c_void_p, c_size_t),
-    "cuMemcpyDtoH_v2": (c_void_p, _DEVICE_POINTER, c_size_t),
-    "cuMemcpyHtoDAsync_v2": (_DEVICE_POINTER, c_void_p, c_size_t, c_void_p),
-    "cuMemcpyDtoHAsync_v2": (c_void_p, _DEVICE_POINTER, c_size_t, c_void_p),
-    "cuMemcpyDtoDAsync_v2": (_DEVICE_POINTER, _DEVICE_POINTER, c_size_t, c_void_p),
-    "cuMemsetD8Async": (_DEVICE_POINTER, c_uint8, c_size_t, c_void_p),
-    "cuMemsetD16Async": (_DEVICE_POINTER, c_uint16, c_size_t, c_void_p),
-    "cuMemsetD32Async": (_DEVICE_POINTER, c_uint, c_size_t, c_void_p),
-    "cuLaunchKernel": (c_void_p, *[c_uint] * 7, c_void_p, c_void_p, c_void_p),
-    "cuStreamCreate": (c_void_p, c_uint),
-    "cuStreamDestroy_v2": (c_void_p,),
-    "cuStreamSynchronize": (c_void_p,),
-    "cuStreamWaitEvent": (c_void_p, c_void_p, c_uint),
-    "cuStreamBeginCapture_v2": (c_void_p, c_int),
-    "cuStreamEndCapture": (c_void_p, c_void_p),
-    "cuEventCreate": (c_void_p, c_uint),
-    "cuEventDestroy_v2": (c_void_p,),
-    "cuEventRecord": (c_void_p, c_void_p),
-    "cuEventSynchronize": (c_void_p,),
-    "cuGraphInstantiateWithFlags": (c_void_p, c_void_p, c_uint64),
-    "cuGraphDestroy": (c_void_p,),
-    "cuGraphExecDestroy": (c_void_p,),
-    "cuGraphLaunch": (c_void_p, c_void_p),
-}
