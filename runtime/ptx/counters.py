@@ -312,7 +312,7 @@ def by_space(access: Access, active: Lanes) -> Iterator[tuple[str, Lanes, Addres
 
 def _warps(lanes: Lanes) -> int:
     """Number of warps that some lanes belong to."""
-    return len(np.unique(lanes // WARP))
+    return int(np.count_nonzero(np.bincount(lanes // WARP)))
 
 
 def divergent_warps(executing: Lanes, active: Lanes) -> int:
@@ -331,8 +331,8 @@ def sectors(
     Accesses of up to 32 bytes are aligned to their size: each lies within one sector.
     """
     warp = lanes // WARP
-    touched = np.bincount(_distinct_pairs(warp, addresses // SECTOR_BYTES)[:, 0])
-    distinct_bytes = np.bincount(_distinct_pairs(warp, addresses)[:, 0]) * size
+    touched = np.bincount(_distinct_pairs(warp, addresses // SECTOR_BYTES)[0])
+    distinct_bytes = np.bincount(_distinct_pairs(warp, addresses)[0]) * size
     present = touched > 0
     return touched[present], -(-distinct_bytes[present] // SECTOR_BYTES)
 
@@ -342,12 +342,15 @@ def shared_wavefronts(lanes: Lanes, addresses: Addresses, size: int) -> NDArray[
     words = max(size // BANK_BYTES, 1)
     phase = np.repeat(lanes // (WARP // words), words)
     word = (addresses[:, None] // BANK_BYTES + np.arange(words)).ravel()
-    distinct = _distinct_pairs(phase, word)
-    bank, load = np.unique(distinct[:, 0] * BANKS + distinct[:, 1] % BANKS, return_counts=True)
+    phase, word = _distinct_pairs(phase, word)
+    bank, load = np.unique(phase * BANKS + word % BANKS, return_counts=True)
     starts = np.flatnonzero(np.diff(bank // BANKS, prepend=-1))
     return np.maximum.reduceat(load, starts)
 
 
-def _distinct_pairs(group: Lanes, value: Addresses) -> NDArray[np.int64]:
+def _distinct_pairs(group: Lanes, value: Addresses) -> tuple[Lanes, Addresses]:
     """The distinct (group, value), ordered by group."""
-    return np.unique(np.stack([group, value], axis=1), axis=0)
+    least = int(value.min())
+    span = int(value.max()) - least + 1  # 2^48 addresses times 2^14 warps fit 63 bits
+    keys = np.unique(group * span + (value - least))
+    return keys // span, keys % span + least
