@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import pickle
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -209,6 +210,12 @@ def test_split_halves_have_the_range_and_nearly_the_precision_of_f32() -> None:
     y = run(case, q, k, v, mask, 1.0)
     want = expected(case, q, k, v, mask, 1.0)
     assert np.abs(y - want).max() <= 1e-3 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16x3"])
+def test_kernels_travel_to_other_processes(precision: Precision) -> None:
+    for variant in attention_kernels(replace(PLAIN, precision=precision)):
+        assert pickle.loads(pickle.dumps(variant.kernel)).name == variant.kernel.name
 
 
 def test_precision_is_what_all_targets_have() -> None:

@@ -12,6 +12,7 @@ operand then becomes NaN.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from ..builder import Value
@@ -72,21 +73,21 @@ def mma_unsupported(spec: AttentionSpec) -> str | None:
 
 def mma_kernel(spec: AttentionSpec) -> Kernel:
     """Any number of rows, `block[0]` of them a block. See attention.py for the arguments."""
-    shape = _Shape(spec)
     name = f"attention_{spec.precision}_{spec.name}"
+    return Kernel(name, (ROWS,), partial(_emit_mma, name, spec))
 
-    def emit(module: Any, arch: GpuArch) -> None:
-        types = argument_types(spec)
-        with kernel(module, arch, name, types, threads=THREADS, shared=shape.bytes) as (
-            b,
-            block,
-            *arguments,
-        ):
-            problem = Problem(b, spec, arguments)
-            blocks = b.ceil_div(problem.rows, ROWS)
-            _Tile(b, spec, shape, problem, block // blocks, block % blocks * ROWS).emit()
 
-    return Kernel(name, (ROWS,), emit)
+def _emit_mma(name: str, spec: AttentionSpec, module: Any, arch: GpuArch) -> None:
+    shape = _Shape(spec)
+    types = argument_types(spec)
+    with kernel(module, arch, name, types, threads=THREADS, shared=shape.bytes) as (
+        b,
+        block,
+        *arguments,
+    ):
+        problem = Problem(b, spec, arguments)
+        blocks = b.ceil_div(problem.rows, ROWS)
+        _Tile(b, spec, shape, problem, block // blocks, block % blocks * ROWS).emit()
 
 
 class _Tile:
