@@ -4,10 +4,10 @@
     device.launch(kernel, ..., counters=counters)
     counts = counters.counts()
 
-Rules, those of NVIDIA's profilers as far as these are documented:
+A model of the hardware, not compared with a profiler:
 
-- An instruction counts once for each thread that executes it (`threads`) and once for each warp
-  that issues it (`warps`), also where it is predicated off in all lanes.
+- An instruction counts once for each thread in which its guard holds (`threads`) and once for each
+  warp that issues it (`warps`), also where it is predicated off in all lanes.
 - Global memory moves in *sectors* of 32 bytes. A warp's access touches the distinct sectors of its
   lanes; it needs as many as its distinct bytes would fill. It is uncoalesced where it touches more.
 - Shared memory has 32 banks of 4 bytes. Lanes are served in *phases*: all 32 at up to 4 bytes,
@@ -96,7 +96,7 @@ class Counts:
     shared_phases: int
     bank_conflicts: int  # further wavefronts beyond one a phase
     barriers: int  # of blocks, by warps
-    branches: int  # that may go two ways, by warps
+    branches: int  # `bra` with a guard, by warps
     divergent_branches: int  # of these, those where a warp went two ways
 
     @property
