@@ -91,11 +91,11 @@ void abqc_output_place(abqc_ctx *ctx, int32_t i, int32_t rank, const int64_t *si
     if (!result->staged) {
         result->staged = true;
         result->data = (uintptr_t)abqc_rt_alloc(ctx, bytes);
-        memcpy(result->sizes, sizes, (size_t)rank * sizeof *sizes);
+        for (int32_t d = 0; d < rank; d++) result->sizes[d] = sizes[d];
     }
     view->data = (void *)(uintptr_t)result->data;
-    memmove(view->sizes, sizes, (size_t)rank * sizeof *sizes);
-    abqc_compact_strides(rank, sizes, view->strides);
+    for (int32_t d = 0; d < rank; d++) view->sizes[d] = sizes[d];
+    abqc_compact_strides(rank, view->sizes, view->strides);
 }
 
 /* ---- outputs on the device that we allocate ---- */
