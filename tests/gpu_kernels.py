@@ -8,6 +8,7 @@ from abqc.codegen.gpu.compile import Ptx, assemble, compile_ptx, disassemble
 from abqc.codegen.strategy import Kernel
 from abqc.dialects.mlir import ir, make_context
 from abqc.runtime.ptx import run_kernel
+from abqc.runtime.ptx.counters import Counters
 
 GUARD = 16  # elements behind an output that must stay as they are
 
@@ -31,12 +32,24 @@ def compile_kernel(arch: GpuArch, kernel: Kernel) -> Ptx:
     return _compiled[key]
 
 
-def run(kernel: Kernel, grid: int, arguments: list, arch: GpuArch = SM_80) -> list[np.ndarray]:
+def run(
+    kernel: Kernel,
+    grid: int,
+    arguments: list,
+    arch: GpuArch = SM_80,
+    counters: Counters | None = None,
+) -> list[np.ndarray]:
     """The arrays among `arguments`, as the kernel leaves them."""
     ptx = compile_kernel(arch, kernel)
     shape = ptx.kernels[kernel.name]
     return run_kernel(
-        ptx.text, kernel.name, grid, shape.threads, arguments, shared_bytes=shape.shared
+        ptx.text,
+        kernel.name,
+        grid,
+        shape.threads,
+        arguments,
+        shared_bytes=shape.shared,
+        counters=counters,
     )
 
 

@@ -14,6 +14,7 @@ from abqc.codegen.gpu.weights import K_UNIT, TILE_COLUMNS, WeightLayout, pack
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects import formats, reference
 from abqc.dialects.formats import QuantizedTensor, parse_scheme
+from abqc.runtime.ptx.counters import Counters, Counts
 
 HALF_TOLERANCE = 1e-2  # of the output's range, docs/numerics.md
 
@@ -74,6 +75,17 @@ class Case:
         arguments = [parts, rows, blob, self.bias, y, m, n]
         y = gpu_kernels.run(reduce, reduce.grid(m, n), arguments, arch)[4]
         return gpu_kernels.take(y).reshape(m, n)
+
+    def count(self, schedule: Schedule) -> Counts:
+        """What the matmul kernel executes and moves."""
+        counters = Counters()
+        kernel = rows_kernel(self.spec, schedule, self.kind)
+        m, n = len(self.x), self.spec.n
+        y = gpu_kernels.output(m * n)
+        arguments = [self.packed_rows(), pack(WeightLayout.of(self.spec), self.weight)]
+        arguments += [self.bias, y, m, n]
+        gpu_kernels.run(kernel, kernel.grid(m, n), arguments, counters=counters)
+        return counters.counts()
 
     def check(self, schedule: Schedule, arch: GpuArch = SM_80) -> None:
         """To the bit for one group of quantized activations, else within the contract."""

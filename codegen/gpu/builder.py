@@ -26,6 +26,7 @@ SHARED_POINTER = "!llvm.ptr<3>"
 # Attributes of a kernel that codegen.gpu.compile and the launch read.
 THREADS = "abq.threads"
 SHARED = "abq.shared"
+REGISTERS = "abq.registers"  # at most so many a thread; where it is missing, ptxas decides
 
 # The dynamic shared memory of all kernels of a module; aligned for whatever reads it.
 SHARED_SYMBOL = "abqc_shared"
@@ -326,11 +327,13 @@ def kernel(
     *,
     threads: int,
     shared: int = 0,
+    registers: int = 0,
 ) -> Iterator[tuple[Any, ...]]:
     """Add a grid function to `module`; gives a GpuBuilder, the grid index (i32), the arguments.
 
     `arguments` are types: POINTER, "i32", "i64", "f32". Pointers do not overlap each other.
-    `threads` a block, `shared` bytes of dynamic shared memory.
+    `threads` a block, `shared` bytes of dynamic shared memory, at most `registers` a thread (0:
+    what ptxas thinks best for occupancy, be it a few spills).
     """
     assert threads <= arch.threads_per_block, f"{name}: {threads} threads"
     assert shared <= arch.shared_per_block, f"{name}: {shared} bytes of shared memory"
@@ -343,6 +346,8 @@ def kernel(
         i32 = ir.IntegerType.get_signless(32)
         op.operation.attributes[THREADS] = ir.IntegerAttr.get(i32, threads)
         op.operation.attributes[SHARED] = ir.IntegerAttr.get(i32, shared)
+        if registers:
+            op.operation.attributes[REGISTERS] = ir.IntegerAttr.get(i32, registers)
         noalias = {"llvm.noalias": ir.UnitAttr.get()}
         pointer = type_of(POINTER)
         op.arg_attrs = [ir.DictAttr.get(noalias if type_ == pointer else {}) for type_ in types]

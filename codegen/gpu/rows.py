@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
-from typing import Literal
 
 from ...costmodel.interface import KernelFeatures
 from ..strategy import Kernel, MatmulSpec
@@ -29,13 +28,11 @@ from .rows_kernel import (
     shared_bytes,
 )
 from .rows_lanes import MMA_ROWS
-from .rows_layout import K_UNIT
+from .rows_layout import K_UNIT, Activation
 from .rows_plan import RowsPlan
 from .rows_values import HalfValues, Int8Values, RowValues
 from .schedule import Schedule
 from .weights import TILE_COLUMNS, WeightLayout
-
-Activation = Literal["int8", "f16", "bf16"]
 
 BLOCK_ROWS = (1, 2, 4, MMA_ROWS)
 WARPS = ((1, 4), (1, 8), (1, 16), (2, 4), (4, 2), (8, 1))  # of N and of K

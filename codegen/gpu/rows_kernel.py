@@ -25,12 +25,14 @@ from .weights import TILE_COLUMNS
 ARGUMENTS = [POINTER] * 4 + ["i32"] * 2
 REDUCE_ARGUMENTS = [POINTER] * 5 + ["i32"] * 2
 REDUCE_THREADS = 128
+ROW_PITCH = TILE_COLUMNS + 4  # of sums in shared memory: rows 2 apart begin 8 banks apart
 
 
 def shared_bytes(plan: RowsPlan) -> int:
     """For the sums of the warps that share K."""
     schedule = plan.schedule
-    return 4 * schedule.threads * schedule.block_m if schedule.warps_k > 1 else 0
+    warps = schedule.warps_n * schedule.warps_k
+    return 4 * warps * schedule.block_m * ROW_PITCH if schedule.warps_k > 1 else 0
 
 
 def emit_rows_kernel(
@@ -39,23 +41,31 @@ def emit_rows_kernel(
     """The matmul, or split matmul, of docs/gpu.md."""
     schedule = plan.schedule
     with kernel(
-        module, arch, name, ARGUMENTS, threads=schedule.threads, shared=shared_bytes(plan)
+        module,
+        arch,
+        name,
+        ARGUMENTS,
+        threads=schedule.threads,
+        shared=shared_bytes(plan),
+        registers=plan.registers,
     ) as (b, block, q, w, bias, y, m, n):
+        # From one lane, so that ptxas knows that a warp's branches are those of all its lanes.
+        warp = b.exchange(b.warp, "idx", 0)
         weight = PackedWeight(b, plan.layout, w, n)
         blocks_m, blocks_n = b.ceil_div(m, schedule.block_m), b.ceil_div(n, schedule.block_n)
         first_row = block // blocks_n % blocks_m * schedule.block_m
         split = block // blocks_n // blocks_m
-        tile = block % blocks_n * schedule.warps_n + b.warp % schedule.warps_n
+        tile = block % blocks_n * schedule.warps_n + warp % schedule.warps_n
         pointers = RowPointers(b, values, q, first_row, m)
         lanes = _lanes(arch, values, pointers, schedule.block_m, by_mma)
         # A warp behind the last tile reads that one, and stores nothing.
         known = b.min(tile, weight.tiles - 1)
         stream = _Stream(b, lanes, values, plan, weight, known)
-        sums = stream.run(split * schedule.warps_k + b.warp // schedule.warps_n)
+        sums = stream.run(split * schedule.warps_k + warp // schedule.warps_n)
 
         def store(row: Value | int, column: Value, value: Value) -> None:
             number = first_row + row
-            with b.when((number < m) & (column < n)):
+            with b.when(pointers.exists(row) & (column < n)):
                 if schedule.split > 1:
                     line = b.wide(split) * b.wide(m) + b.wide(number)
                 else:
@@ -64,7 +74,7 @@ def emit_rows_kernel(
                     value = values.finish(b, value, pointers.at(row), weight, column, offset)
                 b.store(value, y, (line * b.wide(n) + b.wide(column)) * 4)
 
-        _combine(b, plan, tile, lanes, sums, store)
+        _combine(plan, tile, lanes, pointers, sums, store)
 
 
 def _lanes(
@@ -117,31 +127,31 @@ def emit_reduce_kernel(
 
 
 def _combine(
-    b: GpuBuilder,
     plan: RowsPlan,
     tile: Value,
     lanes: Lanes,
+    pointers: RowPointers,
     sums: Sequence[Value],
     store: Callable[[Value | int, Value, Value], None],
 ) -> None:
     """Add the sums of the warps that share a tile, and `store(row, column, value)` them."""
-    schedule = plan.schedule
+    b, schedule = pointers.b, plan.schedule
     first = tile * TILE_COLUMNS
     if schedule.warps_k == 1:
         for (row, column), value in zip(lanes.places(), sums, strict=True):
             store(row, first + column, value)
         return
     # [warp of K][warp of N][row][column]; b.warp counts warps of N first.
-    warp_words = schedule.block_m * TILE_COLUMNS
+    warp_words = schedule.block_m * ROW_PITCH
     for (row, column), value in zip(lanes.places(), sums, strict=True):
-        at = b.warp * warp_words + (b.index(row) * TILE_COLUMNS + column)
+        at = b.warp * warp_words + (b.index(row) * ROW_PITCH + column)
         b.store(value, b.shared, at * 4)
     b.barrier()
     warp_k, warp_n = b.warp // schedule.warps_n, b.warp % schedule.warps_n
     step = 4 * warp_words * schedule.warps_n
     for row in range(schedule.block_m):
-        with b.when(warp_k == row % schedule.warps_k):
-            at = warp_n * (4 * warp_words) + (b.lane * 4 + row * TILE_COLUMNS * 4)
+        with b.when((warp_k == row % schedule.warps_k) & pointers.exists(row)):
+            at = warp_n * (4 * warp_words) + (b.lane * 4 + row * ROW_PITCH * 4)
             type_ = sums[0].type
             parts = [b.load(b.shared, type_, at + step * w) for w in range(schedule.warps_k)]
             store(row, first + b.lane, _sum(parts))

@@ -36,6 +36,10 @@ class RowPointers:
     first: Value
     m: Value
 
+    def exists(self, row: Value | int) -> Value:
+        """Whether there is a row `row` of the block."""
+        return self.first + row < self.m
+
     def at(self, row: Value | int) -> Value:
         """The pointer to row `row` of the block; to the last one for those behind it."""
         b = self.b

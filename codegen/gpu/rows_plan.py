@@ -10,6 +10,10 @@ from typing import Literal
 from .schedule import Schedule
 from .weights import LOAD_BYTES, WeightLayout
 
+# Units of a turn where codes become floats: with more, ptxas keeps too many of them in registers.
+HALF_TURN_UNITS = 8
+GROUPS_OF_TURN = 4  # whose scales are loaded at once
+
 
 @dataclass(frozen=True)
 class RowsPlan:
@@ -52,7 +56,15 @@ class RowsPlan:
 
         One that lets all parts do whole turns, if there is one not below half of what is asked.
         """
-        wanted = max(1, min(self.run, self.schedule.stages // self.layout.chunk_loads))
+        wanted = self.schedule.stages // self.layout.chunk_loads
+        if self.layout.lane_bits == 16:
+            wanted = min(wanted, HALF_TURN_UNITS // self.layout.chunk_units)
+        if self.grouped:
+            many_zeros = self.layout.lane_bits == 16 and self.layout.has_zeros
+            groups = GROUPS_OF_TURN // 2 if many_zeros else GROUPS_OF_TURN
+            units = groups * self.layout.grouped.group_units
+            wanted = min(wanted, units // self.layout.chunk_units)
+        wanted = max(1, min(self.run, wanted))
         if self.even:
             for count in range(wanted, (wanted + 1) // 2 - 1, -1):
                 if self.run % count == 0:
@@ -91,6 +103,17 @@ class RowsPlan:
         if not may_end and not may_be_last:
             return "never"
         return "always" if may_end and self._base % size == 0 and not padding else "maybe"
+
+    @property
+    def registers(self) -> int:
+        """What a thread may have: enough to spill none, few enough for 16 warps on an SM or more.
+
+        Codes of several bit parts have more words of a turn, rows more sums.
+        """
+        if self.schedule.threads > 512:
+            return 64
+        heavy = len(self.layout.parts) > 1 or self.schedule.block_m == 4
+        return 128 if heavy else 96
 
     @property
     def bytes_in_flight(self) -> int:
