@@ -222,7 +222,8 @@ class _Kernel:
             if ops
         }
         seconds["DRAM"] = self.dram * share / gpu.dram_bandwidth
-        seconds["L2"] = self.traffic * share / gpu.l2_bandwidth
+        port = busiest * self.traffic / f.blocks / (gpu.rate("l2") * EFFICIENCY)
+        seconds["L2"] = max(port, self.traffic * share / gpu.l2_bandwidth)
         seconds["latency"] = self.latency
         return seconds
 

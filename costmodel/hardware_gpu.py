@@ -6,9 +6,11 @@ peak divided by SMs and clock; "guide" is the CUDA C++ Programming Guide (throug
 instructions, limits by compute capability). "Assumed" means that nobody has measured it for us yet:
 `abqc tune` corrects what follows from it.
 
-[L24] Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture via
-Microbenchmarking", 2024 (arXiv:2402.13499): `mma.sync` reaches 62.9 % of Hopper's peak on average.
-[P] "CUDA Performance Study - NVIDIA H100 SXM5", microbenchmarks on GitHub.
+[D] github.com/markdewing/AI_kernels, latency/README.md: latencies in cycles.
+[P] "CUDA Performance Study - NVIDIA H100 SXM5", microbenchmarks on GitHub, at 1.98 GHz.
+[L] Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture via
+Microbenchmarking", 2024 (arXiv:2402.13499). The one figure from it, that `mma.sync` reaches 62.9 %
+of Hopper's peak on average, was not looked up again for this table; measure it first.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ class Gpu:
     b1, s8, f16   `mma.sync`; f16 with f32 accumulators
     f32, dp4a, alu, special   CUDA cores: flops; byte products; shifts, logic, additions; MUFU
     shared        bytes between shared memory and registers
+    l2            bytes between L2 and the SM
 
     Bandwidths are bytes per second of the whole GPU, latencies those of an idle memory. A launch
     inside of a CUDA graph costs `graph_launch_seconds`, on a stream `launch_seconds`.
@@ -65,6 +68,7 @@ class Gpu:
 # Guide: per SM and cycle, 64 FMA, 64 integer additions or logic operations, 64 dp4a (8 operations
 # each), 16 special functions, 32 banks of 4 bytes.
 _CORES = {"f32": 128.0, "dp4a": 512.0, "alu": 64.0, "special": 16.0, "shared": 128.0}
+_CORES["l2"] = 64.0  # assumed: the port of an SM is 64 bytes wide
 
 T4 = Gpu(
     name="T4",
@@ -74,11 +78,11 @@ T4 = Gpu(
     # Datasheet: 65 TFLOPS f16, 130 TOPS int8. `and.popc` does not exist here.
     rates=_CORES | {"s8": 2048.0, "f16": 1024.0},
     dram_datasheet=320 * GIGA,
-    dram_bandwidth=240 * GIGA,  # Jia et al., "Dissecting the NVidia Turing T4" (arXiv:1903.07486)
+    dram_bandwidth=240 * GIGA,  # assumed: 75 %
     dram_latency=350 * NANO,  # assumed
     l2_bytes=4 * MIB,
-    l2_bandwidth=1.27 * TERA,  # Jia et al.: 59 % of the theoretical bandwidth
-    l2_latency=120 * NANO,  # Jia et al.: 188 cycles
+    l2_bandwidth=1.27 * TERA,  # assumed: 20 bytes a cycle and SM
+    l2_latency=120 * NANO,  # assumed
     shared_per_sm=64 * KIB,
     shared_per_block=64 * KIB,
     threads_per_sm=1024,
@@ -92,14 +96,14 @@ A100 = Gpu(
     sms=108,
     clock=1.41 * GIGA,
     # Datasheet: 312 TFLOPS f16, 624 TOPS int8, 4,992 TOPS binary (4,950 measured); mma.sync reaches
-    # them [L24].
+    # them.
     rates=_CORES | {"b1": 32768.0, "s8": 4096.0, "f16": 2048.0},
     dram_datasheet=2039 * GIGA,  # 80 GB, SXM
     dram_bandwidth=1750 * GIGA,  # assumed: 86 % of it
-    dram_latency=331 * NANO,  # [L24]: 466 cycles
+    dram_latency=330 * NANO,  # assumed
     l2_bytes=40 * MIB,
     l2_bandwidth=4.5 * TERA,  # assumed; whitepaper: 5,120 bytes a cycle, 7.2 TB/s
-    l2_latency=185 * NANO,  # [L24]: 261 cycles
+    l2_latency=185 * NANO,  # assumed: 260 cycles, as [P] on an H100
     shared_per_sm=164 * KIB,
     shared_per_block=163 * KIB,
     threads_per_sm=2048,
@@ -145,10 +149,10 @@ RTX_4090 = Gpu(
     rates=_CORES | {"f32": 256.0, "b1": 16384.0, "s8": 2048.0, "f16": 512.0},
     dram_datasheet=1008 * GIGA,
     dram_bandwidth=920 * GIGA,  # assumed: 91 %
-    dram_latency=215 * NANO,  # [L24]: 541 cycles
+    dram_latency=252 * NANO,  # [D]: 636 cycles
     l2_bytes=72 * MIB,
     l2_bandwidth=4.0 * TERA,  # assumed
-    l2_latency=108 * NANO,  # [L24]: 273 cycles
+    l2_latency=117 * NANO,  # [D]: 296 cycles
     shared_per_sm=100 * KIB,
     shared_per_block=99 * KIB,
     threads_per_sm=1536,
@@ -178,16 +182,16 @@ H200 = Gpu(
         "f32": 256.0,  # datasheet: 67 TFLOPS at 1.98 GHz
         # Published measurement of a GH200: 0.54 instructions m16n8k256 a cycle and SM, 9,200 TOPS.
         "b1": 35389.0,
-        # Datasheet: 8,192 (1,979 TOPS) and 4,096 (989 TFLOPS) with wgmma; 62 % by mma.sync [L24].
+        # Datasheet: 8,192 (1,979 TOPS) and 4,096 (989 TFLOPS) with wgmma; 62 % by mma.sync [L].
         "s8": 5080.0,
         "f16": 2540.0,
     },
     dram_datasheet=4.8 * TERA,
     dram_bandwidth=4.3 * TERA,  # copied, measured
-    dram_latency=288 * NANO,  # [P]: 570 cycles at 1.98 GHz; [L24]: 479 cycles
+    dram_latency=288 * NANO,  # [P]: 570 cycles; [D], a GH200: 690 cycles
     l2_bytes=50 * MIB,
     l2_bandwidth=7.0 * TERA,  # assumed: 29 bytes a cycle and SM; [P] copied 3.6 TB/s within L2
-    l2_latency=131 * NANO,  # [P]: 260 cycles at 1.98 GHz; [L24]: 263 cycles
+    l2_latency=131 * NANO,  # [P]: 260 cycles; [D], a GH200: 281 cycles
     shared_per_sm=228 * KIB,
     shared_per_block=227 * KIB,
     threads_per_sm=2048,
@@ -211,10 +215,10 @@ B200 = Gpu(
     rates=_CORES | {"f32": 256.0, "s8": 5080.0, "f16": 2540.0},
     dram_datasheet=8.0 * TERA,
     dram_bandwidth=7.1 * TERA,  # assumed: 89 %
-    dram_latency=400 * NANO,  # assumed
+    dram_latency=465 * NANO,  # [D]: 860 cycles
     l2_bytes=126 * MIB,
     l2_bandwidth=9.0 * TERA,  # assumed
-    l2_latency=150 * NANO,  # assumed
+    l2_latency=159 * NANO,  # [D]: 295 cycles
     shared_per_sm=228 * KIB,
     shared_per_block=227 * KIB,
     threads_per_sm=2048,
@@ -232,10 +236,10 @@ RTX_5090 = Gpu(
     rates=_CORES | {"f32": 256.0, "alu": 128.0, "s8": 2048.0, "f16": 512.0},
     dram_datasheet=1792 * GIGA,
     dram_bandwidth=1600 * GIGA,  # assumed: 89 %
-    dram_latency=350 * NANO,  # assumed
+    dram_latency=388 * NANO,  # [D]: 936 cycles
     l2_bytes=96 * MIB,
     l2_bandwidth=5.0 * TERA,  # assumed
-    l2_latency=140 * NANO,  # assumed
+    l2_latency=149 * NANO,  # [D]: 360 cycles
     shared_per_sm=100 * KIB,
     shared_per_block=99 * KIB,
     threads_per_sm=1536,
