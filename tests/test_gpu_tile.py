@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from abqc.codegen.gpu.arch import ALL, SM_75, SM_80, SM_90A, SM_120A, by_name
@@ -193,26 +195,19 @@ def test_machine_code(arch, weight, activation, mma):
     assert not any("LDL" in line or "STL" in line for line in text)
 
 
-WEIGHTS = [
-    *(f"w{bits}" for bits in range(1, 9)),
-    *(f"w{bits}:asym" for bits in range(1, 9)),
-    "w2*",
-    "wt",
-]
+WIDTHS = (*range(1, 9), "2*", "t")
+GROUPS = ("tensor", "channel", "g32", "g33", "g64", "g96", "g128", "g7")
+PAIRS = [(w, a) for w in WIDTHS for a in (*range(1, 9), None)]
+SHAPES_OF_A_PAIR = 20
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["sm_75", "sm_80", "sm_90a", "sm_100a"])
-@pytest.mark.parametrize("seed", range(20))
-def test_random_shapes(name, seed):
-    """Random formats, groups, shapes and schedules."""
-    rng = np.random.default_rng(seed)
-    arch = by_name(name)
-    width, _, symmetry = str(rng.choice(WEIGHTS)).partition(":")
-    group = str(rng.choice(["tensor", "channel", "g32", "g33", "g64", "g96", "g128", "g7"]))
-    weight = f"{width}:{group}" + (f":{symmetry}" if symmetry else "")
-    activations = [*(f"a{b}" for b in range(1, 9)), *(f"a{b}:token:sym" for b in range(1, 9))]
-    activation = None if seed % 3 == 0 else str(rng.choice(activations))
+def check_random(width, a_bits, seed):
+    """A random target, group, shape and schedule for one pair of widths."""
+    rng = np.random.default_rng([seed, len(str(width)) * 100 + ord(str(width)[0]), a_bits or 0])
+    arch = by_name(str(rng.choice(["sm_75", "sm_80", "sm_90a", "sm_100a"])))
+    symmetry = ":asym" if isinstance(width, int) and rng.integers(2) else ""
+    weight = f"w{width}:{rng.choice(GROUPS)}{symmetry}"
+    activation = None if a_bits is None else f"a{a_bits}" + str(rng.choice(["", ":token:sym"]))
     shape = (int(rng.integers(1, 70)), int(rng.integers(1, 140)), int(rng.integers(1, 500)))
     a_scheme = None if activation is None else parse_scheme(activation)
     spec = MatmulSpec(shape[1], shape[2], parse_scheme(weight), a_scheme)
@@ -221,17 +216,29 @@ def test_random_shapes(name, seed):
     TileCase.random(weight, activation, shape, schedule, arch, seed).check()
 
 
+@pytest.mark.parametrize(("width", "a_bits"), PAIRS[::10])
+def test_some_pairs(width, a_bits):
+    check_random(width, a_bits, seed=100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "a_bits"), PAIRS)
+def test_all_pairs(width, a_bits):
+    for seed in range(SHAPES_OF_A_PAIR):
+        check_random(width, a_bits, seed)
+
+
 @pytest.mark.slow
 @needs_ptxas
 @pytest.mark.parametrize("arch", ALL, ids=lambda arch: arch.name)
-@pytest.mark.parametrize("weight", WEIGHTS)
-def test_nothing_spills(arch, weight):
-    """The largest schedules of every format, on every target."""
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_spills(arch, width):
+    """The schedules of every format that take most registers, on every target."""
+    symmetries = (":asym",) if isinstance(width, int) else ("",)
     for activation in ("a8", None):
         a_scheme = None if activation is None else parse_scheme(activation)
-        for scheme in (weight, weight.replace(":asym", "") + ":channel"):
-            if scheme.endswith(":channel") and weight.endswith(":asym"):
-                scheme += ":asym"
+        for group, symmetry in product(("g128", "channel"), symmetries):
+            scheme = f"w{width}:{group}{symmetry}"
             spec = MatmulSpec(4096, 4096, parse_scheme(scheme), a_scheme)
             strategy: Int8Matmul | DequantizeMatmul = INT8 if a_scheme else DequantizeMatmul()
             schedules = tile_schedules(spec, arch, strategy.activation)

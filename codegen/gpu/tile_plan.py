@@ -45,8 +45,9 @@ class TilePlan:
             return "there is less K than splits"
         if self.shared_bytes > arch.shared_per_block:
             return f"{self.shared_bytes} bytes of shared memory"
-        if self.registers > min(arch.registers_per_thread, arch.registers_per_sm // s.threads):
-            return f"about {self.registers} registers"
+        registers = self.registers + (0 if arch.cp_async else self.copied_registers)
+        if registers > min(arch.registers_per_thread, arch.registers_per_sm // s.threads):
+            return f"about {registers} registers"
         return None
 
     # One stage
@@ -130,6 +131,14 @@ class TilePlan:
         sums = self.accumulators * (2 if self.grouped else 1)
         fragments = 4 * self.row_blocks + self.weights.chunk_words * self.warp_tiles
         return (sums + fragments + 40) * 5 // 4
+
+    @property
+    def copied_registers(self) -> int:
+        """What a thread copies of a stage, where copies go through registers."""
+        threads = self.schedule.threads
+        pieces = -(-self.schedule.block_m * self.stage_row_bytes // (PIECE_BYTES * threads))
+        pieces += -(-self.block_tiles * self.stage_tile_bytes // (PIECE_BYTES * threads))
+        return pieces * PIECE_BYTES // 4
 
     # The K loop
 
