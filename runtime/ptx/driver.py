@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import os
 import threading
 from collections.abc import Callable, Sequence
 from ctypes import c_char_p, c_int, c_size_t, c_uint64, c_void_p
@@ -364,18 +365,20 @@ class Driver:
 
 
 class PtxDriver(Driver):
-    """The driver API over a PTX machine of a compute capability."""
+    """The driver API over a PTX machine of a compute capability; `memory_bytes` None: a quarter of
+    this computer's."""
 
     def __init__(
         self,
         capability: tuple[int, int] = (9, 0),
-        memory_bytes: int = 4 << 30,
+        memory_bytes: int | None = None,
         *,
         separate_buffers: bool = True,
         intercept: Intercept | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.device = Device(capability, memory_bytes)
+        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        self.device = Device(capability, memory_bytes or installed // 4)
         super().__init__(
             PtxMachine(self.device),
             separate_buffers=separate_buffers,

@@ -129,6 +129,7 @@ struct abqc_device {
     CUdevice handle;
     CUcontext context;
     const abqc_gpu_image *image;
+    bool forced; /* the image, by the caller */
     CUmodule module;
     CUfunction *functions; /* by kernel */
     CUfunction copies[ABQC_COPY_KERNELS];
@@ -141,8 +142,10 @@ struct abqc_device {
 };
 
 void abqc_device_keep(abqc_device *device);
-/* Makes the device's context current, and the one before again. */
+/* Makes the device's context current; exit() makes current the one before. A lost device is refused,
+ * but not by force(), for giving back what is there: errors do not matter then. */
 int32_t abqc_device_enter(const abqc_device *device);
+bool abqc_device_force(const abqc_device *device);
 void abqc_device_exit(const abqc_device *device);
 /* Keeps "<what>: <the driver's name of the error>" and returns the status that fits; a sticky error
  * makes the device lost. */
@@ -240,9 +243,9 @@ typedef struct {
 } abqc_plans;
 
 bool abqc_plans_create(abqc_plans *plans);
-void abqc_plans_destroy(const abqc_device *device, abqc_plans *plans);
-/* Drops the graphs but not the plans: what they point to has moved. */
-void abqc_plans_moved(const abqc_device *device, abqc_plans *plans);
+void abqc_plans_destroy(abqc_plans *plans);
+/* Drops the graphs but not the plans: what they point to moves, or the context goes. */
+void abqc_plans_drop_graphs(const abqc_device *device, abqc_plans *plans);
 /* The plan of this run; NULL: there is none. */
 abqc_plan *abqc_plans_find(abqc_ctx *ctx);
 /* Keeps what the last planning run found, for the key that find() has made. */

@@ -44,6 +44,10 @@ int32_t abqc_device_enter(const abqc_device *device) {
     return ABQC_OK;
 }
 
+bool abqc_device_force(const abqc_device *device) {
+    return device->cuda.context_push(device->context) == CUDA_SUCCESS;
+}
+
 void abqc_device_exit(const abqc_device *device) {
     CUcontext before;
     device->cuda.context_pop(&before);
@@ -159,14 +163,19 @@ static int32_t fill(abqc_device *device, const char *isa) {
     return status;
 }
 
-/* Whatever has been made; errors do not matter any more, a lost device gives nothing else. */
+static void give_back(const abqc_device *device) {
+    for (int32_t i = 0; device->weights && i < abqc_meta.gpu.weight_count; i++)
+        if (device->weights[i]) device->cuda.release(device->weights[i]);
+    if (device->module) device->cuda.module_unload(device->module);
+}
+
+/* Whatever has been made. */
 static void dispose(abqc_device *device) {
     if (device->context) {
-        device->cuda.context_push(device->context);
-        for (int32_t i = 0; device->weights && i < abqc_meta.gpu.weight_count; i++)
-            if (device->weights[i]) device->cuda.release(device->weights[i]);
-        if (device->module) device->cuda.module_unload(device->module);
-        abqc_device_exit(device);
+        if (abqc_device_force(device)) {
+            give_back(device);
+            abqc_device_exit(device);
+        }
         device->cuda.context_release(device->handle);
     }
     free(device->weights);
@@ -180,6 +189,7 @@ static int32_t open_new(const abqc_instance_options *options, bool graphs, abqc_
     device->resolver = options->driver;
     device->ordinal = options->device.device_id;
     device->references = 1;
+    device->forced = options->isa;
     device->separate = options->driver && options->driver("abqcSeparateBuffers");
     device->graphs = graphs && !device->separate;
     int32_t status = abqc_cuda_load(&device->cuda, device->resolver);
@@ -206,9 +216,10 @@ static int32_t choose_graphs(bool *graphs) {
 }
 
 static bool serves(const abqc_device *device, const abqc_instance_options *options, bool graphs) {
-    return device->resolver == options->driver && (device->graphs == graphs || device->separate) &&
-           device->ordinal == options->device.device_id && !device->lost &&
-           (!options->isa || !strcmp(options->isa, device->image->name));
+    if (device->lost || device->resolver != options->driver) return false;
+    if (device->ordinal != options->device.device_id) return false;
+    if (device->graphs != graphs && !device->separate) return false;
+    return options->isa ? !strcmp(options->isa, device->image->name) : !device->forced;
 }
 
 int32_t abqc_device_open(const abqc_instance_options *options, abqc_device **device) {

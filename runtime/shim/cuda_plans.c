@@ -28,20 +28,19 @@ static void drop_graph(const abqc_device *device, abqc_plan *plan) {
     plan->graph = NULL;
 }
 
-static void drop(const abqc_device *device, abqc_plan *plan) {
-    drop_graph(device, plan);
+static void forget(abqc_plan *plan) {
     free(plan->key);
     free(plan->results);
     *plan = (abqc_plan){0};
 }
 
-void abqc_plans_destroy(const abqc_device *device, abqc_plans *plans) {
-    for (int32_t i = 0; i < ABQC_PLANS; i++) drop(device, &plans->plans[i]);
+void abqc_plans_destroy(abqc_plans *plans) {
+    for (int32_t i = 0; i < ABQC_PLANS; i++) forget(&plans->plans[i]);
     free(plans->key);
     *plans = (abqc_plans){0};
 }
 
-void abqc_plans_moved(const abqc_device *device, abqc_plans *plans) {
+void abqc_plans_drop_graphs(const abqc_device *device, abqc_plans *plans) {
     for (int32_t i = 0; i < ABQC_PLANS; i++) drop_graph(device, &plans->plans[i]);
 }
 
@@ -112,7 +111,8 @@ void abqc_plans_keep(abqc_ctx *ctx, int64_t bytes) {
     abqc_plan *oldest = &plans->plans[0];
     for (int32_t i = 1; i < ABQC_PLANS; i++)
         if (plans->plans[i].used < oldest->used) oldest = &plans->plans[i];
-    drop(ctx->device, oldest);
+    drop_graph(ctx->device, oldest);
+    forget(oldest);
     abqc_plan plan = {.key = malloc(key_bytes + 1), .used = plans->clock, .bytes = bytes,
                       .results = calloc(1, result_bytes + 1)};
     if (!plan.key || !plan.results) {

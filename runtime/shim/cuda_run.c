@@ -41,18 +41,22 @@ int32_t abqc_work_create(abqc_device *device, abqc_work **made) {
     return status;
 }
 
-/* Errors do not matter here: on a lost device there is nothing left to give back. */
-void abqc_work_destroy(abqc_work *work) {
-    if (!work) return;
-    const abqc_device *device = work->device;
-    device->cuda.context_push(device->context);
+static void give_back(const abqc_device *device, abqc_work *work) {
     if (work->pending) device->cuda.event_synchronize(work->done);
-    abqc_plans_destroy(device, &work->plans);
+    abqc_plans_drop_graphs(device, &work->plans);
     abqc_gpu_arena_destroy(device, &work->arena);
     if (work->done) device->cuda.event_destroy(work->done);
     if (work->capture) device->cuda.stream_destroy(work->capture);
     if (work->own) device->cuda.stream_destroy(work->own);
-    abqc_device_exit(device);
+}
+
+void abqc_work_destroy(abqc_work *work) {
+    if (!work) return;
+    if (abqc_device_force(work->device)) {
+        give_back(work->device, work);
+        abqc_device_exit(work->device);
+    }
+    abqc_plans_destroy(&work->plans);
     free(work->stages);
     free(work->results);
     free(work->parameters);
@@ -95,7 +99,7 @@ static int32_t begin(abqc_ctx *ctx, int64_t bytes) {
     if (!abqc_gpu_arena_fits(&work->arena, bytes)) {
         if (work->pending) work->device->cuda.event_synchronize(work->done);
         work->pending = false;
-        abqc_plans_moved(work->device, &work->plans);
+        abqc_plans_drop_graphs(work->device, &work->plans);
     }
     int32_t status = abqc_gpu_arena_begin(work->device, &work->arena, bytes);
     return status ? status : abqc_stage_inputs(ctx);

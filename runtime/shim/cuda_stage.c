@@ -1,6 +1,7 @@
 /* Tensors between host and device: inputs that lie on the host get a place in the arena, and so do
  * outputs but for buffers on the device, which are written where they are. */
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -109,10 +110,10 @@ typedef struct {
 
 static void delete_gpu_tensor(DLManagedTensor *tensor) {
     gpu_tensor *owned = tensor->manager_ctx;
-    const abqc_device *device = owned->device;
-    device->cuda.context_push(device->context);
-    device->cuda.release((uintptr_t)tensor->dl_tensor.data);
-    abqc_device_exit(device);
+    if (abqc_device_force(owned->device)) {
+        owned->device->cuda.release((uintptr_t)tensor->dl_tensor.data);
+        abqc_device_exit(owned->device);
+    }
     abqc_device_close(owned->device);
     free(owned);
 }
@@ -120,10 +121,12 @@ static void delete_gpu_tensor(DLManagedTensor *tensor) {
 static int32_t allocate_on_gpu(abqc_device *device, const abqc_tensor_info *info,
                                const int64_t *sizes, DLManagedTensor **made) {
     CUdeviceptr data;
+    char purpose[128];
     int64_t bytes = abqc_byte_count(info->ndim, sizes, abqc_item_size(info->dtype));
+    snprintf(purpose, sizeof purpose, "output '%s'", info->name);
     gpu_tensor *owned = calloc(1, sizeof *owned);
     if (!owned) return abqc_error(ABQC_E_MEMORY, "out of memory");
-    int32_t status = abqc_device_allocate(device, bytes ? bytes : 1, info->name, &data);
+    int32_t status = abqc_device_allocate(device, bytes ? bytes : 1, purpose, &data);
     if (status) {
         free(owned);
         return status;
