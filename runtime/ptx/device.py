@@ -21,7 +21,7 @@ from .syntax import Float, Symbol, Variable
 _MAX_THREADS = 1024
 _MAX_SHARED = 232_448
 # Lanes of a batch: enough to make numpy's calls cheap, few enough for registers to stay in caches.
-_BATCH_LANES = 16_384
+_BATCH_LANES = 8_192
 _BATCH_BYTES = 512 << 20
 
 
@@ -29,7 +29,7 @@ class Device:
     """`memory_bytes` of global memory and a capability, as `cuDeviceGetAttribute` tells it.
 
     `check_unwritten`: reading memory that nobody wrote is a fault. `check_races`: so are unordered
-    accesses to shared memory. `instruction_limit`: of one batch, against endless loops.
+    accesses to shared memory, and lanes of one instruction that write different values to one place. `instruction_limit`: of one batch, against endless loops.
     `batch_lanes`: how many threads run at once, about.
     """
 
@@ -44,7 +44,7 @@ class Device:
         batch_lanes: int = _BATCH_LANES,
     ) -> None:
         self.capability = capability
-        self.memory = GlobalMemory(memory_bytes, check_unwritten)
+        self.memory = GlobalMemory(memory_bytes, check_unwritten, check_races)
         self.check_unwritten = check_unwritten
         self.check_races = check_races
         self.instruction_limit = instruction_limit

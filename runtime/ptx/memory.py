@@ -78,6 +78,7 @@ class Memory:
         self.mark(addresses, units, size, lanes)
         self.writing(units, size, values, lanes)
         self.rows[size][units] = values
+        self.wrote(addresses, units, size, values, lanes)
 
     def claim(self, addresses: np.ndarray, size: int, lanes: Lanes | None) -> np.ndarray:
         """Places of atomic operations, as numbers of rows of `size` bytes."""
@@ -106,6 +107,16 @@ class Memory:
         self, units: np.ndarray, size: int, values: np.ndarray, lanes: Lanes | None
     ) -> None:
         """Called for each write, before it happens."""
+
+    def wrote(
+        self,
+        addresses: np.ndarray,
+        units: np.ndarray,
+        size: int,
+        values: np.ndarray,
+        lanes: Lanes | None,
+    ) -> None:
+        """Called for each write, after it happened."""
 
     def atomic(self, units: np.ndarray, size: int, lanes: Lanes | None) -> None:
         """Called for each atomic operation, before it happens."""
@@ -172,10 +183,13 @@ class GlobalMemory(Memory):
     GAP = 256
     ALIGNMENT = 512
 
-    def __init__(self, nbytes: int, check_unwritten: bool = True) -> None:
+    def __init__(
+        self, nbytes: int, check_unwritten: bool = True, check_conflicts: bool = True
+    ) -> None:
         # Addresses are not scarce: gaps and holes must not make an allocation fail that would fit.
         super().__init__(2 * nbytes + (1 << 20), check_unwritten)
         self.capacity = nbytes
+        self.check_conflicts = check_conflicts
         self.used = 0
         self._starts: list[int] = []
         self._sizes: dict[int, int] = {}
@@ -252,6 +266,26 @@ class GlobalMemory(Memory):
         if int(np.bitwise_or.reduce(offsets)) & (size - 1):
             self._misaligned(addresses, offsets.view(np.int64), size, lanes)
         return offsets.view(np.int64)
+
+    def wrote(
+        self,
+        addresses: np.ndarray,
+        units: np.ndarray,
+        size: int,
+        values: np.ndarray,
+        lanes: Lanes | None,
+    ) -> None:
+        """LaneFault where lanes of one instruction disagree about what a place holds."""
+        if not self.check_conflicts:
+            return
+        differs = self.rows[size].take(units, axis=0) != values
+        if differs.any():
+            position = int(np.argwhere(differs)[0][0])
+            raise LaneFault(
+                "global memory: threads write different values to one place in the same "
+                f"instruction: {self.describe(int(addresses[position]), size)}",
+                lane_number(lanes, position),
+            )
 
     def describe(self, address: int, size: int) -> str:
         start = self._start_at(address - GLOBAL_BASE)

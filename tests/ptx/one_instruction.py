@@ -24,7 +24,7 @@ _TYPES = {
 
 
 def apply(lines: str, *sources: np.ndarray, to: type | str, results: int = 1) -> np.ndarray | tuple:
-    """`lines` of PTX with {d} (and {e}), {a}, {b}, {c}, {f} for registers; %p0.. and %t0.. are free.
+    """`lines` of PTX with {d}, {e}, {a}, {b}, {c}, {f} for registers; %p0.., %t0.. are free.
 
     All sources have one length; so has the result, of numpy type `to`.
     """

@@ -127,8 +127,12 @@ def test_funnel_shifts():
     c = np.arange(500, dtype="u4") % 70
     both = (b.astype(object) << 32) | a.astype(object)
     for mode, amount in (("wrap", c % 32), ("clamp", np.minimum(c, 32))):
-        left = np.array([(int(x) << int(s)) >> 32 & 0xFFFFFFFF for x, s in zip(both, amount)], "u4")
-        right = np.array([int(x) >> int(s) & 0xFFFFFFFF for x, s in zip(both, amount)], "u4")
+        left = np.array(
+            [(int(x) << int(s)) >> 32 & 0xFFFFFFFF for x, s in zip(both, amount, strict=True)], "u4"
+        )
+        right = np.array(
+            [int(x) >> int(s) & 0xFFFFFFFF for x, s in zip(both, amount, strict=True)], "u4"
+        )
         same(apply(f"shf.l.{mode}.b32 {{d}}, {{a}}, {{b}}, {{c}};", a, b, c, to="u4"), left)
         same(apply(f"shf.r.{mode}.b32 {{d}}, {{a}}, {{b}}, {{c}};", a, b, c, to="u4"), right)
 

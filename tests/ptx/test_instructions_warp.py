@@ -94,7 +94,9 @@ def test_reductions(sign):
 
 def test_matches():
     a = VALUES % 3
-    same_lanes = [sum(1 << k for k in range(32) if a[b + k] == x) for b, x in zip(BASE, a)]
+    same_lanes = [
+        sum(1 << k for k in range(32) if a[b + k] == x) for b, x in zip(BASE, a, strict=True)
+    ]
     expected = np.array(same_lanes, "u4")
     same(apply("match.any.sync.b32 {d}, {a}, -1;", a, to="u4"), expected)
     lines = "match.all.sync.b32 {d}|%p0, {a}, -1; selp.u32 {e}, 1, 0, %p0;"
@@ -175,7 +177,7 @@ def test_atomic_sum_of_floats():
     _, final = apply(
         lines.replace("ld.shared.u32", "ld.shared.f32"), LANE % 8, a, to="f4", results=2
     )
-    sums = np.array([a[LANE % 8 == k].sum() for k in range(8)], "f4")
+    sums = np.array([a[k == LANE % 8].sum() for k in range(8)], "f4")
     same(final, sums[LANE % 8])
 
 
