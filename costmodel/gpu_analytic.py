@@ -294,9 +294,12 @@ class GpuAnalyticModel(Roofline[KernelFeatures]):
 
 
 def _expected_registers(f: KernelFeatures) -> int:
-    """Of one thread: every output of its block has an accumulator in one of the `warps_k` parts."""
+    """Of one thread: every output of its block has an accumulator in one of the `warps_k` parts.
+    The loads of a rows kernel arrive in registers, while it decodes those before."""
     accumulators = f.block_m * f.block_n * f.warps_k / f.threads
-    return min(255, BASE_REGISTERS + math.ceil(REGISTERS_PER_ACCUMULATOR * accumulators))
+    loads = 2 * f.bytes_in_flight / f.threads / 4 if f.kind == "rows" else 0
+    expected = BASE_REGISTERS + REGISTERS_PER_ACCUMULATOR * accumulators + loads
+    return min(255, math.ceil(expected))
 
 
 def _round_up(value: int, unit: int) -> int:
