@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from abqc.codegen.gpu.arch import SM_80, GpuArch
+from abqc.codegen.gpu.arch import SM_75, SM_80, SM_90A, SM_120A, GpuArch
 from abqc.codegen.gpu.compile import Ptx, assemble, compile_ptx, disassemble
 from abqc.codegen.strategy import Kernel
 from abqc.dialects.mlir import ir, make_context
 from abqc.runtime.ptx import run_kernel
 from abqc.runtime.ptx.counters import Counters
 
+SAMPLE = (SM_75, SM_90A, SM_120A)  # targets for fast tests: the oldest, the main one, the newest
 GUARD = 16  # elements behind an output that must stay as they are
 
 

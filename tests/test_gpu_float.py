@@ -5,7 +5,7 @@ from __future__ import annotations
 import gpu_kernels
 import numpy as np
 import pytest
-from abqc.codegen.gpu.arch import ALL, SM_75, SM_80, GpuArch
+from abqc.codegen.gpu.arch import SM_75, SM_80, GpuArch
 from abqc.codegen.gpu.float_matmul import FloatMatmul
 from abqc.codegen.gpu.schedule import Schedule
 from abqc.codegen.gpu.tools import find_tool
@@ -43,11 +43,11 @@ def run(
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.name)
-@pytest.mark.parametrize("k", [1, 7, 16, 130, 384])
+@pytest.mark.parametrize("k", [1, 7, 16, 130])
 def test_float_matmul(schedule, k):
     rng = np.random.default_rng(k)
     rows = schedule.max_rows
-    for m, n in [(1, 1), (2, 17), (3, 50), (70, 68)]:
+    for m, n in [(1, 1), (2, 17), (3, 50), (66, 65)]:
         m = min(m, rows) if rows else m
         x, w, bias = random(rng, m, k), random(rng, n, k), random(rng, n)
         check(run(schedule, x, w, bias), x, w, bias)
@@ -90,7 +90,7 @@ def test_features_count_padding():
 
 
 @pytest.mark.skipif(find_tool("ptxas") is None, reason="no ptxas")
-@pytest.mark.parametrize("arch", ALL, ids=lambda arch: arch.name)
+@pytest.mark.parametrize("arch", gpu_kernels.SAMPLE, ids=lambda arch: arch.name)
 def test_no_spills(arch):
     spec = MatmulSpec(100, 130, None, None)
     assert not gpu_kernels.spills(arch, *(STRATEGY.kernel(spec, s) for s in SCHEDULES))
