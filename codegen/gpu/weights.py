@@ -238,74 +238,89 @@ def _column_ranges(n: int, k: int) -> Iterator[slice]:
     return (slice(begin, min(begin + step, n)) for begin in range(0, n, step))
 
 
-def _lane_order(layout: WeightLayout) -> np.ndarray:
-    """[lane, code]: index into the codes [column 8, k 32] of a unit of one block."""
-    fragment = unit_fragment(layout.lane_bits)
-    order = [
-        [fragment.layout(lane, code) for code in range(LANE_CODES)] for lane in range(WARP)
-    ]  # the tile's k runs fastest, as in memory
-    return np.array(order)
+def _register_shape(layout: WeightLayout) -> tuple[int, ...]:
+    """[block, column, chunk, unit, register, lane % 4] of a tile: as codes are in rows of K."""
+    quads = WARP // BLOCK_COLUMNS
+    return (
+        BLOCKS,
+        BLOCK_COLUMNS,
+        layout.chunks,
+        layout.chunk_units,
+        layout.registers_per_block,
+        quads,
+    )
+
+
+# From there to [chunk, column, lane % 4, unit, block, register]: to lanes and their registers.
+_BY_LANE = (2, 1, 5, 3, 0, 4)
 
 
 def _pack_codes(layout: WeightLayout, stored: np.ndarray) -> np.ndarray:
     """Stored codes, uint8 [columns, k], as the bytes of their tiles."""
-    padded = layout.grouped.pad(stored)
-    shape = (layout.tiles(len(stored)), layout.chunks, layout.chunk_units)
-    whole = np.zeros((shape[0] * TILE_COLUMNS, shape[1] * shape[2] * K_UNIT), np.uint8)
-    whole[: len(stored), : layout.grouped.padded_k] = padded
-    # tile, block, column, chunk, unit, k -> tile, chunk, unit, block, (column, k)
-    split = whole.reshape(shape[0], BLOCKS, BLOCK_COLUMNS, *shape[1:], K_UNIT)
-    units = split.transpose(0, 3, 4, 1, 2, 5).reshape(*shape, BLOCKS, BLOCK_COLUMNS * K_UNIT)
-    lanes = units[..., _lane_order(layout)]
-    # tile, chunk, unit, block, lane, code -> tile, chunk, lane, register, element
-    ordered = np.moveaxis(lanes, 4, 2)
-    elements = WORD_BITS // layout.lane_bits
-    registers = ordered.reshape(*shape[:2], WARP, layout.chunk_registers, elements)
-    words = [_pack_part(layout, part, registers) for part in layout.parts]
-    loads = np.concatenate(words, axis=3).reshape(*shape[:2], WARP, layout.chunk_loads, LOAD_BYTES)
-    return np.ascontiguousarray(loads.transpose(0, 1, 3, 2, 4)).reshape(-1)
+    tiles = layout.tiles(len(stored))
+    whole = np.zeros((tiles * TILE_COLUMNS, layout.chunks * layout.chunk_units * K_UNIT), np.uint8)
+    whole[: len(stored), : layout.grouped.padded_k] = layout.grouped.pad(stored)
+    by_row = _to_registers(layout, whole).reshape(tiles, *_register_shape(layout))
+    by_lane = by_row.transpose(0, *(1 + axis for axis in _BY_LANE))
+    registers = by_lane.reshape(tiles, layout.chunks, WARP, layout.chunk_registers)
+    words = np.concatenate([_pack_part(layout, part, registers) for part in layout.parts], axis=3)
+    loads = words.reshape(tiles, layout.chunks, WARP, layout.chunk_loads, WORDS_PER_LOAD)
+    return np.ascontiguousarray(loads.transpose(0, 1, 3, 2, 4)).reshape(-1).view(np.uint8)
+
+
+def _to_registers(layout: WeightLayout, codes: np.ndarray) -> np.ndarray:
+    """Neighbouring codes as uint32 that have one in each of their lanes of 8 or 16 bits."""
+    if layout.lane_bits == 8:
+        return codes.view(np.uint32)
+    pairs = codes.view(np.uint16).astype(np.uint32)
+    return (pairs & 0xFF) | (pairs >> 8 << 16)
+
+
+def _from_registers(layout: WeightLayout, registers: np.ndarray) -> np.ndarray:
+    """The inverse of `_to_registers`."""
+    if layout.lane_bits == 8:
+        return registers.view(np.uint8)
+    return ((registers & 0xFF) | (registers >> 8)).astype(np.uint16).view(np.uint8)
+
+
+def _part_mask(layout: WeightLayout, part: BitPart) -> np.uint32:
+    """The bits of a part at the bottom of every lane of a register."""
+    lanes = range(0, WORD_BITS, layout.lane_bits)
+    return np.uint32(sum(((1 << part.bits) - 1) << at for at in lanes))
 
 
 def _pack_part(layout: WeightLayout, part: BitPart, registers: np.ndarray) -> np.ndarray:
-    """[tile, chunk, lane, register, element] -> bytes [tile, chunk, lane, words * 4]."""
+    """Registers [..., chunk registers] as the words [..., words] of one part."""
     fields = layout.lane_bits // part.bits
-    bits = ((registers >> part.shift) & ((1 << part.bits) - 1)).astype(f"u{layout.lane_bits // 8}")
-    shared = bits.reshape(*bits.shape[:3], -1, fields, bits.shape[4])
-    words = shared[..., 0, :].copy()
+    bits = (registers >> np.uint32(part.shift)) & _part_mask(layout, part)
+    shared = bits.reshape(*bits.shape[:-1], -1, fields)
+    words = shared[..., 0].copy()
     for field in range(1, fields):
-        words |= shared[..., field, :] << (field * part.bits)
-    return words.reshape(*words.shape[:3], -1).view(np.uint8)
+        words |= shared[..., field] << np.uint32(field * part.bits)
+    return words
 
 
 def _unpack_codes(layout: WeightLayout, packed: np.ndarray) -> np.ndarray:
     """The inverse of `_pack_codes`: [columns of whole tiles, k]."""
-    shape = (-1, layout.chunks)
-    loads = packed.reshape(*shape, layout.chunk_loads, WARP, LOAD_BYTES).transpose(0, 1, 3, 2, 4)
-    lanes = np.ascontiguousarray(loads).reshape(*loads.shape[:3], -1)
-    parts = [_unpack_part(layout, part, lanes) for part in layout.parts]
-    codes = np.bitwise_or.reduce(parts)
-    tiles = len(codes)
-    units = codes.reshape(
-        tiles, layout.chunks, WARP, layout.chunk_units, BLOCKS, LANE_CODES
-    ).transpose(0, 1, 3, 4, 2, 5)
-    order = _lane_order(layout).reshape(-1)
-    block = np.empty((*units.shape[:4], BLOCK_COLUMNS * K_UNIT), np.uint8)
-    block[..., order] = units.reshape(*units.shape[:4], -1)
-    split = block.reshape(*units.shape[:4], BLOCK_COLUMNS, K_UNIT).transpose(0, 3, 4, 1, 2, 5)
-    whole = split.reshape(tiles * TILE_COLUMNS, -1)
-    return layout.grouped.unpad(whole)
+    loads = packed.view(np.uint32).reshape(
+        -1, layout.chunks, layout.chunk_loads, WARP, WORDS_PER_LOAD
+    )
+    tiles = len(loads)
+    words = loads.transpose(0, 1, 3, 2, 4).reshape(tiles, layout.chunks, WARP, layout.chunk_words)
+    parts = [_unpack_part(layout, part, words) for part in layout.parts]
+    shape = _register_shape(layout)
+    registers = np.bitwise_or.reduce(parts).reshape(tiles, *(shape[axis] for axis in _BY_LANE))
+    by_row = registers.transpose(0, *(1 + int(axis) for axis in np.argsort(_BY_LANE)))
+    flat = np.ascontiguousarray(by_row).reshape(tiles * TILE_COLUMNS, -1)
+    return layout.grouped.unpad(_from_registers(layout, flat))
 
 
-def _unpack_part(layout: WeightLayout, part: BitPart, lanes: np.ndarray) -> np.ndarray:
-    """[tile, chunk, lane, register, element], this part's bits in place, of bytes of lanes."""
+def _unpack_part(layout: WeightLayout, part: BitPart, words: np.ndarray) -> np.ndarray:
+    """The registers [..., chunk registers] that words [..., chunk words] hold, this part's bits."""
     count = layout.chunk_registers * part.bits // layout.lane_bits
-    begin = part.first_word * 4
-    raw = np.ascontiguousarray(lanes[..., begin : begin + count * 4])
-    words = raw.view(f"u{layout.lane_bits // 8}").reshape(*lanes.shape[:3], count, 1, -1)
-    shifts = np.arange(0, layout.lane_bits, part.bits).reshape(-1, 1).astype(words.dtype)
-    bits = (words >> shifts) & ((1 << part.bits) - 1)
-    registers = bits.reshape(*lanes.shape[:3], layout.chunk_registers, -1)
-    return (registers << part.shift).astype(np.uint8)
+    own = words[..., part.first_word : part.first_word + count, None]
+    bits = (own >> np.arange(0, layout.lane_bits, part.bits, np.uint32)) & _part_mask(layout, part)
+    return bits.reshape(*words.shape[:-1], -1) << np.uint32(part.shift)
 
 
 def _put_columns(blob: np.ndarray, offset: int, values: np.ndarray) -> None:
