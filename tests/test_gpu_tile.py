@@ -94,6 +94,20 @@ def test_extreme_codes(weight, sign):
     case.check()
 
 
+def test_long_sums_are_added_in_64_bits():
+    """Sums of the largest magnitudes that do not fit 32 bits."""
+    schedule = Schedule("tile", 16, 64, 128, 1, 2, 1, 2, 2)
+    case = TileCase.random("w8:channel:asym", "a8", (2, 3, 40_001), schedule)
+    assert INT8.unsupported(case.spec, SM_80) is None
+    assert schedule in INT8.schedules(case.spec, SM_80)
+    assert all(s.split > 1 for s in INT8.schedules(case.spec, SM_80))
+    case.weight.codes[:] = 255
+    assert case.weight.zero is not None
+    case.weight.zero[:] = 0
+    case.x[:] = 1.0
+    case.check()
+
+
 def test_rows_that_are_not_finite():
     """NaN in one row's scale: that row is NaN, the others are not."""
     case = TileCase.random("w4:g64", "a8", (4, 16, 128), SMALL)
@@ -132,8 +146,10 @@ def test_what_is_refused():
     assert INT8.unsupported(MatmulSpec(8, 64, w4, a8), SM_80) is None
     assert INT8.unsupported(MatmulSpec(8, 64, w4, None), SM_80)
     assert INT8.unsupported(MatmulSpec(8, 64, None, a8), SM_80)
-    long = MatmulSpec(8, 40_000, parse_scheme("w8:channel"), a8)
+    long = MatmulSpec(8, 300_000, parse_scheme("w8:channel"), a8)
     assert "32768" in (INT8.unsupported(long, SM_80) or "")
+    grouped = MatmulSpec(8, 80_000, parse_scheme("w8:g40000"), a8)
+    assert "32768" in (INT8.unsupported(grouped, SM_80) or "")
     assert DequantizeMatmul().unsupported(MatmulSpec(8, 64, w4, None), SM_75) is None
     assert DequantizeMatmul("bf16").unsupported(MatmulSpec(8, 64, w4, None), SM_75)
     assert DequantizeMatmul().unsupported(MatmulSpec(8, 64, w4, a8), SM_80)

@@ -5,13 +5,17 @@ Exact integer accumulators for every format, group size and shape (docs/numerics
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..strategy import Kernel, MatmulSpec
 from .arch import GpuArch
 from .atoms import mma_step
-from .int8_arithmetic import MAX_TERMS, AccumulatorProbe
+from .int8_arithmetic import AccumulatorProbe
+from .long_sums import MAX_TERMS, long_reduce_kernel, needs_long_sums, parts_fit
 from .pack import scaled_pack_kernel
 from .rows_layout import Activation, GroupedK, Int8Rows
 from .schedule import Schedule
+from .tile_schedules import SPLITS, plan_of, tile_schedules
 from .tile_strategy import TileStrategy
 
 
@@ -26,12 +30,25 @@ class Int8Matmul(TileStrategy):
             return "strategy 'int8' takes quantized weights and activations only"
         if mma_step(arch, "s8") is None:
             return f"strategy 'int8' needs an 8-bit mma.sync, which {arch.name} has not"
-        if GroupedK.of(spec.weight, spec.k).group_size > MAX_TERMS:
+        grouped = GroupedK.of(spec.weight, spec.k)
+        if needs_long_sums(spec) and (grouped.groups > 1 or not self.schedules(spec, arch)):
             return (
-                f"strategy 'int8' sums at most {MAX_TERMS} terms with one scale in 32 bits; "
-                f"give the weights groups"
+                f"strategy 'int8' sums {MAX_TERMS} terms in 32 bits, and more only of one group "
+                f"that {max(SPLITS)} splits hold; give the weights smaller groups"
             )
         return None
+
+    def schedules(self, spec: MatmulSpec, arch: GpuArch) -> Sequence[Schedule]:
+        """As of all tile strategies; of sums that need 64 bits, those that split them."""
+        if not needs_long_sums(spec):
+            return super().schedules(spec, arch)
+        every = tile_schedules(spec, arch, self.activation, always_split=True)
+        return [s for s in every if parts_fit(plan_of(spec, s, self.activation))]
+
+    def reduce_kernel(self, spec: MatmulSpec, schedule: Schedule) -> Kernel | None:
+        if needs_long_sums(spec):
+            return long_reduce_kernel(spec, schedule, self.kernel_stem(spec))
+        return super().reduce_kernel(spec, schedule)
 
     def scaled_pack_kernel(self, spec: MatmulSpec) -> Kernel:
         return scaled_pack_kernel(spec, Int8Rows.of(spec))

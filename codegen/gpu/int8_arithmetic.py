@@ -29,8 +29,6 @@ MAGIC_BITS = 0x4B400000
 MAGIC = 1.5 * 2.0**23
 MAGIC_RANGE = 1 << 22
 
-MAX_TERMS = 32768  # of 8 x 8 bits that an i32 holds (docs/numerics.md)
-
 
 def largest(format: NumberFormat) -> int:
     """The largest magnitude of q - z."""

@@ -48,23 +48,25 @@ def plan_of(spec: MatmulSpec, schedule: Schedule, activation: Activation) -> Til
     return TilePlan(WeightLayout.of(spec), schedule, rows.row_bytes, rows.code_bytes)
 
 
-def tile_schedules(spec: MatmulSpec, arch: GpuArch, activation: Activation) -> list[Schedule]:
-    """Every schedule that can run on `arch`."""
+def tile_schedules(
+    spec: MatmulSpec, arch: GpuArch, activation: Activation, *, always_split: bool = False
+) -> list[Schedule]:
+    """Every schedule that can run on `arch`; splits where they help, or with `always_split`."""
     return [
         schedule
-        for schedule in _all(spec)
+        for schedule in _all(spec, always_split)
         if plan_of(spec, schedule, activation).problem(arch) is None
     ]
 
 
-def _all(spec: MatmulSpec) -> Iterator[Schedule]:
+def _all(spec: MatmulSpec, always_split: bool) -> Iterator[Schedule]:
     layout = WeightLayout.of(spec)
     depths = dict.fromkeys(block_k_of(layout, row_bytes) for row_bytes in STAGE_ROW_BYTES)
     for tile, block_k, stages, split in product(TILES, depths, STAGES, SPLITS):
         block_m, block_n, warps_m, warps_n = tile
         if block_n > TILES[0][1] and block_n >= 2 * layout.padded_n(spec.n):
             continue
-        if split > 1 and -(-spec.n // block_n) > FEW_BLOCKS:
+        if split > 1 and -(-spec.n // block_n) > FEW_BLOCKS and not always_split:
             continue
         yield Schedule("tile", block_m, block_n, block_k, warps_m, warps_n, 1, stages, split)
 
