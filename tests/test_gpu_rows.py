@@ -190,6 +190,14 @@ def test_schedules_follow_the_target():
     assert {s.block_m for s in rows_schedules(spec, SM_75, "bf16")} == {1, 2, 4}
 
 
+def test_every_shape_has_a_schedule():
+    for n, k in ((1, 1), (3, 40), (70, 33), (5000, 64)):
+        spec = MatmulSpec(n, k, parse_scheme("w1:channel"), parse_scheme("a8"))
+        schedules = rows_schedules(spec, SM_80, "int8")
+        assert {s.block_m for s in schedules} == set(ROWS)
+        assert len(set(schedules)) == len(schedules)
+
+
 def test_features_count_padding_and_both_kernels():
     spec = MatmulSpec(100, 4096, parse_scheme("w4"), parse_scheme("a8"))
     features = rows_features(spec, schedule(spec, 2, (1, 4), 2), 1, "int8")

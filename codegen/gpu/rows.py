@@ -35,7 +35,8 @@ from .schedule import Schedule
 from .weights import TILE_COLUMNS, WeightLayout
 
 BLOCK_ROWS = (1, 2, 4, MMA_ROWS)
-WARPS = ((1, 4), (1, 8), (1, 16), (2, 4), (4, 2), (8, 1))  # of N and of K
+WARPS = ((1, 1), (1, 2), (1, 4), (1, 8), (1, 16), (2, 4), (4, 2), (8, 1))  # of N and of K
+USUAL_WARPS = 4  # of a block; fewer only where K is too short to be shared
 SPLITS = (1, 2, 4, 8)
 LOADS_AHEAD = (4, 8)
 FEW_TILES = 2 * 132  # of 32 columns; with more, blocks need not share K
@@ -59,11 +60,12 @@ def rows_schedules(spec: MatmulSpec, arch: GpuArch, activation: Activation) -> S
             "rows", rows, TILE_COLUMNS * warps_n, block_k, 1, warps_n, warps_k, stages, split
         )
         plan = RowsPlan(layout, schedule)
-        if plan.steps < plan.parts > 1 or warps_n > layout.tiles(spec.n):
-            continue
-        if split > 1 and layout.tiles(spec.n) > FEW_TILES:
-            continue
-        schedules.append(schedule)
+        tiles = layout.tiles(spec.n)
+        idle = plan.steps < plan.parts > 1 or warps_n > tiles
+        small = warps_n * warps_k < USUAL_WARPS <= plan.steps
+        needless = split > 1 and tiles > FEW_TILES
+        if not (idle or small or needless):
+            schedules.append(schedule)
     return schedules
 
 
@@ -140,6 +142,7 @@ def rows_features(
         warps_k=schedule.warps_k,
         stages=schedule.stages,
         split=schedule.split,
+        registers=plan.registers,
         shared_bytes=shared_bytes(plan),
         launches=2 if schedule.split > 1 else 1,
     )

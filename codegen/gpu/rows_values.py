@@ -159,7 +159,8 @@ class HalfValues:
 
     def __init__(self, spec: MatmulSpec, element: FloatElement = "f16") -> None:
         assert spec.weight is not None and spec.activation is None
-        self.name = self.element = element
+        self.element: FloatElement = element
+        self.name: str = element
         self.layout = WeightLayout.of(spec)
         self.row_bytes = FloatRows.of(spec, element).row_bytes
         self.unit_bytes = 2 * self.layout.grouped.unit
