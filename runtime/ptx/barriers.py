@@ -116,7 +116,7 @@ class Barriers:
         self.barrier[opened] = -1
         self.arrived[complete] = 0
         self.contributors[complete] = 0
-        self.batch.shared.synchronized(complete.any(axis=1))
+        self.batch.shared.synchronized(np.asarray(complete.any(axis=1)))
         self.anybody = bool(self.arrived.any())
         return released
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from .decode import Operation, Source
+from .decode import Operation, RegisterView, Source
 from .lanes import Lanes
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Barrier(Control):
         aligned: bool = False,
         reduction: str | None = None,
         predicate: Predicate | None = None,
-        result: object | None = None,
+        result: RegisterView | None = None,
     ) -> None:
         self.number = number
         self.threads = threads

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from .errors import PtxSyntaxError
-from .lanes import Lanes, take
+from .lanes import Lanes, put, take
 from .syntax import (
     Address,
     Float,
@@ -181,7 +181,7 @@ class Lanewise(Operation):
 
     def __init__(
         self,
-        function: Callable[..., np.ndarray],
+        function: Callable[..., Any],
         result: RegisterView | None,
         *sources: Source,
     ) -> None:
@@ -245,10 +245,8 @@ class Results(Operation):
         def run(lanes: Lanes | None) -> None:
             values = function(*[take(source, lanes) for source in sources])
             for out, value in zip(outs, values, strict=True):
-                if out is not None and lanes is None:
-                    out[...] = value
-                elif out is not None:
-                    out[lanes.indices] = value
+                if out is not None:
+                    put(out, lanes, value)
 
         return run
 
@@ -430,7 +428,7 @@ class Decoder:
         if type.is_float and type.kind == "f" and type.lanes == 1:
             raise self.error(f"an integer where .{type.name} is expected")
         bits = np.asarray(value & ((1 << type.bits) - 1), dtype=TYPES[f"u{type.bits}"].dtype)
-        return bits.view(type.dtype)[()]
+        return type.dtype.type(bits.view(type.dtype))
 
     def _float(self, literal: Float, type: ScalarType) -> np.generic:
         if type.kind == "f" and type.lanes == 1:

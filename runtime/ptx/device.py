@@ -29,8 +29,9 @@ class Device:
     """`memory_bytes` of global memory and a capability, as `cuDeviceGetAttribute` tells it.
 
     `check_unwritten`: reading memory that nobody wrote is a fault. `check_races`: so are unordered
-    accesses to shared memory, and lanes of one instruction that write different values to one place. `instruction_limit`: of one batch, against endless loops.
-    `batch_lanes`: how many threads run at once, about.
+    accesses to shared memory, and lanes of one instruction that write different values to one
+    place. `instruction_limit`: of one batch, against endless loops. `batch_lanes`: how many threads
+    run at once, about.
     """
 
     def __init__(

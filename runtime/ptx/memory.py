@@ -24,7 +24,14 @@ _EXISTS = 0x01
 _WRITTEN = 0x03
 _EXISTS_8 = 0x0101_0101_0101_0101
 _WRITTEN_8 = 0x0303_0303_0303_0303
-_ROW_TYPES = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.uint64, 32: np.uint64}
+_ROW_TYPES: dict[int, type[np.unsignedinteger]] = {
+    1: np.uint8,
+    2: np.uint16,
+    4: np.uint32,
+    8: np.uint64,
+    16: np.uint64,
+    32: np.uint64,
+}
 _LIMIT_OF_ROWS = 32
 
 
@@ -123,8 +130,8 @@ class Memory:
 
     @staticmethod
     def _pattern(size: int, word: int) -> np.unsignedinteger:
-        dtype = _ROW_TYPES[size]
-        return dtype(word & np.iinfo(dtype).max)
+        width = min(size, 8)
+        return _ROW_TYPES[size](word & (1 << 8 * width) - 1)
 
     def _all(self, states: np.ndarray, size: int, word: int) -> bool:
         if not self.check_unwritten:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 from lark import Lark, Token, Tree
@@ -88,7 +88,8 @@ def _syntax_error(text: str, error: UnexpectedInput) -> PtxSyntaxError:
 
 
 def _module(tree: Tree) -> PtxModule:
-    version, target = (0, 0), ()
+    version = (0, 0)
+    target: tuple[str, ...] = ()
     variables: list[Variable] = []
     functions: list[Function] = []
     for item in _trees(tree):
@@ -196,11 +197,11 @@ def _initial(tree: Tree) -> Iterator[int | Float | Symbol]:
         yield Symbol(str(name), -value if sign == "-" else value)
     else:
         word = tree.children[-1]
-        negative = len(tree.children) > 1
-        if word.type == "FLOAT":
+        negative = tree.children[0] == "-"
+        if _is_token(word, "FLOAT"):
             yield _float(str(word))
         else:
-            yield -_integer(word) if negative else _integer(word)
+            yield -_integer(str(word)) if negative else _integer(str(word))
 
 
 # ---- bodies
@@ -214,15 +215,20 @@ def _scope(tree: Tree) -> Scope:
         elif child.data == "scope":
             items.append(_scope(child))
         elif child.data == "instruction":
-            token = child.children[0]
-            items.append(_instruction(str(token), token.line))
+            items.append(_instruction(str(child.children[0]), _line(child)))
         elif child.data == "label":
-            token = child.children[0]
-            items.append(Label(str(token).rstrip(": \t\n"), token.line))
+            items.append(Label(str(child.children[0]).rstrip(": \t\n"), _line(child)))
         elif child.data == "targets":
             name, *labels = map(str, child.children)
             items.append(Targets(name.rstrip(": \t\n"), tuple(labels)))
     return Scope(tuple(items))
+
+
+def _line(tree: Tree) -> int:
+    """The line of a tree's only token."""
+    token = tree.children[0]
+    assert isinstance(token, Token)
+    return token.line or 0
 
 
 def _instruction(text: str, line: int) -> Instruction:
@@ -300,7 +306,7 @@ def _signed(tree: Tree | Token, words: Words) -> int:
     return -value if negative else value
 
 
-def _offset(tokens: list[Token], words: Words) -> int:
+def _offset(tokens: Sequence[Token | Tree], words: Words) -> int:
     """`+ 4`, `- 4` or `+ -4`, the tokens after a base."""
     if not tokens:
         return 0
@@ -322,11 +328,10 @@ def _leaf_generic(tree: Tree, words: Words) -> Operand:
 
 
 def _leaf_address(tree: Tree, words: Words) -> Operand:
-    first = tree.children[0]
     word = next(words)
-    if first.type == "INT":
+    if _is_token(tree.children[0], "INT"):
         return Address(None, _integer(word))
-    base = _register(word) if first.type == "REGISTER" else Symbol(word)
+    base = _register(word) if word[0] == "%" else Symbol(word)
     return Address(base, _offset(tree.children[1:], words))
 
 

@@ -6,7 +6,7 @@ recursion is refused. Parameters and results of calls live in local memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from . import instructions as _  # noqa: F401  registers what opcodes mean
@@ -348,7 +348,8 @@ def _blocks(items: list[str | Decoded], kernel: Kernel) -> list[Block]:
 def _connect(blocks: list[Block], at: dict[str, int]) -> None:
     for index, block in enumerate(blocks):
         last = block.steps[-1]
-        labels, falls = [], True
+        labels: Sequence[str] = ()
+        falls = True
         if isinstance(last.operation, Control):
             labels, falls = successors(last.operation, last.guard is not None)
         for label in labels:

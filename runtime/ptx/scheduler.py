@@ -16,7 +16,7 @@ import numpy as np
 from .barriers import Barriers
 from .batch import Batch
 from .control import Barrier, Branch, Control, Exit, Switch, Trap
-from .decode import Run, Slot
+from .decode import Operation, Run, Slot
 from .errors import LaneFault, PtxFault
 from .lanes import WARP, Lanes, put, take
 from .program import Block, Decoded
@@ -50,7 +50,7 @@ class Scheduler:
         self.parked: dict[int, Lanes] = {}
         self.barriers = Barriers(batch)
         self.alive = batch.exists
-        self._controls = {
+        self._controls: dict[type[Operation], Callable] = {
             Branch: self._branch,
             Switch: self._switch,
             Exit: self._exit,
@@ -120,6 +120,7 @@ class Scheduler:
             for run in bound.runs:
                 run(lanes)
         except LaneFault as fault:
+            assert run is not None
             step = bound.steps[bound.runs.index(run)]
             raise self._fault(fault.reason, step, lane=fault.lane) from None
 
@@ -172,10 +173,9 @@ class Scheduler:
             count = int(np.count_nonzero(values))
             if count == len(values):
                 run(lanes)
-            elif count and lanes is None:
-                run(Lanes(np.flatnonzero(values), total))
             elif count:
-                run(Lanes(lanes.indices[values], total))
+                chosen = np.flatnonzero(values)
+                run(Lanes(chosen if lanes is None else lanes.indices[chosen], total))
 
         return guarded
 
@@ -246,10 +246,12 @@ class Scheduler:
         return Lanes(indices[values], total), Lanes(indices[~values], total)
 
     def _branch(self, bound: _Bound, step: Decoded, lanes: Lanes | None) -> None:
+        assert isinstance(step.operation, Branch)
         self._go(bound.block.labels[step.operation.labels[0]], lanes)
 
     def _switch(self, bound: _Bound, step: Decoded, lanes: Lanes | None) -> None:
         operation = step.operation
+        assert isinstance(operation, Switch)
         index = take(operation.index.array(self.batch), lanes)
         index = np.broadcast_to(index, (self.batch.lanes if lanes is None else lanes.count,))
         beyond = np.flatnonzero(index >= len(operation.labels))
@@ -266,7 +268,7 @@ class Scheduler:
             self._go(bound.block.labels[operation.labels[int(number)]], None if whole else chosen)
 
     def _exit(self, bound: _Bound, step: Decoded, lanes: Lanes | None) -> None:
-        put(self.alive, lanes, np.False_)
+        put(self.alive, lanes, np.asarray(False))
         for index in list(self.parked):  # they may have waited for these
             self._go(index, self.parked.pop(index))
         self._release(self.barriers.leave(lanes))
@@ -275,6 +277,7 @@ class Scheduler:
         raise self._fault("trap", step, lanes)
 
     def _barrier(self, bound: _Bound, step: Decoded, lanes: Lanes | None) -> None:
+        assert isinstance(step.operation, Barrier)
         try:
             released = self.barriers.arrive(step, bound.block.next, lanes)
         except LaneFault as fault:

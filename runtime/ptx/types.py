@@ -28,11 +28,16 @@ class ScalarType:
     def dtype(self) -> np.dtype:
         if self.kind == "p":
             return np.dtype(np.bool_)
-        if self.kind == "s":
+        if self.kind == "s" and self.lanes == 1:
             return np.dtype(_SIGNED[self.bits])
         if self.kind == "f" and self.lanes == 1:
             return np.dtype(_FLOAT[self.bits])
         return np.dtype(_UNSIGNED[self.bits])
+
+    @property
+    def element(self) -> ScalarType:
+        """The type of one half of a pair."""
+        return TYPES[self.name.removesuffix("x2")]
 
     @property
     def bytes(self) -> int:
@@ -58,5 +63,8 @@ TYPES = {
         ScalarType("bf16", "bf", 16),
         ScalarType("f16x2", "f", 32, 2),
         ScalarType("bf16x2", "bf", 32, 2),
+        ScalarType("f32x2", "f", 64, 2),
+        ScalarType("u16x2", "u", 32, 2),
+        ScalarType("s16x2", "s", 32, 2),
     )
 }

@@ -198,3 +198,26 @@ def test_half_signs_and_functions():
     near = np.random.default_rng(0).uniform(-9, 9, 500).astype("f2")
     expected = np.exp2(near.astype("f8")).astype("f2")
     same(apply("ex2.approx.f16 {d}, {a};", near, to="f2"), expected)
+
+
+def test_comparisons_of_pairs():
+    a, b = (np.random.default_rng(k).integers(-2, 3, 600).astype("f2") for k in range(2))
+    lines = "setp.lt.f16x2 %p0|%p1, {a}, {b}; selp.u32 {d}, 1, 0, %p0; selp.u32 {e}, 1, 0, %p1;"
+    low, high = apply(lines, a.view("u4"), b.view("u4"), to="u4", results=2)
+    expected = (a < b).astype("u4").reshape(-1, 2)
+    same(low, np.ascontiguousarray(expected[:, 0]))
+    same(high, np.ascontiguousarray(expected[:, 1]))
+
+
+def test_pairs_of_floats_and_integers():
+    a, b = bits("f4", 1000, 0), bits("f4", 1000, 1)
+    with np.errstate(all="ignore"):
+        for name, expected in {"add.rn": a + b, "sub.rn": a - b, "mul.rn": a * b}.items():
+            result = apply(
+                f"{name}.f32x2 {{d}}, {{a}}, {{b}};", a.view("u8"), b.view("u8"), to="u8"
+            )
+            same(result.view("f4"), expected)
+    x, y = bits("i2", 1000, 0), bits("i2", 1000, 1)
+    for name, expected in {"add": x + y, "min": np.minimum(x, y), "max": np.maximum(x, y)}.items():
+        result = apply(f"{name}.s16x2 {{d}}, {{a}}, {{b}};", x.view("u4"), y.view("u4"), to="u4")
+        same(result.view("i2"), expected)

@@ -15,6 +15,7 @@ from . import (
     load_store,
     matrix,
     move,
+    pairs,
     warps,
 )
 
@@ -31,5 +32,6 @@ __all__ = [
     "load_store",
     "matrix",
     "move",
+    "pairs",
     "warps",
 ]

@@ -18,6 +18,7 @@ from ..memory import Memory
 from ..types import TYPES, ScalarType
 from . import halves
 from .load_store import accessing, address_of, memories, note_access, space_of, take_hints
+from .move import choose
 
 Update = Callable[..., np.ndarray]
 _UPDATES: dict[str, Update] = {
@@ -30,7 +31,7 @@ _UPDATES: dict[str, Update] = {
     "exch": lambda old, b: b,
     "inc": lambda old, b: np.where(old >= b, old.dtype.type(0), old + old.dtype.type(1)),
     "dec": lambda old, b: np.where((old == 0) | (old > b), b, old - old.dtype.type(1)),
-    "cas": lambda old, b, c: np.where(old == b, c, old),
+    "cas": lambda old, b, c: choose(old == b, c, old),
 }
 
 
@@ -74,9 +75,7 @@ def _cells(memory: Memory, size: int, dtype: np.dtype) -> np.ndarray:
     return memory.rows[size].view(dtype)
 
 
-def _update_of(
-    i: Decoder, name: str, type: ScalarType, noftz: bool
-) -> tuple[Update, ScalarType]:
+def _update_of(i: Decoder, name: str, type: ScalarType, noftz: bool) -> tuple[Update, ScalarType]:
     """The new value from the old one and the operands, and the type in which all are read."""
     bits = TYPES[f"u{type.bits}"]
     if not type.is_float:

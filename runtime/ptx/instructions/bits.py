@@ -284,7 +284,7 @@ def permute(i: Decoder) -> Operation:
 
     def chosen(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
         both = b.astype(np.uint64) << np.uint64(32) | a.astype(np.uint64)
-        result = np.uint64(0)
+        result = np.zeros((), np.uint64)
         for k, selector in enumerate(selectors(c)):
             byte = both >> ((selector & np.uint64(7)) << np.uint64(3)) & np.uint64(0xFF)
             sign = np.where(byte & np.uint64(0x80), np.uint64(0xFF), np.uint64(0))
@@ -312,7 +312,7 @@ def _constant_permutation(source: object) -> Callable | None:
 
     def permuted(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
         words = (a, b)
-        result = np.uint32(0)
+        result = np.zeros((), np.uint32)
         for k, pick in enumerate(picks):
             word, byte = words[pick >> 2], pick & 3
             moved = np.right_shift(word, np.uint32(8 * byte)) & np.uint32(0xFF)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..arithmetic import as_float, flushed
+from ..arithmetic import as_float, flushed, pair_halves
 from ..decode import Decoder, Lanewise, Operation, Results, instruction
 from ..syntax import Pair
 from ..types import TYPES, ScalarType
@@ -56,12 +56,11 @@ def _decoded(i: Decoder) -> tuple[Callable, Callable | None, ScalarType]:
     if name in ("num", "nan", *_UNORDERED) and not scalar.is_float:
         raise i.error(f".{name} compares floats")
     function = comparison(name, scalar.is_float)
-    if scalar.lanes > 1:
-        raise i.error("comparisons of packed pairs are not supported")
     if scalar.is_float and (ftz or scalar.kind == "bf"):
         compare = function
+        element = scalar.element
         function = lambda a, b: compare(  # noqa: E731
-            flushed(as_float(a, scalar), ftz), flushed(as_float(b, scalar), ftz)
+            flushed(as_float(a, element), ftz), flushed(as_float(b, element), ftz)
         )
     return function, _COMBINE[combine] if combine else None, scalar
 
@@ -77,6 +76,8 @@ def set_predicate(i: Decoder) -> Operation:
     if combine:
         predicate, negated = i.predicate(i.operands[3])
         sources.append(predicate)
+    if type.lanes == 2:
+        return _of_pairs(i, compare, combine, type, sources, negated)
     if not isinstance(target, Pair):
         result = i.write(target, _PREDICATE)
         if combine is None:
@@ -96,11 +97,42 @@ def set_predicate(i: Decoder) -> Operation:
     return Results(both, results, *sources)
 
 
+def _of_pairs(
+    i: Decoder,
+    compare: Callable,
+    combine: Callable | None,
+    type: ScalarType,
+    sources: list,
+    negated: bool,
+) -> Operation:
+    """`p|q`: the comparison of the low halves and that of the high ones."""
+    target = i.operands[0]
+    if not isinstance(target, Pair):
+        raise i.error("a comparison of pairs has two results")
+    dtype = type.element.dtype
+
+    def halves(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        low, high = pair_halves(a)
+        return low.view(dtype), high.view(dtype)
+
+    def both(a: np.ndarray, b: np.ndarray, *rest: np.ndarray) -> tuple[np.ndarray, ...]:
+        holds = tuple(compare(x, y) for x, y in zip(halves(a), halves(b), strict=True))
+        if combine is None:
+            return holds
+        c = ~rest[0] if negated else rest[0]
+        return tuple(combine(h, c) for h in holds)
+
+    results = (i.write(target.first, _PREDICATE), i.write(target.second, _PREDICATE))
+    return Results(both, results, *sources)
+
+
 @instruction("set")
 def set_register(i: Decoder) -> Operation:
     """All ones (integers) or 1.0 (floats) where the comparison holds, else 0."""
     target = i.type()
     compare, combine, type = _decoded(i)
+    if type.lanes == 2:
+        raise i.error("set of packed pairs is not supported")
     i.arity(4 if combine else 3)
     sources = [i.source(1, type), i.source(2, type)]
     negated = False
@@ -126,7 +158,7 @@ def test_property(i: Decoder) -> Operation:
     type = i.type()
     i.arity(2)
     tiny = np.finfo(type.dtype).tiny
-    functions = {
+    functions: dict[str, Callable] = {
         "finite": np.isfinite,
         "infinite": np.isinf,
         "number": lambda a: ~np.isnan(a),

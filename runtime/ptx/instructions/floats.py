@@ -14,6 +14,7 @@ from .. import arithmetic
 from ..arithmetic import ROUNDINGS, canonical, flushed
 from ..decode import Decoder, Lanewise, Operation, instruction
 from ..types import TYPES, ScalarType
+from .pairs import by_halves
 
 
 def is_float(i: Decoder) -> bool:
@@ -31,7 +32,7 @@ def lanewise(
 ) -> Operation:
     """`count` sources; subnormals flushed on both sides (.ftz), the result in [0, 1] (.sat)."""
     i.arity(count + 1)
-    if ftz and type.bits != 32:
+    if ftz and type.element.bits != 32:
         raise i.error("only .f32 has .ftz")
 
     def flushing(*sources: np.ndarray) -> np.ndarray:
@@ -42,6 +43,8 @@ def lanewise(
         return np.fmin(np.fmax(flushing(*sources), type.dtype.type(0)), type.dtype.type(1))
 
     chosen = saturated if saturate else flushing if ftz else function
+    if type.lanes == 2:
+        chosen = by_halves(chosen, type)
     return Lanewise(chosen, i.result(0, type), *(i.source(k + 1, type) for k in range(count)))
 
 
@@ -53,7 +56,7 @@ def _options(i: Decoder) -> tuple[str, bool, bool, ScalarType]:
 def _of_type(
     i: Decoder, type: ScalarType, mode: str, single: Callable, double: Callable
 ) -> Callable:
-    if type.bits == 32:
+    if type.element.bits == 32:
         return single(mode)
     if mode != "rn":
         raise i.error(f".{mode}.f64 is not supported")
@@ -89,7 +92,7 @@ def fma(i: Decoder) -> Operation:
 
         return arithmetic_of_halves(i)
     mode, ftz, saturate, type = _options(i)
-    if type.bits == 32:
+    if type.element.bits == 32:
         function = arithmetic.rounded_fma(mode)
     else:
         function = _of_type(i, type, mode, arithmetic.rounded_fma, arithmetic.fma_f64())

@@ -9,6 +9,7 @@ import numpy as np
 from ..decode import Decoder, Lanewise, Operation, instruction
 from ..types import TYPES, ScalarType
 from . import floats
+from .pairs import by_halves
 
 _WIDER = {8: 16, 16: 32, 32: 64}
 
@@ -21,6 +22,8 @@ def wider(type: ScalarType) -> ScalarType:
 def _lanewise(i: Decoder, function: Callable, type: ScalarType, count: int) -> Operation:
     """`count` sources of one type, and a result of it."""
     i.arity(count + 1)
+    if type.lanes == 2:
+        function = by_halves(function, type)
     return Lanewise(function, i.result(0, type), *(i.source(k + 1, type) for k in range(count)))
 
 
@@ -38,8 +41,6 @@ def add_sub(i: Decoder) -> Operation:
         if type.name != "s32":
             raise i.error("only .s32 saturates")
         return _lanewise(i, _saturated(np.add if i.opcode == "add" else np.subtract), type, 2)
-    if type.name in ("u16x2", "s16x2"):
-        raise i.error("packed 16-bit arithmetic is not supported")
     return _lanewise(i, np.add if i.opcode == "add" else np.subtract, type, 2)
 
 

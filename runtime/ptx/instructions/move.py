@@ -34,6 +34,10 @@ _WINDOWS = {
 }
 
 
+def choose(condition: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.where(condition, a, b)
+
+
 def _copy(a: np.ndarray) -> np.ndarray:
     return a
 
@@ -110,7 +114,7 @@ def select(i: Decoder) -> Operation:
     predicate, negated = i.predicate(i.operands[3])
     first, second = (2, 1) if negated else (1, 2)
     return Lanewise(
-        lambda p, a, b: np.where(p, a, b),
+        choose,
         i.result(0, type),
         predicate,
         i.source(first, type),
@@ -125,7 +129,7 @@ def select_by_sign(i: Decoder) -> Operation:
     type, by = i.type(), i.type()
     i.arity(4)
     return Lanewise(
-        lambda a, b, c: np.where(c >= 0, a, b),
+        lambda a, b, c: choose(c >= 0, a, b),
         i.result(0, type),
         i.source(1, type),
         i.source(2, type),

@@ -203,7 +203,7 @@ def active_mask(i: Decoder) -> Operation:
     def bind(batch: Batch) -> Run:
         def run(lanes: Lanes | None) -> None:
             team = Team(batch, lanes)
-            present = team.ballot(np.ones(team.count, np.bool_), np.uint32(_EVERYBODY))
+            present = team.ballot(np.ones(team.count, np.bool_), np.asarray(np.uint32(_EVERYBODY)))
             if result is not None:
                 put(result.array(batch), lanes, present)
 
