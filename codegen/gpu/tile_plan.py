@@ -45,7 +45,7 @@ class TilePlan:
             return "there is less K than splits"
         if self.shared_bytes > arch.shared_per_block:
             return f"{self.shared_bytes} bytes of shared memory"
-        registers = self.registers + (0 if arch.cp_async else self.copied_registers)
+        registers = self.registers + (0 if arch.cp_async else self.pieces * PIECE_BYTES // 4)
         if registers > min(arch.registers_per_thread, arch.registers_per_sm // s.threads):
             return f"about {registers} registers"
         return None
@@ -130,15 +130,15 @@ class TilePlan:
         quarter more, for what the assembler moves ahead (it spills nothing below the limit)."""
         sums = self.accumulators * (2 if self.grouped else 1)
         fragments = 4 * self.row_blocks + self.weights.chunk_words * self.warp_tiles
-        return (sums + fragments + 40) * 5 // 4
+        return (sums + fragments + 2 * self.pieces + 32) * 5 // 4
 
     @property
-    def copied_registers(self) -> int:
-        """What a thread copies of a stage, where copies go through registers."""
+    def pieces(self) -> int:
+        """16-byte pieces of a stage that a thread copies, each with an address."""
         threads = self.schedule.threads
-        pieces = -(-self.schedule.block_m * self.stage_row_bytes // (PIECE_BYTES * threads))
-        pieces += -(-self.block_tiles * self.stage_tile_bytes // (PIECE_BYTES * threads))
-        return pieces * PIECE_BYTES // 4
+        rows = self.schedule.block_m * self.stage_row_bytes // PIECE_BYTES
+        tiles = self.block_tiles * self.stage_tile_bytes // PIECE_BYTES
+        return -(-rows // threads) + -(-tiles // threads)
 
     # The K loop
 
