@@ -1,4 +1,4 @@
-"""`abqc.compile`: from an ONNX file to a shared library, loaded."""
+"""`abqc.compile`: from an ONNX file to a shared library."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from abqc.compiler import job
 from abqc.compiler.job import Request
+from abqc.errors import DeviceError
 from abqc.runtime.model import Model, load
 
 Progress = Callable[[str, int, int], None]
@@ -23,14 +24,50 @@ def compile(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     dump_dir: str | Path | None = None,
     progress: Progress | None = None,
+    device: str | None = None,
 ) -> Model:
     """Compile an ONNX model into a shared library and load it.
 
-    `quant` is a recipe (`w4a8`, `w4a4 rotate`, ...) or the path of a file of rules; `shapes` pins
-    the shapes of inputs; `output` is where the library goes (default: beside the model, `.so`);
-    `dump_dir` receives the IR after every pass; `progress(step, done, total)` is called as work
-    goes on. The work is done in another process, whose crash would be an error too. Raises
-    AbqcError, whose text says what to do; nothing is written then.
+    As `compile_file`, whose library is loaded on `device` (`abqc.load` has the names). A model
+    compiled for a GPU that is not here stays on the disk: DeviceError says so.
+    """
+    library = compile_file(
+        model,
+        quant=quant,
+        target=target,
+        output=output,
+        shapes=shapes,
+        dump_dir=dump_dir,
+        progress=progress,
+    )
+    try:
+        return load(library, device=device)
+    except DeviceError as error:
+        raise DeviceError(
+            f"{library} was written, but cannot be loaded here: {error}",
+            hint='run it where there is such a GPU, or compile with device="ptx-vm", which '
+            "executes its kernels on the CPU",
+        ) from error
+
+
+def compile_file(
+    model: str | Path,
+    *,
+    quant: str | Path = "none",
+    target: str = "cpu",
+    output: str | Path | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    dump_dir: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Compile an ONNX model into a shared library; its path.
+
+    `target` is `cpu`, a GPU (`sm_90a`), several (`sm_80,sm_90a`) or `cuda`. `quant` is a recipe
+    (`w4a8`, `w4a4 rotate`, ...) or the path of a file of rules; `shapes` pins the shapes of inputs;
+    `output` is where the library goes (default: beside the model, `.so`); `dump_dir` receives the
+    IR after every pass; `progress(step, done, total)` is called as work goes on. The work is done
+    in another process, whose crash would be an error too. Raises AbqcError, whose text says what
+    to do; nothing is written then.
     """
     source = Path(model)
     library = Path(output) if output is not None else source.with_suffix(".so")
@@ -48,4 +85,4 @@ def compile(
         job.run(request, progress or (lambda step, done, total: None))
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return load(library)
+    return library

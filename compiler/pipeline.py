@@ -75,7 +75,7 @@ GPU_KERNELS = (
 
 
 # A GPU has kernels for what the CPU does loop by loop.
-GPU_FUSIONS = ("fuse-attention", TIDY)
+GPU_FUSIONS = ("fuse-attention", TIDY, "fuse-norm", TIDY)
 
 
 def stages(on_device: bool) -> dict[str, tuple[str, ...]]:

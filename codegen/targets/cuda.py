@@ -11,15 +11,17 @@ from ...costmodel.load import model_for
 from ...dialects.formats import Scheme, parse_scheme
 from ...errors import RecipeError
 from ..gpu.arch import ALL, SM_75, GpuArch
-from ..gpu.attention import AttentionVariant, attention_kernels
-from ..gpu.attention_spec import AttentionSpec, MaskKind, Precision
+from ..gpu.attention import AttentionVariant, attention_kernels, precision_on
+from ..gpu.attention_spec import AttentionSpec, MaskKind
 from ..gpu.batch_matmul import batch_matmul_kernels
 from ..gpu.dequantize import DequantizeMatmul
 from ..gpu.float_matmul import FloatMatmul
 from ..gpu.gather import TableLayout, table_layout
 from ..gpu.int8 import Int8Matmul
 from ..gpu.measure import measure_kernel
+from ..gpu.norm import NormKind, NormSpec, norm_kernel, softmax_kernel
 from ..gpu.objects import GpuObjects
+from ..gpu.planes import Planes
 from ..gpu.strategy import GpuStrategy, Scheduled
 from ..objects import ObjectMaker
 from ..strategy import Kernel, MatmulSpec, Variant
@@ -59,7 +61,7 @@ class CudaTarget:
 
     @cached_property
     def strategies(self) -> tuple[Scheduled, ...]:
-        every: Sequence[GpuStrategy] = (FloatMatmul(), DequantizeMatmul(), Int8Matmul())
+        every: Sequence[GpuStrategy] = (FloatMatmul(), DequantizeMatmul(), Int8Matmul(), Planes())
         return tuple(Scheduled(strategy, self.archs, self.models) for strategy in every)
 
     def choose(
@@ -112,8 +114,25 @@ class CudaTarget:
         self, head: int, value_head: int, mask: MaskKind, *, half: bool
     ) -> tuple[AttentionVariant, ...]:
         """The kernels of attention; `half`: activations may be halves."""
-        precision: Precision = "f16" if half else "f32"
+        precision = precision_on(self.archs, half=half)
         return attention_kernels(AttentionSpec(head, value_head, mask, precision))
+
+    def norm(
+        self,
+        kind: NormKind,
+        columns: int,
+        *,
+        weight: bool,
+        bias: bool,
+        residual: bool,
+        keeps_sum: bool,
+    ) -> Kernel:
+        """The kernel of a normalization of rows."""
+        return norm_kernel(NormSpec(kind, columns, weight, bias, residual, keeps_sum))
+
+    def softmax(self) -> Kernel:
+        """The kernel of a softmax over rows."""
+        return softmax_kernel()
 
     def measure(self, format_text: str) -> Kernel:
         """The kernel that finds one scale and zero point for each sample of an activation."""

@@ -21,6 +21,7 @@ EXAMPLES = """examples:
   abqc compile model.onnx -o model.so --quant w4a8
   abqc compile model.onnx -o model.so --quant "w4a4 rotate"
   abqc compile model.onnx -o model.so --recipe recipe.txt --shape x=1x3x224x224
+  abqc compile model.onnx -o model.so --quant w2a8 --target sm_90a
   abqc compile model.onnx -o model.so --dump-dir stages
 """
 
@@ -31,18 +32,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe = parser.add_mutually_exclusive_group()
     recipe.add_argument("--quant", metavar="RECIPE", default="none", help="default: none (float)")
     recipe.add_argument("--recipe", metavar="FILE", type=Path, help="a file with rules")
-    parser.add_argument("--target", default="cpu", help="default: cpu")
+    parser.add_argument(
+        "--target",
+        default="cpu",
+        help="cpu (default), a GPU such as sm_80, sm_89 or sm_90a, several (sm_80,sm_90a) or cuda",
+    )
     add_shape(parser, "pin an input's shape")
     parser.add_argument("--dump-dir", metavar="DIR", type=Path, help="write the IR of every pass")
 
 
 def run(args: argparse.Namespace) -> int:
-    from abqc.compiler.driver import compile
+    from abqc.compiler.driver import compile_file
 
     output = args.output or args.model.with_suffix(".so")
     started = time.perf_counter()
     with Progress() as progress:
-        compile(
+        compile_file(
             args.model,
             quant=args.recipe or args.quant,
             target=args.target,

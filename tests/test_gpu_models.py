@@ -1,0 +1,130 @@
+"""Whole models compiled for GPUs and run in the PTX machine, against the same model on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import abqc
+import numpy as np
+import onnx
+import pytest
+from abqc.compiler.driver import compile_file
+from abqc.compiler.evaluate import relative_error
+from abqc.errors import AbqcError, DeviceError
+from abqc.runtime.model import Model
+from decoder import decoder, feeds
+
+Feeds = dict[str, np.ndarray]
+
+# Of the output's range (docs/numerics.md): activations in f32, in f16. A code that differs by one
+# step, which 0.1 % of those may, is a 255th of its row's range.
+SAME = 1e-3
+ONE_STEP = 4e-3
+HALF = 1e-2
+
+
+class Pair:
+    """One model for the CPU, and for a GPU in the PTX machine."""
+
+    def __init__(self, source: Path, folder: Path, quant: str, target: str = "sm_90a") -> None:
+        self.cpu = abqc.compile(source, quant=quant, output=folder / "cpu.so")
+        library = compile_file(source, quant=quant, target=target, output=folder / "gpu.so")
+        self.gpu: Model = abqc.load(library, device="ptx-vm")
+
+    def error(self, inputs: Feeds) -> float:
+        """The largest difference of an output, relative to its range."""
+        return max(
+            relative_error(expected, np.asarray(actual))
+            for expected, actual in zip(self.cpu.run(inputs), self.gpu.run(inputs), strict=True)
+        )
+
+
+@pytest.mark.parametrize(
+    ("quant", "limit"),
+    [
+        ("none", SAME),
+        ("w8a8", SAME),
+        ("w2a2", ONE_STEP),
+        pytest.param("w1a4", ONE_STEP, marks=pytest.mark.slow),
+        pytest.param("w2*a8", ONE_STEP, marks=pytest.mark.slow),
+        ("w3a16", HALF),
+    ],
+)
+def test_a_network_of_matmuls(
+    real_model: Callable[[str], Path],
+    digits: tuple[np.ndarray, np.ndarray],
+    tmp_path: Path,
+    quant: str,
+    limit: float,
+) -> None:
+    pair = Pair(real_model("digits_mlp"), tmp_path, quant)
+    for rows in (1, 3, 40):
+        assert pair.error({"X": digits[0][:rows].astype(np.float32)}) <= limit
+
+
+@pytest.mark.parametrize("quant", [pytest.param("none", marks=pytest.mark.slow), "w4a8"])
+def test_a_network_of_convolutions(
+    real_model: Callable[[str], Path],
+    digits: tuple[np.ndarray, np.ndarray],
+    tmp_path: Path,
+    quant: str,
+) -> None:
+    pair = Pair(real_model("digits_cnn"), tmp_path, quant, "sm_80")
+    images = digits[0][:5].reshape(-1, 1, 8, 8).astype(np.float32)
+    assert pair.error({"image": images}) <= ONE_STEP
+
+
+def test_an_encoder(real_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """minilm-l3, whole."""
+    pair = Pair(real_model("minilm-l3"), tmp_path, "w8a8")
+    ids = np.random.default_rng(0).integers(1000, 30000, (2, 9))
+    mask = np.ones((2, 9), np.int64)
+    mask[1, 5:] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    assert pair.error(inputs) <= ONE_STEP
+
+
+@pytest.mark.parametrize(
+    ("quant", "limit"), [("w4a8", ONE_STEP), pytest.param("w2a16", HALF, marks=pytest.mark.slow)]
+)
+def test_a_decoder_layer(tmp_path: Path, quant: str, limit: float) -> None:
+    """smollm2's sizes: a prompt, then single steps with the cache."""
+    onnx.save(decoder(), tmp_path / "decoder.onnx")
+    pair = Pair(tmp_path / "decoder.onnx", tmp_path, quant)
+    for batch, rows, past in ((1, 6, 0), (2, 1, 5), (1, 1, 11)):
+        assert pair.error(feeds(batch, rows, past)) <= limit
+
+
+def test_one_artifact_for_several_gpus(real_model: Callable[[str], Path], tmp_path: Path) -> None:
+    library = compile_file(
+        real_model("digits_mlp"), quant="w8a8", target="cuda", output=tmp_path / "model.so"
+    )
+    x = np.random.default_rng(0).random((3, 64)).astype(np.float32)
+    outputs = [
+        abqc.load(library, device=f"ptx-vm:{name}").run({"X": x})[0]
+        for name in ("sm_80", "sm_89", "sm_90a", "sm_120a")
+    ]
+    for output in outputs[1:]:
+        np.testing.assert_array_equal(output, outputs[0])
+
+
+def test_compiling_needs_no_gpu_but_loading_does(
+    real_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "model.so"
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("there is a GPU")
+    with pytest.raises(DeviceError, match="was written, but cannot be loaded here"):
+        abqc.compile(real_model("digits_mlp"), target="sm_90a", output=output)
+    assert output.exists()
+
+
+@pytest.mark.parametrize("target", ["sm_42", "sm_80,abacus", ""])
+def test_unknown_targets_are_refused(
+    real_model: Callable[[str], Path], tmp_path: Path, target: str
+) -> None:
+    with pytest.raises(AbqcError, match="there is no target") as caught:
+        compile_file(real_model("digits_mlp"), target=target, output=tmp_path / "model.so")
+    assert "sm_90a" in (caught.value.hint or "")
+    assert not (tmp_path / "model.so").exists()
