@@ -45,6 +45,8 @@ class BorrowedTensor:
 
 def on_gpu(value: Any) -> bool:
     """Whether this is a tensor in a GPU's memory."""
+    if isinstance(value, np.ndarray):
+        return False
     device = getattr(value, "__dlpack_device__", None)
     return device is not None and int(device()[0]) == CUDA
 

@@ -186,14 +186,16 @@ def build(
     weights: Sequence[tuple[str, np.ndarray]] = (),
     images: Sequence[tuple[str, tuple[int, int], bool]] = IMAGES,
     cubins: Sequence[str] = (),
+    ptx: str | None = None,
 ) -> Path:
-    """Link a GPU artifact; an image's PTX is its name, and so is its cubin, after ELF's mark."""
+    """Link a GPU artifact. An image's PTX is `ptx`, else its name; so is its cubin, after ELF's
+    mark."""
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         objects = [handmade.c_object(work, "model_host", host), work / "code.o"]
         data, table = [], []
         for target, capability, specific in images:
-            data.append((f"ptx_{target}", target.encode() + b"\0"))
+            data.append((f"ptx_{target}", (ptx or target).encode() + b"\0"))
             cubin = b"\x7fELF " + target.encode() + b"\0" if target in cubins else b""
             if cubin:
                 data.append((f"cubin_{target}", cubin))
