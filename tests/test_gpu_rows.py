@@ -142,6 +142,12 @@ def test_extreme_codes(rows, bits, sign):
     case.check(schedule(case.spec, rows, (1, 1)))
 
 
+@pytest.mark.parametrize("rows", [2, 8])
+def test_bf16_activations(rows):
+    case = Case.random("w4:g64:asym", "bf16", rows, 40, 130)
+    case.check(schedule(case.spec, rows, (1, 2)))
+
+
 @pytest.mark.parametrize("rows", [1, 8])
 def test_f32_scales_of_imported_weights(rows):
     case = Case.random("w8", "a8", rows, 20, 64)
