@@ -154,7 +154,8 @@ class AttentionOp(VerifiedOperation, name="attention", traits=[ext.Pure]):
     `rows_first` (of q, k, v, y) is 1, heads and rows are exchanged in memory: B x M x H x D. H is
     a multiple of Hk: consecutive heads share one (grouped queries). `mask_map` gives from
     (b, h, m, t) the element of `mask`, a loop or 0 for each of its axes. `mask_kind`: `none`;
-    `add`; `replace`: where the mask is not 0, it takes the place of the score.
+    `add`; `replace`: where the mask is not 0, it takes the place of the score. `guarded`: rows of y
+    that would be NaN, for want of a score above minus infinity, are 0.
     """
 
     q: Tensor
@@ -164,6 +165,7 @@ class AttentionOp(VerifiedOperation, name="attention", traits=[ext.Pure]):
     rows_first: Any  # array<i64: 4 times 0 or 1>
     mask_kind: ir.StringAttr
     mask_map: Any  # affine_map<(b, h, m, t) -> (...)>
+    guarded: ir.IntegerAttr  # 0 or 1
     result: TensorResult
     mask: Tensor | None = None
 

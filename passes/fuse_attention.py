@@ -6,35 +6,47 @@
     y      = abq.batch_matmul(p, v)
 
 Heads are an axis of q, k and v that was collapsed into the batch; their transposes (rows before
-heads) are read in place. What is not of this form stays as it is.
+heads, keys by columns) are read in place, and constant factors of q and k become part of the scale.
+What is not of this form stays as it is.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from abqc.dialects import abq
 from abqc.dialects.mlir import ir, tensor
 
-from .generics import dims, groups, is_elementwise
+from .generics import dims, expression, groups, inputs, is_elementwise
 from .infrastructure import Unit, defining_op, register, users, walk
 from .resolve_dims import dimension_or_query
 from .score_chain import Chain, Mask, match_chain
-from .softmax import match_softmax
+from .softmax import match_softmax, operand_in_order
 
 # Wider heads have no kernel (codegen/gpu/attention_spec.py).
 MAX_HEAD = 256
 
 _HEADS_IN_BATCH = [[0, 1], [2], [3]]
-_ROWS_AND_HEADS = [0, 2, 1, 3]
+_ROWS_AND_HEADS = (0, 2, 1, 3)
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """A factor of a product as [B, H, M, D], or [B, M, H, D]; `scale` times it is the factor."""
+
+    value: ir.Value
+    rows_first: int = 0
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
 class _Match:
-    q: ir.Value
-    k: ir.Value
-    v: ir.Value
+    q: _Operand
+    k: _Operand
+    v: _Operand
+    apart: bool  # heads are an axis; otherwise all are one batch's
     chain: Chain | None
+    guarded: bool
 
 
 @register
@@ -52,31 +64,84 @@ def _match(product: ir.Operation) -> _Match | None:
     if _is_transposed(product):
         return None
     collapse = _collapse_of_heads(p)
-    softmax = match_softmax(collapse.operands[0] if collapse is not None else p)
-    if (
-        softmax is None
-        or not _has_one_user(p)
-        or (collapse and not _has_one_user(collapse.operands[0]))
-    ):
+    weights = collapse.operands[0] if collapse is not None else p
+    softmax = match_softmax(weights)
+    if softmax is None or not _has_one_user(p) or not _has_one_user(weights):
         return None
-    x = softmax.x
-    chain = match_chain(defining_op(x)) if is_elementwise(defining_op(x)) else None
-    scores = chain.scores if chain is not None else x
-    expand = defining_op(scores)
-    if expand is not None and expand.name == "tensor.expand_shape":
-        if groups(expand) != _HEADS_IN_BATCH:
+    x = defining_op(softmax.x)
+    chain = match_chain(x) if is_elementwise(x) else None
+    scores = defining_op(chain.scores if chain is not None else softmax.x)
+    if scores is not None and scores.name == "tensor.expand_shape":
+        if groups(scores) != _HEADS_IN_BATCH:
             return None
-        scores = expand.operands[0]
-    first = defining_op(scores)
-    if first is None or first.name != "abq.batch_matmul" or not _is_transposed(first):
+        scores = defining_op(scores.operands[0])
+    if scores is None or scores.name != "abq.batch_matmul":
         return None
-    q, k = first.operands
-    if max(abq.shape(q)[2], abq.shape(v)[2]) > MAX_HEAD or abq.DYNAMIC in (
-        abq.shape(q)[2],
-        abq.shape(v)[2],
-    ):
+    q, k = scores.operands
+    columns = (abq.shape(q)[2], abq.shape(v)[2])
+    if max(columns) > MAX_HEAD or abq.DYNAMIC in columns:
         return None
-    return _Match(q, k, v, chain)
+    swapped = not _is_transposed(scores)
+    for apart, read in ((True, _heads), (False, _one_batch)):
+        operands = [read(q, scaled=True), read(k, scaled=True, swapped=swapped), read(v)]
+        if all(operands):
+            return _Match(*operands, apart, chain, softmax.guarded)
+    return None
+
+
+def _heads(value: ir.Value, *, scaled: bool = False, swapped: bool = False) -> _Operand | None:
+    """The heads that were collapsed into the batch of `value`, [B * H, M, D].
+
+    `scaled`: a factor may be taken off them. `swapped`: `value` is [B * H, D, M], which must be a
+    transpose.
+    """
+    collapse = _collapse_of_heads(value)
+    if collapse is None:
+        return None
+    value, scale = _unscaled(collapse.operands[0]) if scaled else (collapse.operands[0], 1.0)
+    order = _permutation(value)
+    in_place = {(0, 1, 3, 2): 0, (0, 2, 3, 1): 1} if swapped else {(0, 2, 1, 3): 1}
+    if order not in in_place:
+        return None if swapped else _Operand(value, scale=scale)
+    source, more = _unscaled(_source(value)) if scaled else (_source(value), 1.0)
+    return _Operand(source, in_place[order], scale * more)
+
+
+def _one_batch(value: ir.Value, *, scaled: bool = False, swapped: bool = False) -> _Operand | None:
+    """[H, M, D] as the heads of one batch; not yet expanded."""
+    value, scale = _unscaled(value) if scaled else (value, 1.0)
+    if not swapped:
+        return _Operand(value, scale=scale)
+    return _Operand(_source(value), scale=scale) if _permutation(value) == (0, 2, 1) else None
+
+
+def _unscaled(value: ir.Value) -> tuple[ir.Value, float]:
+    """What a loop multiplied by a constant, and the constant."""
+    op = defining_op(value)
+    if not is_elementwise(op):
+        return value, 1.0
+    tree, source = expression(op), operand_in_order(op, 0) if inputs(op) else None
+    if source is None or len(tree) != 3 or tree[0] != "arith.mulf":
+        return value, 1.0
+    factors = [side[1] for side in tree[1:] if side[0] == "const"]
+    if len(factors) != 1 or ("in", 0) not in tree or source.type != value.type:
+        return value, 1.0
+    return source, factors[0]
+
+
+def _permutation(value: ir.Value) -> tuple[int, ...] | None:
+    """Of the transpose that makes `value`."""
+    op = defining_op(value)
+    if op is None or op.name != "linalg.transpose":
+        return None
+    return tuple(ir.DenseI64ArrayAttr(op.attributes["permutation"]))
+
+
+def _source(value: ir.Value) -> ir.Value:
+    """What a transpose reads."""
+    op = defining_op(value)
+    assert op is not None
+    return op.operands[0]
 
 
 def _is_transposed(product: ir.Operation) -> bool:
@@ -96,26 +161,23 @@ def _collapse_of_heads(value: ir.Value) -> ir.Operation | None:
 
 
 def _rewrite(product: ir.Operation, match: _Match) -> None:
-    collapses = [_collapse_of_heads(value) for value in (match.q, match.k, match.v)]
-    apart = all(collapse is not None for collapse in collapses)
     mask = match.chain.mask() if match.chain is not None else None
     if mask is not None:
-        mask = _mask_of_heads(mask, apart)
+        mask = _mask_of_heads(mask, match.apart)
         if mask is None:
             return  # it tells batches from heads, q does not
     with ir.InsertionPoint(product), product.location:
-        if apart:
-            sources = [_in_place(c.operands[0]) for c in collapses if c is not None]
-        else:
-            sources = [(_one_batch(value), 0) for value in (match.q, match.k, match.v)]
-        expand, transpose = _output(product) if apart else (None, None)
-        y = _attention(sources, mask, match, transpose, expand, product)
+        if not match.apart:
+            flat = (match.q, match.k, match.v)
+            q, k, v = (replace(x, value=_with_batch(x.value)) for x in flat)
+            match = replace(match, q=q, k=k, v=v)
+        expand, transpose = _output(product) if match.apart else (None, None)
+        y = _attention(match, mask, transpose, expand, product)
         if transpose is not None:
             transpose.results[0].replace_all_uses_with(y)
             return
-        flat = product.results[0].type
         product.results[0].replace_all_uses_with(
-            tensor.CollapseShapeOp(flat, y, _HEADS_IN_BATCH).result
+            tensor.CollapseShapeOp(product.results[0].type, y, _HEADS_IN_BATCH).result
         )
 
 
@@ -144,21 +206,7 @@ def _mask_of_heads(mask: Mask, apart: bool) -> Mask | None:
     return Mask(mask.value, ir.AffineMap.get(4, 0, results))
 
 
-def _in_place(value: ir.Value) -> tuple[ir.Value, int]:
-    """[B, H, M, D], or the [B, M, H, D] that it is a transpose of; which of them, as 0 or 1."""
-    op = defining_op(value)
-    if op is not None and _exchanges_rows_and_heads(op):
-        return op.operands[0], 1
-    return value, 0
-
-
-def _exchanges_rows_and_heads(op: ir.Operation) -> bool:
-    if op.name != "linalg.transpose":
-        return False
-    return list(ir.DenseI64ArrayAttr(op.attributes["permutation"])) == _ROWS_AND_HEADS
-
-
-def _one_batch(value: ir.Value) -> ir.Value:
+def _with_batch(value: ir.Value) -> ir.Value:
     """[H, M, D] as [1, H, M, D]."""
     type_ = ir.RankedTensorType(value.type)
     sizes = [dimension_or_query(value, i) for i, s in enumerate(type_.shape) if s == abq.DYNAMIC]
@@ -174,7 +222,9 @@ def _output(product: ir.Operation) -> tuple[ir.Operation | None, ir.Operation | 
     if expand is None or expand.name != "tensor.expand_shape" or groups(expand) != _HEADS_IN_BATCH:
         return None, None
     transpose = _only_user(expand)
-    if transpose is None or not _exchanges_rows_and_heads(transpose):
+    if transpose is None or transpose.name != "linalg.transpose":
+        return expand, None
+    if _permutation(transpose.results[0]) != _ROWS_AND_HEADS:
         return expand, None
     return expand, transpose
 
@@ -185,37 +235,38 @@ def _only_user(op: ir.Operation) -> ir.Operation | None:
 
 
 def _attention(
-    sources: list[tuple[ir.Value, int]],
-    mask: Mask | None,
     match: _Match,
+    mask: Mask | None,
     transpose: ir.Operation | None,
     expand: ir.Operation | None,
     product: ir.Operation,
 ) -> ir.Value:
-    rows_first = [flag for _, flag in sources] + [int(transpose is not None)]
-    q, flag = sources[0]
+    q, k, v = match.q, match.k, match.v
     if transpose is not None:
         type_ = transpose.results[0].type
     elif expand is not None:
         type_ = expand.results[0].type
     else:
-        shape = abq.shape(q)
-        batch, heads, rows = shape[0], shape[2 if flag else 1], shape[1 if flag else 2]
+        batch, heads, rows, _ = abq.shape(q.value)
+        if q.rows_first:
+            heads, rows = rows, heads
         columns = abq.shape(product.results[0])[2]
         type_ = ir.RankedTensorType.get([batch, heads, rows, columns], ir.F32Type.get())
-    scale, kind = 1.0, "none"
+    scale, kind = q.scale * k.scale, "none"
     if match.chain is not None:
-        scale = match.chain.affine.scale
+        scale *= match.chain.affine.scale
         if mask is not None:
             kind = "replace" if match.chain.affine.replaces else "add"
+    rows_first = [q.rows_first, k.rows_first, v.rows_first, int(transpose is not None)]
     return abq.AttentionOp(
-        q,
-        sources[1][0],
-        sources[2][0],
+        q.value,
+        k.value,
+        v.value,
         ir.FloatAttr.get(ir.F32Type.get(), scale),
         ir.DenseI64ArrayAttr.get(rows_first),
         ir.StringAttr.get(kind),
         ir.AffineMapAttr.get(mask.map_ if mask is not None else ir.AffineMap.get(4, 0, [])),
+        ir.IntegerAttr.get(ir.IntegerType.get_signless(64), int(match.guarded)),
         type_,
         mask=mask.value if mask is not None else None,
     ).result

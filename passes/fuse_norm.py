@@ -47,7 +47,9 @@ def fuse_norm(module: ir.Operation, unit: Unit) -> None:
             _rewrite(op, norm)
             continue
         softmax = match_softmax(op.results[0])
-        if softmax is not None and softmax.x.type == op.results[0].type:
+        if softmax is None or softmax.guarded:
+            continue
+        if softmax.x.type == op.results[0].type:
             with ir.InsertionPoint(op), op.location:
                 y = abq.SoftmaxOp(softmax.x, op.results[0].type).result
             op.results[0].replace_all_uses_with(y)

@@ -39,12 +39,13 @@ def lower_attention(low: Lowering, op: ir.Operation) -> None:
     y = _packed(low.allocate(product(y_sizes), ir.F32Type.get()), y_sizes, of_y)
     group = arith.DivUIOp(heads, arith.MaxUIOp(shared, index(1)).result).result
     kind = ir.StringAttr(view.mask_kind).value
+    guarded = bool(ir.IntegerAttr(view.guarded).value)
     mask, mask_strides = _mask(low, op)
     scale = arith.ConstantOp(ir.F32Type.get(), op.attributes["scale"]).result
     common = [q.buffer, k.buffer, v.buffer, *mask, y.buffer, m, t, heads, group, scale]
     common += [*q.strides, *k.strides, *v.strides, *y.strides, *mask_strides]
     columns = [ir.RankedTensorType(x.type).shape[3] for x in (view.q, view.v)]
-    variants = low.unit.target.attention(*columns, kind, half=_is_half(low))
+    variants = low.unit.target.attention(*columns, kind, half=_is_half(low), guarded=guarded)
     blocks = arith.MulIOp(batch, heads).result
 
     def launch_variant(i: int) -> None:

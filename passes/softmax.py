@@ -24,19 +24,32 @@ from .infrastructure import defining_op, users
 
 MINUS_INFINITY = float("-inf")
 
+_QUOTIENT = ("arith.divf", ("in", 0), ("in", 1))
+# `select(q != q, 0, q)`, the comparison being une or uno.
+_GUARDED = tuple(
+    (
+        "arith.select",
+        ("arith.cmpf", f"predicate={predicate} : i64", _QUOTIENT, _QUOTIENT),
+        ("const", 0.0),
+        _QUOTIENT,
+    )
+    for predicate in (13, 14)
+)
+
 
 @dataclass(frozen=True)
 class Softmax:
     """What a softmax reads and the operations that are of use to nothing else."""
 
     x: ir.Value
+    guarded: bool  # what would be NaN is 0
     loops: tuple[ir.Operation, ...]  # max, exp, sum, quotient
 
 
 def match_softmax(result: ir.Value) -> Softmax | None:
     """The softmax over the last axis that makes `result`; None if none does."""
     quotient = defining_op(result)
-    if not is_elementwise(quotient) or expression(quotient) != ("arith.divf", ("in", 0), ("in", 1)):
+    if not is_elementwise(quotient) or expression(quotient) not in (_QUOTIENT, *_GUARDED):
         return None
     powers = operand_in_order(quotient, 0)
     total = row_operand(quotient, 1)
@@ -52,7 +65,7 @@ def match_softmax(result: ir.Value) -> Softmax | None:
     sum_loop = match_reduction(total, powers, ("arith.addf", ("in", 0), OUT), 0.0)
     if max_loop is None or sum_loop is None or not _only_used_by(powers, quotient, sum_loop):
         return None
-    return Softmax(x, (max_loop, exp, sum_loop, quotient))
+    return Softmax(x, expression(quotient) != _QUOTIENT, (max_loop, exp, sum_loop, quotient))
 
 
 def operand_in_order(op: ir.Operation, number: int) -> ir.Value | None:

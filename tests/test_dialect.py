@@ -51,7 +51,7 @@ def attention(v: str = "?x2x?x5xf32", kind: str = "none", flags: str = "0, 0, 0,
     q, k, y = "?x4x?x8xf32", "?x2x?x8xf32", "?x4x?x5xf32"
     return f"""func.func @main(%q: tensor<{q}>, %k: tensor<{k}>, %v: tensor<{v}>) -> tensor<{y}> {{
       %y = "abq.attention"(%q, %k, %v) {{scale = 0.5 : f32, rows_first = array<i64: {flags}>,
-          mask_kind = "{kind}", mask_map = affine_map<(d0, d1, d2, d3) -> ()>,
+          mask_kind = "{kind}", mask_map = affine_map<(d0, d1, d2, d3) -> ()>, guarded = 0 : i64,
           operandSegmentSizes = array<i32: 1, 1, 1, 0>}}
           : (tensor<{q}>, tensor<{k}>, tensor<{v}>) -> tensor<{y}>
       return %y : tensor<{y}>

@@ -243,6 +243,19 @@ def test_rows_without_a_score_are_nan_and_finite_masks_are_not(
 
 
 @pytest.mark.parametrize(("rows", "precision"), KINDS)
+@pytest.mark.parametrize("keys", [40, 140])
+def test_guarded_rows_are_zero_instead(rows: int, precision: Precision, keys: int) -> None:
+    spec = AttentionSpec(16, 16, "add", precision, guarded=True)
+    case = Case(spec, rows=rows, keys=keys, heads=1)
+    q, k, v, mask = inputs(case)
+    mask[..., 0, :] = -np.inf
+    q[..., 1, 0] = np.nan
+    y = run(case, q, k, v, mask, 1.0)
+    assert not y[..., :2, :].any()
+    assert np.isfinite(y).all() and (y[..., 2:, :] != 0).all()
+
+
+@pytest.mark.parametrize(("rows", "precision"), KINDS)
 def test_a_nan_stays_in_its_row(rows: int, precision: Precision) -> None:
     case = Case(AttentionSpec(16, 16, precision=precision), rows=rows, keys=140, heads=2)
     q, k, v, mask = inputs(case)

@@ -19,8 +19,9 @@ Arguments of a kernel, one slot each; `abq.attention` is lowered to them (passes
                            (workspace, y pointers, m, t, heads, splits i32, strides of y 3 x i64)
 
 Rows whose scores are all minus infinity become NaN, as do rows with a NaN or plus infinity among
-their scores; large finite masks (-3.4e38, -1e9) are added in f32 before the maximum is subtracted,
-as a softmax without fusion does. Without keys (t = 0) y is 0.
+their scores, unless the spec is guarded, which makes them 0. Large finite masks (-3.4e38, -1e9)
+are added in f32 before the maximum is subtracted, as a softmax without fusion does. Without keys
+(t = 0) y is 0.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from .attention_spec import (
     Problem,
     argument_types,
     finite,
-    reciprocal_sum,
+    quotients,
     weight,
 )
 from .builder import GpuBuilder, kernel
@@ -252,14 +252,13 @@ class _Tile:
     def _store(self, totals: Sequence[Value], sums: Sequence[Value]) -> None:
         b, columns = self.b, self.spec.value_head
         for half, row in enumerate(self.rows):
-            factor = reciprocal_sum(b, totals[half], self.problem.keys)
+            mine = [s for i, s in enumerate(sums) if i // 2 % 2 == half]
+            values = quotients(b, self.spec, mine, totals[half], self.problem.keys)
             with b.when(row < self.problem.rows):
                 y = self.head.y.row(b, row)
                 for tile in range(self.shape.value_head // 8):
-                    pair = sums[4 * tile + 2 * half : 4 * tile + 2 * half + 2]
-                    _store2(
-                        b, [s * factor for s in pair], y, self.quad * 2 + tile * 8, columns, tile
-                    )
+                    pair = values[2 * tile : 2 * tile + 2]
+                    _store2(b, pair, y, self.quad * 2 + tile * 8, columns, tile)
 
 
 class _Halves:

@@ -28,7 +28,7 @@ from .attention_spec import (
     Problem,
     argument_types,
     finite,
-    reciprocal_sum,
+    quotients,
     weight,
 )
 from .builder import POINTER, GpuBuilder, kernel
@@ -225,9 +225,8 @@ class _Block:
         largest, total = b.lanes_of(b.load(b.shared, "vector<2xf32>", row * 8 + shared.totals))
 
         def divide() -> list[Value]:
-            factor = reciprocal_sum(b, total, problem.keys)
-            y = self.head.y.row(b, row)
-            store4(b, [s * factor for s in sums], y, chunk * 4, self.spec.value_head)
+            values = quotients(b, self.spec, sums, total, problem.keys)
+            store4(b, values, self.head.y.row(b, row), chunk * 4, self.spec.value_head)
             return []
 
         def leave() -> list[Value]:
@@ -271,7 +270,7 @@ def _unrolled(
 
 def merge_kernel(spec: AttentionSpec) -> Kernel:
     """The splits of a row into a row of y; a block a row. See attention.py for the arguments."""
-    name = f"attention_merge_e{spec.value_head}"
+    name = f"attention_merge_{spec.output_name}"
     return Kernel(name, (1,), partial(_emit_merge, name, spec))
 
 
@@ -302,7 +301,7 @@ def _emit_merge(name: str, spec: AttentionSpec, module: Any, arch: GpuArch) -> N
                 added = zip([*sums, total], loop.args, strict=True)
                 loop.carry(*(b.fma(factor, value, old) for value, old in added))
             *sums, total = loop.results
-            factor = reciprocal_sum(b, total, keys)
+            values = quotients(b, spec, sums, total, keys)
             where = b.wide(number // heads) * strides[0] + b.wide(number % heads) * strides[1]
             at = b.at(y, (where + b.wide(row) * strides[2]) * 4)
-            store4(b, [s * factor for s in sums], at, chunk * 4, spec.value_head)
+            store4(b, values, at, chunk * 4, spec.value_head)

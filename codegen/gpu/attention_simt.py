@@ -23,7 +23,7 @@ from .attention_spec import (
     Problem,
     argument_types,
     finite,
-    reciprocal_sum,
+    quotients,
     weight,
 )
 from .builder import GpuBuilder, kernel
@@ -213,10 +213,11 @@ class _Tile:
     def _store(self, totals: Sequence[Value], sums: Sequence[Value]) -> None:
         b, shape, problem = self.b, self.shape, self.problem
         for i, row in enumerate(self.rows):
-            factor = reciprocal_sum(b, totals[i], problem.keys)
+            each = 4 * shape.y_steps
+            mine = sums[i * each : (i + 1) * each]
+            values = quotients(b, self.spec, mine, totals[i], problem.keys)
             with b.when(row + self.first < problem.rows):
                 y = self.head.y.row(b, row + self.first)
                 for j in range(shape.y_steps):
-                    at = (i * shape.y_steps + j) * 4
-                    values = [s * factor for s in sums[at : at + 4]]
-                    store4(b, values, y, (self.lane + j * LANES) * 4, self.spec.value_head)
+                    column = (self.lane + j * LANES) * 4
+                    store4(b, values[4 * j : 4 * j + 4], y, column, self.spec.value_head)

@@ -32,18 +32,25 @@ class AttentionSpec:
     `precision` of the products, whose sums are f32: `f32`; `bf16x3`, f32 in two bf16 of which the
     product of the low ones is dropped (relative error 2^-16 of the sum of |terms|, range of f32);
     `f16`, operands rounded to f16 (2^-11 of each; beyond 65504 they are infinite).
+    `guarded`: rows that would be NaN (all scores minus infinity, or one NaN) are 0.
     """
 
     head: int  # D
     value_head: int  # E
     mask: MaskKind = "none"
     precision: Precision = "f32"
+    guarded: bool = False
 
     @property
     def name(self) -> str:
         """Part of the names of its kernels."""
         mask = "" if self.mask == "none" else f"_{self.mask}"
-        return f"d{self.head}_e{self.value_head}{mask}"
+        return f"d{self.head}_{self.output_name}{mask}"
+
+    @property
+    def output_name(self) -> str:
+        """The part that says what becomes of the sums."""
+        return f"e{self.value_head}" + ("_guarded" if self.guarded else "")
 
     def unsupported(self) -> str | None:
         """Why there are no kernels for it, as a sentence; None if there are."""
@@ -168,6 +175,13 @@ def finite(b: GpuBuilder, largest: Value) -> Value:
     return b.select(largest == MINUS_INFINITY, b.const(0.0, "f32"), largest)
 
 
-def reciprocal_sum(b: GpuBuilder, total: Value, keys: Value) -> Value:
-    """1 / the sum of weights; 0 where there are no keys at all: the sum over nothing."""
-    return b.select(keys > 0, 1.0 / total, b.const(0.0, "f32"))
+def quotients(
+    b: GpuBuilder, spec: AttentionSpec, sums: Sequence[Value], total: Value, keys: Value
+) -> list[Value]:
+    """Sums over the sum of weights; 0 where there are no keys at all: the sum over nothing."""
+    zero = b.const(0.0, "f32")
+    factor = b.select(keys > 0, 1.0 / total, zero)
+    values = [value * factor for value in sums]
+    if spec.guarded:
+        values = [b.select(total > 0.0, value, zero) for value in values]
+    return values

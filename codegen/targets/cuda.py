@@ -30,6 +30,9 @@ from .cpu import Choice
 # Rows that a choice is judged by: decoding, a small batch, a prompt.
 TYPICAL_ROWS = (1, 16, 512)
 
+# Attention in f32 runs on tensor cores that have this form, each value as two halves.
+SPLIT_FORM = "bf16.m16n8k16"
+
 CUDA = "cuda"  # all that share the kernels of sm_80
 
 
@@ -111,11 +114,14 @@ class CudaTarget:
         return batch_matmul_kernels(transposed)
 
     def attention(
-        self, head: int, value_head: int, mask: MaskKind, *, half: bool
+        self, head: int, value_head: int, mask: MaskKind, *, half: bool, guarded: bool = False
     ) -> tuple[AttentionVariant, ...]:
         """The kernels of attention; `half`: activations may be halves."""
-        precision = precision_on(self.archs, half=half)
-        return attention_kernels(AttentionSpec(head, value_head, mask, precision))
+        precision: Precision = "f16" if half else "f32"
+        if not half and all(arch.has(SPLIT_FORM) for arch in self.archs):
+            precision = "bf16x3"
+        spec = AttentionSpec(head, value_head, mask, precision, guarded=guarded)
+        return attention_kernels(spec)
 
     def norm(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 from abqc.codegen.gpu.attention import AttentionSpec, AttentionVariant, attention_kernels
 from abqc.compiler.onnx_import import import_model
@@ -12,6 +13,7 @@ from abqc.compiler.pipeline import SIMPLIFY
 from abqc.dialects.mlir import ir, make_context
 from abqc.passes.infrastructure import Unit, run_pipeline
 from facts import Facts, after, maker
+from onnx import TensorProto, helper
 
 TIDY = "func.func(canonicalize,cse)"
 ADD = "%a = arith.addf %s, %m : f32"
@@ -179,11 +181,47 @@ def test_weights_with_another_user_stay() -> None:
     assert not after(text, "fuse-attention", TIDY)("abq.attention")
 
 
+def test_as_pytorch_exports_it(tmp_path: Path) -> None:
+    """The root of the scale is on q and on the transpose of k, and NaN becomes 0."""
+    nodes = [
+        ("Transpose", ["k"], "kt", {"perm": [0, 1, 3, 2]}),
+        ("Mul", ["q", "root"], "qs", {}),
+        ("Mul", ["kt", "root"], "ks", {}),
+        ("MatMul", ["qs", "ks"], "s", {}),
+        ("Add", ["s", "mask"], "masked", {}),
+        ("Softmax", ["masked"], "p", {"axis": -1}),
+        ("IsNaN", ["p"], "nan", {}),
+        ("Where", ["nan", "zero", "p"], "guarded", {}),
+        ("MatMul", ["guarded", "v"], "y", {}),
+    ]
+    shapes = {"q": ["b", 4, "m", 16], "k": ["b", 4, "t", 16], "v": ["b", 4, "t", 16]}
+    shapes |= {"mask": ["b", 1, "m", "t"], "y": ["b", 4, "m", 16]}
+    infos = {n: helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shapes.items()}
+    graph = helper.make_graph(
+        [helper.make_node(op, i, [o], name=o, **attributes) for op, i, o, attributes in nodes],
+        "attention",
+        [infos[name] for name in ("q", "k", "v", "mask")],
+        [infos["y"]],
+        [
+            helper.make_tensor("root", TensorProto.FLOAT, [], [0.5]),
+            helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, tmp_path / "attention.onnx")
+    facts = in_model(tmp_path / "attention.onnx", tmp_path)
+    (op,) = facts("abq.attention")
+    assert [maker(value) for value in op.operands] == ["argument"] * 4
+    assert op.attributes["scale"].value == 0.25
+    assert op.attributes["guarded"].value == 1
+    assert not facts("linalg.generic") and not facts("linalg.transpose")
+
+
 class _Target:
     def attention(
-        self, head: int, value_head: int, mask: str, *, half: bool
+        self, head: int, value_head: int, mask: str, *, half: bool, guarded: bool
     ) -> tuple[AttentionVariant, ...]:
-        return attention_kernels(AttentionSpec(head, value_head, mask))
+        return attention_kernels(AttentionSpec(head, value_head, mask, guarded=guarded))
 
 
 def test_lowering_launches_by_rows_and_merges_splits() -> None:
