@@ -1,7 +1,9 @@
-"""GPU artifacts on the PTX machine: real PTX behind the shim and the driver in Python."""
+"""GPU artifacts of real PTX: on the PTX machine, and on a GPU
+where there is one."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import abqc
@@ -14,10 +16,11 @@ from abqc.codegen.gpu.compile import compile_ptx
 from abqc.codegen.gpu.copy import copy_kernels
 from abqc.codegen.link import ArtifactMeta
 from abqc.dialects.mlir import ir, make_context
-from abqc.errors import InputError
+from abqc.errors import AbqcError, DeviceError, InputError
 from abqc.runtime.ptx import PtxFault, PtxSyntaxError
 from abqc.runtime.ptx.driver import PtxDriver
 from abqc.runtime.tensor_spec import TensorSpec
+from handmade import run_program
 
 THREADS = 128
 
@@ -134,7 +137,7 @@ def test_memory_that_is_too_small(artifact: Path) -> None:
     driver = PtxDriver((8, 0), 4000)
     with abqc.load(artifact, device=driver) as model:
         check(model.run(feeds(3, 1)), feeds(3, 1))
-        with pytest.raises(abqc.AbqcError, match=r"cannot allocate \d+ bytes on GPU 0"):
+        with pytest.raises(AbqcError, match=r"cannot allocate \d+ bytes on GPU 0"):
             model.run(feeds(100, 1))
         check(model.run(feeds(3, 1)), feeds(3, 1))
 
@@ -143,3 +146,54 @@ def test_text_that_is_no_ptx(tmp_path: Path) -> None:
     path = fake_gpu.build(tmp_path / "m.so", HOST, META, kernels=["add"], weights=[("w", WEIGHTS)])
     with pytest.raises(PtxSyntaxError):
         abqc.load(path, device="ptx-vm")
+
+
+# ---- the same on a GPU, where there is one ----
+
+
+@pytest.fixture
+def on_gpu(artifact: Path):
+    try:
+        return abqc.load(artifact)
+    except DeviceError as error:
+        pytest.skip(str(error))
+
+
+def test_on_a_gpu(on_gpu) -> None:
+    assert on_gpu.device == "cuda:0"
+    for rows, past in (3, 5), (3, 5), (3, 5), (700, 40), (3, 5), (1, 0):
+        inputs = feeds(rows, past)
+        check(on_gpu.run(inputs), inputs)
+        strided = np.zeros((rows, 16), np.float32)[:, ::2]
+        strided[:] = inputs["x"]
+        check(on_gpu.run(inputs | {"x": strided}), inputs)
+
+
+def test_tensors_that_stay_on_a_gpu(on_gpu) -> None:
+    (cache,) = on_gpu.run(feeds(2, 0), device="cuda")
+    for step in range(4):
+        later = feeds(2, 0) | {"past": cache}
+        grown = np.concatenate([cache.numpy(), (later["x"] + WEIGHTS)[None]], axis=1)
+        (cache,) = on_gpu.run(later)
+        np.testing.assert_array_equal(cache.numpy(), grown)
+        assert cache.shape == (1, 2 * step + 4, 8)
+
+
+def test_a_kernel_that_faults_on_a_gpu(artifact: Path, on_gpu) -> None:
+    """In a process of its own, which loses the GPU and lives."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import abqc, abqc.errors, test_cuda_machine as t
+model = abqc.load({str(artifact)!r})
+for reach in 1 << 30, 0:
+    try:
+        model.run(t.feeds(3, 1, reach=reach))
+    except abqc.errors.DeviceError as error:
+        print(error)
+model.close()
+"""
+    result = run_program([sys.executable, "-c", code])
+    assert result.returncode == 0, result.stderr
+    first, second = result.stdout.splitlines()
+    assert "CUDA_ERROR_ILLEGAL_ADDRESS" in first and "failed in an earlier run" in second
