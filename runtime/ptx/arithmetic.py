@@ -18,6 +18,10 @@ from .types import ScalarType
 
 ROUNDINGS = ("rn", "rz", "rm", "rp")
 _TINY = np.float32(np.finfo(np.float32).tiny)
+# Bits of a double that an f32 does not have, shifted up: alone the first of them is half a step.
+_LOW_BITS, _HALF = np.uint64(35), np.uint64(1 << 63)
+# f32 without the sign, shifted up: what the least normal number, and infinity above it, look like.
+_ONE, _LEAST_NORMAL, _FINITE = np.uint32(1), np.uint32(1 << 24), np.uint32(0xFE00_0000)
 _CANONICAL_NAN = np.uint32(0x7FFF_FFFF).view(np.float32)
 
 
@@ -43,15 +47,19 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     The product is exact as a double. The sum rounds twice only if the double lies half way between
     two f32, or the result is subnormal: such lanes, which are few, are done again.
     """
-    product = np.multiply(a, b, dtype=np.float64)
-    total = product + c
+    total = np.asarray(np.multiply(a, b, dtype=np.float64))
+    total = np.add(total, c, out=total) if total.ndim else np.asarray(total + c)
     result = total.astype(np.float32)
-    doubtful = (total.view(np.uint64) & np.uint64(0x1FFF_FFFF)) == np.uint64(0x1000_0000)
-    doubtful |= (np.abs(result) <= _TINY) & (total != 0)
-    if doubtful.any():
-        again = odd_sum(product, np.broadcast_to(c, total.shape).astype(np.float64))
-        result = np.where(doubtful, again.astype(np.float32), result)
-    return canonical(result)
+    half_way = (total.view(np.uint64) << _LOW_BITS) == _HALF
+    # Zeros, subnormals and NaN: the exponent is 0, or beyond that of infinity.
+    odd_ones = (result.view(np.uint32) << _ONE) - _LEAST_NORMAL > _FINITE
+    if half_way.any() or odd_ones.any():
+        a, b, c, result = np.broadcast_arrays(a, b, c, result)
+        result = np.array(result)
+        again = np.nonzero(half_way | odd_ones)
+        exact = odd_sum(np.multiply(a[again], b[again], dtype=np.float64), c[again])
+        result[again] = canonical(exact.astype(np.float32))
+    return result
 
 
 def odd_sum(a: np.ndarray, b: np.ndarray) -> np.ndarray:
