@@ -94,6 +94,23 @@ class Case:
         error = np.abs(y.astype(np.float64) - expected)
         assert (error <= allowed).all(), f"{self.describe(schedule)}: {(error - allowed).max()}"
 
+    def check_accumulators(self, schedule: Schedule) -> None:
+        """Those of every group, to the bit: in column n, only group n modulo G has a scale."""
+        assert self.spec.activation is not None
+        n, groups = self.weight.scale.shape
+        codes, scale, zero = formats.quantize_activation(self.x, self.spec.activation)
+        weight = self.weight
+        acc = reference.accumulate(codes, zero, weight.codes, weight.zero, weight.scheme)
+        for shift in range(0, groups, n):
+            chosen = (np.arange(n) + shift) % groups
+            scales = np.zeros_like(weight.scale)
+            scales[np.arange(n), chosen] = 1
+            case = replace(self, weight=replace(weight, scale=scales), bias=np.zeros(n, np.float32))
+            sums = acc[:, np.arange(n), chosen].astype(np.float32)
+            np.testing.assert_array_equal(
+                case.run(schedule), scale[:, None] * sums, case.describe(schedule)
+            )
+
     def expected(self) -> tuple[np.ndarray, np.ndarray]:
         """y, and how far from it a kernel may be."""
         if self.spec.activation is None:

@@ -104,6 +104,25 @@ def random_case(seed: int) -> tuple[Case, object]:
     return case, schedule(case.spec, rows, warps, split, stages)
 
 
+@pytest.mark.parametrize("rows", ROWS)
+def test_accumulators_of_groups(rows):
+    """They are exact before they are scaled, also where K is split."""
+    weight, group = [("w4:asym", "g32"), ("w1", "g33"), ("w3", "g100"), ("w8:asym", "g64")][
+        ROWS.index(rows)
+    ]
+    case = Case.random(with_group(weight, group), "a8", rows, 35, 300)
+    case.check_accumulators(schedule(case.spec, rows, (1, 2), 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(FORMATS)), ids=lambda i: FORMATS[i])
+def test_accumulators_of_groups_in_every_format(number):
+    for group, activation in zip(("g32", "g7", "g100", "g48"), ACTIVATIONS, strict=False):
+        for rows, warps, split in SHAPES:
+            case = Case.random(with_group(FORMATS[number], group), activation, rows, 35, 150)
+            case.check_accumulators(schedule(case.spec, rows, warps, split))
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_random_shapes(seed):
     case, chosen = random_case(seed)
