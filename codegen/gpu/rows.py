@@ -64,7 +64,7 @@ def rows_schedules(spec: MatmulSpec, arch: GpuArch, activation: Activation) -> S
         idle = plan.steps < plan.parts > 1 or warps_n > tiles
         small = warps_n * warps_k < USUAL_WARPS <= plan.steps
         needless = split > 1 and tiles > FEW_TILES
-        if not (idle or small or needless):
+        if plan.fits and not (idle or small or needless):
             schedules.append(schedule)
     return schedules
 

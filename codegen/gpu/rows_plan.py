@@ -12,6 +12,7 @@ from .weights import LOAD_BYTES, WeightLayout
 
 # Units of a turn where codes become floats: with more, ptxas keeps too many of them in registers.
 HALF_TURN_UNITS = 8
+SM_REGISTERS = 65536
 GROUPS_OF_TURN = 4  # whose scales are loaded at once
 
 
@@ -106,14 +107,20 @@ class RowsPlan:
 
     @property
     def registers(self) -> int:
-        """What a thread may have: enough to spill none, few enough for 16 warps on an SM or more.
+        """What a thread may have: enough to spill none, few enough for many warps.
 
-        Codes of several bit parts have more words of a turn, rows more sums.
+        Two turns of words are held; codes of several bit parts, floats, and rows need more.
         """
-        if self.schedule.threads > 512:
-            return 64
-        heavy = len(self.layout.parts) > 1 or self.schedule.block_m == 4
-        return 128 if heavy else 96
+        parts, layout = len(self.layout.parts), self.layout
+        if parts > 2 and layout.lane_bits == 16:
+            return 168
+        words = 2 * self.ahead * layout.chunk_words
+        return 128 if parts > 1 or words >= 64 or self.schedule.block_m == 4 else 96
+
+    @property
+    def fits(self) -> bool:
+        """Whether an SM has the registers of one block."""
+        return self.registers * self.schedule.threads <= SM_REGISTERS
 
     @property
     def bytes_in_flight(self) -> int:
