@@ -13,7 +13,7 @@ from abqc.dialects import abq
 from abqc.dialects.mlir import arith, cf, ir, memref, scf
 
 from .generics import dims
-from .infrastructure import defining_op
+from .infrastructure import blame, defining_op
 from .lowering import Lowering, by_rows, ceil_div, product
 from .resolve_dims import index
 
@@ -34,6 +34,9 @@ def lower_attention(low: Lowering, op: ir.Operation) -> None:
     q, k, v = _heads(low, view.q, of_q), _heads(low, view.k, of_k), _heads(low, view.v, of_v)
     batch, heads, m, _ = q.sizes
     _, shared, t, _ = k.sizes
+    for other in (k.sizes[0], v.sizes[0]):
+        same = arith.CmpIOp(arith.CmpIPredicate.eq, batch, other).result
+        cf.AssertOp(same, f"{blame(op)}: queries, keys and values differ in batch")
     e = v.sizes[3]
     y_sizes = _stored([batch, heads, m, e], of_y)
     y = _packed(low.allocate(product(y_sizes), ir.F32Type.get()), y_sizes, of_y)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import onnx
 import pytest
+from abqc.codegen.gpu import attention_spec
 from abqc.codegen.gpu.attention import AttentionSpec, AttentionVariant, attention_kernels
 from abqc.compiler.onnx_import import import_model
 from abqc.compiler.pipeline import SIMPLIFY
 from abqc.dialects.mlir import ir, make_context
+from abqc.passes import fuse_attention
 from abqc.passes.infrastructure import Unit, run_pipeline
 from facts import Facts, after, maker
 from onnx import TensorProto, helper
@@ -215,6 +217,10 @@ def test_as_pytorch_exports_it(tmp_path: Path) -> None:
     assert op.attributes["scale"].value == 0.25
     assert op.attributes["guarded"].value == 1
     assert not facts("linalg.generic") and not facts("linalg.transpose")
+
+
+def test_the_widest_head_is_the_kernels() -> None:
+    assert fuse_attention.MAX_HEAD == attention_spec.MAX_HEAD
 
 
 class _Target:

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from abqc.codegen.gpu import norm as norm_kernels
 from abqc.codegen.gpu.norm import NormSpec, norm_kernel, softmax_kernel
 from abqc.codegen.strategy import Kernel
+from abqc.passes import fuse_norm
 from abqc.passes.infrastructure import Unit
 from facts import Facts, after
 from test_fuse_attention import in_model
@@ -158,6 +160,10 @@ def test_a_sum_that_is_read_before_is_no_part_of_the_norm() -> None:
     (op,) = facts("abq.norm")
     assert len(op.operands) == 3
     assert len(facts("linalg.generic")) == 1
+
+
+def test_the_longest_row_is_the_kernels() -> None:
+    assert fuse_norm.MAX_COLUMNS == norm_kernels.MAX_COLUMNS
 
 
 class _Target:
