@@ -129,6 +129,8 @@ class TilePlan:
         """An estimate for a thread: accumulators, fragments, chunks of words, addresses; and a
         quarter more, for what the assembler moves ahead (it spills nothing below the limit)."""
         sums = self.accumulators * (2 if self.grouped else 1)
+        if self.grouped:  # what zero points need of every row
+            sums += 2 * self.row_blocks * (self.weights.has_sums + self.weights.has_zeros)
         fragments = 4 * self.row_blocks + self.weights.chunk_words * self.warp_tiles
         return (sums + fragments + 2 * self.pieces + 32) * 5 // 4
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from .layout import Layout, LayoutError, by_mode, concatenate, from_leaves
+from .layout import Layout, LayoutError, concatenate, from_leaves
 
 Tiler: TypeAlias = "int | Layout | Sequence[Tiler]"
 
@@ -143,8 +143,3 @@ def logical_product(layout: Layout, tiler: Layout) -> Layout:
     """(layout, copies): `layout` repeated in the order of `tiler`, without overlap."""
     copies = compose(complement(layout, layout.size * tiler.cosize), tiler)
     return concatenate(layout, copies)
-
-
-def coalesce_modes(layout: Layout) -> Layout:
-    """Every mode coalesced by itself."""
-    return by_mode(coalesce, layout)

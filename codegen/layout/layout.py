@@ -7,7 +7,7 @@ or with one number for all: numbers unfold with the leftmost mode running fastes
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -144,13 +144,6 @@ def _text(x: IntTuple) -> str:
 def concatenate(*layouts: Layout) -> Layout:
     """The layout that has these as its modes."""
     return Layout(tuple(x.shape for x in layouts), tuple(x.stride for x in layouts))
-
-
-def by_mode(function: Callable[[Layout], Layout], layout: Layout) -> Layout:
-    """`function` applied to every mode."""
-    if isinstance(layout.shape, int):
-        return function(layout)
-    return concatenate(*(function(mode) for mode in layout))
 
 
 def from_leaves(leaves: list[tuple[int, int]]) -> Layout:
