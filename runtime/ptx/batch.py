@@ -87,7 +87,7 @@ class Batch:
         self.block_of_lane = np.repeat(np.arange(blocks), self.padded)
         self.thread_of_lane = np.tile(np.arange(self.padded), blocks)
         self.exists = self.thread_of_lane < launch.threads
-        self.registers = [_register(slot, self.lanes) for slot in launch.program.slots]
+        self.registers = _registers(launch.program, self.lanes)
         self.carry = np.zeros(self.lanes, np.bool_)
         self.accesses: list | None = None
         self.line = 0  # of the instruction that accesses memory, for messages about races
@@ -173,6 +173,15 @@ class Batch:
     def block_and_thread(self, lane: int) -> tuple[Dim3, Dim3]:
         block = self.first_block + lane // self.padded
         return _point(block, self.launch.grid), _point(lane % self.padded, self.launch.block)
+
+
+def _registers(program: Program, lanes: int) -> list[np.ndarray]:
+    """An array for each register, shared as the program says."""
+    arrays: dict[int, np.ndarray] = {-1: np.empty(0, np.uint8)}
+    for slot, number in zip(program.slots, program.storage, strict=True):
+        if number not in arrays:
+            arrays[number] = _register(slot, lanes)
+    return [arrays[number] for number in program.storage]
 
 
 def _register(slot: Slot, lanes: int) -> np.ndarray:

@@ -145,12 +145,15 @@ class Operation:
     `rendezvous`: the member mask of an instruction for whole warps (None: the instruction needs
     nobody else). `whole_warp`: it needs all 32 lanes. `ends_block`: control may go elsewhere
     afterwards. `shared_size`: bytes of shared memory that it may access at once, 0 for none.
+    `reads`, `writes`: numbers of registers.
     """
 
     rendezvous: Source | None = None
     whole_warp = False
     ends_block = False
     shared_size = 0
+    reads: frozenset[int] = frozenset()
+    writes: frozenset[int] = frozenset()
 
     @property
     def needs_others(self) -> bool:
@@ -275,6 +278,8 @@ class Decoder:
         self.names = names
         self.operands = tuple(_named(operand, names) for operand in instruction.operands)
         self._modifiers = list(instruction.modifiers)
+        self.reads: set[int] = set()
+        self.writes: set[int] = set()
 
     @property
     def opcode(self) -> str:
@@ -342,6 +347,7 @@ class Decoder:
             if slot is None:
                 return self._special(operand.name, dtype)
             self._check_width(slot, type, relaxed)
+            self.reads.add(slot.number)
             return RegisterView(slot, dtype)
         if isinstance(operand, Integer):
             return Constant(self._integer(operand.value, type))
@@ -368,6 +374,7 @@ class Decoder:
         slot = self.names.register(register.name)
         if slot is None or not slot.is_predicate:
             raise self.error(f"{register.name} is not a predicate")
+        self.reads.add(slot.number)
         return RegisterView(slot, TYPES["pred"].dtype), isinstance(operand, Not)
 
     def predicate_source(self, operand: Operand) -> Callable[[Batch], Callable]:
@@ -400,6 +407,7 @@ class Decoder:
         if slot is None:
             raise self.error(f"{operand.name} is not declared")
         self._check_width(slot, type, relaxed)
+        self.writes.add(slot.number)
         if slot.bits > type.bits:
             type = TYPES[f"{'s' if type.kind == 's' else 'u'}{slot.bits}"]
         return RegisterView(slot, type.dtype)
@@ -464,4 +472,6 @@ def decode(instruction: Instruction, names: Names) -> Operation:
     operation = function(decoder)
     if decoder.rest():
         raise decoder.error(f"unknown modifier .{decoder.rest()[0]}")
+    operation.reads = frozenset(decoder.reads)
+    operation.writes = frozenset(decoder.writes)
     return operation

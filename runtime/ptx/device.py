@@ -144,7 +144,7 @@ class Device:
 
     def _blocks_at_once(self, launch: Launch) -> int:
         """As many blocks as make a batch: by threads, and by the memory that they need."""
-        registers = sum(slot.bits // 8 for slot in launch.program.slots)
+        registers = launch.program.register_bytes
         local = 2 * launch.program.local_bytes
         needed = launch.padded_threads * (registers + local) + 8 * launch.shared_bytes
         by_memory = _BATCH_BYTES // max(needed, 1)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from . import instructions as _  # noqa: F401  registers what opcodes mean
+from .allocation import share_storage
 from .control import Branch, Control, Exit, successors
 from .decode import Operation, Place, Slot, decode
 from .errors import PtxSyntaxError
@@ -59,15 +60,25 @@ class SharedLayout:
 
 @dataclass(frozen=True)
 class Program:
-    """A kernel, decoded: blocks in the order in which the scheduler prefers them."""
+    """A kernel, decoded: blocks in the order in which the scheduler prefers them.
+
+    `slots` are its registers; `storage` has the number of the array in which each lives.
+    """
 
     kernel: Kernel
     blocks: list[Block]
     slots: list[Slot]
+    storage: list[int]
     shared: SharedLayout
     local_bytes: int
     parameter_offsets: dict[str, int]
     parameter_bytes: int
+
+    @property
+    def register_bytes(self) -> int:
+        """Bytes of registers that a thread needs."""
+        widths = dict(zip(self.storage, (slot.bits // 8 for slot in self.slots), strict=True))
+        return sum(width for number, width in widths.items() if number >= 0)
 
     @property
     def shared_granule(self) -> int:
@@ -200,7 +211,16 @@ class _Builder:
         offsets, end = self._parameters(names)
         self._function(self.kernel.function, names, "", None, ())
         blocks = _blocks(self.items, self.kernel)
-        return Program(self.kernel, blocks, self.slots, self.shared, self.local_bytes, offsets, end)
+        return Program(
+            self.kernel,
+            blocks,
+            self.slots,
+            share_storage(blocks, self.slots),
+            self.shared,
+            self.local_bytes,
+            offsets,
+            end,
+        )
 
     def _parameters(self, names: _Names) -> tuple[dict[str, int], int]:
         """Kernel parameters lie one after the other, as the driver lays them out."""

@@ -348,3 +348,37 @@ def test_counters_are_told_of_everything():
 )
 def test_weak_topological_order(following, order):
     assert weak_topological_order(following) == order
+
+
+# ---- storage of registers
+
+
+def test_registers_share_storage():
+    device = Device()
+    chain = "".join(f"add.u32 %r{k + 1}, %r{k}, 1;" for k in range(20))
+    text = HEADER + KERNEL.replace("BODY", f"mov.u32 %r0, %i; {chain} mov.u32 %v, %r20;")
+    program = device._program(parse(text).kernels["k"])
+    assert len(set(program.storage)) < len(program.slots) - 15
+
+
+def test_values_live_through_loops_and_guards():
+    """%r1 is written before a loop that uses many registers, and partly under a guard."""
+    lines = """
+    add.u32 %r1, %i, 1000;
+    setp.lt.u32 %p0, %t, 9;
+    @%p0 mov.u32 %r1, 5;
+    mov.u32 %r2, 0;
+    LOOP:
+    add.u32 %r3, %r2, 1; add.u32 %r4, %r3, 1; sub.u32 %r5, %r4, 1; mov.u32 %r2, %r5;
+    rem.u32 %r6, %i, 7;
+    setp.lt.u32 %p1, %r2, %r6;
+    @%p1 bra LOOP;
+    add.u32 %v, %r1, %r2;
+    """
+    expected = np.where(T < 9, 5, I + 1000) + np.maximum(I % 7, 1)
+    assert (run(lines) == expected).all()
+
+
+def test_registers_of_code_that_cannot_be_reached():
+    lines = "bra END; mov.u64 %l5, 3; mov.u32 %r9, 1; add.u32 %v, %r9, %r9; END:"
+    assert (run(lines) == 0).all()

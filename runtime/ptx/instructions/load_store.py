@@ -63,6 +63,7 @@ def address_of(i: Decoder, index: int) -> AddressSource:
     slot = i.names.register(operand.base.name)
     if slot is None or slot.is_predicate or slot.bits < 32:
         raise i.error(f"{operand.base.name} holds no address")
+    i.reads.add(slot.number)
     return AddressSource(RegisterView(slot, np.dtype(f"u{slot.bits // 8}")), operand.offset)
 
 
@@ -169,7 +170,8 @@ def note_access(
 ) -> None:
     """Tells counters, where there are any."""
     if batch.accesses is not None:
-        batch.accesses.append(Access(space, addresses, size, is_write, named))
+        # A copy: the register that holds the addresses may be the one that is written next.
+        batch.accesses.append(Access(space, addresses.copy(), size, is_write, named))
 
 
 def accessing(operation: Operation, space: str, size: int) -> Operation:
