@@ -129,10 +129,14 @@ class TilePlan:
         """An estimate for a thread: accumulators, fragments, chunks of words, addresses; and a
         quarter more, for what the assembler moves ahead (it spills nothing below the limit)."""
         sums = self.accumulators * (2 if self.grouped else 1)
+        has_sums, has_zeros = self.weights.has_sums, self.weights.has_zeros
         if self.grouped:  # what zero points need of every row
-            sums += 2 * self.row_blocks * (self.weights.has_sums + self.weights.has_zeros)
+            sums += 2 * self.row_blocks * (has_sums + has_zeros)
+        if self.stage_units > self.group_units:  # columns of groups that end in one stage
+            sums += self.column_blocks * (1 + 2 * has_sums + has_zeros)
         fragments = 4 * self.row_blocks + self.weights.chunk_words * self.warp_tiles
-        return (sums + fragments + 2 * self.pieces + 32) * 5 // 4
+        constants = self.weights.lane_bits // 2
+        return (sums + fragments + 2 * self.pieces + constants + 28) * 5 // 4
 
     @property
     def pieces(self) -> int:
