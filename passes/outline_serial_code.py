@@ -8,8 +8,9 @@ loop. That is slow for many thousand elements, and right.
 from __future__ import annotations
 
 from abqc.dialects.mlir import arith, func, ir, nvvm, scf
+from abqc.errors import ModelError
 
-from .infrastructure import Unit, defining_op, main_function, register, walk
+from .infrastructure import Unit, defining_op, main_function, node_name, register, walk
 from .launch import launch
 from .outlining import Library, unique
 from .resolve_dims import index
@@ -58,6 +59,13 @@ def _is_serial_code(op: ir.Operation) -> bool:
 
 
 def _outline(module: ir.Operation, op: ir.Operation, library: Library) -> None:
+    for check in walk(op, "cf.assert"):
+        text = ir.StringAttr(check.attributes["msg"]).value
+        raise ModelError(
+            f"no GPU kernel can check that '{text}'",
+            node=node_name(op),
+            hint="compile for the CPU: --target cpu",
+        )
     arguments = _captured(op)
     with ir.InsertionPoint(library.unit.outlined.body), ir.Location.unknown():
         types = [ir.IndexType.get(), *(a.type for a in arguments)]

@@ -30,9 +30,6 @@ from .cpu import Choice
 # Rows that a choice is judged by: decoding, a small batch, a prompt.
 TYPICAL_ROWS = (1, 16, 512)
 
-# Attention in f32 runs on tensor cores that have this form, each value as two halves.
-SPLIT_FORM = "bf16.m16n8k16"
-
 CUDA = "cuda"  # all that share the kernels of sm_80
 
 
@@ -117,9 +114,7 @@ class CudaTarget:
         self, head: int, value_head: int, mask: MaskKind, *, half: bool, guarded: bool = False
     ) -> tuple[AttentionVariant, ...]:
         """The kernels of attention; `half`: activations may be halves."""
-        precision: Precision = "f16" if half else "f32"
-        if not half and all(arch.has(SPLIT_FORM) for arch in self.archs):
-            precision = "bf16x3"
+        precision = precision_on(self.archs, half=half)
         spec = AttentionSpec(head, value_head, mask, precision, guarded=guarded)
         return attention_kernels(spec)
 
