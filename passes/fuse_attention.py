@@ -83,9 +83,10 @@ def _match(product: ir.Operation) -> _Match | None:
         return None
     swapped = not _is_transposed(scores)
     for apart, read in ((True, _heads), (False, _one_batch)):
-        operands = [read(q, scaled=True), read(k, scaled=True, swapped=swapped), read(v)]
-        if all(operands):
-            return _Match(*operands, apart, chain, softmax.guarded)
+        queries, values = read(q, scaled=True), read(v)
+        keys = read(k, scaled=True, swapped=swapped)
+        if queries is not None and keys is not None and values is not None:
+            return _Match(queries, keys, values, apart, chain, softmax.guarded)
     return None
 
 

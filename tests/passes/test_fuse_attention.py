@@ -108,6 +108,13 @@ def fused(text: str) -> Facts:
     return facts
 
 
+def test_a_constant_mask_is_one_number() -> None:
+    facts = fused(attention("%a = arith.addf %s, %half : f32"))
+    (op,) = facts("abq.attention")
+    assert str(op.attributes["mask_map"]) == "affine_map<(d0, d1, d2, d3) -> ()>"
+    assert op.operands[3].type.shape == []
+
+
 def test_transposes_are_read_in_place() -> None:
     facts = after(attention(), "fuse-attention", TIDY)
     (op,) = facts("abq.attention")
