@@ -85,19 +85,33 @@ TIED = [
 ]
 
 
-@pytest.mark.parametrize("text", TIED)
-@pytest.mark.parametrize("activation", ["a8", None])
-def test_rows_of_a_matmul_weight(text, activation):
-    """A head tied to the embedding: gathers from what the matmul's strategy packed."""
+def check_tied(text: str, activation: str | None, columns: int) -> None:
     scheme = parse_scheme(text)
     a_scheme = parse_scheme(activation) if activation else None
-    for columns in (150,) if text != "w4:g50:asym" else (1, 128, 150):
-        spec = MatmulSpec(ROWS, columns, scheme, a_scheme)
-        weight = quantize_weight(table(columns), scheme)
-        kernel = panel_gather_kernel("int8" if activation else "dequantize", spec)
-        assert kernel is not None
-        blob = pack(WeightLayout.of(spec), weight)
-        check(run(kernel, blob, columns), weight.dequantize())
+    spec = MatmulSpec(ROWS, columns, scheme, a_scheme)
+    weight = quantize_weight(table(columns), scheme)
+    kernel = panel_gather_kernel("int8" if activation else "dequantize", spec)
+    assert kernel is not None
+    check(run(kernel, pack(WeightLayout.of(spec), weight), columns), weight.dequantize())
+
+
+@pytest.mark.parametrize("text", TIED)
+def test_rows_of_a_matmul_weight(text):
+    """A head tied to the embedding: gathers from what the matmul's strategy packed."""
+    check_tied(text, ("a8", None)[TIED.index(text) % 2], 150)
+
+
+@pytest.mark.parametrize("columns", [1, 128, 300])
+@pytest.mark.parametrize("activation", ["a8", "a8:token:sym", None])
+def test_ragged_rows_of_a_matmul_weight(activation, columns):
+    check_tied("w4:g50:asym", activation, columns)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", TIED)
+@pytest.mark.parametrize("activation", ["a8", None])
+def test_rows_of_every_matmul_weight(text, activation):
+    check_tied(text, activation, 150)
 
 
 @pytest.mark.parametrize("columns", [1, 64, 150])
