@@ -75,13 +75,29 @@ def test_a_network_of_convolutions(
     assert pair.error({"image": images}) <= ONE_STEP
 
 
-def test_an_encoder(real_model: Callable[[str], Path], tmp_path: Path) -> None:
-    """minilm-l3, whole."""
-    pair = Pair(real_model("minilm-l3"), tmp_path, "w8a8")
+def sentences() -> Feeds:
     ids = np.random.default_rng(0).integers(1000, 30000, (2, 9))
     mask = np.ones((2, 9), np.int64)
     mask[1, 5:] = 0
-    assert pair.error({"input_ids": ids, "attention_mask": mask}) <= ONE_STEP
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def test_an_encoder_layer(real_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """minilm-l3's first, with its embeddings."""
+    source = real_model("minilm-l3")
+    norms = [n for n in onnx.load(source).graph.node if "layer.0/output/LayerNorm" in n.name]
+    layer = tmp_path / "layer.onnx"
+    onnx.utils.extract_model(source, layer, ["input_ids", "attention_mask"], [norms[-1].output[0]])
+    assert Pair(layer, tmp_path, "w8a8").error(sentences()) <= SAME
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("quant", "limit"), [("none", 1e-5), ("w4a8", 2e-2), ("w2a4", 0.1)])
+def test_a_whole_encoder(
+    real_model: Callable[[str], Path], tmp_path: Path, quant: str, limit: float
+) -> None:
+    """minilm-l3. A code that differs by one step changes those of the layers that follow."""
+    assert Pair(real_model("minilm-l3"), tmp_path, quant).error(sentences()) <= limit
 
 
 @pytest.mark.parametrize(
