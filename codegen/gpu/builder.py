@@ -27,6 +27,7 @@ SHARED_POINTER = "!llvm.ptr<3>"
 THREADS = "abq.threads"
 SHARED = "abq.shared"
 REGISTERS = "abq.registers"  # at most so many a thread; where it is missing, ptxas decides
+BLOCKS = "abq.blocks"  # so many blocks shall fit a multiprocessor's registers
 
 # The dynamic shared memory of all kernels of a module; aligned for whatever reads it.
 SHARED_SYMBOL = "abqc_shared"
@@ -328,12 +329,14 @@ def kernel(
     threads: int,
     shared: int = 0,
     registers: int = 0,
+    blocks: int = 0,
 ) -> Iterator[tuple[Any, ...]]:
     """Add a grid function to `module`; gives a GpuBuilder, the grid index (i32), the arguments.
 
     `arguments` are types: POINTER, "i32", "i64", "f32". Pointers do not overlap each other.
     `threads` a block, `shared` bytes of dynamic shared memory, at most `registers` a thread (0:
-    what ptxas thinks best for occupancy, be it a few spills).
+    what ptxas thinks best for occupancy, be it a few spills), or as many as let `blocks` blocks
+    run on a multiprocessor (1: no spills for the sake of occupancy).
     """
     assert threads <= arch.threads_per_block, f"{name}: {threads} threads"
     assert shared <= arch.shared_per_block, f"{name}: {shared} bytes of shared memory"
@@ -348,6 +351,8 @@ def kernel(
         op.operation.attributes[SHARED] = ir.IntegerAttr.get(i32, shared)
         if registers:
             op.operation.attributes[REGISTERS] = ir.IntegerAttr.get(i32, registers)
+        if blocks:
+            op.operation.attributes[BLOCKS] = ir.IntegerAttr.get(i32, blocks)
         noalias = {"llvm.noalias": ir.UnitAttr.get()}
         pointer = type_of(POINTER)
         op.arg_attrs = [ir.DictAttr.get(noalias if type_ == pointer else {}) for type_ in types]

@@ -19,7 +19,7 @@ from ...dialects.mlir import arith, ir, nvvm
 from ...errors import CompileError, ToolchainError
 from ..llvm import initialize, lower, to_llvm_ir
 from .arch import GpuArch
-from .builder import REGISTERS, SHARED, THREADS
+from .builder import BLOCKS, REGISTERS, SHARED, THREADS
 from .tools import find_tool
 
 TRIPLE = "nvptx64-nvidia-cuda"
@@ -145,6 +145,8 @@ def _mark_kernels(module: ir.Module, shapes: dict[str, tuple[int, int]]) -> dict
         function.attributes["nvvm.reqntid"] = ir.DenseI32ArrayAttr.get([threads])
         if REGISTERS in function.attributes:
             function.attributes["nvvm.maxnreg"] = function.attributes[REGISTERS]
+        if BLOCKS in function.attributes:
+            function.attributes["nvvm.minctasm"] = function.attributes[BLOCKS]
         count = len(function.regions[0].blocks[0].arguments)
         kernels[name] = LaunchShape(threads, shared, count)
     return kernels

@@ -102,7 +102,7 @@ class PackKernel:
 
     @cached_property
     def threads(self) -> RowThreads:
-        return RowThreads.of(self.writer.positions, align=max(self.hadamard_block, CHUNK))
+        return RowThreads.of(self.writer.positions, rotated=self.hadamard_block)
 
     @cached_property
     def shape(self) -> RowShape:

@@ -29,7 +29,13 @@ def emit_matmul(module: Any, arch: GpuArch, name: str, plan: PlanesPlan) -> None
     schedule = plan.schedule
     arguments = [POINTER, POINTER, POINTER, POINTER, "i32", "i32"]
     with kernel(
-        module, arch, name, arguments, threads=schedule.threads, shared=plan.shared_bytes
+        module,
+        arch,
+        name,
+        arguments,
+        threads=schedule.threads,
+        shared=plan.shared_bytes,
+        blocks=1,
     ) as (b, block, rows, weight, bias, target, m, n):
         operands = PlaneOperands(plan, b, rows, weight, bias, m, n)
         operands.prepare()
@@ -90,7 +96,7 @@ class PlanesBody:
         one group, and f32 for several."""
         plan, b = self.plan, self.b
         begin = self.split * plan.split_blocks
-        end = b.min(begin + plan.split_blocks, plan.k_blocks)
+        end = self._unknown(b.min(begin + plan.split_blocks, plan.k_blocks))
         stages = plan.schedule.stages
         for i in range(stages - 1):
             self._prefetch(begin + i, end, b.const(i, "i32"))
@@ -107,6 +113,11 @@ class PlanesBody:
         b.wait_copies(0)
         b.barrier()
         return self._end(loop.results[1:])
+
+    def _unknown(self, value: Value) -> Value:
+        """`value`, of which compilers shall know nothing (n is no negative number): they would
+        unroll the loop, whose body is large as it is, and run out of registers."""
+        return value - (self.operands.n >> 31)
 
     def _stage(self, slot: Value) -> Value:
         return self.b.at(self.b.shared, slot * self.plan.stage_bytes)

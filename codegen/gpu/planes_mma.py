@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -39,38 +40,45 @@ class PlaneProducts:
         return [self._group(stage, segments) for _, segments in sorted(by_group.items())]
 
     def _group(self, stage: Value, segments: list[Segment]) -> list[Counts]:
-        plan, b = self.plan, self.b
-        zeros = [b.const(0, "i32")] * 4
-        pairs = plan.bit_tiles * plan.weight_planes
-        counts = [[zeros] * pairs for _ in range(plan.token_tiles * plan.warp_tiles)]
-        for segment in segments:
-            rows = [
-                [self._row_fragment(stage, segment, token, bits) for bits in range(plan.bit_tiles)]
-                for token in range(plan.token_tiles)
-            ]
-            for tile in range(plan.warp_tiles):
-                for plane in range(plan.weight_planes):
-                    weight = self._weight_fragment(stage, segment, tile, plane)
-                    for token in range(plan.token_tiles):
-                        mine = counts[token * plan.warp_tiles + tile]
-                        for bits in range(plan.bit_tiles):
-                            pair = bits * plan.weight_planes + plane
-                            atom = STEP_ATOM if segment.unit is None else UNIT_ATOM
-                            mine[pair] = atom.emit(b, weight, rows[token][bits], mine[pair])
-        return [self._weigh(of_tile) for of_tile in counts]
-
-    def _weigh(self, pairs: list[Counts]) -> Counts:
-        """The counts of all pairs of planes, each times the value of its two bits."""
-        plan, b = self.plan, self.b
-        total = [b.const(0, "i32")] * 4
-        for bits in range(plan.bit_tiles):
-            by_weight = [b.const(0, "i32")] * 4
+        """One group's sums. The counts of a pair of planes are finished, weighed and added before
+        the next pair's begin, so that few of them are alive."""
+        plan = self.plan
+        rows = {
+            (token, bits): [self._row_fragment(stage, s, token, bits) for s in segments]
+            for token in range(plan.token_tiles)
+            for bits in range(plan.bit_tiles)
+        }
+        totals = {}
+        for tile in range(plan.warp_tiles):
+            by_rows = {key: self._zeros() for key in rows}
             for plane, value in enumerate(plan.weight_weights):
-                counts = pairs[bits * plan.weight_planes + plane]
-                by_weight = [w + c * value for w, c in zip(by_weight, counts, strict=True)]
-            for i in range(4):
-                total[i] = total[i] + by_weight[i] * self._bit_values[bits][i % 2]
-        return total
+                weights = [self._weight_fragment(stage, s, tile, plane) for s in segments]
+                for key, fragments in rows.items():
+                    counts = self._count(segments, weights, fragments)
+                    by_rows[key] = _add_scaled(by_rows[key], counts, [value] * 4)
+            for token in range(plan.token_tiles):
+                total = self._zeros()
+                for bits, values in enumerate(self._bit_values):
+                    total = _add_scaled(total, by_rows[token, bits], values * 2)
+                totals[token, tile] = total
+        return [
+            totals[token, tile]
+            for token in range(plan.token_tiles)
+            for tile in range(plan.warp_tiles)
+        ]
+
+    def _zeros(self) -> Counts:
+        return [self.b.const(0, "i32")] * 4
+
+    def _count(
+        self, segments: list[Segment], weights: list[list[Value]], rows: list[list[Value]]
+    ) -> Counts:
+        """The ones of all products of two planes' bits in a group."""
+        counts = self._zeros()
+        for segment, weight, row in zip(segments, weights, rows, strict=True):
+            atom = STEP_ATOM if segment.unit is None else UNIT_ATOM
+            counts = atom.emit(self.b, weight, row, counts)
+        return counts
 
     @cached_property
     def _bit_values(self) -> list[list[Value | int]]:
@@ -140,3 +148,7 @@ class PlaneProducts:
         place = plane * plan.schedule.block_m + self.token_warp * plan.warp_tokens + token
         at = units * self._unit_stride + place * UNIT_BYTES
         return b.at(stage, at + plan.weight_stage_bytes)
+
+
+def _add_scaled(totals: Counts, counts: Counts, values: Sequence[Value | int]) -> Counts:
+    return [t + c * v for t, c, v in zip(totals, counts, values, strict=True)]

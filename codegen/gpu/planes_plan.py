@@ -29,6 +29,9 @@ from .schedule import Schedule
 
 MMA_COLUMNS = 8
 FORM = "b1.m16n8k256"
+ADDRESSES = 40  # registers beside fragments and sums
+MOST_REGISTERS = 140
+MOST_PRODUCTS = 96  # MMAs, and accumulators that are scaled, of a warp's unrolled block of K
 
 
 @dataclass(frozen=True)
@@ -231,19 +234,35 @@ class PlanesPlan:
 
     @property
     def registers(self) -> int:
-        """Of a lane: counts, sums and fragments; addresses come on top."""
+        """Of a lane: fragments of a group's part of a block, sums; addresses come on top."""
+        steps = self.warp_steps
+        if self.whole_groups:
+            steps = max(1, self.group_pitch // STEP)
         tiles = self.token_tiles * self.warp_tiles
-        counts = tiles * self.bit_tiles * self.weight_planes * 4
-        fragments = self.token_tiles * self.bit_tiles * 2 + self.warp_tiles * 4
-        return counts + fragments + tiles * 4 + (0 if self.one_group else self.lane_values)
+        row_tiles = self.token_tiles * self.bit_tiles
+        fragments = steps * (2 * row_tiles + 4)
+        sums = 4 * row_tiles + 4 * tiles + (0 if self.one_group else self.lane_values)
+        return fragments + sums
+
+    @property
+    def products(self) -> int:
+        """MMAs of a warp's part of a block."""
+        pairs = self.bit_tiles * self.weight_planes
+        tiles = self.token_tiles * self.warp_tiles
+        parts = max(1, STEP // self.group_pitch) if self.whole_groups else 1
+        return self.warp_steps * parts * pairs * tiles
 
     def problem(self, arch: GpuArch) -> str | None:
         """Why this schedule cannot run on `arch`, or None."""
         schedule, pitch = self.schedule, self.group_pitch
         if self.shared_bytes > arch.shared_per_block:
             return "not enough shared memory"
-        if self.registers > 160 or schedule.threads * (self.registers + 48) > arch.registers_per_sm:
+        used = self.registers + ADDRESSES
+        if used > MOST_REGISTERS or schedule.threads * used > arch.registers_per_sm:
             return "not enough registers"
+        scaled = self.warp_groups * self.lane_values if self.whole_groups else 0
+        if max(self.products, scaled) > MOST_PRODUCTS:
+            return "too much code"
         parted = not self.one_group and not self.whole_groups
         if parted and (schedule.warps_k > 1 or pitch % schedule.block_k):
             return "groups do not fit the blocks of K"

@@ -19,8 +19,9 @@ from .rows_layout import GroupedK
 
 PER_LANE = 4  # neighbouring positions of a lane
 CHUNK = WARP * PER_LANE
-MAX_WARPS = 16  # of a row; leaves 128 registers to each thread
-MAX_HELD = 16  # chunks in a warp's registers: 64 values a thread
+MAX_WARPS = 32  # of a row
+ROTATING_WARPS = 16  # of a row that is rotated: a base matrix takes registers
+MAX_CHUNKS = 256  # chunks in the registers of a row's warps: half of a multiprocessor's registers
 SMALL_BLOCK = 4  # warps of a block whose rows need fewer
 WARP_CHUNKS = 2  # a row gets more warps rather than more chunks a warp than this
 
@@ -43,14 +44,16 @@ class RowThreads:
     spans: int
 
     @staticmethod
-    def of(positions: int, *, align: int = CHUNK) -> RowThreads:
-        """For rows of so many positions; a span that is not the only one is a multiple of `align`
-        (positions, at most MAX_WARPS * MAX_HELD * CHUNK of them)."""
+    def of(positions: int, *, rotated: int = 0) -> RowThreads:
+        """For rows of so many positions, rotated in blocks of `rotated` (at most 32768): spans
+        are whole blocks then, where there are several."""
         chunks = -(-positions // CHUNK)
-        warps = min(MAX_WARPS, power_of_two(-(-chunks // WARP_CHUNKS)))
+        most = ROTATING_WARPS if rotated else MAX_WARPS
+        warps = min(most, power_of_two(-(-chunks // WARP_CHUNKS)))
         held = -(-chunks // warps)
-        if held > MAX_HELD:
-            held = max(h for h in range(1, MAX_HELD + 1) if h * warps * CHUNK % align == 0)
+        if held > MAX_CHUNKS // warps:
+            fitting = range(1, MAX_CHUNKS // warps + 1)
+            held = max(h for h in fitting if h * warps * CHUNK % max(rotated, 1) == 0)
         return RowThreads(warps, max(1, SMALL_BLOCK // warps), held, -(-chunks // (held * warps)))
 
     @property
