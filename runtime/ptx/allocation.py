@@ -1,11 +1,11 @@
 """Which registers may share storage.
 
-PTX names a new register for nearly every value; a kernel has hundreds, of which few are alive at once.
-Registers of one width whose lives do not overlap share an array (linear scan: M. Poletto and
+PTX names a new register for nearly every value; a kernel has hundreds, of which few are alive at
+once. Registers of one width whose lives do not overlap share an array (linear scan: M. Poletto and
 V. Sarkar, "Linear Scan Register Allocation", 1999), so that a batch stays in the caches.
 
-Lives are those of one thread. That threads of a batch stand at different places does not matter: each
-has its own element of the array.
+Lives are those of one thread. That threads of a batch stand at different places does not matter:
+each has its own element of the array.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ def _liveness(blocks: Sequence[Block]) -> tuple[list[set[int]], list[set[int]]]:
         changed = False
         for index in reversed(range(len(blocks))):
             block = blocks[index]
-            following = set(block.labels.values()) | ({block.next} - {None})
+            following = set(block.labels.values())
+            if block.next is not None:
+                following.add(block.next)
             leaving = set().union(*(before[target] for target in following))
             if leaving != after[index]:
                 after[index] = leaving
