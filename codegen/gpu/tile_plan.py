@@ -134,7 +134,10 @@ class TilePlan:
             sums += 2 * self.row_blocks * (has_sums + has_zeros)
         if self.stage_units > self.group_units:  # columns of groups that end in one stage
             sums += self.column_blocks * (1 + 2 * has_sums + has_zeros)
-        fragments = 4 * self.row_blocks + self.weights.chunk_words * self.warp_tiles
+        words = self.weights.chunk_words
+        if self.stage_chunks > 1:  # some of the next chunk's are loaded ahead
+            words += words // 2
+        fragments = 4 * self.row_blocks + words * self.warp_tiles
         constants = self.weights.lane_bits // 2
         return (sums + fragments + 2 * self.pieces + constants + 28) * 5 // 4
 
