@@ -25,7 +25,10 @@ class KernelObjects:
 class ObjectMaker(Protocol):
     """How a target compiles kernels: as jobs in processes of their own, and what they make."""
 
-    on_device: bool
+    @property
+    def on_device(self) -> bool:
+        """Whether kernels run on a GPU."""
+        ...
 
     def jobs(
         self, names: Sequence[str], kernels: Sequence[Kernel | None], outlined: str

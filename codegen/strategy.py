@@ -72,7 +72,10 @@ class Variant:
 class MatmulStrategy(Protocol):
     """A way to compute matmuls. Its variants cover every M >= 1 without overlap."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """In manifests and cost models."""
+        ...
 
     def unsupported(self, spec: MatmulSpec) -> str | None:
         """Why this strategy cannot do `spec`, as a sentence; None if it can."""

@@ -62,7 +62,7 @@ def test_help_has_examples(abqc: Run, command: str) -> None:
 
 def test_commands_are_those_of_the_design(abqc: Run) -> None:
     _, out, _ = abqc("--help")
-    for name in ("compile", "run", "bench", "inspect", "eval", "opt", "doctor"):
+    for name in ("compile", "run", "bench", "inspect", "eval", "tune", "opt", "doctor"):
         assert f"    {name} " in out
 
 

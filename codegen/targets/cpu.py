@@ -43,6 +43,11 @@ class CpuTarget:
     cost_model: CostModel = field(default_factory=partial(model_for, "cpu"), repr=False)
 
     @property
+    def cost_model_status(self) -> str:
+        """What the choices rest on."""
+        return self.cost_model.status
+
+    @property
     def objects(self) -> ObjectMaker:
         """How kernels are compiled."""
         return CpuObjects(self.isas)

@@ -55,6 +55,12 @@ class CudaTarget:
         return CudaTarget(name, tuple(archs), tuple(model_for(arch.name) for arch in archs))
 
     @property
+    def cost_model_status(self) -> str:
+        """What the choices rest on."""
+        statuses = dict.fromkeys(model.status for model in self.models)
+        return "; ".join(statuses)
+
+    @property
     def objects(self) -> ObjectMaker:
         """How kernels are compiled."""
         return GpuObjects(self.archs)

@@ -61,6 +61,7 @@ def summary(manifest: Mapping[str, Any], operations: list[Mapping[str, Any]]) ->
         "compiled": f"by abqc {manifest['abqc']} in {manifest['compile_seconds']:.1f} s",
         "size": f"{byte_count(sizes['total'])}: {byte_count(sizes['weights'])} weights, "
         f"{byte_count(sizes['code'])} code",
+        "chosen by": f"cost model, {manifest['cost_model']}" if "cost_model" in manifest else "",
         "quantized": bits_per_weight(operations),
     }
     return "\n".join(f"{key:10} {value}" for key, value in lines.items() if value)
