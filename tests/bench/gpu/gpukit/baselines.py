@@ -1,0 +1,90 @@
+"""Part `baselines`: cuBLAS through PyTorch on the table's shapes, measured as the table is."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from abqc.errors import AbqcError
+
+from .device import FEWEST, L2_TIMES, MAX_COPIES, MOST, SECONDS
+from .kit import Kit
+
+KINDS = ("f16", "int8")
+INT8_ROWS = 17  # torch._int_mm takes no fewer rows
+
+
+def shapes(kit: Kit) -> list[tuple[int, int, int]]:
+    """(m, n, k) of the table."""
+    every = {(f["m"], f["n"], f["k"]): None for f in (job.features for job in kit.table)}
+    return list(every)
+
+
+def names(kit: Kit) -> list[str]:
+    return [f"cuBLAS {kind} K={k} N={n} M={m}" for m, n, k in shapes(kit) for kind in KINDS]
+
+
+def measure(kit: Kit, index: int) -> dict[str, Any]:
+    """Seconds of one product of x [m, k] by one of several weights [n, k] in turns."""
+    (m, n, k), kind = shapes(kit)[index // len(KINDS)], KINDS[index % len(KINDS)]
+    if kind == "int8" and m < INT8_ROWS:
+        raise AbqcError(f"torch._int_mm takes at least {INT8_ROWS} rows")
+    torch = _torch()
+    item = 2 if kind == "f16" else 1
+    l2 = torch.cuda.get_device_properties(0).L2_cache_size
+    copies = min(MAX_COPIES, 1 + -(-L2_TIMES * l2 // (n * k * item)))
+    weights = [_random(torch, kind, n, k) for _ in range(copies)]
+    x = _random(torch, kind, m, k)
+    multiply = torch.matmul if kind == "f16" else torch._int_mm
+
+    def every() -> None:
+        for weight in weights:
+            multiply(x, weight.t())
+
+    seconds, runs = _graph_seconds(torch, every)
+    return {
+        **{"kind": kind, "m": m, "n": n, "k": k},
+        "seconds": seconds / copies,
+        "repetitions": runs * copies,
+        "torch": torch.__version__,
+    }
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise AbqcError("PyTorch is not installed: no baselines") from error
+    if not torch.cuda.is_available():
+        raise AbqcError("PyTorch finds no GPU: no baselines")
+    return torch
+
+
+def _random(torch: Any, kind: str, rows: int, columns: int) -> Any:
+    if kind == "f16":
+        return torch.randn(rows, columns, dtype=torch.float16, device="cuda")
+    return torch.randint(-128, 128, (rows, columns), dtype=torch.int8, device="cuda")
+
+
+def _graph_seconds(torch: Any, work: Any) -> tuple[float, int]:
+    """The median of a CUDA graph of `work`; a first run is not counted."""
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        work()  # cuBLAS makes its handle and workspace outside of the capture
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    graph.replay()
+    first = _replay(torch, graph)
+    runs = max(FEWEST, min(MOST, int(SECONDS / max(first, 1e-6))))
+    return statistics.median(_replay(torch, graph) for _ in range(runs)), runs
+
+
+def _replay(torch: Any, graph: Any) -> float:
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3

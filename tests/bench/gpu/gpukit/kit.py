@@ -1,0 +1,165 @@
+"""The kit as a folder: `kit.json`, kernels and test cases. Read where the GPU is.
+
+kit.json            what follows, as JSON
+kernels/NAME.z      a cubin, or PTX with a final NUL, compressed by zlib
+cases/*.npz         packed weights, biases and expected outputs
+models/NAME/        model.so and feed_<name>.npz: inputs `in_*`, expected outputs `out_*`
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from abqc.errors import InputError
+
+FORMAT = "abqc-gpu-kit-1"
+FILE = "kit.json"
+
+
+@dataclass(frozen=True)
+class KernelImage:
+    """A built kernel. `shared_bytes` is dynamic; `registers` 0: not assembled."""
+
+    name: str
+    threads: int
+    shared_bytes: int
+    registers: int = 0
+
+
+@dataclass(frozen=True)
+class RateJob:
+    """A kernel that repeats one instruction of shape (m, n, k) on the tensor cores.
+
+    Its arguments are (out, turns i32, seed i32); a block issues `instructions` of them a turn (for
+    mma.sync of all its warps, for wgmma of all its warpgroups).
+    """
+
+    name: str  # "mma.sync b1.m16n8k256", "wgmma b1.m64n128k256"
+    family: str  # "b1", "s8", "f16", "bf16"
+    kernel: str
+    shape: tuple[int, int, int]
+    instructions: int
+    turns: int
+    blocks_per_sm: int
+
+    @property
+    def operations(self) -> int:
+        """Of one block and turn; a multiply-add is two."""
+        m, n, k = self.shape
+        return 2 * m * n * k * self.instructions
+
+
+@dataclass(frozen=True)
+class MatmulLaunches:
+    """The launches of one matmul: packing (None: rows are read as f32), product, reduction."""
+
+    kernel: str
+    grid: int
+    split: int
+    pack: str | None
+    pack_grid: int
+    row_bytes: int
+    reduce: str | None
+    reduce_grid: int
+
+    @property
+    def kernels(self) -> list[str]:
+        return [name for name in (self.pack, self.kernel, self.reduce) if name]
+
+
+@dataclass(frozen=True)
+class CheckCase:
+    """A matmul and what it must give: `file` has weight, bias, y and allowed, of all rows.
+
+    x is `activations(rows, k)[:m]`. `rows_digest`: CRC-32 of each packed row, in hexadecimal; empty
+    where rows are not packed.
+    """
+
+    name: str
+    format: str
+    strategy: str
+    schedule: str
+    m: int
+    n: int
+    k: int
+    file: str
+    rows_digest: str
+    launches: MatmulLaunches
+
+
+@dataclass(frozen=True)
+class TableJob:
+    """One line of the table. `rank` 0 is what the cost model picks, `predicted` its seconds."""
+
+    format: str
+    strategy: str
+    rank: int
+    predicted: float
+    launches: MatmulLaunches
+    features: dict[str, Any]  # KernelFeatures
+
+
+@dataclass(frozen=True)
+class ModelFeed:
+    """One run of a model: `models/<model>/<file>`."""
+
+    model: str
+    name: str  # "prompt 128"
+    file: str
+    tolerance: float  # of an output's range
+    new_rows: dict[str, int] = field(default_factory=dict)  # caches: so many last rows are stored
+
+
+@dataclass(frozen=True)
+class Kit:
+    """Everything, as `kit.json` has it."""
+
+    folder: Path
+    target: str
+    capability: tuple[int, int]
+    specific: bool  # runs on exactly this capability
+    date: str
+    check_rows: int
+    kernels: dict[str, KernelImage]
+    rates: list[RateJob]
+    cases: list[CheckCase]
+    table: list[TableJob]
+    feeds: list[ModelFeed]
+    notes: list[str]  # what is not in it, and why
+
+    def image(self, name: str) -> bytes:
+        """What the driver loads."""
+        return zlib.decompress((self.folder / "kernels" / f"{name}.z").read_bytes())
+
+    def write(self) -> None:
+        data = dataclasses.asdict(self) | {"format": FORMAT}
+        del data["folder"]
+        (self.folder / FILE).write_text(json.dumps(data, separators=(",", ":")))
+
+
+def read(folder: Path) -> Kit:
+    """The kit in `folder`. InputError where there is none of this format."""
+    path = folder / FILE
+    try:
+        data = json.loads(path.read_text())
+        found = data.pop("format")
+        if found != FORMAT:
+            raise ValueError(f"its format is {found}")
+        data["capability"] = tuple(data["capability"])
+        data["kernels"] = {name: KernelImage(**k) for name, k in data["kernels"].items()}
+        data["rates"] = [RateJob(**{**r, "shape": tuple(r["shape"])}) for r in data["rates"]]
+        data["cases"] = [CheckCase(**_with_launches(c)) for c in data["cases"]]
+        data["table"] = [TableJob(**_with_launches(t)) for t in data["table"]]
+        data["feeds"] = [ModelFeed(**f) for f in data["feeds"]]
+        return Kit(folder=folder, **data)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no kit: {error}", hint="build.py writes one") from error
+
+
+def _with_launches(entry: dict[str, Any]) -> dict[str, Any]:
+    return {**entry, "launches": MatmulLaunches(**entry["launches"])}

@@ -1,0 +1,35 @@
+"""The parts of a run: a list of items each, every one of which can be measured by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from . import baselines, check, models, rates, table
+from .device import KitDevice
+from .kit import Kit
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """`names` lists the items. `measure(context, number)` does one; the context is a KitDevice where
+    `on_device`, else the kit."""
+
+    names: Callable[[Kit], list[str]]
+    measure: Callable[[Any, int], Record]
+    on_device: bool
+
+    def open(self, kit: Kit) -> Any:
+        return KitDevice(kit) if self.on_device else kit
+
+
+PARTS = {
+    "rates": Part(rates.names, rates.measure, True),
+    "check": Part(check.names, check.measure, True),
+    "table": Part(table.names, table.measure, True),
+    "baselines": Part(baselines.names, baselines.measure, False),
+    "models": Part(models.names, models.measure, False),
+}
