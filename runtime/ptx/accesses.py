@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .decode import Source
 from .lanes import Lanes, take
+from .operands import Source
 
 if TYPE_CHECKING:
     from .batch import Batch

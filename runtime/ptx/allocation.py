@@ -14,7 +14,7 @@ import heapq
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .decode import Slot
+from .operands import Slot
 
 if TYPE_CHECKING:
     from .program import Block, Decoded

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .decode import Slot
 from .lanes import WARP
-from .memory import GLOBAL_BASE, LocalMemory, WindowMemory
+from .memory import LocalMemory, WindowMemory
+from .operands import Slot
 from .shared import SharedMemory
 
 if TYPE_CHECKING:
@@ -199,6 +199,3 @@ def _coordinate(index: np.ndarray, extents: Dim3, dimension: int) -> np.ndarray:
 def _point(index: int, extents: Dim3) -> Dim3:
     x, y, _ = extents
     return index % x, index // x % y, index // (x * y)
-
-
-__all__ = ["CLOCKS", "GLOBAL_BASE", "SPECIAL_REGISTERS", "Batch", "Dim3", "Launch"]

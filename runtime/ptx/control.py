@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from .decode import Operation, RegisterView, Source
-from .lanes import Lanes
+from .decode import Operation
+from .operands import RegisterView, Source
 
 if TYPE_CHECKING:
     from .batch import Batch
@@ -87,6 +87,3 @@ def successors(operation: Control, guarded: bool) -> tuple[Sequence[str], bool]:
     if isinstance(operation, Branch):
         return operation.labels, guarded
     return operation.labels, operation.falls_through or guarded
-
-
-__all__ = ["Barrier", "Branch", "Control", "Exit", "Lanes", "Switch", "Trap", "successors"]

@@ -10,7 +10,6 @@ import numpy as np
 
 from .batch import Batch, Dim3, Launch
 from .errors import PtxFault
-from .lanes import WARP
 from .memory import GlobalMemory
 from .module import Kernel, PtxModule
 from .parser import parse
@@ -245,6 +244,3 @@ def run_kernel(
 
 def _dim3(extents: int | Dim3) -> Dim3:
     return (extents, 1, 1) if isinstance(extents, int) else extents
-
-
-__all__ = ["WARP", "Device", "run_kernel"]

@@ -12,18 +12,17 @@ from dataclasses import dataclass, field
 from . import instructions as _  # noqa: F401  registers what opcodes mean
 from .allocation import share_storage
 from .control import Branch, Control, Exit, successors
-from .decode import Operation, Place, Slot, decode
+from .decode import Operation, decode
 from .errors import PtxSyntaxError
 from .module import Kernel, PtxModule, variables_of
+from .operands import Place, Slot
 from .order import weak_topological_order
 from .syntax import (
-    Address,
     Arguments,
     Function,
     Instruction,
     Label,
     Not,
-    Register,
     Scope,
     Symbol,
     Targets,
@@ -395,6 +394,3 @@ def _ordered(blocks: list[Block]) -> list[Block]:
         block.labels = {label: rank[target] for label, target in block.labels.items()}
         block.next = None if block.next is None else rank[block.next]
     return [blocks[old] for old in order]
-
-
-__all__ = ["Address", "Block", "Decoded", "Program", "Register", "build", "layout_shared"]

@@ -16,9 +16,10 @@ import numpy as np
 from .barriers import Barriers
 from .batch import Batch
 from .control import Barrier, Branch, Control, Exit, Switch, Trap
-from .decode import Operation, Run, Slot
+from .decode import Operation, Run
 from .errors import LaneFault, PtxFault
 from .lanes import WARP, Lanes, put, take
+from .operands import Slot
 from .program import Block, Decoded
 
 # So often the group at the earliest block is chosen before another one gets its turn: lanes that
@@ -325,6 +326,3 @@ class Scheduler:
 def _bits(mask: np.ndarray) -> np.ndarray:
     """One bit per lane, one word per warp."""
     return np.packbits(mask.reshape(-1, WARP), axis=1, bitorder="little").view(np.uint32)[:, 0]
-
-
-__all__ = ["Scheduler", "put"]

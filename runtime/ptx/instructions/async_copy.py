@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from ..batch import Batch
-from ..decode import Decoder, Effect, Operation, Run, Source, instruction
+from ..decode import Decoder, Effect, Operation, Run, instruction
 from ..errors import LaneFault
 from ..lanes import Lanes, lane_number, spread, take
+from ..operands import Source
 from ..syntax import Integer, Not, Register
 from ..types import TYPES
 from .load_store import address_of, load, note_access, take_hints

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..decode import Decoder, Lanewise, Operation, instruction
-from ..types import TYPES, ScalarType
+from ..types import TYPES
 
 _U32 = TYPES["u32"]
 _LOGIC = {
@@ -337,7 +337,3 @@ def _mode_selectors(mode: str) -> Callable[[np.ndarray], list[np.ndarray]]:
     }
     table = np.array(tables[mode], np.uint64)
     return lambda c: [table[c & np.uint32(3), k] for k in range(4)]
-
-
-def type_of_bits(bits: int) -> ScalarType:
-    return TYPES[f"b{bits}"]

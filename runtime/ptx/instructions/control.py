@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..control import Barrier, Branch, Exit, Switch, Trap
-from ..decode import Constant, Decoder, Effect, Operation, instruction
+from ..decode import Decoder, Effect, Operation, instruction
+from ..operands import Constant
 from ..syntax import Symbol
 from ..types import TYPES
 

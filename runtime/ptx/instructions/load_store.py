@@ -12,10 +12,11 @@ import numpy as np
 
 from ..accesses import Access, AddressSource
 from ..batch import Batch
-from ..decode import Decoder, Effect, Operation, RegisterView, Run, Source, instruction
+from ..decode import Decoder, Effect, Operation, Run, instruction
 from ..errors import LaneFault
 from ..lanes import Lanes, put, spread, take
 from ..memory import GLOBAL_BASE, LOCAL_BASE, SHARED_BASE, Memory
+from ..operands import RegisterView, Source
 from ..syntax import Address, Symbol
 from ..types import TYPES, ScalarType
 

@@ -9,9 +9,10 @@ import numpy as np
 
 from .. import tensor
 from ..batch import Batch
-from ..decode import Decoder, Effect, Operation, RegisterView, Run, Source, instruction
+from ..decode import Decoder, Effect, Operation, Run, instruction
 from ..errors import LaneFault
 from ..lanes import WARP, Lanes, put, take
+from ..operands import RegisterView, Source
 from ..syntax import Operand
 from ..types import TYPES
 from .load_store import address_of, load, space_of, store

@@ -7,20 +7,10 @@ from typing import cast
 import numpy as np
 
 from ..batch import CLOCKS, Batch
-from ..decode import (
-    Decoder,
-    Effect,
-    Lanewise,
-    Operation,
-    RegisterView,
-    Results,
-    Run,
-    Source,
-    Special,
-    instruction,
-)
+from ..decode import Decoder, Effect, Lanewise, Operation, Results, Run, instruction
 from ..lanes import Lanes, put
 from ..memory import GLOBAL_BASE, LOCAL_BASE, SHARED_BASE, WINDOW_BYTES
+from ..operands import RegisterView, Source, Special
 from ..syntax import Vector
 from ..types import TYPES
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import numpy as np
 
 from ..batch import Batch
-from ..decode import Decoder, Effect, Operation, RegisterView, Run, Source, instruction
+from ..decode import Decoder, Effect, Operation, Run, instruction
 from ..errors import LaneFault
 from ..lanes import WARP, Lanes, lane_number, put, spread, take
+from ..operands import Source
 from ..syntax import Pair, Sink
 from ..types import TYPES
 
@@ -304,6 +305,3 @@ def synchronize_warp(i: Decoder) -> Operation:
         return run
 
     return WarpEffect(bind, members)
-
-
-__all__ = ["RegisterView", "Team", "WarpEffect"]
