@@ -27,9 +27,8 @@ from .rows_kernel import (
     rows_mma_step,
     shared_bytes,
 )
-from .rows_lanes import MMA_ROWS
 from .rows_layout import K_UNIT, Activation
-from .rows_plan import RowsPlan
+from .rows_plan import MMA_ROWS, RowsPlan
 from .rows_values import HalfValues, Int8Values, RowValues
 from .schedule import Schedule
 from .weights import TILE_COLUMNS, WeightLayout

@@ -23,8 +23,6 @@ from .rows_values import QUARTERS, HalfValues, Int8Values, RowValues
 from .weight_pointers import PackedWeight
 from .weights import BLOCK_COLUMNS, BLOCKS, TILE_COLUMNS
 
-MMA_ROWS = 8
-
 
 @dataclass(frozen=True)
 class RowPointers:

@@ -8,12 +8,13 @@ from functools import cached_property
 from typing import Literal
 
 from .schedule import Schedule
-from .weights import LOAD_BYTES, WeightLayout
+from .weights import BLOCKS, LOAD_BYTES, WeightLayout
 
 # Units of a turn where codes become floats: with more, ptxas keeps too many of them in registers.
 HALF_TURN_UNITS = 8
 SM_REGISTERS = 65536
-GROUPS_OF_TURN = 4  # whose scales are loaded at once
+GROUP_VALUES = 32  # scales, sums and zero points of a turn
+MMA_ROWS = 8  # of schedules that multiply by mma.sync
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,7 @@ class RowsPlan:
         if self.layout.lane_bits == 16:
             wanted = min(wanted, HALF_TURN_UNITS // self.layout.chunk_units)
         if self.grouped:
-            many_zeros = self.layout.lane_bits == 16 and self.layout.has_zeros
-            groups = GROUPS_OF_TURN // 2 if many_zeros else GROUPS_OF_TURN
-            units = groups * self.layout.grouped.group_units
+            units = self._groups_of_turn * self.layout.grouped.group_units
             wanted = min(wanted, units // self.layout.chunk_units)
         wanted = max(1, min(self.run, wanted))
         if self.even:
@@ -71,6 +70,17 @@ class RowsPlan:
                 if self.run % count == 0:
                     return count
         return wanted
+
+    @property
+    def _groups_of_turn(self) -> int:
+        """Groups whose scales, sums and zero points are loaded at once: their values take registers
+        too. By `mma.sync` a lane has four columns, else one; 16-bit weights need four zero points.
+        """
+        layout, columns = self.layout, BLOCKS if self.schedule.block_m == MMA_ROWS else 1
+        if layout.lane_bits == 16 and layout.has_zeros:
+            return 2
+        values = columns * (1 + layout.has_sums + layout.has_zeros)
+        return min(4, GROUP_VALUES // values)
 
     @property
     def even(self) -> bool:
@@ -114,8 +124,9 @@ class RowsPlan:
         parts, layout = len(self.layout.parts), self.layout
         if parts > 2 and layout.lane_bits == 16:
             return 168
-        words = 2 * self.ahead * layout.chunk_words
-        return 128 if parts > 1 or words >= 64 or self.schedule.block_m == 4 else 96
+        words, rows = 2 * self.ahead * layout.chunk_words, self.schedule.block_m
+        many_values = rows == 4 or (rows == MMA_ROWS and self.grouped)
+        return 128 if parts > 1 or words >= 64 or many_values else 96
 
     @property
     def fits(self) -> bool:
