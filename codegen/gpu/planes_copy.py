@@ -8,6 +8,7 @@ A stage holds a block of K:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..builder import Value
@@ -60,7 +61,7 @@ class PlaneCopies:
             step = k_block * plan.block_steps + inside // (2 * per_unit)
             self._piece(stage, inside * tokens + token, source, begin + inside * UNIT_BYTES, step)
 
-    def _pieces(self, count: int):  # type: ignore[no-untyped-def]
+    def _pieces(self, count: int) -> Iterator[Value]:
         """The thread's pieces of `count`; each is worked on inside of what is yielded."""
         threads = self.b.threads
         for begin in range(0, count, threads):

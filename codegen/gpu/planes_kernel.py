@@ -18,10 +18,12 @@ from .builder import POINTER, GpuBuilder, kernel
 from .planes_copy import PlaneCopies
 from .planes_layout import TILE_COLUMNS
 from .planes_mma import Counts, PlaneProducts
-from .planes_operands import PlaneOperands
+from .planes_operands import Factors, PlaneOperands
 from .planes_plan import MMA_COLUMNS, PlanesPlan
 
 Sums = list[Value]
+
+EARLY_FACTORS = 48  # registers that may hold factors while a block's codes are under way
 
 
 def emit_matmul(module: Any, arch: GpuArch, name: str, plan: PlanesPlan) -> None:
@@ -103,11 +105,12 @@ class PlanesBody:
         carry = [b.const(0, "i32"), *self._start()]
         with b.loop(begin, end, carry=carry) as loop:
             slot = loop.args[0]
+            early = self._early_factors(loop.i)
             b.wait_copies(stages - 2)
             b.barrier()
             free = b.select(slot == 0, b.const(stages - 1, "i32"), slot - 1)
             self._prefetch(loop.i + (stages - 1), end, free)
-            sums = self._step(loop.i, self._stage(slot), loop.args[1:])
+            sums = self._step(loop.i, self._stage(slot), loop.args[1:], early)
             following = b.select(slot == stages - 1, b.const(0, "i32"), slot + 1)
             loop.carry(following, *sums)
         b.wait_copies(0)
@@ -140,16 +143,38 @@ class PlanesBody:
     def _zeros(self) -> Sums:
         return [self.b.const(0.0, "f32")] * self.plan.lane_values
 
-    def _step(self, k_block: Value, stage: Value, carry: Sequence[Value]) -> Sums:
+    def _first_group(self, k_block: Value) -> Value:
+        """The first of the warp's groups in a block of K, where they are whole."""
+        plan = self.plan
+        return (k_block * plan.schedule.warps_k + self.k_warp) * plan.warp_groups
+
+    def _early_factors(self, k_block: Value) -> list[Factors]:
+        """Factors of the block's groups, asked for while its codes are under way; none where they
+        would take many registers."""
+        plan = self.plan
+        if not plan.whole_groups:
+            return []
+        each = 2 * plan.warp_tiles * (1 + plan.weight.has_sums + plan.weight.has_zeros)
+        each += plan.token_tiles * plan.lane_tokens * plan.rows.has_sums
+        if plan.warp_groups * each > EARLY_FACTORS:
+            return []
+        first = self._first_group(k_block)
+        return [self._factors(first + i) for i in range(plan.warp_groups)]
+
+    def _step(
+        self, k_block: Value, stage: Value, carry: Sequence[Value], early: list[Factors]
+    ) -> Sums:
         plan, b = self.plan, self.b
         by_group = self.products.block(stage)
         if plan.one_group:
             return _add(carry, by_group[0])
         if plan.whole_groups:
-            first = (k_block * plan.schedule.warps_k + self.k_warp) * plan.warp_groups
+            first = self._first_group(k_block)
             results = list(carry)
             for i, counts in enumerate(by_group):
-                results = self._scaled_group(results, first + i, _flat(counts))
+                group = first + i
+                factors = early[i] if early else self._factors(group)
+                results = self._scaled_group(results, group, _flat(counts), factors)
             return results
         values = plan.lane_values
         results, totals = list(carry[:values]), _add(carry[values:], by_group[0])
@@ -165,7 +190,10 @@ class PlanesBody:
         return b.either(
             last,
             types,
-            lambda: [*self._scaled_group(results, group, totals), *nothing],
+            lambda: [
+                *self._scaled_group(results, group, totals, self._factors(group)),
+                *nothing,
+            ],
             lambda: [*results, *totals],
         )
 
@@ -184,21 +212,37 @@ class PlanesBody:
         sums = [counts[i] + counts[i + 1] for i in range(0, len(counts), 2)]
         return [b.warp_sum(value, plan.bits // 2) for value in sums]
 
-    def _scaled_group(self, results: Sums, group: Value, counts: Sequence[Value]) -> Sums:
+    def _factors(self, group: Value) -> Factors:
+        """Of all rows and columns of the lane."""
+        operands = self.operands
+        rows = [operands.row(token) for tokens in self.tokens for token in tokens]
+        columns = [operands.column(column) for pair in self.columns for column in pair]
+        return operands.factors(self._existing(group), rows, columns)
+
+    def _existing(self, group: Value) -> Value:
+        return self.b.min(group, self.plan.groups - 1) if self._beyond else group
+
+    @property
+    def _beyond(self) -> bool:
+        """Whether blocks of K reach beyond the last group."""
+        plan = self.plan
+        return plan.k_blocks * plan.schedule.block_k > plan.groups * plan.group_pitch
+
+    def _scaled_group(
+        self, results: Sums, group: Value, counts: Sequence[Value], factors: Factors
+    ) -> Sums:
         """results + scale * the group's accumulators."""
-        plan, b, operands = self.plan, self.b, self.operands
-        # A block of K may reach beyond the last group.
-        beyond = plan.k_blocks * plan.schedule.block_k > plan.groups * plan.group_pitch
-        there = group < plan.groups
-        group = b.min(group, plan.groups - 1) if beyond else group
+        plan, b = self.plan, self.b
+        per_column, columns = plan.lane_tokens, 2 * plan.warp_tiles
         out = []
-        for (token, column), result, total in zip(
-            self.results(), results, self._over_bits(counts), strict=True
+        for number, ((token, _), result, total) in enumerate(
+            zip(self.results(), results, self._over_bits(counts), strict=True)
         ):
-            stored = operands.column(column)
-            acc = operands.corrected(total, operands.row(token), group, stored)
-            more = b.fma(operands.scale(group, stored), b.to_float(acc), result)
-            out.append(b.select(there, more, result) if beyond else more)
+            j = number // per_column % columns
+            i = number // (per_column * columns) * per_column + number % per_column
+            acc = self.operands.corrected(total, self.operands.row(token), factors, i, j)
+            more = b.fma(factors.scales[j], b.to_float(acc), result)
+            out.append(b.select(group < plan.groups, more, result) if self._beyond else more)
         return out
 
     def results(self) -> list[tuple[Value, Value]]:

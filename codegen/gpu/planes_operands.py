@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,6 +10,17 @@ from ..builder import Value
 from .builder import GpuBuilder
 from .planes_layout import TILE_COLUMNS
 from .planes_plan import PlanesPlan
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Of one group: scales (f32), sums of codes and zero points of some columns, sums of some rows;
+    what a layout does not have is empty."""
+
+    scales: list[Value]
+    weight_sums: list[Value]
+    weight_zeros: list[Value]
+    row_sums: list[Value]
 
 
 @dataclass
@@ -60,33 +72,35 @@ class PlaneOperands:
         """The column, or one of the last tile."""
         return self.b.min(column, self.tiles * TILE_COLUMNS - 1)
 
-    def scale(self, group: Value, column: Value) -> Value:
-        """f32, of a weight's group and column (one that `column` gave)."""
-        b, bits = self.b, self.plan.weight.scale_bits
-        pointer = self._at(self._tables[0], group, column, bits // 8)
-        loaded = b.load(pointer, f"f{bits}", cache="nc")
-        return loaded if bits == 32 else b.extend(loaded)
+    def factors(self, group: Value, rows: Sequence[Value], columns: Sequence[Value]) -> Factors:
+        """What settles a group's sums of packed rows and of columns (ones that `column` gave)."""
+        b, plan = self.b, self.plan
+        weight_sums, weight_zeros, row_sums = [], [], []
+        if plan.weight.has_sums:
+            weight_sums = [self._table(1, "i32", group, column) for column in columns]
+        if plan.weight.has_zeros:
+            weight_zeros = [b.zext(self._table(2, "i8", group, c), "i32") for c in columns]
+        if plan.rows.has_sums:
+            at = group * 4 + plan.rows.sums_offset
+            row_sums = [b.load(row, "i32", at, cache="nc") for row in rows]
+        scales = [self._scale(group, column) for column in columns]
+        return Factors(scales, weight_sums, weight_zeros, row_sums)
 
-    def corrected(self, total: Value, row: Value, group: Value, column: Value) -> Value:
-        """sum of (q_a - z_a) * (q_w - z_w), i32, of a group and the sum of its planes' products.
+    def corrected(self, total: Value, row: Value, factors: Factors, i: int, j: int) -> Value:
+        """sum of (q_a - z_a) * (q_w - z_w), i32, of the sum of planes' products of the i-th row and
+        j-th column of `factors`.
 
         With q = u - offset: total - (z_a + offset_a) sum v - (z_w + offset_w) sum (q_a - z_a).
         """
         b, plan = self.b, self.plan
         if plan.weight.has_sums:
-            pointer = self._at(self._tables[1], group, column, 4)
-            sums = b.load(pointer, "i32", cache="nc")
-            if plan.row_offset:
-                total = total - sums * plan.row_offset
-            else:
-                total = total - sums * b.load(row, "i32", plan.rows.zero_offset, cache="nc")
+            zero: Value | int = plan.row_offset
+            if not zero:
+                zero = b.load(row, "i32", plan.rows.zero_offset, cache="nc")
+            total = total - factors.weight_sums[j] * zero
         if plan.rows.has_sums:
-            sums = b.load(row, "i32", group * 4 + plan.rows.sums_offset, cache="nc")
-            if plan.weight_offset:
-                total = total - sums * plan.weight_offset
-            else:
-                pointer = self._at(self._tables[2], group, column, 1)
-                total = total - sums * b.zext(b.load(pointer, "i8", cache="nc"), "i32")
+            zero = plan.weight_offset or factors.weight_zeros[j]
+            total = total - factors.row_sums[i] * zero
         return total
 
     def scaled(self, value: Value, row: Value, column: Value) -> Value:
@@ -96,9 +110,19 @@ class PlaneOperands:
         bias = b.load(self.bias, "f32", b.min(column, self.n - 1) * 4, cache="nc")
         if not self.plan.one_group:
             return b.fma(scale, value, bias)
-        group = b.const(0, "i32")
-        scale = scale * self.scale(group, column)
-        return b.fma(scale, b.to_float(self.corrected(value, row, group, column)), bias)
+        factors = self.factors(b.const(0, "i32"), [row], [column])
+        acc = self.corrected(value, row, factors, 0, 0)
+        return b.fma(scale * factors.scales[0], b.to_float(acc), bias)
+
+    def _scale(self, group: Value, column: Value) -> Value:
+        loaded = self._table(0, f"f{self.plan.weight.scale_bits}", group, column)
+        return loaded if self.plan.weight.scale_bits == 32 else self.b.extend(loaded)
+
+    def _table(self, number: int, element: str, group: Value, column: Value) -> Value:
+        """An element of scales, sums or zero points."""
+        size = {"i8": 1, "f16": 2}.get(element, 4)
+        pointer = self._at(self._tables[number], group, column, size)
+        return self.b.load(pointer, element, cache="nc")
 
     def _at(self, table: Value, group: Value, column: Value, size: int) -> Value:
         """The address of (group, column) in a table [groups][padded n]."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ..builder import Value
 from .arch import WARP
-from .builder import GpuBuilder
+from .builder import Cache, GpuBuilder
 from .rows_layout import GroupedK
 
 PER_LANE = 4  # neighbouring positions of a lane
@@ -187,7 +187,7 @@ def span_positions(b: GpuBuilder, shape: RowShape, place: Place, begin: Value) -
 
 
 def load_four(
-    b: GpuBuilder, shape: RowShape, pointer: Value, elements: Elements, *, cache: str = ""
+    b: GpuBuilder, shape: RowShape, pointer: Value, elements: Elements, *, cache: Cache = ""
 ) -> Chunk:
     """f32 values of a row (global or shared memory) at a lane's positions; 0 where there is no
     element."""
