@@ -30,7 +30,7 @@ from .schedule import Schedule
 MMA_COLUMNS = 8
 FORM = "b1.m16n8k256"
 ADDRESSES = 40  # registers beside fragments and sums
-MOST_REGISTERS = 116
+MOST_REGISTERS = 120
 MOST_PRODUCTS = 96  # MMAs, and accumulators that are scaled, of a warp's unrolled block of K
 
 
