@@ -319,7 +319,9 @@ def _unpack_part(layout: WeightLayout, part: BitPart, words: np.ndarray) -> np.n
     """The registers [..., chunk registers] that words [..., chunk words] hold, this part's bits."""
     count = layout.chunk_registers * part.bits // layout.lane_bits
     own = words[..., part.first_word : part.first_word + count, None]
-    bits = (own >> np.arange(0, layout.lane_bits, part.bits, np.uint32)) & _part_mask(layout, part)
+    bits = (own >> np.arange(0, layout.lane_bits, part.bits, dtype=np.uint32)) & _part_mask(
+        layout, part
+    )
     return bits.reshape(*words.shape[:-1], -1) << np.uint32(part.shift)
 
 
