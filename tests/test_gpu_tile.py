@@ -20,7 +20,7 @@ from gpu_tile_cases import INT8, TileCase
 
 SMALL = Schedule("tile", 16, 64, 64, 1, 2, 1, 2)
 SMALL_K128 = Schedule("tile", 16, 64, 128, 1, 2, 1, 2)
-WIDE = Schedule("tile", 32, 64, 64, 1, 1, 1, 3)
+WIDE = Schedule("tile", 32, 64, 64, 2, 1, 1, 3)
 TWO_ROWS = Schedule("tile", 64, 64, 128, 2, 2, 1, 3)
 
 needs_ptxas = pytest.mark.skipif(find_tool("ptxas") is None, reason="no ptxas")
