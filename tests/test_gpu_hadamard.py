@@ -15,6 +15,7 @@ from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects import formats, hadamard
 from abqc.dialects.formats import parse_scheme
 from abqc.dialects.mlir import ir
+from abqc.errors import CompileError
 from abqc.runtime.ptx import run_kernel
 
 needs_ptxas = pytest.mark.skipif(find_tool("ptxas") is None, reason="no ptxas")
@@ -28,7 +29,7 @@ def compiled(kernel, arch: GpuArch = SM_80):
 
 
 def rotated(k: int, block: int, m: int, weight: str = "w8:channel", arch: GpuArch = SM_80):
-    """x, and its rows as packed to bf16-free f16 values."""
+    """x, and its rows as packed, f16 values as f32."""
     spec = MatmulSpec(16, k, parse_scheme(weight), None, hadamard_block=block)
     layout = FloatRows.of(spec)
     kernel = pack_kernel(spec, layout)
@@ -107,3 +108,9 @@ def test_no_spills(k: int, block: int) -> None:
         kernel = pack_kernel(spec, Int8Rows.of(spec))
         used = assemble(compiled(kernel, arch).text, arch).resources[kernel.name]
         assert used.spill_stores == 0, used
+
+
+def test_blocks_beyond_registers_are_refused() -> None:
+    spec = MatmulSpec(16, 57344, parse_scheme("w8:channel"), parse_scheme("a8"), 57344)
+    with pytest.raises(CompileError, match="cannot be rotated"):
+        pack_kernel(spec, Int8Rows.of(spec))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ...dialects.hadamard import base_matrix, split_block
+from ...errors import CompileError
 from ..builder import Value
 from .arch import WARP
 from .builder import GpuBuilder
@@ -41,12 +42,14 @@ class Rotation:
         floats = shared // (4 * shape.threads.rows)
         staged = not shape.dense
         if staged:
-            assert shape.threads.spans == 1 and shape.k <= floats, "row too long to be staged"
+            if shape.threads.spans > 1 or shape.k > floats:
+                raise _too_large(block, shape.k, "groups are multiples of 32")
             return Rotation(shape, block, shape.k // block, 1, staged)
         in_span = -(-min(shape.k, shape.threads.span) // block)
         if block <= floats or (base == 1 and power <= CHUNK):
             return Rotation(shape, block, min(in_span, max(1, floats // block)), 1, staged)
-        assert power >= CHUNK, f"shared memory has no place for a block of {block}"
+        if power < CHUNK:
+            raise _too_large(block, shape.k, "the block is smaller")
         slices = 2
         while block > floats * slices:
             slices *= 2
@@ -82,6 +85,13 @@ class Rotation:
         memory from byte `shared` on is used."""
         emit = _Emitter(self, b, place, x, shared)
         return emit.staged(positions) if self.staged else emit.span(positions)
+
+
+def _too_large(block: int, k: int, where: str) -> CompileError:
+    return CompileError(
+        f"a GPU's shared memory has no place for rotating rows of {k} in blocks of {block}",
+        hint=f"leave the layer out of 'rotate', or quantize it so that {where}",
+    )
 
 
 @dataclass

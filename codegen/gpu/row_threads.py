@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ...errors import CompileError
 from ..builder import Value
 from .arch import WARP
 from .builder import Cache, GpuBuilder
@@ -53,7 +54,12 @@ class RowThreads:
         held = -(-chunks // warps)
         if held > MAX_CHUNKS // warps:
             fitting = range(1, MAX_CHUNKS // warps + 1)
-            held = max(h for h in fitting if h * warps * CHUNK % max(rotated, 1) == 0)
+            held = max((h for h in fitting if h * warps * CHUNK % max(rotated, 1) == 0), default=0)
+        if not held:
+            raise CompileError(
+                f"rows of {positions} cannot be rotated in blocks of {rotated} on a GPU",
+                hint=f"leave the layer out of 'rotate'; blocks that divide {MAX_CHUNKS * CHUNK} can be",
+            )
         return RowThreads(warps, max(1, SMALL_BLOCK // warps), held, -(-chunks // (held * warps)))
 
     @property
