@@ -16,8 +16,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 from abqc.errors import AbqcError  # noqa: E402
-from gpukit import report, work  # noqa: E402
 from gpukit import kit as kits  # noqa: E402
+from gpukit import report, work  # noqa: E402
 
 # What users name, and the parts it takes.
 CHOICES = {

@@ -1,0 +1,1 @@
+"""How a kit is made, on any machine: needs abqc, no GPU."""

@@ -1,0 +1,88 @@
+"""Test cases: small ragged matmuls for every kernel, and what numpy makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from abqc.codegen.gpu.planes_layout import PlaneRows
+from abqc.codegen.gpu.rows_layout import FloatRows, Int8Rows
+from abqc.codegen.strategy import MatmulSpec
+from abqc.dialects import formats, reference
+from abqc.dialects.formats import QuantizedTensor
+from gpukit.kit import CheckCase
+from gpukit.operands import activations, digests
+
+from .matmuls import Chosen
+from .plan import Plan
+
+HALF_TOLERANCE = 1e-2  # of the output's range, docs/numerics.md
+FEW_ROWS = 8
+
+
+def check_cases(plan: Plan, chosen: Sequence[Chosen], folder: Path) -> list[CheckCase]:
+    """One case for each matmul kernel; writes their operands to `folder`/cases."""
+    (folder / "cases").mkdir(parents=True, exist_ok=True)
+    by_kernel = {c.kernel.name: c for c in chosen}
+    files: dict[tuple[str, int, str], tuple[str, str]] = {}
+    cases = []
+    for name, c in by_kernel.items():
+        k, n = c.spec.k, plan.check_columns(c.spec.k)
+        key = (c.format, k, c.strategy.name)
+        if key not in files:
+            files[key] = _write(plan, replace(c.spec, n=n), c, folder)
+        file, digest = files[key]
+        m = min(_ragged_rows(c.schedule.block_m), plan.check_rows)
+        own = replace(c, spec=replace(c.spec, n=n))
+        cases.append(
+            CheckCase(
+                f"{name} M={m} N={n}",
+                *(c.format, c.strategy.name, c.schedule.name),
+                *(m, n, k, file, digest[: 8 * m], own.launches(m, n)),
+            )
+        )
+    return cases
+
+
+def _ragged_rows(block_m: int) -> int:
+    """Part of a block of few rows, else a whole block and part of another."""
+    if block_m <= FEW_ROWS:
+        return max(1, block_m - block_m // 3)
+    return block_m + 3
+
+
+def _write(plan: Plan, spec: MatmulSpec, c: Chosen, folder: Path) -> tuple[str, str]:
+    """The file of a matmul's operands and results; the digests of its packed rows."""
+    rng = np.random.default_rng(spec.k)
+    assert spec.weight is not None
+    dense = rng.standard_normal((spec.n, spec.k), np.float32)
+    weight = formats.quantize_weight(dense, spec.weight)
+    bias = rng.standard_normal(spec.n, np.float32)
+    x = activations(plan.check_rows, spec.k)
+    y, allowed, rows = expected(spec, c.strategy.name, x, weight, bias)
+    file = f"{c.format}_k{spec.k}_{c.strategy.name}.npz"
+    blob = c.strategy.pack_weight(spec, weight)
+    # All of a column's values allow much the same: f32 is enough, rounded up.
+    ceiling = np.nextafter(allowed.astype(np.float32), np.float32(np.inf))
+    ceiling[allowed == 0] = 0
+    path = folder / "cases" / file
+    np.savez_compressed(path, weight=blob, bias=bias, y=y, allowed=ceiling)
+    return file, digests(rows)
+
+
+def expected(
+    spec: MatmulSpec, strategy: str, x: np.ndarray, weight: QuantizedTensor, bias: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """y, how far from it a kernel may be (0: to the bit), and the packed rows."""
+    if spec.activation is None:
+        y = reference.matmul_float(x, weight, bias)
+        allowed = np.full(y.shape, HALF_TOLERANCE * np.abs(y).max())
+        return y, allowed, FloatRows.of(spec, "f16").pack_reference(x)
+    codes, scale, zero = formats.quantize_activation(x, spec.activation)
+    acc = reference.accumulate(codes, zero, weight.codes, weight.zero, weight.scheme)
+    y = reference.scale_accumulators(acc, scale, weight.scale, bias)
+    layout = PlaneRows.of(spec) if strategy == "planes" else Int8Rows.of(spec)
+    rows = layout.pack_reference(codes, scale, zero)
+    return y, reference.tolerance(acc, scale, weight.scale, bias), rows

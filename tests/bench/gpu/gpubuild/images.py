@@ -1,0 +1,57 @@
+"""Kernels as images in a kit's folder."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from abqc.codegen.gpu.arch import GpuArch
+from abqc.codegen.gpu.compile import assemble, compile_ptx
+from abqc.codegen.gpu.tools import find_tool
+from abqc.codegen.strategy import Kernel
+from abqc.dialects.mlir import ir, make_context
+from gpukit.kit import KernelImage
+
+Progress = Callable[[str], None]
+LEVEL = 9
+
+
+class Images:
+    """Builds each kernel once, a module each, so that a kernel that fails to load is alone."""
+
+    def __init__(self, arch: GpuArch, folder: Path, assembled: bool, progress: Progress) -> None:
+        self.arch = arch
+        self.built: dict[str, KernelImage] = {}
+        self.spilled: list[str] = []
+        self._folder = folder / "kernels"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._assembled = assembled and find_tool("ptxas") is not None
+        self._progress = progress
+
+    def add(self, kernel: Kernel) -> KernelImage:
+        """Compile a kernel of abqc."""
+        if kernel.name not in self.built:
+            with make_context(), ir.Location.unknown():
+                module = ir.Module.create()
+                kernel.emit(module, self.arch)
+                ptx = compile_ptx(module, self.arch)
+            shape = ptx.kernels[kernel.name]
+            self.add_ptx(kernel.name, ptx.text, shape.threads, shape.shared)
+        return self.built[kernel.name]
+
+    def add_ptx(self, name: str, text: str, threads: int, shared: int = 0) -> KernelImage:
+        """Take a kernel that is PTX already; `shared` is dynamic."""
+        assert re.fullmatch(r"\w+", name), name
+        registers, data = 0, text.encode() + b"\0"
+        if self._assembled:
+            code = assemble(text, self.arch)
+            resources = code.resources[name]
+            registers, data = resources.registers, code.cubin
+            if resources.spill_stores or resources.spill_loads:
+                self.spilled.append(name)
+        (self._folder / f"{name}.z").write_bytes(zlib.compress(data, LEVEL))
+        self.built[name] = KernelImage(name, threads, shared, registers)
+        self._progress(f"kernels: {len(self.built)}")
+        return self.built[name]

@@ -1,0 +1,122 @@
+"""Which schedules of which matmuls are measured, and their launches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from abqc.codegen.gpu.schedule import Schedule
+from abqc.codegen.gpu.strategy import Scheduled
+from abqc.codegen.strategy import Kernel, MatmulSpec
+from abqc.codegen.targets.cuda import CudaTarget
+from abqc.costmodel.interface import KernelFeatures
+from gpukit.kit import MatmulLaunches, TableJob
+
+from .images import Images
+from .plan import Plan
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A schedule of a strategy for one matmul of `features.m` rows; `rank` 0 is the best."""
+
+    format: str
+    spec: MatmulSpec
+    strategy: Any  # GpuStrategy
+    schedule: Schedule
+    features: KernelFeatures
+    predicted: float
+    rank: int = 0
+
+    @property
+    def kernel(self) -> Kernel:
+        return self.strategy.kernel(self.spec, self.schedule)
+
+    @property
+    def kernels(self) -> list[Kernel]:
+        """Those of all its launches."""
+        pack = self.strategy.pack_kernel(self.spec)
+        reduce = self.strategy.reduce_kernel(self.spec, self.schedule)
+        return [k for k in (pack, self.kernel, reduce) if k is not None]
+
+    def launches(self, m: int, n: int) -> MatmulLaunches:
+        """For m rows of a weight of n columns."""
+        pack = self.strategy.pack_kernel(self.spec)
+        reduce = self.strategy.reduce_kernel(self.spec, self.schedule)
+        return MatmulLaunches(
+            kernel=self.kernel.name,
+            grid=self.kernel.grid(m, n) * self.schedule.split,
+            split=self.schedule.split,
+            pack=pack.name if pack else None,
+            pack_grid=pack.grid(m) if pack else 0,
+            row_bytes=self.strategy.row_bytes(self.spec) if pack else 0,
+            reduce=reduce.name if reduce else None,
+            reduce_grid=reduce.grid(m, n) if reduce else 0,
+        )
+
+    def job(self, images: Images) -> TableJob:
+        registers = images.built[self.kernel.name].registers
+        return TableJob(
+            self.format,
+            self.strategy.name,
+            self.rank,
+            self.predicted,
+            self.launches(self.features.m, self.features.n),
+            dataclasses.asdict(replace(self.features, registers=registers)),
+        )
+
+
+def select(plan: Plan, target: CudaTarget) -> list[Chosen]:
+    """The best schedule of every line of the table and, where there are many rows, of every
+    strategy; then those that follow, until there are `max_kernels` kernels."""
+    lines = list(_lines(plan, target))
+    chosen = [every[0] for every in lines]
+    for every in lines:
+        if every[0].features.m == max(plan.rows):
+            chosen += _best_of_others(every)
+    kernels = {k.name for c in chosen for k in c.kernels}
+    for rank in range(1, plan.following + 1):
+        for every in sorted(lines, key=_importance):
+            if rank < len(every):
+                added = {k.name for k in every[rank].kernels} - kernels
+                if len(kernels) + len(added) <= plan.max_kernels:
+                    kernels |= added
+                    chosen.append(every[rank])
+    return list(dict.fromkeys(chosen))
+
+
+def _importance(every: list[Chosen]) -> int:
+    """The ends of the table first: one row, and many."""
+    m = every[0].features.m
+    return {1: 0}.get(m, -m % (1 << 20))
+
+
+def _best_of_others(every: list[Chosen]) -> list[Chosen]:
+    first: dict[str, Chosen] = {}
+    for candidate in every:
+        first.setdefault(candidate.strategy.name, candidate)
+    return [c for name, c in first.items() if name != every[0].strategy.name]
+
+
+def _lines(plan: Plan, target: CudaTarget) -> Iterator[list[Chosen]]:
+    """For each line of the table its candidates, best first."""
+    for format in plan.formats:
+        for k, n in plan.shapes:
+            spec = plan.spec(format, n, k)
+            able = [s for s in target.strategies if s.unsupported(spec) is None]
+            for m in plan.rows:
+                found = [c for s in able for c in _candidates(format, spec, s, m, target)]
+                found.sort(key=lambda c: c.predicted)
+                yield [replace(c, rank=rank) for rank, c in enumerate(found)]
+
+
+def _candidates(
+    format: str, spec: MatmulSpec, scheduled: Scheduled, m: int, target: CudaTarget
+) -> Iterator[Chosen]:
+    strategy, arch, model = scheduled.strategy, target.archs[0], target.models[0]
+    for schedule in scheduled.candidates(spec):
+        if schedule.max_rows is None or m <= schedule.max_rows:
+            features = replace(strategy.features(spec, schedule, m), arch=arch.name)
+            yield Chosen(format, spec, strategy, schedule, features, model.predict(features))

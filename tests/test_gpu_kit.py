@@ -1,0 +1,272 @@
+"""The kit for a real GPU: built small, and run on the PTX machine's driver."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from abqc.codegen.gpu.arch import SM_80, SM_90A
+from abqc.codegen.gpu.compile import assemble, disassemble
+from abqc.codegen.gpu.tools import find_tool
+from abqc.compiler.cuda_driver import Resolve
+from abqc.costmodel import samples
+from abqc.errors import AbqcError, InputError
+from abqc.runtime.ptx import run_kernel
+from abqc.runtime.ptx.counters import Counters
+from abqc.runtime.ptx.driver import PtxDriver
+from gpu_kernels import compile_kernel
+
+sys.path.insert(0, str(Path(__file__).parent / "bench" / "gpu"))
+import build
+from gpubuild.memory_kernels import memory_kernels
+from gpubuild.plan import Plan
+from gpubuild.rate_kernels import mma_rates
+from gpubuild.wgmma import wgmma_rates
+from gpukit import bars, check, models, rates, report, table, work
+from gpukit import kit as kits
+from gpukit.device import KitDevice
+from gpukit.operands import hashed
+from gpukit.parts import Part
+
+TINY = Plan(
+    shapes=((256, 40),),
+    rows=(1, 20),
+    formats=("W4A16", "W4A8", "W2A2"),
+    following=1,
+    max_kernels=14,
+    check_rows=140,
+    wide_n=37,
+    turns=1,
+    wgmma=False,
+    assembled=False,
+    minilm=False,
+    decoder_layers=0,
+)
+
+
+class Driver:
+    """The PTX machine's driver with what only measuring asks for: caches, clocks."""
+
+    ATTRIBUTES = {16: 1, 38: 1 << 14}  # multiprocessors, bytes of L2
+
+    def __init__(self, capability: tuple[int, int] = (9, 0)) -> None:
+        self.machine = PtxDriver(capability, memory_bytes=1 << 28)
+        lookup = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)(self.machine.resolver)
+        p, i = ctypes.c_void_p, ctypes.c_int
+        own = {
+            "cuEventElapsedTime": ctypes.CFUNCTYPE(i, p, p, p)(self._elapsed),
+            "cuDeviceGetAttribute": ctypes.CFUNCTYPE(i, p, i, i)(self._attribute),
+        }
+        self.resolve: Resolve = lambda name: (
+            ctypes.cast(own[name], p).value if name in own else lookup(name.encode())
+        )
+
+    def _elapsed(self, milliseconds: int, begin: int, end: int) -> int:
+        ctypes.c_float.from_address(milliseconds).value = 1.0
+        return 0
+
+    def _attribute(self, value: int, number: int, device: int) -> int:
+        if number in self.ATTRIBUTES:
+            ctypes.c_int.from_address(value).value = self.ATTRIBUTES[number]
+            return 0
+        return self.machine.cuDeviceGetAttribute(value, number, device) or 0
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> kits.Kit:
+    folder = tmp_path_factory.mktemp("kit")
+    build.build(TINY, "sm_90a", folder, lambda text: None)
+    return kits.read(folder)
+
+
+@pytest.fixture
+def device(kit: kits.Kit, monkeypatch: pytest.MonkeyPatch) -> Iterator[KitDevice]:
+    monkeypatch.setattr("gpukit.device.FEWEST", 1)
+    monkeypatch.setattr("gpukit.device.MOST", 1)
+    driver = Driver()
+    with KitDevice(kit, driver.resolve) as opened:
+        yield opened
+
+
+def test_a_kit_is_complete_and_small(kit: kits.Kit):
+    assert build.folder_bytes(kit.folder) < 2_000_000
+    assert {case.strategy for case in kit.cases} >= {"dequantize", "int8", "planes"}
+    checked = {name for case in kit.cases for name in case.launches.kernels}
+    assert {name for job in kit.table for name in job.launches.kernels} <= checked
+    # Where a kit goes there is no abqc: what it has imports without, and refuses politely.
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", "import sys; sys.path.insert(0, '.'); import abqc.errors"],
+        cwd=kit.folder,
+        capture_output=True,
+    )
+    assert done.returncode == 0
+    for module in ("cuda_driver", "jobs"):
+        assert not (kit.folder / "abqc" / "compiler" / module).exists()
+
+
+def test_every_kernel_is_checked(kit: kits.Kit, device: KitDevice):
+    for number in range(len(kit.cases)):
+        assert check.measure(device, number)["wrong"] == ""
+
+
+def test_wrong_results_are_found(kit: kits.Kit, device: KitDevice, tmp_path: Path, monkeypatch):
+    case = kit.cases[0]
+    with np.load(kit.folder / "cases" / case.file) as data:
+        arrays = dict(data)
+    arrays["y"][0, 1] += 10
+    (tmp_path / "cases").mkdir()
+    np.savez(tmp_path / "cases" / case.file, **arrays)
+    (tmp_path / "kernels").symlink_to(kit.folder / "kernels")
+    spoilt = kits.Kit(**{**vars(kit), "folder": tmp_path})
+    monkeypatch.setattr(device, "kit", spoilt)
+    text = check.measure(device, 0)["wrong"]
+    assert text.startswith("1 of ") and "the first at [0, 1]" in text
+    assert report.failures({"check": [{"name": "x", "wrong": text}]}) == [f"check: x: {text}"]
+
+
+def test_the_table_is_measured(kit: kits.Kit, device: KitDevice, tmp_path: Path):
+    numbers = [i for i, job in enumerate(kit.table) if job.rank == 0 and job.features["m"] == 1]
+    records = {
+        "table": [
+            {"item": i, "name": table.names(kit)[i], **table.measure(device, i)} for i in numbers
+        ],
+        "rates": [{"name": rates.names(kit)[0], **rates.measure(device, 0, 1 << 15)}],
+    }
+    for r in records["table"]:
+        assert r["matmul_seconds"] > 0 and r["total_seconds"] >= r["matmul_seconds"]
+        assert bars.bandwidth_share(records, r) > 0
+    machine = {"device": "PTX machine", "driver": "13.0", "date": "2026-11-24", "command": "x"}
+    report.write(kit, machine, records, tmp_path)
+    assert len(samples.read(tmp_path / "samples.jsonl")) == len(numbers)
+    text = (tmp_path / "results.md").read_text()
+    assert "## Matmuls" in text and "not measured" in text
+    verdicts = {
+        bar["verdict"] for bar in json.loads((tmp_path / "results.json").read_text())["bars"]
+    }
+    assert verdicts == {"not measured"}  # none of the shapes of the bars
+
+
+def test_copies_and_rates(kit: kits.Kit, device: KitDevice):
+    for number, name in enumerate(rates.names(kit)):
+        record = rates.measure(device, number, 1 << 15)
+        assert record.get("values_agree", True), name
+        assert record.get("bytes_per_second", 0) or record["operations_per_second"] > 0
+
+
+@pytest.mark.parametrize("arch", [SM_80, SM_90A])
+def test_rates_count_their_operations(arch):
+    forms = set()
+    for kernel, job in mma_rates(arch, turns=2):
+        counters, out = Counters(), np.zeros(256, np.int32)
+        ptx = compile_kernel(arch, kernel)
+        run_kernel(ptx.text, kernel.name, 1, 256, [out, job.turns, 3], counters=counters)
+        (work,) = counters.counts().tensor.values()
+        assert work.operations == job.operations * job.turns, job.name
+        forms.add(job.name.removeprefix("mma.sync "))
+    assert forms >= {"b1.m16n8k256", "s8.m16n8k32", "f16.m16n8k16", "bf16.m16n8k16"}
+
+
+def test_operands_are_made_alike_on_both_sides():
+    fill = next(k for k in memory_kernels() if k.name == "fill_bytes")
+    ptx = compile_kernel(SM_90A, fill)
+    out = np.zeros(2048, np.uint32)
+    (words,) = run_kernel(ptx.text, fill.name, 2, 256, [out, 0])[:1]
+    np.testing.assert_array_equal(words.view(np.uint32), hashed(np.arange(2048)))
+
+
+@pytest.mark.skipif(find_tool("ptxas") is None, reason="no ptxas")
+@pytest.mark.parametrize(
+    ("family", "mnemonic"), [("b1", "BGMMA"), ("s8", "IGMMA"), ("f16", "HGMMA")]
+)
+def test_wgmma_becomes_one_instruction(family, mnemonic):
+    for text, job in wgmma_rates(64):
+        if job.family != family or job.shape[1] not in (8, 256):
+            continue
+        code = assemble(text, SM_90A)
+        used = code.resources[job.kernel]
+        assert not used.spill_stores and not used.spill_loads
+        if find_tool("nvdisasm"):
+            listing = disassemble(code.cubin)[job.kernel]
+            found = [line for line in listing if mnemonic in line]
+            assert len(found) == job.instructions // 2, job.name
+            assert not any("CALL" in line for line in listing)
+
+
+def test_parts_go_on_after_a_failure(kit: kits.Kit, tmp_path: Path):
+    def measure(context: kits.Kit, number: int) -> dict:
+        if number == 1:
+            raise AbqcError("cuLaunchKernel failed")
+        return {"wrong": ""}
+
+    part = Part(lambda kit: ["a", "b", "c"], measure, on_device=False)
+    assert work.work(kit, "check", 0, tmp_path, part) == 0
+    records = work.read(tmp_path / "check.jsonl")
+    assert [r["name"] for r in records] == ["a", "b", "c"]
+    assert report.failures({"check": records}) == ["check: b: cuLaunchKernel failed"]
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        ("import os; os._exit(9)", "ended with status 9"),
+        ("import time; time.sleep(60)", "no answer"),
+    ],
+)
+def test_workers_that_die_or_hang_are_replaced(kit: kits.Kit, tmp_path: Path, script, why):
+    """The first item's worker fails; the next one does the rest."""
+    rest = (
+        "import json,sys\n"
+        "for i in range(1, int(sys.argv[1])):\n"
+        "    print(json.dumps({'item': i, 'name': str(i)}), file=open(sys.argv[2], 'a'))"
+    )
+
+    def command(name: str, begin: int) -> list[str]:
+        path = str(tmp_path / "check.jsonl")
+        return [sys.executable, "-c", rest if begin else script, str(len(kit.cases)), path]
+
+    records = work.supervise(kit, "check", tmp_path, command, lambda *_: None, timeout=1.5)
+    assert len(records) == len(kit.cases)
+    assert why in records[0]["error"] and not any("error" in r for r in records[1:])
+
+
+def test_without_a_gpu_it_says_so(kit: kits.Kit, tmp_path: Path):
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("there is a GPU")
+    command = [sys.executable, "run.py", "--output", str(tmp_path)]
+    done = subprocess.run(command, cwd=kit.folder, capture_output=True, text=True)
+    assert done.returncode == 1 and "no NVIDIA driver" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_another_gpu_is_refused(kit: kits.Kit):
+    driver = Driver((8, 0))
+    with pytest.raises(AbqcError, match=r"has compute capability 8\.0"):
+        KitDevice(kit, driver.resolve)
+
+
+def test_what_cannot_be_built(tmp_path: Path):
+    with pytest.raises(InputError, match="one GPU target"):
+        build.build(TINY, "sm_80,sm_90a", tmp_path, lambda text: None)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="not empty"):
+        build.build(TINY, "sm_90a", tmp_path, lambda text: None)
+    with pytest.raises(InputError, match="is no kit"):
+        kits.read(tmp_path)
+
+
+@pytest.mark.slow
+def test_models_run_whole(tmp_path: Path):
+    plan = Plan(**{**vars(TINY), "formats": (), "decoder_layers": 1, "prompts": (5,)})
+    plan = Plan(**{**vars(plan), "decoder_recipes": ("w4a8",)})
+    build.build(plan, "sm_90a", tmp_path, lambda text: None)
+    kit = kits.read(tmp_path)
+    assert [feed.name for feed in kit.feeds] == ["prompt 5", "step after 5"]
+    for number in range(2 * len(kit.feeds)):
+        record = models.measure(kit, number, device=PtxDriver((9, 0)), runs=1)
+        assert record["wrong"] == "" and record["device_seconds"] is None
