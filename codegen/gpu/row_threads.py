@@ -58,7 +58,7 @@ class RowThreads:
         if not held:
             raise CompileError(
                 f"rows of {positions} cannot be rotated in blocks of {rotated} on a GPU",
-                hint=f"leave the layer out of 'rotate'; blocks that divide {MAX_CHUNKS * CHUNK} can be",
+                hint="leave the layer out of 'rotate'",
             )
         return RowThreads(warps, max(1, SMALL_BLOCK // warps), held, -(-chunks // (held * warps)))
 
