@@ -66,11 +66,13 @@ def _model(
     place.mkdir(parents=True, exist_ok=True)
     compile_file(source, quant=recipe, target=target, output=place / "model.so")
     made = []
-    with tempfile.TemporaryDirectory() as scratch:
-        with abqc.compile(source, quant=recipe, output=Path(scratch, "cpu.so")) as cpu:
-            for run, inputs in runs.items():
-                outputs = dict(zip((o.name for o in cpu.outputs), cpu.run(inputs), strict=True))
-                made.append(_write(name, run, inputs, outputs, place))
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        abqc.compile(source, quant=recipe, output=Path(scratch, "cpu.so")) as cpu,
+    ):
+        for run, inputs in runs.items():
+            outputs = dict(zip((o.name for o in cpu.outputs), cpu.run(inputs), strict=True))
+            made.append(_write(name, run, inputs, outputs, place))
     return made
 
 

@@ -50,7 +50,7 @@ def wgmma_rates(turns: int) -> list[tuple[str, RateJob]]:
             blocks = 1 if n == 256 else 2  # by their registers
             job = RateJob(
                 *(f"wgmma {family}.m{ROWS}n{n}k{form.k}", family, name, (ROWS, n, form.k)),
-                *(steps * WARPGROUPS, max(1, turns * 16 // (steps * max(8, n))), blocks),
+                *(steps * WARPGROUPS, max(1, 512 * turns // (steps * n)), blocks),
             )
             made.append((source(name, form, n, steps), job))
     return made

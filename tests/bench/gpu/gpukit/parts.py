@@ -15,8 +15,8 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """`names` lists the items. `measure(context, number)` does one; the context is a KitDevice where
-    `on_device`, else the kit."""
+    """`names` lists the items; `measure(context, number)` does one. The context is a KitDevice
+    where `on_device`, else the kit."""
 
     names: Callable[[Kit], list[str]]
     measure: Callable[[Any, int], Record]
