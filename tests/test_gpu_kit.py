@@ -276,3 +276,27 @@ def test_models_run_whole(tmp_path: Path):
     for number in range(2 * len(kit.feeds)):
         record = models.measure(kit, number, device=PtxDriver((9, 0)), runs=1)
         assert record["wrong"] == "" and record["device_seconds"] is None
+
+
+def test_bars_are_judged():
+    row = {"k": 8192, "n": 28672, "m": 1, "format": "W4A16", "strategy": "dequantize"}
+    row |= {"weight_bytes_per_second": 3e12, "total_seconds": 1e-5}
+    square = row | {"n": 8192, "format": "W2A8", "strategy": "int8"}
+    many = row | {"m": 4096, "operations_per_second": {"f16": 2e14}}
+    slow = many | {"n": 4096, "operations_per_second": {"f16": 1e14}}
+    records = {
+        "rates": [
+            {"name": rates.COPY_KERNEL, "bytes_per_second": 4e12},
+            {"name": "mma.sync f16.m16n8k16", "operations_per_second": 4e14},
+        ],
+        "table": [row, row | {"weight_bytes_per_second": 2e12}, square, many, slow],
+        "baselines": [{"kind": "f16", "m": 1, "n": 8192, "k": 8192, "seconds": 3e-5}],
+    }
+    verdicts = {bar.what: (bar.measured, bar.verdict) for bar in bars.judge(records)}
+    streaming = "M=1 (8192,28672) {}: weight bytes/s over copied bandwidth"
+    faster = "M=1 (8192,8192) {}: times faster than cuBLAS f16, packing counted"
+    assert verdicts[streaming.format("W4A16")] == (0.75, "met")
+    assert verdicts[streaming.format("W1A8")] == (None, "not measured")
+    assert verdicts[faster.format("W2A8")] == (pytest.approx(3.0), "not met")
+    many_rows = "M=4096 dequantize W4A16: operations/s over the instruction's rate"
+    assert verdicts[many_rows] == (0.25, "not met")  # of the worst shape

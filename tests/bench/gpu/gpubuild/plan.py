@@ -39,7 +39,7 @@ class Plan:
     rows: tuple[int, ...] = (1, 4, 8, 16, 64, 256, 4096)
     formats: tuple[str, ...] = tuple(FORMATS)
     following: int = 2
-    max_kernels: int = 240
+    max_kernels: int = 460
     check_rows: int = 261
     wide_n: int = 301
     narrow_n: int = 45

@@ -7,7 +7,7 @@ from typing import Any
 
 from abqc.errors import AbqcError
 
-from .device import FEWEST, L2_TIMES, MAX_COPIES, MOST, SECONDS
+from .device import FEWEST, LAUNCHES, MOST, SECONDS, copies
 from .kit import Kit
 
 KINDS = ("f16", "int8")
@@ -32,20 +32,20 @@ def measure(kit: Kit, index: int) -> dict[str, Any]:
     torch = _torch()
     item = 2 if kind == "f16" else 1
     l2 = torch.cuda.get_device_properties(0).L2_cache_size
-    copies = min(MAX_COPIES, 1 + -(-L2_TIMES * l2 // (n * k * item)))
-    weights = [_random(torch, kind, n, k) for _ in range(copies)]
+    weights = [_random(torch, kind, n, k) for _ in range(copies(n * k * item, l2))]
+    count = max(len(weights), LAUNCHES)
     x = _random(torch, kind, m, k)
     multiply = torch.matmul if kind == "f16" else torch._int_mm
 
     def every() -> None:
-        for weight in weights:
-            multiply(x, weight.t())
+        for i in range(count):
+            multiply(x, weights[i % len(weights)].t())
 
     seconds, runs = _graph_seconds(torch, every)
     return {
         **{"kind": kind, "m": m, "n": n, "k": k},
-        "seconds": seconds / copies,
-        "repetitions": runs * copies,
+        "seconds": seconds / count,
+        "repetitions": runs * count,
         "torch": torch.__version__,
     }
 

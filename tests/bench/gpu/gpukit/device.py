@@ -21,6 +21,7 @@ MAX_COPIES = 256
 FILL_BYTES = 4096  # of a block of the filling kernels: 256 threads x 16 bytes
 SECONDS = 0.15  # a measurement repeats for so long, within these bounds:
 FEWEST, MOST = 3, 20
+LAUNCHES = 16  # of a graph at least: the start of the graph itself is spread over them
 
 Fill = Literal["fill_bytes", "fill_floats"]
 
@@ -98,8 +99,7 @@ class KitDevice(Cuda):
 
     def copies(self, nbytes: int) -> int:
         """How many copies of a weight are together L2_TIMES as large as the L2 cache."""
-        cold = L2_TIMES * self.attribute(L2_BYTES)
-        return min(MAX_COPIES, 1 + -(-cold // aligned(nbytes)))
+        return copies(nbytes, self.attribute(L2_BYTES))
 
     def cold_seconds(
         self, nbytes: int, launches: Callable[[int], Sequence[Launch]]
@@ -107,9 +107,9 @@ class KitDevice(Cuda):
         """Seconds of `launches(weight)`, each time of another copy of a weight of `nbytes`."""
         count = self.copies(nbytes)
         base = self.buffer("weights", aligned(nbytes) * count, "fill_bytes")
-        graph = [launch for i in range(count) for launch in launches(base + i * aligned(nbytes))]
-        seconds, runs = self.seconds(graph)
-        return seconds / count, runs * count
+        places = [base + i % count * aligned(nbytes) for i in range(max(count, LAUNCHES))]
+        seconds, runs = self.seconds([launch for at in places for launch in launches(at)])
+        return seconds / len(places), runs * len(places)
 
     def copy_seconds(self, to: int, source: int, nbytes: int) -> float:
         """The fastest of several runs of cuMemcpyDtoDAsync."""
@@ -148,6 +148,11 @@ def matmul_launches(
 def pack_launch(device: KitDevice, job: MatmulLaunches, m: int, x: int, q: int) -> list[Launch]:
     """Quantizing the activations; nothing where rows are read as f32."""
     return [device.launch_of(job.pack, job.pack_grid, x, q, m)] if job.pack else []
+
+
+def copies(nbytes: int, l2_bytes: int) -> int:
+    """How many buffers used in turns are cold each time."""
+    return min(MAX_COPIES, 1 + -(-L2_TIMES * l2_bytes // aligned(nbytes)))
 
 
 def aligned(nbytes: int) -> int:

@@ -13,6 +13,7 @@ from abqc.costmodel import samples
 from abqc.costmodel.interface import KernelFeatures, Sample
 
 from . import bars
+from .device import CLOCK_KHZ, MULTIPROCESSORS
 from .kit import Kit
 from .parts import Record
 from .rates import COPY_KERNEL
@@ -27,6 +28,8 @@ def describe_machine(kit: Kit, command: list[str]) -> dict[str, Any]:
         return {
             "device": cuda.name,
             "capability": ".".join(map(str, cuda.capability)),
+            "multiprocessors": cuda.attribute(MULTIPROCESSORS),
+            "clock": f"{cuda.attribute(CLOCK_KHZ) / 1e3:.0f} MHz at most",
             "driver": cuda.driver_version,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": " ".join(command),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .device import KitDevice, matmul_launches, pack_launch
+from .device import LAUNCHES, KitDevice, matmul_launches, pack_launch
 from .kit import Kit, TableJob
 
 
@@ -34,8 +34,7 @@ def measure(device: KitDevice, index: int) -> dict[str, Any]:
     seconds, repetitions = device.cold_seconds(f["weight_bytes"], product)
     total, pack = seconds, 0.0
     if packing:
-        count = device.copies(f["weight_bytes"])
-        pack = device.seconds(packing * count)[0] / count
+        pack = device.seconds(packing * LAUNCHES)[0] / LAUNCHES
         total, _ = device.cold_seconds(f["weight_bytes"], lambda w: [*packing, *product(w)])
     return {
         "format": job.format,
