@@ -41,8 +41,8 @@ class Plan:
     following: int = 2
     max_kernels: int = 460
     check_rows: int = 261
-    wide_n: int = 301
-    narrow_n: int = 45
+    wide_n: int = 267
+    narrow_n: int = 37
     turns: int = 8192
     wgmma: bool = True
     assembled: bool = True  # cubins where there is a ptxas, else PTX

@@ -19,6 +19,7 @@ from abqc.errors import InputError
 
 FORMAT = "abqc-gpu-kit-1"
 FILE = "kit.json"
+MODEL = "model.so.xz"  # of a model's folder
 
 
 @dataclass(frozen=True)
