@@ -8,10 +8,13 @@ from pathlib import Path
 import abqc
 import numpy as np
 import onnx
+import onnx_models as models
 import pytest
+from abqc.codegen.gpu.tools import find_tool
 from abqc.compiler.driver import compile_file
 from abqc.compiler.evaluate import relative_error
 from abqc.errors import AbqcError, DeviceError
+from abqc.runtime.artifact import manifest_of
 from abqc.runtime.model import Model
 from decoder import decoder, feeds
 
@@ -111,11 +114,29 @@ def test_a_decoder_layer(tmp_path: Path, quant: str, limit: float) -> None:
         assert pair.error(feeds(batch, rows, past)) <= limit
 
 
+def test_a_head_tied_to_its_embedding_is_stored_once(tmp_path: Path) -> None:
+    table = np.random.default_rng(0).standard_normal((300, 64)).astype(np.float32)
+    nodes = [
+        models.node("Gather", "table ids", "x"),
+        models.node("Transpose", "table", "columns", perm=[1, 0]),
+        models.node("MatMul", "x columns", "y"),
+    ]
+    proto = models.model(
+        nodes, [("ids", "int64", ("B", "S"))], [("y", "float32", ("B", "S", 300))], {"table": table}
+    )
+    pair = Pair(models.save(proto, tmp_path), tmp_path, "w8a8")
+    assert pair.error({"ids": np.array([[5, 299, 0], [7, 7, 150]])}) <= SAME
+    (gather,) = pair.gpu.manifest["tables"]
+    assert gather["bytes"] == 0
+
+
 def test_one_artifact_for_several_gpus(real_model: Callable[[str], Path], tmp_path: Path) -> None:
     library = compile_file(
         real_model("digits_mlp"), quant="w8a8", target="cuda", output=tmp_path / "model.so"
     )
     x = np.random.default_rng(0).random((3, 64)).astype(np.float32)
+    for code in manifest_of(library)["gpu"] if find_tool("ptxas") else []:
+        assert all(kernel["spilled"] == 0 for kernel in code["kernels"].values()), code["target"]
     outputs = [
         abqc.load(library, device=f"ptx-vm:{name}").run({"X": x})[0]
         for name in ("sm_80", "sm_89", "sm_90a", "sm_120a")

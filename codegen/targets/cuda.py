@@ -17,6 +17,7 @@ from ..gpu.batch_matmul import batch_matmul_kernels
 from ..gpu.dequantize import DequantizeMatmul
 from ..gpu.float_matmul import FloatMatmul
 from ..gpu.gather import TableLayout, table_layout
+from ..gpu.gather_tiles import panel_gather_kernel
 from ..gpu.int8 import Int8Matmul
 from ..gpu.measure import measure_kernel
 from ..gpu.norm import NormKind, NormSpec, norm_kernel, softmax_kernel
@@ -153,7 +154,7 @@ class CudaTarget:
 
     def panel_gather(self, strategy: str, spec: MatmulSpec) -> Kernel | None:
         """The kernel that gathers rows from a matmul's packed weight; None if there is none."""
-        return None
+        return panel_gather_kernel(strategy, spec)
 
 
 def target_names() -> str:
