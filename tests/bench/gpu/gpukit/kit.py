@@ -3,7 +3,7 @@
 kit.json            what follows, as JSON
 kernels/NAME.z      a cubin, or PTX with a final NUL, compressed by zlib
 cases/*.npz         packed weights, biases and expected outputs
-models/NAME/        model.so and feed_<name>.npz: inputs `in_*`, expected outputs `out_*`
+models/NAME/        model.so.xz and feed_<name>.npz: inputs `in_*`, expected outputs `out_*`
 """
 
 from __future__ import annotations

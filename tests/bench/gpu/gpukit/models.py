@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from abqc.errors import AbqcError
 from abqc.runtime.model import Model, load
 
 from .kit import MODEL, Kit, ModelFeed
@@ -44,16 +45,19 @@ def measure(kit: Kit, index: int, device: Any = "cuda", runs: int = RUNS) -> dic
         again = dict(zip(first, model.run(inputs), strict=True))
         error = max(_errors(feed, expected, outputs) for outputs in (first, again))
         host = _median(lambda: model.run(inputs), runs)
-        on_device = _device_seconds(model, inputs, first, runs) if device == "cuda" else None
+        on_device, why = None, "not run by the CUDA driver"
+        if device == "cuda":
+            on_device, why = _try_on_device(model, inputs, first, runs)
     return {
         "model": feed.model,
         "feed": feed.name,
         "graphs": graphs,
-        "deviation": error,
+        "deviation": error if np.isfinite(error) else None,
         "tolerance": feed.tolerance,
         "wrong": "" if error <= feed.tolerance else f"error {error:.2e} of the output's range",
         "host_seconds": host,
         "device_seconds": on_device,
+        "device_missing": why,
     }
 
 
@@ -88,18 +92,29 @@ def _median(run: Callable[[], Any], runs: int) -> float:
     return statistics.median(times)
 
 
-def _device_seconds(
+def _try_on_device(
     model: Model, inputs: dict[str, np.ndarray], outputs: dict[str, Any], runs: int
-) -> float | None:
-    """Of one run whose tensors all lie on the GPU: runs in a stream, by events."""
+) -> tuple[float | None, str]:
+    """Seconds with all tensors on the GPU, or None and why there are none."""
     try:
         import torch
     except ImportError:
-        return None
+        return None, "PyTorch is not installed"
     if not torch.cuda.is_available():
-        return None
+        return None, "PyTorch finds no GPU"
+    try:
+        return _device_seconds(torch, model, inputs, outputs, runs), ""
+    except AbqcError as error:  # the figures of the host stand
+        return None, str(error)
+
+
+def _device_seconds(
+    torch: Any, model: Model, inputs: dict[str, np.ndarray], outputs: dict[str, Any], runs: int
+) -> float:
+    """Of one run: several in a stream, by events."""
     given = {name: torch.from_numpy(array).cuda() for name, array in inputs.items()}
     made = {name: torch.from_numpy(np.array(array)).cuda() for name, array in outputs.items()}
+    torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     with torch.cuda.stream(stream):

@@ -162,7 +162,7 @@ def _models(items: list[Record]) -> list[str]:
     rows = [
         [
             r["name"],
-            f"{r['deviation']:.1e}" if "deviation" in r else "-",
+            f"{r['deviation']:.1e}" if r.get("deviation") is not None else "-",
             _number(r.get("host_seconds"), 1e6),
             _number(r.get("device_seconds"), 1e6),
         ]
