@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -300,3 +301,32 @@ def test_bars_are_judged():
     assert verdicts[faster.format("W2A8")] == (pytest.approx(3.0), "not met")
     many_rows = "M=4096 dequantize W4A16: operations/s over the instruction's rate"
     assert verdicts[many_rows] == (0.25, "not met")  # of the worst shape
+
+
+@pytest.mark.parametrize("family", ["b1", "s8", "f16"])
+def test_wgmma_values_are_looked_at(family):
+    """Accumulators where the PTX ISA puts them agree with numpy; with one wrong they do not."""
+    job = next(j for _, j in wgmma_rates(64) if j.family == family and j.shape[1] == 16)
+    n = job.shape[1]
+    product = rates.wgmma_product(job, seed=5) * (job.instructions // 2)
+    thread, register = np.divmod(np.arange(256 * n // 2), n // 2)
+    lane = thread % 32
+    row = thread // 32 % 4 * 16 + lane // 4 + register // 2 % 2 * 8
+    column = register // 4 * 8 + lane % 4 * 2 + register % 2
+    values = product[row, column].astype(np.float32 if family == "f16" else np.int32)
+
+    class Stub:
+        kit = SimpleNamespace(kernels={job.kernel: SimpleNamespace(threads=256)})
+
+        def buffer(self, name: str, nbytes: int) -> int:
+            return 0
+
+        launch_of = run = lambda self, *arguments: None
+
+        def read(self, address: int, nbytes: int) -> np.ndarray:
+            assert nbytes == values.nbytes
+            return values.view(np.uint8)
+
+    assert rates.agrees(Stub(), job)
+    values[7] += 1000
+    assert not rates.agrees(Stub(), job)
