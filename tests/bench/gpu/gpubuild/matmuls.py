@@ -87,10 +87,10 @@ def select(plan: Plan, target: CudaTarget) -> list[Chosen]:
     return list(dict.fromkeys(chosen))
 
 
-def _importance(every: list[Chosen]) -> int:
-    """The ends of the table first: one row, and many."""
+def _importance(every: list[Chosen]) -> tuple[bool, int]:
+    """The ends of the table first: one row, then the most."""
     m = every[0].features.m
-    return {1: 0}.get(m, -m % (1 << 20))
+    return m != 1, -m
 
 
 def _best_of_others(every: list[Chosen]) -> list[Chosen]:
