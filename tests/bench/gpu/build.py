@@ -140,7 +140,7 @@ def main() -> int:
         f"{folder_bytes(arguments.output) / 1e6:.1f} MB in {time.monotonic() - begin:.0f} s"
     )
     for note in kit.notes:
-        print(f"not in it: {note}")
+        print(f"note: {note}")
     return 0
 
 

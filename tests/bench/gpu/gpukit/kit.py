@@ -131,7 +131,7 @@ class Kit:
     cases: list[CheckCase]
     table: list[TableJob]
     feeds: list[ModelFeed]
-    notes: list[str]  # what is not in it, and why
+    notes: list[str]  # what is missing and why, kernels that spill
 
     def image(self, name: str) -> bytes:
         """What the driver loads."""

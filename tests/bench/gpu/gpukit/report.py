@@ -86,7 +86,7 @@ def _markdown(kit: Kit, machine: dict[str, Any], records: Records, measured: lis
     lines = ["# Kernels on a GPU", ""]
     lines += [f"- {key}: {value}" for key, value in machine.items() if key != "kit"]
     lines += [f"- kit: {kit.target}, built {kit.date}"]
-    lines += [f"- not in the kit: {note}" for note in kit.notes]
+    lines += [f"- note: {note}" for note in kit.notes]
     lines += ["", "## Bars", "", *_rows(["what", "bar", "measured", ""], map(_bar, measured))]
     lines += ["", "## Failures", ""]
     lines += [f"- {text}" for text in failures(records)] or ["None in the parts that ran."]
