@@ -85,6 +85,11 @@ def test_coalescing_keeps_the_function(layout):
     assert len(flat.leaves()) <= len(layout.leaves())
 
 
+def test_modes_whose_sums_carry_do_not_compose():
+    with pytest.raises(LayoutError, match="overlaps"):
+        compose(Layout((2, 2), (0, 1)), Layout((2, 2), (1, 1)))
+
+
 @settings(deadline=None)
 @given(layouts(), layouts())
 def test_composition(outer, inner):
@@ -180,7 +185,7 @@ def test_division_by_a_layout():
     assert sorted(divided.offsets()) == list(range(16))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)
 @given(bijections(), bijections())
 def test_product_repeats_without_overlap(layout, tiler):
     try:

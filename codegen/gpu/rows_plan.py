@@ -126,6 +126,8 @@ class RowsPlan:
             return 168
         words, rows = 2 * self.ahead * layout.chunk_words, self.schedule.block_m
         many_values = rows == 4 or (rows == MMA_ROWS and self.grouped)
+        if words >= 64 and rows == MMA_ROWS and self.grouped:
+            return 144
         return 128 if parts > 1 or words >= 64 or many_values else 96
 
     @property

@@ -33,7 +33,22 @@ def compose(outer: Layout, inner: Layout) -> Layout:
     Raises LayoutError where no layout is that function.
     """
     modes = coalesce(outer).leaves()
-    return _compose(modes, inner)
+    composed = _compose(modes, inner)
+    # Modes compose one by one unless sums of their offsets carry, which only overlapping ones do.
+    if _overlap(inner) and any(composed(i) != outer(inner(i)) for i in range(inner.size)):
+        raise LayoutError(f"{inner} overlaps itself in a way that {outer} cannot follow")
+    return composed
+
+
+def _overlap(layout: Layout) -> bool:
+    """Whether a mode begins before the one below it ends."""
+    end = 1
+    for stride, count in sorted((stride, count) for count, stride in layout.leaves()):
+        if stride and count > 1:
+            if stride < end:
+                return True
+            end = stride * count
+    return False
 
 
 def _compose(modes: list[tuple[int, int]], inner: Layout) -> Layout:
