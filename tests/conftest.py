@@ -7,8 +7,13 @@ from pathlib import Path
 
 import abqc
 import numpy as np
+import hypothesis
 import pytest
 from models.fetch import Unavailable, fetch
+
+# The same examples every time; `make test-all` draws new ones.
+hypothesis.settings.register_profile("fixed", derandomize=True)
+hypothesis.settings.load_profile("fixed")
 
 DATA = Path(__file__).parent / "models" / "data"
 
