@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import abqc
-import numpy as np
 import hypothesis
+import numpy as np
 import pytest
 from models.fetch import Unavailable, fetch
 
