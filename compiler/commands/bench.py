@@ -14,7 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abqc.compiler.commands.arguments import add_shape, add_threads, named_file, read_array
+from abqc.compiler.commands.arguments import (
+    add_device,
+    add_shape,
+    add_threads,
+    named_file,
+    read_array,
+)
 from abqc.errors import AbqcError, InputError
 
 if TYPE_CHECKING:
@@ -51,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds", type=float, default=5.0, help="how long to measure (default: 5)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_device(parser)
     add_threads(parser)
 
 
@@ -59,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from abqc.runtime.model import load
 
     threads = args.threads or default_threads()
-    model = load(args.model, threads=threads)
+    model = load(args.model, threads=threads, device=args.device)
     given = {name: read_array(path) for name, path in args.input}
     feeds = model_feeds(model, dict(args.shape), given)
     peer = make_peer(args.against, threads) if args.against else None

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abqc.compiler.commands.arguments import add_threads, read_arrays
+from abqc.compiler.commands.arguments import add_device, add_threads, read_arrays
 from abqc.compiler.commands.table import table
 from abqc.errors import AbqcError, InputError
 
@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--window", type=int, default=512, help="tokens a window (default: 512)")
     parser.add_argument("--windows", type=int, help="use only the first N windows")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_device(parser)
     add_threads(parser)
 
 
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from abqc.runtime.model import load
 
     peer = Peer(args.onnx, threads=args.threads or 0)
-    model = load(args.model, threads=args.threads)
+    model = load(args.model, threads=args.threads, device=args.device)
     if args.data:
         accuracies = evaluate_samples(peer, model, read_arrays(args.data), args.batch)
         objects: Any = [accuracy.as_dict() for accuracy in accuracies]
