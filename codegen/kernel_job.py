@@ -1,7 +1,8 @@
 """One form of all kernels, compiled in a process of its own: `python -m abqc.codegen.kernel_job`.
 
-Forms (instruction sets, GPU targets) compile at the same time, which threads cannot do (llvmlite takes one lock for all of LLVM),
-and a crash of LLVM becomes an error instead of the end of the host process.
+Forms (instruction sets, GPU targets) compile at the same time, which threads cannot do (llvmlite
+takes one lock for all of LLVM), and a crash of LLVM becomes an error instead of the end of the host
+process.
 """
 
 from __future__ import annotations
@@ -37,8 +38,11 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class KernelJob:
-    """What a CPU form's object is made from: `outlined` is a module (text) with the kernels that are
-    None in `kernels`; numbers of kernels are places in `names`."""
+    """What a CPU form's object is made from.
+
+    `outlined` is a module (text) with the kernels that are None in `kernels`; numbers of kernels
+    are places in `names`.
+    """
 
     isa: Isa
     names: tuple[str, ...]
