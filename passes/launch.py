@@ -11,6 +11,10 @@ from abqc.dialects.mlir import func, ir
 
 KERNEL = "abq.kernel"
 
+# Attributes of a GPU kernel: threads of a block, bytes of dynamic shared memory.
+KERNEL_THREADS = "abq.threads"
+KERNEL_SHARED = "abq.shared"
+
 # Prefix of the kernels made by outline-kernels. Their last argument, which they do not read, says
 # how many elements one grid index touches.
 LOOPS = "loops_"

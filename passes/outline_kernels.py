@@ -8,48 +8,26 @@ from __future__ import annotations
 
 from abqc.dialects.mlir import func, ir
 
-from .infrastructure import Unit, constant_index, register, walk
+from .infrastructure import Unit, register
 from .launch import launch
 from .loop_body import Body
 from .loop_nest import Nest, analyse, grid_size, grid_work, loop_sizes
-from .outlining import (
-    Library,
-    captured_values,
-    copy_to_generic,
-    inline_scalar_inputs,
-    reduces,
-    unique,
-)
+from .outlining import Library, arguments_of, outline_all
 
 
 @register
 def outline_kernels(module: ir.Operation, unit: Unit) -> None:
     """Move every linalg.generic and memref.copy into a grid function of its own."""
-    if unit.outlined is None:
-        unit.outlined = ir.Module.create()
-    library = Library(unit)
-    for op in walk(module, "memref.copy"):
-        copy_to_generic(op)
-    for op in walk(module, "linalg.generic"):
-        inline_scalar_inputs(op)
-    for op in filter(reduces, walk(module, "linalg.generic")):
-        _outline(module, op, library)
-    # What is left are no reductions, nor fills that a reduction has taken over.
-    for op in walk(module, "linalg.generic"):
-        _outline(module, op, library)
+    outline_all(module, unit, _outline)
 
 
 def _outline(module: ir.Operation, op: ir.Operation, library: Library) -> None:
     nest = analyse(op)
-    captured = captured_values(op)
-    buffers = unique(nest.operands + [v for v in captured if isinstance(v.type, ir.MemRefType)])
-    scalars = [v for v in captured if not isinstance(v.type, ir.MemRefType)]
     with ir.InsertionPoint(op), op.location:
         sizes = loop_sizes(nest)
         grid = grid_size(nest, sizes)
         extents = [sizes[d] for d in range(len(nest.kinds))]
-        dynamic = [s for s in extents if constant_index(s) is None]
-        arguments = unique([*buffers, *scalars, *dynamic])
+        arguments = arguments_of(nest, extents)
         kernel = _emit(nest, arguments, extents, library)
         name = library.adopt(kernel)
         launch(module, name, grid, [*arguments, grid_work(nest, sizes)])

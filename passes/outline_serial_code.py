@@ -11,21 +11,18 @@ from abqc.dialects.mlir import arith, func, ir, nvvm, scf
 from abqc.errors import ModelError
 
 from .infrastructure import Unit, defining_op, main_function, node_name, register, walk
-from .launch import launch
-from .outlining import Library, unique
+from .launch import KERNEL_THREADS, launch
+from .outlining import Library, library_of, unique
 from .resolve_dims import index
 
 WARP = 32
-THREADS_ATTRIBUTE = "abq.threads"
 _ACCESSES = ("memref.load", "memref.store")
 
 
 @register
 def outline_serial_code(module: ir.Operation, unit: Unit) -> None:
     """Move loops and stores of the host function into kernels of one thread."""
-    if unit.outlined is None:
-        unit.outlined = ir.Module.create()
-    library = Library(unit)
+    library = library_of(unit)
     for op in _candidates(main_function(module)):
         _outline(module, op, library)
 
@@ -71,7 +68,7 @@ def _outline(module: ir.Operation, op: ir.Operation, library: Library) -> None:
         types = [ir.IndexType.get(), *(a.type for a in arguments)]
         kernel = func.FuncOp("kernel", ir.FunctionType.get(types, []))
         i32 = ir.IntegerType.get_signless(32)
-        kernel.operation.attributes[THREADS_ATTRIBUTE] = ir.IntegerAttr.get(i32, WARP)
+        kernel.operation.attributes[KERNEL_THREADS] = ir.IntegerAttr.get(i32, WARP)
         entry = kernel.add_entry_block()
         with ir.InsertionPoint(entry):
             zero = arith.ConstantOp(i32, ir.IntegerAttr.get(i32, 0)).result

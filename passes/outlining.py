@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 from abqc.dialects.mlir import func, ir, linalg
 
-from .infrastructure import Unit, defining_op, walk
+from .infrastructure import Unit, constant_index, defining_op, walk
 from .launch import LOOPS
+from .loop_nest import Nest
 
 
 def reduces(op: ir.Operation) -> bool:
@@ -41,6 +43,38 @@ def inline_scalar_inputs(op: ir.Operation) -> None:
     for operand, argument in zip(op.operands, op.regions[0].blocks[0].arguments, strict=True):
         if not isinstance(operand.type, ir.MemRefType):
             argument.replace_all_uses_with(operand)
+
+
+def outline_all(
+    module: ir.Operation, unit: Unit, outline: Callable[[ir.Operation, ir.Operation, Library], None]
+) -> None:
+    """Call `outline(module, op, library)` for every linalg.generic and memref.copy."""
+    library = library_of(unit)
+    for op in walk(module, "memref.copy"):
+        copy_to_generic(op)
+    for op in walk(module, "linalg.generic"):
+        inline_scalar_inputs(op)
+    for op in filter(reduces, walk(module, "linalg.generic")):
+        outline(module, op, library)
+    # What is left are no reductions, nor fills that a reduction has taken over.
+    for op in walk(module, "linalg.generic"):
+        outline(module, op, library)
+
+
+def library_of(unit: Unit) -> Library:
+    """A library over the unit's module of outlined kernels, which is made if need be."""
+    if unit.outlined is None:
+        unit.outlined = ir.Module.create()
+    return Library(unit)
+
+
+def arguments_of(nest: Nest, extents: list[ir.Value]) -> list[ir.Value]:
+    """What a nest's kernel takes: buffers, scalars that the body uses, sizes not known before."""
+    captured = captured_values(nest.op)
+    buffers = nest.operands + [v for v in captured if isinstance(v.type, ir.MemRefType)]
+    scalars = [v for v in captured if not isinstance(v.type, ir.MemRefType)]
+    dynamic = [s for s in extents if constant_index(s) is None]
+    return unique([*buffers, *scalars, *dynamic])
 
 
 class Library:

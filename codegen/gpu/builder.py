@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from ...dialects.mlir import arith, func, ir, llvm, nvvm
+from ...passes.launch import KERNEL_SHARED, KERNEL_THREADS
 from ..builder import INDEX, Emitter, Value, bits_of, type_of, vec
 from .arch import WARP, GpuArch
 
@@ -24,8 +25,8 @@ POINTER = "!llvm.ptr<1>"  # global memory
 SHARED_POINTER = "!llvm.ptr<3>"
 
 # Attributes of a kernel that codegen.gpu.compile and the launch read.
-THREADS = "abq.threads"
-SHARED = "abq.shared"
+THREADS = KERNEL_THREADS
+SHARED = KERNEL_SHARED
 REGISTERS = "abq.registers"  # at most so many a thread; where it is missing, ptxas decides
 BLOCKS = "abq.blocks"  # so many blocks shall fit a multiprocessor's registers
 

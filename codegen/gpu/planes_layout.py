@@ -29,7 +29,7 @@ import numpy as np
 from ...dialects.formats import NumberFormat, QuantizedTensor, Scheme
 from ..strategy import MatmulSpec
 from .arch import WARP
-from .rows_layout import ROW_ALIGNMENT, GroupedK, align
+from .rows_layout import CodedRows, GroupedK, align
 
 UNIT = 128  # codes
 UNIT_BYTES = UNIT // 8  # of one plane
@@ -79,7 +79,7 @@ def _planes(format: NumberFormat, codes: np.ndarray, grouped: GroupedK, padded: 
 
 
 @dataclass(frozen=True)
-class PlaneRows:
+class PlaneRows(CodedRows):
     """Packed rows of activations."""
 
     format: NumberFormat
@@ -107,23 +107,6 @@ class PlaneRows:
     @property
     def code_bytes(self) -> int:
         return self.positions // UNIT * self.unit_bytes
-
-    @property
-    def scale_offset(self) -> int:
-        return self.code_bytes
-
-    @property
-    def zero_offset(self) -> int:
-        return self.scale_offset + 4
-
-    @property
-    def sums_offset(self) -> int:
-        return self.zero_offset + 4
-
-    @property
-    def row_bytes(self) -> int:
-        sums = 4 * self.grouped.groups if self.has_sums else 0
-        return align(self.sums_offset + sums, ROW_ALIGNMENT)
 
     def pack_reference(self, codes: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
         """Rows [M, row_bytes], uint8, of codes [M, k], scale f32 [M] and zero i32 [M]."""

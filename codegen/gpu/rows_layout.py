@@ -104,8 +104,37 @@ class GroupedK:
         return np.add.reduceat(values, starts, axis=1, dtype=np.int32)
 
 
+class CodedRows:
+    """What follows the codes of a row: scale, zero point, and sums where the layout has them."""
+
+    grouped: GroupedK
+    has_sums: bool
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of the codes, which come first."""
+        raise NotImplementedError
+
+    @property
+    def scale_offset(self) -> int:
+        return self.code_bytes
+
+    @property
+    def zero_offset(self) -> int:
+        return self.scale_offset + 4
+
+    @property
+    def sums_offset(self) -> int:
+        return self.zero_offset + 4
+
+    @property
+    def row_bytes(self) -> int:
+        sums = 4 * self.grouped.groups if self.has_sums else 0
+        return align(self.sums_offset + sums, ROW_ALIGNMENT)
+
+
 @dataclass(frozen=True)
-class Int8Rows:
+class Int8Rows(CodedRows):
     """Rows of codes of up to 8 bits, one byte each, with their scale, zero point and sums."""
 
     grouped: GroupedK
@@ -124,23 +153,6 @@ class Int8Rows:
     def code_bytes(self) -> int:
         """Bytes of the codes, which come first."""
         return self.grouped.padded_k
-
-    @property
-    def scale_offset(self) -> int:
-        return self.code_bytes
-
-    @property
-    def zero_offset(self) -> int:
-        return self.scale_offset + 4
-
-    @property
-    def sums_offset(self) -> int:
-        return self.zero_offset + 4
-
-    @property
-    def row_bytes(self) -> int:
-        sums = 4 * self.grouped.groups if self.has_sums else 0
-        return align(self.sums_offset + sums, ROW_ALIGNMENT)
 
     def pack_reference(
         self, codes: np.ndarray, scale: np.ndarray, zero: np.ndarray | None
