@@ -5,13 +5,14 @@ A kernel is a grid function (docs/architecture.md); nothing here assumes that it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from ..dialects.formats import QuantizedTensor, Scheme
+from ..errors import RecipeError
 
 
 @dataclass(frozen=True)
@@ -96,3 +97,37 @@ class MatmulStrategy(Protocol):
     def matmul_kernels(self, spec: MatmulSpec) -> tuple[Variant, ...]:
         """The kernels by ranges of M."""
         ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The strategy chosen for a matmul, and why."""
+
+    strategy: MatmulStrategy
+    spec: MatmulSpec
+    why: str
+
+
+class Refusing(Protocol):
+    """What says which matmuls it cannot do."""
+
+    @property
+    def name(self) -> str: ...
+
+    def unsupported(self, spec: MatmulSpec) -> str | None: ...
+
+
+S = TypeVar("S", bound=Refusing)
+
+
+def able_to_do(spec: MatmulSpec, strategies: Sequence[S], *, node: str, where: str = "") -> list[S]:
+    """The strategies that can do `spec`; RecipeError, with what each says, if there is none."""
+    refusals = {s.name: s.unsupported(spec) for s in strategies}
+    able = [s for s in strategies if refusals[s.name] is None]
+    if not able:
+        raise RecipeError(
+            f"no kernel computes {spec.weight} x {spec.activation or 'float activations'}{where}: "
+            + "; ".join(text for text in refusals.values() if text),
+            node=node,
+        )
+    return able

@@ -8,7 +8,6 @@ from functools import cached_property, partial
 from ...costmodel.interface import CostModel, MatmulFeatures
 from ...costmodel.load import model_for
 from ...dialects.formats import Scheme, parse_scheme
-from ...errors import RecipeError
 from ..cpu.batch_matmul import batch_matmul_kernels
 from ..cpu.bitplane import BitplaneStrategy
 from ..cpu.dequantize import Dequantize
@@ -19,19 +18,10 @@ from ..cpu.int8 import Int8Strategy
 from ..cpu.pack_activations import measure_kernel
 from ..isa import ALL, Isa
 from ..objects import CpuObjects, ObjectMaker
-from ..strategy import Kernel, MatmulSpec, MatmulStrategy, Variant
+from ..strategy import Choice, Kernel, MatmulSpec, MatmulStrategy, Variant, able_to_do
 
 # Rows that a choice is judged by: decoding, a short prompt, a long one.
 TYPICAL_ROWS = (1, 16, 128)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The strategy chosen for a matmul, and why."""
-
-    strategy: MatmulStrategy
-    spec: MatmulSpec
-    why: str
 
 
 @dataclass(frozen=True)
@@ -69,14 +59,7 @@ class CpuTarget:
     ) -> Choice:
         """The cheapest strategy that can do the matmul; RecipeError if there is none."""
         spec = MatmulSpec(n, k, weight, activation, hadamard_block, scale_bits)
-        refusals = {s.name: s.unsupported(spec) for s in self.strategies}
-        able = [s for s in self.strategies if refusals[s.name] is None]
-        if not able:
-            raise RecipeError(
-                f"no kernel computes {weight} x {activation or 'float activations'}: "
-                + "; ".join(text for text in refusals.values() if text),
-                node=node,
-            )
+        able = able_to_do(spec, self.strategies, node=node)
         if len(able) == 1:
             return Choice(able[0], spec, f"{able[0].name}: the only strategy for these formats")
         scores = {s.name: [self._features(s, spec, m) for m in TYPICAL_ROWS] for s in able}

@@ -9,7 +9,6 @@ from functools import cached_property
 from ...costmodel.interface import CostModel
 from ...costmodel.load import model_for
 from ...dialects.formats import Scheme, parse_scheme
-from ...errors import RecipeError
 from ..gpu.arch import ALL, SM_75, GpuArch
 from ..gpu.attention import AttentionVariant, attention_kernels, precision_on
 from ..gpu.attention_spec import AttentionSpec, MaskKind
@@ -25,8 +24,7 @@ from ..gpu.objects import GpuObjects
 from ..gpu.planes import Planes
 from ..gpu.strategy import GpuStrategy, Scheduled
 from ..objects import ObjectMaker
-from ..strategy import Kernel, MatmulSpec, Variant
-from .cpu import Choice
+from ..strategy import Choice, Kernel, MatmulSpec, Variant, able_to_do
 
 # Rows that a choice is judged by: decoding, a small batch, a prompt.
 TYPICAL_ROWS = (1, 16, 512)
@@ -84,14 +82,7 @@ class CudaTarget:
     ) -> Choice:
         """The cheapest strategy that can do the matmul; RecipeError if there is none."""
         spec = MatmulSpec(n, k, weight, activation, hadamard_block, scale_bits)
-        refusals = {s.name: s.unsupported(spec) for s in self.strategies}
-        able = [s for s in self.strategies if refusals[s.name] is None]
-        if not able:
-            raise RecipeError(
-                f"no kernel computes {weight} x {activation or 'float activations'} on "
-                f"{self.name}: " + "; ".join(text for text in refusals.values() if text),
-                node=node,
-            )
+        able = able_to_do(spec, self.strategies, node=node, where=f" on {self.name}")
         return Choice(self._best(able, spec), spec, self._explain(able, spec))
 
     def _best(self, able: list[Scheduled], spec: MatmulSpec) -> Scheduled:
