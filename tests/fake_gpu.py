@@ -123,11 +123,19 @@ def _copy(item: int) -> Callable[..., None]:
     return copy
 
 
+def _set(item: int) -> Callable[..., None]:
+    def write(machine: FakeMachine, blocks: int, to: int, value: int) -> None:
+        machine.bytes_at(to, item)[:] = np.frombuffer(value.to_bytes(8, "little"), np.uint8)[:item]
+
+    return write
+
+
 KERNELS: dict[str, tuple[Callable[..., None], int]] = {
     "scale": (_scale, 4),
     "increment": (_increment, 2),
     "total": (_total, 8),
-    **{f"abqc_copy_{item}": (_copy(item), 28) for item in (1, 2, 4, 8)},
+    **{f"abqc_copy_{item}": (_copy(item), 28) for item in (1, 2, 4, 8, 16)},
+    **{f"abqc_set_{item}": (_set(item), 2) for item in (1, 2, 4, 8)},
 }
 
 # ---- artifacts ----

@@ -1,4 +1,4 @@
-"""The copy kernels of GPU artifacts, in the PTX machine and through the assembler."""
+"""The builtin kernels of GPU artifacts, in the PTX machine and through the assembler."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from functools import cache
 import numpy as np
 import pytest
 from abqc.codegen.gpu.arch import SM_80
+from abqc.codegen.gpu.builtin import SET_BYTES, builtin_kernels
 from abqc.codegen.gpu.compile import Ptx, assemble, compile_ptx
-from abqc.codegen.gpu.copy import MAX_RANK, THREADS, copy_kernels
+from abqc.codegen.gpu.copy import MAX_RANK, THREADS
 from abqc.codegen.gpu.tools import find_tool
 from abqc.dialects.mlir import ir, make_context
 from abqc.runtime.ptx import run_kernel
@@ -18,7 +19,7 @@ from abqc.runtime.ptx import run_kernel
 def ptx() -> Ptx:
     with make_context(), ir.Location.unknown():
         module = ir.Module.create()
-        for kernel in copy_kernels():
+        for kernel in builtin_kernels():
             kernel.emit(module, SM_80)
         return compile_ptx(module, SM_80)
 
@@ -33,6 +34,19 @@ def copy(item: int, to: np.ndarray, source: np.ndarray, sizes, to_strides, from_
     arguments += padded(sizes) + padded(to_strides) + padded(from_strides)
     grid = -(-total // THREADS)
     return run_kernel(ptx().text, f"abqc_copy_{item}", grid, THREADS, arguments)[0]
+
+
+@pytest.mark.parametrize("item", [1, 2, 4, 8])
+def test_single_values(item: int) -> None:
+    arguments = [np.full(16, 0xAA, np.uint8), 0xF1F2F3F4F5F6F7F8]
+    out = run_kernel(ptx().text, f"abqc_set_{item}", 1, 1, arguments)[0].view(np.uint8)
+    assert bytes(out) == arguments[1].to_bytes(8, "little")[:item] + b"\xaa" * (16 - item)
+
+
+def test_transposes_of_16_bytes() -> None:
+    x = np.arange(7 * 45 * 2, dtype=np.uint64).reshape(7, 45, 2)
+    out = copy(16, np.zeros(x.size, x.dtype), x.reshape(-1), [45, 7], [7, 1], [1, 45])
+    np.testing.assert_array_equal(out.view(x.dtype).reshape(45, 7, 2), x.swapaxes(0, 1))
 
 
 @pytest.mark.parametrize("item", [1, 2, 4, 8])
@@ -65,10 +79,13 @@ def test_the_assembler_takes_them() -> None:
     if find_tool("ptxas") is None:
         pytest.skip("ptxas is missing")
     used = assemble(ptx().text, SM_80).resources
-    assert set(used) == {kernel.name for kernel in copy_kernels()}
+    assert set(used) == {kernel.name for kernel in builtin_kernels()}
     assert not any(r.spill_loads or r.stack for r in used.values())
 
 
 def test_parameters_are_what_the_shim_passes() -> None:
-    for shape in ptx().kernels.values():
-        assert (shape.threads, shape.shared, shape.parameters) == (THREADS, 0, 4 + 3 * MAX_RANK)
+    """cuda_launch.c and cuda.h."""
+    shapes = {n: (s.threads, s.shared, s.parameters) for n, s in ptx().kernels.items()}
+    copies = {f"abqc_copy_{n}": (THREADS, 0, 4 + 3 * MAX_RANK) for n in (1, 2, 4, 8, 16)}
+    sets = {f"abqc_set_{n}": (1, 0, 2) for n in SET_BYTES}
+    assert shapes == copies | sets

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from abqc.codegen.gpu.arch import SM_80
 from abqc.codegen.gpu.builder import POINTER, kernel
+from abqc.codegen.gpu.builtin import builtin_kernels
 from abqc.codegen.gpu.compile import compile_ptx
-from abqc.codegen.gpu.copy import copy_kernels
 from abqc.codegen.link import ArtifactMeta
 from abqc.dialects.mlir import ir, make_context
 from abqc.errors import AbqcError, DeviceError, InputError
@@ -65,8 +65,8 @@ def ptx() -> str:
             with b.when(i < count):
                 total = b.load(x, "f32", i * 4) + b.load(w, "f32", (i % 8) * 4)
                 b.store(total, y, i * 4)
-        for copy in copy_kernels():
-            copy.emit(module, SM_80)
+        for builtin in builtin_kernels():
+            builtin.emit(module, SM_80)
         return compile_ptx(module, SM_80).text
 
 

@@ -206,7 +206,8 @@ def test_cache_on_the_device_grows_in_place(model, machine) -> None:
         expected = np.concatenate([expected, inputs["step"]], axis=2)
         np.testing.assert_array_equal(present.numpy(), expected)
         assert np.isnan(cache.numpy()[:, :, position + 4 :]).all()
-        assert sum(name.startswith("abqc_copy") for name in machine.launches) == 1
+        copies = sum(name.startswith("abqc_copy") for name in machine.launches)
+        assert copies == 1 + 3  # of the step, and the other outputs; the cache stays where it is
 
 
 def test_overlaps_on_the_device_are_refused(model, machine) -> None:
@@ -336,27 +337,73 @@ def test_everything_is_given_back(machine, calls) -> None:
 # ---- graphs ----
 
 
-def test_the_second_run_is_captured(model, machine, calls) -> None:
+def test_the_second_run_is_a_graph(model, machine, calls) -> None:
     for seed in range(5):
         inputs = layer_inputs(seed=seed)
         check(model.run(inputs), inputs)
-    assert calls["cuStreamBeginCapture_v2"] == calls["cuGraphInstantiateWithFlags"] == 1
-    assert calls["cuGraphLaunch"] == 4
-    assert calls["cuLaunchKernel"] == 2 * len(machine.launches) // 5  # one run, one capture
+    assert calls["cuGraphCreate"] == calls["cuGraphInstantiateWithFlags"] == 1
+    assert calls["cuGraphLaunch"] == 4 and not calls["cuGraphExecKernelNodeSetParams"]
+    assert calls["cuLaunchKernel"] == calls["cuGraphAddKernelNode"] == len(machine.launches) // 5
 
 
-def test_other_sizes_and_places_have_other_graphs(model, machine, calls) -> None:
+def test_other_sizes_have_one_graph_until_they_come_again(model, calls) -> None:
+    for rows in 3, 4, 5, 6:
+        inputs = layer_inputs(rows=rows)
+        check(model.run(inputs), inputs)
+    assert (calls["cuGraphInstantiateWithFlags"], calls["cuGraphLaunch"]) == (1, 3)
+    assert 0 < calls["cuGraphExecKernelNodeSetParams"] <= 2 * calls["cuGraphAddKernelNode"]
     for _ in range(3):
-        for rows in 3, 4:
+        for rows in 5, 6:
             inputs = layer_inputs(rows=rows)
             check(model.run(inputs), inputs)
-    assert (calls["cuGraphInstantiateWithFlags"], calls["cuGraphLaunch"]) == (2, 4)
-    for _ in range(2):  # two tensors, run alternately, each its own graph
-        for _ in range(3):
-            inputs = layer_inputs(seed=3)
-            tensors = on_device(machine, inputs)
-            check(model.run(tensors), inputs)
-    assert calls["cuGraphInstantiateWithFlags"] == 2  # places that never came again
+    assert (calls["cuGraphInstantiateWithFlags"], calls["cuGraphLaunch"]) == (3, 9)
+
+
+def test_other_places_have_one_graph(model, machine, calls) -> None:
+    kept = []
+    for seed in range(6):
+        inputs = layer_inputs(seed=seed)
+        kept.append(on_device(machine, inputs))
+        check(model.run(kept[-1]), inputs)
+    assert (calls["cuGraphInstantiateWithFlags"], calls["cuGraphLaunch"]) == (1, 5)
+
+
+def test_a_step_of_a_growing_cache_is_one_launch(model, machine, calls) -> None:
+    steps = 40
+    cache = GpuTensor(machine, np.full((1, 2, steps, 4), np.nan, np.float32))
+    outputs = {
+        "y": GpuTensor(machine, np.zeros((1, COLUMNS), np.float32)),
+        "next": GpuTensor(machine, np.zeros(1, np.int64)),
+        "total": GpuTensor(machine, np.zeros((), np.float32)),
+    }
+    expected = np.zeros((1, 2, 0, 4), np.float32)
+    for position in range(steps):
+        inputs = layer_inputs(rows=1, past=position, new=1, seed=position)
+        fed = on_device(machine, inputs) | {"past": cache.slice(np.s_[:, :, :position])}
+        present = cache.slice(np.s_[:, :, : position + 1])
+        before = Counter(calls)
+        model.run(fed, outputs=outputs | {"present": present})
+        expected = np.concatenate([expected, inputs["step"]], axis=2)
+        np.testing.assert_array_equal(present.numpy(), expected)
+        np.testing.assert_allclose(outputs["total"].numpy(), expected.sum(), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(outputs["y"].numpy(), 2 * inputs["x"] + LAYER_WEIGHTS, rtol=1e-5)
+        done = Counter(calls) - before
+        if position > 1:
+            assert done["cuGraphLaunch"] == 1 and not done["cuLaunchKernel"]
+            assert not done["cuGraphInstantiateWithFlags"] and not done["cuMemAlloc_v2"]
+    assert calls["cuGraphInstantiateWithFlags"] == 1
+
+
+def test_steps_leave_the_graphs_of_other_runs_alone(model, calls) -> None:
+    prompt = layer_inputs(rows=20)
+    for _ in range(2):
+        model.run(prompt)
+    for rows in range(1, 16):
+        model.run(layer_inputs(rows=rows))
+    before = Counter(calls)
+    check(model.run(prompt), prompt)
+    done = Counter(calls) - before
+    assert done["cuGraphLaunch"] == 1 and not done["cuGraphExecKernelNodeSetParams"]
 
 
 def test_eight_graphs_are_kept(model, calls) -> None:
@@ -364,24 +411,25 @@ def test_eight_graphs_are_kept(model, calls) -> None:
         inputs = layer_inputs(rows=rows)
         check(model.run(inputs), inputs)
 
-    run(20)
-    for rows in [*range(1, 9), *range(1, 9)]:
+    for rows in range(20, 0, -1):  # the first is the one that all new sizes share
         run(rows)
-    assert calls["cuGraphInstantiateWithFlags"] == 8
+        run(rows)
+    made = calls["cuGraphInstantiateWithFlags"]
+    assert (made, calls["cuGraphExecDestroy"]) == (21, 12)
     for rows in range(1, 9):
         run(rows)
-    assert (calls["cuGraphInstantiateWithFlags"], calls["cuGraphLaunch"]) == (8, 16)
+    assert calls["cuGraphInstantiateWithFlags"] == made
     run(9)
-    run(1)
-    assert (calls["cuGraphLaunch"], calls["cuGraphExecDestroy"]) == (16, 2)
+    run(9)
+    assert (calls["cuGraphInstantiateWithFlags"], calls["cuGraphExecDestroy"]) == (made + 1, 13)
 
 
-def test_graphs_go_when_memory_moves(model, calls) -> None:
+def test_graphs_of_their_own_go_when_memory_moves(model, calls) -> None:
     small, large = layer_inputs(rows=3), layer_inputs(rows=300)
     for inputs in small, small, small, large, small, small, large, large:
         check(model.run(inputs), inputs)
     assert calls["cuGraphExecDestroy"] == 1
-    assert calls["cuGraphInstantiateWithFlags"] == 3
+    assert calls["cuGraphInstantiateWithFlags"] == 4  # small twice, large, and the shared one
 
 
 def test_graphs_can_be_turned_off(machine, calls, monkeypatch) -> None:
@@ -389,7 +437,7 @@ def test_graphs_can_be_turned_off(machine, calls, monkeypatch) -> None:
     with abqc.load(fake_gpu.layer(), device=driver(machine, intercept=calls)) as model:
         for _ in range(3):
             check(model.run(layer_inputs()), layer_inputs())
-    assert not calls["cuStreamBeginCapture_v2"]
+    assert not calls["cuGraphCreate"]
     monkeypatch.setenv("ABQC_CUDA_GRAPHS", "yes")
     with pytest.raises(InputError, match="ABQC_CUDA_GRAPHS is 'yes', expected 0 or 1"):
         abqc.load(fake_gpu.layer(), device=driver(machine))
@@ -397,9 +445,9 @@ def test_graphs_can_be_turned_off(machine, calls, monkeypatch) -> None:
 
 @pytest.mark.parametrize(
     "function",
-    ["cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags"],
+    ["cuGraphCreate", "cuGraphAddKernelNode", "cuGraphInstantiateWithFlags"],
 )
-def test_runs_go_on_where_the_driver_captures_nothing(machine, function) -> None:
+def test_runs_go_on_where_the_driver_makes_no_graphs(machine, function) -> None:
     calls = Calls()
 
     def intercept(name, arguments):
@@ -410,6 +458,20 @@ def test_runs_go_on_where_the_driver_captures_nothing(machine, function) -> None
         for _ in range(4):
             check(model.run(layer_inputs()), layer_inputs())
     assert calls[function] == 1 and not calls["cuGraphLaunch"]
+
+
+def test_a_graph_that_cannot_be_set_is_made_anew(machine) -> None:
+    calls = Calls()
+
+    def intercept(name, arguments):
+        calls(name, arguments)
+        return 801 if name == "cuGraphExecKernelNodeSetParams" else None
+
+    with abqc.load(fake_gpu.layer(), device=driver(machine, intercept=intercept)) as model:
+        for rows in 1, 2, 3, 4:
+            inputs = layer_inputs(rows=rows)
+            check(model.run(inputs), inputs)
+    assert (calls["cuGraphInstantiateWithFlags"], calls["cuGraphLaunch"]) == (3, 3)
 
 
 # ---- many at once ----
@@ -447,7 +509,7 @@ def test_separate_buffers(machine, calls) -> None:
         for rows in 3, 3, 3, 40, 3:
             inputs = layer_inputs(rows=rows)
             check(model.run(inputs), inputs)
-        assert not calls["cuStreamBeginCapture_v2"]
+        assert not calls["cuGraphCreate"]
         assert calls.allocated.count(40 * COLUMNS * 4) == 3  # x, y and where y is handed out
     gc.collect()
     assert not machine.pieces

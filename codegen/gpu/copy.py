@@ -1,11 +1,11 @@
 """Copies between strided places: the kernels that every GPU artifact has for the shim.
 
-    abqc_copy_<1|2|4|8> (to, from, total, rank, sizes[8], to_strides[8], from_strides[8])   all i64
-                                                                        grid = ceil(total / 256)
+    abqc_copy_<1|2|4|8|16> (to, from, total, rank, sizes[8], to_strides[8], from_strides[8])
+                                                               all i64; grid = ceil(total / 256)
 
 A thread copies the element of its number in row-major order over `sizes[:rank]`; strides are in
-elements (of 1, 2, 4 or 8 bytes) and may be negative. What lies one after the other on both sides is
-copied by the driver, not by these (runtime/shim/cuda_host.c).
+elements (of 1 to 16 bytes) and may be negative. The shim makes elements as wide as sizes, strides
+and addresses allow (runtime/shim/cuda_host.c).
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from __future__ import annotations
 from functools import partial
 
 from ...dialects.mlir import ir
-from ..builder import Value
+from ..builder import Value, vec
 from ..strategy import Kernel
 from .arch import GpuArch
 from .builder import POINTER, GpuBuilder, kernel
 
 THREADS = 256
 MAX_RANK = 8  # ABQC_MAX_RANK in runtime/shim/abqc.h
-ITEMS = (1, 2, 4, 8)
+ITEMS = (1, 2, 4, 8, 16)
 
 
 def copy_kernels() -> tuple[Kernel, ...]:
@@ -38,7 +38,8 @@ def _emit(item: int, module: ir.Module, arch: GpuArch) -> None:
         number = b.wide(block) * THREADS + b.wide(b.thread)
         with b.when(number < total):
             to_at, from_at = _places(b, number, rank, sizes, to_strides, from_strides)
-            value = b.load(source, f"i{8 * item}", from_at * item)
+            element = vec(4, "i32") if item == 16 else f"i{8 * item}"
+            value = b.load(source, element, from_at * item)
             b.store(value, to, to_at * item)
 
 

@@ -10,8 +10,8 @@ from ...dialects.mlir import ir
 from ...errors import ToolchainError
 from ..cpu.polynomials import expand_math
 from .arch import GpuArch
+from .builtin import builtin_kernels
 from .compile import MachineCode, Ptx, assemble, compile_ptx
-from .copy import copy_kernels
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class GpuKernelJob:
         """A pickled GpuCode; the builtin kernels of the runtime are added."""
         with ir.Context(), ir.Location.unknown():
             module = ir.Module.parse(self.outlined)
-            for kernel in (*self.kernels, *copy_kernels()):
+            for kernel in (*self.kernels, *builtin_kernels()):
                 if kernel is not None:
                     kernel.emit(module, self.arch)
             expand_math(module)

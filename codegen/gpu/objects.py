@@ -14,7 +14,6 @@ from ..link import GpuImage, GpuKernelEntry, GpuMeta
 from ..objects import KernelObjects
 from ..strategy import Kernel
 from .arch import GpuArch
-from .copy import copy_kernels
 from .kernel_job import GpuCode, GpuKernelJob
 
 
@@ -64,12 +63,11 @@ class GpuObjects:
 
 
 def _entries(code: GpuCode, names: Sequence[str]) -> list[GpuKernelEntry]:
-    """The kernels by number, then the builtin ones."""
-    every = [*names, *(kernel.name for kernel in copy_kernels())]
-    shapes = [code.ptx.kernels[name] for name in every]
+    """The model's kernels by number; the shim knows the builtin ones."""
+    shapes = [code.ptx.kernels[name] for name in names]
     return [
         GpuKernelEntry(name, shape.threads, shape.shared, shape.parameters)
-        for name, shape in zip(every, shapes, strict=True)
+        for name, shape in zip(names, shapes, strict=True)
     ]
 
 

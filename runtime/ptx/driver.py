@@ -33,6 +33,7 @@ from .driver_api import (
     OUT_OF_MEMORY,
     SIGNATURES,
     SUCCESS,
+    KernelNodeParams,
 )
 from .driver_machine import Machine, PtxMachine
 from .errors import PtxSyntaxError
@@ -62,7 +63,7 @@ class Driver:
     created with it. `intercept(name, arguments)` sees every call first and may return an error
     code in its place. `progress(kernel, blocks)` is told of every launch. With `separate_buffers`
     every buffer of a run is an allocation, whose bounds the machine knows; else all are parts of
-    one, as on a GPU, and runs are captured as graphs.
+    one, as on a GPU, and runs become graphs.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Driver:
         self._lock = threading.RLock()
         self._objects: dict[int, Any] = {}
         self._handles = itertools.count(0x1000, 0x10)
-        self._captures: dict[int, list[Callable[[], None]]] = {}
+        self._captures: dict[int, dict[int, Callable[[], None]]] = {}
         self._contexts = threading.local()
         self._faults: dict[int, BaseException] = {}
         self._names = {
@@ -147,7 +148,7 @@ class Driver:
         """Do it now, or when the graph that captures it is launched."""
         capture = self._captures.get(stream or 0)
         if capture is not None:
-            capture.append(work)
+            capture[next(self._handles)] = work
         else:
             work()
 
@@ -271,19 +272,6 @@ class Driver:
     def cuMemcpyDtoDAsync_v2(self, to: int, source: int, nbytes: int, stream: int) -> None:
         self._enqueue(stream, lambda: self.machine.write(to, self.machine.read(source, nbytes)))
 
-    def _set(self, to: int, value: int, count: int, dtype: type, stream: int) -> None:
-        array: np.ndarray = np.full(count, value, dtype)
-        self._enqueue(stream, lambda: self.machine.write(to, array))
-
-    def cuMemsetD8Async(self, to: int, value: int, count: int, stream: int) -> None:
-        self._set(to, value, count, np.uint8, stream)
-
-    def cuMemsetD16Async(self, to: int, value: int, count: int, stream: int) -> None:
-        self._set(to, value, count, np.uint16, stream)
-
-    def cuMemsetD32Async(self, to: int, value: int, count: int, stream: int) -> None:
-        self._set(to, value, count, np.uint32, stream)
-
     # -- launches
 
     def cuLaunchKernel(
@@ -300,18 +288,25 @@ class Driver:
         parameters: int,
         extra: int,
     ) -> None:
-        name, kernel = self._get(function)
+        launch = KernelNodeParams(
+            function, (grid_x, grid_y, grid_z), (block_x, block_y, block_z), shared, parameters
+        )
+        self._enqueue(stream, self._launch_of(launch))
+
+    def _launch_of(self, launch: KernelNodeParams) -> Callable[[], None]:
+        """The launch with the arguments as they are now."""
+        name, kernel = self._get(launch.function)
         sizes = self.machine.parameter_sizes(kernel)
-        pointers = (c_void_p * len(sizes)).from_address(parameters) if sizes else ()
+        pointers = (c_void_p * len(sizes)).from_address(launch.parameters) if sizes else ()
         values = [ctypes.string_at(p or 0, n) for p, n in zip(pointers, sizes, strict=True)]
-        grid, block = (grid_x, grid_y, grid_z), (block_x, block_y, block_z)
+        grid, block, shared = tuple(launch.grid), tuple(launch.block), launch.shared
 
         def work() -> None:
             self.machine.launch(kernel, grid, block, values, shared)
             if self.progress is not None:
-                self.progress(name, grid_x)
+                self.progress(name, grid[0])
 
-        self._enqueue(stream, work)
+        return work
 
     # -- streams and events
 
@@ -338,11 +333,11 @@ class Driver:
     def cuEventSynchronize(self, event: int) -> None:
         self._get(event)
 
-    # -- graphs
+    # -- graphs: chains of nodes, what is done by node
 
     def cuStreamBeginCapture_v2(self, stream: int, mode: int) -> None:
         self._get(stream)
-        self._captures[stream] = []
+        self._captures[stream] = {}
 
     def cuStreamEndCapture(self, stream: int, graph: int) -> int | None:
         if stream not in self._captures:
@@ -350,8 +345,30 @@ class Driver:
         _put(graph, c_void_p, self._new(self._captures.pop(stream)))
         return None
 
+    def cuGraphCreate(self, graph: int, flags: int) -> None:
+        _put(graph, c_void_p, self._new({}))
+
+    def cuGraphAddKernelNode(
+        self, node: int, graph: int, dependencies: int | None, count: int, launch: int
+    ) -> int | None:
+        nodes: dict[int, Callable[[], None]] = self._get(graph)
+        before = list((c_void_p * count).from_address(dependencies)) if dependencies else []
+        if before != list(nodes)[-1:]:
+            return INVALID_VALUE  # the machine knows no order but one behind the other
+        handle = next(self._handles)
+        nodes[handle] = self._launch_of(KernelNodeParams.from_address(launch))
+        _put(node, c_void_p, handle)
+        return None
+
     def cuGraphInstantiateWithFlags(self, executable: int, graph: int, flags: int) -> None:
-        _put(executable, c_void_p, self._new(list(self._get(graph))))
+        _put(executable, c_void_p, self._new(dict(self._get(graph))))
+
+    def cuGraphExecKernelNodeSetParams(self, executable: int, node: int, launch: int) -> int | None:
+        nodes = self._get(executable)
+        if node not in nodes:
+            return INVALID_VALUE
+        nodes[node] = self._launch_of(KernelNodeParams.from_address(launch))
+        return None
 
     def cuGraphDestroy(self, graph: int) -> None:
         self._drop(graph)
@@ -360,7 +377,7 @@ class Driver:
         self._drop(executable)
 
     def cuGraphLaunch(self, executable: int, stream: int) -> None:
-        for work in self._get(executable):
+        for work in self._get(executable).values():
             self._enqueue(stream, work)
 
 

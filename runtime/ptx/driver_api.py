@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctypes import c_char_p, c_int, c_size_t, c_uint, c_uint8, c_uint16, c_uint64, c_void_p
+from ctypes import Structure, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
 from typing import Any
 
 # CUresult
@@ -33,7 +33,7 @@ ERROR_NAMES = {
     222: "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
     700: "CUDA_ERROR_ILLEGAL_ADDRESS",
     701: "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES",
-    900: "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
+    801: "CUDA_ERROR_NOT_SUPPORTED",
 }
 
 _DEVICE_POINTER = c_uint64
@@ -62,9 +62,6 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuMemcpyHtoDAsync_v2": (_DEVICE_POINTER, c_void_p, c_size_t, c_void_p),
     "cuMemcpyDtoHAsync_v2": (c_void_p, _DEVICE_POINTER, c_size_t, c_void_p),
     "cuMemcpyDtoDAsync_v2": (_DEVICE_POINTER, _DEVICE_POINTER, c_size_t, c_void_p),
-    "cuMemsetD8Async": (_DEVICE_POINTER, c_uint8, c_size_t, c_void_p),
-    "cuMemsetD16Async": (_DEVICE_POINTER, c_uint16, c_size_t, c_void_p),
-    "cuMemsetD32Async": (_DEVICE_POINTER, c_uint, c_size_t, c_void_p),
     "cuLaunchKernel": (c_void_p, *[c_uint] * 7, c_void_p, c_void_p, c_void_p),
     "cuStreamCreate": (c_void_p, c_uint),
     "cuStreamDestroy_v2": (c_void_p,),
@@ -76,8 +73,24 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuEventDestroy_v2": (c_void_p,),
     "cuEventRecord": (c_void_p, c_void_p),
     "cuEventSynchronize": (c_void_p,),
+    "cuGraphCreate": (c_void_p, c_uint),
+    "cuGraphAddKernelNode": (c_void_p, c_void_p, c_void_p, c_size_t, c_void_p),
+    "cuGraphExecKernelNodeSetParams": (c_void_p, c_void_p, c_void_p),
     "cuGraphInstantiateWithFlags": (c_void_p, c_void_p, c_uint64),
     "cuGraphDestroy": (c_void_p,),
     "cuGraphExecDestroy": (c_void_p,),
     "cuGraphLaunch": (c_void_p, c_void_p),
 }
+
+
+class KernelNodeParams(Structure):
+    """CUDA_KERNEL_NODE_PARAMS, first version."""
+
+    _fields_ = (
+        ("function", c_void_p),
+        ("grid", c_uint * 3),
+        ("block", c_uint * 3),
+        ("shared", c_uint),
+        ("parameters", c_void_p),
+        ("extra", c_void_p),
+    )

@@ -18,7 +18,16 @@ typedef struct CUfunc_st *CUfunction;
 typedef struct CUstream_st *CUstream;
 typedef struct CUevent_st *CUevent;
 typedef struct CUgraph_st *CUgraph;
+typedef struct CUgraphNode_st *CUgraphNode;
 typedef struct CUgraphExec_st *CUgraphExec;
+
+typedef struct { /* the first version of the struct and of the functions that take it */
+    CUfunction function;
+    uint32_t grid_x, grid_y, grid_z, block_x, block_y, block_z;
+    uint32_t shared_bytes;
+    void **parameters;
+    void **extra;
+} CUDA_KERNEL_NODE_PARAMS;
 
 enum { /* CUresult */
     CUDA_SUCCESS = 0,
@@ -44,9 +53,7 @@ enum {
     CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8,
     CU_JIT_ERROR_LOG_BUFFER = 5,
     CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES = 6,
-    CU_STREAM_NON_BLOCKING = 1,
-    CU_EVENT_DISABLE_TIMING = 2,
-    CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1
+    CU_EVENT_DISABLE_TIMING = 2
 };
 
 /* Name in the driver, name in the table, parameters. */
@@ -78,9 +85,6 @@ enum {
       (void *to, CUdeviceptr from, size_t bytes, CUstream))                                      \
     F(cuMemcpyDtoDAsync_v2, copy_async,                                                          \
       (CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream))                                \
-    F(cuMemsetD8Async, set_8_async, (CUdeviceptr, uint8_t value, size_t count, CUstream))        \
-    F(cuMemsetD16Async, set_16_async, (CUdeviceptr, uint16_t value, size_t count, CUstream))     \
-    F(cuMemsetD32Async, set_32_async, (CUdeviceptr, uint32_t value, size_t count, CUstream))     \
     F(cuLaunchKernel, launch,                                                                    \
       (CUfunction, uint32_t grid_x, uint32_t grid_y, uint32_t grid_z, uint32_t block_x,          \
        uint32_t block_y, uint32_t block_z, uint32_t shared_bytes, CUstream, void **parameters,   \
@@ -89,12 +93,16 @@ enum {
     F(cuStreamDestroy_v2, stream_destroy, (CUstream))                                            \
     F(cuStreamSynchronize, stream_synchronize, (CUstream))                                       \
     F(cuStreamWaitEvent, stream_wait, (CUstream, CUevent, uint32_t flags))                       \
-    F(cuStreamBeginCapture_v2, capture_begin, (CUstream, int mode))                              \
-    F(cuStreamEndCapture, capture_end, (CUstream, CUgraph *))                                    \
     F(cuEventCreate, event_create, (CUevent *, uint32_t flags))                                  \
     F(cuEventDestroy_v2, event_destroy, (CUevent))                                               \
     F(cuEventRecord, event_record, (CUevent, CUstream))                                          \
     F(cuEventSynchronize, event_synchronize, (CUevent))                                          \
+    F(cuGraphCreate, graph_create, (CUgraph *, uint32_t flags))                                  \
+    F(cuGraphAddKernelNode, graph_add,                                                           \
+      (CUgraphNode *, CUgraph, const CUgraphNode *dependencies, size_t count,                    \
+       const CUDA_KERNEL_NODE_PARAMS *))                                                         \
+    F(cuGraphExecKernelNodeSetParams, graph_set,                                                 \
+      (CUgraphExec, CUgraphNode, const CUDA_KERNEL_NODE_PARAMS *))                               \
     F(cuGraphInstantiateWithFlags, graph_instantiate, (CUgraphExec *, CUgraph, uint64_t flags))  \
     F(cuGraphDestroy, graph_destroy, (CUgraph))                                                  \
     F(cuGraphExecDestroy, graph_exec_destroy, (CUgraphExec))                                     \
@@ -119,8 +127,6 @@ bool abqc_cuda_is_sticky(CUresult code);
 
 /* ---- cuda_device.c: a GPU with the model's code and weights on it ---- */
 
-enum { ABQC_COPY_KERNELS = 4 }; /* for elements of 1, 2, 4 and 8 bytes */
-
 struct abqc_device {
     abqc_cuda cuda;
     abqc_cuda_resolver resolver;
@@ -131,11 +137,10 @@ struct abqc_device {
     const abqc_gpu_image *image;
     bool forced; /* the image, by the caller */
     CUmodule module;
-    CUfunction *functions; /* by kernel */
-    CUfunction copies[ABQC_COPY_KERNELS];
+    CUfunction *functions; /* by kernel, the builtin ones included */
     CUdeviceptr *weights; /* by entry of the table of weights */
     int32_t most_slots;   /* of any kernel */
-    bool graphs;          /* whether runs are captured */
+    bool graphs;          /* whether runs become graphs */
     bool separate;        /* whether buffers are allocations of their own, for a driver that checks */
     _Atomic CUresult lost; /* the sticky error, or 0 */
     abqc_device *next;
@@ -154,6 +159,70 @@ int32_t abqc_cuda_error(const abqc_device *device, CUresult code, const char *fo
 /* cuMemAlloc; the error names the bytes, what they are for, and how many are free. */
 int32_t abqc_device_allocate(const abqc_device *device, int64_t bytes, const char *purpose,
                              CUdeviceptr *data);
+
+/* ---- cuda_launch.c: launches, kept or sent ---- */
+
+enum { ABQC_COPY_THREADS = 256 };
+
+/* Kernels that every artifact has; their numbers follow those of the model's. */
+enum {
+    ABQC_COPY_KERNELS = 5, /* of elements of 1, 2, 4, 8 and 16 bytes */
+    ABQC_SET_KERNELS = 4,  /* of a value of 1, 2, 4 and 8 bytes */
+    ABQC_BUILTIN_KERNELS = ABQC_COPY_KERNELS + ABQC_SET_KERNELS
+};
+
+/* Of all kernels, the builtin ones included. */
+int32_t abqc_kernel_count(void);
+const abqc_gpu_kernel *abqc_kernel_info(int32_t kernel);
+int32_t abqc_copy_kernel(size_t item);
+int32_t abqc_set_kernel(size_t item);
+
+typedef struct {
+    int32_t kernel;
+    int32_t grid;
+    int32_t first; /* of its arguments, among all */
+} abqc_launch;
+
+typedef struct {
+    abqc_launch *launches;
+    uint64_t *args;
+    int32_t count, room;
+    int32_t arg_count, arg_room;
+} abqc_launches;
+
+/* Adds a launch to those of a run that is recorded, or sends it to the device. Leaves the run where
+ * that fails. */
+void abqc_put_launch(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t *args);
+/* Sends all, one by one. */
+int32_t abqc_launches_send(const abqc_work *work, const abqc_launches *launches);
+bool abqc_launches_copy(abqc_launches *to, const abqc_launches *from); /* false: out of memory */
+void abqc_launches_destroy(abqc_launches *launches);
+
+/* ---- cuda_graph.c: launches as one ---- */
+
+typedef struct abqc_graph abqc_graph;
+
+/* NULL: the driver makes none of these launches, or there is no memory. */
+abqc_graph *abqc_graph_create(const abqc_work *work, const abqc_launches *launches);
+void abqc_graph_destroy(const abqc_device *device, abqc_graph *graph);
+CUresult abqc_graph_launch(const abqc_device *device, const abqc_graph *graph, CUstream stream);
+
+/* Graphs whose arguments and grids are set anew before a launch: for runs of the same kernels in the
+ * same order, whatever the sizes. A step of a decoder whose cache grows is one. */
+enum { ABQC_MOVING_GRAPHS = 4, ABQC_SEEN = 8 };
+
+typedef struct {
+    abqc_graph *graphs[ABQC_MOVING_GRAPHS];
+    uint64_t used[ABQC_MOVING_GRAPHS]; /* when */
+    uint64_t seen[ABQC_SEEN];          /* hashes of the sequences of recent runs */
+    uint64_t clock;
+} abqc_moving_graphs;
+
+/* A graph that makes these launches; NULL where their kernels come in this order for the first time,
+ * and where the driver makes none: `*refused`. */
+abqc_graph *abqc_moving_graph(const abqc_work *work, abqc_moving_graphs *moving,
+                              const abqc_launches *launches, bool *refused);
+void abqc_moving_graphs_destroy(const abqc_device *device, abqc_moving_graphs *moving);
 
 /* ---- cuda_image.c ---- */
 
@@ -198,7 +267,8 @@ typedef struct {
     abqc_ranges ranges;
     abqc_gpu_chunk chunks[ABQC_GPU_CHUNKS];
     int32_t count;
-    bool planning; /* addresses lead nowhere, and there is no end to them */
+    bool planning;     /* there is no end to the memory */
+    CUdeviceptr first; /* then: the address of its beginning */
     CUdeviceptr *pieces; /* allocations of their own */
     int32_t piece_count, piece_room;
 } abqc_gpu_arena;
@@ -206,8 +276,9 @@ typedef struct {
 /* Whether the next run can have `bytes` where this one's memory is. */
 bool abqc_gpu_arena_fits(const abqc_gpu_arena *arena, int64_t bytes);
 /* All is free: for planning; or in one piece of at least `bytes`. Where that does not fit, the device
- * must be idle, and addresses of before are no longer valid. */
-int32_t abqc_gpu_arena_plan(abqc_gpu_arena *arena);
+ * must be idle, and addresses of before are no longer valid. Addresses of a plan are those of a run
+ * if the plan's peak fits; else they lead nowhere. */
+int32_t abqc_gpu_arena_plan(const abqc_device *device, abqc_gpu_arena *arena);
 int32_t abqc_gpu_arena_begin(const abqc_device *device, abqc_gpu_arena *arena, int64_t bytes);
 int32_t abqc_gpu_arena_alloc(const abqc_device *device, abqc_gpu_arena *arena, int64_t bytes,
                              CUdeviceptr *data);
@@ -224,14 +295,13 @@ typedef struct { /* where an output is when the host function has ended */
     int64_t kept;
 } abqc_result;
 
-enum { ABQC_PLANS = 8 };
+enum { ABQC_PLANS = 12, ABQC_PLAN_GRAPHS = 8 };
 
 typedef struct {
-    uint64_t *key;     /* NULL: the entry is free */
-    uint64_t used;     /* when */
-    int64_t bytes;     /* of the arena */
-    bool refused;      /* by the driver, to be captured */
-    CUgraphExec graph; /* from the second run on */
+    uint64_t *key;  /* NULL: the entry is free */
+    uint64_t used;  /* when */
+    int64_t bytes;  /* of the arena */
+    abqc_graph *graph; /* from the second run on */
     abqc_result *results;
 } abqc_plan;
 
@@ -248,8 +318,11 @@ void abqc_plans_destroy(abqc_plans *plans);
 void abqc_plans_drop_graphs(const abqc_device *device, abqc_plans *plans);
 /* The plan of this run; NULL: there is none. */
 abqc_plan *abqc_plans_find(abqc_ctx *ctx);
-/* Keeps what the last planning run found, for the key that find() has made. */
+/* Keeps a plan for the key that find() has made. */
 void abqc_plans_keep(abqc_ctx *ctx, int64_t bytes);
+/* Gives the plan of this run its graph, and keeps where the outputs are; the least recently used
+ * graph goes where there are too many. */
+void abqc_plans_give(abqc_ctx *ctx, abqc_plan *plan, abqc_graph *graph);
 
 /* ---- cuda_run.c ---- */
 
@@ -260,24 +333,25 @@ typedef struct {      /* an input that lies on the host */
     int64_t bytes;
 } abqc_stage;
 
-enum { ABQC_UNPLANNED = -1 }; /* a status: sizes depend on data that is not there yet */
+enum { ABQC_UNPLANNED = -1 }; /* a status: launches depend on data that is not there yet */
 
 struct abqc_work {
     abqc_device *device;
-    bool planning;       /* the host function runs for its sizes: nothing is sent to the device */
-    bool reads;          /* it read data: the next run may go another way */
+    bool recording;      /* launches are kept, and nothing is sent to the device */
+    bool reads;          /* the host function read data: the next run may go another way */
+    bool refused;        /* the driver makes no graphs of this model */
     bool results_on_gpu; /* outputs that we allocate */
     CUstream own;        /* for runs without a stream */
-    CUstream capture;    /* unlike `own` no part of the legacy stream's order */
     CUstream caller;     /* of this run; NULL: none */
-    CUstream stream;     /* where launches go */
     CUevent done;        /* after the work put into a caller's stream */
     bool pending;        /* nobody has waited for that */
     abqc_gpu_arena arena;
     abqc_stage *stages;   /* by input */
     abqc_result *results; /* by output */
     void **parameters;    /* room for those of any kernel */
+    abqc_launches launches; /* of this run */
     abqc_plans plans;
+    abqc_moving_graphs moving;
 };
 
 static inline CUstream abqc_run_stream(const abqc_work *work) {

@@ -9,8 +9,10 @@
 
 enum { FIRST_CHUNK = 1 << 20 };
 
-/* Addresses that lead nowhere, of a memory without end. */
-static const abqc_gpu_chunk nowhere = {.base = ABQC_GPU_ALIGNMENT, .bytes = INT64_MAX / 2};
+/* Of a plan that has no memory: an address that leads nowhere. */
+enum { NOWHERE = ABQC_GPU_ALIGNMENT };
+
+static const int64_t endless = INT64_MAX / 2;
 
 static const char purpose[] = "the working memory of a run";
 
@@ -61,9 +63,10 @@ static int64_t capacity(const abqc_gpu_arena *arena) {
     return last->offset + last->bytes;
 }
 
-int32_t abqc_gpu_arena_plan(abqc_gpu_arena *arena) {
+int32_t abqc_gpu_arena_plan(const abqc_device *device, abqc_gpu_arena *arena) {
     arena->planning = true;
-    return abqc_ranges_begin(&arena->ranges, nowhere.bytes) ? ABQC_OK : out_of_host_memory();
+    arena->first = arena->count == 1 && !device->separate ? arena->chunks[0].base : NOWHERE;
+    return abqc_ranges_begin(&arena->ranges, endless) ? ABQC_OK : out_of_host_memory();
 }
 
 /* In place of all chunks one of `bytes`, and a quarter more than there was where that is to be had:
@@ -117,11 +120,11 @@ static int32_t grow(const abqc_device *device, abqc_gpu_arena *arena, int64_t by
     return abqc_ranges_extend(&arena->ranges, bytes) ? ABQC_OK : out_of_host_memory();
 }
 
-static const abqc_gpu_chunk *chunk_of_offset(const abqc_gpu_arena *arena, int64_t offset) {
-    if (arena->planning) return &nowhere;
+static CUdeviceptr address_of(const abqc_gpu_arena *arena, int64_t offset) {
+    if (arena->planning) return arena->first + (uint64_t)offset;
     const abqc_gpu_chunk *chunk = &arena->chunks[arena->count - 1];
     while (offset < chunk->offset) chunk--;
-    return chunk;
+    return chunk->base + (uint64_t)(offset - chunk->offset);
 }
 
 int32_t abqc_gpu_arena_alloc(const abqc_device *device, abqc_gpu_arena *arena, int64_t bytes,
@@ -134,15 +137,14 @@ int32_t abqc_gpu_arena_alloc(const abqc_device *device, abqc_gpu_arena *arena, i
         offset = abqc_ranges_alloc(&arena->ranges, bytes);
     }
     if (offset < 0) return out_of_host_memory();
-    const abqc_gpu_chunk *chunk = chunk_of_offset(arena, offset);
-    *data = chunk->base + (uint64_t)(offset - chunk->offset);
+    *data = address_of(arena, offset);
     return ABQC_OK;
 }
 
 bool abqc_gpu_arena_free(const abqc_device *device, abqc_gpu_arena *arena, CUdeviceptr data) {
     if (device->separate && !arena->planning) return free_piece(device, arena, data);
     if (arena->planning)
-        return abqc_ranges_free(&arena->ranges, (int64_t)(data - nowhere.base));
+        return abqc_ranges_free(&arena->ranges, (int64_t)(data - arena->first));
     for (int32_t i = 0; i < arena->count; i++) {
         const abqc_gpu_chunk *chunk = &arena->chunks[i];
         if (data >= chunk->base && data - chunk->base < (uint64_t)chunk->bytes)

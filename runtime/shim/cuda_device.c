@@ -1,6 +1,7 @@
 /* A GPU with the model's code and weights on it. All instances of this library on one GPU share it,
  * and the tensors handed out keep it. */
 
+#define _GNU_SOURCE
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,7 +14,9 @@ enum {
     USUAL_SHARED_BYTES = 48 << 10, /* what a block may have without asking */
 };
 
-static pthread_mutex_t devices_lock = PTHREAD_MUTEX_INITIALIZER;
+/* Recursive: a driver written in Python may collect garbage in a call, and so destroy an instance on
+ * the thread that opens another. */
+static pthread_mutex_t devices_lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 static abqc_device *devices;
 
 /* ---- errors ---- */
@@ -88,13 +91,11 @@ static int32_t get_function(const abqc_device *device, const char *name, CUfunct
 }
 
 static int32_t get_functions(abqc_device *device) {
-    static const char *const copies[ABQC_COPY_KERNELS] = {"abqc_copy_1", "abqc_copy_2",
-                                                          "abqc_copy_4", "abqc_copy_8"};
-    const abqc_gpu_table *table = &abqc_meta.gpu;
-    device->functions = calloc((size_t)table->kernel_count + 1, sizeof *device->functions);
+    int32_t count = abqc_kernel_count();
+    device->functions = calloc((size_t)count, sizeof *device->functions);
     if (!device->functions) return abqc_error(ABQC_E_MEMORY, "out of memory");
-    for (int32_t k = 0; k < table->kernel_count; k++) {
-        const abqc_gpu_kernel *kernel = &table->kernels[k];
+    for (int32_t k = 0; k < count; k++) {
+        const abqc_gpu_kernel *kernel = abqc_kernel_info(k);
         int32_t status = get_function(device, kernel->name, &device->functions[k]);
         if (status) return status;
         if (kernel->slots > device->most_slots) device->most_slots = kernel->slots;
@@ -104,10 +105,6 @@ static int32_t get_functions(abqc_device *device) {
             kernel->shared_bytes);
         if (code) return abqc_cuda_error(device, code, "kernel '%s' needs %d bytes of shared memory",
                                          kernel->name, (int)kernel->shared_bytes);
-    }
-    for (int32_t k = 0; k < ABQC_COPY_KERNELS; k++) {
-        int32_t status = get_function(device, copies[k], &device->copies[k]);
-        if (status) return status;
     }
     return ABQC_OK;
 }

@@ -38,24 +38,7 @@ void *abqc_rt_weight(abqc_ctx *ctx, const void *host) {
 /* ---- launches ---- */
 
 void abqc_rt_launch(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t *args) {
-    abqc_work *work = ctx->work;
-    const abqc_device *device = ctx->device;
-    const abqc_gpu_kernel *info = &abqc_meta.gpu.kernels[kernel];
-    if (grid <= 0) return;
-    if (grid > INT32_MAX)
-        abqc_fail(ctx, ABQC_E_CHECK, "a tensor inside the model is too large: %lld blocks of '%s'",
-                  (long long)grid, info->name);
-    if (work->planning) return;
-    for (int32_t i = 0; i < info->slots; i++) work->parameters[i] = (void *)(uintptr_t)&args[i];
-    CUresult code = device->cuda.launch(device->functions[kernel], (uint32_t)grid, 1, 1,
-                                        (uint32_t)info->threads, 1, 1, (uint32_t)info->shared_bytes,
-                                        work->stream, work->parameters, NULL);
-    if (code)
-        abqc_leave(ctx, abqc_cuda_error(device, code,
-                                        "cannot launch %lld blocks of kernel '%s' (%d threads, %d "
-                                        "bytes of shared memory)",
-                                        (long long)grid, info->name, (int)info->threads,
-                                        (int)info->shared_bytes));
+    abqc_put_launch(ctx, kernel, grid, args);
 }
 
 void abqc_rt_launch_loops(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t *args,
@@ -90,35 +73,19 @@ uint64_t abqc_rt_read(abqc_ctx *ctx, const void *device, int32_t bytes) {
         memcpy(&value, host, (size_t)bytes);
         return value;
     }
-    if (work->planning) abqc_leave(ctx, ABQC_UNPLANNED);
-    check(ctx, cuda->download_async(&value, address(device), (size_t)bytes, work->stream),
+    if (work->recording) abqc_leave(ctx, ABQC_UNPLANNED);
+    check(ctx, cuda->download_async(&value, address(device), (size_t)bytes, abqc_run_stream(work)),
           "cannot read from the GPU");
-    check(ctx, cuda->stream_synchronize(work->stream), "cannot read from the GPU");
+    check(ctx, cuda->stream_synchronize(abqc_run_stream(work)), "cannot read from the GPU");
     return value;
 }
 
 void abqc_rt_write(abqc_ctx *ctx, void *device, uint64_t value, int32_t bytes) {
-    abqc_work *work = ctx->work;
-    const abqc_cuda *cuda = &ctx->device->cuda;
-    CUdeviceptr to = address(device);
-    CUresult code = CUDA_SUCCESS;
-    if (work->planning) return;
-    switch (bytes) {
-    case 1: code = cuda->set_8_async(to, (uint8_t)value, 1, work->stream); break;
-    case 2: code = cuda->set_16_async(to, (uint16_t)value, 1, work->stream); break;
-    case 4: code = cuda->set_32_async(to, (uint32_t)value, 1, work->stream); break;
-    case 8:
-        code = cuda->set_32_async(to, (uint32_t)value, 1, work->stream);
-        if (!code) code = cuda->set_32_async(to + 4, (uint32_t)(value >> 32), 1, work->stream);
-        break;
-    default: abqc_fail(ctx, ABQC_E_INTERNAL, "the model writes a value of %d bytes", (int)bytes);
-    }
-    check(ctx, code, "cannot write to the GPU");
+    const uint64_t args[] = {address(device), value};
+    abqc_put_launch(ctx, abqc_set_kernel((size_t)bytes), 1, args);
 }
 
 /* ---- copies ---- */
-
-enum { COPY_THREADS = 256, COPY_SLOTS = 4 + 3 * ABQC_MAX_RANK };
 
 static bool is_multiple(const abqc_dims *dims, int64_t factor) {
     int32_t last = dims->rank - 1;
@@ -130,7 +97,7 @@ static bool is_multiple(const abqc_dims *dims, int64_t factor) {
 
 /* Pairs of neighbours as one element, as long as they come in pairs everywhere. */
 static size_t widen(abqc_dims *dims, size_t item, CUdeviceptr to, CUdeviceptr from) {
-    for (; item < 8 && is_multiple(dims, 2) && (to | from) % (2 * item) == 0; item *= 2) {
+    for (; item < 16 && is_multiple(dims, 2) && (to | from) % (2 * item) == 0; item *= 2) {
         dims->sizes[dims->rank - 1] /= 2;
         for (int32_t d = 0; d < dims->rank - 1; d++) {
             dims->to_strides[d] /= 2;
@@ -140,42 +107,21 @@ static size_t widen(abqc_dims *dims, size_t item, CUdeviceptr to, CUdeviceptr fr
     return item;
 }
 
-static void launch_copy(abqc_ctx *ctx, abqc_dims *dims, size_t item, CUdeviceptr to,
-                        CUdeviceptr from) {
-    const abqc_device *device = ctx->device;
-    uint64_t args[COPY_SLOTS] = {0};
-    void *parameters[COPY_SLOTS];
-    item = widen(dims, item, to, from);
-    int64_t total = 1;
-    for (int32_t d = 0; d < dims->rank; d++) {
-        total *= dims->sizes[d];
-        args[4 + d] = (uint64_t)dims->sizes[d];
-        args[4 + ABQC_MAX_RANK + d] = (uint64_t)dims->to_strides[d];
-        args[4 + 2 * ABQC_MAX_RANK + d] = (uint64_t)dims->from_strides[d];
-    }
-    args[0] = to;
-    args[1] = from;
-    args[2] = (uint64_t)total;
-    args[3] = (uint64_t)dims->rank;
-    for (int32_t i = 0; i < COPY_SLOTS; i++) parameters[i] = &args[i];
-    int64_t grid = (total + COPY_THREADS - 1) / COPY_THREADS;
-    if (grid > INT32_MAX) abqc_fail(ctx, ABQC_E_CHECK, "a tensor inside the model is too large");
-    CUfunction function = device->copies[__builtin_ctz((unsigned)item)];
-    check(ctx,
-          device->cuda.launch(function, (uint32_t)grid, 1, 1, COPY_THREADS, 1, 1, 0,
-                              ctx->work->stream, parameters, NULL),
-          "cannot launch a copy");
-}
-
 void abqc_copy(abqc_ctx *ctx, size_t item, int32_t rank, const int64_t *sizes, void *to,
                const int64_t *to_strides, const void *from, const int64_t *from_strides) {
-    int64_t bytes = abqc_byte_count(rank, sizes, item);
-    if (ctx->work->planning || bytes <= 0) return;
+    uint64_t args[4 + 3 * ABQC_MAX_RANK] = {address(to), address(from)};
+    if (abqc_byte_count(rank, sizes, item) <= 0) return;
     abqc_dims dims = abqc_join_dims(rank, sizes, to_strides, from_strides);
-    if (dims.rank == 1 && dims.to_strides[0] == 1 && dims.from_strides[0] == 1)
-        check(ctx,
-              ctx->device->cuda.copy_async(address(to), address(from), (size_t)bytes,
-                                           ctx->work->stream),
-              "cannot copy");
-    else launch_copy(ctx, &dims, item, address(to), address(from));
+    item = widen(&dims, item, address(to), address(from));
+    int64_t total = 1;
+    for (int32_t d = 0; d < dims.rank; d++) {
+        total *= dims.sizes[d];
+        args[4 + d] = (uint64_t)dims.sizes[d];
+        args[4 + ABQC_MAX_RANK + d] = (uint64_t)dims.to_strides[d];
+        args[4 + 2 * ABQC_MAX_RANK + d] = (uint64_t)dims.from_strides[d];
+    }
+    args[2] = (uint64_t)total;
+    args[3] = (uint64_t)dims.rank;
+    int64_t grid = (total + ABQC_COPY_THREADS - 1) / ABQC_COPY_THREADS;
+    abqc_put_launch(ctx, abqc_copy_kernel(item), grid, args);
 }

@@ -1,5 +1,6 @@
 /* What is known of runs with the same sizes and places: how much memory they take, and from the
- * second one on their graph. The least recently used of eight makes room for the next. */
+ * second one on their graph. The least recently used makes room for the next: of those without a
+ * graph, so that the steps of a decoder, none of which comes twice, leave the others alone. */
 
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +25,7 @@ bool abqc_plans_create(abqc_plans *plans) {
 }
 
 static void drop_graph(const abqc_device *device, abqc_plan *plan) {
-    if (plan->graph) device->cuda.graph_exec_destroy(plan->graph);
+    abqc_graph_destroy(device, plan->graph);
     plan->graph = NULL;
 }
 
@@ -103,23 +104,51 @@ abqc_plan *abqc_plans_find(abqc_ctx *ctx) {
     return NULL;
 }
 
+/* Free entries were never used. NULL: there is none of that kind. */
+static abqc_plan *least_recently_used(abqc_plans *plans, bool with_graph) {
+    abqc_plan *oldest = NULL;
+    for (int32_t i = 0; i < ABQC_PLANS; i++) {
+        abqc_plan *plan = &plans->plans[i];
+        if ((plan->graph != NULL) != with_graph) continue;
+        if (!oldest || plan->used < oldest->used) oldest = plan;
+    }
+    return oldest;
+}
+
+static size_t result_bytes(void) {
+    return (size_t)abqc_meta.info.output_count * sizeof(abqc_result);
+}
+
 void abqc_plans_keep(abqc_ctx *ctx, int64_t bytes) {
     abqc_plans *plans = &ctx->work->plans;
     size_t key_bytes = (size_t)plans->words * sizeof *plans->key;
-    size_t result_bytes = (size_t)abqc_meta.info.output_count * sizeof(abqc_result);
     if (!plans->key[plans->words]) return;
-    abqc_plan *oldest = &plans->plans[0];
-    for (int32_t i = 1; i < ABQC_PLANS; i++)
-        if (plans->plans[i].used < oldest->used) oldest = &plans->plans[i];
-    drop_graph(ctx->device, oldest);
-    forget(oldest);
+    abqc_plan *entry = least_recently_used(plans, false); /* there are more than ever have graphs */
+    forget(entry);
     abqc_plan plan = {.key = malloc(key_bytes + 1), .used = plans->clock, .bytes = bytes,
-                      .results = calloc(1, result_bytes + 1)};
+                      .results = calloc(1, result_bytes() + 1)};
     if (!plan.key || !plan.results) {
         free(plan.key);
         free(plan.results);
-        return; /* the next run plans again */
+        return; /* the next run records its launches again */
     }
     memcpy(plan.key, plans->key, key_bytes);
-    *oldest = plan;
+    *entry = plan;
+}
+
+static int32_t count_graphs(const abqc_plans *plans) {
+    int32_t count = 0;
+    for (int32_t i = 0; i < ABQC_PLANS; i++) count += plans->plans[i].graph != NULL;
+    return count;
+}
+
+void abqc_plans_give(abqc_ctx *ctx, abqc_plan *plan, abqc_graph *graph) {
+    abqc_plans *plans = &ctx->work->plans;
+    if (count_graphs(plans) == ABQC_PLAN_GRAPHS) {
+        abqc_plan *oldest = least_recently_used(plans, true);
+        drop_graph(ctx->device, oldest);
+        forget(oldest);
+    }
+    plan->graph = graph;
+    memcpy(plan->results, ctx->work->results, result_bytes());
 }

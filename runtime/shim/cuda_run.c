@@ -1,8 +1,13 @@
 /* A run on a GPU.
  *
- * First the host function is run for its sizes alone: checks fail before anything has begun, and the
- * memory is one piece of the size that is needed. Then it is run in earnest. When the same sizes and
- * places come again, its launches are captured, and from then on the graph is launched. */
+ * The host function is run with nothing sent to the device: checks fail before anything has begun, it
+ * is known how much memory is needed, and its launches are on a list. The list is sent one by one
+ * where its kernels come in this order for the first time. After that it is a graph: one that is set
+ * to this run's arguments, or where the same sizes and places come again, one of their own, for which
+ * the host function need not run.
+ *
+ * Where launches depend on data of the device, and where a driver checks every buffer, the host
+ * function launches as it goes. */
 
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +29,6 @@ static int32_t create_streams(abqc_work *work) {
     int32_t status = abqc_device_enter(work->device);
     if (status) return status;
     CUresult code = cuda->stream_create(&work->own, 0);
-    if (!code) code = cuda->stream_create(&work->capture, CU_STREAM_NON_BLOCKING);
     if (!code) code = cuda->event_create(&work->done, CU_EVENT_DISABLE_TIMING);
     abqc_device_exit(work->device);
     return code ? abqc_cuda_error(work->device, code, "cannot create a stream") : ABQC_OK;
@@ -44,9 +48,9 @@ int32_t abqc_work_create(abqc_device *device, abqc_work **made) {
 static void give_back(const abqc_device *device, abqc_work *work) {
     if (work->pending) device->cuda.event_synchronize(work->done);
     abqc_plans_drop_graphs(device, &work->plans);
+    abqc_moving_graphs_destroy(device, &work->moving);
     abqc_gpu_arena_destroy(device, &work->arena);
     if (work->done) device->cuda.event_destroy(work->done);
-    if (work->capture) device->cuda.stream_destroy(work->capture);
     if (work->own) device->cuda.stream_destroy(work->own);
 }
 
@@ -57,13 +61,14 @@ void abqc_work_destroy(abqc_work *work) {
         abqc_device_exit(work->device);
     }
     abqc_plans_destroy(&work->plans);
+    abqc_launches_destroy(&work->launches);
     free(work->stages);
     free(work->results);
     free(work->parameters);
     free(work);
 }
 
-/* ---- the host function: planned, launched, captured ---- */
+/* ---- the host function: its launches recorded, or sent as they come ---- */
 
 static size_t result_bytes(void) {
     return (size_t)abqc_meta.info.output_count * sizeof(abqc_result);
@@ -81,14 +86,16 @@ static int32_t call_host(abqc_ctx *ctx) {
     return status;
 }
 
-static int32_t plan(abqc_ctx *ctx, int64_t *bytes) {
+/* What it would launch, and the bytes that it needs. Addresses are good if these fit. */
+static int32_t record(abqc_ctx *ctx, int64_t *bytes) {
     abqc_work *work = ctx->work;
-    work->planning = true;
+    work->recording = true;
     work->reads = false;
-    int32_t status = abqc_gpu_arena_plan(&work->arena);
+    work->launches.count = work->launches.arg_count = 0;
+    int32_t status = abqc_gpu_arena_plan(work->device, &work->arena);
     if (!status) status = abqc_stage_inputs(ctx);
     if (!status) status = call_host(ctx);
-    work->planning = false;
+    work->recording = false;
     *bytes = work->arena.ranges.peak;
     return status;
 }
@@ -105,58 +112,61 @@ static int32_t begin(abqc_ctx *ctx, int64_t bytes) {
     return status ? status : abqc_stage_inputs(ctx);
 }
 
-static int32_t launch_all(abqc_ctx *ctx, int64_t bytes) {
-    ctx->work->stream = abqc_run_stream(ctx->work);
+static int32_t launch_as_it_goes(abqc_ctx *ctx, int64_t bytes) {
     int32_t status = begin(ctx, bytes);
     if (!status) status = abqc_upload_inputs(ctx);
     return status ? status : call_host(ctx);
 }
 
-static CUresult instantiate(const abqc_cuda *cuda, CUgraph graph, CUgraphExec *made) {
-    CUresult code = cuda->graph_instantiate(made, graph, 0);
-    if (code) *made = NULL;
-    return code;
+/* The launches of this run, at addresses that are good. */
+static int32_t record_in_place(abqc_ctx *ctx, int64_t *bytes) {
+    int32_t status = record(ctx, bytes);
+    if (status || abqc_gpu_arena_fits(&ctx->work->arena, *bytes)) return status;
+    status = begin(ctx, *bytes);
+    return status ? status : record(ctx, bytes);
 }
 
-/* Captures the launches of the host function. What goes wrong here is no error of the run: launched
- * one by one they work, or fail with an error of their own. */
-static void capture(abqc_ctx *ctx, abqc_plan *known) {
+/* ---- what was recorded ---- */
+
+/* NULL: this run's launches are to be sent one by one. What goes wrong here is no error of the run:
+ * sent so they work, or fail with an error of their own. */
+static abqc_graph *graph_of(abqc_ctx *ctx, abqc_plan *known) {
     abqc_work *work = ctx->work;
-    const abqc_cuda *cuda = &work->device->cuda;
-    CUgraph graph = NULL;
-    known->refused = true;
-    if (begin(ctx, known->bytes)) return;
-    if (cuda->capture_begin(work->capture, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)) return;
-    work->stream = work->capture;
-    int32_t status = call_host(ctx);
-    CUresult code = cuda->capture_end(work->capture, &graph);
-    if (!status && !code) known->refused = instantiate(cuda, graph, &known->graph) != CUDA_SUCCESS;
-    if (graph) cuda->graph_destroy(graph);
-    memcpy(known->results, work->results, result_bytes());
+    if (!work->device->graphs || work->refused || !work->launches.count) return NULL;
+    if (!known) return abqc_moving_graph(work, &work->moving, &work->launches, &work->refused);
+    abqc_graph *graph = abqc_graph_create(work, &work->launches);
+    work->refused = !graph;
+    if (graph) abqc_plans_give(ctx, known, graph);
+    return graph;
 }
 
-static int32_t launch_graph(abqc_ctx *ctx, const abqc_plan *known) {
+static int32_t launch_graph(const abqc_work *work, const abqc_graph *graph) {
+    CUresult code = abqc_graph_launch(work->device, graph, abqc_run_stream(work));
+    return code ? abqc_cuda_error(work->device, code, "cannot launch the model's graph") : ABQC_OK;
+}
+
+static int32_t run_recorded(abqc_ctx *ctx, abqc_plan *known) {
+    abqc_work *work = ctx->work;
+    int64_t bytes;
+    int32_t status = work->device->separate ? record(ctx, &bytes) : record_in_place(ctx, &bytes);
+    if (status == ABQC_UNPLANNED) return launch_as_it_goes(ctx, 0);
+    if (status) return status;
+    if (work->device->separate) return launch_as_it_goes(ctx, bytes);
+    status = abqc_upload_inputs(ctx);
+    if (status) return status;
+    const abqc_graph *graph = graph_of(ctx, known);
+    if (!known && !work->reads) abqc_plans_keep(ctx, bytes);
+    return graph ? launch_graph(work, graph) : abqc_launches_send(work, &work->launches);
+}
+
+/* The same sizes and places as before: the host function would do the same again. */
+static int32_t run_again(abqc_ctx *ctx, const abqc_plan *known) {
     abqc_work *work = ctx->work;
     int32_t status = begin(ctx, known->bytes);
     if (!status) status = abqc_upload_inputs(ctx);
     if (status) return status;
     memcpy(work->results, known->results, result_bytes());
-    CUresult code = work->device->cuda.graph_launch(known->graph, abqc_run_stream(work));
-    return code ? abqc_cuda_error(work->device, code, "cannot launch the model's graph") : ABQC_OK;
-}
-
-static int32_t run_known(abqc_ctx *ctx, abqc_plan *known) {
-    if (ctx->device->graphs && !known->graph && !known->refused) capture(ctx, known);
-    return known->graph ? launch_graph(ctx, known) : launch_all(ctx, known->bytes);
-}
-
-static int32_t run_new(abqc_ctx *ctx) {
-    int64_t bytes;
-    int32_t status = plan(ctx, &bytes);
-    if (status == ABQC_UNPLANNED) return launch_all(ctx, 0);
-    if (status) return status;
-    if (!ctx->work->reads) abqc_plans_keep(ctx, bytes);
-    return launch_all(ctx, bytes);
+    return launch_graph(work, known->graph);
 }
 
 /* ---- the run ---- */
@@ -198,7 +208,8 @@ static int32_t run_entered(abqc_ctx *ctx, bool wait) {
     int32_t status = follow_earlier_run(work);
     if (status) return status;
     abqc_plan *known = abqc_plans_find(ctx);
-    status = known ? run_known(ctx, known) : run_new(ctx);
+    bool again = known && known->graph && abqc_gpu_arena_fits(&work->arena, known->bytes);
+    status = again ? run_again(ctx, known) : run_recorded(ctx, known);
     if (!status) status = abqc_deliver_outputs(ctx);
     if (!status) return finish(work, wait);
     work->device->cuda.stream_synchronize(abqc_run_stream(work)); /* buffers are the caller's again */

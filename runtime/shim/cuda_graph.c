@@ -1,0 +1,170 @@
+/* Launches as a CUDA graph: one call of the driver, and no gaps between kernels.
+ *
+ * A graph is made of the list of a run's launches, node behind node. When the same kernels come in
+ * the same order with other arguments, the nodes whose arguments differ are set anew, which is cheaper
+ * than launches; a launch of before that is still under way keeps its own. */
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "cuda.h"
+
+struct abqc_graph {
+    CUgraph graph; /* its nodes are the names of those of `executable` */
+    CUgraphExec executable;
+    CUgraphNode *nodes;
+    abqc_launches launches; /* what it makes */
+};
+
+static CUDA_KERNEL_NODE_PARAMS node_of(const abqc_work *work, const abqc_launches *launches,
+                                       int32_t i) {
+    const abqc_launch *launch = &launches->launches[i];
+    const abqc_gpu_kernel *info = abqc_kernel_info(launch->kernel);
+    for (int32_t k = 0; k < info->slots; k++)
+        work->parameters[k] = &launches->args[launch->first + k];
+    return (CUDA_KERNEL_NODE_PARAMS){
+        .function = work->device->functions[launch->kernel],
+        .grid_x = (uint32_t)launch->grid,
+        .grid_y = 1,
+        .grid_z = 1,
+        .block_x = (uint32_t)info->threads,
+        .block_y = 1,
+        .block_z = 1,
+        .shared_bytes = (uint32_t)info->shared_bytes,
+        .parameters = work->parameters,
+    };
+}
+
+/* ---- making ---- */
+
+static bool add_nodes(const abqc_work *work, abqc_graph *graph) {
+    const abqc_cuda *cuda = &work->device->cuda;
+    for (int32_t i = 0; i < graph->launches.count; i++) {
+        CUDA_KERNEL_NODE_PARAMS node = node_of(work, &graph->launches, i);
+        const CUgraphNode *before = i ? &graph->nodes[i - 1] : NULL;
+        if (cuda->graph_add(&graph->nodes[i], graph->graph, before, i ? 1 : 0, &node)) return false;
+    }
+    return true;
+}
+
+static bool fill(const abqc_work *work, abqc_graph *graph, const abqc_launches *launches) {
+    const abqc_cuda *cuda = &work->device->cuda;
+    graph->nodes = calloc((size_t)launches->count, sizeof *graph->nodes);
+    if (!graph->nodes || !abqc_launches_copy(&graph->launches, launches)) return false;
+    if (cuda->graph_create(&graph->graph, 0)) {
+        graph->graph = NULL;
+        return false;
+    }
+    if (!add_nodes(work, graph)) return false;
+    CUresult code = cuda->graph_instantiate(&graph->executable, graph->graph, 0);
+    if (code) graph->executable = NULL;
+    return code == CUDA_SUCCESS;
+}
+
+abqc_graph *abqc_graph_create(const abqc_work *work, const abqc_launches *launches) {
+    abqc_graph *graph = calloc(1, sizeof *graph);
+    if (graph && fill(work, graph, launches)) return graph;
+    abqc_graph_destroy(work->device, graph);
+    return NULL;
+}
+
+void abqc_graph_destroy(const abqc_device *device, abqc_graph *graph) {
+    if (!graph) return;
+    if (graph->executable) device->cuda.graph_exec_destroy(graph->executable);
+    if (graph->graph) device->cuda.graph_destroy(graph->graph);
+    abqc_launches_destroy(&graph->launches);
+    free(graph->nodes);
+    free(graph);
+}
+
+CUresult abqc_graph_launch(const abqc_device *device, const abqc_graph *graph, CUstream stream) {
+    return device->cuda.graph_launch(graph->executable, stream);
+}
+
+/* ---- setting anew ---- */
+
+static bool is_copy(int32_t kernel) {
+    int32_t first = abqc_meta.gpu.kernel_count;
+    return kernel >= first && kernel < first + ABQC_COPY_KERNELS;
+}
+
+/* How wide a copy's elements are depends on sizes; it is the same node all the same. */
+static int32_t kind_of(const abqc_launch *launch) {
+    return is_copy(launch->kernel) ? abqc_copy_kernel(1) : launch->kernel;
+}
+
+static bool same_kinds(const abqc_launches *a, const abqc_launches *b) {
+    if (a->count != b->count) return false;
+    for (int32_t i = 0; i < a->count; i++)
+        if (kind_of(&a->launches[i]) != kind_of(&b->launches[i])) return false;
+    return true;
+}
+
+/* FNV-1a over the kinds; never 0. */
+static uint64_t hash_of(const abqc_launches *launches) {
+    uint64_t hash = 0xcbf29ce484222325;
+    for (int32_t i = 0; i < launches->count; i++)
+        hash = (hash ^ (uint32_t)kind_of(&launches->launches[i])) * 0x100000001b3;
+    return hash | 1;
+}
+
+static bool same_launch(const abqc_launches *a, const abqc_launches *b, int32_t i) {
+    const abqc_launch *x = &a->launches[i], *y = &b->launches[i];
+    size_t bytes = (size_t)abqc_kernel_info(x->kernel)->slots * sizeof *a->args;
+    return x->kernel == y->kernel && x->grid == y->grid &&
+           (!bytes || memcmp(&a->args[x->first], &b->args[y->first], bytes) == 0);
+}
+
+/* false: the graph is good for nothing any more. */
+static bool set(const abqc_work *work, abqc_graph *graph, const abqc_launches *launches) {
+    const abqc_cuda *cuda = &work->device->cuda;
+    for (int32_t i = 0; i < launches->count; i++) {
+        if (same_launch(&graph->launches, launches, i)) continue;
+        CUDA_KERNEL_NODE_PARAMS node = node_of(work, launches, i);
+        if (cuda->graph_set(graph->executable, graph->nodes[i], &node)) return false;
+    }
+    return abqc_launches_copy(&graph->launches, launches);
+}
+
+/* ---- the table ---- */
+
+static bool seen_before(abqc_moving_graphs *moving, uint64_t hash) {
+    for (int32_t i = 0; i < ABQC_SEEN; i++)
+        if (moving->seen[i] == hash) return true;
+    moving->seen[moving->clock % ABQC_SEEN] = hash;
+    return false;
+}
+
+static int32_t find(const abqc_moving_graphs *moving, const abqc_launches *launches) {
+    for (int32_t i = 0; i < ABQC_MOVING_GRAPHS; i++)
+        if (moving->graphs[i] && same_kinds(&moving->graphs[i]->launches, launches)) return i;
+    return -1;
+}
+
+static int32_t least_recently_used(const abqc_moving_graphs *moving) {
+    int32_t oldest = 0;
+    for (int32_t i = 1; i < ABQC_MOVING_GRAPHS; i++)
+        if (moving->used[i] < moving->used[oldest]) oldest = i;
+    return oldest;
+}
+
+abqc_graph *abqc_moving_graph(const abqc_work *work, abqc_moving_graphs *moving,
+                              const abqc_launches *launches, bool *refused) {
+    moving->clock++;
+    int32_t i = find(moving, launches);
+    if (i < 0 && !seen_before(moving, hash_of(launches))) return NULL;
+    bool fits = i >= 0 && set(work, moving->graphs[i], launches);
+    if (i < 0) i = least_recently_used(moving);
+    if (!fits) {
+        abqc_graph_destroy(work->device, moving->graphs[i]);
+        moving->graphs[i] = abqc_graph_create(work, launches);
+    }
+    moving->used[i] = moving->clock;
+    *refused = !moving->graphs[i];
+    return moving->graphs[i];
+}
+
+void abqc_moving_graphs_destroy(const abqc_device *device, abqc_moving_graphs *moving) {
+    for (int32_t i = 0; i < ABQC_MOVING_GRAPHS; i++) abqc_graph_destroy(device, moving->graphs[i]);
+    *moving = (abqc_moving_graphs){0};
+}
