@@ -8,6 +8,7 @@ TIDY = "func.func(canonicalize,cse)"
 SIMPLIFY = (
     TIDY,
     "keep-nans",
+    "func.func(math-expand-ops{ops=fpowi})",  # x * x, as norms have it
     "convert-batch-matmul",  # before fusion turns it into loops
     "scalarize-shapes",
     TIDY,
@@ -29,6 +30,8 @@ SIMPLIFY = (
     "resolve-dims",
     "func.func(resolve-shaped-type-result-dims,canonicalize,cse)",
     "func.func(linalg-fuse-elementwise-ops,canonicalize,cse)",
+    "share-heads",
+    TIDY,
 )
 
 # The recipe gives formats, the cost model strategies.

@@ -51,6 +51,7 @@ PASS_FILES = (
     "resolve_dims",
     "scalarize_shapes",
     "separate_fills",
+    "share_heads",
     "simplify_broadcasts",
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from abqc.compiler.evaluate import relative_error
 from abqc.errors import AbqcError, DeviceError
 from abqc.runtime.artifact import manifest_of
 from abqc.runtime.model import Model
+from abqc.runtime.ptx.driver import PtxDriver
 from decoder import decoder, feeds
+from fake_gpu import GpuTensor
 
 Feeds = dict[str, np.ndarray]
 
@@ -112,6 +115,40 @@ def test_a_decoder_layer(tmp_path: Path, quant: str, limit: float) -> None:
     pair = Pair(tmp_path / "decoder.onnx", tmp_path, quant)
     for batch, rows, past in ((1, 6, 0), (2, 1, 5), (1, 1, 11)):
         assert pair.error(feeds(batch, rows, past)) <= limit
+
+
+def test_decoding_steps_are_single_launches(tmp_path: Path) -> None:
+    """With a cache that grows in place, to the bit as launched kernel by kernel and checked."""
+    onnx.save(decoder(), tmp_path / "decoder.onnx")
+    library = compile_file(
+        tmp_path / "decoder.onnx", quant="w4a8", target="sm_90a", output=tmp_path / "model.so"
+    )
+    calls: Counter[str] = Counter()
+    driver = PtxDriver(
+        (9, 0), separate_buffers=False, intercept=lambda name, _: calls.update([name])
+    )
+    model, checked = abqc.load(library, device=driver), abqc.load(library, device="ptx-vm")
+    first = feeds(1, 1, 3)
+    caches = {name[5:]: np.zeros((1, 3, 16, 64), np.float32) for name in first if "past" in name}
+    for name, cache in caches.items():
+        cache[:, :, :3] = first[f"past_{name}"]
+    on_gpu = {name: GpuTensor(driver.machine, cache) for name, cache in caches.items()}
+    for past in range(3, 8):
+        old, new = np.s_[:, :, :past], np.s_[:, :, : past + 1]
+        inputs = feeds(1, 1, past)
+        pasts = {f"past_{name}": cache.numpy()[old] for name, cache in on_gpu.items()}
+        expected = checked.run(inputs | pasts)
+        calls.clear()
+        pasts = {f"past_{name}": cache.slice(old) for name, cache in on_gpu.items()}
+        grown = {f"present_{name}": cache.slice(new) for name, cache in on_gpu.items()}
+        outputs = model.run(inputs | pasts, outputs=grown, device="cpu")
+        print(calls)
+        for got, wanted in zip(outputs, expected, strict=True):
+            got = got.numpy() if isinstance(got, GpuTensor) else got
+            np.testing.assert_array_equal(got, wanted)
+        if past > 4:
+            assert calls["cuGraphLaunch"] == 1 and not calls["cuLaunchKernel"]
+            assert 0 < calls["cuGraphExecKernelNodeSetParams"] < 15
 
 
 def test_a_head_tied_to_its_embedding_is_stored_once(tmp_path: Path) -> None:
