@@ -13,6 +13,7 @@ import numpy as np
 
 from ..dialects.formats import QuantizedTensor, Scheme
 from ..errors import RecipeError
+from ..passes.pack_layouts import MatmulRequest
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,12 @@ class MatmulSpec:
     activation: Scheme | None
     hadamard_block: int = 0
     scale_bits: int = 16
+
+    @staticmethod
+    def of(request: MatmulRequest) -> MatmulSpec:
+        """What a pass asks for, without the node."""
+        r = request
+        return MatmulSpec(r.n, r.k, r.weight, r.activation, r.hadamard_block, r.scale_bits)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Every matmul gets a strategy; weights and activations get its layouts.
 
-The strategy is the cheapest that can do the operation, by the target's cost model. Weights are
+The strategy is the cheapest that can do the operation, by the target's cost model; matmuls that
+read one activation are chosen for together, since each layout of it is a launch. Weights are
 encoded and packed here, one at a time, and spooled to the store; activations become `abq.pack`, one
 kernel that rotates, quantizes and lays out. Packs of one activation for several matmuls are equal
 and `cse` merges them.
@@ -29,13 +30,28 @@ class _Packed:
     symbol: str
 
 
+@dataclass(frozen=True)
+class MatmulRequest:
+    """A matmul that a target is asked to choose a strategy for: `n` x `k` weights, formats (None:
+    float), columns of a rotation (0: none), bits of the weight's scales, its ONNX node."""
+
+    n: int
+    k: int
+    weight: Scheme | None
+    activation: Scheme | None
+    hadamard_block: int
+    scale_bits: int
+    node: str
+
+
 @register
 def pack_layouts(module: ir.Operation, unit: Unit) -> None:
     """Choose a strategy for every matmul and put its layouts into the types."""
     matmuls = [op for op in walk(module, "abq.matmul") if not abq.is_packed(op.opview.w)]
     packed: dict[str, _Packed] = {}
+    choices = _choose(matmuls, unit)
     for done, op in enumerate(matmuls):
-        _pack_matmul(op, packed, unit)
+        _pack_matmul(op, choices[op], packed, unit)
         if unit.progress is not None:
             unit.progress("pack weights", done + 1, len(matmuls))
     for op in walk(module, "abq.gather"):
@@ -63,16 +79,36 @@ def _activation(x: ir.Value) -> tuple[ir.Value, Scheme | None, int, ir.Operation
     return source, parse_scheme(text), 0, quantize
 
 
-def _pack_matmul(op: ir.Operation, packed: dict[str, _Packed], unit: Unit) -> None:
+def _choose(matmuls: list[ir.Operation], unit: Unit) -> dict[ir.Operation, Any]:
+    """The target's choice for each; those of one activation are asked for at once."""
+    readers: dict[ir.Value, list[ir.Operation]] = {}
+    for op in matmuls:
+        readers.setdefault(op.opview.x, []).append(op)
+    choices = {}
+    for group in readers.values():
+        chosen = unit.target.choose([_request(op) for op in group])
+        choices.update(zip(group, chosen, strict=True))
+    return choices
+
+
+def _request(op: ir.Operation) -> MatmulRequest:
+    view = op.opview
+    text = abq.code_format(view.w)
+    _, activation, block, _ = _activation(view.x)
+    return MatmulRequest(
+        *abq.shape(view.w),
+        parse_scheme(text) if text else None,
+        activation,
+        block,
+        _scale_bits(view.w_scale),
+        ir.StringAttr(view.node).value,
+    )
+
+
+def _pack_matmul(op: ir.Operation, choice: Any, packed: dict[str, _Packed], unit: Unit) -> None:
     view = op.opview
     node = ir.StringAttr(view.node).value
-    n, k = abq.shape(view.w)
-    weight_text = abq.code_format(view.w)
-    x, activation, block, quantize = _activation(view.x)
-    weight_scheme = parse_scheme(weight_text) if weight_text else None
-    choice = unit.target.choose(
-        n, k, weight_scheme, activation, block, _scale_bits(view.w_scale), node=node
-    )
+    x, _, _, quantize = _activation(view.x)
     strategy, spec = choice.strategy, choice.spec
     variants = strategy.matmul_kernels(spec)
     for variant in variants:
@@ -102,19 +138,19 @@ def _pack_matmul(op: ir.Operation, packed: dict[str, _Packed], unit: Unit) -> No
             new.operation.attributes["reduces"] = ir.ArrayAttr.get(reduces)
             splits = [v.split for v in variants]
             new.operation.attributes["splits"] = ir.DenseI64ArrayAttr.get(splits)
-        new.operation.attributes["n"] = ir.IntegerAttr.get(ir.IndexType.get(), n)
-        new.operation.attributes["k"] = ir.IntegerAttr.get(ir.IndexType.get(), k)
+        new.operation.attributes["n"] = ir.IntegerAttr.get(ir.IndexType.get(), spec.n)
+        new.operation.attributes["k"] = ir.IntegerAttr.get(ir.IndexType.get(), spec.k)
     op.results[0].replace_all_uses_with(new.result)
     op.erase()
     unit.operations.append(
         {
             "node": node,
             "kind": unit.node_kinds.get(node, "matmul"),
-            "n": n,
-            "k": k,
-            "weight": weight_scheme.text if weight_scheme else "f32",
-            "activation": activation.text if activation else "f32",
-            "rotated": block,
+            "n": spec.n,
+            "k": spec.k,
+            "weight": spec.weight.text if spec.weight else "f32",
+            "activation": spec.activation.text if spec.activation else "f32",
+            "rotated": spec.hadamard_block,
             "strategy": strategy.name,
             "why": choice.why,
             **stats,

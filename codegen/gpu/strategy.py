@@ -18,6 +18,7 @@ from .schedule import Schedule
 
 # Rows are cut into ranges by powers of two up to here; more rows share one schedule.
 RANGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+PACK_THREADS = 256  # of a block of a packing kernel, about
 MANY_ROWS = (512, 4096)  # what the schedule of the last range is judged by
 
 
@@ -64,6 +65,34 @@ class GpuStrategy(Protocol):
     def features(self, spec: MatmulSpec, schedule: Schedule, m: int) -> KernelFeatures:
         """What the cost model needs to know of `m` rows; its `arch` is left open ("")."""
         ...
+
+
+def pack_features(
+    spec: MatmulSpec, strategy: GpuStrategy, kernel: Kernel, m: int
+) -> KernelFeatures:
+    """A launch that packs `m` rows: f32 read, packed rows written."""
+    rows = kernel.block[0]
+    blocks = -(-m // rows)
+    return KernelFeatures(
+        arch="",
+        strategy="pack",
+        schedule=kernel.name,
+        kind="pack",
+        m=m,
+        n=spec.k,
+        k=spec.k,
+        weight_bits=0,
+        activation_bits=32,
+        block_m=rows,
+        block_n=spec.k,
+        block_k=spec.k,
+        blocks=blocks,
+        threads=PACK_THREADS,
+        weight_bytes=0,
+        activation_bytes=4 * m * spec.k,
+        written_bytes=m * strategy.row_bytes(spec),
+        bytes_in_flight=4 * rows * spec.k,
+    )
 
 
 @dataclass(frozen=True)
@@ -165,8 +194,23 @@ class Scheduled:
 
     def predict(self, spec: MatmulSpec, schedule: Schedule, m: int) -> float:
         """Seconds, multiplied over the targets: none of them outweighs another."""
-        features = self.strategy.features(spec, schedule, m)
-        return math.prod(
+        return math.prod(self._on_each(self.strategy.features(spec, schedule, m)))
+
+    def seconds(self, spec: MatmulSpec, m: int) -> tuple[float, ...]:
+        """What `m` rows take on each target by the best schedule for them."""
+        features = self.strategy.features(spec, self.best(spec, m, m).schedule, m)
+        return self._on_each(features)
+
+    def pack_seconds(self, spec: MatmulSpec, m: int) -> tuple[float, ...]:
+        """What packing `m` rows of its activation takes on each target; 0 where they are read as
+        they are."""
+        kernel = self.strategy.pack_kernel(spec)
+        if kernel is None:
+            return (0.0,) * len(self.archs)
+        return self._on_each(pack_features(spec, self.strategy, kernel, m))
+
+    def _on_each(self, features: KernelFeatures) -> tuple[float, ...]:
+        return tuple(
             model.predict(_on(features, arch))
             for arch, model in zip(self.archs, self.models, strict=True)
         )

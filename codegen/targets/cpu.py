@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 from ...costmodel.interface import CostModel, MatmulFeatures
 from ...costmodel.load import model_for
 from ...dialects.formats import Scheme, parse_scheme
+from ...passes.pack_layouts import MatmulRequest
 from ..cpu.batch_matmul import batch_matmul_kernels
 from ..cpu.bitplane import BitplaneStrategy
 from ..cpu.dequantize import Dequantize
@@ -46,20 +48,16 @@ class CpuTarget:
     def strategies(self) -> tuple[MatmulStrategy, ...]:
         return (FloatMatmul(), Dequantize(), Int8Strategy(), BitplaneStrategy())
 
-    def choose(
-        self,
-        n: int,
-        k: int,
-        weight: Scheme | None,
-        activation: Scheme | None,
-        hadamard_block: int,
-        scale_bits: int,
-        *,
-        node: str,
-    ) -> Choice:
-        """The cheapest strategy that can do the matmul; RecipeError if there is none."""
-        spec = MatmulSpec(n, k, weight, activation, hadamard_block, scale_bits)
-        able = able_to_do(spec, self.strategies, node=node)
+    def choose(self, requests: Sequence[MatmulRequest]) -> list[Choice]:
+        """The cheapest strategy for each; RecipeError where there is none.
+
+        What they cost includes their packing, which they share if they choose alike.
+        """
+        return [self._choose(request) for request in requests]
+
+    def _choose(self, request: MatmulRequest) -> Choice:
+        spec = MatmulSpec.of(request)
+        able = able_to_do(spec, self.strategies, node=request.node)
         if len(able) == 1:
             return Choice(able[0], spec, f"{able[0].name}: the only strategy for these formats")
         scores = {s.name: [self._features(s, spec, m) for m in TYPICAL_ROWS] for s in able}

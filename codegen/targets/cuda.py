@@ -9,6 +9,7 @@ from functools import cached_property
 from ...costmodel.interface import CostModel
 from ...costmodel.load import model_for
 from ...dialects.formats import Scheme, parse_scheme
+from ...passes.pack_layouts import MatmulRequest
 from ..gpu.arch import ALL, SM_75, GpuArch
 from ..gpu.attention import AttentionVariant, attention_kernels, precision_on
 from ..gpu.attention_spec import AttentionSpec, MaskKind
@@ -69,40 +70,53 @@ class CudaTarget:
         every: Sequence[GpuStrategy] = (FloatMatmul(), DequantizeMatmul(), Int8Matmul(), Planes())
         return tuple(Scheduled(strategy, self.archs, self.models) for strategy in every)
 
-    def choose(
-        self,
-        n: int,
-        k: int,
-        weight: Scheme | None,
-        activation: Scheme | None,
-        hadamard_block: int,
-        scale_bits: int,
-        *,
-        node: str,
-    ) -> Choice:
-        """The cheapest strategy that can do the matmul; RecipeError if there is none."""
-        spec = MatmulSpec(n, k, weight, activation, hadamard_block, scale_bits)
-        able = able_to_do(spec, self.strategies, node=node, where=f" on {self.name}")
-        return Choice(self._best(able, spec), spec, self._explain(able, spec))
+    def choose(self, requests: Sequence[MatmulRequest]) -> list[Choice]:
+        """A strategy for each of these matmuls of one activation; RecipeError where there is none.
 
-    def _best(self, able: list[Scheduled], spec: MatmulSpec) -> Scheduled:
-        """By the product of the times: no number of rows outweighs another."""
+        Each gets its cheapest one, or all get the same, if that saves launches that pack the
+        activation in several layouts.
+        """
+        specs = [MatmulSpec.of(request) for request in requests]
+        able = [
+            able_to_do(spec, self.strategies, node=request.node, where=f" on {self.name}")
+            for spec, request in zip(specs, requests, strict=True)
+        ]
+        common = [s for s in able[0] if all(s in others for others in able)]
+        alone = [
+            self._cheapest([spec], [[s] for s in a]) for spec, a in zip(specs, able, strict=True)
+        ]
+        each = [s for (s,) in alone]
+        chosen = self._cheapest(specs, [each, *([s] * len(specs) for s in common)])
+        return [
+            Choice(strategy, spec, self._explain(a, spec, shared=strategy != alone))
+            for strategy, spec, a, alone in zip(chosen, specs, able, each, strict=True)
+        ]
 
-        def score(strategy: Scheduled) -> float:
+    def _cheapest(
+        self, specs: list[MatmulSpec], assignments: list[list[Scheduled]]
+    ) -> list[Scheduled]:
+        """The strategies that take the least time together, by the product over rows and targets:
+        none of these outweighs another."""
+
+        def score(strategies: list[Scheduled]) -> float:
             product = 1.0
             for rows in TYPICAL_ROWS:
-                product *= strategy.best(spec, rows, rows).score
+                times = [s.seconds(spec, rows) for s, spec in zip(strategies, specs, strict=True)]
+                packs = {s.name: s.pack_seconds(specs[0], rows) for s in strategies}
+                for total in zip(*times, *packs.values(), strict=True):
+                    product *= sum(total)
             return product
 
-        return able[0] if len(able) == 1 else min(able, key=score)
+        return assignments[0] if len(assignments) == 1 else min(assignments, key=score)
 
-    def _explain(self, able: list[Scheduled], spec: MatmulSpec) -> str:
+    def _explain(self, able: list[Scheduled], spec: MatmulSpec, *, shared: bool) -> str:
         if len(able) == 1:
             return f"{able[0].name}: the only strategy for these formats"
-        return "; ".join(
+        alone = "; ".join(
             f"M={m}: " + self.models[0].explain([s.features(spec, m) for s in able])
             for m in TYPICAL_ROWS
         )
+        return alone + ("; shares its activations' layout with others" if shared else "")
 
     def batch_matmul(self, transposed: bool) -> tuple[Variant, ...]:
         """The kernels of products of two activations."""
