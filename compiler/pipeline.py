@@ -78,7 +78,16 @@ GPU_KERNELS = (
 
 
 # A GPU has kernels for what the CPU does loop by loop.
-GPU_FUSIONS = ("fuse-attention", TIDY, "fuse-norm", TIDY)
+GPU_FUSIONS = (
+    "fuse-attention",
+    TIDY,
+    "fuse-norm",
+    TIDY,
+    "fuse-concat",  # after attention, which would not know its heads again
+    "func.func(canonicalize,cse,linalg-fuse-elementwise-ops,canonicalize,cse)",
+    "fold-transposes",
+    TIDY,
+)
 
 
 def stages(on_device: bool) -> dict[str, tuple[str, ...]]:

@@ -1,0 +1,150 @@
+"""Parts of one tensor that are put together in another order become one loop.
+
+    concat(-x[.., h:], x[.., :h])       rotary embeddings (Su et al., "RoFormer", 2021)
+    concat(x, x)
+
+The axis is read as n blocks of h: block b of the result is a function of a block of x,
+
+    y[.., b, j] = select(b == 0, f0(x[.., c0, j]), f1(x[.., c1, j]))
+
+which fuses with the loop that reads it, where a concat would be a copy for each part. Parts are
+equal slices of one tensor, or functions of them element by element.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from abqc.dialects import abq
+from abqc.dialects.mlir import arith, ir, linalg, tensor
+
+from .axis_blocks import clone_body, in_blocks, joined, parallel_loop, with_blocks
+from .generics import inputs, is_elementwise, is_identity, maps
+from .infrastructure import Unit, defining_op, register, users, walk
+from .resolve_dims import dimension_or_query, index
+
+
+@dataclass(frozen=True)
+class _Part:
+    """`source[.., block * h : (block + 1) * h]`, and the loop of what is done to it."""
+
+    source: ir.Value
+    block: int
+    loop: ir.Operation | None
+
+
+@register
+def fuse_concat(module: ir.Operation, unit: Unit) -> None:
+    """Rewrite concatenations of parts of one tensor as elementwise loops."""
+    for op in walk(module, "tensor.concat"):
+        axis = ir.IntegerAttr(op.attributes["dim"]).value
+        sizes = {abq.shape(part)[axis] for part in op.operands}
+        if len(sizes) != 1 or len(op.operands) < 2 or abq.DYNAMIC in sizes:
+            continue
+        parts = [_part(value, axis, *sizes) for value in op.operands]
+        found = [part for part in parts if part is not None]
+        if len(found) < len(parts) or any(part.source != found[0].source for part in found):
+            continue
+        with ir.InsertionPoint(op), op.location:
+            op.results[0].replace_all_uses_with(_as_loop(op, axis, *sizes, found))
+        op.erase()
+
+
+def _part(value: ir.Value, axis: int, size: int) -> _Part | None:
+    """What a part is of; a tensor that is neither a slice nor made of one is a part of itself."""
+    op, loop = defining_op(value), None
+    if is_elementwise(op) and len(inputs(op)) == 1 and is_identity(maps(op)[0]):
+        sliced = defining_op(inputs(op)[0])
+        if sliced is not None and sliced.name == "tensor.extract_slice":
+            value, op, loop = inputs(op)[0], sliced, op
+    if op is None or op.name != "tensor.extract_slice":
+        return _Part(value, 0, loop)
+    source = op.operands[0]
+    offset = _offset(op, axis)
+    whole = abq.shape(source)[axis]
+    if offset is None or whole == abq.DYNAMIC or whole % size or offset % size:
+        return None
+    return _Part(source, offset // size, loop)
+
+
+def _offset(op: ir.Operation, axis: int) -> int | None:
+    """Where a slice begins that keeps all axes but one whole; None for other slices."""
+    offsets = list(ir.DenseI64ArrayAttr(op.attributes["static_offsets"]))
+    sizes = list(ir.DenseI64ArrayAttr(op.attributes["static_sizes"]))
+    strides = list(ir.DenseI64ArrayAttr(op.attributes["static_strides"]))
+    source, *dynamic = op.operands
+    shape = abq.shape(source)
+    if len(abq.shape(op.results[0])) != len(shape) or any(stride != 1 for stride in strides):
+        return None
+    if offsets[axis] < 0 or any(offsets[i] for i in range(len(shape)) if i != axis):
+        return None
+    known = iter(dynamic)
+    for i, size in enumerate(sizes):
+        value = next(known) if size < 0 else None
+        if i == axis:
+            continue
+        whole = value is not None and _is_size(value, source, i) if size < 0 else size == shape[i]
+        if not whole:
+            return None
+    return offsets[axis]
+
+
+def _is_size(value: ir.Value, source: ir.Value, axis: int) -> bool:
+    """Whether `value` surely is the size of an axis of `source`, whose size is dynamic."""
+    if abq.shape(source)[axis] != abq.DYNAMIC:
+        return False
+    query = defining_op(value)
+    if query is not None and query.name == "tensor.dim" and query.operands[0] == source:
+        number = defining_op(query.operands[1])
+        return number is not None and ir.IntegerAttr(number.attributes["value"]).value == axis
+    made = defining_op(source)
+    empty = defining_op(made.operands[len(made.operands) - 1]) if made is not None else None
+    if empty is None or empty.name != "tensor.empty":
+        return False
+    before = sum(size == abq.DYNAMIC for size in abq.shape(source)[:axis])
+    return empty.operands[before] == value
+
+
+def _as_loop(op: ir.Operation, axis: int, size: int, parts: list[_Part]) -> ir.Value:
+    """The result, and in blocks too what loops make of it."""
+    type_ = ir.RankedTensorType(op.results[0].type)
+    source, shape = parts[0].source, list(type_.shape)
+    wide = with_blocks(source, axis, size)
+    blocks = sorted({part.block for part in parts})
+    result_shape = [*shape[:axis], len(parts), size, *shape[axis + 1 :]]
+    rank = len(result_shape)
+    sizes = [
+        n if n != abq.DYNAMIC else dimension_or_query(source, i if i < axis else i - 1)
+        for i, n in enumerate(result_shape)
+    ]
+    every = [ir.AffineDimExpr.get(i) for i in range(rank)]
+    reads = [[*every[:axis], ir.AffineConstantExpr.get(b), *every[axis + 1 :]] for b in blocks]
+
+    def body(arguments: list[ir.Value]) -> ir.Value:
+        values = [_applied(part.loop, arguments[blocks.index(part.block)]) for part in parts]
+        return _selected(axis, values)
+
+    empty = tensor.EmptyOp(sizes, type_.element_type).result
+    all_maps = [ir.AffineMap.get(rank, 0, r) for r in reads]
+    loop = parallel_loop([wide] * len(blocks), all_maps, empty, body)
+    for user in users(op.results[0]):
+        if is_elementwise(user.operation):
+            in_blocks(user.operation, op.results[0], axis, size)
+    return joined(loop, axis, type_)
+
+
+def _applied(loop: ir.Operation | None, value: ir.Value) -> ir.Value:
+    """What the body of `loop` makes of an element."""
+    return value if loop is None else clone_body(loop, [value])
+
+
+def _selected(axis: int, values: list[ir.Value]) -> ir.Value:
+    """The value whose number is the index along `axis`."""
+    selected = values[-1]
+    if all(value == selected for value in values):
+        return selected
+    number = linalg.IndexOp(axis).result
+    for i in reversed(range(len(values) - 1)):
+        here = arith.CmpIOp(arith.CmpIPredicate.eq, number, index(i)).result
+        selected = arith.SelectOp(here, values[i], selected).result
+    return selected
