@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from abqc.codegen.gpu.arch import SM_75, SM_80, SM_120A, GpuArch
 from abqc.codegen.gpu.compile import Ptx, assemble, compile_ptx
-from abqc.codegen.gpu.norm import NormSpec, norm_kernel, softmax_kernel
+from abqc.codegen.gpu.norm import NormSpec, norm_kernel
+from abqc.codegen.gpu.softmax import softmax_kernel
 from abqc.codegen.gpu.tools import find_tool
 from abqc.codegen.strategy import Kernel
 from abqc.dialects.mlir import ir

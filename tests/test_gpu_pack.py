@@ -7,7 +7,8 @@ import pytest
 from abqc.codegen.gpu.arch import SM_80, SM_90A, GpuArch
 from abqc.codegen.gpu.compile import assemble, compile_ptx
 from abqc.codegen.gpu.measure import measure_kernel
-from abqc.codegen.gpu.pack import RowLayout, pack_kernel, scaled_pack_kernel
+from abqc.codegen.gpu.pack import pack_kernel, scaled_pack_kernel
+from abqc.codegen.gpu.pack_row import RowLayout
 from abqc.codegen.gpu.planes_layout import PlaneRows
 from abqc.codegen.gpu.rows_layout import FloatRows, Int8Rows
 from abqc.codegen.gpu.tools import find_tool

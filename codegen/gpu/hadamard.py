@@ -18,7 +18,7 @@ from ...errors import CompileError
 from ..builder import Value
 from .arch import WARP
 from .builder import GpuBuilder
-from .row_threads import CHUNK, PER_LANE, Chunk, Place, RowShape, load_four
+from .row_threads import CHUNK, PER_LANE, Chunk, Place, RowShape, load_four, span_positions
 
 RADIX = 16  # strided elements that a thread transforms at a time
 
@@ -42,7 +42,7 @@ class Rotation:
         floats = shared // (4 * shape.threads.rows)
         staged = not shape.dense
         if staged:
-            if shape.threads.spans > 1 or shape.k > floats:
+            if not Rotation.can_stage(shape, shared):
                 raise _too_large(block, shape.k, "groups are multiples of 32")
             return Rotation(shape, block, shape.k // block, 1, staged)
         in_span = -(-min(shape.k, shape.threads.span) // block)
@@ -54,6 +54,11 @@ class Rotation:
         while block > floats * slices:
             slices *= 2
         return Rotation(shape, block, 1, slices, staged)
+
+    @staticmethod
+    def can_stage(shape: RowShape, shared: int) -> bool:
+        """Whether so many bytes of shared memory hold whole rows of elements."""
+        return shape.threads.spans == 1 and shape.k <= shared // (4 * shape.threads.rows)
 
     @property
     def _lanes(self) -> int:
@@ -78,13 +83,14 @@ class Rotation:
         """Of all rows of a block of threads."""
         return 4 * self._floats * self.shape.threads.rows
 
-    def load(
-        self, b: GpuBuilder, place: Place, x: Value, shared: int, positions: list[Value]
+    def turn(
+        self, b: GpuBuilder, place: Place, shared: int, positions: list[Value], chunks: list[Chunk]
     ) -> list[Chunk]:
-        """The rotated values at a lane's `positions` of the row at `x`, a span's chunks; shared
+        """The rotated values at a lane's `positions`, of a span's `chunks` of elements; shared
         memory from byte `shared` on is used."""
-        emit = _Emitter(self, b, place, x, shared)
-        return emit.staged(positions) if self.staged else emit.span(positions)
+        emit = _Emitter(self, b, place, shared)
+        turn = emit.staged if self.staged else emit.span
+        return turn(positions, chunks)
 
 
 def _too_large(block: int, k: int, where: str) -> CompileError:
@@ -101,7 +107,6 @@ class _Emitter:
     rotation: Rotation
     b: GpuBuilder
     place: Place
-    x: Value
     offset: int
 
     def __post_init__(self) -> None:
@@ -114,9 +119,9 @@ class _Emitter:
         # The thread among those of its row.
         self.thread = self.place.warp * WARP + self.place.lane
 
-    def span(self, positions: list[Value]) -> list[Chunk]:
+    def span(self, positions: list[Value], chunks: list[Chunk]) -> list[Chunk]:
         """Values of dense rows, whose positions are elements."""
-        chunks = [self._within(self._load(p, self.shape.k)) for p in positions]
+        chunks = [self._within(chunk) for chunk in chunks]
         if not self.rotation.strided:
             return chunks
         begin = positions[0] - self.place.first  # of the span
@@ -127,39 +132,17 @@ class _Emitter:
                 chunks = self._round(begin + at, part, positions, chunks)
         return chunks
 
-    def staged(self, positions: list[Value]) -> list[Chunk]:
+    def staged(self, positions: list[Value], chunks: list[Chunk]) -> list[Chunk]:
         """Values of rows with padding: transformed as if there were none, then read by position."""
         b, k = self.b, self.shape.k
-        held = self.shape.threads.warps * CHUNK
-        for begin in range(0, k, held):
-            at = self.place.first + begin
-            self._store(at, self._within(self._load(at, k)), at < k, k - at)
+        firsts = span_positions(b, self.shape.unpadded, self.place, b.const(0, "i32"))
+        for at, chunk in zip(firsts, chunks, strict=True):
+            self._store(at, self._within(chunk), at < k, k - at)
         b.barrier()
         self._strided(b.const(k, "i32"))
         return [load_four(b, self.shape, self.shared, self.shape.elements(b, p)) for p in positions]
 
     # In registers
-
-    def _load(self, first: Value, k: int) -> Chunk:
-        """Elements of the row, in order; 0 beyond its end."""
-        b, zero = self.b, self.b.const(0.0, "f32")
-        values: Chunk = []
-        if k % PER_LANE == 0:
-            return b.either(
-                first < k,
-                ["f32"] * PER_LANE,
-                lambda: b.lanes_of(b.load(self.x, "vector<4xf32>", first * 4, cache="nc")),
-                lambda: [zero] * PER_LANE,
-            )
-        for i in range(PER_LANE):
-            at = first * 4 + 4 * i
-            values += b.either(
-                first + i < k,
-                ["f32"],
-                lambda at=at: [b.load(self.x, "f32", at, cache="nc")],  # type: ignore[misc]
-                lambda: [zero],
-            )
-        return values
 
     def _within(self, chunk: Chunk) -> Chunk:
         """Butterflies inside of a chunk."""

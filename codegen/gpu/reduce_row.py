@@ -27,6 +27,12 @@ class RowReduction:
     scratch: Value | None
 
     @staticmethod
+    def at(b: GpuBuilder, threads: RowThreads, place: Place, offset: int) -> RowReduction:
+        """The reduction whose scratch begins at byte `offset` of shared memory."""
+        scratch = b.at(b.shared, offset) if threads.warps > 1 else None
+        return RowReduction(b, threads, place, scratch)
+
+    @staticmethod
     def scratch_bytes(threads: RowThreads, scalars: int) -> int:
         """Shared memory for a reduction of so many 32-bit scalars."""
         return 4 * threads.rows * threads.warps * scalars if threads.warps > 1 else 0
@@ -34,13 +40,15 @@ class RowReduction:
     def run(self, values: Sequence[Value], combine: Sequence[Combine]) -> list[Value]:
         """Each value combined by its function, in an order that does not depend on timing."""
         pairs = list(zip(values, combine, strict=True))
-        values = [butterfly(self.b, value, WARP, how) for value, how in pairs]
-        if self.threads.warps == 1:
-            return values
-        return self._across_warps(values, combine)
+        lanes = [butterfly(self.b, value, WARP, how) for value, how in pairs]
+        return self.across_warps(lanes, combine)
 
-    def _across_warps(self, values: Sequence[Value], combine: Sequence[Combine]) -> list[Value]:
+    def across_warps(self, values: Sequence[Value], combine: Sequence[Combine]) -> list[Value]:
+        """Values that the lanes of each warp agree on, combined over the row's warps, distant ones
+        first."""
         b, warps = self.b, self.threads.warps
+        if warps == 1:
+            return list(values)
         assert self.scratch is not None
         count = len(values)
         slots = self.place.row * (warps * count * 4)

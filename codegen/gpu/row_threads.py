@@ -10,7 +10,7 @@ Positions count codes with the padding of groups (rows_layout.GroupedK); element
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...errors import CompileError
 from ..builder import Value
@@ -94,6 +94,24 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Row:
+    """The row that a thread works on. Threads beyond the last row work on that one too, and write
+    nothing, for they are not `active`: so all reach every barrier."""
+
+    index: Value
+    active: Value
+
+    @staticmethod
+    def of(b: GpuBuilder, threads: RowThreads, place: Place, block: Value, rows: Value) -> Row:
+        index = block * threads.rows + place.row
+        return Row(b.min(index, rows - 1), index < rows)
+
+    def at(self, b: GpuBuilder, pointer: Value, bytes_: int) -> Value:
+        """Where the row is in a buffer of rows of so many bytes."""
+        return b.at(pointer, b.wide(self.index) * bytes_)
+
+
+@dataclass(frozen=True)
 class Elements:
     """The elements at a lane's four positions: the first one's index, and how many there are (may
     exceed four, or be negative). `all_there`: it is known that four are."""
@@ -121,6 +139,15 @@ class RowShape:
     def dense(self) -> bool:
         """Whether positions are elements, but for those after the last element."""
         return self.grouped.groups == 1 or self.grouped.padded_group == self.grouped.group_size
+
+    @property
+    def unpadded(self) -> RowShape:
+        """The row as it is before padding: its positions are elements."""
+        if self.threads.spans > 1:
+            assert self.dense, "padded rows of several spans have no such shape"
+            return self
+        held = -(-self.k // (self.threads.warps * CHUNK))
+        return RowShape(GroupedK(self.k, self.k), replace(self.threads, held=held))
 
     @property
     def full(self) -> bool:

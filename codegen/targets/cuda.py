@@ -20,9 +20,10 @@ from ..gpu.gather import TableLayout, table_layout
 from ..gpu.gather_tiles import panel_gather_kernel
 from ..gpu.int8 import Int8Matmul
 from ..gpu.measure import measure_kernel
-from ..gpu.norm import NormKind, NormSpec, norm_kernel, softmax_kernel
+from ..gpu.norm import NormKind, NormSpec, norm_kernel
 from ..gpu.objects import GpuObjects
 from ..gpu.planes import Planes
+from ..gpu.softmax import softmax_kernel
 from ..gpu.strategy import GpuStrategy, Scheduled
 from ..objects import ObjectMaker
 from ..strategy import Choice, Kernel, MatmulSpec, Variant, able_to_do

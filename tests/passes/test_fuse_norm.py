@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from abqc.codegen.gpu import norm as norm_kernels
-from abqc.codegen.gpu.norm import NormSpec, norm_kernel, softmax_kernel
+from abqc.codegen.gpu.norm import NormSpec, norm_kernel
+from abqc.codegen.gpu.softmax import softmax_kernel
 from abqc.codegen.strategy import Kernel
 from abqc.passes import fuse_norm
 from abqc.passes.infrastructure import Unit
