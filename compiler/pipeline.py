@@ -88,10 +88,16 @@ GPU_FUSIONS = (
     "fold-transposes",
     TIDY,
 )
+GPU_PACK_FUSIONS = ("fuse-norm-pack",)
 
 
 def stages(on_device: bool) -> dict[str, tuple[str, ...]]:
     """The passes by stage; `on_device`: for a GPU."""
     kernels = GPU_KERNELS if on_device else CPU_KERNELS
     fusions = GPU_FUSIONS if on_device else ()
-    return {"simplified": (*SIMPLIFY, *fusions), "quantized": QUANTIZE, "host": (*LOWER, *kernels)}
+    pack_fusions = GPU_PACK_FUSIONS if on_device else ()
+    return {
+        "simplified": (*SIMPLIFY, *fusions),
+        "quantized": (*QUANTIZE, *pack_fusions),
+        "host": (*LOWER, *kernels),
+    }

@@ -39,6 +39,7 @@ PASS_FILES = (
     "fuse_attention",
     "fuse_concat",
     "fuse_norm",
+    "fuse_norm_pack",
     "guard_divisions",
     "guard_indices",
     "insert_frees",

@@ -16,7 +16,7 @@ from abqc.dialects.mlir import arith, bufferization, cf, func, ir, memref
 from .infrastructure import Unit, defining_op, register, walk
 from .launch import APPEND, declare
 from .lower_attention import lower_attention
-from .lower_norm import lower_norm, lower_softmax
+from .lower_norm import lower_norm, lower_norm_pack, lower_softmax
 from .lowering import Lowering, by_rows, ceil_div, product
 from .resolve_dims import dimension_or_query, index
 
@@ -68,9 +68,7 @@ def _pack(low: Lowering, op: ir.Operation) -> None:
     kernel = low.unit.kernels[ir.StringAttr(view.kernel).value]
     *lead, _ = low.sizes(view.x)
     rows = product(lead)
-    row_bytes = ir.RankedTensorType(op.results[0].type).shape[-1]
-    i8 = ir.IntegerType.get_signless(8)
-    packed = low.allocate(arith.MulIOp(rows, index(row_bytes)).result, i8)
+    packed = low.allocate_rows(rows, op.results[0])
     x = low.buffer(view.x)
     grid = ceil_div(rows, kernel.block[0])
     if view.x_scale is None:
@@ -258,6 +256,7 @@ _RULES: dict[str, Callable[[Lowering, ir.Operation], None]] = {
     "abq.batch_matmul": _batch_matmul,
     "abq.attention": lower_attention,
     "abq.norm": lower_norm,
+    "abq.norm_pack": lower_norm_pack,
     "abq.softmax": lower_softmax,
     "abq.gather": _gather,
     "abq.append": _append,

@@ -1,36 +1,81 @@
-"""`abq.norm` and `abq.softmax` become one launch each."""
+"""`abq.norm`, `abq.norm_pack` and `abq.softmax` become one launch each."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 from abqc.dialects import abq
 from abqc.dialects.mlir import arith, ir
 
+from .infrastructure import Unit
 from .lowering import Lowering, ceil_div, product
+
+
+def norm_pack_kernel(unit: Unit, norm: ir.Operation, packs: Sequence[str]) -> Any | None:
+    """The target's kernel for an `abq.norm` or `abq.norm_pack` with these packing kernels; None
+    where it has none."""
+    kernels = [unit.kernels[name] for name in packs]
+    keeps_row = _is_read(norm.results[0])
+    return unit.target.norm_pack(kernels, **_form(norm), keeps_row=keeps_row)
 
 
 def lower_norm(low: Lowering, op: ir.Operation) -> None:
     """Operands that are absent, and a sum that nobody reads, are no arguments of the kernel."""
+    _launch(low, op, low.unit.target.norm(**_form(op)), [op.opview.result])
+
+
+def lower_norm_pack(low: Lowering, op: ir.Operation) -> None:
+    """Nor is a normalized row that nobody reads as it is."""
     view = op.opview
-    keeps_sum = any(True for _ in view.sum.uses)
-    kernel = low.unit.target.norm(
-        ir.StringAttr(view.kind).value,
-        abq.shape(view.x)[-1],
-        weight=view.weight is not None,
-        bias=view.bias is not None,
-        residual=view.residual is not None,
-        keeps_sum=keeps_sum,
-    )
+    names = [ir.StringAttr(name).value for name in ir.ArrayAttr(view.kernels)]
+    kernel = norm_pack_kernel(low.unit, op, names)
+    assert kernel is not None, "fuse-norm-pack asks the target before"
+    row = [view.result] if _is_read(view.result) else []
+    _launch(low, op, kernel, row, abq.packs_of(view))
+
+
+def _launch(
+    low: Lowering,
+    op: ir.Operation,
+    kernel: Any,
+    row: Sequence[ir.Value],
+    packed: Sequence[ir.Value] = (),
+) -> None:
+    """Launch `kernel`, which writes `row` (the normalized one, or nothing) and packs."""
+    view = op.opview
     low.unit.kernels[kernel.name] = kernel
     sizes = low.sizes(view.x)
+    rows = product(sizes[:-1])
     operands = [view.x, view.residual, view.weight, view.bias]
     arguments = [low.buffer(value) for value in operands if value is not None]
-    results = [low.allocate(product(sizes), ir.F32Type.get()) for _ in range(1 + keeps_sum)]
-    rows = product(sizes[:-1])
+    written = [*row, view.sum] if _is_read(view.sum) else row
+    results = [low.allocate(product(sizes), ir.F32Type.get()) for _ in written]
+    packs = [low.allocate_rows(rows, value) for value in packed]
     epsilon = arith.ConstantOp(ir.F32Type.get(), op.attributes["epsilon"]).result
     grid = ceil_div(rows, kernel.block[0])
-    low.launch(kernel.name, grid, [*arguments, *results, rows, epsilon])
-    for i, buffer in enumerate(results):
-        low.finish(op, buffer, sizes, i)
+    low.launch(kernel.name, grid, [*arguments, *results, *packs, rows, epsilon])
+    for value, buffer in zip(written, results, strict=True):
+        low.finish(op, buffer, sizes, ir.OpResult(value).result_number)
+    for value, buffer in zip(packed, packs, strict=True):
+        low.buffers[value] = buffer
+
+
+def _form(op: ir.Operation) -> dict[str, Any]:
+    """What the kernel of a normalization depends on."""
+    view = op.opview
+    return {
+        "kind": ir.StringAttr(view.kind).value,
+        "columns": abq.shape(view.x)[-1],
+        "weight": view.weight is not None,
+        "bias": view.bias is not None,
+        "residual": view.residual is not None,
+        "keeps_sum": _is_read(view.sum),
+    }
+
+
+def _is_read(value: ir.Value) -> bool:
+    return any(True for _ in value.uses)
 
 
 def lower_softmax(low: Lowering, op: ir.Operation) -> None:

@@ -54,6 +54,12 @@ class Lowering:
         type_ = ir.MemRefType.get([abq.DYNAMIC], element)
         return memref.AllocOp(type_, [length], [], alignment=64).result
 
+    def allocate_rows(self, rows: ir.Value, packed: ir.Value) -> ir.Value:
+        """A buffer for the rows of a tensor of packed bytes."""
+        row_bytes = abq.shape(packed)[-1]
+        i8 = ir.IntegerType.get_signless(8)
+        return self.allocate(arith.MulIOp(rows, index(row_bytes)).result, i8)
+
     def launch(self, kernel: str, grid: ir.Value, arguments: list[ir.Value]) -> None:
         flat = [_dynamic(a) if isinstance(a.type, ir.MemRefType) else a for a in arguments]
         launch(self.module, kernel, grid, flat)

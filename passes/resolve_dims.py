@@ -87,6 +87,7 @@ _RULES = {
     "abq.measure": _samples,
     "abq.matmul": _of_first_operand,
     "abq.norm": _of_first_operand,
+    "abq.norm_pack": _of_first_operand,
     "abq.softmax": _of_first_operand,
     "abq.hadamard": _of_first_operand,
     "abq.pack": _of_first_operand,

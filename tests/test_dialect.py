@@ -68,6 +68,20 @@ def norm(kind: str = "rms", weight: str = "24xf32", columns: str = "24") -> str:
     }}"""
 
 
+def norm_pack(
+    kernels: str = '"a", "b"', q: str = '?x32x!abq.packed<"a">', columns: str = "24"
+) -> str:
+    x = f"?x{columns}xf32"
+    other = '?x48x!abq.packed<"b">'
+    return f"""func.func @main(%x: tensor<{x}>) -> tensor<{q}> {{
+      %y, %s, %a, %b = "abq.norm_pack"(%x) {{kind = "rms", epsilon = 1.0e-5 : f32,
+          kernels = [{kernels}], operandSegmentSizes = array<i32: 1, 0, 0, 0>,
+          resultSegmentSizes = array<i32: 1, 1, 1, 1, 0>}}
+          : (tensor<{x}>) -> (tensor<{x}>, tensor<{x}>, tensor<{q}>, tensor<{other}>)
+      return %a : tensor<{q}>
+    }}"""
+
+
 def hadamard(block: int) -> str:
     return f"""func.func @main(%x: tensor<?x24xf32>) -> tensor<?x24xf32> {{
       %y = "abq.hadamard"(%x) {{block = {block} : i64}} : (tensor<?x24xf32>) -> tensor<?x24xf32>
@@ -84,9 +98,14 @@ VALID = (
     batch_matmul(c="?x5x8xf32", transposed=1),
     attention(),
     norm(),
+    norm_pack(),
     hadamard(12),
 )
 INVALID = (
+    (norm_pack(kernels='"a"'), "a kernel for each packed result"),
+    (norm_pack(q="?x24xf32"), "packs are of packed bytes"),
+    (norm_pack(q='5x2x32x!abq.packed<"a">'), "x and packs have the same rows"),
+    (norm_pack(columns="?"), "rows have a static length"),
     (matmul(x="?x7xf32"), "has K ="),
     (matmul(y="?x6xf32"), "y must be"),
     (matmul(w="5x8x1xf32"), "w must be N x K"),

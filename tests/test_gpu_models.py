@@ -31,12 +31,15 @@ HALF = 1e-2
 
 
 class Pair:
-    """One model for the CPU, and for a GPU in the PTX machine."""
+    """One model for the CPU, and for a GPU in the PTX machine, whose `launches` are noted."""
 
     def __init__(self, source: Path, folder: Path, quant: str, target: str = "sm_90a") -> None:
         self.cpu = abqc.compile(source, quant=quant, output=folder / "cpu.so")
         library = compile_file(source, quant=quant, target=target, output=folder / "gpu.so")
-        self.gpu: Model = abqc.load(library, device="ptx-vm")
+        self.launches: list[str] = []
+        capability = int(target[3]), int(target[4])
+        driver = PtxDriver(capability, progress=lambda name, _: self.launches.append(name))
+        self.gpu: Model = abqc.load(library, device=driver)
 
     def error(self, inputs: Feeds) -> float:
         """The largest difference of an output, relative to its range."""
@@ -44,6 +47,10 @@ class Pair:
             relative_error(expected, np.asarray(actual))
             for expected, actual in zip(self.cpu.run(inputs), self.gpu.run(inputs), strict=True)
         )
+
+    def count(self, prefix: str) -> int:
+        """Launches of kernels whose names begin so."""
+        return sum(name.startswith(prefix) for name in self.launches)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +101,10 @@ def test_an_encoder_layer(real_model: Callable[[str], Path], tmp_path: Path) -> 
     norms = [n for n in onnx.load(source).graph.node if "layer.0/output/LayerNorm" in n.name]
     layer = tmp_path / "layer.onnx"
     onnx.utils.extract_model(source, layer, ["input_ids", "attention_mask"], [norms[-1].output[0]])
-    assert Pair(layer, tmp_path, "w8a8").error(sentences()) <= SAME
+    pair = Pair(layer, tmp_path, "w8a8")
+    assert pair.error(sentences()) <= SAME
+    # Norms pack for the products that follow; attention's result and GELU's are packed apart.
+    assert pair.count("norm_") == 3 and pair.count("pack_") == 2
 
 
 @pytest.mark.slow
@@ -114,7 +124,9 @@ def test_a_decoder_layer(tmp_path: Path, quant: str, limit: float) -> None:
     onnx.save(decoder(), tmp_path / "decoder.onnx")
     pair = Pair(tmp_path / "decoder.onnx", tmp_path, quant)
     for batch, rows, past in ((1, 6, 0), (2, 1, 5), (1, 1, 11)):
+        pair.launches.clear()
         assert pair.error(feeds(batch, rows, past)) <= limit
+        assert pair.count("norm_") == pair.count("pack_") == 2
 
 
 def test_decoding_steps_are_single_launches(tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ from ..gpu.gather_tiles import panel_gather_kernel
 from ..gpu.int8 import Int8Matmul
 from ..gpu.measure import measure_kernel
 from ..gpu.norm import NormKind, NormSpec, norm_kernel
+from ..gpu.norm_pack import norm_pack_kernel
 from ..gpu.objects import GpuObjects
+from ..gpu.pack import PackKernel
 from ..gpu.planes import Planes
 from ..gpu.softmax import softmax_kernel
 from ..gpu.strategy import GpuStrategy, Scheduled
@@ -143,6 +145,26 @@ class CudaTarget:
     ) -> Kernel:
         """The kernel of a normalization of rows."""
         return norm_kernel(NormSpec(kind, columns, weight, bias, residual, keeps_sum))
+
+    def norm_pack(
+        self,
+        packs: Sequence[Kernel],
+        kind: NormKind,
+        columns: int,
+        *,
+        weight: bool,
+        bias: bool,
+        residual: bool,
+        keeps_sum: bool,
+        keeps_row: bool,
+    ) -> Kernel | None:
+        """The kernel of a normalization whose rows these kernels pack; None if there is none.
+        `keeps_row`: the normalized rows are needed by others too."""
+        spec = NormSpec(kind, columns, weight, bias, residual, keeps_sum)
+        packings = [pack.packing for pack in packs if isinstance(pack, PackKernel)]
+        if len(packings) < len(packs):
+            return None
+        return norm_pack_kernel(spec, packings, self.archs, keeps_row=keeps_row)
 
     def softmax(self) -> Kernel:
         """The kernel of a softmax over rows."""
