@@ -5,7 +5,8 @@
 
 The arguments up to `sum` are those of norm.py; y is there where others read the normalized rows
 too. Rows are packed in one or several ways, a q for each. All bytes are those that the separate
-kernels give.
+kernels give; but scales that are means (one bit) may be sums in another order, where several
+packings together have other threads than alone.
 """
 
 from __future__ import annotations
