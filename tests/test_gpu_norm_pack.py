@@ -172,6 +172,13 @@ def test_random_rows(seed: int) -> None:
     check(norm, k, ways, rows, keeps_row=keeps_row)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("k", "block"), [(11008, 256), (14336, 14336), (16384, 0), (16384, 4096)])
+def test_long_rows(k: int, block: int) -> None:
+    ways = [Way("int8", "w4:g128:asym", "a8", block), Way("planes", "w4:g100", "a4", block)]
+    check(ALL_OPERANDS, k, ways, 2, keeps_row=False)
+
+
 @pytest.mark.parametrize("block", [0, 24])
 def test_against_numpy(block: int) -> None:
     k, rows = 600, 4
