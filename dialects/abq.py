@@ -209,62 +209,45 @@ class NormOp(VerifiedOperation, name="norm", traits=[ext.Pure]):
 
     @staticmethod
     def check(op: Any) -> None:
-        _check_norm(op)
+        kind = ir.StringAttr(op.kind).value
+        _require(kind in ("layer", "rms"), f"no kind '{kind}'")
+        columns = shape(op.x)[-1]
+        _require(columns != DYNAMIC, "rows have a static length")
+        for value in (op.residual, op.result, op.sum):
+            if value is not None:
+                _require(len(shape(value)) == len(shape(op.x)), "x, residual and y have one rank")
+                _require(all(map(_agree, shape(value), shape(op.x))), "they have one shape")
+        for value in (op.weight, op.bias):
+            if value is not None:
+                _require(shape(value) == [columns], f"weight and bias have {columns} elements")
 
 
-class NormPackOp(VerifiedOperation, name="norm_pack", traits=[ext.Pure]):
+class NormPackOp(NormOp, name="norm_pack"):
     """`abq.norm` and one to three `abq.pack` of its result, in one launch.
 
     `kernels` are the names of the packing kernels; `first` to `third` are what each of them packs.
     (Three results, for in IRDL the values of a variadic one have one type.)
     """
 
-    x: Tensor
-    kind: ir.StringAttr
-    epsilon: Any  # f32
-    kernels: ir.ArrayAttr
-    result: TensorResult
-    sum: TensorResult
-    first: TensorResult
+    kernels: ir.ArrayAttr = ext.attribute(kw_only=True)
+    first: TensorResult = ext.result(kw_only=True)
     second: TensorResult | None = None
     third: TensorResult | None = None
-    residual: Tensor | None = None
-    weight: Tensor | None = None
-    bias: Tensor | None = None
 
     @staticmethod
     def check(op: Any) -> None:
-        _check_norm(op)
+        NormOp.check(op)
         packs = packs_of(op)
         _require(len(packs) == len(ir.ArrayAttr(op.kernels)), "a kernel for each packed result")
         for packed in packs:
-            _require(is_packed(packed), "packs are of packed bytes")
-            rows, lead = shape(packed)[:-1], shape(op.x)[:-1]
-            same = len(rows) == len(lead) and all(map(_agree, rows, lead))
-            _require(same, "x and packs have the same rows")
+            rows = [_agree(*sizes) for sizes in zip(shape(packed), shape(op.x), strict=False)]
+            _require(is_packed(packed) and all(rows[:-1]), "packs are packed bytes of x's rows")
+            _require(len(shape(packed)) == len(shape(op.x)), "packs and x have one rank")
 
 
 def packs_of(op: Any) -> list[ir.Value]:
     """The packed results of an `abq.norm_pack`."""
     return [packed for packed in (op.first, op.second, op.third) if packed is not None]
-
-
-MAX_PACKS = 3  # of a normalization: the products of an attention with queries, keys and values
-
-
-def _check_norm(op: Any) -> None:
-    """What holds of a normalization, packed or not."""
-    kind = ir.StringAttr(op.kind).value
-    _require(kind in ("layer", "rms"), f"no kind '{kind}'")
-    columns = shape(op.x)[-1]
-    _require(columns != DYNAMIC, "rows have a static length")
-    for value in (op.residual, op.result, op.sum):
-        if value is not None:
-            _require(len(shape(value)) == len(shape(op.x)), "x, residual and y have one rank")
-            _require(all(map(_agree, shape(value), shape(op.x))), "they have one shape")
-    for value in (op.weight, op.bias):
-        if value is not None:
-            _require(shape(value) == [columns], f"weight and bias have {columns} elements")
 
 
 class SoftmaxOp(VerifiedOperation, name="softmax", traits=[ext.Pure]):

@@ -15,6 +15,9 @@ from abqc.dialects.mlir import ir
 from .infrastructure import Unit, register, users, walk
 from .lower_norm import norm_pack_kernel
 
+# What an abq.norm_pack has results for: an attention's queries, keys and values.
+MAX_PACKS = 3
+
 
 @register
 def fuse_norm_pack(module: ir.Operation, unit: Unit) -> None:
@@ -32,7 +35,7 @@ def _choices(norm: ir.Operation) -> Iterator[list[ir.Operation]]:
     packs = [op for op in found if op.name == "abq.pack" and op.opview.x_scale is None]
     packs.sort(key=_kernel)  # kernels are shared whatever the order of their users
     if packs:
-        yield packs[: abq.MAX_PACKS]
+        yield packs[:MAX_PACKS]
     if len(packs) > 1:
         yield from ([pack] for pack in packs)
 
@@ -50,10 +53,10 @@ def _fuse(norm: ir.Operation, packs: list[ir.Operation]) -> None:
             view.x,
             view.kind,
             view.epsilon,
-            ir.ArrayAttr.get([pack.opview.kernel for pack in packs]),
             view.result.type,
             view.sum.type,
-            first,
+            kernels=ir.ArrayAttr.get([pack.opview.kernel for pack in packs]),
+            first=first,
             second=second,
             third=third,
             residual=view.residual,

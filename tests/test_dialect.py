@@ -103,8 +103,8 @@ VALID = (
 )
 INVALID = (
     (norm_pack(kernels='"a"'), "a kernel for each packed result"),
-    (norm_pack(q="?x24xf32"), "packs are of packed bytes"),
-    (norm_pack(q='5x2x32x!abq.packed<"a">'), "x and packs have the same rows"),
+    (norm_pack(q="?x24xf32"), "packs are packed bytes"),
+    (norm_pack(q='5x2x32x!abq.packed<"a">'), "packs and x have one rank"),
     (norm_pack(columns="?"), "rows have a static length"),
     (matmul(x="?x7xf32"), "has K ="),
     (matmul(y="?x6xf32"), "y must be"),
