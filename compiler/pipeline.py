@@ -8,6 +8,7 @@ TIDY = "func.func(canonicalize,cse)"
 SIMPLIFY = (
     TIDY,
     "keep-nans",
+    "fill-constants",
     "func.func(math-expand-ops{ops=fpowi})",  # x * x, as norms have it
     "convert-batch-matmul",  # before fusion turns it into loops
     "scalarize-shapes",
@@ -81,6 +82,7 @@ GPU_KERNELS = (
 GPU_FUSIONS = (
     "fuse-attention",
     TIDY,
+    "share-heads",  # of keys that were also transposed or scaled
     "fuse-norm",
     TIDY,
     "fuse-concat",  # after attention, which would not know its heads again

@@ -34,6 +34,7 @@ PASS_FILES = (
     "decompose_conv",
     "decompose_gather",
     "externalize_constants",
+    "fill_constants",
     "fold_sizes",
     "fold_transposes",
     "fuse_attention",

@@ -1,11 +1,12 @@
 """Heads of keys and values that are repeated for groups of query heads are read where they are.
 
     w = broadcast of [B, Hk, 1, T, D] to [B, Hk, G, T, D]
-    c = collapse_shape w to [B * Hk * G, T, D]
-    y = abq.batch_matmul(a, c)
+    c = collapse_shape w to [B * Hk * G, T, D]            or k = .. to [B, Hk * G, T, D]
+    y = abq.batch_matmul(a, c)                            or abq.attention(q, k, v)
 
-Consecutive matrices of `a` may share one of `c`, so `c` is the collapse of what was not repeated:
-the cache of a decoder with grouped queries (Ainslie et al., 2023) is not copied, but read G times.
+Consecutive matrices of `a` may share one of `c`, and consecutive heads of `q` one of `k` and `v`. So
+these are what was not repeated: the cache of a decoder with grouped queries (Ainslie et al., "GQA",
+2023) is not copied, but read G times.
 """
 
 from __future__ import annotations
@@ -22,30 +23,46 @@ from .infrastructure import Unit, defining_op, register, walk
 
 @dataclass(frozen=True)
 class _Repeated:
-    """Axes of a batch, of which the last ones, of size 1 in `source`, were repeated."""
+    """A tensor, which of its axes of size 1 were repeated, and what was then made one axis."""
 
     source: ir.Value
-    batch: list[int]
     repeated: list[int]
+    groups: list[list[int]]
 
 
 @register
 def share_heads(module: ir.Operation, unit: Unit) -> None:
-    """Take repetitions off the second operand of abq.batch_matmul."""
+    """Take repetitions off the operands of abq.batch_matmul and abq.attention."""
     for product in walk(module, "abq.batch_matmul"):
-        found = _match(product.operands[1])
+        found = _match(product.operands[1], 0)
         if found is not None:
             with ir.InsertionPoint(product), product.location:
-                product.operands[1] = _collapse_batch(found)
+                product.operands[1] = _not_repeated(found)
+    for attention in walk(module, "abq.attention"):
+        _share(attention)
 
 
-def _match(c: ir.Value) -> _Repeated | None:
-    """What was repeated along the innermost axes of the batch, if that is all that was done."""
-    collapse = defining_op(c)
+def _share(attention: ir.Operation) -> None:
+    """Both keys and values, or neither: they have as many heads."""
+    rows_first = list(ir.DenseI64ArrayAttr(attention.attributes["rows_first"]))
+    found = [_match(attention.operands[i], 1) for i in (1, 2)]
+    known = [repeated for repeated in found if repeated is not None]
+    if any(rows_first[1:3]) or len(known) != 2:
+        return
+    with ir.InsertionPoint(attention), attention.location:
+        k, v = (_not_repeated(repeated) for repeated in known)
+    if abq.shape(k)[1] == abq.shape(v)[1] != abq.DYNAMIC:
+        attention.operands[1], attention.operands[2] = k, v
+
+
+def _match(value: ir.Value, heads: int) -> _Repeated | None:
+    """What was repeated along the innermost axes of group `heads` of a collapse, if that is all that
+    was done."""
+    collapse = defining_op(value)
     if collapse is None or collapse.name != "tensor.collapse_shape":
         return None
-    batch, *matrix = groups(collapse)
-    if any(len(group) != 1 for group in matrix):
+    of_axes = groups(collapse)
+    if any(len(group) != 1 for i, group in enumerate(of_axes) if i != heads):
         return None
     repeat = defining_op(collapse.operands[0])
     if not is_elementwise(repeat) or len(inputs(repeat)) != 1 or expression(repeat) != ("in", 0):
@@ -54,18 +71,23 @@ def _match(c: ir.Value) -> _Repeated | None:
     zero = ir.AffineConstantExpr.get(0)
     repeated = [i for i, size in enumerate(abq.shape(source)) if size == 1 and reads[i] == zero]
     kept = [i for i in range(len(reads)) if i not in repeated]
-    if not repeated or repeated != batch[-len(repeated) :] or repeated == batch:
+    inner = of_axes[heads][-len(repeated) :] if repeated else []
+    if not repeated or repeated != inner or repeated == of_axes[heads]:
         return None
     if any(reads[i] != ir.AffineDimExpr.get(i) for i in kept):
         return None
-    return _Repeated(source, batch, repeated)
+    return _Repeated(source, repeated, of_axes)
 
 
-def _collapse_batch(found: _Repeated) -> ir.Value:
-    """The source as [batch, T, D]."""
-    heads = _without_repeated(found)
-    batch = len(found.batch) - len(found.repeated)
-    return _collapse(heads, [list(range(batch)), [batch], [batch + 1]])
+def _not_repeated(found: _Repeated) -> ir.Value:
+    """The source, its axes made one as those of what was repeated."""
+    value = _without_repeated(found)
+    axes: list[list[int]] = []
+    for group in found.groups:
+        begin = sum(map(len, axes))
+        kept = len(group) - sum(i in found.repeated for i in group)
+        axes.append(list(range(begin, begin + kept)))
+    return value if all(len(group) == 1 for group in axes) else _collapse(value, axes)
 
 
 def _without_repeated(found: _Repeated) -> ir.Value:

@@ -15,6 +15,7 @@ from .fold import fold_constants
 from .fuse_conv import fuse_convolutions
 from .inline import inline_functions
 from .load import load_model
+from .merge_transposes import merge_transposes
 from .model import SMALL, Model, infer_shapes
 from .normalize import drop_identities, normalize
 from .parent import lower_in_child
@@ -77,6 +78,7 @@ def prepare(model: Model, work: Path) -> None:
     drop_identities(model)
     fold_constants(model, work)
     refuse_misread(model)
+    merge_transposes(model)
     fuse_convolutions(model)
     normalize(model)
     fold_constants(model, work)  # what the rewrites left of quantized weights

@@ -1,0 +1,24 @@
+"""Loops that read nothing and write one constant become `linalg.fill`, which folds into its readers."""
+
+from __future__ import annotations
+
+from abqc.dialects.mlir import arith, ir, linalg
+
+from .generics import inputs, is_elementwise, yielded
+from .infrastructure import Unit, defining_op, register, walk
+
+
+@register
+def fill_constants(module: ir.Operation, unit: Unit) -> None:
+    """Turn constant linalg.generic into linalg.fill."""
+    for op in walk(module, "linalg.generic"):
+        if not is_elementwise(op) or inputs(op):
+            continue
+        constant = defining_op(yielded(op))
+        if constant is None or constant.name != "arith.constant":
+            continue
+        with ir.InsertionPoint(op), op.location:
+            value = arith.ConstantOp(constant.results[0].type, constant.attributes["value"]).result
+            filled = linalg.fill(value, outs=[op.operands[0]])
+        op.results[0].replace_all_uses_with(filled)
+        op.erase()
