@@ -8,7 +8,6 @@ TIDY = "func.func(canonicalize,cse)"
 SIMPLIFY = (
     TIDY,
     "keep-nans",
-    "fill-constants",
     "func.func(math-expand-ops{ops=fpowi})",  # x * x, as norms have it
     "convert-batch-matmul",  # before fusion turns it into loops
     "scalarize-shapes",
@@ -27,6 +26,7 @@ SIMPLIFY = (
     "simplify-broadcasts",
     TIDY,
     "func.func(linalg-fuse-elementwise-ops,canonicalize,cse)",
+    "fill-constants",
     "simplify-broadcasts",
     "resolve-dims",
     "func.func(resolve-shaped-type-result-dims,canonicalize,cse)",

@@ -1,4 +1,4 @@
-"""Loops that read nothing and write one constant become `linalg.fill`, which folds into its readers."""
+"""Loops that write one constant become `linalg.fill`, which folds into what reads it."""
 
 from __future__ import annotations
 

@@ -4,9 +4,10 @@
     c = collapse_shape w to [B * Hk * G, T, D]            or k = .. to [B, Hk * G, T, D]
     y = abq.batch_matmul(a, c)                            or abq.attention(q, k, v)
 
-Consecutive matrices of `a` may share one of `c`, and consecutive heads of `q` one of `k` and `v`. So
-these are what was not repeated: the cache of a decoder with grouped queries (Ainslie et al., "GQA",
-2023) is not copied, but read G times.
+Consecutive matrices of `a` may share one of `c`, and consecutive heads of `q` one of `k` and `v`.
+So these are what was not repeated: the cache of a decoder with grouped queries (Ainslie et al.,
+"GQA", 2023) is not copied, but read G times. Between repetition and collapse, matrices may have
+been transposed and computed with element by element; that is then done to each once.
 """
 
 from __future__ import annotations
@@ -15,18 +16,22 @@ from dataclasses import dataclass
 from math import prod
 
 from abqc.dialects import abq
-from abqc.dialects.mlir import ir, tensor
+from abqc.dialects.mlir import ir, linalg, tensor
 
-from .generics import expression, groups, inputs, is_elementwise, maps
+from .axis_blocks import clone_body, parallel_loop
+from .generics import expression, groups, inputs, is_elementwise, is_identity, maps
 from .infrastructure import Unit, defining_op, register, walk
+from .resolve_dims import dimension_or_query
 
 
 @dataclass(frozen=True)
 class _Repeated:
-    """A tensor, which of its axes of size 1 were repeated, and what was then made one axis."""
+    """A tensor, which of its axes of size 1 were repeated, what was done to it then, last step
+    first, and what was made one axis in the end."""
 
     source: ir.Value
     repeated: list[int]
+    steps: list[ir.Operation]
     groups: list[list[int]]
 
 
@@ -56,15 +61,17 @@ def _share(attention: ir.Operation) -> None:
 
 
 def _match(value: ir.Value, heads: int) -> _Repeated | None:
-    """What was repeated along the innermost axes of group `heads` of a collapse, if that is all that
-    was done."""
+    """What was repeated along the innermost axes of group `heads` of a collapse."""
     collapse = defining_op(value)
     if collapse is None or collapse.name != "tensor.collapse_shape":
         return None
     of_axes = groups(collapse)
     if any(len(group) != 1 for i, group in enumerate(of_axes) if i != heads):
         return None
-    repeat = defining_op(collapse.operands[0])
+    repeat, steps = defining_op(collapse.operands[0]), []
+    while repeat is not None and _keeps_batch(repeat):
+        steps.append(repeat)
+        repeat = defining_op(repeat.operands[0])
     if not is_elementwise(repeat) or len(inputs(repeat)) != 1 or expression(repeat) != ("in", 0):
         return None
     (source,), reads = inputs(repeat), list(maps(repeat)[0].results)
@@ -76,12 +83,41 @@ def _match(value: ir.Value, heads: int) -> _Repeated | None:
         return None
     if any(reads[i] != ir.AffineDimExpr.get(i) for i in kept):
         return None
-    return _Repeated(source, repeated, of_axes)
+    return _Repeated(source, repeated, steps, of_axes)
+
+
+def _keeps_batch(op: ir.Operation) -> bool:
+    """Whether `op` does the same to every matrix, whatever its number in the batch."""
+    if op.name == "linalg.transpose":
+        order = list(ir.DenseI64ArrayAttr(op.attributes["permutation"]))
+        batch = len(order) - 2
+        return order == [*range(batch), batch + 1, batch]
+    if not is_elementwise(op) or len(inputs(op)) != 1 or not is_identity(maps(op)[0]):
+        return False
+    body = op.regions[0].blocks[0].operations
+    return all(inner.operation.name != "linalg.index" for inner in body)
+
+
+def _step(op: ir.Operation, value: ir.Value) -> ir.Value:
+    """The same as `op` does, of a tensor without the repeated axes."""
+    element = abq.element(op.results[0])
+    sizes = [n if n != abq.DYNAMIC else dimension_or_query(value, i)
+             for i, n in enumerate(abq.shape(value))]  # fmt: skip
+    if op.name == "linalg.transpose":
+        rank = len(sizes)
+        order = [*range(rank - 2), rank - 1, rank - 2]
+        empty = tensor.EmptyOp([sizes[i] for i in order], element).result
+        return linalg.transpose(value, outs=[empty], permutation=order).operation.results[0]
+    empty = tensor.EmptyOp(sizes, element).result
+    identity = ir.AffineMap.get_identity(len(sizes))
+    return parallel_loop([value], [identity], empty, lambda elements: clone_body(op, elements))
 
 
 def _not_repeated(found: _Repeated) -> ir.Value:
     """The source, its axes made one as those of what was repeated."""
     value = _without_repeated(found)
+    for step in reversed(found.steps):
+        value = _step(step, value)
     axes: list[list[int]] = []
     for group in found.groups:
         begin = sum(map(len, axes))

@@ -11,6 +11,7 @@ which is one Transpose of x, and says so without a size that is only known at ru
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 from onnx import NodeProto, helper
 
@@ -79,7 +80,7 @@ class _Graph:
         if node.op_type == "Concat":
             parts = [self.entries(part, x, rank) for part in node.input]
             known = [part for part in parts if part is not None]
-            return sum(known, []) if len(known) == len(parts) else None
+            return list(chain.from_iterable(known)) if len(known) == len(parts) else None
         if node.op_type == "Shape" and node.input[0] == x:
             start, end = attribute(node, "start", 0), attribute(node, "end", rank)
             return list(range(rank))[start:end]
