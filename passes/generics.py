@@ -134,6 +134,26 @@ def without_unit_axes(value: ir.Value) -> ir.Value:
     return value
 
 
+def same_but_unit_axes(a: ir.Value, b: ir.Value) -> bool:
+    """Whether two tensors surely are one but for axes of size 1."""
+    a, b = without_unit_axes(a), without_unit_axes(b)
+    if a == b:
+        return True
+    made = [defining_op(value) for value in (a, b)]
+    first, second = (_expansion(op) for op in made)
+    return first is not None and first == second and made[0].operands[0] == made[1].operands[0]
+
+
+def _expansion(op: ir.Operation | None) -> list[list[int]] | None:
+    """The sizes other than 1 that each axis of an expand_shape is cut into; None where two of them
+    are known at run time only, and for other operations."""
+    if op is None or op.name != "tensor.expand_shape":
+        return None
+    shape = abq.shape(op.results[0])
+    sizes = [[shape[i] for i in group if shape[i] != 1] for group in groups(op)]
+    return None if any(group.count(abq.DYNAMIC) > 1 for group in sizes) else sizes
+
+
 def groups(reshape: ir.Operation) -> list[list[int]]:
     """The reassociation of an expand_shape or collapse_shape."""
     return [

@@ -18,6 +18,7 @@ from .generics import (
     iterators,
     maps,
     rank,
+    same_but_unit_axes,
     without_unit_axes,
 )
 from .infrastructure import defining_op, users
@@ -87,13 +88,12 @@ def match_reduction(
     value: ir.Value, source: ir.Value, body: tuple[object, ...], initial: float
 ) -> ir.Operation | None:
     """The loop that reduces the last axis of `source` (its only input) by `body` into `value`."""
-    value, source = without_unit_axes(value), without_unit_axes(source)
-    op = defining_op(value)
+    op = defining_op(without_unit_axes(value))
     if op is None or op.name != "linalg.generic" or len(op.results) != 1 or len(inputs(op)) != 1:
         return None
     if iterators(op) != ["parallel"] * (rank(op) - 1) + ["reduction"]:
         return None
-    if without_unit_axes(inputs(op)[0]) != source or not is_identity(maps(op)[0]):
+    if not same_but_unit_axes(inputs(op)[0], source) or not is_identity(maps(op)[0]):
         return None
     if expression(op) != body or dims(maps(op)[-1]) != list(range(rank(op) - 1)):
         return None

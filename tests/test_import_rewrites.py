@@ -301,3 +301,45 @@ def test_products_of_half_precision_are_computed_in_f32(op_type: str, tmp_path: 
     np.testing.assert_allclose(
         run(rewritten, {"x": x})[0], run(proto, {"x": x})[0], rtol=1e-2, atol=1e-2
     )
+
+
+def written_for_three_axes(
+    flat: str = "minus_one rows last", whole: str = "lead last rows", rank: int = 4
+) -> onnx.ModelProto:
+    """x.transpose(-2, -1) as PyTorch's attention has it."""
+    nodes = [
+        node("Shape", "x", "shape"),
+        node("Slice", "shape minus_one far", "last"),
+        node("Slice", "shape minus_two minus_one", "rows"),
+        node("Slice", "shape begin minus_two", "lead"),
+        node("Concat", flat, "flat", axis=0),
+        node("Concat", whole, "whole", axis=0),
+        node("Reshape", "x flat", "x3"),
+        node("Transpose", "x3", "x3t", perm=[0, 2, 1]),
+        node("Reshape", "x3t whole", "y"),
+    ]
+    for tested in nodes:
+        tested.name = tested.output[0]
+    numbers = {"minus_one": -1, "minus_two": -2, "far": 2**63 - 1, "begin": -(2**63)}
+    constants = {name: np.array([value], np.int64) for name, value in numbers.items()}
+    shape = [f"d{i}" for i in range(rank)]
+    return models.model(nodes, [("x", F32, shape)], [("y", F32, [None] * rank)], constants)
+
+
+@pytest.mark.parametrize("rank", [2, 3, 4, 5])
+def test_transposes_written_for_three_axes(rank: int, tmp_path: Path) -> None:
+    x = random(*range(2, 2 + rank))
+    rewritten = check(written_for_three_axes(rank=rank), {"x": x}, tmp_path)
+    (only,) = rewritten.graph.node
+    order = list(only.attribute[0].ints)
+    assert only.op_type == "Transpose" and order == [*range(rank - 2), rank - 1, rank - 2]
+
+
+def test_other_reshapes_around_a_transpose_stay(tmp_path: Path) -> None:
+    for flat, whole in (
+        ("minus_one last rows", "lead last rows"),
+        ("minus_one rows last", "lead rows last"),
+    ):
+        proto = written_for_three_axes(flat, whole)
+        rewritten = check(proto, {"x": random(2, 3, 4, 5)}, tmp_path)
+        assert sum(n.op_type == "Reshape" for n in rewritten.graph.node) == 2

@@ -226,6 +226,66 @@ def test_as_pytorch_exports_it(tmp_path: Path) -> None:
     assert not facts("linalg.generic") and not facts("linalg.transpose")
 
 
+def test_grouped_queries_as_pytorch_exports_them(tmp_path: Path) -> None:
+    """Heads of the cache are repeated by Expand; the transpose is written for three axes, between
+    reshapes whose sizes come from Shape."""
+    nodes = [
+        ("Concat", ["past_k", "new_k"], "k", {"axis": 2}),
+        ("Concat", ["past_v", "new_v"], "v", {"axis": 2}),
+        ("Shape", ["q"], "q_shape", {}),
+        ("Gather", ["q_shape", "zero_i"], "batch", {"axis": 0}),
+        ("Shape", ["k"], "k_shape", {}),
+        ("Slice", ["k_shape", "two", "three"], "t", {}),
+        ("Concat", ["batch", "two", "three", "t", "columns"], "wide", {"axis": 0}),
+        ("Concat", ["batch", "six", "t", "columns"], "narrow", {"axis": 0}),
+        ("Unsqueeze", ["k", "two"], "k5", {}),
+        ("Expand", ["k5", "wide"], "k5w", {}),
+        ("Reshape", ["k5w", "narrow"], "k6", {"allowzero": 1}),
+        ("Unsqueeze", ["v", "two"], "v5", {}),
+        ("Expand", ["v5", "wide"], "v5w", {}),
+        ("Reshape", ["v5w", "narrow"], "v6", {"allowzero": 1}),
+        ("Shape", ["k6"], "k6_shape", {}),
+        ("Slice", ["k6_shape", "minus_one", "far"], "last", {}),
+        ("Slice", ["k6_shape", "minus_two", "minus_one"], "rows", {}),
+        ("Slice", ["k6_shape", "begin", "minus_two"], "lead", {}),
+        ("Concat", ["minus_one", "rows", "last"], "flat", {"axis": 0}),
+        ("Concat", ["lead", "last", "rows"], "whole", {"axis": 0}),
+        ("Reshape", ["k6", "flat"], "k3", {}),
+        ("Transpose", ["k3"], "k3t", {"perm": [0, 2, 1]}),
+        ("Reshape", ["k3t", "whole"], "kt", {}),
+        ("Mul", ["q", "root"], "qs", {}),
+        ("Mul", ["kt", "root"], "ks", {}),
+        ("MatMul", ["qs", "ks"], "s", {}),
+        ("Softmax", ["s"], "p", {"axis": -1}),
+        ("MatMul", ["p", "v6"], "y", {}),
+    ]
+    cache, new = ["b", 2, "past", 16], ["b", 2, "m", 16]
+    shapes = {"q": ["b", 6, "m", 16], "past_k": cache, "past_v": cache, "new_k": new, "new_v": new}
+    outputs = {"y": ["b", 6, "m", 16], "k": ["b", 2, "t", 16], "v": ["b", 2, "t", 16]}
+    numbers = {"zero_i": 0, "two": 2, "three": 3, "six": 6, "columns": 16, "minus_one": -1}
+    numbers |= {"minus_two": -2, "far": 2**63 - 1, "begin": -(2**63)}
+    infos = {
+        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (shapes | outputs).items()
+    }
+    graph = helper.make_graph(
+        [helper.make_node(op, i, [o], name=o, **attributes) for op, i, o, attributes in nodes],
+        "attention",
+        [infos[name] for name in shapes],
+        [infos[name] for name in outputs],
+        [
+            helper.make_tensor("root", TensorProto.FLOAT, [], [0.5]),
+            *(helper.make_tensor(n, TensorProto.INT64, [1], [v]) for n, v in numbers.items()),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, tmp_path / "attention.onnx")
+    facts = in_model(tmp_path / "attention.onnx", tmp_path)
+    (op,) = facts("abq.attention")
+    assert [maker(value) for value in op.operands] == ["argument", "tensor.concat", "tensor.concat"]
+    assert not facts("linalg.generic") and not facts("linalg.transpose")
+
+
 def test_the_widest_head_is_the_kernels() -> None:
     assert fuse_attention.MAX_HEAD == attention_spec.MAX_HEAD
 
