@@ -224,14 +224,12 @@ def _append(low: Lowering, op: ir.Operation) -> None:
     shape, element = list(type_.shape), type_.element_type
     strides = [ir.ShapedType.get_dynamic_stride_or_offset()] * (type_.rank - 1) + [1]
     layout = ir.StridedLayoutAttr.get(0, strides)
-    result = ir.MemRefType.get([abq.DYNAMIC] * type_.rank, element, layout)
-    flexible = ir.MemRefType.get([abq.DYNAMIC] * type_.rank, element)
-    x_type = ir.RankedTensorType(op.operands[0].type)
-    x = bufferization.ToBufferOp(
-        ir.MemRefType.get(list(x_type.shape), element), op.operands[0], read_only=True
-    ).result
-    if x.type != flexible:
-        x = memref.CastOp(flexible, x).result
+    dynamic = [abq.DYNAMIC] * type_.rank
+    result = ir.MemRefType.get(dynamic, element, layout)
+    every_stride = [ir.ShapedType.get_dynamic_stride_or_offset()] * type_.rank
+    anywhere = ir.StridedLayoutAttr.get(0, every_stride)
+    flexible = ir.MemRefType.get(dynamic, element, anywhere)
+    x = memref.CastOp(flexible, _appended(op.operands[0])).result
     i32 = ir.IntegerType.get_signless(32)
     numbers = [
         arith.ConstantOp(i32, ir.IntegerAttr.get(i32, ir.IntegerAttr(op.attributes[name]).value))
@@ -246,6 +244,27 @@ def _append(low: Lowering, op: ir.Operation) -> None:
         grown = memref.CastOp(static, grown).result
     tensor_value = bufferization.ToTensorOp(type_, grown, restrict=True).result
     op.results[0].replace_all_uses_with(tensor_value)
+
+
+def _appended(x: ir.Value) -> ir.Value:
+    """The buffer of what is appended; a transposed tensor is read where it was before."""
+    made = defining_op(x)
+    transposed = made is not None and made.name == "linalg.transpose"
+    source = made.operands[0] if made is not None and transposed else x
+    type_ = ir.RankedTensorType(source.type)
+    plain = ir.MemRefType.get(list(type_.shape), type_.element_type)
+    buffer = bufferization.ToBufferOp(plain, source, read_only=True).result
+    if made is None or not transposed:
+        return buffer
+    order = list(ir.DenseI64ArrayAttr(made.attributes["permutation"]))
+    strides = plain.get_strides_and_offset()[0]
+    turned = ir.MemRefType.get(
+        [type_.shape[i] for i in order],
+        type_.element_type,
+        ir.StridedLayoutAttr.get(0, [strides[i] for i in order]),
+    )
+    map_ = ir.AffineMap.get(len(order), 0, [ir.AffineDimExpr.get(i) for i in order])
+    return memref.TransposeOp(turned, buffer, ir.AffineMapAttr.get(map_)).result
 
 
 _RULES: dict[str, Callable[[Lowering, ir.Operation], None]] = {
