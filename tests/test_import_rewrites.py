@@ -280,6 +280,18 @@ def test_forms_that_the_front_end_misreads_are_refused(tmp_path: Path) -> None:
         prepare(load_model(models.save(proto, tmp_path), tmp_path), tmp_path)
 
 
+def test_last_extremes_need_a_known_size(tmp_path: Path) -> None:
+    tested = node("ArgMax", "x", "y", axis=1, select_last_index=1)
+    for size in (3, "n"):
+        proto = models.model([tested], [("x", F32, [2, size])], [("y", np.int64, [2, 1])])
+        model = load_model(models.save(proto, tmp_path), tmp_path)
+        if size == "n":
+            with pytest.raises(ModelError, match="along an axis whose size is not known"):
+                prepare(model, tmp_path)
+        else:
+            prepare(model, tmp_path)
+
+
 @pytest.mark.parametrize("op_type", ["MatMul", "Gemm", "Conv"])
 def test_products_of_half_precision_are_computed_in_f32(op_type: str, tmp_path: Path) -> None:
     shape, weight = ((1, 4, 6, 6), (5, 4, 3, 3)) if op_type == "Conv" else ((3, 4), (4, 5))

@@ -10,7 +10,9 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
+import abqc
 import numpy as np
+import onnx
 import pytest
 
 pytest.importorskip("onnxruntime")
@@ -443,6 +445,31 @@ def test_nan_and_infinity_are_kept(tmp_path: Path) -> None:
     with np.errstate(invalid="ignore"):
         for result, reference in zip(model.run({"x": x}), references.values(), strict=True):
             np.testing.assert_allclose(result, reference(x), rtol=1e-5)
+
+
+def test_order_of_nan_and_of_unsigned_integers(tmp_path: Path) -> None:
+    """NaN is larger than any number, as it is to numpy. onnxruntime sorts neither."""
+    g = Graph(x=("float32", "n", "m"), i=("uint8", "n", "m"))
+    for largest in (1, 0):
+        for x in "xi":
+            g("TopK", x, np.array([4]), results=2, axis=1, largest=largest)
+    x = np.stack([normal(7), normal(7, seed=1)])
+    x[0, [2, 5]], x[1] = np.nan, [0, np.nan, -np.inf, 1, np.inf, -1, 0]
+    i = (np.arange(14) * 37 % 256).astype(np.uint8).reshape(2, 7)
+    onnx.save(g.build(), tmp_path / "model.onnx")
+    model = abqc.compile(tmp_path / "model.onnx")
+    for m in (6, 7):  # odd and even
+        feeds = {"x": x[:, :m], "i": i[:, :m]}
+        results = model.run(feeds)
+        for number, array in enumerate((feeds["x"], feeds["i"]) * 2):
+            order = np.argsort(array, axis=1, kind="stable")
+            if number < 2:
+                order = m - 1 - np.argsort(array[:, ::-1], axis=1, kind="stable")[:, ::-1]
+            want = order[:, :4]
+            np.testing.assert_array_equal(results[2 * number + 1], want)
+            np.testing.assert_array_equal(
+                results[2 * number], np.take_along_axis(array, want, axis=1)
+            )
 
 
 def softmax(x: np.ndarray) -> np.ndarray:

@@ -202,6 +202,43 @@ def reciprocal(model: Model, node: NodeProto) -> list[NodeProto] | None:
     return new
 
 
+def top_k(model: Model, node: NodeProto) -> list[NodeProto] | None:
+    """Where any order will do, the sorted one does (torch-mlir has no other). It compares unsigned
+    integers as signed ones: widened, both are the same."""
+    narrow = model.elem_type(node.input[0])
+    wider = WIDER.get(narrow)
+    if wider is None and attribute(node, "sorted", 1):
+        return None
+    new = Nodes(model, node)
+    x, k = node.input
+    values, places = node.output
+    attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    attributes["sorted"] = 1
+    if wider is not None:
+        x = new.add("Cast", [x], "wide", to=wider)
+        values = f"{node.name}/values"
+    new.append(helper.make_node("TopK", [x, k], [values, places], node.name, **attributes))
+    if wider is not None and node.output[0]:
+        new.add("Cast", [values], to=narrow)
+    return new
+
+
+def scatter(model: Model, node: NodeProto) -> list[NodeProto] | None:
+    """Extremes of unsigned integers, as for TopK."""
+    narrow = model.elem_type(node.input[0])
+    wider = WIDER.get(narrow)
+    reduction = attribute(node, "reduction", b"none")
+    if wider is None or reduction not in (b"max", b"min"):
+        return None
+    new = Nodes(model, node)
+    x, indices, updates = node.input
+    x, updates = (new.add("Cast", [v], f"wide{i}", to=wider) for i, v in enumerate((x, updates)))
+    attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    scattered = new.add(node.op_type, [x, indices, updates], "scattered", **attributes)
+    new.add("Cast", [scattered], to=narrow)
+    return new
+
+
 WIDER = {
     TensorProto.UINT8: TensorProto.INT32,
     TensorProto.UINT16: TensorProto.INT32,
@@ -225,7 +262,10 @@ RULES: dict[str, Rule] = {
     "LayerNormalization": norms.layer_normalization,
     "MatMul": matmul,
     "Reciprocal": reciprocal,
+    "ScatterElements": scatter,
+    "ScatterND": scatter,
     "Softmax": norms.softmax,
+    "TopK": top_k,
     "BatchNormalization": norms.batch_normalization,
     "Conv": conv,
     "MaxPool": windows.window,

@@ -46,6 +46,15 @@ def _grid_sample(model: Model, node: NodeProto) -> str | None:
     return "with mode nearest" if attribute(node, "mode", b"").decode() == "nearest" else None
 
 
+def _last_extreme(model: Model, node: NodeProto) -> str | None:
+    """torch-mlir counts places from the end of an axis by its static size."""
+    shape = model.shape(node.input[0])
+    if not attribute(node, "select_last_index", 0) or shape is None:
+        return None
+    dynamic = shape[attribute(node, "axis", 0)] is None
+    return "with select_last_index along an axis whose size is not known" if dynamic else None
+
+
 def _loss(model: Model, node: NodeProto) -> str | None:
     return "with weights" if len(node.input) > 2 and node.input[2] else None
 
@@ -55,6 +64,8 @@ def _space_to_depth(model: Model, node: NodeProto) -> str | None:
 
 
 RULES: dict[str, Callable[[Model, NodeProto], str | None]] = {
+    "ArgMax": _last_extreme,
+    "ArgMin": _last_extreme,
     "GRU": _recurrent,
     "GridSample": _grid_sample,
     "LSTM": _recurrent,
