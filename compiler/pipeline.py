@@ -78,8 +78,11 @@ GPU_KERNELS = (
 )
 
 
-# A GPU has kernels for what the CPU does loop by loop.
+# A GPU has kernels for what the CPU does loop by loop. The first of these loops would be fused with
+# others.
+GPU_CONVERSIONS = ("convert-arg-extreme",)
 GPU_FUSIONS = (
+    *("convert-scan", "convert-scatter", "convert-top-k"),
     "fuse-attention",
     TIDY,
     "share-heads",  # of keys that were also transposed or scaled
@@ -96,10 +99,10 @@ GPU_PACK_FUSIONS = ("fuse-norm-pack",)
 def stages(on_device: bool) -> dict[str, tuple[str, ...]]:
     """The passes by stage; `on_device`: for a GPU."""
     kernels = GPU_KERNELS if on_device else CPU_KERNELS
-    fusions = GPU_FUSIONS if on_device else ()
+    simplify = (*GPU_CONVERSIONS, *SIMPLIFY, *GPU_FUSIONS) if on_device else SIMPLIFY
     pack_fusions = GPU_PACK_FUSIONS if on_device else ()
     return {
-        "simplified": (*SIMPLIFY, *fusions),
+        "simplified": simplify,
         "quantized": (*QUANTIZE, *pack_fusions),
         "host": (*LOWER, *kernels),
     }

@@ -45,12 +45,12 @@ __all__ = [
 
 def make_context() -> ir.Context:
     """A context that knows every dialect the compiler uses, `abq` and `torch_c` included."""
-    from . import abq
+    from .abq_order import Abq  # with its operations there and in abq.py
 
     context = ir.Context()
     torch_dialect.register_dialect(context)
     with context, ir.Location.unknown():
-        abq.Abq.load()
+        Abq.load()
         # torch_c is loaded only by the first pipeline that uses it.
         PassManager.parse(
             "builtin.module(torch-backend-to-linalg-on-tensors-backend-pipeline)"

@@ -29,7 +29,11 @@ PASS_FILES = (
     "bufferize_tm_tensor",
     "check_reshapes",
     "check_sizes",
+    "convert_arg_extreme",
     "convert_batch_matmul",
+    "convert_scan",
+    "convert_scatter",
+    "convert_top_k",
     "decompose_concat",
     "decompose_conv",
     "decompose_gather",
@@ -80,6 +84,7 @@ class Unit:
     strided_inputs: set[str] = field(default_factory=set)  # inputs that may have any strides
     operations: list[dict[str, Any]] = field(default_factory=list)
     floats: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[dict[str, str]] = field(default_factory=list)  # what users should know: node, note
     dump_dir: Path | None = None
     step: int = 0
 

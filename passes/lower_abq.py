@@ -15,8 +15,12 @@ from abqc.dialects.mlir import arith, bufferization, cf, func, ir, memref
 
 from .infrastructure import Unit, defining_op, register, walk
 from .launch import APPEND, declare
+from .lower_arg_extreme import lower_arg_extreme
 from .lower_attention import lower_attention
 from .lower_norm import lower_norm, lower_norm_pack, lower_softmax
+from .lower_scan import lower_scan
+from .lower_scatter import lower_scatter
+from .lower_top_k import lower_top_k
 from .lowering import Lowering, by_rows, ceil_div, product
 from .resolve_dims import dimension_or_query, index
 
@@ -277,6 +281,10 @@ _RULES: dict[str, Callable[[Lowering, ir.Operation], None]] = {
     "abq.norm": lower_norm,
     "abq.norm_pack": lower_norm_pack,
     "abq.softmax": lower_softmax,
+    "abq.arg_extreme": lower_arg_extreme,
+    "abq.scan": lower_scan,
+    "abq.scatter": lower_scatter,
+    "abq.top_k": lower_top_k,
     "abq.gather": _gather,
     "abq.append": _append,
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from abqc.dialects import abq
 from abqc.dialects.mlir import arith, bufferization, ir, memref, scf
@@ -61,7 +63,7 @@ class Lowering:
         return self.allocate(arith.MulIOp(rows, index(row_bytes)).result, i8)
 
     def launch(self, kernel: str, grid: ir.Value, arguments: list[ir.Value]) -> None:
-        flat = [_dynamic(a) if isinstance(a.type, ir.MemRefType) else a for a in arguments]
+        flat = [dynamic(a) if isinstance(a.type, ir.MemRefType) else a for a in arguments]
         launch(self.module, kernel, grid, flat)
 
     def finish(
@@ -115,12 +117,25 @@ def unflatten(buffer: ir.Value, shape: list[int], sizes: list[ir.Value]) -> ir.V
     return memref.ExpandShapeOp(type_, buffer, [list(range(len(shape)))], dynamic, shape).result
 
 
-def _dynamic(buffer: ir.Value) -> ir.Value:
+def dynamic(buffer: ir.Value) -> ir.Value:
     """Kernels are shared by sizes: static ones are cast away."""
     type_ = ir.MemRefType(buffer.type)
     if type_.rank != 1 or type_.shape[0] == abq.DYNAMIC:
         return buffer
     return memref.CastOp(ir.MemRefType.get([abq.DYNAMIC], type_.element_type), buffer).result
+
+
+def static_product(shape: list[int]) -> int | None:
+    """The number of elements, None where a size is not known."""
+    return None if abq.DYNAMIC in shape else math.prod(shape)
+
+
+def covering(unit: Unit, variants: Sequence[Any], size: int | None) -> list[Any]:
+    """The variants of a kernel for a size (all, where that is not known), now known to the unit."""
+    chosen = [v for v in variants if size is None or v.covers(max(size, 1))]
+    for variant in chosen:
+        unit.kernels[variant.kernel.name] = variant.kernel
+    return chosen
 
 
 def by_rows(

@@ -1,7 +1,8 @@
 """`tensor.dim` of an abq result becomes a dimension of its operands.
 
 Operations of a Python dialect reify no shapes, so upstream's resolve-shaped-type-result-dims stops
-at them; with these rules it does not have to see them.
+at them; with these rules it does not have to see them. Nor does it know those of `tm_tensor`, whose
+results have the shapes of the tensors that they overwrite.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ def dimension(value: ir.Value, axis: int) -> ir.Value | None:
     owner = defining_op(value)
     if owner is None:
         return None
+    if owner.name.startswith("tm_tensor."):
+        overwritten = ir.OpResult(value).result_number - len(owner.results)
+        return dimension_or_query(owner.operands[len(owner.operands) + overwritten], axis)
     rule = _RULES.get(owner.name)
     return rule(owner, axis) if rule else None
 
@@ -82,6 +86,11 @@ def _attention(op: ir.Operation, axis: int) -> ir.Value | None:
     return dimension_or_query(op.operands[0], axis)
 
 
+def _top_k(op: ir.Operation, axis: int) -> ir.Value | None:
+    along = ir.IntegerAttr(op.attributes["axis"]).value
+    return op.operands[1] if axis == along else dimension_or_query(op.operands[0], axis)
+
+
 _RULES = {
     "abq.attention": _attention,
     "abq.measure": _samples,
@@ -89,10 +98,14 @@ _RULES = {
     "abq.norm": _of_first_operand,
     "abq.norm_pack": _of_first_operand,
     "abq.softmax": _of_first_operand,
+    "abq.arg_extreme": _of_first_operand,
+    "abq.scan": _of_first_operand,
     "abq.hadamard": _of_first_operand,
     "abq.pack": _of_first_operand,
     "abq.quantize": _of_first_operand,
     "abq.dequantize": _of_first_operand,
     "abq.gather": _gather,
+    "abq.scatter": _of_first_operand,
+    "abq.top_k": _top_k,
     "tensor.reshape": _reshape,
 }

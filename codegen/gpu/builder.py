@@ -130,6 +130,20 @@ class GpuBuilder(Emitter):
         at = self.at(pointer, offset)
         llvm.StoreOp(value.ir, at.ir, alignment=align or _byte_size(value.type))
 
+    def atomic(self, kind: str, pointer: Value, value: Value, offset: Value | int = 0) -> Value:
+        """`add`, `max` (signed), ... of `value` to an integer in memory; what was there before.
+
+        Nothing is ordered by it but the accesses to that integer."""
+        shared = pointer.type == type_of(SHARED_POINTER)
+        op = llvm.AtomicRMWOp(
+            llvm.AtomicBinOp[kind],
+            self.at(pointer, offset).ir,
+            value.ir,
+            llvm.AtomicOrdering.monotonic,
+            syncscope="block" if shared else "device",
+        )
+        return Value(op.result)
+
     def copy_async(
         self,
         shared: Value,
@@ -166,7 +180,13 @@ class GpuBuilder(Emitter):
         self.call("llvm.nvvm.bar.warp.sync", self.const(FULL, "i32"))
 
     def exchange(self, value: Value, how: str, by: Value | int) -> Value:
-        """A 32-bit value of another lane; `how`: "bfly" (lane ^ by), "down", "up", or "idx"."""
+        """A 32- or 64-bit value of another lane; `how`: "bfly" (lane ^ by), "down", "up", or "idx".
+
+        "down" and "up" give a lane its own value where there is no other."""
+        if bits_of(value.type) == 64:
+            words = self.lanes_of(self.bitcast(self.splat(value, 1), vec(2, "i32")))
+            words = [self.exchange(word, how, by) for word in words]
+            return self.extract(self.bitcast(self.vector(words), vec(1, value.type)), 0)
         element = "f32" if isinstance(value.type, ir.FloatType) else "i32"
         clamp = 0 if how == "up" else WARP - 1
         intrinsic = f"llvm.nvvm.shfl.sync.{how}.{element}"

@@ -11,6 +11,7 @@ from ...costmodel.load import model_for
 from ...dialects.formats import Scheme, parse_scheme
 from ...passes.pack_layouts import MatmulRequest
 from ..gpu.arch import ALL, SM_75, GpuArch
+from ..gpu.arg_extreme import arg_extreme_kernels
 from ..gpu.attention import AttentionVariant, attention_kernels, precision_on
 from ..gpu.attention_spec import AttentionSpec, MaskKind
 from ..gpu.batch_matmul import batch_matmul_kernels
@@ -25,8 +26,11 @@ from ..gpu.norm_pack import norm_pack_kernel
 from ..gpu.objects import GpuObjects
 from ..gpu.pack import PackKernel
 from ..gpu.planes import Planes
+from ..gpu.scan import scan_kernels
+from ..gpu.scatter import ScatterKernels, scatter_kernels
 from ..gpu.softmax import softmax_kernel
 from ..gpu.strategy import GpuStrategy, Scheduled
+from ..gpu.top_k import top_k_kernels
 from ..objects import ObjectMaker
 from ..strategy import Choice, Kernel, MatmulSpec, Variant, able_to_do
 
@@ -169,6 +173,22 @@ class CudaTarget:
     def softmax(self) -> Kernel:
         """The kernel of a softmax over rows."""
         return softmax_kernel()
+
+    def arg_extreme(self, element: str, *, largest: bool) -> tuple[Variant, ...]:
+        """The kernels of ArgMax and ArgMin over rows, by the length of a row."""
+        return arg_extreme_kernels(element, largest=largest)
+
+    def scan(self, element: str) -> tuple[Variant, ...]:
+        """The kernels of running sums, by the number of neighbouring lines."""
+        return scan_kernels(element)
+
+    def top_k(self, element: str, *, largest: bool) -> tuple[Variant, ...]:
+        """The kernels of the first k of sorted lines, by the length of a line."""
+        return top_k_kernels(element, largest=largest)
+
+    def scatter(self, rank: int, index: str, element: str, combine: str) -> ScatterKernels:
+        """The kernels of updates at positions that come from data."""
+        return scatter_kernels(rank, index, element, combine)
 
     def measure(self, format_text: str) -> Kernel:
         """The kernel that finds one scale and zero point for each sample of an activation."""

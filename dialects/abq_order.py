@@ -1,0 +1,85 @@
+"""Operations of the abq dialect along an axis whose elements have an order, and at places that come
+from data. (No postponed annotations here either: the bindings read them as Python objects.)
+"""
+
+from typing import Any
+
+from .abq import Abq, Tensor, TensorResult, VerifiedOperation, _agree, _require, element, shape
+from .mlir import ext, ir
+
+__all__ = ["Abq", "ArgExtremeOp", "ScanOp", "ScatterOp", "TopKOp"]
+
+Index = ext.Operand[ir.IndexType]
+
+
+class ScanOp(VerifiedOperation, name="scan", traits=[ext.Pure]):
+    """Running sums along `axis`: `y[..., i, ...] = sum over j <= i of x[..., j, ...]`."""
+
+    x: Tensor
+    axis: ir.IntegerAttr
+    result: TensorResult
+
+    @staticmethod
+    def check(op: Any) -> None:
+        _require(op.x.type == op.result.type, "x and y have one type")
+        axis = ir.IntegerAttr(op.axis).value
+        _require(0 <= axis < len(shape(op.x)), f"x has no axis {axis}")
+
+
+class TopKOp(VerifiedOperation, name="top_k", traits=[ext.Pure]):
+    """The first `k` elements of every line along `axis` in order, and their places in the line.
+
+    The order is descending where `largest` is 1, else ascending; of equal elements the one with
+    the lower place comes first, and NaN is larger than any number. `k` does not exceed the length
+    of a line.
+    """
+
+    x: Tensor
+    k: Index
+    axis: ir.IntegerAttr
+    largest: ir.IntegerAttr
+    values: TensorResult
+    indices: TensorResult
+
+    @staticmethod
+    def check(op: Any) -> None:
+        axis = ir.IntegerAttr(op.axis).value
+        _require(0 <= axis < len(shape(op.x)), f"x has no axis {axis}")
+        _require(shape(op.values) == shape(op.indices), "values and indices have one shape")
+        for i, (a, b) in enumerate(zip(shape(op.x), shape(op.values), strict=True)):
+            _require(i == axis or _agree(a, b), "x and values differ in `axis` alone")
+
+
+class ArgExtremeOp(VerifiedOperation, name="arg_extreme", traits=[ext.Pure]):
+    """The place (i64) of the largest element of every row (the last axis), or of the smallest one
+    where `largest` is 0; the first one where several are equal."""
+
+    x: Tensor
+    largest: ir.IntegerAttr
+    result: TensorResult
+
+    @staticmethod
+    def check(op: Any) -> None:
+        _require(shape(op.result) == shape(op.x)[:-1], "a place for each row")
+
+
+class ScatterOp(VerifiedOperation, name="scatter", traits=[ext.Pure]):
+    """`y = x`, but `y[indices[u]] = combine(updates[u], y[indices[u]])` for one u after the other.
+
+    `indices` (i64 or i32) are updates x rank of x; positions outside of x change nothing.
+    `combine` is `replace`, or an operation of the arith dialect by its name: `addf`, `maxsi`, ...
+    """
+
+    x: Tensor
+    indices: Tensor
+    updates: Tensor
+    combine: ir.StringAttr
+    result: TensorResult
+
+    @staticmethod
+    def check(op: Any) -> None:
+        _require(op.x.type == op.result.type, "x and y have one type")
+        indices, updates = shape(op.indices), shape(op.updates)
+        _require(len(updates) == 1 and element(op.updates) == element(op.x), "updates are a list")
+        _require(indices[1:] == [len(shape(op.x))], "indices are updates x rank of x")
+        _require(_agree(indices[0], updates[0]), "indices and updates differ in number")

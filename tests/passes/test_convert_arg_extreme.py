@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pytest
+from abqc.codegen.gpu.arg_extreme import arg_extreme_kernels
+from abqc.codegen.gpu.order_keys import ELEMENTS
+from abqc.codegen.strategy import Variant
+from abqc.passes import convert_arg_extreme, convert_top_k
+from abqc.passes.infrastructure import Unit
+from facts import after
+
+MAX = "%e = arith.maximumf %a, %b : f32\n %c = arith.cmpf ogt, %a, %b : f32"
+MIN = "%e = arith.minsi %b, %a : i64\n %c = arith.cmpi slt, %a, %b : i64"
+LOWEST, HIGHEST = "0xFF800000 : f32", "9223372036854775807 : i64"
+
+
+def arg(
+    body: str = MAX,
+    start: str = LOWEST,
+    n: str = "?",
+    kinds: str = '"parallel", "reduction"',
+    read: str = "(d0)",
+    result: str = "%r#1 : tensor<?xi64>",
+) -> str:
+    element = start.split()[-1]
+    x, best = f"tensor<?x{n}x{element}>", f"tensor<?x{element}>"
+    axis = 1 if kinds.endswith('reduction"') else 0
+    return f"""
+#id = affine_map<(d0, d1) -> (d0, d1)>
+#row = affine_map<(d0, d1) -> {read}>
+func.func @main(%x: {x}, %m: {best}, %p: tensor<?xi64>) -> {result.split(" : ")[1]} {{
+  %start = arith.constant {start}
+  %zero = arith.constant 0 : i64
+  %low = linalg.fill ins(%start : {element}) outs(%m : {best}) -> {best}
+  %none = linalg.fill ins(%zero : i64) outs(%p : tensor<?xi64>) -> tensor<?xi64>
+  %r:2 = linalg.generic {{indexing_maps = [#id, #row, #row], iterator_types = [{kinds}]}}
+    ins(%x : {x}) outs(%low, %none : {best}, tensor<?xi64>) {{
+  ^bb0(%a: {element}, %b: {element}, %q: i64):
+    %i = linalg.index {axis} : index
+    %j = arith.index_cast %i : index to i64
+    {body}
+    %s = arith.select %c, %j, %q : i64
+    linalg.yield %e, %s : {element}, i64
+  }} -> ({best}, tensor<?xi64>)
+  return {result}
+}}"""
+
+
+@pytest.mark.parametrize(("text", "largest"), [(arg(), 1), (arg(MIN, HIGHEST), 0)])
+def test_reductions_become_one_operation(text: str, largest: int) -> None:
+    facts = after(text, "convert-arg-extreme")
+    (op,) = facts("abq.arg_extreme")
+    assert (op.operands[0].arg_number, op.attributes["largest"].value) == (0, largest)
+    assert not facts("linalg.generic")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        arg(start="0.0 : f32"),
+        arg(MAX.replace("ogt", "oge")),
+        arg(MAX.replace("ogt", "olt")),
+        arg(MAX.replace("ogt, %a, %b", "ogt, %b, %a")),
+        arg(MIN.replace("slt", "ult"), HIGHEST),
+        arg(kinds='"reduction", "parallel"', read="(d1)"),
+        arg(result="%r#0 : tensor<?xf32>"),
+    ],
+)
+def test_other_reductions_stay(text: str) -> None:
+    assert after(text, "convert-arg-extreme")("linalg.generic")
+
+
+class _Target:
+    def arg_extreme(self, element: str, *, largest: bool) -> tuple[Variant, ...]:
+        return arg_extreme_kernels(element, largest=largest)
+
+
+@pytest.mark.parametrize(
+    ("n", "calls"),
+    [
+        ("50257", ["argmax_f32_block"]),
+        ("10", ["argmax_f32_warp"]),
+        ("?", ["argmax_f32_warp", "argmax_f32_block"]),
+    ],
+)
+def test_the_length_of_a_row_chooses_the_kernel(n: str, calls: list[str]) -> None:
+    passes = ("convert-arg-extreme", "resolve-dims", "lower-abq")
+    facts = after(arg(n=n), *passes, unit=Unit(target=_Target()))
+    assert facts.calls() == calls
+
+
+def test_elements_are_those_of_the_kernels() -> None:
+    assert convert_arg_extreme.ELEMENTS == convert_top_k.ELEMENTS == ELEMENTS
