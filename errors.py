@@ -27,6 +27,10 @@ class AbqcError(Exception):
         return " ".join(text.split())
 
 
+class PerformanceWarning(UserWarning):
+    """A part of a model that runs, but far below what its target can do."""
+
+
 class ModelError(AbqcError):
     """The ONNX model is broken, or holds something that is not supported."""
 

@@ -20,8 +20,11 @@ from abqc.passes.infrastructure import Unit, run_pipeline
 Progress = Callable[[str, int, int], None]
 
 
-def build(request: Request, report: Progress, on_pass: Callable[[str], None]) -> None:
-    """Compile and link; `on_pass` hears the name of every pass before it runs. Raises AbqcError."""
+def build(request: Request, report: Progress, on_pass: Callable[[str], None]) -> list[str]:
+    """Compile and link; `on_pass` hears the name of every pass before it runs. Raises AbqcError.
+
+    Returns the notes for the user.
+    """
     started = time.perf_counter()
     recipe = parse_recipe(request.quant)
     target = resolve_target(request.target)
@@ -59,6 +62,7 @@ def build(request: Request, report: Progress, on_pass: Callable[[str], None]) ->
         progress=report,
         started=started,
     )
+    return [f"node '{note['node']}' {note['note']}" for note in unit.notes]
 
 
 def resolve_target(name: str) -> Any:
@@ -89,6 +93,7 @@ def describe(request: Request, unit: Unit, imported: Any) -> dict[str, Any]:
         "inputs": [_tensor(spec) for spec in imported.inputs],
         "outputs": [_tensor(spec) for spec in imported.outputs],
         "ops": [op for op in unit.operations if op["kind"] != "gather"],
+        "notes": unit.notes,
         "tables": [op for op in unit.operations if op["kind"] == "gather"],
         "float": unit.floats
         + [

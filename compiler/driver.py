@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from abqc.compiler import job
 from abqc.compiler.job import Request
-from abqc.errors import DeviceError
+from abqc.errors import DeviceError, PerformanceWarning
 from abqc.runtime.model import Model, load
 
 Progress = Callable[[str, int, int], None]
@@ -59,14 +60,16 @@ def compile_file(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     dump_dir: str | Path | None = None,
     progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Path:
     """Compile an ONNX model into a shared library; its path.
 
     `target` is `cpu`, a GPU (`sm_90a`), several (`sm_80,sm_90a`) or `cuda`. `quant` is a recipe
     (`w4a8`, `w4a4 rotate`, ...) or the path of a file of rules; `shapes` pins the shapes of inputs;
     `output` is where the library goes (default: beside the model, `.so`); `dump_dir` receives the
-    IR after every pass; `progress(step, done, total)` is called as work goes on. The work is done
-    in another process, whose crash would be an error too. Raises AbqcError, whose text says what
+    IR after every pass; `progress(step, done, total)` is called as work goes on, and `note(text)`
+    at the end for what will run, but slowly (default: a PerformanceWarning). The work is done in
+    another process, whose crash would be an error too. Raises AbqcError, whose text says what
     to do; nothing is written then.
     """
     source = Path(model)
@@ -82,7 +85,13 @@ def compile_file(
             shapes={name: tuple(shape) for name, shape in (shapes or {}).items()},
             dump_dir=Path(dump_dir) if dump_dir is not None else None,
         )
-        job.run(request, progress or (lambda step, done, total: None))
+        notes = job.run(request, progress or (lambda step, done, total: None))
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    for text in notes:
+        (note or _warn)(text)
     return library
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, PerformanceWarning, stacklevel=3)

@@ -1,7 +1,7 @@
 """A compile in a process of its own: whatever MLIR or LLVM do there, the caller lives on.
 
 The child (`python -m abqc.compiler.job`) reads a pickled request and writes one JSON object a line:
-{"progress": [step, done, total]}, {"pass": name}, and at the end {"error": ...} or {"done": true}.
+{"progress": [step, done, total]}, {"pass": name}, and at the end {"error": ...} or {"done": notes}.
 """
 
 from __future__ import annotations
@@ -37,8 +37,11 @@ class Request:
     dump_dir: Path | None = None
 
 
-def run(request: Request, progress: Progress) -> None:
-    """Compile in a child process. Raises the AbqcError of the child, or CompileError if it dies."""
+def run(request: Request, progress: Progress) -> list[str]:
+    """Compile in a child process; the notes for the user.
+
+    Raises the AbqcError of the child, or CompileError if it dies.
+    """
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "abqc.compiler.job"],
@@ -50,18 +53,19 @@ def run(request: Request, progress: Progress) -> None:
         try:
             pickle.dump(request, process.stdin)
             process.stdin.close()
-            last_pass, finished = _listen(process.stdout, progress)
+            last_pass, notes = _listen(process.stdout, progress)
             status = process.wait()
         finally:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-        if not finished:
+        if notes is None:
             raise _death(status, last_pass, log)
+        return notes
 
 
-def _listen(lines: IO[bytes], progress: Progress) -> tuple[str, bool]:
-    """Hand on what the child says; the last pass it named, and whether it came to its end."""
+def _listen(lines: IO[bytes], progress: Progress) -> tuple[str, list[str] | None]:
+    """Hand on what the child says; the last pass it named, and its notes if it came to its end."""
     last_pass = "start"
     for line in lines:
         try:
@@ -75,8 +79,8 @@ def _listen(lines: IO[bytes], progress: Progress) -> tuple[str, bool]:
         elif "error" in message:
             raise _revive(message["error"])
         elif "done" in message:
-            return last_pass, True
-    return last_pass, False
+            return last_pass, message["done"]
+    return last_pass, None
 
 
 def _revive(error: dict[str, Any]) -> AbqcError:
@@ -109,7 +113,7 @@ def main() -> None:
         sys.stdout.flush()
 
     try:
-        build(
+        notes = build(
             request,
             lambda step, done, total: say({"progress": [step, done, total]}),
             lambda name: say({"pass": name}),
@@ -122,7 +126,7 @@ def main() -> None:
         text = f"internal error: {type(error).__name__}: {error}"
         say({"error": _describe(error, "CompileError", text)})
     else:
-        say({"done": True})
+        say({"done": notes})
 
 
 def _describe(error: BaseException, kind: str, message: str) -> dict[str, Any]:

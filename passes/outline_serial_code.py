@@ -1,8 +1,9 @@
 """Loops of the host that work on tensors become kernels of one thread.
 
-What is no linalg (a running sum, a selection of the largest, scatters) reaches the host function as
-plain loops over buffers. On a GPU the host cannot touch those: one thread of the device runs the
-loop. That is slow for many thousand elements, and right.
+What is no linalg and has no kernel of its own (as running sums, selections of the largest and
+scatters have) reaches the host function as plain loops over buffers. On a GPU the host cannot touch
+those: one thread of the device runs the loop. That is right, but slow for many elements, and so a
+note says it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from .outlining import Library, library_of, unique
 from .resolve_dims import index
 
 WARP = 32
+NOTE = "runs on one thread of the GPU, because no kernel does it: slow for thousands of elements"
+
+LOOPS = ("scf.for", "scf.while")
 _ACCESSES = ("memref.load", "memref.store")
 
 
@@ -24,6 +28,10 @@ def outline_serial_code(module: ir.Operation, unit: Unit) -> None:
     """Move loops and stores of the host function into kernels of one thread."""
     library = library_of(unit)
     for op in _candidates(main_function(module)):
+        if any(inner.name in LOOPS for inner in walk(op)):
+            note = {"node": node_name(op) or "", "note": NOTE}
+            if note not in unit.notes:
+                unit.notes.append(note)
         _outline(module, op, library)
 
 

@@ -98,6 +98,23 @@ def test_compile_run_inspect(abqc: Run, tmp_path: Path, digits: tuple) -> None:
     assert code == 0 and "w8:channel:sym a8:token:asym" in out
 
 
+def test_what_is_slow_on_a_gpu_is_said(abqc: Run, tmp_path: Path) -> None:
+    """ONNX has no CumSum of this type; the front end has."""
+    graph = helper.make_graph(
+        [helper.make_node("CumSum", ["x", "axis"], ["y"], name="sums")],
+        "main",
+        [helper.make_tensor_value_info("x", TensorProto.INT16, ["n"])],
+        [helper.make_tensor_value_info("y", TensorProto.INT16, ["n"])],
+        [helper.make_tensor("axis", TensorProto.INT64, [], [0])],
+    )
+    source, library = tmp_path / "model.onnx", tmp_path / "model.so"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), source)
+    code, _, err = abqc("compile", source, "-o", library, "--target", "sm_90a")
+    assert code == 0 and "note: node 'sums' runs on one thread of the GPU" in err
+    code, out, _ = abqc("inspect", library)
+    assert code == 0 and "sums  runs on one thread of the GPU" in out
+
+
 def test_bench_against_onnxruntime(abqc: Run, mlp: Path) -> None:
     pytest.importorskip("onnxruntime")
     code, out, err = abqc(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from abqc.compiler import job
-from abqc.errors import CompileError, RecipeError
+from abqc.compiler.driver import compile_file
+from abqc.errors import CompileError, PerformanceWarning, RecipeError
 
 PROGRAM = "#!/bin/sh\ncat > /dev/null\n"
 
@@ -52,11 +53,13 @@ def test_error_comes_through_with_its_node(monkeypatch, tmp_path, request_):
     assert caught.value.__notes__ == ["there"]
 
 
-def test_progress_is_handed_on(monkeypatch, tmp_path, request_):
-    pretend(monkeypatch, tmp_path, """echo '{"progress": ["link", 1, 1]}'; echo '{"done": true}'""")
+def test_progress_and_notes_are_handed_on(monkeypatch, tmp_path, request_):
+    pretend(
+        monkeypatch, tmp_path, """echo '{"progress": ["link", 1, 1]}'; echo '{"done": ["a"]}'"""
+    )
     steps: list[tuple[str, int, int]] = []
-    job.run(request_, lambda *step: steps.append(step))
-    assert steps == [("link", 1, 1)]
+    notes = job.run(request_, lambda *step: steps.append(step))
+    assert (steps, notes) == ([("link", 1, 1)], ["a"])
 
 
 def test_interrupted_caller_ends_the_child(monkeypatch, tmp_path, request_):
@@ -70,3 +73,12 @@ def test_interrupted_caller_ends_the_child(monkeypatch, tmp_path, request_):
     with pytest.raises(KeyboardInterrupt):
         job.run(request_, interrupt)
     assert not Path(f"/proc/{pid.read_text().strip()}").exists()
+
+
+def test_notes_are_warnings_unless_someone_takes_them(monkeypatch, tmp_path):
+    monkeypatch.setattr(job, "run", lambda request, progress: ["node 'a' is slow"])
+    with pytest.warns(PerformanceWarning, match="node 'a' is slow"):
+        compile_file("model.onnx", output=tmp_path / "model.so")
+    taken: list[str] = []
+    compile_file("model.onnx", output=tmp_path / "model.so", note=taken.append)
+    assert taken == ["node 'a' is slow"]

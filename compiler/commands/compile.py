@@ -8,6 +8,7 @@ node names and a recipe; the last rule that matches wins.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     output = args.output or args.model.with_suffix(".so")
     started = time.perf_counter()
+    notes: list[str] = []
     with Progress() as progress:
         compile_file(
             args.model,
@@ -55,7 +57,10 @@ def run(args: argparse.Namespace) -> int:
             shapes=dict(args.shape),
             dump_dir=args.dump_dir,
             progress=progress,
+            note=notes.append,
         )
     seconds = time.perf_counter() - started
     print(f"{output}: {byte_count(output.stat().st_size)}, compiled in {seconds:.1f} s")
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     return 0

@@ -48,6 +48,8 @@ def sections(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield operation_table(operations)
     if manifest["float"]:
         yield float_table(manifest["float"])
+    if manifest.get("notes"):
+        yield table(("node", "note"), [(n["node"], n["note"]) for n in manifest["notes"]])
     for code in manifest.get("gpu", []):
         yield gpu_table(code)
 

@@ -4,6 +4,7 @@ from abqc.codegen.gpu.arch import SM_80
 from abqc.codegen.gpu.compile import compile_ptx
 from abqc.dialects.mlir import ir, make_context
 from abqc.passes.infrastructure import Unit, run_pipeline
+from abqc.passes.outline_serial_code import NOTE
 from facts import Facts
 
 RUNNING_SUM = """
@@ -20,7 +21,7 @@ func.func @main(%x: memref<?xf32>, %y: memref<?xf32>, %n: index, %some: i1) {
       %c = arith.addf %a, %b : f32
       memref.store %c, %y[%i] : memref<?xf32>
     }
-  }
+  } loc("sum")
   return
 }
 """
@@ -37,3 +38,4 @@ def test_loops_over_buffers_leave_the_host() -> None:
     assert not host("memref.store") and not host("scf.for")
     assert ptx.count(".visible .entry") == 2
     assert ptx.count(".reqntid 32") == 2
+    assert unit.notes == [{"node": "sum", "note": NOTE}]
