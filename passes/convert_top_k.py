@@ -13,6 +13,7 @@ from abqc.dialects.mlir import arith, ir, tensor
 from .generics import iterators
 from .infrastructure import Unit, constant_index, defining_op, register, users, walk
 from .resolve_dims import dimension_or_query, index
+from .slices import dynamic_size, is_beginning, is_whole, static_sizes
 
 # What codegen/gpu/top_k.py has kernels for.
 ELEMENTS = ("f16", "bf16", "f32", "f64", "i8", "i16", "i32", "i64")
@@ -111,35 +112,20 @@ def _beginnings(op: ir.Operation, axis: int) -> list[ir.Operation]:
     nothing else reads the results; else none."""
     found = [user.operation for result in op.results for user in users(result)]
     if not all(
-        part.name == "tensor.extract_slice" and part.block == op.block and _begins(part, axis)
+        part.name == "tensor.extract_slice" and part.block == op.block and is_beginning(part, axis)
         for part in found
     ):
         return []
-    ends = {_static(part, "sizes")[axis] for part in found}
+    ends = {static_sizes(part)[axis] for part in found}
     if ends == {abq.DYNAMIC}:
-        ends = {_dynamic_size(part, axis) for part in found}
+        ends = {dynamic_size(part, axis) for part in found}
     return found if len(ends) == 1 else []
-
-
-def _static(part: ir.Operation, name: str) -> list[int]:
-    return list(ir.DenseI64ArrayAttr(part.attributes[f"static_{name}"]))
-
-
-def _begins(part: ir.Operation, axis: int) -> bool:
-    return _static(part, "offsets")[axis] == 0 and _static(part, "strides")[axis] == 1
-
-
-def _dynamic_size(part: ir.Operation, axis: int) -> ir.Value:
-    """The operand of a tensor.extract_slice that is its size along an axis."""
-    offsets, sizes = _static(part, "offsets"), _static(part, "sizes")
-    before = offsets.count(abq.DYNAMIC) + sizes[:axis].count(abq.DYNAMIC)
-    return part.operands[1 + before]
 
 
 def _size(part: ir.Operation, axis: int) -> ir.Value:
     """Its size along an axis, at the insertion point if that is static."""
-    static = _static(part, "sizes")[axis]
-    return _dynamic_size(part, axis) if static == abq.DYNAMIC else index(static)
+    static = static_sizes(part)[axis]
+    return dynamic_size(part, axis) if static == abq.DYNAMIC else index(static)
 
 
 def _shortened(type_: ir.Type, axis: int, k: ir.Value) -> ir.Type:
@@ -153,24 +139,8 @@ def _shortened(type_: ir.Type, axis: int, k: ir.Value) -> ir.Type:
 def _read(part: ir.Operation, result: ir.Value, x: ir.Value, axis: int) -> None:
     """A slice of the sorted lines is one of `result`, or all of it."""
     others = [d for d in range(len(abq.shape(x))) if d != axis]
-    if part.results[0].type == result.type and all(_is_whole(part, x, d) for d in others):
+    if part.results[0].type == result.type and all(is_whole(part, d, x) for d in others):
         part.results[0].replace_all_uses_with(result)
         part.erase()
     else:
         part.operands[0] = result
-
-
-def _is_whole(part: ir.Operation, x: ir.Value, axis: int) -> bool:
-    """Whether a slice has all of an axis of tensors of the shape of x."""
-    if not _begins(part, axis):
-        return False
-    static = _static(part, "sizes")[axis]
-    if static != abq.DYNAMIC:
-        return static == abq.shape(x)[axis]
-    size = defining_op(_dynamic_size(part, axis))
-    return (
-        size is not None
-        and size.name == "tensor.dim"
-        and size.operands[0] == x
-        and constant_index(size.operands[1]) == axis
-    )

@@ -21,7 +21,7 @@ from .lower_norm import lower_norm, lower_norm_pack, lower_softmax
 from .lower_scan import lower_scan
 from .lower_scatter import lower_scatter
 from .lower_top_k import lower_top_k
-from .lowering import Lowering, by_rows, ceil_div, product
+from .lowering import Lowering, by_rows, ceil_div, contiguous, product
 from .resolve_dims import dimension_or_query, index
 
 
@@ -257,7 +257,7 @@ def _appended(x: ir.Value) -> ir.Value:
     source = made.operands[0] if made is not None and transposed else x
     type_ = ir.RankedTensorType(source.type)
     plain = ir.MemRefType.get(list(type_.shape), type_.element_type)
-    buffer = bufferization.ToBufferOp(plain, source, read_only=True).result
+    buffer = bufferization.ToBufferOp(plain, contiguous(source), read_only=True).result
     if made is None or not transposed:
         return buffer
     order = list(ir.DenseI64ArrayAttr(made.attributes["permutation"]))

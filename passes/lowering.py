@@ -9,9 +9,10 @@ from typing import Any
 from abqc.dialects import abq
 from abqc.dialects.mlir import arith, bufferization, ir, memref, scf
 
-from .infrastructure import Unit
+from .infrastructure import Unit, defining_op
 from .launch import launch
 from .resolve_dims import dimension_or_query, index
+from .slices import is_compact
 
 
 class Lowering:
@@ -47,6 +48,7 @@ class Lowering:
             return known
         tensor_type = ir.RankedTensorType(value.type)
         type_ = ir.MemRefType.get(list(tensor_type.shape), tensor_type.element_type)
+        value = contiguous(value)
         return flatten(bufferization.ToBufferOp(type_, value, read_only=True).result)
 
     def sizes(self, value: ir.Value) -> list[ir.Value]:
@@ -85,6 +87,34 @@ def product(sizes: list[ir.Value]) -> ir.Value:
 
 def ceil_div(value: ir.Value, block: int) -> ir.Value:
     return value if block == 1 else arith.CeilDivUIOp(value, index(block)).result
+
+
+def contiguous(value: ir.Value) -> ir.Value:
+    """The tensor, or a copy of it if its buffer may be a part of a larger one.
+
+    One-shot bufferization would cast such a buffer to a compact one: where the strides are not
+    static, it does not see that they differ.
+    """
+    if not _may_be_strided(value):
+        return value
+    return bufferization.AllocTensorOp(value.type, [], copy=value).result
+
+
+def _may_be_strided(value: ir.Value) -> bool:
+    op = defining_op(value)
+    while op is not None and op.name in _VIEWS:
+        op = defining_op(op.operands[0])
+    if op is None:
+        return False
+    if op.name == "tensor.extract_slice":
+        return not is_compact(op) or _may_be_strided(op.operands[0])
+    if op.name == "bufferization.to_tensor":  # a cache with room to grow
+        return isinstance(ir.MemRefType(op.operands[0].type).layout, ir.StridedLayoutAttr)
+    return op.name in _CHOICES
+
+
+_VIEWS = ("tensor.cast", "tensor.collapse_shape", "tensor.expand_shape")
+_CHOICES = ("arith.select", "scf.for", "scf.if")
 
 
 def flatten(buffer: ir.Value) -> ir.Value:

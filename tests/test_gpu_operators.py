@@ -51,6 +51,16 @@ def test_running_sums(tmp_path: Path) -> None:
     assert "scan_rows_i64" in kernels(library) and "scan_columns_f32" in kernels(library)
 
 
+def test_slices_are_read_by_kernels(tmp_path: Path) -> None:
+    """Lines that do not follow each other in memory, of sizes that are not known before."""
+    g = Graph(x=("float32", "n", "m", 8))
+    part = g("Slice", "x", *map(np.array, ([1], [-1], [1])))
+    g("Softmax", part)
+    g("CumSum", part, np.array(2))
+    g("ArgMax", part, axis=2)
+    check(g, tmp_path, {"x": normal(3, 6, 8)}, {"x": normal(1, 3, 8)})
+
+
 def test_largest_and_smallest(tmp_path: Path) -> None:
     g = Graph(x=("float32", "n", 9, "m"), i=("int64", "n", "m"), k=("int64", 1))
     g("TopK", "x", np.array([3]), results=2, axis=1)
