@@ -472,6 +472,30 @@ def test_order_of_nan_and_of_unsigned_integers(tmp_path: Path) -> None:
             )
 
 
+def test_products_of_slices(tmp_path: Path) -> None:
+    """Rows that do not follow each other in memory, of sizes that are not known before."""
+    g = Graph(x=("float32", "n", "m", 8))
+    for cut in (([0], [-1], [1]), ([1], [4], [2]), ([0], [2], [0])):
+        g("MatMul", g("Slice", "x", *map(np.array, cut)), normal(8 if cut[2] != [2] else 3, 4))
+    g.check(tmp_path, *({"x": normal(n, m, 8)} for n, m in ((3, 5), (1, 2))), tolerance=1e-5)
+
+
+def test_exclusive_sums(tmp_path: Path) -> None:
+    """What comes before an infinity is finite."""
+    g = Graph(x=("float32", "n", "m"), i=("int64", 3, "m"), j=("int32", "n", 4))
+    for reverse in (0, 1):
+        g("CumSum", "x", np.array(1), exclusive=1, reverse=reverse)
+        g("CumSum", "i", np.array(0), exclusive=1, reverse=reverse)
+        g("CumSum", "j", np.array(-1, np.int32), exclusive=1, reverse=reverse)
+    x = normal(4, 5)
+    x[1, 2], x[2, 3] = np.inf, -np.inf
+
+    def feeds(n: int, m: int) -> Feeds:
+        return {"x": x[:n, :m], "i": integers(3, m), "j": integers(n, 4, dtype=np.int32)}
+
+    g.check(tmp_path, feeds(4, 5), feeds(1, 1), feeds(0, 2), tolerance=1e-5)
+
+
 def softmax(x: np.ndarray) -> np.ndarray:
     e = np.exp(x - x.max(axis=1, keepdims=True))
     return e / e.sum(axis=1, keepdims=True)

@@ -202,6 +202,24 @@ def reciprocal(model: Model, node: NodeProto) -> list[NodeProto] | None:
     return new
 
 
+def cum_sum(model: Model, node: NodeProto) -> list[NodeProto] | None:
+    """Exclusive sums are those of the elements moved by one (torch-mlir subtracts the elements from
+    the inclusive sums, which of an infinity makes NaN)."""
+    x, axis = node.input
+    shape = model.shape(x)
+    if not attribute(node, "exclusive", 0) or shape is None or axis not in model.constants:
+        return None
+    along, reverse = int(model.constants[axis].load()) % len(shape), attribute(node, "reverse", 0)
+    pads = np.zeros((2, len(shape)), np.int64)
+    pads[reverse, along] = 1
+    new = Nodes(model, node)
+    padded = new.add("Pad", [x, new.constant("pads", pads.reshape(-1))], "padded")
+    ends = [1, np.iinfo(np.int64).max] if reverse else [0, -1]
+    cuts = [new.constant(f"cut{i}", np.array([n])) for i, n in enumerate((*ends, along))]
+    new.add("CumSum", [new.add("Slice", [padded, *cuts], "moved"), axis], reverse=reverse)
+    return new
+
+
 def top_k(model: Model, node: NodeProto) -> list[NodeProto] | None:
     """Where any order will do, the sorted one does (torch-mlir has no other). It compares unsigned
     integers as signed ones: widened, both are the same."""
@@ -268,6 +286,7 @@ RULES: dict[str, Rule] = {
     "TopK": top_k,
     "BatchNormalization": norms.batch_normalization,
     "Conv": conv,
+    "CumSum": cum_sum,
     "MaxPool": windows.window,
     "AveragePool": windows.window,
 }
