@@ -13,7 +13,7 @@ from abqc.dialects import abq
 from abqc.dialects.abq_order import ArgExtremeOp
 from abqc.dialects.mlir import arith, ir
 
-from .generics import dims, inputs, is_identity, iterators, maps, rank
+from .generics import dims, inputs, is_identity, is_place, iterators, maps, rank
 from .infrastructure import Unit, defining_op, register, walk
 
 # What codegen/gpu/order_keys.py knows the order of.
@@ -78,17 +78,9 @@ def _largest(op: ir.Operation) -> bool | None:
         and extreme.name in _EXTREMES[largest]
         and set(extreme.operands) == {element, best}
         and chosen.operands[2] == place
-        and _is_place(chosen.operands[1], rank(op) - 1)
+        and is_place(chosen.operands[1], rank(op) - 1)
     )
     return largest if matches else None
-
-
-def _is_place(value: ir.Value, axis: int) -> bool:
-    cast = defining_op(value)
-    place = defining_op(cast.operands[0]) if cast and cast.name == "arith.index_cast" else None
-    if place is None or place.name != "linalg.index":
-        return False
-    return ir.IntegerAttr(place.attributes["dim"]).value == axis
 
 
 def _begins_at_worst(op: ir.Operation, largest: bool) -> bool:

@@ -10,7 +10,7 @@ from abqc.dialects import abq
 from abqc.dialects.abq_order import TopKOp
 from abqc.dialects.mlir import arith, ir, tensor
 
-from .generics import iterators
+from .generics import is_place, iterators
 from .infrastructure import Unit, constant_index, defining_op, register, users, walk
 from .resolve_dims import dimension_or_query, index
 from .slices import dynamic_size, is_beginning, is_whole, static_sizes
@@ -69,11 +69,7 @@ def _counts(value: ir.Value, axis: int) -> bool:
     if len(op.operands) != 1 or "reduction" in iterators(op):
         return False
     block = op.regions[0].blocks[0]
-    cast = defining_op(list(block.operations)[-1].operation.operands[0])
-    place = defining_op(cast.operands[0]) if cast and cast.name == "arith.index_cast" else None
-    if place is None or place.name != "linalg.index":
-        return False
-    return ir.IntegerAttr(place.attributes["dim"]).value == axis
+    return is_place(list(block.operations)[-1].operation.operands[0], axis)
 
 
 def _convert(op: ir.Operation, largest: bool) -> None:

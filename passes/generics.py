@@ -103,6 +103,15 @@ def tree(value: ir.Value, block: ir.Block, n_inputs: int) -> Tree:
     return (op.name, *extra, *operands)
 
 
+def is_place(value: ir.Value, axis: int) -> bool:
+    """Whether a value in a body is the number of the loop `axis`, as an integer."""
+    cast = defining_op(value)
+    place = defining_op(cast.operands[0]) if cast and cast.name == "arith.index_cast" else None
+    if place is None or place.name != "linalg.index":
+        return False
+    return ir.IntegerAttr(place.attributes["dim"]).value == axis
+
+
 def float_constant(value: ir.Value) -> float | None:
     """The number behind a scalar float constant or a splat of one; None for other values."""
     op = defining_op(value)
