@@ -51,7 +51,7 @@ KERNEL: dict[str, Callable[[KernelFeatures], float]] = {
 SHARES: dict[type, tuple[str, ...]] = {
     MatmulFeatures: ("compute", "memory", "launch"),
     KernelFeatures: (
-        *("b1", "s8", "f16", "f32", "dp4a", "alu", "shared"),
+        *("b1", "s8", "f16", "f32", "dp4a", "alu", "issue", "shared"),
         *("DRAM", "L2", "latency", "prologue", "reduction", "launch"),
     ),
 }

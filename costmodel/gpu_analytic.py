@@ -32,6 +32,7 @@ UNITS = {
     "f32": "f32_ops",
     "dp4a": "dp4a_ops",
     "alu": "alu_ops",
+    "issue": "issued",
     "special": "special_ops",
     "shared": "shared_traffic",
 }
@@ -57,6 +58,7 @@ BOUNDS = {unit: f"{unit} tensor-core" for unit in TENSOR_UNITS} | {
     "f32": "FMA",
     "dp4a": "dp4a",
     "alu": "integer",
+    "issue": "issue",
     "special": "special-function",
     "shared": "shared-memory",
 }
@@ -174,17 +176,21 @@ class _Kernel:
 
     @cached_property
     def dram(self) -> float:
-        """Bytes to and from DRAM. Neighbouring blocks share their rows: weights that do not stay in
-        L2 come once for every wave's worth of rows of blocks."""
+        """Bytes to and from DRAM. What does not stay in L2 comes again: weights for every group of
+        rows of blocks (or wave of them), a group's activations for every wave of its blocks."""
         f = self.f
-        rows_at_once = max(1.0, self.slots / (self.blocks_n * f.split))
-        passes = max(1.0, self.blocks_m / rows_at_once)
-        if self.stays_in_l2(f.weight_bytes + f.activation_bytes / passes):
-            passes = 1.0
+        at_once = min(self.slots, self.blocks_m * self.blocks_n)
+        rows = min(self.blocks_m, max(f.group_m, at_once / self.blocks_n))
+        passes, waves = self.blocks_m / rows, max(1.0, self.blocks_n * rows / at_once)
+        weights, activations = f.weight_bytes / f.split, f.activation_bytes / f.split / passes
+        if self.stays_in_l2(weights + activations):
+            passes = waves = 1.0
+        elif self.stays_in_l2(weights / waves + activations):
+            waves = 1.0
         written = f.written_bytes
         if f.split > 1:
             written = 0 if self.stays_in_l2(f.workspace_bytes) else f.workspace_bytes
-        return f.weight_bytes * passes + f.activation_bytes + written
+        return f.weight_bytes * passes + f.activation_bytes * waves + written
 
     def stays_in_l2(self, nbytes: float) -> bool:
         return nbytes <= L2_SHARE * self.gpu.l2_bytes

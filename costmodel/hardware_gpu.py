@@ -30,6 +30,7 @@ class Gpu:
 
     b1, s8, f16   `mma.sync`; f16 with f32 accumulators
     f32, dp4a, alu, special   CUDA cores: flops; byte products; shifts, logic, additions; MUFU
+    issue         instructions of threads
     shared        bytes between shared memory and registers
     l2            bytes between L2 and the SM
 
@@ -68,6 +69,7 @@ class Gpu:
 # Guide: per SM and cycle, 64 FMA, 64 integer additions or logic operations, 64 dp4a (8 operations
 # each), 16 special functions, 32 banks of 4 bytes.
 _CORES = {"f32": 128.0, "dp4a": 512.0, "alu": 64.0, "special": 16.0, "shared": 128.0}
+_CORES["issue"] = 128.0  # four schedulers, one instruction of a warp in a cycle each
 _CORES["l2"] = 64.0  # assumed: the port of an SM is 64 bytes wide
 
 T4 = Gpu(

@@ -78,6 +78,7 @@ class KernelFeatures:
     f32_ops: float = 0.0  # flops of CUDA cores
     dp4a_ops: float = 0.0  # byte products of CUDA cores, eight operations an instruction
     alu_ops: float = 0.0
+    issued: float = 0.0  # instructions of threads, all of them
     special_ops: float = 0.0  # exponentials, reciprocals
     shared_traffic: float = 0.0  # bytes between shared memory and registers, of all blocks
     workspace_bytes: int = 0
@@ -87,6 +88,7 @@ class KernelFeatures:
     registers: int = 0  # of one thread as the assembler reports them; 0: not assembled
     shared_bytes: int = 0  # of one block, static and dynamic
     launches: int = 1
+    group_m: int = 1  # rows of blocks whose blocks follow each other column by column
 
 
 Features = MatmulFeatures | KernelFeatures

@@ -171,6 +171,22 @@ def test_cost_grows_with_every_dimension(strategy):
         assert model("sm_80").predict(tile(strategy, m, n, k, 2, 4)) > seconds
 
 
+@BOTH
+def test_groups_of_rows_of_blocks_save_weights(arch):
+    """28672 columns are many waves wide: in rows, the weights come once for each row of blocks."""
+    rows = tile("int8", 4096, 28672, 8192, 8, 8, arch=arch)
+    groups = replace(rows, group_m=16)
+    dram = [model(arch).estimate(f).resources["DRAM"] for f in (rows, groups)]
+    assert 4 * dram[1] < dram[0]
+    assert best(arch, rows, groups).group_m == 16
+
+
+@BOTH
+def test_the_order_of_blocks_is_nothing_where_all_stays_in_l2(arch):
+    f = tile("int8", 256, 4096, 4096, 4, 8, arch=arch)
+    assert model(arch).predict(f) == model(arch).predict(replace(f, group_m=16))
+
+
 def test_one_block_too_many_costs_a_wave():
     """The tail effect: 108 multiprocessors, one block on each."""
     base = replace(tile("int8", 128, 108 * 128, 8192, 8, 8), shared_bytes=120 << 10)

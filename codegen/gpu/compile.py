@@ -222,8 +222,11 @@ def _parse_resources(log: str) -> dict[str, Resources]:
     return resources
 
 
-def disassemble(cubin: bytes) -> dict[str, list[str]]:
-    """The instructions of each kernel, by `nvdisasm`; ToolchainError where there is none."""
+def disassemble(cubin: bytes, *, labels: bool = False) -> dict[str, list[str]]:
+    """The instructions of each kernel, by `nvdisasm`; ToolchainError where there is none.
+
+    `labels`: between them the names that branches lead to, as "name:".
+    """
     tool = find_tool("nvdisasm")
     if tool is None:
         raise ToolchainError("there is no nvdisasm", hint="pip install nvidia-cuda-nvdisasm")
@@ -233,10 +236,13 @@ def disassemble(cubin: bytes) -> dict[str, list[str]]:
         done = subprocess.run([str(tool), "-c", file.name], capture_output=True, text=True)
     if done.returncode != 0:
         raise CompileError(f"nvdisasm failed: {done.stderr.strip()[:2000]}")
-    return _sections(done.stdout.splitlines())
+    return _sections(done.stdout.splitlines(), labels)
 
 
-def _sections(lines: Sequence[str]) -> dict[str, list[str]]:
+_LINE = re.compile(r"(\.L\S+:)|\s*/\*[0-9a-f]+\*/\s+(.*?)\s*;")  # a label, or an instruction
+
+
+def _sections(lines: Sequence[str], labels: bool) -> dict[str, list[str]]:
     kernels: dict[str, list[str]] = {}
     current: list[str] | None = None
     for line in lines:
@@ -244,6 +250,6 @@ def _sections(lines: Sequence[str]) -> dict[str, list[str]]:
             current = kernels.setdefault(match[1].strip('"'), [])
         elif re.match(r"\s*\.section\s", line):
             current = None
-        elif current is not None and (match := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?)\s*;", line)):
-            current.append(match[1])
+        elif current is not None and (match := _LINE.match(line)) and (labels or match[2]):
+            current.append(match[1] or match[2])
     return kernels

@@ -18,7 +18,7 @@ from ...dialects.formats import QuantizedTensor
 from ...errors import RecipeError
 from ..builder import Value, vec
 from ..strategy import Kernel, MatmulSpec
-from . import dot_rows, simt_tile
+from . import block_order, dot_rows, simt_tile
 from .arch import WARP, GpuArch
 from .builder import POINTER, GpuBuilder, kernel
 from .float_layout import float_row_bytes, pack_float
@@ -109,6 +109,7 @@ class FloatMatmul:
             block_n=schedule.block_n,
             block_k=schedule.block_k,
             blocks=blocks,
+            group_m=1 if few else _group_m(schedule),
             threads=schedule.threads,
             weight_bytes=spec.n * float_row_bytes(spec.k),
             activation_bytes=4 * m * spec.k,
@@ -125,10 +126,9 @@ def _blocks(schedule: Schedule) -> tuple[int, int]:
     return schedule.block_m, schedule.block_n
 
 
-def _place(b: GpuBuilder, block: Value, n: Value, shape: tuple[int, int]) -> tuple[Value, Value]:
-    """The first row and column of grid index `block`."""
-    across = b.ceil_div(n, shape[1])
-    return block // across * shape[0], block % across * shape[1]
+def _group_m(schedule: Schedule) -> int:
+    """Rows of blocks of a group (block_order.py)."""
+    return block_order.group_rows(schedule.block_m, schedule.block_n)
 
 
 def _emit_few_rows(name: str, k: int, rows: int, module: Any, arch: GpuArch) -> None:
@@ -142,7 +142,8 @@ def _emit_few_rows(name: str, k: int, rows: int, module: Any, arch: GpuArch) -> 
         m,
         n,
     ):
-        row, first = _place(b, block, n, (rows, dot_rows.COLUMNS))
+        across = b.ceil_div(n, dot_rows.COLUMNS)
+        row, first = block // across * rows, block % across * dot_rows.COLUMNS
         place, lane = dot_rows.lane_place(b)
         column = first + place
         weights = b.at(w, b.wide(b.min(column, n - 1)) * float_row_bytes(k))
@@ -179,7 +180,9 @@ def _load_quad(b: GpuBuilder, x: Value, at: Value, k: int) -> list[Value]:
 def _emit_tiles(name: str, k: int, module: Any, arch: GpuArch) -> None:
     shape = {"threads": simt_tile.THREADS, "shared": simt_tile.SHARED_BYTES}
     with kernel(module, arch, name, ARGUMENTS, **shape) as (b, block, x, w, bias, y, m, n):
-        row, column = _place(b, block, n, (simt_tile.TILE, simt_tile.TILE))
+        down, across = b.ceil_div(m, simt_tile.TILE), b.ceil_div(n, simt_tile.TILE)
+        block_m, block_n = block_order.place(block, down, across, _group_m(TILE_SCHEDULE), b.min)
+        row, column = block_m * simt_tile.TILE, block_n * simt_tile.TILE
         extents = simt_tile.extent(b, m, row), simt_tile.extent(b, n, column)
         pitch = float_row_bytes(k) // 4
         left = simt_tile.Operand(b.at(x, b.wide(row) * (4 * k)), b.const(k, "i64"), extents[0])

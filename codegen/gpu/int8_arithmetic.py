@@ -17,17 +17,11 @@ from .arch import GpuArch
 from .atoms import Element, MmaStep, mma_step
 from .builder import GpuBuilder
 from .decode import byte_type, s8_factor, s8_register, s8_shift
+from .magic import MAGIC, MAGIC_BITS, MAGIC_RANGE
 from .rows_layout import Int8Rows
 from .tile_context import TileContext
 from .tile_output import load_bias, store_tile
 from .weights import WeightLayout
-
-# The f32 number 1.5 * 2^23: an integer v, |v| < 2^22, added to its bits makes the number 1.5 * 2^23
-# + v. Accumulators that begin there become floats by one subtraction, not by a conversion, which
-# runs at a quarter of the rate or less.
-MAGIC_BITS = 0x4B400000
-MAGIC = 1.5 * 2.0**23
-MAGIC_RANGE = 1 << 22
 
 
 def largest(format: NumberFormat) -> int:
@@ -67,8 +61,13 @@ class Int8Arithmetic:
         return b.const(MAGIC_BITS if self.by_magic else 0, "i32")
 
     def prepare(self, context: TileContext) -> None:
-        if self.layout.has_sums:
-            self._row_zeros = self.row_values(context, self.rows.zero_offset, "i32")
+        if self.grouped:  # else they are wanted after the loop alone
+            self._row_zeros = self._zeros_of_rows(context)
+
+    def _zeros_of_rows(self, context: TileContext) -> list[Value]:
+        if not self.layout.has_sums:
+            return []
+        return self.row_values(context, self.rows.zero_offset, "i32")
 
     def zeros(self, context: TileContext, group: Value | int) -> list[Value]:
         return []
@@ -108,6 +107,7 @@ class Int8Arithmetic:
     def corrected(self, context: TileContext, sums: list[Value], group: Value | int) -> list[Value]:
         """factor * acc of accumulators of a group: zero points taken into account."""
         shift, result = s8_shift(self.format), list(sums)
+        row_zeros = self._row_zeros if self.grouped else self._zeros_of_rows(context)
         row_sums = self._row_sums(context, group)
         for block in range(context.plan.column_blocks):
             column = context.stored_column(block)
@@ -119,7 +119,7 @@ class Int8Arithmetic:
                 for j in range(2):
                     at = context.accumulator(row, block, j)
                     if code_sums:
-                        result[at] = result[at] - self._row_zeros[row] * code_sums[j]
+                        result[at] = result[at] - row_zeros[row] * code_sums[j]
                     if zeros:
                         result[at] = result[at] - row_sums[row] * zeros[j]
         return result

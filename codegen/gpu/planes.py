@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from ...costmodel.interface import KernelFeatures
-from ...dialects.formats import NumberFormat, QuantizedTensor
+from ...dialects.formats import QuantizedTensor
 from ..strategy import Kernel, MatmulSpec
 from .arch import GpuArch
 from .pack import pack_kernel, scaled_pack_kernel
 from .planes_kernel import emit_matmul, emit_reduce
-from .planes_layout import PlaneRows, PlaneWeights, grouped_by_planes
+from .planes_layout import PlaneRows, PlaneWeights, grouped_by_planes, reach
 from .planes_plan import FORM, PlanesPlan
 from .planes_schedules import planes_features, planes_schedules
 from .schedule import Schedule
@@ -40,10 +40,10 @@ class Planes:
         if not arch.has(FORM):
             return f"strategy 'planes' needs binary mma.sync, which {arch.name} has not"
         terms = grouped_by_planes(spec.weight, spec.k).group_size
-        reach = _reach(spec.weight.format) * _reach(spec.activation.format)
-        if terms * reach > LARGEST:
+        largest = reach(spec.weight.format) * reach(spec.activation.format)
+        if terms * largest > LARGEST:
             return (
-                f"strategy 'planes' sums at most {LARGEST // reach} terms of {spec.weight} and "
+                f"strategy 'planes' sums at most {LARGEST // largest} terms of {spec.weight} and "
                 f"{spec.activation} in 32 bits; give the weights groups"
             )
         return None
@@ -78,13 +78,6 @@ class Planes:
 
     def features(self, spec: MatmulSpec, schedule: Schedule, m: int) -> KernelFeatures:
         return planes_features(PlanesPlan(spec, schedule), m)
-
-
-def _reach(format: NumberFormat) -> int:
-    """The largest |q - zero point|."""
-    if format.symmetric:
-        return max(-format.qmin, format.qmax)
-    return format.qmax - format.qmin
 
 
 def _block(schedule: Schedule) -> tuple[int, int]:

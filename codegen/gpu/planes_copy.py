@@ -4,6 +4,7 @@ A stage holds a block of K:
 
     weights   [tiles][steps][planes][lanes 32][16 bytes]     as in global memory
     rows      [units][planes][tokens][16 bytes]              so that eight tokens are all 32 banks
+    records   [tiles][groups][record]                        where a block of K is whole groups
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ class PlaneCopies:
     def copy(self, k_block: Value, stage: Value) -> None:
         """Start the copies of a block of K to the stage at pointer `stage`."""
         self._weights(k_block, stage)
-        self._rows(k_block, self.b.at(stage, self.plan.weight_stage_bytes))
+        rows = self.b.at(stage, self.plan.weight_stage_bytes)
+        self._rows(k_block, rows)
+        if self.plan.block_groups:
+            self._records(k_block, self.b.at(rows, self.plan.row_stage_bytes))
 
     def _weights(self, k_block: Value, stage: Value) -> None:
         plan, b = self.plan, self.b
@@ -60,6 +64,19 @@ class PlaneCopies:
             source = self.operands.row(self.first_token + token)
             step = k_block * plan.block_steps + inside // (2 * per_unit)
             self._piece(stage, inside * tokens + token, source, begin + inside * UNIT_BYTES, step)
+
+    def _records(self, k_block: Value, stage: Value) -> None:
+        """Those of groups behind the last one are that one's."""
+        plan, b = self.plan, self.b
+        per_record = plan.weight.record_bytes // PIECE
+        per_tile = plan.block_groups * per_record
+        last = plan.weight.grouped.groups - 1
+        for piece in self._pieces(plan.block_tiles * per_tile):
+            tile, inside = piece // per_tile, piece % per_tile
+            group = b.min(k_block * plan.block_groups + inside // per_record, last)
+            at = group * plan.weight.record_bytes + inside % per_record * PIECE
+            source = b.at(self.operands.records(self.first_tile + tile), at)
+            b.copy_async(b.at(stage, piece * PIECE), source)
 
     def _pieces(self, count: int) -> Iterator[Value]:
         """The thread's pieces of `count`; each is worked on inside of what is yielded."""

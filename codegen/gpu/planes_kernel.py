@@ -14,16 +14,15 @@ from typing import Any
 
 from ..builder import Value
 from .arch import WARP, GpuArch
+from .block_order import place
 from .builder import POINTER, GpuBuilder, kernel
 from .planes_copy import PlaneCopies
-from .planes_layout import TILE_COLUMNS
+from .planes_layout import HALVES, TILE_COLUMNS
 from .planes_mma import Counts, PlaneProducts
-from .planes_operands import Factors, PlaneOperands
+from .planes_operands import PlaneOperands
 from .planes_plan import MMA_COLUMNS, PlanesPlan
 
 Sums = list[Value]
-
-EARLY_FACTORS = 48  # registers that may hold factors while a block's codes are under way
 
 
 def emit_matmul(module: Any, arch: GpuArch, name: str, plan: PlanesPlan) -> None:
@@ -41,11 +40,12 @@ def emit_matmul(module: Any, arch: GpuArch, name: str, plan: PlanesPlan) -> None
     ) as (b, block, rows, weight, bias, target, m, n):
         operands = PlaneOperands(plan, b, rows, weight, bias, m, n)
         operands.prepare()
-        blocks_n = b.ceil_div(n, schedule.block_n)
-        blocks_m = b.ceil_div(m, schedule.block_m)
-        block_n, rest = block % blocks_n, block // blocks_n
-        split = rest // blocks_m if schedule.split > 1 else b.const(0, "i32")
-        block_m = rest % blocks_m if schedule.split > 1 else rest
+        blocks_m, blocks_n = b.ceil_div(m, schedule.block_m), b.ceil_div(n, schedule.block_n)
+        split = b.const(0, "i32")
+        if schedule.split > 1:
+            in_split = blocks_m * blocks_n
+            split, block = block // in_split, block % in_split
+        block_m, block_n = place(block, blocks_m, blocks_n, plan.group_m, b.min)
         body = PlanesBody(plan, b, operands, target, block_m, block_n, split)
         body.finish(body.main_loop())
 
@@ -74,6 +74,12 @@ class PlanesBody:
         place = (self.token_warp, self.tile_warp, self.k_warp)
         self.products = PlaneProducts(plan, b, *place)
         self._place_results(first_token, first_tile)
+        self.row_zeros = [] if plan.one_group else self._row_zeros()
+
+    def _row_zeros(self) -> list[list[Value | int]]:
+        """What `corrected` or `corrected_float` needs of the tokens, [token tile][token]."""
+        zero = self.operands.minus_zero if self.plan.by_magic else self.operands.row_zero
+        return [[zero(token) for token in tokens] for tokens in self.tokens]
 
     def _place_results(self, first_token: Value, first_tile: Value) -> None:
         """Tokens and columns of the lane's results."""
@@ -102,15 +108,13 @@ class PlanesBody:
         stages = plan.schedule.stages
         for i in range(stages - 1):
             self._prefetch(begin + i, end, b.const(i, "i32"))
-        carry = [b.const(0, "i32"), *self._start()]
-        with b.loop(begin, end, carry=carry) as loop:
-            slot = loop.args[0]
-            early = self._early_factors(loop.i)
+        with b.loop(begin, end, carry=[b.const(0, "i32"), *self._start()]) as loop:
+            slot, *values = loop.args
             b.wait_copies(stages - 2)
             b.barrier()
             free = b.select(slot == 0, b.const(stages - 1, "i32"), slot - 1)
             self._prefetch(loop.i + (stages - 1), end, free)
-            sums = self._step(loop.i, self._stage(slot), loop.args[1:], early)
+            sums = self._step(loop.i, self._stage(slot), values)
             following = b.select(slot == stages - 1, b.const(0, "i32"), slot + 1)
             loop.carry(following, *sums)
         b.wait_copies(0)
@@ -148,54 +152,58 @@ class PlanesBody:
         plan = self.plan
         return (k_block * plan.schedule.warps_k + self.k_warp) * plan.warp_groups
 
-    def _early_factors(self, k_block: Value) -> list[Factors]:
-        """Factors of the block's groups, asked for while its codes are under way; none where they
-        would take many registers."""
-        plan = self.plan
-        if not plan.whole_groups:
-            return []
-        each = 2 * plan.warp_tiles * (1 + plan.weight.has_sums + plan.weight.has_zeros)
-        each += plan.token_tiles * plan.lane_tokens * plan.rows.has_sums
-        if plan.warp_groups * each > EARLY_FACTORS:
-            return []
-        first = self._first_group(k_block)
-        return [self._factors(first + i) for i in range(plan.warp_groups)]
-
-    def _step(
-        self, k_block: Value, stage: Value, carry: Sequence[Value], early: list[Factors]
-    ) -> Sums:
+    def _step(self, k_block: Value, stage: Value, carry: Sequence[Value]) -> Sums:
         plan, b = self.plan, self.b
-        by_group = self.products.block(stage)
         if plan.one_group:
-            return _add(carry, by_group[0])
+            return self._counted(stage, carry)
         if plan.whole_groups:
-            first = self._first_group(k_block)
-            results = list(carry)
-            for i, counts in enumerate(by_group):
-                group = first + i
-                factors = early[i] if early else self._factors(group)
-                results = self._scaled_group(results, group, _flat(counts), factors)
-            return results
+            return self._scaled_groups(k_block, stage, carry)
         values = plan.lane_values
-        results, totals = list(carry[:values]), _add(carry[values:], by_group[0])
+        results, totals = list(carry[:values]), self._counted(stage, carry[values:])
         group = k_block // plan.blocks_per_group
         last = (k_block + 1) % plan.blocks_per_group == 0
-        last = (
-            last
-            if plan.k_blocks % plan.blocks_per_group == 0
-            else (last | (k_block == plan.k_blocks - 1))
-        )
+        if plan.k_blocks % plan.blocks_per_group:
+            last = last | (k_block == plan.k_blocks - 1)
         types = ["f32"] * values + ["i32"] * self._counts
         nothing = [b.const(0, "i32")] * self._counts
-        return b.either(
-            last,
-            types,
-            lambda: [
-                *self._scaled_group(results, group, totals, self._factors(group)),
-                *nothing,
-            ],
-            lambda: [*results, *totals],
-        )
+
+        def ended() -> Sums:
+            scaled, tiles = list(results), plan.warp_tiles
+            for tile in range(tiles):
+                counts = [totals[4 * i : 4 * i + 4] for i in range(tile, len(totals) // 4, tiles)]
+                records = self.operands.records(self._tile(tile))
+                record = b.at(records, group * plan.weight.record_bytes)
+                scaled = self._scaled_tile(scaled, group, tile, counts, record)
+            return [*scaled, *nothing]
+
+        return b.either(last, types, ended, lambda: [*results, *totals])
+
+    def _counted(self, stage: Value, totals: Sequence[Value]) -> Sums:
+        """The totals [token tile][tile][4] and those of a block of K in one group."""
+        result, tiles = list(totals), self.plan.warp_tiles
+        for _, tile, by_token in self.products.block(stage):
+            for token, counts in enumerate(by_token):
+                at = 4 * (token * tiles + tile)
+                result[at : at + 4] = [t + c for t, c in zip(result[at:], counts, strict=False)]
+        return result
+
+    def _scaled_groups(self, k_block: Value, stage: Value, results: Sequence[Value]) -> Sums:
+        """The results and those of a block of K, which is whole groups."""
+        plan, b, scaled = self.plan, self.b, list(results)
+        first = self._first_group(k_block)
+        pitch = plan.block_groups * plan.weight.record_bytes
+        mine = self.tile_warp * (plan.warp_tiles * pitch)
+        mine = mine + self.k_warp * (plan.warp_groups * plan.weight.record_bytes)
+        records = b.at(b.at(stage, plan.stage_bytes - plan.record_stage_bytes), mine)
+        for i, tile, by_token in self.products.block(stage):
+            record = b.at(records, tile * pitch + i * plan.weight.record_bytes)
+            scaled = self._scaled_tile(scaled, first + i, tile, by_token, record)
+        return scaled
+
+    def _tile(self, tile: int) -> Value:
+        """The number of one of the warp's tiles of weight columns."""
+        first = self.block_n * self.plan.block_tiles + self.tile_warp * self.plan.warp_tiles
+        return first + tile
 
     def _end(self, carry: Sequence[Value]) -> Sums:
         return (
@@ -212,38 +220,38 @@ class PlanesBody:
         sums = [counts[i] + counts[i + 1] for i in range(0, len(counts), 2)]
         return [b.warp_sum(value, plan.bits // 2) for value in sums]
 
-    def _factors(self, group: Value) -> Factors:
-        """Of all rows and columns of the lane."""
-        operands = self.operands
-        rows = [operands.row(token) for tokens in self.tokens for token in tokens]
-        columns = [operands.column(column) for pair in self.columns for column in pair]
-        return operands.factors(self._existing(group), rows, columns)
-
-    def _existing(self, group: Value) -> Value:
-        return self.b.min(group, self.plan.groups - 1) if self._beyond else group
-
     @property
     def _beyond(self) -> bool:
         """Whether blocks of K reach beyond the last group."""
         plan = self.plan
         return plan.k_blocks * plan.schedule.block_k > plan.groups * plan.group_pitch
 
-    def _scaled_group(
-        self, results: Sums, group: Value, counts: Sequence[Value], factors: Factors
+    def _scaled_tile(
+        self, results: Sums, group: Value, tile: int, by_token: Sequence[Counts], record: Value
     ) -> Sums:
-        """results + scale * the group's accumulators."""
-        plan, b = self.plan, self.b
-        per_column, columns = plan.lane_tokens, 2 * plan.warp_tiles
-        out = []
-        for number, ((token, _), result, total) in enumerate(
-            zip(self.results(), results, self._over_bits(counts), strict=True)
-        ):
-            j = number // per_column % columns
-            i = number // (per_column * columns) * per_column + number % per_column
-            acc = self.operands.corrected(total, self.operands.row(token), factors, i, j)
-            more = b.fma(factors.scales[j], b.to_float(acc), result)
-            out.append(b.select(group < plan.groups, more, result) if self._beyond else more)
-        return out
+        """results + scale * accumulators of a group and a tile of columns, of every token tile."""
+        plan, b, operands = self.plan, self.b, self.operands
+        made, per_column = list(results), plan.lane_tokens
+        factors = operands.factors(record, b.lane >> 2, count=HALVES)
+        exists = group < plan.groups
+        known = b.min(group, plan.groups - 1) if self._beyond else group
+        for token_tile, counts in enumerate(by_token):
+            tokens, zeros = self.tokens[token_tile], self.row_zeros[token_tile]
+            sums: list[Value | None] = [None] * per_column
+            if plan.rows.has_sums:
+                sums = [operands.row_sum(token, known) for token in tokens]
+            at = (token_tile * plan.warp_tiles + tile) * HALVES * per_column
+            for number, total in enumerate(self._over_bits(counts)):
+                half, i = divmod(number, per_column)
+                how = (total, zeros[i], sums[i], factors, half)
+                if plan.by_magic:
+                    acc = operands.corrected_float(*how)
+                else:
+                    acc = b.to_float(operands.corrected(*how))
+                before = results[at + number]
+                more = b.fma(factors.scales[half], acc, before)
+                made[at + number] = b.select(exists, more, before) if self._beyond else more
+        return made
 
     def results(self) -> list[tuple[Value, Value]]:
         """(token, column) of the lane's results: [token tile][tile][half][token]."""
@@ -295,16 +303,8 @@ class PlanesBody:
         if self.plan.schedule.split > 1:
             line = line + b.wide(self.split) * b.wide(operands.m)
         else:
-            value = operands.scaled(value, operands.row(token), column)
+            value = operands.scaled(value, token, column)
         b.store(value, self.target, (line * b.wide(operands.n) + b.wide(column)) * 4)
-
-
-def _flat(counts: Sequence[Counts]) -> list[Value]:
-    return [value for of_tile in counts for value in of_tile]
-
-
-def _add(totals: Sequence[Value], counts: Sequence[Counts]) -> list[Value]:
-    return [t + c for t, c in zip(totals, _flat(counts), strict=True)]
 
 
 def emit_reduce(module: Any, arch: GpuArch, name: str, plan: PlanesPlan) -> None:
@@ -338,4 +338,4 @@ def emit_reduce(module: Any, arch: GpuArch, name: str, plan: PlanesPlan) -> None
                 for _ in range(schedule.split - 1):
                     here = b.at(here, plane)
                     total = total + b.load(here, element)
-                b.store(operands.scaled(total, operands.row(token), column), y, at)
+                b.store(operands.scaled(total, token, column), y, at)

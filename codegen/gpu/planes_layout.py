@@ -12,9 +12,10 @@ than 128 codes at a step.
 
     rows      [units][planes][16 bytes], then f32 scale, i32 zero point, and where the weight's
               codes have an offset or zero points i32 sums [groups] of q - zero
-    weights   [tiles of 16 columns][steps][planes][lanes 32][16 bytes], then scales
-              [groups][padded n] f16 or f32, then where activations have zero points i32 sums
-              [groups][padded n], then where the weight has them zero points u8 [groups][padded n]
+    weights   [tiles of 16 columns][steps][planes][lanes 32][16 bytes], then records
+              [tiles][groups]: 16 scales f16 or f32, where activations have zero points or an offset
+              16 sums i32, where the weight has them 16 zero points u8; columns 0, 8, 1, 9, ...: a
+              lane's two are neighbours
 
 Planes are two's complement, the top one of weight -2^(bits - 1); of binary codes, q = 2 bit - 1.
 Padding is zero in every plane.
@@ -35,6 +36,7 @@ UNIT = 128  # codes
 UNIT_BYTES = UNIT // 8  # of one plane
 STEP = 2 * UNIT
 TILE_COLUMNS = 16
+HALVES = 2  # of a tile's columns: a lane has one of each
 LANE_BYTES = 16
 TILE_BYTES = WARP * LANE_BYTES  # of a step of one plane
 SMALLEST_GROUP = 16  # shorter ones are padded
@@ -60,6 +62,13 @@ def plane_weights(format: NumberFormat) -> tuple[int, ...]:
 def offset(format: NumberFormat) -> int:
     """q = sum of plane weights - offset."""
     return 1 if format.kind == "binary" else 0
+
+
+def reach(format: NumberFormat) -> int:
+    """The largest |q - zero point|."""
+    if format.symmetric:
+        return max(-format.qmin, format.qmax)
+    return format.qmax - format.qmin
 
 
 def to_units(bits: np.ndarray) -> np.ndarray:
@@ -167,13 +176,22 @@ class PlaneWeights:
         return -(-n // TILE_COLUMNS)
 
     @property
-    def column_bytes(self) -> int:
-        """Scales, sums and zero points of one column."""
-        each = self.scale_bytes + (4 if self.has_sums else 0) + (1 if self.has_zeros else 0)
-        return self.grouped.groups * each
+    def record_sums(self) -> int:
+        """Offset of the sums in a record."""
+        return TILE_COLUMNS * self.scale_bytes
+
+    @property
+    def record_zeros(self) -> int:
+        """Offset of the zero points."""
+        return self.record_sums + (4 * TILE_COLUMNS if self.has_sums else 0)
+
+    @property
+    def record_bytes(self) -> int:
+        """Of a tile's factors in one group, a multiple of 16."""
+        return self.record_zeros + (TILE_COLUMNS if self.has_zeros else 0)
 
     def nbytes(self, n: int) -> int:
-        return self.tiles(n) * (self.tile_bytes + TILE_COLUMNS * self.column_bytes)
+        return self.tiles(n) * (self.tile_bytes + self.grouped.groups * self.record_bytes)
 
     def pack(self, weight: QuantizedTensor) -> np.ndarray:
         """The blob, uint8, of a weight [n, k]; a tile's columns at a time."""
@@ -183,13 +201,12 @@ class PlaneWeights:
         for tile in range(tiles):
             rows = weight.codes[tile * TILE_COLUMNS : (tile + 1) * TILE_COLUMNS]
             codes[tile] = self._pack_tile(rows)
-        columns = tiles * TILE_COLUMNS
-        parts = [codes, _by_group(weight.scale.astype(f"f{self.scale_bytes}"), columns)]
+        parts = [_by_tile(weight.scale.astype(f"f{self.scale_bytes}"), tiles)]
         if self.has_sums:
-            parts.append(_by_group(self._sums(weight.codes), columns))
+            parts.append(_by_tile(self._sums(weight.codes), tiles))
         if weight.zero is not None:
-            parts.append(_by_group(weight.zero, columns))
-        return np.concatenate([part.reshape(-1).view(np.uint8) for part in parts])
+            parts.append(_by_tile(weight.zero, tiles))
+        return np.concatenate([codes.reshape(-1), np.concatenate(parts, axis=2).reshape(-1)])
 
     def _sums(self, codes: np.ndarray) -> np.ndarray:
         """Sums of q + offset: what the planes hold."""
@@ -206,8 +223,11 @@ class PlaneWeights:
         return words.reshape(shape).transpose(3, 2, 1, 5, 4, 0, 6).reshape(-1)
 
 
-def _by_group(values: np.ndarray, columns: int) -> np.ndarray:
-    """[n, groups] as [groups, columns], padded by zeros."""
-    out = np.zeros((values.shape[1], columns), values.dtype)
-    out[:, : len(values)] = values.T
-    return out
+def _by_tile(values: np.ndarray, tiles: int) -> np.ndarray:
+    """[n, groups] as bytes [tiles, groups, bytes of 16 columns], padded by zeros."""
+    groups = values.shape[1]
+    out = np.zeros((tiles * TILE_COLUMNS, groups), values.dtype)
+    out[: len(values)] = values
+    by_half = out.reshape(tiles, HALVES, TILE_COLUMNS // HALVES, groups)
+    records = np.ascontiguousarray(by_half.transpose(0, 3, 2, 1))
+    return records.view(np.uint8).reshape(tiles, groups, -1)

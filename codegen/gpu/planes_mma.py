@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from ..builder import Value
 from .atoms import ATOMS, MmaAtom
 from .builder import GpuBuilder
+from .magic import MAGIC_BITS
 from .planes_layout import TILE_BYTES, UNIT_BYTES
-from .planes_plan import FORM, MMA_COLUMNS, PlanesPlan, Segment
+from .planes_plan import FORM, MMA_COLUMNS, Chain, Pair, PairsByPower, PlanesPlan, Segment
 
 STEP_ATOM = ATOMS[FORM]
 UNIT_ATOM = MmaAtom("b1", 16, 8, 128)  # native wherever the former is (BMMA.168128)
 
 Counts = list[Value]  # the four accumulators of an MMA
+Units = list[list[Value]]  # registers of each unit: two of A, or one of B
+StepWords = dict[tuple[int, ...], list[Value]]  # by step, and what a register belongs to
+RowUnits = dict[tuple[int, int], Units]  # by token tile and bit tile
 WHOLE = 0xFFFFFFFF
 
 
@@ -30,55 +33,111 @@ class PlaneProducts:
     tile_warp: Value
     k_warp: Value
 
-    def block(self, stage: Value) -> list[list[Counts]]:
-        """The block of K in the stage at `stage`: sums of products, weighted by planes, still apart
-        by bits that different MMA columns hold: [group][token tile * tiles + tile]."""
+    def block(self, stage: Value) -> Iterator[tuple[int, int, list[Counts]]]:
+        """The block of K in the stage at `stage`: (group, tile of weight columns, sums of every
+        token tile) for each group and tile. They are of products weighted by planes, still apart by
+        bits that different MMA columns hold, and begin at MAGIC_BITS where the plan says so."""
         plan = self.plan
-        by_group: dict[int, list[Segment]] = defaultdict(list)
-        for segment in plan.segments():
-            by_group[segment.group].append(segment)
-        return [self._group(stage, segments) for _, segments in sorted(by_group.items())]
+        for groups in plan.groups_by_steps:
+            steps = sorted({segment.step for segments in groups.values() for segment in segments})
+            rows = {
+                (step, token, bits): self._row_words(stage, step, token, bits)
+                for step in steps
+                for token in range(plan.token_tiles)
+                for bits in range(plan.bit_tiles)
+            }
+            for tile in range(plan.warp_tiles):
+                weights = {
+                    (step, plane): self._weight_words(stage, step, tile, plane)
+                    for step in steps
+                    for plane in range(plan.weight_planes)
+                }
+                for group, segments in groups.items():
+                    yield group, tile, self._tile(*self._units(segments, weights, rows))
 
-    def _group(self, stage: Value, segments: list[Segment]) -> list[Counts]:
-        """One group's sums. The counts of a pair of planes are finished, weighed and added before
-        the next pair's begin, so that few of them are alive."""
+    def _units(
+        self, segments: list[Segment], weights: StepWords, rows: StepWords
+    ) -> tuple[list[Units], RowUnits]:
+        """The registers of segments: [plane][unit] of A, and by token tile and bit tile of B."""
         plan = self.plan
-        rows = {
-            (token, bits): [self._row_fragment(stage, s, token, bits) for s in segments]
-            for token in range(plan.token_tiles)
-            for bits in range(plan.bit_tiles)
-        }
-        totals = {}
-        for tile in range(plan.warp_tiles):
-            by_rows = {key: self._zeros() for key in rows}
-            for plane, value in enumerate(plan.weight_weights):
-                weights = [self._weight_fragment(stage, s, tile, plane) for s in segments]
-                for key, fragments in rows.items():
-                    counts = self._count(segments, weights, fragments)
-                    by_rows[key] = _add_scaled(by_rows[key], counts, [value] * 4)
+        by_plane: list[Units] = [[] for _ in range(plan.weight_planes)]
+        by_tile: RowUnits = {}
+        for segment in segments:
+            units = (0, 1) if segment.unit is None else (segment.unit,)
+            for plane in range(plan.weight_planes):
+                words = weights[segment.step, plane]
+                by_plane[plane] += [words[2 * unit : 2 * unit + 2] for unit in units]
             for token in range(plan.token_tiles):
-                total = self._zeros()
-                for bits, values in enumerate(self._bit_values):
-                    total = _add_scaled(total, by_rows[token, bits], values * 2)
-                totals[token, tile] = total
-        return [
-            totals[token, tile]
-            for token in range(plan.token_tiles)
-            for tile in range(plan.warp_tiles)
-        ]
+                for bits in range(plan.bit_tiles):
+                    words = [rows[segment.step, token, bits][unit] for unit in units]
+                    if segment.mask != WHOLE:
+                        words = [word & segment.mask for word in words]
+                    by_tile.setdefault((token, bits), []).extend([word] for word in words)
+        return by_plane, by_tile
 
-    def _zeros(self) -> Counts:
-        return [self.b.const(0, "i32")] * 4
+    def _tile(self, weights: list[Units], rows: RowUnits) -> list[Counts]:
+        """Sums of one tile of weight columns, of every token tile."""
+        plan = self.plan
+        start = MAGIC_BITS if plan.by_magic else 0
+        by_chain = [self._chain(chain, weights, rows, start) for chain in plan.chains]
+        if plan.bits == 1:
+            return by_chain[0]
+        totals = [self._constants(0)] * plan.token_tiles
+        for of_chain, values in zip(by_chain, self._bit_values, strict=True):
+            totals = [
+                _add_scaled(total, counts, values * 2)
+                for total, counts in zip(totals, of_chain, strict=True)
+            ]
+        return totals
 
-    def _count(
-        self, segments: list[Segment], weights: list[list[Value]], rows: list[list[Value]]
-    ) -> Counts:
-        """The ones of all products of two planes' bits in a group."""
-        counts = self._zeros()
-        for segment, weight, row in zip(segments, weights, rows, strict=True):
-            atom = STEP_ATOM if segment.unit is None else UNIT_ATOM
-            counts = atom.emit(self.b, weight, row, counts)
-        return counts
+    def _chain(
+        self, chain: Chain, weights: list[Units], rows: RowUnits, start: int
+    ) -> list[Counts]:
+        """`start` plus the products of pairs of planes, each weighted by a power of two: Horner's
+        rule, so that a count is doubled once for every power, however many planes have it. What is
+        to be subtracted is summed first."""
+        plan = self.plan
+        low = min(chain.negative, default=0)
+        taken = self._powers(chain.negative, low, weights, rows) if chain.negative else None
+        top = max([*chain.positive, low])
+        assert start % (1 << top) == 0
+        totals, at = [self._constants(start >> top)] * plan.token_tiles, top
+        for power in sorted({*chain.positive, low, 0}, reverse=True):
+            totals, at = _doubled(totals, at - power), power
+            if taken is not None and power == low:
+                totals = [_subtract(a, c) for a, c in zip(totals, taken, strict=True)]
+            totals = self._multiply(chain.positive.get(power, ()), weights, rows, totals)
+        return totals
+
+    def _powers(
+        self, pairs: PairsByPower, low: int, weights: list[Units], rows: RowUnits
+    ) -> list[Counts]:
+        """The sum of all pairs, over 2^low."""
+        totals, at = [self._constants(0)] * self.plan.token_tiles, max(pairs)
+        for power in sorted(pairs, reverse=True):
+            totals, at = _doubled(totals, at - power), power
+            totals = self._multiply(pairs[power], weights, rows, totals)
+        assert at == low
+        return totals
+
+    def _multiply(
+        self, pairs: Sequence[Pair], weights: list[Units], rows: RowUnits, totals: list[Counts]
+    ) -> list[Counts]:
+        """Add the products of pairs (plane, bit tile) of one power: two units of a step by one
+        MMA."""
+        result, count = list(totals), len(weights[0])
+        for plane, bits in pairs:
+            for first in range(0, count, 2):
+                units = range(first, min(first + 2, count))
+                a = [register for unit in units for register in weights[plane][unit]]
+                atom = STEP_ATOM if len(units) == 2 else UNIT_ATOM
+                for token in range(self.plan.token_tiles):
+                    x = [register for unit in units for register in rows[token, bits][unit]]
+                    result[token] = atom.emit(self.b, a, x, result[token])
+        return result
+
+    def _constants(self, value: int) -> Counts:
+        return [self.b.const(value, "i32")] * 4
 
     @cached_property
     def _bit_values(self) -> list[list[Value | int]]:
@@ -87,8 +146,8 @@ class PlaneProducts:
         values: list[list[Value | int]] = []
         for tile in range(plan.bit_tiles):
             first = tile * plan.bits
-            if plan.bits <= 2:
-                values.append([self._value(first + j % plan.bits) for j in range(2)])
+            if plan.bits == 2:
+                values.append([self._value(first + j) for j in range(2)])
                 continue
             of_tile: list[Value | int] = []
             for j in range(2):
@@ -106,14 +165,11 @@ class PlaneProducts:
 
     # Fragments
 
-    def _weight_fragment(
-        self, stage: Value, segment: Segment, tile: int, plane: int
-    ) -> list[Value]:
-        """Registers of A: 16 columns of the weight."""
+    def _weight_words(self, stage: Value, step: int, tile: int, plane: int) -> list[Value]:
+        """A of a step: 16 columns of the weight, two registers of each unit."""
         plan, b = self.plan, self.b
-        place = (tile * plan.block_steps + segment.step) * plan.weight_planes + plane
-        words = b.lanes_of(b.load(self._weight_base(stage), "vector<4xi32>", place * TILE_BYTES))
-        return words if segment.unit is None else words[2 * segment.unit : 2 * segment.unit + 2]
+        place = (tile * plan.block_steps + step) * plan.weight_planes + plane
+        return b.lanes_of(b.load(self._weight_base(stage), "vector<4xi32>", place * TILE_BYTES))
 
     def _weight_base(self, stage: Value) -> Value:
         plan = self.plan
@@ -121,17 +177,10 @@ class PlaneProducts:
         steps = tiles + self.k_warp * plan.warp_steps
         return self.b.at(stage, steps * plan.weight.step_bytes + self.b.lane * 16)
 
-    def _row_fragment(self, stage: Value, segment: Segment, token: int, bits: int) -> list[Value]:
-        """Registers of B: eight pairs of token and bit, one unit each."""
-        plan, b = self.plan, self.b
-        base = self._row_base(stage, bits)
-        step = segment.step * 2 * self._unit_stride + token * MMA_COLUMNS * UNIT_BYTES
-        if segment.unit is None:
-            return b.load_matrices(b.at(base, step), 2)
-        words = b.load_matrices(b.at(base, step + segment.unit * self._unit_stride), 1)
-        if segment.mask != WHOLE and plan.group_pitch < 128:
-            words = [word & segment.mask for word in words]
-        return words
+    def _row_words(self, stage: Value, step: int, token: int, bits: int) -> list[Value]:
+        """B of a step: eight pairs of token and bit, a register of each unit."""
+        at = step * 2 * self._unit_stride + token * MMA_COLUMNS * UNIT_BYTES
+        return self.b.load_matrices(self.b.at(self._row_base(stage, bits), at), 2)
 
     @property
     def _unit_stride(self) -> int:
@@ -148,6 +197,14 @@ class PlaneProducts:
         place = plane * plan.schedule.block_m + self.token_warp * plan.warp_tokens + token
         at = units * self._unit_stride + place * UNIT_BYTES
         return b.at(stage, at + plan.weight_stage_bytes)
+
+
+def _doubled(totals: list[Counts], times: int) -> list[Counts]:
+    return [[value << times for value in counts] for counts in totals] if times else totals
+
+
+def _subtract(totals: Counts, counts: Counts) -> Counts:
+    return [t - c for t, c in zip(totals, counts, strict=True)]
 
 
 def _add_scaled(totals: Counts, counts: Counts, values: Sequence[Value | int]) -> Counts:

@@ -1,26 +1,25 @@
-"""The operands of a kernel of the strategy `planes` in global memory."""
+"""The operands of a kernel of the strategy `planes` in global memory, and what settles its sums."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..builder import Value
+from ..builder import Value, vec
 from .builder import GpuBuilder
-from .planes_layout import TILE_COLUMNS
+from .magic import MAGIC
+from .planes_layout import HALVES, TILE_COLUMNS
 from .planes_plan import PlanesPlan
 
 
 @dataclass(frozen=True)
 class Factors:
-    """Of one group: scales (f32), sums of codes and zero points of some columns, sums of some rows;
-    what a layout does not have is empty."""
+    """Of one group and some columns: scales (f32), sums of codes and zero points (i32); what a
+    layout does not have is empty."""
 
     scales: list[Value]
-    weight_sums: list[Value]
-    weight_zeros: list[Value]
-    row_sums: list[Value]
+    sums: list[Value]
+    zeros: list[Value]
 
 
 @dataclass
@@ -41,22 +40,13 @@ class PlaneOperands:
         return self.b.ceil_div(self.n, TILE_COLUMNS)
 
     @cached_property
-    def _padded_n(self) -> Value:
-        return self.b.wide(self.tiles) * TILE_COLUMNS
-
-    @cached_property
-    def _tables(self) -> tuple[Value, Value, Value]:
-        """Pointers to scales, sums and zero points."""
-        b, layout = self.b, self.plan.weight
-        groups = layout.grouped.groups
-        scales = b.at(self.weight, b.wide(self.tiles) * layout.tile_bytes)
-        sums = b.at(scales, self._padded_n * (groups * layout.scale_bytes))
-        zeros = b.at(sums, self._padded_n * (4 * groups)) if layout.has_sums else sums
-        return scales, sums, zeros
+    def _records(self) -> Value:
+        b = self.b
+        return b.at(self.weight, b.wide(self.tiles) * self.plan.weight.tile_bytes)
 
     def prepare(self) -> None:
         """Compute addresses here, outside of loops and conditions."""
-        _ = self._tables
+        _ = self._records
 
     def row(self, token: Value) -> Value:
         """The packed row of a token."""
@@ -65,69 +55,94 @@ class PlaneOperands:
 
     def tile(self, tile: Value) -> Value:
         """The codes of 16 columns."""
-        last = self.b.min(tile, self.tiles - 1)
-        return self.b.at(self.weight, self.b.wide(last) * self.plan.weight.tile_bytes)
+        return self.b.at(self.weight, self._known(tile) * self.plan.weight.tile_bytes)
 
-    def column(self, column: Value) -> Value:
-        """The column, or one of the last tile."""
-        return self.b.min(column, self.tiles * TILE_COLUMNS - 1)
+    def records(self, tile: Value) -> Value:
+        """The records of 16 columns, one for each group."""
+        layout = self.plan.weight
+        pitch = layout.grouped.groups * layout.record_bytes
+        return self.b.at(self._records, self._known(tile) * pitch)
 
-    def factors(self, group: Value, rows: Sequence[Value], columns: Sequence[Value]) -> Factors:
-        """What settles a group's sums of packed rows and of columns (ones that `column` gave)."""
-        b, plan = self.b, self.plan
-        weight_sums, weight_zeros, row_sums = [], [], []
-        if plan.weight.has_sums:
-            weight_sums = [self._table(1, "i32", group, column) for column in columns]
-        if plan.weight.has_zeros:
-            weight_zeros = [b.zext(self._table(2, "i8", group, c), "i32") for c in columns]
-        if plan.rows.has_sums:
-            at = group * 4 + plan.rows.sums_offset
-            row_sums = [b.load(row, "i32", at, cache="nc") for row in rows]
-        scales = [self._scale(group, column) for column in columns]
-        return Factors(scales, weight_sums, weight_zeros, row_sums)
+    def _known(self, tile: Value) -> Value:
+        """The tile, or the last one, i64."""
+        return self.b.wide(self.b.min(tile, self.tiles - 1))
 
-    def corrected(self, total: Value, row: Value, factors: Factors, i: int, j: int) -> Value:
-        """sum of (q_a - z_a) * (q_w - z_w), i32, of the sum of planes' products of the i-th row and
-        j-th column of `factors`.
+    # Sums and factors
+
+    def row_sum(self, token: Value, group: Value | int) -> Value:
+        """Sum of q - zero of a row's group, where packed rows have it."""
+        at = self.b.index(group) * 4 + self.plan.rows.sums_offset
+        return self.b.load(self.row(token), "i32", at, cache="nc")
+
+    def factors(self, record: Value, column: Value, count: int = 1) -> Factors:
+        """From the record at `record`, in global or shared memory: of a tile's column, or of
+        `count` = 2 columns from `column` (below 8) on, 8 apart."""
+        b, layout = self.b, self.plan.weight
+        place = (column % 8) * HALVES + column // 8
+
+        def load(element: str, size: int, offset: int) -> Value:
+            return b.load(b.at(record, place * size), vec(count, element), offset)
+
+        sums, zeros = [], []
+        if layout.has_sums:
+            sums = b.lanes_of(load("i32", 4, layout.record_sums))
+        if layout.has_zeros:
+            zeros = b.lanes_of(b.zext(load("i8", 1, layout.record_zeros), "i32"))
+        scales = load(f"f{layout.scale_bits}", layout.scale_bytes, 0)
+        return Factors(
+            b.lanes_of(b.extend(scales) if layout.scale_bits < 32 else scales), sums, zeros
+        )
+
+    def row_zero(self, token: Value) -> Value | int:
+        """z_a + offset_a of a row."""
+        fixed = self.plan.row_offset
+        return fixed or self.b.load(self.row(token), "i32", self.plan.rows.zero_offset, cache="nc")
+
+    def minus_zero(self, token: Value) -> Value | int:
+        """-(z_a + offset_a), a float."""
+        zero = self.row_zero(token)
+        return -zero if isinstance(zero, int) else self.b.to_float(0 - zero)
+
+    def _column_zero(self, factors: Factors, j: int) -> Value | int:
+        """z_w + offset_w."""
+        return self.plan.weight_offset or factors.zeros[j]
+
+    def corrected(
+        self, total: Value, zero: Value | int, row_sum: Value | None, factors: Factors, j: int
+    ) -> Value:
+        """sum of (q_a - z_a) * (q_w - z_w), i32, of the sum of planes' products of a row, whose
+        `row_zero` is `zero`, and the j-th column of `factors`.
 
         With q = u - offset: total - (z_a + offset_a) sum v - (z_w + offset_w) sum (q_a - z_a).
         """
-        b, plan = self.b, self.plan
-        if plan.weight.has_sums:
-            zero: Value | int = plan.row_offset
-            if not zero:
-                zero = b.load(row, "i32", plan.rows.zero_offset, cache="nc")
-            total = total - factors.weight_sums[j] * zero
-        if plan.rows.has_sums:
-            zero = plan.weight_offset or factors.weight_zeros[j]
-            total = total - factors.row_sums[i] * zero
-        return total
+        if self.plan.weight.has_sums:
+            total = total - factors.sums[j] * zero
+        return total if row_sum is None else total - row_sum * self._column_zero(factors, j)
 
-    def scaled(self, value: Value, row: Value, column: Value) -> Value:
-        """The result y, of the corrected sum (one group, i32) or the sum over groups (f32)."""
+    def corrected_float(
+        self, total: Value, minus_zero: Value | int, row_sum: Value | None, factors: Factors, j: int
+    ) -> Value:
+        """As `corrected`, f32, of a total that began at MAGIC_BITS: all is exact, and nothing is
+        done for every sum that is slow (conversions, multiplications of integers)."""
         b = self.b
-        scale = b.load(row, "f32", self.plan.rows.scale_offset, cache="nc")
+        if row_sum is not None:
+            total = total - row_sum * self._column_zero(factors, j)
+        value = b.from_bits(total, "f32") - MAGIC
+        if not self.plan.weight.has_sums:
+            return value
+        sums = b.to_float(factors.sums[j])
+        if isinstance(minus_zero, int):
+            return value + sums * float(minus_zero)
+        return b.fma(sums, minus_zero, value)
+
+    def scaled(self, value: Value, token: Value, column: Value) -> Value:
+        """y, of the sum of planes' products (one group, i32), or of scaled groups (f32)."""
+        b = self.b
+        scale = b.load(self.row(token), "f32", self.plan.rows.scale_offset, cache="nc")
         bias = b.load(self.bias, "f32", b.min(column, self.n - 1) * 4, cache="nc")
         if not self.plan.one_group:
             return b.fma(scale, value, bias)
-        factors = self.factors(b.const(0, "i32"), [row], [column])
-        acc = self.corrected(value, row, factors, 0, 0)
+        factors = self.factors(self.records(column // TILE_COLUMNS), column % TILE_COLUMNS)
+        row_sum = self.row_sum(token, 0) if self.plan.rows.has_sums else None
+        acc = self.corrected(value, self.row_zero(token), row_sum, factors, 0)
         return b.fma(scale * factors.scales[0], b.to_float(acc), bias)
-
-    def _scale(self, group: Value, column: Value) -> Value:
-        loaded = self._table(0, f"f{self.plan.weight.scale_bits}", group, column)
-        return loaded if self.plan.weight.scale_bits == 32 else self.b.extend(loaded)
-
-    def _table(self, number: int, element: str, group: Value, column: Value) -> Value:
-        """An element of scales, sums or zero points."""
-        size = {"i8": 1, "f16": 2}.get(element, 4)
-        pointer = self._at(self._tables[number], group, column, size)
-        return self.b.load(pointer, element, cache="nc")
-
-    def _at(self, table: Value, group: Value, column: Value, size: int) -> Value:
-        """The address of (group, column) in a table [groups][padded n]."""
-        b = self.b
-        if self.plan.one_group:
-            return b.at(table, column * size)
-        place = self._padded_n * b.wide(group) + b.wide(column)
-        return b.at(table, place * size)

@@ -16,7 +16,10 @@ from functools import cached_property
 
 from ..strategy import MatmulSpec
 from .arch import WARP, GpuArch
+from .block_order import group_rows
+from .magic import MAGIC_RANGE
 from .planes_layout import (
+    HALVES,
     STEP,
     TILE_COLUMNS,
     UNIT,
@@ -24,14 +27,18 @@ from .planes_layout import (
     PlaneWeights,
     offset,
     plane_weights,
+    reach,
 )
 from .schedule import Schedule
 
 MMA_COLUMNS = 8
 FORM = "b1.m16n8k256"
-ADDRESSES = 40  # registers beside fragments and sums
-MOST_REGISTERS = 120
-MOST_PRODUCTS = 96  # MMAs, and accumulators that are scaled, of a warp's unrolled block of K
+ADDRESSES = 40  # registers beside operands and sums
+MOST_REGISTERS = 168
+MOST_INSTRUCTIONS = 1600  # of a block of K, which is unrolled
+
+# Instructions for a record of factors, for 16 copied bytes, and for a turn of the loop beside.
+RECORD, COPY, TURN = 5, 5, 45
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,26 @@ class Segment:
     unit: int | None
     mask: int
     group: int
+
+
+Pair = tuple[int, int]  # a plane of the weight, and a bit tile of the rows
+PairsByPower = dict[int, list[Pair]]  # by the binary logarithm of what a product counts for
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Pairs of planes whose products are added up: those that count, and those that count as
+    negative (two's complement: the top plane)."""
+
+    positive: PairsByPower
+    negative: PairsByPower
+
+    @property
+    def doublings(self) -> int:
+        """Powers of two that one accumulator is multiplied by, one after the other."""
+        low = min(self.negative, default=0)
+        powers = {*self.positive, low, 0}
+        return len(powers) - 1 + max(0, len(self.negative) - 1) + bool(self.negative)
 
 
 @dataclass(frozen=True)
@@ -85,6 +112,32 @@ class PlanesPlan:
     def weight_offset(self) -> int:
         return offset(self.weight.format)
 
+    @cached_property
+    def chains(self) -> list[Chain]:
+        """All pairs of planes where an MMA column is a token; else, as its columns are bits of
+        different values, those of each bit tile by themselves."""
+        if self.bits == 1:
+            return [self._chain(list(range(self.bit_tiles)))]
+        return [self._chain([tile]) for tile in range(self.bit_tiles)]
+
+    def _chain(self, bit_tiles: list[int]) -> Chain:
+        positive: PairsByPower = {}
+        negative: PairsByPower = {}
+        for plane, weight in enumerate(self.weight_weights):
+            for tile in bit_tiles:
+                value = weight * (self.row_weights[tile] if self.bits == 1 else 1)
+                power = abs(value).bit_length() - 1
+                (positive if value > 0 else negative).setdefault(power, []).append((plane, tile))
+        return Chain(positive, negative)
+
+    @property
+    def by_magic(self) -> bool:
+        """Whether groups' sums begin at MAGIC_BITS (magic.py): they are of whole groups, each in
+        one lane, and surely in range."""
+        largest = reach(self.weight.format) * reach(self.rows.format)
+        fits = 4 * largest * self.weight.grouped.group_size < MAGIC_RANGE  # before corrections too
+        return self.whole_groups and self.bits == 1 and fits
+
     # Tiles of a warp
 
     @property
@@ -122,6 +175,12 @@ class PlanesPlan:
     def lane_tokens(self) -> int:
         """Tokens of an MMA of which a lane has results, once bits are added up."""
         return 2 if self.bits == 1 else 1
+
+    @property
+    def group_m(self) -> int:
+        """Rows of blocks of a group (block_order.py)."""
+        s = self.schedule
+        return group_rows(s.block_m * self.row_planes, s.block_n * self.weight_planes)
 
     # K
 
@@ -192,6 +251,16 @@ class PlanesPlan:
             else:
                 yield from self._parts(step, pitch)
 
+    @cached_property
+    def groups_by_steps(self) -> list[dict[int, list[Segment]]]:
+        """The segments of each group; groups of the same step together."""
+        by_first: dict[int, dict[int, list[Segment]]] = {}
+        first: dict[int, int] = {}
+        for segment in self.segments():
+            step = first.setdefault(segment.group, segment.step)
+            by_first.setdefault(step, {}).setdefault(segment.group, []).append(segment)
+        return list(by_first.values())
+
     def _parts(self, step: int, pitch: int) -> Iterator[Segment]:
         """Groups that are a unit or less of a step."""
         width = 32 * pitch // UNIT  # bits of each word
@@ -211,8 +280,17 @@ class PlanesPlan:
         return self.schedule.block_m * self.schedule.block_k // UNIT * self.rows.unit_bytes
 
     @property
+    def block_groups(self) -> int:
+        """Groups whose records a stage holds: those of a block of K, where they are whole."""
+        return self.warp_groups * self.schedule.warps_k if self.whole_groups else 0
+
+    @property
+    def record_stage_bytes(self) -> int:
+        return self.block_tiles * self.block_groups * self.weight.record_bytes
+
+    @property
     def stage_bytes(self) -> int:
-        return self.weight_stage_bytes + self.row_stage_bytes
+        return self.weight_stage_bytes + self.row_stage_bytes + self.record_stage_bytes
 
     @property
     def lane_values(self) -> int:
@@ -234,15 +312,17 @@ class PlanesPlan:
 
     @property
     def registers(self) -> int:
-        """Of a lane: fragments of a group's part of a block, sums; addresses come on top."""
+        """Of a lane: operands of a group's part of a block, sums; addresses come on top."""
         steps = self.warp_steps
         if self.whole_groups:
             steps = max(1, self.group_pitch // STEP)
-        tiles = self.token_tiles * self.warp_tiles
-        row_tiles = self.token_tiles * self.bit_tiles
-        fragments = steps * (2 * row_tiles + 4)
-        sums = 4 * row_tiles + 4 * tiles + (0 if self.one_group else self.lane_values)
-        return fragments + sums
+        signs = 1 + any(chain.negative for chain in self.chains)
+        operands = steps * (2 * self.token_tiles * self.bit_tiles + 4 * self.weight_planes)
+        sums = 4 * self.token_tiles * (signs + (self.bit_tiles if self.bits > 1 else 0))
+        kept = 0 if self.whole_groups else 4 * self.token_tiles * self.warp_tiles
+        if not self.one_group:
+            kept += self.lane_values + self.token_tiles * self.lane_tokens
+        return operands + sums + kept
 
     @property
     def products(self) -> int:
@@ -252,6 +332,32 @@ class PlanesPlan:
         parts = max(1, STEP // self.group_pitch) if self.whole_groups else 1
         return self.warp_steps * parts * pairs * tiles
 
+    @property
+    def sum_instructions(self) -> int:
+        """What a lane does with the counts of a group's part of a block, in all its tiles: doubles
+        and weighs them, ends groups (read from the machine code for sm_90a)."""
+        doublings = 4 * sum(chain.doublings for chain in self.chains)
+        each = doublings + (4 * len(self.chains) if self.bits > 1 else 0)
+        values = HALVES * self.lane_tokens
+        if self.bits > 1:
+            each += values * (1 + 2 * (self.bits.bit_length() - 2))
+        if self.whole_groups:
+            each += values * (3 if self.by_magic else 5) + values * self.rows.has_sums
+        else:
+            each += 4
+        return each * self.token_tiles * self.warp_tiles
+
+    @property
+    def instructions(self) -> int:
+        """Of a warp, for a block of K."""
+        groups = self.warp_groups if self.whole_groups else 1
+        loads = self.warp_steps * self.token_tiles * self.bit_tiles
+        loads += self.warp_steps * self.warp_tiles * self.weight_planes
+        records = RECORD * groups * self.warp_tiles if self.whole_groups else 0
+        copies = COPY * self.stage_bytes // (16 * self.schedule.threads)
+        sums = groups * self.sum_instructions
+        return self.products + loads + records + copies + sums + TURN
+
     def problem(self, arch: GpuArch) -> str | None:
         """Why this schedule cannot run on `arch`, or None."""
         schedule, pitch = self.schedule, self.group_pitch
@@ -260,8 +366,7 @@ class PlanesPlan:
         used = self.registers + ADDRESSES
         if used > MOST_REGISTERS or schedule.threads * used > arch.registers_per_sm:
             return "not enough registers"
-        scaled = self.warp_groups * self.lane_values if self.whole_groups else 0
-        if max(self.products, scaled) > MOST_PRODUCTS:
+        if self.instructions > MOST_INSTRUCTIONS:
             return "too much code"
         parted = not self.one_group and not self.whole_groups
         if parted and (schedule.warps_k > 1 or pitch % schedule.block_k):

@@ -39,9 +39,6 @@ STAGES = (2, 3, 4)
 SPLITS = (1, 2, 4, 8)
 FEW_BLOCKS = 2 * 132  # of one row of blocks; with more, nothing is won by a split
 
-WEIGH = 1.0  # instructions that weigh a count by its plane
-FINISH = 8.0  # instructions that correct and scale a group's accumulator
-
 
 def planes_schedules(spec: MatmulSpec, arch: GpuArch) -> list[Schedule]:
     """Every schedule that can run on `arch`."""
@@ -84,9 +81,7 @@ def planes_features(plan: PlanesPlan, m: int) -> KernelFeatures:
     parts = max(1, STEP // plan.group_pitch) if plan.whole_groups else 1
     step_ops = 2.0 * TILE_COLUMNS * MMA_COLUMNS * STEP
     mma_ops = tiles * pairs * (depth // STEP) * step_ops * max(1, parts // 2)
-    counts = tiles * TILE_COLUMNS * MMA_COLUMNS
-    ends = plan.k_blocks * schedule.warps_k * (plan.warp_groups if plan.whole_groups else 1)
-    groups = plan.groups if not plan.one_group else 1
+    turns = blocks * plan.k_blocks * schedule.threads
     reads = schedule.warps_m * plan.weight_stage_bytes + schedule.warps_n * (
         plan.warp_tokens * schedule.warps_m * plan.row_stage_bytes // schedule.block_m
     )
@@ -104,13 +99,15 @@ def planes_features(plan: PlanesPlan, m: int) -> KernelFeatures:
         block_n=schedule.block_n,
         block_k=schedule.block_k,
         blocks=blocks * schedule.split,
+        group_m=plan.group_m,
         threads=schedule.threads,
         weight_bytes=plan.weight.nbytes(spec.n),
         activation_bytes=m * plan.rows.row_bytes,
         written_bytes=4 * m * spec.n,
         bytes_in_flight=(schedule.stages - 1) * plan.stage_bytes,
         b1_ops=mma_ops,
-        alu_ops=WEIGH * pairs * counts * ends + FINISH * counts * groups,
+        alu_ops=float(turns * plan.sum_instructions * (plan.warp_groups or 1)) / 2,
+        issued=float(turns * plan.instructions),
         shared_traffic=float(blocks * plan.k_blocks * (plan.stage_bytes + reads)),
         workspace_bytes=schedule.split * m * spec.n * 4 if schedule.split > 1 else 0,
         warps_k=schedule.warps_k,

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from ..builder import Value
 from .arch import GpuArch
 from .atoms import MmaStep
+from .block_order import place
 from .builder import POINTER, GpuBuilder, kernel
 from .tile_context import TileContext
 from .tile_copy import StageCopies, StageReads
@@ -100,12 +101,12 @@ def emit_tile_kernel(
         m,
         n,
     ):
-        blocks_n = b.ceil_div(n, s.block_n)
-        column, rest = block % blocks_n, block // blocks_n
+        blocks_m, blocks_n = b.ceil_div(m, s.block_m), b.ceil_div(n, s.block_n)
         split: Value | int = 0
         if s.split > 1:
-            blocks_m = b.ceil_div(m, s.block_m)
-            rest, split = rest % blocks_m, rest // blocks_m
+            in_split = blocks_m * blocks_n
+            split, block = block // in_split, block % in_split
+        row, column = place(block, blocks_m, blocks_n, plan.group_m, b.min)
         context = TileContext(
             b,
             plan,
@@ -115,7 +116,7 @@ def emit_tile_kernel(
             target,
             m,
             n,
-            first_row=rest * s.block_m,
+            first_row=row * s.block_m,
             first_tile=column * (s.block_n // TILE_COLUMNS),
             split=split,
         )

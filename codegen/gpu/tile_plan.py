@@ -8,6 +8,7 @@ from typing import Literal
 
 from ..layout.swizzle import Swizzle, row_swizzle
 from .arch import GpuArch
+from .block_order import group_rows
 from .rows_layout import K_UNIT
 from .schedule import Schedule
 from .weights import BLOCKS, TILE_COLUMNS, WeightLayout
@@ -103,6 +104,12 @@ class TilePlan:
     def shared_bytes(self) -> int:
         return self.schedule.stages * self.stage_bytes
 
+    @property
+    def group_m(self) -> int:
+        """Rows of blocks of a group (block_order.py)."""
+        s = self.schedule
+        return group_rows(s.block_m * self.weights.lane_bits, s.block_n * self.weights.bits)
+
     # A warp
 
     @property
@@ -127,7 +134,7 @@ class TilePlan:
     @property
     def registers(self) -> int:
         """An estimate for a thread: accumulators, fragments, chunks of words, addresses; and a
-        quarter more, for what the assembler moves ahead (it spills nothing below the limit)."""
+        quarter more of what the assembler moves ahead (it spills nothing below the limit)."""
         sums = self.accumulators * (2 if self.grouped else 1)
         has_sums, has_zeros = self.weights.has_sums, self.weights.has_zeros
         if self.grouped:  # what zero points need of every row
@@ -139,7 +146,10 @@ class TilePlan:
             words += words // 2
         fragments = 4 * self.row_blocks + words * self.warp_tiles
         constants = self.weights.lane_bits // 2
-        return (sums + fragments + 2 * self.pieces + constants + 28) * 5 // 4
+        moved = fragments + 2 * self.pieces + constants + 28
+        if self.grouped:  # ends of groups are moved among products
+            return (moved + sums) * 5 // 4
+        return sums + (moved + 3 * self.weights.chunk_units) * 5 // 4
 
     @property
     def pieces(self) -> int:

@@ -111,6 +111,7 @@ def tile_features(
         block_n=schedule.block_n,
         block_k=schedule.block_k,
         blocks=tiles * schedule.split,
+        group_m=plan.group_m,
         threads=schedule.threads,
         weight_bytes=layout.nbytes(spec.n),
         activation_bytes=m * plan.row_bytes,

@@ -87,6 +87,18 @@ def select(plan: Plan, target: CudaTarget) -> list[Chosen]:
     return list(dict.fromkeys(chosen))
 
 
+def best_of_each(plan: Plan, target: CudaTarget, rows: list[int]) -> Iterator[Chosen]:
+    """The best schedule of every strategy with tensor cores, for each number of rows."""
+    for m in rows:
+        for format in plan.formats:
+            for k, n in plan.shapes:
+                spec = plan.spec(format, n, k)
+                for s in target.strategies:
+                    if s.unsupported(spec) is None:
+                        every = _candidates(format, spec, s, m, target)
+                        yield min(every, key=lambda c: c.predicted)
+
+
 def _importance(every: list[Chosen]) -> tuple[bool, int]:
     """The ends of the table first: one row, then the most."""
     m = every[0].features.m

@@ -1,0 +1,161 @@
+"""What the main loops of the matmul kernels issue, read from machine code: no GPU is needed.
+
+    python tests/bench/gpu/issue_slots.py [--target sm_90a] [--shape 8192x28672] [--rows 1,64]
+
+For every format and strategy of the kit, of the schedule that the cost model picks. With many rows:
+issue slots, cycles of the pipes and of shared memory for an MMA, and the part of the rate of
+`mma.sync` that the busiest of them leaves. With few rows: the bytes of weights a second that could
+be streamed if every scheduler issued an instruction in every cycle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+for folder in (HERE, HERE.parents[1]):
+    sys.path.insert(0, str(folder))
+
+from abqc.codegen.gpu.compile import assemble, compile_ptx, disassemble  # noqa: E402
+from abqc.codegen.targets.cuda import CudaTarget  # noqa: E402
+from abqc.costmodel.gpu_analytic import Occupancy  # noqa: E402
+from abqc.costmodel.hardware import gpu_for  # noqa: E402
+from abqc.costmodel.hardware_gpu import Gpu  # noqa: E402
+from abqc.costmodel.interface import KernelFeatures  # noqa: E402
+from abqc.dialects.mlir import ir, make_context  # noqa: E402
+from gpubuild.machine_loops import SCHEDULERS, SHARED_BYTES, Turn, main_loop  # noqa: E402
+from gpubuild.matmuls import Chosen, best_of_each  # noqa: E402
+from gpubuild.plan import FORMATS, Plan  # noqa: E402
+
+UNITS = {"planes": "b1", "int8": "s8", "dequantize": "f16"}
+FEW_ROWS = 8  # up to here the weights' bytes decide
+
+
+@dataclass(frozen=True)
+class Line:
+    """The main loop of one schedule."""
+
+    chosen: Chosen
+    turn: Turn
+    registers: int
+    gpu: Gpu
+
+    @property
+    def mma_cycles(self) -> float:
+        """That a turn keeps the tensor cores of a scheduler, at the rate of `mma.sync`."""
+        unit = UNITS[self.chosen.strategy.name]
+        return self.turn.mma_operations / (self.gpu.rates[unit] / SCHEDULERS)
+
+    @property
+    def shared_cycles(self) -> float:
+        """As all four schedulers do the same."""
+        return self.turn.shared_bytes * SCHEDULERS / SHARED_BYTES
+
+    @property
+    def cycles(self) -> dict[str, float]:
+        turn = self.turn
+        return {
+            "issue": float(turn.issued),
+            "alu": turn.cycles("alu") + turn.cycles("convert"),
+            "fma": turn.cycles("fma"),
+            "shared": self.shared_cycles,
+        }
+
+    @property
+    def warps(self) -> float:
+        """That a scheduler has at once."""
+        features = self.chosen.features
+        blocks = Occupancy.of(features_with(features, self.registers), self.gpu).blocks
+        return blocks * features.threads / 32 / SCHEDULERS
+
+    @property
+    def part_of_rate(self) -> float:
+        return min(1.0, self.mma_cycles / max(self.cycles.values()))
+
+    @property
+    def weight_bytes(self) -> float:
+        """Of a turn of one warp."""
+        schedule, bits = self.chosen.schedule, self.chosen.features.weight_bits
+        if schedule.kind == "rows":
+            return self.turn.streamed_bytes
+        return schedule.block_n * schedule.block_k * bits / 8 / (schedule.threads // 32)
+
+    @property
+    def streamed(self) -> float:
+        """Bytes of weights a second, at an instruction in every cycle, or at the pipes' rate."""
+        busiest = max(*self.cycles.values(), self.mma_cycles)
+        return self.weight_bytes / busiest * SCHEDULERS * self.gpu.sms * self.gpu.clock
+
+
+def features_with(features: KernelFeatures, registers: int) -> KernelFeatures:
+    return replace(features, registers=registers)
+
+
+def lines(target: CudaTarget, plan: Plan, rows: list[int]) -> Iterator[Line]:
+    arch, gpu = target.archs[0], gpu_for(target.name)
+    for chosen in best_of_each(plan, target, rows):
+        with make_context(), ir.Location.unknown():
+            module = ir.Module.create()
+            chosen.kernel.emit(module, arch)
+            ptx = compile_ptx(module, arch)
+        code = assemble(ptx.text, arch)
+        turn = main_loop(disassemble(code.cubin, labels=True)[chosen.kernel.name])
+        used = code.resources[chosen.kernel.name]
+        if used.spill_stores:
+            print(f"{chosen.kernel.name} spills {used.spill_stores} bytes", file=sys.stderr)
+        if turn is None:
+            print(f"{chosen.kernel.name} has no loop", file=sys.stderr)
+            continue
+        yield Line(chosen, turn, used.registers, gpu)
+
+
+def row_of(line: Line) -> list[str]:
+    """One row of the table."""
+    chosen, turn = line.chosen, line.turn
+    f, mmas = chosen.features, turn.of("mma")
+    row = [f.m, chosen.format, f.strategy, chosen.schedule.name, line.registers]
+    row.append(f"{line.warps:.0f}")
+    if f.m > FEW_ROWS:
+        cycles = line.cycles
+        row += [f"{line.mma_cycles / mmas:.1f}", *(f"{cycles[p] / mmas:.1f}" for p in cycles)]
+        row += [f"{turn.of('barrier')}/{mmas}", f"{line.part_of_rate:.2f}"]
+    else:
+        per_byte = turn.issued * 32 / line.weight_bytes
+        row += [f"{per_byte:.1f}", f"{line.streamed / 1e12:.1f}"]
+    return [str(cell) for cell in row]
+
+
+HEADS = {
+    True: "M|format|strategy|schedule|registers|warps|MMA|issue|alu|fma|shared|barriers|of rate",
+    False: "M|format|strategy|schedule|registers|warps|instructions a lane and byte|TB/s",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--target", default="sm_90a")
+    parser.add_argument("--shape", default="8192x28672", help="KxN")
+    parser.add_argument("--rows", default="1,8,64,4096")
+    parser.add_argument("--formats", default=",".join(FORMATS))
+    arguments = parser.parse_args()
+    target = CudaTarget.named(arguments.target)
+    if target is None or len(target.archs) != 1:
+        parser.error(f"{arguments.target} is not one GPU target")
+    k, n = map(int, arguments.shape.split("x"))
+    plan = Plan(shapes=((k, n),), formats=tuple(arguments.formats.split(",")))
+    many: bool | None = None
+    for line in lines(target, plan, [int(m) for m in arguments.rows.split(",")]):
+        if (line.chosen.features.m > FEW_ROWS) != many:
+            many = line.chosen.features.m > FEW_ROWS
+            heads = HEADS[many].split("|")
+            print("| " + " | ".join(heads) + " |\n|" + " --- |" * len(heads))
+        print("| " + " | ".join(row_of(line)) + " |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
