@@ -40,14 +40,14 @@ class PlaneProducts:
         plan = self.plan
         for groups in plan.groups_by_steps:
             steps = sorted({segment.step for segments in groups.values() for segment in segments})
-            rows = {
+            rows: StepWords = {
                 (step, token, bits): self._row_words(stage, step, token, bits)
                 for step in steps
                 for token in range(plan.token_tiles)
                 for bits in range(plan.bit_tiles)
             }
             for tile in range(plan.warp_tiles):
-                weights = {
+                weights: StepWords = {
                     (step, plane): self._weight_words(stage, step, tile, plane)
                     for step in steps
                     for plane in range(plan.weight_planes)

@@ -19,7 +19,8 @@ from itertools import product
 
 from ...costmodel.interface import KernelFeatures
 from ..strategy import Kernel, MatmulSpec
-from .arch import GpuArch
+from . import issue_counts
+from .arch import WARP, GpuArch
 from .rows_kernel import (
     REDUCE_THREADS,
     emit_reduce_kernel,
@@ -40,10 +41,6 @@ SPLITS = (1, 2, 4, 8)
 LOADS_AHEAD = (4, 8)
 FEW_TILES = 2 * 132  # of 32 columns; with more, blocks need not share K
 
-# Instructions to decode a code, by bits (decode.py), and to make a float of an f16.
-S8_DECODE = (0.47, 0.44, 0.95, 0.38, 0.95, 0.95, 1.45, 0.0)
-HALF_DECODE = (1.05, 1.06, 1.9, 1.1, 1.9, 1.9, 3.0, 1.25)
-HALF_ZERO, HALF_EXTEND = 0.5, 1.0
 LINE_BYTES = 128  # that a load of activations by a warp takes of the L1 cache
 
 
@@ -105,9 +102,7 @@ def rows_features(
     codes = columns * layout.grouped.padded_k
     ops = 2.0 * rows * codes
     quantized, mma = activation == "int8", by_mma(schedule)
-    decode = (S8_DECODE if quantized else HALF_DECODE)[layout.bits - 1]
-    if not quantized:
-        decode += (0.0 if mma else HALF_EXTEND) + (HALF_ZERO if layout.has_zeros else 0.0)
+    units = blocks_m * (columns / TILE_COLUMNS) * layout.grouped.units
     line_loads = (
         (blocks_m if mma else rows) * (codes / TILE_COLUMNS) / K_UNIT * layout.registers_per_block
     )
@@ -135,7 +130,8 @@ def rows_features(
         f16_ops=ops if mma and not quantized else 0.0,
         f32_ops=0.0 if mma or quantized else ops,
         dp4a_ops=ops if quantized and not mma else 0.0,
-        alu_ops=decode * blocks_m * codes,
+        alu_ops=issue_counts.decode_integer(layout) * blocks_m * codes,
+        issued=WARP * units * issue_counts.rows_unit(layout, schedule.block_m, mma),
         shared_traffic=line_loads * LINE_BYTES,
         workspace_bytes=workspace,
         warps_k=schedule.warps_k,

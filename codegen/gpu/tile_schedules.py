@@ -7,8 +7,8 @@ from itertools import product
 
 from ...costmodel.interface import KernelFeatures
 from ..strategy import MatmulSpec
+from . import issue_counts
 from .arch import GpuArch
-from .rows import HALF_DECODE, HALF_ZERO, S8_DECODE
 from .rows_layout import K_UNIT, Activation, rows_of
 from .schedule import Schedule
 from .tile_plan import TilePlan
@@ -36,9 +36,6 @@ STAGES = (2, 3, 4)
 STAGE_ROW_BYTES = (64, 128, 256)  # of an activation row, where chunks and groups allow
 SPLITS = (1, 2, 4, 8)
 FEW_BLOCKS = 2 * 132  # of one row of blocks; with more, nothing is won by a split
-
-# Instructions that end a group, for an accumulator: a conversion or subtraction, and an FMA.
-FLUSH, CORRECTION = 2.0, 1.0
 
 
 def plan_of(spec: MatmulSpec, schedule: Schedule, activation: Activation) -> TilePlan:
@@ -89,12 +86,8 @@ def tile_features(
     depth = plan.iterations * schedule.block_k
     mma_ops = 2.0 * tiles * area * depth
     quantized = activation == "int8"
-    decode = (S8_DECODE if quantized else HALF_DECODE)[layout.bits - 1]
-    if not quantized and layout.has_zeros:
-        decode += HALF_ZERO
     decoded = blocks_m * schedule.warps_m * blocks_n * schedule.block_n * depth
-    flush = FLUSH + CORRECTION * (layout.has_sums + (quantized and layout.has_zeros))
-    scaled = tiles * area * layout.grouped.groups if plan.grouped else 0
+    stages = tiles * plan.iterations * schedule.threads  # of all threads
     reads = schedule.warps_n * schedule.block_m * plan.stage_row_bytes
     reads += schedule.warps_m * plan.block_tiles * plan.stage_tile_bytes
     return KernelFeatures(
@@ -119,7 +112,8 @@ def tile_features(
         bytes_in_flight=(schedule.stages - 1) * plan.stage_bytes,
         s8_ops=mma_ops if quantized else 0.0,
         f16_ops=0.0 if quantized else mma_ops,
-        alu_ops=decode * decoded + flush * scaled,
+        alu_ops=issue_counts.decode_integer(layout) * decoded,
+        issued=stages * issue_counts.tile_stage(plan),
         shared_traffic=float(tiles * plan.iterations * (plan.stage_bytes + reads)),
         workspace_bytes=schedule.split * m * spec.n * 4 if schedule.split > 1 else 0,
         stages=schedule.stages,
