@@ -139,7 +139,7 @@ def test_integer_rows():
     codes, scale, zero = formats.quantize_activation(x, parse_scheme("a8"))
     rows = Int8Rows.of(spec)
     packed = rows.pack_reference(codes, scale, zero)
-    assert packed.shape == (3, rows.row_bytes) and rows.row_bytes % 16 == 0
+    assert packed.shape == (3, rows.row_bytes) and rows.row_bytes % 32 == 0
     assert rows.unsigned and rows.grouped.padded_k == 64 + 64 + 32
     np.testing.assert_array_equal(packed[:, 64 : 64 + 33], codes[:, 33:66])
     np.testing.assert_array_equal(

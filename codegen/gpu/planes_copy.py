@@ -5,6 +5,7 @@ A stage holds a block of K:
     weights   [tiles][steps][planes][lanes 32][16 bytes]     as in global memory
     rows      [units][planes][tokens][16 bytes]              so that eight tokens are all 32 banks
     records   [tiles][groups][record]                        where a block of K is whole groups
+    sums      [tokens][groups] i32                           likewise, if packed rows have them
 """
 
 from __future__ import annotations
@@ -35,10 +36,12 @@ class PlaneCopies:
     def copy(self, k_block: Value, stage: Value) -> None:
         """Start the copies of a block of K to the stage at pointer `stage`."""
         self._weights(k_block, stage)
-        rows = self.b.at(stage, self.plan.weight_stage_bytes)
-        self._rows(k_block, rows)
-        if self.plan.block_groups:
-            self._records(k_block, self.b.at(rows, self.plan.row_stage_bytes))
+        plan, b = self.plan, self.b
+        self._rows(k_block, b.at(stage, plan.weight_stage_bytes))
+        if plan.block_groups:
+            self._records(k_block, b.at(stage, plan.records_offset))
+            if plan.rows.has_sums:
+                self._row_sums(k_block, b.at(stage, plan.row_sums_offset))
 
     def _weights(self, k_block: Value, stage: Value) -> None:
         plan, b = self.plan, self.b
@@ -77,6 +80,19 @@ class PlaneCopies:
             at = group * plan.weight.record_bytes + inside % per_record * PIECE
             source = b.at(self.operands.records(self.first_tile + tile), at)
             b.copy_async(b.at(stage, piece * PIECE), source)
+
+    def _row_sums(self, k_block: Value, stage: Value) -> None:
+        """As `_records`. Sums begin at a multiple of 8 bytes."""
+        plan, b = self.plan, self.b
+        groups, last = plan.block_groups, plan.groups - 1
+        size = 8 if groups % 2 == 0 and plan.groups % groups == 0 else 4
+        per_token = 4 * groups // size
+        for piece in self._pieces(plan.schedule.block_m * per_token):
+            token, inside = piece // per_token, piece % per_token
+            group = b.min(k_block * groups + inside * (size // 4), last)
+            source = self.operands.row(self.first_token + token)
+            at = group * 4 + plan.rows.sums_offset
+            b.copy_async(b.at(stage, piece * size), b.at(source, at), size)
 
     def _pieces(self, count: int) -> Iterator[Value]:
         """The thread's pieces of `count`; each is worked on inside of what is yielded."""

@@ -23,6 +23,7 @@ from .planes_operands import PlaneOperands
 from .planes_plan import MMA_COLUMNS, PlanesPlan
 
 Sums = list[Value]
+RowSums = list[list[Value | None]]  # of tokens, [token tile][token]; None where rows have none
 
 
 def emit_matmul(module: Any, arch: GpuArch, name: str, plan: PlanesPlan) -> None:
@@ -168,12 +169,12 @@ class PlanesBody:
         nothing = [b.const(0, "i32")] * self._counts
 
         def ended() -> Sums:
-            scaled, tiles = list(results), plan.warp_tiles
+            scaled, tiles, sums = list(results), plan.warp_tiles, self._row_sums(group)
             for tile in range(tiles):
                 counts = [totals[4 * i : 4 * i + 4] for i in range(tile, len(totals) // 4, tiles)]
                 records = self.operands.records(self._tile(tile))
                 record = b.at(records, group * plan.weight.record_bytes)
-                scaled = self._scaled_tile(scaled, group, tile, counts, record)
+                scaled = self._scaled_tile(scaled, group, tile, counts, record, sums)
             return [*scaled, *nothing]
 
         return b.either(last, types, ended, lambda: [*results, *totals])
@@ -194,11 +195,37 @@ class PlanesBody:
         pitch = plan.block_groups * plan.weight.record_bytes
         mine = self.tile_warp * (plan.warp_tiles * pitch)
         mine = mine + self.k_warp * (plan.warp_groups * plan.weight.record_bytes)
-        records = b.at(b.at(stage, plan.stage_bytes - plan.record_stage_bytes), mine)
+        records = b.at(b.at(stage, plan.records_offset), mine)
+        sums: dict[int, RowSums] = {}
         for i, tile, by_token in self.products.block(stage):
+            if i not in sums:
+                sums[i] = self._staged_row_sums(stage, i)
             record = b.at(records, tile * pitch + i * plan.weight.record_bytes)
-            scaled = self._scaled_tile(scaled, first + i, tile, by_token, record)
+            scaled = self._scaled_tile(scaled, first + i, tile, by_token, record, sums[i])
         return scaled
+
+    def _staged_row_sums(self, stage: Value, group: int) -> RowSums:
+        """Of the lane's tokens, in one of the warp's groups of a block of K."""
+        plan, b = self.plan, self.b
+        if not plan.rows.has_sums:
+            return [[None] * plan.lane_tokens] * plan.token_tiles
+        pitch = 4 * plan.block_groups
+        mine = (self.tokens[0][0] - self.block_m * plan.schedule.block_m) * pitch
+        begin = b.at(b.at(stage, plan.row_sums_offset), mine + self.k_warp * (4 * plan.warp_groups))
+        return [
+            [
+                b.load(begin, "i32", (tile * MMA_COLUMNS + i) * pitch + 4 * group)
+                for i in range(plan.lane_tokens)
+            ]
+            for tile in range(plan.token_tiles)
+        ]
+
+    def _row_sums(self, group: Value) -> RowSums:
+        """The same, from memory."""
+        plan = self.plan
+        if not plan.rows.has_sums:
+            return [[None] * plan.lane_tokens] * plan.token_tiles
+        return [[self.operands.row_sum(token, group) for token in tokens] for tokens in self.tokens]
 
     def _tile(self, tile: int) -> Value:
         """The number of one of the warp's tiles of weight columns."""
@@ -227,19 +254,21 @@ class PlanesBody:
         return plan.k_blocks * plan.schedule.block_k > plan.groups * plan.group_pitch
 
     def _scaled_tile(
-        self, results: Sums, group: Value, tile: int, by_token: Sequence[Counts], record: Value
+        self,
+        results: Sums,
+        group: Value,
+        tile: int,
+        by_token: Sequence[Counts],
+        record: Value,
+        row_sums: RowSums,
     ) -> Sums:
         """results + scale * accumulators of a group and a tile of columns, of every token tile."""
         plan, b, operands = self.plan, self.b, self.operands
         made, per_column = list(results), plan.lane_tokens
         factors = operands.factors(record, b.lane >> 2, count=HALVES)
         exists = group < plan.groups
-        known = b.min(group, plan.groups - 1) if self._beyond else group
         for token_tile, counts in enumerate(by_token):
-            tokens, zeros = self.tokens[token_tile], self.row_zeros[token_tile]
-            sums: list[Value | None] = [None] * per_column
-            if plan.rows.has_sums:
-                sums = [operands.row_sum(token, known) for token in tokens]
+            zeros, sums = self.row_zeros[token_tile], row_sums[token_tile]
             at = (token_tile * plan.warp_tiles + tile) * HALVES * per_column
             for number, total in enumerate(self._over_bits(counts)):
                 half, i = divmod(number, per_column)

@@ -29,6 +29,7 @@ from .planes_layout import (
     plane_weights,
     reach,
 )
+from .rows_layout import align
 from .schedule import Schedule
 
 MMA_COLUMNS = 8
@@ -289,8 +290,22 @@ class PlanesPlan:
         return self.block_tiles * self.block_groups * self.weight.record_bytes
 
     @property
+    def row_sum_stage_bytes(self) -> int:
+        """Of the rows' sums of these groups, where packed rows have them."""
+        return 4 * self.schedule.block_m * self.block_groups * self.rows.has_sums
+
+    @property
+    def records_offset(self) -> int:
+        """Of the records in a stage, behind the operands."""
+        return self.weight_stage_bytes + self.row_stage_bytes
+
+    @property
+    def row_sums_offset(self) -> int:
+        return self.records_offset + self.record_stage_bytes
+
+    @property
     def stage_bytes(self) -> int:
-        return self.weight_stage_bytes + self.row_stage_bytes + self.record_stage_bytes
+        return align(self.row_sums_offset + self.row_sum_stage_bytes, 16)
 
     @property
     def lane_values(self) -> int:

@@ -9,7 +9,7 @@ so that no unit has weights of two scales. `padded k` counts codes with that pad
                 i32 sums [groups] of q - zero, where the weight has zero points
     FloatRows   padded_k values of f16 or bf16
 
-A row begins at a multiple of 16 bytes. Padding codes are 0 and are counted in no sum. All is
+A row begins at a multiple of 32 bytes. Padding codes are 0 and are counted in no sum. All is
 little-endian.
 """
 
@@ -25,6 +25,7 @@ from ..strategy import MatmulSpec
 
 K_UNIT = 32  # codes of a unit of int8 and f16 operands: one k-step of the s8 MMA, two of f16
 ROW_ALIGNMENT = 16  # bytes; what cp.async moves at once
+SECTOR_BYTES = 32  # of memory: what a load of less takes too
 
 FloatElement = Literal["f16", "bf16"]
 Activation = Literal["int8", "f16", "bf16"]  # what packed rows hold
@@ -130,7 +131,7 @@ class CodedRows:
     @property
     def row_bytes(self) -> int:
         sums = 4 * self.grouped.groups if self.has_sums else 0
-        return align(self.sums_offset + sums, ROW_ALIGNMENT)
+        return align(self.sums_offset + sums, SECTOR_BYTES)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class GpuStrategy(Protocol):
         ...
 
     def row_bytes(self, spec: MatmulSpec) -> int:
-        """Bytes of one packed activation row, a multiple of 16; 0 where rows are read as f32."""
+        """Bytes of one packed activation row, a multiple of 32; 0 where rows are read as f32."""
         ...
 
     def pack_kernel(self, spec: MatmulSpec) -> Kernel | None:
