@@ -155,6 +155,42 @@ def test_schedules_are_exact(case) -> None:
     made.check(schedule)
 
 
+@pytest.mark.parametrize(("weight", "activation"), all_pairs())
+@pytest.mark.parametrize("tokens", [1, 8])
+def test_chains_are_all_products_of_planes(weight: str, activation: str, tokens: int) -> None:
+    """Each pair of planes once, for the product of what they count for."""
+    spec = MatmulSpec(16, 256, parse_scheme(weight), parse_scheme(activation))
+    plan = PlanesPlan(spec, Schedule("tile", tokens, 16, 256, stages=2))
+    values = {}
+    for chain in plan.chains:
+        for sign, pairs in ((1, chain.positive), (-1, chain.negative)):
+            values |= {pair: sign << power for power, of in pairs.items() for pair in of}
+    expected = {
+        (plane, tile): value * (plan.row_weights[tile] if plan.bits == 1 else 1)
+        for plane, value in enumerate(plan.weight_weights)
+        for tile in range(plan.bit_tiles)
+    }
+    assert values == expected
+
+
+@pytest.mark.parametrize("high", [True, False])
+@pytest.mark.parametrize(
+    ("weight", "activation"),
+    [("w4:g128:asym", "a8"), ("w4:g128", "a8:token:sym"), ("w1:g128", "a1"), ("w8:g128", "a8")],
+)
+def test_extreme_codes(weight: str, activation: str, high: bool) -> None:
+    """Sums of whole groups at the ends of their range, with zero points at the other end."""
+    case = Case(weight, activation, 9, 20, 512)
+    formats_of = case.weight.scheme.format, case.spec.activation.format
+    for codes, format in zip((case.weight.codes, case.codes), formats_of, strict=True):
+        codes[:] = format.qmax if high else format.qmin
+    if case.weight.zero is not None:
+        case.weight.zero[:] = 0 if high else formats_of[0].qmax
+    if not case.spec.activation.symmetric:
+        case.zero[:] = 0 if high else formats_of[1].qmax
+    case.check(Schedule("tile", 16, 32, 256, 1, 2, 1, 2))
+
+
 def test_rows_are_packed_multiplied_and_scaled() -> None:
     m, n, k = 5, 24, 200
     rng = np.random.default_rng(1)
