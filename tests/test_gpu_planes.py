@@ -158,19 +158,22 @@ def test_schedules_are_exact(case) -> None:
 @pytest.mark.parametrize(("weight", "activation"), all_pairs())
 @pytest.mark.parametrize("tokens", [1, 8])
 def test_chains_are_all_products_of_planes(weight: str, activation: str, tokens: int) -> None:
-    """Each pair of planes once, for the product of what they count for."""
+    """Each pair of planes, for the product of what they count for, however it is added up."""
     spec = MatmulSpec(16, 256, parse_scheme(weight), parse_scheme(activation))
     plan = PlanesPlan(spec, Schedule("tile", tokens, 16, 256, stages=2))
-    values = {}
-    for chain in plan.chains:
-        for sign, pairs in ((1, chain.positive), (-1, chain.negative)):
-            values |= {pair: sign << power for power, of in pairs.items() for pair in of}
     expected = {
         (plane, tile): value * (plan.row_weights[tile] if plan.bits == 1 else 1)
         for plane, value in enumerate(plan.weight_weights)
         for tile in range(plan.bit_tiles)
     }
-    assert values == expected
+    for chains in (plan.chains, [chain.by_four() for chain in plan.chains]):
+        values: dict[tuple[int, int], int] = dict.fromkeys(expected, 0)
+        for chain in chains:
+            for sign, pairs in ((1, chain.positive), (-1, chain.negative)):
+                for power, of in pairs.items():
+                    for pair in of:
+                        values[pair] += sign << power
+        assert values == expected
 
 
 @pytest.mark.parametrize("high", [True, False])

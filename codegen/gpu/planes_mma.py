@@ -10,8 +10,9 @@ from ..builder import Value
 from .atoms import ATOMS, MmaAtom
 from .builder import GpuBuilder
 from .magic import MAGIC_BITS
+from .planes_chain import Chain, Pair, PairsByPower
 from .planes_layout import TILE_BYTES, UNIT_BYTES
-from .planes_plan import FORM, MMA_COLUMNS, Chain, Pair, PairsByPower, PlanesPlan, Segment
+from .planes_plan import FORM, MMA_COLUMNS, PlanesPlan, Segment
 
 STEP_ATOM = ATOMS[FORM]
 UNIT_ATOM = MmaAtom("b1", 16, 8, 128)  # native wherever the former is (BMMA.168128)
@@ -96,28 +97,24 @@ class PlaneProducts:
         """`start` plus the products of pairs of planes, each weighted by a power of two: Horner's
         rule, so that a count is doubled once for every power, however many planes have it. What is
         to be subtracted is summed first."""
-        plan = self.plan
-        low = min(chain.negative, default=0)
-        taken = self._powers(chain.negative, low, weights, rows) if chain.negative else None
-        top = max([*chain.positive, low])
-        assert start % (1 << top) == 0
-        totals, at = [self._constants(start >> top)] * plan.token_tiles, top
-        for power in sorted({*chain.positive, low, 0}, reverse=True):
+        taken = self._powers(chain.negative, weights, rows) if chain.negative else None
+        at, *_ = chain.powers
+        assert start % (1 << at) == 0
+        totals = [self._constants(start >> at)] * self.plan.token_tiles
+        for power in chain.powers:
             totals, at = _doubled(totals, at - power), power
-            if taken is not None and power == low:
-                totals = [_subtract(a, c) for a, c in zip(totals, taken, strict=True)]
+            if taken is not None and power == chain.settled:
+                part = _doubled(taken, chain.low - power)
+                totals = [_subtract(a, c) for a, c in zip(totals, part, strict=True)]
             totals = self._multiply(chain.positive.get(power, ()), weights, rows, totals)
         return totals
 
-    def _powers(
-        self, pairs: PairsByPower, low: int, weights: list[Units], rows: RowUnits
-    ) -> list[Counts]:
-        """The sum of all pairs, over 2^low."""
+    def _powers(self, pairs: PairsByPower, weights: list[Units], rows: RowUnits) -> list[Counts]:
+        """The sum of all pairs, over two to the least power."""
         totals, at = [self._constants(0)] * self.plan.token_tiles, max(pairs)
         for power in sorted(pairs, reverse=True):
             totals, at = _doubled(totals, at - power), power
             totals = self._multiply(pairs[power], weights, rows, totals)
-        assert at == low
         return totals
 
     def _multiply(

@@ -18,6 +18,7 @@ from ..strategy import MatmulSpec
 from .arch import WARP, GpuArch
 from .block_order import group_rows
 from .magic import MAGIC_RANGE
+from .planes_chain import Chain, PairsByPower
 from .planes_layout import (
     HALVES,
     STEP,
@@ -51,26 +52,6 @@ class Segment:
     unit: int | None
     mask: int
     group: int
-
-
-Pair = tuple[int, int]  # a plane of the weight, and a bit tile of the rows
-PairsByPower = dict[int, list[Pair]]  # by the binary logarithm of what a product counts for
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Pairs of planes whose products are added up: those that count, and those that count as
-    negative (two's complement: the top plane)."""
-
-    positive: PairsByPower
-    negative: PairsByPower
-
-    @property
-    def doublings(self) -> int:
-        """Powers of two that one accumulator is multiplied by, one after the other."""
-        low = min(self.negative, default=0)
-        powers = {*self.positive, low, 0}
-        return len(powers) - 1 + max(0, len(self.negative) - 1) + bool(self.negative)
 
 
 @dataclass(frozen=True)
@@ -129,7 +110,15 @@ class PlanesPlan:
                 value = weight * (self.row_weights[tile] if self.bits == 1 else 1)
                 power = abs(value).bit_length() - 1
                 (positive if value > 0 else negative).setdefault(power, []).append((plane, tile))
-        return Chain(positive, negative)
+        chain = Chain(positive, negative)
+        return min(chain, chain.by_four(), key=lambda c: c.cost(self.group_units))
+
+    @property
+    def group_units(self) -> int:
+        """Units of K whose products are counted together."""
+        if not self.whole_groups:
+            return 2 * self.warp_steps
+        return max(1, self.group_pitch // UNIT)
 
     @property
     def by_magic(self) -> bool:
@@ -342,7 +331,7 @@ class PlanesPlan:
     @property
     def products(self) -> int:
         """MMAs of a warp's part of a block."""
-        pairs = self.bit_tiles * self.weight_planes
+        pairs = sum(chain.products for chain in self.chains)
         tiles = self.token_tiles * self.warp_tiles
         parts = max(1, STEP // self.group_pitch) if self.whole_groups else 1
         return self.warp_steps * parts * pairs * tiles
@@ -351,8 +340,8 @@ class PlanesPlan:
     def sum_instructions(self) -> int:
         """What a lane does with the counts of a group's part of a block, in all its tiles: doubles
         and weighs them, ends groups (read from the machine code for sm_90a)."""
-        doublings = 4 * sum(chain.doublings for chain in self.chains)
-        each = doublings + (4 * len(self.chains) if self.bits > 1 else 0)
+        each = 4 * sum(chain.steps for chain in self.chains)
+        each += 4 * len(self.chains) if self.bits > 1 else 0
         values = HALVES * self.lane_tokens
         if self.bits > 1:
             each += values * (1 + 2 * (self.bits.bit_length() - 2))

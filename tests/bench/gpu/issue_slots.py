@@ -51,6 +51,14 @@ class Line:
         return self.turn.mma_operations / (self.gpu.rates[unit] / SCHEDULERS)
 
     @property
+    def useful_cycles(self) -> float:
+        """Of these, for products that are wanted once: planes may multiply a pair twice."""
+        f, schedule = self.chosen.features, self.chosen.schedule
+        unit = UNITS[self.chosen.strategy.name]
+        turns = -(-f.k // (schedule.block_k * schedule.split)) * f.blocks * f.threads / 32
+        return getattr(f, f"{unit}_ops") / turns / (self.gpu.rates[unit] / SCHEDULERS)
+
+    @property
     def shared_cycles(self) -> float:
         """As all four schedulers do the same."""
         return self.turn.shared_bytes * SCHEDULERS / SHARED_BYTES
@@ -74,7 +82,8 @@ class Line:
 
     @property
     def part_of_rate(self) -> float:
-        return min(1.0, self.mma_cycles / max(self.cycles.values()))
+        """The most that the busiest of all leaves."""
+        return self.useful_cycles / max(*self.cycles.values(), self.mma_cycles)
 
     @property
     def weight_bytes(self) -> float:
