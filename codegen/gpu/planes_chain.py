@@ -12,8 +12,8 @@ from dataclasses import dataclass
 Pair = tuple[int, int]  # a plane of the weight, and a bit tile of the rows
 PairsByPower = dict[int, list[Pair]]  # by the binary logarithm of what a product counts for
 
-# Of a scheduler, an MMA of one unit of K: half of what m16n8k256 takes is 3.7 cycles on Hopper, 4 on
-# an A100. Assumed: the shorter form reaches three quarters of the rate.
+# Of a scheduler, an MMA of one unit of K. Half of what m16n8k256 takes is 3.7 cycles on Hopper, and
+# 4 on an A100; assumed is that the shorter form reaches three quarters of the rate.
 UNIT_CYCLES = 4.9
 GROUP_END = 20  # instructions that end a group of a tile, with its share of the loop
 

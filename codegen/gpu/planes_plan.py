@@ -321,7 +321,10 @@ class PlanesPlan:
         if self.whole_groups:
             steps = max(1, self.group_pitch // STEP)
         signs = 1 + any(chain.negative for chain in self.chains)
-        operands = steps * (2 * self.token_tiles * self.bit_tiles + 4 * self.weight_planes)
+        of_rows = self.token_tiles * self.bit_tiles
+        operands = steps * (2 * of_rows + 4 * self.weight_planes)
+        if self.whole_groups and self.group_pitch < UNIT:
+            operands += of_rows  # masked
         sums = 4 * self.token_tiles * (signs + (self.bit_tiles if self.bits > 1 else 0))
         kept = 0 if self.whole_groups else 4 * self.token_tiles * self.warp_tiles
         if not self.one_group:
