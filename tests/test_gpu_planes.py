@@ -241,3 +241,21 @@ def test_machine_code_has_binary_products_and_no_spills(arch: GpuArch) -> None:
         assert code.resources[kernel.name].spill_stores == 0
         text = "\n".join(disassemble(code.cubin)[kernel.name])
         assert "BMMA" in text and "IMMA" not in text
+
+
+@pytest.mark.slow
+@needs_tools
+@pytest.mark.parametrize("arch", NATIVE, ids=lambda arch: arch.name)
+@pytest.mark.parametrize("weight", ["w1", "w2", "w3:g64", "w4:g128:asym", "w2:g32", "w5", "w8"])
+def test_nothing_spills(arch: GpuArch, weight: str) -> None:
+    """The schedules that take most registers, and most code, of every width of activations."""
+    for bits in range(1, 9):
+        spec = MatmulSpec(4096, 4096, parse_scheme(weight), parse_scheme(f"a{bits}"))
+        plans = [PlanesPlan(spec, s) for s in schedules_of(spec, arch) if s.split == 1]
+        for plan in (
+            max(plans, key=lambda plan: (plan.registers, plan.instructions)),
+            max(plans, key=lambda plan: (plan.instructions, plan.registers)),
+        ):
+            kernel = STRATEGY.kernel(spec, plan.schedule)
+            used = assemble(compiled(kernel, arch).text, arch).resources[kernel.name]
+            assert used.spill_stores == 0, f"{kernel.name}: {used}"

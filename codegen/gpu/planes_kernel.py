@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..builder import Value
+from ..builder import Value, vec
 from .arch import WARP, GpuArch
 from .block_order import place
 from .builder import POINTER, GpuBuilder, kernel
@@ -212,11 +212,14 @@ class PlanesBody:
         pitch = 4 * plan.block_groups
         mine = (self.tokens[0][0] - self.block_m * plan.schedule.block_m) * pitch
         begin = b.at(b.at(stage, plan.row_sums_offset), mine + self.k_warp * (4 * plan.warp_groups))
+        together = 2 if plan.warp_groups % 2 == 0 else 1  # groups of a load
+
+        def load(token: int) -> Value:
+            at = token * pitch + group // together * together * 4
+            return b.lanes_of(b.load(begin, vec(together, "i32"), at))[group % together]
+
         return [
-            [
-                b.load(begin, "i32", (tile * MMA_COLUMNS + i) * pitch + 4 * group)
-                for i in range(plan.lane_tokens)
-            ]
+            [load(tile * MMA_COLUMNS + i) for i in range(plan.lane_tokens)]
             for tile in range(plan.token_tiles)
         ]
 

@@ -36,7 +36,8 @@ from .schedule import Schedule
 MMA_COLUMNS = 8
 FORM = "b1.m16n8k256"
 ADDRESSES = 40  # registers beside operands and sums
-MOST_REGISTERS = 168
+MOST_REGISTERS = 164
+AHEAD, AHEAD_STEP = 14, 7  # for what ptxas moves ahead, where groups end in several steps
 MOST_INSTRUCTIONS = 1600  # of a block of K, which is unrolled
 
 # Instructions for a record of factors, for 16 copied bytes, and for a turn of the loop beside.
@@ -324,12 +325,15 @@ class PlanesPlan:
         of_rows = self.token_tiles * self.bit_tiles
         operands = steps * (2 * of_rows + 4 * self.weight_planes)
         if self.whole_groups and self.group_pitch < UNIT:
-            operands += of_rows  # masked
+            operands += of_rows * UNIT // self.group_pitch  # masked for several groups at once
         sums = 4 * self.token_tiles * (signs + (self.bit_tiles if self.bits > 1 else 0))
         kept = 0 if self.whole_groups else 4 * self.token_tiles * self.warp_tiles
         if not self.one_group:
-            kept += self.lane_values + self.token_tiles * self.lane_tokens
-        return operands + sums + kept
+            each = self.token_tiles * self.lane_tokens  # zero points and sums of rows
+            kept += self.lane_values + each * (1 + 2 * self.rows.has_sums)
+        parts = len(self.groups_by_steps)
+        ahead = AHEAD + AHEAD_STEP * parts if parts > 1 else 0
+        return operands + sums + kept + ahead
 
     @property
     def products(self) -> int:
