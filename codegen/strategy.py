@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from ..dialects.formats import QuantizedTensor, Scheme
+from ..dialects.formats import Half, QuantizedTensor, Scheme
 from ..errors import RecipeError
 from ..passes.pack_layouts import MatmulRequest
 
@@ -22,7 +22,8 @@ class MatmulSpec:
 
     `weight` and `activation` are None where that side stays float. `hadamard_block` rotates
     activations in blocks of that many columns before they are quantized; 0: no rotation.
-    `scale_bits` is 16, or 32 for imported weights whose scales f16 cannot hold.
+    `scale_bits` is 16, or 32 for imported weights whose scales f16 cannot hold. `half` is what
+    kernels of 16 bits (GPUs only) round float activations to.
     """
 
     n: int
@@ -31,12 +32,13 @@ class MatmulSpec:
     activation: Scheme | None
     hadamard_block: int = 0
     scale_bits: int = 16
+    half: Half = "f16"
 
     @staticmethod
     def of(request: MatmulRequest) -> MatmulSpec:
         """What a pass asks for, without the node."""
         r = request
-        return MatmulSpec(r.n, r.k, r.weight, r.activation, r.hadamard_block, r.scale_bits)
+        return MatmulSpec(r.n, r.k, r.weight, r.activation, r.hadamard_block, r.scale_bits, r.half)
 
 
 @dataclass(frozen=True)
@@ -108,11 +110,13 @@ class MatmulStrategy(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """The strategy chosen for a matmul, and why."""
+    """The strategy chosen for a matmul, and why; `float_type` is what its kernels make of float
+    activations."""
 
     strategy: MatmulStrategy
     spec: MatmulSpec
     why: str
+    float_type: str = "f32"
 
 
 class Refusing(Protocol):
@@ -129,12 +133,13 @@ S = TypeVar("S", bound=Refusing)
 
 def able_to_do(spec: MatmulSpec, strategies: Sequence[S], *, node: str, where: str = "") -> list[S]:
     """The strategies that can do `spec`; RecipeError, with what each says, if there is none."""
-    refusals = {s.name: s.unsupported(spec) for s in strategies}
-    able = [s for s in strategies if refusals[s.name] is None]
+    refusals = [s.unsupported(spec) for s in strategies]
+    able = [s for s, refusal in zip(strategies, refusals, strict=True) if refusal is None]
     if not able:
         raise RecipeError(
             f"no kernel computes {spec.weight} x {spec.activation or 'float activations'}{where}: "
-            + "; ".join(text for text in refusals.values() if text),
+            + "; ".join(text for text in refusals if text),
             node=node,
+            hint=f"""a rule such as '"{node}" w8a8' in a recipe file gives it other formats""",
         )
     return able

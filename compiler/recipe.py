@@ -2,7 +2,7 @@
 
     w4a8 rotate                      # one line: the default rule
     "*mlp.down_proj*"  w6a8          # in a file, a rule a line: patterns over ONNX node names
-    "lm_head"          w8a16         # the last rule that matches decides
+    "lm_head"          w8a16:bf16    # the last rule that matches decides
 
 The grammar is `recipe.lark`; what `w4` alone means stands in docs/numerics.md.
 """
@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from abqc.dialects.formats import Scheme, parse_scheme
+from abqc.dialects.formats import Half, Scheme, parse_scheme
 from abqc.errors import RecipeError
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedInput, UnexpectedToken
@@ -25,7 +25,8 @@ from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedInput
 Kind = Literal["matmul", "conv", "gather"]
 
 DEFAULT_EMBED = parse_scheme("w8:channel:sym")
-FLOAT_ACTIVATIONS = "a16"
+# Activations that stay float, and the 16-bit type that GPUs round them to.
+FLOAT_ACTIVATIONS: dict[str, Half] = {"a16": "f16", "a16:f16": "f16", "a16:bf16": "bf16"}
 CACHE_BITS = range(2, 9)
 
 # What each terminal of the grammar is called in messages, in the order in which they are listed.
@@ -33,7 +34,7 @@ TERMINALS = {
     "PATTERN": 'a quoted pattern ("*mlp*")',
     "NONE": "none",
     "WEIGHTS": "weights (w4, w2*, w4:g64:asym)",
-    "ACTIVATIONS": "activations (a8, a8:token:sym, a16)",
+    "ACTIVATIONS": "activations (a8, a8:token:sym, a16, a16:bf16)",
     "FLAG": "rotate, search or gptq",
     "CACHE": "kvN (kv8)",
     "EMBED": "embed=w8 or embed=none",
@@ -47,7 +48,7 @@ class OpRecipe:
     """What one operation gets. `weight` None: it stays float; `activation` None: they stay float.
 
     `kv_bits` are the bits of the key/value cache, None for float. `rule` is the text of the rule
-    that decided, with its line, for messages.
+    that decided, with its line, for messages. `half` is what a GPU rounds float activations to.
     """
 
     weight: Scheme | None
@@ -57,6 +58,7 @@ class OpRecipe:
     gptq: bool
     kv_bits: int | None
     rule: str
+    half: Half = "f16"
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Rule:
     stays_float: bool
     weight: Scheme | None
     activation: Scheme | None
+    half: Half
     flags: frozenset[str]
     kv_bits: int | None
     decides_embed: bool
@@ -123,6 +126,7 @@ class Recipe:
             gptq="gptq" in rule.flags,
             kv_bits=rule.kv_bits,
             rule=str(rule),
+            half=rule.half,
         )
 
     def check_used(self, nodes: Mapping[str, Kind] | Iterable[str]) -> None:
@@ -272,7 +276,8 @@ def _rule(tree: Tree, lines: list[str], source: str) -> Rule:
         pattern=words["PATTERN"][1:-1] if "PATTERN" in words else None,
         stays_float="NONE" in words,
         weight=_scheme(words.get("WEIGHTS"), source),
-        activation=_scheme(words.get("ACTIVATIONS"), source),
+        activation=_activation(words.get("ACTIVATIONS"), source),
+        half=FLOAT_ACTIVATIONS.get(words.get("ACTIVATIONS", ""), "f16"),
         flags=frozenset(flags),
         kv_bits=_cache_bits(words.get("CACHE"), source),
         decides_embed=embed is not None,
@@ -300,8 +305,18 @@ def _check_words(words: dict[str, Token], source: str) -> None:
             raise _error(words[key], source, f"'{words[key]}' belongs to formats such as w4a8")
 
 
+def _activation(token: Token | None, source: str) -> Scheme | None:
+    """None where they stay float."""
+    if token is None or token in FLOAT_ACTIVATIONS:
+        return None
+    if token.startswith("a16"):
+        known = ", ".join(FLOAT_ACTIVATIONS)
+        raise _error(token, source, f"'{token}': activations that stay float are {known}")
+    return _scheme(token, source)
+
+
 def _scheme(token: Token | None, source: str) -> Scheme | None:
-    if token is None or token == FLOAT_ACTIVATIONS:
+    if token is None:
         return None
     try:
         return parse_scheme(str(token))

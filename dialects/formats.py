@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 Kind = Literal["signed", "binary", "unsigned", "balanced", "ternary"]
 Role = Literal["w", "a"]
 Granularity = Literal["tensor", "channel", "group", "token", "image"]
+Half = Literal["f16", "bf16"]  # what a GPU rounds activations to that stay float
 
 F32 = NDArray[np.float32]
 Codes = NDArray[np.int8] | NDArray[np.uint8]

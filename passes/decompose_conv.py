@@ -18,6 +18,7 @@ from abqc.dialects.mlir import arith, cf, ir, linalg, tensor
 
 from .infrastructure import Unit, blame, defining_op, register, walk
 from .lower_reshape import reshape
+from .quantize import HALF
 from .resolve_dims import dimension_or_query, index
 
 
@@ -167,8 +168,10 @@ class _Conv:
             scales |= {"x_scale": scale, "x_zero": zero}
         product = abq.MatmulOp(
             patches, flat, self.op.attributes["node"], product_type, bias=self.bias, **scales
-        ).result
-        return self._channels_first(product, batch, sizes)
+        )
+        if HALF in self.op.attributes:
+            product.operation.attributes[HALF] = self.op.attributes[HALF]
+        return self._channels_first(product.result, batch, sizes)
 
     def _quantize_patches(self, patches: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         assert self.quantize is not None

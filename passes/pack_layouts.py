@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from abqc.dialects import abq
-from abqc.dialects.formats import Scheme, parse_scheme
+from abqc.dialects.formats import Half, Scheme, parse_scheme
 from abqc.dialects.mlir import ir
 from abqc.errors import ModelError
 
 from .infrastructure import Unit, defining_op, register, walk
+from .quantize import DEFAULT_HALF, HALF
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class _Packed:
 @dataclass(frozen=True)
 class MatmulRequest:
     """A matmul that a target is asked to choose a strategy for: `n` x `k` weights, formats (None:
-    float), columns of a rotation (0: none), bits of the weight's scales, its ONNX node."""
+    float), columns of a rotation (0: none), bits of the weight's scales, what kernels of 16 bits
+    round float activations to, its ONNX node."""
 
     n: int
     k: int
@@ -41,6 +43,7 @@ class MatmulRequest:
     activation: Scheme | None
     hadamard_block: int
     scale_bits: int
+    half: Half
     node: str
 
 
@@ -101,6 +104,7 @@ def _request(op: ir.Operation) -> MatmulRequest:
         activation,
         block,
         _scale_bits(view.w_scale),
+        op.attributes[HALF].value if HALF in op.attributes else DEFAULT_HALF,
         ir.StringAttr(view.node).value,
     )
 
@@ -149,7 +153,7 @@ def _pack_matmul(op: ir.Operation, choice: Any, packed: dict[str, _Packed], unit
             "n": spec.n,
             "k": spec.k,
             "weight": spec.weight.text if spec.weight else "f32",
-            "activation": spec.activation.text if spec.activation else "f32",
+            "activation": spec.activation.text if spec.activation else choice.float_type,
             "rotated": spec.hadamard_block,
             "strategy": strategy.name,
             "why": choice.why,

@@ -21,6 +21,9 @@ from .infrastructure import Unit, defining_op, register, walk
 # so that its error is a bias of the whole model, and it has nothing to save.
 SMALL_TABLE = 16384
 
+# The attribute of a matmul or convolution that says what a GPU rounds float activations to.
+HALF, DEFAULT_HALF = "half", "f16"
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -175,8 +178,15 @@ def _quantize_matmul(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) ->
             w_scale=scale,
             w_zero=zero,
         )
+        _keep_half(new.operation, recipe)
     op.results[0].replace_all_uses_with(new.result)
     op.erase()
+
+
+def _keep_half(op: ir.Operation, recipe: Any) -> None:
+    """Say what a GPU rounds float activations to, where the recipe does not leave it at f16."""
+    if recipe.activation is None and recipe.half != DEFAULT_HALF:
+        op.attributes[HALF] = ir.StringAttr.get(recipe.half)
 
 
 def _quantize_activation(
@@ -244,6 +254,7 @@ def _quantize_conv(op: ir.Operation, unit: Unit) -> None:
             w_scale=scale,
             w_zero=zero,
         )
+        _keep_half(new.operation, recipe)
     op.results[0].replace_all_uses_with(new.result)
     op.erase()
 

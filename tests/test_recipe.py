@@ -80,6 +80,15 @@ def test_the_last_match_wins(node: str, kind: Kind, expected: Any, line: int) ->
     assert op.rule.endswith(f"(line {line})")
 
 
+@pytest.mark.parametrize(
+    ("text", "half"),
+    [("w4a16", "f16"), ("w4a16:f16", "f16"), ("w4:g64 a16:bf16 search", "bf16"), ("w4a8", "f16")],
+)
+@pytest.mark.parametrize("kind", ["matmul", "conv"])
+def test_what_a_gpu_rounds_float_activations_to(text: str, half: str, kind: Kind) -> None:
+    assert parse_recipe(text).resolve("n", kind).half == half
+
+
 def test_a_rule_that_wins_brings_no_options_of_others() -> None:
     recipe = parse_recipe(RULES)
     assert recipe.resolve("q", "matmul").rotate
@@ -151,6 +160,7 @@ def test_files(tmp_path: Path, newline: str) -> None:
         ("w16a8", "no weights of width '16'"),
         ("w4", "column 1: 'w4' has no activations; add a8, or a16"),
         ("a8", "column 1: 'a8' has no weights; write w8a8"),
+        ("w4a16:f32", "'a16:f32': activations that stay float are a16, a16:f16, a16:bf16"),
         ("rotate", "'rotate' belongs to formats such as w4a8"),
         ("embed=w8 search", "'search' belongs to formats such as w4a8"),
         ("none w4a8", "column 6: 'w4' contradicts 'none'"),

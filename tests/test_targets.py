@@ -18,6 +18,7 @@ def request(n: int, weight: str | None = "w4:g128", activation: str | None = "a8
         parse_scheme(activation) if activation else None,
         hadamard_block=0,
         scale_bits=16,
+        half="f16",
         node=f"node of {n}",
     )
 

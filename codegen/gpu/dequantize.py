@@ -12,7 +12,7 @@ from .tile_strategy import TileStrategy
 
 
 class DequantizeMatmul(TileStrategy):
-    """The GpuStrategy for activations that stay float, rounded to `element`."""
+    """The GpuStrategy for activations that stay float, rounded to `element` (MatmulSpec.half)."""
 
     name = "dequantize"
 
@@ -24,6 +24,8 @@ class DequantizeMatmul(TileStrategy):
             return "strategy 'dequantize' takes quantized weights only"
         if spec.activation is not None:
             return "strategy 'dequantize' takes float activations only"
+        if spec.half != self.activation:
+            return f"strategy 'dequantize' in {self.activation} is for a16:{self.activation}"
         if mma_step(arch, self.activation) is None:
             return f"strategy 'dequantize' needs a {self.activation} mma.sync, not in {arch.name}"
         return None

@@ -51,7 +51,8 @@ class CpuTarget:
     def choose(self, requests: Sequence[MatmulRequest]) -> list[Choice]:
         """The cheapest strategy for each; RecipeError where there is none.
 
-        What they cost includes their packing, which they share if they choose alike.
+        What they cost includes their packing, which they share if they choose alike. Float
+        activations are f32 here, whatever `half` says.
         """
         return [self._choose(request) for request in requests]
 

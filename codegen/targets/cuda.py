@@ -74,7 +74,13 @@ class CudaTarget:
 
     @cached_property
     def strategies(self) -> tuple[Scheduled, ...]:
-        every: Sequence[GpuStrategy] = (FloatMatmul(), DequantizeMatmul(), Int8Matmul(), Planes())
+        every: Sequence[GpuStrategy] = (
+            FloatMatmul(),
+            DequantizeMatmul("f16"),
+            DequantizeMatmul("bf16"),
+            Int8Matmul(),
+            Planes(),
+        )
         return tuple(Scheduled(strategy, self.archs, self.models) for strategy in every)
 
     def choose(self, requests: Sequence[MatmulRequest]) -> list[Choice]:
@@ -95,7 +101,12 @@ class CudaTarget:
         each = [s for (s,) in alone]
         chosen = self._cheapest(specs, [each, *([s] * len(specs) for s in common)])
         return [
-            Choice(strategy, spec, self._explain(a, spec, shared=strategy != alone))
+            Choice(
+                strategy,
+                spec,
+                self._explain(a, spec, shared=strategy != alone),
+                "f32" if spec.weight is None else spec.half,
+            )
             for strategy, spec, a, alone in zip(chosen, specs, able, each, strict=True)
         ]
 

@@ -1,7 +1,8 @@
 """Compile an ONNX model into one shared library.
 
 The quantization recipe says what becomes of the weights (w) and activations (a): `none`, `w8a8`,
-`w4a8`, `w4a4 rotate`, `w4:g64:asym a8`. A recipe file holds one rule a line, a pattern over ONNX
+`w4a8`, `w4a4 rotate`, `w4:g64:asym a8`; `a16` leaves activations float, which a GPU rounds to f16,
+or to bf16 for `a16:bf16`. A recipe file holds one rule a line, a pattern over ONNX
 node names and a recipe; the last rule that matches wins.
 """
 

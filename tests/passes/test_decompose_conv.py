@@ -2,12 +2,15 @@ from abqc.passes.infrastructure import Unit
 from facts import Facts, after
 
 
-def conv(x: str, w: str, y: str, *, strides: str = "1, 1", groups: int = 1) -> tuple[Facts, Unit]:
+def conv(
+    x: str, w: str, y: str, *, strides: str = "1, 1", groups: int = 1, more: str = ""
+) -> tuple[Facts, Unit]:
     unit = Unit()
     text = f"""func.func @main(%x: tensor<{x}>) -> tensor<{y}> {{
       %w = "abq.weight"() {{sym = "w"}} : () -> tensor<{w}>
       %y = "abq.conv"(%x, %w) {{node = "c", strides = array<i64: {strides}>,
           dilations = array<i64: 1, 1>, pads = array<i64: 1, 1, 1, 1>, groups = {groups} : i64,
+          {more}
           operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0>}}
           : (tensor<{x}>, tensor<{w}>) -> tensor<{y}>
       return %y : tensor<{y}>
@@ -29,6 +32,11 @@ def test_sizes_known_at_run_time_must_cover_the_window() -> None:
     facts, _ = conv("?x3x?x8xf32", "5x3x3x3xf32", "?x5x?x4xf32", strides="2, 2")
     assert facts.messages() == ["the model: the input is smaller than the window"]
     assert len(facts("arith.floordivsi")) == 1
+
+
+def test_the_matmul_rounds_activations_as_the_convolution_does() -> None:
+    facts, _ = conv("?x3x8x8xf32", "5x3x3x3xf32", "?x5x8x8xf32", more='half = "bf16",')
+    assert facts("abq.matmul")[0].attributes["half"].value == "bf16"
 
 
 def test_groups_are_loops_and_stay_float() -> None:

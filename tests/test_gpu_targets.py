@@ -1,0 +1,32 @@
+"""GPU targets as passes see them: which strategy they choose, and what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+from abqc.codegen.strategy import Choice
+from abqc.codegen.targets.cuda import CudaTarget
+from abqc.dialects.formats import Half, parse_scheme
+from abqc.errors import RecipeError
+
+
+def choose(target: str, half: Half) -> Choice:
+    """For a matmul of 4-bit weights and float activations."""
+    named = CudaTarget.named(target)
+    assert named is not None
+    return named.choose(64, 256, parse_scheme("w4"), None, 0, 16, half, node="fc")
+
+
+@pytest.mark.parametrize("half", ["f16", "bf16"])
+def test_float_activations_are_rounded_as_the_recipe_says(half: Half) -> None:
+    choice = choose("sm_80,sm_90a", half)
+    assert choice.float_type == half
+    kernels = [v.kernel.name for v in choice.strategy.matmul_kernels(choice.spec)]
+    assert all(f"_{half}_" in name for name in kernels)
+    pack = choice.strategy.pack_kernel(choice.spec)
+    assert pack is not None and f"_{half}_" in pack.name
+
+
+def test_targets_without_bf16_refuse_it_and_name_the_node() -> None:
+    assert choose("sm_75", "f16").float_type == "f16"
+    with pytest.raises(RecipeError, match=r"needs a bf16 mma\.sync, not in sm_75.*node 'fc'"):
+        choose("sm_75", "bf16")
