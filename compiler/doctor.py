@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 from abqc import __version__
 from abqc.codegen import isa, link, toolchain
 from abqc.codegen.gpu.tools import find_tool
+from abqc.compiler.cuda_driver import Cuda, Resolve
 from abqc.errors import AbqcError
 from abqc.runtime.abi import ABI_VERSION
 from abqc.runtime.artifact import FORMAT_VERSION
@@ -128,13 +128,16 @@ def _cache() -> list[Finding]:
     return [Finding("cache", str(folder))]
 
 
-def _gpu() -> list[Finding]:
+def _gpu(resolve: Resolve | None = None) -> list[Finding]:
+    """The first GPU. `resolve` stands for the driver's library."""
+    remedy = "{}; GPU models run with --device ptx-vm, on the CPU"
     try:
-        ctypes.CDLL("libcuda.so.1")
-        found = "NVIDIA driver"
-    except OSError:
-        found = None
-    return [Finding("GPU", found, "no NVIDIA driver; models run on the CPU", needed=False)]
+        with Cuda(resolve) as cuda:
+            major, minor = cuda.capability
+            found = f"{cuda.name}, compute capability {major}.{minor}, CUDA {cuda.driver_version}"
+        return [Finding("GPU", found)]
+    except AbqcError as error:
+        return [Finding("GPU", None, remedy.format(error.message), needed=False)]
 
 
 def _gpu_tools() -> list[Finding]:

@@ -45,7 +45,7 @@ def compile(
         return load(library, device=device)
     except DeviceError as error:
         raise DeviceError(
-            f"{library} was written, but cannot be loaded here: {error}",
+            f"{library} was written, but cannot be loaded here: {error.message}",
             hint='run it where there is such a GPU, or compile with device="ptx-vm", which '
             "executes its kernels on the CPU",
         ) from error

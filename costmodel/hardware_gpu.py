@@ -3,7 +3,7 @@
 Rates are operations per SM and cycle; a multiply-add is two. Tensor rates are those of `mma.sync`,
 not of `wgmma` or `tcgen05`. Where a comment says "datasheet", the rate is the datasheet's dense
 peak divided by SMs and clock; "guide" is the CUDA C++ Programming Guide (throughput of arithmetic
-instructions, limits by compute capability). "Assumed" means that nobody has measured it for us yet:
+instructions). "Assumed" means that nobody has measured it for us yet:
 `abqc tune` corrects what follows from it.
 
 [D] github.com/markdewing/AI_kernels, latency/README.md: latencies in cycles.
@@ -18,14 +18,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..errors import CompileError
+from ..runtime.gpu_limits import GpuLimits, limits_of
 
-KIB, MIB = 1 << 10, 1 << 20
+MIB = 1 << 20
 GIGA, TERA = 1e9, 1e12
 NANO, MICRO = 1e-9, 1e-6
 
 
 @dataclass(frozen=True)
-class Gpu:
+class Gpu(GpuLimits):
     """One GPU. `rates` are keyed by unit; a unit that is missing is not native there.
 
     b1, s8, f16   `mma.sync`; f16 with f32 accumulators
@@ -49,15 +50,8 @@ class Gpu:
     l2_bytes: int
     l2_bandwidth: float
     l2_latency: float
-    shared_per_sm: int
-    shared_per_block: int
-    threads_per_sm: int
-    blocks_per_sm: int
     launch_seconds: float = 2.5 * MICRO  # assumed
     graph_launch_seconds: float = 1.2 * MICRO  # assumed
-    registers_per_sm: int = 65536  # guide, since Volta; 32 bits each
-    register_granularity: int = 256  # guide: registers are handed to a warp in such units
-    shared_reserved: int = 1 * KIB  # guide: of each block, since compute capability 8.0
 
     def rate(self, unit: str) -> float:
         """Operations per second of one SM; CompileError where the unit is not native."""
@@ -85,11 +79,7 @@ T4 = Gpu(
     l2_bytes=4 * MIB,
     l2_bandwidth=1.27 * TERA,  # assumed: 20 bytes a cycle and SM
     l2_latency=120 * NANO,  # assumed
-    shared_per_sm=64 * KIB,
-    shared_per_block=64 * KIB,
-    threads_per_sm=1024,
-    blocks_per_sm=16,
-    shared_reserved=0,
+    **vars(limits_of((7, 5))),
 )
 
 A100 = Gpu(
@@ -106,10 +96,7 @@ A100 = Gpu(
     l2_bytes=40 * MIB,
     l2_bandwidth=4.5 * TERA,  # assumed; whitepaper: 5,120 bytes a cycle, 7.2 TB/s
     l2_latency=185 * NANO,  # assumed: 260 cycles, as [P] on an H100
-    shared_per_sm=164 * KIB,
-    shared_per_block=163 * KIB,
-    threads_per_sm=2048,
-    blocks_per_sm=32,
+    **vars(limits_of((8, 0))),
 )
 
 A10 = Gpu(
@@ -125,10 +112,7 @@ A10 = Gpu(
     l2_bytes=6 * MIB,
     l2_bandwidth=2.0 * TERA,  # assumed
     l2_latency=150 * NANO,  # assumed
-    shared_per_sm=100 * KIB,
-    shared_per_block=99 * KIB,
-    threads_per_sm=1536,
-    blocks_per_sm=16,
+    **vars(limits_of((8, 6))),
 )
 
 RTX_3090 = replace(
@@ -155,10 +139,7 @@ RTX_4090 = Gpu(
     l2_bytes=72 * MIB,
     l2_bandwidth=4.0 * TERA,  # assumed
     l2_latency=117 * NANO,  # [D]: 296 cycles
-    shared_per_sm=100 * KIB,
-    shared_per_block=99 * KIB,
-    threads_per_sm=1536,
-    blocks_per_sm=24,
+    **vars(limits_of((8, 9))),
 )
 
 L4 = replace(
@@ -194,10 +175,7 @@ H200 = Gpu(
     l2_bytes=50 * MIB,
     l2_bandwidth=7.0 * TERA,  # assumed: 29 bytes a cycle and SM; [P] copied 3.6 TB/s within L2
     l2_latency=131 * NANO,  # [P]: 260 cycles; [D], a GH200: 281 cycles
-    shared_per_sm=228 * KIB,
-    shared_per_block=227 * KIB,
-    threads_per_sm=2048,
-    blocks_per_sm=32,
+    **vars(limits_of((9, 0))),
 )
 
 H100 = replace(
@@ -221,10 +199,7 @@ B200 = Gpu(
     l2_bytes=126 * MIB,
     l2_bandwidth=9.0 * TERA,  # assumed
     l2_latency=159 * NANO,  # [D]: 295 cycles
-    shared_per_sm=228 * KIB,
-    shared_per_block=227 * KIB,
-    threads_per_sm=2048,
-    blocks_per_sm=32,
+    **vars(limits_of((10, 0))),
 )
 
 RTX_5090 = Gpu(
@@ -242,10 +217,7 @@ RTX_5090 = Gpu(
     l2_bytes=96 * MIB,
     l2_bandwidth=5.0 * TERA,  # assumed
     l2_latency=149 * NANO,  # [D]: 360 cycles
-    shared_per_sm=100 * KIB,
-    shared_per_block=99 * KIB,
-    threads_per_sm=1536,
-    blocks_per_sm=24,
+    **vars(limits_of((12, 0))),
 )
 
 # The first GPU of an architecture stands for it.

@@ -277,7 +277,10 @@ class Instance:
         )
         status = library._api.create(ctypes.byref(options), ctypes.byref(self._pointer))
         if status == _DEVICE_STATUS:
-            raise DeviceError(str(library.error(status)))
+            raise DeviceError(
+                str(library.error(status)),
+                hint='device "ptx-vm" (--device ptx-vm) executes its kernels on the CPU',
+            )
         self._check(status)
         library.retain()
 

@@ -35,35 +35,48 @@ class Place:
 
 
 def choose(device: str | DriverTable | None, forms: Sequence[str], isa: str | None) -> Place:
-    """The place of a model whose kernels have these forms; InputError for no name of a device."""
+    """The place of a model whose kernels have these forms; InputError for no name of a device,
+    DeviceError for one that the model was not compiled for."""
+    on_gpu = bool(forms) and forms[0].startswith("sm_")
     if device is None:
-        device = "cuda:0" if forms and forms[0].startswith("sm_") else "cpu"
+        device = "cuda:0" if on_gpu else "cpu"
     if not isinstance(device, str):
         return Place(MACHINE, (CUDA, 0), device, isa)
     if device == "cpu":
+        if on_gpu:
+            raise DeviceError(
+                f"device 'cpu': this model was compiled for {', '.join(forms)}",
+                hint=f"device '{MACHINE}' executes its kernels on the CPU; --target cpu compiles "
+                "for the CPU",
+            )
         return Place(device, (CPU, 0), None, isa)
     if match := re.fullmatch(r"cuda(?::(\d+))?", device):
         ordinal = int(match[1] or 0)
+        if not on_gpu:
+            raise _compiled_for_cpu(device)
         return Place(f"cuda:{ordinal}", (CUDA, ordinal), None, isa)
     if match := re.fullmatch(MACHINE + r"(?::(sm_\w+))?", device):
-        return _machine(match[1] or isa, forms)
+        if not on_gpu:
+            raise _compiled_for_cpu(device)
+        return _machine(match[1] or isa or forms[0], isa)
     raise InputError(
         f"there is no device '{device}'", hint=f"devices are cpu, cuda, cuda:1, ..., {MACHINE}"
     )
 
 
-def _machine(target: str | None, forms: Sequence[str]) -> Place:
-    """The PTX machine as a GPU that runs `target`, by default the first of the model's."""
-    if not forms or not forms[0].startswith("sm_"):
-        raise DeviceError(
-            f"device '{MACHINE}': this model was compiled for the CPU",
-            hint="compile it for a GPU: --target sm_80",
-        )
-    target = target or forms[0]
-    match = re.fullmatch(r"sm_(\d+)(\d)a?", target)
+def _compiled_for_cpu(device: str) -> DeviceError:
+    return DeviceError(
+        f"device '{device}': this model was compiled for the CPU",
+        hint="compile it for a GPU: --target sm_80",
+    )
+
+
+def _machine(gpu: str, isa: str | None) -> Place:
+    """The PTX machine as the GPU `gpu` ("sm_80"), which takes the code that suits it best."""
+    match = re.fullmatch(r"sm_(\d+)(\d)a?", gpu)
     if match is None:
-        raise InputError(f"'{target}' is no GPU target", hint=f"the model has {', '.join(forms)}")
+        raise InputError(f"'{gpu}' is no GPU", hint="GPUs are named sm_80, sm_86, ...")
     from .ptx.driver import PtxDriver
 
     driver = PtxDriver((int(match[1]), int(match[2])))
-    return Place(MACHINE, (CUDA, 0), driver, target)
+    return Place(MACHINE, (CUDA, 0), driver, isa)

@@ -7,7 +7,7 @@ from abqc.codegen.gpu.arch import SM_75, SM_80, SM_90A, SM_120A, GpuArch
 from abqc.codegen.gpu.compile import Ptx, assemble, compile_ptx, disassemble
 from abqc.codegen.strategy import Kernel
 from abqc.dialects.mlir import ir, make_context
-from abqc.runtime.ptx import run_kernel
+from abqc.runtime.ptx import Device, run_kernel
 from abqc.runtime.ptx.counters import Counters
 
 SAMPLE = (SM_75, SM_90A, SM_120A)  # targets for fast tests: the oldest, the main one, the newest
@@ -50,6 +50,7 @@ def run(
         shape.threads,
         arguments,
         shared_bytes=shape.shared,
+        device=Device(arch.capability),
         counters=counters,
     )
 

@@ -11,6 +11,7 @@ from abqc.costmodel.gpu_analytic import GpuAnalyticModel, Occupancy
 from abqc.costmodel.hardware import GPUS, gpu_for, gpu_named
 from abqc.costmodel.interface import KernelFeatures
 from abqc.errors import CompileError
+from abqc.runtime.gpu_limits import limits_of
 
 BOTH = pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 
@@ -63,12 +64,8 @@ def best(arch: str, *candidates: KernelFeatures) -> KernelFeatures:
 
 def test_every_target_has_a_gpu_with_its_limits():
     for arch in archs.ALL:
-        gpu = gpu_for(arch.name)
-        assert gpu.shared_per_block == arch.shared_per_block
-        assert gpu.shared_per_sm == arch.shared_per_sm
-        assert gpu.threads_per_sm == arch.threads_per_sm
-        assert gpu.blocks_per_sm == arch.blocks_per_sm
-        assert gpu.registers_per_sm == arch.registers_per_sm
+        gpu, limits = gpu_for(arch.name), limits_of(arch.capability)
+        assert {name: getattr(gpu, name) for name in vars(limits)} == vars(limits)
         assert ("b1" in gpu.rates) == arch.has("b1.m16n8k256")
 
 

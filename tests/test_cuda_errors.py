@@ -120,7 +120,7 @@ def test_names_of_devices() -> None:
     for name in "gpu", "cuda:", "cuda:x", "ptx-vm:", "tpu":
         with pytest.raises(InputError, match=f"there is no device '{name}'; devices are cpu, cuda"):
             abqc.load(fake_gpu.layer(), device=name)
-    with pytest.raises(DeviceError, match="compiled for NVIDIA GPUs"):
+    with pytest.raises(DeviceError, match=r"compiled for sm_80.*ptx-vm"):
         abqc.load(fake_gpu.layer(), device="cpu")
     with pytest.raises(DeviceError, match="compiled for the CPU"):
         abqc.load(handmade.layer(), device="cuda")

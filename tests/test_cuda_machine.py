@@ -100,8 +100,14 @@ def test_by_name(artifact: Path) -> None:
             check(model.run(inputs), inputs)
     with abqc.load(artifact, device="ptx-vm:sm_90a") as model:
         assert model.isa == "sm_90a"
-    with pytest.raises(InputError, match="'sm_x' is no GPU target"):
+    with abqc.load(artifact, device="ptx-vm:sm_89") as model:
+        assert model.isa == "sm_80"  # as that GPU does
+    with pytest.raises(AbqcError, match=r"capability 7\.5\) can run none of the model's targets"):
+        abqc.load(artifact, device="ptx-vm:sm_75")
+    with pytest.raises(InputError, match="'sm_x' is no GPU"):
         abqc.load(artifact, device="ptx-vm:sm_x")
+    with pytest.raises(InputError, match=r"nothing is known of GPUs of compute capability 4\.2"):
+        abqc.load(artifact, device="ptx-vm:sm_42")
 
 
 @pytest.mark.parametrize("separate", [False, True])

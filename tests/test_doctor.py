@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 
 import pytest
 from abqc.compiler import doctor
+from abqc.runtime.ptx.driver import PtxDriver
 
 
 def line_of(text: str, subject: str) -> str:
@@ -48,6 +50,15 @@ def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ABQC_ISA", "plain")
     assert "ABQC_ISA=plain" in line_of(doctor.report()[0], "processor")
+
+
+def test_a_gpu_is_named_by_what_it_can_run() -> None:
+    machine = PtxDriver((8, 6), memory_bytes=1 << 20)
+    lookup = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)(machine.resolver)
+    (finding,) = doctor._gpu(lambda name: lookup(name.encode()))
+    assert finding.found == "PTX machine, compute capability 8.6, CUDA 13.0"
+    (finding,) = doctor._gpu(lambda name: None)
+    assert finding.found is None and "--device ptx-vm" in finding.remedy
 
 
 def test_needs_no_mlir() -> None:

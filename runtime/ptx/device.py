@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..gpu_limits import GpuLimits, limits_of
 from .batch import Batch, Dim3, Launch
 from .errors import PtxFault
 from .memory import GlobalMemory
@@ -17,15 +18,14 @@ from .program import Program, build
 from .scheduler import Scheduler
 from .syntax import Float, Symbol, Variable
 
-_MAX_THREADS = 1024
-_MAX_SHARED = 232_448
 # Lanes of a batch: enough to make numpy's calls cheap, few enough for registers to stay in caches.
 _BATCH_LANES = 8_192
 _BATCH_BYTES = 512 << 20
 
 
 class Device:
-    """`memory_bytes` of global memory and a capability, as `cuDeviceGetAttribute` tells it.
+    """`memory_bytes` of global memory and the limits of a GPU of a compute capability (InputError
+    where they are not known).
 
     `check_unwritten`: reading memory that nobody wrote is a fault. `check_races`: so are unordered
     accesses to shared memory, and lanes of one instruction that write different values to one
@@ -44,6 +44,7 @@ class Device:
         batch_lanes: int = _BATCH_LANES,
     ) -> None:
         self.capability = capability
+        self.limits = limits_of(capability)
         self.memory = GlobalMemory(memory_bytes, check_unwritten, check_races)
         self.check_unwritten = check_unwritten
         self.check_races = check_races
@@ -116,7 +117,7 @@ class Device:
         counters: Any = None,
     ) -> None:
         """Runs a kernel to its end; PtxFault where it does wrong."""
-        _check_extents(kernel, grid, block, shared_bytes)
+        _check_extents(self.limits, kernel, grid, block, shared_bytes)
         program = self._program(kernel)
         data = _pack(kernel, program, parameters)
         symbols = self.load(kernel.module)
@@ -151,25 +152,25 @@ class Device:
         return max(1, min(by_memory, by_threads, launch.blocks))
 
 
-def _check_extents(kernel: Kernel, grid: Dim3, block: Dim3, shared_bytes: int) -> None:
+def _check_extents(
+    limits: GpuLimits, kernel: Kernel, grid: Dim3, block: Dim3, shared_bytes: int
+) -> None:
     threads = block[0] * block[1] * block[2]
     name = kernel.name
     if min(*grid, *block) < 1:
         raise PtxFault(f"an empty launch: grid {grid}, block {block}", kernel=name)
     if grid[0] >= 1 << 31 or max(grid[1:]) >= 1 << 16:
         raise PtxFault(f"a grid of {grid} blocks, of which a device runs 2^31 - 1", kernel=name)
-    if threads > min(_MAX_THREADS, kernel.max_threads or _MAX_THREADS):
-        most = min(_MAX_THREADS, kernel.max_threads or _MAX_THREADS)
+    most = min(limits.threads_per_block, kernel.max_threads or limits.threads_per_block)
+    if threads > most:
         raise PtxFault(f"a block of {threads} threads, at most {most}", kernel=name)
     if kernel.required_threads and threads != kernel.required_threads:
         raise PtxFault(
             f"a block of {threads} threads, .reqntid says {kernel.required_threads}", kernel=name
         )
-    if kernel.shared_bytes + shared_bytes > _MAX_SHARED:
-        raise PtxFault(
-            f"{kernel.shared_bytes + shared_bytes} bytes of shared memory, at most {_MAX_SHARED}",
-            kernel=name,
-        )
+    shared, most = kernel.shared_bytes + shared_bytes, limits.shared_per_block
+    if shared > most:
+        raise PtxFault(f"{shared} bytes of shared memory, at most {most}", kernel=name)
 
 
 def _pack(

@@ -38,7 +38,7 @@ from .driver_api import (
 from .driver_machine import Machine, PtxMachine
 from .errors import PtxSyntaxError
 
-_MAJOR, _MINOR, _SHARED_BYTES = 75, 76, 97  # CUdevice_attribute
+_MAJOR, _MINOR = 75, 76  # CUdevice_attribute
 _ERROR_LOG, _ERROR_LOG_BYTES = 5, 6  # CUjit_option
 _DRIVER_VERSION = 13000
 _ELF = b"\x7fELF"
@@ -180,7 +180,7 @@ class Driver:
 
     def cuDeviceGetAttribute(self, value: int, attribute: int, device: int) -> int | None:
         major, minor = self.machine.capability
-        known = {_MAJOR: major, _MINOR: minor, _SHARED_BYTES: 232_448}
+        known = {_MAJOR: major, _MINOR: minor}
         if attribute not in known:
             return INVALID_VALUE
         _put(value, c_int, known[attribute])

@@ -447,3 +447,13 @@ def test_trap() -> None:
 FINE:
     """)
     assert fault.thread == (40, 0, 0)
+
+
+@pytest.mark.parametrize(("capability", "most"), [((8, 6), 101_376), ((9, 0), 232_448)])
+def test_shared_memory_is_that_of_the_gpu(capability: tuple[int, int], most: int) -> None:
+    device = Device(capability, memory_bytes=1 << 20)
+    kernel = parse(kernel_with("")[0]).kernels["faulty"]
+    pointers = [device.allocate(SIZE), device.allocate(SIZE)]
+    device.launch(kernel, (1, 1, 1), (THREADS, 1, 1), pointers, shared_bytes=most - 4096)
+    with pytest.raises(PtxFault, match=f"at most {most}"):
+        device.launch(kernel, (1, 1, 1), (THREADS, 1, 1), pointers, shared_bytes=most + 1)
