@@ -55,11 +55,15 @@ def features_from_json(kind: str, data: dict[str, Any]) -> Features:
     return features
 
 
+def to_text(samples: Iterable[Sample]) -> str:
+    """One line a sample."""
+    return "".join(json.dumps(to_json(sample)) + "\n" for sample in samples)
+
+
 def write(path: Path, samples: Iterable[Sample]) -> None:
     """Append to `path`, one line a sample."""
     with open(path, "a", encoding="utf-8") as file:
-        for sample in samples:
-            file.write(json.dumps(to_json(sample)) + "\n")
+        file.write(to_text(samples))
 
 
 def read(path: Path) -> list[Sample]:

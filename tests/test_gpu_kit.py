@@ -6,6 +6,7 @@ import ctypes
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import pytest
 from abqc.codegen.gpu.arch import SM_80, SM_90A
 from abqc.codegen.gpu.compile import assemble, disassemble
 from abqc.codegen.gpu.tools import find_tool
+from abqc.codegen.targets.cuda import CudaTarget
 from abqc.compiler.cuda_driver import Resolve
 from abqc.costmodel import samples
 from abqc.errors import AbqcError, InputError
@@ -25,6 +27,7 @@ from gpu_kernels import compile_kernel
 
 sys.path.insert(0, str(Path(__file__).parent / "bench" / "gpu"))
 import build
+from gpubuild.matmuls import select
 from gpubuild.memory_kernels import memory_kernels
 from gpubuild.plan import Plan
 from gpubuild.rate_kernels import mma_rates
@@ -212,7 +215,8 @@ def test_parts_go_on_after_a_failure(kit: kits.Kit, tmp_path: Path):
         return {"wrong": ""}
 
     part = Part(lambda kit: ["a", "b", "c"], measure, on_device=False)
-    assert work.work(kit, "check", 0, tmp_path, part) == 0
+    assert work.work(kit, "check", 0, 2, tmp_path, part) == 0
+    assert work.work(kit, "check", 2, 3, tmp_path, part) == 0
     records = work.read(tmp_path / "check.jsonl")
     assert [r["name"] for r in records] == ["a", "b", "c"]
     assert report.failures({"check": records}) == ["check: b: cuLaunchKernel failed"]
@@ -229,17 +233,63 @@ def test_workers_that_die_or_hang_are_replaced(kit: kits.Kit, tmp_path: Path, sc
     """The first item's worker fails; the next one does the rest."""
     rest = (
         "import json,sys\n"
-        "for i in range(1, int(sys.argv[1])):\n"
-        "    print(json.dumps({'item': i, 'name': str(i)}), file=open(sys.argv[2], 'a'))"
+        "for i in range(int(sys.argv[1]), int(sys.argv[2])):\n"
+        "    print(json.dumps({'item': i, 'name': str(i)}), file=open(sys.argv[3], 'a'))"
     )
 
-    def command(name: str, begin: int) -> list[str]:
+    def command(name: str, begin: int, end: int) -> list[str]:
         path = str(tmp_path / "check.jsonl")
-        return [sys.executable, "-c", rest if begin else script, str(len(kit.cases)), path]
+        return [sys.executable, "-c", rest if begin else script, str(begin), str(end), path]
 
-    records = work.supervise(kit, "check", tmp_path, command, lambda *_: None, timeout=1.5)
-    assert len(records) == len(kit.cases)
+    def supervise(end: int) -> list[dict]:
+        return work.supervise(kit, "check", tmp_path, command, progress, end=end, timeout=1.5)
+
+    def progress(name: str, records: list[dict], total: int) -> None:
+        pass
+
+    assert len(supervise(2)) == 2
+    records = supervise(len(kit.cases))  # goes on where it stopped
+    assert [r["item"] for r in records] == list(range(len(kit.cases)))
     assert why in records[0]["error"] and not any("error" in r for r in records[1:])
+
+
+def test_what_has_no_time_is_left_out_and_said(kit: kits.Kit, tmp_path: Path):
+    """The worker does one item, then none until the deadline."""
+    script = (
+        "import json, sys, time\n"
+        "with open(sys.argv[1], 'a') as file:\n"
+        "    print(json.dumps({'item': 0, 'name': 'x', 'kernels': ['k']}), file=file)\n"
+        "time.sleep(60)"
+    )
+    path = tmp_path / "check.jsonl"
+    seen: list[int] = []
+
+    def command(name: str, begin: int, end: int) -> list[str]:
+        return [sys.executable, "-c", script, str(path)]
+
+    def progress(name: str, records: list[dict], total: int) -> None:
+        seen.append(len(records))
+
+    deadline = time.monotonic() + 1.5
+    records = work.supervise(kit, "check", tmp_path, command, progress, deadline=deadline)
+    assert len(records) == 1 and seen[-1] == 1
+    assert report.unreached(kit, {"check": records}) == [f"{len(kit.cases) - 1} items of check"]
+    machine = {"device": "PTX machine"}
+    text = report.summary(kit, machine, {"check": records})
+    assert "not reached: " in text and "None in what ran." in text
+
+
+def test_bars_come_first():
+    target = CudaTarget.named("sm_90a")
+    assert target is not None
+    shapes = ((256, 40), *(shape for shape, _ in (bars.FASTER,)))
+    plan = Plan(**{**vars(TINY), "shapes": shapes, "formats": ("W4A8", "W2A8"), "rows": (1, 8)})
+    lines = [(c.format, c.spec.k, c.features.m) for c in select(plan, target)]
+    wanted = ("W2A8", 8192, 1)
+    count = lines.count(wanted)
+    assert 0 < count < len(lines) and lines[:count] == [wanted] * count
+    f = {"k": 256, "n": 40, "m": bars.MANY_ROWS}
+    assert bars.needs(f, "W4A4") and not bars.needs(f | {"m": 8}, "W4A4")
 
 
 def test_without_a_gpu_it_says_so(kit: kits.Kit, tmp_path: Path):
@@ -270,10 +320,10 @@ def test_what_cannot_be_built(tmp_path: Path):
 @pytest.mark.slow
 def test_models_run_whole(tmp_path: Path):
     plan = Plan(**{**vars(TINY), "formats": (), "decoder_layers": 1, "prompts": (5,)})
-    plan = Plan(**{**vars(plan), "decoder_recipes": ("w4a8",)})
+    plan = Plan(**{**vars(plan), "decoder_recipes": ("w4a8",), "decoding": ((5, 3),)})
     build.build(plan, "sm_90a", tmp_path, lambda text: None)
     kit = kits.read(tmp_path)
-    assert [feed.name for feed in kit.feeds] == ["prompt 5", "step after 5"]
+    assert [feed.name for feed in kit.feeds] == ["decode 3 after 5", "step after 5", "prompt 5"]
     for number in range(2 * len(kit.feeds)):
         record = models.measure(kit, number, device=PtxDriver((9, 0)), runs=1)
         assert record["wrong"] == "" and record["device_seconds"] is None

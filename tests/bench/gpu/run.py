@@ -1,23 +1,26 @@
 """Measure a kit on the GPU of this machine.
 
-    python run.py [--only rates,check,table,models] [--output results]
+    python run.py [--only rates,check,table,models] [--minutes 9] [--output results]
 
 Needs numpy and an NVIDIA driver; PyTorch for the columns of cuBLAS. Writes results.json, results.md
-and samples.jsonl. Exit status 1 where a kernel or a model gives wrong results, or fails.
+and samples.jsonl, anew every few seconds. What matters most comes first; what is not reached in the
+time is said. Exit status 1 where a kernel or a model gives wrong results, or fails.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 from abqc.errors import AbqcError  # noqa: E402
+from gpukit import bars, report, work  # noqa: E402
 from gpukit import kit as kits  # noqa: E402
-from gpukit import report, work  # noqa: E402
+from gpukit.parts import PARTS, Record  # noqa: E402
 
 # What users name, and the parts it takes.
 CHOICES = {
@@ -26,6 +29,8 @@ CHOICES = {
     "table": ["table", "baselines"],
     "models": ["models"],
 }
+MINUTES = 9.0
+WRITE_SECONDS, SAY_SECONDS = 10.0, 30.0
 
 
 def main() -> int:
@@ -35,8 +40,8 @@ def main() -> int:
         results: Path = arguments.output
         results.mkdir(parents=True, exist_ok=True)
         if arguments.worker:
-            return work.work(kit, arguments.worker, arguments.begin, results)
-        return _run(kit, arguments.only, results)
+            return work.work(kit, arguments.worker, *arguments.items, results)
+        return _run(kit, arguments.only, results, time.monotonic() + 60 * arguments.minutes)
     except AbqcError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -45,9 +50,10 @@ def main() -> int:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", type=_chosen, default=list(CHOICES), help=",".join(CHOICES))
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="stop after so many")
     parser.add_argument("--output", type=Path, default=Path("results"))
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--begin", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--items", type=_range, default=(0, 0), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -58,20 +64,59 @@ def _chosen(text: str) -> list[str]:
     return chosen
 
 
-def _run(kit: kits.Kit, only: list[str], results: Path) -> int:
+def _range(text: str) -> tuple[int, int]:
+    begin, _, end = text.partition(":")
+    return int(begin), int(end)
+
+
+def _steps(kit: kits.Kit, only: list[str]) -> list[tuple[str, int]]:
+    """Parts and how far to do them, in turns: the bars' lines of the table before all other."""
+    lines, peers = bars.first_items(kit)
+    everything = {name: len(part.names(kit)) for name, part in PARTS.items()}
+    steps = [("rates", everything["rates"]), ("table", lines), ("baselines", peers)]
+    steps += [(name, everything[name]) for name in ("check", "models", "table", "baselines")]
+    chosen = {part for choice in only for part in CHOICES[choice]}
+    return [(name, end) for name, end in steps if name in chosen]
+
+
+def _run(kit: kits.Kit, only: list[str], results: Path, deadline: float) -> int:
     command = work.worker_command(Path(__file__).resolve(), results.resolve())
-    machine = report.describe_machine(kit, [sys.executable, *sys.argv])
-    records: dict[str, list] = {}
-    for name in (part for choice in only for part in CHOICES[choice]):
-        records[name] = work.supervise(kit, name, results, command, _progress)
-        print(file=sys.stderr)
-        report.write(kit, machine, records, results)  # what there is, should the next part hang
-    print((results / "results.md").read_text())
-    return 1 if report.failures(records) else 0
+    log = _Log(kit, report.describe_machine(kit, [sys.executable, *sys.argv]), results)
+    steps = _steps(kit, only)
+    for name in dict(steps):
+        (results / f"{name}.jsonl").unlink(missing_ok=True)
+        log.records[name] = []
+    for name, end in steps:
+        log.records[name] = work.supervise(
+            kit, name, results, command, log.progress, end=end, deadline=deadline
+        )
+    log.write()
+    print(report.summary(kit, log.machine, log.records))
+    return 1 if report.failures(log.records) else 0
 
 
-def _progress(name: str, done: int, total: int) -> None:
-    print(f"\r{name}: {done} of {total}", end="", file=sys.stderr, flush=True)
+class _Log:
+    """The results so far: on the disk every few seconds, and a word about them now and then."""
+
+    def __init__(self, kit: kits.Kit, machine: dict, results: Path) -> None:
+        self.machine = machine
+        self.records: dict[str, list[Record]] = {}
+        self._kit = kit
+        self._results = results
+        self._written = self._said = float("-inf")
+
+    def progress(self, name: str, records: list[Record], total: int) -> None:
+        self.records[name] = records
+        now = time.monotonic()
+        if now - self._written > WRITE_SECONDS:
+            self.write()
+            self._written = now
+        if now - self._said > SAY_SECONDS:
+            print(f"{name}: {len(records)} of {total}", file=sys.stderr, flush=True)
+            self._said = now
+
+    def write(self) -> None:
+        report.write(self._kit, self.machine, self.records, self._results)
 
 
 if __name__ == "__main__":

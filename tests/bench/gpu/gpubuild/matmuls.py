@@ -12,6 +12,7 @@ from abqc.codegen.gpu.strategy import Scheduled
 from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.codegen.targets.cuda import CudaTarget
 from abqc.costmodel.interface import KernelFeatures
+from gpukit.bars import needs
 from gpukit.kit import MatmulLaunches, TableJob
 
 from .images import Images
@@ -70,7 +71,8 @@ class Chosen:
 
 def select(plan: Plan, target: CudaTarget) -> list[Chosen]:
     """The best schedule of every line of the table and, where there are many rows, of every
-    strategy; then those that follow, until there are `max_kernels` kernels."""
+    strategy; then those that follow, until there are `max_kernels` kernels. Lines that bars need
+    come first, one row before many."""
     lines = list(_lines(plan, target))
     chosen = [every[0] for every in lines]
     for every in lines:
@@ -84,7 +86,12 @@ def select(plan: Plan, target: CudaTarget) -> list[Chosen]:
                 if len(kernels) + len(added) <= plan.max_kernels:
                     kernels |= added
                     chosen.append(every[rank])
-    return list(dict.fromkeys(chosen))
+    return sorted(dict.fromkeys(chosen), key=_urgency)
+
+
+def _urgency(chosen: Chosen) -> tuple[bool, int]:
+    features = dataclasses.asdict(chosen.features)
+    return not needs(features, chosen.format), chosen.features.m
 
 
 def best_of_each(plan: Plan, target: CudaTarget, rows: list[int]) -> Iterator[Chosen]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import lzma
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import abqc
 import numpy as np
 import onnx
 from abqc.compiler.driver import compile_file
+from abqc.compiler.evaluate import relative_error
+from abqc.runtime.model import Model
 from decoder import decoder, feeds
 from gpukit.kit import MODEL, ModelFeed
 from models.fetch import Unavailable, fetch
@@ -18,10 +21,33 @@ from models.fetch import Unavailable, fetch
 from .images import Progress
 from .plan import Plan
 
-# Of an output's range: a code that differs by one step is a 255th of its row's range.
-ONE_STEP = 4e-3
+# Of an output's range (docs/numerics.md): what one code that differs by one step makes of a layer,
+# and what such codes have made of a whole encoder (tests/test_gpu_models.py).
+ONE_STEP, WHOLE_MODEL = 4e-3, 2e-2
+# Codes that differ change those of the layers that follow. How far the CPU is from itself when its
+# inputs differ by NOISE (relative), times NOISE_FACTOR, is no error.
+NOISE, DRAWS, NOISE_FACTOR = 3e-7, 5, 3
 CACHE_ROWS = 32  # of a cache that are compared; the other outputs depend on all of them
 Feeds = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Inputs as a kit has them (gpukit.kit.ModelFeed)."""
+
+    name: str
+    inputs: Feeds
+    steps: int = 1
+    caches: dict[str, str] = field(default_factory=dict)
+    growing: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def file(self) -> str:
+        return f"feed_{self.name.replace(' ', '_')}.npz"
+
+    def feed(self, model: str, tolerance: float, new_rows: dict[str, int]) -> ModelFeed:
+        more = (self.steps, self.caches, self.growing)
+        return ModelFeed(model, self.name, self.file, tolerance, new_rows, *more)
 
 
 def model_feeds(
@@ -30,6 +56,14 @@ def model_feeds(
     """Write models and feeds to `folder`/models; the feeds, and what could not be had."""
     made: list[ModelFeed] = []
     notes: list[str] = []
+    for recipe in plan.decoder_recipes if plan.decoder_layers else ():
+        progress(f"model decoder {recipe}")
+        with tempfile.TemporaryDirectory() as scratch:
+            source = Path(scratch, "decoder.onnx")
+            onnx.save(decoder(plan.decoder_layers), source)
+            made += _model(
+                f"decoder-{recipe}", source, recipe, target, list(_decoder_runs(plan)), folder
+            )
     if plan.minilm:
         try:
             source = fetch("minilm-l3")
@@ -37,15 +71,8 @@ def model_feeds(
             notes.append(f"minilm-l3: {error}")
         else:
             progress("model minilm-l3")
-            runs = {f"prompt {rows}": _sentence(rows) for rows in plan.prompts}
+            runs = [_Run(f"prompt {rows}", _sentence(rows)) for rows in plan.prompts]
             made += _model("minilm-l3-w4a8", source, "w4a8", target, runs, folder)
-    for recipe in plan.decoder_recipes if plan.decoder_layers else ():
-        progress(f"model decoder {recipe}")
-        with tempfile.TemporaryDirectory() as scratch:
-            source = Path(scratch, "decoder.onnx")
-            onnx.save(decoder(plan.decoder_layers), source)
-            runs = dict(_decoder_runs(plan))
-            made += _model(f"decoder-{recipe}", source, recipe, target, runs, folder)
     return made, notes
 
 
@@ -54,11 +81,27 @@ def _sentence(rows: int) -> Feeds:
     return {"input_ids": ids, "attention_mask": np.ones((1, rows), np.int64)}
 
 
-def _decoder_runs(plan: Plan) -> Iterator[tuple[str, Feeds]]:
-    for rows in plan.prompts:
-        yield f"prompt {rows}", _halves(feeds(1, rows, 0, plan.decoder_layers))
+def _decoder_runs(plan: Plan) -> Iterator[_Run]:
+    layers = plan.decoder_layers
+    for past, steps in plan.decoding:
+        yield _decoding(past, steps, layers)
     for past in plan.prompts:
-        yield f"step after {past}", _halves(feeds(1, 1, past, plan.decoder_layers))
+        yield _Run(f"step after {past}", _halves(feeds(1, 1, past, layers)))
+    for rows in plan.prompts:
+        yield _Run(f"prompt {rows}", _halves(feeds(1, rows, 0, layers)))
+
+
+def _decoding(past: int, steps: int, layers: int) -> _Run:
+    """So many steps of one row; the cache grows from `past` rows by one a step."""
+    first = _halves(feeds(1, 1, past, layers))
+    rows = _halves(feeds(1, steps, past, layers))
+    caches = {name: name.replace("past", "present") for name in first if name.startswith("past")}
+    inputs = {name: first[name] for name in caches} | {
+        "x": rows["x"].transpose(1, 0, 2)[:, :, None],
+        "position_ids": rows["position_ids"].T[:, :, None],
+        "bias": np.zeros((1, 1, 1, past + steps), np.float32),
+    }
+    return _Run(f"decode {steps} after {past}", inputs, steps, caches, {"bias": past + 1})
 
 
 def _halves(inputs: Feeds) -> Feeds:
@@ -72,7 +115,7 @@ def _halves(inputs: Feeds) -> Feeds:
 
 
 def _model(
-    name: str, source: Path, recipe: str, target: str, runs: dict[str, Feeds], folder: Path
+    name: str, source: Path, recipe: str, target: str, runs: list[_Run], folder: Path
 ) -> list[ModelFeed]:
     place = folder / "models" / name
     place.mkdir(parents=True, exist_ok=True)
@@ -83,22 +126,52 @@ def _model(
     ):
         gpu = compile_file(source, quant=recipe, target=target, output=Path(scratch, "gpu.so"))
         (place / MODEL).write_bytes(lzma.compress(gpu.read_bytes()))
-        for run, inputs in runs.items():
-            outputs = dict(zip((o.name for o in cpu.outputs), cpu.run(inputs), strict=True))
-            made.append(_write(name, run, inputs, outputs, place))
+        for run in runs:
+            outputs = _outputs(cpu, run, run.inputs)
+            tolerance = _tolerance(cpu, run, outputs)
+            new_rows = _keep_new_rows(run, outputs)
+            stored = {f"in_{key}": array for key, array in run.inputs.items()}
+            stored |= {f"out_{key}": array for key, array in outputs.items()}
+            np.savez_compressed(place / run.file, **stored)
+            made.append(run.feed(name, tolerance, new_rows))
     return made
 
 
-def _write(name: str, run: str, inputs: Feeds, outputs: Feeds, place: Path) -> ModelFeed:
-    """Of a cache that comes back grown only the last of the new rows are stored."""
-    file = f"feed_{run.replace(' ', '_')}.npz"
+def _outputs(cpu: Model, run: _Run, inputs: Feeds) -> Feeds:
+    """Those of the last step."""
+    feed = run.feed("", 0.0, {})
+    caches: Feeds = {}
+    outputs: Feeds = {}
+    for step in range(run.steps):
+        given = feed.inputs_of(step, inputs) | caches
+        outputs = dict(zip((o.name for o in cpu.outputs), cpu.run(given), strict=True))
+        caches = {name: outputs[output] for name, output in run.caches.items()}
+    return outputs
+
+
+def _tolerance(cpu: Model, run: _Run, outputs: Feeds) -> float:
+    """How far from the CPU another device may be, of an output's range."""
+    noisy = [n for n, a in run.inputs.items() if a.dtype == np.float32 and n != "bias"]
+    if not noisy:
+        return WHOLE_MODEL
+    worst = 0.0
+    for draw in range(DRAWS):
+        rng = np.random.default_rng(draw)
+        inputs = dict(run.inputs)
+        for name in noisy:
+            factor = 1 + NOISE * rng.standard_normal(inputs[name].shape)
+            inputs[name] = inputs[name] * factor.astype(np.float32)
+        other = _outputs(cpu, run, inputs)
+        worst = max(worst, *(relative_error(outputs[name], other[name]) for name in outputs))
+    return max(ONE_STEP, NOISE_FACTOR * worst)
+
+
+def _keep_new_rows(run: _Run, outputs: Feeds) -> dict[str, int]:
+    """Leave only the last of the new rows of caches that come back grown, and say how many."""
     new_rows = {}
     for output, array in outputs.items():
-        past = inputs.get(output.replace("present", "past"))
+        past = run.inputs.get(output.replace("present", "past"))
         if output.startswith("present") and past is not None:
             new_rows[output] = min(CACHE_ROWS, array.shape[-2] - past.shape[-2])
             outputs[output] = array[..., -new_rows[output] :, :]
-    stored = {f"in_{key}": array for key, array in inputs.items()}
-    stored |= {f"out_{key}": array for key, array in outputs.items()}
-    np.savez_compressed(place / file, **stored)
-    return ModelFeed(name, run, file, ONE_STEP, new_rows)
+    return new_rows

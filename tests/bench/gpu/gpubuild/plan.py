@@ -26,7 +26,8 @@ class Plan:
 
     `following`: how many schedules after the predicted best are measured too, as long as there are
     fewer than `max_kernels` kernels. `wide_n` columns of the first K and `narrow_n` of every other
-    are checked. `decoder_layers` 0: no decoder.
+    are checked. `decoder_layers` 0: no decoder. `decoding`: rows of the cache and how many steps
+    follow, each of which makes it grow by one.
     """
 
     shapes: tuple[tuple[int, int], ...] = (
@@ -50,6 +51,7 @@ class Plan:
     decoder_layers: int = 4
     decoder_recipes: tuple[str, ...] = ("w4a8", "w2a8")
     prompts: tuple[int, ...] = (128, 512)
+    decoding: tuple[tuple[int, int], ...] = ((512, 64),)
     max_bytes: int = 60_000_000
 
     def spec(self, format: str, n: int, k: int) -> MatmulSpec:

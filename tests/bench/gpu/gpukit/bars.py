@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from .baselines import KINDS
+from .kit import Kit
 from .parts import Record
 from .rates import COPY_DRIVER, COPY_KERNEL
 
@@ -21,6 +23,24 @@ INSTRUCTION = {
     "s8": "mma.sync s8.m16n8k32",
     "f16": "mma.sync f16.m16n8k16",
 }
+
+
+def needs(f: dict[str, Any], format: str) -> bool:
+    """Whether a line of the table, by its features, is part of a bar."""
+    shape, rows = (f["k"], f["n"]), f["m"]
+    if rows == MANY_ROWS:
+        return True
+    return rows == 1 and any(
+        shape == wanted and format in limits for wanted, limits in (STREAMING, FASTER)
+    )
+
+
+def first_items(kit: Kit) -> tuple[int, int]:
+    """How many lines of the table, which come first in it, are part of bars; and how many of the
+    items of `baselines` are for their shapes."""
+    lines = [job for job in kit.table if needs(job.features, job.format)]
+    shapes = {(f["m"], f["n"], f["k"]) for f in (job.features for job in lines)}
+    return len(lines), len(KINDS) * len(shapes)
 
 
 @dataclass(frozen=True)

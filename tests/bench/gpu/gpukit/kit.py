@@ -107,13 +107,35 @@ class TableJob:
 
 @dataclass(frozen=True)
 class ModelFeed:
-    """One run of a model: `models/<model>/<file>`."""
+    """One run of a model, or `steps` runs each of which gets the caches of the one before:
+    `models/<model>/<file>`.
+
+    `new_rows`: of these caches among the outputs so many last rows are stored. `caches` maps inputs
+    to the outputs that are their next values; `growing` has the inputs that grow by a column a
+    step, stored in their last size, and their columns in the first step. Other inputs of several
+    steps are stored one after another along a new first axis.
+    """
 
     model: str
-    name: str  # "prompt 128"
+    name: str  # "prompt 128", "decode 64 after 512"
     file: str
     tolerance: float  # of an output's range
-    new_rows: dict[str, int] = field(default_factory=dict)  # caches: so many last rows are stored
+    new_rows: dict[str, int] = field(default_factory=dict)
+    steps: int = 1
+    caches: dict[str, str] = field(default_factory=dict)
+    growing: dict[str, int] = field(default_factory=dict)
+
+    def inputs_of(self, step: int, arrays: dict[str, Any]) -> dict[str, Any]:
+        """The inputs of a step; its caches are those of the first."""
+
+        def value(name: str, array: Any) -> Any:
+            if self.steps == 1 or name in self.caches:
+                return array
+            if name in self.growing:
+                return array[..., : self.growing[name] + step]
+            return array[step]
+
+        return {name: value(name, array) for name, array in arrays.items()}
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from abqc.costmodel.interface import KernelFeatures, Sample
 from . import bars
 from .device import CLOCK_KHZ, MULTIPROCESSORS
 from .kit import Kit
-from .parts import Record
+from .parts import PARTS, Record
 from .rates import COPY_KERNEL
 
 Records = dict[str, list[Record]]
 OPTIONAL = ("baselines",)  # parts whose items may be missing
+MOST_FAILURES = 20  # in the summary
 
 
 def describe_machine(kit: Kit, command: list[str]) -> dict[str, Any]:
@@ -58,13 +60,19 @@ def write(kit: Kit, machine: dict[str, Any], records: Records, results: Path) ->
         "machine": machine,
         "bars": [bar.as_json() for bar in measured],
         "failures": failures(records),
+        "unreached": unreached(kit, records),
         "records": records,
     }
-    (results / "results.json").write_text(json.dumps(data, indent=1))
-    (results / "results.md").write_text(_markdown(kit, machine, records, measured))
-    path = results / "samples.jsonl"
-    path.unlink(missing_ok=True)
-    samples.write(path, _samples(machine, records))
+    _replace(results / "results.json", json.dumps(data, indent=1))
+    _replace(results / "results.md", _markdown(kit, machine, records, measured))
+    _replace(results / "samples.jsonl", samples.to_text(_samples(machine, records)))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Never half a file, whenever the run is cut off."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
 
 
 def _samples(machine: dict[str, Any], records: Records) -> list[Sample]:
@@ -82,23 +90,58 @@ def _samples(machine: dict[str, Any], records: Records) -> list[Sample]:
     ]
 
 
+def summary(kit: Kit, machine: dict[str, Any], records: Records) -> str:
+    """results.md without the long tables: a screen or three."""
+    failed = failures(records)
+    lines = _head(kit, machine, records, bars.judge(records), failed[:MOST_FAILURES])
+    if len(failed) > MOST_FAILURES:
+        lines += [f"- and {len(failed) - MOST_FAILURES} more"]
+    lines += _sections(records, ("rates", "check", "models"))
+    return "\n".join([*lines, "", "All is in results.md and results.json."])
+
+
 def _markdown(kit: Kit, machine: dict[str, Any], records: Records, measured: list[bars.Bar]) -> str:
+    lines = _head(kit, machine, records, measured, failures(records))
+    lines += _sections(records, ("rates", "check", "table", "models"))
+    return "\n".join(lines) + "\n"
+
+
+def _head(
+    kit: Kit,
+    machine: dict[str, Any],
+    records: Records,
+    measured: list[bars.Bar],
+    failed: list[str],
+) -> list[str]:
     lines = ["# Kernels on a GPU", ""]
     lines += [f"- {key}: {value}" for key, value in machine.items() if key != "kit"]
     lines += [f"- kit: {kit.target}, built {kit.date}"]
     lines += [f"- note: {note}" for note in kit.notes]
+    lines += [f"- not reached: {text}" for text in unreached(kit, records)]
     lines += ["", "## Bars", "", *_rows(["what", "bar", "measured", ""], map(_bar, measured))]
     lines += ["", "## Failures", ""]
-    lines += [f"- {text}" for text in failures(records)] or ["None in the parts that ran."]
-    if "rates" in records:
-        lines += ["", "## Rates", "", *_rates(records["rates"])]
-    if "check" in records:
-        lines += ["", "## Checks", "", _check(records["check"])]
-    if "table" in records:
-        lines += ["", "## Matmuls", "", *_table(records)]
-    if "models" in records:
-        lines += ["", "## Models", "", *_models(records["models"])]
-    return "\n".join(lines) + "\n"
+    return lines + ([f"- {text}" for text in failed] or ["None in what ran."])
+
+
+def unreached(kit: Kit, records: Records) -> list[str]:
+    """How many items of which parts had no time."""
+    missing = {name: len(PARTS[name].names(kit)) - len(items) for name, items in records.items()}
+    return [f"{count} items of {name}" for name, count in missing.items() if count]
+
+
+def _sections(records: Records, names: tuple[str, ...]) -> list[str]:
+    made: dict[str, tuple[str, Callable[[], list[str]]]] = {
+        "rates": ("Rates", lambda: _rates(records["rates"])),
+        "check": ("Checks", lambda: [_check(records["check"])]),
+        "table": ("Matmuls", lambda: _table(records)),
+        "models": ("Models", lambda: _models(records["models"])),
+    }
+    lines = []
+    for name in names:
+        if name in records:
+            title, section = made[name]
+            lines += ["", f"## {title}", "", *section()]
+    return lines
 
 
 def _bar(bar: bars.Bar) -> list[str]:
@@ -113,6 +156,10 @@ def _rows(head: list[str], rows: Any) -> list[str]:
 
 def _number(value: float | None, scale: float = 1.0, digits: int = 1) -> str:
     return "-" if value is None else f"{value * scale:.{digits}f}"
+
+
+def _exponent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}"
 
 
 def _rates(items: list[Record]) -> list[str]:
@@ -158,13 +205,13 @@ def _table(records: Records) -> list[str]:
 
 
 def _models(items: list[Record]) -> list[str]:
-    head = ["run", "error / range", "host in and out us", "tensors on the GPU us"]
+    head = ["run", "error / range", "allowed", "host us", "again", "GPU us", "again"]
+    keys = ("host_seconds", "host_again_seconds", "device_seconds", "device_again_seconds")
     rows = [
         [
             r["name"],
-            f"{r['deviation']:.1e}" if r.get("deviation") is not None else "-",
-            _number(r.get("host_seconds"), 1e6),
-            _number(r.get("device_seconds"), 1e6),
+            *(_exponent(r.get(key)) for key in ("deviation", "tolerance")),
+            *(_number(r.get(key), 1e6) for key in keys),
         ]
         for r in items
     ]

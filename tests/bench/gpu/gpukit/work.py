@@ -2,16 +2,19 @@
 
 A worker appends a JSON line for each item to `<results>/<part>.jsonl`. After a fault every call of
 the driver fails, so the worker ends, and the next one goes on behind the item that failed. An item
-that says nothing for TIMEOUT seconds is given up the same way.
+that says nothing for TIMEOUT seconds is given up the same way. At the deadline what is under way is
+given up, and its item has no record.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +24,18 @@ from .device import KitDevice
 from .kit import Kit
 from .parts import PARTS, Part, Record
 
-TIMEOUT = 180.0
+TIMEOUT = 60.0
 FAULT = 3  # status of a worker whose device is lost
 HOPELESS = 20  # items in a row that end their worker: the rest is not tried
 
-Command = Callable[[str, int], list[str]]  # of the worker of a part that begins at an item
-Progress = Callable[[str, int, int], None]
+Command = Callable[[str, int, int], list[str]]  # of the worker of a part's items from, to
+Progress = Callable[[str, list[Record], int], None]  # part, its records, its items
 
 
-def work(kit: Kit, name: str, begin: int, results: Path, part: Part | None = None) -> int:
-    """Do the items of a part from `begin` on; the status of the process."""
+def work(kit: Kit, name: str, begin: int, end: int, results: Path, part: Part | None = None) -> int:
+    """Do the items `begin` to `end` of a part; the status of the process."""
     part = part or PARTS[name]
-    items = part.names(kit)
+    items = part.names(kit)[:end]
     with open(results / f"{name}.jsonl", "a", encoding="utf-8") as file:
         try:
             context = part.open(kit)
@@ -72,17 +75,23 @@ def supervise(
     results: Path,
     command: Command,
     progress: Progress,
+    *,
+    end: int | None = None,
     timeout: float = TIMEOUT,
+    deadline: float = math.inf,
 ) -> list[Record]:
-    """The records of a part, one for each item; those that failed have `error`."""
-    items = PARTS[name].names(kit)
+    """The records of a part's items up to `end`, one for each; those that failed have `error`.
+
+    Items that have records are not done again. `deadline` is a time of `time.monotonic`.
+    """
+    items = PARTS[name].names(kit)[:end]
     path = results / f"{name}.jsonl"
-    path.unlink(missing_ok=True)
-    records: list[Record] = []
+    records = read(path)
     failures = 0
-    while len(records) < len(items):
+    while len(records) < len(items) and time.monotonic() < deadline:
         begin = len(records)
-        why = _wait(command(name, begin), path, len(items), progress, name, timeout)
+        process = subprocess.Popen(command(name, begin, len(items)))
+        why = _wait(process, path, partial(progress, name, total=len(items)), timeout, deadline)
         records = read(path)
         if len(records) < len(items) and why:
             item = len(records)
@@ -99,21 +108,26 @@ def supervise(
 
 
 def _wait(
-    command: list[str], path: Path, count: int, progress: Progress, name: str, timeout: float
+    process: subprocess.Popen[bytes],
+    path: Path,
+    progress: Callable[[list[Record]], None],
+    timeout: float,
+    deadline: float,
 ) -> str:
-    """Run a worker; why it ended before it was done, empty where its last record says so."""
-    process = subprocess.Popen(command)
+    """Wait for a worker; why it ended before it was done, empty where its last record says so and
+    at the deadline."""
     size, since = -1, time.monotonic()
     while process.poll() is None:
         time.sleep(0.1)
         now = path.stat().st_size if path.exists() else 0
         if now != size:
             size, since = now, time.monotonic()
-            progress(name, len(read(path)), count)
-        elif time.monotonic() - since > timeout:
+            progress(read(path))
+        late = time.monotonic() > deadline
+        if late or time.monotonic() - since > timeout:
             process.kill()
             process.wait()
-            return f"no answer in {timeout:.0f} seconds"
+            return "" if late else f"no answer in {timeout:.0f} seconds"
     if process.returncode in (0, FAULT):
         return ""
     return f"the process ended with status {process.returncode}"
@@ -133,8 +147,8 @@ def read(path: Path) -> list[Record]:
 def worker_command(script: Path, results: Path) -> Command:
     """Workers are the script itself."""
 
-    def command(name: str, begin: int) -> list[str]:
-        options = ["--worker", name, "--begin", str(begin), "--output", str(results)]
+    def command(name: str, begin: int, end: int) -> list[str]:
+        options = ["--worker", name, "--items", f"{begin}:{end}", "--output", str(results)]
         return [sys.executable, str(script), *options]
 
     return command
