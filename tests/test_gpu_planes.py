@@ -127,6 +127,9 @@ def test_all_pairs_are_exact(number: int, seed: int) -> None:
     weight = ":".join([weight.split(":")[0], group, *weight.split(":")[2:]])
     m, n, k = rng.integers(1, 70), rng.integers(1, 90), rng.integers(1, 900)
     case = Case(weight, activation, int(m), int(n), int(k), seed)
+    if not schedules_of(case.spec):
+        assert group in ("g16", "g33")  # short groups of many bits: targets refuse them
+        return
     case.check(some_schedule(case, seed))
 
 

@@ -26,6 +26,20 @@ def test_float_activations_are_rounded_as_the_recipe_says(half: Half) -> None:
     assert pack is not None and f"_{half}_" in pack.name
 
 
+def test_a_strategy_without_a_schedule_is_no_candidate() -> None:
+    """Planes of short groups of many bits: too much code in every schedule."""
+    target = CudaTarget.named("sm_80")
+    assert target is not None
+    choice = target.choose(
+        40, 800, parse_scheme("w8:g16"), parse_scheme("a6"), 0, 16, "f16", node="fc"
+    )
+    assert choice.strategy.name == "int8"
+    planes = next(s for s in target.strategies if s.name == "planes")
+    assert planes.unsupported(choice.spec) == (
+        "strategy 'planes' has no schedule for these formats on sm_80"
+    )
+
+
 def test_targets_without_bf16_refuse_it_and_name_the_node() -> None:
     assert choose("sm_75", "f16").float_type == "f16"
     with pytest.raises(RecipeError, match=r"needs a bf16 mma\.sync, not in sm_75.*node 'fc'"):

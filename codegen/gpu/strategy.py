@@ -124,6 +124,9 @@ class Scheduled:
             refusal = self.strategy.unsupported(spec, arch)
             if refusal is not None:
                 return refusal
+        if not any(_covers(schedule, None) for schedule in self.candidates(spec)):
+            names = " and ".join(arch.name for arch in self.archs)
+            return f"strategy '{self.name}' has no schedule for these formats on {names}"
         return None
 
     def pack_weight(self, spec: MatmulSpec, weight: QuantizedTensor | np.ndarray) -> np.ndarray:
