@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from ..errors import AbqcError, CompileError
 from ..runtime.artifact import append_trailer
 from ..runtime.dlpack import MAX_RANK, dtype_from_name
+from ..runtime.environment import cache_folder
 from ..runtime.shim import SHIM_DIRECTORY
 from .elf import write_data_object
 from .toolchain import CCompiler, find_compiler
@@ -209,7 +210,7 @@ def _compiled_shim(compiler: CCompiler, work: Path) -> Path:
     """A directory with the shim's objects and the stub of the thread runtime."""
     sources = sorted(SHIM_DIRECTORY.glob("*.c"))
     key = _shim_key(compiler, sources)
-    cached = cache_directory() / f"shim-{key}"
+    cached = cache_folder() / f"shim-{key}"
     if cached.is_dir():
         return cached
     made = work / "shim"
@@ -241,12 +242,6 @@ def _shim_key(compiler: CCompiler, sources: Sequence[Path]) -> str:
     for path in [*sources, *sorted(SHIM_DIRECTORY.glob("*.h"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:24]
-
-
-def cache_directory() -> Path:
-    """Where what is built once and used again is kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "abqc"
 
 
 def _keep(made: Path, cached: Path) -> Path:

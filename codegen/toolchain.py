@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shlex
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from ..errors import ToolchainError
+from ..runtime.environment import CC
 
 CANDIDATES = ("cc", "gcc", "clang")
 
@@ -54,7 +54,7 @@ class CCompiler:
 
 def find_compiler() -> CCompiler:
     """$CC, else cc, gcc or clang, else ziglang's; ToolchainError where there is none."""
-    named = os.environ.get("CC", "").split()
+    named = CC.get()
     if named:
         if not shutil.which(named[0]):
             raise ToolchainError(f"there is no C compiler '{named[0]}'", hint="CC names it")

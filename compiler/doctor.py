@@ -13,12 +13,13 @@ from importlib import metadata
 from pathlib import Path
 
 from abqc import __version__
-from abqc.codegen import isa, link, toolchain
+from abqc.codegen import isa, toolchain
 from abqc.codegen.gpu.tools import find_tool
 from abqc.compiler.cuda_driver import Cuda, Resolve
 from abqc.errors import AbqcError
 from abqc.runtime.abi import ABI_VERSION
 from abqc.runtime.artifact import FORMAT_VERSION
+from abqc.runtime.environment import VARIABLES, cache_folder
 
 PACKAGES = ("numpy", "onnx", "torch-mlir", "llvmlite", "lark")
 EXTRAS = {
@@ -109,15 +110,17 @@ def _thread_runtime() -> list[Finding]:
 def _processor() -> list[Finding]:
     forms = ", ".join(form.name for form in isa.available())
     cores = len(os.sched_getaffinity(0))
-    forced = {
-        name: os.environ[name] for name in ("ABQC_NUM_THREADS", "ABQC_ISA") if name in os.environ
-    }
-    settings = "".join(f"; {name}={value}" for name, value in forced.items())
-    return [Finding("processor", f"{cores} cores, instruction sets {forms}{settings}")]
+    return [Finding("processor", f"{cores} cores, instruction sets {forms}")]
+
+
+def _settings() -> list[Finding]:
+    """The environment variables that are set, where any is."""
+    text = ", ".join(f"{v.name}={v.text}" for v in VARIABLES if v.text)
+    return [Finding("settings", text)] if text else []
 
 
 def _cache() -> list[Finding]:
-    folder = link.cache_directory()
+    folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -158,6 +161,7 @@ CHECKS: tuple[Callable[[], list[Finding]], ...] = (
     _compiler,
     _thread_runtime,
     _processor,
+    _settings,
     _cache,
     _gpu,
     _gpu_tools,

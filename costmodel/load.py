@@ -1,27 +1,18 @@
 """The cost model of a target: the one that `abqc tune` has saved on this machine, or the analytic.
 
-Saved models stand in the user's cache folder: `$ABQC_CACHE`, else `$XDG_CACHE_HOME/abqc`, else
-`~/.cache/abqc`.
+Saved models stand in the user's cache folder (`runtime/environment.py`).
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from ..runtime.environment import cache_folder
 from .analytic import AnalyticModel
 from .gpu_analytic import GpuAnalyticModel
 from .hardware import gpu_for
 
 AnyModel = AnalyticModel | GpuAnalyticModel
-
-
-def cache_folder() -> Path:
-    """Where tuned models and samples are kept; it need not exist."""
-    if folder := os.environ.get("ABQC_CACHE"):
-        return Path(folder)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "abqc"
 
 
 def model_path(target: str) -> Path:

@@ -15,7 +15,7 @@ from abqc.costmodel.evaluate import evaluate, spearman
 from abqc.costmodel.gpu_analytic import GpuAnalyticModel
 from abqc.costmodel.hardware import gpu_for
 from abqc.costmodel.interface import KernelFeatures, MatmulFeatures, Sample
-from abqc.costmodel.load import cache_folder, model_for, model_path
+from abqc.costmodel.load import model_for, model_path
 from abqc.errors import ArtifactError, InputError
 from test_costmodel_gpu import rows, tile
 
@@ -226,13 +226,3 @@ def test_a_target_gets_the_tuned_model_where_there_is_one(tmp_path: Path, monkey
     path.write_text("{}")
     with pytest.raises(ArtifactError, match="abqc tune"):
         model_for("cpu")
-
-
-def test_cache_folder(monkeypatch):
-    monkeypatch.setenv("ABQC_CACHE", "/a")
-    assert cache_folder() == Path("/a")
-    monkeypatch.delenv("ABQC_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/b")
-    assert cache_folder() == Path("/b/abqc")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path.home() / ".cache" / "abqc"

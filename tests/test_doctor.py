@@ -49,7 +49,7 @@ def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_settings_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ABQC_ISA", "plain")
-    assert "ABQC_ISA=plain" in line_of(doctor.report()[0], "processor")
+    assert "ABQC_ISA=plain" in line_of(doctor.report()[0], "settings")
 
 
 def test_a_gpu_is_named_by_what_it_can_run() -> None:

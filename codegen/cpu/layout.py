@@ -6,13 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...dialects.formats import Scheme
+from ..align import align
 from ..builder import Builder, Value
 
 SEGMENT_TERMS = 32768  # so many terms of 8 x 8 bits fit int32 (docs/numerics.md)
-
-
-def align(value: int, to: int) -> int:
-    return -(-value // to) * to
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...dialects.formats import NumberFormat, QuantizedTensor
-from .layout import Reduction, align
+from ..align import align
+from .layout import Reduction
 
 PANEL = 16  # output channels of a panel
 VECTOR_BYTES = 64

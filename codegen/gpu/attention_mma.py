@@ -12,25 +12,22 @@ operand then becomes NaN.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 from ..builder import Value
 from ..strategy import Kernel
-from .arch import WARP, GpuArch
+from .arch import WARP
 from .atoms import ATOMS
 from .attention_spec import (
     MINUS_INFINITY,
     AttentionSpec,
-    Head,
     Matrix,
     Problem,
-    argument_types,
     finite,
     quotients,
     weight,
 )
-from .builder import GpuBuilder, kernel
+from .attention_tile import AttentionTile, tile_kernel
+from .builder import GpuBuilder
 from .chunks import load4
 
 WARPS = 4
@@ -74,41 +71,20 @@ def mma_unsupported(spec: AttentionSpec) -> str | None:
 def mma_kernel(spec: AttentionSpec) -> Kernel:
     """Any number of rows, `block[0]` of them a block. See attention.py for the arguments."""
     name = f"attention_{spec.precision}_{spec.name}"
-    return Kernel(name, (ROWS,), partial(_emit_mma, name, spec))
+    shared = _Shape(spec).bytes
+    return tile_kernel(name, spec, _Tile, rows=ROWS, threads=THREADS, shared=shared)
 
 
-def _emit_mma(name: str, spec: AttentionSpec, module: Any, arch: GpuArch) -> None:
-    shape = _Shape(spec)
-    types = argument_types(spec)
-    with kernel(module, arch, name, types, threads=THREADS, shared=shape.bytes) as (
-        b,
-        block,
-        *arguments,
-    ):
-        problem = Problem(b, spec, arguments)
-        blocks = b.ceil_div(problem.rows, ROWS)
-        _Tile(b, spec, shape, problem, block // blocks, block % blocks * ROWS).emit()
-
-
-class _Tile:
-    """One block's work: rows from `first` on of head `number`.
-
-    A thread has, of every accumulator, columns 2 q and 2 q + 1 of the rows g and g + 8 of its warp
-    (lane = 4 g + q).
-    """
+class _Tile(AttentionTile):
+    """A thread has, of every accumulator, columns 2 q and 2 q + 1 of the rows g and g + 8 of its
+    warp (lane = 4 g + q)."""
 
     def __init__(
-        self,
-        b: GpuBuilder,
-        spec: AttentionSpec,
-        shape: _Shape,
-        problem: Problem,
-        number: Value,
-        first: Value,
+        self, b: GpuBuilder, spec: AttentionSpec, problem: Problem, number: Value, first: Value
     ) -> None:
-        self.b, self.spec, self.shape, self.problem = b, spec, shape, problem
-        self.half = _Halves(b, HALF[spec.precision], shape.parts)
-        self.head: Head = problem.head(number)
+        super().__init__(b, spec, problem, number, first)
+        self.shape = _Shape(spec)
+        self.half = _Halves(b, HALF[spec.precision], self.shape.parts)
         self.quad = b.lane % 4
         group = b.lane // 4 + b.warp * 16 + first
         self.rows = [group, group + 8]

@@ -9,24 +9,20 @@ rows of a thread, so that only loads of keys and values need the whole block.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 from ..builder import Value
 from ..strategy import Kernel
-from .arch import GpuArch
 from .attention_spec import (
     MINUS_INFINITY,
     AttentionSpec,
-    Head,
     Matrix,
     Problem,
-    argument_types,
     finite,
     quotients,
     weight,
 )
-from .builder import GpuBuilder, kernel
+from .attention_tile import AttentionTile, tile_kernel
+from .builder import GpuBuilder
 from .chunks import load4, store4
 
 THREADS = 128
@@ -56,40 +52,20 @@ class _Shape:
 
 def simt_kernel(spec: AttentionSpec) -> Kernel:
     """Any number of rows, `block[0]` of them a block. See attention.py for the arguments."""
-    shape = _Shape(spec)
-    name = f"attention_simt_{spec.name}"
-    return Kernel(name, (shape.rows,), partial(_emit_simt, name, spec, shape))
+    shape, name = _Shape(spec), f"attention_simt_{spec.name}"
+    return tile_kernel(name, spec, _Tile, rows=shape.rows, threads=THREADS, shared=shape.bytes)
 
 
-def _emit_simt(name: str, spec: AttentionSpec, shape: _Shape, module: Any, arch: GpuArch) -> None:
-    types = argument_types(spec)
-    with kernel(module, arch, name, types, threads=THREADS, shared=shape.bytes) as (
-        b,
-        block,
-        *arguments,
-    ):
-        problem = Problem(b, spec, arguments)
-        blocks = b.ceil_div(problem.rows, shape.rows)
-        _Tile(b, spec, shape, problem, block // blocks, block % blocks * shape.rows).emit()
-
-
-class _Tile:
-    """One block's work: rows from `first` on of head `number`."""
+class _Tile(AttentionTile):
+    """A group of lanes has `rows` of the tile."""
 
     def __init__(
-        self,
-        b: GpuBuilder,
-        spec: AttentionSpec,
-        shape: _Shape,
-        problem: Problem,
-        number: Value,
-        first: Value,
+        self, b: GpuBuilder, spec: AttentionSpec, problem: Problem, number: Value, first: Value
     ) -> None:
-        self.b, self.spec, self.shape, self.problem = b, spec, shape, problem
-        self.head: Head = problem.head(number)
-        self.first = first
+        super().__init__(b, spec, problem, number, first)
+        self.shape = _Shape(spec)
         self.lane, group = b.thread % LANES, b.thread // LANES
-        self.rows = [group + i * GROUPS for i in range(shape.rows_each)]  # in the tile
+        self.rows = [group + i * GROUPS for i in range(self.shape.rows_each)]  # in the tile
 
     def emit(self) -> None:
         b, shape, problem = self.b, self.shape, self.problem

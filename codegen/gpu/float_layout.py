@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .rows_layout import ROW_ALIGNMENT, align
+from ..align import align
+from .rows_layout import ROW_ALIGNMENT
 
 
 def float_row_bytes(k: int) -> int:

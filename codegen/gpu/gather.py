@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ...dialects.formats import QuantizedTensor, Scheme
+from ..align import align
 from ..builder import Value, vec
 from ..cpu.gather import LANES
 from ..cpu.gather import TableLayout as DenseRows
@@ -28,7 +29,7 @@ from .arch import GpuArch
 from .builder import GpuBuilder
 from .gather_tiles import panel_gather_kernel
 from .row_output import QUAD, RowOutput, TableRow, emit_gather
-from .rows_layout import ROW_ALIGNMENT, align
+from .rows_layout import ROW_ALIGNMENT
 
 CHUNK_ROWS = 4096  # packed at a time, to bound the memory of a compile
 

@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 
 from ...dialects.formats import Scheme
+from ..align import align
 from ..strategy import MatmulSpec
 
 K_UNIT = 32  # codes of a unit of int8 and f16 operands: one k-step of the s8 MMA, two of f16
@@ -29,11 +30,6 @@ SECTOR_BYTES = 32  # of memory: what a load of less takes too
 
 FloatElement = Literal["f16", "bf16"]
 Activation = Literal["int8", "f16", "bf16"]  # what packed rows hold
-
-
-def align(value: int, to: int) -> int:
-    """`value` rounded up to a multiple of `to`."""
-    return -(-value // to) * to
 
 
 @dataclass(frozen=True)

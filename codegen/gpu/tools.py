@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 from functools import cache
 from pathlib import Path
+
+from ...runtime.environment import CUDA_HOME
 
 
 @cache
 def find_tool(name: str) -> Path | None:
     """`ptxas`, `nvdisasm`, ...: under CUDA_HOME, on PATH, or in one of NVIDIA's wheels."""
-    home = os.environ.get("CUDA_HOME")
-    if home and (path := Path(home, "bin", name)).is_file():
+    home = CUDA_HOME.get()
+    if home and (path := home / "bin" / name).is_file():
         return path
     if found := shutil.which(name):
         return Path(found)

@@ -85,8 +85,9 @@ def default_threads() -> int:
     """What the runtime takes when nobody says otherwise: both sides must use as many."""
     import os
 
-    text = os.environ.get("ABQC_NUM_THREADS", "")
-    return int(text) if text.isdigit() and int(text) > 0 else len(os.sched_getaffinity(0))
+    from abqc.runtime.environment import NUM_THREADS
+
+    return NUM_THREADS.get() or len(os.sched_getaffinity(0))
 
 
 def model_feeds(

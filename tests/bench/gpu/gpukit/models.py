@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 from abqc.errors import AbqcError
+from abqc.runtime.environment import CUDA_GRAPHS
 from abqc.runtime.model import Model, load
 
 from . import model_times
 from .kit import MODEL, Kit, ModelFeed
 
-GRAPHS = "ABQC_CUDA_GRAPHS"
 RUNS = 20
 
 
@@ -38,7 +38,7 @@ def measure(kit: Kit, index: int, device: Any = "cuda", runs: int = RUNS) -> dic
     with np.load(folder / feed.file) as data:
         inputs = {name[3:]: data[name] for name in data.files if name.startswith("in_")}
         expected = {name[4:]: data[name] for name in data.files if name.startswith("out_")}
-    os.environ[GRAPHS] = "1" if graphs else "0"
+    os.environ[CUDA_GRAPHS.name] = "1" if graphs else "0"
     with _opened(folder, device) as model:
         on_host, on_device = model_times.timers(model, feed, inputs, runs)
         first, host = on_host()

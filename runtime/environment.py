@@ -1,0 +1,75 @@
+"""Every environment variable that is read: what it means, and its value.
+
+Those of the runtime are read by the C shim of every artifact too. The compiler that CC names is
+part of the key under which the compiled shim is kept.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Variable(Generic[T]):
+    """`parse` gives None for a text that is no value."""
+
+    name: str
+    meaning: str
+    parse: Callable[[str], T | None]
+
+    @property
+    def text(self) -> str:
+        """As it is set; empty where it is not."""
+        return os.environ.get(self.name, "")
+
+    def get(self) -> T | None:
+        """Its value; None where it is not set, or set to none."""
+        return self.parse(self.text) if self.text else None
+
+
+def _count(text: str) -> int | None:
+    return int(text) if text.isdecimal() and int(text) > 0 else None
+
+
+def _switch(text: str) -> bool | None:
+    return {"0": False, "1": True}.get(text)
+
+
+NUM_THREADS = Variable("ABQC_NUM_THREADS", "number of threads; the usable cores without it", _count)
+ISA = Variable(
+    "ABQC_ISA",
+    "use the kernels for avx512, avx2 or plain; the best that the CPU has without it",
+    str,
+)
+CUDA_GRAPHS = Variable(
+    "ABQC_CUDA_GRAPHS", "0: kernels are launched one by one, not as CUDA graphs", _switch
+)
+CACHE = Variable(
+    "ABQC_CACHE",
+    "folder of what is kept: the tuned cost model, the compiled shim; ~/.cache/abqc without it",
+    Path,
+)
+XDG_CACHE_HOME = Variable("XDG_CACHE_HOME", "folder of caches, instead of ~/.cache", Path)
+CC = Variable("CC", "the C compiler and its options", str.split)
+CUDA_HOME = Variable("CUDA_HOME", "the CUDA toolkit, for ptxas and nvdisasm", Path)
+
+VARIABLES: tuple[Variable, ...] = (
+    NUM_THREADS,
+    ISA,
+    CUDA_GRAPHS,
+    CACHE,
+    XDG_CACHE_HOME,
+    CC,
+    CUDA_HOME,
+)
+
+
+def cache_folder() -> Path:
+    """Where what is built or measured once and used again is kept; it need not exist."""
+    return CACHE.get() or (XDG_CACHE_HOME.get() or Path.home() / ".cache") / "abqc"
