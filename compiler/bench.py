@@ -55,7 +55,7 @@ def interleave(own: Run, peer: Run | None, seconds: float) -> Timing:
 
 
 def report(
-    timing: Timing, *, threads: int, shapes: Mapping[str, tuple[int, ...]]
+    timing: Timing, *, device: str, threads: int, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Any]:
     """The object that `abqc bench --json` prints; ratio below 1 means faster than the peer."""
     result: dict[str, Any] = {"median_ms": 1e3 * median(timing.own)}
@@ -63,6 +63,7 @@ def report(
         result["peer_median_ms"] = 1e3 * median(timing.peer)
         result["ratio"] = result["median_ms"] / result["peer_median_ms"]
     return result | {
+        "device": device,
         "threads": threads,
         "shapes": {name: list(shape) for name, shape in shapes.items()},
         "runs": len(timing.own),

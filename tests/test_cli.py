@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from abqc.compiler import cli, commands
-from abqc.compiler.commands import inspect
+from abqc.compiler.commands import bench, inspect
 from abqc.compiler.commands.progress import Progress
 from abqc.compiler.commands.table import byte_count, table
 from onnx import TensorProto, helper
@@ -96,6 +96,14 @@ def test_compile_run_inspect(abqc: Run, tmp_path: Path, digits: tuple) -> None:
     assert {"node", "kind", "n", "k", "bpw", "strategy", "why"} <= set(manifest["ops"][0])
     code, out, _ = abqc("inspect", library)
     assert code == 0 and "w8:channel:sym a8:token:asym" in out
+    assert "  predicted time\n" in out and "\n  M=16: " in out
+
+
+def test_bench_says_where_it_ran() -> None:
+    result = {"median_ms": 1.5, "runs": 3, "threads": 2, "device": "cuda:0"}
+    assert bench.describe(result, None) == "1.500 ms (median of 3 runs, cuda:0)"
+    assert "2 threads)" in bench.describe(result | {"device": "cpu"}, None)
+    assert "nothing about a GPU" in bench.describe(result | {"device": "ptx-vm"}, None)
 
 
 def test_what_is_slow_on_a_gpu_is_said(abqc: Run, tmp_path: Path) -> None:

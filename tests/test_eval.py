@@ -149,12 +149,12 @@ def test_timings_are_interleaved_and_reported() -> None:
     assert timing.own and timing.peer
     changes = sum(a != b for a, b in pairwise(calls))
     assert changes >= 5
-    result = report(timing, threads=2, shapes={"x": (1, 128)})
+    result = report(timing, device="cpu", threads=2, shapes={"x": (1, 128)})
     assert result["ratio"] == pytest.approx(result["median_ms"] / result["peer_median_ms"])
     assert result["shapes"] == {"x": [1, 128]}
     assert to_json({"ratio": 0.123456789, "threads": 2}) == '{"ratio": 0.12346, "threads": 2}'
 
 
 def test_a_report_without_a_peer_has_no_ratio() -> None:
-    result = report(interleave(lambda: None, None, 0), threads=1, shapes={})
-    assert set(result) == {"median_ms", "threads", "shapes", "runs"}
+    result = report(interleave(lambda: None, None, 0), device="cpu", threads=1, shapes={})
+    assert set(result) == {"median_ms", "device", "threads", "shapes", "runs"}

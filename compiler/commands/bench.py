@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         args.seconds,
     )
     shapes = {name: array.shape for name, array in feeds.items()}
-    result = report(timing, threads=threads, shapes=shapes)
+    result = report(timing, device=model.device, threads=threads, shapes=shapes)
     print(to_json(result) if args.json else describe(result, args.against))
     return 0
 
@@ -124,10 +124,18 @@ def make_peer(against: list[str], threads: int) -> Any:
 
 
 def describe(result: Mapping[str, Any], against: list[str] | None) -> str:
-    threads = result["threads"]
-    text = f"{result['median_ms']:.3f} ms (median of {result['runs']} runs, {threads} thread"
-    text += "s)" if threads > 1 else ")"
+    text = f"{result['median_ms']:.3f} ms (median of {result['runs']} runs, {_where(result)})"
     if against:
         text += f"\n{result['peer_median_ms']:.3f} ms {against[0]}"
         text += f"\nratio {result['ratio']:.3f} (below 1: faster than the peer)"
     return text
+
+
+def _where(result: Mapping[str, Any]) -> str:
+    """On what it ran."""
+    device, threads = result["device"], result["threads"]
+    if device == "cpu":
+        return f"{threads} thread" + ("s" if threads > 1 else "")
+    if device == "ptx-vm":
+        return "ptx-vm: how long the PTX machine takes says nothing about a GPU"
+    return device

@@ -46,6 +46,7 @@ def sections(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield tensor_table(title[:-1], manifest[title])
     if operations:
         yield operation_table(operations)
+        yield from predictions(operations)
     if manifest["float"]:
         yield float_table(manifest["float"])
     if manifest.get("notes"):
@@ -124,18 +125,34 @@ def operation_table(operations: list[Mapping[str, Any]]) -> str:
     """One row for ops that agree in everything but their name."""
     groups: dict[tuple[object, ...], list[str]] = {}
     for op in operations:
-        formats = " ".join(f for f in (op["weight"], op["activation"]) if f != FLOAT) or "float"
-        key = (
-            op["kind"],
-            f"{op['n']}x{op['k']}",
-            formats + (f" rotated by {op['rotated']}" if op["rotated"] else ""),
-            round(op["bpw"], 2),
-            op["strategy"],
-            op["why"],
-        )
+        why = "predicted time" if _is_predicted(op) else op["why"]
+        key = (op["kind"], _size(op), _formats(op), round(op["bpw"], 2), op["strategy"], why)
         groups.setdefault(key, []).append(op["node"])
     rows = [(_nodes(nodes), *key) for key, nodes in groups.items()]
     return table(("node", "kind", "n x k", "formats", "bpw", "strategy", "why"), rows)
+
+
+def predictions(operations: list[Mapping[str, Any]]) -> Iterator[str]:
+    """What the cost model expects of every strategy, by rows M: a few lines for each kind of op."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for op in filter(_is_predicted, operations):
+        groups.setdefault((_size(op), _formats(op), op["why"]), []).append(op["node"])
+    for (size, formats, why), nodes in groups.items():
+        lines = re.split(r"; (?=M=)", why)
+        yield "\n  ".join([f"predicted for {_nodes(nodes)}, {size}, {formats}:", *lines])
+
+
+def _is_predicted(op: Mapping[str, Any]) -> bool:
+    return op["why"].startswith("M=")
+
+
+def _size(op: Mapping[str, Any]) -> str:
+    return f"{op['n']}x{op['k']}"
+
+
+def _formats(op: Mapping[str, Any]) -> str:
+    formats = " ".join(f for f in (op["weight"], op["activation"]) if f != FLOAT) or "float"
+    return formats + (f" rotated by {op['rotated']}" if op["rotated"] else "")
 
 
 def float_table(kept: list[Mapping[str, Any]]) -> str:
