@@ -8,7 +8,7 @@ from itertools import product
 import gpu_kernels
 import numpy as np
 import pytest
-from abqc.codegen.gpu.arch import ALL, SM_75, SM_80, SM_90A
+from abqc.codegen.gpu.arch import ALL, SM_75, SM_80, SM_90A, SM_120A
 from abqc.codegen.gpu.rows import (
     rows_features,
     rows_kernel,
@@ -148,6 +148,16 @@ def test_smaller_matrix_instructions(activation):
     """sm_75 has m8n8k16 and m16n8k8 only."""
     case = Case.random("w3:g64:asym", activation, 7, 40, 130)
     case.check(schedule(case.spec, 8, (1, 2)), SM_75)
+
+
+@pytest.mark.parametrize("activation", ["f16", "bf16"])
+def test_targets_that_multiply_halves_into_f32(activation):
+    """LLVM makes `fma.rn.f32.f16` of them for sm_100 and later."""
+    case = Case.random("w4:g64", activation, 1, 40, 130)
+    chosen = schedule(case.spec, 1, (1, 2))
+    kernel = rows_kernel(case.spec, chosen, activation)
+    assert f"fma.rn.f32.{activation}" in gpu_kernels.compile_kernel(SM_120A, kernel).text
+    case.check(chosen, SM_120A)
 
 
 @pytest.mark.parametrize("rows", [2, 8])

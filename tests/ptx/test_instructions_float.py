@@ -184,3 +184,23 @@ def test_properties():
     }.items():
         result = apply(f"testp.{name}.f32 %p0, {{a}}; selp.u32 {{d}}, 1, 0, %p0;", A, to="u4")
         same(result, expected.astype("u4"))
+
+
+@pytest.mark.parametrize("half", ["f16", "bf16"])
+@pytest.mark.parametrize("mode", ["rn", "rz"])
+def test_mixed_precision_is_that_of_f32(half, mode):
+    """16-bit operands of add, sub and fma, as LLVM emits them for sm_100 and later."""
+    if half == "f16":
+        a, b = bits("float16", 6000, 5), bits("float16", 6000, 6)
+        wide_a, wide_b = a.astype("f4"), b.astype("f4")
+    else:
+        a, b = (x.view("u4") >> 16 for x in (A, B))
+        a, b = a.astype("u2"), b.astype("u2")
+        wide_a, wide_b = ((x.astype("u4") << 16).view("f4") for x in (a, b))
+    for name in ("add", "sub"):
+        expected = apply(f"{name}.{mode}.f32 {{d}}, {{a}}, {{b}};", wide_a, C, to="f4")
+        same(apply(f"{name}.{mode}.f32.{half} {{d}}, {{a}}, {{b}};", a, C, to="f4"), expected)
+    for sat in ("", ".sat"):
+        lines = f"fma.{mode}{sat}.f32" + "{} {{d}}, {{a}}, {{b}}, {{c}};"
+        expected = apply(lines.format(""), wide_a, wide_b, C, to="f4")
+        same(apply(lines.format("." + half), a, b, C, to="f4"), expected)

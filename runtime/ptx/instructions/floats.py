@@ -14,6 +14,7 @@ from .. import arithmetic
 from ..arithmetic import ROUNDINGS, canonical, flushed
 from ..decode import Decoder, Lanewise, Operation, instruction
 from ..types import TYPES, ScalarType
+from .mixed import arithmetic_of_mixed, is_mixed
 from .pairs import by_halves
 
 
@@ -64,6 +65,8 @@ def _of_type(
 
 
 def add_sub(i: Decoder) -> Operation:
+    if is_mixed(i):
+        return arithmetic_of_mixed(i)
     if is_half(i):
         from .halves import arithmetic_of_halves
 
@@ -87,6 +90,8 @@ def mul(i: Decoder) -> Operation:
 @instruction("fma")
 def fma(i: Decoder) -> Operation:
     """`fma`, and `mad` of floats, which is the same."""
+    if is_mixed(i):
+        return arithmetic_of_mixed(i)
     if is_half(i):
         from .halves import arithmetic_of_halves
 
