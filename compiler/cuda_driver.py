@@ -204,7 +204,7 @@ def _system_driver() -> Resolve:
     except OSError as error:
         raise AbqcError(
             "there is no NVIDIA driver here (libcuda.so.1)",
-            hint="build with --build-only DIR, and measure with --jobs DIR where there is a GPU",
+            hint="do this where there is a GPU",
         ) from error
 
     def resolve(name: str) -> int | None:
