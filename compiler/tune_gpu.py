@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from abqc.codegen.gpu.arch import GpuArch
-from abqc.codegen.gpu.compile import assemble, compile_ptx
 from abqc.codegen.gpu.schedule import Schedule
-from abqc.codegen.gpu.tools import find_tool
+from abqc.codegen.gpu.spills import compile_kernels
 from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.compiler import tune_jobs
 from abqc.compiler.tune import Progress
@@ -24,7 +23,6 @@ from abqc.costmodel.gpu_analytic import GpuAnalyticModel
 from abqc.costmodel.hardware import gpu_for
 from abqc.costmodel.interface import KernelFeatures
 from abqc.dialects.formats import Scheme, parse_scheme
-from abqc.dialects.mlir import ir
 from abqc.errors import InputError
 
 # Weight and activation schemes; None is float.
@@ -163,14 +161,10 @@ class _Built:
 
 def _build(kernel: Kernel, arch: GpuArch, folder: Path) -> _Built:
     """One kernel as a cubin, or as PTX where there is no assembler."""
-    with ir.Context(), ir.Location.unknown():
-        module = ir.Module.create()
-        kernel.emit(module, arch)
-        ptx = compile_ptx(module, arch)
+    ptx, code = compile_kernels([kernel], arch)
     shape = ptx.kernels[kernel.name]
     registers = 0
-    if find_tool("ptxas"):
-        code = assemble(ptx.text, arch)
+    if code is not None:
         image = folder / f"{kernel.name}.cubin"
         image.write_bytes(code.cubin)
         registers = code.resources[kernel.name].registers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from abqc.codegen.gpu.arch import SM_75, SM_80, SM_90A, SM_120A, GpuArch
 from abqc.codegen.gpu.compile import Ptx, assemble, compile_ptx, disassemble
+from abqc.codegen.gpu.spills import compile_kernels as spill_free
 from abqc.codegen.strategy import Kernel
 from abqc.dialects.mlir import ir, make_context
 from abqc.runtime.ptx import Device, run_kernel
@@ -68,7 +69,8 @@ def take(y: np.ndarray) -> np.ndarray:
 
 def spills(arch: GpuArch, *kernels: Kernel) -> dict[str, int]:
     """Bytes of spills by kernel, of those that have any."""
-    code = assemble(compile_kernels(arch, *kernels).text, arch)
+    _, code = spill_free(kernels, arch)
+    assert code is not None
     used = {name: r.spill_stores + r.spill_loads for name, r in code.resources.items()}
     return {name: count for name, count in used.items() if count}
 

@@ -299,7 +299,7 @@ def test_jobs_are_measured_cold(built: Path):
 
 def test_real_candidates_run_within_their_buffers(tmp_path: Path, monkeypatch):
     """Kernels of few rows, tiles and splits, executed and checked by the PTX machine."""
-    monkeypatch.setattr(tune_gpu, "find_tool", lambda name: None)
+    monkeypatch.setattr("abqc.codegen.gpu.compile.find_tool", lambda name: None)
     monkeypatch.setattr(tune_gpu, "ROWS", (1, 40))
     arch, candidates = tune_gpu.target_candidates("sm_80")
     spec = MatmulSpec(72, 512, parse_scheme("w4"), parse_scheme("a8"))

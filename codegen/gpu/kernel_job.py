@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...dialects.mlir import ir
-from ...errors import ToolchainError
 from ..cpu.polynomials import expand_math
 from .arch import GpuArch
 from .builtin import builtin_kernels
-from .compile import MachineCode, Ptx, assemble, compile_ptx
+from .compile import MachineCode, Ptx, compile_ptx
+from .spills import Bounds, bound_registers, without_spills
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,14 @@ class GpuKernelJob:
 
     def compile(self) -> bytes:
         """A pickled GpuCode; the builtin kernels of the runtime are added."""
+        return pickle.dumps(GpuCode(*without_spills(self._build, self.arch)))
+
+    def _build(self, bounds: Bounds) -> Ptx:
         with ir.Context(), ir.Location.unknown():
             module = ir.Module.parse(self.outlined)
             for kernel in (*self.kernels, *builtin_kernels()):
                 if kernel is not None:
                     kernel.emit(module, self.arch)
             expand_math(module)
-            ptx = compile_ptx(module, self.arch)
-        try:
-            machine = assemble(ptx.text, self.arch)
-        except ToolchainError:
-            machine = None  # PTX travels alone; the driver compiles it
-        return pickle.dumps(GpuCode(ptx, machine))
+            bound_registers(module, bounds)
+            return compile_ptx(module, self.arch)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from abqc.codegen.gpu.arch import GpuArch
-from abqc.codegen.gpu.compile import assemble, compile_ptx
+from abqc.codegen.gpu.compile import MachineCode, assemble
+from abqc.codegen.gpu.spills import compile_kernels
 from abqc.codegen.gpu.tools import find_tool
 from abqc.codegen.strategy import Kernel
-from abqc.dialects.mlir import ir, make_context
 from gpukit.kit import KernelImage
 
 Progress = Callable[[str], None]
@@ -27,26 +27,28 @@ class Images:
         self.spilled: list[str] = []
         self._folder = folder / "kernels"
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._assembled = assembled and find_tool("ptxas") is not None
+        self._assembled = assembled
         self._progress = progress
 
     def add(self, kernel: Kernel) -> KernelImage:
         """Compile a kernel of abqc."""
         if kernel.name not in self.built:
-            with make_context(), ir.Location.unknown():
-                module = ir.Module.create()
-                kernel.emit(module, self.arch)
-                ptx = compile_ptx(module, self.arch)
+            ptx, code = compile_kernels([kernel], self.arch)
             shape = ptx.kernels[kernel.name]
-            self.add_ptx(kernel.name, ptx.text, shape.threads, shape.shared)
+            self._write(kernel.name, ptx.text, shape.threads, shape.shared, code)
         return self.built[kernel.name]
 
     def add_ptx(self, name: str, text: str, threads: int, shared: int = 0) -> KernelImage:
         """Take a kernel that is PTX already; `shared` is dynamic."""
+        code = assemble(text, self.arch) if find_tool("ptxas") else None
+        return self._write(name, text, threads, shared, code)
+
+    def _write(
+        self, name: str, text: str, threads: int, shared: int, code: MachineCode | None
+    ) -> KernelImage:
         assert re.fullmatch(r"\w+", name), name
         registers, data = 0, text.encode() + b"\0"
-        if self._assembled:
-            code = assemble(text, self.arch)
+        if self._assembled and code is not None:
             resources = code.resources[name]
             registers, data = resources.registers, code.cubin
             if resources.spill_stores or resources.spill_loads:

@@ -1,0 +1,71 @@
+"""Bounds on registers are raised where the assembler would spill, and only there."""
+
+from __future__ import annotations
+
+import gpu_kernels
+import pytest
+from abqc.codegen.gpu.arch import SM_80, SM_90A
+from abqc.codegen.gpu.compile import Ptx, assemble, compile_ptx
+from abqc.codegen.gpu.rows import rows_kernel
+from abqc.codegen.gpu.spills import Bounds, bound_registers, compile_kernels, without_spills
+from abqc.codegen.gpu.tools import find_tool
+from abqc.codegen.strategy import MatmulSpec
+from abqc.dialects.formats import parse_scheme
+from abqc.dialects.mlir import ir, make_context
+from gpu_rows import schedule
+
+needs_ptxas = pytest.mark.skipif(find_tool("ptxas") is None, reason="no ptxas")
+
+
+def kernels():
+    """One that needs many registers, and one that needs few."""
+    spec = MatmulSpec(4096, 4096, parse_scheme("w2:g128:asym"), parse_scheme("a8"))
+    return [rows_kernel(spec, schedule(spec, rows, (1, 4), 2, 4), "int8") for rows in (4, 1)]
+
+
+@needs_ptxas
+def test_bounds_are_raised_until_nothing_is_spilled() -> None:
+    many, few = kernels()
+    asked: list[Bounds] = []
+
+    def build(bounds: Bounds) -> Ptx:
+        asked.append(dict(bounds))
+        with make_context(), ir.Location.unknown():
+            module = ir.Module.create()
+            many.emit(module, SM_90A)
+            few.emit(module, SM_90A)
+            bound_registers(module, {many.name: 64} | dict(bounds))
+            return compile_ptx(module, SM_90A)
+
+    ptx, code = without_spills(build, SM_90A)
+    assert code is not None and asked[0] == {} and asked[1] == {many.name: 72}
+    assert not code.resources[many.name].spill_stores and not code.resources[many.name].spill_loads
+    assert set(asked[-1]) == {many.name}
+    assert f".maxnreg {asked[-1][many.name]}" in ptx.text  # the PTX that travels says so too
+
+
+@needs_ptxas
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("weight", "activation", "rows", "arch"),
+    [("w3:g32:asym", None, 2, SM_80), ("w2:g128:asym", "a8", 4, SM_90A)],
+)
+def test_formats_whose_bounds_were_too_tight(weight, activation, rows, arch) -> None:
+    a_scheme = parse_scheme(activation) if activation else None
+    spec = MatmulSpec(4096, 4096, parse_scheme(weight), a_scheme)
+    kind = "int8" if activation else "f16"
+    assert not gpu_kernels.spills(arch, rows_kernel(spec, schedule(spec, rows, (1, 4), 2, 8), kind))
+
+
+def test_without_an_assembler_there_is_ptx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("abqc.codegen.gpu.compile.find_tool", lambda name: None)
+    ptx, code = compile_kernels(kernels()[1:], SM_80)
+    assert code is None and list(ptx.kernels) == [kernels()[1].name]
+
+
+@needs_ptxas
+def test_bounds_that_hold_are_left_alone() -> None:
+    ptx, code = compile_kernels(kernels()[1:], SM_80)
+    plain = gpu_kernels.compile_kernels(SM_80, *kernels()[1:])
+    assert code is not None and ptx.text == plain.text
+    assert code.resources == assemble(plain.text, SM_80).resources
