@@ -128,7 +128,9 @@ def test_all_pairs_are_exact(number: int, seed: int) -> None:
     m, n, k = rng.integers(1, 70), rng.integers(1, 90), rng.integers(1, 900)
     case = Case(weight, activation, int(m), int(n), int(k), seed)
     if not schedules_of(case.spec):
-        assert group in ("g16", "g33")  # short groups of many bits: targets refuse them
+        # Too much code: targets refuse groups of 16 codes of many bits, and those that end within
+        # a block of K where there are few columns.
+        assert group == "g16" or (group == "g300" and n <= 32)
         return
     case.check(some_schedule(case, seed))
 
