@@ -62,7 +62,7 @@ class Pair:
         pytest.param("w1a4", ONE_STEP, marks=pytest.mark.slow),
         pytest.param("w2*a8", ONE_STEP, marks=pytest.mark.slow),
         ("w3a16", HALF),
-        ("w3a16:bf16", HALF),
+        pytest.param("w3a16:bf16", HALF, marks=pytest.mark.slow),
     ],
 )
 def test_a_network_of_matmuls(

@@ -9,6 +9,7 @@ from abqc.errors import AbqcError
 
 from .device import FEWEST, LAUNCHES, MOST, SECONDS, copies
 from .kit import Kit
+from .pytorch import pytorch
 
 KINDS = ("f16", "int8")
 INT8_ROWS = 17  # torch._int_mm takes no fewer rows
@@ -29,7 +30,7 @@ def measure(kit: Kit, index: int) -> dict[str, Any]:
     (m, n, k), kind = shapes(kit)[index // len(KINDS)], KINDS[index % len(KINDS)]
     if kind == "int8" and m < INT8_ROWS:
         raise AbqcError(f"torch._int_mm takes at least {INT8_ROWS} rows")
-    torch = _torch()
+    torch = pytorch()
     item = 2 if kind == "f16" else 1
     l2 = torch.cuda.get_device_properties(0).L2_cache_size
     weights = [_random(torch, kind, n, k) for _ in range(copies(n * k * item, l2))]
@@ -48,16 +49,6 @@ def measure(kit: Kit, index: int) -> dict[str, Any]:
         "repetitions": runs * count,
         "torch": torch.__version__,
     }
-
-
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise AbqcError("PyTorch is not installed: no baselines") from error
-    if not torch.cuda.is_available():
-        raise AbqcError("PyTorch finds no GPU: no baselines")
-    return torch
 
 
 def _random(torch: Any, kind: str, rows: int, columns: int) -> Any:

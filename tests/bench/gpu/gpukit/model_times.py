@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from abqc.errors import AbqcError
 from abqc.runtime.model import Model
 
 from .kit import ModelFeed
+from .pytorch import pytorch
 
 Arrays = dict[str, Any]
 OnHost = Callable[[], tuple[Arrays, float]]  # the outputs, and seconds
@@ -55,16 +55,6 @@ def _decode(model: Model, feed: ModelFeed, inputs: Arrays) -> tuple[Arrays, floa
 # With PyTorch
 
 
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise AbqcError("PyTorch is not installed") from error
-    if not torch.cuda.is_available():
-        raise AbqcError("PyTorch finds no GPU")
-    return torch
-
-
 def _on_gpu(torch: Any, arrays: Arrays) -> Arrays:
     return {name: torch.from_numpy(np.array(array)).cuda() for name, array in arrays.items()}
 
@@ -83,7 +73,7 @@ def _seconds(torch: Any, work: Callable[[int], None]) -> float:
 
 
 def _device_median(model: Model, inputs: Arrays, runs: int) -> tuple[float, float]:
-    torch = _torch()
+    torch = pytorch()
     given, made = _on_gpu(torch, inputs), _on_gpu(torch, _named(model, model.run(inputs)))
 
     def several(count: int, stream: int) -> None:
@@ -97,7 +87,7 @@ def _device_median(model: Model, inputs: Arrays, runs: int) -> tuple[float, floa
 
 def _decode_in_place(model: Model, feed: ModelFeed, inputs: Arrays) -> tuple[float, float]:
     """Seconds a step; every cache has room for all steps, and a step writes behind the last one."""
-    torch = _torch()
+    torch = pytorch()
     steps = [
         _on_gpu(
             torch,
