@@ -8,6 +8,7 @@ from typing import Any
 
 from abqc import __version__
 from abqc.codegen.artifact import build_artifact
+from abqc.codegen.link import check_writable
 from abqc.codegen.targets.cpu import CpuTarget
 from abqc.compiler.job import Request
 from abqc.compiler.onnx_import.importer import import_model
@@ -28,6 +29,7 @@ def build(request: Request, report: Progress, on_pass: Callable[[str], None]) ->
     started = time.perf_counter()
     recipe = parse_recipe(request.quant)
     target = resolve_target(request.target)
+    check_writable(request.output)
     if request.dump_dir is not None:
         request.dump_dir.mkdir(parents=True, exist_ok=True)
     report("import", 0, 1)

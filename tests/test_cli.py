@@ -99,6 +99,12 @@ def test_compile_run_inspect(abqc: Run, tmp_path: Path, digits: tuple) -> None:
     assert "  predicted time\n" in out and "\n  M=16: " in out
 
 
+def test_where_the_library_cannot_be_written_is_known_at_once(abqc: Run, tmp_path: Path) -> None:
+    result = abqc("compile", DIGITS, "-o", tmp_path / "absent" / "model.so")
+    assert "there is no directory" in error_line(result, 1)
+    assert len(result[2].strip().splitlines()) == 1  # no step was begun
+
+
 def test_bench_says_where_it_ran() -> None:
     result = {"median_ms": 1.5, "runs": 3, "threads": 2, "device": "cuda:0"}
     assert bench.describe(result, None) == "1.500 ms (median of 3 runs, cuda:0)"
