@@ -27,6 +27,7 @@ from gpu_kernels import compile_kernel
 
 sys.path.insert(0, str(Path(__file__).parent / "bench" / "gpu"))
 import build
+import run
 from gpubuild.matmuls import select
 from gpubuild.memory_kernels import memory_kernels
 from gpubuild.plan import Plan
@@ -36,7 +37,7 @@ from gpukit import bars, check, models, rates, report, table, work
 from gpukit import kit as kits
 from gpukit.device import KitDevice
 from gpukit.operands import hashed
-from gpukit.parts import Part
+from gpukit.parts import PARTS, Part
 
 TINY = Plan(
     shapes=((256, 40),),
@@ -277,6 +278,40 @@ def test_what_has_no_time_is_left_out_and_said(kit: kits.Kit, tmp_path: Path):
     machine = {"device": "PTX machine"}
     text = report.summary(kit, machine, {"check": records})
     assert "not reached: " in text and "None in what ran." in text
+
+
+def test_a_run_does_every_item_once(kit: kits.Kit, tmp_path: Path, monkeypatch, capsys):
+    """The lines of the table come in two turns; results are complete, what is printed is short."""
+    script = (
+        "import json, sys\n"
+        "begin, end = map(int, sys.argv[2:])\n"
+        "with open(sys.argv[1], 'a') as file:\n"
+        "    for i in range(begin, end):\n"
+        "        print(json.dumps({'item': i, 'name': str(i), 'error': 'no GPU'}), file=file)"
+    )
+
+    def worker_command(path: Path, results: Path) -> work.Command:
+        return lambda name, begin, end: [
+            *(sys.executable, "-c", script),
+            *(str(results / f"{name}.jsonl"), str(begin), str(end)),
+        ]
+
+    monkeypatch.setattr(work, "worker_command", worker_command)
+    machine = {"device": "x", "driver": "y", "date": "z", "command": "c"}
+    monkeypatch.setattr(report, "describe_machine", lambda kit, command: machine)
+    monkeypatch.setattr(bars, "first_items", lambda kit: (2, 1))
+    every = list(run.CHOICES)
+    steps = run._steps(kit, every)
+    assert [name for name, _ in steps] == [
+        *("rates", "table", "baselines", "check", "models", "table", "baselines")
+    ]
+    assert run._run(kit, every, tmp_path, time.monotonic() + 60) == 1
+    records = json.loads((tmp_path / "results.json").read_text())["records"]
+    assert set(records) == set(PARTS)
+    for name, part in PARTS.items():
+        assert [r["item"] for r in records[name]] == list(range(len(part.names(kit))))
+    assert len(list(tmp_path.iterdir())) <= 8
+    assert len(capsys.readouterr().out) < 12_000
 
 
 def test_bars_come_first():
