@@ -116,8 +116,10 @@ fill:
     fence.proxy.async;
     bar.sync 0;
 
-    // Descriptors: bits 0-13 address, 16-29 leading, 32-45 stride, all in units of 16 bytes.
+    // Descriptors: bits 0-13 address, 16-29 leading, 32-45 stride, all in units of 16 bytes;
+    // 49-51 base offset 0, 62-63 no swizzle.
     mov.u32 %y, tile;
+    and.b32 %y, %y, 0x3ffff;
     shr.u32 %y, %y, 4;
     cvt.u64.u32 %a, %y;
     or.b64 %a, %a, {(LEADING >> 4) << 16 | (STRIDE >> 4) << 32};
