@@ -30,8 +30,11 @@ class Place:
             return CPU, 0
         if name == "cuda" and self.dlpack[0] == CUDA:
             return self.dlpack
-        compiled = "the CPU" if self.dlpack[0] == CPU else "GPUs"
-        raise InputError(f"device '{name}': this model was compiled for {compiled}")
+        places = "cpu" if self.dlpack[0] == CPU else f"cpu, cuda or {self.name}"
+        raise InputError(
+            f"outputs cannot be on '{name}': this model runs on {self.name}",
+            hint=f"they can be on {places}",
+        )
 
 
 def choose(device: str | DriverTable | None, forms: Sequence[str], isa: str | None) -> Place:

@@ -172,7 +172,7 @@ def test_outputs_go_where_they_are_wanted(model, machine) -> None:
         outputs = model.run(on_device(machine, inputs), device="cpu")
         assert all(isinstance(output, np.ndarray) for output in outputs)
         check(outputs, inputs)
-    with pytest.raises(InputError, match="device 'tpu': this model was compiled for GPUs"):
+    with pytest.raises(InputError, match="outputs cannot be on 'tpu': this model runs on ptx-vm"):
         model.run(inputs, device="tpu")
 
 
