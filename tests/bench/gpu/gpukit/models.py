@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from abqc.errors import AbqcError
 from abqc.runtime.environment import CUDA_GRAPHS
 from abqc.runtime.model import Model, load
 
@@ -67,8 +66,8 @@ def _try(on_device: Any) -> tuple[Any, str]:
     """The seconds, or Nones and why there are none: the figures of the host stand."""
     try:
         return on_device(), ""
-    except AbqcError as error:
-        return (None, None), str(error)
+    except Exception as error:  # PyTorch's too
+        return (None, None), f"{type(error).__name__}: {error}"
 
 
 @contextmanager

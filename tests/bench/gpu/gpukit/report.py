@@ -215,4 +215,5 @@ def _models(items: list[Record]) -> list[str]:
         ]
         for r in items
     ]
-    return _rows(head, rows)
+    missing = dict.fromkeys(r["device_missing"] for r in items if r.get("device_missing"))
+    return [*_rows(head, rows), "", *(f"- no times on the GPU: {why}" for why in missing)]
