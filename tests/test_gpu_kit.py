@@ -33,7 +33,7 @@ from gpubuild.memory_kernels import memory_kernels
 from gpubuild.plan import Plan
 from gpubuild.rate_kernels import mma_rates
 from gpubuild.wgmma import wgmma_rates
-from gpukit import bars, check, models, rates, report, table, work
+from gpukit import bars, check, rates, report, table, work
 from gpukit import kit as kits
 from gpukit.device import KitDevice
 from gpukit.operands import hashed
@@ -350,18 +350,6 @@ def test_what_cannot_be_built(tmp_path: Path):
         build.build(TINY, "sm_90a", tmp_path, lambda text: None)
     with pytest.raises(InputError, match="is no kit"):
         kits.read(tmp_path)
-
-
-@pytest.mark.slow
-def test_models_run_whole(tmp_path: Path):
-    plan = Plan(**{**vars(TINY), "formats": (), "decoder_layers": 1, "prompts": (5,)})
-    plan = Plan(**{**vars(plan), "decoder_recipes": ("w4a8",), "decoding": ((5, 3),)})
-    build.build(plan, "sm_90a", tmp_path, lambda text: None)
-    kit = kits.read(tmp_path)
-    assert [feed.name for feed in kit.feeds] == ["decode 3 after 5", "step after 5", "prompt 5"]
-    for number in range(2 * len(kit.feeds)):
-        record = models.measure(kit, number, device=PtxDriver((9, 0)), runs=1)
-        assert record["wrong"] == "" and record["device_seconds"] is None
 
 
 def test_bars_are_judged():

@@ -1,0 +1,61 @@
+"""Models of the kit for a real GPU: built small, run on the PTX machine's driver."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from abqc.runtime.ptx.driver import PtxDriver
+from fake_torch import FakeTorch
+
+sys.path.insert(0, str(Path(__file__).parent / "bench" / "gpu"))
+import build
+from gpubuild.plan import Plan
+from gpukit import kit as kits
+from gpukit import model_times, models
+
+ONE_LAYER = Plan(
+    shapes=((256, 40),),
+    rows=(1,),
+    formats=(),
+    turns=1,
+    wgmma=False,
+    assembled=False,
+    minilm=False,
+    decoder_layers=1,
+    decoder_recipes=("w4a8",),
+    prompts=(5,),
+    decoding=((5, 3),),
+)
+
+
+@pytest.mark.slow
+def test_models_run_whole(tmp_path: Path):
+    build.build(ONE_LAYER, "sm_90a", tmp_path, lambda text: None)
+    kit = kits.read(tmp_path)
+    assert [feed.name for feed in kit.feeds] == ["decode 3 after 5", "step after 5", "prompt 5"]
+    for number in range(2 * len(kit.feeds)):
+        record = models.measure(kit, number, device=PtxDriver((9, 0)), runs=1)
+        assert record["wrong"] == "" and record["device_seconds"] is None
+    check_tensors_of_pytorch(kit)
+
+
+def check_tensors_of_pytorch(kit: kits.Kit) -> None:
+    """Caches that grow in place, and one run again and again: the outputs are those expected."""
+    for feed in kit.feeds:
+        folder = kit.folder / "models" / feed.model
+        with np.load(folder / feed.file) as data:
+            inputs = {name[3:]: data[name] for name in data.files if name.startswith("in_")}
+            expected = data["out_y"]
+        driver = PtxDriver((9, 0))
+        torch = FakeTorch(driver.machine)
+        with pytest.MonkeyPatch.context() as patch, models._opened(folder, driver) as model:
+            patch.setattr("gpukit.model_times.pytorch", lambda torch=torch: torch)
+            _, on_device = model_times.timers(model, feed, inputs, 1)
+            assert min(on_device()) > 0
+            # `made` is uploaded last: y, and where caches do not grow in place these too.
+            y = [t.numpy() for t in torch.uploaded if t.whole.shape == expected.shape][-1]
+        span = expected.max() - expected.min()
+        assert np.abs(y - expected).max() <= feed.tolerance * span
