@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from abqc.dialects import abq
 from abqc.dialects.mlir import arith, ir, linalg, tensor
 
-from .generics import dims, inputs, maps, rank
+from .generics import dims, ignores_init, inputs, maps, rank
 from .infrastructure import defining_op
 from .resolve_dims import dimension_or_query, index
 
@@ -82,6 +82,8 @@ def in_blocks(loop: ir.Operation, operand: ir.Value, axis: int, size: int) -> No
     """Rewrite an elementwise loop so that it reads `axis` of `operand` in blocks of `size`, and all
     else along the same loop; loops that cannot stay as they are."""
     all_maps = maps(loop)
+    if not ignores_init(loop) or rank(loop) != len(abq.shape(loop.results[0])):
+        return
     number = list(loop.operands).index(operand)
     split = _dim(all_maps[number], axis)
     if split is None or any(_places(m, split) is None for m in all_maps):
@@ -156,7 +158,6 @@ def _init(loop: ir.Operation, split: int, size: int) -> ir.Value:
     if empty is not None and empty.name == "tensor.empty":
         dynamic = iter(empty.operands)
         sizes = [n if n != abq.DYNAMIC else next(dynamic) for n in shape]
-    assert rank(loop) == len(shape), "an elementwise loop writes its result in order"
     return tensor.EmptyOp(
         [*sizes[:split], shape[split] // size, size, *sizes[split + 1 :]], abq.element(old)
     ).result

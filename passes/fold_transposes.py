@@ -59,7 +59,7 @@ def _cuts_last_axis(op: ir.Operation) -> bool:
     if op.name != "tensor.expand_shape":
         return False
     *rest, _ = groups(op)
-    return all(len(group) == 1 for group in rest)
+    return all(len(group) == 1 for group in rest) and abq.shape(op.operands[0])[-1] != abq.DYNAMIC
 
 
 def _loops(view: _View, views: list[_View]) -> list[ir.Operation] | None:

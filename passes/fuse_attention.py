@@ -21,6 +21,7 @@ from .generics import dims, expression, groups, inputs, is_elementwise
 from .infrastructure import Unit, defining_op, register, users, walk
 from .resolve_dims import dimension_or_query
 from .score_chain import Chain, Mask, match_chain
+from .share_heads import GROUP
 from .softmax import match_softmax, operand_in_order
 
 # Wider heads have no kernel (codegen/gpu/attention_spec.py).
@@ -75,7 +76,7 @@ def _match(product: ir.Operation) -> _Match | None:
         if groups(scores) != _HEADS_IN_BATCH:
             return None
         scores = defining_op(scores.operands[0])
-    if scores is None or scores.name != "abq.batch_matmul":
+    if scores is None or scores.name != "abq.batch_matmul" or not _share_alike(scores, product):
         return None
     q, k = scores.operands
     columns = (abq.shape(q)[2], abq.shape(v)[2])
@@ -143,6 +144,15 @@ def _source(value: ir.Value) -> ir.Value:
     op = defining_op(value)
     assert op is not None
     return op.operands[0]
+
+
+def _share_alike(scores: ir.Operation, product: ir.Operation) -> bool:
+    """Whether keys and values have as many heads (share_heads.py)."""
+    groups = [
+        ir.IntegerAttr(op.attributes[GROUP]).value if GROUP in op.attributes else 1
+        for op in (scores, product)
+    ]
+    return groups[0] == groups[1] != abq.DYNAMIC
 
 
 def _is_transposed(product: ir.Operation) -> bool:

@@ -19,8 +19,8 @@ from abqc.dialects import abq
 from abqc.dialects.mlir import arith, ir, linalg, tensor
 
 from .axis_blocks import clone_body, in_blocks, joined, parallel_loop, with_blocks
-from .generics import inputs, is_elementwise, is_identity, maps
-from .infrastructure import Unit, defining_op, register, users, walk
+from .generics import ignores_init, inputs, is_elementwise, is_identity, maps
+from .infrastructure import Unit, constant_index, defining_op, register, users, walk
 from .resolve_dims import dimension_or_query, index
 
 
@@ -38,22 +38,27 @@ def fuse_concat(module: ir.Operation, unit: Unit) -> None:
     """Rewrite concatenations of parts of one tensor as elementwise loops."""
     for op in walk(module, "tensor.concat"):
         axis = ir.IntegerAttr(op.attributes["dim"]).value
-        sizes = {abq.shape(part)[axis] for part in op.operands}
-        if len(sizes) != 1 or len(op.operands) < 2 or abq.DYNAMIC in sizes:
+        size, *others = (abq.shape(part)[axis] for part in op.operands)
+        if not others or size < 1 or any(other != size for other in others):
             continue
-        parts = [_part(value, axis, *sizes) for value in op.operands]
+        parts = [_part(value, axis, size) for value in op.operands]
         found = [part for part in parts if part is not None]
         if len(found) < len(parts) or any(part.source != found[0].source for part in found):
             continue
         with ir.InsertionPoint(op), op.location:
-            op.results[0].replace_all_uses_with(_as_loop(op, axis, *sizes, found))
+            op.results[0].replace_all_uses_with(_as_loop(op, axis, size, found))
         op.erase()
 
 
 def _part(value: ir.Value, axis: int, size: int) -> _Part | None:
     """What a part is of; a tensor that is neither a slice nor made of one is a part of itself."""
     op, loop = defining_op(value), None
-    if is_elementwise(op) and len(inputs(op)) == 1 and is_identity(maps(op)[0]):
+    if (
+        is_elementwise(op)
+        and len(inputs(op)) == 1
+        and is_identity(maps(op)[0])
+        and ignores_init(op)
+    ):
         sliced = defining_op(inputs(op)[0])
         if sliced is not None and sliced.name == "tensor.extract_slice":
             value, op, loop = inputs(op)[0], sliced, op
@@ -95,10 +100,11 @@ def _is_size(value: ir.Value, source: ir.Value, axis: int) -> bool:
         return False
     query = defining_op(value)
     if query is not None and query.name == "tensor.dim" and query.operands[0] == source:
-        number = defining_op(query.operands[1])
-        return number is not None and ir.IntegerAttr(number.attributes["value"]).value == axis
+        return constant_index(query.operands[1]) == axis
     made = defining_op(source)
-    empty = defining_op(made.operands[len(made.operands) - 1]) if made is not None else None
+    if made is None or not made.name.startswith("linalg.") or len(made.results) != 1:
+        return False
+    empty = defining_op(made.operands[len(made.operands) - 1])
     if empty is None or empty.name != "tensor.empty":
         return False
     before = sum(size == abq.DYNAMIC for size in abq.shape(source)[:axis])
@@ -121,21 +127,24 @@ def _as_loop(op: ir.Operation, axis: int, size: int, parts: list[_Part]) -> ir.V
     reads = [[*every[:axis], ir.AffineConstantExpr.get(b), *every[axis + 1 :]] for b in blocks]
 
     def body(arguments: list[ir.Value]) -> ir.Value:
-        values = [_applied(part.loop, arguments[blocks.index(part.block)]) for part in parts]
+        elements = [arguments[blocks.index(part.block)] for part in parts]
+        values = [_applied(part.loop, x, axis) for part, x in zip(parts, elements, strict=True)]
         return _selected(axis, values)
 
     empty = tensor.EmptyOp(sizes, type_.element_type).result
     all_maps = [ir.AffineMap.get(rank, 0, r) for r in reads]
     loop = parallel_loop([wide] * len(blocks), all_maps, empty, body)
-    for user in users(op.results[0]):
-        if is_elementwise(user.operation):
-            in_blocks(user.operation, op.results[0], axis, size)
+    for reader in dict.fromkeys(user.operation for user in users(op.results[0])):
+        if is_elementwise(reader):
+            in_blocks(reader, op.results[0], axis, size)
     return joined(loop, axis, type_)
 
 
-def _applied(loop: ir.Operation | None, value: ir.Value) -> ir.Value:
-    """What the body of `loop` makes of an element."""
-    return value if loop is None else clone_body(loop, [value])
+def _applied(loop: ir.Operation | None, value: ir.Value, axis: int) -> ir.Value:
+    """What the body of `loop` makes of an element; along `axis` it counts within the block."""
+    if loop is None:
+        return value
+    return clone_body(loop, [value], lambda d: linalg.IndexOp(d if d < axis else d + 1).result)
 
 
 def _selected(axis: int, values: list[ir.Value]) -> ir.Value:

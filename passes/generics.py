@@ -52,6 +52,12 @@ def is_elementwise(op: ir.Operation | None) -> bool:
     return "reduction" not in iterators(op) and is_identity(maps(op)[-1])
 
 
+def ignores_init(op: ir.Operation) -> bool:
+    """Whether a linalg.generic with one result does not read what it writes over."""
+    arguments = op.regions[0].blocks[0].arguments
+    return not list(arguments[len(arguments) - 1].uses)
+
+
 def is_identity(map_: ir.AffineMap) -> bool:
     return map_ == ir.AffineMap.get_identity(map_.n_dims)
 
@@ -148,15 +154,16 @@ def same_but_unit_axes(a: ir.Value, b: ir.Value) -> bool:
     a, b = without_unit_axes(a), without_unit_axes(b)
     if a == b:
         return True
-    made = [defining_op(value) for value in (a, b)]
-    first, second = (_expansion(op) for op in made)
-    return first is not None and first == second and made[0].operands[0] == made[1].operands[0]
+    first, second = defining_op(a), defining_op(b)
+    if first is None or second is None or first.operands[0] != second.operands[0]:
+        return False
+    return _expansion(first) is not None and _expansion(first) == _expansion(second)
 
 
-def _expansion(op: ir.Operation | None) -> list[list[int]] | None:
+def _expansion(op: ir.Operation) -> list[list[int]] | None:
     """The sizes other than 1 that each axis of an expand_shape is cut into; None where two of them
     are known at run time only, and for other operations."""
-    if op is None or op.name != "tensor.expand_shape":
+    if op.name != "tensor.expand_shape":
         return None
     shape = abq.shape(op.results[0])
     sizes = [[shape[i] for i in group if shape[i] != 1] for group in groups(op)]

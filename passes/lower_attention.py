@@ -37,6 +37,9 @@ def lower_attention(low: Lowering, op: ir.Operation) -> None:
     for other in (k.sizes[0], v.sizes[0]):
         same = arith.CmpIOp(arith.CmpIPredicate.eq, batch, other).result
         cf.AssertOp(same, f"{blame(op)}: queries, keys and values differ in batch")
+    for size, other in zip(k.sizes[1:3], v.sizes[1:3], strict=True):
+        same = arith.CmpIOp(arith.CmpIPredicate.eq, size, other).result
+        cf.AssertOp(same, f"{blame(op)}: keys and values differ in heads or rows")
     e = v.sizes[3]
     y_sizes = _stored([batch, heads, m, e], of_y)
     y = _packed(low.allocate(product(y_sizes), ir.F32Type.get()), y_sizes, of_y)

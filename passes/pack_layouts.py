@@ -87,7 +87,7 @@ def _choose(matmuls: list[ir.Operation], unit: Unit) -> dict[ir.Operation, Any]:
     readers: dict[ir.Value, list[ir.Operation]] = {}
     for op in matmuls:
         readers.setdefault(op.opview.x, []).append(op)
-    choices = {}
+    choices: dict[ir.Operation, Any] = {}
     for group in readers.values():
         chosen = unit.target.choose([_request(op) for op in group])
         choices.update(zip(group, chosen, strict=True))
@@ -98,13 +98,16 @@ def _request(op: ir.Operation) -> MatmulRequest:
     view = op.opview
     text = abq.code_format(view.w)
     _, activation, block, _ = _activation(view.x)
+    n, k = abq.shape(view.w)
+    half: Any = ir.StringAttr(op.attributes[HALF]).value if HALF in op.attributes else DEFAULT_HALF
     return MatmulRequest(
-        *abq.shape(view.w),
+        n,
+        k,
         parse_scheme(text) if text else None,
         activation,
         block,
         _scale_bits(view.w_scale),
-        op.attributes[HALF].value if HALF in op.attributes else DEFAULT_HALF,
+        half,
         ir.StringAttr(view.node).value,
     )
 

@@ -19,9 +19,22 @@ from abqc.dialects import abq
 from abqc.dialects.mlir import ir, linalg, tensor
 
 from .axis_blocks import clone_body, parallel_loop
-from .generics import expression, groups, inputs, is_elementwise, is_identity, maps
+from .generics import (
+    expression,
+    groups,
+    ignores_init,
+    inputs,
+    is_elementwise,
+    is_identity,
+    maps,
+    rank,
+)
 from .infrastructure import Unit, defining_op, register, walk
 from .resolve_dims import dimension_or_query
+
+# How many consecutive matrices of the first operand share one of the second, where this pass made
+# it so; DYNAMIC: that is known at run time.
+GROUP = "group"
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,7 @@ class _Repeated:
     repeated: list[int]
     steps: list[ir.Operation]
     groups: list[list[int]]
+    times: int
 
 
 @register
@@ -43,6 +57,7 @@ def share_heads(module: ir.Operation, unit: Unit) -> None:
         if found is not None:
             with ir.InsertionPoint(product), product.location:
                 product.operands[1] = _not_repeated(found)
+            product.attributes[GROUP] = ir.IntegerAttr.get(ir.IndexType.get(), found.times)
     for attention in walk(module, "abq.attention"):
         _share(attention)
 
@@ -68,22 +83,31 @@ def _match(value: ir.Value, heads: int) -> _Repeated | None:
     of_axes = groups(collapse)
     if any(len(group) != 1 for i, group in enumerate(of_axes) if i != heads):
         return None
-    repeat, steps = defining_op(collapse.operands[0]), []
-    while repeat is not None and _keeps_batch(repeat):
-        steps.append(repeat)
-        repeat = defining_op(repeat.operands[0])
-    if not is_elementwise(repeat) or len(inputs(repeat)) != 1 or expression(repeat) != ("in", 0):
+    made, steps = defining_op(collapse.operands[0]), []
+    while made is not None and _keeps_batch(made):
+        steps.append(made)
+        made = defining_op(made.operands[0])
+    repeated = _repeated_axes(made)
+    if made is None or not repeated or repeated == of_axes[heads]:
         return None
-    (source,), reads = inputs(repeat), list(maps(repeat)[0].results)
+    if repeated != of_axes[heads][-len(repeated) :]:
+        return None
+    sizes = [abq.shape(made.results[0])[i] for i in repeated]
+    times = abq.DYNAMIC if abq.DYNAMIC in sizes else prod(sizes)
+    return _Repeated(inputs(made)[0], repeated, steps, of_axes, times)
+
+
+def _repeated_axes(op: ir.Operation | None) -> list[int]:
+    """Along which axes a loop repeats a tensor, if that is all that it does."""
+    if op is None or not is_elementwise(op) or len(inputs(op)) != 1:
+        return []
+    source, reads = inputs(op)[0], list(maps(op)[0].results)
+    if expression(op) != ("in", 0) or len(reads) != rank(op):
+        return []
     zero = ir.AffineConstantExpr.get(0)
     repeated = [i for i, size in enumerate(abq.shape(source)) if size == 1 and reads[i] == zero]
     kept = [i for i in range(len(reads)) if i not in repeated]
-    inner = of_axes[heads][-len(repeated) :] if repeated else []
-    if not repeated or repeated != inner or repeated == of_axes[heads]:
-        return None
-    if any(reads[i] != ir.AffineDimExpr.get(i) for i in kept):
-        return None
-    return _Repeated(source, repeated, steps, of_axes)
+    return repeated if all(reads[i] == ir.AffineDimExpr.get(i) for i in kept) else []
 
 
 def _keeps_batch(op: ir.Operation) -> bool:
@@ -94,8 +118,7 @@ def _keeps_batch(op: ir.Operation) -> bool:
         return order == [*range(batch), batch + 1, batch]
     if not is_elementwise(op) or len(inputs(op)) != 1 or not is_identity(maps(op)[0]):
         return False
-    body = op.regions[0].blocks[0].operations
-    return all(inner.operation.name != "linalg.index" for inner in body)
+    return ignores_init(op) and not list(walk(op, "linalg.index"))
 
 
 def _step(op: ir.Operation, value: ir.Value) -> ir.Value:

@@ -81,7 +81,9 @@ def row_operand(op: ir.Operation, number: int) -> ir.Value | None:
         return None
     shape = abq.shape(op.results[0])
     rows = [d for d in range(rank(op) - 1) if shape[d] != 1]
-    return inputs(op)[number] if [d for d in read if d in rows] == rows == read else None
+    if [d for d in read if d in rows] != rows or rank(op) - 1 in read:
+        return None
+    return inputs(op)[number]
 
 
 def match_reduction(

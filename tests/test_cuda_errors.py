@@ -20,7 +20,7 @@ from abqc.runtime.ptx.driver import DriverError
 from abqc.runtime.shim import SHIM_DIRECTORY
 from abqc.runtime.tensor_spec import TensorSpec
 from fake_gpu import FakeMachine, GpuTensor, build, driver
-from handmade import layer_inputs, layer_reference, run_program
+from handmade import COLUMNS, LAYER_WEIGHTS, layer_inputs, layer_reference, run_program
 
 
 def failing(function: str, code: int, after: int = 0):
@@ -475,6 +475,24 @@ def test_sizes_that_are_read_from_data(reading: Path, extra: list[int]) -> None:
         assert sizes == [1 << 20, sizes[1], sum(sizes[:2]) // 4 * 5]
     else:
         assert len(sizes) == 2
+
+
+def test_a_value_on_the_gpu_is_not_taken_for_one_of_a_large_input(tmp_path: Path) -> None:
+    """Places of inputs that do not fit into the memory that is there overlap no other memory."""
+    check_rows = 'abqc_rt_check(ctx, rows > 0, "there are no rows");'
+    read = "(int64_t)abqc_rt_read(ctx, index->data, 8) == 7"
+    assert check_rows in fake_gpu.LAYER_HOST
+    host = fake_gpu.LAYER_HOST.replace(check_rows, f'abqc_rt_check(ctx, {read}, "no 7");')
+    weights = [("layer_w", LAYER_WEIGHTS), ("more_w", np.arange(COLUMNS))]
+    path = build(tmp_path / "reads.so", host, handmade.LAYER, weights=weights)
+    machine = FakeMachine()
+    with abqc.load(path, device=driver(machine)) as model:
+        for rows in 3, 3000:
+            inputs = layer_inputs(rows=rows) | {"index": np.full(rows, 7)}
+            if rows > 3:
+                inputs["index"] = GpuTensor(machine, inputs["index"])
+            y, *_ = model.run(inputs, device="cpu")
+            np.testing.assert_allclose(y, 2 * inputs["x"] + LAYER_WEIGHTS, rtol=1e-5)
 
 
 def test_memory_that_is_freed_twice(tmp_path: Path) -> None:

@@ -204,6 +204,11 @@ class Scheduled:
         features = self.strategy.features(spec, self.best(spec, m, m).schedule, m)
         return self._on_each(features)
 
+    def pack_name(self, spec: MatmulSpec) -> str:
+        """What tells layouts of an activation apart: the kernel that packs it."""
+        kernel = self.strategy.pack_kernel(spec)
+        return kernel.name if kernel is not None else ""
+
     def pack_seconds(self, spec: MatmulSpec, m: int) -> tuple[float, ...]:
         """What packing `m` rows of its activation takes on each target; 0 where they are read as
         they are."""

@@ -104,10 +104,10 @@ class CudaTarget:
             Choice(
                 strategy,
                 spec,
-                self._explain(a, spec, shared=strategy != alone),
+                self._explain(of_spec, spec, shared=strategy != own),
                 "f32" if spec.weight is None else spec.half,
             )
-            for strategy, spec, a, alone in zip(chosen, specs, able, each, strict=True)
+            for strategy, spec, of_spec, own in zip(chosen, specs, able, each, strict=True)
         ]
 
     def _cheapest(
@@ -120,7 +120,10 @@ class CudaTarget:
             product = 1.0
             for rows in TYPICAL_ROWS:
                 times = [s.seconds(spec, rows) for s, spec in zip(strategies, specs, strict=True)]
-                packs = {s.name: s.pack_seconds(specs[0], rows) for s in strategies}
+                packs = {
+                    s.pack_name(spec): s.pack_seconds(spec, rows)
+                    for s, spec in zip(strategies, specs, strict=True)
+                }
                 for total in zip(*times, *packs.values(), strict=True):
                     product *= sum(total)
             return product

@@ -60,6 +60,8 @@ class _Graph:
         if first is None or last is None or first.op_type != "Reshape" or last.op_type != "Reshape":
             return None
         x, shape = first.input[0], self.model.shape(first.input[0])
+        if len(first.input) < 2 or len(last.input) < 2:
+            return None
         if self.uses[node.output[0]] != 1 or last.input[0] != node.output[0] or shape is None:
             return None
         rank = len(shape)
@@ -94,8 +96,11 @@ class _Graph:
         if whole is None or _LEFT_OVER in whole:
             return None
         known = [n.load().reshape(-1).tolist() for n in numbers if n is not None]
-        if len(known) < len(numbers) or any(len(values) != 1 for values in known):
+        if (
+            not 2 <= len(numbers) <= 4
+            or len(known) < len(numbers)
+            or any(len(values) != 1 for values in known)
+        ):
             return None
-        start, end, *rest = [values[0] for values in known]
-        axis, step = [*rest, *[0, 1][len(rest) :]]
+        start, end, axis, step = [values[0] for values in known] + [0, 1][len(known) - 2 :]
         return whole[start:end] if axis in (0, -1) and step == 1 else None

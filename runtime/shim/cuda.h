@@ -276,9 +276,9 @@ typedef struct {
 /* Whether the next run can have `bytes` where this one's memory is. */
 bool abqc_gpu_arena_fits(const abqc_gpu_arena *arena, int64_t bytes);
 /* All is free: for planning; or in one piece of at least `bytes`. Where that does not fit, the device
- * must be idle, and addresses of before are no longer valid. Addresses of a plan are those of a run
- * if the plan's peak fits; else they lead nowhere. */
-int32_t abqc_gpu_arena_plan(const abqc_device *device, abqc_gpu_arena *arena);
+ * must be idle, and addresses of before are no longer valid. Addresses of a plan `in_place` are those
+ * of a run if the plan's peak fits, and other plans' lead nowhere. */
+int32_t abqc_gpu_arena_plan(const abqc_device *device, abqc_gpu_arena *arena, bool in_place);
 int32_t abqc_gpu_arena_begin(const abqc_device *device, abqc_gpu_arena *arena, int64_t bytes);
 int32_t abqc_gpu_arena_alloc(const abqc_device *device, abqc_gpu_arena *arena, int64_t bytes,
                              CUdeviceptr *data);

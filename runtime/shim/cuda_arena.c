@@ -63,9 +63,10 @@ static int64_t capacity(const abqc_gpu_arena *arena) {
     return last->offset + last->bytes;
 }
 
-int32_t abqc_gpu_arena_plan(const abqc_device *device, abqc_gpu_arena *arena) {
+int32_t abqc_gpu_arena_plan(const abqc_device *device, abqc_gpu_arena *arena, bool in_place) {
+    bool has_place = in_place && arena->count == 1 && !device->separate;
     arena->planning = true;
-    arena->first = arena->count == 1 && !device->separate ? arena->chunks[0].base : NOWHERE;
+    arena->first = has_place ? arena->chunks[0].base : NOWHERE;
     return abqc_ranges_begin(&arena->ranges, endless) ? ABQC_OK : out_of_host_memory();
 }
 

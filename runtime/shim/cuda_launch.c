@@ -56,10 +56,10 @@ static int32_t send(const abqc_work *work, int32_t kernel, int32_t grid, const u
 
 /* ---- many ---- */
 
-/* Room for one element more; false: out of memory. */
+/* Room for `needed` elements of `item` bytes; false: out of memory. */
 static bool make_room(void **data, int32_t *room, int64_t needed, size_t item) {
     if (needed <= *room) return true;
-    if (needed > INT32_MAX / 2) return false;
+    if (needed > (INT32_MAX - 64) / 2) return false;
     int32_t more = (int32_t)needed * 2 + 64;
     void *moved = realloc(*data, (size_t)more * item);
     if (!moved) return false;

@@ -86,14 +86,28 @@ static int32_t call_host(abqc_ctx *ctx) {
     return status;
 }
 
+static int32_t plan_inputs(abqc_ctx *ctx, bool in_place) {
+    abqc_work *work = ctx->work;
+    int32_t status = abqc_gpu_arena_plan(work->device, &work->arena, in_place);
+    return status ? status : abqc_stage_inputs(ctx);
+}
+
+/* Inputs get places in the arena if it has room for them. Else they must not lie where others' memory
+ * is, which abqc_rt_read() would take for theirs. */
+static int32_t plan(abqc_ctx *ctx) {
+    const abqc_gpu_arena *arena = &ctx->work->arena;
+    int32_t status = plan_inputs(ctx, true);
+    if (status || abqc_gpu_arena_fits(arena, arena->ranges.peak)) return status;
+    return plan_inputs(ctx, false);
+}
+
 /* What it would launch, and the bytes that it needs. Addresses are good if these fit. */
 static int32_t record(abqc_ctx *ctx, int64_t *bytes) {
     abqc_work *work = ctx->work;
     work->recording = true;
     work->reads = false;
     work->launches.count = work->launches.arg_count = 0;
-    int32_t status = abqc_gpu_arena_plan(work->device, &work->arena);
-    if (!status) status = abqc_stage_inputs(ctx);
+    int32_t status = plan(ctx);
     if (!status) status = call_host(ctx);
     work->recording = false;
     *bytes = work->arena.ranges.peak;
@@ -123,7 +137,9 @@ static int32_t record_in_place(abqc_ctx *ctx, int64_t *bytes) {
     int32_t status = record(ctx, bytes);
     if (status || abqc_gpu_arena_fits(&ctx->work->arena, *bytes)) return status;
     status = begin(ctx, *bytes);
-    return status ? status : record(ctx, bytes);
+    if (!status) status = record(ctx, bytes);
+    if (status || abqc_gpu_arena_fits(&ctx->work->arena, *bytes)) return status;
+    return ABQC_UNPLANNED; /* somebody changed the inputs meanwhile */
 }
 
 /* ---- what was recorded ---- */
@@ -211,7 +227,8 @@ static int32_t run_entered(abqc_ctx *ctx, bool wait) {
     bool again = known && known->graph && abqc_gpu_arena_fits(&work->arena, known->bytes);
     status = again ? run_again(ctx, known) : run_recorded(ctx, known);
     if (!status) status = abqc_deliver_outputs(ctx);
-    if (!status) return finish(work, wait);
+    if (!status) status = finish(work, wait);
+    if (!status) return ABQC_OK;
     work->device->cuda.stream_synchronize(abqc_run_stream(work)); /* buffers are the caller's again */
     work->pending = false;
     return status;

@@ -115,6 +115,18 @@ def test_a_constant_mask_is_one_number() -> None:
     assert op.operands[3].type.shape == []
 
 
+@pytest.mark.parametrize(("first", "second"), [(3, 1), (1, 3), (3, 9), (-(2**63), -(2**63))])
+def test_keys_and_values_that_are_shared_differently_stay(first: int, second: int) -> None:
+    """share-heads notes on each product how many heads share one."""
+    text = attention()
+    for transposed, group in ((1, first), (0, second)):
+        old = f"transposed = {transposed} : i64"
+        assert text.count(old) == 1
+        text = text.replace(old, old + (f", group = {group} : index" if group != 1 else ""))
+    facts = after(text, "fuse-attention", TIDY)
+    assert len(facts("abq.batch_matmul")) == 2 and not facts("abq.attention")
+
+
 def test_transposes_are_read_in_place() -> None:
     facts = after(attention(), "fuse-attention", TIDY)
     (op,) = facts("abq.attention")

@@ -3,7 +3,19 @@ from facts import Facts, after
 HIGH = "%x[0, 0, 4] [%n, 3, 4] [1, 1, 1]"
 
 
-def rotated(high: str = HIGH, parts: str = "%turned, %low", consumer: bool = True) -> Facts:
+NEGATED = "%v = arith.negf %i : f32"
+BY_COLUMN = """%d = linalg.index 2 : index
+      %w = arith.index_cast %d : index to i64
+      %f = arith.sitofp %w : i64 to f32
+      %v = arith.mulf %i, %f : f32"""
+
+
+def rotated(
+    high: str = HIGH,
+    parts: str = "%turned, %low",
+    consumer: bool = True,
+    body: str = NEGATED,
+) -> Facts:
     """`concat(-x[.., 4:], x[.., :4])`, times `c`."""
     result = "y" if consumer else "r"
     return after(
@@ -27,7 +39,7 @@ func.func @main(%n: index, %m: index, %z: tensor<?x3x8xf32>, %c: tensor<?x1x8xf3
       iterator_types = ["parallel", "parallel", "parallel"]}}
       ins(%high : tensor<?x3x4xf32>) outs(%e : tensor<?x3x4xf32>) {{
     ^bb0(%i: f32, %o: f32):
-      %v = arith.negf %i : f32
+      {body}
       linalg.yield %v : f32
   }} -> tensor<?x3x4xf32>
   %r = tensor.concat dim(2) {parts}
@@ -64,6 +76,13 @@ def test_what_nothing_elementwise_reads_is_a_loop_all_the_same() -> None:
     facts = rotated(consumer=False)
     assert not facts("tensor.concat") and len(facts("arith.select")) == 1
     assert len(facts("tensor.collapse_shape")) == 1
+
+
+def test_columns_of_a_part_count_within_it() -> None:
+    facts = rotated(body=BY_COLUMN, consumer=False)
+    assert not facts("tensor.concat")
+    (cast,) = facts("arith.index_cast")
+    assert cast.operands[0].owner.attributes["dim"].value == 3
 
 
 def test_one_tensor_twice_needs_no_choice() -> None:
