@@ -112,7 +112,9 @@ def tree(value: ir.Value, block: ir.Block, n_inputs: int) -> Tree:
 def is_place(value: ir.Value, axis: int) -> bool:
     """Whether a value in a body is the number of the loop `axis`, as an integer."""
     cast = defining_op(value)
-    place = defining_op(cast.operands[0]) if cast and cast.name == "arith.index_cast" else None
+    if cast is None or cast.name != "arith.index_cast":
+        return False
+    place = defining_op(cast.operands[0])
     if place is None or place.name != "linalg.index":
         return False
     return ir.IntegerAttr(place.attributes["dim"]).value == axis
