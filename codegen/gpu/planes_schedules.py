@@ -82,6 +82,7 @@ def planes_features(plan: PlanesPlan, m: int) -> KernelFeatures:
     step_ops = 2.0 * TILE_COLUMNS * MMA_COLUMNS * STEP
     mma_ops = tiles * pairs * (depth // STEP) * step_ops * max(1, parts // 2)
     turns = blocks * plan.k_blocks * schedule.threads
+    ends = plan.warp_groups if plan.whole_groups else 1  # of groups in a turn
     reads = schedule.warps_m * plan.weight_stage_bytes + schedule.warps_n * (
         plan.warp_tokens * schedule.warps_m * plan.row_stage_bytes // schedule.block_m
     )
@@ -106,7 +107,7 @@ def planes_features(plan: PlanesPlan, m: int) -> KernelFeatures:
         written_bytes=4 * m * spec.n,
         bytes_in_flight=(schedule.stages - 1) * plan.stage_bytes,
         b1_ops=mma_ops,
-        alu_ops=float(turns * plan.sum_instructions * (plan.warp_groups or 1)) / 2,
+        alu_ops=turns * plan.sum_instructions * ends / 2,
         issued=float(turns * plan.instructions),
         shared_traffic=float(blocks * plan.k_blocks * (plan.stage_bytes + reads)),
         workspace_bytes=schedule.split * m * spec.n * 4 if schedule.split > 1 else 0,
