@@ -2,7 +2,7 @@
 
 Read from SASS, not measured. A multiprocessor has four schedulers. Each issues one instruction of a
 warp in a cycle; integers and logic have 16 lanes, so that such an instruction takes its pipe for
-two cycles, conversions and reciprocals 4 lanes or 16. Branches inside of the loop are counted as if
+two cycles, and so do, at best, conversions. Branches inside of the loop are counted as if
 they were always taken, so that counts are upper bounds.
 """
 
