@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import pytest
+from abqc.codegen.gpu.planes import Planes
 from abqc.codegen.strategy import Choice
 from abqc.codegen.targets.cuda import CudaTarget
 from abqc.dialects.formats import Half, parse_scheme
 from abqc.errors import RecipeError
+from abqc.passes.pack_layouts import MatmulRequest
 
 
 def choose(target: str, half: Half) -> Choice:
     """For a matmul of 4-bit weights and float activations."""
     named = CudaTarget.named(target)
     assert named is not None
-    return named.choose(64, 256, parse_scheme("w4"), None, 0, 16, half, node="fc")
+    request = MatmulRequest(64, 256, parse_scheme("w4"), None, 0, 16, half, "fc")
+    (choice,) = named.choose([request])
+    return choice
 
 
 @pytest.mark.parametrize("half", ["f16", "bf16"])
@@ -26,13 +30,13 @@ def test_float_activations_are_rounded_as_the_recipe_says(half: Half) -> None:
     assert pack is not None and f"_{half}_" in pack.name
 
 
-def test_a_strategy_without_a_schedule_is_no_candidate() -> None:
-    """Planes of short groups of many bits: too much code in every schedule."""
+def test_a_strategy_without_a_schedule_is_no_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As planes of groups that give too much code in every schedule."""
+    monkeypatch.setattr(Planes, "schedules", lambda *arguments: [])
     target = CudaTarget.named("sm_80")
     assert target is not None
-    choice = target.choose(
-        40, 800, parse_scheme("w8:g16"), parse_scheme("a6"), 0, 16, "f16", node="fc"
-    )
+    formats = parse_scheme("w1:channel"), parse_scheme("a1")
+    (choice,) = target.choose([MatmulRequest(40, 800, *formats, 0, 16, "f16", "fc")])
     assert choice.strategy.name == "int8"
     planes = next(s for s in target.strategies if s.name == "planes")
     assert planes.unsupported(choice.spec) == (
