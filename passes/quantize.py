@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from abqc.dialects import abq, hadamard
-from abqc.dialects.formats import QuantizedTensor, Scheme, quantize_weight
+from abqc.dialects.formats import Half, QuantizedTensor, Scheme, quantize_weight
 from abqc.dialects.mlir import ir
 from abqc.errors import RecipeError
 
@@ -22,7 +22,8 @@ from .infrastructure import Unit, defining_op, register, walk
 SMALL_TABLE = 16384
 
 # The attribute of a matmul or convolution that says what a GPU rounds float activations to.
-HALF, DEFAULT_HALF = "half", "f16"
+HALF = "half"
+DEFAULT_HALF: Half = "f16"
 
 
 @dataclass(frozen=True)
