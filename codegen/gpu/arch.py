@@ -38,8 +38,9 @@ class GpuArch(GpuLimits):
 
 
 _TURING = frozenset({"s8.m8n8k16", "f16.m16n8k8"})
-_AMPERE = frozenset({"b1.m16n8k256", "s8.m16n8k32", "f16.m16n8k16", "bf16.m16n8k16"})
-_BLACKWELL = _AMPERE - {"b1.m16n8k256"}
+_BINARY = frozenset({"b1.m16n8k256", "b1.m16n8k128"})
+_AMPERE = _BINARY | {"s8.m16n8k32", "f16.m16n8k16", "bf16.m16n8k16"}
+_BLACKWELL = _AMPERE - _BINARY
 
 
 def _arch(

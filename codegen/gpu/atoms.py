@@ -119,6 +119,7 @@ ATOMS: dict[str, MmaAtom] = {
     atom.form: atom
     for atom in (
         MmaAtom("b1", 16, 8, 256),
+        MmaAtom("b1", 16, 8, 128),
         MmaAtom("s8", 16, 8, 32),
         MmaAtom("s8", 8, 8, 16),
         MmaAtom("f16", 16, 8, 16),
