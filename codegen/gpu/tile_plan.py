@@ -149,7 +149,11 @@ class TilePlan:
         moved = fragments + 2 * self.pieces + constants + 28
         if self.grouped:  # ends of groups are moved among products
             return (moved + sums) * 5 // 4
-        return sums + (moved + 3 * self.weights.chunk_units) * 5 // 4
+        # Units of a chunk are decoded while others are multiplied; halves by a mask for each place
+        # of a code in 16 bits.
+        moved += 8 * self.weights.chunk_units - 5
+        masks = 16 // self.weights.bits if self.weights.lane_bits == 16 else 0
+        return sums + (moved + masks) * 5 // 4
 
     @property
     def pieces(self) -> int:
