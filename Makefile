@@ -13,16 +13,19 @@ BIN := $(VENV)/bin
 comma := ,
 TOOLCHAIN := $(if $(shell command -v cc gcc clang 2>/dev/null),,$(comma)toolchain)
 
+# Files of tests in a process for every core.
+PARALLEL ?= -n auto --dist loadfile
+
 .PHONY: demo test test-all lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 test-all: $(VENV)/.installed
-	$(BIN)/python -m pytest --hypothesis-profile=default
+	$(BIN)/python -m pytest $(PARALLEL) --hypothesis-profile=default
 
 bench: $(VENV)/.installed
 	$(BIN)/python tests/bench/bench_models.py
