@@ -295,6 +295,11 @@ typedef struct { /* where an output is when the host function has ended */
     int64_t kept;
 } abqc_result;
 
+/* Of the results of a run. */
+static inline size_t abqc_result_bytes(void) {
+    return (size_t)abqc_meta.info.output_count * sizeof(abqc_result);
+}
+
 enum { ABQC_PLANS = 12, ABQC_PLAN_GRAPHS = 8 };
 
 typedef struct {

@@ -115,10 +115,6 @@ static abqc_plan *least_recently_used(abqc_plans *plans, bool with_graph) {
     return oldest;
 }
 
-static size_t result_bytes(void) {
-    return (size_t)abqc_meta.info.output_count * sizeof(abqc_result);
-}
-
 void abqc_plans_keep(abqc_ctx *ctx, int64_t bytes) {
     abqc_plans *plans = &ctx->work->plans;
     size_t key_bytes = (size_t)plans->words * sizeof *plans->key;
@@ -126,7 +122,7 @@ void abqc_plans_keep(abqc_ctx *ctx, int64_t bytes) {
     abqc_plan *entry = least_recently_used(plans, false); /* there are more than ever have graphs */
     forget(entry);
     abqc_plan plan = {.key = malloc(key_bytes + 1), .used = plans->clock, .bytes = bytes,
-                      .results = calloc(1, result_bytes() + 1)};
+                      .results = calloc(1, abqc_result_bytes() + 1)};
     if (!plan.key || !plan.results) {
         free(plan.key);
         free(plan.results);
@@ -150,5 +146,5 @@ void abqc_plans_give(abqc_ctx *ctx, abqc_plan *plan, abqc_graph *graph) {
         forget(oldest);
     }
     plan->graph = graph;
-    memcpy(plan->results, ctx->work->results, result_bytes());
+    memcpy(plan->results, ctx->work->results, abqc_result_bytes());
 }

@@ -70,14 +70,10 @@ void abqc_work_destroy(abqc_work *work) {
 
 /* ---- the host function: its launches recorded, or sent as they come ---- */
 
-static size_t result_bytes(void) {
-    return (size_t)abqc_meta.info.output_count * sizeof(abqc_result);
-}
-
 /* Runs it on an arena that has just begun; keeps where the outputs are. */
 static int32_t call_host(abqc_ctx *ctx) {
     abqc_result *results = ctx->work->results;
-    memset(results, 0, result_bytes());
+    memset(results, 0, abqc_result_bytes());
     int32_t status = abqc_call_host(ctx);
     for (int32_t i = 0; i < abqc_meta.info.output_count; i++) {
         results[i].axis = ctx->slots[i].axis;
@@ -181,7 +177,7 @@ static int32_t run_again(abqc_ctx *ctx, const abqc_plan *known) {
     int32_t status = begin(ctx, known->bytes);
     if (!status) status = abqc_upload_inputs(ctx);
     if (status) return status;
-    memcpy(work->results, known->results, result_bytes());
+    memcpy(work->results, known->results, abqc_result_bytes());
     return launch_graph(work, known->graph);
 }
 
