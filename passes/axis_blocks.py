@@ -8,20 +8,16 @@ from abqc.dialects import abq
 from abqc.dialects.mlir import arith, ir, linalg, tensor
 
 from .generics import dims, ignores_init, inputs, maps, rank
-from .infrastructure import defining_op
-from .resolve_dims import dimension_or_query, index
+from .resolve_dims import expand_shape, index, mixed_sizes
 
 Body = Callable[[list[ir.Value]], ir.Value]
 
 
 def with_blocks(value: ir.Value, axis: int, size: int) -> ir.Value:
     """[.., n * size, ..] as [.., n, size, ..]."""
-    type_ = ir.RankedTensorType(value.type)
-    old = list(type_.shape)
+    old = abq.shape(value)
     shape = [*old[:axis], old[axis] // size, size, *old[axis + 1 :]]
-    dynamic = [dimension_or_query(value, i) for i, n in enumerate(old) if n == abq.DYNAMIC]
-    expanded = ir.RankedTensorType.get(shape, type_.element_type)
-    return tensor.ExpandShapeOp(expanded, value, _groups(axis, len(old)), dynamic, shape).result
+    return expand_shape(value, _groups(axis, len(old)), shape)
 
 
 def joined(value: ir.Value, axis: int, type_: ir.Type) -> ir.Value:
@@ -153,11 +149,7 @@ def _init(loop: ir.Operation, split: int, size: int) -> ir.Value:
     """An empty tensor like the loop's, in blocks."""
     old = loop.operands[len(loop.operands) - 1]
     shape = abq.shape(old)
-    empty = defining_op(old)
-    sizes = [n if n != abq.DYNAMIC else dimension_or_query(old, i) for i, n in enumerate(shape)]
-    if empty is not None and empty.name == "tensor.empty":
-        dynamic = iter(empty.operands)
-        sizes = [n if n != abq.DYNAMIC else next(dynamic) for n in shape]
+    sizes = mixed_sizes(old)
     return tensor.EmptyOp(
         [*sizes[:split], shape[split] // size, size, *sizes[split + 1 :]], abq.element(old)
     ).result

@@ -6,7 +6,7 @@ from abqc.dialects import abq
 from abqc.dialects.mlir import ir, linalg, tensor
 
 from .infrastructure import Unit, defining_op, register, walk
-from .resolve_dims import dimension_or_query
+from .resolve_dims import dimension_or_query, expand_shape
 
 
 @register
@@ -53,12 +53,7 @@ def _convert(op: ir.Operation) -> ir.Value:
 
 
 def _with_unit_batch(value: ir.Value) -> ir.Value:
-    type_ = ir.RankedTensorType(value.type)
-    sizes = [dimension_or_query(value, i) for i, s in enumerate(type_.shape) if s == abq.DYNAMIC]
-    shape = [1, *type_.shape]
-    return tensor.ExpandShapeOp(
-        ir.RankedTensorType.get(shape, type_.element_type), value, [[0, 1], [2]], sizes, shape
-    ).result
+    return expand_shape(value, [[0, 1], [2]], [1, *abq.shape(value)])
 
 
 def _fold_transpose(c: ir.Value) -> tuple[ir.Value, bool]:

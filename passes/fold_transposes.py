@@ -12,11 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from abqc.dialects import abq
-from abqc.dialects.mlir import ir, tensor
+from abqc.dialects.mlir import ir
 
 from .generics import groups, is_elementwise, maps
 from .infrastructure import Unit, register, users, walk
-from .resolve_dims import dimension_or_query
+from .resolve_dims import expand_shape
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,8 @@ def _source(source: ir.Value, view: _View) -> ir.Value:
     shape: list[int] = [0] * len(sizes)
     for axis, size in zip(view.order, sizes, strict=True):
         shape[axis] = size
-    old = abq.shape(source)
     with ir.InsertionPoint(view.expand), view.expand.location:
-        dynamic = [dimension_or_query(source, i) for i, n in enumerate(old) if n == abq.DYNAMIC]
-        type_ = ir.RankedTensorType.get(shape, abq.element(source))
-        return tensor.ExpandShapeOp(type_, source, groups(view.expand), dynamic, shape).result
+        return expand_shape(source, groups(view.expand), shape)
 
 
 def _only_reads(loop: ir.Operation, value: ir.Value) -> bool:

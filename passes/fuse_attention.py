@@ -19,7 +19,7 @@ from abqc.dialects.mlir import ir, tensor
 
 from .generics import dims, expression, groups, inputs, is_elementwise
 from .infrastructure import Unit, defining_op, register, users, walk
-from .resolve_dims import dimension_or_query
+from .resolve_dims import expand_shape
 from .score_chain import Chain, Mask, match_chain
 from .share_heads import GROUP
 from .softmax import match_softmax, operand_in_order
@@ -219,11 +219,7 @@ def _mask_of_heads(mask: Mask, apart: bool) -> Mask | None:
 
 def _with_batch(value: ir.Value) -> ir.Value:
     """[H, M, D] as [1, H, M, D]."""
-    type_ = ir.RankedTensorType(value.type)
-    sizes = [dimension_or_query(value, i) for i, s in enumerate(type_.shape) if s == abq.DYNAMIC]
-    shape = [1, *type_.shape]
-    expanded = ir.RankedTensorType.get(shape, type_.element_type)
-    return tensor.ExpandShapeOp(expanded, value, _HEADS_IN_BATCH, sizes, shape).result
+    return expand_shape(value, _HEADS_IN_BATCH, [1, *abq.shape(value)])
 
 
 def _output(product: ir.Operation) -> tuple[ir.Operation | None, ir.Operation | None]:

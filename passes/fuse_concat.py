@@ -20,8 +20,9 @@ from abqc.dialects.mlir import arith, ir, linalg, tensor
 
 from .axis_blocks import clone_body, in_blocks, joined, parallel_loop, with_blocks
 from .generics import ignores_init, inputs, is_elementwise, is_identity, maps
-from .infrastructure import Unit, constant_index, defining_op, register, users, walk
-from .resolve_dims import dimension_or_query, index
+from .infrastructure import Unit, defining_op, register, users, walk
+from .resolve_dims import index, mixed_sizes
+from .slices import has_steps, is_whole, offset
 
 
 @dataclass(frozen=True)
@@ -65,64 +66,33 @@ def _part(value: ir.Value, axis: int, size: int) -> _Part | None:
     if op is None or op.name != "tensor.extract_slice":
         return _Part(value, 0, loop)
     source = op.operands[0]
-    offset = _offset(op, axis)
+    begin = _offset(op, axis)
     whole = abq.shape(source)[axis]
-    if offset is None or whole == abq.DYNAMIC or whole % size or offset % size:
+    if begin is None or whole == abq.DYNAMIC or whole % size or begin % size:
         return None
-    return _Part(source, offset // size, loop)
+    return _Part(source, begin // size, loop)
 
 
 def _offset(op: ir.Operation, axis: int) -> int | None:
     """Where a slice begins that keeps all axes but one whole; None for other slices."""
-    offsets = list(ir.DenseI64ArrayAttr(op.attributes["static_offsets"]))
-    sizes = list(ir.DenseI64ArrayAttr(op.attributes["static_sizes"]))
-    strides = list(ir.DenseI64ArrayAttr(op.attributes["static_strides"]))
-    source, *dynamic = op.operands
-    shape = abq.shape(source)
-    if len(abq.shape(op.results[0])) != len(shape) or any(stride != 1 for stride in strides):
+    source = op.operands[0]
+    rank = len(abq.shape(source))
+    if len(abq.shape(op.results[0])) != rank or has_steps(op):
         return None
-    if offsets[axis] < 0 or any(offsets[i] for i in range(len(shape)) if i != axis):
+    if not all(is_whole(op, i, source) for i in range(rank) if i != axis):
         return None
-    known = iter(dynamic)
-    for i, size in enumerate(sizes):
-        value = next(known) if size < 0 else None
-        if i == axis:
-            continue
-        whole = value is not None and _is_size(value, source, i) if size < 0 else size == shape[i]
-        if not whole:
-            return None
-    return offsets[axis]
-
-
-def _is_size(value: ir.Value, source: ir.Value, axis: int) -> bool:
-    """Whether `value` surely is the size of an axis of `source`, whose size is dynamic."""
-    if abq.shape(source)[axis] != abq.DYNAMIC:
-        return False
-    query = defining_op(value)
-    if query is not None and query.name == "tensor.dim" and query.operands[0] == source:
-        return constant_index(query.operands[1]) == axis
-    made = defining_op(source)
-    if made is None or not made.name.startswith("linalg.") or len(made.results) != 1:
-        return False
-    empty = defining_op(made.operands[len(made.operands) - 1])
-    if empty is None or empty.name != "tensor.empty":
-        return False
-    before = sum(size == abq.DYNAMIC for size in abq.shape(source)[:axis])
-    return empty.operands[before] == value
+    return offset(op, axis)
 
 
 def _as_loop(op: ir.Operation, axis: int, size: int, parts: list[_Part]) -> ir.Value:
     """The result, and in blocks too what loops make of it."""
     type_ = ir.RankedTensorType(op.results[0].type)
-    source, shape = parts[0].source, list(type_.shape)
+    source = parts[0].source
     wide = with_blocks(source, axis, size)
     blocks = sorted({part.block for part in parts})
-    result_shape = [*shape[:axis], len(parts), size, *shape[axis + 1 :]]
-    rank = len(result_shape)
-    sizes = [
-        n if n != abq.DYNAMIC else dimension_or_query(source, i if i < axis else i - 1)
-        for i, n in enumerate(result_shape)
-    ]
+    whole = mixed_sizes(source)
+    sizes = [*whole[:axis], len(parts), size, *whole[axis + 1 :]]
+    rank = len(sizes)
     every = [ir.AffineDimExpr.get(i) for i in range(rank)]
     reads = [[*every[:axis], ir.AffineConstantExpr.get(b), *every[axis + 1 :]] for b in blocks]
 

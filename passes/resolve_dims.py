@@ -54,6 +54,21 @@ def dimension_or_query(value: ir.Value, axis: int) -> ir.Value:
     return size if size is not None else tensor.DimOp(value, index(axis)).result
 
 
+def mixed_sizes(value: ir.Value) -> list[int | ir.Value]:
+    """The sizes of a tensor, as numbers where they are static: what tensor.empty takes."""
+    return [
+        size if size != abq.DYNAMIC else dimension_or_query(value, axis)
+        for axis, size in enumerate(abq.shape(value))
+    ]
+
+
+def expand_shape(value: ir.Value, groups: list[list[int]], shape: list[int]) -> ir.Value:
+    """A tensor with its axes cut; sizes of `shape` that are not static are its own, in order."""
+    dynamic = [size for size in mixed_sizes(value) if not isinstance(size, int)]
+    type_ = ir.RankedTensorType.get(shape, abq.element(value))
+    return tensor.ExpandShapeOp(type_, value, groups, dynamic, shape).result
+
+
 def _of_first_operand(op: ir.Operation, axis: int) -> ir.Value | None:
     return dimension_or_query(op.operands[0], axis)
 

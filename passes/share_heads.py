@@ -30,7 +30,7 @@ from .generics import (
     rank,
 )
 from .infrastructure import Unit, defining_op, register, walk
-from .resolve_dims import dimension_or_query
+from .resolve_dims import mixed_sizes
 
 # How many consecutive matrices of the first operand share one of the second, where this pass made
 # it so; DYNAMIC: that is known at run time.
@@ -124,11 +124,10 @@ def _keeps_batch(op: ir.Operation) -> bool:
 def _step(op: ir.Operation, value: ir.Value) -> ir.Value:
     """The same as `op` does, of a tensor without the repeated axes."""
     element = abq.element(op.results[0])
-    sizes = [n if n != abq.DYNAMIC else dimension_or_query(value, i)
-             for i, n in enumerate(abq.shape(value))]  # fmt: skip
+    sizes = mixed_sizes(value)
     if op.name == "linalg.transpose":
-        rank = len(sizes)
-        order = [*range(rank - 2), rank - 1, rank - 2]
+        batch = len(sizes) - 2
+        order = [*range(batch), batch + 1, batch]
         empty = tensor.EmptyOp([sizes[i] for i in order], element).result
         return linalg.transpose(value, outs=[empty], permutation=order).operation.results[0]
     empty = tensor.EmptyOp(sizes, element).result

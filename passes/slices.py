@@ -24,6 +24,17 @@ def dynamic_size(part: ir.Operation, axis: int) -> ir.Value:
     return part.operands[1 + before]
 
 
+def offset(part: ir.Operation, axis: int) -> int | None:
+    """Where it begins along an axis; None where that is a value."""
+    static = _static(part, "offsets")[axis]
+    return None if static == abq.DYNAMIC else static
+
+
+def has_steps(part: ir.Operation) -> bool:
+    """Whether it leaves elements out, or may."""
+    return any(stride != 1 for stride in _static(part, "strides"))
+
+
 def is_beginning(part: ir.Operation, axis: int) -> bool:
     """Whether it takes the first elements along an axis."""
     return _static(part, "offsets")[axis] == 0 and _static(part, "strides")[axis] == 1
@@ -36,13 +47,23 @@ def is_whole(part: ir.Operation, axis: int, source: ir.Value) -> bool:
     static = static_sizes(part)[axis]
     if static != abq.DYNAMIC:
         return static == abq.shape(source)[axis]
-    size = defining_op(dynamic_size(part, axis))
-    return (
-        size is not None
-        and size.name == "tensor.dim"
-        and size.operands[0] == source
-        and constant_index(size.operands[1]) == axis
-    )
+    return is_size(dynamic_size(part, axis), source, axis)
+
+
+def is_size(value: ir.Value, source: ir.Value, axis: int) -> bool:
+    """Whether `value` is known to be the size of an axis of `source` that is not static."""
+    if abq.shape(source)[axis] != abq.DYNAMIC:
+        return False
+    query = defining_op(value)
+    if query is not None and query.name == "tensor.dim" and query.operands[0] == source:
+        return constant_index(query.operands[1]) == axis
+    made = defining_op(source)
+    if made is None or not made.name.startswith("linalg.") or len(made.results) != 1:
+        return False
+    empty = defining_op(made.operands[len(made.operands) - 1])
+    if empty is None or empty.name != "tensor.empty":
+        return False
+    return empty.operands[abq.shape(source)[:axis].count(abq.DYNAMIC)] == value
 
 
 def is_compact(part: ir.Operation) -> bool:
