@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
-from abqc.codegen.gpu.arch import ALL, GpuArch
 from abqc.codegen.gpu.arg_extreme import arg_extreme_kernels
-from abqc.codegen.gpu.order_keys import ELEMENTS
-from abqc.codegen.gpu.tools import find_tool
-from abqc.codegen.strategy import Kernel
-from gpu_kernels import SAMPLE, output, run, spills, take
+from gpu_kernels import output, run, take
 
 DTYPES = {"f16": np.float16, "f32": np.float32, "f64": np.float64, "i8": np.int8, "i64": np.int64}
 
@@ -46,20 +40,3 @@ def test_infinities_zeros_and_extremes() -> None:
             check(smallest, "i64", largest=largest, variant=variant)
     x[:, 1] = np.nan
     check(x, "f32", largest=True, variant=0)
-
-
-def kernels(elements: Sequence[str]) -> list[Kernel]:
-    return [v.kernel for e in elements for v in arg_extreme_kernels(e, largest=e != "i64")]
-
-
-@pytest.mark.skipif(find_tool("ptxas") is None, reason="no ptxas")
-@pytest.mark.parametrize("arch", SAMPLE, ids=lambda arch: arch.name)
-def test_sample_assembles_without_spills(arch: GpuArch) -> None:
-    assert not spills(arch, *kernels(("f32", "i64")))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(find_tool("ptxas") is None, reason="no ptxas")
-@pytest.mark.parametrize("arch", ALL, ids=lambda arch: arch.name)
-def test_all_assemble_without_spills(arch: GpuArch) -> None:
-    assert not spills(arch, *kernels(ELEMENTS))

@@ -16,6 +16,7 @@ the line alone. Halves are added in f32 and rounded once for each result.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -61,22 +62,31 @@ def _neutral(b: GpuBuilder, type_: ir.Type) -> Value:
     return b.const(-0.0 if isinstance(type_, ir.FloatType) else 0, type_)
 
 
+def _open(
+    module: Any, arch: GpuArch, name: str, element: str, totals: int
+) -> AbstractContextManager[tuple[Any, ...]]:
+    """A kernel with shared memory for `totals` sums."""
+    shared = totals * bits_of(accumulator(element)) // 8
+    arguments = [POINTER, POINTER, "i32", "i32"]
+    return kernel(module, arch, name, arguments, threads=THREADS, shared=shared, blocks=RESIDENT)
+
+
+def _line(
+    b: GpuBuilder, element: str, x: Value, y: Value, n: Value, inner: Value, place: list[Value]
+) -> tuple[Value, Value, Value]:
+    """Where the line at `place` (outer, column) begins in x and y, and its stride in bytes."""
+    outer, column = place
+    item = bits_of(type_of(element)) // 8
+    start = (b.wide(outer) * b.wide(n) * b.wide(inner) + b.wide(column)) * item
+    return b.at(x, start), b.at(y, start), b.wide(inner) * item
+
+
 def _emit_rows(element: str, module: Any, arch: GpuArch) -> None:
     type_ = accumulator(element)
-    item = bits_of(type_of(element)) // 8
-    with kernel(
-        module,
-        arch,
-        f"scan_rows_{element}",
-        [POINTER, POINTER, "i32", "i32"],
-        threads=THREADS,
-        shared=WARPS * bits_of(type_) // 8,
-        blocks=RESIDENT,
-    ) as (b, block, x, y, n, inner):
-        outer, column = block // inner, block % inner
-        start = (b.wide(outer) * b.wide(n) * b.wide(inner) + b.wide(column)) * item
-        x, y = b.at(x, start), b.at(y, start)
-        stride = b.wide(inner) * item
+    opened = _open(module, arch, f"scan_rows_{element}", element, WARPS)
+    with opened as (b, block, x, y, n, inner):
+        place = [block // inner, block % inner]
+        x, y, stride = _line(b, element, x, y, n, inner, place)
         with b.loop(0, n, STEP, [_neutral(b, type_)]) as loop:
             first = loop.i + (b.warp * (PER_THREAD * WARP) + b.lane)
             places = [first + i * WARP for i in range(PER_THREAD)]
@@ -95,21 +105,11 @@ def _emit_rows(element: str, module: Any, arch: GpuArch) -> None:
 
 def _emit_columns(element: str, module: Any, arch: GpuArch) -> None:
     type_ = accumulator(element)
-    item = bits_of(type_of(element)) // 8
-    with kernel(
-        module,
-        arch,
-        f"scan_columns_{element}",
-        [POINTER, POINTER, "i32", "i32"],
-        threads=THREADS,
-        shared=THREADS * bits_of(type_) // 8,
-        blocks=RESIDENT,
-    ) as (b, block, x, y, n, inner):
+    opened = _open(module, arch, f"scan_columns_{element}", element, THREADS)
+    with opened as (b, block, x, y, n, inner):
         blocks = b.ceil_div(inner, WARP)
-        outer, column = block // blocks, block % blocks * WARP + b.lane
-        start = (b.wide(outer) * b.wide(n) * b.wide(inner) + b.wide(column)) * item
-        x, y = b.at(x, start), b.at(y, start)
-        stride = b.wide(inner) * item
+        column = block % blocks * WARP + b.lane
+        x, y, stride = _line(b, element, x, y, n, inner, [block // blocks, column])
         there = column < inner
         with b.loop(0, n, COLUMN_STEP, [_neutral(b, type_)]) as loop:
             first = loop.i + b.warp * PER_THREAD
