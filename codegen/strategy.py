@@ -11,34 +11,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from ..dialects.formats import Half, QuantizedTensor, Scheme
+from ..dialects.formats import QuantizedTensor
+from ..dialects.matmul_spec import MatmulSpec
 from ..errors import RecipeError
-from ..passes.pack_layouts import MatmulRequest
-
-
-@dataclass(frozen=True)
-class MatmulSpec:
-    """One matmul: `y[M, n] = x[M, k] * w[n, k]^T`; M is known at run time only.
-
-    `weight` and `activation` are None where that side stays float. `hadamard_block` rotates
-    activations in blocks of that many columns before they are quantized; 0: no rotation.
-    `scale_bits` is 16, or 32 for imported weights whose scales f16 cannot hold. `half` is what
-    kernels of 16 bits (GPUs only) round float activations to.
-    """
-
-    n: int
-    k: int
-    weight: Scheme | None
-    activation: Scheme | None
-    hadamard_block: int = 0
-    scale_bits: int = 16
-    half: Half = "f16"
-
-    @staticmethod
-    def of(request: MatmulRequest) -> MatmulSpec:
-        """What a pass asks for, without the node."""
-        r = request
-        return MatmulSpec(r.n, r.k, r.weight, r.activation, r.hadamard_block, r.scale_bits, r.half)
 
 
 @dataclass(frozen=True)

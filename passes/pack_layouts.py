@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from abqc.dialects import abq
-from abqc.dialects.formats import Half, Scheme, parse_scheme
+from abqc.dialects.formats import Scheme, parse_scheme
+from abqc.dialects.matmul_spec import MatmulSpec
 from abqc.dialects.mlir import ir
 from abqc.errors import ModelError
 
@@ -29,22 +30,6 @@ class _Packed:
     strategy: str
     spec: Any
     symbol: str
-
-
-@dataclass(frozen=True)
-class MatmulRequest:
-    """A matmul that a target is asked to choose a strategy for: `n` x `k` weights, formats (None:
-    float), columns of a rotation (0: none), bits of the weight's scales, what kernels of 16 bits
-    round float activations to, its ONNX node."""
-
-    n: int
-    k: int
-    weight: Scheme | None
-    activation: Scheme | None
-    hadamard_block: int
-    scale_bits: int
-    half: Half
-    node: str
 
 
 @register
@@ -89,18 +74,19 @@ def _choose(matmuls: list[ir.Operation], unit: Unit) -> dict[ir.Operation, Any]:
         readers.setdefault(op.opview.x, []).append(op)
     choices: dict[ir.Operation, Any] = {}
     for group in readers.values():
-        chosen = unit.target.choose([_request(op) for op in group])
+        nodes = [ir.StringAttr(op.opview.node).value for op in group]
+        chosen = unit.target.choose([_spec(op) for op in group], nodes=nodes)
         choices.update(zip(group, chosen, strict=True))
     return choices
 
 
-def _request(op: ir.Operation) -> MatmulRequest:
+def _spec(op: ir.Operation) -> MatmulSpec:
     view = op.opview
     text = abq.code_format(view.w)
     _, activation, block, _ = _activation(view.x)
     n, k = abq.shape(view.w)
     half: Any = ir.StringAttr(op.attributes[HALF]).value if HALF in op.attributes else DEFAULT_HALF
-    return MatmulRequest(
+    return MatmulSpec(
         n,
         k,
         parse_scheme(text) if text else None,
@@ -108,7 +94,6 @@ def _request(op: ir.Operation) -> MatmulRequest:
         block,
         _scale_bits(view.w_scale),
         half,
-        ir.StringAttr(view.node).value,
     )
 
 

@@ -7,16 +7,16 @@ from abqc.codegen.gpu.planes import Planes
 from abqc.codegen.strategy import Choice
 from abqc.codegen.targets.cuda import CudaTarget
 from abqc.dialects.formats import Half, parse_scheme
+from abqc.dialects.matmul_spec import MatmulSpec
 from abqc.errors import RecipeError
-from abqc.passes.pack_layouts import MatmulRequest
 
 
 def choose(target: str, half: Half) -> Choice:
     """For a matmul of 4-bit weights and float activations."""
     named = CudaTarget.named(target)
     assert named is not None
-    request = MatmulRequest(64, 256, parse_scheme("w4"), None, 0, 16, half, "fc")
-    (choice,) = named.choose([request])
+    spec = MatmulSpec(64, 256, parse_scheme("w4"), None, half=half)
+    (choice,) = named.choose([spec], nodes=["fc"])
     return choice
 
 
@@ -36,7 +36,7 @@ def test_a_strategy_without_a_schedule_is_no_candidate(monkeypatch: pytest.Monke
     target = CudaTarget.named("sm_80")
     assert target is not None
     formats = parse_scheme("w1:channel"), parse_scheme("a1")
-    (choice,) = target.choose([MatmulRequest(40, 800, *formats, 0, 16, "f16", "fc")])
+    (choice,) = target.choose([MatmulSpec(40, 800, *formats)], nodes=["fc"])
     assert choice.strategy.name == "int8"
     planes = next(s for s in target.strategies if s.name == "planes")
     assert planes.unsupported(choice.spec) == (

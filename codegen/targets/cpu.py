@@ -9,7 +9,6 @@ from functools import cached_property, partial
 from ...costmodel.interface import CostModel, MatmulFeatures
 from ...costmodel.load import model_for
 from ...dialects.formats import Scheme, parse_scheme
-from ...passes.pack_layouts import MatmulRequest
 from ..cpu.batch_matmul import batch_matmul_kernels
 from ..cpu.bitplane import BitplaneStrategy
 from ..cpu.dequantize import Dequantize
@@ -48,17 +47,16 @@ class CpuTarget:
     def strategies(self) -> tuple[MatmulStrategy, ...]:
         return (FloatMatmul(), Dequantize(), Int8Strategy(), BitplaneStrategy())
 
-    def choose(self, requests: Sequence[MatmulRequest]) -> list[Choice]:
-        """The cheapest strategy for each; RecipeError where there is none.
+    def choose(self, specs: Sequence[MatmulSpec], *, nodes: Sequence[str]) -> list[Choice]:
+        """The cheapest strategy for each; RecipeError, with its node, where there is none.
 
         What they cost includes their packing, which they share if they choose alike. Float
         activations are f32 here, whatever `half` says.
         """
-        return [self._choose(request) for request in requests]
+        return [self._choose(spec, node) for spec, node in zip(specs, nodes, strict=True)]
 
-    def _choose(self, request: MatmulRequest) -> Choice:
-        spec = MatmulSpec.of(request)
-        able = able_to_do(spec, self.strategies, node=request.node)
+    def _choose(self, spec: MatmulSpec, node: str) -> Choice:
+        able = able_to_do(spec, self.strategies, node=node)
         if len(able) == 1:
             return Choice(able[0], spec, f"{able[0].name}: the only strategy for these formats")
         scores = {s.name: [self._features(s, spec, m) for m in TYPICAL_ROWS] for s in able}

@@ -9,7 +9,6 @@ from functools import cached_property
 from ...costmodel.interface import CostModel
 from ...costmodel.load import model_for
 from ...dialects.formats import Scheme, parse_scheme
-from ...passes.pack_layouts import MatmulRequest
 from ..gpu.arch import ALL, SM_75, GpuArch
 from ..gpu.arg_extreme import arg_extreme_kernels
 from ..gpu.attention import AttentionVariant, attention_kernels, precision_on
@@ -83,22 +82,22 @@ class CudaTarget:
         )
         return tuple(Scheduled(strategy, self.archs, self.models) for strategy in every)
 
-    def choose(self, requests: Sequence[MatmulRequest]) -> list[Choice]:
-        """A strategy for each of these matmuls of one activation; RecipeError where there is none.
+    def choose(self, specs: Sequence[MatmulSpec], *, nodes: Sequence[str]) -> list[Choice]:
+        """A strategy for each of these matmuls of one activation; RecipeError, with its node, where
+        there is none.
 
         Each gets its cheapest one, or all get the same, if that saves launches that pack the
         activation in several layouts.
         """
-        specs = [MatmulSpec.of(request) for request in requests]
         able = [
-            able_to_do(spec, self.strategies, node=request.node, where=f" on {self.name}")
-            for spec, request in zip(specs, requests, strict=True)
+            able_to_do(spec, self.strategies, node=node, where=f" on {self.name}")
+            for spec, node in zip(specs, nodes, strict=True)
         ]
         common = [s for s in able[0] if all(s in others for others in able)]
-        alone = [
-            self._cheapest([spec], [[s] for s in a]) for spec, a in zip(specs, able, strict=True)
+        each = [
+            self._cheapest([spec], [[s] for s in of_spec])[0]
+            for spec, of_spec in zip(specs, able, strict=True)
         ]
-        each = [s for (s,) in alone]
         chosen = self._cheapest(specs, [each, *([s] * len(specs) for s in common)])
         return [
             Choice(
@@ -111,7 +110,7 @@ class CudaTarget:
         ]
 
     def _cheapest(
-        self, specs: list[MatmulSpec], assignments: list[list[Scheduled]]
+        self, specs: Sequence[MatmulSpec], assignments: list[list[Scheduled]]
     ) -> list[Scheduled]:
         """The strategies that take the least time together, by the product over rows and targets:
         none of these outweighs another."""

@@ -1,0 +1,26 @@
+"""What a matmul is to the strategies that compute it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .formats import Half, Scheme
+
+
+@dataclass(frozen=True)
+class MatmulSpec:
+    """One matmul: `y[M, n] = x[M, k] * w[n, k]^T`; M is known at run time only.
+
+    `weight` and `activation` are None where that side stays float. `hadamard_block` rotates
+    activations in blocks of that many columns before they are quantized; 0: no rotation.
+    `scale_bits` is 16, or 32 for imported weights whose scales f16 cannot hold. `half` is what
+    kernels of 16 bits (GPUs only) round float activations to.
+    """
+
+    n: int
+    k: int
+    weight: Scheme | None
+    activation: Scheme | None
+    hadamard_block: int = 0
+    scale_bits: int = 16
+    half: Half = "f16"
