@@ -146,6 +146,10 @@ class Scheduled:
         return {}
 
     @cached_property
+    def _best(self) -> dict[tuple[MatmulSpec, int | None], Candidate]:
+        return {}
+
+    @cached_property
     def _able(self) -> dict[MatmulSpec, list[Schedule]]:
         return {}
 
@@ -189,6 +193,11 @@ class Scheduled:
 
     def best(self, spec: MatmulSpec, begin: int, end: int | None) -> Candidate:
         """The cheapest schedule for `begin <= M <= end`, judged by the most rows of the range."""
+        if (spec, end) not in self._best:
+            self._best[spec, end] = self._cheapest(spec, begin, end)
+        return self._best[spec, end]
+
+    def _cheapest(self, spec: MatmulSpec, begin: int, end: int | None) -> Candidate:
         rows = MANY_ROWS if end is None else (end,)
         able = [s for s in self.candidates(spec) if _covers(s, end)]
         assert able, f"{self.name} has no schedule for {begin} to {end} rows of {spec}"
