@@ -14,7 +14,7 @@ from abqc.dialects.abq_order import ArgExtremeOp
 from abqc.dialects.mlir import arith, ir
 
 from .generics import dims, inputs, is_identity, is_place, iterators, maps, rank
-from .infrastructure import Unit, defining_op, register, walk
+from .infrastructure import Unit, defining_op, is_used, register, walk
 
 # What codegen/gpu/order_keys.py knows the order of.
 ELEMENTS = ("f16", "bf16", "f32", "f64", "i8", "i16", "i32", "i64")
@@ -48,7 +48,7 @@ def convert_arg_extreme(module: ir.Operation, unit: Unit) -> None:
 
 def _is_over_rows(op: ir.Operation) -> bool:
     """A reduction of the last axis of one tensor to two results, of which the second is read."""
-    if len(op.results) != 2 or len(inputs(op)) != 1 or any(True for _ in op.results[0].uses):
+    if len(op.results) != 2 or len(inputs(op)) != 1 or is_used(op.results[0]):
         return False
     rows = list(range(rank(op) - 1))
     return (

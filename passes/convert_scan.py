@@ -10,7 +10,7 @@ from abqc.dialects import abq
 from abqc.dialects.abq_order import ScanOp
 from abqc.dialects.mlir import ir
 
-from .infrastructure import Unit, defining_op, register, walk
+from .infrastructure import Unit, defining_op, is_used, register, walk
 
 # What codegen/gpu/scan.py has kernels for.
 ELEMENTS = ("f16", "bf16", "f32", "f64", "i32", "i64")
@@ -29,7 +29,7 @@ def convert_scan(module: ir.Operation, unit: Unit) -> None:
 
 
 def _is_running_sum(op: ir.Operation) -> bool:
-    if any(True for _ in op.results[1].uses) or op.operands[0].type != op.results[0].type:
+    if is_used(op.results[1]) or op.operands[0].type != op.results[0].type:
         return False
     if not ir.BoolAttr(op.attributes["inclusive"]).value:
         return False

@@ -11,7 +11,7 @@ from abqc.dialects.abq_order import TopKOp
 from abqc.dialects.mlir import arith, ir, tensor
 
 from .generics import is_place, iterators
-from .infrastructure import Unit, constant_index, defining_op, register, users, walk
+from .infrastructure import Unit, constant_index, defining_op, is_used, register, users, walk
 from .resolve_dims import dimension_or_query, index
 from .slices import dynamic_size, is_beginning, is_whole, static_sizes
 
@@ -86,7 +86,7 @@ def _convert(op: ir.Operation, largest: bool) -> None:
     for old, result in zip(op.results, new.operation.results, strict=True):
         for part in [user.operation for user in users(old)] if slices else []:
             _read(part, result, x, axis)
-        if any(True for _ in old.uses):
+        if is_used(old):
             with ir.InsertionPoint(place), op.location:
                 same = result if result.type == old.type else tensor.CastOp(old.type, result).result
             old.replace_all_uses_with(same)

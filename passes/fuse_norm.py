@@ -17,7 +17,7 @@ from abqc.dialects import abq
 from abqc.dialects.mlir import ir
 
 from .generics import OUT, Tree, dims, expression, inputs, is_elementwise, maps, rank
-from .infrastructure import Unit, defining_op, register, users, walk
+from .infrastructure import Unit, defining_op, is_used, register, users, walk
 from .softmax import match_reduction, match_softmax, operand_in_order, row_operand
 
 # Longer rows have no kernel (codegen/gpu/norm.py).
@@ -40,7 +40,7 @@ class _Norm:
 def fuse_norm(module: ir.Operation, unit: Unit) -> None:
     """Turn layer norms, RMS norms and softmaxes over the last axis into one operation each."""
     for op in walk(module, "linalg.generic"):
-        if not is_elementwise(op) or not any(True for _ in op.results[0].uses):
+        if not is_elementwise(op) or not is_used(op.results[0]):
             continue
         norm = _match_norm(op)
         if norm is not None:

@@ -204,6 +204,10 @@ def users(value: ir.Value) -> Iterator[ir.Operation]:
         yield use.owner
 
 
+def is_used(value: ir.Value) -> bool:
+    return any(True for _ in value.uses)
+
+
 def defining_op(value: ir.Value) -> ir.Operation | None:
     """The operation that makes a value, None for block arguments."""
     owner = value.owner

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abqc.dialects.mlir import affine, arith, ir, memref, scf
 
-from .infrastructure import constant_index, defining_op, walk
+from .infrastructure import constant_index, defining_op, is_used, walk
 from .loop_nest import Nest
 from .resolve_dims import index
 
@@ -115,7 +115,7 @@ class Body:
 
     def _point_through_memory(self) -> None:
         arguments = [
-            self._load(i) if _is_used(argument) else None
+            self._load(i) if is_used(argument) else None
             for i, argument in enumerate(self.nest.arguments)
         ]
         first = len(self.nest.operands) - self.nest.n_outputs
@@ -211,7 +211,3 @@ class Body:
 def _relax(op: ir.Operation, *, accumulates: bool) -> None:
     flags = _FLAGS[op.name][not accumulates]
     op.attributes["fastmath"] = ir.Attribute.parse(f"#arith.fastmath<{flags}>")
-
-
-def _is_used(value: ir.Value) -> bool:
-    return any(True for _ in value.uses)

@@ -13,7 +13,7 @@ import numpy as np
 from abqc.dialects import abq
 from abqc.dialects.mlir import arith, bufferization, cf, func, ir, memref
 
-from .infrastructure import Unit, defining_op, register, walk
+from .infrastructure import Unit, defining_op, is_used, register, walk
 from .launch import APPEND, declare
 from .lower_arg_extreme import lower_arg_extreme
 from .lower_attention import lower_attention
@@ -50,7 +50,7 @@ def _weight(low: Lowering, op: ir.Operation) -> None:
             symbol, list(type_.shape), ir.IntegerType.get_signless(8)
         )
         return
-    if not any(True for _ in op.results[0].uses):
+    if not is_used(op.results[0]):
         return
     buffer = low.constant(symbol, list(type_.shape), element)
     tensor_value = bufferization.ToTensorOp(type_, buffer, restrict=True).result

@@ -8,7 +8,7 @@ from typing import Any
 from abqc.dialects import abq
 from abqc.dialects.mlir import arith, ir
 
-from .infrastructure import Unit
+from .infrastructure import Unit, is_used
 from .lowering import Lowering, ceil_div, product
 
 
@@ -16,7 +16,7 @@ def norm_pack_kernel(unit: Unit, norm: ir.Operation, packs: Sequence[str]) -> An
     """The target's kernel for an `abq.norm` or `abq.norm_pack` with these packing kernels; None
     where it has none."""
     kernels = [unit.kernels[name] for name in packs]
-    keeps_row = _is_read(norm.results[0])
+    keeps_row = is_used(norm.results[0])
     return unit.target.norm_pack(kernels, **_form(norm), keeps_row=keeps_row)
 
 
@@ -31,7 +31,7 @@ def lower_norm_pack(low: Lowering, op: ir.Operation) -> None:
     names = [ir.StringAttr(name).value for name in ir.ArrayAttr(view.kernels)]
     kernel = norm_pack_kernel(low.unit, op, names)
     assert kernel is not None, "fuse-norm-pack asks the target before"
-    row = [view.result] if _is_read(view.result) else []
+    row = [view.result] if is_used(view.result) else []
     _launch(low, op, kernel, row, abq.packs_of(view))
 
 
@@ -49,7 +49,7 @@ def _launch(
     rows = product(sizes[:-1])
     operands = [view.x, view.residual, view.weight, view.bias]
     arguments = [low.buffer(value) for value in operands if value is not None]
-    written = [*row, view.sum] if _is_read(view.sum) else row
+    written = [*row, view.sum] if is_used(view.sum) else row
     results = [low.allocate(product(sizes), ir.F32Type.get()) for _ in written]
     packs = [low.allocate_rows(rows, value) for value in packed]
     epsilon = arith.ConstantOp(ir.F32Type.get(), op.attributes["epsilon"]).result
@@ -70,12 +70,8 @@ def _form(op: ir.Operation) -> dict[str, Any]:
         "weight": view.weight is not None,
         "bias": view.bias is not None,
         "residual": view.residual is not None,
-        "keeps_sum": _is_read(view.sum),
+        "keeps_sum": is_used(view.sum),
     }
-
-
-def _is_read(value: ir.Value) -> bool:
-    return any(True for _ in value.uses)
 
 
 def lower_softmax(low: Lowering, op: ir.Operation) -> None:
