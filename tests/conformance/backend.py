@@ -1,0 +1,110 @@
+"""abqc as the backend of a test: compile in this process, load, run all sets of values, compare.
+
+To be called in a child of its own (`isolate.py`). `prepare_modules` imports what it needs.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+from abqc.errors import AbqcError, CompileError, ToolchainError
+
+from .agreement import disagreement
+from .cases import Case, DataSet
+
+Result = dict[str, Any]
+
+
+def prepare_modules() -> None:
+    """Import here, once, what every child would import again."""
+    import abqc.compiler.build
+    import abqc.runtime.model  # noqa: F401
+
+
+def run_model(
+    model: onnx.ModelProto, sets: list[DataSet], tolerances: tuple[float, float], folder: Path
+) -> Result:
+    """Compile `model` in `folder`, run every set and compare.
+
+    "status" of the result is
+    passed, refused     refused: an AbqcError that is no failure of the compiler
+    internal            a pass failed, or the compiler raised what no user can act on
+    run-error           an AbqcError when it ran
+    wrong               outputs that differ
+    """
+    started = time.perf_counter()
+    try:
+        artifact = compile_model(model, folder)
+    except (CompileError, ToolchainError) as error:
+        return _failure("internal", error)
+    except AbqcError as error:
+        return _failure("refused", error)
+    except Exception as error:
+        return _failure("internal", error)
+    compiled = round(time.perf_counter() - started, 3)
+    result = _run(model, sets, tolerances, artifact)
+    result["compile_seconds"] = compiled
+    return result
+
+
+def compile_model(model: onnx.ModelProto, folder: Path) -> Path:
+    """The artifact of `model`, compiled in this process for the CPU, in float."""
+    from abqc.compiler.build import build
+    from abqc.compiler.job import Request
+
+    source, output, work = folder / "model.onnx", folder / "model.so", folder / "work"
+    onnx.save(model, source)
+    work.mkdir()
+    request = Request(model=source, quant="none", target="cpu", output=output, work=work)
+    build(request, lambda step, done, total: None, lambda name: None)
+    return output
+
+
+def _run(
+    model: onnx.ModelProto, sets: list[DataSet], tolerances: tuple[float, float], artifact: Path
+) -> Result:
+    from abqc.runtime.model import load
+
+    names = [value.name for value in model.graph.input]
+    try:
+        loaded = load(artifact)
+        known = {spec.name for spec in loaded.inputs}
+        for inputs, expected in sets:
+            feeds = {n: v for n, v in zip(names, inputs, strict=False) if n in known}
+            wrong = disagreement(expected, loaded.run(feeds), *tolerances)
+            if wrong is not None:
+                return {"status": "wrong", "message": wrong}
+    except AbqcError as error:
+        return _failure("run-error", error)
+    except Exception as error:
+        return _failure("internal", error)
+    return {"status": "passed"}
+
+
+def _failure(status: str, error: Exception) -> Result:
+    text = str(error) if isinstance(error, AbqcError) else f"{type(error).__name__}: {error}"
+    return {
+        "status": status,
+        "message": " ".join(text.split())[:600],
+        "node": getattr(error, "node", None),
+        "traceback": "".join(traceback.format_exception(error))[-3000:],
+    }
+
+
+Backend = Callable[[onnx.ModelProto, list[DataSet], tuple[float, float], Path], Result]
+
+
+def run_case(case: Case, variant: str, backend: Backend, folder: Path) -> Result:
+    """A test in one of its variants (`variants.py`); "not-applicable" where it has none such."""
+    from .variants import make
+
+    model, sets = case.load()
+    made = make(variant, model, sets)
+    if made is None:
+        return {"status": "not-applicable"}
+    return backend(*made, case.tolerances, folder)

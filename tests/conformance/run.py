@@ -1,0 +1,128 @@
+"""Run tests of onnx's backend suite against abqc: `python tests/conformance/run.py 'GLOB' ...`.
+
+Prints a line for each test that did not pass (`-v`: for every test) and the counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from conformance import results
+from conformance.backend import Backend, prepare_modules, run_case, run_model
+from conformance.cases import GROUPS, Case, all_cases, operators
+from conformance.exclusions import exclusion
+from conformance.isolate import run_isolated
+from conformance.variants import VARIANTS
+
+
+@dataclass(frozen=True)
+class Task:
+    """A test in one of its variants, for one backend."""
+
+    case: Case
+    variant: str
+    backend: str
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    warnings.simplefilter("ignore")
+    tasks = list(select(options))
+    done = results.read(options.results) if options.results else {}
+    if options.results and not options.again:
+        tasks = [task for task in tasks if results.key(_row(task, {})) not in done]
+    print(f"{len(tasks)} tests to run, {len(done)} results known", flush=True)
+    rows = []
+    for row in run(tasks, workers=options.workers, timeout=options.timeout):
+        rows.append(row)
+        if options.results:
+            results.append(options.results, row)
+        if options.verbose or row["status"] in results.FAILED:
+            print(results.line(row), flush=True)
+            if options.traceback and "traceback" in row:
+                print(row["traceback"])
+    print(results.summary(rows))
+    return any(row["status"] in results.FAILED for row in rows)
+
+
+def select(options: argparse.Namespace) -> Iterator[Task]:
+    """The tests that the command line names."""
+    only = None
+    if options.only_failed:
+        known = results.read(options.only_failed).values()
+        only = {(row["variant"], row["name"]) for row in known if row["status"] in results.FAILED}
+    for variant in options.variant or ["plain"]:
+        for case in all_cases():
+            if options.group and case.group not in options.group:
+                continue
+            if options.patterns and not any(fnmatchcase(case.name, p) for p in options.patterns):
+                continue
+            if only is not None and (variant, case.name) not in only:
+                continue
+            yield Task(case, variant, options.backend)
+
+
+def run(tasks: Iterable[Task], *, workers: int = 2, timeout: float = 60) -> Iterator[results.Row]:
+    """The results of the tasks, as they come; tests that are excluded come first."""
+    tasks = list(tasks)
+    wanted = []
+    for task in tasks:
+        reason = exclusion(task.case.name)
+        if reason is None:
+            wanted.append(task)
+        else:
+            yield _row(task, {"status": "excluded", "message": reason, "seconds": 0.0})
+    backends = {name: _backend(name) for name in {task.backend for task in wanted}}
+
+    def work(task: Task, folder: Path) -> results.Row:
+        return run_case(task.case, task.variant, backends[task.backend], folder)
+
+    for task, result in run_isolated(wanted, work, workers=workers, timeout=timeout):
+        yield _row(task, result)
+
+
+def _backend(name: str) -> Backend:
+    if name == "abqc":
+        prepare_modules()
+        return run_model
+    raise ValueError(f"there is no backend '{name}'")
+
+
+def _row(task: Task, result: results.Row) -> results.Row:
+    return {
+        "backend": task.backend,
+        "variant": task.variant,
+        "group": task.case.group,
+        "name": task.case.name,
+        "operator": operators().get(task.case.name, task.case.group),
+        "expanded": task.case.expanded,
+        **result,
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("patterns", nargs="*", help="names of tests, with * and ?")
+    parser.add_argument("--group", action="append", choices=GROUPS)
+    parser.add_argument("--variant", action="append", choices=VARIANTS, help="default: plain")
+    parser.add_argument("--backend", default="abqc", choices=["abqc"])
+    parser.add_argument("--results", type=Path, help="a file of results, added to")
+    parser.add_argument("--again", action="store_true", help="also what the file already has")
+    parser.add_argument("--only-failed", type=Path, help="what failed in this file of results")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--timeout", type=float, default=60, help="seconds for a test")
+    parser.add_argument("-v", "--verbose", action="store_true")
+    parser.add_argument("--traceback", action="store_true")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
