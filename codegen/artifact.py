@@ -66,6 +66,7 @@ def build_artifact(
             gpu=code.gpu,
             strided_inputs=frozenset(unit.strided_inputs),
             weights=[(symbol, weight_bytes) for symbol in list(unit.weights)[:1]],
+            messages=unit.messages,
         ),
         manifest=manifest,
     )

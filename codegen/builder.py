@@ -418,6 +418,11 @@ class Builder(Emitter):
         count = value.lanes * bits_of(value.type) // 8
         self.store(self.bitcast(value, vec(count, "i8")), target, i)
 
+    def note_error(self, flag: Value, number: Value) -> None:
+        """Leave the number of a failed check in the run's error flag (passes/kernel_checks.py)."""
+        least = self.from_index(number, "i32")
+        memref.atomic_rmw(arith.AtomicRMWKind.minu, least.ir, flag.ir, [self.index(0).ir])
+
     def prefetch(self, source: Value, i: Value | int, locality: int = 3) -> None:
         """Fetch the line of element `i` for reading; 3 keeps it in every cache, 0 in none."""
         memref.prefetch(source.ir, [self.index(i).ir], False, locality, True)

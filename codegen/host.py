@@ -16,7 +16,7 @@ from ..passes.infrastructure import main_function
 from .host_device import DeviceHost, ask_for_weights
 from .host_entry import MAX_RANK, define_appends, entry
 from .host_launches import Host
-from .host_llvm import allocate_from_arena
+from .host_llvm import allocate_from_arena, find_error_flag
 from .isa import PLAIN
 from .llvm import lower, parse, target_machine, to_llvm_ir
 
@@ -63,6 +63,7 @@ def compile_host(
     lower(module, _LOWERING)
     with module.context, ir.Location.unknown():
         context = allocate_from_arena(module)
+        find_error_flag(module, context)
         if on_device:
             ask_for_weights(module, context)
         text = to_llvm_ir(module)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..dialects.mlir import ir, llvm
 from ..errors import CompileError
 from ..passes.infrastructure import walk
+from ..passes.kernel_checks import FLAG
 from .host_launches import symbol
 
 BODY = "abqc_host_body"
@@ -48,6 +49,26 @@ def allocate_from_arena(module: ir.Module) -> ir.Value:
         if op.operation.name == "llvm.func" and symbol(op.operation) in _ALLOCATORS:
             op.operation.erase()
     return context_pointer
+
+
+def find_error_flag(module: ir.Module, context: ir.Value) -> None:
+    """The address of the error flag becomes that of the run's."""
+    pointer = ir.Type.parse("!llvm.ptr")
+    uses = [
+        op
+        for op in walk(module.operation, "llvm.mlir.addressof")
+        if ir.FlatSymbolRefAttr(op.attributes["global_name"]).value == FLAG
+    ]
+    if uses:
+        declare_llvm(module, "abqc_rt_error_flag", "!llvm.func<ptr (ptr)>")
+        with ir.InsertionPoint.after(context.owner):
+            flag = call_llvm("abqc_rt_error_flag", [pointer], [context]).results[0]
+    for op in uses:
+        op.results[0].replace_all_uses_with(flag)
+        op.erase()
+    for op in list(module.body.operations):
+        if op.operation.name == "llvm.mlir.global" and symbol(op.operation) == FLAG:
+            op.operation.erase()
 
 
 def call_llvm(name: str, results: list[ir.Type], operands: list[ir.Value]) -> ir.Operation:

@@ -104,7 +104,8 @@ class ArtifactMeta:
     `isas`: the forms whose table `abqc_kernels_<isa>` is among the objects; none for GPUs, whose
     code `gpu` describes. `strided_inputs`: names of the inputs that the host function takes with
     any strides; others are made compact first. `weights`: the data objects that a GPU gets copies
-    of, by their first symbol and bytes (as `write_data_object` returns them).
+    of, by their first symbol and bytes (as `write_data_object` returns them). `messages`: of the
+    checks in kernels, by number.
     """
 
     inputs: Sequence[Spec]
@@ -113,6 +114,7 @@ class ArtifactMeta:
     strided_inputs: frozenset[str] = frozenset()
     gpu: GpuMeta | None = None
     weights: Sequence[tuple[str, int]] = ()
+    messages: Sequence[str] = ()
 
 
 def link(
@@ -278,6 +280,10 @@ def meta_source(meta: ArtifactMeta) -> str:
     if meta.gpu is not None:
         present = [image.name for image in meta.gpu.images]
         device = f"    .gpu = {_gpu_table(meta.gpu, meta.weights, lines)},"
+    if meta.messages:
+        texts = ",\n    ".join(_c_string(text) for text in meta.messages)
+        lines.append(f"static const char *const messages[] = {{\n    {texts}}};")
+        device += f"\n    .message_count = {len(meta.messages)}, .messages = messages,"
     lines += [
         "const abqc_meta_table abqc_meta = {",
         f"    .info = {{.input_count = {len(meta.inputs)}, .output_count = {len(meta.outputs)},",

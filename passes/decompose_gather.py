@@ -1,15 +1,15 @@
 """A gather from a float table is a loop over rows; quantized tables have a kernel of their own.
 
-guard-indices sees to it that an index outside the table gives a row of NaN.
+An index outside of the table is an error of the run.
 """
 
 from __future__ import annotations
 
 from abqc.dialects import abq
-from abqc.dialects.mlir import arith, ir, linalg, tensor
+from abqc.dialects.mlir import arith, cf, ir, linalg, tensor
 
-from .infrastructure import Unit, register, walk
-from .resolve_dims import dimension_or_query
+from .infrastructure import Unit, blame, register, walk
+from .resolve_dims import dimension_or_query, index
 
 
 @register
@@ -44,6 +44,9 @@ def _rows(op: ir.Operation) -> ir.Value:
     )
     with ir.InsertionPoint(block):
         row = arith.IndexCastOp(ir.IndexType.get(), block.arguments[0]).result
+        rows = abq.shape(table)[0]
+        inside = arith.CmpIOp(arith.CmpIPredicate.ult, row, index(rows)).result
+        cf.AssertOp(inside, f"{blame(op)}: an index is outside of the table, which has {rows} rows")
         column = linalg.IndexOp(type_.rank - 1).result
         linalg.YieldOp([tensor.ExtractOp(table, [row, column]).result])
     return generic.operation.results[0]

@@ -1,8 +1,9 @@
 """Loads and stores at positions that come from data never leave their buffer.
 
 The front end gathers by `memref.load %t[%i]` with `%i` as a model's input has it. Positions are
-compared with the sizes: outside, a float is NaN and an integer 0, and nothing is stored. Checks
-inside of loops, which would abort the process, are then superfluous.
+compared with the sizes: outside, a float is NaN and an integer 0, and nothing is stored. Whether
+such a position is an error says the `cf.assert` before the load (kernel_checks.py); kernels go on
+after a failed one, which is why loads are guarded either way.
 """
 
 from __future__ import annotations
@@ -11,45 +12,50 @@ import math
 
 from abqc.dialects import abq
 from abqc.dialects.mlir import arith, cf, ir, memref, scf
-from abqc.errors import ModelError
 
-from .infrastructure import Unit, blame, defining_op, node_name, register, walk
+from .infrastructure import Unit, blame, defining_op, register, walk
 from .resolve_dims import index
 
 
 @register
 def guard_indices(module: ir.Operation, unit: Unit) -> None:
     """Keep loads and stores at data-dependent positions inside of their buffers."""
-    guarded: list[ir.Operation] = []
+    known: dict[ir.Value, bool] = {}
     for load in walk(module, "memref.load"):
-        axes = [axis for axis, at in enumerate(load.operands[1:]) if _is_data(at)]
+        axes = [axis for axis, at in enumerate(load.operands[1:]) if _is_data(at, known)]
         if axes:
-            loops = _enclosing_generic(load)
-            if loops is not None:
-                guarded.append(loops)
-            _guard(load, axes, loops)
+            _guard(load, axes, _enclosing_generic(load))
     for store in walk(module, "memref.store"):
-        axes = [axis for axis, at in enumerate(store.operands[2:]) if _is_data(at)]
+        axes = [axis for axis, at in enumerate(store.operands[2:]) if _is_data(at, known)]
         if axes:
             _guard_store(store, axes)
-    for check in walk(module, "cf.assert"):
-        loops = _enclosing_generic(check)
-        if loops is not None and loops not in guarded:
-            text = ir.StringAttr(check.attributes["msg"]).value
-            raise ModelError(f"no kernel can check that '{text}'", node=node_name(check))
-        if loops is not None:
-            check.erase()
 
 
-def _is_data(position: ir.Value) -> bool:
-    """Whether a position depends on the elements of a buffer."""
-    owner = defining_op(position)
-    if owner is None:
-        block = position.owner
-        return isinstance(block, ir.Block) and block.owner.operation.name == "linalg.generic"
-    if owner.name in ("memref.load", "tensor.extract"):
-        return True
-    return owner.name.startswith("arith.") and any(map(_is_data, owner.operands))
+# Operations whose results are as harmless as what they are computed from.
+_ARITHMETIC = ("arith.", "affine.")
+_POSITIONS = frozenset(("arith.constant", "linalg.index", "memref.dim"))
+
+
+def _is_data(position: ir.Value, known: dict[ir.Value, bool]) -> bool:
+    """Whether a position may depend on the elements of a buffer; `known` has earlier answers.
+
+    It does not where it is arithmetic on positions of loops, sizes and constants alone.
+    """
+    if position not in known:
+        owner = defining_op(position)
+        if owner is None:
+            known[position] = not _is_position_of_a_loop(ir.BlockArgument(position))
+        elif owner.name in _POSITIONS:
+            known[position] = False
+        else:
+            known[position] = not owner.name.startswith(_ARITHMETIC) or any(
+                _is_data(operand, known) for operand in owner.operands
+            )
+    return known[position]
+
+
+def _is_position_of_a_loop(argument: ir.BlockArgument) -> bool:
+    return argument.owner.owner.operation.name == "scf.for" and argument.arg_number == 0
 
 
 def _enclosing_generic(op: ir.Operation) -> ir.Operation | None:

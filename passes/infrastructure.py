@@ -85,8 +85,15 @@ class Unit:
     operations: list[dict[str, Any]] = field(default_factory=list)
     floats: list[dict[str, Any]] = field(default_factory=list)
     notes: list[dict[str, str]] = field(default_factory=list)  # what users should know: node, note
+    messages: list[str] = field(default_factory=list)  # of checks in kernels, by number
     dump_dir: Path | None = None
     step: int = 0
+
+    def message_number(self, text: str) -> int:
+        """The number of the message of a check in kernels, the same at every call."""
+        if text not in self.messages:
+            self.messages.append(text)
+        return self.messages.index(text)
 
     def weight_name(self, symbol: str) -> str:
         """The name that a stored weight has in the object file, the same at every call."""

@@ -13,7 +13,8 @@ import numpy as np
 from abqc.dialects import abq
 from abqc.dialects.mlir import arith, bufferization, cf, func, ir, memref
 
-from .infrastructure import Unit, defining_op, is_used, register, walk
+from .infrastructure import Unit, blame, defining_op, is_used, register, walk
+from .kernel_checks import check_arguments
 from .launch import APPEND, declare
 from .lower_arg_extreme import lower_arg_extreme
 from .lower_attention import lower_attention
@@ -213,11 +214,15 @@ def _gather(low: Lowering, op: ir.Operation) -> None:
     count = product(lead)
     y = low.allocate(arith.MulIOp(count, index(columns)).result, ir.F32Type.get())
     indices = low.buffer(view.indices)
-    rows = index(ir.IntegerAttr(op.attributes["rows"]).value)
+    rows = ir.IntegerAttr(op.attributes["rows"]).value
+    message = f"{blame(op)}: an index is outside of the table, which has {rows} rows"
     low.launch(
         kernel.name,
         ceil_div(count, kernel.block[0]),
-        [low.buffer(view.table), indices, y, count, rows],
+        [
+            *(low.buffer(view.table), indices, y, count, index(rows)),
+            *check_arguments(low.module, low.unit, [message]),
+        ],
     )
     low.finish(op, y, [*lead, index(columns)])
 

@@ -7,6 +7,7 @@ from abqc.dialects.mlir import func, ir
 from .gpu_body import GpuBody
 from .gpu_nest import THREADS, Mapping, analyse, grid_size
 from .infrastructure import Unit, register
+from .kernel_checks import check_arguments, check_types, checks_of, raise_in_kernel
 from .launch import KERNEL_THREADS, launch
 from .loop_nest import Nest, loop_sizes
 from .outlining import Library, arguments_of, outline_all
@@ -25,7 +26,8 @@ def _outline(module: ir.Operation, op: ir.Operation, library: Library) -> None:
         extents = [sizes[d] for d in range(len(nest.kinds))]
         arguments = arguments_of(nest, extents)
         name = library.adopt(_emit(nest, mapping, arguments, extents, library))
-        launch(module, name, grid_size(nest, mapping, sizes), arguments)
+        checks = check_arguments(module, library.unit, checks_of(op))
+        launch(module, name, grid_size(nest, mapping, sizes), [*arguments, *checks])
     if nest.fill is not None:
         nest.fill.erase()
     op.erase()
@@ -38,14 +40,17 @@ def _emit(
     extents: list[ir.Value],
     library: Library,
 ) -> func.FuncOp:
-    types = [ir.IndexType.get(), *(a.type for a in arguments)]
+    messages = checks_of(nest.op)
+    types = [ir.IndexType.get(), *(a.type for a in arguments), *check_types(messages)]
     with ir.InsertionPoint(library.unit.outlined.body), ir.Location.unknown():
         kernel = func.FuncOp("kernel", ir.FunctionType.get(types, []))
         i32 = ir.IntegerType.get_signless(32)
         kernel.operation.attributes[KERNEL_THREADS] = ir.IntegerAttr.get(i32, THREADS)
         entry = kernel.add_entry_block()
-        inside = dict(zip(arguments, list(entry.arguments)[1:], strict=True))
+        taken = list(entry.arguments)[1:]
+        inside = dict(zip(arguments, taken, strict=False))
         with ir.InsertionPoint(entry):
             GpuBody(nest, mapping, inside, entry.arguments[0], extents).emit()
             func.ReturnOp([])
+        raise_in_kernel(kernel.operation, messages, taken[len(arguments) :])
     return kernel

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abqc.dialects.mlir import func, ir
 
 from .infrastructure import Unit, register
+from .kernel_checks import check_arguments, check_types, checks_of, raise_in_kernel
 from .launch import launch
 from .loop_body import Body
 from .loop_nest import Nest, analyse, grid_size, grid_work, loop_sizes
@@ -30,7 +31,8 @@ def _outline(module: ir.Operation, op: ir.Operation, library: Library) -> None:
         arguments = arguments_of(nest, extents)
         kernel = _emit(nest, arguments, extents, library)
         name = library.adopt(kernel)
-        launch(module, name, grid, [*arguments, grid_work(nest, sizes)])
+        checks = check_arguments(module, library.unit, checks_of(op))
+        launch(module, name, grid, [*arguments, *checks, grid_work(nest, sizes)])
     if nest.fill is not None:
         nest.fill.erase()
     op.erase()
@@ -40,13 +42,17 @@ def _emit(
     nest: Nest, arguments: list[ir.Value], extents: list[ir.Value], library: Library
 ) -> func.FuncOp:
     index_type = ir.IndexType.get()
-    types = [index_type, *(a.type for a in arguments), index_type]
+    messages = checks_of(nest.op)
+    checks = check_types(messages)
+    types = [index_type, *(a.type for a in arguments), *checks, index_type]
     body = library.unit.outlined.body
     with ir.InsertionPoint(body), ir.Location.unknown():
         kernel = func.FuncOp("kernel", ir.FunctionType.get(types, []))
         entry = kernel.add_entry_block()
-        inside = dict(zip(arguments, list(entry.arguments)[1:-1], strict=True))
+        taken = list(entry.arguments)[1:-1]
+        inside = dict(zip(arguments, taken, strict=False))
         with ir.InsertionPoint(entry):
             Body(nest, inside, entry.arguments[0], extents).emit()
             func.ReturnOp([])
+        raise_in_kernel(kernel.operation, messages, taken[len(arguments) :])
     return kernel

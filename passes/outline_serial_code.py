@@ -9,9 +9,9 @@ note says it.
 from __future__ import annotations
 
 from abqc.dialects.mlir import arith, func, ir, nvvm, scf
-from abqc.errors import ModelError
 
 from .infrastructure import Unit, defining_op, main_function, node_name, register, walk
+from .kernel_checks import check_arguments, check_types, checks_of, raise_in_kernel
 from .launch import KERNEL_THREADS, launch
 from .outlining import Library, library_of, unique
 from .resolve_dims import index
@@ -64,30 +64,27 @@ def _is_serial_code(op: ir.Operation) -> bool:
 
 
 def _outline(module: ir.Operation, op: ir.Operation, library: Library) -> None:
-    for check in walk(op, "cf.assert"):
-        text = ir.StringAttr(check.attributes["msg"]).value
-        raise ModelError(
-            f"no GPU kernel can check that '{text}'",
-            node=node_name(op),
-            hint="compile for the CPU: --target cpu",
-        )
     arguments = _captured(op)
+    messages = checks_of(op)
     with ir.InsertionPoint(library.unit.outlined.body), ir.Location.unknown():
-        types = [ir.IndexType.get(), *(a.type for a in arguments)]
+        types = [ir.IndexType.get(), *(a.type for a in arguments), *check_types(messages)]
         kernel = func.FuncOp("kernel", ir.FunctionType.get(types, []))
         i32 = ir.IntegerType.get_signless(32)
         kernel.operation.attributes[KERNEL_THREADS] = ir.IntegerAttr.get(i32, WARP)
         entry = kernel.add_entry_block()
+        taken = list(entry.arguments)[1:]
         with ir.InsertionPoint(entry):
             zero = arith.ConstantOp(i32, ir.IntegerAttr.get(i32, 0)).result
             first = arith.CmpIOp(arith.CmpIPredicate.eq, nvvm.ThreadIdXOp().result, zero).result
             with ir.InsertionPoint(scf.IfOp(first).then_block):
-                _clone(op, dict(zip(arguments, list(entry.arguments)[1:], strict=True)))
+                _clone(op, dict(zip(arguments, taken, strict=False)))
                 scf.YieldOp([])
             func.ReturnOp([])
+        raise_in_kernel(kernel.operation, messages, taken[len(arguments) :])
     name = library.adopt(kernel)
     with ir.InsertionPoint(op), op.location:
-        launch(module, name, index(1), arguments)
+        checks = check_arguments(module, library.unit, messages)
+        launch(module, name, index(1), [*arguments, *checks])
     op.erase()
 
 

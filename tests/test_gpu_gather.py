@@ -22,8 +22,10 @@ def run(kernel: Kernel, blob: np.ndarray, columns: int, bits: int = 64) -> np.nd
     """Rows `INDICES` of a table."""
     count = len(INDICES)
     indices = INDICES.astype(f"i{bits // 8}")
-    arguments = [blob, indices, gpu_kernels.output(count * columns), count, ROWS]
-    y = gpu_kernels.run(kernel, kernel.grid(count), arguments)[2]
+    flag = np.full(1, -1, np.int32)
+    arguments = [blob, indices, gpu_kernels.output(count * columns), count, ROWS, flag, 3]
+    _, _, y, flag = gpu_kernels.run(kernel, kernel.grid(count), arguments)
+    assert flag[0] == 3
     return gpu_kernels.take(y).reshape(count, columns)
 
 

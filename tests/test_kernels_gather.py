@@ -30,8 +30,11 @@ def run(isa: Isa, kernel: Kernel, blob: np.ndarray, columns: int, bits: int = 64
     count = len(INDICES)
     y = np.full(count * columns + 16, 7, np.float32)
     indices = INDICES.astype(f"i{bits // 8}")
-    jit.run(kernel.name, kernel.grid(count), [blob, indices, y[:-16], count, 7])
-    assert (y[-16:] == 7).all()
+    flag = np.full(1, -1, np.int32)
+    jit.run(kernel.name, kernel.grid(count), [blob, indices, y[:-16], count, 7, flag, 3])
+    assert (y[-16:] == 7).all() and flag[0] == 3
+    jit.run(kernel.name, 1, [blob, indices, y[:-16], count, 7, flag, 1])
+    assert flag[0] == 1  # the smallest number stays
     return y[:-16].reshape(count, -1)
 
 

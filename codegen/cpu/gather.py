@@ -1,9 +1,11 @@
 """Rows of a constant table, dequantized.
 
-    kernel (i, table: memref<?xi8>, indices: memref<?xi64>, y: memref<?xf32>, count, rows)
+    kernel (i, table: memref<?xi8>, indices: memref<?xi64>, y: memref<?xf32>, count, rows,
+            flag: memref<?xi32>, number)
 
 Row r of y (count x columns) is row `indices[r]` of the table. An index outside 0 .. rows - 1 makes
-a row of NaN and reads nothing.
+a row of NaN, reads nothing, and is check `number` of the run's error flag failed
+(passes/kernel_checks.py).
 
 A row of a quantized table is one contiguous piece of bytes:
 
@@ -147,8 +149,9 @@ def _quantized(scheme: Scheme | None) -> Scheme:
 
 def _emit(layout: TableLayout, name: str, module: Any, isa: Isa) -> None:
     index = buffer(f"i{layout.index_bits}")
-    arguments = [buffer("i8"), index, buffer("f32"), INDEX, INDEX]
-    with function(module, isa, name, arguments) as (b, i, table, indices, y, count, rows):
+    arguments = [buffer("i8"), index, buffer("f32"), INDEX, INDEX, buffer("i32"), INDEX]
+    with function(module, isa, name, arguments) as opened:
+        b, i, table, indices, y, count, rows, flag, number = opened
         first = i * ROWS
         with b.loop(first, b.min(first + ROWS, count)) as loop:
             row = b.to_index(b.load(indices, loop.i))
@@ -156,8 +159,10 @@ def _emit(layout: TableLayout, name: str, module: Any, isa: Isa) -> None:
             inside = (row >= 0) & (row < rows)
             with b.when(inside):
                 _Row(b, layout, table, row * layout.row_bytes, y, target).emit()
-            with b.when(inside ^ 1), b.loop(0, layout.columns) as columns:
-                b.store(b.const(float("nan"), "f32"), y, target + columns.i)
+            with b.when(inside ^ 1):
+                b.note_error(flag, number)
+                with b.loop(0, layout.columns) as columns:
+                    b.store(b.const(float("nan"), "f32"), y, target + columns.i)
 
 
 @dataclass(frozen=True)

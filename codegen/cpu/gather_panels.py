@@ -1,6 +1,7 @@
 """Rows of a table that is a matmul's packed weight as well: a head tied to the embedding.
 
-    kernel (i, w: memref<?xi8>, indices: memref<?xi64>, y: memref<?xf32>, count, rows)
+    kernel (i, w: memref<?xi8>, indices: memref<?xi64>, y: memref<?xf32>, count, rows,
+            flag: memref<?xi32>, number)
 
 The contract is that of `gather`; `w` is the weight as strategy `float`, `int8` or `dequantize`
 packs it, so that the table is stored once. Row n is channel n; in a panel its values lie 64 bytes
@@ -49,8 +50,9 @@ def panel_gather_kernel(strategy: str, spec: MatmulSpec) -> Kernel | None:
 
 
 def _emit(name: str, columns: int, panel_bytes: int, decode: Decode, module: Any, isa: Isa) -> None:
-    arguments = [buffer("i8"), buffer("i64"), buffer("f32"), INDEX, INDEX]
-    with function(module, isa, name, arguments) as (b, i, w, indices, y, count, rows):
+    arguments = [buffer("i8"), buffer("i64"), buffer("f32"), INDEX, INDEX, buffer("i32"), INDEX]
+    with function(module, isa, name, arguments) as opened:
+        b, i, w, indices, y, count, rows, flag, number = opened
         first = i * ROWS
         with b.loop(first, b.min(first + ROWS, count)) as loop:
             row = b.to_index(b.load(indices, loop.i))
@@ -58,8 +60,10 @@ def _emit(name: str, columns: int, panel_bytes: int, decode: Decode, module: Any
             inside = (row >= 0) & (row < rows)
             with b.when(inside):
                 decode(b, w, row // PANEL * panel_bytes, row % PANEL, y, target)
-            with b.when(inside ^ 1), b.loop(0, columns) as fill:
-                b.store(b.const(float("nan"), "f32"), y, target + fill.i)
+            with b.when(inside ^ 1):
+                b.note_error(flag, number)
+                with b.loop(0, columns) as fill:
+                    b.store(b.const(float("nan"), "f32"), y, target + fill.i)
 
 
 def _float_row(

@@ -1,9 +1,10 @@
 """Rows of a constant table, dequantized on the GPU.
 
-    kernel (table, indices i64 or i32, y f32, count i32, rows i32)      grid = count
+    kernel (table, indices i64 or i32, y f32, count i32, rows i32, flag, number i32)    grid = count
 
 Row r of y (count x columns) is row `indices[r]` of the table. An index outside 0 .. rows - 1 makes
-a row of NaN and reads nothing.
+a row of NaN, reads nothing, and is check `number` of the run's error flag failed
+(passes/kernel_checks.py).
 
 A table's row has the bytes of the CPU's (codegen/cpu/gather.py), filled up to a multiple of 16:
 units of bit parts, in which 4 neighbouring codes are the 4 bytes of an aligned word. A thread

@@ -1,6 +1,6 @@
 """Rows of a table that is a matmul's packed weight as well: a head tied to the embedding.
 
-    kernel (w, indices i64, y f32, count i32, rows i32)      grid = count
+    kernel (w, indices i64, y f32, count i32, rows i32, flag, number i32)      grid = count
 
 The contract is that of `gather`; `w` is the weight as strategy `float`, `int8` or `dequantize`
 packs it, so that the table is stored once. Row n is column n of the weight: of its tile, the four

@@ -59,16 +59,9 @@ def emit_gather(
     module: Any, arch: GpuArch, name: str, columns: int, index_bits: int, decode: Decode
 ) -> None:
     """The kernel of docs/gpu.md ("gather"); a block writes one row."""
-    arguments = [POINTER, POINTER, POINTER, "i32", "i32"]
-    with kernel(module, arch, name, arguments, threads=THREADS) as (
-        b,
-        block,
-        table,
-        indices,
-        y,
-        _count,
-        rows,
-    ):
+    arguments = [POINTER, POINTER, POINTER, "i32", "i32", POINTER, "i32"]
+    with kernel(module, arch, name, arguments, threads=THREADS) as opened:
+        b, block, table, indices, y, _count, rows, flag, number = opened
         at = b.wide(block) * (index_bits // 8)
         row = b.sext(b.load(indices, f"i{index_bits}", at, cache="nc"), "i64")
         out = RowOutput(b, b.at(y, b.wide(block) * (4 * columns)), columns)
@@ -78,3 +71,5 @@ def emit_gather(
         with b.when(inside ^ 1):
             nan = b.const(float("nan"), "f32")
             out.quads(lambda column: [nan] * QUAD)
+            with b.when(b.thread == 0):
+                b.atomic("umin", flag, number)

@@ -13,6 +13,7 @@ struct abqc_work {
     abqc_team team;
     abqc_arena arena;
     const abqc_kernel *kernels;
+    _Atomic uint32_t error_flag; /* of this run: the smallest number of a kernel's failed check */
 };
 
 #endif /* ABQC_CPU_H */

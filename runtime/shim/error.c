@@ -42,6 +42,15 @@ _Noreturn void abqc_fail_double_free(abqc_ctx *ctx) {
     abqc_fail(ctx, ABQC_E_INTERNAL, "memory inside the model was freed twice");
 }
 
+const char *abqc_message(uint32_t number) {
+    return number < (uint32_t)abqc_meta.message_count ? abqc_meta.messages[number]
+                                                      : "a check inside the model failed";
+}
+
+_Noreturn void abqc_fail_in_kernel(abqc_ctx *ctx, uint32_t number) {
+    abqc_fail(ctx, ABQC_E_CHECK, "%s", abqc_message(number));
+}
+
 void abqc_rt_check(abqc_ctx *ctx, int32_t condition, const char *message) {
     if (!condition) abqc_fail(ctx, ABQC_E_CHECK, "%s", message);
 }

@@ -15,8 +15,17 @@ void abqc_rt_free(abqc_ctx *ctx, void *data) {
     if (data && !abqc_arena_free(&ctx->work->arena, data)) abqc_fail_double_free(ctx);
 }
 
+uint32_t *abqc_rt_error_flag(abqc_ctx *ctx) { return (uint32_t *)&ctx->work->error_flag; }
+
+/* After a launch, whose threads have joined. */
+static void check_error_flag(abqc_ctx *ctx) {
+    uint32_t number = atomic_load_explicit(&ctx->work->error_flag, memory_order_relaxed);
+    if (number != ABQC_NO_ERROR) abqc_fail_in_kernel(ctx, number);
+}
+
 void abqc_rt_launch(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t *args) {
     abqc_team_launch(&ctx->work->team, ctx->work->kernels[kernel], grid, args);
+    check_error_flag(ctx);
 }
 
 /* Vectorized loops do about an element in a fraction of a nanosecond; handing work to another thread
@@ -25,6 +34,10 @@ enum { ABQC_FEW_ELEMENTS = 8192 };
 
 void abqc_rt_launch_loops(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t *args,
                           int64_t work) {
-    if (work < ABQC_FEW_ELEMENTS) ctx->work->kernels[kernel](0, grid, args);
-    else abqc_rt_launch(ctx, kernel, grid, args);
+    if (work >= ABQC_FEW_ELEMENTS) {
+        abqc_rt_launch(ctx, kernel, grid, args);
+        return;
+    }
+    ctx->work->kernels[kernel](0, grid, args);
+    check_error_flag(ctx);
 }

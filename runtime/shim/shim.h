@@ -18,6 +18,7 @@
 
 #define ABQC_ALIGNMENT 64
 #define ABQC_CACHE_LINE 64
+#define ABQC_NO_ERROR UINT32_MAX /* what an error flag holds: the number of no check */
 #define ABQC_MAX_BYTES ((int64_t)1 << 46) /* no tensor is larger: below the x86-64 address space */
 
 /* ---- meta.c: generated for every artifact ---- */
@@ -57,6 +58,8 @@ typedef struct {
     abqc_model_info info;
     const abqc_kernel *kernels[ABQC_ISA_COUNT]; /* NULL: the artifact does not have this form */
     abqc_gpu_table gpu;                         /* empty in an artifact for CPUs */
+    int32_t message_count;
+    const char *const *messages; /* of the checks in kernels, by number */
 } abqc_meta_table;
 
 extern const abqc_meta_table abqc_meta;
@@ -201,6 +204,9 @@ _Noreturn void abqc_leave(abqc_ctx *ctx, int32_t status);
 /* Leaves the run unless a tensor can have that many bytes. */
 void abqc_check_bytes(abqc_ctx *ctx, int64_t bytes);
 _Noreturn void abqc_fail_double_free(abqc_ctx *ctx);
+/* What a kernel's check number `number` has to say. */
+const char *abqc_message(uint32_t number);
+_Noreturn void abqc_fail_in_kernel(abqc_ctx *ctx, uint32_t number);
 
 /* ---- output.c ---- */
 
@@ -260,6 +266,9 @@ void abqc_rt_launch(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t 
 void abqc_rt_launch_loops(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t *args,
                           int64_t work);
 void abqc_rt_check(abqc_ctx *ctx, int32_t condition, const char *message);
+/* Where kernels note the smallest number of a failed check (atomically; all ones: none failed). A
+ * CPU looks at it after every launch, a GPU, in whose memory it is, at the end of the run. */
+uint32_t *abqc_rt_error_flag(abqc_ctx *ctx);
 void *abqc_rt_append(abqc_ctx *ctx, int32_t input, int32_t output, int32_t axis, int32_t rank,
                      const void *data, const int64_t *sizes, const int64_t *strides,
                      abqc_view *result);
