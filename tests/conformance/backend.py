@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import onnx
 from abqc.errors import AbqcError, CompileError, ToolchainError
 
 from .agreement import disagreement
-from .cases import Case, DataSet
+from .cases import DataSet
 
 Result = dict[str, Any]
 
@@ -94,17 +93,3 @@ def _failure(status: str, error: Exception) -> Result:
         "node": getattr(error, "node", None),
         "traceback": "".join(traceback.format_exception(error))[-3000:],
     }
-
-
-Backend = Callable[[onnx.ModelProto, list[DataSet], tuple[float, float], Path], Result]
-
-
-def run_case(case: Case, variant: str, backend: Backend, folder: Path) -> Result:
-    """A test in one of its variants (`variants.py`); "not-applicable" where it has none such."""
-    from .variants import make
-
-    model, sets = case.load()
-    made = make(variant, model, sets)
-    if made is None:
-        return {"status": "not-applicable"}
-    return backend(*made, case.tolerances, folder)

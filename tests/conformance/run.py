@@ -8,19 +8,24 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import onnx
+
 from conformance import results
-from conformance.backend import Backend, prepare_modules, run_case, run_model
-from conformance.cases import GROUPS, Case, all_cases, operators
+from conformance.cases import GROUPS, Case, DataSet, all_cases, operators
 from conformance.exclusions import exclusion
 from conformance.isolate import run_isolated
-from conformance.variants import VARIANTS
+from conformance.variants import VARIANTS, make
+
+# Compiles a model in a folder, runs it with all sets of values, and compares within rtol and atol.
+Backend = Callable[[onnx.ModelProto, list[DataSet], tuple[float, float], Path], results.Row]
+BACKENDS = ("abqc", "emx-onnx-cgen")
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
         tasks = [task for task in tasks if results.key(_row(task, {})) not in done]
     print(f"{len(tasks)} tests to run, {len(done)} results known", flush=True)
     rows = []
-    for row in run(tasks, workers=options.workers, timeout=options.timeout):
+    for row in run(
+        tasks, workers=options.workers, timeout=options.timeout, everything=options.with_excluded
+    ):
         rows.append(row)
         if options.results:
             results.append(options.results, row)
@@ -70,12 +77,17 @@ def select(options: argparse.Namespace) -> Iterator[Task]:
             yield Task(case, variant, options.backend)
 
 
-def run(tasks: Iterable[Task], *, workers: int = 2, timeout: float = 60) -> Iterator[results.Row]:
-    """The results of the tasks, as they come; tests that are excluded come first."""
+def run(
+    tasks: Iterable[Task], *, workers: int = 2, timeout: float = 60, everything: bool = False
+) -> Iterator[results.Row]:
+    """The results of the tasks, as they come; tests that are excluded come first.
+
+    The exclusions are abqc's: with `everything`, and for other backends, there are none.
+    """
     tasks = list(tasks)
     wanted = []
     for task in tasks:
-        reason = exclusion(task.case.name)
+        reason = exclusion(task.case.name) if task.backend == "abqc" and not everything else None
         if reason is None:
             wanted.append(task)
         else:
@@ -89,11 +101,24 @@ def run(tasks: Iterable[Task], *, workers: int = 2, timeout: float = 60) -> Iter
         yield _row(task, result)
 
 
+def run_case(case: Case, variant: str, backend: Backend, folder: Path) -> results.Row:
+    """A test in one of its variants; "not-applicable" where it has none such."""
+    model, sets = case.load()
+    made = make(variant, model, sets)
+    if made is None:
+        return {"status": "not-applicable"}
+    return backend(*made, case.tolerances, folder)
+
+
 def _backend(name: str) -> Backend:
-    if name == "abqc":
-        prepare_modules()
-        return run_model
-    raise ValueError(f"there is no backend '{name}'")
+    if name == "emx-onnx-cgen":
+        from conformance import peer_emx
+
+        return peer_emx.run_model
+    from conformance import backend
+
+    backend.prepare_modules()
+    return backend.run_model
 
 
 def _row(task: Task, result: results.Row) -> results.Row:
@@ -113,10 +138,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("patterns", nargs="*", help="names of tests, with * and ?")
     parser.add_argument("--group", action="append", choices=GROUPS)
     parser.add_argument("--variant", action="append", choices=VARIANTS, help="default: plain")
-    parser.add_argument("--backend", default="abqc", choices=["abqc"])
+    parser.add_argument("--backend", default="abqc", choices=BACKENDS)
     parser.add_argument("--results", type=Path, help="a file of results, added to")
     parser.add_argument("--again", action="store_true", help="also what the file already has")
     parser.add_argument("--only-failed", type=Path, help="what failed in this file of results")
+    parser.add_argument("--with-excluded", action="store_true", help="also what is excluded")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=60, help="seconds for a test")
     parser.add_argument("-v", "--verbose", action="store_true")
