@@ -93,8 +93,8 @@ class Model:
         A model on a GPU takes arrays on the host and, through DLPack, tensors on that GPU, in any
         mixture. Outputs that it allocates are numpy arrays, or `DeviceArray`s where an input is on
         the GPU; `device` ("cpu", "cuda") says otherwise. `stream` is a CUstream (PyTorch's
-        `torch.cuda.current_stream().cuda_stream`): when all tensors are on the GPU, the work is
-        then put into it and not waited for.
+        `torch.cuda.current_stream().cuda_stream`): when all tensors are on the GPU and no kernel
+        checks data (indices), the work is then put into it and not waited for.
 
         InputError names the tensor that is wrong.
         """

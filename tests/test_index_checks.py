@@ -76,7 +76,7 @@ TABLE = np.random.default_rng(0).random((7, 8), np.float32)
 BIAS = np.arange(5, dtype=np.float32)
 
 
-@pytest.fixture(scope="module", params=["cpu"])
+@pytest.fixture(scope="module", params=["cpu", "sm_80"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     path: Path = tmp_path_factory.mktemp("checks") / "checks.so"
     build(TEXT, INPUTS, OUTPUTS, path, target=request.param)

@@ -151,8 +151,9 @@ typedef struct {
      * On an error no output is allocated; buffers handed in may have been written.
      *
      * A GPU takes tensors that lie on it or on the host, mixed as one likes. Outputs that it
-     * allocates lie on the GPU when an input does. When all tensors lie on the GPU and a stream was
-     * given, the call returns once the work is in the stream; else the work is done. */
+     * allocates lie on the GPU when an input does. When all tensors lie on the GPU, a stream was
+     * given, and the model has no checks of data (indices of a Gather), the call returns once the
+     * work is in the stream; else the work is done. */
     int32_t (*run)(abqc_instance *instance, const DLTensor *const *inputs, int32_t input_count,
                    DLManagedTensor **outputs, int32_t output_count,
                    const abqc_run_options *options);

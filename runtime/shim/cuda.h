@@ -350,6 +350,7 @@ struct abqc_work {
     CUstream caller;     /* of this run; NULL: none */
     CUevent done;        /* after the work put into a caller's stream */
     bool pending;        /* nobody has waited for that */
+    CUdeviceptr error_flag; /* 0: no kernel of the model checks anything */
     abqc_gpu_arena arena;
     abqc_stage *stages;   /* by input */
     abqc_result *results; /* by output */
@@ -362,6 +363,15 @@ struct abqc_work {
 static inline CUstream abqc_run_stream(const abqc_work *work) {
     return work->caller ? work->caller : work->own;
 }
+
+/* ---- cuda_flag.c: checks in kernels ---- */
+
+/* Does a run end with a look at the error flag, so that it must be waited for? */
+static inline bool abqc_has_kernel_checks(void) { return abqc_meta.message_count > 0; }
+int32_t abqc_flag_create(abqc_work *work);
+void abqc_flag_destroy(const abqc_work *work);
+/* Waits for the run's work; the error of the first failed check, and the flag is as new. */
+int32_t abqc_flag_look(const abqc_work *work);
 
 /* ---- cuda_stage.c: tensors between host and device ---- */
 

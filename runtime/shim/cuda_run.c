@@ -30,8 +30,10 @@ static int32_t create_streams(abqc_work *work) {
     if (status) return status;
     CUresult code = cuda->stream_create(&work->own, 0);
     if (!code) code = cuda->event_create(&work->done, CU_EVENT_DISABLE_TIMING);
+    status = code ? abqc_cuda_error(work->device, code, "cannot create a stream")
+                  : abqc_flag_create(work);
     abqc_device_exit(work->device);
-    return code ? abqc_cuda_error(work->device, code, "cannot create a stream") : ABQC_OK;
+    return status;
 }
 
 int32_t abqc_work_create(abqc_device *device, abqc_work **made) {
@@ -50,6 +52,7 @@ static void give_back(const abqc_device *device, abqc_work *work) {
     abqc_plans_drop_graphs(device, &work->plans);
     abqc_moving_graphs_destroy(device, &work->moving);
     abqc_gpu_arena_destroy(device, &work->arena);
+    abqc_flag_destroy(work);
     if (work->done) device->cuda.event_destroy(work->done);
     if (work->own) device->cuda.stream_destroy(work->own);
 }
@@ -215,6 +218,13 @@ static int32_t finish(abqc_work *work, bool wait) {
                 : ABQC_OK;
 }
 
+/* The host function's check failed: perhaps on what a kernel made of data that its own check refuses.
+ * That error comes first. */
+static int32_t earlier_error(const abqc_work *work, int32_t status) {
+    int32_t noted = abqc_flag_look(work); /* leaves the error's text as it is if nothing was noted */
+    return noted ? noted : status;
+}
+
 static int32_t run_entered(abqc_ctx *ctx, bool wait) {
     abqc_work *work = ctx->work;
     int32_t status = follow_earlier_run(work);
@@ -224,6 +234,8 @@ static int32_t run_entered(abqc_ctx *ctx, bool wait) {
     status = again ? run_again(ctx, known) : run_recorded(ctx, known);
     if (!status) status = abqc_deliver_outputs(ctx);
     if (!status) status = finish(work, wait);
+    if (!status && wait) status = abqc_flag_look(work);
+    else if (status == ABQC_E_CHECK) status = earlier_error(work, status);
     if (!status) return ABQC_OK;
     work->device->cuda.stream_synchronize(abqc_run_stream(work)); /* buffers are the caller's again */
     work->pending = false;
@@ -237,7 +249,8 @@ int32_t abqc_work_run(abqc_ctx *ctx, const abqc_run_options *options) {
     work->caller = options->stream;
     work->results_on_gpu = options->device.device_type ? options->device.device_type == kDLCUDA
                                                        : any_input_on_gpu(ctx);
-    status = run_entered(ctx, !work->caller || any_on_host(ctx));
+    bool wait = !work->caller || any_on_host(ctx) || abqc_has_kernel_checks();
+    status = run_entered(ctx, wait);
     abqc_free_stages(ctx);
     abqc_device_exit(work->device);
     return status;
