@@ -12,7 +12,7 @@ from ..passes.infrastructure import Unit
 from ..passes.launch import kernel_names
 from .elf import write_data_object
 from .host import compile_host
-from .kernel_job import start
+from .kernel_job import running
 from .link import ArtifactMeta, link
 
 Progress = Callable[[str, int, int], None]
@@ -23,17 +23,20 @@ def build_artifact(
     unit: Unit,
     output: Path,
     *,
+    partial: Path,
     work: Path,
     manifest: dict[str, Any],
     progress: Progress,
     started: float,
 ) -> None:
-    """Compile the kernels in every form, the host function and the weights, and link them."""
+    """Compile the kernels in every form, the host function and the weights, and link them.
+
+    `partial` is the library's name until it is whole; other files are made in `work`.
+    """
     names = tuple(sorted(kernel_names(module.operation)))
     kernels = tuple(unit.kernels[name] for name in names)
     maker = unit.target.objects
-    jobs = start(maker.jobs(names, kernels, unit.outlined_text), work)
-    try:
+    with running(maker.jobs(names, kernels, unit.outlined_text), work) as jobs:
         progress("compile", 0, len(jobs) + 1)
         host = work / "host.o"
         host.write_bytes(compile_host(module, names, unit.kept_outputs, on_device=maker.on_device))
@@ -43,9 +46,6 @@ def build_artifact(
             results.append(job.finish())
         code = maker.collect(results, names, work)
         progress("compile", len(jobs) + 1, len(jobs) + 1)
-    finally:
-        for job in jobs:
-            job.stop()
     weights = work / "weights.o"
     weight_bytes = write_data_object(
         weights, ((name, unit.store.get(symbol)) for name, symbol in unit.weights.items())
@@ -59,6 +59,7 @@ def build_artifact(
     link(
         [host, *code.objects, weights],
         output,
+        partial=partial,
         meta=ArtifactMeta(
             inputs=unit.inputs,
             outputs=unit.outputs,

@@ -1,30 +1,33 @@
-"""One form of all kernels, compiled in a process of its own: `python -m abqc.codegen.kernel_job`.
+"""One form of all kernels, compiled in a process of its own, forked from this one.
 
 Forms (instruction sets, GPU targets) compile at the same time, which threads cannot do (llvmlite
 takes one lock for all of LLVM), and a crash of LLVM becomes an error instead of the end of the host
-process.
+process. The fork wants this process to have one thread: contexts of MLIR start none (`mlir.py`).
 """
 
 from __future__ import annotations
 
-import pickle
-import subprocess
+import contextlib
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from ..dialects.mlir import ir
 from ..errors import CompileError
 from .cpu.polynomials import expand_math
 from .isa import Isa
 from .llvm import compile_kernels
+from .processes import end_with_parent
 from .strategy import Kernel
 
 
 class Job(Protocol):
-    """Work for a process of its own; pickled on the way there."""
+    """Work for a process of its own."""
 
     @property
     def form(self) -> str:
@@ -72,44 +75,56 @@ class RunningJob:
         self.job = job
         self.path = path
         self.log = path.with_suffix(".log")
-        with open(self.log, "wb") as log, open(path.with_suffix(".job"), "w+b") as request:
-            pickle.dump(job, request)
-            request.seek(0)
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "abqc.codegen.kernel_job", str(path)],
-                stdin=request,
-                stdout=log,
-                stderr=log,
-            )
+        self.running = True
+        with open(self.log, "wb") as log:
+            self.pid = os.fork()
+            if self.pid == 0:
+                self._work(log.fileno())
+
+    def _work(self, log: int) -> NoReturn:
+        """In the child: it writes the result, and of this process's output and clean-up it does
+        nothing."""
+        status = 1
+        try:
+            end_with_parent()
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            self.path.write_bytes(self.job.compile())
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
 
     def finish(self) -> Path:
-        status = self.process.wait()
-        if status != 0:
+        _, status = os.waitpid(self.pid, 0)
+        self.running = False
+        code = os.waitstatus_to_exitcode(status)
+        if code != 0:
             lines = self.log.read_text(errors="replace").strip().splitlines()
+            how = signal.Signals(-code).name if code < 0 else f"status {code}"
             raise CompileError(
-                f"compiling the {self.job.form} kernels failed (status {status}): "
+                f"compiling the {self.job.form} kernels failed ({how}): "
                 + (lines[-1] if lines else "the process died without a word")
             )
         return self.path
 
     def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        if self.running:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.running = False
 
 
-def start(jobs: Sequence[Job], work: Path) -> list[RunningJob]:
-    """Start all jobs; what they make goes to `work`."""
-    return [RunningJob(job, work / f"kernels_{job.form}.o") for job in jobs]
-
-
-def main() -> None:
-    job = pickle.load(sys.stdin.buffer)
-    Path(sys.argv[1]).write_bytes(job.compile())
-
-
-if __name__ == "__main__":
-    # Under this name the classes are other ones than those that were pickled.
-    from abqc.codegen import kernel_job
-
-    kernel_job.main()
+@contextlib.contextmanager
+def running(jobs: Sequence[Job], work: Path) -> Iterator[list[RunningJob]]:
+    """All jobs, started; what they make goes to `work`. None of them outlives the block."""
+    begun: list[RunningJob] = []
+    try:
+        for job in jobs:
+            begun.append(RunningJob(job, work / f"kernels_{job.form}.o"))
+        yield begun
+    finally:
+        for one in begun:
+            one.stop()

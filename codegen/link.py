@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -123,10 +124,12 @@ def link(
     *,
     meta: ArtifactMeta,
     manifest: Mapping[str, Any],
+    partial: Path | None = None,
     debug: bool = False,
 ) -> None:
     """Link `objects` (host, kernels, weights) and the shim into the artifact `output`.
 
+    `partial`, in the same directory, is its name until it is whole (default: a fresh name);
     `debug` keeps the symbol table. ToolchainError without a C compiler or when it fails; AbqcError
     when `output` cannot be written. Nothing is left behind then.
     """
@@ -150,14 +153,14 @@ def link(
             work / "manifest.o",
             *_shim_objects(shim, gpu=meta.gpu is not None),
         ]
-        with _replacing(output) as partial:
+        with _replacing(output, partial) as unfinished:
             flags = _LINK if debug else (*_LINK, "-s")
             compiler.run(
-                [*flags, "-o", partial, *inputs, *_LIBRARIES],
+                [*flags, "-o", unfinished, *inputs, *_LIBRARIES],
                 directory=work,
                 purpose="link the model",
             )
-            append_trailer(partial, dict(manifest))
+            append_trailer(unfinished, dict(manifest))
 
 
 def check_writable(output: Path) -> None:
@@ -172,20 +175,18 @@ def check_writable(output: Path) -> None:
 
 
 class _replacing:
-    """A temporary file beside `target` that takes its place at the end, or vanishes on an error."""
+    """A file beside `target` that takes its place at the end, or vanishes on an error."""
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, partial: Path | None) -> None:
         self.target = target
+        self.partial = partial or target.parent / f".{target.name}.{secrets.token_hex(4)}"
 
     def __enter__(self) -> Path:
         try:
-            handle, name = tempfile.mkstemp(
-                prefix=f".{self.target.name}.", dir=self.target.resolve().parent
-            )
+            self.partial = self.partial.resolve()
+            os.close(os.open(self.partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         except OSError as error:
             raise AbqcError(f"cannot write '{self.target}': {error.strerror}") from error
-        os.close(handle)
-        self.partial = Path(name)
         return self.partial
 
     def __exit__(self, kind: type[BaseException] | None, error: Any, traceback: Any) -> None:

@@ -59,6 +59,7 @@ def build(request: Request, report: Progress, on_pass: Callable[[str], None]) ->
         module,
         unit,
         request.output,
+        partial=request.partial,
         work=request.work,
         manifest=describe(request, unit, imported),
         progress=report,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from abqc.compiler import job
 from abqc.compiler.job import Request
-from abqc.errors import DeviceError, PerformanceWarning
-from abqc.runtime.model import Model, load
+from abqc.errors import CompileError, DeviceError, PerformanceWarning
+
+from .fork_server import remove
+
+if TYPE_CHECKING:
+    from abqc.runtime.model import Model
 
 Progress = Callable[[str, int, int], None]
 
@@ -41,6 +45,8 @@ def compile(
         dump_dir=dump_dir,
         progress=progress,
     )
+    from abqc.runtime.model import load
+
     try:
         return load(library, device=device)
     except DeviceError as error:
@@ -74,23 +80,33 @@ def compile_file(
     """
     source = Path(model)
     library = Path(output) if output is not None else source.with_suffix(".so")
-    work = Path(tempfile.mkdtemp(prefix="abqc-"))
+    request = Request(
+        model=source,
+        quant=quant,
+        target=target,
+        output=library,
+        work=_work_directory(),
+        shapes={name: tuple(shape) for name, shape in (shapes or {}).items()},
+        dump_dir=Path(dump_dir) if dump_dir is not None else None,
+    )
     try:
-        request = Request(
-            model=source,
-            quant=quant,
-            target=target,
-            output=library,
-            work=work,
-            shapes={name: tuple(shape) for name, shape in (shapes or {}).items()},
-            dump_dir=Path(dump_dir) if dump_dir is not None else None,
-        )
         notes = job.run(request, progress or (lambda step, done, total: None))
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        remove(request.work)
+        remove(request.partial)
     for text in notes:
         (note or _warn)(text)
     return library
+
+
+def _work_directory() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="abqc-"))
+    except OSError as error:
+        raise CompileError(
+            f"cannot make a temporary folder: {error.strerror or error}",
+            hint="TMPDIR names the folder where it would be",
+        ) from error
 
 
 def _warn(text: str) -> None:

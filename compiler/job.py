@@ -1,27 +1,21 @@
-"""A compile in a process of its own: whatever MLIR or LLVM do there, the caller lives on.
-
-The child (`python -m abqc.compiler.job`) reads a pickled request and writes one JSON object a line:
-{"progress": [step, done, total]}, {"pass": name}, and at the end {"error": ...} or {"done": notes}.
-"""
+"""A compile in a process of its own: whatever MLIR or LLVM do there, the caller lives on."""
 
 from __future__ import annotations
 
-import json
-import pickle
 import signal
-import subprocess
-import sys
-import tempfile
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from abqc import errors
 from abqc.errors import AbqcError, CompileError
 
+from .fork_client import Server
+
 Progress = Callable[[str, int, int], None]
+
+SERVER = Server("abqc.compiler.worker:compile_request")
 
 
 @dataclass(frozen=True)
@@ -36,42 +30,29 @@ class Request:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     dump_dir: Path | None = None
 
+    @property
+    def partial(self) -> Path:
+        """Where the library is written before it takes its name: beside it, so that it can."""
+        return self.output.parent / f".{self.output.name}.{self.work.name}"
 
-def run(request: Request, progress: Progress) -> list[str]:
-    """Compile in a child process; the notes for the user.
 
-    Raises the AbqcError of the child, or CompileError if it dies.
+def run(request: Request, progress: Progress, server: Server = SERVER) -> list[str]:
+    """Compile in another process; the notes for the user.
+
+    Raises the AbqcError of that process, or CompileError if it dies. `request.work` is gone
+    afterwards, however it ends.
     """
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "abqc.compiler.job"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-        )
-        assert process.stdin is not None and process.stdout is not None
-        try:
-            pickle.dump(request, process.stdin)
-            process.stdin.close()
-            last_pass, notes = _listen(process.stdout, progress)
-            status = process.wait()
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+    with server.start(request, scratch=(request.work, request.partial)) as worker:
+        last_pass, notes = _listen(worker, progress)
         if notes is None:
-            raise _death(status, last_pass, log)
-        return notes
+            raise _death(worker.status, last_pass, worker.log())
+    return notes
 
 
-def _listen(lines: IO[bytes], progress: Progress) -> tuple[str, list[str] | None]:
-    """Hand on what the child says; the last pass it named, and its notes if it came to its end."""
-    last_pass = "start"
-    for line in lines:
-        try:
-            message = json.loads(line)
-        except ValueError:
-            continue  # something that a library printed
+def _listen(messages: Iterable[dict[str, Any]], progress: Progress) -> tuple[str, list[str] | None]:
+    """Hand on what the process says; the last pass it named, and its notes if it came to its end."""
+    last_pass = "its start"
+    for message in messages:
         if "progress" in message:
             progress(*message["progress"])
         elif "pass" in message:
@@ -84,63 +65,26 @@ def _listen(lines: IO[bytes], progress: Progress) -> tuple[str, list[str] | None
 
 
 def _revive(error: dict[str, Any]) -> AbqcError:
-    """The error as the child raised it; its traceback is a note, which `--debug` shows."""
+    """The error as it was raised; its traceback is a note, which `--debug` shows."""
     kind = getattr(errors, error["type"], CompileError)
     revived: AbqcError = kind(error["message"], node=error["node"], hint=error["hint"])
     revived.add_note(error["traceback"])
     return revived
 
 
-def _death(status: int, last_pass: str, log: IO[bytes]) -> CompileError:
-    log.seek(0)
-    said = log.read().decode(errors="replace").strip().splitlines()
-    how = signal.Signals(-status).name if status < 0 else f"exit code {status}"
+def _death(status: int | None, last_pass: str, log: str) -> CompileError:
+    said = log.strip().splitlines()
     error = CompileError(
-        f"the compiler died ({how}) in {last_pass}" + (f": {said[-1]}" if said else ""),
-        hint="compile again with --dump-dir to keep the IR that it was given",
+        f"the compiler died ({_how(status)}) in {last_pass}" + (f": {said[-1]}" if said else ""),
+        hint="the system may be out of memory"
+        if status == -signal.SIGKILL
+        else "compile again with --dump-dir to keep the IR that it was given",
     )
     error.add_note("\n".join(said[-40:]))
     return error
 
 
-def main() -> None:
-    from abqc.compiler.build import build
-
-    request = pickle.load(sys.stdin.buffer)
-
-    def say(message: dict[str, Any]) -> None:
-        sys.stdout.write(json.dumps(message) + "\n")
-        sys.stdout.flush()
-
-    try:
-        notes = build(
-            request,
-            lambda step, done, total: say({"progress": [step, done, total]}),
-            lambda name: say({"pass": name}),
-        )
-    except AbqcError as error:
-        say({"error": _describe(error, type(error).__name__, error.message)})
-    except MemoryError as error:
-        say({"error": _describe(error, "CompileError", "out of memory")})
-    except Exception as error:
-        text = f"internal error: {type(error).__name__}: {error}"
-        say({"error": _describe(error, "CompileError", text)})
-    else:
-        say({"done": notes})
-
-
-def _describe(error: BaseException, kind: str, message: str) -> dict[str, Any]:
-    return {
-        "type": kind,
-        "message": message,
-        "node": getattr(error, "node", None),
-        "hint": getattr(error, "hint", None),
-        "traceback": "".join(traceback.format_exception(error)),
-    }
-
-
-if __name__ == "__main__":
-    # Under this name the classes are other ones than those that were pickled.
-    from abqc.compiler import job
-
-    job.main()
+def _how(status: int | None) -> str:
+    if status is None:
+        return "with its server"
+    return signal.Signals(-status).name if status < 0 else f"exit code {status}"

@@ -44,10 +44,14 @@ __all__ = [
 
 
 def make_context() -> ir.Context:
-    """A context that knows every dialect the compiler uses, `abq` and `torch_c` included."""
+    """A context that knows every dialect the compiler uses, `abq` and `torch_c` included.
+
+    It starts no threads, so that the process can fork (codegen/kernel_job.py).
+    """
     from .abq_order import Abq  # with its operations there and in abq.py
 
     context = ir.Context()
+    context.enable_multithreading(False)
     torch_dialect.register_dialect(context)
     with context, ir.Location.unknown():
         Abq.load()

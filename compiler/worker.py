@@ -1,0 +1,69 @@
+"""What the process of a compile does: build, and say how it went.
+
+The messages are {"progress": [step, done, total]}, {"pass": name}, and at the end {"error": ...} or
+{"done": notes}; `job.py` reads them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from abqc.compiler.build import build
+from abqc.compiler.job import Request
+from abqc.errors import AbqcError
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def compile_request(request: Request, say: Callable[[dict[str, Any]], None]) -> None:
+    """Compile; whatever is raised becomes a message.
+
+    All temporary files, those of the C compiler too, are made in `request.work`, which is removed
+    even if this process is killed.
+    """
+    tempfile.tempdir = os.environ["TMPDIR"] = str(request.work)
+    try:
+        notes = build(
+            request,
+            lambda step, done, total: say({"progress": [step, done, total]}),
+            lambda name: say({"pass": name}),
+        )
+    except AbqcError as error:
+        say({"error": _describe(error, type(error).__name__, error.message)})
+    except MemoryError as error:
+        say({"error": _describe(error, "CompileError", "out of memory")})
+    except OSError as error:
+        text, hint = _explain(error)
+        say({"error": _describe(error, "CompileError", text, hint)})
+    except Exception as error:
+        text = f"internal error: {type(error).__name__}: {error}"
+        say({"error": _describe(error, "CompileError", text)})
+    else:
+        say({"done": notes})
+
+
+def _explain(error: OSError) -> tuple[str, str | None]:
+    """A message and a hint for a failure of the operating system."""
+    text = (error.strerror or str(error)).lower()
+    if error.filename is not None:
+        text = f"'{error.filename}': {text}"
+    if error.errno in _NO_ROOM:
+        return text, "free some space, or set TMPDIR to a folder that has more"
+    return text, None
+
+
+def _describe(
+    error: BaseException, kind: str, message: str, hint: str | None = None
+) -> dict[str, Any]:
+    return {
+        "type": kind,
+        "message": message,
+        "node": getattr(error, "node", None),
+        "hint": getattr(error, "hint", hint),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
