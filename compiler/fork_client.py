@@ -45,7 +45,7 @@ class Server:
         working directory. `scratch` are paths to remove when it has ended. Raises CompileError."""
         job = Job(request, os.getcwd(), dict(os.environ), _umask(), tuple(scratch))
         ours, theirs = socket.socketpair()
-        log = tempfile.TemporaryFile()
+        log = tempfile.TemporaryFile()  # noqa: SIM115 (the worker closes it)
         try:
             with theirs:
                 self._hand_over(theirs, log)
@@ -76,7 +76,7 @@ class Server:
     def _launch(self) -> None:
         self._discard()
         self._control, theirs = socket.socketpair()
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
         with theirs:
             self._process = subprocess.Popen(
                 # -P: the working directory is not searched for modules.

@@ -1,4 +1,4 @@
-"""The server whose forks do the work: it imports a module once, and every job starts with it loaded.
+"""The server whose forks do the work: it imports a module once, for all jobs.
 
     python -P -m abqc.compiler.fork_server FD MODULE:FUNCTION
 

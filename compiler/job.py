@@ -50,7 +50,7 @@ def run(request: Request, progress: Progress, server: Server = SERVER) -> list[s
 
 
 def _listen(messages: Iterable[dict[str, Any]], progress: Progress) -> tuple[str, list[str] | None]:
-    """Hand on what the process says; the last pass it named, and its notes if it came to its end."""
+    """Hand on what the process says; the last pass it named, and its notes if it got to its end."""
     last_pass = "its start"
     for message in messages:
         if "progress" in message:

@@ -1,4 +1,4 @@
-"""The server that jobs are forked from: started once, replaced when it dies, gone with its client."""
+"""The server that jobs are forked from: started once, replaced when it dies, no orphan."""
 
 from __future__ import annotations
 

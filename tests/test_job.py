@@ -129,7 +129,7 @@ def test_notes_are_warnings_unless_someone_takes_them(
 
 def test_no_room_for_temporary_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
-    with pytest.raises(CompileError, match="cannot make a temporary folder.*TMPDIR"):
+    with pytest.raises(CompileError, match=r"cannot make a temporary folder.*TMPDIR"):
         compile_file("model.onnx", output=tmp_path / "model.so")
 
 
