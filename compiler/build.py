@@ -14,7 +14,6 @@ from abqc.compiler.job import Request
 from abqc.compiler.onnx_import.importer import import_model
 from abqc.compiler.pipeline import stages
 from abqc.compiler.recipe import parse_recipe
-from abqc.dialects.mlir import ir, make_context
 from abqc.errors import AbqcError
 from abqc.passes.infrastructure import Unit, run_pipeline
 
@@ -48,9 +47,7 @@ def build(request: Request, report: Progress, on_pass: Callable[[str], None]) ->
         inputs=imported.inputs,
         outputs=imported.outputs,
     )
-    context = make_context()
-    with context:
-        module = ir.Module.parse(imported.bytecode)
+    module = imported.module
     for stage, passes in stages(target.objects.on_device).items():
         report(stage, 0, 1)
         run_pipeline(module.operation, passes, unit)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import replace
-from itertools import chain
 from math import prod
 from pathlib import Path
 
@@ -25,21 +24,22 @@ MAPPABLE = {
 }  # fmt: skip
 
 
-def load_model(path: Path, work_dir: Path) -> Model:
+def load_model(path: Path, work_dir: Path) -> tuple[Model, Initializers]:
     """The model at `path`. Embedded weights are spooled to `work_dir`, external ones are mapped."""
     proto = _parse(path)
-    initializers = _Initializers(path.resolve().parent, work_dir / "initializers.bin")
+    initializers = Initializers(path.resolve().parent, work_dir / "initializers.bin")
     constants = {
         tensor.name: replace(initializers.constant(tensor), name=tensor.name)
         for tensor in proto.graph.initializer
     }
     for sparse in proto.graph.sparse_initializer:
         raise ModelError(f"sparse initializer '{sparse.values.name}' is not supported")
-    for node in proto.graph.node:
-        for graph in subgraphs(node):
-            initializers.embed(graph)
+    initializers.embed_nodes(proto.graph.node)
+    for function in proto.functions:
+        initializers.embed_nodes(function.node)
     nodes = named(proto.graph.node)
-    return Model(_shell(proto, constants), nodes, constants, default_opset(proto))
+    model = Model(_shell(proto, constants), nodes, constants, default_opset(proto))
+    return model, initializers
 
 
 def _parse(path: Path) -> ModelProto:
@@ -91,7 +91,7 @@ def _shell(proto: ModelProto, constants: dict[str, Constant]) -> ModelProto:
     return shell
 
 
-def named(nodes: list[NodeProto]) -> list[NodeProto]:
+def named(nodes: Iterable[NodeProto]) -> list[NodeProto]:
     """Copies of the nodes, each with a name of its own: recipes and messages refer to it."""
     taken: set[str] = set()
     result = []
@@ -105,7 +105,7 @@ def named(nodes: list[NodeProto]) -> list[NodeProto]:
     return result
 
 
-class _Initializers:
+class Initializers:
     """Makes constants of TensorProtos."""
 
     def __init__(self, model_dir: Path, spool: Path) -> None:
@@ -130,16 +130,21 @@ class _Initializers:
             return from_array(array.copy(), tensor.data_type)
         return self._spooled(tensor, array)
 
-    def embed(self, graph: GraphProto) -> None:
-        """Brings external tensors of a subgraph into it (they are scalars and small tables)."""
-        for tensor in chain(graph.initializer, _constant_values(graph)):
-            self._check(tensor)
-            if tensor.data_location == TensorProto.EXTERNAL:
-                array = self.constant(tensor).load()
-                tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
-        for node in graph.node:
-            for inner in subgraphs(node):
-                self.embed(inner)
+    def embed_nodes(self, nodes: Iterable[NodeProto]) -> None:
+        """Brings external tensors of attributes and subgraphs into them (small tables, mostly)."""
+        for node in nodes:
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.TENSOR:
+                    self._embed(attribute.t)
+            for graph in subgraphs(node):
+                for tensor in graph.initializer:
+                    self._embed(tensor)
+                self.embed_nodes(graph.node)
+
+    def _embed(self, tensor: TensorProto) -> None:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            array = self.constant(tensor).load()
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
 
     def _check(self, tensor: TensorProto) -> None:
         if tensor.data_type not in TensorProto.DataType.values() or tensor.data_type == 0:
@@ -198,13 +203,6 @@ class _Initializers:
             file.write(np.ascontiguousarray(array).data)
         self._spool_size = offset + array.nbytes
         return _mapped(tensor, self._spool, offset)
-
-
-def _constant_values(graph: GraphProto) -> Iterator[TensorProto]:
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR:
-                yield attribute.t
 
 
 def _byte_count(tensor: TensorProto) -> int:

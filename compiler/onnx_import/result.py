@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from abqc.dialects.mlir import ir
 from abqc.dialects.weight_store import WeightStore
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output; `dtype` is numpy's name, `shape` has None for a dynamic size."""
+    """An input or output; `dtype` is numpy's name, `shape` has a number, a name or an
+    expression of names, or None for each axis."""
 
     name: str
     dtype: str
-    shape: tuple[int | None, ...]
+    shape: tuple[int | str | None, ...]
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,9 @@ class NodeInfo:
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """A model as linalg + abq (MLIR bytecode with one `func.func @main`) and its weights."""
+    """A model as linalg + abq (a module with one `func.func @main`) and its weights."""
 
-    bytecode: bytes
+    module: ir.Module
     store: WeightStore
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]

@@ -1,0 +1,148 @@
+"""Shapes: what reads them, and what views or copies a tensor in another one."""
+
+from __future__ import annotations
+
+from .. import symbolic
+from ..element_types import I64
+from ..registry import Node, lowers
+from ..shaping import concat, expand, reshape, slice_axis, squeeze, transpose, unsqueeze
+from ..symbolic import ONE, Dim, product
+from ..values import Value
+
+
+@lowers("Shape")
+def shape(node: Node) -> Value:
+    x = node.input(0)
+    begin, end = node.int("start", 0), node.int("end", None)
+    dims = list(x.dims)[slice(begin, end)]
+    return node.b.content(dims, I64, [len(dims)])
+
+
+@lowers("Size")
+def size(node: Node) -> Value:
+    return node.b.content([product(node.input(0).dims)], I64, [])
+
+
+@lowers("Reshape")
+def lower_reshape(node: Node) -> Value:
+    x = node.input(0)
+    if node.has("shape"):
+        wanted = [Dim.of(number) for number in node.ints("shape")]
+    else:
+        wanted = node.dims_of(1) or []
+    return reshape(node.b, x, _resolved(node, x, wanted))
+
+
+def _resolved(node: Node, x: Value, wanted: list[Dim]) -> list[Dim]:
+    """A shape without 0 (the input's own size) and -1 (what is left)."""
+    dims = list(wanted)
+    if not node.int("allowzero", 0):
+        for axis, dim in enumerate(dims):
+            if dim == symbolic.ZERO:
+                if axis >= x.rank:
+                    raise node.error(f"the shape has 0 at {axis}, but the input has rank {x.rank}")
+                dims[axis] = x.dims[axis]
+            elif dim.value is None and not symbolic.is_natural(dim) and axis < x.rank:
+                dims[axis] = symbolic.select(
+                    symbolic.is_equal(dim, symbolic.ZERO), x.dims[axis], dim
+                )
+    left = [axis for axis, dim in enumerate(dims) if dim.value == -1]
+    if len(left) > 1:
+        raise node.error("the shape has more than one -1")
+    total = product(x.dims)
+    if left:
+        rest = product(dim for axis, dim in enumerate(dims) if axis != left[0])
+        dims[left[0]] = total // rest
+        return dims
+    # A size that only a run knows may be -1 there.
+    unsure = [
+        axis for axis, dim in enumerate(dims)
+        if dim.value is None and not symbolic.is_natural(dim)
+    ]  # fmt: skip
+    if len(unsure) == 1:
+        rest = product(dim for axis, dim in enumerate(dims) if axis != unsure[0])
+        dims[unsure[0]] = total // rest
+        return dims
+    for axis in unsure:
+        rest = product(dim for other, dim in enumerate(wanted) if other != axis)
+        dims[axis] = symbolic.select(
+            symbolic.is_less(dims[axis], symbolic.ZERO), total // -rest, dims[axis]
+        )
+    return dims
+
+
+@lowers("Flatten")
+def flatten(node: Node) -> Value:
+    x, axis = node.input(0), node.int("axis", 1)
+    at = axis + x.rank if axis < 0 else axis
+    if not 0 <= at <= x.rank:
+        raise node.error(f"axis {axis} is out of range for a tensor of rank {x.rank}")
+    return reshape(node.b, x, [product(x.dims[:at]), product(x.dims[at:])])
+
+
+@lowers("Squeeze")
+def lower_squeeze(node: Node) -> Value:
+    x, axes = node.input(0), node.ints_of("axes", 1)
+    if axes is None:
+        unknown = [axis for axis, dim in enumerate(x.dims) if dim.value is None]
+        if unknown:
+            raise node.error(
+                f"the rank of its result depends on the sizes of {x}",
+                hint="export it with axes, or pin the shapes of the inputs with --shape",
+            )
+        chosen = [axis for axis, dim in enumerate(x.dims) if dim == ONE]
+    else:
+        chosen = [node.counted(axis, x.rank) for axis in axes]
+    return squeeze(node.b, x, chosen)
+
+
+@lowers("Unsqueeze")
+def lower_unsqueeze(node: Node) -> Value:
+    x, axes = node.input(0), node.ints_of("axes", 1) or []
+    rank = x.rank + len(axes)
+    chosen = [node.counted(axis, rank) for axis in axes]
+    if len(set(chosen)) != len(chosen):
+        raise node.error(f"axes {axes} name one twice")
+    return unsqueeze(node.b, x, chosen)
+
+
+@lowers("Transpose")
+def lower_transpose(node: Node) -> Value:
+    x = node.input(0)
+    order = node.ints("perm", list(reversed(range(x.rank))))
+    if sorted(order) != list(range(x.rank)):
+        raise node.error(f"perm {order} is no permutation of {x.rank} axes")
+    return transpose(node.b, x, order)
+
+
+@lowers("Expand")
+def lower_expand(node: Node) -> Value:
+    return expand(node.b, node.input(0), node.dims_of(1) or [])
+
+
+@lowers("Concat")
+def lower_concat(node: Node) -> Value:
+    parts = node.tensors()
+    default = 1 if node.version < 4 else None
+    axis = node.counted(node.int("axis", default) or 0, parts[0].rank)
+    if any(part.rank != parts[0].rank or part.dtype != parts[0].dtype for part in parts):
+        raise node.error(f"its inputs differ in rank or type: {', '.join(map(str, parts))}")
+    return concat(node.b, parts, axis)
+
+
+@lowers("Split")
+def split(node: Node) -> list[Value]:
+    x, axis = node.input(0), node.axis("axis", node.input(0).rank, 0)
+    total, count = x.dims[axis], node.output_count
+    lengths = [Dim.of(n) for n in node.ints("split")] if node.has("split") else node.dims_of(1)
+    if lengths is None:
+        count = node.int("num_outputs", count)
+        step = symbolic.ceildiv(total, Dim.of(count))
+        lengths = [step] * (count - 1) + [total - step * (count - 1)]
+    whole = sum(lengths, symbolic.ZERO)
+    node.b.require_equal(whole, total, f"the parts must add up to axis {axis} of {x}")
+    parts, begin = [], symbolic.ZERO
+    for length in lengths:
+        parts.append(slice_axis(node.b, x, axis, begin, length))
+        begin = begin + length
+    return parts

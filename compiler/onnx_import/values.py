@@ -1,0 +1,103 @@
+"""A value of the model while it is lowered: element type, dims, and its content where known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from abqc.dialects.mlir import ir
+
+from .constants import Constant, from_array
+from .element_types import ElementType
+from .symbolic import Dim, static_product
+
+# Shape tensors longer than this are data.
+MAX_CONTENT = 4096
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor. At least one of `ssa`, `constant` and `content` says what is in it.
+
+    `ssa` is a ranked tensor of `dtype.inside()` elements. `content` are the elements of an integer
+    or bool tensor in row-major order, as polynomials over the sizes of the inputs: a shape tensor
+    is never a tensor of the IR unless something reads it as one (`Builder.tensor`).
+    """
+
+    dtype: ElementType
+    dims: tuple[Dim, ...]
+    ssa: ir.Value | None = None
+    constant: Constant | None = None
+    content: tuple[Dim, ...] | None = None
+
+    @property
+    def rank(self) -> int:
+        return len(self.dims)
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """Static sizes, None for others."""
+        return tuple(dim.value for dim in self.dims)
+
+    @property
+    def size(self) -> int | None:
+        """The number of elements, where that is static."""
+        return static_product(self.dims)
+
+    @property
+    def is_constant(self) -> bool:
+        return self.as_constant is not None
+
+    @cached_property
+    def as_constant(self) -> Constant | None:
+        """The value as a constant, content without symbols included."""
+        if self.constant is not None or self.content is None:
+            return self.constant
+        numbers = [dim.value for dim in self.content]
+        shape = [dim.value for dim in self.dims]
+        if None in numbers or None in shape:
+            return None
+        array = np.array(numbers, dtype=object).astype(self.dtype.dtype).reshape(shape)
+        return from_array(array, self.dtype.onnx)
+
+    def numpy(self) -> np.ndarray | None:
+        """The elements, if constant."""
+        constant = self.as_constant
+        return None if constant is None else constant.load()
+
+    @cached_property
+    def symbols(self) -> tuple[Dim, ...] | None:
+        """The elements as integers, where they are known: `content`, or that of a constant."""
+        if self.content is not None:
+            return self.content
+        constant = self.constant
+        if constant is None or constant.size > MAX_CONTENT or self.dtype.is_float:
+            return None
+        return tuple(Dim.of(int(number)) for number in constant.load().reshape(-1))
+
+    def __str__(self) -> str:
+        return f"{self.dtype.name}[{', '.join(map(str, self.dims))}]"
+
+
+@dataclass(eq=False)
+class SequenceValue:
+    """A sequence whose length is known: `elements` in order (ONNX's SequenceConstruct)."""
+
+    elements: Sequence[Value] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class OptionalValue:
+    """An optional that is known to hold `element`, or nothing."""
+
+    element: Value | SequenceValue | None = None
+
+
+AnyValue = Value | SequenceValue | OptionalValue
+
+
+def constant_value(constant: Constant, dtype: ElementType) -> Value:
+    dims = tuple(Dim.of(size) for size in constant.shape)
+    return Value(dtype, dims, constant=constant)
