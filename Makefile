@@ -4,6 +4,7 @@
 #   make test        the tests, without the full sweeps
 #   make test-all    all tests
 #   make lint        ruff and mypy
+#   make conformance onnx's own tests, in three forms: docs/conformance.md
 #   make bench       the figures of docs/benchmarks.md
 
 PYTHON ?= python3
@@ -16,7 +17,11 @@ TOOLCHAIN := $(if $(shell command -v cc gcc clang 2>/dev/null),,$(comma)toolchai
 # Files of tests in a process for every core.
 PARALLEL ?= -n auto --dist loadfile
 
-.PHONY: demo test test-all lint bench clean
+# What `make conformance` has found, to go on from; PEER names results of another compiler.
+CONFORMANCE := build/conformance.jsonl
+PEER ?=
+
+.PHONY: demo test test-all conformance lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -29,6 +34,12 @@ test-all: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python tests/bench/bench_models.py
+
+conformance: $(VENV)/.installed
+	mkdir -p build
+	-$(BIN)/python tests/conformance/run.py --results $(CONFORMANCE) \
+	    --variant plain --variant constants --variant symbolic
+	$(BIN)/python tests/conformance/report.py $(CONFORMANCE) $(PEER) --output docs/conformance.md
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ from conformance import results
 from conformance.cases import GROUPS, Case, DataSet, all_cases, operators
 from conformance.exclusions import exclusion
 from conformance.isolate import run_isolated
+from conformance.source import fingerprint
 from conformance.variants import VARIANTS, make
 
 # Compiles a model in a folder, runs it with all sets of values, and compares within rtol and atol.
@@ -41,14 +42,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     warnings.simplefilter("ignore")
     tasks = list(select(options))
+    made_with = fingerprint(options.backend)
     done = results.read(options.results) if options.results else {}
-    if options.results and not options.again:
-        tasks = [task for task in tasks if results.key(_row(task, {})) not in done]
+    if not options.trust:
+        done = {k: row for k, row in done.items() if row["made_with"] == made_with}
+    tasks = [task for task in tasks if results.key(_row(task, {})) not in done]
     print(f"{len(tasks)} tests to run, {len(done)} results known", flush=True)
     rows = []
     for row in run(
         tasks, workers=options.workers, timeout=options.timeout, everything=options.with_excluded
     ):
+        row["made_with"] = made_with
         rows.append(row)
         if options.results:
             results.append(options.results, row)
@@ -139,8 +143,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--group", action="append", choices=GROUPS)
     parser.add_argument("--variant", action="append", choices=VARIANTS, help="default: plain")
     parser.add_argument("--backend", default="abqc", choices=BACKENDS)
-    parser.add_argument("--results", type=Path, help="a file of results, added to")
-    parser.add_argument("--again", action="store_true", help="also what the file already has")
+    parser.add_argument(
+        "--results", type=Path, help="a file to add results to; what it has of this code is not run"
+    )
+    parser.add_argument("--trust", action="store_true", help="nor what it has of other code")
     parser.add_argument("--only-failed", type=Path, help="what failed in this file of results")
     parser.add_argument("--with-excluded", action="store_true", help="also what is excluded")
     parser.add_argument("--workers", type=int, default=2)
