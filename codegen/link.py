@@ -12,13 +12,15 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import AbqcError, CompileError
 from ..runtime.artifact import append_trailer
-from ..runtime.dlpack import MAX_RANK, dtype_from_name
+from ..runtime.dlpack import MAX_RANK
+from ..runtime.element_types import by_name
 from ..runtime.environment import cache_folder
 from ..runtime.shim import SHIM_DIRECTORY
 from .elf import write_data_object
@@ -218,9 +220,17 @@ def _compiled_shim(compiler: CCompiler, work: Path) -> Path:
         return cached
     made = work / "shim"
     made.mkdir()
-    compiler.run(
-        [*_COMPILE, f"-I{SHIM_DIRECTORY}", *sources], directory=made, purpose="compile the shim"
-    )
+
+    def compile_source(path: Path) -> None:
+        # One at a time: zig joins the sources of one command into one object.
+        compiler.run(
+            [*_COMPILE, f"-I{SHIM_DIRECTORY}", path, "-o", f"{path.stem}.o"],
+            directory=made,
+            purpose=f"compile the shim ({path.name})",
+        )
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(compile_source, sources))
     (work / "threads.c").write_text(_THREADS_STUB)
     soname = f"-Wl,-soname,{_THREADS_NAME}"
     compiler.run(
@@ -317,7 +327,7 @@ def _tensor_table(
 ) -> str:
     rows = []
     for i, spec in enumerate(specs):
-        dtype = dtype_from_name(spec.dtype)
+        dtype = by_name(spec.dtype).dlpack
         dims = "NULL"
         if len(spec.shape):
             dims = f"{table}_{i}"
@@ -386,6 +396,8 @@ def _check(meta: ArtifactMeta) -> None:
                 f"'{spec.name}' has rank {len(spec.shape)}; an artifact takes up to {MAX_RANK}"
             )
         try:
-            dtype_from_name(spec.dtype)
-        except (TypeError, ValueError) as error:
-            raise CompileError(f"'{spec.name}' has type {spec.dtype}, unknown to DLPack") from error
+            by_name(spec.dtype)
+        except ValueError as error:
+            raise CompileError(
+                f"'{spec.name}' has type {spec.dtype}, which no input or output can have"
+            ) from error

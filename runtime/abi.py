@@ -13,7 +13,8 @@ from typing import Any, BinaryIO, Protocol
 
 from ..errors import AbqcError, ArtifactError, DeviceError, InputError
 from .artifact import open_artifact, read_manifest, read_trailer, verify_checksum
-from .dlpack import DType, dtype_name
+from .dlpack import DType
+from .element_types import by_dlpack
 from .tensor_spec import Dim, TensorSpec
 
 ABI_VERSION = 1
@@ -345,4 +346,4 @@ def _spec(info: Any, symbols: list[str | None]) -> TensorSpec:
         size = info.dims[i]
         dims.append(size if size >= 0 else symbols[-1 - size])
     dtype = DType(info.dtype.code, info.dtype.bits, info.dtype.lanes)
-    return TensorSpec(info.name.decode(), dtype_name(dtype), tuple(dims))
+    return TensorSpec(info.name.decode(), by_dlpack(dtype).name, tuple(dims))

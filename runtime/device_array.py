@@ -112,6 +112,8 @@ class DeviceArray:
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         self._refuse_machine()
+        if self.dtype.kind == "V":
+            raise AttributeError(f"{self.dtype} arrays are handed on through DLPack alone")
         return {
             "version": 3,
             "typestr": self.dtype.str,

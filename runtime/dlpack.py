@@ -1,4 +1,4 @@
-"""DLPack's structures, packed straight into memory, and its types beside numpy's.
+"""DLPack's structures, packed straight into memory (`element_types.py` has its types).
 
 Layouts are those of DLPack 1.0 on a 64-bit machine (`shim/abqc.h` has the C side). A run of a
 decoder passes over a hundred tensors, so they are packed with `struct`, not set field by field.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Sequence
-from functools import cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -23,10 +22,6 @@ _TENSOR = struct.Struct("=QiiiBBHQQQ")
 TENSOR_SIZE = _TENSOR.size
 MANAGED_SIZE = TENSOR_SIZE + 16  # and manager context, deleter
 
-_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
-_KINDS = {0: "int", 1: "uint", 2: "float", 4: "bfloat"}
-BFLOAT16 = (4, 16, 1)
-
 
 class DType(NamedTuple):
     """A DLDataType."""
@@ -34,28 +29,6 @@ class DType(NamedTuple):
     code: int
     bits: int
     lanes: int
-
-
-def dtype_of(dtype: np.dtype) -> DType | None:
-    """numpy's type as DLPack's; None where there is none (objects, text, foreign byte order)."""
-    if dtype.isnative and dtype.kind in _CODES:
-        return DType(_CODES[dtype.kind], 8 * dtype.itemsize, 1)
-    return DType(*BFLOAT16) if dtype.name == "bfloat16" else None
-
-
-def dtype_from_name(name: str) -> DType:
-    """The type that numpy calls `name`; ValueError where DLPack has none."""
-    if name == "bfloat16":
-        return DType(*BFLOAT16)
-    found = dtype_of(np.dtype(name))
-    if found is None:
-        raise ValueError(f"DLPack has no type '{name}'")
-    return found
-
-
-def dtype_name(dtype: DType) -> str:
-    """numpy's name of a DLDataType."""
-    return "bool" if dtype.code == 6 else f"{_KINDS[dtype.code]}{dtype.bits}"
 
 
 _SIZES = [struct.Struct(f"={rank}q") for rank in range(2 * MAX_RANK + 1)]
@@ -71,13 +44,17 @@ class Borrowed(Protocol):
 class TensorTable:
     """An array of pointers to DLTensors (or DLManagedTensors) over numpy arrays.
 
-    Entries that are None become NULL, borrowed tensors are pointed to where they are. Arrays are
-    native, of types that DLPack has, of at most MAX_RANK dimensions and strided by whole elements.
-    The table owns its structures, not the tensors' memory.
+    Entries that are None become NULL, borrowed tensors are pointed to where they are. Arrays hold
+    elements of `types` in native byte order, and are of at most MAX_RANK dimensions and strided by
+    whole elements. The table owns its structures, not the tensors' memory.
     """
 
     def __init__(
-        self, arrays: Sequence[np.ndarray | Borrowed | None], *, managed: bool = False
+        self,
+        arrays: Sequence[np.ndarray | Borrowed | None],
+        types: Sequence[DType],
+        *,
+        managed: bool = False,
     ) -> None:
         count = len(arrays)
         item = MANAGED_SIZE if managed else TENSOR_SIZE
@@ -89,11 +66,11 @@ class TensorTable:
             if isinstance(array, np.ndarray):
                 tensor_at = tensors + item * i
                 _POINTER.pack_into(self._memory, 8 * i, self.address + tensor_at)
-                self._pack(array, tensor_at, dims + 16 * MAX_RANK * i)
+                self._pack(array, types[i], tensor_at, dims + 16 * MAX_RANK * i)
             elif array is not None:
                 _POINTER.pack_into(self._memory, 8 * i, array.address)
 
-    def _pack(self, array: np.ndarray, tensor_at: int, shape_at: int) -> None:
+    def _pack(self, array: np.ndarray, dtype: DType, tensor_at: int, shape_at: int) -> None:
         rank = array.ndim
         _SIZES[rank].pack_into(self._memory, shape_at, *array.shape)
         strides = 0  # NULL: compact
@@ -104,7 +81,7 @@ class TensorTable:
             strides = self.address + strides_at
         data = array.__array_interface__["data"][0]
         shape = self.address + shape_at
-        code, bits, lanes = _known_dtype(array.dtype)
+        code, bits, lanes = dtype
         _TENSOR.pack_into(
             self._memory, tensor_at, data, CPU, 0, rank, code, bits, lanes, shape, strides, 0
         )
@@ -112,14 +89,6 @@ class TensorTable:
     def pointer(self, i: int) -> int:
         """Entry i: the address of a structure, or 0."""
         return _POINTER.unpack_from(self._memory, 8 * i)[0]
-
-
-@cache
-def _known_dtype(dtype: np.dtype) -> DType:
-    found = dtype_of(dtype)
-    if found is None:
-        raise TypeError(f"DLPack has no type for {dtype}")
-    return found
 
 
 def expressible(array: np.ndarray) -> np.ndarray:

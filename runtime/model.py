@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ArtifactError, InputError
+from ..errors import InputError
 from .abi import DriverTable, Instance, Library
 from .device_array import DeviceArray, borrow, on_gpu
 from .dlpack import CUDA, ManagedTensor, TensorTable, expressible
+from .element_types import by_name, numpy_dtype, seen_as
 from .place import choose
 from .tensor_spec import TensorSpec
 
@@ -70,8 +71,10 @@ class Model:
         self.manifest = library.manifest
         self.isa = instance.isa
         self.inputs, self.outputs = library.signature()
-        self._input_types = list(map(_numpy_type, self.inputs))
-        self._output_types = list(map(_numpy_type, self.outputs))
+        self._input_types = [by_name(spec.dtype).dlpack for spec in self.inputs]
+        self._output_types = [by_name(spec.dtype).dlpack for spec in self.outputs]
+        self._input_dtypes = [numpy_dtype(spec.dtype) for spec in self.inputs]
+        self._output_dtypes = [numpy_dtype(spec.dtype) for spec in self.outputs]
 
     def run(
         self,
@@ -105,17 +108,17 @@ class Model:
         values = _in_order("input", self.inputs, inputs)
         given = [
             borrow(spec.name, value, stream) if on_gpu(value) else _input_array(spec, dtype, value)
-            for spec, dtype, value in zip(self.inputs, self._input_types, values, strict=True)
+            for spec, dtype, value in zip(self.inputs, self._input_dtypes, values, strict=True)
         ]
         values = _buffers(self.outputs, outputs)
         buffers = [
             borrow(spec.name, value, stream)
             if on_gpu(value)
             else _output_buffer(spec, dtype, value)
-            for spec, dtype, value in zip(self.outputs, self._output_types, values, strict=True)
+            for spec, dtype, value in zip(self.outputs, self._output_dtypes, values, strict=True)
         ]
-        input_table = TensorTable(given)
-        output_table = TensorTable(buffers, managed=True)
+        input_table = TensorTable(given, self._input_types)
+        output_table = TensorTable(buffers, self._output_types, managed=True)
         instance.run(
             input_table.address,
             len(given),
@@ -134,10 +137,12 @@ class Model:
 
     def _allocated(self, instance: Instance, i: int, address: int, stream: int) -> Any:
         """What the model allocated for output i."""
-        dtype = self._output_types[i]
+        dtype = self._output_dtypes[i]
         if ManagedTensor.from_address(address).device[0] == CUDA:
             return DeviceArray(instance, dtype, address, stream)
-        return np.asarray(_Allocation(instance.library, dtype, address))
+        storage = by_name(self.outputs[i].dtype).storage
+        array = np.asarray(_Allocation(instance.library, storage, address))
+        return array if dtype == storage else array.view(dtype)
 
     def close(self) -> None:
         """Release the model once its runs have ended and its outputs are gone."""
@@ -164,7 +169,7 @@ class _Allocation:
     """Memory that the model allocated for an output (row-major), lent to numpy, released with the
     array."""
 
-    def __init__(self, library: Library, dtype: np.dtype, address: int) -> None:
+    def __init__(self, library: Library, storage: np.dtype, address: int) -> None:
         tensor = ManagedTensor.from_address(address)
         self._library = library
         self._address = address
@@ -172,7 +177,7 @@ class _Allocation:
         library.retain()
         self.__array_interface__ = {
             "version": 3,
-            "typestr": dtype.str,
+            "typestr": storage.str,
             "shape": tensor.sizes(),
             "data": (tensor.data, False),
         }
@@ -180,13 +185,6 @@ class _Allocation:
     def __del__(self) -> None:
         self._library.delete(self._address, self._deleter)
         self._library.release()
-
-
-def _numpy_type(spec: TensorSpec) -> np.dtype:
-    try:
-        return np.dtype(spec.dtype)
-    except TypeError as error:
-        raise ArtifactError(f"'{spec.name}' is {spec.dtype}, a type that numpy lacks") from error
 
 
 def _thread_count(threads: int | None) -> int:
@@ -236,13 +234,21 @@ def _refuse_unknown(role: str, specs: Sequence[TensorSpec], values: Mapping[str,
 
 def _input_array(spec: TensorSpec, dtype: np.dtype, value: Any) -> np.ndarray:
     array = value if isinstance(value, np.ndarray) else _as_array(spec, value)
-    if array.dtype != dtype:
+    seen = array if array.dtype == dtype else seen_as(array, spec.dtype)
+    if seen is None:
         raise InputError(
             f"input '{spec.name}' is {_describe(array.dtype)}, expected {spec.dtype}",
-            hint=f"convert it: .astype('{spec.dtype}')",
+            hint=_conversion(spec),
         )
-    _check_rank("input", spec, array)
-    return expressible(array)
+    _check_rank("input", spec, seen)
+    return expressible(seen)
+
+
+def _conversion(spec: TensorSpec) -> str:
+    codes = by_name(spec.dtype).codes
+    if codes is None:
+        return f"convert it: .astype('{spec.dtype}')"
+    return f"convert it: .astype(ml_dtypes.{spec.dtype}), or give its codes as {codes}"
 
 
 def _as_array(spec: TensorSpec, value: Any) -> np.ndarray:
@@ -258,7 +264,7 @@ def _output_buffer(spec: TensorSpec, dtype: np.dtype, value: Any) -> np.ndarray 
     role = "the buffer for output"
     if not isinstance(value, np.ndarray):
         raise InputError(f"{role} '{spec.name}' is no numpy array")
-    if value.dtype != dtype:
+    if value.dtype != dtype and seen_as(value, spec.dtype) is None:
         raise InputError(f"{role} '{spec.name}' is {_describe(value.dtype)}, expected {spec.dtype}")
     if not value.flags.writeable:
         raise InputError(f"{role} '{spec.name}' is read-only")

@@ -13,7 +13,8 @@ import handmade
 import numpy as np
 from abqc.codegen.elf import write_data_object
 from abqc.codegen.link import ArtifactMeta, GpuImage, GpuKernelEntry, GpuMeta, link
-from abqc.runtime.dlpack import CUDA, ManagedTensor, dtype_of
+from abqc.runtime.dlpack import CUDA, ManagedTensor
+from abqc.runtime.element_types import by_name
 from abqc.runtime.ptx.driver import Driver
 from abqc.runtime.ptx.driver_machine import Extents
 from handmade import COLUMNS, LAYER_WEIGHTS
@@ -282,7 +283,7 @@ class GpuTensor:
         strides = (ctypes.c_int64 * max(rank, 1))(*steps)
         tensor = ManagedTensor(data=self.address, byte_offset=self.offset, ndim=rank)
         tensor.device[0], tensor.device[1] = CUDA, self.ordinal
-        code, bits, lanes = dtype_of(self.part.dtype)
+        code, bits, lanes = by_name(self.part.dtype.name).dlpack
         tensor.dtype[:] = [code, bits, lanes, 0]
         tensor.shape, tensor.strides = ctypes.addressof(sizes), ctypes.addressof(strides)
         self.kept.append((tensor, sizes, strides))

@@ -102,13 +102,13 @@ def test_indices_in_range(model: Model) -> None:
 @pytest.mark.parametrize("bad", [7, -1, 2**62, -(2**63)])
 def test_an_index_out_of_range_names_the_node(model: Model, bad: int) -> None:
     for index in ([bad, 0], [0, 0, bad], [1] * 3000 + [bad]):
-        with pytest.raises(InputError, match="^node '(Gather_3|Loop_5)': index out of range$"):
+        with pytest.raises(InputError, match=r"^node '(Gather_3|Loop_5)': index out of range$"):
             run(model, index, [0] * len(index))
     check_results(model, [1, 2], [3, 4])  # the next run starts afresh
 
 
 def test_the_second_check_of_a_kernel(model: Model) -> None:
-    with pytest.raises(InputError, match="^node 'Gather_4': index out of range$"):
+    with pytest.raises(InputError, match=r"^node 'Gather_4': index out of range$"):
         run(model, [1, 2, 3], [0, 5, 0])
 
 

@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-/* The structures of DLPack 1.0, for programs that do not have dlpack.h. A program that does
+/* The structures of DLPack 1.1, for programs that do not have dlpack.h. A program that does
  * includes its own first. */
 #ifndef DLPACK_DLPACK_H_
 #define DLPACK_DLPACK_H_
@@ -31,7 +31,22 @@ typedef struct {
     int32_t device_id;
 } DLDevice;
 
-typedef enum { kDLInt = 0, kDLUInt = 1, kDLFloat = 2, kDLBfloat = 4, kDLBool = 6 } DLDataTypeCode;
+typedef enum {
+    kDLInt = 0,
+    kDLUInt = 1,
+    kDLFloat = 2,
+    kDLBfloat = 4,
+    kDLBool = 6,
+    kDLFloat8_e3m4 = 7,
+    kDLFloat8_e4m3fn = 10,
+    kDLFloat8_e4m3fnuz = 11,
+    kDLFloat8_e5m2 = 12,
+    kDLFloat8_e5m2fnuz = 13,
+    kDLFloat8_e8m0fnu = 14,
+    kDLFloat6_e2m3fn = 15,
+    kDLFloat6_e3m2fn = 16,
+    kDLFloat4_e2m1fn = 17
+} DLDataTypeCode;
 
 typedef struct {
     uint8_t code;
@@ -78,6 +93,9 @@ enum {
     ABQC_TENSOR_STRIDED = 1
 };
 
+/* Elements of less than 8 bits (int2, int4, uint2, uint4, float4, float6) have a byte each, which
+ * DLPack calls padded. The element is its low bits; the others are ignored in inputs, and in outputs
+ * continue the value: 0, or the sign of an integer. Bools are bytes of 0 or 1. */
 typedef struct {
     const char *name;
     DLDataType dtype;

@@ -73,7 +73,13 @@ bool abqc_overlap(const DLTensor *a, const DLTensor *b) {
 
 static const char *format_dtype(DLDataType dtype, char *text, size_t length) {
     static const char *const names[] = {"int", "uint", "float", "opaque", "bfloat", "complex"};
+    static const char *const small[] = {"float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz",
+                                        "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2",
+                                        "float8_e5m2fnuz", "float8_e8m0fnu", "float6_e2m3fn",
+                                        "float6_e3m2fn", "float4_e2m1fn"};
     if (dtype.code == kDLBool) return "bool";
+    if (dtype.lanes == 1 && dtype.code >= kDLFloat8_e3m4 && dtype.code <= kDLFloat4_e2m1fn)
+        return small[dtype.code - kDLFloat8_e3m4];
     const char *name = dtype.code < 6 ? names[dtype.code] : "type";
     if (dtype.lanes == 1) snprintf(text, length, "%s%d", name, dtype.bits);
     else snprintf(text, length, "%s%dx%d", name, dtype.bits, dtype.lanes);
