@@ -25,7 +25,7 @@ def reshape(b: Builder, x: Value, dims: Sequence[Dim | int]) -> Value:
     shape = tuple(dim.value for dim in target)
     if x.constant is not None and None not in shape:
         return constant_value(x.constant.reshaped(shape), x.dtype)  # type: ignore[arg-type]
-    return Value(x.dtype, target, ssa=_view(b, x, target))
+    return Value(x.dtype, target, ssa=_view(b, x, target), steps=x.steps)
 
 
 def _text(dims: Sequence[Dim]) -> str:
@@ -144,7 +144,8 @@ def transpose(b: Builder, x: Value, permutation: Sequence[int]) -> Value:
     ] and all(dim.value is not None or dim.atoms() for dim in dims):
         return reshape(b, x, dims)
     out = b.empty(x.dtype, dims)
-    return Value(x.dtype, dims, ssa=linalg.transpose(b.tensor(x), outs=[out], permutation=order))
+    ssa = linalg.transpose(b.tensor(x), outs=[out], permutation=order)
+    return Value(x.dtype, dims, ssa=ssa, steps=x.steps)
 
 
 def unsqueeze(b: Builder, x: Value, axes: Sequence[int]) -> Value:

@@ -17,6 +17,19 @@ from .symbolic import Dim, static_product
 MAX_CONTENT = 4096
 
 
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """The grid that all elements of a dequantized tensor lie on: `scale * (code - zero)`.
+
+    The codes are integers of `dtype`; `scale` and `zero` (None: 0) have one element. Products of
+    such a tensor with a weight of codes are products of integers.
+    """
+
+    dtype: ElementType
+    scale: Value
+    zero: Value | None
+
+
 @dataclass(eq=False)
 class Value:
     """A tensor. At least one of `ssa`, `constant` and `content` says what is in it.
@@ -31,6 +44,7 @@ class Value:
     ssa: ir.Value | None = None
     constant: Constant | None = None
     content: tuple[Dim, ...] | None = None
+    steps: Steps | None = None
 
     @property
     def rank(self) -> int:
