@@ -81,6 +81,11 @@ class Builder:
         self._atoms[atom] = ssa
         return Dim.of(atom)
 
+    @property
+    def mark(self) -> int:
+        """Run-time integers bound from now on have larger numbers."""
+        return self._opaques
+
     def run_time(self, ssa: ir.Value | Scalar, *, natural: bool = True) -> Dim:
         """An integer that only a run knows. `natural`: it is never negative."""
         value = ssa.cast(INDEX).ssa if isinstance(ssa, Scalar) else ssa
