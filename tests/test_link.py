@@ -250,7 +250,7 @@ def test_ziglang_serves_where_there_is_no_other(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "ziglang")
-    assert toolchain.find_compiler().command[1:] == ("-m", "ziglang", "cc")
+    assert toolchain.find_compiler().command[1:] == ("-P", "-m", "ziglang", "cc")
 
 
 @pytest.mark.parametrize("place", ["/proc/none", "/dev/null"])
@@ -276,3 +276,17 @@ def test_works_without_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 def test_signatures_that_cannot_be(meta: ArtifactMeta, message: str) -> None:
     with pytest.raises(CompileError, match=message):
         meta_source(meta)
+
+
+def test_sources_are_compiled_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """zig makes one object of all sources that a command names (`duplicate symbol` when linked)."""
+    compiler = tmp_path / "one-source-cc"
+    compiler.write_text(
+        '#!/bin/sh\ncount=0\nfor a in "$@"; do case "$a" in *.c) count=$((count + 1));; esac; done\n'
+        '[ $count -le 1 ] || { echo "error: $count sources" >&2; exit 1; }\nexec cc "$@"\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setenv("ABQC_CACHE", str(tmp_path / "cache"))
+    path = build(tmp_path / "model.so", handmade.FAULTS_HOST, handmade.FAULTS)
+    assert abqc.load(path).run([np.array(0)])[0] == 0
