@@ -24,7 +24,8 @@ TRANSFORMERS: dict[str, Row] = {
     "gpt2": ("decoder", TOKENS, TEXT),
     "llama": ("decoder, RoPE, RMSNorm, GQA", TOKENS, TEXT),
     "qwen2": ("decoder with caches, biases", CACHED, DECODER),
-    "mistral": ("decoder with caches, sliding window", CACHED, DECODER),
+    "mistral": ("decoder with caches", CACHED, DECODER),
+    "mistral_window": ("decoder, sliding window", TOKENS, TEXT),
     "mamba": ("state space model", TOKENS, TEXT),
     "t5": (
         "encoder and decoder",

@@ -86,8 +86,10 @@ def _write(entry: Entry, command: list[str]) -> Path:
         if done.returncode != 0 or not target.exists():
             lines = (done.stderr or done.stdout).strip().splitlines() or ["nothing was written"]
             raise Unavailable(f"{entry.name} cannot be made: {lines[-1].strip()}")
-        target.parent.replace(folder / entry.name)
-    return folder / entry.name / MODEL
+        made = folder / entry.name
+        if not made.exists():  # else another process was faster
+            target.parent.replace(made)
+    return made / MODEL
 
 
 def main() -> int:

@@ -131,8 +131,14 @@ def qwen2() -> Export:
 
 
 def mistral() -> Export:
-    config = hf.MistralConfig(**DECODER, head_dim=16, sliding_window=8)
+    config = hf.MistralConfig(**DECODER, head_dim=16, sliding_window=None)
     return with_cache(hf.MistralForCausalLM(config))
+
+
+def mistral_window() -> Export:
+    """Each token sees the last 8 only; without caches, whose lengths the exporters would fix."""
+    config = hf.MistralConfig(**DECODER, head_dim=16, sliding_window=8)
+    return causal(hf.MistralForCausalLM(config))
 
 
 def mamba() -> Export:
@@ -147,6 +153,7 @@ def t5() -> Export:
     config = hf.T5Config(
         vocab_size=VOCABULARY, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4
     )
+    config._attn_implementation = "eager"  # torch.export cannot view what sdpa returns
     source, target = {0: "batch", 1: "source_len"}, {0: "batch", 1: "target_len"}
     inputs = {
         "input_ids": (ids(9), source),
@@ -179,13 +186,21 @@ def whisper_decoder() -> Export:
             super().__init__()
             self.model = hf.WhisperModel(whisper_config())
 
-        def forward(self, input_ids: Tensor, audio: Tensor) -> Tensor:
+        def forward(self, input_ids: Tensor, mask: Tensor, audio: Tensor) -> Tensor:
             decoded = self.model.decoder(
-                input_ids=input_ids, encoder_hidden_states=audio, use_cache=False
+                input_ids=input_ids,
+                attention_mask=mask,
+                encoder_hidden_states=audio,
+                use_cache=False,
             )
             return decoded.last_hidden_state @ self.model.decoder.embed_tokens.weight.t()
 
-    inputs = {"input_ids": (ids(6), TOKENS), "audio": (torch.randn(2, 40, 64), IMAGES)}
+    mask = torch.ones(2, 6, dtype=torch.int64)
+    inputs = {
+        "input_ids": (ids(6), TOKENS),
+        "attention_mask": (mask, TOKENS),
+        "audio": (torch.randn(2, 40, 64), IMAGES),
+    }
     return Export(Decoder(), inputs, {"logits": TOKENS})
 
 
@@ -217,7 +232,7 @@ def clip() -> Export:
 MODELS: dict[str, Callable[[], Export]] = {
     f.__name__: f
     for f in (
-        bert, distilbert, gpt2, llama, qwen2, mistral, mamba, t5, whisper, whisper_decoder, vit,
+        bert, distilbert, gpt2, llama, qwen2, mistral, mistral_window, mamba, t5, whisper, whisper_decoder, vit,
         clip,
     )
 }  # fmt: skip
