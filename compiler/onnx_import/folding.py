@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 from .constants import Constant, QuantizedConstant, from_array
 from .element_types import element_type
 from .model import attribute, subgraphs
-from .quantized import along_axis, dequantized
+from .quantized import dequantized, dequantized_constant
 
 # A folded tensor may not be larger than this or than twice its inputs: an Expand or a
 # ConstantOfShape must not turn a number into a weight.
@@ -141,17 +141,16 @@ def _cast(node: NodeProto, inputs: Inputs) -> Constant | None:
 
 def _dequantize_linear(node: NodeProto, inputs: Inputs) -> Constant | None:
     codes, scale = inputs[:2]
-    zero = inputs[2] if len(inputs) > 2 else None
     if codes is None or scale is None:
         return None
-    if scale.elem_type != TensorProto.FLOAT or codes.dtype.kind not in "iuV":
-        return None
-    axis = attribute(node, "axis", 1)
-    spread = along_axis(scale, codes.shape, axis)
-    spread_zero = along_axis(zero, codes.shape, axis) if zero is not None else None
-    if spread is None or (zero is not None and spread_zero is None):
-        return None
-    return dequantized(QuantizedConstant(codes, spread, spread_zero), codes.shape)
+    return dequantized_constant(
+        codes,
+        scale,
+        inputs[2] if len(inputs) > 2 else None,
+        axis=attribute(node, "axis", 1),
+        block=attribute(node, "block_size", 0),
+        elem_type=attribute(node, "output_dtype", 0) or scale.elem_type,
+    )
 
 
 def _multiply(node: NodeProto, inputs: Inputs) -> Constant | None:

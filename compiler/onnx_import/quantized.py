@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from abqc.dialects.formats import Scheme, parse_scheme
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from .constants import Constant, QuantizedConstant
 
@@ -27,8 +27,28 @@ class Codes:
     scheme: Scheme
 
 
-def dequantized(source: QuantizedConstant, shape: tuple[int, ...]) -> Constant:
-    """scale * (code - zero) in f32, with `source` remembered."""
+def dequantized_constant(
+    codes: Constant,
+    scale: Constant,
+    zero: Constant | None,
+    *,
+    axis: int,
+    block: int = 0,
+    elem_type: int = TensorProto.FLOAT,
+) -> Constant | None:
+    """What DequantizeLinear makes of constants; None where the parts do not fit."""
+    spread = along_axis(scale, codes.shape, axis, block)
+    spread_zero = along_axis(zero, codes.shape, axis, block) if zero is not None else None
+    if spread is None or (zero is not None and spread_zero is None):
+        return None
+    return dequantized(QuantizedConstant(codes, spread, spread_zero), codes.shape, elem_type)
+
+
+def dequantized(
+    source: QuantizedConstant, shape: tuple[int, ...], elem_type: int = TensorProto.FLOAT
+) -> Constant:
+    """scale * (code - zero), computed in f32, with `source` remembered."""
+    dtype = helper.tensor_dtype_to_np_dtype(elem_type)
 
     def load() -> np.ndarray:
         values = source.codes.load().astype(np.float32)
@@ -36,9 +56,9 @@ def dequantized(source: QuantizedConstant, shape: tuple[int, ...]) -> Constant:
             values -= _spread(source.zero.load().astype(np.float32), shape)
         if source.scale is not None:
             values *= _spread(source.scale.load().astype(np.float32), shape)
-        return values
+        return values.astype(dtype, copy=False)
 
-    return Constant(shape, TensorProto.FLOAT, load, quantized=source)
+    return Constant(shape, elem_type, load, quantized=source)
 
 
 def as_codes(constant: Constant) -> Codes | None:
@@ -53,14 +73,16 @@ def as_codes(constant: Constant) -> Codes | None:
         return None
     columns = constant.size // rows
     groups = max(scale.shape[1], 1 if zero is None else zero.shape[1])
-    if columns % groups:
+    size = -(-columns // groups)
+    if -(-columns // size) != groups:
         return None
-    scale = np.broadcast_to(scale, (rows, groups)).astype(np.float32)
+    exact = np.float16 if scale.dtype == np.float16 else np.float32
+    scale = np.broadcast_to(scale, (rows, groups)).astype(exact)
     zeros = np.zeros((rows, groups), np.int64)
     if zero is not None:
         zeros = np.broadcast_to(zero, (rows, groups)).astype(np.int64)
     bits, signed = BITS[source.codes.elem_type], source.codes.elem_type in SIGNED
-    sharing = f"g{columns // groups}" if groups > 1 else "channel"
+    sharing = f"g{size}" if groups > 1 else "channel"
     half = 0 if signed else 1 << (bits - 1)
     read = source.codes.load
     if np.all(zeros == half):
@@ -99,15 +121,28 @@ def _spread(part: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return part
 
 
-def along_axis(part: Constant, shape: tuple[int, ...], axis: int) -> Constant | None:
-    """A scale or zero of DequantizeLinear with the rank of the codes."""
+def along_axis(
+    part: Constant, shape: tuple[int, ...], axis: int, block: int = 0
+) -> Constant | None:
+    """A scale or zero of DequantizeLinear with the rank of the codes; None if it does not fit."""
+    rank = len(shape)
     if part.size == 1:
-        return part.reshaped((1,) * len(shape))
-    if len(part.shape) == len(shape):
-        return part  # blocked
-    if len(part.shape) != 1 or not -len(shape) <= axis < len(shape):
+        return part.reshaped((1,) * rank)
+    if not -rank <= axis < rank:
         return None
-    axis %= len(shape)
-    if part.shape[0] != shape[axis]:
+    axis %= rank
+    if len(part.shape) == 1 and not block:
+        if part.shape[0] != shape[axis]:
+            return None
+        return part.reshaped(tuple(part.shape[0] if at == axis else 1 for at in range(rank)))
+    if len(part.shape) != rank:
         return None
-    return part.reshaped(tuple(part.shape[0] if at == axis else 1 for at in range(len(shape))))
+    size = block or -(-shape[axis] // max(part.shape[axis], 1))
+    wanted = tuple(-(-s // size) if at == axis else s for at, s in enumerate(shape))
+    if part.shape != wanted:
+        return None
+    if -(-shape[axis] // max(part.shape[axis], 1)) == size:
+        return part
+    # So many blocks could be shorter ones: what is written out for each element is not mistaken.
+    within = tuple(slice(0, s) for s in shape)
+    return Constant(shape, part.elem_type, lambda: part.load().repeat(size, axis)[within])
