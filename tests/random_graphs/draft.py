@@ -1,11 +1,13 @@
 """A random graph as it grows: every node is evaluated by onnx's reference as it is added.
 
 So the shapes, types and values of all that is there are known, a node that has no meaning (a window
-larger than its input) is left out, and what each output must be is known in the end.
+larger than its input) is left out, and what each output must be is known in the end. The operators
+are those of abqc's table.
 """
 
 from __future__ import annotations
 
+import functools
 import random
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from abqc.compiler.onnx_import.registry import rule_for
+from onnx import defs, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 OPSET = 21
@@ -143,6 +146,8 @@ class Draft:
         `exact`: whether its results are; None: if its operands are. With `kept`, later nodes may
         read all results.
         """
+        if not supported(op_type):
+            return None
         number = len(self.nodes)
         names = [operand.name if operand else "" for operand in operands]
         made = [f"v{number}" + (f".{i}" if i else "") for i in range(results)]
@@ -195,6 +200,12 @@ class Draft:
         opsets = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
         return model, {v.name: v.array for v in self.inputs}, outputs
+
+
+@functools.cache
+def supported(op_type: str) -> bool:
+    """Whether abqc's table has the operator, or ONNX defines it by others."""
+    return rule_for("", op_type, OPSET) is not None or defs.get_schema(op_type, OPSET).has_function
 
 
 Step = Callable[[Draft, Value], "Value | None"]

@@ -131,14 +131,15 @@ def gemm(g: Draft, x: Value) -> Value | None:
 def einsum(g: Draft, x: Value) -> Value | None:
     if x.dtype != "float32":
         return None
-    other = {
-        1: ("i,j->ji", (3,)),
-        2: g.choose.choice([("ij,kj->ik", (3, x.shape[-1])), ("ij,ij->i", x.shape)]),
-        3: ("bij,bkj->bik", (x.shape[0], 4, x.shape[2]) if x.rank == 3 else ()),
-    }.get(x.rank)
-    if other is None:
-        return None
-    equation, shape = other
+    if x.rank == 1:
+        equation, shape = "i,j->ji", [3]
+    elif x.rank == 2:
+        forms = [("ij,kj->ik", [3, x.shape[1]]), ("ij,ij->i", x.shape), ("ij,jk", [x.shape[1], 2])]
+        equation, shape = g.choose.choice(forms)
+    elif x.rank == 3:
+        equation, shape = "bij,bkj->bik", [x.shape[0], 4, x.shape[2]]
+    else:
+        equation, shape = "...j,jk->...k", [x.shape[-1], 3] if x.rank else [1, 3]
     return g.add("Einsum", x, g.operand("float32", shape), equation=equation)
 
 
