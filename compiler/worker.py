@@ -15,7 +15,13 @@ from typing import Any
 
 from abqc.compiler.build import build
 from abqc.compiler.job import Request
+from abqc.compiler.pipeline import stages
 from abqc.errors import AbqcError
+from abqc.passes.infrastructure import find_pass
+
+for _names in stages(on_device=False).values():
+    for _name in _names:
+        find_pass(_name)  # imported once for all forks
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 

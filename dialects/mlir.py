@@ -1,6 +1,16 @@
-"""The only file that imports the MLIR bindings, which today live in the torch-mlir wheel."""
+"""The only file that imports the MLIR bindings, which today live in the torch-mlir wheel.
+
+`nvvm` and `onnx_importer` are imported when they are first asked for: they take a quarter of the
+time, and most compiles need neither.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
 
 from torch_mlir import ir
+from torch_mlir._mlir_libs import _torchMlir
 from torch_mlir.dialects import (
     affine,
     arith,
@@ -12,13 +22,10 @@ from torch_mlir.dialects import (
     llvm,
     math,
     memref,
-    nvvm,
     scf,
     tensor,
     vector,
 )
-from torch_mlir.dialects import torch as torch_dialect
-from torch_mlir.extras import onnx_importer
 from torch_mlir.passmanager import PassManager
 
 __all__ = [
@@ -34,13 +41,21 @@ __all__ = [
     "llvm",
     "math",
     "memref",
-    "nvvm",
-    "onnx_importer",
     "scf",
     "tensor",
-    "torch_dialect",
     "vector",
 ]
+
+_LATE = {
+    "nvvm": "torch_mlir.dialects.nvvm",
+    "onnx_importer": "torch_mlir.extras.onnx_importer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return importlib.import_module(_LATE[name])
 
 
 def make_context() -> ir.Context:
@@ -52,7 +67,7 @@ def make_context() -> ir.Context:
 
     context = ir.Context()
     context.enable_multithreading(False)
-    torch_dialect.register_dialect(context)
+    _torchMlir.register_dialect(context)
     with context, ir.Location.unknown():
         Abq.load()
         # torch_c is loaded only by the first pipeline that uses it.

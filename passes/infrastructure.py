@@ -116,10 +116,18 @@ def register(function: PassFunction) -> PassFunction:
     return function
 
 
+def find_pass(name: str) -> PassFunction | None:
+    """Our pass of that name, whose file is imported now; None for the text of a pipeline."""
+    file = name.replace("-", "_")
+    if file in PASS_FILES:
+        importlib.import_module(f"abqc.passes.{file}")
+    return REGISTRY.get(name)
+
+
 def available() -> dict[str, str]:
     """Our passes by name, with the first line of their documentation."""
     for name in PASS_FILES:
-        importlib.import_module(f"abqc.passes.{name}")
+        find_pass(name.replace("_", "-"))
     return {
         name: (fn.__doc__ or "").strip().splitlines()[0] for name, fn in sorted(REGISTRY.items())
     }
@@ -127,8 +135,9 @@ def available() -> dict[str, str]:
 
 def run_pass(module: ir.Operation, name: str, unit: Unit) -> None:
     """Run our pass `name`, or upstream pipeline text such as `func.func(canonicalize,cse)`."""
-    if name in REGISTRY:
-        REGISTRY[name](module, unit)
+    ours = find_pass(name)
+    if ours is not None:
+        ours(module, unit)
     else:
         PassManager.parse(f"builtin.module({name})").run(module)
 
@@ -138,7 +147,6 @@ def run_pipeline(module: ir.Operation, names: Iterable[str], unit: Unit) -> None
 
     Raises CompileError naming the pass that failed and a file that repeats the failure.
     """
-    available()
     done: list[str] = []
     with module.context, ir.Location.unknown():
         for name in names:
