@@ -59,7 +59,8 @@ LOWER = (
     "func.func(linalg-generalize-named-ops)",
     "bufferize-tm-tensor",
     "one-shot-bufferize{bufferize-function-boundaries=1 "
-    "function-boundary-type-conversion=identity-layout-map buffer-alignment=64}",
+    "function-boundary-type-conversion=identity-layout-map buffer-alignment=64 "
+    "allow-return-allocs-from-loops=1}",
     "func.func(tm-tensor-to-loops,canonicalize)",
     "func.func(linalg-generalize-named-ops)",
     "guard-indices",

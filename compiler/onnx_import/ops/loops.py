@@ -1,0 +1,161 @@
+"""Loop and Scan: scf.for where the number of iterations is known before, else scf.while."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .. import symbolic
+from ..element_types import BOOL, I64
+from ..looping import Iteration, Loop
+from ..registry import Node, lowers
+from ..shaping import reshape, slice_axis, transpose
+from ..structure import flattened, rebuilt
+from ..symbolic import ONE, Dim
+from ..values import AnyValue, Value
+from .control_flow import single_truth
+
+# Loops of few, constant iterations are written out: their bodies fuse, and may differ in shape.
+MAX_UNROLLED = 4
+MAX_UNROLLED_NODES = 64
+
+
+@lowers("Loop")
+def lower_loop(node: Node) -> list[AnyValue]:
+    graph = node.graph("body")
+    inits = [value for value in node.inputs[2:] if value is not None]
+    collected = len(graph.output) - 1 - len(inits)
+    if collected < 0 or len(graph.input) != len(inits) + 2:
+        raise node.error(
+            f"its body has {len(graph.input)} inputs and {len(graph.output)} outputs, for "
+            f"{len(inits)} carried values"
+        )
+    trip = _trip_count(node)
+    start = single_truth(node, node.input(1)) if node.given(1) else ONE
+
+    def body(at: Dim, values: Sequence[AnyValue]) -> tuple[Dim, list[AnyValue], list[Value]]:
+        counter = node.b.content([at], I64, [])
+        go_on = node.b.content([ONE], BOOL, [])
+        returned = node.lowering.subgraph(graph, [counter, go_on, *values], node)
+        condition = returned[0]
+        if not isinstance(condition, Value) or condition.dtype is not BOOL:
+            raise node.error("the first output of its body must be a bool")
+        # Without a condition to begin with, that of the body counts none the less.
+        return (
+            single_truth(node, condition),
+            returned[1 : 1 + len(inits)],
+            [_tensor(node, row) for row in returned[1 + len(inits) :]],
+        )
+
+    return run(node, inits, trip, start, body)
+
+
+def _trip_count(node: Node) -> Dim | None:
+    limit = node.optional(0)
+    if limit is None:
+        return None
+    if limit.symbols is not None:
+        if len(limit.symbols) != 1:
+            raise node.error(f"its trip count must have one element, it is {limit}")
+        return limit.symbols[0]
+    for dim in limit.dims:
+        node.b.require_equal(dim, ONE, "a trip count must have one element")
+    return node.b.run_time(node.b.item(limit, *[0] * limit.rank), natural=False)
+
+
+def _tensor(node: Node, value: AnyValue) -> Value:
+    if not isinstance(value, Value):
+        raise node.error("its body collects sequences or optionals: only tensors can be stacked")
+    return value
+
+
+def run(node: Node, inits: Sequence[AnyValue], trip: Dim | None, start: Dim, body) -> list:
+    """The carried values and the collections of a loop over any values."""
+    shapes = list(inits)
+    leaves = [leaf for init in inits for leaf in flattened(init)]
+
+    def flat_body(at: Dim, values: Sequence[Value]) -> Iteration:
+        rest = iter(values)
+        condition, returned, rows = body(at, [rebuilt(shape, rest) for shape in shapes])
+        flat = [leaf for value in returned for leaf in flattened(value)]
+        if len(flat) != len(leaves):
+            raise node.error(
+                "a sequence or an optional that it carries changes its length",
+                hint="collect tensors of equal shapes as a scan output of the loop",
+            )
+        return Iteration(condition, flat, rows)
+
+    loop = Loop(node.b, leaves, trip, start, flat_body)
+    values, rows = loop.emit()
+    rest = iter(values)
+    return [*[rebuilt(shape, rest) for shape in shapes], *rows]
+
+
+@lowers("Scan", since=9)
+def lower_scan(node: Node) -> list[AnyValue]:
+    count = node.int("num_scan_inputs")
+    graph = node.graph("body")
+    tensors = node.tensors()
+    states, scanned = tensors[: len(tensors) - count], tensors[len(tensors) - count :]
+    if not scanned:
+        raise node.error("it scans no input")
+    outputs = len(graph.output) - len(states)
+    axes = node.ints("scan_input_axes", [0] * count)
+    backwards = node.ints("scan_input_directions", [0] * count)
+    result_axes = node.ints("scan_output_axes", [0] * outputs)
+    reversed_results = node.ints("scan_output_directions", [0] * outputs)
+    axes = [node.counted(axis, x.rank) for axis, x in zip(axes, scanned, strict=True)]
+    length = scanned[0].dims[axes[0]]
+    for x, axis in zip(scanned, axes, strict=True):
+        node.b.require_equal(
+            x.dims[axis], length, "the inputs that it scans must be of one length"
+        )
+    results = _scan(node, states, list(zip(scanned, axes, backwards, strict=True)), length)
+    collected = [
+        _directed(node, rows, axis, backward)
+        for rows, axis, backward in zip(
+            results[len(states) :], result_axes, reversed_results, strict=True
+        )
+    ]
+    return [*results[: len(states)], *collected]
+
+
+def _scan(
+    node: Node,
+    states: Sequence[Value],
+    scanned: Sequence[tuple[Value, int, int]],
+    length: Dim,
+) -> list[Value]:
+    """States after the last step, and rows along a new first axis, in the order of steps."""
+    graph = node.graph("body")
+    made = [(_made(node, x), axis, backward) for x, axis, backward in scanned]
+
+    def body(at: Dim, values: Sequence[AnyValue]) -> tuple[Dim, list[AnyValue], list[Value]]:
+        parts = []
+        for x, axis, backward in made:
+            position = length - 1 - at if backward else at
+            part = slice_axis(node.b, x, axis, position, 1)
+            parts.append(reshape(node.b, part, [d for i, d in enumerate(x.dims) if i != axis]))
+        returned = node.lowering.subgraph(graph, [*values, *parts], node)
+        rows = [_tensor(node, row) for row in returned[len(states) :]]
+        return ONE, returned[: len(states)], rows
+
+    return run(node, states, length, ONE, body)
+
+
+def _made(node: Node, x: Value) -> Value:
+    """The value as a tensor made here, before the loop."""
+    return Value(x.dtype, x.dims, ssa=node.b.tensor(x))
+
+
+def _directed(node: Node, rows: Value, axis: int, backward: int) -> Value:
+    """A collection with its steps along `axis`, and turned round."""
+    at = node.counted(axis, rows.rank)
+    if backward:
+        length = rows.dims[0]
+        begins = [length - 1, *[symbolic.ZERO] * (rows.rank - 1)]
+        from ..shaping import slice_axes
+
+        rows = slice_axes(node.b, rows, begins, rows.dims, [-1] + [1] * (rows.rank - 1))
+    order = list(range(1, rows.rank))
+    order.insert(at, 0)
+    return transpose(node.b, rows, order)
