@@ -261,10 +261,13 @@ class Builder:
         """
         shapes = [operand.dims for operand in operands]
         result = self.broadcast_dims(shapes if dims is None else [*shapes, tuple(dims)])
-        read, maps, numbers = [], [], {}
+        read, maps, numbers, known = [], [], {}, {}
         for at, operand in enumerate(operands):
             if operand.size == 1 and operand.as_constant is not None:
                 numbers[at] = operand.as_constant.load().reshape(-1)[0]
+                continue
+            if operand.size == 1 and operand.content is not None:
+                known[at] = self.scalar(operand.content[0]).cast(operand.dtype)
                 continue
             wide = self._spread(operand, result)
             read.append(self.tensor(wide))
@@ -275,6 +278,8 @@ class Builder:
             arguments = [
                 const(_number(numbers[at]), operand.dtype)
                 if at in numbers
+                else known[at]
+                if at in known
                 else Scalar(next(rest), operand.dtype)
                 for at, operand in enumerate(operands)
             ]
