@@ -19,6 +19,7 @@ from .quantized import dequantized_constant
 from .registry import Node
 from .scalars import Scalar
 from .shaping import reshape
+from .small_floats import rounded
 from .symbolic import ONE, ceildiv
 from .values import Steps, Value, constant_value
 
@@ -146,8 +147,12 @@ def quantize(
     *,
     axis: int = 1,
     block: int = 0,
+    saturate: bool = True,
 ) -> Value:
-    """Codes of the integer type `to`: `saturate(round(x / scale) + zero)`, halves to even."""
+    """Codes of type `to`: `saturate(round(x / scale) + zero)`, halves to even.
+
+    The division is done in f32. `saturate` holds for 8-bit floats, as in ONNX's Cast.
+    """
     if zero is not None and zero.dtype != to:
         raise node.error(f"codes of {to.name} and a zero point of {zero.dtype.name}")
     parts = [along(node, scale, x, axis, block)]
@@ -155,7 +160,10 @@ def quantize(
         parts.append(along(node, zero, x, axis, block))
 
     def body(value: Scalar, step: Scalar, *shift: Scalar) -> Scalar:
-        return code_of(value.cast(F32) / step.cast(F32), shift[0] if shift else None, to)
+        steps = value.cast(F32) / step.cast(F32)
+        if to.is_small_float:
+            return rounded(steps + shift[0] if shift else steps, to, saturate=saturate)
+        return code_of(steps, shift[0] if shift else None, to)
 
     return node.b.elementwise([x, *parts], to, body)
 

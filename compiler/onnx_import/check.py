@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from abqc.errors import ModelError
-from onnx import NodeProto, TensorProto, defs
+from onnx import NodeProto, defs
 
+from .element_types import element_type, onnx_name
 from .model import Model, walk_nodes
 
 OLDEST_OPSET = 7
 DEFAULT_DOMAINS = ("", "ai.onnx")
-
-ELEMENT_TYPES = {
-    TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16,
-    TensorProto.BOOL, TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64,
-    TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64,
-}  # fmt: skip
 
 
 def check_model(model: Model) -> None:
@@ -26,9 +21,8 @@ def check_model(model: Model) -> None:
             raise ModelError(f"'{value.name}' is no tensor ({kind}): only tensors are supported")
     for value in model.shell.graph.input:
         elem_type = value.type.tensor_type.elem_type
-        if elem_type not in ELEMENT_TYPES:
-            known = elem_type in TensorProto.DataType.values()
-            kind = TensorProto.DataType.Name(elem_type).lower() if known else str(elem_type)
+        if element_type(elem_type) is None:
+            kind = onnx_name(elem_type)
             raise ModelError(f"input '{value.name}' has element type {kind}, which is unsupported")
         if not value.type.tensor_type.HasField("shape"):
             raise ModelError(

@@ -36,8 +36,17 @@ def quantize_linear(node: Node) -> Value:
     to = _code_type(node, zero)
     if x.dtype not in (*FLOATS, I32):
         raise node.error(f"it quantizes floats and 32-bit integers, not {x.dtype.name}")
+    if not (to.is_small_float or (to.is_integer and to.bits <= 16)):
+        raise node.error(f"{to.name} is no type of codes")
     return quantize(
-        node, x, scale, zero, to, axis=node.int("axis", 1), block=node.int("block_size", 0)
+        node,
+        x,
+        scale,
+        zero,
+        to,
+        axis=node.int("axis", 1),
+        block=node.int("block_size", 0),
+        saturate=bool(node.int("saturate", 1)),
     )
 
 
