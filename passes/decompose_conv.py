@@ -3,9 +3,9 @@
     x [B, C, S...] --patches--> [B * O..., C * W...] --abq.matmul--> [B * O..., N] --> [B, N, O...]
 
 Cases:
-1. one group: as above. Activations in codes have one scale per image: it is measured on the image
-   and the patches are quantized with it, which is the same as taking patches of codes, since the
-   zeros around the image are the zero point exactly.
+1. one group: as above. Activations in codes have one scale per image: the model says it, or it is
+   measured on the image. The patches are quantized with it, which is the same as taking patches of
+   codes, since the zeros around the image are the zero point exactly.
 2. several groups: a loop nest over channels, in float (listed as such by `inspect`).
 """
 
@@ -177,15 +177,17 @@ class _Conv:
         assert self.quantize is not None
         codes, scale, zero = self.quantize.results
         code = ir.RankedTensorType(codes.type).element_type
-        text = code.format
-        measured = abq.MeasureOp(self.x, text, scale.type, zero.type)
+        x_scale, x_zero = self.quantize.opview.x_scale, self.quantize.opview.x_zero
+        if x_scale is None:
+            measured = abq.MeasureOp(self.x, code.format, scale.type, zero.type)
+            x_scale, x_zero = measured.scale, measured.zero
         quantized = abq.QuantizeOp(
             patches,
             ir.RankedTensorType.get(abq.shape(patches), code),
             scale.type,
             zero.type,
-            x_scale=measured.scale,
-            x_zero=measured.zero,
+            x_scale=x_scale,
+            x_zero=x_zero,
         )
         return quantized.codes, quantized.scale, quantized.zero
 

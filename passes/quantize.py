@@ -1,5 +1,9 @@
 """The recipe gives formats to operations: float matmuls become matmuls of codes.
 
+A model that is quantized already has weights of codes in the store, and its activations come as
+`abq.quantize` with scales of its own. Both are kept exactly, unless the recipe asks for fewer bits
+or a rotation, which encode anew what the codes stand for.
+
 Weights are not encoded here: an `Encoding` records how, and `pack-layouts` encodes one weight at a
 time, so that the peak of memory stays near the largest layer. A rotation H is put before the
 activation's quantization and folded into the weight, (x H^T)(W H^T)^T = x W^T (QuaRot).
@@ -11,7 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from abqc.dialects import abq, hadamard
-from abqc.dialects.formats import Half, QuantizedTensor, Scheme, quantize_weight
+from abqc.dialects.formats import (
+    Half,
+    QuantizedTensor,
+    Scheme,
+    parse_scheme,
+    quantize_weight,
+)
 from abqc.dialects.mlir import ir
 from abqc.errors import RecipeError
 
@@ -159,15 +169,19 @@ def _quantize_matmul(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) ->
     scheme = tables.get(symbol, recipe.weight) if recipe.weight is not None else None
     encoding = _encoding(symbol, scheme, block, recipe.search, unit)
     if encoding is None:
+        _without_codes(op)
         return
     with ir.InsertionPoint(op), op.location:
         codes, scale, zero = _codes(encoding, [n, k], unit)
-        x, x_scale, x_zero = view.x, None, None
-        if recipe.activation is not None:
-            if block:
-                i64 = ir.IntegerType.get_signless(64)
-                x = abq.HadamardOp(x, ir.IntegerAttr.get(i64, block), x.type).result
-            x, x_scale, x_zero = _quantize_activation(x, recipe.activation, abq.shape(x)[:-1])
+        x, x_scale, x_zero = view.x, view.x_scale, view.x_zero
+        if not _keeps_codes(view, recipe, block):
+            x, x_scale, x_zero = float_source(view.x), None, None
+            if recipe.activation is not None:
+                if block:
+                    i64 = ir.IntegerType.get_signless(64)
+                    x = abq.HadamardOp(x, ir.IntegerAttr.get(i64, block), x.type).result
+                sizes = abq.shape(x)[:-1]
+                x, x_scale, x_zero = _quantize_activation(x, recipe.activation, sizes)
         new = abq.MatmulOp(
             x,
             codes,
@@ -180,6 +194,42 @@ def _quantize_matmul(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) ->
             w_zero=zero,
         )
         _keep_half(new.operation, recipe)
+    op.results[0].replace_all_uses_with(new.result)
+    op.erase()
+
+
+def _keeps_codes(view: Any, recipe: Any, block: int) -> bool:
+    """Whether the codes that the model gives its activation are what the product takes."""
+    text = abq.code_format(view.x)
+    if text is None or block:
+        return False
+    return recipe.activation is None or recipe.activation.bits >= parse_scheme(text).bits
+
+
+def float_source(x: ir.Value) -> ir.Value:
+    """The floats that an activation of codes was made of; others are floats themselves."""
+    if abq.code_format(x) is None:
+        return x
+    quantized = defining_op(x)
+    assert quantized is not None and quantized.name == "abq.quantize"
+    return quantized.operands[0]
+
+
+def _without_codes(op: ir.Operation) -> None:
+    """A weight stays float, so that no kernel takes the activation's codes."""
+    view = op.opview
+    if abq.code_format(view.x) is None:
+        return
+    kept = {"bias": view.bias} if view.bias is not None else {}
+    with ir.InsertionPoint(op), op.location:
+        x = float_source(view.x)
+        if op.name == "abq.matmul":
+            new = abq.MatmulOp(x, view.w, op.attributes["node"], view.result.type, **kept)
+        else:
+            names = ("node", "strides", "dilations", "pads", "groups")
+            new = abq.ConvOp(
+                x, view.w, *(op.attributes[name] for name in names), view.result.type, **kept
+            )
     op.results[0].replace_all_uses_with(new.result)
     op.erase()
 
@@ -221,11 +271,15 @@ def _quantize_conv(op: ir.Operation, unit: Unit) -> None:
     """A convolution keeps its form; its activations have one scale per image (or per tensor)."""
     view = op.opview
     node, symbol = _node(op), _symbol(view.w)
-    if symbol is None or view.w_scale is not None or ir.IntegerAttr(view.groups).value > 1:
+    if symbol is None or view.w_scale is not None:
+        return
+    if ir.IntegerAttr(view.groups).value > 1:
+        _without_codes(op)
         return
     recipe = _resolve(unit, node, "conv")
     encoding = _encoding(symbol, recipe.weight, 0, recipe.search, unit)
     if encoding is None:
+        _without_codes(op)
         return
     shape = abq.shape(view.w)
     k = 1
@@ -237,9 +291,11 @@ def _quantize_conv(op: ir.Operation, unit: Unit) -> None:
         codes = abq.WeightOp(
             ir.StringAttr.get(encoding.symbol), ir.RankedTensorType.get(shape, code)
         ).result
-        x, x_scale, x_zero = view.x, None, None
-        if recipe.activation is not None:
-            x, x_scale, x_zero = _quantize_activation(x, recipe.activation, abq.shape(x)[:1])
+        x, x_scale, x_zero = view.x, view.x_scale, view.x_zero
+        if not _keeps_codes(view, recipe, 0):
+            x, x_scale, x_zero = float_source(view.x), None, None
+            if recipe.activation is not None:
+                x, x_scale, x_zero = _quantize_activation(x, recipe.activation, abq.shape(x)[:1])
         new = abq.ConvOp(
             x,
             codes,

@@ -12,7 +12,7 @@ from abqc.dialects import abq
 from abqc.dialects.mlir import arith, ir
 
 from . import symbolic
-from .constants import from_array
+from .constants import Constant, from_array
 from .element_types import BF16, F16, F32, I32, ElementType
 from .emit import Builder
 from .quantized import dequantized_constant
@@ -181,14 +181,16 @@ def code_of(steps: Scalar, zero: Scalar | None, to: ElementType) -> Scalar:
     return Scalar(arith.TruncIOp(to.inside(), whole).result, to)
 
 
-def kernel_operand(b: Builder, x: Value) -> tuple[ir.Value, Mapping[str, ir.Value]]:
-    """The first operand of an `abq` product with a weight of codes, and its scales.
+def product_operand(
+    b: Builder, x: Value, weight: Constant
+) -> tuple[ir.Value, Mapping[str, ir.Value]]:
+    """The first operand of an `abq` product with `weight`, and its scales if it is of codes.
 
-    Where `x` is dequantized it is taken back to its codes: as every element is a step of the grid
-    already, the division and the rounding give exactly the code that it was made of.
+    Where both sides are dequantized, `x` is taken back to its codes: as every element is a step of
+    its grid, the division and the rounding give exactly the code that it was made of.
     """
     source = b.tensor(x)
-    if x.steps is None:
+    if x.steps is None or weight.quantized is None:
         return source, {}
     dtype, scale, zero = x.steps.dtype, x.steps.scale, x.steps.zero
     symmetric = dtype.signed and zero is None

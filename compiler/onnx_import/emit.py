@@ -194,6 +194,8 @@ class Builder:
         return ssa if ssa.type == type_ else tensor.CastOp(type_, ssa).result
 
     def _materialized(self, value: Value) -> ir.Value:
+        if value.make is not None:
+            return value.make()
         constant = value.as_constant
         type_ = self.type(value.dtype, value.dims)
         if constant is not None and constant.size <= SMALL:

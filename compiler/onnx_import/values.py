@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -32,11 +32,13 @@ class Steps:
 
 @dataclass(eq=False)
 class Value:
-    """A tensor. At least one of `ssa`, `constant` and `content` says what is in it.
+    """A tensor. At least one of `ssa`, `constant`, `content` and `make` says what is in it.
 
     `ssa` is a ranked tensor of `dtype.inside()` elements. `content` are the elements of an integer
     or bool tensor in row-major order, as polynomials over the sizes of the inputs: a shape tensor
-    is never a tensor of the IR unless something reads it as one (`Builder.tensor`).
+    is never a tensor of the IR unless something reads it as one (`Builder.tensor`). `make` builds
+    the tensor where something reads it. `in_f32` are the elements of an integer tensor as f32,
+    rounded, where a product has made them so.
     """
 
     dtype: ElementType
@@ -45,6 +47,8 @@ class Value:
     constant: Constant | None = None
     content: tuple[Dim, ...] | None = None
     steps: Steps | None = None
+    make: Callable[[], ir.Value] | None = None
+    in_f32: ir.Value | None = None
 
     @property
     def rank(self) -> int:

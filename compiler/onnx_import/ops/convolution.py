@@ -10,6 +10,7 @@ from abqc.dialects import abq
 from abqc.dialects.mlir import ir
 
 from .. import symbolic
+from ..affine import product_operand
 from ..element_types import F32
 from ..emit import Builder
 from ..registry import Node, lowers
@@ -75,11 +76,13 @@ def _with_weight(
     weight = abq.WeightOp(ir.StringAttr.get(symbol), b.type(w.dtype, w.dims)).result
     fused = bias is not None and bias.constant is not None
     dims = (x.dims[0], w.dims[0], *windows.outs)
+    operand, scales = product_operand(b, x, w.constant)
     ssa = abq.ConvOp(
-        b.tensor(x), weight, ir.StringAttr.get(node.name),
+        operand, weight, ir.StringAttr.get(node.name),
         ir.DenseI64ArrayAttr.get(windows.strides), ir.DenseI64ArrayAttr.get(windows.dilations),
         ir.DenseI64ArrayAttr.get(pads), ir.IntegerAttr.get(ir.IntegerType.get_signless(64), groups),
         b.type(x.dtype, dims), bias=b.tensor(bias) if fused and bias is not None else None,
+        **scales,
     ).result  # fmt: skip
     return add_bias(b, Value(x.dtype, dims, ssa=ssa), None if fused else bias)
 

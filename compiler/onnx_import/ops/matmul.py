@@ -5,6 +5,7 @@ from __future__ import annotations
 from abqc.dialects import abq
 from abqc.dialects.mlir import ir, linalg
 
+from ..affine import product_operand
 from ..element_types import F32
 from ..emit import Builder
 from ..registry import Node, lowers
@@ -68,9 +69,10 @@ def with_weight(node: Node, x: Value, w: Value, bias: Value | None = None) -> Va
     )
     weight = abq.WeightOp(ir.StringAttr.get(symbol), b.type(w.dtype, rows.dims)).result
     dims = (*x.dims[:-1], w.dims[1])
+    operand, scales = product_operand(b, x, rows.constant)
     ssa = abq.MatmulOp(
-        b.tensor(x), weight, ir.StringAttr.get(node.name), b.type(x.dtype, dims),
-        bias=b.tensor(bias) if bias is not None else None,
+        operand, weight, ir.StringAttr.get(node.name), b.type(x.dtype, dims),
+        bias=b.tensor(bias) if bias is not None else None, **scales,
     ).result  # fmt: skip
     return Value(x.dtype, dims, ssa=ssa)
 
