@@ -4,8 +4,13 @@ from __future__ import annotations
 
 TIDY = "func.func(canonicalize,cse)"
 
+# What a target has no kernels for is loops like others; the rest stays one op.
+DECOMPOSE = ("decompose-norm",)
+CPU_DECOMPOSE = ("decompose-softmax",)
+
 # ONNX's shape arithmetic and broadcasts disappear; what is left of linalg is fused.
 SIMPLIFY = (
+    "fuse-bias",
     TIDY,
     "keep-nans",
     "func.func(math-expand-ops{ops=fpowi})",  # x * x, as norms have it
@@ -100,7 +105,11 @@ GPU_PACK_FUSIONS = ("fuse-norm-pack",)
 def stages(on_device: bool) -> dict[str, tuple[str, ...]]:
     """The passes by stage; `on_device`: for a GPU."""
     kernels = GPU_KERNELS if on_device else CPU_KERNELS
-    simplify = (*GPU_CONVERSIONS, *SIMPLIFY, *GPU_FUSIONS) if on_device else SIMPLIFY
+    simplify = (
+        (*DECOMPOSE, *GPU_CONVERSIONS, *SIMPLIFY, *GPU_FUSIONS)
+        if on_device
+        else (*DECOMPOSE, *CPU_DECOMPOSE, *SIMPLIFY)
+    )
     pack_fusions = GPU_PACK_FUSIONS if on_device else ()
     return {
         "simplified": simplify,

@@ -39,6 +39,10 @@ class _Norm:
 @register
 def fuse_norm(module: ir.Operation, unit: Unit) -> None:
     """Turn layer norms, RMS norms and softmaxes over the last axis into one operation each."""
+    for op in walk(module, "abq.norm"):
+        if op.opview.residual is None:
+            _rewrite(op, _named(op))
+            op.erase()
     for op in walk(module, "linalg.generic"):
         if not is_elementwise(op) or not is_used(op.results[0]):
             continue
@@ -53,6 +57,13 @@ def fuse_norm(module: ir.Operation, unit: Unit) -> None:
             with ir.InsertionPoint(op), op.location:
                 y = abq.SoftmaxOp(softmax.x, op.results[0].type).result
             op.results[0].replace_all_uses_with(y)
+
+
+def _named(op: ir.Operation) -> _Norm:
+    """A norm that the model already had as one operation: its sum is looked for."""
+    view = op.opview
+    epsilon = ir.FloatAttr(op.attributes["epsilon"]).value
+    return _Norm(ir.StringAttr(view.kind).value, view.x, epsilon, view.weight, view.bias)
 
 
 def _match_norm(op: ir.Operation) -> _Norm | None:
@@ -164,6 +175,8 @@ def _rewrite(op: ir.Operation, norm: _Norm) -> None:
             if op.is_before_in_block(use.owner.operation):
                 use.owner.operands[use.operand_number] = new.sum
     op.results[0].replace_all_uses_with(new.result)
+    if op.name == "abq.norm":
+        op.results[1].replace_all_uses_with(new.sum)
 
 
 def _residual(op: ir.Operation, x: ir.Value) -> tuple[ir.Value, ir.Value | None]:

@@ -2,15 +2,14 @@
 
 A pass is a function `pass_(module, unit)` registered under the name of its file, or the text of an
 upstream pipeline. `Unit` is the compilation that passes share: the weight store, the recipe, the
-notes that end up in the manifest. A failing pass becomes a `CompileError` that names the pass, the
-one before it, and a file with the IR that it was given.
+notes that end up in the manifest. A failing pass becomes a `PassFailure` that names the pass, the
+one before it, and holds the IR that it was given.
 """
 
 from __future__ import annotations
 
 import importlib
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,11 +36,14 @@ PASS_FILES = (
     "decompose_concat",
     "decompose_conv",
     "decompose_gather",
+    "decompose_norm",
+    "decompose_softmax",
     "externalize_constants",
     "fill_constants",
     "fold_sizes",
     "fold_transposes",
     "fuse_attention",
+    "fuse_bias",
     "fuse_concat",
     "fuse_norm",
     "fuse_norm_pack",
@@ -75,7 +77,7 @@ class Unit:
     encodings: dict[str, Any] = field(default_factory=dict)  # weight symbol -> quantize.Encoding
     weights: dict[str, str] = field(default_factory=dict)  # object's symbol -> store's symbol
     kernels: dict[str, Any] = field(default_factory=dict)  # kernel name -> Kernel
-    outlined: Any = None  # the module of grid functions made by outline-kernels
+    outlined: Any = None  # the module of grid functions made by outline-kernels, or its text
     progress: Callable[[str, int, int], None] | None = None
     on_pass: Callable[[str], None] | None = None  # hears the name of every pass before it runs
     inputs: list[Any] = field(default_factory=list)  # TensorSpec
@@ -107,7 +109,20 @@ class Unit:
     @property
     def outlined_text(self) -> str:
         """The grid functions made by outline-kernels, as text for another context."""
-        return "module {}" if self.outlined is None else self.outlined.operation.get_asm()
+        if self.outlined is None:
+            return "module {}"
+        if isinstance(self.outlined, str):
+            return self.outlined
+        return self.outlined.operation.get_asm()
+
+
+class PassFailure(CompileError):
+    """The pass `name` failed; `before` is the text of the module that it was given."""
+
+    def __init__(self, message: str, name: str, before: str) -> None:
+        super().__init__(message)
+        self.name = name
+        self.before = before
 
 
 def register(function: PassFunction) -> PassFunction:
@@ -145,25 +160,24 @@ def run_pass(module: ir.Operation, name: str, unit: Unit) -> None:
 def run_pipeline(module: ir.Operation, names: Iterable[str], unit: Unit) -> None:
     """Run passes in order on a module.
 
-    Raises CompileError naming the pass that failed and a file that repeats the failure.
+    Raises PassFailure, or whatever other AbqcError a pass raises.
     """
     done: list[str] = []
     with module.context, ir.Location.unknown():
         for name in names:
-            before = None
+            before = module.clone()  # which is quick; printing is not
             if unit.on_pass is not None:
                 unit.on_pass(f"pass {name}")
             try:
-                before = module.get_asm() if unit.dump_dir else None
                 run_pass(module, name, unit)
                 if not module.verify():
                     raise CompileError("the IR is invalid after this pass")
             except AbqcError as error:
                 if type(error) is not CompileError:
                     raise
-                raise _failure(module, name, done, before, error) from error
+                raise _failure(name, done, before, error) from error
             except Exception as error:
-                raise _failure(module, name, done, before, error) from error
+                raise _failure(name, done, before, error) from error
             done.append(name)
             if unit.dump_dir is not None:
                 unit.step += 1
@@ -172,17 +186,12 @@ def run_pipeline(module: ir.Operation, names: Iterable[str], unit: Unit) -> None
                 path.write_text(module.get_asm())
 
 
-def _failure(
-    module: ir.Operation, name: str, done: list[str], before: str | None, error: Exception
-) -> CompileError:
-    with tempfile.NamedTemporaryFile(
-        "w", suffix=".mlir", prefix="abqc-failed-", delete=False
-    ) as file:
-        file.write(before if before is not None else module.get_asm(assume_verified=True))
-    return CompileError(
+def _failure(name: str, done: list[str], before: ir.Operation, error: Exception) -> PassFailure:
+    return PassFailure(
         f"pass {name} failed: {_describe(error)}; "
         f"it ran after {done[-1] if done else 'no other pass'}",
-        hint=f"the IR is in {file.name}; repeat with: abqc opt {file.name} --passes '{name}'",
+        name,
+        before.get_asm(),
     )
 
 

@@ -1,4 +1,4 @@
-"""A softmax over the last axis, as four loops: max, exp(x - max), sum, quotient."""
+"""A softmax over the last axis: `abq.softmax`, or four loops: max, exp(x - max), sum, quotient."""
 
 from __future__ import annotations
 
@@ -44,12 +44,14 @@ class Softmax:
 
     x: ir.Value
     guarded: bool  # what would be NaN is 0
-    loops: tuple[ir.Operation, ...]  # max, exp, sum, quotient
+    loops: tuple[ir.Operation, ...]  # max, exp, sum, quotient; or one abq.softmax
 
 
 def match_softmax(result: ir.Value) -> Softmax | None:
     """The softmax over the last axis that makes `result`; None if none does."""
     quotient = defining_op(result)
+    if quotient is not None and quotient.name == "abq.softmax":
+        return Softmax(quotient.operands[0], False, (quotient,))
     if not is_elementwise(quotient) or expression(quotient) not in (_QUOTIENT, *_GUARDED):
         return None
     powers = operand_in_order(quotient, 0)

@@ -30,6 +30,7 @@ class CpuTarget:
     """What passes ask a target: which strategies there are and which is best."""
 
     name: str = "cpu"
+    max_norm_columns: int = 0  # rows of abq.norm that a kernel takes: none here
     isas: tuple[Isa, ...] = ALL
     cost_model: CostModel = field(default_factory=partial(model_for, "cpu"), repr=False)
 

@@ -20,7 +20,7 @@ from ..gpu.gather import TableLayout, table_layout
 from ..gpu.gather_tiles import panel_gather_kernel
 from ..gpu.int8 import Int8Matmul
 from ..gpu.measure import measure_kernel
-from ..gpu.norm import NormKind, NormSpec, norm_kernel
+from ..gpu.norm import MAX_COLUMNS, NormKind, NormSpec, norm_kernel
 from ..gpu.norm_pack import norm_pack_kernel
 from ..gpu.objects import GpuObjects
 from ..gpu.pack import PackKernel
@@ -46,6 +46,7 @@ class CudaTarget:
     name: str
     archs: tuple[GpuArch, ...]
     models: tuple[CostModel, ...] = field(repr=False)
+    max_norm_columns: int = MAX_COLUMNS  # rows of abq.norm that a kernel takes
 
     @staticmethod
     def named(name: str) -> CudaTarget | None:

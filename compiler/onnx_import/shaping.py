@@ -144,7 +144,7 @@ def transpose(b: Builder, x: Value, permutation: Sequence[int]) -> Value:
     ] and all(dim.value is not None or dim.atoms() for dim in dims):
         return reshape(b, x, dims)
     out = b.empty(x.dtype, dims)
-    ssa = linalg.transpose(b.tensor(x), outs=[out], permutation=order)
+    ssa = linalg.transpose(b.tensor(x), outs=[out], permutation=order).operation.results[0]
     return Value(x.dtype, dims, ssa=ssa, steps=x.steps)
 
 
@@ -186,6 +186,8 @@ def slice_axes(
     strides = list(steps) if steps is not None else [1] * x.rank
     if dims == x.dims and all(s == symbolic.ZERO for s in starts) and set(strides) <= {1}:
         return x
+    if any(dim == symbolic.ZERO for dim in (*dims, *x.dims)):
+        return Value(x.dtype, dims, ssa=b.empty(x.dtype, dims))
     if any(step < 0 for step in strides):
         source = Value(x.dtype, x.dims, ssa=b.tensor(x))
         at = [b.scalar(start) for start in starts]

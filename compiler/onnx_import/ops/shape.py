@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .. import symbolic
 from ..element_types import I64
 from ..registry import Node, lowers
@@ -63,10 +65,11 @@ def _resolved(node: Node, x: Value, wanted: list[Dim]) -> list[Dim]:
         rest = product(dim for axis, dim in enumerate(dims) if axis != unsure[0])
         dims[unsure[0]] = total // rest
         return dims
+    given = list(dims)
     for axis in unsure:
-        rest = product(dim for other, dim in enumerate(wanted) if other != axis)
+        rest = product(dim for other, dim in enumerate(given) if other != axis)
         dims[axis] = symbolic.select(
-            symbolic.is_less(dims[axis], symbolic.ZERO), total // -rest, dims[axis]
+            symbolic.is_less(given[axis], symbolic.ZERO), total // rest, given[axis]
         )
     return dims
 
@@ -82,7 +85,10 @@ def flatten(node: Node) -> Value:
 
 @lowers("Squeeze")
 def lower_squeeze(node: Node) -> Value:
-    x, axes = node.input(0), node.ints_of("axes", 1)
+    x = node.input(0)
+    axes = node.ints("axes") if node.has("axes") else node.dims_of(1)
+    if axes is not None and any(Dim.of(axis).value is None for axis in axes):
+        return _squeezed_at_run_time(node, x, axes)
     if axes is None:
         unknown = [axis for axis, dim in enumerate(x.dims) if dim.value is None]
         if unknown:
@@ -92,18 +98,76 @@ def lower_squeeze(node: Node) -> Value:
             )
         chosen = [axis for axis, dim in enumerate(x.dims) if dim == ONE]
     else:
-        chosen = [node.counted(axis, x.rank) for axis in axes]
+        chosen = [node.counted(Dim.of(axis).value or 0, x.rank) for axis in axes]
     return squeeze(node.b, x, chosen)
+
+
+def _squeezed_at_run_time(node: Node, x: Value, axes: list[Dim]) -> Value:
+    """Which sizes go is known to a run; how many, always."""
+    flags = run_time_axes(node, axes, x.rank)
+    for flag, dim in zip(flags, x.dims, strict=True):
+        node.b.require(
+            symbolic.call("or", symbolic.negated(flag), symbolic.is_equal(dim, ONE)),
+            "an axis that is squeezed has a size other than 1",
+        )
+    return reshape(node.b, x, kept_dims(flags, x.dims, x.rank - len(axes)))
+
+
+def run_time_axes(node: Node, axes: list[Dim], rank: int) -> list[Dim]:
+    """For each axis 1 if `axes`, which a run reads, names it, else 0."""
+    flags = [symbolic.ZERO] * rank
+    for axis in axes:
+        counted = symbolic.select(symbolic.is_less(axis, symbolic.ZERO), axis + rank, axis)
+        in_range = symbolic.negated(symbolic.is_less(counted, symbolic.ZERO))
+        below = symbolic.is_less(counted, Dim.of(rank))
+        node.b.require(symbolic.call("and", in_range, below), "an axis is out of range")
+        for at in range(rank):
+            flags[at] = symbolic.call("or", flags[at], symbolic.is_equal(counted, Dim.of(at)))
+    return flags
+
+
+def kept_dims(flags: list[Dim], dims: Sequence[Dim], count: int) -> list[Dim]:
+    """The `count` dims whose flag is 0, in order."""
+    before, place = symbolic.ZERO, []
+    for flag in flags:
+        place.append(before)
+        before = before + symbolic.negated(flag)
+    return [
+        sum(
+            (
+                dim * symbolic.call("and", symbolic.negated(flag), symbolic.is_equal(at, Dim.of(i)))
+                for flag, dim, at in zip(flags, dims, place, strict=True)
+            ),
+            symbolic.ZERO,
+        )
+        for i in range(count)
+    ]
 
 
 @lowers("Unsqueeze")
 def lower_unsqueeze(node: Node) -> Value:
-    x, axes = node.input(0), node.ints_of("axes", 1) or []
+    x = node.input(0)
+    axes = [Dim.of(a) for a in node.ints("axes")] if node.has("axes") else node.dims_of(1) or []
     rank = x.rank + len(axes)
-    chosen = [node.counted(axis, rank) for axis in axes]
+    if any(axis.value is None for axis in axes):
+        return reshape(node.b, x, _unsqueezed_dims(run_time_axes(node, axes, rank), x.dims))
+    chosen = [node.counted(axis.value or 0, rank) for axis in axes]
     if len(set(chosen)) != len(chosen):
         raise node.error(f"axes {axes} name one twice")
     return unsqueeze(node.b, x, chosen)
+
+
+def _unsqueezed_dims(flags: list[Dim], dims: Sequence[Dim]) -> list[Dim]:
+    """1 where a flag is set, the next of `dims` elsewhere."""
+    result, before = [], symbolic.ZERO
+    for flag in flags:
+        there = sum(
+            (dim * symbolic.is_equal(before, Dim.of(i)) for i, dim in enumerate(dims)),
+            symbolic.ZERO,
+        )
+        result.append(symbolic.select(flag, ONE, there))
+        before = before + symbolic.negated(flag)
+    return result
 
 
 @lowers("Transpose")
