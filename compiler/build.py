@@ -10,12 +10,13 @@ from abqc import __version__
 from abqc.codegen.artifact import build_artifact
 from abqc.codegen.link import check_writable
 from abqc.codegen.targets.cpu import CpuTarget
+from abqc.compiler.failures import Source, keep
 from abqc.compiler.job import Request
 from abqc.compiler.onnx_import.importer import import_model
 from abqc.compiler.pipeline import stages
 from abqc.compiler.recipe import parse_recipe
 from abqc.errors import AbqcError
-from abqc.passes.infrastructure import Unit, run_pipeline
+from abqc.passes.infrastructure import PassFailure, Unit, run_pipeline
 
 Progress = Callable[[str, int, int], None]
 
@@ -48,9 +49,13 @@ def build(request: Request, report: Progress, on_pass: Callable[[str], None]) ->
         outputs=imported.outputs,
     )
     module = imported.module
-    for stage, passes in stages(target.objects.on_device).items():
-        report(stage, 0, 1)
-        run_pipeline(module.operation, passes, unit)
+    try:
+        for stage, passes in stages(target.objects.on_device).items():
+            report(stage, 0, 1)
+            run_pipeline(module.operation, passes, unit)
+    except PassFailure as failure:
+        keep(failure, unit, Source(request.model.resolve(), request.shapes, request.target))
+        raise
     on_pass("code generation")
     build_artifact(
         module,

@@ -15,7 +15,8 @@ __all__ = ["available", "run_passes"]
 def run_passes(text: str, names: Sequence[str], unit: Unit | None = None) -> str:
     """The module `text` after the passes `names`, ours or upstream pipeline texts, in order.
 
-    Passes that read more than the IR (recipes, weights) need a `unit`. Raises CompileError.
+    Passes that read more than the IR (recipes, weights) need a `unit`. Raises CompileError, whose
+    subclass PassFailure holds what the failing pass was given.
     """
     context = make_context()
     with context:
@@ -23,5 +24,8 @@ def run_passes(text: str, names: Sequence[str], unit: Unit | None = None) -> str
             module = ir.Module.parse(text)
         except ir.MLIRError as error:
             raise CompileError(f"the module cannot be parsed: {error}") from error
-        run_pipeline(module.operation, names, unit or Unit())
+        unit = unit or Unit()
+        if isinstance(unit.outlined, str):
+            unit.outlined = ir.Module.parse(unit.outlined)
+        run_pipeline(module.operation, names, unit)
         return module.operation.get_asm()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 
 from abqc.compiler.commands.table import table
@@ -24,18 +25,25 @@ EXAMPLES = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", default="-", help="MLIR text; - is standard input")
     parser.add_argument("--passes", metavar="A,B,C", default="", help="the passes, in order")
+    parser.add_argument(
+        "--unit",
+        metavar="FILE",
+        type=Path,
+        help="what a failed compile kept beside the IR: recipe, target, kernels (trusted as a "
+        "program is)",
+    )
     parser.add_argument("-o", "--output", type=Path, help="write there instead of printing")
     parser.add_argument("--list", action="store_true", help="list the passes")
 
 
 def run(args: argparse.Namespace) -> int:
-    from abqc.passes.pipeline import available, run_passes
+    from abqc.passes.pipeline import available
 
     if args.list:
         print(table(("pass", "what it does"), sorted(available().items())))
         return 0
     names = [name.strip() for name in args.passes.split(",") if name.strip()]
-    result = run_passes(read_text(args.file), names).rstrip("\n") + "\n"
+    result = run_names(read_text(args.file), names, args.unit).rstrip("\n") + "\n"
     if args.output is None:
         sys.stdout.write(result)
         return 0
@@ -44,6 +52,21 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise CompileError(f"cannot write {args.output}: {error}") from error
     return 0
+
+
+def run_names(text: str, names: list[str], unit: Path | None) -> str:
+    """The module after the passes; what a failing one was given is kept."""
+    from abqc.compiler.failures import keep, load_unit
+    from abqc.passes.infrastructure import PassFailure
+    from abqc.passes.pipeline import run_passes
+
+    with tempfile.TemporaryDirectory(prefix="abqc-opt-") as work:
+        try:
+            return run_passes(text, names, load_unit(unit, Path(work)) if unit else None)
+        except PassFailure as failure:
+            if unit is None:
+                keep(failure)
+            raise
 
 
 def read_text(name: str) -> str:
