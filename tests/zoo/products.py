@@ -56,9 +56,7 @@ def optimized(kind: str, heads: int, hidden: int) -> Tool:
     def run(entry: Entry, source: Path, target: Path) -> None:
         from onnxruntime.transformers.optimizer import optimize_model
 
-        result = optimize_model(
-            str(source), kind, num_heads=heads, hidden_size=hidden, opt_level=0
-        )
+        result = optimize_model(str(source), kind, num_heads=heads, hidden_size=hidden, opt_level=0)
         save(result.model, target)
 
     return run

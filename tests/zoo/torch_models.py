@@ -103,7 +103,9 @@ def resnet18(width: int = 16) -> nn.Module:
 class SqueezeExcite(nn.Module):
     """A gate a channel from the mean of all positions (Hu et al., 2017)."""
 
-    def __init__(self, channels: int, squeezed: int, activation: nn.Module, gate: nn.Module) -> None:
+    def __init__(
+        self, channels: int, squeezed: int, activation: nn.Module, gate: nn.Module
+    ) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),

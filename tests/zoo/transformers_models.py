@@ -86,7 +86,9 @@ def bert() -> Export:
 
 
 def distilbert() -> Export:
-    config = hf.DistilBertConfig(vocab_size=VOCABULARY, dim=64, hidden_dim=128, n_layers=2, n_heads=4)
+    config = hf.DistilBertConfig(
+        vocab_size=VOCABULARY, dim=64, hidden_dim=128, n_layers=2, n_heads=4
+    )
     return encoder(hf.DistilBertModel(config), types=False)
 
 
@@ -114,7 +116,10 @@ def with_cache(model: nn.Module) -> Export:
     caches = {0: "batch", 2: "past"}
     inputs: dict[str, tuple[Tensor, dict[int, str]]] = {
         "input_ids": (ids(new), TOKENS),
-        "attention_mask": (torch.ones(2, past + new, dtype=torch.int64), {0: "batch", 1: "past + seq"}),
+        "attention_mask": (
+            torch.ones(2, past + new, dtype=torch.int64),
+            {0: "batch", 1: "past + seq"},
+        ),
         "position_ids": (torch.arange(past, past + new).repeat(2, 1), TOKENS),
     }
     outputs = {"logits": TOKENS}
@@ -232,8 +237,8 @@ def clip() -> Export:
 MODELS: dict[str, Callable[[], Export]] = {
     f.__name__: f
     for f in (
-        bert, distilbert, gpt2, llama, qwen2, mistral, mistral_window, mamba, t5, whisper, whisper_decoder, vit,
-        clip,
+        bert, distilbert, gpt2, llama, qwen2, mistral, mistral_window, mamba, t5, whisper,
+        whisper_decoder, vit, clip,
     )
 }  # fmt: skip
 
