@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from ..dialects.mlir import ir
 from ..errors import CompileError
 from ..passes.infrastructure import main_function
+from .cpu.half_floats import lower_half_floats
 from .host_device import DeviceHost, ask_for_weights
 from .host_entry import MAX_RANK, define_appends, entry
 from .host_launches import Host
@@ -27,6 +28,7 @@ _LOWERING = ",".join(
         "expand-strided-metadata",
         "func.func(lower-affine,canonicalize,cse)",
         "convert-scf-to-cf",
+        "convert-math-to-funcs{convert-ctlz=0}",  # integer powers
         "convert-math-to-llvm",  # sizes computed in float (Resize)
         "convert-math-to-libm",
         "func.func(arith-expand,memref-expand)",
@@ -60,6 +62,8 @@ def compile_host(
         inputs, outputs = list(types.inputs), list(types.results)
         _check_types([*inputs, *outputs])
         (DeviceHost if on_device else Host)(module, kernels).rewrite()
+    with module.context, ir.Location.unknown():
+        lower_half_floats(module, PLAIN)
     lower(module, _LOWERING)
     with module.context, ir.Location.unknown():
         context = allocate_from_arena(module)

@@ -19,6 +19,7 @@ from typing import NoReturn, Protocol
 
 from ..dialects.mlir import ir
 from ..errors import CompileError
+from .cpu.half_floats import lower_half_floats
 from .cpu.polynomials import expand_math
 from .isa import Isa
 from .llvm import compile_kernels
@@ -63,6 +64,7 @@ class KernelJob:
             for kernel in self.kernels:
                 if kernel is not None:
                     kernel.emit(module, self.isa)
+            lower_half_floats(module, self.isa)
             expand_math(module)
             table = f"abqc_kernels_{self.isa.name}"
             return compile_kernels(module, self.isa, self.names, table, linkage="internal")

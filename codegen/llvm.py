@@ -31,6 +31,7 @@ LOWERING = ",".join(
         "lower-affine",
         "convert-scf-to-cf",
         "convert-vector-to-llvm{enable-x86=true}",
+        "convert-math-to-funcs{convert-ctlz=0}",  # integer powers
         "convert-math-to-llvm",
         "convert-math-to-libm",
         "func.func(arith-expand,memref-expand)",
