@@ -68,6 +68,16 @@ def widened(form: Form, init: Value, given: Value, returned: Value) -> Form:
     return Form(Kind.TENSOR, open_axes=form.open_axes.union(changed))
 
 
+def fitting(form: Form, init: Value) -> Form:
+    """A form that held for another beginning, as wide as `init` needs it."""
+    if form.kind is not Kind.NUMBERS:
+        return form
+    if not _are_numbers(init) or init.symbols is None or len(init.symbols) != form.width():
+        return Form(Kind.TENSOR)
+    kept = zip(form.naturals, init.symbols, strict=True)
+    return replace(form, naturals=tuple(n and symbolic.is_natural(x) for n, x in kept))
+
+
 def _are_numbers(value: Value) -> bool:
     symbols = value.symbols
     return symbols is not None and value.rank <= 1 and len(symbols) <= MAX_NUMBERS

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from abqc.dialects import abq
@@ -61,6 +62,7 @@ class Builder:
         self.scope = Scope()
         self._atoms: dict[Atom, ir.Value] = {}  # sizes of inputs, run-time integers
         self._opaques = 0
+        self.loop_forms: dict[object, Any] = {}  # how loops were emitted (looping.py)
 
     # Scopes
 

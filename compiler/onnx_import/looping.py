@@ -7,16 +7,16 @@ holds; what the others emitted is erased.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from abqc.dialects.mlir import bufferization, ir, scf, tensor
 from abqc.errors import ModelError
 
 from . import symbolic
-from .carried import Carried, Form, widened
+from .carried import Carried, Form, fitting, widened
 from .element_types import BOOL, INDEX, ElementType
 from .emit import DYNAMIC, Builder
-from .regions import made_after
+from .regions import made_after, owned
 from .scalars import Scalar
 from .shaping import reshape, slice_axis
 from .symbolic import ONE, ZERO, Dim
@@ -72,18 +72,24 @@ class Loop:
     trip: Dim | None
     start: Dim
     body: Body
-    memory: dict[object, Guess] = field(default_factory=dict)  # of earlier emissions of this loop
-    key: object = None
 
     def emit(self) -> tuple[list[Value], list[Value]]:
-        """The carried values at the end, and the collections, one row for each iteration."""
-        first = Guess(tuple(Form() for _ in self.inits), self.trip is not None)
-        guess = self.memory.get(self.key, first)
+        """The carried values at the end, and the collections, one row for each iteration.
+
+        A loop in a loop is emitted again whenever the outer one is: it begins with the forms that
+        held before, or nesting would cost time exponential in its depth.
+        """
+        key = (self.b.node, len(self.inits), self.trip is None)
+        forms, counted = self.b.loop_forms.get(key, ([Form()] * len(self.inits), True))
+        guess = Guess(
+            tuple(fitting(form, init) for form, init in zip(forms, self.inits, strict=True)),
+            counted and self.trip is not None,
+        )
         while True:
             emission = _Emission(self, guess)
             better = emission.emit()
             if better == guess:
-                self.memory[self.key] = guess
+                self.b.loop_forms[key] = guess.forms, guess.counted
                 return emission.results()
             emission.erase()
             guess = better
@@ -106,9 +112,7 @@ class _Emission:
     def emit(self) -> Guess:
         """Emits it; the guess that its body asks for."""
         b = self.b
-        self.collections = [
-            _Collection(b, row, self._room(row)) for row in self.guess.rows or ()
-        ]
+        self.collections = [_Collection(b, row, self._room(row)) for row in self.guess.rows or ()]
         operands = [x for c in self.carried for x in c.operands(b, c.init)]
         operands += [c.begin() for c in self.collections]
         self.mark = b.mark
@@ -190,9 +194,7 @@ class _Emission:
         if better != self.guess:
             return better, arguments
         state = [
-            x
-            for c, value in zip(self.carried, returned, strict=True)
-            for x in c.operands(b, value)
+            x for c, value in zip(self.carried, returned, strict=True) for x in c.operands(b, value)
         ]
         for collection, row, so_far in zip(self.collections, rows, rest, strict=True):
             state.append(collection.add(so_far, row, at))
@@ -245,7 +247,13 @@ class _Collection:
         return ir.RankedTensorType.get([first, *sizes], self.row.dtype.inside())
 
     def begin(self) -> ir.Value:
-        return self._allocated([self.room or ZERO, *self.row.dims])
+        if self.room is not None:
+            return self._allocated([self.room, *self.row.dims])
+        # A copy keeps its type. An allocation of constant sizes takes them into its own, and
+        # canonicalization then into that of the loop, where they change.
+        nothing = Value(self.row.dtype, (ZERO, *self.row.dims))
+        nothing.ssa = self.b.as_type(self.b.empty(nothing.dtype, nothing.dims), self._type())
+        return owned(self.b, nothing, self._type())
 
     def _allocated(self, dims: Sequence[Dim]) -> ir.Value:
         type_ = self._type()

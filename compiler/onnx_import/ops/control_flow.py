@@ -43,9 +43,7 @@ def single_truth(node: Node, value: Value) -> Dim:
 
 
 def _branch(node: Node, graph: GraphProto, results: list[list[AnyValue]]) -> ir.Block:
-    return detached(
-        node.b, lambda: results.append(node.lowering.subgraph(graph, [], node))
-    )
+    return detached(node.b, lambda: results.append(node.lowering.subgraph(graph, [], node)))
 
 
 class _Join:
@@ -92,9 +90,7 @@ class _Join:
 
     def emit(self, blocks: Sequence[ir.Block]) -> list[AnyValue]:
         # Of pairs that differ and are not known as numbers the tensors leave the branches.
-        carried = [
-            (a, b) for a, b in self.pairs if a is not b and self._content(a, b) is None
-        ]
+        carried = [(a, b) for a, b in self.pairs if a is not b and self._content(a, b) is None]
         types = [self._type(a, b) for a, b in carried]
         for block, values in zip(blocks, zip(*carried, strict=True) or ([], []), strict=False):
             with self.b.block(block):

@@ -8,7 +8,7 @@ from .. import symbolic
 from ..element_types import BOOL, I64
 from ..looping import Iteration, Loop
 from ..registry import Node, lowers
-from ..shaping import reshape, slice_axis, transpose
+from ..shaping import pad, reshape, slice_axes, slice_axis, transpose
 from ..structure import flattened, rebuilt
 from ..symbolic import ONE, Dim
 from ..values import AnyValue, Value
@@ -106,9 +106,7 @@ def lower_scan(node: Node) -> list[AnyValue]:
     axes = [node.counted(axis, x.rank) for axis, x in zip(axes, scanned, strict=True)]
     length = scanned[0].dims[axes[0]]
     for x, axis in zip(scanned, axes, strict=True):
-        node.b.require_equal(
-            x.dims[axis], length, "the inputs that it scans must be of one length"
-        )
+        node.b.require_equal(x.dims[axis], length, "the inputs that it scans must be of one length")
     results = _scan(node, states, list(zip(scanned, axes, backwards, strict=True)), length)
     collected = [
         _directed(node, rows, axis, backward)
@@ -117,6 +115,46 @@ def lower_scan(node: Node) -> list[AnyValue]:
         )
     ]
     return [*results[: len(states)], *collected]
+
+
+@lowers("Scan")
+def lower_batched_scan(node: Node) -> list[AnyValue]:
+    """Version 8: axis 0 of everything is the batch, axis 1 of what is scanned are the steps."""
+    count = node.int("num_scan_inputs")
+    b, lengths = node.b, node.optional(0)
+    given = [node.input(i) for i in range(1, len(node.inputs))]
+    made = [_made(node, x) for x in given]
+    if not 0 < count <= len(made) or any(x.rank < 2 for x in made[len(made) - count :]):
+        raise node.error("it needs inputs to scan, of a batch and steps each")
+    states, scanned = made[: len(made) - count], made[len(made) - count :]
+    backwards = node.ints("directions", [0] * count)
+    batch, steps = made[0].dims[0], scanned[0].dims[1]
+    for x in made:
+        b.require_equal(x.dims[0], batch, "its inputs must be of one batch size")
+    for x in scanned:
+        b.require_equal(x.dims[1], steps, "the inputs that it scans must be of one length")
+    if lengths is not None:
+        b.require_equal(lengths.dims[0], batch, "there must be a length for each sequence")
+        lengths = _made(node, lengths)
+
+    def body(at: Dim, _: Sequence[AnyValue]) -> tuple[Dim, list[AnyValue], list[Value]]:
+        def of_sequence(x: Value) -> Value:
+            return reshape(b, slice_axis(b, x, 0, at, 1), x.dims[1:])
+
+        length = steps
+        if lengths is not None:
+            own = b.run_time(b.item(lengths, at), natural=False)
+            length = symbolic.clamp(own, 0, steps)
+            b.require_equal(own, length, "the length of a sequence is out of range")
+        parts = [(of_sequence(x), 0, flag) for x, flag in zip(scanned, backwards, strict=True)]
+        results = _scan(node, [of_sequence(x) for x in states], parts, length)
+        rows = [
+            pad(b, rows, [0] * rows.rank, [steps - length, *[0] * (rows.rank - 1)])
+            for rows in results[len(states) :]
+        ]
+        return ONE, [], [*results[: len(states)], *rows]
+
+    return run(node, [], batch, ONE, body)
 
 
 def _scan(
@@ -153,8 +191,6 @@ def _directed(node: Node, rows: Value, axis: int, backward: int) -> Value:
     if backward:
         length = rows.dims[0]
         begins = [length - 1, *[symbolic.ZERO] * (rows.rank - 1)]
-        from ..shaping import slice_axes
-
         rows = slice_axes(node.b, rows, begins, rows.dims, [-1] + [1] * (rows.rank - 1))
     order = list(range(1, rows.rank))
     order.insert(at, 0)
