@@ -87,14 +87,14 @@ STEP = 1e-2
 HALF = 5e-3
 PRODUCTS: dict[str, dict[str, float]] = {
     "minilm-l3": {
-        "bert-fused": 1e-4, "basic": 1e-4, "extended": 1e-4,
+        "fused-bert": 1e-4, "basic": 1e-4, "extended": 1e-4,
         "dynamic-int8": STEP, "dynamic-uint8": STEP, "dynamic-int8-channel": STEP,
         "qdq-u8s8": STEP, "qdq-s8s8-channel": STEP, "qdq-u16s8": STEP, "qoperator": STEP,
         "nbits2": 1e-4, "nbits4": 1e-4, "nbits4-asymmetric": 1e-4, "nbits4-qdq": 1e-4,
-        "nbits8": 1e-4, "float16": HALF, "float16-io": HALF,
+        "nbits4-gather": 1e-4, "nbits8": 1e-4, "float16": HALF, "float16-io": HALF,
     },
     "smollm2": {
-        "gpt2-fused": 3e-4, "dynamic-int8": STEP, "nbits2": 3e-4, "nbits4": 3e-4,
+        "extended": 3e-4, "dynamic-int8": STEP, "nbits2": 3e-4, "nbits4": 3e-4,
         "nbits4-asymmetric": 3e-4, "nbits8": 3e-4, "float16": HALF,
     },
     "ocr-cls": {
@@ -104,6 +104,18 @@ PRODUCTS: dict[str, dict[str, float]] = {
     "resnet18-dynamo": {
         "extended": 1e-4, "qdq-u8s8": STEP, "qoperator": STEP, "float16": HALF,
     },
+    "bert-torchscript": {"fused-bert": 1e-4, "extended": 1e-4, "dynamic-int8": STEP},
+    "bert-dynamo": {"fused-bert": 1e-4, "nbits4-gather": 1e-4, "float16": HALF},
+    "gpt2-torchscript": {"fused-gpt2": 1e-4, "extended": 1e-4, "dynamic-int8": STEP},
+    "llama-dynamo": {"fused-gpt2": 1e-4, "nbits4": 1e-4, "float16": HALF},
+    "qwen2-torchscript": {"fused-gpt2": 1e-4, "nbits4-gather": 1e-4, "dynamic-int8": STEP},
+    "t5-torchscript": {"fused-t5": 1e-4, "dynamic-int8": STEP},
+    "vit-torchscript": {"fused-vit": 1e-4, "qdq-u8s8": STEP},
+    "clip-torchscript": {"fused-clip": 1e-4},
+    "unet-dynamo": {"fused-unet": 1e-4, "float16": HALF},
+    "whisper-torchscript": {"fused-bart": 1e-4},
+    "lstm-torchscript": {"dynamic-int8": STEP, "float16": HALF},
+    "mobilenet-v3-dynamo": {"extended": 1e-4, "qoperator": STEP},
 }  # fmt: skip
 
 

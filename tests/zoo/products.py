@@ -50,13 +50,14 @@ def save(model: onnx.ModelProto, target: Path) -> None:
         onnx.save(model, target)
 
 
-def optimized(kind: str, heads: int, hidden: int) -> Tool:
+def fused(kind: str) -> Tool:
     """onnxruntime.transformers.optimizer's fusions for a model of that kind."""
 
     def run(entry: Entry, source: Path, target: Path) -> None:
         from onnxruntime.transformers.optimizer import optimize_model
 
-        result = optimize_model(str(source), kind, num_heads=heads, hidden_size=hidden, opt_level=0)
+        # 0: the number of heads and the hidden size are read off the graph
+        result = optimize_model(str(source), kind, num_heads=0, hidden_size=0, opt_level=0)
         save(result.model, target)
 
     return run
@@ -114,8 +115,10 @@ def static(form: str, activation: str, weight: str, per_channel: bool = False) -
     return run
 
 
-def nbits(bits: int, symmetric: bool, form: str = "QOperator") -> Tool:
-    """MatMulNBits in blocks of 32, or the same codes as DequantizeLinear."""
+def nbits(
+    bits: int, symmetric: bool, form: str = "QOperator", operators: tuple[str, ...] = ("MatMul",)
+) -> Tool:
+    """MatMulNBits (GatherBlockQuantized) in blocks of 32, or the same codes as DequantizeLinear."""
 
     def run(entry: Entry, source: Path, target: Path) -> None:
         from onnxruntime.quantization import QuantFormat
@@ -125,7 +128,12 @@ def nbits(bits: int, symmetric: bool, form: str = "QOperator") -> Tool:
         )
 
         config = DefaultWeightOnlyQuantConfig(
-            block_size=32, is_symmetric=symmetric, bits=bits, quant_format=QuantFormat[form]
+            block_size=32,
+            is_symmetric=symmetric,
+            bits=bits,
+            quant_format=QuantFormat[form],
+            op_types_to_quantize=operators,
+            quant_axes=(("MatMul", 0), ("Gather", 1)),
         )
         quantizer = MatMulNBitsQuantizer(onnx.load(source), bits=bits, algo_config=config)
         quantizer.process()
@@ -145,8 +153,13 @@ def half(keep_io: bool) -> Tool:
 
 
 TOOLS: dict[str, Tool] = {
-    "bert-fused": optimized("bert", 12, 384),
-    "gpt2-fused": optimized("gpt2", 9, 576),
+    "fused-bart": fused("bart"),
+    "fused-bert": fused("bert"),
+    "fused-clip": fused("clip"),
+    "fused-gpt2": fused("gpt2"),
+    "fused-t5": fused("t5"),
+    "fused-unet": fused("unet"),
+    "fused-vit": fused("vit"),
     "basic": saved_by_session("ORT_ENABLE_BASIC"),
     "extended": saved_by_session("ORT_ENABLE_EXTENDED"),
     "dynamic-int8": dynamic("QInt8"),
@@ -160,6 +173,7 @@ TOOLS: dict[str, Tool] = {
     "nbits4": nbits(4, symmetric=True),
     "nbits4-asymmetric": nbits(4, symmetric=False),
     "nbits4-qdq": nbits(4, symmetric=False, form="QDQ"),
+    "nbits4-gather": nbits(4, symmetric=False, operators=("MatMul", "Gather")),
     "nbits8": nbits(8, symmetric=False),
     "float16": half(keep_io=False),
     "float16-io": half(keep_io=True),
