@@ -71,7 +71,9 @@ def _with_weight(
     assert w.constant is not None
     pads = windows.static_pads
     if pads is None:
+        steps = x.steps  # which have 0 among them
         x, pads = padded(b, x, windows, 0), [0] * (2 * windows.rank)
+        x.steps = steps
     symbol = b.weights.of_node(w.constant, node=node.name, op_type=node.op_type, kind="conv")
     weight = abq.WeightOp(ir.StringAttr.get(symbol), b.type(w.dtype, w.dims)).result
     fused = bias is not None and bias.constant is not None
