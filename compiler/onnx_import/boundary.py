@@ -1,12 +1,12 @@
-"""Where values enter and leave the function: from ONNX's element types to those inside, and back."""
+"""Where values enter and leave the function: ONNX's element types become those inside, and back."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from abqc.dialects.mlir import arith, ir
+from abqc.dialects.mlir import ir
 
-from .element_types import ElementType
+from .element_types import U8, ElementType
 from .emit import Builder
 from .small_floats import decode, encode
 from .symbolic import Dim
@@ -16,13 +16,14 @@ from .values import Value
 def decoded(b: Builder, argument: ir.Value, dtype: ElementType, dims: Sequence[Dim]) -> Value:
     """An argument of the function as a value."""
     exact = tuple(dims)
+    if dtype.is_integer and dtype.bits < 8:  # whoever wrote it cared for the lower bits alone
+        raw = Value(U8, exact, ssa=argument)
+        return b.elementwise([raw], dtype, lambda code: code.cast(dtype))
     if dtype.outside() == dtype.inside():
         return Value(dtype, exact, ssa=argument)
 
     def body(element: ir.Value) -> list[ir.Value]:
-        if dtype.is_small_float:
-            return [decode(element, dtype)]
-        return [arith.ExtFOp(dtype.inside(), element).result]
+        return [decode(element, dtype)]
 
     identity = ir.AffineMap.get_identity(len(exact))
     (ssa,) = b.generic(exact, [argument], [identity], [dtype], body)
@@ -36,9 +37,7 @@ def encoded(b: Builder, value: Value) -> ir.Value:
         return ssa
 
     def body(element: ir.Value, _: ir.Value) -> list[ir.Value]:
-        if dtype.is_small_float:
-            return [encode(element, dtype)]
-        return [arith.TruncFOp(dtype.outside(), element).result]
+        return [encode(element, dtype)]
 
     identity = ir.AffineMap.get_identity(value.rank)
     out = b.empty_of(dtype.outside(), value.dims)

@@ -1,0 +1,86 @@
+"""Tensors made from numbers alone: ConstantOfShape, Range."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import numpy_helper
+
+from .. import symbolic
+from ..constants import from_array
+from ..element_types import F32, F64, INDEX, ElementType
+from ..model import SMALL
+from ..registry import MICROSOFT, Node, lowers
+from ..scalars import Scalar
+from ..shaping import reshape
+from ..symbolic import ZERO, Dim, static_product
+from ..values import MAX_CONTENT, Value, constant_value
+
+
+@lowers("ConstantOfShape")
+def constant_of_shape(node: Node) -> Value:
+    dims = node.dims_of(0) or []
+    for dim in dims:
+        node.b.require(symbolic.negated(symbolic.is_less(dim, ZERO)), f"a size is negative: {dim}")
+    if not node.has("value"):
+        return filled(node, F32, dims, 0.0)
+    proto = node.tensor("value")
+    dtype, array = node.known_type(proto.data_type), numpy_helper.to_array(proto)
+    if array.size != 1:
+        raise node.error(f"its value has {array.size} elements, expected 1")
+    return filled(node, dtype, dims, array.reshape(-1)[0])
+
+
+def filled(node: Node, dtype: ElementType, dims: list[Dim], number: object) -> Value:
+    """One number in all places; a constant or a shape tensor where it is small."""
+    count = static_product(dims)
+    if count is not None and 0 < count <= SMALL:
+        array = np.full([dim.value for dim in dims], number, dtype=dtype.dtype)
+        return constant_value(from_array(array, dtype.onnx), dtype)
+    plain = float(number) if dtype.is_float else int(number)  # type: ignore[call-overload]
+    return Value(dtype, tuple(dims), ssa=node.b.full(dtype, dims, plain))
+
+
+@lowers("Range")
+@lowers("Range", domain=MICROSOFT)
+def lower_range(node: Node) -> Value:
+    """`start + i * delta` while that is before `limit`."""
+    start, limit = node.input(0), node.input(1)
+    delta = node.optional(2)
+    dtype = start.dtype
+    ends = [start, limit] if delta is None else [start, limit, delta]
+    if any(value.dtype != dtype or value.size != 1 for value in ends):
+        raise node.error("start, limit and delta must be single numbers of one type")
+    if dtype.is_float:
+        return _floats(node, ends)
+    first, last, *rest = (node.b.integers(_scalar(node, value))[0] for value in ends)
+    step = rest[0] if rest else symbolic.ONE
+    node.b.require(symbolic.negated(symbolic.is_equal(step, ZERO)), "delta is 0")
+    count = symbolic.maximum(symbolic.ceildiv(last - first, step), ZERO)
+    number = count.value
+    symbols = not (first.is_static and step.is_static)
+    if number is not None and number <= (SMALL if symbols else MAX_CONTENT):
+        return node.b.content([first + step * i for i in range(number)], dtype, [number])
+    begin, stride = node.b.scalar(first), node.b.scalar(step)
+    return node.b.tabulate([count], dtype, lambda at: (begin + at[0] * stride).cast(dtype))
+
+
+def _scalar(node: Node, value: Value) -> Value:
+    """Some models have a vector of one element there."""
+    return value if value.rank <= 1 else reshape(node.b, value, [1])
+
+
+def _floats(node: Node, ends: list[Value]) -> Value:
+    b, dtype = node.b, ends[0].dtype
+    numbers = [b.item(value, *[0] * value.rank) for value in ends]
+    first, last = numbers[:2]
+    step = numbers[2] if len(numbers) > 2 else first.like(1.0)
+    b.check(step != 0.0, "delta is 0")
+    ratio = ((last.cast(F64) - first.cast(F64)) / step.cast(F64)).ceil()
+    legal = ratio > 0.0  # of NaN too
+    b.check((ratio < 2.0**62) | ~legal, "its length is infinite")
+    count = b.run_time(legal.select(ratio, ratio.like(0.0)).cast(INDEX))
+
+    def element(at: list[Scalar]) -> Scalar:
+        return first + at[0].cast(dtype) * step
+
+    return b.tabulate([count], dtype, element)

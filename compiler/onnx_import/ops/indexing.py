@@ -1,0 +1,153 @@
+"""Gathers: elements and slices of a tensor at places that come from another one.
+
+A place counts from the end if it is negative. One outside of the axis is an error of the run; the
+loop reads the first element there, because a kernel goes on after a failed check.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+from abqc.dialects import abq
+from abqc.dialects.mlir import ir
+
+from .. import symbolic
+from ..constants import from_array
+from ..element_types import F32, I64, INDEX
+from ..emit import Builder
+from ..registry import Node, lowers
+from ..scalars import Scalar
+from ..shaping import reshape, slice_axis
+from ..symbolic import ZERO, Dim, product
+from ..values import MAX_CONTENT, Value, constant_value
+
+
+@lowers("Gather")
+def gather(node: Node) -> Value:
+    x, indices = node.input(0), node.input(1)
+    return take(node, x, indices, node.axis("axis", x.rank, 0))
+
+
+def gather_rows(node: Node, table: Value, indices: Value) -> Value:
+    """`table[indices]` of a matrix; a constant one is an `abq.gather`."""
+    return take(node, table, indices, 0)
+
+
+def take(node: Node, x: Value, indices: Value, axis: int) -> Value:
+    """Slices of `x` along `axis` at `indices`, whose axes take its place."""
+    known = _of_content(node, x, indices, axis)
+    if known is not None:
+        return known
+    dims = (*x.dims[:axis], *indices.dims, *x.dims[axis + 1 :])
+    run = _run_of_places(node, indices, x.dims[axis])
+    if run is not None:
+        begin, step = run
+        count = product(indices.dims)
+        part = slice_axis(node.b, x, axis, begin, count, step)
+        return reshape(node.b, part, dims)
+    places = checked_places(node, indices, x.dims[axis])
+    if axis == 0 and x.rank == 2 and x.constant is not None and x.dtype.inside() == F32.inside():
+        return _rows_of_table(node, x, places, dims)
+    source = Value(x.dtype, x.dims, ssa=node.b.tensor(x))
+    behind = axis + indices.rank
+
+    def body(at: list[Scalar]) -> Scalar:
+        place = node.b.read(places, at[axis:behind]).cast(INDEX)
+        return node.b.read(source, [*at[:axis], place, *at[behind:]])
+
+    return node.b.tabulate(dims, x.dtype, body)
+
+
+def checked_places(node: Node, indices: Value, size: Dim) -> Value:
+    """Places along an axis of `size` as i64 in [0, size), which a tensor holds; checked.
+
+    A tensor of its own: the check is made once for each place and not in the loop that reads.
+    """
+    b = node.b
+    nothing = symbolic.is_equal(product(indices.dims), ZERO)
+    something = symbolic.call("or", nothing, symbolic.is_less(ZERO, size))
+    b.require(something, "an index is out of range: the axis is empty")
+    known = _known_places(indices, size)
+    if known is not None:
+        return Value(I64, indices.dims, ssa=b.tensor(known))
+    limit = b.scalar(size)
+
+    def body(element: Scalar) -> Scalar:
+        return checked_place(b, element, limit).cast(I64)
+
+    made = b.elementwise([indices], I64, body)
+    return Value(I64, made.dims, ssa=b.tensor(made))
+
+
+def _known_places(indices: Value, size: Dim) -> Value | None:
+    """Constant places, counted from the front, where they are surely in range."""
+    numbers, limit = indices.numpy(), size.value
+    if numbers is None or limit is None or not ((numbers >= -limit) & (numbers < limit)).all():
+        return None
+    places = numbers.astype(np.int64)
+    return constant_value(from_array(np.where(places < 0, places + limit, places)), I64)
+
+
+def checked_place(b: Builder, element: Scalar, size: Scalar) -> Scalar:
+    """An index into an axis as a loop index, counted from the front; 0 where it is out of range."""
+    index = element.cast(INDEX)
+    place = (index < 0).select(index + size, index) if element.dtype.signed else index
+    inside = (place >= 0) & (place < size)
+    b.check(inside, "an index is out of range")
+    return inside.select(place, place.like(0))
+
+
+def _rows_of_table(node: Node, table: Value, places: Value, dims: tuple[Dim, ...]) -> Value:
+    """Rows of a constant matrix, which a recipe may quantize."""
+    b = node.b
+    assert table.constant is not None
+    symbol = b.weights.of_node(table.constant, node=node.name, op_type=node.op_type, kind="gather")
+    weight = abq.WeightOp(ir.StringAttr.get(symbol), b.type(table.dtype, table.dims)).result
+    ssa = abq.GatherOp(
+        weight, b.tensor(places), ir.StringAttr.get(node.name), b.type(table.dtype, dims)
+    ).result
+    return Value(table.dtype, dims, ssa=ssa)
+
+
+def _of_content(node: Node, x: Value, indices: Value, axis: int) -> Value | None:
+    """Elements of a shape tensor at known places."""
+    places, elements = indices.symbols, x.symbols
+    if places is None or elements is None or None in x.shape or None in indices.shape:
+        return None
+    numbers = [place.value for place in places]
+    size = x.shape[axis] or 0
+    if None in numbers or any(not -size <= (n or 0) < size for n in numbers):
+        return None
+    array = np.empty(len(elements), dtype=object)
+    array[:] = elements
+    at = np.array(numbers, np.int64).reshape([n or 0 for n in indices.shape])
+    found = np.take(array.reshape(x.shape), at, axis=axis)
+    if found.size > MAX_CONTENT:
+        return None
+    return node.b.content(list(found.reshape(-1)), x.dtype, found.shape)
+
+
+def _run_of_places(node: Node, indices: Value, size: Dim) -> tuple[Dim, int] | None:
+    """The first place and the step, where the places are known and evenly spaced: a slice."""
+    places = indices.symbols
+    if not places or (len(places) > 1 and any(place.value is None for place in places)):
+        return None
+    steps = {b - a for a, b in pairwise(places)}
+    step = next(iter(steps)).value if len(steps) == 1 else 1
+    if len(steps) > 1 or step is None or step < 1:
+        return None
+    first, last = (_counted(place, size) for place in (places[0], places[-1]))
+    if (places[0].value or 0) < 0 <= (places[-1].value or 0):
+        return None
+    inside = symbolic.negated(symbolic.is_less(first, ZERO))
+    node.b.require(
+        symbolic.call("and", inside, symbolic.is_less(last, size)), "an index is out of range"
+    )
+    return first, step
+
+
+def _counted(place: Dim, size: Dim) -> Dim:
+    if place.value is None and not symbolic.is_natural(place):
+        return symbolic.select(symbolic.is_less(place, ZERO), place + size, place)
+    return place + size if (place.value or 0) < 0 else place
