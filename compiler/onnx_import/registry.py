@@ -192,7 +192,9 @@ class Node:
 
     def strings(self, name: str, default: Any = _REQUIRED) -> Any:
         value = self._get(name, default, AttributeProto.STRINGS)
-        return value if value is None else [item.decode(errors="replace") for item in value]
+        if value is None or value is default:
+            return value
+        return [item.decode(errors="replace") for item in value]
 
     def tensor(self, name: str, default: Any = _REQUIRED) -> TensorProto:
         return self._get(name, default, AttributeProto.TENSOR)
