@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from abqc.errors import InputError
+from abqc.runtime.element_types import by_name, is_float, numpy_dtype
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -127,20 +128,23 @@ def _is_mask(spec: Spec) -> bool:
 def _values(
     spec: Spec, shape: Shape, vocabulary: int, longest: int, rng: np.random.Generator
 ) -> Array:
-    dtype = np.dtype(spec.dtype)
+    type_, dtype = by_name(spec.dtype), numpy_dtype(spec.dtype)
     name = spec.name.lower()
+    if is_float(spec.dtype) and dtype == type_.storage and type_.codes:
+        raise InputError(
+            f"no values of type {spec.dtype} can be made for input '{spec.name}'",
+            hint="install ml_dtypes: pip install ml_dtypes",
+        )
     if _is_mask(spec):
         return np.ones(shape, dtype)
-    if dtype.kind == "b":
+    if spec.dtype == "bool":
         return rng.integers(0, 2, shape).astype(dtype)
-    if dtype.kind == "f":
+    if is_float(spec.dtype):
         return rng.standard_normal(shape).astype(dtype)
-    if dtype.kind not in "iu":
-        raise InputError(f"no values can be made for input '{spec.name}' of type {spec.dtype}")
     if "position" in name and shape:
         begin = max(longest - shape[-1], 0)
         return np.broadcast_to(np.arange(begin, begin + shape[-1]), shape).astype(dtype)
     if "type" in name or "segment" in name:
         return np.zeros(shape, dtype)
-    high = min(vocabulary, int(np.iinfo(dtype).max))
+    high = min(vocabulary, type_.largest_integer)
     return rng.integers(0, high, shape).astype(dtype)

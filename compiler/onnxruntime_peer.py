@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from abqc.compiler.onnxruntime_values import run_session
 from abqc.errors import AbqcError, InputError
 from numpy.typing import NDArray
 
@@ -122,8 +123,8 @@ class Peer:
         """The outputs in the model's order."""
         names = {i.name for i in self.session.get_inputs()}
         try:
-            return self.session.run(
-                None, {n: np.asarray(v) for n, v in feeds.items() if n in names}
+            return run_session(
+                self.session, {n: np.asarray(v) for n, v in feeds.items() if n in names}
             )
         except Exception as error:
             raise AbqcError(f"onnxruntime does not run the model: {error}") from error

@@ -35,6 +35,11 @@ class ElementType:
     def is_integer(self) -> bool:
         return self.dlpack.code in (_INT, _UINT)
 
+    @property
+    def largest_integer(self) -> int:
+        """Of a type of integers."""
+        return 2 ** (self.dlpack.bits - (self.dlpack.code == _INT)) - 1
+
 
 _INT, _UINT, _FLOAT, _BFLOAT, _BOOL = 0, 1, 2, 4, 6
 
@@ -76,6 +81,12 @@ def by_dlpack(dtype: DType) -> ElementType:
     if dtype not in _BY_DLPACK:
         raise ValueError(f"DLPack's {dtype} is no type of an input or output")
     return _BY_DLPACK[dtype]
+
+
+def is_float(name: str) -> bool:
+    """Whether a type is one of floats, small ones included."""
+    type_ = by_name(name)
+    return not type_.is_integer and type_.dlpack.code != _BOOL
 
 
 @cache

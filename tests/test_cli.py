@@ -16,6 +16,7 @@ from abqc.compiler import cli, commands
 from abqc.compiler.commands import bench, inspect
 from abqc.compiler.commands.progress import Progress
 from abqc.compiler.commands.table import byte_count, table
+from abqc.runtime.model import load
 from onnx import TensorProto, helper
 
 DIGITS = Path(__file__).parent / "models" / "data" / "digits_mlp.onnx"
@@ -258,6 +259,49 @@ def test_no_c_compiler(abqc: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     library = tmp_path / "model.so"
     assert "compiler" in error_line(abqc("compile", DIGITS, "-o", library))
     assert not library.exists()
+
+
+def test_all_inputs_from_one_file(abqc: Run, mlp: Path, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((3, 64)).astype(np.float32)
+    feeds, single, y = (tmp_path / name for name in ("feeds.npz", "x.npy", "y.npz"))
+    np.savez(feeds, X=x)
+    np.save(single, 0 * x)
+    for arguments in (("--input", feeds), ("--input", f"X={single}", "--input", feeds)):
+        assert abqc("run", mlp, *arguments, "--output", y)[0] == 0
+        with np.load(y) as outputs:
+            expected = load(mlp).run([x])
+            np.testing.assert_array_equal(outputs["probabilities"], expected[-1])
+    assert abqc("bench", mlp, "--input", feeds, "--seconds", 0.1)[0] == 0
+    np.savez(feeds, X=x, Z=x)
+    assert "the model has no input 'Z'" in error_line(abqc("run", mlp, "--input", feeds))
+    assert f"--input {feeds}" in error_line(abqc("run", mlp, "--input", f"X={feeds}"))
+
+
+def test_types_that_numpy_lacks(abqc: Run, tmp_path: Path) -> None:
+    """Their codes are read and written."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    types = {"b": (TensorProto.BFLOAT16, "bfloat16"), "i": (TensorProto.INT4, "int4")}
+    ends = [
+        [helper.make_tensor_value_info(prefix + n, number, [3]) for n, (number, _) in types.items()]
+        for prefix in ("", "y")
+    ]
+    nodes = [helper.make_node("Identity", [n], ["y" + n], name=n) for n in types]
+    source, library = tmp_path / "model.onnx", tmp_path / "model.so"
+    graph = helper.make_graph(nodes, "main", *ends)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)]), source)
+    answer = abqc("compile", source, "-o", library)
+    assert answer[0] == 0, answer
+    feeds, y = tmp_path / "feeds.npz", tmp_path / "y.npz"
+    values = {n: np.array([1, -2, 3]).astype(getattr(ml_dtypes, name)) for n, (_, name) in
+              types.items()}  # fmt: skip
+    np.savez(feeds, **values)
+    code, out, _ = abqc("run", library, "--input", feeds, "--output", y)
+    assert code == 0 and "yb      bfloat16  3" in out and "yi      int4      3" in out
+    with np.load(y) as outputs:
+        np.testing.assert_array_equal(outputs["yb"], values["b"].view(np.uint16))
+        np.testing.assert_array_equal(outputs["yi"], np.array([1, -2, 3], np.int8))
+    assert abqc("bench", library, "--seconds", 0.1)[0] == 0
+    assert "yi      int4      3" in abqc("inspect", library)[1]
 
 
 @pytest.mark.parametrize(

@@ -26,11 +26,15 @@ def shape(text: str) -> tuple[str, Shape]:
     return name, dims
 
 
-def named_file(text: str) -> tuple[str, Path]:
-    """`x=x.npy` as ("x", Path("x.npy"))."""
+def input_file(text: str) -> tuple[str | None, Path]:
+    """`x=x.npy` as ("x", Path("x.npy")); `feeds.npz`, which holds several by name, without one."""
     name, equals, path = text.partition("=")
+    if text.endswith(".npz") and (not equals or Path(text).is_file()):
+        return None, Path(text)
     if not equals or not name or not path:
-        raise argparse.ArgumentTypeError(f"'{text}' is not NAME=FILE, such as x=x.npy")
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is neither NAME=FILE, such as x=x.npy, nor an .npz file"
+        )
     return name, Path(path)
 
 
@@ -49,6 +53,25 @@ def add_shape(parser: argparse.ArgumentParser, meaning: str) -> None:
         default=[],
         help=f"{meaning}; may be repeated",
     )
+
+
+def add_inputs(parser: argparse.ArgumentParser, meaning: str) -> None:
+    parser.add_argument(
+        "--input",
+        metavar="NAME=FILE.npy|FILE.npz",
+        action="append",
+        type=input_file,
+        default=[],
+        help=f"{meaning}: one as .npy, or all that an .npz file names; may be repeated",
+    )
+
+
+def read_inputs(given: list[tuple[str | None, Path]]) -> dict[str, NDArray[Any]]:
+    """The arrays of `--input`, by name; of two with one name the last. Raises InputError."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, path in given:
+        arrays |= read_arrays(path) if name is None else {name: read_array(path)}
+    return arrays
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +101,10 @@ def read_array(path: Path) -> NDArray[Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     if not isinstance(array, np.ndarray):
-        raise InputError(f"{path} holds several arrays", hint="give an .npy file")
+        raise InputError(
+            f"{path} holds several arrays",
+            hint=f"give an .npy file, or --input {path} without a name",
+        )
     return array
 
 

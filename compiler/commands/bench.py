@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from abqc.compiler.commands.arguments import (
     add_device,
+    add_inputs,
     add_shape,
     add_threads,
-    named_file,
-    read_array,
+    read_inputs,
 )
 from abqc.errors import AbqcError, InputError
 
@@ -45,14 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="onnxruntime:float, :int8, :nbits4 or :nbits2, and the ONNX model",
     )
     add_shape(parser, "an input's shape; NAME may be a pattern")
-    parser.add_argument(
-        "--input",
-        metavar="NAME=FILE",
-        action="append",
-        type=named_file,
-        default=[],
-        help="take an input from an .npy file",
-    )
+    add_inputs(parser, "inputs that are not made up")
     parser.add_argument(
         "--seconds", type=float, default=5.0, help="how long to measure (default: 5)"
     )
@@ -67,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
     threads = args.threads or default_threads()
     model = load(args.model, threads=threads, device=args.device)
-    given = {name: read_array(path) for name, path in args.input}
+    given = read_inputs(args.input)
     feeds = model_feeds(model, dict(args.shape), given)
     peer = make_peer(args.against, threads) if args.against else None
     timing = interleave(

@@ -77,6 +77,7 @@ def evaluate_samples(
 ) -> list[OutputAccuracy]:
     """Accuracy of every float output over `samples`, `batch` of them at a time."""
     from abqc.compiler.evaluate import output_accuracy
+    from abqc.runtime.element_types import is_float
 
     expected, actual, masks = [], [], []
     for feeds in batches(model, samples, batch):
@@ -86,7 +87,7 @@ def evaluate_samples(
     return [
         output_accuracy(spec.name, [e[i] for e in expected], [a[i] for a in actual], masks)
         for i, spec in enumerate(model.outputs)
-        if expected[0][i].dtype.kind == "f" and expected[0][i].ndim > 0
+        if is_float(spec.dtype) and expected[0][i].ndim > 0
     ]
 
 

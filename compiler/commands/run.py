@@ -1,6 +1,8 @@
 """Run a compiled model on arrays in files.
 
-Every input is an .npy file; the outputs go, by name, into one .npz file.
+Inputs are .npy files, one each, or one .npz file whose arrays have their names; the outputs go, by
+name, into one .npz file. Types that numpy lacks (bfloat16, float8, int4) are read and written as
+their codes: uint16, uint8, or small integers as int8 and uint8.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from abqc.compiler.commands.arguments import add_device, add_threads, named_file, read_array
+from abqc.compiler.commands.arguments import add_device, add_inputs, add_threads, read_inputs
 from abqc.compiler.commands.table import table
 from abqc.errors import AbqcError
 
@@ -16,6 +18,7 @@ NAME = "run"
 SUMMARY = "run a compiled model"
 EXAMPLES = """examples:
   abqc run model.so --input x=x.npy --output y.npz
+  abqc run model.so --input feeds.npz --output y.npz     # all inputs by name
   abqc run gpu.so --input x=x.npy --device ptx-vm        # without a GPU: slow, every access checked
   abqc run model.so --input input_ids=ids.npy --input attention_mask=mask.npy --threads 2
 """
@@ -23,14 +26,7 @@ EXAMPLES = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="the library that `abqc compile` wrote")
-    parser.add_argument(
-        "--input",
-        metavar="NAME=FILE",
-        action="append",
-        type=named_file,
-        default=[],
-        help="an input as .npy; once for every input",
-    )
+    add_inputs(parser, "inputs")
     parser.add_argument("--output", metavar="FILE", type=Path, help="write the outputs as .npz")
     add_device(parser)
     add_threads(parser)
@@ -38,13 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import numpy as np
+    from abqc.runtime.element_types import as_codes
     from abqc.runtime.model import load
 
-    feeds = {name: read_array(path) for name, path in args.input}
+    feeds = read_inputs(args.input)
     model = load(args.model, threads=args.threads, device=args.device)
-    names = [output.name for output in model.outputs]
-    outputs = dict(zip(names, model.run(feeds), strict=True))
-    print(table(("output", "type", "shape"), [(n, y.dtype, _sizes(y)) for n, y in outputs.items()]))
+    results = list(zip(model.outputs, model.run(feeds), strict=True))
+    print(table(("output", "type", "shape"), [(s.name, s.dtype, _sizes(y)) for s, y in results]))
+    outputs = {spec.name: as_codes(y, spec.dtype) for spec, y in results}
     if args.output:
         try:
             with open(args.output, "wb") as file:
