@@ -121,11 +121,11 @@ def _of_content(node: Node, x: Value, indices: Value, axis: int) -> Value | None
         return None
     array = np.empty(len(elements), dtype=object)
     array[:] = elements
-    at = np.array(numbers, np.int64).reshape([n or 0 for n in indices.shape])
-    found = np.take(array.reshape(x.shape), at, axis=axis)
+    found = np.take(array.reshape(x.shape), np.array(numbers, np.int64), axis=axis)
     if found.size > MAX_CONTENT:
         return None
-    return node.b.content(list(found.reshape(-1)), x.dtype, found.shape)
+    shape = (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return node.b.content(list(found.reshape(-1)), x.dtype, shape)
 
 
 def _run_of_places(node: Node, indices: Value, size: Dim) -> tuple[Dim, int] | None:
