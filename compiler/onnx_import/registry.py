@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from abqc.errors import ModelError
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, defs, helper
 
 from .element_types import ElementType, element_type, onnx_name
 from .symbolic import Dim
@@ -146,6 +146,13 @@ class Node:
         if not isinstance(value, SequenceValue):
             raise self.error(f"input {i} is no sequence")
         return value
+
+    def as_standard(self, *inputs: AnyValue | None) -> Node:
+        """This node, of another domain, as one of ONNX's newest operator set with other inputs.
+
+        For operators whose attributes are those of a standard operator.
+        """
+        return Node(self.proto, inputs, defs.onnx_opset_version(), self.lowering)
 
     @property
     def output_count(self) -> int:

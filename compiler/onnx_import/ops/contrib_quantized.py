@@ -1,0 +1,172 @@
+"""com.microsoft's operators on codes: decode, compute in f32, encode again.
+
+Results are onnxruntime's to one step of the result's scale: its kernels add and multiply in another
+order, so that a value between two codes may round to the other one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..affine import along, dequantize, quantize
+from ..element_types import F32, I32
+from ..integer_products import in_f32, shifted
+from ..registry import MICROSOFT, Node, lowers
+from ..scalars import Scalar
+from ..shaping import concat, transpose
+from ..values import Value
+from .integer_products import multiply, requantize
+from .integer_products import qlinear_conv as standard_qlinear_conv
+from .pooling import average_pool, global_average_pool, max_pool
+from .reductions import reduce_mean
+from .softmax import softmax
+
+Body = Callable[..., Scalar]
+
+
+def decoded(node: Node, i: int) -> Value:
+    """Inputs i, i + 1 and i + 2: codes, their scale and their zero point, which may be left out."""
+    return dequantize(node, node.input(i), node.input(i + 1), node.optional(i + 2))
+
+
+def encoded(node: Node, x: Value, i: int, like: int = 0) -> Value:
+    """`x` as codes, with the scale in input i and the zero point, if there is one, in i + 1."""
+    return quantize(node, x, node.input(i), node.optional(i + 1), node.input(like).dtype)
+
+
+def _binary(op_type: str, body: Body) -> None:
+    """Registers an operator of two tensors: a, b and the result, each with scale and zero point."""
+
+    @lowers(op_type, domain=MICROSOFT)
+    def lower(node: Node) -> Value:
+        a, c = decoded(node, 0), decoded(node, 3)
+        return encoded(node, node.b.elementwise([a, c], F32, body), 6)
+
+
+def _unary(op_type: str, body: Callable[[Node, Scalar], Scalar]) -> None:
+    """Registers an operator of one tensor: x and the result, each with scale and zero point."""
+
+    @lowers(op_type, domain=MICROSOFT)
+    def lower(node: Node) -> Value:
+        x = decoded(node, 0)
+        return encoded(node, node.b.elementwise([x], F32, lambda v: body(node, v)), 3)
+
+
+def _leaky(node: Node, x: Scalar) -> Scalar:
+    return (x >= 0).select(x, x * node.float("alpha", 0.01))
+
+
+_binary("QLinearAdd", lambda a, c: a + c)
+_binary("QLinearMul", lambda a, c: a * c)
+_unary("QLinearSigmoid", lambda node, x: x.sigmoid())
+_unary("QLinearLeakyRelu", _leaky)
+
+
+@lowers("QLinearWhere", domain=MICROSOFT)
+def qlinear_where(node: Node) -> Value:
+    x, y = decoded(node, 1), decoded(node, 4)
+    chosen = node.b.elementwise([node.input(0), x, y], F32, lambda c, a, d: c.select(a, d))
+    return encoded(node, chosen, 7, like=1)
+
+
+@lowers("QLinearConcat", domain=MICROSOFT)
+def qlinear_concat(node: Node) -> Value:
+    """Inputs: the result's scale and zero point, then each tensor with its own."""
+    count = len(node.inputs) - 2
+    if count < 3 or count % 3:
+        raise node.error("each tensor comes with its scale and its zero point")
+    parts = [encoded(node, decoded(node, i), 0, like=i) for i in range(2, len(node.inputs), 3)]
+    return concat(node.b, parts, node.axis("axis", parts[0].rank))
+
+
+@lowers("QLinearSoftmax", domain=MICROSOFT)
+def qlinear_softmax(node: Node) -> Value:
+    """`opset` says which Softmax it was: before 13 all axes from `axis` on are one."""
+    x = decoded(node, 0)
+    if node.int("opset") >= 13:
+        axes = [node.axis("axis", x.rank, -1)]
+    else:
+        axes = list(range(node.axis("axis", x.rank, 1), x.rank))
+    return encoded(node, softmax(node.b, x, axes), 3)
+
+
+@lowers("QLinearReduceMean", domain=MICROSOFT)
+def qlinear_reduce_mean(node: Node) -> Value:
+    return encoded(node, reduce_mean(node.as_standard(decoded(node, 0))), 3)
+
+
+def channels_first(node: Node, x: Value) -> Value:
+    """With the channels behind the batch, where the node says that they are last."""
+    if not node.int("channels_last", 0):
+        return x
+    return transpose(node.b, x, [0, x.rank - 1, *range(1, x.rank - 1)])
+
+
+def as_given(node: Node, y: Value) -> Value:
+    """The inverse of `channels_first`."""
+    if not node.int("channels_last", 0):
+        return y
+    return transpose(node.b, y, [0, *range(2, y.rank), 1])
+
+
+@lowers("QLinearAveragePool", domain=MICROSOFT)
+def qlinear_average_pool(node: Node) -> Value:
+    x = channels_first(node, decoded(node, 0))
+    return encoded(node, as_given(node, average_pool(node.as_standard(x))), 3)
+
+
+@lowers("QLinearGlobalAveragePool", domain=MICROSOFT)
+def qlinear_global_average_pool(node: Node) -> Value:
+    x = channels_first(node, decoded(node, 0))
+    return encoded(node, as_given(node, global_average_pool(node.as_standard(x))), 3)
+
+
+@lowers("NhwcMaxPool", domain=MICROSOFT)
+def nhwc_max_pool(node: Node) -> Value:
+    x = node.input(0)
+    images = transpose(node.b, x, [0, x.rank - 1, *range(1, x.rank - 1)])
+    (y,) = max_pool(node.as_standard(images))[:1]
+    return transpose(node.b, y, [0, *range(2, y.rank), 1])
+
+
+@lowers("QLinearConv", domain=MICROSOFT)
+def qlinear_conv(node: Node) -> Value:
+    """ONNX's, or with images whose channels are last."""
+    inputs = list(node.inputs)
+    inputs[0] = channels_first(node, node.input(0))
+    return as_given(node, standard_qlinear_conv(node.as_standard(*inputs)))
+
+
+@lowers("QGemm", domain=MICROSOFT)
+def qgemm(node: Node) -> Value:
+    """`alpha * (a' @ b') + c`: codes where a scale of the result is given, else floats.
+
+    The integers of c are in steps of the product's scales.
+    """
+    b = node.b
+    a, a_scale, a_zero = node.input(0), node.input(1), node.optional(2)
+    w, w_scale, w_zero = node.input(3), node.input(4), node.optional(5)
+    if node.int("transA", 0):
+        a = transpose(b, a, [1, 0])
+    if node.int("transB", 0):
+        w = transpose(b, w, [1, 0])
+    sums = in_f32(b, multiply(node, a, a_zero, w, w_zero))
+    c = node.optional(6)
+    if c is not None:
+        sums = b.elementwise([sums, c], F32, lambda v, added: v + added.cast(F32))
+    alpha = node.float("alpha", 1.0)
+    columns = along(node, w_scale, sums, -1)
+    scale = b.elementwise([along(node, a_scale, sums, 0), columns], F32, lambda s, t: s * t * alpha)
+    if not node.given(7):
+        return b.elementwise([sums, scale], F32, lambda v, s: v * s)
+    y_zero = node.optional(8)
+    to = a.dtype if y_zero is None else y_zero.dtype
+    return requantize(node, sums, [scale, b.constant(1.0, F32)], node.input(7), y_zero, to)
+
+
+@lowers("MulInteger", domain=MICROSOFT)
+def mul_integer(node: Node) -> Value:
+    """`(a - a_zero) * (b - b_zero)` as 32-bit integers."""
+    left = shifted(node, node.input(0), node.optional(1), 0)
+    right = shifted(node, node.input(2), node.optional(3), 0)
+    return node.b.elementwise([left, right], I32, lambda x, y: x * y)
