@@ -24,6 +24,7 @@ from ..runtime.element_types import by_name
 from ..runtime.environment import cache_folder
 from ..runtime.shim import SHIM_DIRECTORY
 from .elf import write_data_object
+from .size_expressions import Term, parse
 from .toolchain import CCompiler, find_compiler
 
 ISAS = ("avx512", "avx2", "plain")  # best first: the order of abqc_isa in shim.h
@@ -283,6 +284,7 @@ def meta_source(meta: ArtifactMeta) -> str:
     lines += [f"extern const abqc_kernel abqc_kernels_{isa}[];" for isa in meta.isas]
     inputs = _tensor_table("inputs", meta.inputs, symbols, lines, meta.strided_inputs)
     outputs = _tensor_table("outputs", meta.outputs, symbols, lines, frozenset())
+    _expressions(meta, symbols, lines)
     names = ", ".join(_c_string(name) for name in symbols.names) or '""'
     lines.append(f"static const char *const symbols[] = {{{names}}};")
     present = [isa for isa in ISAS if isa in meta.isas]
@@ -297,6 +299,7 @@ def meta_source(meta: ArtifactMeta) -> str:
         device += f"\n    .message_count = {len(meta.messages)}, .messages = messages,"
     lines += [
         "const abqc_meta_table abqc_meta = {",
+        "    .expressions = expressions,",
         f"    .info = {{.input_count = {len(meta.inputs)}, .output_count = {len(meta.outputs)},",
         f"             .symbol_count = {len(symbols.names)}, .inputs = {inputs},",
         f'             .outputs = {outputs}, .symbols = symbols, .isas = "{" ".join(present)}",',
@@ -342,6 +345,33 @@ def _tensor_table(
         return "NULL"
     lines += [f"static const abqc_tensor_info {table}[] = {{", *rows, "};"]
     return table
+
+
+def _expressions(meta: ArtifactMeta, symbols: _Symbols, lines: list[str]) -> None:
+    """The table `expressions`: for each symbol, what its size must be; {0} for names."""
+    own = {size for spec in meta.inputs for size in spec.shape if isinstance(size, str)}
+    parsed = {size: parse(size, own) for size in own}
+    rows = []
+    for number, name in enumerate(symbols.names):
+        terms = parsed.get(name)
+        if terms is None or not _names_alone(terms, parsed):
+            rows.append("{0}")
+            continue
+        for i, term in enumerate(terms):
+            factors = ", ".join(str(symbols.names.index(n)) for n in term.names)
+            lines.append(f"static const int32_t factors_{number}_{i}[] = {{{factors or 0}}};")
+        table = ", ".join(
+            f"{{{term.factor}, {len(term.names)}, factors_{number}_{i}}}"
+            for i, term in enumerate(terms)
+        )
+        lines.append(f"static const abqc_term terms_{number}[] = {{{table}}};")
+        rows.append(f"{{{len(terms)}, terms_{number}}}")
+    lines.append(f"static const abqc_expression expressions[] = {{{', '.join(rows) or '{0}'}}};")
+
+
+def _names_alone(terms: Sequence[Term], parsed: Mapping[str, object]) -> bool:
+    """Whether all sizes in an expression are names, not expressions themselves."""
+    return all(parsed.get(name) is None for term in terms for name in term.names)
 
 
 def _gpu_table(gpu: GpuMeta, weights: Sequence[tuple[str, int]], lines: list[str]) -> str:

@@ -106,7 +106,10 @@ def test_checks_fail_before_anything_is_launched(model, machine, calls) -> None:
 @pytest.mark.parametrize(
     ("outputs", "message"),
     [
-        ({"y": np.zeros((3, 5), np.float32)}, "'y' has size 5 in dimension 1, expected 16"),
+        (
+            {"y": np.zeros((3, 5), np.float32)},
+            "axis 1 of the buffer for output 'y' is 5, must be 16",
+        ),
         ({"y": np.zeros((4, COLUMNS), np.float32)}, r"'y' is \[4, 16\], but the output is"),
     ],
 )

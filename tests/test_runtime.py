@@ -198,10 +198,10 @@ WRONG = {
     "objects": (lambda i: i.update(x=[None]), "'x' is object"),
     "ragged": (lambda i: i.update(x=[[1.0], [1.0, 2.0]]), "'x' is no array"),
     "rank": (lambda i: i.update(x=i["x"][0]), "'x' has rank 1, expected 2"),
-    "size": (lambda i: i.update(x=i["x"][:, :5]), "'x' has size 5 in dimension 1, expected 16"),
+    "size": (lambda i: i.update(x=i["x"][:, :5]), "axis 1 of input 'x' is 5, must be 16"),
     "symbol": (
         lambda i: i.update(index=np.zeros(4, np.int64)),
-        r"'index' has size 4 in dimension 0 \('rows'\), but input 'x' has 3",
+        "axis 0 of input 'index' is 4, must be 'rows' = 3 as in 'x'",
     ),
     "check in the model": (
         lambda i: i.update(x=i["x"][:0], index=i["index"][:0]),
@@ -238,7 +238,10 @@ def read_only() -> np.ndarray:
         ({"y": [1.0]}, "'y' is no numpy array"),
         ({"y": np.zeros((3, COLUMNS))}, "'y' is float64, expected float32"),
         ({"y": read_only()}, "'y' is read-only"),
-        ({"y": np.zeros((3, 5), np.float32)}, "'y' has size 5 in dimension 1, expected 16"),
+        (
+            {"y": np.zeros((3, 5), np.float32)},
+            "axis 1 of the buffer for output 'y' is 5, must be 16",
+        ),
         (
             {"y": np.zeros((4, COLUMNS), np.float32)},
             r"'y' is \[4, 16\], but the output is \[3, 16\]",

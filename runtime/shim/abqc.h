@@ -111,7 +111,8 @@ typedef struct {
     const abqc_tensor_info *inputs;
     const abqc_tensor_info *outputs;
     const char *const *symbols; /* names of the symbolic dimensions, "" for nameless ones. Inputs
-                                   that share one must agree on its size. */
+                                   that share one must agree on its size. A sum of products of
+                                   names that inputs have ("past + seq") must be what these say. */
     const char *isas;           /* forms of the kernels: "avx512 avx2 plain", best first; for a GPU
                                    its targets, such as "sm_80 sm_90a" */
     const char *manifest;       /* JSON: how the model was compiled */

@@ -54,8 +54,20 @@ typedef struct {
     const abqc_gpu_weight *weights;
 } abqc_gpu_table;
 
+typedef struct { /* factor * the sizes of these symbols */
+    int64_t factor;
+    int32_t count;
+    const int32_t *symbols;
+} abqc_term;
+
+typedef struct { /* a sum; no terms: the symbol is a name, any size */
+    int32_t count;
+    const abqc_term *terms;
+} abqc_expression;
+
 typedef struct {
     abqc_model_info info;
+    const abqc_expression *expressions; /* by symbol */
     const abqc_kernel *kernels[ABQC_ISA_COUNT]; /* NULL: the artifact does not have this form */
     abqc_gpu_table gpu;                         /* empty in an artifact for CPUs */
     int32_t message_count;

@@ -122,8 +122,8 @@ static int32_t check_static_sizes(int32_t status, const char *role, const abqc_t
                                   const DLTensor *tensor) {
     for (int32_t d = 0; d < info->ndim; d++)
         if (info->dims[d] >= 0 && info->dims[d] != tensor->shape[d])
-            return abqc_error(status, "%s '%s' has size %" PRId64 " in dimension %d, expected %" PRId64,
-                              role, info->name, tensor->shape[d], (int)d, info->dims[d]);
+            return abqc_error(status, "axis %d of %s '%s' is %" PRId64 ", must be %" PRId64, (int)d,
+                              role, info->name, tensor->shape[d], info->dims[d]);
     return ABQC_OK;
 }
 
@@ -139,12 +139,63 @@ static int32_t check_symbols(int32_t i, const DLTensor *tensor, int64_t *symbol_
             symbol_sizes[symbol] = tensor->shape[d];
         } else if (symbol_sizes[symbol] != tensor->shape[d]) {
             return abqc_error(ABQC_E_INPUT,
-                              "input '%s' has size %" PRId64 " in dimension %d ('%s'), but input "
-                              "'%s' has %" PRId64,
-                              info->name, tensor->shape[d], (int)d, abqc_meta.info.symbols[symbol],
-                              abqc_meta.info.inputs[symbol_inputs[symbol]].name,
-                              symbol_sizes[symbol]);
+                              "axis %d of input '%s' is %" PRId64 ", must be '%s' = %" PRId64
+                              " as in '%s'",
+                              (int)d, info->name, tensor->shape[d], abqc_meta.info.symbols[symbol],
+                              symbol_sizes[symbol],
+                              abqc_meta.info.inputs[symbol_inputs[symbol]].name);
         }
+    }
+    return ABQC_OK;
+}
+
+/* false: beyond 64 bits, which no size is. */
+static bool evaluate(const abqc_expression *expression, const int64_t *symbol_sizes,
+                     int64_t *result) {
+    *result = 0;
+    for (int32_t t = 0; t < expression->count; t++) {
+        const abqc_term *term = &expression->terms[t];
+        int64_t product = term->factor;
+        for (int32_t f = 0; f < term->count; f++)
+            if (__builtin_mul_overflow(product, symbol_sizes[term->symbols[f]], &product))
+                return false;
+        if (__builtin_add_overflow(*result, product, result)) return false;
+    }
+    return true;
+}
+
+/* "past = 4, seq = 5": the names in an expression, each once. */
+static const char *format_names(const abqc_expression *expression, const int64_t *symbol_sizes,
+                                char *text, size_t length) {
+    size_t at = 0;
+    text[0] = '\0';
+    for (int32_t s = 0; s < abqc_meta.info.symbol_count; s++) {
+        bool used = false;
+        for (int32_t t = 0; t < expression->count; t++)
+            for (int32_t f = 0; f < expression->terms[t].count; f++)
+                used |= expression->terms[t].symbols[f] == s;
+        if (used && at < length)
+            at += (size_t)snprintf(text + at, length - at, "%s%s = %" PRId64, at ? ", " : "",
+                                   abqc_meta.info.symbols[s], symbol_sizes[s]);
+    }
+    return text;
+}
+
+/* Sizes made of others, once those are known. The first input that has one may be the wrong one. */
+static int32_t check_expressions(const int64_t *symbol_sizes, const int32_t *symbol_inputs) {
+    for (int32_t s = 0; s < abqc_meta.info.symbol_count; s++) {
+        const abqc_expression *expression = &abqc_meta.expressions[s];
+        int64_t expected;
+        char names[256];
+        if (!expression->count || symbol_inputs[s] < 0) continue;
+        bool fits = evaluate(expression, symbol_sizes, &expected);
+        if (fits && expected == symbol_sizes[s]) continue;
+        const abqc_tensor_info *info = &abqc_meta.info.inputs[symbol_inputs[s]];
+        int32_t axis = 0;
+        while (info->dims[axis] != -1 - s) axis++;
+        return abqc_error(ABQC_E_INPUT, "axis %d of input '%s' is %" PRId64 ", must be '%s' (%s)",
+                          (int)axis, info->name, symbol_sizes[s], abqc_meta.info.symbols[s],
+                          format_names(expression, symbol_sizes, names, sizeof names));
     }
     return ABQC_OK;
 }
@@ -159,7 +210,7 @@ int32_t abqc_check_inputs(const abqc_device *device, const DLTensor *const *inpu
         if (!status) status = check_symbols(i, inputs[i], symbol_sizes, symbol_inputs);
         if (status) return status;
     }
-    return ABQC_OK;
+    return check_expressions(symbol_sizes, symbol_inputs);
 }
 
 int32_t abqc_check_output_buffers(const abqc_device *device, DLManagedTensor *const *outputs) {
