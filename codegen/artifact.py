@@ -10,7 +10,7 @@ from typing import Any
 from ..dialects.mlir import ir
 from ..passes.infrastructure import Unit
 from ..passes.launch import kernel_names
-from .elf import write_data_object
+from .elf import loaded_bytes, write_data_object
 from .host import compile_host
 from .kernel_job import running
 from .link import ArtifactMeta, link
@@ -50,8 +50,10 @@ def build_artifact(
     weight_bytes = write_data_object(
         weights, ((name, unit.store.get(symbol)) for name, symbol in unit.weights.items())
     )
-    code_bytes = sum(path.stat().st_size for path in [*code.objects, host])
-    manifest["bytes"] = {"weights": weight_bytes, "code": code_bytes}
+    manifest["bytes"] = {
+        "weights": weight_bytes,
+        "code": code.code_bytes + loaded_bytes(host.read_bytes()),
+    }
     manifest["kernels"] = len(names)
     manifest |= code.manifest
     manifest["compile_seconds"] = round(time.perf_counter() - started, 3)

@@ -194,3 +194,14 @@ def _header(table_at: int, count: int) -> bytes:
         ident, _ET_REL, _EM_X86_64, 1, 0, 0, table_at, 0, _HEADER.size, 0, 0, _SECTION.size, count,
         count - 1,
     )  # fmt: skip
+
+
+def loaded_bytes(content: bytes) -> int:
+    """What an object adds to a program's memory: its code and data, without symbols and names."""
+    header = _HEADER.unpack_from(content)
+    section_offset, section_count = header[6], header[12]
+    sections = (
+        _SECTION.unpack_from(content, section_offset + i * _SECTION.size)
+        for i in range(section_count)
+    )
+    return sum(size for _, _, flags, _, _, size, *_ in sections if flags & _SHF_ALLOC)

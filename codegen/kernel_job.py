@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import sys
 import traceback
@@ -22,7 +23,8 @@ from ..errors import CompileError
 from .cpu.half_floats import lower_half_floats
 from .cpu.polynomials import expand_math
 from .isa import Isa
-from .llvm import compile_kernels
+from .kernel_cache import KernelCache
+from .llvm import compile_kernels, functions
 from .processes import end_with_parent
 from .strategy import Kernel
 
@@ -42,7 +44,7 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class KernelJob:
-    """What a CPU form's object is made from.
+    """What a CPU form's objects are made from.
 
     `outlined` is a module (text) with the kernels that are None in `kernels`; numbers of kernels
     are places in `names`.
@@ -58,16 +60,52 @@ class KernelJob:
         return self.isa.name
 
     def compile(self) -> bytes:
-        """The object, with the table `abqc_kernels_<isa>`."""
-        with ir.Context(), ir.Location.unknown():
-            module = ir.Module.parse(self.outlined)
-            for kernel in self.kernels:
-                if kernel is not None:
-                    kernel.emit(module, self.isa)
-            lower_half_floats(module, self.isa)
-            expand_math(module)
-            table = f"abqc_kernels_{self.isa.name}"
-            return compile_kernels(module, self.isa, self.names, table, linkage="internal")
+        """A pickled list of objects, one for each kernel, which define `kernel_symbol`."""
+        cache = KernelCache()
+        with ir.Context() as context, ir.Location.unknown():
+            context.enable_multithreading(False)
+            library = ir.Module.parse(self.outlined)  # which owns the functions
+            outlined = functions(library)
+            objects = [
+                self._compile(name, kernel, outlined, cache)
+                for name, kernel in zip(self.names, self.kernels, strict=True)
+            ]
+        cache.trim()
+        return pickle.dumps(objects)
+
+    def _compile(
+        self,
+        name: str,
+        kernel: Kernel | None,
+        outlined: dict[str, ir.Operation],
+        cache: KernelCache,
+    ) -> bytes:
+        """One kernel, from the cache if it is there."""
+        module = ir.Module.create()
+        if kernel is None:
+            module.body.append(outlined[name].clone())
+        else:
+            kernel.emit(module, self.isa)
+        key = cache.key(repr(self.isa), name, module.operation.get_asm())
+        known = cache.get(key)
+        if known is not None:
+            return known
+        symbol = kernel_symbol(name, self.isa)
+        functions(module)[name].attributes["sym_name"] = ir.StringAttr.get(symbol)
+        lower_half_floats(module, self.isa)
+        expand_math(module)
+        try:
+            made = compile_kernels(module, self.isa, [symbol])
+        except Exception as error:
+            error.add_note(f"kernel {name}")
+            raise
+        cache.put(key, made)
+        return made
+
+
+def kernel_symbol(name: str, isa: Isa) -> str:
+    """The symbol of a kernel's entry: forms are linked together."""
+    return f"{name}.{isa.name}"
 
 
 class RunningJob:

@@ -3,7 +3,7 @@
     kernel module --lower--> LLVM dialect --to_llvm_ir--> text --parse--> llvmlite --> object
 
 `compile_kernels` walks that way for a module of grid functions and adds what the loader calls: a C
-entry for each kernel and the table of entries.
+entry for each kernel, and a table of entries.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from ..dialects.mlir import PassManager, ir, llvm
 from ..errors import CompileError
-from .isa import Isa
+from .isa import PLAIN, Isa
 
 TRIPLE = "x86_64-unknown-linux-gnu"
 
@@ -168,18 +168,23 @@ class _Signature:
 _LLVM_TYPES = {"f16": "half", "bf16": "bfloat", "f32": "float", "f64": "double"}
 
 
-def _signatures(module: ir.Module, names: Sequence[str]) -> list[_Signature]:
-    """The kernels' argument types, after lowering; CompileError for a name that is not there."""
-    functions = {
+def functions(module: ir.Module) -> dict[str, ir.Operation]:
+    """The functions of a module, lowered or not, by name."""
+    return {
         ir.StringAttr(op.attributes["sym_name"]).value: op.operation
         for op in module.body.operations
-        if op.operation.name == "llvm.func"
+        if op.operation.name in ("func.func", "llvm.func")
     }
+
+
+def _signatures(module: ir.Module, names: Sequence[str]) -> list[_Signature]:
+    """The kernels' argument types, after lowering; CompileError for a name that is not there."""
+    lowered = functions(module)
     signatures = []
     for name in names:
-        if name not in functions:
+        if name not in lowered:
             raise CompileError(f"the kernel module has no function '{name}'")
-        text = str(ir.TypeAttr(functions[name].attributes["function_type"]).value)
+        text = str(ir.TypeAttr(lowered[name].attributes["function_type"]).value)
         match = re.fullmatch(r"!llvm\.func<void \((.*)\)>", text)
         if match is None:
             raise CompileError(f"kernel '{name}' must return nothing, it has type {text}")
@@ -202,10 +207,10 @@ def _privatize(module: ir.Module, signatures: Sequence[_Signature]) -> None:
             operation.attributes["linkage"] = ir.Attribute.parse("#llvm.linkage<internal>")
 
 
-def _entry(signature: _Signature, linkage: str) -> str:
+def _entry(signature: _Signature) -> str:
     """`void name(int64_t begin, int64_t end, const uint64_t *args)` in LLVM IR."""
     lines = [
-        f"define {linkage} void @{signature.name}(i64 %begin, i64 %end, ptr readonly %args) {{",
+        f"define hidden void @{signature.name}(i64 %begin, i64 %end, ptr readonly %args) {{",
         "entry:",
     ]
     call = ["i64 %i"]
@@ -238,16 +243,16 @@ def kernels_to_llvm(
     module: ir.Module,
     isa: Isa,
     names: Sequence[str],
-    table_symbol: str,
-    *,
-    linkage: str = "hidden",
+    table_symbol: str | None = None,
 ) -> tuple[llvmlite.ModuleRef, llvmlite.TargetMachine]:
     """The optimised LLVM module of `compile_kernels`; lowers `module` in place."""
     lower(module)
     signatures = _signatures(module, names)
     _privatize(module, signatures)
     text = to_llvm_ir(module)
-    text += "".join(_entry(s, linkage) for s in signatures) + _table(table_symbol, names)
+    text += "".join(map(_entry, signatures))
+    if table_symbol is not None:
+        text += _table(table_symbol, names)
     machine = target_machine(isa)
     compiled = parse(text, machine)
     optimize(compiled, machine)
@@ -258,23 +263,29 @@ def compile_kernels(
     module: ir.Module,
     isa: Isa,
     names: Sequence[str],
-    table_symbol: str,
-    *,
-    linkage: str = "hidden",
+    table_symbol: str | None = None,
 ) -> bytes:
     """The ELF object of a module of grid functions; lowers `module` in place.
 
     It defines, hidden, the entry `void NAME(int64_t begin, int64_t end, const uint64_t *args)` for
-    each of `names`, and `table_symbol`, the array of entries in the order of `names`. With linkage
-    "internal" the table alone leads to the entries: several forms can be linked together.
+    each of `names`, and `table_symbol`, the array of entries in the order of `names`.
     """
-    compiled, machine = kernels_to_llvm(module, isa, names, table_symbol, linkage=linkage)
+    compiled, machine = kernels_to_llvm(module, isa, names, table_symbol)
     return machine.emit_object(compiled)
+
+
+def compile_table(names: Sequence[str], symbol: str) -> bytes:
+    """The ELF object of `symbol`, hidden: an array of kernels' entries, which are elsewhere."""
+    declarations = "".join(
+        f"declare hidden void @{name}(i64, i64, ptr)\n" for name in dict.fromkeys(names)
+    )
+    machine = target_machine(PLAIN, optimize=False)
+    return machine.emit_object(parse(declarations + _table(symbol, names), machine))
 
 
 def kernel_assembly(module: ir.Module, isa: Isa, names: Sequence[str]) -> str:
     """The assembly of a module of grid functions, for people; lowers `module` in place."""
-    compiled, machine = kernels_to_llvm(module, isa, names, "abqc_kernels")
+    compiled, machine = kernels_to_llvm(module, isa, names)
     return machine.emit_assembly(compiled)
 
 
@@ -288,7 +299,7 @@ class Jit:
     def __init__(self, module: ir.Module, isa: Isa, names: Sequence[str]) -> None:
         """Lowers `module` in place."""
         initialize()
-        code = compile_kernels(module, isa, names, "abqc_kernels")
+        code = compile_kernels(module, isa, names)
         # MCJIT wants a module of its own to start with; the kernels come in as an object.
         machine = target_machine(isa)
         self._engine = llvmlite.create_mcjit_compiler(llvmlite.parse_assembly(""), machine)

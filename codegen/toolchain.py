@@ -64,7 +64,8 @@ def find_compiler() -> CCompiler:
             return CCompiler((name,))
     if importlib.util.find_spec("ziglang"):
         # Without a target, zig builds for this very CPU.
-        return CCompiler((sys.executable, "-P", "-m", "ziglang", "cc"), ("-target", "x86_64-linux-gnu"))
+        command = (sys.executable, "-P", "-m", "ziglang", "cc")
+        return CCompiler(command, ("-target", "x86_64-linux-gnu"))
     raise ToolchainError(
         f"there is no C compiler: neither CC nor {', '.join(CANDIDATES)}",
         hint="install one (apt: gcc), or `pip install abqc[toolchain]`",

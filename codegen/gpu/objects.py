@@ -54,6 +54,7 @@ class GpuObjects:
         write_data_object(path, data)
         return KernelObjects(
             [path],
+            path.stat().st_size,
             gpu=GpuMeta(tuple(images), tuple(_entries(codes[0], names))),
             manifest={
                 "isas": [],

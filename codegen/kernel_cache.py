@@ -1,0 +1,86 @@
+"""Compiled kernels, kept by content in the cache folder.
+
+An entry's name is a digest of the kernel's IR, its instruction set and all that turns one into the
+other: the code generator's sources and the versions of MLIR and LLVM. Entries begin with a digest
+of what follows, so that a damaged one is none. Of too many the least recently used ones go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from ..runtime.environment import cache_folder
+
+LIMIT = 4000  # entries; one has a few kB
+
+_DIGEST = hashlib.sha256().digest_size
+_GENERATOR = Path(__file__).parent
+
+
+@cache
+def generator_version() -> str:
+    """A digest of everything besides a kernel's IR that its code depends on."""
+    digest = hashlib.sha256()
+    for package in ("torch-mlir", "llvmlite"):
+        digest.update(f"{package} {metadata.version(package)}\n".encode())
+    for path in sorted([*_GENERATOR.glob("*.py"), *(_GENERATOR / "cpu").glob("*.py")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class KernelCache:
+    """Entries in a folder. A folder that cannot be read or written is empty and stays so."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or cache_folder() / "kernels"
+        self._stored = False
+
+    def key(self, *parts: str) -> str:
+        """The name of the entry for what `parts` say."""
+        text = "\0".join((generator_version(), *parts))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def get(self, key: str) -> bytes | None:
+        """The entry, None if there is none."""
+        path = self.folder / key
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return None
+        digest, content = data[:_DIGEST], data[_DIGEST:]
+        if hashlib.sha256(content).digest() != digest:
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)  # it was used just now
+        return content
+
+    def put(self, key: str, content: bytes) -> None:
+        """Store an entry, whole or not at all."""
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self.folder, prefix=".new-")
+            try:
+                with open(handle, "wb") as file:
+                    file.write(hashlib.sha256(content).digest() + content)
+                os.replace(name, self.folder / key)
+            except BaseException:
+                os.unlink(name)
+                raise
+            self._stored = True
+
+    def trim(self) -> None:
+        """Remove the least recently used entries above LIMIT; at once where any was stored."""
+        if not self._stored:
+            return
+        with contextlib.suppress(OSError):  # another process trims too
+            entries = list(os.scandir(self.folder))
+            if len(entries) > LIMIT:
+                entries.sort(key=lambda entry: entry.stat().st_mtime)
+                for entry in entries[: len(entries) - LIMIT * 3 // 4]:
+                    os.unlink(entry.path)
