@@ -14,6 +14,7 @@ from .constants import Constant
 from .element_types import element_type
 from .emit import Builder
 from .folding import Folder, constant_of
+from .fuse_conv import fuse_convolutions
 from .inline import inline_functions
 from .load import load_model
 from .lowering import Lowering
@@ -51,6 +52,7 @@ def import_model(
     check_model(model)
     take_constants(model)
     model.drop_dead_nodes()
+    fuse_convolutions(model)
     report("lowering to linalg")
     weights = Weights(work / "weights", keep_codes=keep_codes)
     context = make_context()

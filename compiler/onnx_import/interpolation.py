@@ -6,18 +6,18 @@ computed once, into tables of taps x positions, and then used for all rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor
 
 import numpy as np
-from abqc.dialects.mlir import ir, linalg, tensor
 
 from . import symbolic
 from .element_types import BOOL, F32, I64, INDEX
 from .emit import Builder
 from .scalars import Scalar, const
 from .shaping import reshape
+from .sliding import sum_over
 from .symbolic import Dim
 from .values import Value
 
@@ -185,33 +185,7 @@ def _weighted(b: Builder, x: Value, axis: ResizedAxis, places: Value, weights: V
             return total
 
         return b.tabulate(dims, x.dtype, unrolled)
-    return _summed(b, x, dims, taps, term)
-
-
-def _summed(
-    b: Builder,
-    x: Value,
-    dims: Sequence[Dim],
-    taps: Dim,
-    term: Callable[[Sequence[Scalar], Scalar], Scalar],
-) -> Value:
-    """The sum over all taps as a reduction, the innermost loop over the last axis."""
-    rank = len(dims)
-    d = [ir.AffineDimExpr.get(i) for i in range(rank + 1)]
-    extent = tensor.EmptyOp([b.index(taps) if taps.value is None else taps.value, 1], F32.inside())
-    maps = [
-        ir.AffineMap.get(rank + 1, 0, [d[rank], ir.AffineConstantExpr.get(0)]),
-        ir.AffineMap.get(rank + 1, 0, d[:rank]),
-    ]
-
-    def body(_: ir.Value, total: ir.Value) -> list[ir.Value]:
-        loops = [Scalar(linalg.IndexOp(i).result, INDEX) for i in range(rank + 1)]
-        return [(term(loops[:rank], loops[rank]) + Scalar(total, x.dtype)).ssa]
-
-    (ssa,) = b.structured(
-        [extent.result], [b.full(x.dtype, dims, 0)], maps, [True] * rank + [False], body
-    )
-    return Value(x.dtype, tuple(dims), ssa=ssa)
+    return sum_over(b, dims, [taps], x.dtype, lambda indices, inner: term(indices, inner[0]))
 
 
 # Nearest neighbours

@@ -236,3 +236,32 @@ def patches(b: Builder, x: Value, windows: Windows) -> Value:
     map_ = ir.AffineMap.get(len(d), 0, [*d[:2], *places])
     (ssa,) = b.generic(dims, [b.tensor(source)], [map_], [x.dtype], lambda element: [element])
     return Value(x.dtype, dims, ssa=ssa)
+
+
+def sum_over(
+    b: Builder,
+    dims: Sequence[Dim],
+    extents: Sequence[Dim],
+    dtype: ElementType,
+    term: Callable[[list[Scalar], list[Scalar]], Scalar],
+) -> Value:
+    """At each place of `dims` the sum of `term(place, inner)` over all `inner` below `extents`.
+
+    The innermost loop is the one over the last axis of the result.
+    """
+    outer, inner = len(dims), len(extents)
+    d = [ir.AffineDimExpr.get(i) for i in range(outer + inner)]
+    extent = b.empty(F32, [*extents, symbolic.ONE])
+    maps = [
+        ir.AffineMap.get(len(d), 0, [*d[outer:], ir.AffineConstantExpr.get(0)]),
+        ir.AffineMap.get(len(d), 0, d[:outer]),
+    ]
+
+    def body(_: ir.Value, total: ir.Value) -> list[ir.Value]:
+        loops = [Scalar(linalg.IndexOp(i).result, INDEX) for i in range(len(d))]
+        return [(term(loops[:outer], loops[outer:]) + Scalar(total, dtype)).ssa]
+
+    start = b.full(dtype, dims, 0)
+    parallel = [True] * outer + [False] * inner
+    (ssa,) = b.structured([extent], [start], maps, parallel, body)
+    return Value(dtype, tuple(dims), ssa=ssa)
