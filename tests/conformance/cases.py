@@ -22,6 +22,8 @@ import onnx
 from onnx import numpy_helper
 from onnx.backend.test import loader
 
+from .store import node_tests
+
 GROUPS = ("node", "simple", "pytorch-converted", "pytorch-operator", "real")
 
 # A set of values: the inputs in order, the outputs in order.
@@ -65,10 +67,10 @@ class Case:
 
 @functools.cache
 def all_cases() -> tuple[Case, ...]:
-    """Every test of the suite, by group and name. Takes some seconds: node tests are computed."""
+    """Every test of the suite, by group and name."""
     found = []
     for group in GROUPS:
-        tests = loader.load_model_tests(kind=group)
+        tests = node_tests() if group == "node" else loader.load_model_tests(kind=group)
         found += sorted((Case(t.name, group, t) for t in tests), key=lambda case: case.name)
     return tuple(found)
 

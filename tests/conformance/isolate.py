@@ -7,6 +7,7 @@ and a limit on memory of its own; group and folder are gone when its result is h
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -24,6 +25,7 @@ Task = TypeVar("Task")
 Result = dict[str, Any]
 
 MEMORY = 12 << 30  # bytes of address space of a child
+PATIENCE = 10  # seconds by the clock for each of the processor
 _POLL = 0.02  # seconds
 
 
@@ -44,8 +46,9 @@ def run_isolated(
 ) -> Iterator[tuple[Task, Result]]:
     """`work(task, folder)` of each task in a child of its own, `workers` at a time, as they end.
 
-    A child that raises, dies or takes more than `timeout` seconds gives {"status": "crash" or
-    "time-out", "message": ...}; every result has "seconds".
+    A child that raises, dies or takes more than `timeout` seconds (of the processor, or ten times
+    that of the clock, for the machine may be busy) gives {"status": "crash" or "time-out",
+    "message": ...}; every result has "seconds", by the clock.
     """
     waiting = iter(tasks)
     running: list[_Child] = []
@@ -57,7 +60,7 @@ def run_isolated(
                 if task is None:
                     exhausted = True
                 else:
-                    running.append(_start(task, work))
+                    running.append(_start(task, work, timeout))
             if not running:
                 return
             for child in list(running):
@@ -73,23 +76,25 @@ def run_isolated(
             shutil.rmtree(child.folder, ignore_errors=True)
 
 
-def _start(task: Any, work: Callable[[Any, Path], Result]) -> _Child:
+def _start(task: Any, work: Callable[[Any, Path], Result], timeout: float) -> _Child:
     folder = Path(tempfile.mkdtemp(prefix="conformance-"))
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
-        _child(task, work, folder)
+        _child(task, work, folder, timeout)
     return _Child(pid, task, folder, time.monotonic())
 
 
-def _child(task: Any, work: Callable[[Any, Path], Result], folder: Path) -> None:
+def _child(task: Any, work: Callable[[Any, Path], Result], folder: Path, timeout: float) -> None:
     """What the child does; it leaves through os._exit, so that nothing of the parent's runs."""
     try:
         os.setsid()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        seconds = math.ceil(timeout)
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
         log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -112,11 +117,11 @@ def _ended(child: _Child, timeout: float) -> int | None:
     if pid:
         _kill(child)  # what it may have left behind
         return os.waitstatus_to_exitcode(status)
-    if time.monotonic() - child.started <= timeout:
+    if time.monotonic() - child.started <= PATIENCE * timeout:
         return None
     _kill(child)
     os.waitpid(child.pid, 0)
-    return -signal.SIGALRM
+    return -signal.SIGXCPU
 
 
 def _kill(child: _Child) -> None:
@@ -132,7 +137,7 @@ def _result(child: _Child, status: int, timeout: float) -> Result:
         path = child.folder / "result.json"
         if path.exists():
             result = json.loads(path.read_text())
-        elif status == -signal.SIGALRM:
+        elif status == -signal.SIGXCPU:
             result = {"status": "time-out", "message": f"not done in {timeout:g} s"}
         else:
             how = signal.Signals(-status).name if status < 0 else f"exit code {status}"

@@ -1,0 +1,1 @@
+"""Models that no exporter means to write: handmade ones, and mutations of good ones."""
