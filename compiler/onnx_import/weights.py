@@ -36,7 +36,9 @@ class Weights:
     def of_node(self, constant: Constant, *, node: str, op_type: str, kind: str) -> str:
         """The symbol of the f32 weight of a node; `kind` is "matmul", "conv" or "gather"."""
         symbol = self._symbol(constant, F32, with_codes=self._keep_codes)
-        self.nodes.append(NodeInfo(node, op_type, kind, symbol, constant.shape))
+        info = NodeInfo(node, op_type, kind, symbol, constant.shape)
+        if info not in self.nodes:  # bodies of loops are lowered more than once
+            self.nodes.append(info)
         return symbol
 
     def _symbol(self, constant: Constant, dtype: ElementType, *, with_codes: bool) -> str:
