@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from .. import symbolic
+from ..element_types import BOOL, F64
 from ..registry import Node, lowers
-from ..scalars import Number, Scalar
+from ..scalars import Number, Scalar, const
 from ..shaping import reshape
 from ..values import Value
 
@@ -56,3 +57,97 @@ def _clipped_content(x: Value, low: object, high: object) -> Value | None:
         number = bound.symbols[0]
         elements = [apply(element, number) for element in elements]
     return Value(x.dtype, x.dims, content=tuple(elements))
+
+
+def _hard_sigmoid(x: Scalar, alpha: float, beta: float) -> Scalar:
+    return (x * alpha + beta).maximum(0.0).minimum(1.0)
+
+
+@lowers("HardSigmoid")
+def hard_sigmoid(node: Node) -> Value:
+    x, alpha, beta = node.input(0), node.float("alpha", 0.2), node.float("beta", 0.5)
+    return node.b.elementwise([x], x.dtype, lambda v: _hard_sigmoid(v, alpha, beta))
+
+
+@lowers("HardSwish")
+def hard_swish(node: Node) -> Value:
+    x = node.input(0)
+    return node.b.elementwise([x], x.dtype, lambda v: v * _hard_sigmoid(v, 1 / 6, 0.5))
+
+
+@lowers("Swish")
+def swish(node: Node) -> Value:
+    x, alpha = node.input(0), node.float("alpha", 1.0)
+    return node.b.elementwise([x], x.dtype, lambda v: v * (v * alpha).sigmoid())
+
+
+@lowers("Selu")
+def selu(node: Node) -> Value:
+    x = node.input(0)
+    alpha = node.float("alpha", 1.67326319217681884765625)
+    gamma = node.float("gamma", 1.05070102214813232421875)
+
+    def body(v: Scalar) -> Scalar:
+        return (v > 0).select(v * gamma, (v.exp() - 1.0) * (alpha * gamma))
+
+    return node.b.elementwise([x], x.dtype, body)
+
+
+@lowers("Celu")
+def celu(node: Node) -> Value:
+    x, alpha = node.input(0), node.float("alpha", 1.0)
+
+    def body(v: Scalar) -> Scalar:
+        return (v > 0).select(v, ((v / alpha).exp() - 1.0) * alpha)
+
+    return node.b.elementwise([x], x.dtype, body)
+
+
+@lowers("Shrink")
+def shrink(node: Node) -> Value:
+    """Numbers between -lambd and lambd become 0, others come nearer to 0 by `bias`."""
+    x, bias, limit = node.input(0), node.float("bias", 0.0), node.float("lambd", 0.5)
+    dtype = F64 if x.dtype.is_integer else x.dtype
+
+    def body(v: Scalar) -> Scalar:
+        v = v.cast(dtype)
+        upper = (v > limit).select(v - bias, v.like(0.0))
+        return (v < -limit).select(v + bias, upper).cast(x.dtype)
+
+    return node.b.elementwise([x], x.dtype, body)
+
+
+@lowers("IsNaN")
+def is_nan(node: Node) -> Value:
+    return node.b.elementwise([node.input(0)], BOOL, lambda v: v.is_nan())
+
+
+@lowers("IsInf")
+def is_inf(node: Node) -> Value:
+    x = node.input(0)
+    negative, positive = node.int("detect_negative", 1), node.int("detect_positive", 1)
+
+    def body(v: Scalar) -> Scalar:
+        above = v == math.inf if positive else const(False, BOOL)
+        below = v == -math.inf if negative else const(False, BOOL)
+        return above | below
+
+    return node.b.elementwise([x], BOOL, body)
+
+
+@lowers("Dropout")
+def dropout(node: Node) -> list[Value]:
+    """Of inference: nothing is dropped, unless training_mode says so, which is refused."""
+    x, training = node.input(0), node.optional(2)
+    if node.version < 7 and not node.int("is_test", 0):
+        raise node.error("is_test is 0: training is not supported")
+    if training is not None:
+        mode = training.numpy()
+        if mode is None:
+            flag = node.b.item(training, *[0] * training.rank)
+            node.b.check(~flag, "training_mode is on: training is not supported")
+        elif mode.any():
+            raise node.error("training_mode is on: training is not supported")
+    if not node.wants(1):
+        return [x]
+    return [x, Value(BOOL, x.dims, ssa=node.b.full(BOOL, x.dims, True))]

@@ -1,4 +1,4 @@
-"""Tensors made from numbers alone: ConstantOfShape, Range."""
+"""Tensors made from numbers and places: ConstantOfShape, Range, EyeLike, OneHot."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from onnx import numpy_helper
 
 from .. import symbolic
 from ..constants import from_array
-from ..element_types import F32, F64, INDEX, ElementType
+from ..element_types import F32, F64, I64, INDEX, ElementType
+from ..emit import Builder
 from ..model import SMALL
 from ..registry import MICROSOFT, Node, lowers
-from ..scalars import Scalar
+from ..scalars import Scalar, const
 from ..shaping import reshape
 from ..symbolic import ZERO, Dim, static_product
 from ..values import MAX_CONTENT, Value, constant_value
+from .casts import cast
 
 
 @lowers("ConstantOfShape")
@@ -84,3 +86,47 @@ def _floats(node: Node, ends: list[Value]) -> Value:
         return first + at[0].cast(dtype) * step
 
     return b.tabulate([count], dtype, element)
+
+
+@lowers("EyeLike")
+def eye_like(node: Node) -> Value:
+    """Ones on the k-th diagonal of a matrix of the input's size."""
+    x, shift = node.input(0), node.int("k", 0)
+    if x.rank != 2:
+        raise node.error(f"it needs a matrix, not {x}")
+    dtype = node.type_of("dtype") if node.has("dtype") else x.dtype
+
+    def body(at: list[Scalar]) -> Scalar:
+        one, zero = const(1, dtype), const(0, dtype)
+        return (at[1] == at[0] + shift).select(one, zero)
+
+    return node.b.tabulate(x.dims, dtype, body)
+
+
+@lowers("OneHot")
+def one_hot(node: Node) -> Value:
+    """`values` are what is elsewhere and what is at the index; the new axis has `depth` places.
+
+    An index out of range has no place: all is "elsewhere" there.
+    """
+    b, indices, values = node.b, node.input(0), node.input(2)
+    rank = indices.rank + 1
+    axis = node.axis("axis", rank, -1)
+    depth_value = node.input(1)
+    depth = b.integers(_scalar(node, _as_integers(b, depth_value)))[0]
+    b.require(symbolic.negated(symbolic.is_less(depth, ZERO)), "depth is negative")
+    off, on = b.item(values, 0), b.item(values, 1)
+    places = Value(indices.dtype, indices.dims, ssa=b.tensor(indices))
+    size = b.scalar(depth)
+
+    def body(at: list[Scalar]) -> Scalar:
+        index = b.read(places, [*at[:axis], *at[axis + 1 :]]).cast(INDEX)
+        place = (index < 0).select(index + size, index)
+        return (place == at[axis]).select(on, off)
+
+    dims = (*indices.dims[:axis], depth, *indices.dims[axis:])
+    return b.tabulate(dims, values.dtype, body)
+
+
+def _as_integers(b: Builder, value: Value) -> Value:
+    return cast(b, value, I64) if value.dtype.is_float else value

@@ -6,6 +6,7 @@ loop reads the first element there, because a kernel goes on after a failed chec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -17,7 +18,7 @@ from ..constants import from_array
 from ..element_types import F32, I64, INDEX
 from ..emit import Builder
 from ..registry import Node, lowers
-from ..scalars import Scalar
+from ..scalars import Scalar, const
 from ..shaping import reshape, slice_axis
 from ..symbolic import ZERO, Dim, product
 from ..values import MAX_CONTENT, Value, constant_value
@@ -151,3 +152,63 @@ def _counted(place: Dim, size: Dim) -> Dim:
     if place.value is None and not symbolic.is_natural(place):
         return symbolic.select(symbolic.is_less(place, ZERO), place + size, place)
     return place + size if (place.value or 0) < 0 else place
+
+
+@lowers("GatherElements")
+def gather_elements(node: Node) -> Value:
+    """`x` at the place of each index, but along `axis` at the index."""
+    x, indices, b = node.input(0), node.input(1), node.b
+    axis = node.axis("axis", x.rank, 0)
+    if indices.rank != x.rank:
+        raise node.error(f"x and indices must have one rank: {x}, {indices}")
+    for at, (size, own) in enumerate(zip(x.dims, indices.dims, strict=True)):
+        if at != axis:
+            fits = symbolic.negated(symbolic.is_less(size, own))
+            b.require(fits, f"indices are longer than x along axis {at}")
+    places = checked_places(node, indices, x.dims[axis])
+    source = Value(x.dtype, x.dims, ssa=b.tensor(x))
+
+    def body(at: list[Scalar]) -> Scalar:
+        place = b.read(places, at).cast(INDEX)
+        return b.read(source, [*at[:axis], place, *at[axis + 1 :]])
+
+    return b.tabulate(indices.dims, x.dtype, body)
+
+
+@lowers("GatherND")
+def gather_nd(node: Node) -> Value:
+    """Slices of `x` at tuples of indices, the last axis of `indices`."""
+    x, indices, b = node.input(0), node.input(1), node.b
+    batch = node.int("batch_dims", 0)
+    depth = indices.dims[-1].value if indices.rank else None
+    if depth is None or not 0 <= batch <= min(x.rank, indices.rank - 1):
+        raise node.error(f"indices {indices} do not fit {x} with {batch} batch axes")
+    if batch + depth > x.rank:
+        raise node.error(f"tuples of {depth} indices are too long for {x}")
+    for at in range(batch):
+        b.require_equal(x.dims[at], indices.dims[at], f"batch axis {at} of x and indices differ")
+    places = tuple_places(node, indices, x.dims[batch : batch + depth])
+    source = Value(x.dtype, x.dims, ssa=b.tensor(x))
+    lead = indices.rank - 1
+
+    def body(at: list[Scalar]) -> Scalar:
+        chosen = [b.read(places, [*at[:lead], const(i, INDEX)]).cast(INDEX) for i in range(depth)]
+        return b.read(source, [*at[:batch], *chosen, *at[lead:]])
+
+    return b.tabulate([*indices.dims[:-1], *x.dims[batch + depth :]], x.dtype, body)
+
+
+def tuple_places(node: Node, indices: Value, sizes: Sequence[Dim]) -> Value:
+    """Tuples of places, one for each of `sizes`, as i64 counted from the front; checked."""
+    b = node.b
+    nothing = symbolic.is_equal(product(indices.dims[:-1]), ZERO)
+    for size in sizes:
+        something = symbolic.call("or", nothing, symbolic.is_less(ZERO, size))
+        b.require(something, "an index is out of range: the axis is empty")
+    limits = b.content(list(sizes), I64, [len(sizes)])
+
+    def body(element: Scalar, limit: Scalar) -> Scalar:
+        return checked_place(b, element, limit.cast(INDEX)).cast(I64)
+
+    made = b.elementwise([indices, limits], I64, body)
+    return Value(I64, made.dims, ssa=b.tensor(made))

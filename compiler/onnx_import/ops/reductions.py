@@ -15,8 +15,9 @@ from ..emit import Builder
 from ..registry import Node, lowers
 from ..scalars import Number, Scalar
 from ..shaping import reshape
-from ..symbolic import ONE, ZERO, Dim, product
+from ..symbolic import ONE, Dim, product
 from ..values import Value
+from .shape import kept_dims, run_time_axes
 
 
 def _same(x: Scalar) -> Scalar:
@@ -165,17 +166,7 @@ def static_axes(node: Node, x: Value) -> list[int] | None:
 
 def reduced_flags(node: Node, x: Value) -> list[Dim]:
     """For each axis whether (1 or 0) it is reduced, where a run gives the axes."""
-    axes = node.dims_of(1) or []
-    flags = [ZERO] * x.rank
-    for wanted in axes:
-        low, high = Dim.of(-x.rank - 1), Dim.of(x.rank)
-        inside = symbolic.call("and", symbolic.is_less(low, wanted), symbolic.is_less(wanted, high))
-        node.b.require(inside, f"an axis is out of range for a tensor of rank {x.rank}")
-        for axis in range(x.rank):
-            for name in (axis, axis - x.rank):
-                here = symbolic.is_equal(wanted, Dim.of(name))
-                flags[axis] = symbolic.call("or", flags[axis], here)
-    return flags
+    return run_time_axes(node, node.dims_of(1) or [], x.rank)
 
 
 def _along_unknown_axes(
@@ -214,18 +205,8 @@ def _without_kept(node: Node, x: Value, result: Value) -> list[Dim]:
     axes = static_axes(node, x)
     if axes is not None:
         return [dim for axis, dim in enumerate(result.dims) if axis not in axes]
-    flags = reduced_flags(node, x)
-    count = len(node.dims_of(1) or [])
-    dims = []
-    for at in range(x.rank - count):
-        size, before = ONE, ZERO  # of the axis with `at` kept ones before it
-        for flag, dim in zip(flags, x.dims, strict=True):
-            is_kept = symbolic.negated(flag)
-            here = symbolic.call("and", is_kept, symbolic.is_equal(before, Dim.of(at)))
-            size = symbolic.select(here, dim, size)
-            before = before + is_kept
-        dims.append(size)
-    return dims
+    count = x.rank - len(node.dims_of(1) or [])
+    return kept_dims(reduced_flags(node, x), x.dims, count)
 
 
 # Shape tensors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,12 +13,11 @@ from ..registry import Node, lowers
 from ..shaping import slice_axes
 from ..symbolic import ONE, ZERO, Dim
 from ..values import Value, constant_value
+from .shape import run_time_axes
 
 # From this size on a number says "to the end", as exporters write it: the largest of 32 bits is one
 # of them. Real axes are shorter, which is checked.
 ENDLESS = (1 << 31) - 1
-
-Part = tuple[Dim, Dim, Dim]  # start, end and step
 
 
 @lowers("Slice")
@@ -32,42 +31,35 @@ def lower_slice(node: Node) -> Value:
     if not len(starts) == len(ends) == len(axes) == len(steps):
         raise node.error("starts, ends, axes and steps differ in number")
     begins, sizes, strides = [ZERO] * x.rank, list(x.dims), [ONE] * x.rank
-    for axis, part in enumerate(_by_axis(node, x, axes, zip(starts, ends, steps, strict=True))):
-        if part is not None:
-            start, end, step = part
+    parts = list(zip(starts, ends, steps, strict=True))
+    for axis, part in enumerate(by_axis(node, x.rank, axes, parts)):
+        for here, (start, end, step) in part:
             node.b.require(symbolic.negated(symbolic.is_equal(step, ZERO)), "a step is 0")
-            begins[axis], sizes[axis] = bounds(node.b, x.dims[axis], start, end, step)
-            strides[axis] = step
+            begin, size = bounds(node.b, x.dims[axis], start, end, step)
+            begins[axis] = symbolic.select(here, begin, begins[axis])
+            sizes[axis] = symbolic.select(here, size, sizes[axis])
+            strides[axis] = symbolic.select(here, step, strides[axis])
     return strided(node.b, x, begins, sizes, strides)
 
 
-def _by_axis(node: Node, x: Value, axes: Sequence[Dim], parts: Iterable[Part]) -> list[Part | None]:
-    """Start, end and step along every axis; None where nothing is cut."""
-    found: list[Part | None] = [None] * x.rank
+def by_axis(
+    node: Node, rank: int, axes: Sequence[Dim], parts: Sequence[tuple[Dim, ...]]
+) -> list[list[tuple[Dim, tuple[Dim, ...]]]]:
+    """For every axis of a tensor the parts that may be meant for it, each with the condition.
+
+    `parts` are the settings of `axes`, one each. Where an axis is known, the condition is 1.
+    """
+    found: list[list[tuple[Dim, tuple[Dim, ...]]]] = [[] for _ in range(rank)]
     for wanted, part in zip(axes, parts, strict=True):
         number = wanted.value
-        if number is not None:
-            axis = node.counted(number, x.rank)
-            if found[axis] is not None:
-                raise node.error(f"axes {list(map(str, axes))} name one twice")
-            found[axis] = part
+        if number is None:
+            for axis, flag in enumerate(run_time_axes(node, [wanted], rank)):
+                found[axis].append((flag, part))
             continue
-        low, high = Dim.of(-x.rank - 1), Dim.of(x.rank)
-        inside = symbolic.call("and", symbolic.is_less(low, wanted), symbolic.is_less(wanted, high))
-        node.b.require(inside, f"an axis is out of range for a tensor of rank {x.rank}")
-        for axis, size in enumerate(x.dims):
-            here = symbolic.call(
-                "or",
-                symbolic.is_equal(wanted, Dim.of(axis)),
-                symbolic.is_equal(wanted, Dim.of(axis - x.rank)),
-            )
-            start, end, step = part
-            before = found[axis] or (ZERO, size, ONE)
-            found[axis] = (
-                symbolic.select(here, start, before[0]),
-                symbolic.select(here, end, before[1]),
-                symbolic.select(here, step, before[2]),
-            )
+        axis = node.counted(number, rank)
+        if found[axis]:
+            raise node.error(f"axes {', '.join(map(str, axes))} name one twice")
+        found[axis].append((ONE, part))
     return found
 
 
