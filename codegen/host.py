@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from ..dialects.mlir import ir
 from ..errors import CompileError
+from ..passes.guard_divisions import guard_all as guard_divisions
 from ..passes.infrastructure import main_function
 from .cpu.half_floats import lower_half_floats
 from .host_device import DeviceHost, ask_for_weights
@@ -21,12 +22,17 @@ from .host_llvm import allocate_from_arena, find_error_flag
 from .isa import PLAIN
 from .llvm import lower, parse, target_machine, to_llvm_ir
 
-# As codegen.llvm.LOWERING, for a module without vectors whose buffers come from the arena.
-_LOWERING = ",".join(
+# As codegen.llvm.LOWERING, for a module without vectors whose buffers come from the arena. After
+# the first part all divisions of sizes are in plain sight.
+_LOWER_AFFINE = ",".join(
     (
         "func.func(lower-affine,canonicalize,cse)",
         "expand-strided-metadata",
         "func.func(lower-affine,canonicalize,cse)",
+    )
+)
+_LOWERING = ",".join(
+    (
         "convert-scf-to-cf",
         "convert-math-to-funcs{convert-ctlz=0}",  # integer powers
         "convert-math-to-llvm",  # sizes computed in float (Resize)
@@ -62,7 +68,9 @@ def compile_host(
         inputs, outputs = list(types.inputs), list(types.results)
         _check_types([*inputs, *outputs])
         (DeviceHost if on_device else Host)(module, kernels).rewrite()
+    lower(module, _LOWER_AFFINE)
     with module.context, ir.Location.unknown():
+        guard_divisions(module.operation)
         lower_half_floats(module, PLAIN)
     lower(module, _LOWERING)
     with module.context, ir.Location.unknown():

@@ -17,6 +17,11 @@ UNSIGNED = frozenset(("arith.divui", "arith.remui", "arith.ceildivui"))
 @register
 def guard_divisions(module: ir.Operation, unit: Unit) -> None:
     """Give divisions by zero, and by -1, a result."""
+    guard_all(module)
+
+
+def guard_all(module: ir.Operation) -> None:
+    """The pass, for what is lowered after it."""
     for op in walk(module):
         if op.name in SIGNED | UNSIGNED and not _is_harmless(op.operands[1]):
             with ir.InsertionPoint(op), op.location:

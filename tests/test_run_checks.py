@@ -1,0 +1,81 @@
+"""A run with hostile sizes ends with an error: it neither crashes nor strays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import abqc
+import numpy as np
+import pytest
+from abqc.errors import InputError
+from abqc.runtime.tensor_spec import TensorSpec
+from ir_model import build
+
+
+def run(text: str, inputs: dict[str, np.ndarray], rank: int, path: Path) -> np.ndarray:
+    specs = [TensorSpec(name, x.dtype.name, (None,) * x.ndim) for name, x in inputs.items()]
+    output = TensorSpec("y", "int8", (None,) * rank)
+    with abqc.load(build(text, specs, [output], path)) as model:
+        return model.run(inputs)[0]
+
+
+def endless(*shape: int) -> np.ndarray:
+    """An array of any size that takes no memory."""
+    return np.lib.stride_tricks.as_strided(np.ones(1, np.int8), shape, (0,) * len(shape))
+
+
+OUTER = """
+#x = affine_map<(i, j) -> (i)>
+#y = affine_map<(i, j) -> (j)>
+#out = affine_map<(i, j) -> (i, j)>
+func.func @main(%x: tensor<?xi8>, %y: tensor<?xi8>) -> tensor<?x?xi8> {
+  %c0 = arith.constant 0 : index
+  %n = tensor.dim %x, %c0 : tensor<?xi8>
+  %m = tensor.dim %y, %c0 : tensor<?xi8>
+  %nn = arith.muli %n, %n : index
+  %empty = tensor.empty(%n, %m) : tensor<?x?xi8>
+  %r = linalg.generic {indexing_maps = [#x, #y, #out], iterator_types = ["parallel", "parallel"]}
+      ins(%x, %y : tensor<?xi8>, tensor<?xi8>) outs(%empty : tensor<?x?xi8>) {
+  ^bb0(%a: i8, %b: i8, %o: i8):
+    %s = arith.addi %a, %b : i8
+    linalg.yield %s : i8
+  } -> tensor<?x?xi8>
+  return %r : tensor<?x?xi8>
+}
+"""
+
+
+def test_products_of_sizes_that_wrap_around(tmp_path: Path) -> None:
+    """2^33 * 2^31 bytes are 0 in 64 bits."""
+    x, y = np.ones(3, np.int8), np.arange(5, dtype=np.int8)
+    assert run(OUTER, {"x": x, "y": y}, 2, tmp_path / "y.so").tolist() == [[1, 2, 3, 4, 5]] * 3
+    with pytest.raises(InputError, match="a tensor would be larger than any memory"):
+        run(OUTER, {"x": endless(2**33), "y": endless(2**31)}, 2, tmp_path / "y.so")
+
+
+FROM_DATA = """
+func.func @main(%k: tensor<i64>, %d: tensor<i64>) -> tensor<?xi8> {
+  %ki = tensor.extract %k[] : tensor<i64>
+  %n = arith.index_cast %ki : i64 to index
+  %di = tensor.extract %d[] : tensor<i64>
+  %by = arith.index_cast %di : i64 to index
+  %part = affine.apply affine_map<()[n, d] -> (n floordiv d)>()[%n, %by]
+  %one = arith.constant 1 : i8
+  %empty = tensor.empty(%part) : tensor<?xi8>
+  %y = linalg.fill ins(%one : i8) outs(%empty : tensor<?xi8>) -> tensor<?xi8>
+  return %y : tensor<?xi8>
+}
+"""
+
+
+def test_sizes_that_data_decide(tmp_path: Path) -> None:
+    def result(k: int, d: int) -> int:
+        inputs = {"k": np.array(k), "d": np.array(d)}
+        return len(run(FROM_DATA, inputs, 1, tmp_path / "y.so"))
+
+    assert result(7, 2) == 3
+    assert result(7, 0) == 0  # a division by zero is guarded
+    with pytest.raises(InputError, match="a size is negative"):
+        result(-7, 2)
+    with pytest.raises(InputError, match="larger than any memory"):
+        result(2**62, 1)
