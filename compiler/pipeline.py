@@ -24,7 +24,6 @@ SIMPLIFY = (
     TIDY,
     "func.func(int-range-optimizations,canonicalize,cse)",
     "fold-sizes",
-    "check-reshapes",
     TIDY,
     "lower-reshape",
     TIDY,

@@ -26,7 +26,6 @@ REGISTRY: dict[str, PassFunction] = {}
 PASS_FILES = (
     "append_caches",
     "bufferize_tm_tensor",
-    "check_reshapes",
     "check_sizes",
     "convert_arg_extreme",
     "convert_batch_matmul",
