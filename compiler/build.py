@@ -47,6 +47,7 @@ def build(request: Request, report: Progress, on_pass: Callable[[str], None]) ->
         on_pass=on_pass,
         inputs=imported.inputs,
         outputs=imported.outputs,
+        notes=list(imported.notes),
     )
     module = imported.module
     try:

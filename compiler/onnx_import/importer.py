@@ -24,6 +24,7 @@ from .result import ImportedModel
 from .signature import Signature, finish
 from .values import Value, constant_value
 from .weights import Weights
+from .zip_map import take_off_zip_maps
 
 Progress = Callable[[str], None]
 
@@ -48,6 +49,7 @@ def import_model(
     report("reading the model")
     model, initializers = load_model(Path(path), work)
     inline_functions(model)
+    notes = take_off_zip_maps(model)
     pin_shapes(model, shapes or {})
     check_model(model)
     take_constants(model)
@@ -85,6 +87,7 @@ def import_model(
         nodes=weights.nodes,
         opset=model.declared_opset,
         producer=" ".join((model.shell.producer_name, model.shell.producer_version)).strip(),
+        notes=notes,
     )
 
 

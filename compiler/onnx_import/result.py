@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from abqc.dialects.mlir import ir
 from abqc.dialects.weight_store import WeightStore
@@ -31,7 +31,10 @@ class NodeInfo:
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """A model as linalg + abq (a module with one `func.func @main`) and its weights."""
+    """A model as linalg + abq (a module with one `func.func @main`) and its weights.
+
+    `notes` are for the user: a node's name under "node", a sentence about it under "note".
+    """
 
     module: ir.Module
     store: WeightStore
@@ -40,3 +43,4 @@ class ImportedModel:
     nodes: list[NodeInfo]
     opset: int
     producer: str
+    notes: list[dict[str, str]] = field(default_factory=list)

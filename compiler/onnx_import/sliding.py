@@ -238,18 +238,32 @@ def patches(b: Builder, x: Value, windows: Windows) -> Value:
     return Value(x.dtype, dims, ssa=ssa)
 
 
+Term = Callable[[list[Scalar], list[Scalar]], Scalar]
+
+
 def sum_over(
+    b: Builder, dims: Sequence[Dim], extents: Sequence[Dim], dtype: ElementType, term: Term
+) -> Value:
+    """At each place of `dims` the sum of `term(place, inner)` over all `inner` below `extents`."""
+    return reduce_over(b, dims, extents, dtype, term, start=0, combine=lambda v, total: v + total)
+
+
+def reduce_over(
     b: Builder,
-    dims: Sequence[Dim],
+    dims: Sequence[Dim | int],
     extents: Sequence[Dim],
     dtype: ElementType,
-    term: Callable[[list[Scalar], list[Scalar]], Scalar],
+    term: Term,
+    *,
+    start: Number,
+    combine: Callable[[Scalar, Scalar], Scalar],
 ) -> Value:
-    """At each place of `dims` the sum of `term(place, inner)` over all `inner` below `extents`.
+    """As `sum_over`, with another beginning and another way to combine terms.
 
     The innermost loop is the one over the last axis of the result.
     """
-    outer, inner = len(dims), len(extents)
+    result = tuple(map(Dim.of, dims))
+    outer, inner = len(result), len(extents)
     d = [ir.AffineDimExpr.get(i) for i in range(outer + inner)]
     extent = b.empty(F32, [*extents, symbolic.ONE])
     maps = [
@@ -259,9 +273,9 @@ def sum_over(
 
     def body(_: ir.Value, total: ir.Value) -> list[ir.Value]:
         loops = [Scalar(linalg.IndexOp(i).result, INDEX) for i in range(len(d))]
-        return [(term(loops[:outer], loops[outer:]) + Scalar(total, dtype)).ssa]
+        return [combine(term(loops[:outer], loops[outer:]), Scalar(total, dtype)).ssa]
 
-    start = b.full(dtype, dims, 0)
+    first = b.full(dtype, result, start)
     parallel = [True] * outer + [False] * inner
-    (ssa,) = b.structured([extent], [start], maps, parallel, body)
-    return Value(dtype, tuple(dims), ssa=ssa)
+    (ssa,) = b.structured([extent], [first], maps, parallel, body)
+    return Value(dtype, result, ssa=ssa)
