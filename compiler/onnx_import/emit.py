@@ -459,7 +459,7 @@ _PARALLEL, _REDUCTION = "parallel", "reduction"
 
 def _dense(array: np.ndarray, type_: ir.RankedTensorType) -> ir.Attribute:
     if array.dtype != bool:
-        return ir.DenseElementsAttr.get(array, type=type_.element_type, shape=list(array.shape))
+        return ir.DenseElementsAttr.get(array, type=type_.element_type, shape=list(type_.shape))
     elements = [ir.IntegerAttr.get(type_.element_type, int(x)) for x in array.reshape(-1)]
     return ir.DenseElementsAttr.get(elements, type_)
 

@@ -87,7 +87,11 @@ class Loop:
         )
         while True:
             emission = _Emission(self, guess)
-            better = emission.emit()
+            try:
+                better = emission.emit()
+            except BaseException:
+                emission.erase()  # the caller may try another body
+                raise
             if better == guess:
                 self.b.loop_forms[key] = guess.forms, guess.counted
                 return emission.results()
@@ -106,6 +110,7 @@ class _Emission:
             Carried(init, form) for init, form in zip(loop.inits, guess.forms, strict=True)
         ]
         self.mark = loop.b.mark
+        self.operation: ir.OpView | None = None
 
     # The loop
 
@@ -229,7 +234,8 @@ class _Emission:
         return values, rows
 
     def erase(self) -> None:
-        self.operation.operation.erase()
+        if self.operation is not None:
+            self.operation.operation.erase()
 
 
 class _Collection:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .. import symbolic
 from ..element_types import BOOL, I64
 from ..looping import Iteration, Loop
 from ..registry import Node, lowers
-from ..shaping import pad, reshape, slice_axes, slice_axis, transpose
-from ..structure import flattened, rebuilt
+from ..shaping import concat, pad, reshape, slice_axes, slice_axis, transpose, unsqueeze
+from ..structure import Growing, Stacked, flattened, rebuilt
 from ..symbolic import ONE, Dim
-from ..values import AnyValue, Value
+from ..values import AnyValue, SequenceValue, Value
 from .control_flow import single_truth
 
-# Loops of few, constant iterations are written out: their bodies fuse, and may differ in shape.
-MAX_UNROLLED = 4
-MAX_UNROLLED_NODES = 64
+# Whether to go on, the carried values, and a row for each collection, of an iteration.
+Body = Callable[[Dim, Sequence[AnyValue]], tuple[Dim, Sequence[AnyValue], list[Value]]]
 
 
 @lowers("Loop")
@@ -68,26 +67,96 @@ def _tensor(node: Node, value: AnyValue) -> Value:
     return value
 
 
-def run(node: Node, inits: Sequence[AnyValue], trip: Dim | None, start: Dim, body) -> list:
+class _Grows(Exception):
+    """Carried value `at`, a sequence, is returned with more tensors at its end."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+
+def run(
+    node: Node, inits: Sequence[AnyValue], trip: Dim | None, start: Dim, body: Body
+) -> list[AnyValue]:
     """The carried values and the collections of a loop over any values."""
-    shapes = list(inits)
-    leaves = [leaf for init in inits for leaf in flattened(init)]
+    growing: frozenset[int] = frozenset()
+    while True:
+        try:
+            return _run(node, inits, trip, start, body, growing)
+        except _Grows as found:
+            growing |= {found.at}
+
+
+def _run(
+    node: Node,
+    inits: Sequence[AnyValue],
+    trip: Dim | None,
+    start: Dim,
+    body: Body,
+    growing: frozenset[int],
+) -> list[AnyValue]:
+    """As `run`; what iterations add to the sequences `growing` (by number) is collected."""
+    shapes = [value for at, value in enumerate(inits) if at not in growing]
+    leaves = [leaf for init in shapes for leaf in flattened(init)]
+    added: dict[int, int] = {}  # by sequence, in an iteration
 
     def flat_body(at: Dim, values: Sequence[Value]) -> Iteration:
         rest = iter(values)
-        condition, returned, rows = body(at, [rebuilt(shape, rest) for shape in shapes])
-        flat = [leaf for value in returned for leaf in flattened(value)]
+        given = [Growing() if k in growing else rebuilt(init, rest) for k, init in enumerate(inits)]
+        condition, returned, rows = body(at, given)
+        flat: list[Value] = []
+        more: list[Value] = []
+        for k, (before, after) in enumerate(zip(given, returned, strict=True)):
+            if isinstance(before, Growing):
+                if not isinstance(after, Growing):
+                    raise node.error("a sequence that it carries both grows and is made anew")
+                added[k] = len(after.added)
+                more += after.added
+                continue
+            if _grows(before, after):
+                raise _Grows(k)
+            flat += flattened(after)
         if len(flat) != len(leaves):
             raise node.error(
                 "a sequence or an optional that it carries changes its length",
                 hint="collect tensors of equal shapes as a scan output of the loop",
             )
-        return Iteration(condition, flat, rows)
+        return Iteration(condition, flat, [*rows, *more])
 
-    loop = Loop(node.b, leaves, trip, start, flat_body)
-    values, rows = loop.emit()
-    rest = iter(values)
-    return [*[rebuilt(shape, rest) for shape in shapes], *rows]
+    values, rows = Loop(node.b, leaves, trip, start, flat_body).emit()
+    rest, collected = iter(values), len(rows) - sum(added.values())
+    extra = iter(rows[collected:])
+    results: list[AnyValue] = []
+    for k, init in enumerate(inits):
+        if k not in growing:
+            results.append(rebuilt(init, rest))
+            continue
+        assert isinstance(init, SequenceValue)
+        results.append(_stacked(node, init, [next(extra) for _ in range(added[k])]))
+    return [*results, *rows[:collected]]
+
+
+def _grows(before: AnyValue, after: AnyValue) -> bool:
+    if not isinstance(before, SequenceValue) or not isinstance(after, SequenceValue):
+        return False
+    if isinstance(before, (Stacked, Growing)) or isinstance(after, (Stacked, Growing)):
+        return False
+    known, count = list(after.elements), len(before.elements)
+    same = zip(known, before.elements, strict=False)
+    return len(known) > count and all(x is y for x, y in same)
+
+
+def _stacked(node: Node, init: SequenceValue, rows: Sequence[Value]) -> SequenceValue:
+    """A sequence behind the loop; each iteration has added an element of each of `rows`."""
+    if not rows:
+        return init
+    if isinstance(init, Stacked):
+        raise node.error("a sequence that another loop has made cannot grow")
+    first = rows[0]
+    if any(row.dims != first.dims or row.dtype != first.dtype for row in rows):
+        raise node.error("it adds tensors of different shapes or types to a sequence")
+    wide = concat(node.b, [unsqueeze(node.b, row, [1]) for row in rows], 1)
+    flat = reshape(node.b, wide, [first.dims[0] * len(rows), *first.dims[1:]])
+    return Stacked(init.elements, flat)
 
 
 @lowers("Scan", since=9)
