@@ -22,7 +22,8 @@ def unary(name: str, body: Callable[[Scalar], Scalar], content: Content | None =
     @lowers(name)
     def lower(node: Node) -> Value:
         x = node.input(0)
-        return _symbolic(node, [x], x.dtype, content) or node.b.elementwise([x], x.dtype, body)
+        known = symbolic_result(node, [x], x.dtype, content)
+        return known or node.b.elementwise([x], x.dtype, body)
 
 
 def binary(
@@ -37,7 +38,7 @@ def binary(
     def lower(node: Node) -> Value:
         x, y = operands(node)
         dtype = result or x.dtype
-        known = _symbolic(node, [x, y], dtype, content)
+        known = symbolic_result(node, [x, y], dtype, content)
         return known or node.b.elementwise([x, y], dtype, body)
 
 
@@ -54,7 +55,7 @@ def operands(node: Node) -> tuple[Value, Value]:
     return x, y
 
 
-def _symbolic(
+def symbolic_result(
     node: Node, given: Sequence[Value], dtype: ElementType, content: Content | None
 ) -> Value | None:
     """The result as a shape tensor, where the operands are such."""
@@ -84,17 +85,13 @@ def variadic(
     def lower(node: Node) -> Value:
         first, *others = node.tensors()
         for other in others:
-            known = _symbolic(node, [first, other], first.dtype, content)
+            known = symbolic_result(node, [first, other], first.dtype, content)
             first = known or node.b.elementwise([first, other], first.dtype, body)
         return first
 
 
 def _divided(x: Scalar, y: Scalar) -> Scalar:
     return x / y
-
-
-def _power(x: Scalar, y: Scalar) -> Scalar:
-    return x.power(y)
 
 
 # Arithmetic
@@ -175,7 +172,7 @@ def where(node: Node) -> Value:
     def content(c: Dim, then: Dim, otherwise: Dim) -> Dim:
         return symbolic.select(c, then, otherwise)
 
-    known = _symbolic(node, [condition, x, y], x.dtype, content)
+    known = symbolic_result(node, [condition, x, y], x.dtype, content)
     if known is not None:
         return known
     decided = condition.symbols
@@ -205,8 +202,17 @@ unary("Softsign", lambda x: x / (x.abs() + 1.0))
 # log(1 + e^x) without overflow
 unary("Softplus", lambda x: x.maximum(0) + (-x.abs()).exp().log1p())
 unary("Mish", lambda x: x * (x.maximum(0) + (-x.abs()).exp().log1p()).tanh())
-unary("Sign", lambda x: (x > 0).select(x.like(1), (x < 0).select(x.like(-1), x.like(0)))
-      if x.dtype.signed else (x > 0).select(x.like(1), x.like(0)))  # fmt: skip
+
+
+def _sign(x: Scalar) -> Scalar:
+    """NaN of NaN."""
+    if not x.dtype.signed:
+        return (x > 0).select(x.like(1), x.like(0))
+    sign = (x > 0).select(x.like(1), (x < 0).select(x.like(-1), x.like(0)))
+    return x.is_nan().select(x, sign) if x.dtype.is_float else sign
+
+
+unary("Sign", _sign)
 
 
 @lowers("Gelu")
@@ -228,25 +234,6 @@ def prelu(node: Node) -> Value:
         slope = unsqueeze(node.b, slope, range(1, x.rank - 1))  # one for each channel
     return node.b.elementwise(
         [x, slope], x.dtype, lambda v, s: (v < 0).select(v * s, v), dims=x.dims
-    )
-
-
-@lowers("Pow")
-def power(node: Node) -> Value:
-    x, exponent = node.input(0), node.input(1)
-    number = exponent.numpy() if exponent.size == 1 else None
-    if number is not None and float(number.reshape(-1)[0]) == 2.0:
-        return node.b.elementwise([x], x.dtype, lambda v: v * v)
-    if number is not None and float(number.reshape(-1)[0]) == 0.5 and x.dtype.is_float:
-        return node.b.elementwise([x], x.dtype, lambda v: v.sqrt())
-    if x.dtype.is_float:
-        return node.b.elementwise(
-            [x, exponent], x.dtype, lambda v, e: v.power(e.cast(x.dtype))
-        )
-    from ..element_types import F64
-
-    return node.b.elementwise(
-        [x, exponent], x.dtype, lambda v, e: v.cast(F64).power(e.cast(F64)).cast(x.dtype)
     )
 
 
