@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from abqc.dialects.mlir import ir, make_context
 from abqc.errors import ModelError
 from onnx import NodeProto
 
+from .assumptions import Assumptions, Undecided
 from .check import check_model
 from .constants import Constant
 from .element_types import element_type
@@ -16,7 +18,7 @@ from .emit import Builder
 from .folding import Folder, constant_of
 from .fuse_conv import fuse_convolutions
 from .inline import inline_functions
-from .load import load_model
+from .load import Initializers, load_model
 from .lowering import Lowering
 from .model import Model
 from .pin import pin_shapes
@@ -56,13 +58,60 @@ def import_model(
     model.drop_dead_nodes()
     fuse_convolutions(model)
     report("lowering to linalg")
+    return lower(model, initializers, work, keep_codes)
+
+
+def lower(model: Model, initializers: Initializers, work: Path, keep_codes: bool) -> ImportedModel:
+    """The model as IR, for the sizes with which it can be lowered and returns what it declares."""
+    assumptions = Assumptions()
+    failure: ModelError | None = None
+    other_ranks: ImportedModel | None = None
+    for attempt in itertools.count():
+        directory = work / f"attempt{attempt}"
+        directory.mkdir()
+        assumptions.begin()
+        try:
+            result = _attempt(model, initializers, directory, keep_codes, assumptions)
+        except Undecided:
+            continue
+        except ModelError as error:
+            failure = failure or error
+        else:
+            if not assumptions.any or has_declared_ranks(model, result):
+                return result
+            other_ranks = other_ranks or result
+        if not assumptions.reject():
+            break
+    if other_ranks is not None:
+        return other_ranks
+    assert failure is not None
+    raise failure
+
+
+def has_declared_ranks(model: Model, result: ImportedModel) -> bool:
+    types = {output.name: output.type.tensor_type for output in model.shell.graph.output}
+    return all(
+        not types[output.name].HasField("shape")
+        or len(types[output.name].shape.dim) == len(output.shape)
+        for output in result.outputs
+    )
+
+
+def _attempt(
+    model: Model,
+    initializers: Initializers,
+    work: Path,
+    keep_codes: bool,
+    assumptions: Assumptions,
+) -> ImportedModel:
     weights = Weights(work / "weights", keep_codes=keep_codes)
     context = make_context()
     with context, ir.Location.unknown():
         module = ir.Module.create()
         builder = Builder(weights)
         versions = {opset.domain: opset.version for opset in model.shell.opset_import}
-        lowering = Lowering(builder, Folder(work / "folded"), versions, initializers)
+        folder = Folder(work / "folded")
+        lowering = Lowering(builder, folder, versions, initializers, assumptions)
         signature = Signature(model.shell.graph)
         with ir.InsertionPoint(module.body):
             function, block = signature.open()
@@ -87,7 +136,6 @@ def import_model(
         nodes=weights.nodes,
         opset=model.declared_opset,
         producer=" ".join((model.shell.producer_name, model.shell.producer_version)).strip(),
-        notes=notes,
     )
 
 

@@ -14,6 +14,7 @@ from abqc.dialects.mlir import ir
 from abqc.errors import AbqcError, CompileError, ModelError
 from onnx import FunctionProto, GraphProto, NodeProto, TypeProto, defs, helper
 
+from .assumptions import Assumptions
 from .constants import Constant
 from .element_types import BOOL, element_type
 from .emit import Builder
@@ -37,8 +38,10 @@ class Lowering:
         folder: Folder,
         versions: Mapping[str, int],
         initializers: Initializers,
+        assumptions: Assumptions,
     ) -> None:
         self.builder = builder
+        self.assumptions = assumptions
         self.versions = {canonical(domain): version for domain, version in versions.items()}
         self.environment: Environment = {}
         self._folder = folder

@@ -8,6 +8,7 @@ from abqc.dialects.mlir import ir, scf, tensor
 from onnx import GraphProto
 
 from .. import symbolic
+from ..assumptions import Undecided
 from ..emit import DYNAMIC, Builder
 from ..regions import detached, if_else, made_after, owned
 from ..registry import Node, lowers
@@ -23,11 +24,35 @@ def lower_if(node: Node) -> list[AnyValue]:
     if condition.value is not None:
         chosen = branches[0] if condition.value else branches[1]
         return node.lowering.subgraph(chosen, [], node)
+    place, answer = node.lowering.assumptions.ask()
+    if answer is not None:
+        return _assumed(node, condition, answer, branches[0] if answer else branches[1])
     mark = node.b.mark
     results: list[list[AnyValue]] = []
     blocks = [_branch(node, graph, results) for graph in branches]
+    if _of_different_ranks(*results):
+        # Exporters trace with the sizes for which the condition holds.
+        node.lowering.assumptions.settle(place, True)
+        raise Undecided
     joined = _Join(node, condition, mark, results[0], results[1])
     return joined.emit(blocks)
+
+
+def _assumed(node: Node, condition: Dim, answer: bool, branch: GraphProto) -> list[AnyValue]:
+    """The one branch whose results have the ranks that the rest of the model needs."""
+    node.b.require(
+        condition if answer else symbolic.negated(condition),
+        f"it is compiled for sizes with which {condition} is {'true' if answer else 'false'}; "
+        "compile it for others with --shape",
+    )
+    return node.lowering.subgraph(branch, [], node)
+
+
+def _of_different_ranks(then: Sequence[AnyValue], otherwise: Sequence[AnyValue]) -> bool:
+    pairs = zip(then, otherwise, strict=False)
+    return any(
+        isinstance(a, Value) and isinstance(b, Value) and a.rank != b.rank for a, b in pairs
+    )
 
 
 def single_truth(node: Node, value: Value) -> Dim:
@@ -83,8 +108,8 @@ class _Join:
             )
         if a.rank != b.rank:
             raise self.node.error(
-                f"its branches return tensors of different rank, {a} and {b}, and only a run knows "
-                "which",
+                f"its branches return sequences of tensors of different rank, {a} and {b}, and "
+                "only a run knows which",
                 hint="pin the shapes of the inputs that the condition depends on with --shape",
             )
 

@@ -90,16 +90,26 @@ def lower_squeeze(node: Node) -> Value:
     if axes is not None and any(Dim.of(axis).value is None for axis in axes):
         return _squeezed_at_run_time(node, x, axes)
     if axes is None:
-        unknown = [axis for axis, dim in enumerate(x.dims) if dim.value is None]
-        if unknown:
-            raise node.error(
-                f"the rank of its result depends on the sizes of {x}",
-                hint="export it with axes, or pin the shapes of the inputs with --shape",
-            )
-        chosen = [axis for axis, dim in enumerate(x.dims) if dim == ONE]
+        chosen = [axis for axis, dim in enumerate(x.dims) if _is_one(node, axis, dim)]
     else:
         chosen = [node.counted(Dim.of(axis).value or 0, x.rank) for axis in axes]
     return squeeze(node.b, x, chosen)
+
+
+def _is_one(node: Node, axis: int, dim: Dim) -> bool:
+    """Whether an axis goes; where only a run knows, it is assumed that it does not."""
+    if dim.value is not None:
+        return dim == ONE
+    assumptions = node.lowering.assumptions
+    place, answer = assumptions.ask()
+    if answer is None:
+        answer = False
+        assumptions.settle(place, answer)
+    one = symbolic.is_equal(dim, ONE)
+    text = f"it is compiled for a size of axis {axis} that is {'' if answer else 'not '}1"
+    hint = "compile it for others with --shape"
+    node.b.require(one if answer else symbolic.negated(one), f"{text}; {hint}")
+    return answer
 
 
 def _squeezed_at_run_time(node: Node, x: Value, axes: list[Dim]) -> Value:
