@@ -18,7 +18,6 @@ from ..values import Value
 from .integer_products import multiply, requantize
 from .integer_products import qlinear_conv as standard_qlinear_conv
 from .pooling import average_pool, global_average_pool, max_pool
-from .reductions import reduce_mean
 from .softmax import softmax
 
 Body = Callable[..., Scalar]
@@ -88,11 +87,6 @@ def qlinear_softmax(node: Node) -> Value:
     else:
         axes = list(range(node.axis("axis", x.rank, 1), x.rank))
     return encoded(node, softmax(node.b, x, axes), 3)
-
-
-@lowers("QLinearReduceMean", domain=MICROSOFT)
-def qlinear_reduce_mean(node: Node) -> Value:
-    return encoded(node, reduce_mean(node.as_standard(decoded(node, 0))), 3)
 
 
 def channels_first(node: Node, x: Value) -> Value:

@@ -1,0 +1,133 @@
+"""com.microsoft's operators on codes give onnxruntime's codes, to one step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_models as models
+import pytest
+from front_end.oracle import compiled, expected, outputs
+from onnx import NodeProto
+from onnx_models import node
+
+MS = {"domain": "com.microsoft"}
+F32 = np.float32
+
+# name, scale and zero point of the tensors that the nodes below read and make
+GRIDS = {"x": (0.021, 131), "y": (0.017, 97), "z": (0.033, 120), "p": (1 / 256, 0)}
+
+
+def grid(name: str) -> str:
+    return f"{name}_scale {name}_zero"
+
+
+NODES: dict[str, NodeProto] = {
+    "add": node("QLinearAdd", f"x {grid('x')} y {grid('y')} {grid('z')}", "add", **MS),
+    "add_row": node(
+        "QLinearAdd", f"x {grid('x')} row {grid('y')} {grid('z')}", "add_row", "to a row", **MS
+    ),
+    "mul": node("QLinearMul", f"x {grid('x')} y {grid('y')} {grid('z')}", "mul", **MS),
+    "sigmoid": node("QLinearSigmoid", f"x {grid('x')} {grid('p')}", "sigmoid", **MS),
+    "leaky": node("QLinearLeakyRelu", f"x {grid('x')} {grid('z')}", "leaky", alpha=0.2, **MS),
+    "softmax": node(
+        "QLinearSoftmax", f"x {grid('x')} {grid('p')}", "softmax", axis=-1, opset=13, **MS
+    ),
+    "concat": node(
+        "QLinearConcat", f"{grid('z')} x {grid('x')} y {grid('y')}", "concat", axis=1, **MS
+    ),
+    "average": node(
+        "QLinearAveragePool", f"x {grid('x')} {grid('z')}", "average", kernel_shape=[3, 3],
+        pads=[1, 0, 1, 0], strides=[1, 2], count_include_pad=0, **MS,
+    ),
+    "average_last": node(
+        "QLinearAveragePool", f"x {grid('x')} {grid('z')}", "average_last", "last",
+        kernel_shape=[2, 2], channels_last=1, **MS,
+    ),
+    "image": node("QLinearGlobalAveragePool", f"x {grid('x')} {grid('z')}", "image", **MS),
+    "image_last": node(
+        "QLinearGlobalAveragePool", f"x {grid('x')} {grid('z')}", "image_last", "channels last",
+        channels_last=1, **MS,
+    ),
+    "where": node(
+        "QLinearWhere", f"c x {grid('x')} y {grid('y')} {grid('z')}", "where", **MS
+    ),
+    "pool": node("NhwcMaxPool", "x", "pool", kernel_shape=[2, 3], strides=[2, 1], **MS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_codes_are_those_of_onnxruntime_to_one_step(dtype: type, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    low = np.iinfo(dtype).min
+    constants: dict[str, np.ndarray] = {"row": rng.integers(low, low + 256, 7).astype(dtype)}
+    for name, (scale, zero) in GRIDS.items():
+        constants[f"{name}_scale"] = np.array(scale, F32)
+        constants[f"{name}_zero"] = np.array(zero + low, dtype)
+    shape = ["batch", 4, 6, 7]
+    proto = models.model(
+        list(NODES.values()),
+        [("x", dtype, shape), ("y", dtype, shape), ("c", bool, shape)],
+        [(name, dtype, [None] * 4) for name in NODES],
+        constants,
+        domains=["com.microsoft"],
+    )
+    model = compiled(proto, tmp_path)
+    for batch in (1, 3):
+        sizes = (batch, 4, 6, 7)
+        feeds = {
+            "x": rng.integers(low, low + 256, sizes).astype(dtype),
+            "y": rng.integers(low, low + 256, sizes).astype(dtype),
+            "c": rng.random(sizes) < 0.5,
+        }
+        for name, got, wanted in zip(
+            NODES, outputs(model, feeds), expected(proto, feeds), strict=True
+        ):
+            assert got.shape == wanted.shape and got.dtype == wanted.dtype, name
+            steps = np.abs(got.astype(int) - wanted.astype(int))
+            assert steps.max() <= 1, f"{name}: {steps.max()} steps"
+            assert (steps > 0).mean() < 0.02, name
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("to_codes", [False, True])
+def test_qgemm(transposed: bool, to_codes: bool, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    k, n = 70, 9
+    w = rng.integers(-128, 128, (n, k) if transposed else (k, n)).astype(np.int8)
+    constants = {
+        "a_scale": np.array(0.01, F32), "a_zero": np.array(120, np.uint8), "w": w,
+        "w_scale": rng.uniform(0.001, 0.02, n).astype(F32), "w_zero": np.zeros(n, np.int8),
+        "c": rng.integers(-5000, 5000, n).astype(np.int32),
+        "y_scale": np.array(0.3, F32), "y_zero": np.array(128, np.uint8),
+    }  # fmt: skip
+    inputs = "a a_scale a_zero w w_scale w_zero c" + (" y_scale y_zero" if to_codes else "")
+    proto = models.model(
+        [node("QGemm", inputs, "y", transB=int(transposed), alpha=1.0, **MS)],
+        [("a", np.uint8, ["rows", k])],
+        [("y", np.uint8 if to_codes else F32, [None, None])],
+        constants,
+        domains=["com.microsoft"],
+    )
+    feeds = {"a": rng.integers(0, 256, (5, k)).astype(np.uint8)}
+    (got,) = outputs(compiled(proto, tmp_path), feeds)
+    (wanted,) = expected(proto, feeds)
+    if to_codes:
+        assert np.abs(got.astype(int) - wanted.astype(int)).max() <= 1
+    else:
+        np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_mul_integer(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    proto = models.model(
+        [node("MulInteger", "a a_zero b b_zero", "y", **MS)],
+        [("a", np.uint8, ["n", 3]), ("b", np.int8, [3])],
+        [("y", np.int32, [None, None])],
+        {"a_zero": np.array(100, np.uint8), "b_zero": np.array(-3, np.int8)},
+        domains=["com.microsoft"],
+    )
+    a, b = rng.integers(0, 256, (4, 3)).astype(np.uint8), np.array([-128, 0, 127], np.int8)
+    (got,) = outputs(compiled(proto, tmp_path), {"a": a, "b": b})
+    np.testing.assert_array_equal(got, (a.astype(int) - 100) * (b.astype(int) + 3))
+    assert got.dtype == np.int32
