@@ -94,6 +94,22 @@ const char *abqc_format_sizes(int32_t rank, const int64_t *sizes, char *text, si
     return text;
 }
 
+/* Can all elements lie in one address space? Whether they lie in the caller's memory only the caller
+ * knows. */
+static bool strides_are_possible(const DLTensor *tensor) {
+    int64_t item = (int64_t)abqc_item_size(tensor->dtype), total = 0;
+    if (tensor->byte_offset > (uint64_t)ABQC_MAX_BYTES) return false;
+    for (int32_t d = 0; d < tensor->ndim && tensor->strides; d++) {
+        int64_t stride = tensor->strides[d], reach;
+        if (stride < -ABQC_MAX_BYTES || stride > ABQC_MAX_BYTES ||
+            __builtin_mul_overflow(stride < 0 ? -stride : stride, tensor->shape[d] - 1, &reach) ||
+            __builtin_mul_overflow(reach, item, &reach) ||
+            __builtin_add_overflow(total, reach, &total) || total > ABQC_MAX_BYTES)
+            return false;
+    }
+    return true;
+}
+
 /* What inputs and handed-in outputs have in common: device, type, rank, data. */
 static int32_t check_tensor(const abqc_device *device, int32_t status, const char *role,
                             const abqc_tensor_info *info, const DLTensor *tensor) {
@@ -115,6 +131,8 @@ static int32_t check_tensor(const abqc_device *device, int32_t status, const cha
         return abqc_error(status, "%s '%s' has an impossible size", role, info->name);
     if (bytes > 0 && !tensor->data)
         return abqc_error(status, "%s '%s' has no data", role, info->name);
+    if (bytes > 0 && !strides_are_possible(tensor))
+        return abqc_error(status, "%s '%s' has impossible strides", role, info->name);
     return ABQC_OK;
 }
 
