@@ -58,7 +58,9 @@ def import_model(
     model.drop_dead_nodes()
     fuse_convolutions(model)
     report("lowering to linalg")
-    return lower(model, initializers, work, keep_codes)
+    result = lower(model, initializers, work, keep_codes)
+    result.notes.extend(notes)
+    return result
 
 
 def lower(model: Model, initializers: Initializers, work: Path, keep_codes: bool) -> ImportedModel:
