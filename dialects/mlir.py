@@ -1,7 +1,6 @@
 """The only file that imports the MLIR bindings, which today live in the torch-mlir wheel.
 
-`nvvm` and `onnx_importer` are imported when they are first asked for: they take a quarter of the
-time, and most compiles need neither.
+`nvvm` is imported when it is first asked for: most compiles need none of it.
 """
 
 from __future__ import annotations
@@ -48,7 +47,6 @@ __all__ = [
 
 _LATE = {
     "nvvm": "torch_mlir.dialects.nvvm",
-    "onnx_importer": "torch_mlir.extras.onnx_importer",
 }
 
 
