@@ -29,7 +29,7 @@ def check_model(model: Model) -> None:
 
 
 def _check_opset(model: Model) -> None:
-    if model.opset == 0:
+    if model.opset == 0 and any(node.domain in ("", "ai.onnx") for node in model.nodes):
         raise ModelError("the model does not say its opset version")
     newest = defs.onnx_opset_version()
     if model.opset > newest:

@@ -320,3 +320,31 @@ def max_roi_pool(node: Node) -> Value:
 def _half_away(x: Scalar) -> Scalar:
     """Rounded to the nearest integer, halves away from zero."""
     return (x < 0.0).select((x - 0.5).ceil(), (x + 0.5).floor())
+
+
+@lowers("AffineGrid")
+def affine_grid(node: Node) -> Value:
+    """Points from -1 to 1 of an image of a size, moved by a matrix: B x image x axes."""
+    theta, size, b = node.input(0), node.dims_of(1) or [], node.b
+    corners, rank = bool(node.int("align_corners", 0)), len(size) - 2
+    if rank < 1 or theta.rank != 3:
+        raise node.error(f"its input is {theta}, its size has {len(size)} axes")
+    for dim, wanted in zip(theta.dims[1:], (rank, rank + 1), strict=True):
+        b.require_equal(dim, Dim.of(wanted), f"{theta} must be B x {rank} x {rank + 1}")
+    b.require_equal(theta.dims[0], size[0], f"{theta} and the size differ in their batch")
+    source = _made(b, theta)
+
+    def moved(indices: list[Scalar]) -> Scalar:
+        batch, *place, row = indices
+        total = b.read(source, [batch, row, const(rank, INDEX)])
+        for axis in range(rank):
+            length = b.scalar(size[2 + axis]).cast(theta.dtype)
+            at = place[axis].cast(theta.dtype)
+            if corners:
+                point = at * (2.0 / (length - 1.0).maximum(1.0)) - 1.0
+            else:
+                point = (at * 2.0 + 1.0) / length - 1.0
+            total = total + b.read(source, [batch, row, const(rank - 1 - axis, INDEX)]) * point
+        return total
+
+    return b.tabulate([theta.dims[0], *size[2:], rank], theta.dtype, moved)
