@@ -97,8 +97,7 @@ class KernelJob:
         try:
             made = compile_kernels(module, self.isa, [symbol])
         except Exception as error:
-            error.add_note(f"kernel {name}")
-            raise
+            raise CompileError(f"kernel {name}: {error}") from error
         cache.put(key, made)
         return made
 
@@ -114,12 +113,13 @@ class RunningJob:
     def __init__(self, job: Job, path: Path) -> None:
         self.job = job
         self.path = path
-        self.log = path.with_suffix(".log")
         self.running = True
-        with open(self.log, "wb") as log:
-            self.pid = os.fork()
-            if self.pid == 0:
-                self._work(log.fileno())
+        reader, writer = os.pipe()
+        self.log = open(reader, errors="replace")  # noqa: SIM115 (finish and stop close it)
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._work(writer)
+        os.close(writer)
 
     def _work(self, log: int) -> NoReturn:
         """In the child: it writes the result, and of this process's output and clean-up it does
@@ -129,20 +129,23 @@ class RunningJob:
             end_with_parent()
             os.dup2(log, 1)
             os.dup2(log, 2)
+            sys.stdout = sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
             self.path.write_bytes(self.job.compile())
             status = 0
-        except BaseException:
+        except BaseException as error:
             traceback.print_exc()
+            print(" ".join(f"{type(error).__name__}: {error}".split()), file=sys.stderr)
         finally:
             sys.stderr.flush()
             os._exit(status)
 
     def finish(self) -> Path:
+        with self.log:
+            lines = self.log.read().strip().splitlines()
         _, status = os.waitpid(self.pid, 0)
         self.running = False
         code = os.waitstatus_to_exitcode(status)
         if code != 0:
-            lines = self.log.read_text(errors="replace").strip().splitlines()
             how = signal.Signals(-code).name if code < 0 else f"status {code}"
             raise CompileError(
                 f"compiling the {self.job.form} kernels failed ({how}): "
@@ -152,6 +155,7 @@ class RunningJob:
 
     def stop(self) -> None:
         if self.running:
+            self.log.close()
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
             self.running = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ class CCompiler:
             ) from error
         if result.returncode:
             failure = ToolchainError(
-                f"the C compiler '{self}' failed to {purpose}: {_complaints(result.stderr)}"
+                f"the C compiler '{self}' failed to {purpose}: {_complaints(result)}"
             )
             failure.add_note(f"cd {directory} && {shlex.join(command)}\n{result.stderr}")
             raise failure
@@ -81,8 +82,12 @@ def _version(command: tuple[str, ...]) -> str:
     return result.stdout.partition("\n")[0]
 
 
-def _complaints(text: str) -> str:
-    """The first lines that say what is wrong; "collect2" only says that something is."""
-    lines = [line for line in text.splitlines() if not line.startswith("collect2")]
+def _complaints(result: subprocess.CompletedProcess[str]) -> str:
+    """The first lines that say what is wrong; that ld returned 1 only says that something is."""
+    lines = [line for line in result.stderr.splitlines() if "ld returned" not in line]
     telling = [line for line in lines if "error" in line or "undefined" in line] or lines
-    return " / ".join(telling[:3])[:600] or "no message"
+    if telling:
+        return " / ".join(telling[:3])[:600]
+    if result.returncode < 0:
+        return f"it was ended by {signal.Signals(-result.returncode).name}"
+    return f"exit code {result.returncode}, no message"

@@ -202,6 +202,7 @@ def main() -> None:
     work = getattr(importlib.import_module(module), function)
     gc.freeze()  # what is imported is shared by all forks, and no collection touches it
     Server(control, work).serve()
+    os._exit(0)  # without taking all that is imported apart
 
 
 if __name__ == "__main__":
