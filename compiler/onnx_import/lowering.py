@@ -20,6 +20,7 @@ from .element_types import BOOL, element_type
 from .emit import Builder
 from .folding import Folder
 from .load import Initializers, named
+from .refusals import REFUSALS
 from .registry import ML, MICROSOFT, RULES, Node, canonical, load_rules, rule_for
 from .symbolic import Dim
 from .values import AnyValue, OptionalValue, SequenceValue, Value, constant_value
@@ -275,6 +276,9 @@ def unsupported(node: Node) -> ModelError:
     """What to say of an operator that has no rule."""
     load_rules()
     label = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+    reason = REFUSALS.get((node.domain, node.op_type))
+    if reason is not None:
+        return ModelError(f"operator {label} is not supported: {reason}", node=node.name)
     entries = RULES.get((node.domain, node.op_type))
     if entries:
         oldest = min(entry.since for entry in entries)

@@ -387,13 +387,3 @@ def _cut(node: Node, bias: Value, keys: Dim) -> Value:
     if bias.dims[-1] in (keys, ONE):
         return bias
     return slice_axis(node.b, bias, bias.rank - 1, 0, keys)
-
-
-@lowers("DecoderMaskedMultiHeadAttention", domain=MICROSOFT)
-def decoder_masked_attention(node: Node) -> list[Value | None]:
-    if node.given(9):
-        raise node.error("beam search (cache_indirection) is not supported")
-    raise node.error(
-        "buffers shared by past and present are not supported",
-        hint="export the model without them, as MultiHeadAttention or GroupQueryAttention",
-    )

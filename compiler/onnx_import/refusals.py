@@ -1,0 +1,69 @@
+"""Operators that are refused on purpose, and why. What is in no table is merely not there yet.
+
+`docs/operators.md` and the errors of a compile are made from this.
+"""
+
+from __future__ import annotations
+
+from .registry import ML, MICROSOFT
+
+TRAINING = "training is not inference"
+STRINGS = "strings: do this before the model, on its inputs"
+IMAGES = "images are decoded before the model"
+MAPS = "its maps are no tensors"
+SEARCH = "a search over sequences: run the decoder step by step from outside of the model"
+CACHES = "caches that are pages or are shared by several requests belong to a server's runtime"
+ORDERED = "an order of memory for one GPU's library"
+VENDOR = "it holds another compiler's code"
+SPARSE = "attention that is sparse or packed without padding has no kernel here"
+SPARSE_DATA = "sparse tensors are not tensors here"
+NEW = "it is not settled in onnxruntime yet, and no published model has it"
+MEMORY_ORDER = "onnxruntime inserts it itself for its own order of memory: compile the model before"
+INTERNAL = "onnxruntime inserts it itself: compile the model before its optimizer has run"
+
+_BY_REASON: dict[tuple[str, str], str] = {
+    ("", STRINGS): "RegexFullMatch StringConcat StringNormalizer StringSplit",
+    ("", IMAGES): "ImageDecoder",
+    (ML, MAPS): "CastMap DictVectorizer",
+    (ML, STRINGS): "CategoryMapper",
+    ("ai.onnx.preview.training", TRAINING): "Adagrad Adam Gradient Momentum",
+    (MICROSOFT, STRINGS): "MurmurHash3 Tokenizer",
+    (MICROSOFT, TRAINING): (
+        "BiasDropout BitmaskBiasDropout BitmaskDropout BifurcationDetector IsAllFinite"
+    ),
+    (MICROSOFT, SEARCH): (
+        "BeamSearch GreedySearch NGramRepeatBlock Sampling SpeculativePrefixCommit "
+        "WhisperBeamSearch"
+    ),
+    (MICROSOFT, CACHES): (
+        "DecoderAttention DecoderMaskedMultiHeadAttention DecoderMaskedSelfAttention "
+        "PagedAttention SparsePagedAttention"
+    ),
+    (MICROSOFT, ORDERED): (
+        "DequantizeWithOrder QOrderedAttention QOrderedGelu QOrderedLayerNormalization "
+        "QOrderedLongformerAttention QOrderedMatMul QuantizeWithOrder"
+    ),
+    (MICROSOFT, VENDOR): "EPContext Snpe",
+    (MICROSOFT, SPARSE): (
+        "DynamicSparseAttention GatedRelativePositionBias LongformerAttention PackedAttention "
+        "PackedMultiHeadAttention PackedSparseAttentionIndexer PackedSparseAttentionIndexerMerge "
+        "RemovePadding RestorePadding SparseAttention SparseAttentionIndexer"
+    ),
+    (MICROSOFT, SPARSE_DATA): "SparseToDenseMatMul",
+    (MICROSOFT, MEMORY_ORDER): "NhwcConv NhwcFusedConv",
+    (MICROSOFT, INTERNAL): "MatMulPacked MoEPacked GatherPacked",
+    (MICROSOFT, NEW): (
+        "BranchwiseRMSNorm ConvStateReplay DynamicTimeWarping EngramGate GatedAdd GatedDeltaNet "
+        "GatedDeltaNetStateReplay GatedRMSNorm GemmaRotaryEmbedding HyperConnectionLowRankMix "
+        "HyperConnectionPostMix HyperConnectionPreMix LinearAttentionGate MRotaryEmbedding "
+        "Mamba2Verify MatMulBlockQuantizedFp4Weight MatMulBlockQuantizedFp8Weight MatMulNBitsMlp "
+        "MatMulNBitsQLoRA MatMulNBitsQkv MoEGroupRouter NGramHashMapping RMSNormRotary "
+        "RouterGateUpProj ScaledSiLU VarlenCausalConvWithState VarlenNGramHashMapping"
+    ),
+}
+
+REFUSALS: dict[tuple[str, str], str] = {
+    (domain, name): reason
+    for (domain, reason), names in _BY_REASON.items()
+    for name in names.split()
+}
