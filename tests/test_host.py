@@ -87,7 +87,7 @@ def test_checks_become_errors_and_the_next_run_works(
 
 @pytest.mark.parametrize("place", [4, -5, 10**12, -(10**12), 2**63 - 1, -(2**63)])
 def test_an_index_out_of_range_is_an_error_of_the_node(hazards: Model, place: int) -> None:
-    with pytest.raises(InputError, match="node 'Gather_[68]': an index is out of range"):
+    with pytest.raises(InputError, match=r"node 'Gather_[68]': an index is out of range"):
         hazards.run(feeds(at=np.array([1, place, 0])))
     results = hazards.run(feeds(at=np.array([3, -4, 0])))
     by_name = {spec.name: r for spec, r in zip(hazards.outputs, results, strict=True)}
