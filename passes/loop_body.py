@@ -124,7 +124,8 @@ class Body:
 
     def _reduce_in_register(self) -> None:
         first = len(self.nest.operands) - self.nest.n_outputs
-        outputs = range(first, len(self.nest.operands))
+        written = self.nest.written
+        outputs = [first + i for i in range(self.nest.n_outputs) if i not in written]
         if self.nest.init is not None:
             start = [self._clone_constant(self.nest.init)]
         else:
@@ -141,10 +142,24 @@ class Body:
             if len(dims) > 1:
                 values = self._reduction_loops(dims[1:], inner)
             else:
-                first = len(self.nest.operands) - self.nest.n_outputs
-                values = self._clone_body([self._load(i) for i in range(first)] + inner)
+                values = self._turn(inner)
             scf.YieldOp(values)
         return list(loop.results)
+
+    def _turn(self, carried: list[ir.Value]) -> list[ir.Value]:
+        """One turn of a reduction: stores what is written in each, returns what is carried on."""
+        first = len(self.nest.operands) - self.nest.n_outputs
+        written, rest = self.nest.written, iter(carried)
+        before: list[ir.Value | None] = [self._load(i) for i in range(first)]
+        for i in range(self.nest.n_outputs):
+            used = is_used(self.nest.arguments[first + i])
+            before.append(
+                next(rest) if i not in written else self._load(first + i) if used else None
+            )
+        values = self._clone_body(before)
+        for i in written:
+            self._store(first + i, values[i])
+        return [value for i, value in enumerate(values) if i not in written]
 
     def _clone_body(self, arguments: list[ir.Value | None]) -> list[ir.Value]:
         """Clone the generic's body with its arguments replaced; the yielded values."""
@@ -163,7 +178,7 @@ class Body:
                 mapping[op.results[0]] = self.ivs[ir.IntegerAttr(op.attributes["dim"]).value]
                 continue
             results = self._clone_op(op, mapping)
-            if self.nest.register and op.name in _FLAGS:
+            if self.nest.register and op.name in _FLAGS and not self.nest.written:
                 _relax(results[0].owner, accumulates=op in accumulating)
             mapping.update(zip(op.results, results, strict=True))
         raise AssertionError("a linalg body ends in linalg.yield")

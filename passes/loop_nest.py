@@ -41,6 +41,17 @@ class Nest:
     register: bool = False  # reductions accumulate in a register
     block: int | None = None  # iterations of inner[0] that one grid index covers; None: all
 
+    @property
+    def written(self) -> list[int]:
+        """The outputs (by number) with an element for every turn of a reduction: running sums."""
+        first = len(self.operands) - self.n_outputs
+        reductions = [d for d, kind in enumerate(self.kinds) if kind == "reduction"]
+        positions = [
+            {expr.position for expr in map_.results if isinstance(expr, ir.AffineDimExpr)}
+            for map_ in self.maps[first:]
+        ]
+        return [i for i, found in enumerate(positions) if found & set(reductions)]
+
 
 def read_nest(op: ir.Operation) -> Nest:
     """The loops of a generic, not yet given to grid and kernel."""

@@ -109,8 +109,13 @@ class Scalar:
         return self._shift(other, arith.ShLIOp)
 
     def shift_right(self, other: Scalar | Number) -> Scalar:
-        """Of unsigned numbers: 0 where `other` is the width or more."""
-        return self._shift(other, arith.ShRUIOp)
+        """Signed numbers keep their sign. All bits leave where `other` is the width or more."""
+        if not self.dtype.signed:
+            return self._shift(other, arith.ShRUIOp)
+        amount, width = self._coerced(other), ir.IntegerType(self.ssa.type).width
+        last = self.like(width - 1)
+        safe = arith.MinUIOp(amount.ssa, last.ssa).result
+        return self._made(arith.ShRSIOp(self.ssa, safe).result)
 
     def _shift(self, other: Scalar | Number, operation: Callable[..., ir.OpView]) -> Scalar:
         amount = self._coerced(other)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from abqc.dialects.mlir import arith, ir
 
-from .element_types import BF16, BOOL, F16, F32, I32, U8, U16, ElementType
+from .element_types import BF16, BOOL, F16, F32, U32, U8, U16, ElementType
 from .scalars import Scalar, const
 
 _SIGN, _INFINITY, _MANTISSA = 0x80000000, 0x7F800000, 0x007FFFFF  # of an f32
@@ -93,7 +93,7 @@ def decode(code: ir.Value, dtype: ElementType) -> ir.Value:
     """
     if dtype.bits == 16:
         return arith.ExtFOp(F32.inside(), code).result
-    number = Scalar(code, U8).cast(I32)
+    number = Scalar(code, U8).cast(U32)
     if dtype.name == E8M0:
         return _power_of_two(number).ssa
     layout = LAYOUTS[dtype.name]
@@ -134,7 +134,7 @@ def encode(value: ir.Value, dtype: ElementType) -> ir.Value:
     normal = (bits & ~_SIGN).shift_right(_WIDTH - layout.mantissa) + (exponent << layout.mantissa)
     unit = math.ldexp(1.0, layout.mantissa - layout.smallest_exponent)
     is_small = size < math.ldexp(1.0, layout.smallest_exponent)
-    small = (is_small.select(size, size.like(0.0)) * unit).cast(I32)
+    small = (is_small.select(size, size.like(0.0)) * unit).cast(U32)
     code = is_small.select(small, normal)
     if layout.infinity is not None:
         code = (size == math.inf).select(code.like(layout.infinity), code)
@@ -149,7 +149,7 @@ def encode(value: ir.Value, dtype: ElementType) -> ir.Value:
 
 
 def _bits(x: Scalar) -> Scalar:
-    return Scalar(arith.BitcastOp(I32.inside(), x.ssa).result, I32)
+    return Scalar(arith.BitcastOp(U32.inside(), x.ssa).result, U32)
 
 
 def _as_float(bits: Scalar) -> Scalar:
