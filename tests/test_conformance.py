@@ -1,4 +1,4 @@
-"""onnx's own backend suite (`conformance/`): a fixed sample here, all of it among the slow tests."""
+"""onnx's own backend suite (`conformance/`): a fixed sample here, all of it with the slow tests."""
 
 from __future__ import annotations
 
