@@ -15,6 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from .constants import Constant, from_array
 from .model import SMALL, Model, default_opset, first_line, subgraphs
+from .ordering import in_order
 
 # Element types whose bytes in a file are those of a numpy array on a little-endian machine.
 MAPPABLE = {
@@ -37,7 +38,7 @@ def load_model(path: Path, work_dir: Path) -> tuple[Model, Initializers]:
     initializers.embed_nodes(proto.graph.node)
     for function in proto.functions:
         initializers.embed_nodes(function.node)
-    nodes = named(proto.graph.node)
+    nodes = named(in_order(proto.graph.node))
     model = Model(_shell(proto, constants), nodes, constants, default_opset(proto))
     return model, initializers
 

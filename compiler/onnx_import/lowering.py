@@ -21,6 +21,7 @@ from .emit import Builder
 from .folding import Folder
 from .load import Initializers, named
 from .refusals import REFUSALS
+from .ordering import in_order
 from .registry import ML, MICROSOFT, RULES, Node, canonical, load_rules, rule_for
 from .symbolic import Dim
 from .values import AnyValue, OptionalValue, SequenceValue, Value, constant_value
@@ -79,7 +80,7 @@ class Lowering:
                 constant = self._initializers.constant(tensor)
                 self.define(tensor.name, self._constant_value(constant, node.name))
             self.environment.update(names)
-            self.lower_nodes(named(list(graph.node)))
+            self.lower_nodes(named(in_order(graph.node)))
             results = [self.value(output.name, node.name) for output in graph.output]
         self.builder.node = outer_name
         return results
