@@ -16,18 +16,20 @@ class QuantizedConstant:
     """What a constant was computed from: scale * (codes - zero).
 
     `scale` and `zero` have the rank of `codes`; an axis of theirs is 1, that of the codes, or
-    counts blocks of it. None stands for 1 and 0.
+    counts blocks of `block` (0: equal blocks). None stands for 1 and 0.
     """
 
     codes: Constant
     scale: Constant | None = None
     zero: Constant | None = None
+    block: int = 0
 
     def transposed(self, permutation: tuple[int, ...]) -> QuantizedConstant:
         return QuantizedConstant(
             self.codes.transposed(permutation),
             self.scale and self.scale.transposed(permutation),
             self.zero and self.zero.transposed(permutation),
+            self.block,
         )
 
 

@@ -41,7 +41,8 @@ def dequantized_constant(
     spread_zero = along_axis(zero, codes.shape, axis, block) if zero is not None else None
     if spread is None or (zero is not None and spread_zero is None):
         return None
-    return dequantized(QuantizedConstant(codes, spread, spread_zero), codes.shape, elem_type)
+    source = QuantizedConstant(codes, spread, spread_zero, block)
+    return dequantized(source, codes.shape, elem_type)
 
 
 def dequantized(
@@ -53,12 +54,12 @@ def dequantized(
     def load() -> np.ndarray:
         values = source.codes.load().astype(np.float32)
         if source.zero is not None:
-            values -= _spread(source.zero.load().astype(np.float32), shape)
+            values -= _spread(source.zero.load().astype(np.float32), shape, source.block)
         if source.scale is not None:
-            values *= _spread(source.scale.load().astype(np.float32), shape)
+            values *= _spread(source.scale.load().astype(np.float32), shape, source.block)
         return values.astype(dtype, copy=False)
 
-    return Constant(shape, elem_type, load, quantized=source)
+    return Constant(shape, elem_type, load, quantized=source, name=source.codes.name)
 
 
 def as_codes(constant: Constant) -> Codes | None:
@@ -73,15 +74,19 @@ def as_codes(constant: Constant) -> Codes | None:
         return None
     columns = constant.size // rows
     groups = max(scale.shape[1], 1 if zero is None else zero.shape[1])
-    size = -(-columns // groups)
-    if -(-columns // size) != groups:
+    size = source.block or -(-columns // groups)
+    if groups > 1 and -(-columns // size) != groups:
         return None
     exact = np.float16 if scale.dtype == np.float16 else np.float32
     scale = np.broadcast_to(scale, (rows, groups)).astype(exact)
+    bits, signed = BITS[source.codes.elem_type], source.codes.elem_type in SIGNED
     zeros = np.zeros((rows, groups), np.int64)
     if zero is not None:
+        zero = zero.astype(np.float32)
+        lowest = -(1 << (bits - 1)) if signed else 0
+        if not np.all((zero == np.rint(zero)) & (zero >= lowest) & (zero < lowest + (1 << bits))):
+            return None  # no kernel has zero points between or beyond the codes
         zeros = np.broadcast_to(zero, (rows, groups)).astype(np.int64)
-    bits, signed = BITS[source.codes.elem_type], source.codes.elem_type in SIGNED
     sharing = f"g{size}" if groups > 1 else "channel"
     half = 0 if signed else 1 << (bits - 1)
     read = source.codes.load
@@ -109,13 +114,13 @@ def _per_row(part: Constant, shape: tuple[int, ...]) -> np.ndarray | None:
     return None
 
 
-def _spread(part: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _spread(part: np.ndarray, shape: tuple[int, ...], block: int) -> np.ndarray:
     """Repeats blocks, so that what is left is numpy's broadcasting."""
     if part.ndim != len(shape):
         return part
     for axis, (size, whole) in enumerate(zip(part.shape, shape, strict=True)):
         if size not in (1, whole):
-            part = part.repeat(-(-whole // size), axis)[
+            part = part.repeat(block or -(-whole // size), axis)[
                 tuple(slice(whole) if at == axis else slice(None) for at in range(part.ndim))
             ]
     return part
@@ -139,10 +144,4 @@ def along_axis(
         return None
     size = block or -(-shape[axis] // max(part.shape[axis], 1))
     wanted = tuple(-(-s // size) if at == axis else s for at, s in enumerate(shape))
-    if part.shape != wanted:
-        return None
-    if -(-shape[axis] // max(part.shape[axis], 1)) == size:
-        return part
-    # So many blocks could be shorter ones: what is written out for each element is not mistaken.
-    within = tuple(slice(0, s) for s in shape)
-    return Constant(shape, part.elem_type, lambda: part.load().repeat(size, axis)[within])
+    return part if part.shape == wanted else None
