@@ -25,7 +25,30 @@ def reshape(b: Builder, x: Value, dims: Sequence[Dim | int]) -> Value:
     shape = tuple(dim.value for dim in target)
     if x.constant is not None and None not in shape:
         return constant_value(x.constant.reshaped(shape), x.dtype)  # type: ignore[arg-type]
-    return Value(x.dtype, target, ssa=_view(b, x, target), steps=x.steps)
+    source = x.viewed or x
+    if target == source.dims:
+        return source
+    swapped = _swapped(b, x, target)
+    if swapped is not None:
+        return swapped
+    return Value(x.dtype, target, ssa=_view(b, source, target), steps=x.steps, viewed=source)
+
+
+def _swapped(b: Builder, x: Value, target: tuple[Dim, ...]) -> Value | None:
+    """The transpose of the last two axes that PyTorch writes for three axes, as one of the tensor.
+
+    It exports `key.transpose(-2, -1)` of its attention as a reshape to [-1, rows, columns], a
+    transpose of these three axes and a reshape back.
+    """
+    if x.transposed is None or x.transposed[1] != (0, 2, 1):
+        return None
+    whole = x.transposed[0].viewed
+    if whole is None or whole.rank < 3 or whole.dims[-2:] != x.transposed[0].dims[1:]:
+        return None
+    *lead, rows, columns = whole.dims
+    if target != (*lead, columns, rows):
+        return None
+    return transpose(b, whole, [*range(len(lead)), whole.rank - 1, whole.rank - 2])
 
 
 def _text(dims: Sequence[Dim]) -> str:
@@ -145,7 +168,7 @@ def transpose(b: Builder, x: Value, permutation: Sequence[int]) -> Value:
         return reshape(b, x, dims)
     out = b.empty(x.dtype, dims)
     ssa = linalg.transpose(b.tensor(x), outs=[out], permutation=order).operation.results[0]
-    return Value(x.dtype, dims, ssa=ssa, steps=x.steps)
+    return Value(x.dtype, dims, ssa=ssa, steps=x.steps, transposed=(x, tuple(order)))
 
 
 def unsqueeze(b: Builder, x: Value, axes: Sequence[int]) -> Value:

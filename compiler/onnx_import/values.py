@@ -49,6 +49,8 @@ class Value:
     steps: Steps | None = None
     make: Callable[[], ir.Value] | None = None
     in_f32: ir.Value | None = None
+    viewed: Value | None = None  # the tensor that this is a reshape of
+    transposed: tuple[Value, tuple[int, ...]] | None = None  # what it permutes the axes of
 
     @property
     def rank(self) -> int:
