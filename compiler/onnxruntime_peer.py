@@ -1,13 +1,13 @@
 """onnxruntime as the other side of a comparison: the float model, or quantized by its own tools.
 
-Quantized models are made once and cached in the temporary directory.
+Quantized models are made once and kept in the cache folder, the newest KEPT of them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,9 +16,12 @@ from typing import Any
 import numpy as np
 from abqc.compiler.onnxruntime_values import run_session
 from abqc.errors import AbqcError, InputError
+from abqc.runtime.environment import cache_folder
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+
+KEPT = 20
 
 INSTALL = "install it with `pip install onnxruntime`"
 INSTALL_QUANTIZER = "install what quantizing needs with `pip install 'abqc[compare]'`"
@@ -79,6 +82,7 @@ def quantized(model: Path, kind: str) -> Path:
         return model
     target = _cache_directory(model, kind) / "model.onnx"
     if not target.exists():
+        _make_room(target.parent.parent)
         with tempfile.TemporaryDirectory(dir=target.parent.parent) as scratch:
             logging.disable(logging.WARNING)  # its advice to preprocess
             try:
@@ -97,9 +101,21 @@ def _cache_directory(model: Path, kind: str) -> Path:
     status = model.stat()
     version = import_onnxruntime().__version__
     key = f"{model.resolve()}|{status.st_size}|{status.st_mtime_ns}|{kind}|{version}"
-    root = Path(tempfile.gettempdir()) / f"abqc-peers-{os.getuid()}"
-    root.mkdir(mode=0o700, exist_ok=True)
-    return root / hashlib.sha256(key.encode()).hexdigest()[:16]
+    return cache_folder() / "peers" / hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _make_room(root: Path) -> None:
+    """Have the folder, and in it less than KEPT models. AbqcError where it cannot be made."""
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        old = sorted(root.iterdir(), key=lambda path: path.stat().st_mtime)
+    except OSError as error:
+        raise AbqcError(
+            f"cannot keep a quantized model in {root}: {error.strerror}",
+            hint="ABQC_CACHE names another cache folder",
+        ) from error
+    for path in old[: max(0, len(old) - KEPT + 1)]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class Peer:

@@ -109,6 +109,11 @@ class AnalyticModel(Roofline[MatmulFeatures]):
     def of_machine(cls, name: str) -> Self:
         return cls(cpu_named(name))
 
+    @property
+    def fitted_isas(self) -> frozenset[str]:
+        """The instruction sets whose kernels were measured."""
+        return self.residual.forms if self.residual else frozenset()
+
     def estimate(self, features: MatmulFeatures) -> CpuEstimate:
         compute = COMPUTE.get(features.strategy)
         rates = self.cpu.forms.get(features.isa)

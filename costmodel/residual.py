@@ -64,6 +64,11 @@ class Residual:
         row = _row(features, estimate, self.categories)
         return math.exp(self.trees.predict(np.array([row]))[0])
 
+    @property
+    def forms(self) -> frozenset[str]:
+        """The forms of code, the last word of each category, that were measured."""
+        return frozenset(category.rpartition(" ")[2] for category in self.categories)
+
     def covers(self, features: Features, estimate: Estimate) -> bool:
         """Whether everything that is asked lies within what was measured."""
         if feature_list.category(features) not in self.categories:

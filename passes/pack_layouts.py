@@ -72,12 +72,20 @@ def _choose(matmuls: list[ir.Operation], unit: Unit) -> dict[ir.Operation, Any]:
     readers: dict[ir.Value, list[ir.Operation]] = {}
     for op in matmuls:
         readers.setdefault(op.opview.x, []).append(op)
+    working_set = sum(_weight_bytes(_spec(op)) for op in matmuls)
     choices: dict[ir.Operation, Any] = {}
     for group in readers.values():
         nodes = [ir.StringAttr(op.opview.node).value for op in group]
-        chosen = unit.target.choose([_spec(op) for op in group], nodes=nodes)
+        chosen = unit.target.choose(
+            [_spec(op) for op in group], nodes=nodes, working_set=working_set
+        )
         choices.update(zip(group, chosen, strict=True))
     return choices
+
+
+def _weight_bytes(spec: MatmulSpec) -> int:
+    """Of the codes alone."""
+    return spec.n * spec.k * (spec.weight.bits if spec.weight else 32) // 8
 
 
 def _spec(op: ir.Operation) -> MatmulSpec:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from abqc.codegen.strategy import Choice
 from abqc.codegen.targets.cpu import CpuTarget
 from abqc.codegen.targets.cuda import CudaTarget
+from abqc.costmodel.analytic import AnalyticModel
+from abqc.costmodel.interface import MatmulFeatures, Sample
 from abqc.dialects.formats import parse_scheme
 from abqc.dialects.matmul_spec import MatmulSpec
 from abqc.errors import RecipeError
@@ -60,3 +64,49 @@ def test_a_choice_for_each_in_order(target) -> None:
 def test_what_no_kernel_computes_names_its_node() -> None:
     with pytest.raises(RecipeError, match="no kernel computes"):
         choose(gpu("sm_90a"), [matmul(64), matmul(100, "w4:g128", None), matmul(64, None, "a8")])
+
+
+def tuned(isa: str, fastest: str) -> AnalyticModel:
+    """A model fitted where `fastest` takes a hundredth of what is predicted, with the kernels of
+    one instruction set."""
+    model = AnalyticModel()
+    samples = []
+    for strategy in ("int8", "bitplane"):
+        for rows in (1, 4, 16, 64, 128):
+            for size in (256, 512, 1024):
+                for working_set in (0, 1 << 26):
+                    f = MatmulFeatures(
+                        strategy, rows, size, size, 4, 8, size * size // 2, size // 128, isa
+                    )
+                    f = replace(f, working_set=working_set)
+                    factor = 0.01 if strategy == fastest else 1.0
+                    seconds = factor * model.estimate(f).seconds
+                    samples.append(Sample(f, seconds, "a CPU", date="2026-11-28"))
+    model.fit(samples)
+    return model
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "plain"])
+@pytest.mark.parametrize("fastest", ["int8", "bitplane"])
+def test_choices_ask_what_was_measured_of_the_instruction_set(isa: str, fastest: str) -> None:
+    """A CPU without AVX-512 is tuned with the kernels that it runs."""
+    target = CpuTarget(cost_model=tuned(isa, fastest))
+    assert target.judged_isa == isa
+    assert target.cost_model_status.endswith(f"for {isa} on 1 thread")
+    (choice,) = target.choose([matmul(512, k=512)], nodes=["a"], working_set=1 << 26)
+    assert choice.strategy.name == fastest
+
+
+def test_untuned_choices_are_judged_by_the_best_instruction_set() -> None:
+    target = CpuTarget(cost_model=AnalyticModel())
+    assert target.cost_model_status == "analytic only, for avx512 on 1 thread"
+
+
+def test_weights_of_a_large_model_are_cold() -> None:
+    """Where one row waits for its weights, long prompts decide."""
+    target = CpuTarget(cost_model=AnalyticModel())
+    requests = [matmul(4096, "w2:g128", "a2", 4096)]
+    warm, cold = (
+        target.choose(requests, nodes=["a"], working_set=size)[0] for size in (0, 1 << 30)
+    )
+    assert "DRAM-bound" in cold.why and "DRAM-bound" not in warm.why

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
-from ...costmodel.interface import CostModel, MatmulFeatures
+from ...costmodel.analytic import AnalyticModel
+from ...costmodel.interface import MatmulFeatures
 from ...costmodel.load import model_for
 from ...dialects.formats import Scheme, parse_scheme
 from ..cpu.batch_matmul import batch_matmul_kernels
@@ -21,8 +22,11 @@ from ..isa import ALL, Isa
 from ..objects import CpuObjects, ObjectMaker
 from ..strategy import Choice, Kernel, MatmulSpec, MatmulStrategy, Variant, able_to_do
 
-# Rows that a choice is judged by: decoding, a short prompt, a long one.
+# What a choice is judged by: rows of decoding, of a short prompt and of a long one, on one thread.
+# The packed weights, and with them the choice, are the same for all instruction sets; it is judged
+# by `judged_isa`.
 TYPICAL_ROWS = (1, 16, 128)
+TYPICAL_THREADS = 1
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,20 @@ class CpuTarget:
     name: str = "cpu"
     max_norm_columns: int = 0  # rows of abq.norm that a kernel takes: none here
     isas: tuple[Isa, ...] = ALL
-    cost_model: CostModel = field(default_factory=partial(model_for, "cpu"), repr=False)
+    cost_model: AnalyticModel = field(default_factory=partial(model_for, "cpu"), repr=False)
 
     @property
     def cost_model_status(self) -> str:
         """What the choices rest on."""
-        return self.cost_model.status
+        threads = f"{TYPICAL_THREADS} thread" + ("s" if TYPICAL_THREADS > 1 else "")
+        return f"{self.cost_model.status}, for {self.judged_isa} on {threads}"
+
+    @cached_property
+    def judged_isa(self) -> str:
+        """The best instruction set that the cost model was fitted to; the best one where it was
+        fitted to none."""
+        fitted = self.cost_model.fitted_isas
+        return next((isa.name for isa in self.isas if isa.name in fitted), self.isas[0].name)
 
     @property
     def objects(self) -> ObjectMaker:
@@ -48,19 +60,24 @@ class CpuTarget:
     def strategies(self) -> tuple[MatmulStrategy, ...]:
         return (FloatMatmul(), Dequantize(), Int8Strategy(), BitplaneStrategy())
 
-    def choose(self, specs: Sequence[MatmulSpec], *, nodes: Sequence[str]) -> list[Choice]:
+    def choose(
+        self, specs: Sequence[MatmulSpec], *, nodes: Sequence[str], working_set: int = 0
+    ) -> list[Choice]:
         """The cheapest strategy for each; RecipeError, with its node, where there is none.
 
-        What they cost includes their packing, which they share if they choose alike. Float
-        activations are f32 here, whatever `half` says.
+        `working_set` are the bytes of all weights of the model, which decide whether the next run
+        finds them in a cache. What strategies cost includes their packing, which they share if they
+        choose alike. Float activations are f32 here, whatever `half` says.
         """
-        return [self._choose(spec, node) for spec, node in zip(specs, nodes, strict=True)]
+        return [self._choose(s, node, working_set) for s, node in zip(specs, nodes, strict=True)]
 
-    def _choose(self, spec: MatmulSpec, node: str) -> Choice:
+    def _choose(self, spec: MatmulSpec, node: str, working_set: int) -> Choice:
         able = able_to_do(spec, self.strategies, node=node)
         if len(able) == 1:
             return Choice(able[0], spec, f"{able[0].name}: the only strategy for these formats")
-        scores = {s.name: [self._features(s, spec, m) for m in TYPICAL_ROWS] for s in able}
+        scores = {
+            s.name: [self._features(s, spec, m, working_set) for m in TYPICAL_ROWS] for s in able
+        }
         best = min(able, key=lambda s: self._score(scores[s.name]))
         why = "; ".join(
             f"M={m}: " + self.cost_model.explain([scores[s.name][i] for s in able])
@@ -68,7 +85,9 @@ class CpuTarget:
         )
         return Choice(best, spec, why)
 
-    def _features(self, strategy: MatmulStrategy, spec: MatmulSpec, m: int) -> MatmulFeatures:
+    def _features(
+        self, strategy: MatmulStrategy, spec: MatmulSpec, m: int, working_set: int
+    ) -> MatmulFeatures:
         bits = spec.weight.bits if spec.weight else 32
         return MatmulFeatures(
             strategy=strategy.name,
@@ -79,6 +98,9 @@ class CpuTarget:
             activation_bits=spec.activation.bits if spec.activation else 32,
             weight_bytes=spec.n * spec.k * bits // 8,
             groups=spec.weight.n_groups(spec.k) if spec.weight else 1,
+            isa=self.judged_isa,
+            threads=TYPICAL_THREADS,
+            working_set=working_set,
         )
 
     def _score(self, features: list[MatmulFeatures]) -> float:

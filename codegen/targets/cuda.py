@@ -83,9 +83,11 @@ class CudaTarget:
         )
         return tuple(Scheduled(strategy, self.archs, self.models) for strategy in every)
 
-    def choose(self, specs: Sequence[MatmulSpec], *, nodes: Sequence[str]) -> list[Choice]:
+    def choose(
+        self, specs: Sequence[MatmulSpec], *, nodes: Sequence[str], working_set: int = 0
+    ) -> list[Choice]:
         """A strategy for each of these matmuls of one activation; RecipeError, with its node, where
-        there is none.
+        there is none. Weights are taken to come from DRAM, whatever the `working_set`.
 
         Each gets its cheapest one, or all get the same, if that saves launches that pack the
         activation in several layouts.
