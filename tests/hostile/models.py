@@ -184,8 +184,8 @@ _add("input_of_text", _mutated(
 _add("input_without_rank", _mutated(
     lambda m: m.graph.input[0].type.tensor_type.ClearField("shape")), None, "x")  # fmt: skip
 _add("inputs_of_one_name", _mutated(lambda m: m.graph.input.extend(list(m.graph.input))), None, "x")
-_add("weights_of_one_name", _mutated(lambda m: m.graph.initializer.extend(list(m.graph.initializer))),
-     None, "w")  # fmt: skip
+_add("weights_of_one_name", _mutated(
+    lambda m: m.graph.initializer.extend(list(m.graph.initializer))), None, "w")  # fmt: skip
 _add("names_of_control_characters", _mutated(
     lambda m: m.graph.node[0].input.__setitem__(1, "g\nh\0st")), "culprit")  # fmt: skip
 
