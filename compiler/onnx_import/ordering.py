@@ -35,10 +35,11 @@ def in_order(nodes: Iterable[NodeProto]) -> list[NodeProto]:
             if missing[reader] == 0:
                 heapq.heappush(ready, reader)
     if len(order) < len(given):
-        stuck = next(at for at, count in enumerate(missing) if count > 0)
+        stuck = next(given[at] for at, count in enumerate(missing) if count > 0)
+        name = next(n for n in _reads(stuck) if n in makers and missing[makers[n]] > 0)
         raise ModelError(
-            "its nodes form a cycle: one waits for what is made from its own output",
-            node=given[stuck].name or given[stuck].op_type,
+            f"its nodes form a cycle: '{name}', which this one reads, is made from its own output",
+            node=stuck.name or stuck.op_type,
         )
     return [given[at] for at in order]
 
