@@ -66,8 +66,9 @@ class ArgExtremeOp(VerifiedOperation, name="arg_extreme", traits=[ext.Pure]):
 class ScatterOp(VerifiedOperation, name="scatter", traits=[ext.Pure]):
     """`y = x`, but `y[indices[u]] = combine(updates[u], y[indices[u]])` for one u after the other.
 
-    `indices` (i64 or i32) are updates x rank of x; positions outside of x change nothing.
-    `combine` is `replace`, or an operation of the arith dialect by its name: `addf`, `maxsi`, ...
+    `indices` (i64 or i32) are updates x the leading axes of x that they place; an update is an
+    element, or a slice along the other axes. Positions outside of x change nothing. `combine` is
+    `replace`, or an operation of the arith dialect by its name: `addf`, `maxsi`, ...
     """
 
     x: Tensor
@@ -79,7 +80,11 @@ class ScatterOp(VerifiedOperation, name="scatter", traits=[ext.Pure]):
     @staticmethod
     def check(op: Any) -> None:
         _require(op.x.type == op.result.type, "x and y have one type")
-        indices, updates = shape(op.indices), shape(op.updates)
-        _require(len(updates) == 1 and element(op.updates) == element(op.x), "updates are a list")
-        _require(indices[1:] == [len(shape(op.x))], "indices are updates x rank of x")
+        x, indices, updates = shape(op.x), shape(op.indices), shape(op.updates)
+        _require(element(op.updates) == element(op.x), "updates and x have one element type")
+        depth = indices[-1]
+        _require(len(indices) == 2 and 0 <= depth <= len(x), "indices are updates x axes of x")
+        _require(len(updates) == 1 + len(x) - depth, "an update is a slice of x")
+        slices = zip(updates[1:], x[depth:], strict=True)
+        _require(all(_agree(*sizes) for sizes in slices), "an update is a slice of x")
         _require(_agree(indices[0], updates[0]), "indices and updates differ in number")

@@ -24,6 +24,8 @@ from .lower_scatter import lower_scatter
 from .lower_top_k import lower_top_k
 from .lowering import Lowering, by_rows, ceil_div, contiguous, product
 from .resolve_dims import dimension_or_query, index
+from .scatter_loops import scatter_loops
+from .top_k_loops import top_k_loops
 
 
 @register
@@ -276,7 +278,19 @@ def _appended(x: ir.Value) -> ir.Value:
     return memref.TransposeOp(turned, buffer, ir.AffineMapAttr.get(map_)).result
 
 
-_RULES: dict[str, Callable[[Lowering, ir.Operation], None]] = {
+Rule = Callable[[Lowering, ir.Operation], None]
+
+
+def _on_device_or(kernels: Rule, loops: Rule) -> Rule:
+    """The rule that launches kernels of a GPU, or the one that writes loops for a CPU."""
+
+    def rule(low: Lowering, op: ir.Operation) -> None:
+        (kernels if low.unit.target.objects.on_device else loops)(low, op)
+
+    return rule
+
+
+_RULES: dict[str, Rule] = {
     "abq.weight": _weight,
     "abq.pack": _pack,
     "abq.measure": _measure,
@@ -288,8 +302,8 @@ _RULES: dict[str, Callable[[Lowering, ir.Operation], None]] = {
     "abq.softmax": lower_softmax,
     "abq.arg_extreme": lower_arg_extreme,
     "abq.scan": lower_scan,
-    "abq.scatter": lower_scatter,
-    "abq.top_k": lower_top_k,
+    "abq.scatter": _on_device_or(lower_scatter, scatter_loops),
+    "abq.top_k": _on_device_or(lower_top_k, top_k_loops),
     "abq.gather": _gather,
     "abq.append": _append,
 }

@@ -92,6 +92,9 @@ class Library:
             kernel.operation.erase()
             return known
         name = f"{LOOPS}{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        if name in self.unit.kernels:  # another library of the same unit has it
+            kernel.operation.erase()
+            return name
         kernel.operation.attributes["sym_name"] = ir.StringAttr.get(name)
         self.by_text[text] = name
         self.unit.kernels[name] = None  # its body is in unit.outlined
