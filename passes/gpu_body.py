@@ -1,7 +1,7 @@
 """The body of a GPU kernel made from a loop nest (see gpu_nest.py for who makes an element).
 
-Positions are computed in 32 bits, because division is dear: a kernel makes fewer than 2^31
-elements, which the launch checks.
+Positions are computed in 32 bits, because division is expensive: a kernel makes fewer than 2^31
+elements, which the host checks (gpu_nest.grid_size).
 """
 
 from __future__ import annotations

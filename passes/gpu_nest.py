@@ -13,15 +13,18 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
-from abqc.dialects.mlir import arith, ir
+from abqc.dialects.mlir import arith, cf, ir
+from abqc.errors import CompileError
 
-from .infrastructure import defining_op
+from .infrastructure import blame, defining_op
 from .loop_nest import Nest, is_contiguous, parallel_in_output_order, preceding_fill, read_nest
 from .loop_nest import static_extent as extent_of
 from .resolve_dims import index
 
 THREADS = 256  # of a block
 WARP = 32
+# Positions are computed in 32 bits, signed ones where lanes go on by WARP.
+MAX_LENGTH = (1 << 31) - THREADS
 SHORT = 16  # reductions of so few terms are not worth a warp
 
 
@@ -125,8 +128,31 @@ def _integer(name: str, width: int) -> int:
 
 
 def grid_size(nest: Nest, mapping: Mapping, sizes: dict[int, ir.Value]) -> ir.Value:
-    """The number of blocks, on the host."""
-    total = index(1)
-    for dim in nest.grid:
-        total = arith.MulIOp(total, sizes[dim]).result
+    """The number of blocks, on the host, which checks that positions fit 32 bits.
+
+    CompileError where they are known not to.
+    """
+    total = _product(nest, nest.grid, sizes)
+    if mapping is Mapping.WARP:
+        _check_length(nest, nest.inner, _product(nest, nest.inner, sizes))
+    _check_length(nest, nest.grid, total)
     return arith.CeilDivUIOp(total, index(mapping.per_block)).result
+
+
+def _product(nest: Nest, dims: list[int], sizes: dict[int, ir.Value]) -> ir.Value:
+    total = index(1)
+    for dim in dims:
+        total = arith.MulIOp(total, sizes[dim]).result
+    return total
+
+
+def _check_length(nest: Nest, dims: list[int], total: ir.Value) -> None:
+    """Refuse loops of more than MAX_LENGTH iterations: at once, or at run time."""
+    extents = [extent_of(nest, dim) for dim in dims]
+    what = f"{blame(nest.op)}: a GPU's kernel makes fewer than 2^31 elements"
+    if None not in extents:
+        if math.prod(e or 0 for e in extents) > MAX_LENGTH:
+            raise CompileError(what, hint="compile for the CPU, or split the tensor")
+        return
+    short = arith.CmpIOp(arith.CmpIPredicate.ule, total, index(MAX_LENGTH)).result
+    cf.AssertOp(short, what)
