@@ -54,15 +54,24 @@ class Scope:
 
 
 class Builder:
-    """Emits ops at the current insertion point; `node` is the name of the node they are for."""
+    """Emits ops at the current insertion point; `node` and `op_type` say which they are for."""
 
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
         self.node = ""
+        self.op_type = ""
         self.scope = Scope()
         self._atoms: dict[Atom, ir.Value] = {}  # sizes of inputs, run-time integers
         self._opaques = 0
         self.loop_forms: dict[object, Any] = {}  # how loops were emitted (looping.py)
+        self.iterations: list[Dim] = []  # the numbers of those around the insertion point
+        self.notes: list[dict[str, str]] = []
+
+    def note(self, text: str) -> None:
+        """Something that the user should know of the node: the rest of a sentence about it."""
+        note = {"node": self.node, "note": text}
+        if note not in self.notes:
+            self.notes.append(note)
 
     # Scopes
 
@@ -154,14 +163,17 @@ class Builder:
         """The run ends with `what` unless `condition` holds; ModelError if it never can."""
         if condition.value is not None:
             if not condition.value:
-                raise ModelError(what, node=self.node)
+                raise ModelError(self._of_node(what), node=self.node)
             return
         self.check(self.truth(condition), what)
 
     def require_equal(self, a: Dim, b: Dim, what: str) -> None:
         if symbolic.equal(a, b) is False:
-            raise ModelError(f"{what}: {a} and {b}", node=self.node)
+            raise ModelError(self._of_node(f"{what}: {a} and {b}"), node=self.node)
         self.require(symbolic.is_equal(a, b), what)
+
+    def _of_node(self, what: str) -> str:
+        return f"{self.op_type}: {what}" if self.op_type else what
 
     def check_input(self, condition: Scalar, what: str) -> None:
         """As `check`, of what the caller hands in."""

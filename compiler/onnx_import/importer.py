@@ -138,6 +138,7 @@ def _attempt(
         nodes=weights.nodes,
         opset=model.declared_opset,
         producer=" ".join((model.shell.producer_name, model.shell.producer_version)).strip(),
+        notes=builder.notes,
     )
 
 

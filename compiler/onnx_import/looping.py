@@ -183,7 +183,11 @@ class _Emission:
         """
         b = self.b
         given, rest = self._values(arguments)
-        iteration = self.loop.body(at, given)
+        b.iterations.append(at)
+        try:
+            iteration = self.loop.body(at, given)
+        finally:
+            b.iterations.pop()
         returned, rows = list(iteration.values), list(iteration.rows)
         self._check(returned)
         self._go = b.truth(iteration.condition)

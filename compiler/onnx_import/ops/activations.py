@@ -133,21 +133,3 @@ def is_inf(node: Node) -> Value:
         return above | below
 
     return node.b.elementwise([x], BOOL, body)
-
-
-@lowers("Dropout")
-def dropout(node: Node) -> list[Value]:
-    """Of inference: nothing is dropped, unless training_mode says so, which is refused."""
-    x, training = node.input(0), node.optional(2)
-    if node.version < 7 and not node.int("is_test", 0):
-        raise node.error("is_test is 0: training is not supported")
-    if training is not None:
-        mode = training.numpy()
-        if mode is None:
-            flag = node.b.item(training, *[0] * training.rank)
-            node.b.check(~flag, "training_mode is on: training is not supported")
-        elif mode.any():
-            raise node.error("training_mode is on: training is not supported")
-    if not node.wants(1):
-        return [x]
-    return [x, Value(BOOL, x.dims, ssa=node.b.full(BOOL, x.dims, True))]
