@@ -7,9 +7,10 @@ from typing import Any
 from .abq import Abq, Tensor, TensorResult, VerifiedOperation, _agree, _require, element, shape
 from .mlir import ext, ir
 
-__all__ = ["Abq", "ArgExtremeOp", "ScanOp", "ScatterOp", "TopKOp"]
+__all__ = ["Abq", "ArgExtremeOp", "NonMaxSuppressionOp", "ScanOp", "ScatterOp", "TopKOp"]
 
 Index = ext.Operand[ir.IndexType]
+Float = ext.Operand[ir.F32Type]
 
 
 class ScanOp(VerifiedOperation, name="scan", traits=[ext.Pure]):
@@ -88,3 +89,29 @@ class ScatterOp(VerifiedOperation, name="scatter", traits=[ext.Pure]):
         slices = zip(updates[1:], x[depth:], strict=True)
         _require(all(_agree(*sizes) for sizes in slices), "an update is a slice of x")
         _require(_agree(indices[0], updates[0]), "indices and updates differ in number")
+
+
+class NonMaxSuppressionOp(VerifiedOperation, name="non_max_suppression", traits=[ext.Pure]):
+    """For every line of `order` the first boxes that overlap none chosen before.
+
+    `boxes` are images x boxes x 4 corners (least y and x, then largest), `order` lists the boxes of
+    an image for each of its classes, lines x boxes, of which the first `candidates` count. A box is
+    chosen unless the intersection with a chosen one is more than `threshold` of their union.
+    `chosen` is lines x limit; of line l the first `counts[l]` are set.
+    """
+
+    boxes: Tensor
+    order: Tensor
+    candidates: Tensor
+    limit: Index
+    threshold: Float
+    chosen: TensorResult
+    counts: TensorResult
+
+    @staticmethod
+    def check(op: Any) -> None:
+        boxes, order = shape(op.boxes), shape(op.order)
+        _require(len(boxes) == 3 and boxes[2] == 4, "boxes are images x boxes x 4")
+        _require(len(order) == 2 and _agree(order[1], boxes[1]), "order is lines x boxes")
+        for name in ("candidates", "counts"):
+            _require(len(shape(getattr(op, name))) == 1, f"{name}: a number for every line")

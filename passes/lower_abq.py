@@ -23,6 +23,7 @@ from .lower_scan import lower_scan
 from .lower_scatter import lower_scatter
 from .lower_top_k import lower_top_k
 from .lowering import Lowering, by_rows, ceil_div, contiguous, product
+from .non_max_suppression_loops import non_max_suppression_loops
 from .resolve_dims import dimension_or_query, index
 from .scatter_loops import scatter_loops
 from .top_k_loops import top_k_loops
@@ -304,6 +305,7 @@ _RULES: dict[str, Rule] = {
     "abq.scan": lower_scan,
     "abq.scatter": _on_device_or(lower_scatter, scatter_loops),
     "abq.top_k": _on_device_or(lower_top_k, top_k_loops),
+    "abq.non_max_suppression": non_max_suppression_loops,
     "abq.gather": _gather,
     "abq.append": _append,
 }

@@ -1,4 +1,4 @@
-"""Kernels of a CPU that are loops written here, on flat buffers: what no linalg op says.
+"""Kernels that are loops written here, on flat buffers: what no linalg op says.
 
 Selections and scatters go along an axis in order and keep what they have found in memory.
 """
@@ -23,10 +23,14 @@ def run_loops(
 ) -> None:
     """Launch a kernel made by `emit` for each 0 <= i < `grid`.
 
-    `arguments` are flat buffers and indices. `work`: how many elements an index of the grid
-    touches, from which the runtime chooses the number of threads.
+    `arguments` are flat buffers and scalars. `work`: how many elements an index of the grid
+    touches, from which the runtime chooses the number of threads. For a GPU a loop of the host is
+    made, which `outline-serial-code` moves to the device.
     """
     given = [dynamic(a) if isinstance(a.type, ir.MemRefType) else a for a in arguments]
+    if low.unit.target.objects.on_device:
+        loop(index(0), grid, lambda number: emit(number, given))
+        return
     library = library_of(low.unit)
     types = [ir.IndexType.get(), *(a.type for a in given), ir.IndexType.get()]
     with ir.InsertionPoint(low.unit.outlined.body), ir.Location.unknown():
