@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from abqc.errors import CompileError
+from abqc.runtime.environment import snapshot
 
 from .fork_server import Job
 
@@ -43,7 +44,7 @@ class Server:
     def start(self, request: Any, *, scratch: Sequence[Path] = ()) -> Worker:
         """A process that does `request`, which must be picklable, in this one's environment and
         working directory. `scratch` are paths to remove when it has ended. Raises CompileError."""
-        job = Job(request, os.getcwd(), dict(os.environ), _umask(), tuple(scratch))
+        job = Job(request, os.getcwd(), snapshot(), _umask(), tuple(scratch))
         ours, theirs = socket.socketpair()
         log = tempfile.TemporaryFile()  # noqa: SIM115 (the worker closes it)
         try:

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from abqc.codegen.processes import end_with_parent
+from abqc.runtime.environment import adopt
 
 Say = Callable[[dict[str, Any]], None]
 Work = Callable[[Any, Say], None]
@@ -102,8 +103,7 @@ class Server:
             self._close_all_but(connection)
             os.chdir(job.directory)
             os.umask(job.umask)
-            os.environ.clear()
-            os.environ.update(job.environment)
+            adopt(job.environment)
 
             def say(message: dict[str, Any]) -> None:
                 connection.sendall(json.dumps(message).encode() + b"\n")

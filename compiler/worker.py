@@ -7,8 +7,6 @@ The messages are {"progress": [step, done, total]}, {"pass": name}, and at the e
 from __future__ import annotations
 
 import errno
-import os
-import tempfile
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +16,7 @@ from abqc.compiler.job import Request
 from abqc.compiler.pipeline import stages
 from abqc.errors import AbqcError
 from abqc.passes.infrastructure import find_pass
+from abqc.runtime.environment import set_temporary_folder
 
 for _names in stages(on_device=False).values():
     for _name in _names:
@@ -32,7 +31,7 @@ def compile_request(request: Request, say: Callable[[dict[str, Any]], None]) -> 
     All temporary files, those of the C compiler too, are made in `request.work`, which is removed
     even if this process is killed.
     """
-    tempfile.tempdir = os.environ["TMPDIR"] = str(request.work)
+    set_temporary_folder(request.work)
     try:
         notes = build(
             request,

@@ -7,7 +7,8 @@ part of the key under which the compiled shim is kept.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -52,7 +53,8 @@ CUDA_GRAPHS = Variable(
 )
 CACHE = Variable(
     "ABQC_CACHE",
-    "folder of what is kept: the tuned cost model, the compiled shim; ~/.cache/abqc without it",
+    "folder of what is kept: the tuned cost model, the compiled shim and kernels, what a failing "
+    "pass was given, onnxruntime's quantized models; ~/.cache/abqc without it",
     Path,
 )
 XDG_CACHE_HOME = Variable("XDG_CACHE_HOME", "folder of caches, instead of ~/.cache", Path)
@@ -68,6 +70,22 @@ VARIABLES: tuple[Variable, ...] = (
     CC,
     CUDA_HOME,
 )
+
+
+def snapshot() -> dict[str, str]:
+    """All variables as they are set, for another process to `adopt`."""
+    return dict(os.environ)
+
+
+def adopt(variables: Mapping[str, str]) -> None:
+    """Set these variables and no others."""
+    os.environ.clear()
+    os.environ.update(variables)
+
+
+def set_temporary_folder(folder: Path) -> None:
+    """Where this process and those that it starts put temporary files."""
+    tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
 
 
 def cache_folder() -> Path:
