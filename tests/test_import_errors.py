@@ -109,7 +109,7 @@ def test_data_that_does_not_fit_its_shape(dims: Sequence[int], tmp_path: Path) -
 
 def test_unknown_operator(tmp_path: Path) -> None:
     text = refused(unary(node("Frobnicate", "x", "y", "mill")), tmp_path)
-    assert text == "operator Frobnicate is unknown in opset 17 (node 'mill')"
+    assert text.startswith("ONNX has no operator Frobnicate (node 'mill')")
 
 
 def test_operator_of_a_later_opset(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_operator_of_a_later_opset(tmp_path: Path) -> None:
 def test_unknown_domain(tmp_path: Path) -> None:
     proto = unary(node("Mill", "x", "y", "mill", domain="com.example"), domains=["com.example"])
     text = refused(proto, tmp_path)
-    assert text == "operator com.example::Mill (version 1) is not supported (node 'mill')"
+    assert text.startswith("operator com.example::Mill is not supported (node 'mill')")
 
 
 def test_unknown_operator_in_a_branch(tmp_path: Path) -> None:
@@ -132,13 +132,6 @@ def test_unknown_operator_in_a_branch(tmp_path: Path) -> None:
         [("y", np.float32, [4])],
     )
     assert "node 'mill'" in refused(proto, tmp_path)
-
-
-@pytest.mark.parametrize("opset", [1, 6])
-def test_old_opset(opset: int, tmp_path: Path) -> None:
-    assert "7 is the oldest supported" in refused(
-        unary(node("Relu", "x", "y"), opset=opset), tmp_path
-    )
 
 
 def test_opset_of_the_future(tmp_path: Path) -> None:
@@ -176,32 +169,10 @@ def test_shapes_that_do_not_match(tmp_path: Path) -> None:
     assert "product" in text
 
 
-def test_operator_without_conversion_is_named(tmp_path: Path) -> None:
-    text = refused(unary(node("Multinomial", "x", "y", "dice")), tmp_path)
-    assert "operator Multinomial (opset 17)" in text
-    assert text.endswith("(node 'dice')")
-
-
-def test_operator_without_lowering_is_named(tmp_path: Path) -> None:
-    proto = models.model(
-        [node("Col2Im", "x image block", "y", "fold")],
-        [("x", np.float32, [1, 5, 5])],
-        [("y", np.float32, [1, 1, 5, 5])],
-        {"image": np.array([5, 5]), "block": np.array([1, 5])},
-        opset=18,
-    )
-    text = refused(proto, tmp_path)
-    assert "operator Col2Im (opset 18)" in text
-    assert text.endswith("(node 'fold')")
-
-
-def test_abort_of_the_front_end_names_the_node(tmp_path: Path) -> None:
-    nodes = [node("Less", "a b", "c", "compare"), node("Relu", "x", "y"), node("Not", "c", "d")]
-    inputs = [("x", np.float32, [3]), ("a", models.UINT64, [4]), ("b", models.UINT64, [4])]
-    proto = models.model(nodes, inputs, [("y", np.float32, [3]), ("d", np.bool_, [4])])
-    text = refused(proto, tmp_path)
-    assert "aborted (SIGABRT) on operator Less (opset 17)" in text
-    assert text.endswith("(node 'compare')")
+def test_an_operator_that_is_refused_says_why(tmp_path: Path) -> None:
+    text = refused(unary(node("RegexFullMatch", "x", "y", "filter", pattern="a"), opset=20), tmp_path)
+    assert text.startswith("operator RegexFullMatch is not supported: strings")
+    assert text.endswith("(node 'filter')")
 
 
 @pytest.mark.parametrize(

@@ -74,13 +74,12 @@ class Staged:
             outputs=imported.outputs,
         )
         self.after: dict[str, Counter[str]] = {}
-        with make_context():
-            module = ir.Module.parse(imported.bytecode)
-            for stage, passes in stages(False).items():
-                run_pipeline(module.operation, passes, self.unit)
-                self.after[stage] = _count(module.operation)
-            self.kernels = kernel_names(module.operation)
-            self.text = module.operation.get_asm()
+        module = imported.module
+        for stage, passes in stages(False).items():
+            run_pipeline(module.operation, passes, self.unit)
+            self.after[stage] = _count(module.operation)
+        self.kernels = kernel_names(module.operation)
+        self.text = module.operation.get_asm()
 
 
 def _count(module: ir.Operation) -> Counter[str]:

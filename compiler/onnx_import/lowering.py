@@ -73,7 +73,7 @@ class Lowering:
             raise node.error(
                 f"subgraph '{graph.name}' has {len(graph.input)} inputs, expected {len(inputs)}"
             )
-        outer_name = self.builder.node
+        outer = self.builder.node, self.builder.op_type
         names = {value.name: given for value, given in zip(graph.input, inputs, strict=True)}
         with self._nested(ChainMap({}, self.environment)):
             for tensor in graph.initializer:
@@ -82,7 +82,7 @@ class Lowering:
             self.environment.update(names)
             self.lower_nodes(named(in_order(graph.node)))
             results = [self.value(output.name, node.name) for output in graph.output]
-        self.builder.node = outer_name
+        self.builder.node, self.builder.op_type = outer
         return results
 
     def expand(self, node: Node, function: FunctionProto) -> list[AnyValue | None]:
@@ -102,7 +102,7 @@ class Lowering:
                 return [self.environment.get(name) for name in function.output]
         finally:
             self.versions = outer
-            self.builder.node = node.name
+            self.builder.node, self.builder.op_type = node.name, node.op_type
 
     def _nested(self, environment: Environment) -> _Nested:
         return _Nested(self, environment)
@@ -117,8 +117,9 @@ class Lowering:
                 "does not say",
                 node=proto.name,
             )
+        _check_version(proto, domain, version or 1)
         node = Node(proto, inputs, version or 1, self)
-        self.builder.node = proto.name
+        self.builder.node, self.builder.op_type = proto.name, proto.op_type
         with ir.Location.name(proto.name):
             try:
                 outputs = self._outputs(node)
@@ -271,6 +272,17 @@ def _bind_attributes(node: NodeProto, given: Mapping[str, object]) -> None:
         for graph in graphs:
             for inner in graph.node:
                 _bind_attributes(inner, given)
+
+
+def _check_version(node: NodeProto, domain: str, version: int) -> None:
+    """An operator of a later opset than the model's is a mistake of its exporter."""
+    if domain == "" and defs.has(node.op_type) and not defs.has(node.op_type, version, ""):
+        since = defs.get_schema(node.op_type).since_version
+        if since > version:
+            raise ModelError(
+                f"operator {node.op_type} is unknown in opset {version}; it is there since {since}",
+                node=node.name,
+            )
 
 
 def unsupported(node: Node) -> ModelError:

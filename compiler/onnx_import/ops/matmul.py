@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 from abqc.dialects import abq
 from abqc.dialects.mlir import ir, linalg
 
 from ..affine import product_operand
+from ..constants import Constant
 from ..element_types import F32
 from ..emit import Builder
 from ..registry import Node, lowers
 from ..scalars import Scalar
 from ..shaping import reshape, transpose, unsqueeze
 from ..symbolic import ONE, product
-from ..values import Value
+from ..values import Value, constant_value
 
 
 @lowers("MatMul")
@@ -47,7 +49,10 @@ def product_of(node: Node, x: Value, y: Value, bias: Value | None = None) -> Val
 def _product(node: Node, x: Value, y: Value, bias: Value | None) -> Value:
     if is_weight(y) and x.dtype.inside() == F32.inside():
         return with_weight(node, x, y, bias)
-    result = batched(node.b, x, y)
+    if is_weight(x) and y.dtype.inside() == F32.inside():
+        result = _with_weight_first(node, x, y)
+    else:
+        result = batched(node.b, x, y)
     if bias is None:
         return result
     return node.b.elementwise([result, bias], result.dtype, lambda v, w: v + w)
@@ -77,8 +82,17 @@ def with_weight(node: Node, x: Value, w: Value, bias: Value | None = None) -> Va
     return Value(x.dtype, dims, ssa=ssa)
 
 
+def _with_weight_first(node: Node, w: Value, x: Value) -> Value:
+    """`w @ x` with a constant `w`: the transpose of `x' @ w'`."""
+    swap = [*range(x.rank - 2), x.rank - 1, x.rank - 2]
+    product = with_weight(node, transpose(node.b, x, swap), transpose(node.b, w, [1, 0]))
+    return transpose(node.b, product, swap)
+
+
 def batched(b: Builder, x: Value, y: Value) -> Value:
     """`x @ y` of activations of rank 2 or more, their leading axes broadcast together."""
+    if x.rank > 2 and all(dim == ONE for dim in y.dims[:-2]) and y.rank <= x.rank:
+        return _of_one_matrix(b, x, y)
     lead = b.broadcast_dims([x.dims[:-2], y.dims[:-2]])
     x, y = _with_lead(b, x, lead), _with_lead(b, y, lead)
     batch, m, n, k = product(lead), x.dims[-2], y.dims[-1], x.dims[-1]
@@ -92,6 +106,14 @@ def batched(b: Builder, x: Value, y: Value) -> Value:
     else:
         ssa = _loops(b, flat_x, flat_y, zeros)
     return reshape(b, Value(x.dtype, dims, ssa=ssa), [*lead, m, n])
+
+
+def _of_one_matrix(b: Builder, x: Value, y: Value) -> Value:
+    """All rows of x times one matrix, as a single product."""
+    *lead, k = x.dims
+    n = y.dims[-1]
+    result = batched(b, reshape(b, x, [product(lead), k]), reshape(b, y, y.dims[-2:]))
+    return reshape(b, result, [*lead, n])
 
 
 def _with_lead(b: Builder, x: Value, lead: tuple) -> Value:
@@ -134,6 +156,10 @@ def gemm(node: Node) -> Value:
         x = transpose(b, x, [1, 0])
     if node.int("transB", 0):
         y = transpose(b, y, [1, 0])
+    if alpha != 1.0 and is_weight(y) and y.constant is not None and not y.constant.quantized:
+        y, alpha = constant_value(_scaled(y.constant, alpha), y.dtype), 1.0
+    if beta != 1.0 and c is not None and c.constant is not None and c.dtype.is_float:
+        c, beta = constant_value(_scaled(c.constant, beta), c.dtype), 1.0
     fused = c is not None and alpha == beta == 1.0 and is_vector(c, y)
     result = product_of(node, x, y, c if fused else None)
     if alpha != 1.0:
@@ -144,6 +170,16 @@ def gemm(node: Node) -> Value:
     if beta != 1.0:
         scaled = b.elementwise([c], c.dtype, lambda v: v * beta)
     return b.elementwise([result, scaled], result.dtype, lambda v, w: v + w)
+
+
+def _scaled(constant: Constant, factor: float) -> Constant:
+    """The values times a factor, computed when they are asked for."""
+    load, dtype = constant.load, constant.dtype
+    number = np.float32(factor)
+    return Constant(
+        constant.shape, constant.elem_type, lambda: (load() * number).astype(dtype),
+        name=constant.name,
+    )  # fmt: skip
 
 
 def is_vector(c: Value, w: Value) -> bool:
