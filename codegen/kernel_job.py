@@ -20,8 +20,8 @@ from typing import NoReturn, Protocol
 
 from ..dialects.mlir import ir
 from ..errors import CompileError
+from .cpu.expand_math import expand_math
 from .cpu.half_floats import lower_half_floats
-from .cpu.polynomials import expand_math
 from .isa import Isa
 from .kernel_cache import KernelCache
 from .llvm import compile_kernels, functions

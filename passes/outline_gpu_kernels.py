@@ -5,6 +5,7 @@ from __future__ import annotations
 from abqc.dialects.mlir import func, ir
 
 from .gpu_body import GpuBody
+from .gpu_math import refuse_functions_of_f64
 from .gpu_nest import THREADS, Mapping, analyse, grid_size
 from .infrastructure import Unit, register
 from .kernel_checks import check_arguments, check_types, checks_of, raise_in_kernel
@@ -20,6 +21,7 @@ def outline_gpu_kernels(module: ir.Operation, unit: Unit) -> None:
 
 
 def _outline(module: ir.Operation, op: ir.Operation, library: Library) -> None:
+    refuse_functions_of_f64(op)
     nest, mapping = analyse(op)
     with ir.InsertionPoint(op), op.location:
         sizes = loop_sizes(nest)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abqc.dialects.mlir import arith, func, ir, nvvm, scf
 
+from .gpu_math import refuse_functions_of_f64
 from .infrastructure import Unit, defining_op, main_function, node_name, register, walk
 from .kernel_checks import check_arguments, check_types, checks_of, raise_in_kernel
 from .launch import KERNEL_THREADS, launch
@@ -64,6 +65,7 @@ def _is_serial_code(op: ir.Operation) -> bool:
 
 
 def _outline(module: ir.Operation, op: ir.Operation, library: Library) -> None:
+    refuse_functions_of_f64(op)
     arguments = _captured(op)
     messages = checks_of(op)
     with ir.InsertionPoint(library.unit.outlined.body), ir.Location.unknown():

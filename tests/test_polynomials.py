@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 from abqc.codegen import isa as isas
-from abqc.codegen.cpu.polynomials import expand_math
+from abqc.codegen.cpu.expand_math import expand_math
 from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import Jit, kernel_assembly
 from abqc.dialects.mlir import ir, make_context
@@ -96,6 +96,17 @@ CASES = [
     ("tanh", np.tanh, (-12, 12), 8),
     ("erf", erf, (-6, 6), 8),
     ("rsqrt", lambda x: 1 / np.sqrt(x), (0, 3e38), 2),
+    ("asin", np.arcsin, (-1.1, 1.1), 4),
+    ("acos", np.arccos, (-1.1, 1.1), 4),
+    ("atan", np.arctan, (-3e38, 3e38), 4),
+    ("atan", np.arctan, (-5, 5), 4),
+    ("sinh", np.sinh, (-90, 90), 6),
+    ("cosh", np.cosh, (-90, 90), 6),
+    ("asinh", np.arcsinh, (-3e38, 3e38), 4),
+    ("asinh", np.arcsinh, (-5, 5), 4),
+    ("acosh", np.arccosh, (0, 3e38), 4),
+    ("acosh", np.arccosh, (0.9, 5), 4),
+    ("atanh", np.arctanh, (-1.1, 1.1), 4),
 ]
 
 
@@ -126,6 +137,20 @@ def test_sine_and_cosine(isa, name):
     x = x[np.isfinite(x) & (np.abs(x) <= 2**30)]
     assert np.abs(unary(isa, name, x) - reference(x.astype(np.float64))).max() < 4e-7
     assert np.isnan(unary(isa, name, np.array([2e9, -np.inf, np.inf, np.nan], np.float32))).all()
+
+
+@pytest.mark.parametrize("isa", FORMS)
+def test_tangent(isa):
+    x = spread(-(2.0**20), 2.0**20)
+    x = x[np.abs(x) <= 2**20]
+    exact = np.tan(x.astype(np.float64))
+    y = unary(isa, "tan", x)
+    # Where the sine is near 0, and the cosine near a pole, their absolute errors of 1e-7 count.
+    error = np.abs(y - exact) / np.maximum(np.abs(exact), 1) / np.maximum(np.abs(exact), 1)
+    assert np.minimum(ulps(y, exact) / 6, error / 4e-7).max() <= 1
+    small = x[np.abs(x) < 1.5]
+    assert ulps(unary(isa, "tan", small), np.tan(small.astype(np.float64))).max() <= 6
+    assert np.isnan(unary(isa, "tan", np.array([2e9, np.inf, np.nan], np.float32))).all()
 
 
 @pytest.mark.parametrize("isa", FORMS)

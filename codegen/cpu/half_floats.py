@@ -30,10 +30,7 @@ I16, I32 = (lambda: ir.IntegerType.get_signless(16)), (lambda: ir.IntegerType.ge
 
 def lower_half_floats(module: ir.Module, isa: Isa) -> None:
     """Replace arithmetic on f16 and bf16 and the conversions that `isa` lacks, in place."""
-    PassManager.parse(_PROMOTION, module.context).run(module.operation)
-    for op in _operations(module, "math.fma", "math.fpowi"):  # which that leaves as they are
-        if isinstance(scalar_type(op.results[0].type), _HALVES):
-            _replace(op, _in_f32(op))
+    promote_half_floats(module)
     for op in _operations(module, *_CONVERSIONS):
         convert = _conversion(
             scalar_type(op.operands[0].type), scalar_type(op.results[0].type), isa
@@ -42,6 +39,14 @@ def lower_half_floats(module: ir.Module, isa: Isa) -> None:
             with ir.InsertionPoint(op), op.location:
                 result = convert(Expr(op.operands[0]))
             _replace(op, result)
+
+
+def promote_half_floats(module: ir.Module) -> None:
+    """Arithmetic on f16 and bf16 is done in f32 and rounded, in place."""
+    PassManager.parse(_PROMOTION, module.context).run(module.operation)
+    for op in _operations(module, "math.fma", "math.fpowi"):  # which that leaves as they are
+        if isinstance(scalar_type(op.results[0].type), _HALVES):
+            _replace(op, _in_f32(op))
 
 
 def _operations(module: ir.Module, *names: str) -> list[ir.Operation]:

@@ -1,9 +1,9 @@
 """Transcendental functions as straight-line arithmetic that LLVM vectorizes.
 
-`expand_math` replaces `math` operations on f32 by polynomials in `arith` operations: no calls, no
-branches, no tables. Methods and most coefficients are those of Cephes (Moshier) and of Eigen's
-rational approximations of tanh and erf. Errors against the exact result, over all of f32 unless a
-range is given:
+`expand_math.py` replaces `math` operations on f32 by these polynomials in `arith` operations: no
+calls, no branches, no tables. Methods and most coefficients are those of Cephes (Moshier) and of
+Eigen's rational approximations of tanh and erf. Errors against the exact result, over all of f32
+unless a range is given:
 
     exp, exp2, expm1, log, log2, log10, log1p       3 ulp, subnormal results included
     tanh, erf                                       8 ulp, 4e-7 absolute
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math as py_math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ...dialects.mlir import arith, ir, math
 from .expr import Expr, absolute, clamp, copy_sign, scalar_type, select
@@ -204,22 +204,35 @@ def _reduce_quarter_turns(x: Expr) -> tuple[Expr, Expr]:
     return r.to_f32(), integer.cast(ir.IntegerType.get_signless(32), arith.trunci)
 
 
-def _sine_of_quarter(r: Expr, n: Expr) -> Expr:
-    """sin(r + n pi / 2) for |r| <= pi / 4."""
+def _of_quarter(r: Expr) -> tuple[Expr, Expr]:
+    """Sine and cosine of |r| <= pi / 4."""
     z = r * r
     sine = polynomial(z, SIN) * z * r + r
     cosine = polynomial(z, COS) * (z * z) - z * 0.5 + 1.0
-    value = select((n & 1).equals(0), sine, cosine)
-    return select((n & 2).equals(0), value, -value)
+    return sine, cosine
+
+
+def sine_and_cosine(x: Expr) -> tuple[Expr, Expr]:
+    """Of r + n pi / 2: each is the other one's for odd n, and changes its sign every half turn."""
+    r, n = _reduce_quarter_turns(x)
+    sine, cosine = _of_quarter(r)
+    swapped = (n & 1).equals(1)
+
+    def signed(value: Expr, quarter: Expr) -> Expr:
+        return select((quarter & 2).equals(0), value, -value)
+
+    return (
+        signed(select(swapped, cosine, sine), n),
+        signed(select(swapped, sine, cosine), n + 1),
+    )
 
 
 def sin(x: Expr) -> Expr:
-    return _sine_of_quarter(*_reduce_quarter_turns(x))
+    return sine_and_cosine(x)[0]
 
 
 def cos(x: Expr) -> Expr:
-    r, n = _reduce_quarter_turns(x)
-    return _sine_of_quarter(r, n + 1)
+    return sine_and_cosine(x)[1]
 
 
 def rsqrt(x: Expr) -> Expr:
@@ -257,7 +270,7 @@ def _integer_power(x: Expr, exponent: int) -> Expr:
     return x.constant(1.0) if result is None else result
 
 
-def _powf_constant(x: Expr, exponent: float) -> Expr | None:
+def power_by_constant(x: Expr, exponent: float) -> Expr | None:
     """Powers that need no logarithm; None for the others."""
     if exponent == 0.5:
         return Expr(math.sqrt(x.value))
@@ -282,77 +295,3 @@ def powf(x: Expr, y: Expr) -> Expr:
     result = select(whole, result, undefined)
     result = select(x.equals(1.0), 1.0, result)
     return select(y.equals(0.0), 1.0, result)
-
-
-UNARY: dict[str, Callable[[Expr], Expr]] = {
-    "math.cos": cos,
-    "math.erf": erf,
-    "math.exp": exp,
-    "math.exp2": exp2,
-    "math.expm1": expm1,
-    "math.log": log,
-    "math.log10": log10,
-    "math.log1p": log1p,
-    "math.log2": log2,
-    "math.rsqrt": rsqrt,
-    "math.sin": sin,
-    "math.tanh": tanh,
-}
-
-
-def _is_f32(type_: ir.Type) -> bool:
-    return isinstance(scalar_type(type_), ir.F32Type)
-
-
-def _constant_number(value: ir.Value) -> float | None:
-    """The number of an `arith.constant`, a splat included; None for any other value."""
-    if isinstance(value.owner, ir.Block) or value.owner.name != "arith.constant":
-        return None
-    attribute = value.owner.attributes["value"]
-    if isinstance(attribute, ir.DenseElementsAttr):
-        if not attribute.is_splat:
-            return None
-        attribute = attribute.get_splat_value()
-    return attribute.value
-
-
-def _expand_powf(op: ir.Operation) -> Expr:
-    x, y = (Expr(operand) for operand in op.operands)
-    exponent = _constant_number(op.operands[1])
-    short = None if exponent is None else _powf_constant(x, exponent)
-    return powf(x, y) if short is None else short
-
-
-def _expand_fpowi(op: ir.Operation) -> Expr:
-    x, exponent = Expr(op.operands[0]), Expr(op.operands[1])
-    return powf(x, exponent.from_int(scalar_type(x.type)))
-
-
-def _expansion(op: ir.Operation) -> Callable[[ir.Operation], Expr] | None:
-    if not len(op.results) or not _is_f32(op.results[0].type):
-        return None
-    if op.name in UNARY:
-        return lambda op: UNARY[op.name](Expr(op.operands[0]))
-    return {"math.powf": _expand_powf, "math.fpowi": _expand_fpowi}.get(op.name)
-
-
-def expand_math(module: ir.Module) -> int:
-    """Replace the f32 operations listed above, scalars and vectors; returns how many there were.
-
-    Other types and other `math` operations stay as they are.
-    """
-    found: list[tuple[ir.Operation, Callable[[ir.Operation], Expr]]] = []
-
-    def collect(op: ir.Operation) -> ir.WalkResult:
-        op = op.operation
-        if op.name.startswith("math.") and (expand := _expansion(op)):
-            found.append((op, expand))
-        return ir.WalkResult.ADVANCE
-
-    module.operation.walk(collect)
-    for op, expand in found:
-        with ir.InsertionPoint(op), op.location:
-            result = expand(op)
-        op.results[0].replace_all_uses_with(result.value)
-        op.erase()
-    return len(found)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...dialects.mlir import ir
-from ..cpu.polynomials import expand_math
+from ..cpu.expand_math import expand_math
+from ..cpu.half_floats import promote_half_floats
 from .arch import GpuArch
 from .builtin import builtin_kernels
 from .compile import MachineCode, Ptx, compile_ptx
@@ -41,6 +42,7 @@ class GpuKernelJob:
     def _build(self, bounds: Bounds) -> Ptx:
         with ir.Context(), ir.Location.unknown():
             module = ir.Module.parse(self.outlined)
+            promote_half_floats(module)  # kernels written by hand know what they do
             for kernel in (*self.kernels, *builtin_kernels()):
                 if kernel is not None:
                     kernel.emit(module, self.arch)
