@@ -67,7 +67,7 @@ def coordinate(b: Builder, axis: ResizedAxis, transformation: str, position: Sca
         return (position + 0.5) / axis.scale
     half_pixel = (position + 0.5) / axis.scale - 0.5
     if transformation == "pytorch_half_pixel":
-        return (axis.length == 1.0).select(position.like(-0.5), half_pixel)
+        return (b.scalar(axis.out) > 1).select(half_pixel, 0.0)
     if transformation == "half_pixel_symmetric":
         adjustment = b.scalar(axis.out).cast(F32) / axis.length
         return size * 0.5 * (1.0 - adjustment) + half_pixel
