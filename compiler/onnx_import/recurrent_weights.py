@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from abqc.dialects import abq
 from abqc.dialects.mlir import ir
 
+from .affine import product_operand
 from .constants import Constant, QuantizedConstant
 from .ops.matmul import batched, is_weight
 from .registry import Node
@@ -72,9 +73,10 @@ class Product:
             )
             weight = abq.WeightOp(ir.StringAttr.get(symbol), b.type(self.w.dtype, self.w.dims))
             bias = None if self.bias is None else b.tensor(self.bias)
+            operand, scales = product_operand(b, x, self.w.constant)
             ssa = abq.MatmulOp(
-                b.tensor(x), weight.result, ir.StringAttr.get(name), b.type(x.dtype, dims),
-                bias=bias,
+                operand, weight.result, ir.StringAttr.get(name), b.type(x.dtype, dims),
+                bias=bias, **scales,
             ).result  # fmt: skip
             return Value(x.dtype, dims, ssa=ssa)
         result = batched(b, x, transpose(b, self.w, [1, 0]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -19,10 +20,16 @@ from ..values import Value, constant_value
 Body = Callable[[list[Scalar]], list[Scalar]]
 
 
+class Multiplier(Protocol):
+    """Products with recurrent weights."""
+
+    def of(self, x: Value) -> Value: ...
+
+
 @lowers("RNN")
 def rnn(node: Node) -> list[Value | None]:
     """`h = f(x W^T + Wb + h R^T + Rb)`."""
-    run = _Layers(node, gates=1, states=1)
+    run = Layers(node, gates=1, states=1)
     functions = activations(node, ["Tanh"], run.directions)
     cells = []
     for d, (f,) in enumerate(functions):
@@ -51,7 +58,7 @@ def rnn(node: Node) -> list[Value | None]:
 @lowers("GRU")
 def gru(node: Node) -> list[Value | None]:
     """Gates z, r and h; `h = (1 - z) * g(...) + z * h`."""
-    run = _Layers(node, gates=3, states=1)
+    run = Layers(node, gates=3, states=1)
     functions = activations(node, ["Sigmoid", "Tanh"], run.directions)
     reset_behind = bool(node.int("linear_before_reset", 0))
     cells = []
@@ -62,7 +69,7 @@ def gru(node: Node) -> list[Value | None]:
     return run.run(cells, node.optional(4), [node.optional(5)])
 
 
-def _reset_behind(run: _Layers, d: int, f: Activation, g: Activation) -> Step:
+def _reset_behind(run: Layers, d: int, f: Activation, g: Activation) -> Step:
     """The reset gate multiplies the recurrent product: one product for all gates."""
     product = run.product("R", d, 0, 3)
     bias = run.recurrent_bias(d, 2)
@@ -83,7 +90,7 @@ def _reset_behind(run: _Layers, d: int, f: Activation, g: Activation) -> Step:
     return step
 
 
-def _reset_before(run: _Layers, d: int, f: Activation, g: Activation) -> Step:
+def _reset_before(run: Layers, d: int, f: Activation, g: Activation) -> Step:
     """The reset gate multiplies the state: the last gate has a product of its own."""
     first, second = run.product("R", d, 0, 2), run.product("R_h", d, 2, 1)
 
@@ -112,7 +119,7 @@ def _reset_before(run: _Layers, d: int, f: Activation, g: Activation) -> Step:
 @lowers("LSTM")
 def lstm(node: Node) -> list[Value | None]:
     """Gates i, o, f and c; `c = f * c + i * g(...)`, `h = o * h(c)`."""
-    run = _Layers(node, gates=4, states=2)
+    run = Layers(node, gates=4, states=2)
     cells = []
     biases = [(gate, True) for gate in range(4)]
     for d, functions in enumerate(lstm_activations(node, run.directions)):
@@ -126,7 +133,7 @@ def lstm_activations(node: Node, directions: int) -> list[list[Activation]]:
     return activations(node, ["Sigmoid", "Tanh", "Tanh"], directions)
 
 
-def peepholes(run: _Layers, p: Value | None, d: int) -> list[Value]:
+def peepholes(run: Layers, p: Value | None, d: int) -> list[Value]:
     """The vectors of the gates i, o and f; none at all, or three."""
     if p is None:
         return []
@@ -135,7 +142,7 @@ def peepholes(run: _Layers, p: Value | None, d: int) -> list[Value]:
 
 
 def lstm_step(
-    run: _Layers, product: Product, functions: list[Activation], peep: Sequence[Value]
+    run: Layers, product: Multiplier, functions: list[Activation], peep: Sequence[Value]
 ) -> Step:
     """A step of an LSTM whose recurrent product is `product.of(h)`."""
     f, g, h = functions
@@ -164,28 +171,28 @@ def lstm_step(
     return step
 
 
-class _Layers(Recurrence):
+class Layers(Recurrence):
     """A recurrent operator with weights as ONNX has them: W, R of rows, B of both biases."""
 
-    def __init__(self, node: Node, gates: int, states: int) -> None:
+    def __init__(self, node: Node, gates: int, states: int, hidden_axis: int = 2) -> None:
         super().__init__(node, gates, states)
         self.w, self.r, self.bias = node.input(1), node.input(2), node.optional(3)
-        self.recurrent_weights(self.r)
+        self.recurrent_weights(self.r, hidden_axis)
 
     def product(self, label: str, d: int, gate: int, count: int) -> Product:
         """With the recurrent weights of `count` gates from `gate` on."""
         hidden = self.hidden
         rows = of_direction(self.node, self.r, d, hidden * gate, hidden * count)
-        return Product(self.node, rows, self._label(label, d))
+        return Product(self.node, rows, self.label(label, d))
 
     def inputs(self, d: int, biases: Sequence[tuple[int, bool]]) -> Value:
         """The input products of all steps, plus the bias of W, and for each gate (by number) that
         of R where it says so."""
         rows = of_direction(self.node, self.w, d, ZERO, self.hidden * self.gates)
-        bias = self._input_bias(d, biases)
-        return Product(self.node, rows, self._label("W", d), bias).of(self.x)
+        bias = self.input_bias(d, biases)
+        return Product(self.node, rows, self.label("W", d), bias).of(self.x)
 
-    def _label(self, label: str, d: int) -> str:
+    def label(self, label: str, d: int) -> str:
         return f"{label}_reverse" if self.reversed[d] and self.directions == 2 else label
 
     def _bias(self, d: int, gate: int) -> Value:
@@ -196,7 +203,7 @@ class _Layers(Recurrence):
     def recurrent_bias(self, d: int, gate: int) -> Value | None:
         return None if self.bias is None else self._bias(d, self.gates + gate)
 
-    def _input_bias(self, d: int, biases: Sequence[tuple[int, bool]]) -> Value | None:
+    def input_bias(self, d: int, biases: Sequence[tuple[int, bool]]) -> Value | None:
         if self.bias is None:
             return None
         parts = []
