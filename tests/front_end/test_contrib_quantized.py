@@ -89,6 +89,37 @@ def test_codes_are_those_of_onnxruntime_to_one_step(dtype: type, tmp_path: Path)
             assert (steps > 0).mean() < 0.02, name
 
 
+@pytest.mark.parametrize("op_type", ["QLinearAdd", "QLinearMul"])
+def test_values_halfway_between_two_codes_round_as_in_onnxruntime(
+    op_type: str, tmp_path: Path
+) -> None:
+    """Scales that are multiples of each other: with those of a GELU every other sum is a tie."""
+    cases = [(2, 128, 1, 0, 2, 0), (1, 186, 1, 161, 2, 139), (3, 5, 5, 77, 6, 130)]
+    constants, nodes = {}, []
+    for number, (a, a_zero, c, c_zero, y, y_zero) in enumerate(cases):
+        names = [f"{part}{number}" for part in ("as", "az", "cs", "cz", "ys", "yz")]
+        for name, value in zip(names, (a, a_zero, c, c_zero, y, y_zero), strict=True):
+            is_scale = name[1] == "s"
+            constants[name] = np.array(
+                value / 255 if is_scale else value, F32 if is_scale else "u1"
+            )
+        inputs = f"a {names[0]} {names[1]} c {' '.join(names[2:])}"
+        nodes.append(node(op_type, inputs, f"y{number}", f"case {number}", **MS))
+    proto = models.model(
+        nodes,
+        [("a", np.uint8, [256, 1]), ("c", np.uint8, [1, 256])],
+        [(n.output[0], np.uint8, [256, 256]) for n in nodes],
+        constants,
+        domains=["com.microsoft"],
+    )
+    codes = np.arange(256, dtype=np.uint8)
+    feeds = {"a": codes[:, None], "c": codes[None]}
+    for got, wanted in zip(
+        outputs(compiled(proto, tmp_path), feeds), expected(proto, feeds), strict=True
+    ):
+        assert (got != wanted).mean() < 5e-3  # without FMA some ties go the other way
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("to_codes", [False, True])
 def test_qgemm(transposed: bool, to_codes: bool, tmp_path: Path) -> None:

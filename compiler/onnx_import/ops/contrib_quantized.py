@@ -1,26 +1,26 @@
 """com.microsoft's operators on codes: decode, compute in f32, encode again.
 
-Results are onnxruntime's to one step of the result's scale: its kernels add and multiply in another
-order, so that a value between two codes may round to the other one.
+Results are onnxruntime's to one step of the result's scale: where its kernels compute in another
+order, a value halfway between two codes may round to the other one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..affine import along, dequantize, quantize
+from ..affine import along, code_of, dequantize, quantize
 from ..element_types import F32, I32
 from ..integer_products import in_f32, shifted
 from ..registry import MICROSOFT, Node, lowers
 from ..scalars import Scalar
-from ..shaping import concat, transpose
+from ..shaping import concat, reshape, transpose
 from ..values import Value
 from .integer_products import multiply, requantize
 from .integer_products import qlinear_conv as standard_qlinear_conv
 from .pooling import average_pool, global_average_pool, max_pool
 from .softmax import softmax
 
-Body = Callable[..., Scalar]
+Body = Callable[[list[Scalar], list[Scalar], list[Scalar]], Scalar]
 
 
 def decoded(node: Node, i: int) -> Value:
@@ -33,13 +33,53 @@ def encoded(node: Node, x: Value, i: int, like: int = 0) -> Value:
     return quantize(node, x, node.input(i), node.optional(i + 1), node.input(like).dtype)
 
 
-def _binary(op_type: str, body: Body) -> None:
-    """Registers an operator of two tensors: a, b and the result, each with scale and zero point."""
+@lowers("QLinearAdd", domain=MICROSOFT)
+def qlinear_add(node: Node) -> Value:
+    """Rounded as onnxruntime does, `p a + (q b + r)` with p and q the ratios of the scales.
 
-    @lowers(op_type, domain=MICROSOFT)
-    def lower(node: Node) -> Value:
-        a, c = decoded(node, 0), decoded(node, 3)
-        return encoded(node, node.b.elementwise([a, c], F32, body), 6)
+    Where scales are multiples of each other many sums lie halfway between two codes.
+    """
+
+    def body(codes: list[Scalar], scales: list[Scalar], zeros: list[Scalar]) -> Scalar:
+        a, c = codes
+        first, second = scales[0] / scales[2], scales[1] / scales[2]
+        rest = zeros[2] - (first * zeros[0] + second * zeros[1])
+        return first * a + (second * c + rest)
+
+    return _of_codes(node, body)
+
+
+@lowers("QLinearMul", domain=MICROSOFT)
+def qlinear_mul(node: Node) -> Value:
+    """Rounded as onnxruntime does: after the zero point is added."""
+
+    def body(codes: list[Scalar], scales: list[Scalar], zeros: list[Scalar]) -> Scalar:
+        product = (codes[0] - zeros[0]) * (codes[1] - zeros[1])
+        return product * (scales[0] * scales[1] / scales[2]) + zeros[2]
+
+    return _of_codes(node, body)
+
+
+def _of_codes(node: Node, body: Body) -> Value:
+    """Of two tensors, each with scale and zero point, and the scale and zero point of the result.
+
+    `body` gets the codes, the scales and the zero points, all as f32, and gives the result's code,
+    not rounded.
+    """
+    b, to = node.b, node.input(0).dtype
+    given = [i for i in range(8) if node.given(i)]
+    for i in given:
+        if i not in (0, 3) and node.input(i).size != 1:
+            raise node.error(f"input {i} must have one element: a scale or zero point for all")
+    values = [node.input(i) if i in (0, 3) else reshape(b, node.input(i), []) for i in given]
+
+    def whole(*elements: Scalar) -> Scalar:
+        parts = {i: element.cast(F32) for i, element in zip(given, elements, strict=True)}
+        zeros = [parts[i] if i in parts else parts[0].like(0) for i in (2, 5, 7)]
+        steps = body([parts[0], parts[3]], [parts[1], parts[4], parts[6]], zeros)
+        return code_of(steps, None, to)
+
+    return b.elementwise(values, to, whole)
 
 
 def _unary(op_type: str, body: Callable[[Node, Scalar], Scalar]) -> None:
@@ -55,8 +95,6 @@ def _leaky(node: Node, x: Scalar) -> Scalar:
     return (x >= 0).select(x, x * node.float("alpha", 0.01))
 
 
-_binary("QLinearAdd", lambda a, c: a + c)
-_binary("QLinearMul", lambda a, c: a * c)
 _unary("QLinearSigmoid", lambda node, x: x.sigmoid())
 _unary("QLinearLeakyRelu", _leaky)
 

@@ -6,7 +6,10 @@ Sums are exact 32-bit integers. What is scaled to codes again is so in onnxrunti
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..affine import along, code_of, dequantize, quantize
+from ..constants import from_array
 from ..element_types import F32, ElementType
 from ..integer_products import (
     exact_product,
@@ -22,7 +25,7 @@ from ..registry import MICROSOFT, Node, lowers
 from ..scalars import Scalar
 from ..shaping import reshape
 from ..symbolic import ONE
-from ..values import Value
+from ..values import Value, constant_value
 from .convolution import conv_windows, convolve
 from .matmul import is_vector, product_of
 from .quantization import measure
@@ -121,13 +124,7 @@ def requantize(
     """Codes of `sums * scales[0] * scales[1]`; the scales broadcast against the sums."""
     if y_zero is not None and y_zero.dtype != to:
         raise node.error(f"codes of {to.name} and a zero point of {y_zero.dtype.name}")
-    out_scale = along(node, y_scale, sums, -2)
-
-    def factor(first: Scalar, second: Scalar, out: Scalar) -> Scalar:
-        return first.cast(F32) * second.cast(F32) / out.cast(F32)
-
-    combined = node.b.elementwise([*scales, out_scale], F32, factor)
-    parts = [sums, combined]
+    parts = [sums, _ratio(node, *scales, along(node, y_scale, sums, -2))]
     if y_zero is not None:
         parts.append(along(node, y_zero, sums, -2))
 
@@ -137,12 +134,25 @@ def requantize(
     return node.b.elementwise(parts, to, body)
 
 
+def _ratio(node: Node, first: Value, second: Value, out: Value) -> Value:
+    """`first * second / out` in f32; a constant where they are constants."""
+    arrays = [value.numpy() for value in (first, second, out)]
+    known = [array.astype(np.float32) for array in arrays if array is not None]
+    if len(known) == 3:
+        return constant_value(from_array(np.asarray(known[0] * known[1] / known[2])), F32)
+
+    def body(s: Scalar, t: Scalar, u: Scalar) -> Scalar:
+        return s.cast(F32) * t.cast(F32) / u.cast(F32)
+
+    return node.b.elementwise([first, second, out], F32, body)
+
+
 @lowers("MatMulIntegerToFloat", domain=MICROSOFT)
 def matmul_integer_to_float(node: Node) -> Value:
     """`(a - a_zero) @ (w - w_zero) * (a_scale * w_scale) + bias`."""
     x = dequantize(node, node.input(0), node.input(2), node.optional(4), axis=-2)
     w = dequantize(node, node.input(1), node.input(3), node.optional(5), axis=-1)
-    return _with_bias(node, x, w, node.optional(6))
+    return with_bias(node, x, w, node.optional(6))
 
 
 @lowers("DynamicQuantizeMatMul", domain=MICROSOFT)
@@ -150,7 +160,7 @@ def dynamic_quantize_matmul(node: Node) -> Value:
     """As `MatMulIntegerToFloat` of the codes that DynamicQuantizeLinear makes of `a`."""
     x = on_measured_grid(node, node.input(0))
     w = dequantize(node, node.input(1), node.input(2), node.optional(3), axis=-1)
-    return _with_bias(node, x, w, node.optional(4))
+    return with_bias(node, x, w, node.optional(4))
 
 
 def on_measured_grid(node: Node, x: Value) -> Value:
@@ -160,7 +170,8 @@ def on_measured_grid(node: Node, x: Value) -> Value:
     return dequantize(node, codes, scale, zero)
 
 
-def _with_bias(node: Node, x: Value, w: Value, bias: Value | None) -> Value:
+def with_bias(node: Node, x: Value, w: Value, bias: Value | None) -> Value:
+    """`x @ w + bias`."""
     fused = bias is not None and is_vector(bias, w)
     product = product_of(node, x, w, bias if fused else None)
     if bias is None or fused:
