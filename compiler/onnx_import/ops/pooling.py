@@ -12,10 +12,11 @@ from ..constants import from_array
 from ..element_types import F32, I64, ElementType
 from ..registry import Node, lowers
 from ..scalars import Number, Scalar, const
-from ..shaping import reshape
-from ..sliding import Windows, reduce_windows, windows_of
+from ..shaping import pad, reshape
+from ..sliding import Windows, explicit_pads, per_axis, reduce_windows, windows_of
 from ..symbolic import ONE, Dim, product
 from ..values import Value, constant_value
+from .scatter import scattered
 
 
 @lowers("MaxPool")
@@ -215,3 +216,44 @@ def global_lp_pool(node: Node) -> Value:
     p = lp_order(node)
     total, _ = _over_images(node, 0, lambda v, sum_: power(v, p) + sum_)
     return node.b.elementwise([total], total.dtype, lambda v: root(v, p))
+
+
+@lowers("MaxUnpool")
+def max_unpool(node: Node) -> Value:
+    """Elements put back where MaxPool took them from, zeros elsewhere.
+
+    The places (input 1) are counted in the image that the window's attributes give; another
+    output_shape cuts it or fills it up at the end of each axis.
+    """
+    x, places, b = node.input(0), node.input(1), node.b
+    kernel = node.ints("kernel_shape")
+    rank = len(kernel)
+    if x.rank != rank + 2 or places.rank != x.rank:
+        raise node.error(f"its inputs are {x} and {places}, its window has {rank} axes")
+    for size, own in zip(x.dims, places.dims, strict=True):
+        b.require_equal(size, own, f"{x} and its places {places} differ in shape")
+    strides, (begins, ends) = per_axis(node, "strides", rank), explicit_pads(node, rank)
+    image = [
+        (size - 1) * stride + extent - begin - end
+        for size, stride, extent, begin, end in zip(
+            x.dims[2:], strides, kernel, begins, ends, strict=True
+        )
+    ]
+    dims = (*x.dims[:2], *image)
+    whole, count = product(dims), product(x.dims)
+    end = b.scalar(whole).cast(I64)
+
+    def checked(place: Scalar) -> Scalar:
+        legal = (place >= 0) & (place < end)
+        b.check(legal, "a place is outside of the image")
+        return legal.select(place, -1)  # changes nothing
+
+    indices = reshape(b, b.elementwise([places], I64, checked), [count, ONE])
+    zeros = Value(x.dtype, (whole,), ssa=b.full(x.dtype, [whole], 0))
+    y = reshape(b, scattered(b, zeros, indices, reshape(b, x, [count])), dims)
+    wanted = node.dims_of(2)
+    if wanted is None:
+        return y
+    if len(wanted) != x.rank:
+        raise node.error(f"its output_shape has {len(wanted)} axes, expected {x.rank}")
+    return pad(b, y, [0] * x.rank, [out - size for out, size in zip(wanted, dims, strict=True)])
