@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,19 @@ class Scope:
         self._parent = parent
         self._indices: dict[Dim, ir.Value] = {}
         self._tensors: dict[int, tuple[Value, ir.Value]] = {}  # the Value lives as long as its id
+        self._equal: dict[Atom, Dim] = {}  # what checks at run time have made sure of
+        self._required: set[Dim] = set()
+
+    def equal(self, atom: Atom) -> Dim | None:
+        known = self._equal.get(atom)
+        return self._parent.equal(atom) if known is None and self._parent else known
+
+    def keep_equal(self, atom: Atom, dim: Dim) -> None:
+        self._equal[atom] = dim
+
+    @property
+    def has_equal(self) -> bool:
+        return bool(self._equal) or (self._parent is not None and self._parent.has_equal)
 
     def index(self, dim: Dim) -> ir.Value | None:
         known = self._indices.get(dim)
@@ -51,6 +65,15 @@ class Scope:
 
     def keep_tensor(self, value: Value, ssa: ir.Value) -> None:
         self._tensors[id(value)] = (value, ssa)
+
+    def is_required(self, condition: Dim) -> bool:
+        """Whether a condition was checked before."""
+        if condition in self._required:
+            return True
+        return self._parent is not None and self._parent.is_required(condition)
+
+    def keep_required(self, condition: Dim) -> None:
+        self._required.add(condition)
 
 
 class Builder:
@@ -165,12 +188,49 @@ class Builder:
             if not condition.value:
                 raise ModelError(self._of_node(what), node=self.node)
             return
-        self.check(self.truth(condition), what)
+        if not self.scope.is_required(condition):
+            self.scope.keep_required(condition)
+            self.check(self.truth(condition), what)
 
     def require_equal(self, a: Dim, b: Dim, what: str) -> None:
+        a, b = self.normal(a), self.normal(b)
         if symbolic.equal(a, b) is False:
             raise ModelError(self._of_node(f"{what}: {a} and {b}"), node=self.node)
         self.require(symbolic.is_equal(a, b), what)
+        self._learn(a, b)
+
+    def normal(self, dim: Dim) -> Dim:
+        """A size in the words of those that it was found to be equal to."""
+        if dim.is_static or not self.scope.has_equal:
+            return dim
+        found = symbolic.replaced(dim, self.scope.equal)
+        # What was learned later may say more of what stands for it.
+        return found if found == dim else self.normal(found)
+
+    def _learn(self, a: Dim, b: Dim) -> None:
+        """A check has made sure that two sizes are equal: one stands for both from here on."""
+        if a == b or a.is_static or b.is_static:
+            return
+        pairs = [(symbolic.single_atom(b), a), (symbolic.single_atom(a), b)]
+        pairs.sort(key=lambda pair: isinstance(pair[0], Named))  # names of the model stay
+        for atom, dim in pairs:
+            if atom is not None and not symbolic.mentions(dim, atom):
+                self.scope.keep_equal(atom, dim)
+                return
+
+    def normalized(self, value: Value) -> Value:
+        """A value whose dims are in these words."""
+        if not self.scope.has_equal:
+            return value
+        dims = tuple(map(self.normal, value.dims))
+        content = value.content and tuple(map(self.normal, value.content))
+        if dims == value.dims and content == value.content:
+            return value
+        if value.ssa is None and content == value.content:
+            # What it is made of is kept by identity.
+            return Value(value.dtype, dims, ssa=self.tensor(value), steps=value.steps)
+        viewed = value.viewed and self.normalized(value.viewed)
+        return replace(value, dims=dims, content=content, viewed=viewed)
 
     def _of_node(self, what: str) -> str:
         return f"{self.op_type}: {what}" if self.op_type else what
@@ -426,10 +486,14 @@ class Builder:
         return tuple(result)
 
     def _joined(self, a: Dim, b: Dim, axis: int) -> Dim:
+        a, b = self.normal(a), self.normal(b)
         if a == b or b == ONE:
             return a
         if a == ONE:
             return b
+        if symbolic.are_one_together(a, b):
+            self.require_equal(a, b, f"sizes {a} and {b} differ (axis {axis})")
+            return self.normal(a)
         joined = symbolic.call("broadcast", a, b)
         agree = symbolic.is_equal(a, b)
         for size in (a, b):
@@ -444,6 +508,7 @@ class Builder:
         comparison: slower than a loop over known sizes, and rare.
         """
         own = dims[len(dims) - operand.rank :]
+        operand = self.normalized(operand)
         decided = [size in (ONE, wide) for size, wide in zip(operand.dims, own, strict=True)]
         if all(decided):
             return operand
