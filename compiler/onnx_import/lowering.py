@@ -20,9 +20,10 @@ from .element_types import BOOL, element_type
 from .emit import Builder
 from .folding import Folder
 from .load import Initializers, named
-from .refusals import REFUSALS
 from .ordering import in_order
-from .registry import ML, MICROSOFT, RULES, Node, canonical, load_rules, rule_for
+from .refusals import REFUSALS
+from .registry import MICROSOFT, ML, RULES, Node, canonical, load_rules, rule_for
+from .schemas import check_node, check_sizes
 from .symbolic import Dim
 from .values import AnyValue, OptionalValue, SequenceValue, Value, constant_value
 
@@ -108,7 +109,7 @@ class Lowering:
         return _Nested(self, environment)
 
     def _lower(self, proto: NodeProto) -> None:
-        inputs = [self.value(name, proto.name) if name else None for name in proto.input]
+        inputs = [self._input(name, proto.name) for name in proto.input]
         domain = canonical(proto.domain)
         version = self.versions.get(domain)
         if version is None and domain not in (MICROSOFT, ML):
@@ -122,6 +123,7 @@ class Lowering:
         self.builder.node, self.builder.op_type = proto.name, proto.op_type
         with ir.Location.name(proto.name):
             try:
+                check_node(node)
                 outputs = self._outputs(node)
             except (AbqcError, CompileError):
                 raise
@@ -133,7 +135,15 @@ class Lowering:
                 ) from error
         for name, value in zip(proto.output, outputs, strict=False):
             if name and value is not None:
+                check_sizes(f"output '{name}' of {node.op_type}", value, node.name)
                 self.define(name, value)
+
+    def _input(self, name: str, node: str) -> AnyValue | None:
+        """A value as a node sees it; None where the node leaves the input out."""
+        if not name:
+            return None
+        value = self.value(name, node)
+        return self.builder.normalized(value) if isinstance(value, Value) else value
 
     def _outputs(self, node: Node) -> Sequence[AnyValue | None]:
         folded = self._folded(node)
