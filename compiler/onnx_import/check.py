@@ -41,7 +41,11 @@ def _check_opset(model: Model) -> None:
 
 def _check_inputs(model: Model) -> None:
     """Values must be made before they are used, and once."""
-    known = set(model.constants) | {value.name for value in model.shell.graph.input}
+    known = set(model.constants)
+    for value in model.shell.graph.input:
+        if value.name in known:
+            raise ModelError(f"input '{value.name}' is given twice")
+        known.add(value.name)
     for node in model.nodes:
         for name in node.input:
             if name and name not in known:

@@ -13,7 +13,7 @@ from onnx import NodeProto
 from .assumptions import Assumptions, Undecided
 from .check import check_model
 from .constants import Constant
-from .element_types import element_type
+from .element_types import element_type, onnx_name
 from .emit import Builder
 from .folding import Folder, constant_of
 from .fuse_conv import fuse_convolutions
@@ -23,6 +23,7 @@ from .lowering import Lowering
 from .model import Model
 from .pin import pin_shapes
 from .result import ImportedModel
+from .schemas import check_sizes
 from .signature import Signature, finish
 from .values import Value, constant_value
 from .weights import Weights
@@ -46,13 +47,25 @@ def import_model(
     the model holds as integers and scales are quantized tensors of the store, else what they mean
     in f32. Raises ModelError.
     """
+    try:
+        return _import(Path(path), shapes or {}, Path(work_dir), progress, keep_codes)
+    except UnicodeDecodeError as error:  # by whatever reads a name or an attribute first
+        raise ModelError(f"{path} holds text that is not UTF-8: it is damaged") from error
+
+
+def _import(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    work: Path,
+    progress: Progress | None,
+    keep_codes: bool,
+) -> ImportedModel:
     report = progress or (lambda step: None)
-    work = Path(work_dir)
     report("reading the model")
-    model, initializers = load_model(Path(path), work)
+    model, initializers = load_model(path, work)
     inline_functions(model)
     notes = take_off_zip_maps(model)
-    pin_shapes(model, shapes or {})
+    pin_shapes(model, shapes)
     check_model(model)
     take_constants(model)
     model.drop_dead_nodes()
@@ -122,6 +135,7 @@ def _attempt(
                 lowering.define(name, initializer(name, constant))
             with ir.Location.name("inputs"):
                 for name, value in signature.bind(builder, block).items():
+                    check_sizes(f"input '{name}'", value)
                     lowering.define(name, value)
             lowering.lower_nodes(model.nodes)
             builder.node = ""
@@ -162,12 +176,18 @@ def initializer(name: str, constant: Constant) -> Value:
 
 def _outputs(model: Model, lowering: Lowering) -> list[tuple[str, Value]]:
     outputs = []
+    types = {output.name: output.type.tensor_type.elem_type for output in model.shell.graph.output}
     for name in model.output_names:
         value = lowering.value(name)
         if not isinstance(value, Value):
             raise ModelError(
                 f"output '{name}' is a sequence or an optional: only tensors are returned",
                 hint="take the elements apart in the model, one output each",
+            )
+        declared = types.get(name, 0)
+        if declared not in (0, value.dtype.onnx):
+            raise ModelError(
+                f"output '{name}' is declared as {onnx_name(declared)}, but is {value.dtype}"
             )
         outputs.append((name, value))
     return outputs

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from abqc.errors import ModelError
-from onnx import FunctionProto, inliner
+from onnx import FunctionProto, NodeProto, inliner
 
 from .load import named
 from .model import Model, first_line, walk_nodes
 
 Key = tuple[str, str]
+
+MOST_NODES = 1_000_000
 
 
 def inline_functions(model: Model) -> None:
@@ -17,6 +21,7 @@ def inline_functions(model: Model) -> None:
     if not functions:
         return
     _refuse_recursion(functions)
+    _refuse_explosion(model, functions)
     try:
         proto = inliner.inline_local_functions(model.to_proto(model.large_constants()))
     except Exception as error:
@@ -42,3 +47,18 @@ def _refuse_recursion(functions: dict[Key, FunctionProto]) -> None:
 
     for key in functions:
         visit(key, ())
+
+
+def _refuse_explosion(model: Model, functions: dict[Key, FunctionProto]) -> None:
+    """Functions that call others several times each make a short file endless."""
+
+    @cache
+    def size(key: Key) -> int:
+        return sum(map(of_node, walk_nodes(functions[key].node)))
+
+    def of_node(node: NodeProto) -> int:
+        key = (node.domain, node.op_type)
+        return size(key) if key in functions else 1
+
+    if sum(map(of_node, walk_nodes(model.nodes))) > MOST_NODES:
+        raise ModelError(f"with its functions inlined, the model has over {MOST_NODES} nodes")

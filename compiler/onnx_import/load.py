@@ -29,10 +29,11 @@ def load_model(path: Path, work_dir: Path) -> tuple[Model, Initializers]:
     """The model at `path`. Embedded weights are spooled to `work_dir`, external ones are mapped."""
     proto = _parse(path)
     initializers = Initializers(path.resolve().parent, work_dir / "initializers.bin")
-    constants = {
-        tensor.name: replace(initializers.constant(tensor), name=tensor.name)
-        for tensor in proto.graph.initializer
-    }
+    constants: dict[str, Constant] = {}
+    for tensor in proto.graph.initializer:
+        if tensor.name in constants:
+            raise ModelError(f"initializer '{tensor.name}' is given twice")
+        constants[tensor.name] = replace(initializers.constant(tensor), name=tensor.name)
     for sparse in proto.graph.sparse_initializer:
         raise ModelError(f"sparse initializer '{sparse.values.name}' is not supported")
     initializers.embed_nodes(proto.graph.node)
@@ -168,8 +169,9 @@ class Initializers:
         """The file and offset of external data, which must lie within the model's directory."""
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
-        file = (self._model_dir / location).resolve()
-        if not location or not file.is_relative_to(self._model_dir):
+        known = bool(location) and "\0" not in location
+        file = (self._model_dir / location).resolve() if known else self._model_dir
+        if not known or not file.is_relative_to(self._model_dir):
             raise ModelError(
                 f"initializer '{tensor.name}' names the external file '{location}', which is "
                 "outside of the model's directory"
