@@ -9,6 +9,8 @@ from ..passes.infrastructure import main_function, walk
 from ..passes.launch import APPEND, KERNEL, LOOPS, kernel_names, launched_kernel
 from ..passes.resolve_dims import index
 
+_LOOPS = ("scf.for", "scf.while")
+
 
 class Host:
     """Turns launches and checks into calls of the shim."""
@@ -27,6 +29,7 @@ class Host:
         self._declare("abqc_rt_launch", launch)
         self._declare("abqc_rt_launch_loops", [*launch, self.i64])
         self._declare("abqc_rt_check", [self.i64, self.i32, self.i64])
+        self._declare("abqc_rt_poll", [self.i64])
         names = kernel_names(self.module.operation)
         calls = [(op, launched_kernel(op, names)) for op in walk(self.main, "func.call")]
         launches = [(op, name) for op, name in calls if name is not None]
@@ -35,6 +38,9 @@ class Host:
             with ir.InsertionPoint(op), op.location:
                 self._launch(op, name, slots)
             op.erase()
+        for op in walk(self.main):
+            if op.name in _LOOPS:
+                self._poll(op)
         self._give_context_to_appends()
         for op in walk(self.main, "cf.assert"):
             with ir.InsertionPoint(op), op.location:
@@ -149,6 +155,12 @@ class Host:
                 function.attributes["function_type"] = ir.TypeAttr.get(
                     ir.FunctionType.get([self.i64, *type_.inputs], list(type_.results))
                 )
+
+    def _poll(self, loop: ir.Operation) -> None:
+        """Every iteration asks whether the run was interrupted."""
+        body = loop.regions[len(loop.regions) - 1].blocks[0]
+        with ir.InsertionPoint.at_block_begin(body), loop.location:
+            self._call("abqc_rt_poll", [self.context])
 
     def _check(self, op: ir.Operation) -> None:
         condition = arith.ExtUIOp(self.i32, op.operands[0]).result

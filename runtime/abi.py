@@ -31,6 +31,8 @@ _ERRORS: dict[int, type[AbqcError]] = {
     9: DeviceError,  # launch
 }
 _DEVICE_STATUS = 4
+_INTERRUPTED_STATUS = 10
+_INTERRUPTIBLE = 1  # a flag of a run
 
 
 class _DLDataType(ctypes.Structure):
@@ -80,6 +82,7 @@ class _RunOptions(ctypes.Structure):
         ("threads", ctypes.c_int32),
         ("device", _DLDevice),
         ("stream", ctypes.c_void_p),
+        ("flags", ctypes.c_uint32),
     ]
 
 
@@ -293,6 +296,8 @@ class Instance:
     def _check(self, status: int) -> None:
         """As Library.check; what the driver raised in Python comes first."""
         fault = self.driver.take_fault() if self.driver is not None else None
+        if status == _INTERRUPTED_STATUS:
+            raise KeyboardInterrupt(f"the run of '{self.library.path}' was interrupted")
         if status:
             error = self.library.error(status)
             raise error if fault is None else fault from error
@@ -315,12 +320,17 @@ class Instance:
         device: tuple[int, int] = (0, 0),
         stream: int = 0,
     ) -> None:
-        """abqc_api.run on arrays of pointers to tensors, given by their addresses."""
+        """abqc_api.run on arrays of pointers to tensors, given by their addresses.
+
+        In the main thread Ctrl-C ends the run: KeyboardInterrupt.
+        """
         options = _RunOptions(
             struct_size=ctypes.sizeof(_RunOptions),
             threads=threads,
             device=_DLDevice(*device),
             stream=stream or None,
+            # Python calls handlers of signals in its main thread alone.
+            flags=_INTERRUPTIBLE if threading.current_thread() is threading.main_thread() else 0,
         )
         self._check(
             self.library._run(

@@ -85,7 +85,8 @@ typedef enum {
     ABQC_E_MEMORY = 6,   /* out of memory */
     ABQC_E_CHECK = 7,    /* a check inside the model failed: sizes that do not go together */
     ABQC_E_INTERNAL = 8, /* a defect of the compiler */
-    ABQC_E_LAUNCH = 9    /* the GPU failed during a run */
+    ABQC_E_LAUNCH = 9,   /* the GPU failed during a run */
+    ABQC_E_INTERRUPTED = 10 /* SIGINT came during a run with ABQC_RUN_INTERRUPTIBLE */
 } abqc_status;
 
 enum {
@@ -132,7 +133,14 @@ typedef struct {
     int32_t threads;      /* 0: as the instance says */
     DLDevice device;      /* where outputs[i] == NULL goes; {0, 0}: where the inputs lie */
     void *stream;         /* a CUstream of the GPU's primary context; NULL: one of the instance's */
+    uint32_t flags;       /* of abqc_run_flags */
 } abqc_run_options;
+
+typedef enum {
+    /* SIGINT ends the run between two kernels or iterations of a loop; then the handler that was
+     * there before the run has been called. */
+    ABQC_RUN_INTERRUPTIBLE = 1
+} abqc_run_flags;
 
 typedef struct abqc_instance abqc_instance;
 

@@ -127,6 +127,8 @@ static int32_t run(abqc_instance *instance, const DLTensor *const *inputs, int32
     if (!instance) return abqc_error(ABQC_E_ARGUMENT, "instance is NULL");
     int32_t status = read_options(&options, sizeof options, given);
     if (!status) status = abqc_check_threads(options.threads, "the number of threads");
+    if (!status && options.flags & ~(uint32_t)ABQC_RUN_INTERRUPTIBLE)
+        status = abqc_error(ABQC_E_ARGUMENT, "unknown flags %#x", (unsigned)options.flags);
     if (!status) status = abqc_check_run_options(instance->device, &options);
     if (status) return status;
     if (input_count != info->input_count || (input_count && !inputs))
@@ -139,7 +141,13 @@ static int32_t run(abqc_instance *instance, const DLTensor *const *inputs, int32
     if (status) return status;
     ctx->inputs = inputs;
     ctx->outputs = outputs;
+    ctx->catches = options.flags & ABQC_RUN_INTERRUPTIBLE;
+    if (ctx->catches) {
+        ctx->interrupts = atomic_load(&abqc_interrupts);
+        abqc_catch_interrupts();
+    }
     status = run_in_context(ctx, &options);
+    if (ctx->catches) abqc_leave_interrupts();
     release_context(instance, ctx);
     return status;
 }

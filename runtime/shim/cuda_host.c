@@ -15,6 +15,7 @@ static CUdeviceptr address(const void *data) { return (uintptr_t)data; }
 void *abqc_rt_alloc(abqc_ctx *ctx, int64_t bytes) {
     CUdeviceptr data;
     abqc_check_bytes(ctx, bytes);
+    abqc_rt_poll(ctx);
     int32_t status = abqc_gpu_arena_alloc(ctx->device, &ctx->work->arena, bytes, &data);
     if (status) abqc_leave(ctx, status);
     return (void *)(uintptr_t)data;

@@ -4,6 +4,7 @@
 
 void *abqc_rt_alloc(abqc_ctx *ctx, int64_t bytes) {
     abqc_check_bytes(ctx, bytes);
+    abqc_rt_poll(ctx);
     void *data = abqc_arena_alloc(&ctx->work->arena, (size_t)bytes);
     if (!data)
         abqc_fail(ctx, ABQC_E_MEMORY, "out of memory for %lld bytes inside the model",
@@ -18,14 +19,15 @@ void abqc_rt_free(abqc_ctx *ctx, void *data) {
 uint32_t *abqc_rt_error_flag(abqc_ctx *ctx) { return (uint32_t *)&ctx->work->error_flag; }
 
 /* After a launch, whose threads have joined. */
-static void check_error_flag(abqc_ctx *ctx) {
+static void check_run(abqc_ctx *ctx) {
     uint32_t number = atomic_load_explicit(&ctx->work->error_flag, memory_order_relaxed);
     if (number != ABQC_NO_ERROR) abqc_fail_in_kernel(ctx, number);
+    abqc_rt_poll(ctx);
 }
 
 void abqc_rt_launch(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t *args) {
     abqc_team_launch(&ctx->work->team, ctx->work->kernels[kernel], grid, args);
-    check_error_flag(ctx);
+    check_run(ctx);
 }
 
 /* Vectorized loops do about an element in a fraction of a nanosecond; handing work to another thread
@@ -39,5 +41,5 @@ void abqc_rt_launch_loops(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uin
         return;
     }
     ctx->work->kernels[kernel](0, grid, args);
-    check_error_flag(ctx);
+    check_run(ctx);
 }

@@ -202,6 +202,8 @@ struct abqc_ctx {
     int64_t *symbol_sizes;
     int32_t *symbol_inputs;
     int32_t status;
+    bool catches;        /* SIGINT ends this run */
+    uint32_t interrupts; /* before it */
     jmp_buf escape;
     abqc_ctx *next;
 };
@@ -219,6 +221,13 @@ _Noreturn void abqc_fail_double_free(abqc_ctx *ctx);
 /* What a kernel's check number `number` has to say. */
 const char *abqc_message(uint32_t number);
 _Noreturn void abqc_fail_in_kernel(abqc_ctx *ctx, uint32_t number);
+
+/* ---- interrupt.c ---- */
+
+extern _Atomic uint32_t abqc_interrupts; /* caught so far */
+/* Around a run that SIGINT shall end. */
+void abqc_catch_interrupts(void);
+void abqc_leave_interrupts(void);
 
 /* ---- output.c ---- */
 
@@ -272,6 +281,7 @@ const abqc_view *abqc_rt_input(abqc_ctx *ctx, int32_t i);
 void abqc_rt_output(abqc_ctx *ctx, int32_t i, const void *data, int32_t rank, const int64_t *sizes,
                     const int64_t *strides);
 void *abqc_rt_alloc(abqc_ctx *ctx, int64_t bytes);
+void abqc_rt_poll(abqc_ctx *ctx); /* in every iteration of a loop: leaves an interrupted run */
 void abqc_rt_free(abqc_ctx *ctx, void *data);
 void abqc_rt_launch(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t *args);
 /* The same for a kernel that touches `work` elements in all: a few are done by the calling thread. */
