@@ -151,7 +151,7 @@ class Builder:
     def _index(self, dim: Dim) -> ir.Value:
         number = dim.value
         if number is not None:
-            return const(number, INDEX).ssa
+            return self._constant(number).ssa
         total: Scalar | None = None
         for atoms, factor in dim.terms:
             term = self._monomial(atoms, factor)
@@ -161,11 +161,16 @@ class Builder:
 
     def _monomial(self, atoms: tuple[Atom, ...], factor: int) -> Scalar:
         if not atoms:
-            return const(factor, INDEX)
+            return self._constant(factor)
         result = self._atom(atoms[0])
         for atom in atoms[1:]:
             result = result * self._atom(atom)
-        return result if factor == 1 else result * factor
+        return result if factor == 1 else result * self._constant(factor)
+
+    def _constant(self, number: int) -> Scalar:
+        if not -(1 << 63) <= number < 1 << 63:
+            raise ModelError(f"a size of {number} takes more than 64 bits", node=self.node)
+        return const(number, INDEX)
 
     def _atom(self, atom: Atom) -> Scalar:
         if isinstance(atom, Call):

@@ -151,6 +151,56 @@ def _collect(terms: Iterable[tuple[Monomial, int]]) -> Dim:
     return Dim(tuple(kept))
 
 
+def replaced(dim: Dim, known: Callable[[Atom], Dim | None]) -> Dim:
+    """The polynomial with atoms replaced by what `known` says they are equal to."""
+
+    def of_atom(atom: Atom) -> Dim:
+        found = known(atom)
+        if found is not None:
+            return found
+        if isinstance(atom, Call):
+            arguments = tuple(replaced(argument, known) for argument in atom.arguments)
+            return Dim.of(atom) if arguments == atom.arguments else call(atom.function, *arguments)
+        return Dim.of(atom)
+
+    if dim.is_static:
+        return dim
+    return sum(
+        (product(map(of_atom, monomial)) * factor for monomial, factor in dim.terms), ZERO
+    )
+
+
+def single_atom(dim: Dim) -> Atom | None:
+    """The atom that a polynomial is, if it is no more than one."""
+    if len(dim.terms) != 1:
+        return None
+    ((atoms, factor),) = dim.terms
+    return atoms[0] if factor == 1 and len(atoms) == 1 else None
+
+
+def mentions(dim: Dim, atom: Atom) -> bool:
+    """Whether a polynomial depends on an atom."""
+    return any(
+        other == atom
+        or (isinstance(other, Call) and any(mentions(each, atom) for each in other.arguments))
+        for other in dim.atoms()
+    )
+
+
+def are_one_together(a: Dim, b: Dim) -> bool:
+    """Whether one of two sizes is 1 exactly if the other is.
+
+    So of `n` and `min(n, 512)`, the positions that a table of 512 has for n tokens.
+    """
+    for size, other in ((a, b), (b, a)):
+        atom = single_atom(other)
+        if isinstance(atom, Call) and atom.function == "min" and size in atom.arguments:
+            rest = [argument for argument in atom.arguments if argument != size]
+            if all((argument.value or 0) > 1 for argument in rest):
+                return True
+    return False
+
+
 def product(dims: Iterable[Dim]) -> Dim:
     return reduce(lambda a, b: a * b, dims, ONE)
 

@@ -11,12 +11,6 @@ X, VECTOR = "tensor<?x?x96xf32>", "tensor<96xf32>"
 TIDY = "func.func(canonicalize,cse)"
 
 
-class WithKernels(CpuTarget):
-    """A target with a kernel for rows of up to 128 columns."""
-
-    max_norm_columns: int = 128
-
-
 def norm(kind: str, *, bias: bool) -> str:
     operands, types = ("%x, %w, %b", f"{X}, {VECTOR}, {VECTOR}") if bias else (
         "%x, %w", f"{X}, {VECTOR}"
@@ -44,5 +38,5 @@ def test_loops_are_a_norm_again(kind: str, loops: int, bias: bool) -> None:
 
 
 def test_a_norm_with_a_kernel_stays() -> None:
-    facts = after(norm("layer", bias=True), "decompose-norm", unit=Unit(target=WithKernels()))
+    facts = after(norm("layer", bias=True), "decompose-norm", unit=Unit(target=CpuTarget(max_norm_columns=128)))
     assert len(facts("abq.norm")) == 1

@@ -11,7 +11,7 @@ from abqc.codegen.gpu import attention_spec
 from abqc.codegen.gpu.attention import AttentionSpec, AttentionVariant, attention_kernels
 from abqc.compiler.onnx_import import import_model
 from abqc.compiler.pipeline import SIMPLIFY
-from abqc.dialects.mlir import ir, make_context
+from abqc.dialects.mlir import ir
 from abqc.passes import fuse_attention
 from abqc.passes.infrastructure import Unit, run_pipeline
 from facts import Facts, after, maker
@@ -322,11 +322,10 @@ def test_lowering_launches_by_rows_and_merges_splits() -> None:
 def in_model(path: Path, folder: Path, *more: str) -> Facts:
     """A real model after the passes up to fuse-attention, and `more`."""
     imported = import_model(path, work_dir=folder)
-    with make_context():
-        module = ir.Module.parse(imported.bytecode)
-        passes = (*SIMPLIFY, "fuse-attention", TIDY, *more)
-        run_pipeline(module.operation, passes, Unit(inputs=imported.inputs))
-        return Facts(module.operation.get_asm())
+    module = imported.module
+    passes = (*SIMPLIFY, "fuse-attention", TIDY, *more)
+    run_pipeline(module.operation, passes, Unit(inputs=imported.inputs))
+    return Facts(module.operation.get_asm())
 
 
 def test_minilm(real_model: Callable[[str], Path], tmp_path: Path) -> None:
