@@ -8,7 +8,7 @@ from ..fourier import half, transformed
 from ..joining import either
 from ..registry import Node, lowers
 from ..scalars import Scalar, const
-from ..shaping import pad, reshape, slice_axis, transpose
+from ..shaping import pad, reshape, slice_axis, transpose, unsqueeze
 from ..symbolic import ONE, ZERO, Dim, product
 from ..values import Value
 
@@ -167,8 +167,13 @@ def _back(node: Node, x: Value, axis: int, dtype: ElementType) -> Value:
 
 @lowers("STFT")
 def stft(node: Node) -> Value:
-    """Transforms of windows of a signal [batch, length, 1 or 2], one every `frame_step`."""
+    """Transforms of windows of a signal [batch, length, 1 or 2], one every `frame_step`.
+
+    A real signal without its last axis is taken too, as exporters write it for onnxruntime.
+    """
     b, x, window = node.b, node.input(0), node.optional(2)
+    if x.rank == 2:
+        x = unsqueeze(b, x, [2])
     if x.rank != 3:
         raise node.error(f"its signal must have three axes, it is {x}")
     step = _number(node, 1)
