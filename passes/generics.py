@@ -23,6 +23,7 @@ _COMMUTATIVE = frozenset(
 _IGNORED = frozenset({"fastmath", "overflowFlags", "operandSegmentSizes"})
 
 OUT: Tree = ("out",)
+MAX_TREE = 400
 
 
 def maps(op: ir.Operation) -> list[ir.AffineMap]:
@@ -89,24 +90,49 @@ def expression(op: ir.Operation) -> Tree:
 
 
 def tree(value: ir.Value, block: ir.Block, n_inputs: int) -> Tree:
-    """The tree of a value in the body `block`."""
-    if isinstance(value.owner, ir.Block):
-        if value.owner != block:
-            return ("outside", value)
-        number = ir.BlockArgument(value).arg_number
-        return ("in", number) if number < n_inputs else OUT
-    number = float_constant(value)
-    if number is not None:
-        return ("const", number)
-    op = defining_op(value)
-    assert op is not None
-    if op.block != block:
-        return ("outside", value)
-    operands = [tree(operand, block, n_inputs) for operand in op.operands]
-    if op.name in _COMMUTATIVE:
-        operands.sort(key=repr)
-    extra = [f"{name}={op.attributes[name]}" for name in op.attributes if name not in _IGNORED]
-    return (op.name, *extra, *operands)
+    """The tree of a value in the body `block`.
+
+    A value that is used twice is there twice, so that trees can be exponentially large: what has
+    more than MAX_TREE operations, which is more than any pattern has, is `("large", value)`.
+    """
+    return _Trees(block, n_inputs).of(value)[0]
+
+
+class _Trees:
+    """The trees of a body's values, each with the number of its operations."""
+
+    def __init__(self, block: ir.Block, n_inputs: int) -> None:
+        self.block = block
+        self.n_inputs = n_inputs
+        self.known: dict[ir.Value, tuple[Tree, int]] = {}
+
+    def of(self, value: ir.Value) -> tuple[Tree, int]:
+        if value not in self.known:
+            found = self._leaf(value) or self._operation(value)
+            self.known[value] = found if found[1] <= MAX_TREE else (("large", value), 1)
+        return self.known[value]
+
+    def _leaf(self, value: ir.Value) -> tuple[Tree, int] | None:
+        if isinstance(value.owner, ir.Block):
+            if value.owner != self.block:
+                return ("outside", value), 1
+            number = ir.BlockArgument(value).arg_number
+            return (("in", number) if number < self.n_inputs else OUT), 1
+        constant = float_constant(value)
+        if constant is not None:
+            return ("const", constant), 1
+        op = defining_op(value)
+        return (("outside", value), 1) if op is None or op.block != self.block else None
+
+    def _operation(self, value: ir.Value) -> tuple[Tree, int]:
+        op = defining_op(value)
+        assert op is not None
+        found = [self.of(operand) for operand in op.operands]
+        operands = [tree for tree, _ in found]
+        if op.name in _COMMUTATIVE:
+            operands.sort(key=repr)
+        extra = [f"{name}={op.attributes[name]}" for name in op.attributes if name not in _IGNORED]
+        return (op.name, *extra, *operands), 1 + sum(size for _, size in found)
 
 
 def is_place(value: ir.Value, axis: int) -> bool:
