@@ -20,13 +20,14 @@ import numpy as np
 from abqc.errors import ModelError
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, defs, helper
 
-from .element_types import ElementType, element_type, onnx_name
-from .symbolic import Dim
+from .element_types import I64, ElementType, element_type, onnx_name
+from .symbolic import ONE, Dim, product
 from .values import AnyValue, OptionalValue, SequenceValue, Value
 
 if TYPE_CHECKING:
     from .emit import Builder
     from .lowering import Lowering
+    from .scalars import Scalar
 
 Result = AnyValue | Sequence[AnyValue | None]
 Rule = Callable[["Node"], Result]
@@ -234,6 +235,32 @@ class Node:
     def dims_of(self, i: int) -> list[Dim] | None:
         """The integers of input `i` as sizes; read by the run where nothing else knows them."""
         return self.b.integers(self.input(i)) if self.given(i) else None
+
+    def item_of(self, i: int) -> Scalar:
+        """The one element of input `i`, of any rank, read outside of loops."""
+        value = self.input(i)
+        what = f"input {i}, {value}, must be one number"
+        self.b.require_equal(product(value.dims), ONE, what)
+        return self.b.item(value, *[0] * value.rank)
+
+    def integer_of(self, i: int) -> Dim:
+        """The one integer of input `i`; read by the run where nothing else knows it."""
+        symbols = self.input(i).symbols
+        if symbols is not None and len(symbols) == 1:
+            return symbols[0]
+        return self.b.run_time(self.item_of(i).cast(I64), natural=False)
+
+    def integers_of(self, i: int, count: int) -> list[Dim]:
+        """The `count` integers of input `i`, also where its size is known to the run alone."""
+        value = self.input(i)
+        if value.size is None and value.rank == 1 and value.symbols is None:
+            what = f"input {i} must have {count} elements"
+            self.b.require_equal(value.dims[0], Dim.of(count), what)
+            return [self.b.run_time(self.b.item(value, at), natural=False) for at in range(count)]
+        numbers = self.b.integers(value)
+        if len(numbers) != count:
+            raise self.error(f"input {i}, {value}, must have {count} elements")
+        return numbers
 
     def constant_of(self, i: int) -> np.ndarray:
         """The elements of input `i`, which must be constant."""

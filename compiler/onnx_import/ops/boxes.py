@@ -27,8 +27,7 @@ def non_max_suppression(node: Node) -> Value:
     b.require_equal(boxes.dims[0], scores.dims[0], "boxes and scores are of different images")
     b.require_equal(boxes.dims[1], scores.dims[2], "boxes and scores differ in number")
     images, classes, count = scores.dims
-    wanted = node.dims_of(2)
-    limit = symbolic.clamp(wanted[0], 0, count) if wanted else ZERO
+    limit = symbolic.clamp(node.integer_of(2), 0, count) if node.given(2) else ZERO
     lines = images * classes
     order, candidates = _candidates(node, reshape(b, scores, [lines, count]))
     op = NonMaxSuppressionOp(
@@ -45,8 +44,7 @@ def non_max_suppression(node: Node) -> Value:
 
 
 def _threshold(node: Node, i: int, default: float) -> Scalar:
-    value = node.optional(i)
-    return const(default, F32) if value is None else node.b.item(value, *[0] * value.rank)
+    return node.item_of(i) if node.given(i) else const(default, F32)
 
 
 def _candidates(node: Node, scores: Value) -> tuple[Value, Value]:

@@ -7,15 +7,12 @@ from onnx import numpy_helper
 
 from .. import symbolic
 from ..constants import from_array
-from ..element_types import F32, F64, I64, INDEX, ElementType
-from ..emit import Builder
+from ..element_types import F32, F64, INDEX, ElementType
 from ..model import SMALL
 from ..registry import MICROSOFT, Node, lowers
 from ..scalars import Scalar, const
-from ..shaping import reshape
 from ..symbolic import ZERO, Dim, static_product
 from ..values import MAX_CONTENT, Value, constant_value
-from .casts import cast
 
 
 @lowers("ConstantOfShape")
@@ -46,34 +43,26 @@ def filled(node: Node, dtype: ElementType, dims: list[Dim], number: object) -> V
 @lowers("Range", domain=MICROSOFT)
 def lower_range(node: Node) -> Value:
     """`start + i * delta` while that is before `limit`."""
-    start, limit = node.input(0), node.input(1)
-    delta = node.optional(2)
-    dtype = start.dtype
-    ends = [start, limit] if delta is None else [start, limit, delta]
-    if any(value.dtype != dtype or value.size != 1 for value in ends):
-        raise node.error("start, limit and delta must be single numbers of one type")
+    delta, dtype = node.optional(2), node.input(0).dtype
+    count = 2 if delta is None else 3
+    if any(node.input(i).dtype != dtype for i in range(count)):
+        raise node.error("start, limit and delta must be of one type")
     if dtype.is_float:
-        return _floats(node, ends)
-    first, last, *rest = (node.b.integers(_scalar(node, value))[0] for value in ends)
+        return _floats(node, [node.item_of(i) for i in range(count)], dtype)
+    first, last, *rest = (node.integer_of(i) for i in range(count))
     step = rest[0] if rest else symbolic.ONE
     node.b.require(symbolic.negated(symbolic.is_equal(step, ZERO)), "delta is 0")
-    count = symbolic.maximum(symbolic.ceildiv(last - first, step), ZERO)
-    number = count.value
+    length = symbolic.maximum(symbolic.ceildiv(last - first, step), ZERO)
+    number = length.value
     symbols = not (first.is_static and step.is_static)
     if number is not None and number <= (SMALL if symbols else MAX_CONTENT):
         return node.b.content([first + step * i for i in range(number)], dtype, [number])
     begin, stride = node.b.scalar(first), node.b.scalar(step)
-    return node.b.tabulate([count], dtype, lambda at: (begin + at[0] * stride).cast(dtype))
+    return node.b.tabulate([length], dtype, lambda at: (begin + at[0] * stride).cast(dtype))
 
 
-def _scalar(node: Node, value: Value) -> Value:
-    """Some models have a vector of one element there."""
-    return value if value.rank <= 1 else reshape(node.b, value, [1])
-
-
-def _floats(node: Node, ends: list[Value]) -> Value:
-    b, dtype = node.b, ends[0].dtype
-    numbers = [b.item(value, *[0] * value.rank) for value in ends]
+def _floats(node: Node, numbers: list[Scalar], dtype: ElementType) -> Value:
+    b = node.b
     first, last = numbers[:2]
     step = numbers[2] if len(numbers) > 2 else first.like(1.0)
     b.check(step != 0.0, "delta is 0")
@@ -112,8 +101,7 @@ def one_hot(node: Node) -> Value:
     b, indices, values = node.b, node.input(0), node.input(2)
     rank = indices.rank + 1
     axis = node.axis("axis", rank, -1)
-    depth_value = node.input(1)
-    depth = b.integers(_scalar(node, _as_integers(b, depth_value)))[0]
+    depth = node.integer_of(1)
     b.require(symbolic.negated(symbolic.is_less(depth, ZERO)), "depth is negative")
     off, on = b.item(values, 0), b.item(values, 1)
     places = Value(indices.dtype, indices.dims, ssa=b.tensor(indices))
@@ -126,7 +114,3 @@ def one_hot(node: Node) -> Value:
 
     dims = (*indices.dims[:axis], depth, *indices.dims[axis:])
     return b.tabulate(dims, values.dtype, body)
-
-
-def _as_integers(b: Builder, value: Value) -> Value:
-    return cast(b, value, I64) if value.dtype.is_float else value

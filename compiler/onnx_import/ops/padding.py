@@ -31,12 +31,13 @@ def lower_pad(node: Node) -> Value:
 def amounts(node: Node, x: Value) -> tuple[list[Dim], list[Dim]]:
     """How much is added (or, if negative, taken) in front of and behind every axis."""
     name = "paddings" if node.has("paddings") else "pads"
-    given = [Dim.of(n) for n in node.ints(name)] if node.has(name) else node.dims_of(1)
-    if given is None:
-        raise node.error("pads are missing")
     axes = node.dims_of(3)
     if axes is None:
         axes = [Dim.of(axis) for axis in range(x.rank)]
+    if node.has(name):
+        given = [Dim.of(n) for n in node.ints(name)]
+    else:
+        given = node.integers_of(1, 2 * len(axes))
     if len(given) != 2 * len(axes):
         raise node.error(f"it has {len(given)} pads for {len(axes)} axes")
     half = len(axes)
@@ -52,12 +53,7 @@ def amounts(node: Node, x: Value) -> tuple[list[Dim], list[Dim]]:
 def _number(node: Node, x: Value) -> Number | Scalar:
     if node.version < 11 and node.domain != MICROSOFT:
         return node.float("value", 0.0)
-    value = node.optional(2)
-    if value is None:
-        return 0
-    if value.size != 1:
-        raise node.error(f"the number to pad with must be one, it is {value}")
-    return node.b.item(value, *[0] * value.rank).cast(x.dtype)
+    return node.item_of(2).cast(x.dtype) if node.given(2) else 0
 
 
 def _edge(at: Scalar, size: Scalar) -> Scalar:

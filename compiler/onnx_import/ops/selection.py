@@ -22,7 +22,7 @@ def top_k(node: Node) -> list[Value]:
     """The first k of each line in order; sorted too where `sorted` is 0, as ONNX allows."""
     x, b = node.input(0), node.b
     axis = node.axis("axis", x.rank, -1)
-    k = Dim.of(node.int("k")) if node.version < 10 else (node.dims_of(1) or [ZERO])[0]
+    k = Dim.of(node.int("k")) if node.version < 10 else node.integer_of(1)
     size = x.dims[axis]
     legal = symbolic.call(
         "and",

@@ -24,14 +24,12 @@ def tile(node: Node) -> Value:
 
 
 def _counts(node: Node, x: Value) -> list[Dim]:
-    counts = node.dims_of(1) or []
     if node.version < 6 and node.given(2):  # one number of tiles, along one axis
+        count = node.integer_of(1)
         (axis,) = node.constant_of(2).reshape(-1)[:1]
         at = node.counted(int(axis), x.rank)
-        return [counts[0] if i == at else ONE for i in range(x.rank)]
-    if len(counts) != x.rank:
-        raise node.error(f"it has {len(counts)} repeats for {x}")
-    return counts
+        return [count if i == at else ONE for i in range(x.rank)]
+    return node.integers_of(1, x.rank)
 
 
 def repeated(b: Builder, x: Value, counts: list[Dim]) -> Value:
@@ -75,9 +73,7 @@ def trilu(node: Node) -> Value:
     x, upper = node.input(0), node.int("upper", 1)
     if x.rank < 2:
         raise node.error(f"it needs matrices, not {x}")
-    k = node.optional(1)
-    diagonal = ZERO if k is None else node.b.integers(k)[0]
-    shift = node.b.scalar(diagonal)
+    shift = node.b.scalar(node.integer_of(1) if node.given(1) else ZERO)
 
     def body(element: Scalar, indices: list[Scalar]) -> Scalar:
         row, column = indices[-2:]
