@@ -37,6 +37,43 @@ _GUARDED = tuple(
     for predicate in (13, 14)
 )
 
+# The same behind an `abq.softmax`.
+_GUARD = tuple(
+    (
+        "arith.select",
+        ("arith.cmpf", f"predicate={predicate} : i64", ("in", 0), ("in", 0)),
+        ("const", 0.0),
+        ("in", 0),
+    )
+    for predicate in (13, 14)
+)
+
+# A row of minus infinity alone becomes zeros: no number is subtracted, and zeros are divided by 1.
+_FINITE_EXP = (
+    "math.exp",
+    (
+        "arith.subf",
+        ("in", 0),
+        (
+            "arith.select",
+            ("arith.cmpf", "predicate=1 : i64", ("in", 1), ("const", MINUS_INFINITY)),
+            ("const", 0.0),
+            ("in", 1),
+        ),
+    ),
+)
+_SAFE_QUOTIENT = (
+    "arith.divf",
+    ("in", 0),
+    (
+        "arith.select",
+        ("arith.cmpf", "predicate=1 : i64", ("in", 1), ("const", 0.0)),
+        ("const", 1.0),
+        ("in", 1),
+    ),
+)
+_EXP = ("math.exp", ("arith.subf", ("in", 0), ("in", 1)))
+
 
 @dataclass(frozen=True)
 class Softmax:
@@ -52,14 +89,21 @@ def match_softmax(result: ir.Value) -> Softmax | None:
     quotient = defining_op(result)
     if quotient is not None and quotient.name == "abq.softmax":
         return Softmax(quotient.operands[0], False, (quotient,))
-    if not is_elementwise(quotient) or expression(quotient) not in (_QUOTIENT, *_GUARDED):
+    if not is_elementwise(quotient):
+        return None
+    form = expression(quotient)
+    if form in _GUARD and is_identity(maps(quotient)[0]):
+        inner = defining_op(inputs(quotient)[0])
+        if inner is not None and inner.name == "abq.softmax":
+            return Softmax(inner.operands[0], True, (inner, quotient))
+    if form not in (_QUOTIENT, _SAFE_QUOTIENT, *_GUARDED):
         return None
     powers = operand_in_order(quotient, 0)
     total = row_operand(quotient, 1)
     exp = defining_op(powers) if powers is not None else None
     if total is None or not is_elementwise(exp):
         return None
-    if expression(exp) != ("math.exp", ("arith.subf", ("in", 0), ("in", 1))):
+    if expression(exp) != (_FINITE_EXP if form == _SAFE_QUOTIENT else _EXP):
         return None
     x, largest = operand_in_order(exp, 0), row_operand(exp, 1)
     if x is None or largest is None:
@@ -68,7 +112,7 @@ def match_softmax(result: ir.Value) -> Softmax | None:
     sum_loop = match_reduction(total, powers, ("arith.addf", ("in", 0), OUT), 0.0)
     if max_loop is None or sum_loop is None or not _only_used_by(powers, quotient, sum_loop):
         return None
-    return Softmax(x, expression(quotient) != _QUOTIENT, (max_loop, exp, sum_loop, quotient))
+    return Softmax(x, form != _QUOTIENT, (max_loop, exp, sum_loop, quotient))
 
 
 def operand_in_order(op: ir.Operation, number: int) -> ir.Value | None:

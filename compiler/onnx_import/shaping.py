@@ -31,7 +31,7 @@ def reshape(b: Builder, x: Value, dims: Sequence[Dim | int]) -> Value:
     swapped = _swapped(b, x, target)
     if swapped is not None:
         return swapped
-    return Value(x.dtype, target, ssa=_view(b, source, target), steps=x.steps, viewed=source)
+    return Value(x.dtype, target, ssa=_view(b, x, target), steps=x.steps, viewed=source)
 
 
 def _swapped(b: Builder, x: Value, target: tuple[Dim, ...]) -> Value | None:
