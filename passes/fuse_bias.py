@@ -25,7 +25,15 @@ def fuse_bias(module: ir.Operation, unit: Unit) -> None:
         with ir.InsertionPoint(loop), matmul.location:
             view = matmul.opview
             new = abq.MatmulOp(
-                view.x, view.w, matmul.attributes["node"], loop.results[0].type, bias=bias
+                view.x,
+                view.w,
+                matmul.attributes["node"],
+                loop.results[0].type,
+                bias=bias,
+                x_scale=view.x_scale,
+                x_zero=view.x_zero,
+                w_scale=view.w_scale,
+                w_zero=view.w_zero,
             )
         loop.results[0].replace_all_uses_with(new.result)
         loop.erase()
