@@ -45,6 +45,8 @@ _LOWERING = ",".join(
         "convert-func-to-llvm",
         "convert-cf-to-llvm",
         "reconcile-unrealized-casts",
+        "canonicalize",  # two thirds of the text is descriptors taken apart again
+        "cse",
     )
 )
 

@@ -10,7 +10,7 @@ from ..dialects.mlir import arith, func, ir, memref
 from ..errors import CompileError
 from ..passes.infrastructure import defining_op, node_name, walk
 from ..passes.resolve_dims import index
-from .host_launches import Host, symbol
+from .host_launches import Host, Slots, symbol
 from .host_llvm import BODY, call_llvm, declare_llvm
 
 
@@ -58,7 +58,7 @@ class DeviceHost(Host):
         )
         op.results[0].replace_all_uses_with(_from_bits(call.results[0], element))
 
-    def _launch(self, op: ir.Operation, name: str, slots: ir.Value) -> None:
+    def _launch(self, op: ir.Operation, name: str, slots: Slots) -> None:
         self._call("abqc_rt_launch", self.launch_operands(op, name, slots))
 
     def _expand(self, value: ir.Value, pointer_only: bool) -> list[ir.Value | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ..dialects.mlir import arith, func, ir, memref
 from ..passes.infrastructure import main_function, walk
@@ -10,6 +11,16 @@ from ..passes.launch import APPEND, KERNEL, LOOPS, kernel_names, launched_kernel
 from ..passes.resolve_dims import index
 
 _LOOPS = ("scf.for", "scf.while")
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The buffer that launches pass their arguments in, its address as an integer, and the indices
+    of its elements."""
+
+    buffer: ir.Value
+    address: ir.Value
+    positions: Sequence[ir.Value]
 
 
 class Host:
@@ -72,11 +83,14 @@ class Host:
             for o in op.operands
         )
 
-    def _slots(self, count: int) -> ir.Value:
+    def _slots(self, count: int) -> Slots:
+        """Made once for all launches, which keeps the function short."""
         with ir.InsertionPoint.at_block_begin(self.main.regions[0].blocks[0]):
-            return memref.AllocaOp(ir.MemRefType.get([count], self.i64), [], []).result
+            buffer = memref.AllocaOp(ir.MemRefType.get([count], self.i64), [], []).result
+            address = self._integer(memref.ExtractAlignedPointerAsIndexOp(buffer).result)
+            return Slots(buffer, address, [index(position) for position in range(count)])
 
-    def _launch(self, op: ir.Operation, name: str, slots: ir.Value) -> None:
+    def _launch(self, op: ir.Operation, name: str, slots: Slots) -> None:
         arguments = list(op.operands)[1:]
         operands = self.launch_operands(op, name, slots)
         if name.startswith(LOOPS):
@@ -85,16 +99,16 @@ class Host:
         else:
             self._call("abqc_rt_launch", operands)
 
-    def launch_operands(self, op: ir.Operation, name: str, slots: ir.Value) -> list[ir.Value]:
+    def launch_operands(self, op: ir.Operation, name: str, slots: Slots) -> list[ir.Value]:
         """Stores the arguments; context, kernel, grid and the address of the arguments."""
         grid, *arguments = op.operands
         by_hand = not name.startswith(LOOPS)
         values = [slot for argument in arguments for slot in self._expand(argument, by_hand)]
         for position, value in enumerate(values):
             if value is not None:
-                memref.StoreOp(value, slots, [index(position)])
-        address = self._integer(memref.ExtractAlignedPointerAsIndexOp(slots).result)
-        return [self.context, self._constant(self.numbers[name]), self._integer(grid), address]
+                memref.StoreOp(value, slots.buffer, [slots.positions[position]])
+        number = self._constant(self.numbers[name])
+        return [self.context, number, self._integer(grid), slots.address]
 
     def _constant(self, value: int) -> ir.Value:
         return arith.ConstantOp(self.i32, ir.IntegerAttr.get(self.i32, value)).result

@@ -68,13 +68,18 @@ _FLOAT_TOKENS = re.compile(
 )
 
 
+_FLOAT_TYPE = re.compile(r"half|bfloat|float|double")
+
+
 def rewrite_float_literals(text: str) -> str:
     """LLVM IR with every float literal in LLVM 22's hexadecimal form.
 
     A literal has the float type that stands last before it on its line: `float 1.0`,
     `fadd float %x, 1.0`, `phi double [ 1.0, %a ], [ %y, %b ]`.
     """
-    return "\n".join(_rewrite_line(line) for line in text.split("\n"))
+    return "\n".join(
+        _rewrite_line(line) if _FLOAT_TYPE.search(line) else line for line in text.split("\n")
+    )
 
 
 def _rewrite_line(line: str) -> str:
