@@ -206,21 +206,35 @@ def product(dims: Iterable[Dim]) -> Dim:
 
 
 def exact_quotient(dividend: Dim, divisor: Dim) -> Dim | None:
-    """The polynomial q with q * divisor == dividend, where the divisor is one monomial."""
-    if len(divisor.terms) != 1:
-        return ONE if dividend == divisor and divisor.terms else None
-    ((atoms, factor),) = divisor.terms
-    quotient = []
-    for monomial, coefficient in dividend.terms:
-        rest = list(monomial)
-        for atom in atoms:
-            if atom not in rest:
-                return None
-            rest.remove(atom)
-        if coefficient % factor:
+    """The polynomial q with q * divisor == dividend, if there is one: long division."""
+    if not divisor.terms:
+        return None
+    atoms = sorted(dividend.atoms() | divisor.atoms(), key=str)
+
+    def order(term: tuple[Monomial, int]) -> tuple[int, list[int]]:
+        """Graded lexicographic, which products keep."""
+        return len(term[0]), [term[0].count(atom) for atom in atoms]
+
+    leading, factor = max(divisor.terms, key=order)
+    quotient, rest = ZERO, dividend
+    while rest.terms:
+        monomial, coefficient = max(rest.terms, key=order)
+        part = _without(monomial, leading)
+        if part is None or coefficient % factor:
             return None
-        quotient.append((tuple(rest), coefficient // factor))
-    return _collect(quotient)
+        term = Dim(((part, coefficient // factor),))
+        quotient, rest = quotient + term, rest - term * divisor
+    return quotient
+
+
+def _without(monomial: Monomial, divisor: Monomial) -> Monomial | None:
+    """A monomial divided by another; None where that leaves a fraction."""
+    rest = list(monomial)
+    for atom in divisor:
+        if atom not in rest:
+            return None
+        rest.remove(atom)
+    return tuple(rest)
 
 
 def floordiv(dividend: Dim, divisor: Dim) -> Dim:
