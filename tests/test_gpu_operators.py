@@ -110,6 +110,29 @@ def test_scatters(tmp_path: Path) -> None:
     check(g, tmp_path, feeds(4, 5, 2), feeds(3, 40, 3))
 
 
+def test_scatters_of_slices(tmp_path: Path) -> None:
+    """Along no axis, one or two of three: each element of a slice is an update of its own."""
+    g = Graph(
+        18,
+        x=("float32", "n", 3, 4),
+        rows=("int64", "u", 1),
+        updates=("float32", "u", 3, 4),
+        lines=("int64", "u", 2),
+        line_updates=("float32", "u", 4),
+    )
+    g("ScatterND", "x", "rows", "updates")
+    g("ScatterND", "x", "rows", "updates", reduction="add")
+    g("ScatterND", "x", "lines", "line_updates", reduction="max")
+    feeds = {
+        "x": normal(5, 3, 4),
+        "rows": np.array([[4], [-5], [2], [4]]),
+        "updates": normal(4, 3, 4, seed=1),
+        "lines": np.array([[0, 2], [4, 1], [0, 2], [-1, 0]]),
+        "line_updates": normal(4, 4, seed=2),
+    }
+    check(g, tmp_path, feeds)
+
+
 def test_updates_of_one_element_keep_their_order(tmp_path: Path) -> None:
     """Sums to the bit, and the last one where they replace."""
     g = Graph(opset=18, x=("float32", "n", 3), at=("int64", "k", 1), u=("float32", "k", 3))
