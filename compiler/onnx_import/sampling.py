@@ -48,10 +48,9 @@ def edge_outside(b: Builder) -> Resolve:
     return resolve
 
 
-def as_place(b: Builder, coordinate: Scalar, size: Dim) -> Scalar:
-    """A whole float as an index; what is far outside stays outside, but is not far."""
-    end = b.scalar(size).cast(coordinate.dtype) + 4.0
-    return coordinate.clamp(coordinate.like(-4.0), end).cast(INDEX)
+def as_place(coordinate: Scalar) -> Scalar:
+    """A whole float as an index; what is far outside of every image stays there."""
+    return coordinate.clamp(-1e9, 1e9).cast(INDEX)
 
 
 def element(
@@ -96,7 +95,7 @@ def interpolated(
     axes = []
     for coordinate, size in zip(coordinates, image.dims[2:], strict=True):
         low = coordinate.floor()
-        first = as_place(b, low, size)
+        first = as_place(low)
         axes.append(
             [
                 (resolve(first + offset, size), weight)

@@ -84,7 +84,7 @@ def grid_sample(node: Node) -> Value:
     rank = x.rank - 2
     mode = node.choice("mode", "linear", "bilinear", "nearest", "cubic", "bicubic")
     padding = node.choice("padding_mode", "zeros", "border", "reflection")
-    corners = bool(node.int("align_corners", 0))
+    corners, cubic = bool(node.int("align_corners", 0)), mode.endswith("cubic")
     if rank < 1 or grid.rank != x.rank:
         raise node.error(f"{x} cannot be sampled by a grid {grid}")
     b.require_equal(grid.dims[-1], Dim.of(rank), f"the points of {grid} need {rank} coordinates")
@@ -103,14 +103,17 @@ def grid_sample(node: Node) -> Value:
             coordinate = _in_pixels(b, b.read(points, at), x.dims[2 + axis], corners)
             if mode == "nearest":
                 coordinate = coordinate.round_even()
-            coordinates.append(_kept(coordinate, *borders[axis], padding))
+            # Cubic weights are of the point itself, as PyTorch and onnxruntime have it.
+            if not cubic:
+                coordinate = _kept(coordinate, *borders[axis], padding)
+            coordinates.append(coordinate)
         if mode == "nearest":
             places = [
-                resolve(as_place(b, c, size), size)
+                resolve(as_place(c), size)
                 for c, size in zip(coordinates, x.dims[2:], strict=True)
             ]
             return element(b, image, [batch, channel], places)
-        weights = cubic_weights if mode.endswith("cubic") else linear_weights
+        weights = cubic_weights if cubic else linear_weights
         return interpolated(b, image, [batch, channel], coordinates, weights, resolve)
 
     return b.tabulate([*x.dims[:2], *grid.dims[1:-1]], x.dtype, sample)
