@@ -80,11 +80,7 @@ class Loop:
         held before, or nesting would cost time exponential in its depth.
         """
         key = (self.b.node, len(self.inits), self.trip is None)
-        forms, counted = self.b.loop_forms.get(key, ([Form()] * len(self.inits), True))
-        guess = Guess(
-            tuple(fitting(form, init) for form, init in zip(forms, self.inits, strict=True)),
-            counted and self.trip is not None,
-        )
+        guess = self._first(self.b.loop_forms.get(key))
         while True:
             emission = _Emission(self, guess)
             try:
@@ -93,10 +89,22 @@ class Loop:
                 emission.erase()  # the caller may try another body
                 raise
             if better == guess:
-                self.b.loop_forms[key] = guess.forms, guess.counted
+                self.b.loop_forms[key] = guess
                 return emission.results()
             emission.erase()
             guess = better
+
+    def _first(self, known: Guess | None) -> Guess:
+        """What to begin with, where `known` held for an earlier emission."""
+        if known is None:
+            return Guess(tuple(Form() for _ in self.inits), self.trip is not None)
+        forms = tuple(map(fitting, known.forms, self.inits))
+        # Sizes that only a run knows were those of that emission.
+        rows = known.rows or ()
+        lasting = not any(made_after(dim, 0) for row in rows for dim in row.dims)
+        return Guess(
+            forms, known.counted and self.trip is not None, known.rows if lasting else None
+        )
 
 
 class _Emission:
