@@ -15,7 +15,7 @@ from . import symbolic
 from .constants import Constant, from_array
 from .element_types import BF16, F16, F32, I32, ElementType
 from .emit import Builder
-from .quantized import dequantized_constant
+from .quantized import BITS, dequantized_constant, quantized_constant
 from .registry import Node
 from .scalars import Scalar
 from .shaping import reshape
@@ -155,6 +155,9 @@ def quantize(
     """
     if zero is not None and zero.dtype != to:
         raise node.error(f"codes of {to.name} and a zero point of {zero.dtype.name}")
+    known = _constant_codes(x, scale, zero, to, axis, block)
+    if known is not None:
+        return known
     parts = [along(node, scale, x, axis, block)]
     if zero is not None and not _is_zero(zero):
         parts.append(along(node, zero, x, axis, block))
@@ -166,6 +169,19 @@ def quantize(
         return code_of(steps, shift[0] if shift else None, to)
 
     return node.b.elementwise([x, *parts], to, body)
+
+
+def _constant_codes(
+    x: Value, scale: Value, zero: Value | None, to: ElementType, axis: int, block: int
+) -> Value | None:
+    """The codes of a constant: a weight that the model rounds itself."""
+    if x.constant is None or not x.dtype.is_float or to.onnx not in BITS:
+        return None
+    steps, shift = scale.as_constant, None if zero is None else zero.as_constant
+    if steps is None or (zero is not None and shift is None):
+        return None
+    codes = quantized_constant(x.constant, steps, shift, to.onnx, axis=axis, block=block)
+    return None if codes is None else constant_value(codes, to)
 
 
 def code_of(steps: Scalar, zero: Scalar | None, to: ElementType) -> Scalar:

@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 from .constants import Constant, QuantizedConstant, from_array
 from .element_types import element_type
 from .model import attribute, subgraphs
-from .quantized import dequantized, dequantized_constant
+from .quantized import BITS, dequantized, dequantized_constant, quantized_constant
 
 # A folded tensor may not be larger than this or than twice its inputs: an Expand or a
 # ConstantOfShape must not turn a number into a weight.
@@ -153,6 +153,17 @@ def _dequantize_linear(node: NodeProto, inputs: Inputs) -> Constant | None:
     )
 
 
+def _quantize_linear(node: NodeProto, inputs: Inputs) -> Constant | None:
+    values, scale = inputs[:2]
+    zero = inputs[2] if len(inputs) > 2 else None
+    asked = attribute(node, "output_dtype", 0) or TensorProto.UINT8
+    to = asked if zero is None else zero.elem_type
+    if values is None or scale is None or to not in BITS or values.dtype.kind != "f":
+        return None
+    axis, block = attribute(node, "axis", 1), attribute(node, "block_size", 0)
+    return quantized_constant(values, scale, zero, to, axis=axis, block=block)
+
+
 def _multiply(node: NodeProto, inputs: Inputs) -> Constant | None:
     """Integers, cast to float, times a scale: what DequantizeLinear would be."""
     a, b = inputs
@@ -187,6 +198,7 @@ def _spread_like(values: Constant, part: Constant) -> Constant | None:
 LAZY: dict[str, Rule] = {
     "Constant": _constant,
     "DequantizeLinear": _dequantize_linear,
+    "QuantizeLinear": _quantize_linear,
     "Mul": _multiply,
     "Sub": _subtract,
     "Transpose": _transpose,

@@ -62,6 +62,33 @@ def dequantized(
     return Constant(shape, elem_type, load, quantized=source, name=source.codes.name)
 
 
+def quantized_constant(
+    values: Constant,
+    scale: Constant,
+    zero: Constant | None,
+    elem_type: int,
+    *,
+    axis: int,
+    block: int = 0,
+) -> Constant | None:
+    """The integers that QuantizeLinear makes of constants; None where the parts do not fit."""
+    spread = along_axis(scale, values.shape, axis, block)
+    spread_zero = along_axis(zero, values.shape, axis, block) if zero is not None else None
+    if spread is None or (zero is not None and spread_zero is None):
+        return None
+    bits, lowest = BITS[elem_type], -(1 << (BITS[elem_type] - 1)) if elem_type in SIGNED else 0
+    dtype = helper.tensor_dtype_to_np_dtype(elem_type)
+
+    def load() -> np.ndarray:
+        step = _spread(spread.load().astype(np.float32), values.shape, block)
+        codes = np.rint(values.load().astype(np.float32) / step)
+        if spread_zero is not None:
+            codes += _spread(spread_zero.load().astype(np.float32), values.shape, block)
+        return codes.clip(lowest, lowest + (1 << bits) - 1).astype(np.int16).astype(dtype)
+
+    return Constant(values.shape, elem_type, load, name=values.name)
+
+
 def as_codes(constant: Constant) -> Codes | None:
     """The codes of a constant whose first axis is N; None where scales vary unevenly along K."""
     source = constant.quantized

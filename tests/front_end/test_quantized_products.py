@@ -221,6 +221,33 @@ def test_products_between_quantize_and_dequantize_take_the_codes(
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_a_weight_that_the_model_rounds_itself_is_one_of_codes(tmp_path: Path) -> None:
+    """QuantizeLinear and DequantizeLinear of a float weight, of ONNX and of com.microsoft."""
+    rng = np.random.default_rng(7)
+    constants = {"scale": np.array(0.02, F32), "zero": np.array(3, S8)}
+    nodes = []
+    for name, domain in (("onnx", ""), ("ms", "com.microsoft")):
+        constants[f"w_{name}"] = rng.standard_normal((300, 240), F32)
+        nodes += [
+            node("QuantizeLinear", f"w_{name} scale zero", f"q_{name}", f"q_{name}", domain=domain),
+            node("DequantizeLinear", f"q_{name} scale zero", f"d_{name}", f"d_{name}",
+                 domain=domain),
+            node("MatMul", f"x d_{name}", f"y_{name}", name),
+        ]  # fmt: skip
+    proto = models.model(
+        nodes,
+        [("x", F32, ["rows", 300])],
+        [("y_onnx", F32, [None] * 2), ("y_ms", F32, [None] * 2)],
+        constants,
+        domains=["com.microsoft"],
+    )
+    model = compiled(proto, tmp_path)
+    assert [op["weight"] for op in model.manifest["ops"]] == ["w8:channel:asym"] * 2
+    feeds = {"x": rng.standard_normal((3, 300), F32)}
+    for got, wanted in zip(outputs(model, feeds), expected(proto, feeds), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-3)
+
+
 def test_a_recipe_of_fewer_bits_encodes_anew(tmp_path: Path) -> None:
     model = compiled(qdq(U8, S8), tmp_path, quant="w4a4")
     entries = {op["node"]: (op["weight"], op["activation"]) for op in model.manifest["ops"]}
