@@ -21,6 +21,7 @@ from .inline import inline_functions
 from .load import Initializers, load_model
 from .lowering import Lowering
 from .model import Model
+from .nameless import forget_marks
 from .pin import pin_shapes
 from .result import ImportedModel
 from .schemas import check_sizes
@@ -65,6 +66,7 @@ def _import(
     model, initializers = load_model(path, work)
     inline_functions(model)
     notes = take_off_zip_maps(model)
+    forget_marks(model)
     pin_shapes(model, shapes)
     check_model(model)
     take_constants(model)
