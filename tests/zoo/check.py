@@ -80,9 +80,9 @@ class Oracle:
 
 
 def tensor(value: Any) -> Array:
-    """An output as an array; a ZipMap's list of dictionaries as their values."""
+    """An output as an array; a ZipMap's list of dictionaries as their values, which are f32."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        return np.array([list(row.values()) for row in value])
+        return np.array([list(row.values()) for row in value], np.float32)
     return np.asarray(value)
 
 
