@@ -33,6 +33,7 @@ class Body:
         self.grid_index = grid_index
         self.extents = [self._local(e) for e in extents]
         self.ivs: dict[int, ir.Value] = {}
+        self.known: dict[ir.Value, ir.Value] = {}  # values of the generic's body made before a loop
 
     def _local(self, value: ir.Value) -> ir.Value:
         constant = constant_index(value)
@@ -78,11 +79,45 @@ class Body:
             point()
             return
         begin, end = self._bounds(dims[0])
+        if len(dims) == 1 and point == self._point_through_memory and not self.known:
+            steady = invariant(self.nest, dims[0])
+            if any(isinstance(v, ir.BlockArgument) or _is_load(v) for v in steady):
+                self._loop_after(steady, begin, end, dims, point)
+                return
         loop = scf.ForOp(begin, end, index(1))
         with ir.InsertionPoint(loop.body):
             self.ivs[dims[0]] = loop.induction_variable
             self._loops(dims[1:], point)
             scf.YieldOp([])
+
+    def _loop_after(  # type: ignore[no-untyped-def]
+        self, steady: list[ir.Value], begin: ir.Value, end: ir.Value, dims: list[int], point
+    ) -> None:
+        """The innermost loop, after what is the same in all of its turns, if it has any.
+
+        LLVM cannot know that the output is no part of what such a load reads, and would load in
+        every turn.
+        """
+        some = arith.CmpIOp(arith.CmpIPredicate.ult, begin, end).result
+        with ir.InsertionPoint(scf.IfOp(some).then_block):
+            self.known = self._clone_steady(steady)
+            self._loops(dims, point)
+            self.known = {}
+            scf.YieldOp([])
+
+    def _clone_steady(self, steady: list[ir.Value]) -> dict[ir.Value, ir.Value]:
+        mapping: dict[ir.Value, ir.Value] = {}
+        for value in steady:
+            if isinstance(value, ir.BlockArgument):
+                mapping[value] = self._load(self.nest.arguments.index(value))
+                continue
+            op = defining_op(value)
+            assert op is not None
+            if op.name == "linalg.index":
+                mapping[value] = self.ivs[ir.IntegerAttr(op.attributes["dim"]).value]
+            else:
+                (mapping[value],) = self._clone_op(op, mapping)
+        return mapping
 
     def _indices(self, map_: ir.AffineMap) -> list[ir.Value]:
         return [self._apply(expr, map_.n_dims) for expr in map_.results]
@@ -115,7 +150,7 @@ class Body:
 
     def _point_through_memory(self) -> None:
         arguments = [
-            self._load(i) if is_used(argument) else None
+            self.known.get(argument) or self._load(i) if is_used(argument) else None
             for i, argument in enumerate(self.nest.arguments)
         ]
         first = len(self.nest.operands) - self.nest.n_outputs
@@ -169,11 +204,14 @@ class Body:
             for old, new in zip(self.nest.arguments, arguments, strict=True)
             if new is not None
         }
+        mapping.update(self.known)
         accumulating = self._accumulating()
         for inner in block.operations:
             op = inner.operation
             if op.name == "linalg.yield":
                 return [self._map(v, mapping) for v in op.operands]
+            if len(op.results) == 1 and op.results[0] in self.known:
+                continue
             if op.name == "linalg.index":
                 mapping[op.results[0]] = self.ivs[ir.IntegerAttr(op.attributes["dim"]).value]
                 continue
@@ -226,3 +264,56 @@ class Body:
 def _relax(op: ir.Operation, *, accumulates: bool) -> None:
     flags = _FLAGS[op.name][not accumulates]
     op.attributes["fastmath"] = ir.Attribute.parse(f"#arith.fastmath<{flags}>")
+
+
+def invariant(nest: Nest, dim: int) -> list[ir.Value]:
+    """The values of the generic's body that do not change along loop `dim`, in order.
+
+    Inputs that are not read along it, and what is computed or loaded from such values alone. No
+    input shares memory with an output, unless both are read and written element by element.
+    """
+    steady = [
+        argument
+        for argument, map_ in list(zip(nest.arguments, nest.maps, strict=True))[: -nest.n_outputs]
+        if is_used(argument) and dim not in _positions(map_)
+    ]
+    found = set(steady)
+    inside = set(nest.arguments)
+    for inner in nest.op.regions[0].blocks[0].operations:
+        op = inner.operation
+        inside.update(op.results)
+        if len(op.results) != 1 or len(op.regions) or op.name == "arith.constant":
+            continue
+        if op.name == "linalg.index":
+            same = ir.IntegerAttr(op.attributes["dim"]).value != dim
+        else:
+            plain = op.name == "memref.load" or op.name.partition(".")[0] in ("arith", "math")
+            operands = [v for v in op.operands if v in inside and not _is_constant(v)]
+            same = plain and all(v in found for v in operands)
+        if same:
+            steady.append(op.results[0])
+            found.add(op.results[0])
+    return steady
+
+
+def _positions(map_: ir.AffineMap) -> set[int]:
+    """The loops that a map's results depend on."""
+    found: set[int] = set()
+    pending = list(map_.results)
+    while pending:
+        expr = pending.pop()
+        if isinstance(expr, ir.AffineDimExpr):
+            found.add(expr.position)
+        elif isinstance(expr, ir.AffineBinaryExpr):
+            pending += [expr.lhs, expr.rhs]
+    return found
+
+
+def _is_constant(value: ir.Value) -> bool:
+    op = defining_op(value)
+    return op is not None and op.name == "arith.constant"
+
+
+def _is_load(value: ir.Value) -> bool:
+    op = defining_op(value)
+    return op is not None and op.name == "memref.load"

@@ -151,3 +151,27 @@ def test_the_pass_runs_on_text() -> None:
     text = f"{MAPS}func.func @main(%y: memref<?xf32>) {{\n%zero = arith.constant 0.0 : f32\n"
     facts = after(f"{text}{fill()}return\n}}", "outline-kernels")
     assert len(facts("func.call")) == 1
+
+
+GATHER = """  linalg.generic {
+      indexing_maps = [#id], iterator_types = ["parallel", "parallel"]}
+      outs(%out : memref<?x?xf32>) {
+  ^bb0(%old: f32):
+    %row = linalg.index 0 : index
+    %column = linalg.index 1 : index
+    %place = memref.load %z[%row] : memref<?xf32>
+    %number = arith.fptoui %place : f32 to i64
+    %at = arith.index_cast %number : i64 to index
+    %element = memref.load %x[%at, %column] : memref<?x?xf32>
+    linalg.yield %element : f32
+  }
+"""
+
+
+def test_what_a_loop_reads_in_every_turn_is_read_before_it() -> None:
+    body = "  %n = arith.constant 4 : index\n  %out = memref.alloc(%n, %n) : memref<?x?xf32>\n"
+    _, kernels = outlined(body + GATHER)
+    (loop,) = kernels("scf.for")
+    inside = [op for op in kernels("memref.load") if op.parent.name == "scf.for"]
+    assert len(inside) == 1 and len(kernels("memref.load")) == 2
+    assert loop.parent.name == "scf.if"  # a row without elements reads nothing
