@@ -8,33 +8,18 @@ TIDY = "func.func(canonicalize,cse)"
 DECOMPOSE = ("decompose-norm",)
 CPU_DECOMPOSE = ("decompose-softmax",)
 
-# ONNX's shape arithmetic and broadcasts disappear; what is left of linalg is fused.
+# The front end knows all sizes; what is left is to fuse.
 SIMPLIFY = (
     "fuse-bias",
     TIDY,
-    "keep-nans",
-    "func.func(math-expand-ops{ops=fpowi})",  # x * x, as norms have it
     "convert-batch-matmul",  # before fusion turns it into loops
-    "scalarize-shapes",
-    TIDY,
     "resolve-dims",
-    "func.func(resolve-shaped-type-result-dims,canonicalize,cse)",
-    "resolve-dims",
-    "scalarize-shapes",
-    TIDY,
     "func.func(int-range-optimizations,canonicalize,cse)",
-    "fold-sizes",
-    TIDY,
-    "lower-reshape",
-    TIDY,
     "simplify-broadcasts",
-    TIDY,
     "func.func(linalg-fuse-elementwise-ops,canonicalize,cse)",
     "fill-constants",
-    "simplify-broadcasts",
     "resolve-dims",
-    "func.func(resolve-shaped-type-result-dims,canonicalize,cse)",
-    "func.func(linalg-fuse-elementwise-ops,canonicalize,cse)",
+    "func.func(resolve-shaped-type-result-dims,linalg-fuse-elementwise-ops,canonicalize,cse)",
     "share-heads",
     TIDY,
 )
@@ -61,11 +46,10 @@ LOWER = (
     TIDY,
     "separate-fills",  # after the last cse, which would merge them again
     "func.func(linalg-generalize-named-ops)",
-    "bufferize-tm-tensor",
     "one-shot-bufferize{bufferize-function-boundaries=1 "
     "function-boundary-type-conversion=identity-layout-map buffer-alignment=64 "
     "allow-return-allocs-from-loops=1}",
-    "func.func(tm-tensor-to-loops,canonicalize)",
+    "func.func(canonicalize)",
     "func.func(linalg-generalize-named-ops)",
     "guard-indices",
     "guard-divisions",
@@ -87,7 +71,7 @@ GPU_KERNELS = (
 # others.
 GPU_CONVERSIONS = ("convert-arg-extreme",)
 GPU_FUSIONS = (
-    *("convert-scan", "convert-scatter", "convert-top-k"),
+    "convert-scan",
     "fuse-attention",
     TIDY,
     "share-heads",  # of keys that were also transposed or scaled

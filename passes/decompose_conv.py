@@ -17,7 +17,7 @@ from abqc.dialects import abq
 from abqc.dialects.mlir import arith, cf, ir, linalg, tensor
 
 from .infrastructure import Unit, blame, defining_op, register, walk
-from .lower_reshape import reshape
+from .reshape import reshape
 from .quantize import HALF
 from .resolve_dims import dimension_or_query, index
 

@@ -1,8 +1,7 @@
 """`tensor.dim` of an abq result becomes a dimension of its operands.
 
 Operations of a Python dialect reify no shapes, so upstream's resolve-shaped-type-result-dims stops
-at them; with these rules it does not have to see them. Nor does it know those of `tm_tensor`, whose
-results have the shapes of the tensors that they overwrite.
+at them; with these rules it does not have to see them.
 """
 
 from __future__ import annotations
@@ -41,9 +40,6 @@ def dimension(value: ir.Value, axis: int) -> ir.Value | None:
     owner = defining_op(value)
     if owner is None:
         return None
-    if owner.name.startswith("tm_tensor."):
-        overwritten = ir.OpResult(value).result_number - len(owner.results)
-        return dimension_or_query(owner.operands[len(owner.operands) + overwritten], axis)
     rule = _RULES.get(owner.name)
     return rule(owner, axis) if rule else None
 

@@ -53,10 +53,10 @@ def test_a_failure_names_the_pass_and_holds_what_it_was_given() -> None:
 
 def test_every_step_is_dumped(tmp_path: Path) -> None:
     unit = Unit(dump_dir=tmp_path)
-    run_passes(EMPTY, ["func.func(canonicalize,cse)", "fold-sizes"], unit)
+    run_passes(EMPTY, ["func.func(canonicalize,cse)", "resolve-dims"], unit)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "001-canonicalize.mlir",
-        "002-fold-sizes.mlir",
+        "002-resolve-dims.mlir",
     ]
 
 
