@@ -34,6 +34,8 @@ def _decompose(op: ir.Operation) -> ir.Value:
     result = tensor.EmptyOp(sizes, type_.element_type).result
     for part, offset in zip(op.operands, offsets, strict=True):
         part_type = ir.RankedTensorType(part.type)
+        if 0 in part_type.shape:
+            continue  # nothing to write, and no slice that a verifier accepts
         static_offsets = [abq.DYNAMIC if i == axis else 0 for i in range(type_.rank)]
         dynamic = [
             dimension_or_query(part, i) for i, s in enumerate(part_type.shape) if s == abq.DYNAMIC

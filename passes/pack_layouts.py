@@ -38,8 +38,8 @@ def pack_layouts(module: ir.Operation, unit: Unit) -> None:
     matmuls = [op for op in walk(module, "abq.matmul") if not abq.is_packed(op.opview.w)]
     packed: dict[str, _Packed] = {}
     choices = _choose(matmuls, unit)
-    for done, op in enumerate(matmuls):
-        _pack_matmul(op, choices[op], packed, unit)
+    for done, (op, choice) in enumerate(zip(matmuls, choices, strict=True)):
+        _pack_matmul(op, choice, packed, unit)
         if unit.progress is not None:
             unit.progress("pack weights", done + 1, len(matmuls))
     for op in walk(module, "abq.gather"):
@@ -67,19 +67,24 @@ def _activation(x: ir.Value) -> tuple[ir.Value, Scheme | None, int, ir.Operation
     return source, parse_scheme(text), 0, quantize
 
 
-def _choose(matmuls: list[ir.Operation], unit: Unit) -> dict[ir.Operation, Any]:
-    """The target's choice for each; those of one activation are asked for at once."""
-    readers: dict[ir.Value, list[ir.Operation]] = {}
-    for op in matmuls:
-        readers.setdefault(op.opview.x, []).append(op)
+def _choose(matmuls: list[ir.Operation], unit: Unit) -> list[Any]:
+    """The target's choice for each; those of one activation are asked for at once.
+
+    In the order of `matmuls`: the hash of an operation changes with its operands, which packing
+    replaces, so no dict may have one as its key.
+    """
+    readers: dict[ir.Value, list[int]] = {}
+    for at, op in enumerate(matmuls):
+        readers.setdefault(op.opview.x, []).append(at)
     working_set = sum(_weight_bytes(_spec(op)) for op in matmuls)
-    choices: dict[ir.Operation, Any] = {}
+    choices: list[Any] = [None] * len(matmuls)
     for group in readers.values():
-        nodes = [ir.StringAttr(op.opview.node).value for op in group]
+        nodes = [ir.StringAttr(matmuls[at].opview.node).value for at in group]
         chosen = unit.target.choose(
-            [_spec(op) for op in group], nodes=nodes, working_set=working_set
+            [_spec(matmuls[at]) for at in group], nodes=nodes, working_set=working_set
         )
-        choices.update(zip(group, chosen, strict=True))
+        for at, choice in zip(group, chosen, strict=True):
+            choices[at] = choice
     return choices
 
 

@@ -29,3 +29,13 @@ def test_one_tensor_twice_needs_no_check() -> None:
       return %c : tensor<?x4xf32>
     }"""
     assert not after(text, "decompose-concat", "cse", "canonicalize").messages()
+
+
+def test_parts_without_elements_are_left_out() -> None:
+    """Their slices would lie outside of the result, which the verifier refuses."""
+    text = """func.func @main(%a: tensor<2x3xf32>, %b: tensor<0x3xf32>) -> tensor<2x3xf32> {
+      %c = tensor.concat dim(0) %b, %a, %b
+          : (tensor<0x3xf32>, tensor<2x3xf32>, tensor<0x3xf32>) -> tensor<2x3xf32>
+      return %c : tensor<2x3xf32>
+    }"""
+    assert len(after(text, "decompose-concat")("tensor.insert_slice")) == 1
