@@ -246,7 +246,7 @@ def _scan(
         rows = [_tensor(node, row) for row in returned[len(states) :]]
         return ONE, returned[: len(states)], rows
 
-    return run(node, states, length, ONE, body)
+    return [_tensor(node, value) for value in run(node, states, length, ONE, body)]
 
 
 def _made(node: Node, x: Value) -> Value:

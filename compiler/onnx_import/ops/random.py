@@ -151,8 +151,10 @@ def dropout(node: Node) -> list[Value]:
 def _dropped(node: Node, x: Value, on: Scalar) -> list[Value]:
     """Each element is kept with the probability 1 - ratio, and then divided by that."""
     b, ratio = node.b, node.optional(1)
-    given = node.float("ratio", 0.5) if ratio is None else None
-    share = const(given, F32) if given is not None else b.item(ratio, *[0] * ratio.rank).cast(F32)
+    if ratio is None:
+        share = const(node.float("ratio", 0.5), F32)
+    else:
+        share = b.item(ratio, *[0] * ratio.rank).cast(F32)
     b.check((share >= 0) & (share < 1), "ratio must be in [0, 1)")
     share = on.select(share, 0.0)
 

@@ -21,8 +21,10 @@ def dft(node: Node) -> Value:
     if node.version < 20:
         return _along(node, x, _checked(node, node.int("axis", 1), x.rank))
     axis = _number(node, 2)
-    if axis is None or axis.value is not None:
-        return _along(node, x, _checked(node, -2 if axis is None else axis.value, x.rank))
+    number = -2 if axis is None else axis.value
+    if number is not None:
+        return _along(node, x, _checked(node, number, x.rank))
+    assert axis is not None
     made = Value(x.dtype, x.dims, ssa=node.b.tensor(x))
     possible = [i for i in range(x.rank - 1) if _length(node, x, i).value != 0]
     if not possible:
