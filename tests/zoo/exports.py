@@ -114,7 +114,7 @@ PRODUCTS: dict[str, dict[str, float]] = {
     "clip-torchscript": {"fused-clip": 1e-4},
     "unet-dynamo": {"fused-unet": 1e-4, "float16": HALF},
     "whisper-torchscript": {"fused-bart": 1e-4},
-    "lstm-torchscript": {"dynamic-int8": STEP, "float16": HALF},
+    "lstm-torchscript": {"dynamic-int8": STEP},  # onnxruntime dies of an LSTM in float16
     "mobilenet-v3-dynamo": {"extended": 1e-4, "qoperator": STEP},
 }  # fmt: skip
 
