@@ -277,6 +277,8 @@ class Builder:
             return value.make()
         constant = value.as_constant
         type_ = self.type(value.dtype, value.dims)
+        if constant is not None and constant.size == 0:
+            return self.empty(value.dtype, value.dims)
         if constant is not None and constant.size <= SMALL:
             array = np.ascontiguousarray(constant.load().astype(value.dtype.inside_dtype))
             return arith.ConstantOp(type_, _dense(array, type_)).result

@@ -6,7 +6,7 @@ docstring says went wrong with such graphs once.
 
 from __future__ import annotations
 
-from . import control, indexing, products, recurrent, reports, shapes, signals
+from . import control, indexing, odd_sizes, products, recurrent, reports, shapes, signals
 from .graph import Graph
 
 _FAMILIES = (
@@ -38,6 +38,8 @@ _FAMILIES = (
     reports.quantized_weights,
     reports.equations,
     reports.colliding_names,
+    odd_sizes.without_elements,
+    odd_sizes.open_window,
 )
 
 

@@ -24,8 +24,18 @@ from .matmul import batched
 
 @lowers("Conv")
 def conv(node: Node) -> Value:
-    x, w, bias = node.input(0), node.input(1), node.optional(2)
+    x, w, bias = node.input(0), with_window(node, node.input(1)), node.optional(2)
     return convolve(node, x, w, bias, conv_windows(node, x, w), node.int("group", 1))
+
+
+def with_window(node: Node, w: Value) -> Value:
+    """Weights whose window is open in their type: it is that of `kernel_shape`, or the run ends."""
+    kernel = node.ints("kernel_shape", None)
+    if kernel is None or len(kernel) != w.rank - 2 or None not in w.shape[2:]:
+        return w
+    for size, wanted in zip(w.dims[2:], kernel, strict=True):
+        node.b.require_equal(size, Dim.of(wanted), f"the window of {w} is not {kernel}")
+    return node.b.made(node.b.tensor(w), w.dtype, (*w.dims[:2], *kernel))
 
 
 def conv_windows(node: Node, x: Value, w: Value) -> Windows:
