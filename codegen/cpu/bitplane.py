@@ -98,8 +98,8 @@ class BitplaneStrategy(PanelStrategy):
 
     def pack_codes(self, layout: WeightLayout, values: np.ndarray) -> np.ndarray:
         planes = np.arange(layout.value.bits, dtype=np.uint8)
-        bits = (values[:, :, None] >> planes) & 1  # [16, padded K, planes]
-        words = bits.reshape(PANEL, -1, WORD, len(planes)).transpose(1, 3, 0, 2)
+        bits = (values[..., None] >> planes) & 1  # [panels, 16, padded K, planes]
+        words = bits.reshape(len(values), PANEL, -1, WORD, len(planes)).transpose(0, 2, 4, 1, 3)
         return np.packbits(words, axis=-1, bitorder="little")
 
     def rows(self, layout: RowLayout, activation: NumberFormat) -> PanelRows:

@@ -51,8 +51,9 @@ def unit_quads(bits: int) -> int:
 
 
 def pack_codes(layout: WeightLayout, values: np.ndarray) -> np.ndarray:
-    """Values [16, padded K] as units of bit parts."""
-    quads = values.reshape(PANEL, -1, QUAD).transpose(1, 0, 2).reshape(-1, QUAD_CODES)
+    """Values [panels, 16, padded K] as units of bit parts, by panel."""
+    panels = len(values)
+    quads = values.reshape(panels, PANEL, -1, QUAD).transpose(0, 2, 1, 3)
     units = quads.reshape(-1, unit_quads(layout.value.bits), QUAD_CODES)
     vectors = []
     for part in bit_parts(layout.value.bits):
@@ -60,4 +61,4 @@ def pack_codes(layout: WeightLayout, values: np.ndarray) -> np.ndarray:
         shared = bits.reshape(len(units), -1, part.quads, QUAD_CODES)
         shifts = (np.arange(part.quads) * part.bits).astype(np.uint8)[:, None]
         vectors.append(np.bitwise_or.reduce(shared << shifts, axis=2).astype(np.uint8))
-    return np.concatenate(vectors, axis=1)
+    return np.concatenate(vectors, axis=1).reshape(panels, -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from ...dialects.formats import Scheme
 from ..align import align
@@ -29,29 +30,29 @@ class Reduction:
     def of(k: int, weight: Scheme, unit: int) -> Reduction:
         return Reduction(k, min(weight.group_size or k, k), unit)
 
-    @property
+    @cached_property
     def n_groups(self) -> int:
         return -(-self.k // self.group_size)
 
-    @property
+    @cached_property
     def segments_per_group(self) -> int:
         return -(-self.group_size // SEGMENT_TERMS)
 
-    @property
+    @cached_property
     def n_segments(self) -> int:
         return self.n_groups * self.segments_per_group
 
-    @property
+    @cached_property
     def segment_size(self) -> int:
         """Terms of every segment but a group's last one."""
         return min(self.group_size, SEGMENT_TERMS)
 
-    @property
+    @cached_property
     def segment_pitch(self) -> int:
         """Packed elements from one segment's begin to the next one's."""
         return align(self.segment_size, self.unit)
 
-    @property
+    @cached_property
     def padded_k(self) -> int:
         """Packed elements of a row; the last segment is not padded to the full pitch."""
         segments = [pair for pair in self.bounds() if pair[0] < pair[1]]
@@ -78,7 +79,7 @@ class Reduction:
         """Whether `lanes` divides the length of every segment."""
         return all((end - begin) % lanes == 0 for begin, end in self.bounds())
 
-    @property
+    @cached_property
     def uniform(self) -> bool:
         """Whether all segments have one length."""
         return len({end - begin for begin, end in self.bounds()}) == 1

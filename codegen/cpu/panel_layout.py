@@ -29,6 +29,7 @@ from .layout import Reduction
 
 PANEL = 16  # output channels of a panel
 VECTOR_BYTES = 64
+CHUNK_CODES = 1 << 20  # packed at once
 
 PackCodes = Callable[["WeightLayout", np.ndarray], np.ndarray]
 
@@ -142,39 +143,52 @@ class RowLayout:
 def pack_weight(layout: WeightLayout, weight: QuantizedTensor, pack_codes: PackCodes) -> np.ndarray:
     """All panels of a weight, one after another: uint8 of panels * panel_bytes.
 
-    `pack_codes(layout, values)` gives the bytes of a panel's stored values, uint8 [16, padded K].
+    `pack_codes(layout, values)` gives the bytes of the stored values of some panels, which are
+    uint8 [panels, 16, padded K]: an array of as many pieces.
     """
     n, _ = weight.codes.shape
     panels = -(-n // PANEL)
     blob = np.zeros((panels, layout.panel_bytes), np.uint8)
-    for panel in range(panels):
-        rows = slice(panel * PANEL, min((panel + 1) * PANEL, n))
-        _pack_panel(layout, weight, rows, pack_codes, blob[panel])
+    at_once = max(1, CHUNK_CODES // (PANEL * layout.reduction.padded_k))
+    for first in range(0, panels, at_once):
+        chunk = blob[first : first + at_once]
+        rows = slice(first * PANEL, min((first + len(chunk)) * PANEL, n))
+        _pack_panels(layout, weight, rows, pack_codes, chunk)
     return blob.reshape(-1)
 
 
-def _pack_panel(
+def _pack_panels(
     layout: WeightLayout,
     weight: QuantizedTensor,
     rows: slice,
     pack_codes: PackCodes,
     out: np.ndarray,
 ) -> None:
+    """The panels of some rows, of which the last may lack some."""
     reduction = layout.reduction
+    count = len(out)
     values = layout.value.encode(weight.codes[rows])
     numbers = values.astype(np.int8) if layout.value.signed else values
-    padded = np.zeros((PANEL, reduction.padded_k), np.uint8)
-    sums = np.zeros((reduction.n_segments, PANEL), np.int32)
+    padded = np.zeros((count * PANEL, reduction.padded_k), np.uint8)
+    sums = np.zeros((count * PANEL, reduction.n_segments), np.int32)
     for s, (begin, end) in enumerate(reduction.bounds()):
         at = s * reduction.segment_pitch
         padded[: len(values), at : at + end - begin] = values[:, begin:end]
-        sums[s, : len(values)] = numbers[:, begin:end].sum(axis=1, dtype=np.int32)
-    scales = np.zeros((reduction.n_groups, PANEL), f"f{layout.scale_bits // 8}")
-    scales[:, : len(values)] = weight.scale[rows].T
-    pieces = [pack_codes(layout, padded), scales, sums.astype(f"i{layout.sum_bits // 8}")]
+        sums[: len(values), s] = numbers[:, begin:end].sum(axis=1, dtype=np.int32)
+
+    def by_panel(array: np.ndarray, dtype: str) -> np.ndarray:
+        """What each row has, [rows, ...], as [panels, ..., 16] of `dtype`."""
+        whole = np.zeros((count * PANEL, array.shape[1]), dtype)
+        whole[: len(array)] = array
+        return whole.reshape(count, PANEL, -1).transpose(0, 2, 1)
+
+    pieces = [
+        pack_codes(layout, padded.reshape(count, PANEL, -1)),
+        by_panel(weight.scale[rows], f"f{layout.scale_bits // 8}"),
+        by_panel(sums, f"i{layout.sum_bits // 8}"),
+    ]
     if weight.zero is not None:
-        zeros = np.zeros((reduction.n_groups, PANEL), np.uint8)
-        zeros[:, : len(values)] = weight.zero[rows].T
-        pieces.append(zeros)
-    flat = np.concatenate([piece.reshape(-1).view(np.uint8) for piece in pieces])
-    out[: flat.size] = flat
+        pieces.append(by_panel(weight.zero[rows], "u1"))
+    flat = [np.ascontiguousarray(piece).reshape(count, -1).view(np.uint8) for piece in pieces]
+    whole = np.concatenate(flat, axis=1)
+    out[:, : whole.shape[1]] = whole

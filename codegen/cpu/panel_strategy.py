@@ -79,7 +79,7 @@ class PanelStrategy:
         raise NotImplementedError
 
     def pack_codes(self, layout: WeightLayout, values: np.ndarray) -> np.ndarray:
-        """The bytes of a panel's stored values, uint8 [16, padded K]."""
+        """The bytes of the stored values of some panels, uint8 [panels, 16, padded K], by panel."""
         raise NotImplementedError
 
     def rows(self, layout: RowLayout, activation: NumberFormat) -> PanelRows:
