@@ -12,6 +12,7 @@ from onnx import NodeProto
 
 from .assumptions import Assumptions, Undecided
 from .check import check_model
+from .classifier_outputs import make_outputs_tensors
 from .constants import Constant
 from .element_types import element_type, onnx_name
 from .emit import Builder
@@ -28,7 +29,6 @@ from .schemas import check_sizes
 from .signature import Signature, finish
 from .values import Value, constant_value
 from .weights import Weights
-from .zip_map import take_off_zip_maps
 
 Progress = Callable[[str], None]
 
@@ -65,7 +65,7 @@ def _import(
     report("reading the model")
     model, initializers = load_model(path, work)
     inline_functions(model)
-    notes = take_off_zip_maps(model)
+    notes = make_outputs_tensors(model)
     forget_marks(model)
     pin_shapes(model, shapes)
     check_model(model)
