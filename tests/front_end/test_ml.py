@@ -214,12 +214,26 @@ def test_a_zip_map_at_the_end_is_taken_off_and_said(tmp_path: Path) -> None:
     assert any("ZipMap" in note["note"] for note in compiled.manifest["notes"])
 
 
-def test_labels_that_are_strings_are_refused(tmp_path: Path) -> None:
+def test_labels_that_are_strings_are_numbered_and_said(tmp_path: Path) -> None:
     tables = Tables()
     tables.add(
-        "LinearClassifier", types=CLASSES, coefficients=[1.0] * 8, intercepts=[0.0, 0.0],
-        classlabels_strings=["no", "yes"],
+        "LinearClassifier", types=CLASSES, coefficients=[-1.0, 0, 0, 0, 1.0, 0, 0, 0],
+        intercepts=[0.0, 0.0], classlabels_strings=["no", "yes"],
     )  # fmt: skip
+    model = tables.model()
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.STRING
+    onnx.save(model, tmp_path / "model.onnx")
+    compiled = abqc.compile(tmp_path / "model.onnx")
+    feeds = {"x": np.array([[1, 0, 0, 0], [-2, 0, 0, 0]], np.float32)}
+    feeds["i"] = np.zeros((2, 3), np.int64)
+    labels, _ = compiled.run({spec.name: feeds[spec.name] for spec in compiled.inputs})
+    assert labels.tolist() == [1, 0]
+    assert any("number in [no, yes]" in note["note"] for note in compiled.manifest["notes"])
+
+
+def test_strings_that_are_read_are_refused(tmp_path: Path) -> None:
+    tables = Tables()
+    tables.add("LabelEncoder", keys_strings=["a"], values_int64s=[1])
     onnx.save(tables.model(), tmp_path / "model.onnx")
-    with pytest.raises(abqc.AbqcError, match="labels are strings"):
+    with pytest.raises(abqc.AbqcError, match="keys are strings"):
         abqc.compile(tmp_path / "model.onnx")
