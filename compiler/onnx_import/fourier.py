@@ -14,7 +14,7 @@ import numpy as np
 from abqc.dialects.mlir import ir, linalg
 
 from .constants import from_array
-from .element_types import F32, F64, INDEX
+from .element_types import F32, F64, INDEX, ElementType
 from .emit import Builder
 from .ops.matmul import batched
 from .scalars import Scalar
@@ -89,17 +89,12 @@ def _by_table(b: Builder, z: Value, sign: int) -> Value:
     """For lengths that a run knows, and long ones without small divisors: n cosines and sines."""
     rows, parts, n = z.dims
     dtype = z.dtype
-    size = b.scalar(n).cast(F64)
-
-    def angle(at: Scalar) -> Scalar:
-        return at.cast(F64) * (2 * math.pi) / size
-
-    cos = b.tabulate([n], F64, lambda at: angle(at[0]).cos())
-    sin = b.tabulate([n], F64, lambda at: angle(at[0]).sin() * float(sign))
+    length = b.scalar(n)
+    cos = b.tabulate([n], dtype, lambda at: _turn(at[0], length, dtype)[0])
+    sin = b.tabulate([n], dtype, lambda at: _turn(at[0], length, dtype)[1] * float(sign))
     real = b.tensor(reshape(b, _part(b, z, 0), [rows, n]))
     imaginary = b.tensor(reshape(b, _part(b, z, 1), [rows, n])) if parts.value != 1 else None
     operands = [real] if imaginary is None else [real, imaginary]
-    length = b.scalar(n)
     d = [ir.AffineDimExpr.get(i) for i in range(3)]
     read = ir.AffineMap.get(3, 0, [d[0], d[2]])
     written = ir.AffineMap.get(3, 0, [d[0], d[1]])
@@ -107,7 +102,7 @@ def _by_table(b: Builder, z: Value, sign: int) -> Value:
     def body(*values: ir.Value) -> list[ir.Value]:
         k, j = (Scalar(linalg.IndexOp(axis).result, INDEX) for axis in (1, 2))
         at = (k * j).remainder(length)
-        c, s = b.read(cos, [at]), b.read(sin, [at])
+        c, s = b.read(cos, [at]).cast(F64), b.read(sin, [at]).cast(F64)
         *given, total_real, total_imaginary = values
         x, *others = (Scalar(value, dtype).cast(F64) for value in given)
         real_sum = Scalar(total_real, F64) + x * c
@@ -121,6 +116,17 @@ def _by_table(b: Builder, z: Value, sign: int) -> Value:
     made = b.structured(operands, outs, maps, [True, True, False], body)
     parts_made = [Value(F64, (rows, n), ssa=ssa) for ssa in made]
     return _joined(b, *(b.elementwise([x], dtype, lambda v: v.cast(dtype)) for x in parts_made))
+
+
+def _turn(j: Scalar, n: Scalar, dtype: ElementType) -> tuple[Scalar, Scalar]:
+    """Cosine and sine of `2 pi j / n`. Whole quarters of a turn are exact: what is left of them is
+    an integer over n, at most an eighth of a turn."""
+    quarters = (j * 8 + n) / (n * 2)
+    rest = (j * 4 - quarters * n).cast(dtype) / n.cast(dtype) * (math.pi / 2)
+    cos, sin = rest.cos(), rest.sin()
+    odd, back = (quarters & 1) == 1, (quarters & 2) == 2
+    x, y = odd.select(-sin, cos), odd.select(cos, sin)
+    return back.select(-x, x), back.select(-y, y)
 
 
 def _joined(b: Builder, real: Value, imaginary: Value) -> Value:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import abqc
 import numpy as np
@@ -20,12 +21,19 @@ def model_of(text: str, opset: int = 18) -> onnx.ModelProto:
 
 
 def check(
-    model: onnx.ModelProto, feeds: Iterable[Feeds], folder: Path, tolerance: float = 1e-4
+    model: onnx.ModelProto,
+    feeds: Iterable[Feeds],
+    folder: Path,
+    tolerance: float = 1e-4,
+    **options: Any,
 ) -> abqc.Model:
-    """Compile once; shapes, types and values of all `feeds` are those of onnxruntime."""
+    """Compile once; shapes, types and values of all `feeds` are those of onnxruntime.
+
+    `options` are those of `abqc.compile`.
+    """
     source = folder / "model.onnx"
     onnx.save(model, source)
-    compiled = abqc.compile(source)
+    compiled = abqc.compile(source, **options)
     onnxruntime.set_default_logger_severity(3)
     session = onnxruntime.InferenceSession(source)
     for given in feeds:

@@ -145,6 +145,26 @@ def test_memory_of_a_long_loop_is_bounded(tmp_path: Path) -> None:
     assert _peak() - before < 64 << 10  # KB
 
 
+def test_loops_and_branches_on_a_gpu(tmp_path: Path) -> None:
+    """Its host reads conditions of the device's memory."""
+    model = model_of(
+        """g (float[b,4] x, float limit) => (float[b,4] y, float[n,b,4] z) <bool c = {1}> {
+          y, z = Loop (, c, x) <
+            body = t (int64 i, bool ci, float[b,4] a) => (bool co, float[b,4] ao, float[b,4] r) {
+              m = ReduceMax <keepdims = 0> (a)  co = Less(m, limit)  ao = Add(a, a)
+              g = Less(limit, m)
+              r = If (g) <
+                then_branch = tb () => (float[b,4] p) { p = Neg(ao) },
+                else_branch = eb () => (float[b,4] q) { q = Identity(a) }> }>
+        }"""
+    )
+    feeds = [
+        {"x": np.abs(normal(b, 4)), "limit": np.array(limit, np.float32)}
+        for b, limit in ((3, 9), (1, 100))
+    ]
+    check(model, feeds, tmp_path, target="sm_80", device="ptx-vm")
+
+
 def _peak() -> int:
     import resource
 
