@@ -39,7 +39,8 @@ class Constant:
 
     `load()` returns its values, from a memory map where possible, and keeps nothing. A constant
     that only permutes the axes of another remembers that one as `base`, so that a tied weight is
-    found to be one array. `name` is that of the initializer with these values, if there is one.
+    found to be one array, and one that reads them in another form remembers it as `origin`. `name`
+    is that of the initializer with these values, if there is one.
     """
 
     shape: tuple[int, ...]
@@ -49,6 +50,7 @@ class Constant:
     permutation: tuple[int, ...] = ()
     quantized: QuantizedConstant | None = None
     name: str = ""
+    origin: Constant | None = None
 
     @property
     def size(self) -> int:
@@ -88,7 +90,7 @@ class Constant:
         if shape == self.shape:
             return self
         load = self.load
-        return Constant(shape, self.elem_type, lambda: load().reshape(shape))
+        return Constant(shape, self.elem_type, lambda: load().reshape(shape), origin=self)
 
     def cast(self, elem_type: int) -> Constant:
         """The values converted as numpy does between integers and floats."""

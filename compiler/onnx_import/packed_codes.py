@@ -31,4 +31,4 @@ def codes_of(packed: Constant, bits: int, shape: tuple[int, ...]) -> Constant:
         stored = np.asarray(load()).view(np.uint8).reshape(rows, -1)
         return np.ascontiguousarray(unpack(stored, bits)[:, : shape[-1]]).reshape(shape)
 
-    return Constant(shape, UNSIGNED[bits], codes, name=packed.name)
+    return Constant(shape, UNSIGNED[bits], codes, name=packed.name, origin=packed)

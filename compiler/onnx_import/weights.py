@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,14 @@ from .element_types import F32, ElementType
 from .quantized import as_codes
 from .result import NodeInfo
 
-Key = tuple[int, tuple[int, ...], str]  # the array, the order of its axes, its type inside
+Identity = tuple[object, ...]  # of an array
+Key = tuple[Identity, tuple[int, ...], str]  # the array, the order of its axes, its type inside
+
+
+def _digest(part: Constant | None) -> bytes:
+    if part is None:
+        return b""
+    return hashlib.sha256(repr(part.shape).encode() + part.load().tobytes()).digest()
 
 
 class Weights:
@@ -46,7 +54,7 @@ class Weights:
         codes = with_codes and constant.quantized is not None
         label = f"{dtype.name}{' codes' if codes else ''}"
         # A permutation that moves only axes of size 1 changes nothing, but is a symbol of its own.
-        key = (id(root), (*constant.permutation, -1, *constant.shape), label)
+        key = (self._identity(root), (*constant.permutation, -1, *constant.shape), label)
         if key in self._symbols:
             return self._symbols[key]
         self._kept.append(constant)
@@ -54,6 +62,26 @@ class Weights:
         self._symbols[key] = symbol
         self._add(symbol, constant, dtype, codes)
         return symbol
+
+    def _identity(self, root: Constant) -> Identity:
+        """Equal for constants that are read from one array.
+
+        Each node that decodes a weight makes a constant of its own: these are equal if the codes
+        are one array, and the scales and zero points have the same numbers.
+        """
+        source = root.quantized
+        if source is None:
+            return (id(self._origin(root)),)
+        codes = source.codes.base or source.codes
+        parts = [_digest(part) for part in (source.scale, source.zero)]
+        order = (*source.codes.permutation, -1, *codes.shape)
+        return (id(self._origin(codes)), order, *parts, source.block)
+
+    def _origin(self, constant: Constant) -> Constant:
+        while constant.origin is not None:
+            constant = constant.origin
+        self._kept.append(constant)
+        return constant
 
     def _fresh(self, name: str, permuted: bool) -> str:
         """A symbol that no other array has, whatever names the model gives."""

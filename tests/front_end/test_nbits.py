@@ -6,8 +6,10 @@ import math
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_models as models
 import pytest
+from abqc.compiler.onnx_import.importer import import_model
 from abqc.errors import ModelError
 from front_end.oracle import compiled, expected, outputs
 from onnx import NodeProto
@@ -116,6 +118,22 @@ def test_matmul_nbits_is_the_product_with_what_the_codes_stand_for(tmp_path: Pat
         for p, got in zip(PRODUCTS, outputs(model, feeds), strict=True):
             wanted = p.expected(feeds[f"{p.name}_x"])
             np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4, err_msg=p.name)
+
+
+def test_a_weight_of_two_nodes_is_stored_once(tmp_path: Path) -> None:
+    product = Product("shared", 4, 32, 64, n=33, zeros="packed")
+    other = onnx.NodeProto()
+    other.CopyFrom(product.node)
+    other.name, other.output[0] = "other", "other"
+    proto = models.model(
+        [product.node, other],
+        [("shared_x", F32, ["rows", 64])],
+        [("shared", F32, [None, None]), ("other", F32, [None, None])],
+        product.constants,
+        domains=["com.microsoft"],
+    )
+    result = import_model(models.save(proto, tmp_path), work_dir=tmp_path, keep_codes=True)
+    assert len({info.weight for info in result.nodes}) == 1 and len(result.store) == 1
 
 
 def test_a_weight_that_does_not_fit_is_an_error_with_the_nodes_name(tmp_path: Path) -> None:
