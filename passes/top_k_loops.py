@@ -1,12 +1,14 @@
-"""`abq.top_k` on a CPU: for every line a heap of k elements, sorted at the end.
+"""`abq.top_k` on a CPU: for every line the best k elements so far, where the result will be.
 
-The heap lies where the result will be. Its root is the element that comes last of those it has, so
-most elements of a long line are compared with the root and forgotten, BLOCK of them at once: n
-comparisons in vectors and, for elements in random order, about k * log(n / k) insertions.
+A few are kept in order, and a better one is inserted; many are a heap, sorted at the end. Of both
+the worst element is at hand, so most elements of a long line are compared with it and forgotten,
+BLOCK of them at once: n comparisons in vectors and, for elements in random order, about
+k * log(n / k) insertions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from abqc.dialects import abq
@@ -38,8 +40,15 @@ def top_k_loops(low: Lowering, op: ir.Operation) -> None:
         first, rest = arith.DivUIOp(line, some).result, arith.RemUIOp(line, some).result
         read = _Line(x, add(multiply(multiply(first, n), inner), rest), inner)
         begin = add(multiply(multiply(first, k), inner), rest)
-        heap = _Heap(_Line(values, begin, inner), _Line(places, begin, inner), largest)
-        _select(read, heap, n, k)
+        best = _Best(_Line(values, begin, inner), _Line(places, begin, inner), largest)
+        is_few = arith.CmpIOp(arith.CmpIPredicate.ule, k, index(FEW)).result
+        branch = scf.IfOp(is_few, has_else=True)
+        with ir.InsertionPoint(branch.then_block):
+            _select_few(read, best, n, k)
+            scf.YieldOp([])
+        with ir.InsertionPoint(branch.else_block):
+            _select_many(read, best, n, k)
+            scf.YieldOp([])
 
     lines = multiply(outer, inner)
     run_loops(low, [low.buffer(view.x), values, places, n, view.k, inner], lines, n, emit)
@@ -65,14 +74,15 @@ class _Line:
         return add(self.begin, multiply(i, self.stride))
 
 
-BLOCK = 16  # elements of a line that are compared with the root together
+BLOCK = 16  # elements of a line that are compared with the worst together
+FEW = 64  # so many are kept in order: moving them up is faster than the branches of a heap
 
 Item = tuple[ir.Value, ir.Value]  # a value and its place in the line
 
 
 @dataclass(frozen=True)
-class _Heap:
-    """A binary heap in two lines of the results."""
+class _Best:
+    """The elements chosen so far, in two lines of the results: in order, or a binary heap."""
 
     values: _Line
     places: _Line
@@ -110,31 +120,47 @@ class _Heap:
         return arith.CmpIOp(integers.sgt if self.largest else integers.slt, a, b).result
 
     def sink(self, item: Item, hole: ir.Value, size: ir.Value) -> None:
-        """Put `item` at `hole` or below it: up come children that come later than it does."""
-        turns = scf.WhileOp([index(0).type, _flag(1).type], [hole, _flag(1)])
-        before = turns.operation.regions[0].blocks.append(
-            index(0).type, _flag(1).type, arg_locs=[ir.Location.current] * 2
-        )
-        with ir.InsertionPoint(before):
-            at, goes_on = before.arguments
-            left = add(add(at, at), index(1))
-            more = arith.AndIOp(goes_on, below(left, size)).result
-            scf.ConditionOp(more, [at, goes_on])
-        after = turns.operation.regions[1].blocks.append(
-            index(0).type, _flag(1).type, arg_locs=[ir.Location.current] * 2
-        )
-        with ir.InsertionPoint(after):
-            at = after.arguments[0]
+        """Put `item` at `hole` of a heap or below it: up come children that come later than it."""
+
+        def child_of(at: ir.Value) -> ir.Value:
             left = add(add(at, at), index(1))
             right = add(left, index(1))
-            has_right = below(right, size)
-            second = arith.SelectOp(has_right, right, left).result
+            second = arith.SelectOp(below(right, size), right, left).result
             worse = self.before(self.at(left), self.at(second))
-            child = arith.SelectOp(worse, second, left).result
-            found = self.at(child)
-            rises = self.before(item, found)
-            when(rises, lambda: self.put(found, at))
-            scf.YieldOp([arith.SelectOp(rises, child, at).result, rises])
+            return arith.SelectOp(worse, second, left).result
+
+        def has_child(at: ir.Value) -> ir.Value:
+            return below(add(add(at, at), index(1)), size)
+
+        self._move(item, hole, has_child, child_of, self.before)
+
+    def insert(self, item: Item, size: ir.Value) -> None:
+        """Put `item` into `size` elements in order; those that come later move up by one."""
+
+        def previous(at: ir.Value) -> ir.Value:
+            return arith.SubIOp(at, index(1)).result
+
+        self._move(item, size, lambda at: below(index(0), at), previous, self.before)
+
+    def _move(  # type: ignore[no-untyped-def]
+        self, item: Item, hole: ir.Value, goes_on, following, moves
+    ) -> None:
+        """Fill the hole with the `following` element while `moves(item, it)`, then with `item`."""
+        types = [index(0).type, _flag(1).type]
+        locations = [ir.Location.current] * 2
+        turns = scf.WhileOp(types, [hole, _flag(1)])
+        before = turns.operation.regions[0].blocks.append(*types, arg_locs=locations)
+        with ir.InsertionPoint(before):
+            at, more = before.arguments
+            scf.ConditionOp(arith.AndIOp(more, goes_on(at)).result, [at, more])
+        after = turns.operation.regions[1].blocks.append(*types, arg_locs=locations)
+        with ir.InsertionPoint(after):
+            at = after.arguments[0]
+            source = following(at)
+            found = self.at(source)
+            moved = moves(item, found)
+            when(moved, lambda: self.put(found, at))
+            scf.YieldOp([arith.SelectOp(moved, source, at).result, moved])
         self.put(item, turns.results[0])
 
 
@@ -143,43 +169,60 @@ def _flag(value: int) -> ir.Value:
     return arith.ConstantOp(i1, ir.IntegerAttr.get(i1, value)).result
 
 
-def _select(read: _Line, heap: _Heap, n: ir.Value, k: ir.Value) -> None:
-    i64 = ir.IntegerType.get_signless(64)
+def _item(read: _Line, i: ir.Value) -> Item:
+    return read.at(i), arith.IndexCastOp(ir.IntegerType.get_signless(64), i).result
 
-    def item(i: ir.Value) -> Item:
-        return read.at(i), arith.IndexCastOp(i64, i).result
 
-    loop(index(0), k, lambda i: heap.put(item(i), i))
+def _select_few(read: _Line, best: _Best, n: ir.Value, k: ir.Value) -> None:
+    loop(index(0), k, lambda i: best.insert(_item(read, i), i))
+
+    def meet() -> None:
+        last = arith.SubIOp(k, index(1)).result
+        _meet_others(read, best, n, k, last, lambda item: best.insert(item, last))
+
+    when(below(index(0), k), meet)
+
+
+def _select_many(read: _Line, best: _Best, n: ir.Value, k: ir.Value) -> None:
+    loop(index(0), k, lambda i: best.put(_item(read, i), i))
     half = arith.DivUIOp(k, index(2)).result
-    loop(index(0), half, lambda i: heap.sink(heap.at(i), i, k), backwards=True)
+    loop(index(0), half, lambda i: best.sink(best.at(i), i, k), backwards=True)
+    root = index(0)
+    _meet_others(read, best, n, k, root, lambda item: best.sink(item, root, k))
+
+    def sort(i: ir.Value) -> None:
+        last = best.at(i)
+        best.put(best.at(root), i)
+        best.sink(last, root, i)
+
+    loop(index(1), k, sort, backwards=True)
+
+
+def _meet_others(
+    read: _Line,
+    best: _Best,
+    n: ir.Value,
+    k: ir.Value,
+    worst: ir.Value,
+    take: Callable[[Item], None],
+) -> None:
+    """`take` the elements from k on that come before the one at place `worst`."""
 
     def meet(i: ir.Value) -> None:
-        candidate = item(i)
-        better = heap.before(candidate, heap.at(index(0)))
-        when(better, lambda: heap.sink(candidate, index(0), k))
+        candidate = _item(read, i)
+        when(best.before(candidate, best.at(worst)), lambda: take(candidate))
 
     def meet_block(number: ir.Value) -> None:
         begin = add(k, multiply(number, index(BLOCK)))
-        root = heap.values.at(index(0))
+        limit = best.values.at(worst)
         turns = scf.ForOp(index(0), index(BLOCK), index(1), [_flag(0)])
         with ir.InsertionPoint(turns.body):
             value = read.at(add(begin, turns.induction_variable))
-            found = heap.may_be_before(value, root)
+            found = best.may_be_before(value, limit)
             scf.YieldOp([arith.OrIOp(turns.inner_iter_args[0], found).result])
         some_found = turns.results[0]
         when(some_found, lambda: loop(begin, add(begin, index(BLOCK)), meet))
 
-    def meet_all() -> None:
-        blocks = arith.DivUIOp(arith.SubIOp(n, k).result, index(BLOCK)).result
-        loop(index(0), blocks, meet_block)
-        loop(add(k, multiply(blocks, index(BLOCK))), n, meet)
-
-    some = below(index(0), k)
-    when(some, meet_all)
-
-    def sort(i: ir.Value) -> None:
-        last = heap.at(i)
-        heap.put(heap.at(index(0)), i)
-        heap.sink(last, index(0), i)
-
-    when(some, lambda: loop(index(1), k, sort, backwards=True))
+    blocks = arith.DivUIOp(arith.SubIOp(n, k).result, index(BLOCK)).result
+    loop(index(0), blocks, meet_block)
+    loop(add(k, multiply(blocks, index(BLOCK))), n, meet)
