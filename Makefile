@@ -5,6 +5,7 @@
 #   make test-all    all tests
 #   make lint        ruff and mypy
 #   make conformance onnx's own tests, in three forms: docs/conformance.md
+#   make operators   what becomes of each operator: docs/operators.md
 #   make bench       the figures of docs/benchmarks.md
 
 PYTHON ?= python3
@@ -21,7 +22,7 @@ PARALLEL ?= -n auto --dist loadfile
 CONFORMANCE := build/conformance.jsonl
 PEER ?=
 
-.PHONY: demo test test-all conformance lint bench clean
+.PHONY: demo test test-all conformance operators lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -31,6 +32,10 @@ test: $(VENV)/.installed
 
 test-all: $(VENV)/.installed
 	$(BIN)/python -m pytest $(PARALLEL) --hypothesis-profile=default
+
+operators: $(VENV)/.installed
+	$(BIN)/python -m abqc.compiler.onnx_import.operator_table > docs/operators.md.new
+	mv docs/operators.md.new docs/operators.md
 
 bench: $(VENV)/.installed
 	$(BIN)/python tests/bench/bench_models.py

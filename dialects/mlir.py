@@ -9,7 +9,6 @@ import importlib
 from typing import Any
 
 from torch_mlir import ir
-from torch_mlir._mlir_libs import _torchMlir
 from torch_mlir.dialects import (
     affine,
     arith,
@@ -57,7 +56,7 @@ def __getattr__(name: str) -> Any:
 
 
 def make_context() -> ir.Context:
-    """A context that knows every dialect the compiler uses, `abq` and `torch_c` included.
+    """A context that knows every dialect the compiler uses, `abq` included.
 
     It starts no threads, so that the process can fork (codegen/kernel_job.py).
     """
@@ -65,11 +64,6 @@ def make_context() -> ir.Context:
 
     context = ir.Context()
     context.enable_multithreading(False)
-    _torchMlir.register_dialect(context)
     with context, ir.Location.unknown():
         Abq.load()
-        # torch_c is loaded only by the first pipeline that uses it.
-        PassManager.parse(
-            "builtin.module(torch-backend-to-linalg-on-tensors-backend-pipeline)"
-        ).run(ir.Module.create().operation)
     return context
