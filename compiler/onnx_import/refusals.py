@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from .registry import ML, MICROSOFT
+from .registry import MICROSOFT, ML
 
 TRAINING = "training is not inference"
 STRINGS = "strings: do this before the model, on its inputs"
@@ -19,6 +19,9 @@ SPARSE = "attention that is sparse or packed without padding has no kernel here"
 SPARSE_DATA = "sparse tensors are not tensors here"
 NEW = "it is not settled in onnxruntime yet, and no published model has it"
 MEMORY_ORDER = "onnxruntime inserts it itself for its own order of memory: compile the model before"
+REPLACED = "an early trial: MatMulNBits has taken its place"
+HARDWARE = "it is of one vendor's hardware"
+NO_KERNEL = "onnxruntime has no kernel for it either"
 INTERNAL = "onnxruntime inserts it itself: compile the model before its optimizer has run"
 
 _BY_REASON: dict[tuple[str, str], str] = {
@@ -52,6 +55,9 @@ _BY_REASON: dict[tuple[str, str], str] = {
     (MICROSOFT, SPARSE_DATA): "SparseToDenseMatMul",
     (MICROSOFT, MEMORY_ORDER): "NhwcConv NhwcFusedConv",
     (MICROSOFT, INTERNAL): "MatMulPacked MoEPacked GatherPacked",
+    (MICROSOFT, REPLACED): "MatMulFpQ4",
+    (MICROSOFT, HARDWARE): "DequantizeBFP GemmFloat8 QuantizeBFP",
+    (MICROSOFT, NO_KERNEL): "QLinearReduceMean",
     (MICROSOFT, NEW): (
         "BranchwiseRMSNorm ConvStateReplay DynamicTimeWarping EngramGate GatedAdd GatedDeltaNet "
         "GatedDeltaNetStateReplay GatedRMSNorm GemmaRotaryEmbedding HyperConnectionLowRankMix "

@@ -149,6 +149,60 @@ def test_qgemm(transposed: bool, to_codes: bool, tmp_path: Path) -> None:
         np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-6)
 
 
+def test_integers_of_16_bits_and_sums_of_codes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    proto = models.model(
+        [
+            node("MatMulInteger16", "a b", "y", **MS),
+            node("ReduceSumInteger", "x", "s", axes=[-1], keepdims=0, **MS),
+        ],
+        [("a", np.int16, ["n", 5]), ("b", np.int16, [5, 3]), ("x", np.uint8, ["n", 9])],
+        [("y", np.int32, [None, 3]), ("s", np.int32, [None])],
+        domains=["com.microsoft"],
+    )
+    feeds = {
+        "a": rng.integers(-9000, 9000, (4, 5)).astype(np.int16),
+        "b": rng.integers(-9000, 9000, (5, 3)).astype(np.int16),
+        "x": rng.integers(0, 256, (4, 9)).astype(np.uint8),
+    }
+    product, total = outputs(compiled(proto, tmp_path), feeds)
+    np.testing.assert_array_equal(product, feeds["a"].astype(int) @ feeds["b"].astype(int))
+    np.testing.assert_array_equal(total, feeds["x"].astype(int).sum(axis=1))
+
+
+def test_embeddings_of_codes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    width, rows = 32, {"word": 40, "position": 12, "segment": 2}
+    constants: dict[str, np.ndarray] = {}
+    for name in (*rows, "gamma", "beta"):
+        shape = (rows[name], width) if name in rows else (width,)
+        constants[name] = rng.integers(0, 256, shape).astype(np.uint8)
+        constants[f"{name}_scale"] = np.array(rng.uniform(0.005, 0.02), F32)
+        constants[f"{name}_zero"] = np.array(rng.integers(100, 150), np.uint8)
+    names = list(constants)[::3]
+    scales, zeros = (" ".join(f"{name}_{part}" for name in names) for part in ("scale", "zero"))
+    proto = models.model(
+        [
+            node(
+                "QEmbedLayerNormalization", f"ids segments {' '.join(names)} mask {scales} {zeros}",
+                "y mask_index", epsilon=1e-6, **MS,
+            )
+        ],
+        [(name, np.int32, ["batch", "length"]) for name in ("ids", "segments", "mask")],
+        [("y", F32, [None] * 3), ("mask_index", np.int32, [None])],
+        constants,
+        domains=["com.microsoft"],
+    )  # fmt: skip
+    feeds = {
+        "ids": rng.integers(0, 40, (2, 7)).astype(np.int32),
+        "segments": rng.integers(0, 2, (2, 7)).astype(np.int32),
+        "mask": np.ones((2, 7), np.int32),
+    }
+    got, wanted = outputs(compiled(proto, tmp_path), feeds), expected(proto, feeds)
+    np.testing.assert_allclose(got[0], wanted[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(got[1], wanted[1])
+
+
 def test_mul_integer(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     proto = models.model(

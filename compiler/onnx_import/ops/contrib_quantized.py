@@ -17,7 +17,10 @@ from ..shaping import concat, reshape, transpose
 from ..values import Value
 from .integer_products import multiply, requantize
 from .integer_products import qlinear_conv as standard_qlinear_conv
+from .matmul import product_of
+from .normalization import embed_layer_normalization
 from .pooling import average_pool, global_average_pool, max_pool
+from .reductions import summed
 from .softmax import softmax
 
 Body = Callable[[list[Scalar], list[Scalar], list[Scalar]], Scalar]
@@ -202,3 +205,32 @@ def mul_integer(node: Node) -> Value:
     left = shifted(node, node.input(0), node.optional(1), 0)
     right = shifted(node, node.input(2), node.optional(3), 0)
     return node.b.elementwise([left, right], I32, lambda x, y: x * y)
+
+
+@lowers("MatMulInteger16", domain=MICROSOFT)
+def matmul_integer16(node: Node) -> Value:
+    """The product of 16-bit integers as 32-bit integers, which wrap around."""
+    left, right = (shifted(node, node.input(i), None, 0) for i in range(2))
+    return product_of(node, left, right)
+
+
+@lowers("ReduceSumInteger", domain=MICROSOFT)
+def reduce_sum_integer(node: Node) -> Value:
+    """The 32-bit sum of 8-bit integers along `axes`."""
+    x = shifted(node, node.input(0), None, 0)
+    axes = [node.counted(axis, x.rank) for axis in node.ints("axes")]
+    return summed(node.b, x, axes, keepdims=bool(node.int("keepdims", 1)))
+
+
+@lowers("QEmbedLayerNormalization", domain=MICROSOFT)
+def qembed_layer_normalization(node: Node) -> list[Value | None]:
+    """EmbedLayerNormalization with tables, gamma and beta of codes, one scale for each."""
+    real: list[Value | None] = []
+    for i in range(5):
+        codes = node.optional(2 + i)
+        if codes is None:
+            real.append(None)
+            continue
+        real.append(dequantize(node, codes, node.input(8 + i), node.input(13 + i)))
+    inputs = [node.input(0), node.optional(1), *real, node.optional(7)]
+    return embed_layer_normalization(node.as_standard(*inputs))[:2]
