@@ -112,7 +112,7 @@ PRODUCTS: dict[str, dict[str, float]] = {
     "t5-torchscript": {"fused-t5": 1e-4, "dynamic-int8": STEP},
     "vit-torchscript": {"fused-vit": 1e-4, "qdq-u8s8": STEP},
     "clip-torchscript": {"fused-clip": 1e-4},
-    "unet-dynamo": {"fused-unet": 1e-4, "float16": HALF},
+    "unet-dynamo": {"float16": HALF},
     "whisper-torchscript": {"fused-bart": 1e-4},
     "lstm-torchscript": {"dynamic-int8": STEP},  # onnxruntime dies of an LSTM in float16
     "mobilenet-v3-dynamo": {"extended": 1e-4, "qoperator": STEP},

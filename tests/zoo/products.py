@@ -161,7 +161,6 @@ TOOLS: dict[str, Tool] = {
     "fused-clip": fused("clip"),
     "fused-gpt2": fused("gpt2"),
     "fused-t5": fused("t5"),
-    "fused-unet": fused("unet"),
     "fused-vit": fused("vit"),
     "basic": saved_by_session("ORT_ENABLE_BASIC"),
     "extended": saved_by_session("ORT_ENABLE_EXTENDED"),
