@@ -84,12 +84,13 @@ def _run(
 ) -> Result:
     from abqc.runtime.model import load
 
-    names = [value.name for value in model.graph.input]
+    constants = {tensor.name for tensor in model.graph.initializer}
+    names = [value.name for value in model.graph.input if value.name not in constants]
     try:
         loaded = load(artifact)
         known = {spec.name for spec in loaded.inputs}
         for inputs, expected in sets:
-            feeds = {n: v for n, v in zip(names, inputs, strict=False) if n in known}
+            feeds = {n: v for n, v in zip(names, inputs, strict=True) if n in known}
             wrong = disagreement(expected, loaded.run(feeds), *tolerances)
             if wrong is not None:
                 return {"status": "wrong", "message": wrong}
