@@ -96,13 +96,32 @@ def parallel_in_output_order(nest: Nest) -> list[int]:
 
 
 def is_contiguous(nest: Nest, reductions: list[int]) -> bool:
-    """Whether some input's last axis is a reduction and the output has no better inner loop."""
+    """Whether some input's last axis is a reduction and the output has no better inner loop.
+
+    A window that slides along the output's last axis is better: its elements follow each other,
+    while the reduction over the window's weights is short.
+    """
+    if _slides_along_last(nest):
+        return False
     for map_ in nest.maps[: -nest.n_outputs]:
         if map_.results:
             last = map_.results[-1]
             if isinstance(last, ir.AffineDimExpr) and last.position in reductions:
                 return True
     return all(k == "reduction" for k in nest.kinds)
+
+
+def _slides_along_last(nest: Nest) -> bool:
+    """Whether an input is read at the output's last axis plus another loop."""
+    result = nest.maps[-1].results[-1] if nest.maps[-1].results else None
+    if not isinstance(result, ir.AffineDimExpr) or nest.kinds[result.position] != "parallel":
+        return False
+    sums = [map_.results[-1] for map_ in nest.maps[: -nest.n_outputs] if map_.results]
+    return any(
+        isinstance(expr, ir.AffineAddExpr)
+        and result in (expr.lhs, expr.rhs)
+        for expr in sums
+    )
 
 
 def static_extent(nest: Nest, dim: int) -> int | None:
