@@ -185,6 +185,12 @@ class Library:
         self._api = table.contents
         self._run = self._api.run  # each access would make a new function object
 
+    @property
+    def run_options_size(self) -> int:
+        """How much of the options of a run it knows: artifacts before the flag knew less."""
+        known = self.manifest.get("interruptible", False)
+        return ctypes.sizeof(_RunOptions) if known else _RunOptions.flags.offset
+
     def __del__(self) -> None:
         self.release()
 
@@ -325,7 +331,7 @@ class Instance:
         In the main thread Ctrl-C ends the run: KeyboardInterrupt.
         """
         options = _RunOptions(
-            struct_size=ctypes.sizeof(_RunOptions),
+            struct_size=self.library.run_options_size,
             threads=threads,
             device=_DLDevice(*device),
             stream=stream or None,
