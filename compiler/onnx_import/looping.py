@@ -318,6 +318,8 @@ def _inserted(
 ) -> ir.Value:
     """`part`, of sizes `dims`, written into `whole` from row `at` on."""
     sizes = ir.RankedTensorType(part.type).shape
+    if 0 in sizes:
+        return whole
     zeros = [0] * (len(dims) - 1)
     first = DYNAMIC if at.value is None else at.value
     return tensor.InsertSliceOp(

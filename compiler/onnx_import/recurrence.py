@@ -55,7 +55,10 @@ class Recurrence:
         direction = node.choice("direction", "forward", *DIRECTIONS)
         self.directions = DIRECTIONS[direction]
         self.reversed = [direction == "reverse", True][: self.directions]
-        self.batch_first = bool(node.int("layout", 0))
+        layout = node.int("layout", 0)
+        if layout not in (0, 1):
+            raise node.error(f"attribute 'layout' is {layout}, expected 0 or 1")
+        self.batch_first = bool(layout)
         self.x = self._steps_first(node.input(0))
         if self.x.rank != 3:
             raise node.error(f"its input must have three axes, it is {self.x}")
@@ -65,17 +68,20 @@ class Recurrence:
 
     def recurrent_weights(self, r: Value, hidden_axis: int = 2) -> None:
         """Looks at R, whose axis `hidden_axis` has the hidden size."""
-        node = self.node
         if r.rank != 3:
-            raise node.error(f"its recurrent weights must have three axes, they are {r}")
+            raise self.node.error(f"its recurrent weights must have three axes, they are {r}")
         self.hidden = r.dims[hidden_axis]
-        other = r.dims[3 - hidden_axis]
-        self.b.require_equal(
-            r.dims[0], Dim.of(self.directions), "R must have weights for each direction"
-        )
-        self.b.require_equal(
-            other, self.hidden * self.gates, f"R must have rows for {self.gates} gates"
-        )
+        dims = [Dim.of(self.directions), self.hidden * self.gates, self.hidden * self.gates]
+        dims[hidden_axis] = self.hidden
+        self.check(r, dims, "R")
+
+    def check(self, x: Value, dims: Sequence[Dim], name: str) -> None:
+        """An error (of the run, where only it knows) unless `x` has these sizes."""
+        wanted = f"[{', '.join(map(str, dims))}]"
+        if x.rank != len(dims):
+            raise self.node.error(f"{name} must be {wanted}, it is {x}")
+        for own, size in zip(x.dims, dims, strict=True):
+            self.b.require_equal(own, size, f"{name} must be {wanted}, it is {x}")
 
     def _steps_first(self, x: Value) -> Value:
         return transpose(self.b, x, [1, 0, 2]) if self.batch_first else x

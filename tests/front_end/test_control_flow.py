@@ -257,3 +257,61 @@ def test_recipes_quantize_products_in_loops(tmp_path: Path) -> None:
     model = abqc.compile(source, quant="w8a8")
     assert len([op for op in model.manifest["ops"] if op["weight"] == "w8:channel:sym"]) == 4
     model.run({"ids": RNG.integers(0, 50, (2, 3)), "n": np.array(5)})
+
+
+BODY = """g (float[b,4] x, int64 n) => (float[b,4] y) <bool c = {{1}}, int64[1] one = {{1}}> {{
+  y = Loop (n, c, x) < body = t ({taken}) => ({returned}) {{ {nodes} }}> }}"""
+TAKEN = "int64 i, bool ci, float[b,4] a"
+SCAN = """g (float[b,4] x, float[4] s) => (float[4] y, float[b,4] z) {{
+  y, z = Scan <num_scan_inputs = {count}, {more}
+    body = t (float[4] p, float[4] q) => (float[4] r, float[4] w) {{ r = Add(p, q) w = Neg(q) }}>
+    (s, x) }}"""
+IF = """g (float[b] x, bool[{size}] c) => (float[b] y) {{
+  y = If (c) <
+    then_branch = t () => (float[b] p) {{ p = Neg(x) }},
+    else_branch = e () => ({returned}) {{ {nodes} }}> }}"""
+
+WRONG = {
+    "too few values": (
+        BODY.format(taken="int64 i, bool ci", returned="bool co", nodes="co = Identity(ci)"),
+        "for 1 carried values",
+    ),
+    "another rank": (
+        BODY.format(taken=TAKEN, returned="bool co, float[b] ao",
+                    nodes="co = Identity(ci)  ao = ReduceSum <keepdims = 0> (a, one)"),
+        "type and rank must stay",
+    ),
+    "another type": (
+        BODY.format(taken=TAKEN, returned="bool co, int64[b,4] ao",
+                    nodes="co = Identity(ci)  ao = Cast <to = 7> (a)"),
+        "type and rank must stay",
+    ),
+    "no condition": (
+        BODY.format(taken=TAKEN, returned="int64 co, float[b,4] ao",
+                    nodes="co = Identity(i)  ao = Identity(a)"),
+        "must be a bool",
+    ),
+    "a name of nobody": (
+        BODY.format(taken=TAKEN, returned="bool co, float[b,4] ao",
+                    nodes="co = Identity(ci)  ao = Identity(later)"),
+        "'later'",
+    ),
+    "too many scanned": (SCAN.format(count=3, more=""), "scans 3 of 2"),
+    "scanned axis": (SCAN.format(count=1, more="scan_input_axes = [5],"), "axis 5"),
+    "directions": (SCAN.format(count=1, more="scan_input_directions = [1, 1],"), "2 integers"),
+    "two conditions": (
+        IF.format(size=2, returned="float[b] q", nodes="q = Relu(x)"), "must have one element"
+    ),
+    "types of branches": (
+        IF.format(size=1, returned="int64[b] q", nodes="q = Cast <to = 7> (x)"),
+        "different types",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_forms_are_refused(case: str, tmp_path: Path) -> None:
+    text, message = WRONG[case]
+    onnx.save(model_of(text), tmp_path / "model.onnx")
+    with pytest.raises(AbqcError, match=message):
+        import_model(tmp_path / "model.onnx", work_dir=tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import abqc
 import numpy as np
 import onnx
 import pytest
+from abqc.compiler.onnx_import.importer import import_model
 from front_end.support import check
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -216,3 +218,63 @@ def test_dynamic_quantize_lstm(per_column: bool, direction: str, tmp_path: Path)
     opsets = [helper.make_opsetid("", 14), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     check(model, [feeds_of(model, t, n) for t, n in SIZES], tmp_path, 2e-3)
+
+
+def test_no_steps_and_no_sequences(tmp_path: Path) -> None:
+    source = tmp_path / "model.onnx"
+    onnx.save(
+        model_of([Form("LSTM", "bidirectional", states=True), Form("GRU", "reverse")]), source
+    )
+    model = abqc.compile(source)
+    for steps, batch in ((0, 3), (4, 0), (0, 0)):
+        feeds = feeds_of(onnx.load(source), steps, [steps] * batch)
+        y, last, _, y_gru, last_gru = model.run(feeds)
+        assert y.shape == (steps, 2, batch, HIDDEN) and y_gru.shape == (steps, 1, batch, HIDDEN)
+        if not steps:
+            assert np.array_equal(last, feeds["h0_0"]) and not last_gru.any()
+
+
+def _attributes(**changed: Any) -> Callable[[onnx.ModelProto], None]:
+    def change(model: onnx.ModelProto) -> None:
+        node = model.graph.node[0]
+        kept = [item for item in node.attribute if item.name not in changed]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+        node.attribute.extend(helper.make_attribute(k, v) for k, v in changed.items())
+
+    return change
+
+
+def _shape(name: str, shape: tuple[int, ...]) -> Callable[[onnx.ModelProto], None]:
+    def change(model: onnx.ModelProto) -> None:
+        for tensor in model.graph.initializer:
+            if tensor.name == name:
+                tensor.CopyFrom(numpy_helper.from_array(np.zeros(shape, np.float32), name))
+
+    return change
+
+
+WRONG: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
+    "direction": (_attributes(direction="up"), "'direction' is 'up'"),
+    "layout": (_attributes(layout=2), "'layout' is 2"),
+    "activation": (_attributes(activations=["Sin", "Tanh", "Tanh"]), "'Sin' is none of ONNX's"),
+    "activations": (_attributes(activations=["Tanh"]), "1 activations, expected 3"),
+    "parameters": (_attributes(activations=["ScaledTanh", "Tanh", "Tanh"]), "activation_alpha"),
+    "directions": (_attributes(direction="bidirectional"), "R must be"),
+    "R": (_shape("R0", (1, 24, 5)), "R must be"),
+    "W rows": (_shape("W0", (1, 23, INPUTS)), "W must be"),
+    "W columns": (_shape("W0", (1, 24, 7)), "W must be"),
+    "W rank": (_shape("W0", (24, INPUTS)), "W must be"),
+    "B": (_shape("B0", (1, 47)), "B must be"),
+    "P": (_shape("P0", (1, 17)), "P must be"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_forms_are_refused(case: str, tmp_path: Path) -> None:
+    change, message = WRONG[case]
+    model = model_of([Form(peepholes=True)])
+    change(model)
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(abqc.AbqcError, match=message):
+        import_model(tmp_path / "model.onnx", work_dir=tmp_path)

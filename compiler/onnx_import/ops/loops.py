@@ -165,13 +165,15 @@ def lower_scan(node: Node) -> list[AnyValue]:
     graph = node.graph("body")
     tensors = node.tensors()
     states, scanned = tensors[: len(tensors) - count], tensors[len(tensors) - count :]
-    if not scanned:
-        raise node.error("it scans no input")
+    if not 0 < count <= len(tensors):
+        raise node.error(f"it scans {count} of {len(tensors)} inputs")
     outputs = len(graph.output) - len(states)
-    axes = node.ints("scan_input_axes", [0] * count)
-    backwards = node.ints("scan_input_directions", [0] * count)
-    result_axes = node.ints("scan_output_axes", [0] * outputs)
-    reversed_results = node.ints("scan_output_directions", [0] * outputs)
+    if outputs < 0:
+        raise node.error(f"its body returns {len(graph.output)} of {len(states)} states")
+    axes = _for_each(node, "scan_input_axes", count)
+    backwards = _for_each(node, "scan_input_directions", count)
+    result_axes = _for_each(node, "scan_output_axes", outputs)
+    reversed_results = _for_each(node, "scan_output_directions", outputs)
     axes = [node.counted(axis, x.rank) for axis, x in zip(axes, scanned, strict=True)]
     length = scanned[0].dims[axes[0]]
     for x, axis in zip(scanned, axes, strict=True):
@@ -186,6 +188,14 @@ def lower_scan(node: Node) -> list[AnyValue]:
     return [*results[: len(states)], *collected]
 
 
+def _for_each(node: Node, name: str, count: int) -> list[int]:
+    """Integers of an attribute, one for each input or output; 0 where it is left out."""
+    numbers = node.ints(name, [0] * count)
+    if len(numbers) != count:
+        raise node.error(f"attribute '{name}' has {len(numbers)} integers, expected {count}")
+    return numbers
+
+
 @lowers("Scan")
 def lower_batched_scan(node: Node) -> list[AnyValue]:
     """Version 8: axis 0 of everything is the batch, axis 1 of what is scanned are the steps."""
@@ -196,7 +206,7 @@ def lower_batched_scan(node: Node) -> list[AnyValue]:
     if not 0 < count <= len(made) or any(x.rank < 2 for x in made[len(made) - count :]):
         raise node.error("it needs inputs to scan, of a batch and steps each")
     states, scanned = made[: len(made) - count], made[len(made) - count :]
-    backwards = node.ints("directions", [0] * count)
+    backwards = _for_each(node, "directions", count)
     batch, steps = made[0].dims[0], scanned[0].dims[1]
     for x in made:
         b.require_equal(x.dims[0], batch, "its inputs must be of one batch size")

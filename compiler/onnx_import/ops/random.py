@@ -39,7 +39,10 @@ def _floats(node: Node, dtype: ElementType) -> ElementType:
 
 
 def _shape(node: Node) -> list[Dim]:
-    return [Dim.of(size) for size in node.ints("shape")]
+    sizes = node.ints("shape")
+    if min(sizes, default=0) < 0:
+        raise node.error(f"its shape {sizes} has a negative size")
+    return [Dim.of(size) for size in sizes]
 
 
 def _type_like(node: Node) -> ElementType:

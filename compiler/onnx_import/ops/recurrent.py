@@ -14,7 +14,7 @@ from ..recurrent_weights import Product, of_direction
 from ..registry import Node, lowers
 from ..scalars import Scalar
 from ..shaping import concat
-from ..symbolic import ZERO
+from ..symbolic import ZERO, Dim
 from ..values import Value, constant_value
 
 Body = Callable[[list[Scalar]], list[Scalar]]
@@ -138,6 +138,7 @@ def peepholes(run: Layers, p: Value | None, d: int) -> list[Value]:
     if p is None:
         return []
     hidden = run.hidden
+    run.check(p, [Dim.of(run.directions), hidden * 3], "P")
     return [of_direction(run.node, p, d, hidden * gate, hidden) for gate in range(3)]
 
 
@@ -178,6 +179,12 @@ class Layers(Recurrence):
         super().__init__(node, gates, states)
         self.w, self.r, self.bias = node.input(1), node.input(2), node.optional(3)
         self.recurrent_weights(self.r, hidden_axis)
+        directions, rows = Dim.of(self.directions), self.hidden * gates
+        sizes = [directions, self.x.dims[2], self.x.dims[2]]
+        sizes[3 - hidden_axis] = rows
+        self.check(self.w, sizes, "W")
+        if self.bias is not None:
+            self.check(self.bias, [directions, rows * 2], "B")
 
     def product(self, label: str, d: int, gate: int, count: int) -> Product:
         """With the recurrent weights of `count` gates from `gate` on."""
