@@ -98,11 +98,11 @@ PRODUCTS: dict[str, dict[str, float]] = {
         "nbits4-asymmetric": 3e-4, "nbits8": 3e-4, "float16": HALF,
     },
     "ocr-cls": {
-        "basic": 1e-4, "extended": 1e-4, "qdq-u8s8": STEP, "qdq-s8s8-channel": STEP,
-        "qoperator": STEP, "float16": HALF,
+        "basic": 1e-4, "extended": 1e-4, "qdq-u8s8": STEP, "qoperator": STEP, "float16": HALF,
     },
     "resnet18-dynamo": {
-        "extended": 1e-4, "qdq-u8s8": STEP, "qoperator": STEP, "float16": HALF,
+        "extended": 1e-4, "qdq-u8s8": STEP, "qdq-s8s8-channel": STEP, "qoperator": STEP,
+        "float16": HALF,
     },
     "bert-torchscript": {"fused-bert": 1e-4, "extended": 1e-4, "dynamic-int8": STEP},
     "bert-dynamo": {"fused-bert": 1e-4, "nbits4-gather": 1e-4, "float16": HALF},

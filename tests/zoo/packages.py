@@ -158,6 +158,9 @@ def onnx_asr() -> list[Entry]:
             "MIT",
             "batch_size=1,3 N=4000,7001",
             WAVES,
+            # onnxruntime's STFT is up to 4e-5 of the range off (numpy's in f64; ours 2e-7), which
+            # the logarithm of quiet bands makes more
+            tolerance=1e-4 if "conv" in name or "resample" in name else 1e-3,
         )
         for name in rows
     ]
