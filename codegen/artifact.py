@@ -55,6 +55,7 @@ def build_artifact(
         "code": code.code_bytes + loaded_bytes(host.read_bytes()),
     }
     manifest["kernels"] = len(names)
+    manifest["interruptible"] = True  # the options of a run have flags
     manifest |= code.manifest
     manifest["compile_seconds"] = round(time.perf_counter() - started, 3)
     progress("link", 0, 1)

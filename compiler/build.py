@@ -92,7 +92,6 @@ def describe(request: Request, unit: Unit, imported: Any) -> dict[str, Any]:
         "abqc": __version__,
         "model": request.model.name,
         "target": unit.target.name,
-        "interruptible": True,  # the options of a run have flags
         "cost_model": unit.target.cost_model_status,
         "recipe": str(request.quant),
         "opset": imported.opset,
