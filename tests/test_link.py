@@ -282,8 +282,9 @@ def test_sources_are_compiled_one_by_one(tmp_path: Path, monkeypatch: pytest.Mon
     """zig makes one object of all sources that a command names (`duplicate symbol` when linked)."""
     compiler = tmp_path / "one-source-cc"
     compiler.write_text(
-        '#!/bin/sh\ncount=0\nfor a in "$@"; do case "$a" in *.c) count=$((count + 1));; esac; done\n'
-        '[ $count -le 1 ] || { echo "error: $count sources" >&2; exit 1; }\nexec cc "$@"\n'
+        "#!/bin/sh\ncount=0\n"
+        'for a in "$@"; do case "$a" in *.c) count=$((count + 1));; esac; done\n'
+        'test $count -le 1 || { echo "error: $count sources" >&2; exit 1; }\nexec cc "$@"\n'
     )
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
