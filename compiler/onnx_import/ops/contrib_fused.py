@@ -10,6 +10,7 @@ from ..registry import MICROSOFT, Node, lowers
 from ..scalars import Scalar
 from ..shaping import transpose
 from ..values import Value
+from .convolution import conv
 from .matmul import gemm, product_of
 
 Activation = Callable[[Scalar], Scalar]
@@ -136,3 +137,12 @@ def fused_gemm(node: Node) -> Value:
 @lowers("FusedMatMulActivation", domain=MICROSOFT)
 def fused_matmul_activation(node: Node) -> Value:
     return activated(node, fused_matmul(node))
+
+
+@lowers("FusedConv", domain=MICROSOFT)
+def fused_conv(node: Node) -> Value:
+    """The activation of Conv, or of its sum with Z, of the same shape."""
+    y, z = conv(node), node.optional(3)
+    if z is not None:
+        y = node.b.elementwise([y, z], y.dtype, lambda v, w: v + w)
+    return activated(node, y)
