@@ -36,7 +36,6 @@ from .float_tile import (
     multiply_add,
     stack_block,
     store_columns,
-    sum_pairwise,
 )
 
 ROW_BLOCK = 128
@@ -78,53 +77,36 @@ class _Matrix:
 
 
 def _emit_sum_of_rows(name: str, module: Any, isa: Isa) -> None:
-    """`y = sum over k of a[k] * b[k, :]`, 64 columns at a time where there are so many."""
+    """`y = sum over k of a[k] * b[k, :]`, 64 columns at a time.
+
+    What lies behind the last column is masked: every column has its terms added in one order.
+    """
     with function(module, isa, name, ARGUMENTS) as (b, i, left, right, y, m, n, k, group, pitch):
         batch, row, column = _block(i, m, n, 1, ONE_ROW_COLUMNS)
         a = _Matrix(left, (batch * m + row) * k, k)
         matrix = _Matrix(right, batch // group * pitch, n)
         y_base = (batch * m + row) * n
-
-        def panels(column: Value, count: int) -> None:
-            unroll = ONE_ROW_PANELS // count
-            sums = _sum_rows(b, a, matrix, column, count, unroll)
-            for p in range(count):
-                total = sum_pairwise(sums[p * unroll : (p + 1) * unroll])
-                store_columns(b, total, y, y_base, column + p * PANEL, n)
-
-        full = column + ONE_ROW_COLUMNS <= n
-        with b.when(full):
-            panels(column, ONE_ROW_PANELS)
-        end = b.min(column + ONE_ROW_COLUMNS, n)
-        with b.loop(b.select(full, end, column), end, PANEL) as loop:
-            panels(loop.i, 1)
+        for p, total in enumerate(_sum_rows(b, a, matrix, column)):
+            store_columns(b, total, y, y_base, column + p * PANEL, n)
 
 
-def _sum_rows(
-    b: Builder, a: _Matrix, matrix: _Matrix, column: Value, panels: int, unroll: int
-) -> list[Value]:
-    """Partial sums `[panels][unroll]`; number j of a panel has the terms k = j modulo unroll."""
-    n, k = matrix.columns, a.columns
-
-    def add(sums: Sequence[Value], at: Value, count: int) -> list[Value]:
-        result = list(sums)
-        for j in range(count):
-            factor = broadcast(b, a.data, a.base + at + j)
-            for p in range(panels):
-                row, slot = matrix.row(at + j), p * unroll + j
-                vector = load_columns(b, matrix.data, row, column + p * PANEL, n)
-                result[slot] = multiply_add(b, factor, vector, result[slot])
-        return result
-
-    sums = [b.const(0.0, f"vector<{PANEL}xf32>")] * (panels * unroll)
-    whole = k // unroll * unroll
-    with b.loop(0, whole, unroll, sums) as loop:
-        loop.carry(*add(loop.args, loop.i, unroll))
-    if unroll == 1:
-        return loop.results
-    with b.loop(whole, k, 1, loop.results) as rest:
-        rest.carry(*add(rest.args, rest.i, 1))
-    return rest.results
+def _sum_rows(b: Builder, a: _Matrix, matrix: _Matrix, column: Value) -> list[Value]:
+    """The sums of the panels that begin at `column`."""
+    sums = [b.const(0.0, f"vector<{PANEL}xf32>")] * ONE_ROW_PANELS
+    with b.loop(0, a.columns, 1, sums) as loop:
+        factor = broadcast(b, a.data, a.base + loop.i)
+        row = matrix.row(loop.i)
+        vectors = [
+            load_columns(b, matrix.data, row, column + p * PANEL, matrix.columns)
+            for p in range(ONE_ROW_PANELS)
+        ]
+        loop.carry(
+            *(
+                multiply_add(b, factor, vector, total)
+                for vector, total in zip(vectors, loop.args, strict=True)
+            )
+        )
+    return loop.results
 
 
 def _emit_dot_products(name: str, module: Any, isa: Isa) -> None:
