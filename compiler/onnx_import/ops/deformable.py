@@ -23,9 +23,10 @@ def deform_conv(node: Node) -> Value:
     bias, mask = node.optional(3), node.optional(4)
     b, windows = node.b, conv_windows(node, x, w)
     groups, apart, rank = node.int("group", 1), node.int("offset_group", 1), windows.rank
-    channels = x.shape[1]
-    if channels is None or apart < 1 or channels % apart or groups < 1 or channels % groups:
-        raise node.error(f"the channels of {x} do not fall into {groups} and {apart} groups")
+    if apart < 1 or groups < 1:
+        raise node.error(f"it has {groups} groups and {apart} groups of offsets")
+    together = x.dims[1] // apart  # channels that share offsets
+    b.require_equal(together * apart, x.dims[1], f"{x} has no {apart} equal groups of channels")
     b.require_equal(x.dims[1], w.dims[1] * groups, f"the channels of {x} and {w} differ")
     places = apart * windows.count
     wanted = (x.dims[0], Dim.of(places * rank), *windows.outs)
@@ -42,7 +43,7 @@ def deform_conv(node: Node) -> Value:
     def seen(indices: list[Scalar]) -> Scalar:
         batch, channel = indices[:2]
         window, outs = indices[2 : 2 + rank], indices[2 + rank :]
-        flat = channel // (channels // apart)
+        flat = channel // b.scalar(together)
         for at, size in zip(window, windows.kernel, strict=True):
             flat = flat * size + at
         coordinates = []
