@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 
 from ...costmodel.analytic import AnalyticModel
 from ...costmodel.interface import MatmulFeatures
@@ -29,6 +29,12 @@ TYPICAL_ROWS = (1, 16, 128)
 TYPICAL_THREADS = 1
 
 
+def _cost_model() -> AnalyticModel:
+    model = model_for("cpu")
+    assert isinstance(model, AnalyticModel)
+    return model
+
+
 @dataclass(frozen=True)
 class CpuTarget:
     """What passes ask a target: which strategies there are and which is best."""
@@ -36,7 +42,7 @@ class CpuTarget:
     name: str = "cpu"
     max_norm_columns: int = 0  # rows of abq.norm that a kernel takes: none here
     isas: tuple[Isa, ...] = ALL
-    cost_model: AnalyticModel = field(default_factory=partial(model_for, "cpu"), repr=False)
+    cost_model: AnalyticModel = field(default_factory=_cost_model, repr=False)
 
     @property
     def cost_model_status(self) -> str:
