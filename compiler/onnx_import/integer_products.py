@@ -26,6 +26,7 @@ from .values import Value, constant_value
 
 EXACT = 1 << 24  # f32 has every integer up to here
 CODE_BITS = 8
+EXACT_TERMS = EXACT // 255**2  # products of so many differences of codes are exact in f32
 
 # Multiplies floats (x, w), both of which stand for integers.
 Product = Callable[[Value, Value], Value]
@@ -71,7 +72,7 @@ def exact_product(
     y = multiply(x, constant_value(w, F32))
     size = w.shape[reduced]
     if is_exact(x, w, lane=lane) or size == 1:
-        return Value(I32, y.dims, ssa=b.tensor(b.elementwise([y], I32, _to_integer)), in_f32=y.ssa)
+        return to_integers(b, y)
 
     def halves() -> ir.Value:
         axis = x.rank - 1 if len(w.shape) == 2 else 1
@@ -89,6 +90,13 @@ def exact_product(
 def is_exact(x: Value, w: Constant, *, lane: int) -> bool:
     """Whether f32 has all integers that the products of an output add up to."""
     return _largest_sum(w, lane) * _largest_code(x) < EXACT
+
+
+def to_integers(b: Builder, y: Value) -> Value:
+    """Floats that are integers, as such."""
+    whole = b.elementwise([y], I32, _to_integer)
+    whole.in_f32 = b.tensor(y)
+    return whole
 
 
 def _to_integer(y: Scalar) -> Scalar:

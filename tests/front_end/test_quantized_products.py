@@ -40,12 +40,14 @@ def test_integers_are_exact_however_large_the_sum(tmp_path: Path) -> None:
             node("MatMulInteger", "a unsigned az zeros", "y2", "columns"),
             node("MatMulInteger", "a b az", "y3", "two tensors"),
             node("ConvInteger", "image window az", "y4", "image", pads=[1, 1, 1, 1]),
+            node("MatMulInteger", "c d az", "y5", "unknown length"),
         ],
         [
             ("a", U8, ["m", k]), ("b", S8, [k, "n"]),
             ("image", U8, ["batch", 60, 7, "width"]),
+            ("c", U8, ["m", "k"]), ("d", S8, ["k", "n"]),
         ],
-        [(f"y{i}", np.int32, [None] * (4 if i == 4 else 2)) for i in range(5)],
+        [(f"y{i}", np.int32, [None] * (4 if i == 4 else 2)) for i in range(6)],
         constants,
     )  # fmt: skip
     model = compiled(proto, tmp_path)
@@ -55,6 +57,7 @@ def test_integers_are_exact_however_large_the_sum(tmp_path: Path) -> None:
     feeds = {
         "a": np.full((5, k), 255, U8), "b": codes(rng, S8, k, 3),
         "image": np.full((2, 60, 7, 5), 255, U8),
+        "c": np.full((5, 600), 255, U8), "d": np.full((600, 3), -128, S8),
     }  # fmt: skip
     feeds["a"][1:] = codes(rng, U8, 4, k)
     for got, wanted in zip(outputs(model, feeds), expected(proto, feeds), strict=True):

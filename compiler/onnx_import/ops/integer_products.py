@@ -10,20 +10,22 @@ import numpy as np
 
 from ..affine import along, code_of, dequantize, quantize
 from ..constants import from_array
-from ..element_types import F32, ElementType
+from ..element_types import F32, I32, ElementType
 from ..integer_products import (
+    EXACT_TERMS,
     exact_product,
     in_f32,
     is_code,
     is_exact,
     one_number,
     shifted,
+    to_integers,
     weight_steps,
     whole_steps,
 )
 from ..registry import MICROSOFT, Node, lowers
 from ..scalars import Scalar
-from ..shaping import reshape
+from ..shaping import reshape, slice_axis
 from ..symbolic import ONE
 from ..values import Value, constant_value
 from .convolution import conv_windows, convolve
@@ -55,7 +57,39 @@ def multiply(node: Node, a: Value, a_zero: Value | None, w: Value, w_zero: Value
             reduced=0,
             lane=1,
         )
-    return product_of(node, shifted(node, a, a_zero, -2), shifted(node, w, w_zero, -1))
+    return _of_tensors(node, shifted(node, a, a_zero, -2), shifted(node, w, w_zero, -1))
+
+
+def _of_tensors(node: Node, a: Value, w: Value) -> Value:
+    """The product of two tensors of differences of codes, exact: by f32 in parts that f32 holds."""
+    b, size = node.b, a.shape[-1]
+    if a.rank < 2 or w.rank < 2 or size is None:
+        return product_of(node, a, w)
+    left, right = (b.elementwise([v], F32, lambda q: q.cast(F32)) for v in (a, w))
+    node.b.require_equal(a.dims[-1], w.dims[-2], f"{a} is multiplied by {w}: the sizes differ")
+    total: Value | None = None
+    for begin in range(0, max(size, 1), EXACT_TERMS):
+        length = min(EXACT_TERMS, size - begin)
+        part = product_of(
+            node,
+            slice_axis(b, left, left.rank - 1, begin, length),
+            slice_axis(b, right, right.rank - 2, begin, length),
+        )
+        whole = to_integers(b, part)
+        total = whole if total is None else b.elementwise([total, whole], I32, lambda p, q: p + q)
+    assert total is not None
+    return total
+
+
+def multiply_in_f32(
+    node: Node, a: Value, a_zero: Value | None, w: Value, w_zero: Value | None
+) -> Value:
+    """As `multiply`, for a sum that is scaled: of two tensors it is as exact as f32."""
+    if w.is_constant or a.rank < 2 or w.rank < 2:
+        return in_f32(node.b, multiply(node, a, a_zero, w, w_zero))
+    sides = (shifted(node, a, a_zero, -2), shifted(node, w, w_zero, -1))
+    left, right = (node.b.elementwise([side], F32, lambda q: q.cast(F32)) for side in sides)
+    return product_of(node, left, right)
 
 
 @lowers("ConvInteger")
@@ -95,7 +129,7 @@ def qlinear_matmul(node: Node) -> Value:
         x = dequantize(node, a, a_scale, a_zero, axis=-2)
         product = product_of(node, x, dequantize(node, w, w_scale, w_zero, axis=-1))
         return quantize(node, product, y_scale, y_zero, y_zero.dtype)
-    sums = in_f32(node.b, multiply(node, a, a_zero, w, w_zero))
+    sums = multiply_in_f32(node, a, a_zero, w, w_zero)
     rows = along(node, a_scale, sums, -2) if a.rank > 1 else along(node, a_scale, sums, 0)
     columns = along(node, w_scale, sums, -1)
     return requantize(node, sums, [rows, columns], y_scale, y_zero, y_zero.dtype)
