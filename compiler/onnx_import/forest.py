@@ -195,7 +195,10 @@ def forest_of_tensors(node: Node, targets: int, aggregate: str) -> Forest:
             raise node.error(f"a tree begins at node {root}, which there is not")
         alone = yes[root] == no[root] and yes[root] >= len(modes)
         roots.append(builder.place(yes[root]) if alone else builder.place(root))
-    return _checked(node, *builder.arrays(), row, np.array(roots), leaves)
+    feature, split, rule, to_yes, to_no = builder.arrays()
+    return _checked(
+        node, feature, split, rule, to_yes, to_no, row, np.array(roots), leaves
+    )
 
 
 def _branches(node: Node, side: str, inner: int, leaves: int) -> list[int]:
@@ -255,7 +258,7 @@ class _Members:
 
     def arrays(self) -> tuple[np.ndarray, ...]:
         lists = (self._rule, self._yes, self._no)
-        return np.array(self._feature), self._split, *(np.array(values) for values in lists)
+        return (np.array(self._feature), self._split, *map(np.array, lists))
 
 
 def _member_sets(node: Node, modes: Sequence[int]) -> dict[int, list[float]]:

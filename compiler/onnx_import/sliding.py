@@ -94,14 +94,18 @@ def windows_of(node: Node, x: Value, kernel: Sequence[int]) -> Windows:
         )
         begins, ends = _same_pads(sizes, outs, strides, reach, upper=mode == "SAME_UPPER")
     else:
-        begins, ends = explicit_pads(node, rank) if mode == "NOTSET" else ([0] * rank, [0] * rank)
+        low, high = explicit_pads(node, rank) if mode == "NOTSET" else ([0] * rank, [0] * rank)
+        ceil = bool(node.int("ceil_mode", 0))
         outs = tuple(
-            _out_size(node, size, *rest, ceil=bool(node.int("ceil_mode", 0)))
-            for size, *rest in zip(sizes, begins, ends, strides, reach, strict=True)
+            _out_size(node, size, begin, end, stride, extent, ceil=ceil)
+            for size, begin, end, stride, extent in zip(
+                sizes, low, high, strides, reach, strict=True
+            )
         )
+        begins, ends = list(map(Dim.of, low)), list(map(Dim.of, high))
     return Windows(
         sizes, tuple(kernel), tuple(strides), tuple(dilations),
-        tuple(map(Dim.of, begins)), tuple(map(Dim.of, ends)), outs,
+        tuple(begins), tuple(ends), outs,
     )  # fmt: skip
 
 

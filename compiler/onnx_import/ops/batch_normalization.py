@@ -69,9 +69,8 @@ def _affine(
     arrays = [value.numpy() for value in parameters]
     known = [array.astype(np.float64) for array in arrays if array is not None]
     if len(known) == len(arrays):
-        scale, bias, mean, variance = known
-        factor = scale / np.sqrt(variance + epsilon)
-        return _constant(factor, dtype), _constant(bias - mean * factor, dtype)
+        factors = known[0] / np.sqrt(known[3] + epsilon)
+        return _constant(factors, dtype), _constant(known[1] - known[2] * factors, dtype)
     scale, bias, mean, variance = [
         value
         if value.dtype.inside() == dtype.inside()

@@ -56,7 +56,7 @@ def deform_conv(node: Node) -> Value:
             return value
         return value * b.read(factors, [batch, flat, *outs]).cast(value.dtype)
 
-    dims = [*x.dims[:2], *windows.kernel, *windows.outs]
+    dims = [*x.dims[:2], *map(Dim.of, windows.kernel), *windows.outs]
     patches = b.tabulate(dims, x.dtype, seen)
     return add_bias(b, multiply_patches(b, patches, w, windows, groups), bias)
 

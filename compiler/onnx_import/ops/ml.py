@@ -122,10 +122,10 @@ def label_encoder(node: Node) -> Value:
     result = element_type(values.data_type)
     if keys.data_type != x.dtype.onnx or result is None:
         raise node.error(f"its keys are not of the type of its input {x}, or values of no number")
-    pairs: dict[object, object] = {}
-    for key, value in zip(keys.array.tolist(), values.array.tolist(), strict=True):
-        pairs[key] = value
-    ordered = sorted(((k, v) for k, v in pairs.items() if k == k), key=lambda item: item[0])
+    pairs: dict[float, float] = dict(
+        zip(keys.array.tolist(), values.array.tolist(), strict=True)
+    )
+    ordered = sorted((k, v) for k, v in pairs.items() if k == k)
     missing = [v for k, v in pairs.items() if k != k]  # the key NaN
     known = vector([k for k, _ in ordered], x.dtype)
     table = vector([v for _, v in ordered], result)

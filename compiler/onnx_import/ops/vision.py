@@ -350,4 +350,4 @@ def affine_grid(node: Node) -> Value:
             total = total + b.read(source, [batch, row, const(rank - 1 - axis, INDEX)]) * point
         return total
 
-    return b.tabulate([theta.dims[0], *size[2:], rank], theta.dtype, moved)
+    return b.tabulate([theta.dims[0], *size[2:], Dim.of(rank)], theta.dtype, moved)
