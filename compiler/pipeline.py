@@ -67,11 +67,9 @@ GPU_KERNELS = (
 )
 
 
-# A GPU has kernels for what the CPU does loop by loop. The first of these loops would be fused with
-# others.
-GPU_CONVERSIONS = ("convert-arg-extreme",)
+# A GPU has kernels for what the CPU does loop by loop. These loops would be fused with others.
+GPU_CONVERSIONS = ("convert-arg-extreme", "convert-scan")
 GPU_FUSIONS = (
-    "convert-scan",
     "fuse-attention",
     TIDY,
     "share-heads",  # of keys that were also transposed or scaled
