@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from abqc.errors import ModelError
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from .constants import Constant, from_array
 from .model import SMALL, Model, default_opset, first_line, subgraphs
@@ -203,7 +203,7 @@ class Initializers:
         offset = -(-self._spool_size // 64) * 64
         with self._spool.open("r+b" if self._spool_size else "wb") as file:
             file.seek(offset)
-            file.write(np.ascontiguousarray(array).data)
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         self._spool_size = offset + array.nbytes
         return _mapped(tensor, self._spool, offset)
 

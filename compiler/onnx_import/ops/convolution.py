@@ -60,9 +60,19 @@ def convolve(
     node.b.require_equal(
         x.dims[1], w.dims[1] * groups, f"the channels of {x} and {w} in {groups} groups differ"
     )
+    x = _of_channels(node.b, x, w.dims[1] * groups)
     if w.constant is not None and x.dtype.inside() == F32.inside() and w.size:
         return _with_weight(node, x, w, bias, windows, groups)
     return add_bias(node.b, _by_patches(node.b, x, w, windows, groups), bias)
+
+
+def _of_channels(b: Builder, x: Value, channels: Dim) -> Value:
+    """`x`, whose channels only a run knows, with those that its weights say it has."""
+    if x.dims[1].is_static or not channels.is_static:
+        return x
+    known = b.made(b.tensor(x), x.dtype, (x.dims[0], channels, *x.dims[2:]))
+    known.steps = x.steps
+    return known
 
 
 def add_bias(b: Builder, y: Value, bias: Value | None) -> Value:
