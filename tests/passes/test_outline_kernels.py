@@ -63,6 +63,27 @@ def test_a_reduction_takes_over_the_fill_before_it() -> None:
     assert loop.operands[3].owner.name == "arith.constant"
 
 
+def test_a_window_slides_in_the_inner_loop() -> None:
+    """y[i] += x[i + k] * w[k], i inside: elements that follow each other; no sum in a register."""
+    body = """  linalg.generic {
+      indexing_maps = [affine_map<(i, k) -> (i + k)>, affine_map<(i, k) -> (k)>,
+                       affine_map<(i, k) -> (i)>],
+      iterator_types = ["parallel", "reduction"]}
+      ins(%y, %z : memref<?xf32>, memref<?xf32>) outs(%out : memref<?xf32>) {
+  ^bb0(%a: f32, %w: f32, %acc: f32):
+    %m = arith.mulf %a, %w : f32
+    %s = arith.addf %acc, %m : f32
+    linalg.yield %s : f32
+  }
+"""
+    size = "  %c3 = arith.constant 3 : index\n  %out = memref.alloc(%c3) : memref<?xf32>\n"
+    _, kernels = outlined(size + body)
+    outer, inner = kernels("scf.for")
+    assert not outer.results and not inner.results
+    (store,) = kernels("memref.store")
+    assert store.operands[2] == inner.regions[0].blocks[0].arguments[0]
+
+
 def test_a_fill_that_others_see_stays() -> None:
     for between in (
         "func.call @read(%y) : (memref<?xf32>) -> ()\n",
