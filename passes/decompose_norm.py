@@ -47,9 +47,7 @@ def _loops(op: ir.Operation) -> tuple[ir.Value, ir.Value]:
 
     def scaled(elements: list[ir.Value]) -> ir.Value:
         value, square, *rest = elements
-        variance = arith.AddFOp(
-            arith.DivFOp(square, columns).result, constant(epsilon)
-        ).result
+        variance = arith.AddFOp(arith.DivFOp(square, columns).result, constant(epsilon)).result
         factor = arith.DivFOp(constant(1.0), math.SqrtOp(variance).result).result
         value = arith.MulFOp(value, factor).result
         if view.weight is not None:

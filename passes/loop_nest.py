@@ -118,9 +118,7 @@ def _slides_along_last(nest: Nest) -> bool:
         return False
     sums = [map_.results[-1] for map_ in nest.maps[: -nest.n_outputs] if map_.results]
     return any(
-        isinstance(expr, ir.AffineAddExpr)
-        and result in (expr.lhs, expr.rhs)
-        for expr in sums
+        isinstance(expr, ir.AffineAddExpr) and result in (expr.lhs, expr.rhs) for expr in sums
     )
 
 

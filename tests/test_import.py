@@ -94,7 +94,9 @@ def test_convolution_takes_padding_and_normalization_in(tmp_path: Path) -> None:
     assert "groups = 2" in text
     factor = constants["scale"] / np.sqrt(constants["var"].astype(np.float64) + 1e-5)
     np.testing.assert_allclose(
-        result.store.get(result.nodes[0].weight), constants["w"] * factor.reshape(-1, 1, 1, 1), rtol=1e-6
+        result.store.get(result.nodes[0].weight),
+        constants["w"] * factor.reshape(-1, 1, 1, 1),
+        rtol=1e-6,
     )
     assert operations(result)["linalg.generic"] == 0
 

@@ -170,7 +170,9 @@ def test_shapes_that_do_not_match(tmp_path: Path) -> None:
 
 
 def test_an_operator_that_is_refused_says_why(tmp_path: Path) -> None:
-    text = refused(unary(node("RegexFullMatch", "x", "y", "filter", pattern="a"), opset=20), tmp_path)
+    text = refused(
+        unary(node("RegexFullMatch", "x", "y", "filter", pattern="a"), opset=20), tmp_path
+    )
     assert text.startswith("operator RegexFullMatch is not supported: strings")
     assert text.endswith("(node 'filter')")
 

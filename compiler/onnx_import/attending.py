@@ -124,9 +124,7 @@ def _shared(b: Builder, x: Value, group: Dim) -> Value:
     return reshape(b, wide, [batch, heads * group, length, width])
 
 
-def _masked(
-    b: Builder, scores: Value, bias: Sequence[Value], allowed: Allowed | None
-) -> Value:
+def _masked(b: Builder, scores: Value, bias: Sequence[Value], allowed: Allowed | None) -> Value:
     """One loop: floats are added, and what any of the others forbids is minus infinity."""
     if not bias and allowed is None:
         return scores

@@ -112,9 +112,7 @@ U8 = _int(TensorProto.UINT8, "uint8", 8, False)
 U16 = _int(TensorProto.UINT16, "uint16", 16, False)
 U32 = _int(TensorProto.UINT32, "uint32", 32, False)
 U64 = _int(TensorProto.UINT64, "uint64", 64, False)
-BOOL = ElementType(
-    TensorProto.BOOL, "bool", Kind.BOOL, 1, False, _integer(1), _integer(1)
-)
+BOOL = ElementType(TensorProto.BOOL, "bool", Kind.BOOL, 1, False, _integer(1), _integer(1))
 INDEX = ElementType(
     0, "index", Kind.INDEX, 64, True, lambda: ir.IndexType.get(), lambda: ir.IndexType.get()
 )
@@ -129,14 +127,16 @@ _SMALL_FLOATS = (
 
 _STANDARD = (F32, F16, BF16, F64, I8, I16, I32, I64, U8, U16, U32, U64, BOOL)
 
+_KNOWN = frozenset(TensorProto.DataType.keys())
+
 # Older versions of onnx lack some of the small types.
 ELEMENT_TYPES: dict[int, ElementType] = {type_.onnx: type_ for type_ in _STANDARD}
 for _name, _bits, _signed in _SMALL_INTEGERS:
-    if _name in TensorProto.DataType.keys():
+    if _name in _KNOWN:
         _number = TensorProto.DataType.Value(_name)
         ELEMENT_TYPES[_number] = _int(_number, _name.lower(), _bits, _signed)
 for _name, _numpy_name, _bits in _SMALL_FLOATS:
-    if _name in TensorProto.DataType.keys():
+    if _name in _KNOWN:
         _number = TensorProto.DataType.Value(_name)
         ELEMENT_TYPES[_number] = _float(_number, _numpy_name, _bits, _integer(8))
 

@@ -428,9 +428,7 @@ class Builder:
         )
         types = [ir.RankedTensorType(value.type).element_type for value in (*read, *outs)]
         location = ir.Location.current
-        block = generic.operation.regions[0].blocks.append(
-            *types, arg_locs=[location] * len(types)
-        )
+        block = generic.operation.regions[0].blocks.append(*types, arg_locs=[location] * len(types))
         with self.block(block):
             linalg.YieldOp(body(*block.arguments))
         return list(generic.operation.results)

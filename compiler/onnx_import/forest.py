@@ -82,9 +82,7 @@ def forest_of_lists(node: Node, prefix: str, targets: int, aggregate: str) -> Fo
         roots.setdefault(tree, at)
     owners = [
         number.get(key, -1)
-        for key in zip(
-            node.ints(f"{prefix}_treeids"), node.ints(f"{prefix}_nodeids"), strict=True
-        )
+        for key in zip(node.ints(f"{prefix}_treeids"), node.ints(f"{prefix}_nodeids"), strict=True)
     ]
     weights = numbers_of(node, f"{prefix}_weights")
     row, leaves = _rows(
@@ -196,9 +194,7 @@ def forest_of_tensors(node: Node, targets: int, aggregate: str) -> Forest:
         alone = yes[root] == no[root] and yes[root] >= len(modes)
         roots.append(builder.place(yes[root]) if alone else builder.place(root))
     feature, split, rule, to_yes, to_no = builder.arrays()
-    return _checked(
-        node, feature, split, rule, to_yes, to_no, row, np.array(roots), leaves
-    )
+    return _checked(node, feature, split, rule, to_yes, to_no, row, np.array(roots), leaves)
 
 
 def _branches(node: Node, side: str, inner: int, leaves: int) -> list[int]:

@@ -63,9 +63,7 @@ class Lowering:
     def define(self, name: str, value: AnyValue) -> None:
         self.environment[name] = value
 
-    def subgraph(
-        self, graph: GraphProto, inputs: Sequence[AnyValue], node: Node
-    ) -> list[AnyValue]:
+    def subgraph(self, graph: GraphProto, inputs: Sequence[AnyValue], node: Node) -> list[AnyValue]:
         """The outputs of a subgraph that is given `inputs`, lowered at the insertion point.
 
         Whoever calls this in a region of the IR has opened a scope for it (`Builder.block`).

@@ -45,7 +45,9 @@ def operators() -> list[Operator]:
 def _operator(domain: str, name: str, schema: defs.OpSchema | None) -> Operator:
     if (domain, name) in RULES:
         files = {entry.rule.__module__.rpartition(".")[2] for entry in RULES[domain, name]}
-        return Operator(domain, name, LOWERED, ", ".join(f"ops/{file}.py" for file in sorted(files)))
+        return Operator(
+            domain, name, LOWERED, ", ".join(f"ops/{file}.py" for file in sorted(files))
+        )
     if (domain, name) in REFUSALS:
         return Operator(domain, name, REFUSED, REFUSALS[domain, name])
     if (domain, name) == ("", "Constant"):

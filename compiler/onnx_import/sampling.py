@@ -53,9 +53,7 @@ def as_place(coordinate: Scalar) -> Scalar:
     return coordinate.clamp(-1e9, 1e9).cast(INDEX)
 
 
-def element(
-    b: Builder, image: Value, lead: Sequence[Scalar], places: Sequence[Resolved]
-) -> Scalar:
+def element(b: Builder, image: Value, lead: Sequence[Scalar], places: Sequence[Resolved]) -> Scalar:
     """The element at `lead` (batch, channel) and a place of each other axis."""
     value = b.read(image, [*lead, *(place for place, _ in places)])
     for _, exists in places:

@@ -77,9 +77,7 @@ def _softmax(b: Builder, scores: Value, *, zeros_stay: bool) -> Value:
     (total,) = b.reduce([parts], [1], [(dtype, 0)], lambda v, s: [v + s], keepdims=True)
     if not zeros_stay:
         return b.elementwise([parts, total], dtype, lambda v, s: v / s)
-    return b.elementwise(
-        [parts, total], dtype, lambda v, s: (s == 0.0).select(v.like(0.5), v / s)
-    )
+    return b.elementwise([parts, total], dtype, lambda v, s: (s == 0.0).select(v.like(0.5), v / s))
 
 
 def columns(b: Builder, parts: list[Value]) -> Value:

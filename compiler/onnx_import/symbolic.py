@@ -3,7 +3,7 @@
 A dimension such as `past + seq`, an element of a shape tensor, an index computed from both: all are
 `Dim`, a polynomial with integer coefficients over atoms. An atom is a named size of an input, an
 integer that only a run knows (`Opaque`), or a function of other `Dim`s that no polynomial expresses
-(`Call`: a floor division, a minimum, a choice). Two `Dim`s that print alike are equal for every run.
+(`Call`: a floor division, a minimum, a choice). `Dim`s that print alike are equal for every run.
 
 Nothing here knows MLIR: `emit.py` turns a `Dim` into an SSA value where one is needed.
 """
@@ -165,9 +165,7 @@ def replaced(dim: Dim, known: Callable[[Atom], Dim | None]) -> Dim:
 
     if dim.is_static:
         return dim
-    return sum(
-        (product(map(of_atom, monomial)) * factor for monomial, factor in dim.terms), ZERO
-    )
+    return sum((product(map(of_atom, monomial)) * factor for monomial, factor in dim.terms), ZERO)
 
 
 def single_atom(dim: Dim) -> Atom | None:
@@ -451,9 +449,7 @@ def parse_dim(text: str) -> Dim:
         if not all(_NAME.fullmatch(f) or _NUMBER.fullmatch(f) for f in factors):
             return Dim.of(Named(text))
         terms.append(
-            product(
-                Dim.of(int(f)) if _NUMBER.fullmatch(f) else Dim.of(Named(f)) for f in factors
-            )
+            product(Dim.of(int(f)) if _NUMBER.fullmatch(f) else Dim.of(Named(f)) for f in factors)
         )
     return sum(terms, ZERO)
 
@@ -473,6 +469,4 @@ def evaluate(dim: Dim, values: dict[Atom, int]) -> int:
             return FUNCTIONS[atom.function](*(evaluate(a, values) for a in atom.arguments))
         return values[atom]
 
-    return sum(
-        factor * prod(of_atom(atom) for atom in monomial) for monomial, factor in dim.terms
-    )
+    return sum(factor * prod(of_atom(atom) for atom in monomial) for monomial, factor in dim.terms)

@@ -69,9 +69,7 @@ def _constant(
 
     def load() -> np.ndarray:
         wide = np.zeros((channels, outputs, *lengths), weights.dtype)
-        places = tuple(
-            slice(0, (k - 1) * d + 1, d) for k, d in zip(kernel, dilations, strict=True)
-        )
+        places = tuple(slice(0, (k - 1) * d + 1, d) for k, d in zip(kernel, dilations, strict=True))
         wide[(slice(None), slice(None), *places)] = weights.load()
         grouped = wide.reshape(groups, channels // groups, outputs, *pairs)
         ordered = grouped.transpose(_order(len(kernel))).reshape(shape)

@@ -1,4 +1,4 @@
-"""Sizes as polynomials: equal texts mean equal numbers, and every simplification keeps the value."""
+"""Sizes as polynomials: equal texts mean equal numbers, simplifications keep the value."""
 
 from __future__ import annotations
 
@@ -96,6 +96,9 @@ def test_broadcast_of_sizes() -> None:
     h = Dim.of(Named("h"))
     assert symbolic.call("broadcast", h, symbolic.ONE) == h
     assert symbolic.call("broadcast", Dim.of(5), h) == Dim.of(5)
-    assert symbolic.evaluate(
-        symbolic.call("broadcast", h, Dim.of(Named("a"))), {Named("h"): 1, Named("a"): 4}
-    ) == 4
+    assert (
+        symbolic.evaluate(
+            symbolic.call("broadcast", h, Dim.of(Named("a"))), {Named("h"): 1, Named("a"): 4}
+        )
+        == 4
+    )

@@ -38,5 +38,9 @@ def test_loops_are_a_norm_again(kind: str, loops: int, bias: bool) -> None:
 
 
 def test_a_norm_with_a_kernel_stays() -> None:
-    facts = after(norm("layer", bias=True), "decompose-norm", unit=Unit(target=CpuTarget(max_norm_columns=128)))
+    facts = after(
+        norm("layer", bias=True),
+        "decompose-norm",
+        unit=Unit(target=CpuTarget(max_norm_columns=128)),
+    )
     assert len(facts("abq.norm")) == 1

@@ -9,7 +9,9 @@ X, Y, VECTOR = "tensor<?x8xf32>", "tensor<?x4xf32>", "tensor<4xf32>"
 
 
 def added(*, bias: str, map_: str = "(d1)", other_reader: bool = False) -> str:
-    constant = "" if bias == "%argument" else f'%bias = "abq.weight"() {{sym = "b"}} : () -> {VECTOR}'
+    constant = (
+        "" if bias == "%argument" else f'%bias = "abq.weight"() {{sym = "b"}} : () -> {VECTOR}'
+    )
     returned = "%p, %y" if other_reader else "%y, %y"
     return f"""func.func @main(%x: {X}, %argument: {VECTOR}, %init: {Y}) -> ({Y}, {Y}) {{
       %w = "abq.weight"() {{sym = "w"}} : () -> tensor<4x8xf32>

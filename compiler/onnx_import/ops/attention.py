@@ -59,9 +59,7 @@ def attention(node: Node) -> list[Value | None]:
     return [join_heads(b, made.y) if packed else made.y, k, v, shown[mode]]
 
 
-def _allowed(
-    node: Node, q: Value, past_key: Value | None, lengths: Value | None
-) -> Allowed | None:
+def _allowed(node: Node, q: Value, past_key: Value | None, lengths: Value | None) -> Allowed | None:
     b = node.b
     left, right = (node.int(f"{side}_window_size", -1) for side in ("left", "right"))
     limits = [None if size < 0 else size for size in (left, right)]
@@ -130,9 +128,7 @@ def rotary_embedding(node: Node) -> Value:
     if positions is not None:
         cos, sin = (gather_rows(node, table, positions) for table in (cos, sin))
     width = node.int("rotary_embedding_dim", 0)
-    made = rotate(
-        b, heads, cos, sin, width=width, interleaved=bool(node.int("interleaved", 0))
-    )
+    made = rotate(b, heads, cos, sin, width=width, interleaved=bool(node.int("interleaved", 0)))
     return join_heads(b, made) if packed else made
 
 
@@ -145,9 +141,7 @@ def tensor_scatter(node: Node) -> Value:
     whole, added = cache.dims[axis], update.dims[axis]
     if begins is None:
         begins = Value(I64, (cache.dims[0],), ssa=b.full(I64, [cache.dims[0]], 0))
-    old, new, first = (
-        Value(x.dtype, x.dims, ssa=b.tensor(x)) for x in (cache, update, begins)
-    )
+    old, new, first = (Value(x.dtype, x.dims, ssa=b.tensor(x)) for x in (cache, update, begins))
     room, count = b.scalar(whole), b.scalar(added)
 
     def body(indices):  # type: ignore[no-untyped-def]

@@ -48,9 +48,7 @@ def batch_normalization(node: Node) -> list[Value]:
     ]  # fmt: skip
     flat = [
         reshape(b, value, given.dims)
-        for value, given in zip(
-            [*running, own_mean, own_variance], parameters[2:] * 2, strict=True
-        )
+        for value, given in zip([*running, own_mean, own_variance], parameters[2:] * 2, strict=True)
     ]
     return [y, *flat]
 
@@ -77,9 +75,7 @@ def _affine(
         else b.elementwise([value], dtype, lambda v: v.cast(dtype))
         for value in parameters
     ]
-    factor = b.elementwise(
-        [scale, variance], dtype, lambda s, v: s / (v + epsilon).sqrt()
-    )
+    factor = b.elementwise([scale, variance], dtype, lambda s, v: s / (v + epsilon).sqrt())
     offset = b.elementwise([bias, mean, factor], dtype, lambda o, m, f: o - m * f)
     return factor, offset
 
@@ -138,9 +134,7 @@ def _by_groups(node: Node, x: Value, groups: Dim, *, per_channel: bool) -> Value
         shape = (x.dims[0], groups, each, *x.dims[2:])
         vector = [groups, *[ONE] * (x.rank - 1)]
     wide = [reshape(b, value, vector) for value in (scale, bias)]
-    y = b.elementwise(
-        [reshape(b, normal, shape), *wide], x.dtype, lambda v, s, o: v * s + o
-    )
+    y = b.elementwise([reshape(b, normal, shape), *wide], x.dtype, lambda v, s, o: v * s + o)
     return reshape(b, y, x.dims)
 
 

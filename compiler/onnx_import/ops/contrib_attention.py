@@ -72,9 +72,7 @@ def _projected(node: Node, heads: int) -> tuple[Value, Value, Value]:
     added, begin = [], ZERO
     for part in parts:
         width = part.dims[1] * part.dims[3]
-        piece = reshape(
-            b, slice_axis(b, bias, 0, begin, width), [1, part.dims[1], 1, part.dims[3]]
-        )
+        piece = reshape(b, slice_axis(b, bias, 0, begin, width), [1, part.dims[1], 1, part.dims[3]])
         added.append(b.elementwise([part, piece], part.dtype, lambda x, w: x + w))
         begin = begin + width
     return added[0], added[1], added[2]
@@ -165,9 +163,7 @@ def attention_of(
     before = ZERO
     if past is not None:
         before = past.dims[3]
-        k, v = (
-            concat(b, [_half(node, past, i), part], 2) for i, part in enumerate((k, v))
-        )
+        k, v = (concat(b, [_half(node, past, i), part], 2) for i, part in enumerate((k, v)))
     if node.int("do_rotary", 0):
         raise node.error("do_rotary is not supported", hint="use RotaryEmbedding before it")
     added = [value for value in (_padding(node, mask, q, k), bias) if value is not None]
@@ -267,8 +263,10 @@ def _queries(node: Node, heads: int, shared: int) -> tuple[Value, Value, Value]:
         if node.string(name, "NONE") not in ("", "NONE"):
             raise node.error(f"{name} (quantized caches) is not supported")
     if key is not None and value is not None:
-        return split_heads(b, query, heads), split_heads(b, key, shared), split_heads(
-            b, value, shared
+        return (
+            split_heads(b, query, heads),
+            split_heads(b, key, shared),
+            split_heads(b, value, shared),
         )
     width = query.dims[2] // (heads + 2 * shared)
     parts, begin = [], ZERO
@@ -356,14 +354,10 @@ def _attended(node: Node, q: Value, k: Value, v: Value, past_lengths: Value) -> 
     b = node.b
     local = node.int("local_window_size", -1)
     allowed: Allowed | None = (
-        window(b, past_lengths, left=local - 1, right=0)
-        if local > 0
-        else causal(b, past_lengths)
+        window(b, past_lengths, left=local - 1, right=0) if local > 0 else causal(b, past_lengths)
     )
     if not node.int("causal", 1):
-        lengths = b.elementwise(
-            [past_lengths], I64, lambda n: n + b.scalar(q.dims[2]).cast(I64)
-        )
+        lengths = b.elementwise([past_lengths], I64, lambda n: n + b.scalar(q.dims[2]).cast(I64))
         allowed = shorter_than(b, lengths)
     bias = node.optional(10)
     sink = node.optional(11)

@@ -69,9 +69,7 @@ def with_weight(node: Node, x: Value, w: Value, bias: Value | None = None) -> Va
     assert w.constant is not None
     rows = transpose(b, w, [1, 0])
     assert rows.constant is not None
-    symbol = b.weights.of_node(
-        rows.constant, node=node.name, op_type=node.op_type, kind="matmul"
-    )
+    symbol = b.weights.of_node(rows.constant, node=node.name, op_type=node.op_type, kind="matmul")
     weight = abq.WeightOp(ir.StringAttr.get(symbol), b.type(w.dtype, rows.dims)).result
     dims = (*x.dims[:-1], w.dims[1])
     operand, scales = product_operand(b, x, rows.constant)
@@ -139,9 +137,9 @@ def _loops(b: Builder, x: Value, y: Value, zeros: ir.Value) -> ir.Value:
         left, right = Scalar(a, x.dtype), Scalar(c, x.dtype)
         return [(left * right + Scalar(total, x.dtype)).ssa]
 
-    return b.structured(
-        [b.tensor(x), b.tensor(y)], [zeros], maps, [True, True, True, False], body
-    )[0]
+    return b.structured([b.tensor(x), b.tensor(y)], [zeros], maps, [True, True, True, False], body)[
+        0
+    ]
 
 
 @lowers("Gemm")

@@ -122,9 +122,7 @@ def label_encoder(node: Node) -> Value:
     result = element_type(values.data_type)
     if keys.data_type != x.dtype.onnx or result is None:
         raise node.error(f"its keys are not of the type of its input {x}, or values of no number")
-    pairs: dict[float, float] = dict(
-        zip(keys.array.tolist(), values.array.tolist(), strict=True)
-    )
+    pairs: dict[float, float] = dict(zip(keys.array.tolist(), values.array.tolist(), strict=True))
     ordered = sorted((k, v) for k, v in pairs.items() if k == k)
     missing = [v for k, v in pairs.items() if k != k]  # the key NaN
     known = vector([k for k, _ in ordered], x.dtype)
@@ -259,8 +257,6 @@ def linear_classifier(node: Node) -> list[Value]:
         threshold = 0.0 if node.string("post_transform", "NONE") == "NONE" else 0.5
         label = labels[0] if labels else 1
         flat = reshape(b, scores, [scores.dims[0]])
-        chosen = b.elementwise(
-            [flat], I64, lambda v: (v >= threshold).select(const(label, I64), 0)
-        )
+        chosen = b.elementwise([flat], I64, lambda v: (v >= threshold).select(const(label, I64), 0))
         return [chosen, scores]
     return [labels_of(b, largest(b, scores), labels), scores]

@@ -104,9 +104,7 @@ def _loops(
         (total,) = b.reduce([x], axes, [(x.dtype, 0)], lambda v, a: [v + a], keepdims=True)
         mean = b.elementwise([total], x.dtype, lambda v: v / columns)
         centered = b.elementwise([x, mean], x.dtype, lambda v, m: v - m)
-    (squares,) = b.reduce(
-        [centered], axes, [(x.dtype, 0)], lambda v, a: [v * v + a], keepdims=True
-    )
+    (squares,) = b.reduce([centered], axes, [(x.dtype, 0)], lambda v, a: [v * v + a], keepdims=True)
     inverse = b.elementwise([squares], x.dtype, lambda q: (q / columns + epsilon).rsqrt())
     y = b.elementwise([centered, inverse], x.dtype, lambda c, i: c * i)
     if weight is not None:
@@ -223,9 +221,7 @@ def _mask_index(node: Node, ids: Value) -> Value | None:
         return None
     if mask is None:
         return Value(I32, ids.dims[:1], ssa=node.b.full(I32, ids.dims[:1], 0))
-    (count,) = node.b.reduce(
-        [mask], [1], [(I32, 0)], lambda v, a: [(v != 0).cast(I32) + a]
-    )
+    (count,) = node.b.reduce([mask], [1], [(I32, 0)], lambda v, a: [(v != 0).cast(I32) + a])
     return count
 
 
@@ -256,9 +252,5 @@ def mean_variance_normalization(node: Node) -> Value:
     count = b.scalar(product(x.dims[axis] for axis in axes)).cast(x.dtype)
     (total,) = b.reduce([x], axes, [(x.dtype, 0)], lambda v, a: [v + a], keepdims=True)
     centered = b.elementwise([x, total], x.dtype, lambda v, t: v - t / count)
-    (squares,) = b.reduce(
-        [centered], axes, [(x.dtype, 0)], lambda v, a: [v * v + a], keepdims=True
-    )
-    return b.elementwise(
-        [centered, squares], x.dtype, lambda c, q: c / ((q / count).sqrt() + 1e-9)
-    )
+    (squares,) = b.reduce([centered], axes, [(x.dtype, 0)], lambda v, a: [v * v + a], keepdims=True)
+    return b.elementwise([centered, squares], x.dtype, lambda c, q: c / ((q / count).sqrt() + 1e-9))

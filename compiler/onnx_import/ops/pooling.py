@@ -36,9 +36,7 @@ def lowest_of(dtype: ElementType) -> Number:
     return -math.inf if dtype.is_float else dtype.limits[0]
 
 
-def _max_pool_with_indices(
-    node: Node, x: Value, windows: Windows, lowest: Number
-) -> list[Value]:
+def _max_pool_with_indices(node: Node, x: Value, windows: Windows, lowest: Number) -> list[Value]:
     """The second result: where in the whole input each maximum is, the first one of equal ones.
 
     The place of an element of an image is counted in row-major order, or with storage_order 1 in

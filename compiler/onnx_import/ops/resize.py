@@ -267,15 +267,12 @@ def _axes_in_ratio(
 def _with_roi(node: Node, axes: Sequence[ResizedAxis]) -> list[ResizedAxis]:
     """The part of the input that is resized: input 1, all begins and then all ends."""
     fractions = [
-        number if isinstance(number, Scalar) else const(number, F32)
-        for number in _scalars(node, 1)
+        number if isinstance(number, Scalar) else const(number, F32) for number in _scalars(node, 1)
     ]
     if len(fractions) != 2 * len(axes):
         raise node.error(f"roi has {len(fractions)} elements, expected {2 * len(axes)}")
     pairs = zip(fractions[: len(axes)], fractions[len(axes) :], strict=True)
     return [
-        ResizedAxis(
-            axis.axis, axis.size, axis.out, axis.scale, axis.length, axis.factor, roi=pair
-        )
+        ResizedAxis(axis.axis, axis.size, axis.out, axis.scale, axis.length, axis.factor, roi=pair)
         for axis, pair in zip(axes, pairs, strict=True)
     ]

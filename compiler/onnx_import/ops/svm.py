@@ -159,9 +159,7 @@ def _linear(node: Node, x: Value, labels: list[int]) -> list[Value]:
     return [labels_of(b, largest(b, scores), labels), transformed(node, scores)]
 
 
-def _by_vectors(
-    node: Node, x: Value, labels: list[int], per_class: Sequence[int]
-) -> list[Value]:
+def _by_vectors(node: Node, x: Value, labels: list[int], per_class: Sequence[int]) -> list[Value]:
     """Every pair of classes votes for one of them; labels go by votes."""
     b, count, classes = node.b, sum(per_class), len(labels)
     vectors = _support_vectors(node, x, count)
@@ -211,9 +209,7 @@ def _pair_weights(
     return weights
 
 
-def _votes(
-    b: Builder, scores: Value, pairs: Sequence[tuple[int, int]], classes: int
-) -> Value:
+def _votes(b: Builder, scores: Value, pairs: Sequence[tuple[int, int]], classes: int) -> Value:
     """N x classes: how many pairs are for each class; a positive score is for the first of two."""
     first, second = (np.zeros((len(pairs), classes), np.float32) for _ in range(2))
     for row, (i, j) in enumerate(pairs):

@@ -110,9 +110,7 @@ def _as_f32(node: Node, y: Value) -> Value:
     return y if y.dtype is F32 else node.b.elementwise([y], F32, lambda v: v.cast(F32))
 
 
-def _scores(
-    node: Node, x: Value, forest: Forest, aggregate: str, *, base: np.ndarray
-) -> Value:
+def _scores(node: Node, x: Value, forest: Forest, aggregate: str, *, base: np.ndarray) -> Value:
     """N x targets: what all trees say, plus `base`; in f64 where thresholds or rows are."""
     b = node.b
     require_features(node, x, forest.features)

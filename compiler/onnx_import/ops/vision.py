@@ -109,8 +109,7 @@ def grid_sample(node: Node) -> Value:
             coordinates.append(coordinate)
         if mode == "nearest":
             places = [
-                resolve(as_place(c), size)
-                for c, size in zip(coordinates, x.dims[2:], strict=True)
+                resolve(as_place(c), size) for c, size in zip(coordinates, x.dims[2:], strict=True)
             ]
             return element(b, image, [batch, channel], places)
         weights = cubic_weights if cubic else linear_weights
@@ -153,9 +152,7 @@ def _reflected(x: Scalar, low: Scalar, high: Scalar) -> Scalar:
     rest = beyond - count * span
     even = (count - (count * 0.5).floor() * 2.0) == 0.0
     from_low, from_high = low + rest, high - rest
-    inside = (x < low).select(
-        even.select(from_low, from_high), even.select(from_high, from_low)
-    )
+    inside = (x < low).select(even.select(from_low, from_high), even.select(from_high, from_low))
     return (span == 0.0).select(low, inside)
 
 
