@@ -10,6 +10,7 @@ where the rest is not asked for). It serves all versions of the operator from `s
 
 from __future__ import annotations
 
+import builtins
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
@@ -100,7 +101,7 @@ class Node:
         self,
         proto: NodeProto,
         inputs: Sequence[AnyValue | None],
-        version: int,
+        version: builtins.int,
         lowering: Lowering,
     ) -> None:
         self.proto = proto
@@ -120,10 +121,10 @@ class Node:
         """All inputs, None for those left out."""
         return self._inputs
 
-    def given(self, i: int) -> bool:
+    def given(self, i: builtins.int) -> bool:
         return i < len(self._inputs) and self._inputs[i] is not None
 
-    def input(self, i: int) -> Value:
+    def input(self, i: builtins.int) -> Value:
         """Input `i`, a tensor."""
         if not self.given(i):
             raise self.error(f"input {i} is missing")
@@ -133,14 +134,14 @@ class Node:
             raise self.error(f"input {i} is {kind}, expected a tensor")
         return value
 
-    def optional(self, i: int) -> Value | None:
+    def optional(self, i: builtins.int) -> Value | None:
         return self.input(i) if self.given(i) else None
 
     def tensors(self) -> list[Value]:
         """All inputs, which must be tensors."""
         return [self.input(i) for i in range(len(self._inputs))]
 
-    def sequence(self, i: int) -> SequenceValue:
+    def sequence(self, i: builtins.int) -> SequenceValue:
         value = self._inputs[i] if self.given(i) else None
         if isinstance(value, OptionalValue):
             value = value.element
@@ -156,10 +157,10 @@ class Node:
         return Node(self.proto, inputs, defs.onnx_opset_version(), self.lowering)
 
     @property
-    def output_count(self) -> int:
+    def output_count(self) -> builtins.int:
         return len(self.proto.output)
 
-    def wants(self, i: int) -> bool:
+    def wants(self, i: builtins.int) -> bool:
         """Whether output `i` has a name."""
         return i < len(self.proto.output) and bool(self.proto.output[i])
 
@@ -168,7 +169,7 @@ class Node:
     def has(self, name: str) -> bool:
         return name in self._attributes
 
-    def _get(self, name: str, default: Any, *kinds: int) -> Any:
+    def _get(self, name: str, default: Any, *kinds: builtins.int) -> Any:
         attribute = self._attributes.get(name)
         if attribute is None:
             if default is _REQUIRED:
@@ -219,7 +220,7 @@ class Node:
 
     # Attributes that newer versions have as inputs
 
-    def ints_of(self, name: str, i: int, default: Any = None) -> list[int] | None:
+    def ints_of(self, name: str, i: builtins.int, default: Any = None) -> list[builtins.int] | None:
         """Integers that are attribute `name` or, of newer versions, input `i`: constants."""
         if self.has(name):
             return self.ints(name)
@@ -232,25 +233,25 @@ class Node:
             raise self.error(f"input {i} ('{name}') must be constant, it is {dims}")
         return known
 
-    def dims_of(self, i: int) -> list[Dim] | None:
+    def dims_of(self, i: builtins.int) -> list[Dim] | None:
         """The integers of input `i` as sizes; read by the run where nothing else knows them."""
         return self.b.integers(self.input(i)) if self.given(i) else None
 
-    def item_of(self, i: int) -> Scalar:
+    def item_of(self, i: builtins.int) -> Scalar:
         """The one element of input `i`, of any rank, read outside of loops."""
         value = self.input(i)
         what = f"input {i}, {value}, must be one number"
         self.b.require_equal(product(value.dims), ONE, what)
         return self.b.item(value, *[0] * value.rank)
 
-    def integer_of(self, i: int) -> Dim:
+    def integer_of(self, i: builtins.int) -> Dim:
         """The one integer of input `i`; read by the run where nothing else knows it."""
         symbols = self.input(i).symbols
         if symbols is not None and len(symbols) == 1:
             return symbols[0]
         return self.b.run_time(self.item_of(i).cast(I64), natural=False)
 
-    def integers_of(self, i: int, count: int) -> list[Dim]:
+    def integers_of(self, i: builtins.int, count: builtins.int) -> list[Dim]:
         """The `count` integers of input `i`, also where its size is known to the run alone."""
         value = self.input(i)
         if value.size is None and value.rank == 1 and value.symbols is None:
@@ -262,7 +263,7 @@ class Node:
             raise self.error(f"input {i}, {value}, must have {count} elements")
         return numbers
 
-    def constant_of(self, i: int) -> np.ndarray:
+    def constant_of(self, i: builtins.int) -> np.ndarray:
         """The elements of input `i`, which must be constant."""
         array = self.input(i).numpy()
         if array is None:
@@ -275,17 +276,17 @@ class Node:
         """The element type that an attribute gives by ONNX's number."""
         return self.known_type(self.int(name, default))
 
-    def known_type(self, number: int) -> ElementType:
+    def known_type(self, number: builtins.int) -> ElementType:
         type_ = element_type(number)
         if type_ is None:
             raise self.error(f"element type {onnx_name(number)} is not supported")
         return type_
 
-    def axis(self, name: str, rank: int, default: Any = _REQUIRED) -> int:
+    def axis(self, name: str, rank: builtins.int, default: Any = _REQUIRED) -> builtins.int:
         """An axis attribute, counted from the front."""
         return self.counted(self.int(name, default), rank)
 
-    def counted(self, axis: int, rank: int) -> int:
+    def counted(self, axis: builtins.int, rank: builtins.int) -> builtins.int:
         if not -rank <= axis < rank:
             raise self.error(f"axis {axis} is out of range for a tensor of rank {rank}")
         return axis % rank
