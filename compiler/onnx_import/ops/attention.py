@@ -127,7 +127,13 @@ def rotary_embedding(node: Node) -> Value:
     positions = node.optional(3)
     if positions is not None:
         cos, sin = (gather_rows(node, table, positions) for table in (cos, sin))
-    width = node.int("rotary_embedding_dim", 0)
+    width = node.int("rotary_embedding_dim", 0) or heads.dims[-1].value
+    if width is None:
+        half = cos.dims[-1].value
+        if half is None:
+            raise node.error(f"neither {x} nor its tables, {cos}, say how many columns it turns")
+        width = 2 * half
+        b.require_equal(heads.dims[-1], Dim.of(width), f"{x} has other columns than its tables")
     made = rotate(b, heads, cos, sin, width=width, interleaved=bool(node.int("interleaved", 0)))
     return join_heads(b, made) if packed else made
 
