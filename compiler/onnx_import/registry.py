@@ -15,7 +15,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from abqc.errors import ModelError
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Result = AnyValue | Sequence[AnyValue | None]
 Rule = Callable[["Node"], Result]
+AnyRule = TypeVar("AnyRule", bound=Rule)
 
 MICROSOFT = "com.microsoft"
 ML = "ai.onnx.ml"
@@ -50,10 +51,10 @@ class Entry:
 RULES: dict[tuple[str, str], list[Entry]] = {}
 
 
-def lowers(*op_types: str, domain: str = "", since: int = 1) -> Callable[[Rule], Rule]:
+def lowers(*op_types: str, domain: str = "", since: int = 1) -> Callable[[AnyRule], AnyRule]:
     """Decorator: the function lowers these operators."""
 
-    def add(rule: Rule) -> Rule:
+    def add(rule: AnyRule) -> AnyRule:
         for op_type in op_types:
             entries = RULES.setdefault((domain, op_type), [])
             assert all(entry.since != since for entry in entries), f"{op_type} has two rules"

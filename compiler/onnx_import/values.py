@@ -62,6 +62,13 @@ class Value:
         return tuple(dim.value for dim in self.dims)
 
     @property
+    def static_shape(self) -> tuple[int, ...]:
+        """The sizes of a tensor all of which are static."""
+        known = tuple(dim.value for dim in self.dims if dim.value is not None)
+        assert len(known) == self.rank, f"{self} has sizes that are not static"
+        return known
+
+    @property
     def size(self) -> int | None:
         """The number of elements, where that is static."""
         return static_product(self.dims)
@@ -76,10 +83,9 @@ class Value:
         if self.constant is not None or self.content is None:
             return self.constant
         numbers = [dim.value for dim in self.content]
-        shape = [dim.value for dim in self.dims]
-        if None in numbers or None in shape:
+        if None in numbers or None in self.shape:
             return None
-        array = np.array(numbers, dtype=object).astype(self.dtype.dtype).reshape(shape)
+        array = np.array(numbers, dtype=object).astype(self.dtype.dtype).reshape(self.static_shape)
         return from_array(array, self.dtype.onnx)
 
     def numpy(self) -> np.ndarray | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from onnx import numpy_helper
 
@@ -29,13 +31,13 @@ def constant_of_shape(node: Node) -> Value:
     return filled(node, dtype, dims, array.reshape(-1)[0])
 
 
-def filled(node: Node, dtype: ElementType, dims: list[Dim], number: object) -> Value:
+def filled(node: Node, dtype: ElementType, dims: list[Dim], number: Any) -> Value:
     """One number in all places; a constant or a shape tensor where it is small."""
     count = static_product(dims)
     if count is not None and 0 < count <= SMALL:
-        array = np.full([dim.value for dim in dims], number, dtype=dtype.dtype)
+        array = np.full([dim.value or 0 for dim in dims], number, dtype=dtype.dtype)
         return constant_value(from_array(array, dtype.onnx), dtype)
-    plain = float(number) if dtype.is_float else int(number)  # type: ignore[call-overload]
+    plain = float(number) if dtype.is_float else int(number)
     return Value(dtype, tuple(dims), ssa=node.b.full(dtype, dims, plain))
 
 
@@ -103,6 +105,9 @@ def one_hot(node: Node) -> Value:
     axis = node.axis("axis", rank, -1)
     depth = node.integer_of(1)
     b.require(symbolic.negated(symbolic.is_less(depth, ZERO)), "depth is negative")
+    if values.rank != 1:
+        raise node.error(f"values must be a vector of two, they are {values}")
+    b.require_equal(values.dims[0], Dim.of(2), "values must be two")
     off, on = b.item(values, 0), b.item(values, 1)
     places = Value(indices.dtype, indices.dims, ssa=b.tensor(indices))
     size = b.scalar(depth)

@@ -122,10 +122,10 @@ def _of_content(node: Node, x: Value, indices: Value, axis: int) -> Value | None
         return None
     array = np.empty(len(elements), dtype=object)
     array[:] = elements
-    found = np.take(array.reshape(x.shape), np.array(numbers, np.int64), axis=axis)
+    found = np.take(array.reshape(x.static_shape), np.array(numbers, np.int64), axis=axis)
     if found.size > MAX_CONTENT:
         return None
-    shape = (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    shape = (*x.static_shape[:axis], *indices.static_shape, *x.static_shape[axis + 1 :])
     return node.b.content(list(found.reshape(-1)), x.dtype, shape)
 
 

@@ -158,7 +158,7 @@ def requantize(
     """Codes of `sums * scales[0] * scales[1]`; the scales broadcast against the sums."""
     if y_zero is not None and y_zero.dtype != to:
         raise node.error(f"codes of {to.name} and a zero point of {y_zero.dtype.name}")
-    parts = [sums, _ratio(node, *scales, along(node, y_scale, sums, -2))]
+    parts = [sums, _ratio(node, scales[0], scales[1], along(node, y_scale, sums, -2))]
     if y_zero is not None:
         parts.append(along(node, y_zero, sums, -2))
 

@@ -111,7 +111,7 @@ def strided(
     if static and x.content is not None and None not in x.shape:
         elements = np.empty(len(x.content), dtype=object)
         elements[:] = x.content
-        part = elements.reshape(x.shape)[_slices(known)]
+        part = elements.reshape(x.static_shape)[_slices(known)]
         return Value(x.dtype, tuple(sizes), content=tuple(part.reshape(-1)))
     if static and x.constant is not None:
         return constant_value(part_of(x.constant, _slices(known)), x.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from abqc.dialects.mlir import ir, linalg
 
 from .. import symbolic
@@ -35,9 +37,10 @@ def _counts(node: Node, x: Value) -> list[Dim]:
 def repeated(b: Builder, x: Value, counts: list[Dim]) -> Value:
     """`x` laid out `counts` times along every axis: a broadcast along an axis before each."""
     whole = [dim * count for dim, count in zip(x.dims, counts, strict=True)]
-    times = counts[0].value if x.content is not None and x.rank == 1 else None
-    if times is not None and len(x.content) * times <= MAX_CONTENT:  # type: ignore[arg-type]
-        return b.content(x.content * times, x.dtype, whole)  # type: ignore[operator]
+    if x.content is not None and x.rank == 1 and counts[0].value is not None:
+        elements = x.content * counts[0].value
+        if len(elements) <= MAX_CONTENT:
+            return b.content(elements, x.dtype, [len(elements)])
     apart: list[Dim] = []  # x with an axis of size 1 before every axis that is repeated
     wide: list[Dim] = []
     for dim, count in zip(x.dims, counts, strict=True):
@@ -55,7 +58,9 @@ def repeated(b: Builder, x: Value, counts: list[Dim]) -> Value:
     return reshape(b, spread, whole)
 
 
-def with_places(b: Builder, x: Value, dtype: ElementType, body) -> Value:  # type: ignore[no-untyped-def]
+def with_places(
+    b: Builder, x: Value, dtype: ElementType, body: Callable[[Scalar, list[Scalar]], Scalar]
+) -> Value:
     """`body(element, indices)` of every element and its place."""
 
     def full_body(element: ir.Value) -> list[ir.Value]:
@@ -91,6 +96,8 @@ def reverse_sequence(node: Node) -> Value:
     time, batch = node.axis("time_axis", x.rank, 0), node.axis("batch_axis", x.rank, 1)
     if time == batch or x.rank < 2:
         raise node.error("time and batch must be two axes")
+    if lengths.rank != 1:
+        raise node.error(f"sequence_lens must be a vector, it is {lengths}")
     b.require_equal(lengths.dims[0], x.dims[batch], "sequence_lens has a number for each sequence")
     source = Value(x.dtype, x.dims, ssa=b.tensor(x))
     counts = Value(lengths.dtype, lengths.dims, ssa=b.tensor(lengths))
