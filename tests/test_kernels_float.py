@@ -147,3 +147,13 @@ def test_batch_matmul_keeps_nan_in_its_column(isa, m):
     y = run_batch(isa, a, b, 1)
     assert np.isnan(y[:, 1, :, 49]).all()
     assert np.isfinite(y[:, 0]).all() and np.isfinite(y[:, 1, :, :49]).all()
+
+
+@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("n", [1, 100, 1000])
+def test_batch_matmul_adds_the_terms_of_every_column_in_one_order(isa, n):
+    """The last, partial block of columns too: equal columns of weights give equal results."""
+    rng = np.random.default_rng(n)
+    a, column = random(rng, 1, 1, 777), random(rng, 777)
+    y = run_batch(isa, a, np.broadcast_to(column, (1, n, 777)).copy(), 1)
+    assert (y == y[0, 0, 0]).all()

@@ -40,6 +40,9 @@ _FAMILIES = (
     reports.colliding_names,
     odd_sizes.without_elements,
     odd_sizes.open_window,
+    odd_sizes.open_channels,
+    odd_sizes.open_heads,
+    odd_sizes.bfloat16_weights,
 )
 
 
