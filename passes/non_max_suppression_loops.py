@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from abqc.dialects.mlir import arith, ir, scf
 
@@ -60,7 +60,7 @@ def _index(number: ir.Value) -> ir.Value:
     return arith.IndexCastOp(ir.IndexType.get(), number).result
 
 
-def _none(count: ir.Value, test) -> ir.Value:  # type: ignore[no-untyped-def]
+def _none(count: ir.Value, test: Callable[[ir.Value], ir.Value]) -> ir.Value:
     """Whether `test(j)` holds for no j < count; it ends at the first for which it does."""
     i1 = ir.IntegerType.get_signless(1)
     yes = arith.ConstantOp(i1, ir.IntegerAttr.get(i1, 1)).result

@@ -142,8 +142,13 @@ class _Best:
 
         self._move(item, size, lambda at: below(index(0), at), previous, self.before)
 
-    def _move(  # type: ignore[no-untyped-def]
-        self, item: Item, hole: ir.Value, goes_on, following, moves
+    def _move(
+        self,
+        item: Item,
+        hole: ir.Value,
+        goes_on: Callable[[ir.Value], ir.Value],
+        following: Callable[[ir.Value], ir.Value],
+        moves: Callable[[Item, Item], ir.Value],
     ) -> None:
         """Fill the hole with the `following` element while `moves(item, it)`, then with `item`."""
         types = [index(0).type, _flag(1).type]

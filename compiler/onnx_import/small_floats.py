@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from abqc.dialects.mlir import arith, ir
 
-from .element_types import BF16, BOOL, F16, F32, U32, U8, U16, ElementType
+from .element_types import BF16, BOOL, F16, F32, U8, U16, U32, ElementType
 from .scalars import Scalar, const
 
 _SIGN, _INFINITY, _MANTISSA = 0x80000000, 0x7F800000, 0x007FFFFF  # of an f32

@@ -40,8 +40,6 @@ def _bound(node: Node, name: str, i: int) -> Number | Value | None:
     value = node.optional(i)
     if value is None:
         return None
-    if value.size != 1:
-        raise node.error(f"{name} must be one number, it is {value}")
     return reshape(node.b, value, [])
 
 

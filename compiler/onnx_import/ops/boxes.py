@@ -22,8 +22,9 @@ from .selection import first_of_order
 def non_max_suppression(node: Node) -> Value:
     """Triples of image, class and box, [number, 3], the best box of a class first."""
     b, boxes, scores = node.b, node.input(0), node.input(1)
-    if boxes.rank != 3 or scores.rank != 3 or boxes.dims[2].value not in (None, 4):
+    if boxes.rank != 3 or scores.rank != 3 or boxes.dtype != scores.dtype:
         raise node.error(f"boxes must be [N, S, 4] and scores [N, C, S]: {boxes}, {scores}")
+    b.require_equal(boxes.dims[2], Dim.of(4), "a box has 4 numbers")
     b.require_equal(boxes.dims[0], scores.dims[0], "boxes and scores are of different images")
     b.require_equal(boxes.dims[1], scores.dims[2], "boxes and scores differ in number")
     images, classes, count = scores.dims

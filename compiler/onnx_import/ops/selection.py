@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from abqc.dialects.abq_order import TopKOp
 from abqc.dialects.mlir import ir
 
@@ -52,7 +54,7 @@ def first_of_order(
     return back(values), Value(I64, dims, ssa=op.indices)
 
 
-def _as_signed(b: Builder, x: Value):  # type: ignore[no-untyped-def]
+def _as_signed(b: Builder, x: Value) -> tuple[Value, Callable[[Value], Value]]:
     """Unsigned integers moved to signed ones of the same order, and the way back."""
     if x.dtype.signed:
         return x, lambda values: values
@@ -95,6 +97,8 @@ def compress(node: Node) -> Value:
     axis = node.axis("axis", x.rank) if node.has("axis") else 0
     if not node.has("axis"):
         x = reshape(b, x, [product(x.dims)])
+    if condition.rank != 1:
+        raise node.error(f"the condition must be a vector, it is {condition}")
     fits = symbolic.negated(symbolic.is_less(x.dims[axis], condition.dims[0]))
     b.require(fits, f"the condition is longer than axis {axis} of {x}")
     places, count = positions(b, condition)
