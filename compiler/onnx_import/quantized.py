@@ -56,7 +56,8 @@ def dequantized(
         if source.zero is not None:
             values -= _spread(source.zero.load().astype(np.float32), shape, source.block)
         if source.scale is not None:
-            values *= _spread(source.scale.load().astype(np.float32), shape, source.block)
+            with np.errstate(over="ignore"):  # codes of a mask's -3.4e38 mean -inf
+                values *= _spread(source.scale.load().astype(np.float32), shape, source.block)
         return values.astype(dtype, copy=False)
 
     return Constant(shape, elem_type, load, quantized=source, name=source.codes.name)

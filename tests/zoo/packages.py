@@ -203,7 +203,9 @@ def text() -> list[Entry]:
                 "Apache-2.0",
                 sizes,
                 {"input*": ids(table)},
-                tolerance=1e-2,
+                # bilstm quantizes a Tanh of range -1 to 1: its zero point is 127.5, the last bit
+                # of the Tanh says which way that is rounded
+                tolerance=3e-2 if name == "bilstm" else 1e-2,
                 flips=0.02,
             )
         )
