@@ -36,8 +36,7 @@ wrong result, an error when running, an internal error, a crash, more than a min
 """
 
 _NOT_RUN = ("excluded", "not-applicable")
-_MIXED = """The code changed while these tests ran: what had failed was run again with the last of it.
-"""
+_MIXED = "The code changed while these tests ran; what failed was run again with its last state.\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
