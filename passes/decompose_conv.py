@@ -17,8 +17,8 @@ from abqc.dialects import abq
 from abqc.dialects.mlir import arith, cf, ir, linalg, tensor
 
 from .infrastructure import Unit, blame, defining_op, register, walk
-from .reshape import reshape
 from .quantize import HALF
+from .reshape import reshape
 from .resolve_dims import dimension_or_query, index
 
 
