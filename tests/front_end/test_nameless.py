@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from onnx import TensorProto, helper
-
 from front_end.support import check
+from onnx import TensorProto, helper
 
 
 def test_equal_marks_are_no_equal_sizes(tmp_path: Path) -> None:
