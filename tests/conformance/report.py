@@ -71,7 +71,7 @@ def write(rows: list[Row], output: Path) -> None:
 
 
 def _by_group(ours: list[Row], peer: list[Row]) -> str:
-    lines = ["## By group\n"]
+    lines = ["## By group"]
     sizes = Counter(case.group for case in all_cases())
     passed = Counter(row["group"] for row in peer if row["status"] == "passed")
     made_with = peer[0]["made_with"] if peer else PEER
