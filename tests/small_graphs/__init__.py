@@ -43,6 +43,7 @@ _FAMILIES = (
     odd_sizes.open_channels,
     odd_sizes.open_heads,
     odd_sizes.bfloat16_weights,
+    odd_sizes.weights_without_elements,
 )
 
 

@@ -63,3 +63,11 @@ def bfloat16_weights() -> dict[str, Graph]:
     x = [("x", np.float32, ["n", 8])]
     feeds = [{"x": normal(3, 8)}]
     return {"bfloat16_weights": graph(nodes, x, "y", {"w": weights}, feeds)}
+
+
+def weights_without_elements() -> dict[str, Graph]:
+    """A sum over no terms: packing the weights failed."""
+    made = node("MatMul", "x w", "y")
+    x = [("x", np.float32, ["n", 0])]
+    constants = {"w": np.zeros((0, 5), np.float32)}
+    return {"matmul_nothing": graph([made], x, "y", constants, [{"x": normal(3, 0)}])}

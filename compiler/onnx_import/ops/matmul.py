@@ -60,7 +60,8 @@ def _product(node: Node, x: Value, y: Value, bias: Value | None) -> Value:
 
 def is_weight(y: Value) -> bool:
     """A constant matrix of floats that are f32 inside."""
-    return y.rank == 2 and y.constant is not None and y.dtype.inside() == F32.inside()
+    elements = y.rank == 2 and bool(y.size)  # no kernel packs weights without any
+    return elements and y.constant is not None and y.dtype.inside() == F32.inside()
 
 
 def with_weight(node: Node, x: Value, w: Value, bias: Value | None = None) -> Value:
