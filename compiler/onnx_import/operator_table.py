@@ -23,6 +23,12 @@ _TITLES = {
     "com.microsoft": "com.microsoft (onnxruntime)",
 }
 
+# Operators that the steps around the rules take care of.
+_ELSEWHERE = {
+    ("", "Constant"): "folding.py",
+    ("ai.onnx.ml", "ZipMap"): "taken off where it is the last node: zip_map.py",
+}
+
 
 @dataclass(frozen=True)
 class Operator:
@@ -50,8 +56,8 @@ def _operator(domain: str, name: str, schema: defs.OpSchema | None) -> Operator:
         )
     if (domain, name) in REFUSALS:
         return Operator(domain, name, REFUSED, REFUSALS[domain, name])
-    if (domain, name) == ("", "Constant"):
-        return Operator(domain, name, LOWERED, "folding.py")
+    if (domain, name) in _ELSEWHERE:
+        return Operator(domain, name, LOWERED, _ELSEWHERE[domain, name])
     if schema is not None and (
         schema.function_opset_versions or schema.context_dependent_function_opset_versions
     ):

@@ -113,9 +113,7 @@ def _by_patches(b: Builder, x: Value, w: Value, windows: Windows, groups: int) -
     return multiply_patches(b, patches(b, x, windows), w, windows, groups)
 
 
-def multiply_patches(
-    b: Builder, seen: Value, w: Value, windows: Windows, groups: int
-) -> Value:
+def multiply_patches(b: Builder, seen: Value, w: Value, windows: Windows, groups: int) -> Value:
     """B x O x outs of patches, B x C x window x outs, and weights, O x C/groups x window."""
     inner = w.dims[1] * windows.count
     rows = w.dims[0] // groups
@@ -197,9 +195,7 @@ class _Transposed:
         node, x, b = self.node, self.x, self.node.b
         weights = as_channels(b, w, groups, self.strides, self.dilations, self.taps)
         pads = tuple(Dim.of(taps - 1) for taps in self.taps)
-        outs = tuple(
-            size + taps - 1 for size, taps in zip(x.dims[2:], self.taps, strict=True)
-        )
+        outs = tuple(size + taps - 1 for size, taps in zip(x.dims[2:], self.taps, strict=True))
         ones = (1,) * self.rank
         windows = Windows(x.dims[2:], tuple(self.taps), ones, ones, pads, pads, outs)
         y = convolve(node, x, weights, None, windows, groups)
