@@ -125,7 +125,7 @@ class Lowering:
                 outputs = self._outputs(node)
             except (AbqcError, CompileError):
                 raise
-            except (ir.MLIRError, ValueError, TypeError, IndexError, KeyError) as error:
+            except (ir.MLIRError, ValueError, TypeError, LookupError, RecursionError) as error:
                 # A form that the rule did not think of: an error of ours, but with its node.
                 text = f"{type(error).__name__}: {error}"
                 raise ModelError(

@@ -3,7 +3,7 @@
 A dimension such as `past + seq`, an element of a shape tensor, an index computed from both: all are
 `Dim`, a polynomial with integer coefficients over atoms. An atom is a named size of an input, an
 integer that only a run knows (`Opaque`), or a function of other `Dim`s that no polynomial expresses
-(`Call`: a floor division, a minimum, a choice). `Dim`s that print alike are equal for every run.
+(`Call`: a floor division, a minimum, a choice). Equal `Dim`s are equal for every run.
 
 Nothing here knows MLIR: `emit.py` turns a `Dim` into an SSA value where one is needed.
 """
@@ -11,10 +11,13 @@ Nothing here knows MLIR: `emit.py` turns a `Dim` into an SSA value where one is 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
+from itertools import count
 from math import prod
+from typing import ClassVar
+from weakref import WeakValueDictionary
 
 
 @dataclass(frozen=True, order=True)
@@ -38,19 +41,64 @@ class Opaque:
         return f"?{self.number}"
 
 
-@dataclass(frozen=True)
 class Call:
-    """`function` of `arguments`; `FUNCTIONS` says what each means."""
+    """`function` of `arguments`; `FUNCTIONS` says what each means.
+
+    Equal calls are one object. Sizes that are made from each other, layer after layer, share their
+    parts: written out, they would grow exponentially.
+    """
+
+    __slots__ = ("__weakref__", "_natural", "arguments", "function", "number", "text")
+
+    _known: ClassVar[WeakValueDictionary[tuple[str, tuple[Dim, ...]], Call]] = WeakValueDictionary()
+    _numbers: ClassVar[Iterator[int]] = count()
 
     function: str
     arguments: tuple[Dim, ...]
+    number: int
+    text: str
+
+    def __new__(cls, function: str, arguments: tuple[Dim, ...]) -> Call:
+        call = cls._known.get((function, arguments))
+        if call is None:
+            call = super().__new__(cls)
+            call.function, call.arguments = function, arguments
+            call.number = next(cls._numbers)
+            inner = ", ".join(map(str, arguments))
+            whole = f"{function}({inner})"
+            call.text = whole if len(whole) <= MAX_TEXT else f"{function}(..)#{call.number}"
+            call._natural = None
+            cls._known[function, arguments] = call
+        return call
 
     def __str__(self) -> str:
-        return f"{self.function}({', '.join(map(str, self.arguments))})"
+        return self.text
 
+    def __repr__(self) -> str:
+        return f"Call({self.text})"
+
+    @property
+    def is_natural(self) -> bool:
+        """Whether it is surely not negative."""
+        if self._natural is None:
+            self._natural = _call_natural(self)
+        return self._natural
+
+    _natural: bool | None
+
+
+# A longer text of a call is not shown.
+MAX_TEXT = 120
 
 Atom = Named | Opaque | Call
-Monomial = tuple[Atom, ...]  # atoms in the order of their texts
+Monomial = tuple[Atom, ...]  # atoms in order
+
+
+def _order(atom: Atom) -> tuple[int, str, int]:
+    """Names first, as people read them; the others as they were made."""
+    if isinstance(atom, Named):
+        return 0, atom.name, 0
+    return (1 if isinstance(atom, Opaque) else 2), "", atom.number
 
 
 @dataclass(frozen=True)
@@ -138,7 +186,7 @@ def _term_text(monomial: Monomial, factor: int) -> str:
 
 
 def _sorted(monomial: Monomial) -> Monomial:
-    return tuple(sorted(monomial, key=str)) if len(monomial) > 1 else monomial
+    return tuple(sorted(monomial, key=_order)) if len(monomial) > 1 else monomial
 
 
 def _collect(terms: Iterable[tuple[Monomial, int]]) -> Dim:
@@ -147,25 +195,36 @@ def _collect(terms: Iterable[tuple[Monomial, int]]) -> Dim:
         total[monomial] = total.get(monomial, 0) + factor
     kept = [(monomial, factor) for monomial, factor in total.items() if factor]
     # Constants last, as people write sums.
-    kept.sort(key=lambda term: (not term[0], [str(atom) for atom in term[0]]))
+    kept.sort(key=lambda term: (not term[0], [_order(atom) for atom in term[0]]))
     return Dim(tuple(kept))
 
 
 def replaced(dim: Dim, known: Callable[[Atom], Dim | None]) -> Dim:
     """The polynomial with atoms replaced by what `known` says they are equal to."""
 
+    done: dict[Atom, Dim] = {}  # calls share their parts
+
     def of_atom(atom: Atom) -> Dim:
+        if atom not in done:
+            done[atom] = new(atom)
+        return done[atom]
+
+    def new(atom: Atom) -> Dim:
         found = known(atom)
         if found is not None:
             return found
-        if isinstance(atom, Call):
-            arguments = tuple(replaced(argument, known) for argument in atom.arguments)
-            return Dim.of(atom) if arguments == atom.arguments else call(atom.function, *arguments)
-        return Dim.of(atom)
+        if not isinstance(atom, Call):
+            return Dim.of(atom)
+        arguments = tuple(map(of_dim, atom.arguments))
+        return Dim.of(atom) if arguments == atom.arguments else call(atom.function, *arguments)
 
-    if dim.is_static:
-        return dim
-    return sum((product(map(of_atom, monomial)) * factor for monomial, factor in dim.terms), ZERO)
+    def of_dim(dim: Dim) -> Dim:
+        if dim.is_static:
+            return dim
+        terms = (product(map(of_atom, monomial)) * factor for monomial, factor in dim.terms)
+        return sum(terms, ZERO)
+
+    return of_dim(dim)
 
 
 def single_atom(dim: Dim) -> Atom | None:
@@ -178,11 +237,16 @@ def single_atom(dim: Dim) -> Atom | None:
 
 def mentions(dim: Dim, atom: Atom) -> bool:
     """Whether a polynomial depends on an atom."""
-    return any(
-        other == atom
-        or (isinstance(other, Call) and any(mentions(each, atom) for each in other.arguments))
-        for other in dim.atoms()
-    )
+    seen: set[Atom] = set()
+    pending = list(dim.atoms())
+    while pending:
+        other = pending.pop()
+        if other == atom:
+            return True
+        if isinstance(other, Call) and other not in seen:
+            seen.add(other)
+            pending.extend(inner for each in other.arguments for inner in each.atoms())
+    return False
 
 
 def are_one_together(a: Dim, b: Dim) -> bool:
@@ -207,7 +271,7 @@ def exact_quotient(dividend: Dim, divisor: Dim) -> Dim | None:
     """The polynomial q with q * divisor == dividend, if there is one: long division."""
     if not divisor.terms:
         return None
-    atoms = sorted(dividend.atoms() | divisor.atoms(), key=str)
+    atoms = sorted(dividend.atoms() | divisor.atoms(), key=_order)
 
     def order(term: tuple[Monomial, int]) -> tuple[int, list[int]]:
         """Graded lexicographic, which products keep."""
@@ -274,16 +338,18 @@ def is_natural(dim: Dim) -> bool:
 def _atom_natural(atom: Atom) -> bool:
     if isinstance(atom, Named):
         return True
-    if isinstance(atom, Opaque):
-        return atom.natural
-    arguments = atom.arguments
-    if atom.function in ("eq", "lt", "not", "and", "or"):
+    return atom.natural if isinstance(atom, Opaque) else atom.is_natural
+
+
+def _call_natural(call: Call) -> bool:
+    arguments = call.arguments
+    if call.function in ("eq", "lt", "not", "and", "or"):
         return True
-    if atom.function == "max":
+    if call.function == "max":
         return any(map(is_natural, arguments))
-    if atom.function in ("select", "broadcast"):
+    if call.function in ("select", "broadcast"):
         return all(map(is_natural, arguments[-2:]))
-    return atom.function != "opaque" and all(map(is_natural, arguments))
+    return all(map(is_natural, arguments))
 
 
 def equal(a: Dim, b: Dim) -> bool | None:

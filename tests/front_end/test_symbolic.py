@@ -102,3 +102,19 @@ def test_broadcast_of_sizes() -> None:
         )
         == 4
     )
+
+
+def test_sizes_made_of_each_other_stay_small() -> None:
+    """Layers whose sizes are broadcast with those of the layer before, as in a decoder."""
+    h, n = Dim.of(Named("h")), Dim.of(Named("n"))
+    size = h
+    for _ in range(60):
+        size = symbolic.call("broadcast", size + n, size)
+    assert len(str(size)) < 1000
+    assert symbolic.is_natural(size) and symbolic.mentions(size, Named("n"))
+    swapped = symbolic.replaced(size, {Named("n"): h}.get)
+    assert not symbolic.mentions(swapped, Named("n"))
+    again = h
+    for _ in range(60):
+        again = symbolic.call("broadcast", again + n, again)
+    assert again == size and hash(again) == hash(size)
