@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-
 from front_end.oracle import compiled, expected, outputs
+from onnx import TensorProto, helper, numpy_helper
 
 HEADS, WIDTH, LENGTH = 4, 16, 5
 ALL = HEADS * WIDTH

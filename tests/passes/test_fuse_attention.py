@@ -11,7 +11,6 @@ from abqc.codegen.gpu import attention_spec
 from abqc.codegen.gpu.attention import AttentionSpec, AttentionVariant, attention_kernels
 from abqc.compiler.onnx_import import import_model
 from abqc.compiler.pipeline import SIMPLIFY
-from abqc.dialects.mlir import ir
 from abqc.passes import fuse_attention
 from abqc.passes.infrastructure import Unit, run_pipeline
 from facts import Facts, after, maker
