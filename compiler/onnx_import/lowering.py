@@ -121,6 +121,8 @@ class Lowering:
         self.builder.node, self.builder.op_type = proto.name, proto.op_type
         with ir.Location.name(proto.name):
             try:
+                if (domain, proto.op_type) in REFUSALS:
+                    raise unsupported(node)
                 check_node(node)
                 outputs = self._outputs(node)
             except (AbqcError, CompileError):

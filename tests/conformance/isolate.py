@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 Task = TypeVar("Task")
 Result = dict[str, Any]
 
-MEMORY = 12 << 30  # bytes of address space of a child
+MEMORY = 12 << 30  # bytes of address space of a child beyond what its parent had
 PATIENCE = 10  # seconds by the clock for each of the processor
 _POLL = 0.02  # seconds
 
@@ -92,7 +92,7 @@ def _child(task: Any, work: Callable[[Any, Path], Result], folder: Path, timeout
         os.setsid()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MEMORY,) * 2)
         seconds = math.ceil(timeout)
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
         log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -156,3 +156,9 @@ def _last_words(folder: Path) -> str:
         if "Assertion" in line or "LLVM ERROR" in line:
             return line[-300:]
     return lines[-1][-300:] if lines else "no message"
+
+
+def _address_space() -> int:
+    """The bytes that this process has mapped."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return pages * resource.getpagesize()

@@ -36,7 +36,7 @@ class Form:
     feeds: dict[str, np.ndarray]
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)
-    skipped: tuple[str, ...] = ()  # outputs that onnxruntime leaves unfilled in part
+    unused: tuple[str, ...] = ()  # outputs of the node that the model does not return
 
     def model(self) -> onnx.ModelProto:
         """Every size of every input is dynamic, but for those that give a head its width."""
@@ -50,7 +50,7 @@ class Form:
                  for axis, size in enumerate(x.shape)])
              for name, x in self.feeds.items()],
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
-             for name in self.outputs if name],
+             for name in self.outputs if name and name not in self.unused],
             [numpy_helper.from_array(x, name) for name, x in self.constants.items()],
         )  # fmt: skip
         opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
@@ -79,11 +79,12 @@ def embeddings() -> Form:
     return Form(
         "EmbedLayerNormalization",
         ["ids", "segments", "words", "positions", "kinds", "gamma", "beta"],
-        ["y"],
+        ["y", "mask_index"],
         {"ids": rng.integers(0, 20, (2, 5)).astype(np.int32),
          "segments": rng.integers(0, 2, (2, 5)).astype(np.int32)},
         {"words": floats(20, 8), "positions": floats(10, 8), "kinds": floats(2, 8),
          "gamma": floats(8), "beta": floats(8)},
+        unused=("mask_index",),
     )  # fmt: skip
 
 
