@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abqc.dialects.mlir import arith, ir
 
-from .element_types import BOOL, F32, I64, INDEX, ElementType, Kind
+from .element_types import BOOL, I64, INDEX, ElementType, Kind
 from .scalars import Scalar
 
 
@@ -82,7 +82,3 @@ def _wrapped(x: Scalar, source: ElementType) -> Scalar:
         return mask
     sign = 1 << (to.bits - 1)
     return (mask ^ sign) - sign
-
-
-def as_f32(x: Scalar) -> Scalar:
-    return x.cast(F32)

@@ -22,13 +22,12 @@ from .values import Value
 # An expert's network: rows [R, D] and its number to rows [R, D].
 Expert = Callable[[Value, int], Value]
 
-_GELU = math.sqrt(2 / math.pi)
 
 ACTIVATIONS: dict[str, Callable[[Scalar], Scalar]] = {
     "identity": lambda x: x,
     "relu": lambda x: x.maximum(0),
     "silu": lambda x: x * x.sigmoid(),
-    "gelu": lambda x: x * 0.5 * (((x * x * x * 0.044715 + x) * _GELU).tanh() + 1.0),
+    "gelu": Scalar.tanh_gelu,
 }
 
 

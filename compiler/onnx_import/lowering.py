@@ -16,7 +16,7 @@ from onnx import FunctionProto, GraphProto, NodeProto, TypeProto, defs, helper
 
 from .assumptions import Assumptions
 from .constants import Constant
-from .element_types import BOOL, element_type
+from .element_types import element_type
 from .emit import Builder
 from .folding import Folder
 from .load import Initializers, named
@@ -24,7 +24,6 @@ from .ordering import in_order
 from .refusals import REFUSALS
 from .registry import MICROSOFT, ML, RULES, Node, canonical, load_rules, rule_for
 from .schemas import check_node, check_sizes
-from .symbolic import Dim
 from .values import AnyValue, OptionalValue, SequenceValue, Value, constant_value
 
 Environment = MutableMapping[str, AnyValue]
@@ -316,16 +315,3 @@ def unsupported(node: Node) -> ModelError:
         node=node.name,
         hint="docs/operators.md lists what is, and why some are not",
     )
-
-
-def is_true(value: Value) -> bool | None:
-    """The one element of a bool tensor, None where only a run knows it."""
-    if value.dtype is not BOOL or value.symbols is None or len(value.symbols) != 1:
-        return None
-    number = value.symbols[0].value
-    return None if number is None else bool(number)
-
-
-def condition(value: Value) -> Dim | None:
-    """The one element of a bool tensor as a `Dim`, where it depends on sizes alone."""
-    return value.symbols[0] if value.symbols is not None and len(value.symbols) == 1 else None

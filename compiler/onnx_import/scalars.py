@@ -234,6 +234,15 @@ class Scalar:
     def sigmoid(self) -> Scalar:
         return 1.0 / ((-self).exp() + 1.0)
 
+    def gelu(self) -> Scalar:
+        """By the error function."""
+        return self * 0.5 * ((self * pymath.sqrt(0.5)).erf() + 1.0)
+
+    def tanh_gelu(self) -> Scalar:
+        """GELU's approximation by tanh."""
+        inner = (self * self * self * 0.044715 + self) * pymath.sqrt(2 / pymath.pi)
+        return self * 0.5 * (inner.tanh() + 1.0)
+
     def _function(self, operation: Callable[..., ir.OpView]) -> Scalar:
         return self._made(operation(self.ssa).result)
 

@@ -66,14 +66,10 @@ def _view(b: Builder, x: Value, target: tuple[Dim, ...]) -> ir.Value:
         ssa = tensor.CollapseShapeOp(
             b.type(x.dtype, middle), ssa, [list(left) for left, _ in groups]
         ).result
-    # Each side knows its own sizes: 6 on one, ? on the other.
-    wanted = [product(target[i] for i in right) for _, right in groups]
-    exact = [w if w.value is not None else m for w, m in zip(wanted, middle, strict=True)]
-    cut = [
-        Dim.of(w) if all(target[i].value is not None for i in right) else _as_dynamic(e)
-        for w, e, (_, right) in zip(wanted, exact, groups, strict=True)
-    ]
-    ssa = _cast(b, ssa, x, cut)
+    # A type says the size of what is cut only where it says those of all parts.
+    wanted = [symbolic.static_product(target[i] for i in right) for _, right in groups]
+    cut = [DYNAMIC if size is None else size for size in wanted]
+    ssa = b.as_type(ssa, ir.RankedTensorType.get(cut, x.dtype.inside()))
     if len(groups) == len(target):
         return b.as_type(ssa, b.type(x.dtype, target))
     shape = [DYNAMIC if dim.value is None else dim.value for dim in target]
@@ -81,21 +77,6 @@ def _view(b: Builder, x: Value, target: tuple[Dim, ...]) -> ir.Value:
     return tensor.ExpandShapeOp(
         b.type(x.dtype, target), ssa, [list(right) for _, right in groups], dynamic, shape
     ).result
-
-
-class _Unknown:
-    """A size that the type of a tensor does not say."""
-
-
-def _as_dynamic(dim: Dim) -> Dim | _Unknown:
-    return _Unknown() if dim.value is not None else dim
-
-
-def _cast(b: Builder, ssa: ir.Value, x: Value, dims: Sequence[Dim | _Unknown]) -> ir.Value:
-    sizes = [
-        DYNAMIC if isinstance(dim, _Unknown) or dim.value is None else dim.value for dim in dims
-    ]
-    return b.as_type(ssa, ir.RankedTensorType.get(sizes, x.dtype.inside()))
 
 
 def _of_one_element(b: Builder, x: Value, target: tuple[Dim, ...]) -> ir.Value:

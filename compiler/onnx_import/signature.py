@@ -23,7 +23,10 @@ class Signature:
     def __init__(self, graph: GraphProto) -> None:
         self._inputs = [Input.of(value) for value in graph.input]
         direct = {
-            dim for each in self._inputs for dim in each.dims if isinstance(_atom(dim), Named)
+            dim
+            for each in self._inputs
+            for dim in each.dims
+            if isinstance(symbolic.single_atom(dim), Named)
         }
         for each in self._inputs:
             each.dims = tuple(_with_known_names(dim, direct) for dim in each.dims)
@@ -41,7 +44,7 @@ class Signature:
         later: list[tuple[ir.Value, int, Input]] = []
         for argument, each in zip(block.arguments, self._inputs, strict=True):
             for axis, dim in enumerate(each.dims):
-                atom = _atom(dim)
+                atom = symbolic.single_atom(dim)
                 if isinstance(atom, Named) and dim not in found:
                     found[dim] = each.name
                     builder.bind(atom, _size(builder, argument, axis))
@@ -126,14 +129,6 @@ def finish(
         TensorSpec(name, value.dtype.name, public_dims(value.dims, names))
         for name, value in outputs
     ]
-
-
-def _atom(dim: Dim) -> object | None:
-    """The one atom that a size is, if it is no more than that."""
-    if len(dim.terms) != 1:
-        return None
-    ((atoms, factor),) = dim.terms
-    return atoms[0] if factor == 1 and len(atoms) == 1 else None
 
 
 def _with_known_names(dim: Dim, direct: set[Dim]) -> Dim:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from ..element_types import ElementType
@@ -16,27 +15,19 @@ from .matmul import gemm, product_of
 Activation = Callable[[Scalar], Scalar]
 
 
-def erf_gelu(x: Scalar) -> Scalar:
-    return x * 0.5 * ((x * math.sqrt(0.5)).erf() + 1.0)
-
-
-def tanh_gelu(x: Scalar) -> Scalar:
-    return x * 0.5 * (((x * x * x * 0.044715 + x) * math.sqrt(2 / math.pi)).tanh() + 1.0)
-
-
 @lowers("Gelu", domain=MICROSOFT)
 def gelu(node: Node) -> Value:
-    return _biased(node, erf_gelu)
+    return _biased(node, Scalar.gelu)
 
 
 @lowers("BiasGelu", domain=MICROSOFT)
 def bias_gelu(node: Node) -> Value:
-    return _biased(node, erf_gelu)
+    return _biased(node, Scalar.gelu)
 
 
 @lowers("FastGelu", domain=MICROSOFT)
 def fast_gelu(node: Node) -> Value:
-    return _biased(node, tanh_gelu)
+    return _biased(node, Scalar.tanh_gelu)
 
 
 @lowers("QuickGelu", domain=MICROSOFT)
@@ -87,7 +78,7 @@ def activation(node: Node, name: str, parameters: list[float]) -> Activation:
         "HardSigmoid": lambda x: (x * parameter(0, 0.2) + parameter(1, 0.5)).clamp(0.0, 1.0),
         "HardSwish": lambda x: x * (x * (1 / 6) + 0.5).clamp(0.0, 1.0),
         "Elu": lambda x: (x >= 0).select(x, (x.exp() - 1.0) * parameter(0, 1.0)),
-        "Gelu": erf_gelu,
+        "Gelu": Scalar.gelu,
         "QuickGelu": lambda x: x * (x * parameter(0, 1.702)).sigmoid(),
         "Softplus": lambda x: x.maximum(0) + (-x.abs()).exp().log1p(),
         "Softsign": lambda x: x / (x.abs() + 1.0),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 from .. import symbolic
@@ -218,13 +217,8 @@ unary("Sign", _sign)
 @lowers("Gelu")
 def gelu(node: Node) -> Value:
     x = node.input(0)
-    if node.choice("approximate", "none", "tanh") == "tanh":
-        scale = math.sqrt(2 / math.pi)
-        return node.b.elementwise(
-            [x], x.dtype, lambda v: v * 0.5 * (((v * v * v * 0.044715 + v) * scale).tanh() + 1.0)
-        )
-    half = math.sqrt(0.5)
-    return node.b.elementwise([x], x.dtype, lambda v: v * 0.5 * ((v * half).erf() + 1.0))
+    by_tanh = node.choice("approximate", "none", "tanh") == "tanh"
+    return node.b.elementwise([x], x.dtype, Scalar.tanh_gelu if by_tanh else Scalar.gelu)
 
 
 @lowers("PRelu")
