@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-from abqc.compiler.onnx_import.constants import QuantizedConstant, from_array
-from abqc.compiler.onnx_import.quantized import dequantized
+from abqc.compiler.onnx_import.values.constants import QuantizedConstant, from_array
+from abqc.compiler.onnx_import.values.quantized import dequantized
 
 
 def test_codes_of_the_lowest_float_overflow_without_a_warning() -> None:

@@ -8,7 +8,7 @@ import abqc
 import numpy as np
 import onnx_models
 import pytest
-from abqc.compiler.onnx_import.ordering import in_order
+from abqc.compiler.onnx_import.graph.ordering import in_order
 from abqc.errors import ModelError
 from onnx import TensorProto, helper
 from onnx_models import node

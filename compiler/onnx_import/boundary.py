@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from abqc.dialects.mlir import ir
 
-from .element_types import U8, ElementType
-from .emit import Builder
-from .small_floats import decode, encode
-from .symbolic import Dim
-from .values import Value
+from .building.emit import Builder
+from .building.small_floats import decode, encode
+from .values.element_types import U8, ElementType
+from .values.symbolic import Dim
+from .values.value import Value
 
 
 def decoded(b: Builder, argument: ir.Value, dtype: ElementType, dims: Sequence[Dim]) -> Value:

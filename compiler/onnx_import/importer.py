@@ -11,24 +11,24 @@ from abqc.errors import ModelError
 from onnx import NodeProto
 
 from .assumptions import Assumptions, Undecided
-from .check import check_model
-from .classifier_outputs import make_outputs_tensors
-from .constants import Constant
-from .element_types import element_type, onnx_name
-from .emit import Builder
-from .folding import Folder, constant_of
-from .fuse_conv import fuse_convolutions
-from .inline import inline_functions
-from .load import Initializers, load_model
+from .building.emit import Builder
+from .graph.check import check_model
+from .graph.classifier_outputs import make_outputs_tensors
+from .graph.fuse_conv import fuse_convolutions
+from .graph.inline import inline_functions
+from .graph.load import Initializers, load_model
+from .graph.model import Model
+from .graph.nameless import forget_marks
+from .graph.pin import pin_shapes
 from .lowering import Lowering
-from .model import Model
-from .nameless import forget_marks
-from .pin import pin_shapes
 from .result import ImportedModel
 from .schemas import check_sizes
 from .signature import Signature, finish
-from .values import Value, constant_value
-from .weights import Weights
+from .values.constants import Constant
+from .values.element_types import element_type, onnx_name
+from .values.folding import Folder, constant_of
+from .values.value import Value, constant_value
+from .values.weights import Weights
 
 Progress = Callable[[str], None]
 

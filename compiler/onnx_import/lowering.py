@@ -15,16 +15,16 @@ from abqc.errors import AbqcError, CompileError, ModelError
 from onnx import FunctionProto, GraphProto, NodeProto, TypeProto, defs, helper
 
 from .assumptions import Assumptions
-from .constants import Constant
-from .element_types import element_type
-from .emit import Builder
-from .folding import Folder
-from .load import Initializers, named
-from .ordering import in_order
+from .building.emit import Builder
+from .graph.load import Initializers, named
+from .graph.ordering import in_order
 from .refusals import REFUSALS
 from .registry import MICROSOFT, ML, RULES, Node, canonical, load_rules, rule_for
 from .schemas import check_node, check_sizes
-from .values import AnyValue, OptionalValue, SequenceValue, Value, constant_value
+from .values.constants import Constant
+from .values.element_types import element_type
+from .values.folding import Folder
+from .values.value import AnyValue, OptionalValue, SequenceValue, Value, constant_value
 
 Environment = MutableMapping[str, AnyValue]
 

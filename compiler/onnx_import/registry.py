@@ -21,14 +21,14 @@ import numpy as np
 from abqc.errors import ModelError
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, defs, helper
 
-from .element_types import I64, ElementType, element_type, onnx_name
-from .symbolic import ONE, Dim, product
-from .values import AnyValue, OptionalValue, SequenceValue, Value
+from .values.element_types import I64, ElementType, element_type, onnx_name
+from .values.symbolic import ONE, Dim, product
+from .values.value import AnyValue, OptionalValue, SequenceValue, Value
 
 if TYPE_CHECKING:
-    from .emit import Builder
+    from .building.emit import Builder
+    from .building.scalars import Scalar
     from .lowering import Lowering
-    from .scalars import Scalar
 
 Result = AnyValue | Sequence[AnyValue | None]
 Rule = Callable[["Node"], Result]

@@ -14,7 +14,7 @@ from abqc.errors import ModelError
 from onnx import TensorProto, defs
 
 from .registry import ML, Node
-from .values import AnyValue, Value
+from .values.value import AnyValue, Value
 
 # Bytes of a tensor: what a process on x86-64 can address at all.
 ADDRESSABLE = 1 << 47

@@ -8,13 +8,13 @@ from abqc.dialects.mlir import func, ir, tensor
 from abqc.errors import ModelError
 from onnx import GraphProto, ValueInfoProto
 
-from . import symbolic
 from .boundary import decoded, encoded
-from .element_types import ElementType, element_type, onnx_name
-from .emit import DYNAMIC, Builder
+from .building.emit import DYNAMIC, Builder
 from .result import TensorSpec
-from .symbolic import Dim, Named, parse_dim
-from .values import Value
+from .values import symbolic
+from .values.element_types import ElementType, element_type, onnx_name
+from .values.symbolic import Dim, Named, parse_dim
+from .values.value import Value
 
 
 class Signature:

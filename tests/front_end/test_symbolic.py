@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from abqc.compiler.onnx_import import symbolic
-from abqc.compiler.onnx_import.symbolic import Dim, Named, parse_dim
+from abqc.compiler.onnx_import.values import symbolic
+from abqc.compiler.onnx_import.values.symbolic import Dim, Named, parse_dim
 from hypothesis import given
 from hypothesis import strategies as st
 

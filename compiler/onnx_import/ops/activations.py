@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from .. import symbolic
-from ..element_types import BOOL, F64
+from ..building.scalars import Number, Scalar, const
+from ..building.shaping import reshape
 from ..registry import Node, lowers
-from ..scalars import Number, Scalar, const
-from ..shaping import reshape
-from ..values import Value
+from ..values import symbolic
+from ..values.element_types import BOOL, F64
+from ..values.value import Value
 
 
 @lowers("Clip")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .. import symbolic
-from ..attending import (
+from ..building.shaping import concat, pad
+from ..parts.attending import (
     Allowed,
     attend,
     both,
@@ -14,11 +14,11 @@ from ..attending import (
     split_heads,
     window,
 )
-from ..element_types import F64, I64, ElementType
 from ..registry import Node, lowers
-from ..shaping import concat, pad
-from ..symbolic import Dim
-from ..values import Value
+from ..values import symbolic
+from ..values.element_types import F64, I64, ElementType
+from ..values.symbolic import Dim
+from ..values.value import Value
 from .indexing import gather_rows
 
 # What the fourth output of Attention shows.

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..constants import from_array
-from ..element_types import ElementType
-from ..emit import Builder
+from ..building.emit import Builder
+from ..building.shaping import reshape
+from ..parts.sliding import Windows, reduce_windows
 from ..registry import Node, lowers
-from ..shaping import reshape
-from ..sliding import Windows, reduce_windows
-from ..symbolic import ONE, ZERO, Dim, product
-from ..values import Value, constant_value
+from ..values.constants import from_array
+from ..values.element_types import ElementType
+from ..values.symbolic import ONE, ZERO, Dim, product
+from ..values.value import Value, constant_value
 from .normalization import normalize
 
 

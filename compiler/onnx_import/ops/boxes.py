@@ -6,14 +6,14 @@ import math
 
 from abqc.dialects.abq_order import NonMaxSuppressionOp
 
-from .. import symbolic
-from ..element_types import BOOL, F32, I64, INDEX
-from ..emit import Builder
+from ..building.emit import Builder
+from ..building.scalars import Scalar, const
+from ..building.shaping import reshape
 from ..registry import Node, lowers
-from ..scalars import Scalar, const
-from ..shaping import reshape
-from ..symbolic import ZERO, Dim, product
-from ..values import Value
+from ..values import symbolic
+from ..values.element_types import BOOL, F32, I64, INDEX
+from ..values.symbolic import ZERO, Dim, product
+from ..values.value import Value
 from .scatter import positions
 from .selection import first_of_order
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from abqc.dialects.mlir import arith, ir
 from onnx import TensorProto
 
-from .. import symbolic
-from ..element_types import BOOL, F32, F64, U8, ElementType
-from ..emit import Builder
+from ..building.emit import Builder
+from ..building.scalars import Scalar
+from ..building.small_floats import decode, encode, rounded
 from ..registry import Node, lowers
-from ..scalars import Scalar
-from ..small_floats import decode, encode, rounded
-from ..symbolic import Dim
-from ..values import Value
+from ..values import symbolic
+from ..values.element_types import BOOL, F32, F64, U8, ElementType
+from ..values.symbolic import Dim
+from ..values.value import Value
 
 
 @lowers("Cast")

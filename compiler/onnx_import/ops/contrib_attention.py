@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .. import symbolic
-from ..attending import (
+from ..building.scalars import Scalar, const
+from ..building.shaping import concat, pad, reshape, slice_axis, transpose, unsqueeze
+from ..parts.attending import (
     Allowed,
     Attended,
     attend,
@@ -20,12 +21,11 @@ from ..attending import (
     split_heads,
     window,
 )
-from ..element_types import I64, INDEX
 from ..registry import MICROSOFT, Node, lowers
-from ..scalars import Scalar, const
-from ..shaping import concat, pad, reshape, slice_axis, transpose, unsqueeze
-from ..symbolic import ONE, ZERO, Dim
-from ..values import Value
+from ..values import symbolic
+from ..values.element_types import I64, INDEX
+from ..values.symbolic import ONE, ZERO, Dim
+from ..values.value import Value
 from .indexing import gather_rows
 from .matmul import is_vector, product_of
 

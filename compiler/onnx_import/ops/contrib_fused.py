@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..element_types import ElementType
+from ..building.scalars import Scalar
+from ..building.shaping import transpose
 from ..registry import MICROSOFT, Node, lowers
-from ..scalars import Scalar
-from ..shaping import transpose
-from ..values import Value
+from ..values.element_types import ElementType
+from ..values.value import Value
 from .convolution import conv
 from .matmul import gemm, product_of
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..affine import along, code_of, dequantize, quantize
-from ..element_types import F32, I32
-from ..integer_products import in_f32, shifted
+from ..building.scalars import Scalar
+from ..building.shaping import concat, reshape, transpose
+from ..parts.affine import along, code_of, dequantize, quantize
+from ..parts.integer_products import in_f32, shifted
 from ..registry import MICROSOFT, Node, lowers
-from ..scalars import Scalar
-from ..shaping import concat, reshape, transpose
-from ..values import Value
+from ..values.element_types import F32, I32
+from ..values.value import Value
 from .integer_products import multiply, requantize
 from .integer_products import qlinear_conv as standard_qlinear_conv
 from .matmul import product_of

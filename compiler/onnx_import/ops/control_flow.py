@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from onnx import GraphProto
 
-from .. import symbolic
 from ..assumptions import Undecided
-from ..joining import Branch, either
+from ..building.joining import Branch, either
 from ..registry import Node, lowers
-from ..symbolic import Dim
-from ..values import AnyValue, Value
+from ..values import symbolic
+from ..values.symbolic import Dim
+from ..values.value import AnyValue, Value
 
 
 @lowers("If")

@@ -9,16 +9,16 @@ from math import prod
 from abqc.dialects import abq
 from abqc.dialects.mlir import ir
 
-from .. import symbolic
-from ..affine import product_operand
-from ..element_types import F32
-from ..emit import Builder
+from ..building.emit import Builder
+from ..building.shaping import pad, reshape, transpose
+from ..parts.affine import product_operand
+from ..parts.sliding import Windows, explicit_pads, padded, patches, windows_of
+from ..parts.transposed_weights import as_channels
 from ..registry import Node, lowers
-from ..shaping import pad, reshape, transpose
-from ..sliding import Windows, explicit_pads, padded, patches, windows_of
-from ..symbolic import ONE, Dim, product
-from ..transposed_weights import as_channels
-from ..values import Value
+from ..values import symbolic
+from ..values.element_types import F32
+from ..values.symbolic import ONE, Dim, product
+from ..values.value import Value
 from .matmul import batched
 
 

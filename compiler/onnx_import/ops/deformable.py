@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from ..element_types import INDEX
+from ..building.scalars import Scalar, const
+from ..building.shaping import pad, reshape
+from ..parts.sampling import interpolated, linear_weights, nothing_outside, require_elements
+from ..parts.sliding import explicit_pads, per_axis, sum_over
 from ..registry import Node, lowers
-from ..sampling import interpolated, linear_weights, nothing_outside, require_elements
-from ..scalars import Scalar, const
-from ..shaping import pad, reshape
-from ..sliding import explicit_pads, per_axis, sum_over
-from ..symbolic import Dim, product
-from ..values import Value
+from ..values.element_types import INDEX
+from ..values.symbolic import Dim, product
+from ..values.value import Value
 from .convolution import add_bias, conv_windows, multiply_patches
 
 

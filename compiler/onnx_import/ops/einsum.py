@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..emit import Builder
+from ..building.emit import Builder
+from ..building.scalars import Scalar
+from ..building.shaping import reshape, transpose
 from ..registry import Node, lowers
-from ..scalars import Scalar
-from ..shaping import reshape, transpose
-from ..symbolic import ONE, Dim, product
-from ..values import Value
+from ..values.symbolic import ONE, Dim, product
+from ..values.value import Value
 from .matmul import product_of
 from .reductions import summed
 

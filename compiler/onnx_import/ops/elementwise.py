@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from .. import symbolic
-from ..element_types import BOOL, ElementType
+from ..building.scalars import Scalar
+from ..building.shaping import expand, unsqueeze
 from ..registry import Node, Result, lowers
-from ..scalars import Scalar
-from ..shaping import expand, unsqueeze
-from ..symbolic import Dim
-from ..values import MAX_CONTENT, Value
+from ..values import symbolic
+from ..values.element_types import BOOL, ElementType
+from ..values.symbolic import Dim
+from ..values.value import MAX_CONTENT, Value
 
 Content = Callable[..., Dim]
 

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 from abqc.dialects.mlir import linalg
 
-from .. import symbolic
-from ..element_types import I64, INDEX
-from ..emit import Builder
+from ..building.emit import Builder
+from ..building.scalars import Scalar
+from ..building.shaping import reshape
 from ..registry import Node, lowers
-from ..scalars import Scalar
-from ..shaping import reshape
-from ..symbolic import ONE, ZERO
-from ..values import Value
+from ..values import symbolic
+from ..values.element_types import I64, INDEX
+from ..values.symbolic import ONE, ZERO
+from ..values.value import Value
 from .softmax import axes_of
 from .tiling import with_places
 

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from onnx import numpy_helper
 
-from .. import symbolic
-from ..constants import from_array
-from ..element_types import F32, F64, INDEX, ElementType
-from ..model import SMALL
+from ..building.scalars import Scalar, const
+from ..graph.model import SMALL
 from ..registry import MICROSOFT, Node, lowers
-from ..scalars import Scalar, const
-from ..symbolic import ZERO, Dim, static_product
-from ..values import MAX_CONTENT, Value, constant_value
+from ..values import symbolic
+from ..values.constants import from_array
+from ..values.element_types import F32, F64, INDEX, ElementType
+from ..values.symbolic import ZERO, Dim, static_product
+from ..values.value import MAX_CONTENT, Value, constant_value
 
 
 @lowers("ConstantOfShape")

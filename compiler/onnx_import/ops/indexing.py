@@ -13,15 +13,15 @@ import numpy as np
 from abqc.dialects import abq
 from abqc.dialects.mlir import ir
 
-from .. import symbolic
-from ..constants import from_array
-from ..element_types import F32, I64, INDEX
-from ..emit import Builder
+from ..building.emit import Builder
+from ..building.scalars import Scalar, const
+from ..building.shaping import reshape, slice_axis
 from ..registry import Node, lowers
-from ..scalars import Scalar, const
-from ..shaping import reshape, slice_axis
-from ..symbolic import ZERO, Dim, product
-from ..values import MAX_CONTENT, Value, constant_value
+from ..values import symbolic
+from ..values.constants import from_array
+from ..values.element_types import F32, I64, INDEX
+from ..values.symbolic import ZERO, Dim, product
+from ..values.value import MAX_CONTENT, Value, constant_value
 
 
 @lowers("Gather")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..affine import along, code_of, dequantize, quantize
-from ..constants import from_array
-from ..element_types import F32, I32, ElementType
-from ..integer_products import (
+from ..building.scalars import Scalar
+from ..building.shaping import reshape, slice_axis
+from ..parts.affine import along, code_of, dequantize, quantize
+from ..parts.integer_products import (
     EXACT_TERMS,
     exact_product,
     in_f32,
@@ -24,10 +24,10 @@ from ..integer_products import (
     whole_steps,
 )
 from ..registry import MICROSOFT, Node, lowers
-from ..scalars import Scalar
-from ..shaping import reshape, slice_axis
-from ..symbolic import ONE
-from ..values import Value, constant_value
+from ..values.constants import from_array
+from ..values.element_types import F32, I32, ElementType
+from ..values.symbolic import ONE
+from ..values.value import Value, constant_value
 from .convolution import conv_windows, convolve
 from .matmul import is_vector, product_of
 from .quantization import measure

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .. import symbolic
-from ..element_types import F64
+from ..building.scalars import Scalar, const
 from ..registry import Node, lowers
-from ..scalars import Scalar, const
-from ..symbolic import Dim
-from ..values import Value
+from ..values import symbolic
+from ..values.element_types import F64
+from ..values.symbolic import Dim
+from ..values.value import Value
 from .elementwise import operands, symbolic_result
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abqc.dialects.mlir import scf
 
-from ..element_types import I64, INDEX
-from ..emit import Builder
+from ..building.emit import Builder
+from ..building.scalars import Scalar
+from ..building.shaping import reshape, slice_axis
 from ..registry import MICROSOFT, Node, lowers
-from ..scalars import Scalar
-from ..shaping import reshape, slice_axis
-from ..symbolic import Dim, product
-from ..values import Value
+from ..values.element_types import I64, INDEX
+from ..values.symbolic import Dim, product
+from ..values.value import Value
 from .extremes import place_of_extreme
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from .. import symbolic
-from ..element_types import BOOL, I64
-from ..looping import Iteration, Loop
+from ..building.looping import Iteration, Loop
+from ..building.shaping import concat, pad, reshape, slice_axes, slice_axis, transpose, unsqueeze
+from ..building.structure import Growing, Stacked, flattened, rebuilt
 from ..registry import Node, lowers
-from ..shaping import concat, pad, reshape, slice_axes, slice_axis, transpose, unsqueeze
-from ..structure import Growing, Stacked, flattened, rebuilt
-from ..symbolic import ONE, Dim
-from ..values import AnyValue, SequenceValue, Value
+from ..values import symbolic
+from ..values.element_types import BOOL, I64
+from ..values.symbolic import ONE, Dim
+from ..values.value import AnyValue, SequenceValue, Value
 from .control_flow import single_truth
 
 # Whether to go on, the carried values, and a row for each collection, of an iteration.

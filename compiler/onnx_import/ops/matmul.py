@@ -6,15 +6,15 @@ import numpy as np
 from abqc.dialects import abq
 from abqc.dialects.mlir import ir, linalg
 
-from ..affine import product_operand
-from ..constants import Constant
-from ..element_types import F32
-from ..emit import Builder
+from ..building.emit import Builder
+from ..building.scalars import Scalar
+from ..building.shaping import reshape, transpose, unsqueeze
+from ..parts.affine import product_operand
 from ..registry import Node, lowers
-from ..scalars import Scalar
-from ..shaping import reshape, transpose, unsqueeze
-from ..symbolic import ONE, product
-from ..values import Value, constant_value
+from ..values.constants import Constant
+from ..values.element_types import F32
+from ..values.symbolic import ONE, product
+from ..values.value import Value, constant_value
 
 
 @lowers("MatMul")

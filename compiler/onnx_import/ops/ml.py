@@ -7,22 +7,14 @@ import math
 import numpy as np
 from onnx import numpy_helper
 
-from ..element_types import F32, I64, INDEX, element_type
-from ..emit import Builder
+from ..building.emit import Builder
+from ..building.scalars import Scalar, const
+from ..building.shaping import concat, pad, reshape
+from ..parts.scores import class_labels, labels_of, largest, matrix, pair, transformed, vector
 from ..registry import ML, Node, lowers
-from ..scalars import Scalar, const
-from ..scores import (
-    class_labels,
-    labels_of,
-    largest,
-    matrix,
-    pair,
-    transformed,
-    vector,
-)
-from ..shaping import concat, pad, reshape
-from ..symbolic import ONE, Dim, product
-from ..values import Value, constant_value
+from ..values.element_types import F32, I64, INDEX, element_type
+from ..values.symbolic import ONE, Dim, product
+from ..values.value import Value, constant_value
 from .indexing import take
 from .matmul import product_of
 

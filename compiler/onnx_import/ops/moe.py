@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..constants import Constant, QuantizedConstant, from_array
-from ..experts import (
+from ..building.shaping import reshape, slice_axis, transpose
+from ..parts.experts import (
     ACTIVATIONS,
     Routes,
     SwiGlu,
@@ -23,12 +23,12 @@ from ..experts import (
     normalized,
     taken_from,
 )
-from ..packed_codes import UNSIGNED, codes_of
-from ..quantized import dequantized
 from ..registry import MICROSOFT, Node, lowers
-from ..shaping import reshape, slice_axis, transpose
-from ..symbolic import product
-from ..values import Value, constant_value
+from ..values.constants import Constant, QuantizedConstant, from_array
+from ..values.packed_codes import UNSIGNED, codes_of
+from ..values.quantized import dequantized
+from ..values.symbolic import product
+from ..values.value import Value, constant_value
 from .matmul import product_of
 from .softmax import softmax
 

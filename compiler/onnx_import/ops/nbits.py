@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..constants import Constant, QuantizedConstant, from_array
-from ..element_types import I64
-from ..packed_codes import UNSIGNED, codes_of
-from ..quantized import along_axis, dequantized, dequantized_constant
+from ..building.shaping import transpose
 from ..registry import MICROSOFT, Node, lowers
-from ..shaping import transpose
-from ..values import Value, constant_value
+from ..values.constants import Constant, QuantizedConstant, from_array
+from ..values.element_types import I64
+from ..values.packed_codes import UNSIGNED, codes_of
+from ..values.quantized import along_axis, dequantized, dequantized_constant
+from ..values.value import Value, constant_value
 from .indexing import take
 from .matmul import is_vector, product_of
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from abqc.dialects import abq
 from abqc.dialects.mlir import ir
 
-from ..element_types import F32, F64, I32, ElementType
-from ..emit import Builder
+from ..building.emit import Builder
+from ..building.shaping import reshape
 from ..registry import MICROSOFT, Node, lowers
-from ..shaping import reshape
-from ..symbolic import ONE, Dim, product
-from ..values import Value
+from ..values.element_types import F32, F64, I32, ElementType
+from ..values.symbolic import ONE, Dim, product
+from ..values.value import Value
 
 
 @dataclass(frozen=True)

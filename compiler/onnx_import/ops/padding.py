@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from .. import symbolic
-from ..emit import Builder
+from ..building.emit import Builder
+from ..building.scalars import Number, Scalar
+from ..building.shaping import pad, slice_axes
 from ..registry import MICROSOFT, Node, lowers
-from ..scalars import Number, Scalar
-from ..shaping import pad, slice_axes
-from ..symbolic import ZERO, Dim
-from ..values import Value
+from ..values import symbolic
+from ..values.symbolic import ZERO, Dim
+from ..values.value import Value
 from .slicing import by_axis
 
 # The place that is read for place `at`, which may lie outside of an axis of `size` elements.

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .. import symbolic
-from ..constants import from_array
-from ..element_types import F32, I64, ElementType
+from ..building.scalars import Number, Scalar, const
+from ..building.shaping import pad, reshape
+from ..parts.sliding import Windows, explicit_pads, per_axis, reduce_windows, windows_of
 from ..registry import Node, lowers
-from ..scalars import Number, Scalar, const
-from ..shaping import pad, reshape
-from ..sliding import Windows, explicit_pads, per_axis, reduce_windows, windows_of
-from ..symbolic import ONE, Dim, product
-from ..values import Value, constant_value
+from ..values import symbolic
+from ..values.constants import from_array
+from ..values.element_types import F32, I64, ElementType
+from ..values.symbolic import ONE, Dim, product
+from ..values.value import Value, constant_value
 from .scatter import scattered
 
 

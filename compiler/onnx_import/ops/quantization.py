@@ -5,12 +5,12 @@ from __future__ import annotations
 from abqc.dialects import abq
 from abqc.dialects.mlir import ir
 
-from ..affine import FLOATS, dequantize, kernel_scheme, quantize
-from ..element_types import F32, I32, U8, ElementType
+from ..building.shaping import reshape
+from ..parts.affine import FLOATS, dequantize, kernel_scheme, quantize
 from ..registry import MICROSOFT, Node, lowers
-from ..shaping import reshape
-from ..symbolic import ONE, product
-from ..values import Value
+from ..values.element_types import F32, I32, U8, ElementType
+from ..values.symbolic import ONE, product
+from ..values.value import Value
 
 
 @lowers("DequantizeLinear")

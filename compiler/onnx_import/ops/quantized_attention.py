@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..affine import dequantize
+from ..parts.affine import dequantize
 from ..registry import MICROSOFT, Node, lowers
-from ..values import Value
+from ..values.value import Value
 from .contrib_attention import attention_of
 from .integer_products import with_bias
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..affine import dequantize
-from ..recurrence import Cell
-from ..recurrent_weights import Product, of_direction
+from ..building.shaping import transpose, unsqueeze
+from ..parts.affine import dequantize
+from ..parts.recurrence import Cell
+from ..parts.recurrent_weights import Product, of_direction
 from ..registry import MICROSOFT, Node, lowers
-from ..shaping import transpose, unsqueeze
-from ..symbolic import ZERO
-from ..values import Value
+from ..values.symbolic import ZERO
+from ..values.value import Value
 from .integer_products import on_measured_grid
 from .recurrent import Layers, lstm_activations, lstm_step, peepholes
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 from abqc.dialects.mlir import ir, linalg
 
-from ..element_types import BOOL, F32, F64, I32, INDEX, ElementType
-from ..random_bits import bits, key_of, normal, place, uniform
+from ..building.scalars import Scalar, const
+from ..parts.random_bits import bits, key_of, normal, place, uniform
 from ..registry import Node, lowers
-from ..scalars import Scalar, const
-from ..symbolic import Dim
-from ..values import Value
+from ..values.element_types import BOOL, F32, F64, I32, INDEX, ElementType
+from ..values.symbolic import Dim
+from ..values.value import Value
 
 
 def _filled(

@@ -7,15 +7,15 @@ from typing import Protocol
 
 import numpy as np
 
-from ..constants import from_array
-from ..recurrence import Active, Cell, Recurrence, Step, columns, ended, fused
-from ..recurrent_activations import Activation, activations
-from ..recurrent_weights import Product, of_direction
+from ..building.scalars import Scalar
+from ..building.shaping import concat
+from ..parts.recurrence import Active, Cell, Recurrence, Step, columns, ended, fused
+from ..parts.recurrent_activations import Activation, activations
+from ..parts.recurrent_weights import Product, of_direction
 from ..registry import Node, lowers
-from ..scalars import Scalar
-from ..shaping import concat
-from ..symbolic import ZERO, Dim
-from ..values import Value, constant_value
+from ..values.constants import from_array
+from ..values.symbolic import ZERO, Dim
+from ..values.value import Value, constant_value
 
 Body = Callable[[list[Scalar]], list[Scalar]]
 

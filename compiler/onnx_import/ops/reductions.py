@@ -9,14 +9,14 @@ from functools import reduce
 
 from abqc.dialects.mlir import ir
 
-from .. import symbolic
-from ..element_types import F64, ElementType
-from ..emit import Builder
+from ..building.emit import Builder
+from ..building.scalars import Number, Scalar
+from ..building.shaping import reshape
 from ..registry import Node, lowers
-from ..scalars import Number, Scalar
-from ..shaping import reshape
-from ..symbolic import ONE, Dim, product
-from ..values import Value
+from ..values import symbolic
+from ..values.element_types import F64, ElementType
+from ..values.symbolic import ONE, Dim, product
+from ..values.value import Value
 from .shape import kept_dims, run_time_axes
 
 

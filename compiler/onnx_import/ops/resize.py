@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .. import symbolic
-from ..element_types import F32, INDEX, ElementType
-from ..emit import Builder
-from ..interpolation import (
+from ..building.emit import Builder
+from ..building.scalars import Scalar, const
+from ..building.shaping import expand, reshape
+from ..parts.interpolation import (
     Filter,
     ResizedAxis,
     extrapolated,
@@ -19,10 +19,10 @@ from ..interpolation import (
     rounded_product,
 )
 from ..registry import Node, lowers
-from ..scalars import Scalar, const
-from ..shaping import expand, reshape
-from ..symbolic import ONE, Dim
-from ..values import Value
+from ..values import symbolic
+from ..values.element_types import F32, INDEX, ElementType
+from ..values.symbolic import ONE, Dim
+from ..values.value import Value
 
 TRANSFORMATIONS = (
     "asymmetric", "align_corners", "pytorch_half_pixel", "half_pixel_symmetric",

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 from abqc.dialects.mlir import ir
 
-from ..emit import Builder
+from ..building.emit import Builder
+from ..building.scalars import Number, Scalar
 from ..registry import Node, lowers
-from ..scalars import Number, Scalar
-from ..symbolic import Dim
-from ..values import Value
+from ..values.symbolic import Dim
+from ..values.value import Value
 from .shape import run_time_axes
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 from abqc.dialects.abq_order import ScatterOp
 from abqc.dialects.mlir import ir
 
-from .. import symbolic
-from ..element_types import I64, ElementType
-from ..emit import Builder
+from ..building.emit import Builder
+from ..building.scalars import Scalar
+from ..building.shaping import reshape
 from ..registry import Node, lowers
-from ..scalars import Scalar
-from ..shaping import reshape
-from ..symbolic import Dim, product
-from ..values import Value
+from ..values import symbolic
+from ..values.element_types import I64, ElementType
+from ..values.symbolic import Dim, product
+from ..values.value import Value
 from .indexing import checked_places, tuple_places
 from .scans import cumulated
 

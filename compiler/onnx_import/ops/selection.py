@@ -7,14 +7,14 @@ from collections.abc import Callable
 from abqc.dialects.abq_order import TopKOp
 from abqc.dialects.mlir import ir
 
-from .. import symbolic
-from ..element_types import BOOL, I64, INDEX
-from ..emit import Builder
+from ..building.emit import Builder
+from ..building.scalars import Scalar
+from ..building.shaping import reshape, transpose
 from ..registry import Node, lowers
-from ..scalars import Scalar
-from ..shaping import reshape, transpose
-from ..symbolic import ONE, ZERO, Dim, product
-from ..values import Value
+from ..values import symbolic
+from ..values.element_types import BOOL, I64, INDEX
+from ..values.symbolic import ONE, ZERO, Dim, product
+from ..values.value import Value
 from .scans import cumulated
 from .scatter import positions, scattered
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .. import symbolic
-from ..element_types import BOOL, I64
+from ..building.shaping import concat, reshape, slice_axis, transpose, unsqueeze
+from ..building.structure import Growing, Stacked
 from ..registry import Node, lowers
-from ..shaping import concat, reshape, slice_axis, transpose, unsqueeze
-from ..structure import Growing, Stacked
-from ..symbolic import ONE, ZERO, Dim, ceildiv
-from ..values import AnyValue, OptionalValue, SequenceValue, Value
+from ..values import symbolic
+from ..values.element_types import BOOL, I64
+from ..values.symbolic import ONE, ZERO, Dim, ceildiv
+from ..values.value import AnyValue, OptionalValue, SequenceValue, Value
 
 
 @lowers("SequenceConstruct")

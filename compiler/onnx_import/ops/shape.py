@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .. import symbolic
-from ..element_types import I64
+from ..building.shaping import concat, expand, reshape, slice_axis, squeeze, transpose, unsqueeze
 from ..registry import Node, lowers
-from ..shaping import concat, expand, reshape, slice_axis, squeeze, transpose, unsqueeze
-from ..symbolic import ONE, Dim, product
-from ..values import Value
+from ..values import symbolic
+from ..values.element_types import I64
+from ..values.symbolic import ONE, Dim, product
+from ..values.value import Value
 
 
 @lowers("Shape")

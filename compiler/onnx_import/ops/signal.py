@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from .. import symbolic
-from ..element_types import F32, F64, INDEX, ElementType
-from ..fourier import half, transformed
-from ..joining import either
+from ..building.joining import either
+from ..building.scalars import Scalar, const
+from ..building.shaping import pad, reshape, slice_axis, transpose, unsqueeze
+from ..parts.fourier import half, transformed
 from ..registry import Node, lowers
-from ..scalars import Scalar, const
-from ..shaping import pad, reshape, slice_axis, transpose, unsqueeze
-from ..symbolic import ONE, ZERO, Dim, product
-from ..values import Value
+from ..values import symbolic
+from ..values.element_types import F32, F64, INDEX, ElementType
+from ..values.symbolic import ONE, ZERO, Dim, product
+from ..values.value import Value
 
 
 @lowers("DFT")

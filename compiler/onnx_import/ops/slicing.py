@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .. import symbolic
-from ..constants import Constant
-from ..emit import Builder
+from ..building.emit import Builder
+from ..building.shaping import slice_axes
 from ..registry import Node, lowers
-from ..shaping import slice_axes
-from ..symbolic import ONE, ZERO, Dim
-from ..values import Value, constant_value
+from ..values import symbolic
+from ..values.constants import Constant
+from ..values.symbolic import ONE, ZERO, Dim
+from ..values.value import Value, constant_value
 from .shape import run_time_axes
 
 # From this size on a number says "to the end", as exporters write it: the largest of 32 bits is one

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from abqc.dialects import abq
 
-from ..element_types import F64
-from ..emit import Builder
+from ..building.emit import Builder
+from ..building.scalars import Scalar
+from ..building.shaping import reshape
 from ..registry import Node, lowers
-from ..scalars import Scalar
-from ..shaping import reshape
-from ..symbolic import product
-from ..values import Value
+from ..values.element_types import F64
+from ..values.symbolic import product
+from ..values.value import Value
 
 
 @lowers("Softmax")

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from abqc.dialects.mlir import ir, linalg
 
-from ..element_types import BOOL, F32, I64, INDEX
-from ..emit import Builder
-from ..registry import ML, Node, lowers
-from ..sampling import repeat
-from ..scalars import Scalar, const, index
-from ..scores import (
+from ..building.emit import Builder
+from ..building.scalars import Scalar, const, index
+from ..parts.sampling import repeat
+from ..parts.scores import (
     TRANSFORMS,
     class_labels,
     columns,
@@ -25,9 +23,11 @@ from ..scores import (
     transformed,
     vector,
 )
-from ..sliding import sum_over
-from ..symbolic import Dim
-from ..values import Value
+from ..parts.sliding import sum_over
+from ..registry import ML, Node, lowers
+from ..values.element_types import BOOL, F32, I64, INDEX
+from ..values.symbolic import Dim
+from ..values.value import Value
 from .matmul import batched
 
 # libsvm's bound for the coupling of pairwise probabilities.

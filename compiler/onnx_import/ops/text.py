@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from abqc.dialects.mlir import ir, linalg
 
-from ..constants import from_array
-from ..element_types import F32, I64, INDEX
+from ..building.scalars import Scalar
+from ..building.shaping import reshape, transpose
 from ..registry import Node, lowers
-from ..scalars import Scalar
-from ..shaping import reshape, transpose
-from ..symbolic import ONE, Dim
-from ..values import Value, constant_value
+from ..values.constants import from_array
+from ..values.element_types import F32, I64, INDEX
+from ..values.symbolic import ONE, Dim
+from ..values.value import Value, constant_value
 from .scatter import scattered
 
 Gram = tuple[int, ...]

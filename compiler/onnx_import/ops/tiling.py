@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 from abqc.dialects.mlir import ir, linalg
 
-from .. import symbolic
-from ..element_types import INDEX, ElementType
-from ..emit import Builder
+from ..building.emit import Builder
+from ..building.scalars import Scalar
+from ..building.shaping import reshape
 from ..registry import Node, lowers
-from ..scalars import Scalar
-from ..shaping import reshape
-from ..symbolic import ONE, ZERO, Dim
-from ..values import MAX_CONTENT, Value
+from ..values import symbolic
+from ..values.element_types import INDEX, ElementType
+from ..values.symbolic import ONE, ZERO, Dim
+from ..values.value import MAX_CONTENT, Value
 
 
 @lowers("Tile")

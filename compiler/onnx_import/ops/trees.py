@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..element_types import F32, F64, I32, I64, INDEX, ElementType
-from ..forest import (
+from ..building.scalars import Scalar, const
+from ..building.shaping import reshape
+from ..parts.forest import (
     EQUAL,
     GREATER,
     LESS,
@@ -18,10 +19,8 @@ from ..forest import (
     forest_of_tensors,
     numbers_of,
 )
-from ..registry import ML, Node, lowers
-from ..sampling import repeat
-from ..scalars import Scalar, const
-from ..scores import (
+from ..parts.sampling import repeat
+from ..parts.scores import (
     TRANSFORMS,
     class_labels,
     labels_of,
@@ -33,10 +32,11 @@ from ..scores import (
     transformed,
     vector,
 )
-from ..shaping import reshape
-from ..sliding import reduce_over
-from ..symbolic import Dim
-from ..values import Value
+from ..parts.sliding import reduce_over
+from ..registry import ML, Node, lowers
+from ..values.element_types import F32, F64, I32, I64, INDEX, ElementType
+from ..values.symbolic import Dim
+from ..values.value import Value
 
 AGGREGATES = ("SUM", "AVERAGE", "MIN", "MAX")
 

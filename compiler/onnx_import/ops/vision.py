@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from ..element_types import F32, INDEX
-from ..emit import Builder
-from ..registry import Node, lowers
-from ..sampling import (
+from ..building.emit import Builder
+from ..building.scalars import Scalar, const
+from ..building.shaping import reshape, transpose
+from ..parts.sampling import (
     Resolve,
     Resolved,
     as_place,
@@ -20,10 +20,10 @@ from ..sampling import (
     repeat,
     require_elements,
 )
-from ..scalars import Scalar, const
-from ..shaping import reshape, transpose
-from ..symbolic import Dim
-from ..values import Value
+from ..registry import Node, lowers
+from ..values.element_types import F32, INDEX
+from ..values.symbolic import Dim
+from ..values.value import Value
 
 
 @lowers("DepthToSpace")

@@ -1,0 +1,1 @@
+"""Builds IR: tensors, loops, branches, and the scalars inside of their bodies."""

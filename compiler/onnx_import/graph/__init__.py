@@ -1,0 +1,1 @@
+"""The ONNX graph before it is lowered: read, checked, put in order, simplified."""

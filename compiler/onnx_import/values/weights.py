@@ -1,0 +1,109 @@
+"""Constants that leave the graph: their symbols, and what the weight store gets."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from abqc.dialects.weight_store import WeightStore
+
+from ..result import NodeInfo
+from .constants import Constant
+from .element_types import F32, ElementType
+from .quantized import as_codes
+
+Identity = tuple[object, ...]  # of an array
+Key = tuple[Identity, tuple[int, ...], str]  # the array, the order of its axes, its type inside
+
+
+def _digest(part: Constant | None) -> bytes:
+    if part is None:
+        return b""
+    return hashlib.sha256(repr(part.shape).encode() + part.load().tobytes()).digest()
+
+
+class Weights:
+    """Gives each array one symbol, however often and under whatever names it is used.
+
+    With `keep_codes`, weights of matmuls, convolutions and tables that the model holds as integers
+    and scales are quantized tensors of the store, else what they mean in f32.
+    """
+
+    def __init__(self, directory: Path, *, keep_codes: bool) -> None:
+        self.store = WeightStore(directory)
+        self.nodes: list[NodeInfo] = []
+        self._keep_codes = keep_codes
+        self._symbols: dict[Key, str] = {}
+        self._kept: list[Constant] = []  # ids are of objects that live
+
+    def plain(self, constant: Constant, dtype: ElementType) -> str:
+        """The symbol of a constant that is read as it is."""
+        return self._symbol(constant, dtype, with_codes=False)
+
+    def of_node(self, constant: Constant, *, node: str, op_type: str, kind: str) -> str:
+        """The symbol of the f32 weight of a node; `kind` is "matmul", "conv" or "gather"."""
+        symbol = self._symbol(constant, F32, with_codes=self._keep_codes)
+        info = NodeInfo(node, op_type, kind, symbol, constant.shape)
+        if info not in self.nodes:  # bodies of loops are lowered more than once
+            self.nodes.append(info)
+        return symbol
+
+    def _symbol(self, constant: Constant, dtype: ElementType, *, with_codes: bool) -> str:
+        root = constant.base or constant
+        codes = with_codes and constant.quantized is not None
+        label = f"{dtype.name}{' codes' if codes else ''}"
+        # A permutation that moves only axes of size 1 changes nothing, but is a symbol of its own.
+        key = (self._identity(root), (*constant.permutation, -1, *constant.shape), label)
+        if key in self._symbols:
+            return self._symbols[key]
+        self._kept.append(constant)
+        symbol = self._fresh(constant.name or root.name or "constant", bool(constant.permutation))
+        self._symbols[key] = symbol
+        self._add(symbol, constant, dtype, codes)
+        return symbol
+
+    def _identity(self, root: Constant) -> Identity:
+        """Equal for constants that are read from one array.
+
+        Each node that decodes a weight makes a constant of its own: these are equal if the codes
+        are one array, and the scales and zero points have the same numbers.
+        """
+        source = root.quantized
+        if source is None:
+            return (id(self._origin(root)),)
+        codes = source.codes.base or source.codes
+        parts = [_digest(part) for part in (source.scale, source.zero)]
+        order = (*source.codes.permutation, -1, *codes.shape)
+        return (id(self._origin(codes)), order, *parts, source.block)
+
+    def _origin(self, constant: Constant) -> Constant:
+        while constant.origin is not None:
+            constant = constant.origin
+        self._kept.append(constant)
+        return constant
+
+    def _fresh(self, name: str, permuted: bool) -> str:
+        """A symbol that no other array has, whatever names the model gives."""
+        wanted = f"{name}^T" if permuted else name
+        symbol, number = wanted, 1
+        while symbol in self.store:
+            number += 1
+            symbol = f"{wanted}#{number}"
+        return symbol
+
+    def _add(self, symbol: str, constant: Constant, dtype: ElementType, codes: bool) -> None:
+        found = as_codes(constant) if codes else None
+        if found is not None:
+            self.store.add_quantized(
+                symbol, found.codes, found.scale, found.zero, found.scheme, shape=constant.shape
+            )
+            return
+        target = dtype.inside_dtype
+        load = constant.load
+
+        def values() -> np.ndarray:
+            array = load()
+            return array if array.dtype == target else array.astype(target)
+
+        self.store.add_lazy(symbol, constant.shape, target, values)
