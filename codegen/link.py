@@ -68,28 +68,36 @@ class Spec(Protocol):
 
 
 @dataclass(frozen=True)
+class GpuBlock:
+    """A block of threads of a kernel: how many, and its bytes of dynamic shared memory."""
+
+    threads: int
+    shared_bytes: int
+
+
+@dataclass(frozen=True)
 class GpuImage:
     """The code for one GPU target: symbols of its PTX (NUL-terminated) and of its cubin, if any.
 
-    `specific`: it runs on exactly this compute capability (the suffix `a`).
+    `specific`: it runs on exactly this compute capability (the suffix `a`). `blocks`: of every
+    kernel of the artifact, by number; a kernel may take more shared memory on one target than on
+    another.
     """
 
     name: str
     capability: tuple[int, int]
     specific: bool
     ptx: str
+    blocks: tuple[GpuBlock, ...]
     cubin: str | None = None
     cubin_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class GpuKernelEntry:
-    """How a kernel is launched: threads a block, bytes of dynamic shared memory, and `slots`, the
-    number of its 8-byte parameters."""
+    """What a kernel is on all targets: its name, and `slots`, its number of 8-byte parameters."""
 
     name: str
-    threads: int
-    shared_bytes: int
     slots: int
 
 
@@ -379,12 +387,12 @@ def _gpu_table(gpu: GpuMeta, weights: Sequence[tuple[str, int]], lines: list[str
     symbols = [symbol for image in gpu.images for symbol in (image.ptx, image.cubin) if symbol]
     symbols += [symbol for symbol, _ in weights]
     lines += [f"extern const char {symbol}[];" for symbol in symbols]
+    for number, image in enumerate(gpu.images):
+        blocks = ", ".join(f"{{{b.threads}, {b.shared_bytes}}}" for b in image.blocks)
+        lines.append(f"static const abqc_gpu_block blocks_{number}[] = {{{blocks or '{0}'}}};")
     tables = {
-        "image": [_image_row(image) for image in gpu.images],
-        "kernel": [
-            f"{{{_c_string(k.name)}, {k.threads}, {k.shared_bytes}, {k.slots}}}"
-            for k in gpu.kernels
-        ],
+        "image": [_image_row(number, image) for number, image in enumerate(gpu.images)],
+        "kernel": [f"{{{_c_string(k.name)}, {k.slots}}}" for k in gpu.kernels],
         "weight": [f"{{{symbol}, {size}}}" for symbol, size in weights],
     }
     fields = []
@@ -399,11 +407,11 @@ def _gpu_table(gpu: GpuMeta, weights: Sequence[tuple[str, int]], lines: list[str
     return "{" + ", ".join(fields) + "}"
 
 
-def _image_row(image: GpuImage) -> str:
+def _image_row(number: int, image: GpuImage) -> str:
     major, minor = image.capability
     return (
         f"{{{major}, {minor}, {int(image.specific)}, {_c_string(image.name)}, "
-        f"{image.ptx}, {image.cubin or 'NULL'}, {image.cubin_bytes}}}"
+        f"{image.ptx}, {image.cubin or 'NULL'}, {image.cubin_bytes}, blocks_{number}}}"
     )
 
 
@@ -418,6 +426,7 @@ def _check(meta: ArtifactMeta) -> None:
     if meta.gpu is not None:
         if meta.isas or not meta.gpu.images:
             raise CompileError("an artifact for GPUs needs an image, and no kernels for CPUs")
+        assert all(len(image.blocks) == len(meta.gpu.kernels) for image in meta.gpu.images)
     elif unknown or not meta.isas:
         raise CompileError(f"an artifact needs forms of {', '.join(ISAS)}; got {unknown or 'none'}")
     for spec in (*meta.inputs, *meta.outputs):

@@ -12,7 +12,7 @@ from typing import Any
 import handmade
 import numpy as np
 from abqc.codegen.elf import write_data_object
-from abqc.codegen.link import ArtifactMeta, GpuImage, GpuKernelEntry, GpuMeta, link
+from abqc.codegen.link import ArtifactMeta, GpuBlock, GpuImage, GpuKernelEntry, GpuMeta, link
 from abqc.runtime.dlpack import CUDA, ManagedTensor
 from abqc.runtime.element_types import by_name
 from abqc.runtime.ptx.driver import Driver
@@ -35,6 +35,9 @@ class FakeMachine:
         self.next = BASE
         self.images: list[str] = []
         self.launches: list[str] = []
+        self.blocks: list[
+            tuple[int, int]
+        ] = []  # of these launches: threads, bytes of shared memory
         self.kernels: dict[str, tuple[Callable[..., None], int]] = dict(KERNELS)
 
     def allocate(self, nbytes: int) -> int:
@@ -80,6 +83,7 @@ class FakeMachine:
     ) -> None:
         name, function, _ = kernel
         self.launches.append(name)
+        self.blocks.append((block[0], shared))
         function(self, grid[0], *(int.from_bytes(value, "little") for value in parameters))
 
 
@@ -196,9 +200,10 @@ def build(
     images: Sequence[tuple[str, tuple[int, int], bool]] = IMAGES,
     cubins: Sequence[str] = (),
     ptx: str | None = None,
+    blocks: Mapping[str, GpuBlock] | None = None,
 ) -> Path:
     """Link a GPU artifact. An image's PTX is `ptx`, else its name; so is its cubin, after ELF's
-    mark."""
+    mark. `blocks`: of all kernels of an image, by its name."""
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         objects = [handmade.c_object(work, "model_host", host), work / "code.o"]
@@ -209,8 +214,17 @@ def build(
             if cubin:
                 data.append((f"cubin_{target}", cubin))
             symbol = f"cubin_{target}" if cubin else None
+            shape = (blocks or {}).get(target, GpuBlock(128, 0))
             table.append(
-                GpuImage(target, capability, specific, f"ptx_{target}", symbol, len(cubin))
+                GpuImage(
+                    name=target,
+                    capability=capability,
+                    specific=specific,
+                    ptx=f"ptx_{target}",
+                    blocks=(shape,) * len(kernels),
+                    cubin=symbol,
+                    cubin_bytes=len(cubin),
+                )
             )
         write_data_object(objects[1], data)
         sizes = []
@@ -218,7 +232,7 @@ def build(
             size = write_data_object(work / "weights.o", weights)
             objects.append(work / "weights.o")
             sizes = [(weights[0][0], size)]
-        entries = [GpuKernelEntry(k, 128, 0, KERNELS[k][1]) for k in kernels]
+        entries = [GpuKernelEntry(k, KERNELS[k][1]) for k in kernels]
         gpu = GpuMeta(tuple(table), tuple(entries))
         whole = ArtifactMeta(
             meta.inputs, meta.outputs, (), meta.strided_inputs, gpu=gpu, weights=sizes

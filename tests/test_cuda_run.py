@@ -12,9 +12,11 @@ from pathlib import Path
 
 import abqc
 import fake_gpu
+import handmade
 import numpy as np
 import pytest
-from abqc.errors import InputError
+from abqc.codegen.link import GpuBlock
+from abqc.errors import DeviceError, InputError
 from abqc.runtime.device_array import DeviceArray
 from abqc.runtime.model import Model
 from fake_gpu import FakeMachine, GpuTensor, driver
@@ -475,6 +477,43 @@ def test_a_graph_that_cannot_be_set_is_made_anew(machine) -> None:
             inputs = layer_inputs(rows=rows)
             check(model.run(inputs), inputs)
     assert (calls["cuGraphInstantiateWithFlags"], calls["cuGraphLaunch"]) == (3, 3)
+
+
+# ---- blocks of threads ----
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+def test_the_block_is_that_of_the_image(tmp_path: Path, capability: tuple[int, int]) -> None:
+    """One by one and in graphs; the driver grants more shared memory only if asked before."""
+    blocks = {"sm_80": GpuBlock(64, 150 << 10), "sm_90a": GpuBlock(256, 200 << 10)}
+    path = fake_gpu.build(
+        tmp_path / "model.so",
+        fake_gpu.LAYER_HOST,
+        handmade.LAYER,
+        weights=[("layer_w", LAYER_WEIGHTS)],
+        blocks=blocks,
+    )
+    machine = FakeMachine(capability)
+    with abqc.load(path, device=driver(machine)) as model:
+        for _ in range(3):
+            check(model.run(layer_inputs()), layer_inputs())
+        block = blocks[model.isa]
+    launched = zip(machine.launches, machine.blocks, strict=True)
+    own = {block for name, block in launched if not name.startswith("abqc_")}
+    assert own == {(block.threads, block.shared_bytes)}
+
+
+def test_a_gpu_with_less_shared_memory_than_the_target(tmp_path: Path) -> None:
+    path = fake_gpu.build(
+        tmp_path / "model.so",
+        fake_gpu.LAYER_HOST,
+        handmade.LAYER,
+        weights=[("layer_w", LAYER_WEIGHTS)],
+        blocks={"sm_80": GpuBlock(64, 150 << 10)},
+    )
+    message = r"'scale', compiled for sm_80, needs 153600 bytes .* compile the model for that GPU's"
+    with pytest.raises(DeviceError, match=message):
+        abqc.load(path, device=driver(FakeMachine((8, 6))))
 
 
 # ---- many at once ----

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from abqc.codegen.gpu.arch import SM_80, SM_86, SM_90A, GpuArch
+from abqc.codegen.gpu.arch import SM_75, SM_80, SM_86, SM_89, SM_90A, GpuArch
 from abqc.codegen.gpu.compile import assemble, compile_ptx
 from abqc.codegen.gpu.hadamard import Rotation
+from abqc.codegen.gpu.objects import GpuObjects
 from abqc.codegen.gpu.pack import pack_kernel
 from abqc.codegen.gpu.row_threads import RowShape, RowThreads
 from abqc.codegen.gpu.rows_layout import FloatRows, GroupedK, Int8Rows
 from abqc.codegen.gpu.tools import find_tool
+from abqc.codegen.link import GpuBlock
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects import formats, hadamard
 from abqc.dialects.formats import parse_scheme
@@ -114,3 +118,28 @@ def test_blocks_beyond_registers_are_refused() -> None:
     spec = MatmulSpec(16, 57344, parse_scheme("w8:channel"), parse_scheme("a8"), 57344)
     with pytest.raises(CompileError, match="cannot be rotated"):
         pack_kernel(spec, Int8Rows.of(spec))
+
+
+@pytest.mark.parametrize(
+    ("k", "archs"), [(18944, (SM_75, SM_90A)), (28672, (SM_80, SM_86, SM_89, SM_90A))]
+)
+def test_every_target_of_an_artifact_has_its_own_block(
+    k: int, archs: tuple[GpuArch, ...], tmp_path: Path
+) -> None:
+    """More of a row is in shared memory where a GPU has more of it."""
+    block = hadamard.block_size(k)
+    spec = MatmulSpec(16, k, parse_scheme("w8:channel"), None, hadamard_block=block)
+    kernel = pack_kernel(spec, FloatRows.of(spec))
+    objects = GpuObjects(archs)
+    results = []
+    for arch, job in zip(archs, objects.jobs([kernel.name], [kernel], "module {}"), strict=True):
+        results.append(tmp_path / arch.name)
+        results[-1].write_bytes(job.compile())
+    gpu = objects.collect(results, [kernel.name], tmp_path).gpu
+    assert gpu is not None
+    shared = [image.blocks[0].shared_bytes for image in gpu.images]
+    assert len(set(shared)) > 1
+    for arch, image, nbytes in zip(archs, gpu.images, shared, strict=True):
+        alone = compiled(kernel, arch).kernels[kernel.name]
+        assert image.blocks == (GpuBlock(alone.threads, alone.shared),)
+        assert nbytes <= arch.shared_per_block

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..elf import write_data_object
 from ..kernel_job import Job
-from ..link import GpuImage, GpuKernelEntry, GpuMeta
+from ..link import GpuBlock, GpuImage, GpuKernelEntry, GpuMeta
 from ..objects import KernelObjects
 from ..strategy import Kernel
 from .arch import GpuArch
@@ -46,6 +46,7 @@ class GpuObjects:
                     capability=arch.capability,
                     specific=arch.specific,
                     ptx=ptx,
+                    blocks=_blocks(code, names),
                     cubin=cubin,
                     cubin_bytes=len(code.machine.cubin) if code.machine is not None else 0,
                 )
@@ -55,7 +56,7 @@ class GpuObjects:
         return KernelObjects(
             [path],
             path.stat().st_size,
-            gpu=GpuMeta(tuple(images), tuple(_entries(codes[0], names))),
+            gpu=GpuMeta(tuple(images), _entries(codes, names)),
             manifest={
                 "isas": [],
                 "gpu": [_describe(a, c) for a, c in zip(self.archs, codes, strict=True)],
@@ -63,13 +64,20 @@ class GpuObjects:
         )
 
 
-def _entries(code: GpuCode, names: Sequence[str]) -> list[GpuKernelEntry]:
-    """The model's kernels by number; the shim knows the builtin ones."""
-    shapes = [code.ptx.kernels[name] for name in names]
-    return [
-        GpuKernelEntry(name, shape.threads, shape.shared, shape.parameters)
-        for name, shape in zip(names, shapes, strict=True)
+def _entries(codes: Sequence[GpuCode], names: Sequence[str]) -> tuple[GpuKernelEntry, ...]:
+    """The model's kernels by number; the shim knows the builtin ones. The host function fills the
+    same parameters whatever the target."""
+    entries = [
+        tuple(GpuKernelEntry(name, code.ptx.kernels[name].parameters) for name in names)
+        for code in codes
     ]
+    assert all(of_target == entries[0] for of_target in entries)
+    return entries[0]
+
+
+def _blocks(code: GpuCode, names: Sequence[str]) -> tuple[GpuBlock, ...]:
+    shapes = [code.ptx.kernels[name] for name in names]
+    return tuple(GpuBlock(shape.threads, shape.shared) for shape in shapes)
 
 
 def _describe(arch: GpuArch, code: GpuCode) -> dict[str, Any]:

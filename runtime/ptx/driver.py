@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ..gpu_limits import limits_of
 from .device import Device
 from .driver_api import (
     ERROR_NAMES,
@@ -39,6 +40,8 @@ from .driver_machine import Machine, PtxMachine
 from .errors import PtxSyntaxError
 
 _MAJOR, _MINOR = 75, 76  # CUdevice_attribute
+_MAX_DYNAMIC_SHARED = 8  # CUfunction_attribute
+_USUAL_SHARED = 48 << 10  # bytes that a launch may have without that
 _ERROR_LOG, _ERROR_LOG_BYTES = 5, 6  # CUjit_option
 _DRIVER_VERSION = 13000
 _ELF = b"\x7fELF"
@@ -86,6 +89,7 @@ class Driver:
         self._names = {
             code: ctypes.create_string_buffer(name.encode()) for code, name in ERROR_NAMES.items()
         }
+        self._shared_limits: dict[int, int] = {}  # by function
         self._context = self._new("context")
         self._functions = {
             name: ctypes.CFUNCTYPE(c_int, *types)(self._guarded(name))
@@ -239,8 +243,14 @@ class Driver:
         _put(function, c_void_p, functions[-1])
         return None
 
-    def cuFuncSetAttribute(self, function: int, attribute: int, value: int) -> None:
+    def cuFuncSetAttribute(self, function: int, attribute: int, value: int) -> int | None:
         self._get(function)
+        if attribute != _MAX_DYNAMIC_SHARED:
+            return INVALID_VALUE
+        if value > limits_of(self.machine.capability).shared_per_block:
+            return INVALID_VALUE
+        self._shared_limits[function] = value
+        return None
 
     # -- memory
 
@@ -296,6 +306,8 @@ class Driver:
     def _launch_of(self, launch: KernelNodeParams) -> Callable[[], None]:
         """The launch with the arguments as they are now."""
         name, kernel = self._get(launch.function)
+        if launch.shared > self._shared_limits.get(launch.function, _USUAL_SHARED):
+            raise DriverError(INVALID_VALUE)
         sizes = self.machine.parameter_sizes(kernel)
         pointers = (c_void_p * len(sizes)).from_address(launch.parameters) if sizes else ()
         values = [ctypes.string_at(p or 0, n) for p, n in zip(pointers, sizes, strict=True)]

@@ -174,6 +174,8 @@ enum {
 /* Of all kernels, the builtin ones included. */
 int32_t abqc_kernel_count(void);
 const abqc_gpu_kernel *abqc_kernel_info(int32_t kernel);
+/* Of the image that the device has loaded. */
+const abqc_gpu_block *abqc_kernel_block(const abqc_device *device, int32_t kernel);
 int32_t abqc_copy_kernel(size_t item);
 int32_t abqc_set_kernel(size_t item);
 

@@ -90,6 +90,20 @@ static int32_t get_function(const abqc_device *device, const char *name, CUfunct
     return code ? abqc_cuda_error(device, code, "kernel '%s' is missing", name) : ABQC_OK;
 }
 
+/* What a block may have without asking is the same on every GPU. */
+static int32_t allow_shared(const abqc_device *device, int32_t k) {
+    int32_t bytes = abqc_kernel_block(device, k)->shared_bytes;
+    if (bytes <= USUAL_SHARED_BYTES) return ABQC_OK;
+    CUresult code = device->cuda.function_attribute(
+        device->functions[k], CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes);
+    if (!code) return ABQC_OK;
+    return abqc_cuda_error(device, code,
+                           "kernel '%s', compiled for %s, needs %d bytes of shared memory, which GPU "
+                           "%d does not have; compile the model for that GPU's own target",
+                           abqc_kernel_info(k)->name, device->image->name, (int)bytes,
+                           (int)device->ordinal);
+}
+
 static int32_t get_functions(abqc_device *device) {
     int32_t count = abqc_kernel_count();
     device->functions = calloc((size_t)count, sizeof *device->functions);
@@ -97,14 +111,9 @@ static int32_t get_functions(abqc_device *device) {
     for (int32_t k = 0; k < count; k++) {
         const abqc_gpu_kernel *kernel = abqc_kernel_info(k);
         int32_t status = get_function(device, kernel->name, &device->functions[k]);
+        if (!status) status = allow_shared(device, k);
         if (status) return status;
         if (kernel->slots > device->most_slots) device->most_slots = kernel->slots;
-        if (kernel->shared_bytes <= USUAL_SHARED_BYTES) continue;
-        CUresult code = device->cuda.function_attribute(
-            device->functions[k], CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-            kernel->shared_bytes);
-        if (code) return abqc_cuda_error(device, code, "kernel '%s' needs %d bytes of shared memory",
-                                         kernel->name, (int)kernel->shared_bytes);
     }
     return ABQC_OK;
 }

@@ -20,6 +20,7 @@ static CUDA_KERNEL_NODE_PARAMS node_of(const abqc_work *work, const abqc_launche
                                        int32_t i) {
     const abqc_launch *launch = &launches->launches[i];
     const abqc_gpu_kernel *info = abqc_kernel_info(launch->kernel);
+    const abqc_gpu_block *block = abqc_kernel_block(work->device, launch->kernel);
     for (int32_t k = 0; k < info->slots; k++)
         work->parameters[k] = &launches->args[launch->first + k];
     return (CUDA_KERNEL_NODE_PARAMS){
@@ -27,10 +28,10 @@ static CUDA_KERNEL_NODE_PARAMS node_of(const abqc_work *work, const abqc_launche
         .grid_x = (uint32_t)launch->grid,
         .grid_y = 1,
         .grid_z = 1,
-        .block_x = (uint32_t)info->threads,
+        .block_x = (uint32_t)block->threads,
         .block_y = 1,
         .block_z = 1,
-        .shared_bytes = (uint32_t)info->shared_bytes,
+        .shared_bytes = (uint32_t)block->shared_bytes,
         .parameters = work->parameters,
     };
 }

@@ -12,22 +12,25 @@ enum { COPY_SLOTS = 4 + 3 * ABQC_MAX_RANK, SET_SLOTS = 2 };
 
 /* codegen/gpu/builtin.py makes them. */
 static const abqc_gpu_kernel builtins[ABQC_BUILTIN_KERNELS] = {
-    {.name = "abqc_copy_1", .threads = ABQC_COPY_THREADS, .slots = COPY_SLOTS},
-    {.name = "abqc_copy_2", .threads = ABQC_COPY_THREADS, .slots = COPY_SLOTS},
-    {.name = "abqc_copy_4", .threads = ABQC_COPY_THREADS, .slots = COPY_SLOTS},
-    {.name = "abqc_copy_8", .threads = ABQC_COPY_THREADS, .slots = COPY_SLOTS},
-    {.name = "abqc_copy_16", .threads = ABQC_COPY_THREADS, .slots = COPY_SLOTS},
-    {.name = "abqc_set_1", .threads = 1, .slots = SET_SLOTS},
-    {.name = "abqc_set_2", .threads = 1, .slots = SET_SLOTS},
-    {.name = "abqc_set_4", .threads = 1, .slots = SET_SLOTS},
-    {.name = "abqc_set_8", .threads = 1, .slots = SET_SLOTS},
+    {"abqc_copy_1", COPY_SLOTS}, {"abqc_copy_2", COPY_SLOTS},   {"abqc_copy_4", COPY_SLOTS},
+    {"abqc_copy_8", COPY_SLOTS}, {"abqc_copy_16", COPY_SLOTS},  {"abqc_set_1", SET_SLOTS},
+    {"abqc_set_2", SET_SLOTS},   {"abqc_set_4", SET_SLOTS},     {"abqc_set_8", SET_SLOTS},
 };
+
+static const abqc_gpu_block copy_block = {.threads = ABQC_COPY_THREADS};
+static const abqc_gpu_block set_block = {.threads = 1};
 
 int32_t abqc_kernel_count(void) { return abqc_meta.gpu.kernel_count + ABQC_BUILTIN_KERNELS; }
 
 const abqc_gpu_kernel *abqc_kernel_info(int32_t kernel) {
     int32_t own = abqc_meta.gpu.kernel_count;
     return kernel < own ? &abqc_meta.gpu.kernels[kernel] : &builtins[kernel - own];
+}
+
+const abqc_gpu_block *abqc_kernel_block(const abqc_device *device, int32_t kernel) {
+    int32_t builtin = kernel - abqc_meta.gpu.kernel_count;
+    if (builtin < 0) return &device->image->blocks[kernel];
+    return builtin < ABQC_COPY_KERNELS ? &copy_block : &set_block;
 }
 
 static int32_t by_item(size_t item) { return __builtin_ctz((unsigned)item); }
@@ -43,14 +46,16 @@ int32_t abqc_set_kernel(size_t item) {
 static int32_t send(const abqc_work *work, int32_t kernel, int32_t grid, const uint64_t *args) {
     const abqc_device *device = work->device;
     const abqc_gpu_kernel *info = abqc_kernel_info(kernel);
+    const abqc_gpu_block *block = abqc_kernel_block(device, kernel);
     for (int32_t i = 0; i < info->slots; i++) work->parameters[i] = (void *)(uintptr_t)&args[i];
     CUresult code = device->cuda.launch(device->functions[kernel], (uint32_t)grid, 1, 1,
-                                        (uint32_t)info->threads, 1, 1, (uint32_t)info->shared_bytes,
-                                        abqc_run_stream(work), work->parameters, NULL);
+                                        (uint32_t)block->threads, 1, 1,
+                                        (uint32_t)block->shared_bytes, abqc_run_stream(work),
+                                        work->parameters, NULL);
     return code ? abqc_cuda_error(device, code,
                                   "cannot launch %d blocks of kernel '%s' (%d threads, %d bytes of "
                                   "shared memory)",
-                                  (int)grid, info->name, (int)info->threads, (int)info->shared_bytes)
+                                  (int)grid, info->name, (int)block->threads, (int)block->shared_bytes)
                 : ABQC_OK;
 }
 

@@ -27,6 +27,10 @@ typedef void (*abqc_kernel)(int64_t begin, int64_t end, const uint64_t *args);
 
 typedef enum { ABQC_ISA_AVX512, ABQC_ISA_AVX2, ABQC_ISA_PLAIN, ABQC_ISA_COUNT } abqc_isa;
 
+typedef struct { /* of a block of threads; shared memory beside what the kernel declares */
+    int32_t threads, shared_bytes;
+} abqc_gpu_block;
+
 typedef struct { /* code for one target */
     int32_t major, minor;
     int32_t specific; /* runs on exactly this capability */
@@ -34,12 +38,12 @@ typedef struct { /* code for one target */
     const char *ptx;  /* NUL-terminated */
     const void *cubin;
     int64_t cubin_bytes; /* 0: there was no assembler */
+    const abqc_gpu_block *blocks; /* by kernel: a target's code may take more of the GPU's memory */
 } abqc_gpu_image;
 
 typedef struct {
     const char *name;
-    int32_t threads, shared_bytes; /* of a block; shared memory beside what the kernel declares */
-    int32_t slots;                 /* 8-byte parameters */
+    int32_t slots; /* 8-byte parameters */
 } abqc_gpu_kernel;
 
 typedef struct { /* weights that lie one after the other */
