@@ -112,12 +112,14 @@ class _Block:
         lanes = min(32, 1 << (-(-columns // 4) - 1).bit_length())
         steps = -(-columns // (4 * lanes))
         at_once = THREADS // lanes
+        # A turn's keys stay in a row of scores: narrow heads have few lanes a key and many keys.
+        unroll = min(UNROLL, SPLIT_KEYS // at_once)
         lane, group = b.thread % lanes, b.thread // lanes
         at = [lane * 4 + step * lanes * 4 for step in range(steps)]
         q = [self._query(row, at) for row in range(self.rows)]
         last = self.problem.keys - 1
-        with b.loop(0, self.count, at_once * UNROLL) as loop:
-            keys = [loop.i + (group + u * at_once) for u in range(UNROLL)]
+        with b.loop(0, self.count, at_once * unroll) as loop:
+            keys = [loop.i + (group + u * at_once) for u in range(unroll)]
             pointers = [self.head.k.row(b, b.max(b.min(key + self.begin, last), 0)) for key in keys]
             loaded = [[v for c in at for v in load4(b, p, c, columns)] for p in pointers]
             for key, k in zip(keys, loaded, strict=True):
