@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from abqc.codegen.toolchain import find_compiler
 from abqc.runtime.ptx.driver_api import ERROR_NAMES, SIGNATURES
 from abqc.runtime.shim import SHIM_DIRECTORY
 
@@ -98,6 +99,51 @@ def test_differences_are_found(include: Path, tmp_path: Path) -> None:
     assert wrong != text
     result = compile_check(CHECK % (functions_macro(wrong), checks(wrong)), include, tmp_path)
     assert "cuMemAlloc_v2" in result.stderr and "CUDA_ERROR_LAUNCH_FAILED" in result.stderr
+
+
+# Of errors whose description does not have that sentence.
+DEVICE_IS_GONE = {
+    "CUDA_ERROR_DEINITIALIZED",
+    "CUDA_ERROR_ECC_UNCORRECTABLE",
+    "CUDA_ERROR_NVLINK_UNCORRECTABLE",
+    "CUDA_ERROR_CONTEXT_IS_DESTROYED",
+    "CUDA_ERROR_ASSERT",
+    "CUDA_ERROR_SYSTEM_NOT_READY",
+    "CUDA_ERROR_UNKNOWN",
+}
+
+
+def fatal_errors(cuda_h: str) -> dict[str, int]:
+    """Those after which cuda.h wants the process to end."""
+    described = r"/\*\*((?:(?!\*/).)*)\*/\s*(CUDA_ERROR_\w+)\s*=\s*(\d+)"
+    return {
+        name: int(number)
+        for comment, name, number in re.findall(described, cuda_h, re.DOTALL)
+        if "terminated and relaunched" in re.sub(r"[\s*]+", " ", comment) or name in DEVICE_IS_GONE
+    }
+
+
+def test_errors_after_which_a_context_is_dead(include: Path, tmp_path: Path) -> None:
+    source = r"""
+    #include <stdio.h>
+    #include "cuda_driver.c"
+    int32_t abqc_error(int32_t status, const char *format, ...) { (void)format; return status; }
+    int main(void) {
+        for (int code = 0; code < 1000; code++)
+            if (abqc_cuda_is_sticky(code)) printf("%d\n", code);
+        return 0;
+    }
+    """
+    (tmp_path / "sticky.c").write_text(source)
+    find_compiler().run(
+        [f"-I{SHIM_DIRECTORY}", "sticky.c", "-ldl", "-o", "sticky"],
+        directory=tmp_path,
+        purpose="compile the test",
+    )
+    done = subprocess.run([tmp_path / "sticky"], capture_output=True, text=True, check=True)
+    fatal = fatal_errors((include / "cuda.h").read_text())
+    assert len(fatal) > 12
+    assert set(map(int, done.stdout.split())) == set(fatal.values())
 
 
 def test_the_python_driver_has_what_the_shim_asks_for() -> None:

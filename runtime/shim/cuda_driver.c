@@ -46,17 +46,24 @@ const char *abqc_cuda_error_name(const abqc_cuda *cuda, CUresult code) {
     return text;
 }
 
-/* Those after which "the process must be terminated and relaunched", by the driver's manual. */
+/* Those after which "the process must be terminated and relaunched", by the driver's manual, and those
+ * of a device or a context that is gone. The driver says UNKNOWN where it does not know what happened:
+ * results of what runs after that are not to be trusted. */
 bool abqc_cuda_is_sticky(CUresult code) {
     switch (code) {
     case CUDA_ERROR_DEINITIALIZED:
     case CUDA_ERROR_ECC_UNCORRECTABLE:
     case CUDA_ERROR_NVLINK_UNCORRECTABLE:
+    case CUDA_ERROR_CONTAINED:
     case CUDA_ERROR_ILLEGAL_ADDRESS:
     case CUDA_ERROR_LAUNCH_TIMEOUT:
     case CUDA_ERROR_CONTEXT_IS_DESTROYED:
     case CUDA_ERROR_ASSERT:
-    case CUDA_ERROR_SYSTEM_NOT_READY: return true;
+    case CUDA_ERROR_TENSOR_MEMORY_LEAK:
+    case CUDA_ERROR_SYSTEM_NOT_READY:
+    case CUDA_ERROR_MPS_CLIENT_TERMINATED:
+    case CUDA_ERROR_EXTERNAL_DEVICE:
+    case CUDA_ERROR_UNKNOWN: return true;
     default: return code >= CUDA_ERROR_HARDWARE_STACK_ERROR && code <= CUDA_ERROR_LAUNCH_FAILED;
     }
 }
