@@ -15,6 +15,7 @@ from ..errors import AbqcError, ArtifactError, DeviceError, InputError
 from .artifact import open_artifact, read_manifest, read_trailer, verify_checksum
 from .dlpack import DType
 from .element_types import by_dlpack
+from .statistics import RunStatistics, StatisticsTable
 from .tensor_spec import Dim, TensorSpec
 
 ABI_VERSION = 1
@@ -114,6 +115,10 @@ class _Api(ctypes.Structure):
                 ctypes.c_int32,
                 ctypes.POINTER(_RunOptions),
             ),
+        ),
+        (
+            "statistics",
+            ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.POINTER(StatisticsTable)),
         ),
     ]
 
@@ -314,6 +319,14 @@ class Instance:
         name = ctypes.c_char_p()
         self.library.check(self.library._api.isa(self._pointer, ctypes.byref(name)))
         return (name.value or b"").decode()
+
+    def statistics(self) -> RunStatistics:
+        """How its runs went; nothing of artifacts that were compiled before there was this."""
+        if self.library._api.struct_size <= _Api.statistics.offset:
+            return RunStatistics()
+        table = StatisticsTable(struct_size=ctypes.sizeof(StatisticsTable))
+        self.library.check(self.library._api.statistics(self._pointer, ctypes.byref(table)))
+        return RunStatistics.of(table)
 
     def run(
         self,

@@ -15,6 +15,7 @@ from .device_array import DeviceArray, borrow, on_gpu
 from .dlpack import CUDA, ManagedTensor, TensorTable, expressible
 from .element_types import by_name, numpy_dtype, seen_as
 from .place import choose
+from .statistics import RunStatistics
 from .tensor_spec import TensorSpec
 
 Arrays = Mapping[str, Any] | Sequence[Any]
@@ -134,6 +135,11 @@ class Model:
             else value
             for i, value in enumerate(values)
         ]
+
+    @property
+    def statistics(self) -> RunStatistics:
+        """How the runs on a GPU went so far: whether they were graphs, and if not, why."""
+        return RunStatistics() if self._instance is None else self._instance.statistics()
 
     def _allocated(self, instance: Instance, i: int, address: int, stream: int) -> Any:
         """What the model allocated for output i."""

@@ -110,6 +110,11 @@ def test_bench_says_where_it_ran() -> None:
     result = {"median_ms": 1.5, "runs": 3, "threads": 2, "device": "cuda:0"}
     assert bench.describe(result, None) == "1.500 ms (median of 3 runs, cuda:0)"
     assert "2 threads)" in bench.describe(result | {"device": "cpu"}, None)
+    refused = {"device": "cuda:0", "graph_error": "cuGraphCreate: CUDA_ERROR_NOT_SUPPORTED"}
+    text = bench.describe(result | refused, None)
+    assert text.endswith(
+        "\nkernel by kernel, for the driver refuses graphs: " + refused["graph_error"]
+    )
     assert "nothing about a GPU" in bench.describe(result | {"device": "ptx-vm"}, None)
 
 

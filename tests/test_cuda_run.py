@@ -19,6 +19,7 @@ from abqc.codegen.link import GpuBlock
 from abqc.errors import DeviceError, InputError
 from abqc.runtime.device_array import DeviceArray
 from abqc.runtime.model import Model
+from abqc.runtime.statistics import RunStatistics
 from fake_gpu import FakeMachine, GpuTensor, driver
 from handmade import COLUMNS, LAYER_WEIGHTS, layer_inputs, layer_reference
 
@@ -462,6 +463,7 @@ def test_runs_go_on_where_the_driver_makes_no_graphs(machine, function) -> None:
     with abqc.load(fake_gpu.layer(), device=driver(machine, intercept=intercept)) as model:
         for _ in range(4):
             check(model.run(layer_inputs()), layer_inputs())
+        assert model.statistics == RunStatistics(0, 4, f"{function}: CUDA error 900")
     assert calls[function] == 1 and not calls["cuGraphLaunch"]
 
 
@@ -476,7 +478,31 @@ def test_a_graph_that_cannot_be_set_is_made_anew(machine) -> None:
         for rows in 1, 2, 3, 4:
             inputs = layer_inputs(rows=rows)
             check(model.run(inputs), inputs)
+        error = "cuGraphExecKernelNodeSetParams: CUDA_ERROR_NOT_SUPPORTED"
+        assert model.statistics == RunStatistics(3, 1, error)
     assert (calls["cuGraphInstantiateWithFlags"], calls["cuGraphLaunch"]) == (3, 3)
+
+
+def test_runs_are_counted(model) -> None:
+    assert model.statistics == RunStatistics()
+    for rows in 3, 3, 3, 5, 3:
+        model.run(layer_inputs(rows=rows))
+    with pytest.raises(InputError):
+        model.run(layer_inputs(rows=0))
+    assert model.statistics == RunStatistics(4, 1)
+    model.close()
+    assert model.statistics == RunStatistics()
+
+
+def test_a_gpu_that_is_lost_in_making_a_graph(machine) -> None:
+    def intercept(name, arguments):
+        return 700 if name == "cuGraphInstantiateWithFlags" else None
+
+    with abqc.load(fake_gpu.layer(), device=driver(machine, intercept=intercept)) as model:
+        model.run(layer_inputs())
+        model.run(layer_inputs())  # kernel by kernel: this driver does not keep up its error
+        with pytest.raises(DeviceError, match=r"failed in an earlier run \(CUDA_ERROR_ILLEGAL"):
+            model.run(layer_inputs())
 
 
 # ---- blocks of threads ----

@@ -64,6 +64,13 @@ int main(int argc, char **argv) {
     EXPECT(api->create(&known, &instance), ABQC_OK, "");
     EXPECT(api->isa(instance, &isa), ABQC_OK, "");
     EXPECT(api->isa(NULL, &isa), ABQC_E_ARGUMENT, "NULL");
+    abqc_statistics statistics = {.struct_size = 1000};
+    EXPECT(api->statistics(instance, NULL), ABQC_E_ARGUMENT, "statistics is NULL");
+    EXPECT(api->statistics(NULL, &statistics), ABQC_E_ARGUMENT, "instance or");
+    EXPECT(api->statistics(instance, &statistics), ABQC_E_ARGUMENT, "struct_size 1000");
+    statistics = (abqc_statistics){.struct_size = 8, .graph_runs = 7};
+    EXPECT(api->statistics(instance, &statistics), ABQC_OK, "");
+    if (statistics.graph_error || statistics.graph_runs != 7) printf("statistics\n");
 
     /* x at an offset into its memory, as DLPack allows; past is empty and has no data. */
     float x[3 * 16 + 4] = {0}, step[8] = {1, 2, 3, 4, 5, 6, 7, 8};

@@ -10,6 +10,7 @@ Peers: onnxruntime:float, onnxruntime:int8 (dynamic quantization), onnxruntime:n
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     )
     shapes = {name: array.shape for name, array in feeds.items()}
     result = report(timing, device=model.device, threads=threads, shapes=shapes)
+    if model.device != "cpu":
+        result |= dataclasses.asdict(model.statistics)
     print(to_json(result) if args.json else describe(result, args.against))
     return 0
 
@@ -118,6 +121,8 @@ def make_peer(against: list[str], threads: int) -> Any:
 
 def describe(result: Mapping[str, Any], against: list[str] | None) -> str:
     text = f"{result['median_ms']:.3f} ms (median of {result['runs']} runs, {_where(result)})"
+    if result.get("graph_error"):
+        text += f"\nkernel by kernel, for the driver refuses graphs: {result['graph_error']}"
     if against:
         text += f"\n{result['peer_median_ms']:.3f} ms {against[0]}"
         text += f"\nratio {result['ratio']:.3f} (below 1: faster than the peer)"

@@ -142,6 +142,17 @@ typedef enum {
     ABQC_RUN_INTERRUPTIBLE = 1
 } abqc_run_flags;
 
+/* The runs of an instance since it was created. On a CPU all is 0. */
+typedef struct {
+    uint32_t struct_size;   /* sizeof(abqc_statistics), set by the caller */
+    int32_t graph_error;    /* the driver's first error (a CUresult) in making a graph; 0: none */
+    const char *graph_call; /* what it was an answer to: the name of a driver function */
+    const char *graph_error_name; /* "CUDA_ERROR_..."; NULL where the driver has none for it */
+    int64_t graph_runs;           /* ended well as one graph */
+    int64_t launched_runs; /* ended well, kernel by kernel: those of a new sequence of kernels (the
+                              first of all), of sizes that depend on data, and with graph_error all */
+} abqc_statistics;
+
 typedef struct abqc_instance abqc_instance;
 
 typedef struct {
@@ -184,6 +195,10 @@ typedef struct {
     int32_t (*run)(abqc_instance *instance, const DLTensor *const *inputs, int32_t input_count,
                    DLManagedTensor **outputs, int32_t output_count,
                    const abqc_run_options *options);
+
+    /* Fills in what `statistics->struct_size` says that the caller knows of. A table whose
+     * struct_size ends before this member does not have it. */
+    int32_t (*statistics)(abqc_instance *instance, abqc_statistics *statistics);
 } abqc_api;
 
 /* The one exported symbol. NULL when the library does not have that version of the interface. */

@@ -12,6 +12,7 @@ struct abqc_instance {
     abqc_device *device;
     pthread_mutex_t lock;
     abqc_ctx *idle; /* contexts that no run uses, the last used first */
+    abqc_statistics statistics;
 };
 
 /* ---- options ---- */
@@ -79,8 +80,19 @@ static int32_t acquire_context(abqc_instance *instance, abqc_ctx **ctx) {
     return idle ? ABQC_OK : create_context(instance->device, ctx);
 }
 
+/* The first error stays. */
+static void count(abqc_statistics *all, const abqc_statistics *run) {
+    all->graph_runs += run->graph_runs;
+    all->launched_runs += run->launched_runs;
+    if (all->graph_error || !run->graph_error) return;
+    all->graph_error = run->graph_error;
+    all->graph_call = run->graph_call;
+    all->graph_error_name = run->graph_error_name;
+}
+
 static void release_context(abqc_instance *instance, abqc_ctx *ctx) {
     pthread_mutex_lock(&instance->lock);
+    count(&instance->statistics, &ctx->counted);
     ctx->next = instance->idle;
     instance->idle = ctx;
     pthread_mutex_unlock(&instance->lock);
@@ -141,6 +153,7 @@ static int32_t run(abqc_instance *instance, const DLTensor *const *inputs, int32
     if (status) return status;
     ctx->inputs = inputs;
     ctx->outputs = outputs;
+    ctx->counted = (abqc_statistics){0};
     ctx->catches = options.flags & ABQC_RUN_INTERRUPTIBLE;
     if (ctx->catches) {
         ctx->interrupts = atomic_load(&abqc_interrupts);
@@ -196,6 +209,20 @@ static int32_t isa_of(const abqc_instance *instance, const char **name) {
     return ABQC_OK;
 }
 
+static int32_t statistics_of(abqc_instance *instance, abqc_statistics *statistics) {
+    if (!instance || !statistics)
+        return abqc_error(ABQC_E_ARGUMENT, "instance or statistics is NULL");
+    uint32_t known = statistics->struct_size;
+    if (known < sizeof known || known > sizeof *statistics)
+        return abqc_error(ABQC_E_ARGUMENT, "statistics have struct_size %u, expected at most %zu",
+                          known, sizeof *statistics);
+    pthread_mutex_lock(&instance->lock);
+    memcpy(statistics, &instance->statistics, known);
+    pthread_mutex_unlock(&instance->lock);
+    statistics->struct_size = known;
+    return ABQC_OK;
+}
+
 const abqc_api *abqc_get_api(uint32_t abi_version) {
     static const abqc_api table = {
         .abi_version = ABQC_ABI_VERSION,
@@ -206,6 +233,7 @@ const abqc_api *abqc_get_api(uint32_t abi_version) {
         .destroy = destroy,
         .isa = isa_of,
         .run = run,
+        .statistics = statistics_of,
     };
     return abi_version == ABQC_ABI_VERSION ? &table : NULL;
 }

@@ -209,8 +209,8 @@ void abqc_launches_destroy(abqc_launches *launches);
 
 typedef struct abqc_graph abqc_graph;
 
-/* NULL: the driver makes none of these launches, or there is no memory. */
-abqc_graph *abqc_graph_create(const abqc_work *work, const abqc_launches *launches);
+/* NULL: the driver makes none of these launches, or there is no memory; the work has the error. */
+abqc_graph *abqc_graph_create(abqc_work *work, const abqc_launches *launches);
 void abqc_graph_destroy(const abqc_device *device, abqc_graph *graph);
 CUresult abqc_graph_launch(const abqc_device *device, const abqc_graph *graph, CUstream stream);
 
@@ -227,7 +227,7 @@ typedef struct {
 
 /* A graph that makes these launches; NULL where their kernels come in this order for the first time,
  * and where the driver makes none: `*refused`. */
-abqc_graph *abqc_moving_graph(const abqc_work *work, abqc_moving_graphs *moving,
+abqc_graph *abqc_moving_graph(abqc_work *work, abqc_moving_graphs *moving,
                               const abqc_launches *launches, bool *refused);
 void abqc_moving_graphs_destroy(const abqc_device *device, abqc_moving_graphs *moving);
 
@@ -351,7 +351,10 @@ struct abqc_work {
     abqc_device *device;
     bool recording;      /* launches are kept, and nothing is sent to the device */
     bool reads;          /* the host function read data: the next run may go another way */
+    bool as_graph;       /* this run is one */
     bool refused;        /* the driver makes no graphs of this model */
+    CUresult graph_error;   /* the driver's first error in making or setting a graph; 0: none */
+    const char *graph_call; /* what it was an answer to */
     bool results_on_gpu; /* outputs that we allocate */
     CUstream own;        /* for runs without a stream */
     CUstream caller;     /* of this run; NULL: none */

@@ -36,34 +36,51 @@ static CUDA_KERNEL_NODE_PARAMS node_of(const abqc_work *work, const abqc_launche
     };
 }
 
+/* Whether a call failed. The first error stays for statistics(): without graphs a model runs, but
+ * slowly, and nobody would know. After one that is sticky the run's launches will fail too. */
+static bool failed(abqc_work *work, const char *call, CUresult code) {
+    if (!code) return false;
+    if (abqc_cuda_is_sticky(code)) atomic_store(&work->device->lost, code);
+    if (work->graph_error) return true;
+    work->graph_error = code;
+    work->graph_call = call;
+    return true;
+}
+
 /* ---- making ---- */
 
-static bool add_nodes(const abqc_work *work, abqc_graph *graph) {
+static bool add_nodes(abqc_work *work, abqc_graph *graph) {
     const abqc_cuda *cuda = &work->device->cuda;
     for (int32_t i = 0; i < graph->launches.count; i++) {
         CUDA_KERNEL_NODE_PARAMS node = node_of(work, &graph->launches, i);
         const CUgraphNode *before = i ? &graph->nodes[i - 1] : NULL;
-        if (cuda->graph_add(&graph->nodes[i], graph->graph, before, i ? 1 : 0, &node)) return false;
+        CUresult code = cuda->graph_add(&graph->nodes[i], graph->graph, before, i ? 1 : 0, &node);
+        if (failed(work, "cuGraphAddKernelNode", code)) return false;
     }
     return true;
 }
 
-static bool fill(const abqc_work *work, abqc_graph *graph, const abqc_launches *launches) {
+static bool fill(abqc_work *work, abqc_graph *graph, const abqc_launches *launches) {
     const abqc_cuda *cuda = &work->device->cuda;
     graph->nodes = calloc((size_t)launches->count, sizeof *graph->nodes);
-    if (!graph->nodes || !abqc_launches_copy(&graph->launches, launches)) return false;
-    if (cuda->graph_create(&graph->graph, 0)) {
+    if (!graph->nodes || !abqc_launches_copy(&graph->launches, launches)) {
+        failed(work, "malloc", CUDA_ERROR_OUT_OF_MEMORY);
+        return false;
+    }
+    if (failed(work, "cuGraphCreate", cuda->graph_create(&graph->graph, 0))) {
         graph->graph = NULL;
         return false;
     }
     if (!add_nodes(work, graph)) return false;
     CUresult code = cuda->graph_instantiate(&graph->executable, graph->graph, 0);
-    if (code) graph->executable = NULL;
-    return code == CUDA_SUCCESS;
+    if (!failed(work, "cuGraphInstantiateWithFlags", code)) return true;
+    graph->executable = NULL;
+    return false;
 }
 
-abqc_graph *abqc_graph_create(const abqc_work *work, const abqc_launches *launches) {
+abqc_graph *abqc_graph_create(abqc_work *work, const abqc_launches *launches) {
     abqc_graph *graph = calloc(1, sizeof *graph);
+    if (!graph) failed(work, "malloc", CUDA_ERROR_OUT_OF_MEMORY);
     if (graph && fill(work, graph, launches)) return graph;
     abqc_graph_destroy(work->device, graph);
     return NULL;
@@ -117,12 +134,13 @@ static bool same_launch(const abqc_launches *a, const abqc_launches *b, int32_t 
 }
 
 /* false: the graph is good for nothing any more. */
-static bool set(const abqc_work *work, abqc_graph *graph, const abqc_launches *launches) {
+static bool set(abqc_work *work, abqc_graph *graph, const abqc_launches *launches) {
     const abqc_cuda *cuda = &work->device->cuda;
     for (int32_t i = 0; i < launches->count; i++) {
         if (same_launch(&graph->launches, launches, i)) continue;
         CUDA_KERNEL_NODE_PARAMS node = node_of(work, launches, i);
-        if (cuda->graph_set(graph->executable, graph->nodes[i], &node)) return false;
+        CUresult code = cuda->graph_set(graph->executable, graph->nodes[i], &node);
+        if (failed(work, "cuGraphExecKernelNodeSetParams", code)) return false;
     }
     return abqc_launches_copy(&graph->launches, launches);
 }
@@ -149,7 +167,7 @@ static int32_t least_recently_used(const abqc_moving_graphs *moving) {
     return oldest;
 }
 
-abqc_graph *abqc_moving_graph(const abqc_work *work, abqc_moving_graphs *moving,
+abqc_graph *abqc_moving_graph(abqc_work *work, abqc_moving_graphs *moving,
                               const abqc_launches *launches, bool *refused) {
     moving->clock++;
     int32_t i = find(moving, launches);

@@ -144,7 +144,7 @@ static int32_t record_in_place(abqc_ctx *ctx, int64_t *bytes) {
 /* ---- what was recorded ---- */
 
 /* NULL: this run's launches are to be sent one by one. What goes wrong here is no error of the run:
- * sent so they work, or fail with an error of their own. */
+ * sent so they work, or fail with an error of their own. It is told by statistics(). */
 static abqc_graph *graph_of(abqc_ctx *ctx, abqc_plan *known) {
     abqc_work *work = ctx->work;
     if (!work->device->graphs || work->refused || !work->launches.count) return NULL;
@@ -155,7 +155,8 @@ static abqc_graph *graph_of(abqc_ctx *ctx, abqc_plan *known) {
     return graph;
 }
 
-static int32_t launch_graph(const abqc_work *work, const abqc_graph *graph) {
+static int32_t launch_graph(abqc_work *work, const abqc_graph *graph) {
+    work->as_graph = true;
     CUresult code = abqc_graph_launch(work->device, graph, abqc_run_stream(work));
     return code ? abqc_cuda_error(work->device, code, "cannot launch the model's graph") : ABQC_OK;
 }
@@ -242,6 +243,16 @@ static int32_t run_entered(abqc_ctx *ctx, bool wait) {
     return status;
 }
 
+static void count(abqc_ctx *ctx, int32_t status) {
+    const abqc_work *work = ctx->work;
+    abqc_statistics *counted = &ctx->counted;
+    if (!status) *(work->as_graph ? &counted->graph_runs : &counted->launched_runs) = 1;
+    if (!work->graph_error) return;
+    counted->graph_error = work->graph_error;
+    counted->graph_call = work->graph_call;
+    work->device->cuda.error_name(work->graph_error, &counted->graph_error_name);
+}
+
 int32_t abqc_work_run(abqc_ctx *ctx, const abqc_run_options *options) {
     abqc_work *work = ctx->work;
     int32_t status = abqc_device_enter(work->device);
@@ -249,8 +260,10 @@ int32_t abqc_work_run(abqc_ctx *ctx, const abqc_run_options *options) {
     work->caller = options->stream;
     work->results_on_gpu = options->device.device_type ? options->device.device_type == kDLCUDA
                                                        : any_input_on_gpu(ctx);
+    work->as_graph = false;
     bool wait = !work->caller || any_on_host(ctx) || abqc_has_kernel_checks();
     status = run_entered(ctx, wait);
+    count(ctx, status);
     abqc_free_stages(ctx);
     abqc_device_exit(work->device);
     return status;

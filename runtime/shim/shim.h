@@ -208,6 +208,7 @@ struct abqc_ctx {
     int32_t status;
     bool catches;        /* SIGINT ends this run */
     uint32_t interrupts; /* before it */
+    abqc_statistics counted; /* what this run adds to its instance's */
     jmp_buf escape;
     abqc_ctx *next;
 };

@@ -1,0 +1,43 @@
+"""How the runs of a model went: as graphs of the driver, or kernel by kernel."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+
+class StatisticsTable(ctypes.Structure):
+    """`abqc_statistics` of abqc.h."""
+
+    _fields_ = (
+        ("struct_size", ctypes.c_uint32),
+        ("graph_error", ctypes.c_int32),
+        ("graph_call", ctypes.c_char_p),
+        ("graph_error_name", ctypes.c_char_p),
+        ("graph_runs", ctypes.c_int64),
+        ("launched_runs", ctypes.c_int64),
+    )
+
+
+@dataclass(frozen=True)
+class RunStatistics:
+    """Runs since the model was loaded that ended well; on a CPU there is nothing to tell.
+
+    `graph_runs` were one CUDA graph. `launched_runs` went kernel by kernel: those of a new sequence
+    of kernels (the first run of all), and those whose sizes depend on data. `graph_error`: what the
+    driver said when it first refused to make or to change a graph ("cuGraphCreate:
+    CUDA_ERROR_..."); None if it never did. A model that it makes none of runs kernel by kernel, which is slower.
+    """
+
+    graph_runs: int = 0
+    launched_runs: int = 0
+    graph_error: str | None = None
+
+    @staticmethod
+    def of(table: StatisticsTable) -> RunStatistics:
+        """What the library filled in."""
+        error = None
+        if table.graph_error:
+            name = table.graph_error_name or f"CUDA error {table.graph_error}".encode()
+            error = f"{(table.graph_call or b'').decode()}: {name.decode()}"
+        return RunStatistics(table.graph_runs, table.launched_runs, error)
