@@ -22,7 +22,7 @@ MEMORY_ORDER = "onnxruntime inserts it itself for its own order of memory: compi
 REPLACED = "an early trial: MatMulNBits has taken its place"
 HARDWARE = "it is of one vendor's hardware"
 NO_KERNEL = "onnxruntime has no kernel for it either"
-NO_RULE = "there is no rule for it yet: no published model that was looked at has it"
+UNDEFINED = "onnxruntime documents no meaning for it: 'for internal use'"
 INTERNAL = "onnxruntime inserts it itself: compile the model before its optimizer has run"
 
 _BY_REASON: dict[tuple[str, str], str] = {
@@ -59,12 +59,7 @@ _BY_REASON: dict[tuple[str, str], str] = {
     (MICROSOFT, REPLACED): "MatMulFpQ4",
     (MICROSOFT, HARDWARE): "DequantizeBFP GemmFloat8 QuantizeBFP",
     (MICROSOFT, NO_KERNEL): "QLinearReduceMean",
-    (MICROSOFT, NO_RULE): (
-        "AttnLSTM BiasSplitGelu CDist CausalConvWithState ComplexMul ComplexMulConj "
-        "ConvTransposeWithDynamicPads CropAndResize ExpandDims GatherND GemmFastGelu GridSample "
-        "GroupNorm Irfft LinearAttention MaxpoolWithMask RelativePositionBias Rfft SampleOp "
-        "SkipGroupNorm SwiGLU TorchEmbedding Trilu UnfoldTensor Unique WordConvEmbedding"
-    ),
+    (MICROSOFT, UNDEFINED): "MaxpoolWithMask",
     (MICROSOFT, NEW): (
         "BranchwiseRMSNorm ConvStateReplay DynamicTimeWarping EngramGate GatedAdd GatedDeltaNet "
         "GatedDeltaNetStateReplay GatedRMSNorm GemmaRotaryEmbedding HyperConnectionLowRankMix "

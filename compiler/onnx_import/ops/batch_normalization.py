@@ -103,7 +103,7 @@ def _statistics(node: Node, x: Value, *, per_channel: bool) -> tuple[Value, Valu
 @lowers("InstanceNormalization")
 def instance_normalization(node: Node) -> Value:
     x = node.input(0)
-    return _by_groups(node, x, x.dims[1], per_channel=True)
+    return by_groups(node, x, x.dims[1], per_channel=True)
 
 
 @lowers("GroupNormalization")
@@ -112,10 +112,10 @@ def group_normalization(node: Node) -> Value:
     x, groups = node.input(0), node.int("num_groups")
     if x.rank < 2 or groups < 1 or (x.shape[1] is not None and x.shape[1] % groups):
         raise node.error(f"{x} cannot be taken apart into {groups} groups of channels")
-    return _by_groups(node, x, Dim.of(groups), per_channel=node.version >= 21)
+    return by_groups(node, x, Dim.of(groups), per_channel=node.version >= 21)
 
 
-def _by_groups(node: Node, x: Value, groups: Dim, *, per_channel: bool) -> Value:
+def by_groups(node: Node, x: Value, groups: Dim, *, per_channel: bool) -> Value:
     """`scale * normalized + bias`; every group of channels of an image is normalized alone."""
     b, (scale, bias) = node.b, (node.input(1), node.input(2))
     if x.rank < 3:

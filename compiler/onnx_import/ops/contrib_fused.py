@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 
 from ..building.scalars import Scalar
-from ..building.shaping import transpose
+from ..building.shaping import slice_axis, transpose
+from ..parts.activations import Activation, activation
+from ..parts.experts import SwiGlu
 from ..registry import MICROSOFT, Node, lowers
 from ..values.element_types import ElementType
+from ..values.symbolic import ZERO
 from ..values.value import Value
 from .convolution import conv
-from .matmul import gemm, product_of
-
-Activation = Callable[[Scalar], Scalar]
+from .matmul import gemm, is_vector, product_of
 
 
 @lowers("Gelu", domain=MICROSOFT)
@@ -61,33 +62,6 @@ def bias_softmax(node: Node) -> Value:
     return softmax(node.b, total, range(axis, x.rank))
 
 
-def activation(node: Node, name: str, parameters: list[float]) -> Activation:
-    """An activation by the name that onnxruntime's fusions give it."""
-
-    def parameter(i: int, default: float) -> float:
-        return parameters[i] if i < len(parameters) else default
-
-    alpha, beta = parameter(0, 0.0), parameter(1, 0.0)
-    table: dict[str, Activation] = {
-        "": lambda x: x,
-        "Relu": lambda x: x.maximum(0),
-        "Tanh": lambda x: x.tanh(),
-        "Sigmoid": lambda x: x.sigmoid(),
-        "LeakyRelu": lambda x: (x >= 0).select(x, x * parameter(0, 0.01)),
-        "Clip": lambda x: x.maximum(alpha).minimum(beta),
-        "HardSigmoid": lambda x: (x * parameter(0, 0.2) + parameter(1, 0.5)).clamp(0.0, 1.0),
-        "HardSwish": lambda x: x * (x * (1 / 6) + 0.5).clamp(0.0, 1.0),
-        "Elu": lambda x: (x >= 0).select(x, (x.exp() - 1.0) * parameter(0, 1.0)),
-        "Gelu": Scalar.gelu,
-        "QuickGelu": lambda x: x * (x * parameter(0, 1.702)).sigmoid(),
-        "Softplus": lambda x: x.maximum(0) + (-x.abs()).exp().log1p(),
-        "Softsign": lambda x: x / (x.abs() + 1.0),
-    }
-    if name not in table:
-        raise node.error(f"activation '{name}' is not supported")
-    return table[name]
-
-
 def activated(node: Node, x: Value, dtype: ElementType | None = None) -> Value:
     """`x` behind the activation that the node's attributes name."""
     name = node.string("activation", "")
@@ -95,9 +69,29 @@ def activated(node: Node, x: Value, dtype: ElementType | None = None) -> Value:
         return x
     parameters = node.floats("activation_params", None)
     if parameters is None:
-        given = [node.float(f"activation_{part}", None) for part in ("alpha", "beta", "gamma")]
-        parameters = [value for value in given if value is not None]
+        parameters = [node.float(f"activation_{part}", None) for part in ("alpha", "beta")]
     return node.b.elementwise([x], dtype or x.dtype, activation(node, name, parameters))
+
+
+@lowers("SwiGLU", domain=MICROSOFT)
+def swiglu(node: Node) -> Value:
+    """`g * sigmoid(alpha * g) * (l + beta)`: a gate and a linear part, or both side by side.
+
+    Both are cut at `limit` where it is positive. The product of the gate is f32, whatever
+    `round_activation` says of a type of 16 bits.
+    """
+    b, gate, linear = node.b, node.input(0), node.optional(1)
+    if linear is None:
+        axis, half = gate.rank - 1, gate.dims[-1] // 2
+        b.require_equal(half * 2, gate.dims[-1], f"the columns of {gate} are no even number")
+        gate, linear = (slice_axis(b, gate, axis, begin, half) for begin in (ZERO, half))
+    limit = node.float("limit", 0.0)
+    body = SwiGlu(
+        node.float("activation_alpha", 1.0),
+        node.float("activation_beta", 0.0),
+        limit if limit > 0 else math.inf,
+    )
+    return b.elementwise([gate, linear], gate.dtype, body)
 
 
 @lowers("FusedMatMul", domain=MICROSOFT)
@@ -118,6 +112,17 @@ def fused_matmul(node: Node) -> Value:
     if alpha == 1.0:
         return result
     return b.elementwise([result], result.dtype, lambda v: v * alpha)
+
+
+@lowers("GemmFastGelu", domain=MICROSOFT)
+def gemm_fast_gelu(node: Node) -> Value:
+    """FastGelu of x @ w + bias, a vector."""
+    x, w, bias = node.input(0), node.input(1), node.optional(2)
+    fused = bias if bias is not None and is_vector(bias, w) else None
+    y = product_of(node, x, w, fused)
+    if bias is None or fused is not None:
+        return node.b.elementwise([y], y.dtype, Scalar.tanh_gelu)
+    return node.b.elementwise([y, bias], y.dtype, lambda v, c: (v + c).tanh_gelu())
 
 
 @lowers("FusedGemm", domain=MICROSOFT)

@@ -14,7 +14,7 @@ from ..building.shaping import pad, reshape, transpose
 from ..parts.affine import product_operand
 from ..parts.sliding import Windows, explicit_pads, padded, patches, windows_of
 from ..parts.transposed_weights import as_channels
-from ..registry import Node, lowers
+from ..registry import MICROSOFT, Node, lowers
 from ..values import symbolic
 from ..values.element_types import F32
 from ..values.symbolic import ONE, Dim, product
@@ -133,7 +133,20 @@ def multiply_patches(b: Builder, seen: Value, w: Value, windows: Windows, groups
 
 @lowers("ConvTranspose")
 def conv_transpose(node: Node) -> Value:
-    x, w, bias = node.input(0), node.input(1), node.optional(2)
+    return _conv_transpose(node, node.optional(2))
+
+
+@lowers("ConvTransposeWithDynamicPads", domain=MICROSOFT)
+def conv_transpose_with_dynamic_pads(node: Node) -> Value:
+    """Its pads are input 2, its bias input 3."""
+    rank = node.input(0).rank - 2
+    pads = node.integers_of(2, 2 * rank) if node.given(2) else [symbolic.ZERO] * 2 * rank
+    return _conv_transpose(node, node.optional(3), pads)
+
+
+def _conv_transpose(node: Node, bias: Value | None, pads: Sequence[Dim] | None = None) -> Value:
+    """`pads`: begins, then ends, where they are no attribute."""
+    x, w = node.input(0), node.input(1)
     rank, groups = x.rank - 2, node.int("group", 1)
     kernel = [size for size in w.shape[2:] if size is not None]
     if rank < 1 or len(kernel) != rank or w.rank != x.rank:
@@ -142,14 +155,16 @@ def conv_transpose(node: Node) -> Value:
     if groups < 1 or channels is None or channels % groups or w.shape[1] is None:
         raise node.error(f"its weights {w} do not fall into {groups} groups")
     node.b.require_equal(x.dims[1], w.dims[0], f"the channels of {x} and {w} differ")
-    plan = _Transposed(node, x, kernel)
+    plan = _Transposed(node, x, kernel, pads)
     return plan.lower(w, bias, groups)
 
 
 class _Transposed:
     """Sizes of a transposed convolution, one for each spatial axis."""
 
-    def __init__(self, node: Node, x: Value, kernel: Sequence[int]) -> None:
+    def __init__(
+        self, node: Node, x: Value, kernel: Sequence[int], pads: Sequence[Dim] | None
+    ) -> None:
         rank = len(kernel)
         self.node, self.x, self.kernel, self.rank = node, x, list(kernel), rank
         self.strides = node.ints("strides", []) or [1] * rank
@@ -161,9 +176,9 @@ class _Transposed:
         self.reach = [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True)]
         # Weights of one remainder: every stride-th.
         self.taps = [-(-r // s) for r, s in zip(self.reach, self.strides, strict=True)]
-        self.begins, self.outs = self._extent()
+        self.begins, self.outs = self._extent(pads)
 
-    def _extent(self) -> tuple[list[Dim], list[Dim]]:
+    def _extent(self, pads: Sequence[Dim] | None) -> tuple[list[Dim], list[Dim]]:
         """What is cut off at the beginning, and the sizes of the result."""
         node, sizes = self.node, self.x.dims[2:]
         mode = node.choice("auto_pad", "NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
@@ -175,11 +190,12 @@ class _Transposed:
             )
         ]
         if wanted is None and not mode.startswith("SAME"):
-            low, high = explicit_pads(node, self.rank)
+            given = pads or [Dim.of(p) for part in explicit_pads(node, self.rank) for p in part]
+            low, high = given[: self.rank], given[self.rank :]
             if mode == "VALID":
-                low = high = [0] * self.rank
+                low = high = [symbolic.ZERO] * self.rank
             outs = [w - p - q for w, p, q in zip(whole, low, high, strict=True)]
-            return [Dim.of(p) for p in low], outs
+            return list(low), outs
         if wanted is not None:
             outs = [Dim.of(size) for size in wanted[-self.rank :]]
         else:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ..building.scalars import Scalar
 from ..building.shaping import expand, unsqueeze
-from ..registry import Node, Result, lowers
+from ..registry import MICROSOFT, Node, Result, lowers
 from ..values import symbolic
 from ..values.element_types import BOOL, ElementType
 from ..values.symbolic import Dim
@@ -232,6 +232,7 @@ def prelu(node: Node) -> Value:
 
 
 @lowers("Identity")
+@lowers("SampleOp", domain=MICROSOFT)
 def identity(node: Node) -> Result:
     value = node.inputs[0]
     assert value is not None

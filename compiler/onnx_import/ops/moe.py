@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..building.shaping import reshape, slice_axis, transpose
+from ..parts.activations import Activation, activation
 from ..parts.experts import (
-    ACTIVATIONS,
     Routes,
     SwiGlu,
     best_routes,
@@ -95,7 +95,8 @@ def _network(node: Node, routes: Routes, experts: int, layers: list[Layer | None
         node.float("activation_beta", 0.0),
         node.float("swiglu_limit", math.inf),
     )
-    kind = node.choice("activation_type", "relu", "swiglu", *ACTIVATIONS)
+    kind = node.choice("activation_type", "relu", "swiglu", "identity", "silu", "gelu")
+    by_itself = None if kind == "swiglu" else _activation(node, kind)
     fusion = node.int("swiglu_fusion", 0)
     if node.int("swiglu_limit_after_activation", 0):
         raise node.error("swiglu_limit_after_activation is not supported")
@@ -104,13 +105,13 @@ def _network(node: Node, routes: Routes, experts: int, layers: list[Layer | None
 
     def expert(rows: Value, number: int) -> Value:
         hidden = first(node, rows, number)
-        if kind == "swiglu":
+        if by_itself is None:
             if third is not None:
                 parts = (hidden, third(node, rows, number))
             else:
                 parts = halves(b, hidden, interleaved=fusion == 1)
             return second(node, b.elementwise(parts, hidden.dtype, gate), number)
-        hidden = b.elementwise([hidden], hidden.dtype, ACTIVATIONS[kind])
+        hidden = b.elementwise([hidden], hidden.dtype, by_itself)
         if third is not None:
             linear = third(node, rows, number)
             hidden = b.elementwise([hidden, linear], hidden.dtype, lambda v, w: v * w)
@@ -118,6 +119,11 @@ def _network(node: Node, routes: Routes, experts: int, layers: list[Layer | None
 
     rows = reshape(b, x, [product(x.dims[:-1]), x.dims[-1]])
     return reshape(b, mixed(b, rows, routes, experts, expert), x.dims)
+
+
+def _activation(node: Node, kind: str) -> Activation:
+    """What experts call GELU is its approximation by tanh."""
+    return activation(node, "fastgelu" if kind == "gelu" else kind)
 
 
 def _constant(node: Node, i: int) -> Constant:

@@ -9,8 +9,9 @@ import numpy as np
 
 from ..building.scalars import Scalar
 from ..building.shaping import concat
+from ..parts.activations import Activation
 from ..parts.recurrence import Active, Cell, Recurrence, Step, columns, ended, fused
-from ..parts.recurrent_activations import Activation, activations
+from ..parts.recurrent_activations import activations
 from ..parts.recurrent_weights import Product, of_direction
 from ..registry import Node, lowers
 from ..values.constants import from_array
@@ -173,14 +174,20 @@ def lstm_step(
 
 
 class Layers(Recurrence):
-    """A recurrent operator with weights as ONNX has them: W, R of rows, B of both biases."""
+    """A recurrent operator with weights as ONNX has them: W, R of rows, B of both biases.
 
-    def __init__(self, node: Node, gates: int, states: int, hidden_axis: int = 2) -> None:
+    `beside`: the columns that W has for what an operator puts beside its input.
+    """
+
+    def __init__(
+        self, node: Node, gates: int, states: int, hidden_axis: int = 2, beside: Dim = ZERO
+    ) -> None:
         super().__init__(node, gates, states)
         self.w, self.r, self.bias = node.input(1), node.input(2), node.optional(3)
         self.recurrent_weights(self.r, hidden_axis)
         directions, rows = Dim.of(self.directions), self.hidden * gates
-        sizes = [directions, self.x.dims[2], self.x.dims[2]]
+        columns = self.x.dims[2] + beside
+        sizes = [directions, columns, columns]
         sizes[3 - hidden_axis] = rows
         self.check(self.w, sizes, "W")
         if self.bias is not None:

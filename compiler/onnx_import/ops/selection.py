@@ -10,7 +10,7 @@ from abqc.dialects.mlir import ir
 from ..building.emit import Builder
 from ..building.scalars import Scalar
 from ..building.shaping import reshape, transpose
-from ..registry import Node, lowers
+from ..registry import MICROSOFT, Node, lowers
 from ..values import symbolic
 from ..values.element_types import BOOL, I64, INDEX
 from ..values.symbolic import ONE, ZERO, Dim, product
@@ -120,6 +120,17 @@ def _at_places(b: Builder, x: Value, axis: int, places: Value, count: Dim) -> Va
 
 @lowers("Unique")
 def unique(node: Node) -> list[Value]:
+    return _unique(node, in_order=bool(node.int("sorted", 1)))
+
+
+@lowers("Unique", domain=MICROSOFT)
+def unique_in_place(node: Node) -> list[Value]:
+    """Never sorted. Its results: the elements, for every input which of them it is, the counts."""
+    values, _, group_of, lengths = _unique(node, in_order=False)
+    return [values, group_of, lengths]
+
+
+def _unique(node: Node, *, in_order: bool) -> list[Value]:
     """The different elements, or slices along `axis`, sorted or in the order of their first places.
 
     Then their first places, for every element which of them it is, and how often each occurs.
@@ -141,7 +152,7 @@ def unique(node: Node) -> list[Value]:
     # The order is stable: the first of a run is the first in x.
     first = _at_places(b, order, 0, begins, count)
     lengths = _run_lengths(b, begins, count, length)
-    if not node.int("sorted", 1):
+    if not in_order:
         wanted = first_of_order(b, first, 0, count, largest=False)[1]
         first, lengths = (_at_places(b, value, 0, wanted, count) for value in (first, lengths))
         rank = _scattered_back(b, wanted, b.tabulate([count], I64, lambda at: at[0].cast(I64)))

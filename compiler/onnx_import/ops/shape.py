@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..building.shaping import concat, expand, reshape, slice_axis, squeeze, transpose, unsqueeze
-from ..registry import Node, lowers
+from ..registry import MICROSOFT, Node, lowers
 from ..values import symbolic
 from ..values.element_types import I64
 from ..values.symbolic import ONE, Dim, product
@@ -155,6 +155,7 @@ def kept_dims(flags: list[Dim], dims: Sequence[Dim], count: int) -> list[Dim]:
 
 
 @lowers("Unsqueeze")
+@lowers("ExpandDims", domain=MICROSOFT)
 def lower_unsqueeze(node: Node) -> Value:
     x = node.input(0)
     axes = [Dim.of(a) for a in node.ints("axes")] if node.has("axes") else node.dims_of(1) or []

@@ -70,11 +70,23 @@ def _is_one_of(dim: Dim, numbers: tuple[int, int]) -> Dim:
 
 
 def _along(node: Node, x: Value, axis: int) -> Value:
-    """The transform along `axis`, not negative."""
+    """The transform along `axis`, not negative, that the attributes of DFT describe."""
+    return transform_along(
+        node, x, axis, _length(node, x, axis),
+        inverse=bool(node.int("inverse", 0)), one_sided=bool(node.int("onesided", 0)),
+    )  # fmt: skip
+
+
+def transform_along(
+    node: Node, x: Value, axis: int, length: Dim, *, inverse: bool, one_sided: bool
+) -> Value:
+    """The transform along `axis` of x, whose last axis has real and imaginary parts.
+
+    `one_sided`: the first half of the frequencies, which those of a real signal are given by. An
+    inverse transform is divided by its length.
+    """
     b = node.b
-    inverse, one_sided = bool(node.int("inverse", 0)), bool(node.int("onesided", 0))
     from_half = inverse and one_sided
-    length = _length(node, x, axis)
     b.require(symbolic.is_less(ZERO, length), "the length of the transform must be positive")
     parts = _parts(node, x, axis, real_only=one_sided and not inverse)
     parts = _fitted(node, parts, half(length) if from_half else length)

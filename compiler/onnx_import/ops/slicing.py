@@ -1,4 +1,7 @@
-"""Slice: parts of a tensor, from `start` to before `end` in steps of `step` along each axis."""
+"""Slice: parts of a tensor, from `start` to before `end` in steps of `step` along each axis.
+
+And UnfoldTensor: all slices of one size.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..building.emit import Builder
+from ..building.scalars import Scalar
 from ..building.shaping import slice_axes
-from ..registry import Node, lowers
+from ..registry import MICROSOFT, Node, lowers
 from ..values import symbolic
 from ..values.constants import Constant
 from ..values.symbolic import ONE, ZERO, Dim
@@ -146,3 +150,24 @@ def part_of(constant: Constant, slices: tuple[slice, ...]) -> Constant:
         len(range(*part.indices(size))) for part, size in zip(slices, constant.shape, strict=True)
     )
     return Constant(shape, constant.elem_type, lambda: load()[slices])
+
+
+@lowers("UnfoldTensor", domain=MICROSOFT)
+def unfold_tensor(node: Node) -> Value:
+    """All slices of `size` elements along `dim`, one every `step`; a new last axis has theirs."""
+    x, b = node.input(0), node.b
+    axis, size, step = node.axis("dim", x.rank, -1), node.int("size"), node.int("step", 1)
+    if size < 1 or step < 1:
+        raise node.error(f"its slices have {size} elements, one every {step}")
+    length = x.dims[axis]
+    b.require(symbolic.negated(symbolic.is_less(length, Dim.of(size))),
+              f"slices of {size} are longer than axis {axis} of {x}")  # fmt: skip
+    source = Value(x.dtype, x.dims, ssa=b.tensor(x))
+    dims = [*x.dims[:axis], (length - size) // step + 1, *x.dims[axis + 1 :], Dim.of(size)]
+
+    def body(at: list[Scalar]) -> Scalar:
+        *places, offset = at
+        places[axis] = places[axis] * step + offset
+        return b.read(source, places)
+
+    return b.tabulate(dims, x.dtype, body)

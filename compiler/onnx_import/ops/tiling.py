@@ -9,7 +9,7 @@ from abqc.dialects.mlir import ir, linalg
 from ..building.emit import Builder
 from ..building.scalars import Scalar
 from ..building.shaping import reshape
-from ..registry import Node, lowers
+from ..registry import MICROSOFT, Node, lowers
 from ..values import symbolic
 from ..values.element_types import INDEX, ElementType
 from ..values.symbolic import ONE, ZERO, Dim
@@ -73,6 +73,7 @@ def with_places(
 
 
 @lowers("Trilu")
+@lowers("Trilu", domain=MICROSOFT)
 def trilu(node: Node) -> Value:
     """Zeros below (upper) or above (lower) the k-th diagonal of each matrix."""
     x, upper = node.input(0), node.int("upper", 1)

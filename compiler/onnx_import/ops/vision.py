@@ -20,7 +20,7 @@ from ..parts.sampling import (
     repeat,
     require_elements,
 )
-from ..registry import Node, lowers
+from ..registry import MICROSOFT, Node, lowers
 from ..values.element_types import F32, INDEX
 from ..values.symbolic import Dim
 from ..values.value import Value
@@ -78,6 +78,7 @@ def _block_size(node: Node, x: Value, step: int) -> int:
 
 
 @lowers("GridSample")
+@lowers("GridSample", domain=MICROSOFT)
 def grid_sample(node: Node) -> Value:
     """B x C x image and B x points x axes, the last axis of the image first, from -1 to 1."""
     x, grid, b = node.input(0), node.input(1), node.b
@@ -292,7 +293,7 @@ def max_roi_pool(node: Node) -> Value:
         spans = []
         for axis in range(2):
             edges = [
-                _half_away(b.read(regions, [region, const(side, INDEX)]) * scale)
+                half_away(b.read(regions, [region, const(side, INDEX)]) * scale)
                 for side in (2 - axis, 4 - axis)
             ]
             step = (edges[1] - edges[0] + 1.0).maximum(1.0) / float(sides[axis])
@@ -317,7 +318,7 @@ def max_roi_pool(node: Node) -> Value:
     return b.tabulate([rois.dims[0], x.dims[1], *sides], x.dtype, pooled)
 
 
-def _half_away(x: Scalar) -> Scalar:
+def half_away(x: Scalar) -> Scalar:
     """Rounded to the nearest integer, halves away from zero."""
     return (x < 0.0).select((x - 0.5).ceil(), (x + 0.5).floor())
 

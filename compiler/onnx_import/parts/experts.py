@@ -23,14 +23,6 @@ from ..values.value import Value
 Expert = Callable[[Value, int], Value]
 
 
-ACTIVATIONS: dict[str, Callable[[Scalar], Scalar]] = {
-    "identity": lambda x: x,
-    "relu": lambda x: x.maximum(0),
-    "silu": lambda x: x * x.sigmoid(),
-    "gelu": Scalar.tanh_gelu,
-}
-
-
 @dataclass(frozen=True)
 class SwiGlu:
     """`g * sigmoid(alpha * g) * (l + beta)` of a gate and a linear part, both cut at `limit`."""

@@ -96,7 +96,7 @@ class Recurrence:
         """The outputs: of all steps, then the last of each state."""
         if lengths is not None:
             lengths = self._checked(lengths)
-        states = [self._split(x) for x in initial]
+        states = [self._split(x, self.width(k)) for k, x in enumerate(initial)]
         rows, finals = [], []
         for d, cell in enumerate(cells):
             of_all, last = self._direction(cell, d, lengths, [s[d] for s in states])
@@ -122,9 +122,13 @@ class Recurrence:
 
         return b.elementwise([made], lengths.dtype, body)
 
-    def _split(self, state: Value | None) -> list[Value]:
-        """The initial state of each direction, [batch, hidden]."""
-        b, dims = self.b, (self.batch, self.hidden)
+    def width(self, state: int) -> Dim:
+        """The columns of a state, by its number."""
+        return self.hidden
+
+    def _split(self, state: Value | None, width: Dim) -> list[Value]:
+        """The initial state of each direction, [batch, width]."""
+        b, dims = self.b, (self.batch, width)
         if state is None:
             zeros = Value(self.x.dtype, dims, ssa=b.full(self.x.dtype, dims, 0))
             return [zeros] * self.directions
