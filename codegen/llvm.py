@@ -20,6 +20,7 @@ import numpy as np
 
 from ..dialects.mlir import PassManager, ir, llvm
 from ..errors import CompileError
+from .cpu.half_floats import lower_half_floats
 from .isa import PLAIN, Isa
 
 TRIPLE = "x86_64-unknown-linux-gnu"
@@ -304,6 +305,7 @@ class Jit:
     def __init__(self, module: ir.Module, isa: Isa, names: Sequence[str]) -> None:
         """Lowers `module` in place."""
         initialize()
+        lower_half_floats(module, isa)
         code = compile_kernels(module, isa, names)
         # MCJIT wants a module of its own to start with; the kernels come in as an object.
         machine = target_machine(isa)

@@ -15,6 +15,7 @@ from abqc.compiler.job import Request
 from abqc.compiler.onnx_import.importer import import_model
 from abqc.compiler.pipeline import stages
 from abqc.compiler.recipe import parse_recipe
+from abqc.dialects.formats import FLOAT_BYTES
 from abqc.errors import AbqcError
 from abqc.passes.infrastructure import PassFailure, Unit, run_pipeline
 
@@ -105,7 +106,7 @@ def describe(request: Request, unit: Unit, imported: Any) -> dict[str, Any]:
         + [
             {"node": op["node"], "kind": op["kind"], "bytes": op["bytes"], "why": "the recipe"}
             for op in unit.operations
-            if op["weight"] == "f32"
+            if op["weight"] in FLOAT_BYTES
         ],
     }
 

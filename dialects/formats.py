@@ -21,6 +21,8 @@ Kind = Literal["signed", "binary", "unsigned", "balanced", "ternary"]
 Role = Literal["w", "a"]
 Granularity = Literal["tensor", "channel", "group", "token", "image"]
 Half = Literal["f16", "bf16"]  # what a GPU rounds activations to that stay float
+Float = Literal["f32", "f16", "bf16"]  # how a weight that stays float is stored
+FLOAT_BYTES: dict[Float, int] = {"f32": 4, "f16": 2, "bf16": 2}
 
 F32 = NDArray[np.float32]
 Codes = NDArray[np.int8] | NDArray[np.uint8]

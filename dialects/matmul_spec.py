@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .formats import Half, Scheme
+from .formats import FLOAT_BYTES, Float, Half, Scheme
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,8 @@ class MatmulSpec:
     `weight` and `activation` are None where that side stays float. `hadamard_block` rotates
     activations in blocks of that many columns before they are quantized; 0: no rotation.
     `scale_bits` is 16, or 32 for imported weights whose scales f16 cannot hold. `half` is what
-    kernels of 16 bits (GPUs only) round float activations to.
+    kernels of 16 bits (GPUs only) round float activations to. `weight_float` is how a weight that
+    stays float is stored: as the model has it.
     """
 
     n: int
@@ -24,3 +25,14 @@ class MatmulSpec:
     hadamard_block: int = 0
     scale_bits: int = 16
     half: Half = "f16"
+    weight_float: Float = "f32"
+
+    @property
+    def weight_text(self) -> str:
+        """The format of the weight, for people: that of its codes, or the type of its floats."""
+        return self.weight.text if self.weight else self.weight_float
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits of one element of the weight, scales not counted."""
+        return self.weight.bits if self.weight else 8 * FLOAT_BYTES[self.weight_float]

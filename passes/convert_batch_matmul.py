@@ -1,10 +1,14 @@
-"""Products of two activations become `abq.batch_matmul`, with their transposes where possible."""
+"""Products of two activations become `abq.batch_matmul`, with their transposes where possible.
+
+The second operand may be stored in 16 bits (a cache): a target that has kernels for it reads it so.
+"""
 
 from __future__ import annotations
 
 from abqc.dialects import abq
 from abqc.dialects.mlir import ir, linalg, tensor
 
+from .generics import expression, inputs, is_elementwise, is_identity, maps
 from .infrastructure import Unit, defining_op, register, walk
 from .resolve_dims import dimension_or_query, expand_shape
 
@@ -12,10 +16,11 @@ from .resolve_dims import dimension_or_query, expand_shape
 @register
 def convert_batch_matmul(module: ir.Operation, unit: Unit) -> None:
     """Take linalg.batch_matmul and linalg.matmul out of linalg before they are fused into loops."""
+    types = unit.target.cache_types if unit.target is not None else ()
     for op in walk(module):
         if op.name in ("linalg.batch_matmul", "linalg.matmul") and _is_plain(op):
             with ir.InsertionPoint(op), op.location:
-                op.results[0].replace_all_uses_with(_convert(op))
+                op.results[0].replace_all_uses_with(_convert(op, types))
             op.erase()
 
 
@@ -32,8 +37,8 @@ def _is_plain(op: ir.Operation) -> bool:
     return ir.FloatAttr(zero.attributes["value"]).value == 0.0
 
 
-def _convert(op: ir.Operation) -> ir.Value:
-    a, c = op.operands[0], op.operands[1]
+def _convert(op: ir.Operation, cache_types: tuple[str, ...]) -> ir.Value:
+    a, c = op.operands[0], _stored(op.operands[1], cache_types)
     result_type = ir.RankedTensorType(op.results[0].type)
     if op.name == "linalg.matmul":
         a, c = _with_unit_batch(a), _with_unit_batch(c)
@@ -50,6 +55,17 @@ def _convert(op: ir.Operation) -> ir.Value:
     if op.name == "linalg.matmul":
         return tensor.CollapseShapeOp(result_type, product, [[0, 1], [2]]).result
     return product
+
+
+def _stored(c: ir.Value, types: tuple[str, ...]) -> ir.Value:
+    """The halves that `c` widens, where they are of one of these types."""
+    owner = defining_op(c)
+    if not is_elementwise(owner) or expression(owner) != ("arith.extf", ("in", 0)):
+        return c
+    (source,) = inputs(owner)
+    if not is_identity(maps(owner)[0]) or str(abq.element(source)) not in types:
+        return c
+    return source
 
 
 def _with_unit_batch(value: ir.Value) -> ir.Value:

@@ -20,6 +20,7 @@ from .infrastructure import Unit, blame, defining_op, register, walk
 from .quantize import HALF
 from .reshape import reshape
 from .resolve_dims import dimension_or_query, index
+from .row_loops import widened
 
 
 @register
@@ -98,7 +99,7 @@ class _Conv:
         return {
             "node": ir.StringAttr(self.op.opview.node).value,
             "kind": "conv",
-            "bytes": 4 * size,
+            "bytes": ir.FloatType(abq.element(self.w)).width // 8 * size,
             "why": f"a convolution in {self.groups} groups has no quantized kernel",
         }
 
@@ -275,10 +276,11 @@ class _Conv:
         kinds = "p" * (3 + d) + "r" * (1 + d)
         generic = _generic(start.type, [source, weights], start, maps, kinds)
         block = generic.operation.regions[0].blocks.append(
-            *[ir.F32Type.get()] * 3, arg_locs=[self.op.location] * 3
+            *[abq.element(value) for value in (source, weights, start)],
+            arg_locs=[self.op.location] * 3,
         )
         with ir.InsertionPoint(block):
-            term = arith.MulFOp(block.arguments[0], block.arguments[1]).result
+            term = arith.MulFOp(block.arguments[0], widened(block.arguments[1])).result
             linalg.YieldOp([arith.AddFOp(block.arguments[2], term).result])
         flat_sizes = [batch, index(n), *sizes]
         return reshape(generic.operation.results[0], self.result_type, flat_sizes)
@@ -296,7 +298,7 @@ class _Conv:
         split = [groups, n, c, *window]
         reassociation = [[0, 1], *([2 + i] for i in range(1 + self.spatial))]
         return tensor.ExpandShapeOp(
-            ir.RankedTensorType.get(split, ir.F32Type.get()), self.w, reassociation, [], split
+            ir.RankedTensorType.get(split, abq.element(self.w)), self.w, reassociation, [], split
         ).result
 
     def _start(self, empty: ir.Value) -> ir.Value:

@@ -10,6 +10,7 @@ from abqc.dialects.mlir import arith, cf, ir, linalg, tensor
 
 from .infrastructure import Unit, blame, register, walk
 from .resolve_dims import dimension_or_query, index
+from .row_loops import widened
 
 
 @register
@@ -48,5 +49,5 @@ def _rows(op: ir.Operation) -> ir.Value:
         inside = arith.CmpIOp(arith.CmpIPredicate.ult, row, index(rows)).result
         cf.AssertOp(inside, f"{blame(op)}: an index is outside of the table, which has {rows} rows")
         column = linalg.IndexOp(type_.rank - 1).result
-        linalg.YieldOp([tensor.ExtractOp(table, [row, column]).result])
+        linalg.YieldOp([widened(tensor.ExtractOp(table, [row, column]).result)])
     return generic.operation.results[0]

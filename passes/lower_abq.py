@@ -145,7 +145,7 @@ def _splits(op: ir.Operation, count: int) -> list[tuple[int, str]]:
 def _batch_matmul(low: Lowering, op: ir.Operation) -> None:
     view = op.opview
     transposed = bool(ir.IntegerAttr(view.transposed).value)
-    variants = low.unit.target.batch_matmul(transposed)
+    variants = low.unit.target.batch_matmul(transposed, str(abq.element(view.c)))
     batch, m, k = low.sizes(view.a)
     shared, *_ = low.sizes(view.c)
     n = low.sizes(view.c)[1 if transposed else 2]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from abqc.dialects import abq
-from abqc.dialects.formats import Scheme, parse_scheme
+from abqc.dialects.formats import Float, Scheme, parse_scheme
 from abqc.dialects.matmul_spec import MatmulSpec
 from abqc.dialects.mlir import ir
 from abqc.errors import ModelError
@@ -90,7 +90,7 @@ def _choose(matmuls: list[ir.Operation], unit: Unit) -> list[Any]:
 
 def _weight_bytes(spec: MatmulSpec) -> int:
     """Of the codes alone."""
-    return spec.n * spec.k * (spec.weight.bits if spec.weight else 32) // 8
+    return spec.n * spec.k * spec.weight_bits // 8
 
 
 def _spec(op: ir.Operation) -> MatmulSpec:
@@ -107,7 +107,14 @@ def _spec(op: ir.Operation) -> MatmulSpec:
         block,
         _scale_bits(view.w_scale),
         half,
+        _float_type(view.w),
     )
+
+
+def _float_type(w: ir.Value) -> Float:
+    """How a weight without codes is stored."""
+    types: dict[str, Float] = {"f16": "f16", "bf16": "bf16"}
+    return types.get(str(abq.element(w)), "f32")
 
 
 def _pack_matmul(op: ir.Operation, choice: Any, packed: dict[str, _Packed], unit: Unit) -> None:
@@ -153,7 +160,7 @@ def _pack_matmul(op: ir.Operation, choice: Any, packed: dict[str, _Packed], unit
             "kind": unit.node_kinds.get(node, "matmul"),
             "n": spec.n,
             "k": spec.k,
-            "weight": spec.weight.text if spec.weight else "f32",
+            "weight": spec.weight_text,
             "activation": spec.activation.text if spec.activation else choice.float_type,
             "rotated": spec.hadamard_block,
             "strategy": strategy.name,
@@ -261,7 +268,7 @@ def _pack_table(op: ir.Operation, packed: dict[str, _Packed], unit: Unit) -> Non
             "kind": "gather",
             "n": rows,
             "k": columns,
-            "weight": scheme.text if scheme else "f32",
+            "weight": scheme.text if scheme else tied.spec.weight_float if tied else "f32",
             "activation": "f32",
             "rotated": 0,
             "strategy": "gather",

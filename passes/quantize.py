@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from abqc.dialects import abq, hadamard
 from abqc.dialects.formats import (
     Half,
@@ -59,7 +60,8 @@ class Encoding:
         """The codes; ValueError where the weight has none (NaN, infinities)."""
         if self.imported:
             return store.quantized(self.source)
-        weight = store.get(self.source).reshape(store.shape(self.source)[0], -1)
+        stored = store.get(self.source).reshape(store.shape(self.source)[0], -1)
+        weight = stored.astype(np.float32, copy=False)
         if self.hadamard_block:
             weight = hadamard.fold(weight, self.hadamard_block)
         return quantize_weight(weight, self.scheme, search=self.search)

@@ -18,6 +18,13 @@ def constant(number: float) -> ir.Value:
     return arith.ConstantOp(f32, ir.FloatAttr.get(f32, number)).result
 
 
+def widened(value: ir.Value) -> ir.Value:
+    """A float of 16 bits as f32; others as they are."""
+    if isinstance(value.type, (ir.F16Type, ir.BF16Type)):
+        return arith.ExtFOp(ir.F32Type.get(), value).result
+    return value
+
+
 def over_rows(
     wide: Sequence[ir.Value],
     body: Body,

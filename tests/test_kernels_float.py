@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import ml_dtypes
 import numpy as np
 import pytest
 from abqc.codegen import isa as isas
@@ -12,7 +13,7 @@ from abqc.codegen.cpu.float_matmul import FloatMatmul
 from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import Jit
 from abqc.codegen.strategy import Kernel, MatmulSpec
-from abqc.dialects.formats import parse_scheme
+from abqc.dialects.formats import Float, parse_scheme
 from abqc.dialects.mlir import ir, make_context
 
 TOLERANCE = 2.0**-20  # of the sum of |terms|, docs/numerics.md
@@ -28,20 +29,28 @@ def compile_kernels(isa: Isa, *kernels: Kernel) -> Jit:
         return Jit(module, isa, [kernel.name for kernel in kernels])
 
 
+DTYPES = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
+ELEMENTS = list(DTYPES)
+
+
+def element_of(array: np.ndarray) -> Float:
+    return next(name for name, dtype in DTYPES.items() if array.dtype == dtype)
+
+
 @cache
-def float_jit(isa: Isa, k: int) -> Jit:
-    variants = STRATEGY.matmul_kernels(MatmulSpec(1, k, None, None))
+def float_jit(isa: Isa, k: int, element: Float) -> Jit:
+    variants = STRATEGY.matmul_kernels(MatmulSpec(1, k, None, None, weight_float=element))
     return compile_kernels(isa, *(variant.kernel for variant in variants))
 
 
 def run_float(isa: Isa, x: np.ndarray, w: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """y, after checking that nothing behind it was written."""
     (m, k), n = x.shape, len(w)
-    spec = MatmulSpec(n, k, None, None)
+    spec = MatmulSpec(n, k, None, None, weight_float=element_of(w))
     kernel = next(v.kernel for v in STRATEGY.matmul_kernels(spec) if v.covers(m))
     y = np.full(m * n + 16, 7, np.float32)
     arguments = [x.reshape(-1), STRATEGY.pack_weight(spec, w), bias, y[: m * n], m, n]
-    float_jit(isa, k).run(kernel.name, kernel.grid(m, n), arguments)
+    float_jit(isa, k, element_of(w)).run(kernel.name, kernel.grid(m, n), arguments)
     assert (y[m * n :] == 7).all()
     return y[: m * n].reshape(m, n)
 
@@ -62,25 +71,30 @@ SHAPES = [(1, 1), (1, 16), (1, 77), (2, 5), (3, 48), (7, 100), (64, 32), (65, 49
 
 
 @pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("element", ELEMENTS)
 @pytest.mark.parametrize("k", [1, 7, 8, 33, 384])
-def test_float_matmul(isa, k):
+def test_float_matmul(isa, k, element):
     rng = np.random.default_rng(k)
     for m, n in SHAPES:
         x, w, bias = random(rng, m, k), random(rng, n, k), random(rng, n)
+        w = w.astype(DTYPES[element])
         check(run_float(isa, x, w, bias), x, w, bias)
 
 
 @pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("element", ELEMENTS)
 @pytest.mark.parametrize("m", [1, 5])
-def test_nan_and_infinity_stay_in_their_row_and_column(isa, m):
+def test_nan_and_infinity_stay_in_their_row_and_column(isa, m, element):
     rng = np.random.default_rng(0)
     x, w, bias = random(rng, m, 33), random(rng, 50, 33), random(rng, 50)
-    w[49, 32] = np.nan
+    w = w.astype(DTYPES[element])
+    w[49, 32], w[48, 1] = np.nan, np.inf
     x[m - 1, 0] = np.inf
     y = run_float(isa, x, w, bias)
     assert np.isnan(y[:, 49]).all()
-    assert np.isinf(y[m - 1, :49]).all()
-    check(y[: m - 1, :49], x[: m - 1], w[:49], bias[:49])
+    assert not np.isfinite(y[:, 48]).any()
+    assert np.isinf(y[m - 1, :48]).all()
+    check(y[: m - 1, :48], x[: m - 1], w[:48], bias[:48])
 
 
 def test_float_strategy_says_what_it_cannot_do():
@@ -93,23 +107,23 @@ def test_float_strategy_says_what_it_cannot_do():
 
 
 @cache
-def batch_jit(isa: Isa, transposed: bool) -> Jit:
-    return compile_kernels(isa, *(v.kernel for v in batch_matmul_kernels(transposed)))
+def batch_jit(isa: Isa, transposed: bool, element: Float) -> Jit:
+    return compile_kernels(isa, *(v.kernel for v in batch_matmul_kernels(transposed, element)))
 
 
 def run_batch(isa: Isa, a: np.ndarray, b: np.ndarray, group: int) -> np.ndarray:
     """`a` [batch, m, k] times `b` [batches of b, n, k], stored as the kernel wants it."""
     y = []
-    (batch, m, k), n = a.shape, b.shape[1]
+    (batch, m, k), n, element = a.shape, b.shape[1], element_of(b)
     for transposed in (False, True):
         pitch = n * k + 5  # room between the matrices, which holds what must not be read
-        stored = np.full((len(b), pitch), np.nan, np.float32)
+        stored = np.full((len(b), pitch), np.nan, b.dtype)
         stored[:, : n * k] = (b if transposed else b.swapaxes(1, 2)).reshape(len(b), -1)
         stored = stored.reshape(-1)
-        kernel = next(v.kernel for v in batch_matmul_kernels(transposed) if v.covers(m))
+        kernel = next(v.kernel for v in batch_matmul_kernels(transposed, element) if v.covers(m))
         out = np.full(batch * m * n + 16, np.nan, np.float32)
         arguments = [a.reshape(-1), stored, out[:-16], m, n, k, group, pitch]
-        batch_jit(isa, transposed).run(kernel.name, kernel.grid(batch, m, n), arguments)
+        batch_jit(isa, transposed, element).run(kernel.name, kernel.grid(batch, m, n), arguments)
         assert np.isnan(out[-16:]).all()
         y.append(out[:-16].reshape(batch, m, n))
     return np.stack(y)
@@ -130,11 +144,13 @@ BATCHES = [
 
 
 @pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("element", ELEMENTS)
 @pytest.mark.parametrize("shape", BATCHES, ids=str)
-def test_batch_matmul(isa, shape):
+def test_batch_matmul(isa, shape, element):
     batch, m, n, k, group = shape
     rng = np.random.default_rng(m)
     a, b = random(rng, batch, m, k), random(rng, -(-batch // group), n, k)
+    b = b.astype(DTYPES[element])
     check(run_batch(isa, a, b, group), a, np.repeat(b, group, axis=0)[:batch])
 
 

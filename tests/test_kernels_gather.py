@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 from abqc.codegen import isa as isas
@@ -50,7 +51,7 @@ def table(columns: int) -> np.ndarray:
 
 def check(y: np.ndarray, expected: np.ndarray) -> None:
     assert np.isnan(y[OUTSIDE]).all()
-    assert np.array_equal(y[~OUTSIDE], expected[INDICES[~OUTSIDE]])
+    assert np.array_equal(y[~OUTSIDE], expected[INDICES[~OUTSIDE]], equal_nan=True)
 
 
 SCHEMES = [
@@ -130,6 +131,18 @@ def test_rows_of_a_matmul_weight(isa, strategy):
         assert kernel is not None
         y = run(isa, kernel, strategy.pack_weight(spec, weight), columns)
         check(y, weight.dequantize() if isinstance(weight, QuantizedTensor) else weight)
+
+
+@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("element", ["f16", "bf16"])
+def test_rows_of_a_matmul_weight_in_16_bits(isa, element):
+    dtype = {"f16": np.float16, "bf16": ml_dtypes.bfloat16}[element]
+    spec = MatmulSpec(7, 150, None, None, weight_float=element)
+    weight = table(150).astype(dtype)
+    weight[0, 3], weight[1, 4] = np.inf, np.nan
+    kernel = panel_gather_kernel("float", spec)
+    assert kernel is not None
+    check(run(isa, kernel, FloatMatmul().pack_weight(spec, weight), 150), weight.astype(np.float32))
 
 
 def test_other_layouts_have_no_rows():

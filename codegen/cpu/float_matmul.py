@@ -1,19 +1,21 @@
-"""Strategy `float`: f32 weights, f32 activations.
+"""Strategy `float`: f32 activations times weights that stay float: f32, f16 or bf16.
 
 Weights lie in panels of 16 output channels, `[ceil(N / 16)][K][16]`, the last one filled up with
-zeros; activations are read as they are, row-major. One vector of a panel times one activation,
-broadcast, adds 16 products; a register tile of several rows and panels uses each loaded vector for
-all of its rows (Goto, van de Geijn: "Anatomy of high-performance matrix multiplication", 2008).
+zeros, in the type that the model has; 16 bits become f32 on the way to a register. Activations are
+read as they are, row-major. One vector of a panel times one activation, broadcast, adds 16
+products; a register tile of several rows and panels uses each loaded vector for all of its rows
+(Goto, van de Geijn: "Anatomy of high-performance matrix multiplication", 2008).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ...dialects.formats import QuantizedTensor
+from ...dialects.formats import FLOAT_BYTES, Float, QuantizedTensor
 from ..builder import INDEX, Builder, Value, buffer, function
 from ..isa import Isa
 from ..strategy import Kernel, MatmulSpec, Variant
@@ -24,12 +26,12 @@ from .float_tile import (
     broadcast,
     ceil_div,
     load_columns,
+    load_floats,
     multiply_add,
     store_columns,
     sum_pairwise,
 )
 
-PANEL_BYTES = 4 * PANEL
 ROW_BLOCK = 64
 DEPTH = 1536  # of a piece of K
 ONE_ROW_COLUMNS = 2 * PANEL
@@ -46,7 +48,7 @@ def pack_panels(weight: np.ndarray) -> np.ndarray:
 
 
 class FloatMatmul:
-    """The MatmulStrategy for f32 x f32."""
+    """The MatmulStrategy for floats times floats."""
 
     name = "float"
 
@@ -61,7 +63,7 @@ class FloatMatmul:
 
     def pack_weight(self, spec: MatmulSpec, weight: QuantizedTensor | np.ndarray) -> np.ndarray:
         assert isinstance(weight, np.ndarray) and weight.shape == (spec.n, spec.k)
-        return pack_panels(weight.astype(np.float32, copy=False)).reshape(-1).view(np.uint8)
+        return pack_panels(weight).reshape(-1).view(np.uint8)
 
     def row_bytes(self, spec: MatmulSpec) -> int:
         return 0
@@ -70,42 +72,65 @@ class FloatMatmul:
         return None
 
     def matmul_kernels(self, spec: MatmulSpec) -> tuple[Variant, ...]:
-        k = spec.k
+        panels = Panels(spec.k, spec.weight_float)
+        name = f"float_matmul_{panels.name}"
         one = Kernel(
-            f"float_matmul_k{k}_one_row",
+            f"{name}_one_row",
             (1, ONE_ROW_COLUMNS),
-            partial(_emit_one_row, f"float_matmul_k{k}_one_row", k),
+            partial(_emit_one_row, f"{name}_one_row", panels),
         )
-        many = Kernel(
-            f"float_matmul_k{k}",
-            (ROW_BLOCK, COLUMN_BLOCK),
-            partial(_emit_many_rows, f"float_matmul_k{k}", k),
-        )
+        many = Kernel(name, (ROW_BLOCK, COLUMN_BLOCK), partial(_emit_many_rows, name, panels))
         return (Variant(one, 1, 1), Variant(many, 2, None))
+
+
+@dataclass(frozen=True)
+class Panels:
+    """The packed weight: panels of `k` rows of 16 elements."""
+
+    k: int
+    element: Float
+
+    @property
+    def name(self) -> str:
+        return f"k{self.k}" if self.element == "f32" else f"{self.element}_k{self.k}"
+
+    @property
+    def row_bytes(self) -> int:
+        return PANEL * FLOAT_BYTES[self.element]
+
+    @property
+    def panel_bytes(self) -> int:
+        return self.k * self.row_bytes
+
+    def row(self, b: Builder, w: Value, panel: Value, at: Value | int) -> Value:
+        """Row `at` of a panel, as f32."""
+        return load_floats(b, w, self._byte(panel, at), self.element)
+
+    def prefetch(self, b: Builder, w: Value, panel: Value, at: Value) -> None:
+        """What a loop that is at row `at` needs soon."""
+        b.prefetch(w, self._byte(panel, at) + PREFETCH_BYTES)
+
+    def _byte(self, panel: Value, at: Value | int) -> Value:
+        return (panel * self.k + at) * self.row_bytes
 
 
 ARGUMENTS = [buffer("f32"), buffer("i8"), buffer("f32"), buffer("f32"), INDEX, INDEX]
 
 
-def _weight(b: Builder, w: Value, panel: Value, at: Value | int, k: int) -> Value:
-    """Row `at` of a panel."""
-    return b.load_as(w, (panel * k + at) * PANEL_BYTES, f"vector<{PANEL}xf32>")
-
-
-def _emit_one_row(name: str, k: int, module: Any, isa: Isa) -> None:
+def _emit_one_row(name: str, panels: Panels, module: Any, isa: Isa) -> None:
     """One row: every weight is read once and in order, so that memory is the only limit."""
     with function(module, isa, name, ARGUMENTS) as (b, i, x, w, bias, y, _m, n):
         begin = i * ONE_ROW_COLUMNS
         with b.loop(begin, b.min(begin + ONE_ROW_COLUMNS, n), PANEL) as columns:
             panel = columns.i // PANEL
-            sums = _one_row_sums(b, x, w, panel, k)
+            sums = _one_row_sums(b, x, w, panel, panels)
             total = sum_pairwise(sums) + load_columns(b, bias, 0, columns.i, n)
             store_columns(b, total, y, 0, columns.i, n)
 
 
-def _one_row_sums(b: Builder, x: Value, w: Value, panel: Value, k: int) -> list[Value]:
+def _one_row_sums(b: Builder, x: Value, w: Value, panel: Value, panels: Panels) -> list[Value]:
     """Eight partial sums: number j has the terms k = j modulo 8."""
-    zero = b.const(0.0, f"vector<{PANEL}xf32>")
+    zero, k = b.const(0.0, f"vector<{PANEL}xf32>"), panels.k
     sums = [zero] * ONE_ROW_UNROLL
     whole = k // ONE_ROW_UNROLL * ONE_ROW_UNROLL
     if whole:
@@ -113,19 +138,20 @@ def _one_row_sums(b: Builder, x: Value, w: Value, panel: Value, k: int) -> list[
             terms = []
             for j, total in enumerate(loop.args):
                 at = loop.i + j
-                b.prefetch(w, (panel * k + at) * PANEL_BYTES + PREFETCH_BYTES)
-                vector = _weight(b, w, panel, at, k)
+                panels.prefetch(b, w, panel, at)
+                vector = panels.row(b, w, panel, at)
                 terms.append(multiply_add(b, broadcast(b, x, at), vector, total))
             loop.carry(*terms)
         sums = loop.results
     for j in range(k - whole):
-        vector = _weight(b, w, panel, whole + j, k)
+        vector = panels.row(b, w, panel, whole + j)
         sums[j] = multiply_add(b, broadcast(b, x, whole + j), vector, sums[j])
     return sums
 
 
-def _emit_many_rows(name: str, k: int, module: Any, isa: Isa) -> None:
+def _emit_many_rows(name: str, panels: Panels, module: Any, isa: Isa) -> None:
     """Blocks of 64 rows and 48 columns: what a piece of K needs of both stays in the cache."""
+    k = panels.k
     with function(module, isa, name, ARGUMENTS) as (b, i, x, w, bias, y, m, n):
         across = ceil_div(n, COLUMN_BLOCK)
         row, column = i // across * ROW_BLOCK, i % across * COLUMN_BLOCK
@@ -139,7 +165,7 @@ def _emit_many_rows(name: str, k: int, module: Any, isa: Isa) -> None:
 
             def weights(at: Value, block_column: Value) -> Value:
                 panel = (column + block_column) // PANEL
-                return _weight(b, w, panel, pieces.i + at, k)
+                return panels.row(b, w, panel, pieces.i + at)
 
             product.add(rows, columns, (pieces.i, terms), weights)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from ...dialects.formats import Float
 from ..builder import Builder, Value
 
 PANEL = 16  # columns side by side; one zmm, two ymm, four xmm
@@ -30,6 +31,12 @@ def multiply_add(b: Builder, x: Value, y: Value, z: Value) -> Value:
 def broadcast(b: Builder, source: Value, at: Value | int, lanes: int = PANEL) -> Value:
     """Element `at` of `source` in all lanes."""
     return b.splat(b.load(source, at), lanes)
+
+
+def load_floats(b: Builder, source: Value, at: Value, element: Float, lanes: int = PANEL) -> Value:
+    """f32 lanes of floats stored as `element`, from byte `at` of a buffer of bytes."""
+    vector = b.load_as(source, at, f"vector<{lanes}x{element}>")
+    return vector if element == "f32" else b.extend(vector)
 
 
 def row_tiles(

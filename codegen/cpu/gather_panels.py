@@ -4,8 +4,8 @@
             flag: memref<?xi32>, number)
 
 The contract is that of `gather`; `w` is the weight as strategy `float`, `int8` or `dequantize`
-packs it, so that the table is stored once. Row n is channel n; in a panel its values lie 64 bytes
-apart.
+packs it, so that the table is stored once. Row n is channel n; in a panel of floats its values lie
+16 elements apart, else quads of them 64 bytes.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from ...dialects.formats import FLOAT_BYTES
 from ..builder import INDEX, Builder, Value, buffer, function, vec
 from ..isa import Isa
 from ..strategy import Kernel, MatmulSpec
 from .dequantize import SIGN_BITS, weight_layout
-from .float_tile import PANEL
+from .float_matmul import Panels
+from .float_tile import PANEL, load_floats
 from .gather import ROWS
 from .int8_layout import QUAD, bit_parts, unit_quads
 from .panel_layout import WeightLayout
@@ -33,8 +35,9 @@ Decode = Callable[[Builder, Value, Value, Value, Value, Value], None]
 def panel_gather_kernel(strategy: str, spec: MatmulSpec) -> Kernel | None:
     """Gathers rows of `spec`'s weight as `strategy` packs it; None for other layouts."""
     if strategy == "float":
-        name, panel_bytes = f"gather_float_panels_k{spec.k}", spec.k * VECTOR_BYTES
-        decode: Decode = partial(_float_row, spec.k)
+        panels = Panels(spec.k, spec.weight_float)
+        name, panel_bytes = f"gather_float_panels_{panels.name}", panels.panel_bytes
+        decode: Decode = partial(_float_row, panels)
     elif strategy in ("int8", "dequantize"):
         layout = weight_layout(spec)
         assert spec.weight is not None
@@ -67,10 +70,12 @@ def _emit(name: str, columns: int, panel_bytes: int, decode: Decode, module: Any
 
 
 def _float_row(
-    k: int, b: Builder, w: Value, base: Value, lane: Value, y: Value, target: Value
+    panels: Panels, b: Builder, w: Value, base: Value, lane: Value, y: Value, target: Value
 ) -> None:
-    with b.loop(0, k) as loop:
-        b.store(b.load_as(w, base + (loop.i * PANEL + lane) * 4, "f32"), y, target + loop.i)
+    element = panels.element
+    with b.loop(0, panels.k) as loop:
+        at = base + loop.i * panels.row_bytes + lane * FLOAT_BYTES[element]
+        b.store(b.extract(load_floats(b, w, at, element, 1), 0), y, target + loop.i)
 
 
 def _quantized_row(

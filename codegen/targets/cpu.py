@@ -9,7 +9,7 @@ from functools import cached_property
 from ...costmodel.analytic import AnalyticModel
 from ...costmodel.interface import MatmulFeatures
 from ...costmodel.load import model_for
-from ...dialects.formats import Scheme, parse_scheme
+from ...dialects.formats import Float, Scheme, parse_scheme
 from ..cpu.batch_matmul import batch_matmul_kernels
 from ..cpu.bitplane import BitplaneStrategy
 from ..cpu.dequantize import Dequantize
@@ -41,6 +41,7 @@ class CpuTarget:
 
     name: str = "cpu"
     max_norm_columns: int = 0  # rows of abq.norm that a kernel takes: none here
+    cache_types: tuple[Float, ...] = ("f32", "f16", "bf16")  # of `c` of abq.batch_matmul
     isas: tuple[Isa, ...] = ALL
     cost_model: AnalyticModel = field(default_factory=_cost_model, repr=False)
 
@@ -94,15 +95,14 @@ class CpuTarget:
     def _features(
         self, strategy: MatmulStrategy, spec: MatmulSpec, m: int, working_set: int
     ) -> MatmulFeatures:
-        bits = spec.weight.bits if spec.weight else 32
         return MatmulFeatures(
             strategy=strategy.name,
             m=m,
             n=spec.n,
             k=spec.k,
-            weight_bits=bits,
+            weight_bits=spec.weight_bits,
             activation_bits=spec.activation.bits if spec.activation else 32,
-            weight_bytes=spec.n * spec.k * bits // 8,
+            weight_bytes=spec.n * spec.k * spec.weight_bits // 8,
             groups=spec.weight.n_groups(spec.k) if spec.weight else 1,
             isa=self.judged_isa,
             threads=TYPICAL_THREADS,
@@ -116,8 +116,8 @@ class CpuTarget:
             score *= self.cost_model.predict(f)
         return score
 
-    def batch_matmul(self, transposed: bool) -> tuple[Variant, ...]:
-        return batch_matmul_kernels(transposed)
+    def batch_matmul(self, transposed: bool, element: Float) -> tuple[Variant, ...]:
+        return batch_matmul_kernels(transposed, element)
 
     def measure(self, format_text: str) -> Kernel:
         """The kernel that finds one scale and zero point for each sample of an activation."""

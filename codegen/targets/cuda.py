@@ -8,7 +8,7 @@ from functools import cached_property
 
 from ...costmodel.interface import CostModel
 from ...costmodel.load import model_for
-from ...dialects.formats import Scheme, parse_scheme
+from ...dialects.formats import Float, Scheme, parse_scheme
 from ..gpu.arch import ALL, SM_75, GpuArch
 from ..gpu.arg_extreme import arg_extreme_kernels
 from ..gpu.attention import AttentionVariant, attention_kernels, precision_on
@@ -47,6 +47,7 @@ class CudaTarget:
     archs: tuple[GpuArch, ...]
     models: tuple[CostModel, ...] = field(repr=False)
     max_norm_columns: int = MAX_COLUMNS  # rows of abq.norm that a kernel takes
+    cache_types: tuple[Float, ...] = ("f32",)  # of `c` of abq.batch_matmul
 
     @staticmethod
     def named(name: str) -> CudaTarget | None:
@@ -141,8 +142,9 @@ class CudaTarget:
         )
         return alone + ("; shares its activations' layout with others" if shared else "")
 
-    def batch_matmul(self, transposed: bool) -> tuple[Variant, ...]:
-        """The kernels of products of two activations."""
+    def batch_matmul(self, transposed: bool, element: Float) -> tuple[Variant, ...]:
+        """The kernels of products of two activations, the second one of a type of `cache_types`."""
+        assert element in self.cache_types
         return batch_matmul_kernels(transposed)
 
     def attention(

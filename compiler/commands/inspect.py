@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from abqc.compiler.commands.table import byte_count, table
+from abqc.dialects.formats import FLOAT_BYTES
 
 NAME = "inspect"
 SUMMARY = "show signature, formats, sizes and strategies of a compiled model"
@@ -99,7 +100,7 @@ def bits_per_weight(operations: list[Mapping[str, Any]]) -> str:
 
     A table that is gathered from a matmul's weight has no bytes of its own.
     """
-    quantized = [op for op in operations if op["weight"] != FLOAT and op["bytes"]]
+    quantized = [op for op in operations if op["weight"] not in FLOAT_BYTES and op["bytes"]]
     stored = {op["symbol"]: op for op in quantized}.values()
     count = sum(op["n"] * op["k"] for op in stored)
     if not count:

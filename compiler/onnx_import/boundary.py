@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from abqc.dialects.mlir import ir
 
 from .building.emit import Builder
+from .building.shaping import narrowed, widened
 from .building.small_floats import decode, encode
-from .values.element_types import U8, ElementType
+from .values.element_types import STORED_HALVES, U8, ElementType
 from .values.symbolic import Dim
 from .values.value import Value
 
@@ -22,6 +23,9 @@ def decoded(b: Builder, argument: ir.Value, dtype: ElementType, dims: Sequence[D
     if dtype.outside() == dtype.inside():
         return Value(dtype, exact, ssa=argument)
 
+    if dtype in STORED_HALVES:
+        return widened(b, Value(STORED_HALVES[dtype], exact, ssa=argument), dtype)
+
     def body(element: ir.Value) -> list[ir.Value]:
         return [decode(element, dtype)]
 
@@ -32,7 +36,10 @@ def decoded(b: Builder, argument: ir.Value, dtype: ElementType, dims: Sequence[D
 
 def encoded(b: Builder, value: Value) -> ir.Value:
     """A value as a result of the function."""
-    dtype, ssa = value.dtype, b.tensor(value)
+    dtype = value.dtype
+    if dtype in STORED_HALVES:
+        return b.tensor(narrowed(b, value))
+    ssa = b.tensor(value)
     if dtype.outside() == dtype.inside():
         return ssa
 

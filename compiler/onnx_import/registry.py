@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from abqc.dialects.mlir import ir
 from abqc.errors import ModelError
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, defs, helper
 
+from .values.constants import Constant
 from .values.element_types import I64, ElementType, element_type, onnx_name
 from .values.symbolic import ONE, Dim, product
 from .values.value import AnyValue, OptionalValue, SequenceValue, Value
@@ -156,6 +158,12 @@ class Node:
         For operators whose attributes are those of a standard operator.
         """
         return Node(self.proto, inputs, defs.onnx_opset_version(), self.lowering)
+
+    def weight(self, constant: Constant, kind: str, part: str = "") -> ir.Value:
+        """A constant as this node's weight, which recipes may quantize; `kind` is "matmul", "conv"
+        or "gather", `part` tells the weights of one node apart."""
+        name = f"{self.name}/{part}" if part else self.name
+        return self.b.weight(constant, node=name, op_type=self.op_type, kind=kind)
 
     @property
     def output_count(self) -> builtins.int:

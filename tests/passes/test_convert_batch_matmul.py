@@ -1,4 +1,6 @@
-from facts import Facts, after
+from abqc.codegen.targets.cpu import CpuTarget
+from abqc.passes.infrastructure import Unit
+from facts import Facts, after, maker
 
 
 def product(a: str, c: str, y: str, op: str = "linalg.batch_matmul", before: str = "") -> Facts:
@@ -56,3 +58,44 @@ def test_other_accumulators_stay() -> None:
         "convert-batch-matmul",
     )
     assert len(facts("linalg.matmul")) == 1
+
+
+WIDEN = """%k = linalg.generic {indexing_maps = [#map, #id],
+      iterator_types = ["parallel", "parallel", "parallel"]}
+      ins(%c : tensor<2x4x8xTYPE>) outs(%e : tensor<2x4x8xf32>) {
+    ^bb0(%i: TYPE, %o: f32):
+      %w = arith.extf %i : TYPE to f32
+      linalg.yield %w : f32
+  } -> tensor<2x4x8xf32>"""
+
+
+def widened_product(type_: str, read: str = "(d0, d1, d2)", unit: Unit | None = None) -> Facts:
+    return after(
+        f"""
+#id = affine_map<(d0, d1, d2) -> (d0, d1, d2)>
+#map = affine_map<(d0, d1, d2) -> {read}>
+func.func @main(%a: tensor<2x?x4xf32>, %c: tensor<2x4x8x{type_}>, %e: tensor<2x4x8xf32>,
+    %z: tensor<2x?x8xf32>) -> tensor<2x?x8xf32> {{
+  %zero = arith.constant 0.0 : f32
+  {WIDEN.replace("TYPE", type_)}
+  %f = linalg.fill ins(%zero : f32) outs(%z : tensor<2x?x8xf32>) -> tensor<2x?x8xf32>
+  %y = linalg.batch_matmul ins(%a, %k : tensor<2x?x4xf32>, tensor<2x4x8xf32>)
+      outs(%f : tensor<2x?x8xf32>) -> tensor<2x?x8xf32>
+  return %y : tensor<2x?x8xf32>
+}}""",
+        "convert-batch-matmul",
+        "canonicalize",
+        unit=unit or Unit(target=CpuTarget()),
+    )
+
+
+def test_what_is_stored_in_16_bits_is_read_so() -> None:
+    for type_ in ("f16", "bf16"):
+        facts = widened_product(type_)
+        (op,) = facts("abq.batch_matmul")
+        assert maker(op.operands[1]) == "argument" and not facts("linalg.generic")
+
+
+def test_a_target_without_such_kernels_gets_f32() -> None:
+    facts = widened_product("f16", unit=Unit(target=CpuTarget(cache_types=("f32",))))
+    assert len(facts("linalg.generic")) == 1

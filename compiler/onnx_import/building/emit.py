@@ -264,6 +264,12 @@ class Builder:
             self.scope.keep_tensor(value, known)
         return known
 
+    def weight(self, constant: Constant, *, node: str, op_type: str, kind: str) -> ir.Value:
+        """A constant of f32 inside as the weight of a node, which may be stored in 16 bits."""
+        symbol, stored = self.weights.of_node(constant, node=node, op_type=op_type, kind=kind)
+        type_ = ir.RankedTensorType.get(list(constant.shape), stored.stored())
+        return abq.WeightOp(ir.StringAttr.get(symbol), type_).result
+
     def made(self, ssa: ir.Value, dtype: ElementType, dims: Sequence[Dim | int]) -> Value:
         """The value that an op returned; its type is brought in line with `dims`."""
         exact = tuple(Dim.of(dim) for dim in dims)

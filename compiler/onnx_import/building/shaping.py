@@ -7,10 +7,34 @@ from collections.abc import Sequence
 from abqc.dialects.mlir import ir, linalg, tensor
 
 from ..values import symbolic
+from ..values.element_types import STORED_HALVES, ElementType
 from ..values.symbolic import ONE, Dim, product
 from ..values.value import Value, constant_value
 from .emit import DYNAMIC, Builder
 from .scalars import Number, Scalar
+from .small_floats import decode, encode
+
+
+def widened(b: Builder, stored: Value, dtype: ElementType) -> Value:
+    """A tensor of halves as it lies in memory, as a value of `dtype`: f32 where one computes."""
+
+    def make() -> ir.Value:
+        identity = ir.AffineMap.get_identity(stored.rank)
+        return b.generic(
+            stored.dims, [b.tensor(stored)], [identity], [dtype], lambda x: [decode(x, dtype)]
+        )[0]
+
+    return Value(dtype, stored.dims, make=make, stored=stored)
+
+
+def narrowed(b: Builder, x: Value) -> Value:
+    """Halves as they lie in memory, rounded if they have been computed."""
+    if x.stored is not None:
+        return x.stored
+    dtype, ssa = STORED_HALVES[x.dtype], b.tensor(x)
+    identity = ir.AffineMap.get_identity(x.rank)
+    (made,) = b.generic(x.dims, [ssa], [identity], [dtype], lambda v: [encode(v, x.dtype)])
+    return Value(dtype, x.dims, ssa=made)
 
 
 def reshape(b: Builder, x: Value, dims: Sequence[Dim | int]) -> Value:
@@ -25,6 +49,10 @@ def reshape(b: Builder, x: Value, dims: Sequence[Dim | int]) -> Value:
     shape = tuple(dim.value for dim in target)
     if x.constant is not None and None not in shape:
         return constant_value(x.constant.reshaped(shape), x.dtype)  # type: ignore[arg-type]
+    if symbolic.ZERO in (before, after):
+        return Value(x.dtype, target, ssa=b.empty(x.dtype, target))
+    if x.stored is not None:
+        return widened(b, reshape(b, x.stored, target), x.dtype)
     source = x.viewed or x
     if target == source.dims:
         return source
@@ -142,6 +170,8 @@ def transpose(b: Builder, x: Value, permutation: Sequence[int]) -> Value:
     dims = tuple(x.dims[axis] for axis in order)
     if x.constant is not None:
         return constant_value(x.constant.transposed(tuple(order)), x.dtype)
+    if x.stored is not None:
+        return widened(b, transpose(b, x.stored, order), x.dtype)
     # Axes of size 1 that move past each other change nothing in memory.
     if [a for a in order if x.dims[a] != ONE] == [
         a for a in range(x.rank) if x.dims[a] != ONE
@@ -175,6 +205,8 @@ def expand(b: Builder, x: Value, dims: Sequence[Dim]) -> Value:
         size = symbolic.static_product(result)
         if size is not None and size <= 4096:
             return Value(x.dtype, result, content=x.content[:1] * size)
+    if x.stored is not None:
+        return widened(b, expand(b, x.stored, dims), x.dtype)
     return b.elementwise([x], x.dtype, lambda element: element, dims=result)
 
 
@@ -190,6 +222,8 @@ def slice_axes(
     strides = list(steps) if steps is not None else [1] * x.rank
     if dims == x.dims and all(s == symbolic.ZERO for s in starts) and set(strides) <= {1}:
         return x
+    if x.stored is not None:
+        return widened(b, slice_axes(b, x.stored, starts, dims, strides), x.dtype)
     if any(dim == symbolic.ZERO for dim in (*dims, *x.dims)):
         return Value(x.dtype, dims, ssa=b.empty(x.dtype, dims))
     if any(step < 0 for step in strides):
@@ -244,6 +278,8 @@ def concat(b: Builder, parts: Sequence[Value], axis: int) -> Value:
     if first.rank == 1 and all(content is not None for content in contents):
         joined = tuple(dim for content in contents for dim in content or ())
         return Value(first.dtype, dims, content=joined)
+    if any(part.stored is not None for part in parts):
+        return widened(b, concat(b, [narrowed(b, part) for part in parts], axis), first.dtype)
     ssa = tensor.ConcatOp(
         ir.RankedTensorType.get(
             [

@@ -94,8 +94,7 @@ def _with_weight(
         steps = x.steps  # which have 0 among them
         x, pads = padded(b, x, windows, 0), [0] * (2 * windows.rank)
         x.steps = steps
-    symbol = b.weights.of_node(w.constant, node=node.name, op_type=node.op_type, kind="conv")
-    weight = abq.WeightOp(ir.StringAttr.get(symbol), b.type(w.dtype, w.dims)).result
+    weight = node.weight(w.constant, "conv")
     fused = bias is not None and bias.constant is not None
     dims = (x.dims[0], w.dims[0], *windows.outs)
     operand, scales = product_operand(b, x, w.constant)

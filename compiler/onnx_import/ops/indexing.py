@@ -103,8 +103,7 @@ def _rows_of_table(node: Node, table: Value, places: Value, dims: tuple[Dim, ...
     """Rows of a constant matrix, which a recipe may quantize."""
     b = node.b
     assert table.constant is not None
-    symbol = b.weights.of_node(table.constant, node=node.name, op_type=node.op_type, kind="gather")
-    weight = abq.WeightOp(ir.StringAttr.get(symbol), b.type(table.dtype, table.dims)).result
+    weight = node.weight(table.constant, "gather")
     ssa = abq.GatherOp(
         weight, b.tensor(places), ir.StringAttr.get(node.name), b.type(table.dtype, dims)
     ).result

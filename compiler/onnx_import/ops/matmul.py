@@ -8,7 +8,7 @@ from abqc.dialects.mlir import ir, linalg
 
 from ..building.emit import Builder
 from ..building.scalars import Scalar
-from ..building.shaping import reshape, transpose, unsqueeze
+from ..building.shaping import expand, reshape, transpose, unsqueeze
 from ..parts.affine import product_operand
 from ..registry import Node, lowers
 from ..values.constants import Constant
@@ -70,8 +70,7 @@ def with_weight(node: Node, x: Value, w: Value, bias: Value | None = None) -> Va
     assert w.constant is not None
     rows = transpose(b, w, [1, 0])
     assert rows.constant is not None
-    symbol = b.weights.of_node(rows.constant, node=node.name, op_type=node.op_type, kind="matmul")
-    weight = abq.WeightOp(ir.StringAttr.get(symbol), b.type(w.dtype, rows.dims)).result
+    weight = node.weight(rows.constant, "matmul")
     dims = (*x.dims[:-1], w.dims[1])
     operand, scales = product_operand(b, x, rows.constant)
     ssa = abq.MatmulOp(
@@ -121,7 +120,7 @@ def _with_lead(b: Builder, x: Value, lead: tuple) -> Value:
         return x
     if x.rank == len(lead) + 2 or any(dim != ONE for dim in lead):
         dims = (*lead, *x.dims[-2:])
-        return b.elementwise([x], x.dtype, lambda v: v, dims=dims)
+        return expand(b, x, dims)
     return reshape(b, x, [*lead, *x.dims[-2:]])
 
 

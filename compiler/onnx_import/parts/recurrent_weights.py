@@ -68,14 +68,11 @@ class Product:
         if is_weight(self.w):
             assert self.w.constant is not None
             name = f"{node.name}/{self.label}"
-            symbol = b.weights.of_node(
-                self.w.constant, node=name, op_type=node.op_type, kind="matmul"
-            )
-            weight = abq.WeightOp(ir.StringAttr.get(symbol), b.type(self.w.dtype, self.w.dims))
+            weight = node.weight(self.w.constant, "matmul", self.label)
             bias = None if self.bias is None else b.tensor(self.bias)
             operand, scales = product_operand(b, x, self.w.constant)
             ssa = abq.MatmulOp(
-                operand, weight.result, ir.StringAttr.get(name), b.type(x.dtype, dims),
+                operand, weight, ir.StringAttr.get(name), b.type(x.dtype, dims),
                 bias=bias, **scales,
             ).result  # fmt: skip
             return Value(x.dtype, dims, ssa=ssa)

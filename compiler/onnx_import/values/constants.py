@@ -10,6 +10,8 @@ from math import prod
 import numpy as np
 from onnx import TensorProto, helper
 
+HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
 
 @dataclass(frozen=True, eq=False)
 class QuantizedConstant:
@@ -40,7 +42,8 @@ class Constant:
     `load()` returns its values, from a memory map where possible, and keeps nothing. A constant
     that only permutes the axes of another remembers that one as `base`, so that a tied weight is
     found to be one array, and one that reads them in another form remembers it as `origin`. `name`
-    is that of the initializer with these values, if there is one.
+    is that of the initializer with these values, if there is one. `widened_from` is the type of 16
+    bits that the values of an f32 constant were cast from, 0 if they were not.
     """
 
     shape: tuple[int, ...]
@@ -51,6 +54,7 @@ class Constant:
     quantized: QuantizedConstant | None = None
     name: str = ""
     origin: Constant | None = None
+    widened_from: int = 0
 
     @property
     def size(self) -> int:
@@ -83,6 +87,7 @@ class Constant:
             base=self,
             permutation=permutation,
             quantized=self.quantized and self.quantized.transposed(permutation),
+            widened_from=self.widened_from,
         )
 
     def reshaped(self, shape: tuple[int, ...]) -> Constant:
@@ -90,7 +95,13 @@ class Constant:
         if shape == self.shape:
             return self
         load = self.load
-        return Constant(shape, self.elem_type, lambda: load().reshape(shape), origin=self)
+        return Constant(
+            shape,
+            self.elem_type,
+            lambda: load().reshape(shape),
+            origin=self,
+            widened_from=self.widened_from,
+        )
 
     def cast(self, elem_type: int) -> Constant:
         """The values converted as numpy does between integers and floats."""
@@ -98,11 +109,13 @@ class Constant:
             return self
         load, dtype = self.load, helper.tensor_dtype_to_np_dtype(elem_type)
         integers = elem_type == TensorProto.FLOAT and self.dtype.kind in "iu"
+        widens = elem_type == TensorProto.FLOAT and self.elem_type in HALVES
         return Constant(
             self.shape,
             elem_type,
             lambda: load().astype(dtype),
             quantized=QuantizedConstant(self) if integers else None,
+            widened_from=self.elem_type if widens else 0,
         )
 
 

@@ -70,6 +70,19 @@ class ElementType:
         return np.dtype(f"{'' if self.signed else 'u'}int{max(self.bits, 8)}")
 
     @property
+    def is_half(self) -> bool:
+        """A float of 16 bits: f32 inside, but weights and caches are stored as they are."""
+        return self.is_float and self.bits == 16
+
+    def stored(self) -> ir.Type:
+        """The type of a weight in the weight store."""
+        return self.outside() if self.is_half else self.inside()
+
+    @property
+    def stored_dtype(self) -> np.dtype:
+        return self.dtype if self.is_half else self.inside_dtype
+
+    @property
     def limits(self) -> tuple[int, int]:
         """The smallest and the largest integer."""
         if self.signed:
@@ -88,8 +101,14 @@ def _f32() -> ir.Type:
     return ir.F32Type.get()
 
 
-def _float(onnx: int, name: str, bits: int, outside: Callable[[], ir.Type]) -> ElementType:
-    return ElementType(onnx, name, Kind.FLOAT, bits, True, _f32, outside)
+def _float(
+    onnx: int,
+    name: str,
+    bits: int,
+    outside: Callable[[], ir.Type],
+    inside: Callable[[], ir.Type] = _f32,
+) -> ElementType:
+    return ElementType(onnx, name, Kind.FLOAT, bits, True, inside, outside)
 
 
 def _int(onnx: int, name: str, bits: int, signed: bool) -> ElementType:
@@ -116,6 +135,12 @@ BOOL = ElementType(TensorProto.BOOL, "bool", Kind.BOOL, 1, False, _integer(1), _
 INDEX = ElementType(
     0, "index", Kind.INDEX, 64, True, lambda: ir.IndexType.get(), lambda: ir.IndexType.get()
 )
+
+# Tensors of halves as they lie in memory, which are only moved: no arithmetic is done on them.
+STORED_HALVES = {
+    F16: _float(TensorProto.FLOAT16, "float16", 16, F16.outside, inside=F16.outside),
+    BF16: _float(TensorProto.BFLOAT16, "bfloat16", 16, BF16.outside, inside=BF16.outside),
+}
 
 _SMALL_INTEGERS = (("INT4", 4, True), ("UINT4", 4, False), ("INT2", 2, True), ("UINT2", 2, False))
 _SMALL_FLOATS = (

@@ -11,7 +11,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from ..graph.model import attribute, subgraphs
-from .constants import Constant, QuantizedConstant, from_array
+from .constants import HALVES, Constant, QuantizedConstant, from_array
 from .element_types import element_type
 from .quantized import BITS, dequantized, dequantized_constant, quantized_constant
 
@@ -129,7 +129,11 @@ def _identity(node: NodeProto, inputs: Inputs) -> Constant | None:
 def _cast(node: NodeProto, inputs: Inputs) -> Constant | None:
     constant, to = inputs[0], attribute(node, "to")
     plain = "biuf"  # kinds of numpy types whose conversion ONNX defines as numpy does
-    if constant is None or not isinstance(to, int) or constant.dtype.kind not in plain:
+    if constant is None or not isinstance(to, int):
+        return None
+    if constant.elem_type in HALVES and to == TensorProto.FLOAT:
+        return constant.cast(to)  # exact, and bfloat16 is of no kind of numpy's
+    if constant.dtype.kind not in plain:
         return None
     target = element_type(to)
     if target is None or target.dtype.kind not in plain:

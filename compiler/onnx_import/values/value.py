@@ -38,7 +38,9 @@ class Value:
     or bool tensor in row-major order, as polynomials over the sizes of the inputs: a shape tensor
     is never a tensor of the IR unless something reads it as one (`Builder.tensor`). `make` builds
     the tensor where something reads it. `in_f32` are the elements of an integer tensor as f32,
-    rounded, where a product has made them so.
+    rounded, where a product has made them so. `stored` is a tensor of 16-bit floats as it lies in
+    memory (STORED_HALVES), where no arithmetic has touched it since it came in: caches and what
+    is moved from them stay in 16 bits, and products read them so.
     """
 
     dtype: ElementType
@@ -49,6 +51,7 @@ class Value:
     steps: Steps | None = None
     make: Callable[[], ir.Value] | None = None
     in_f32: ir.Value | None = None
+    stored: Value | None = None
     viewed: Value | None = None  # the tensor that this is a reshape of
     transposed: tuple[Value, tuple[int, ...]] | None = None  # what it permutes the axes of
 

@@ -10,7 +10,7 @@ from abqc.dialects.weight_store import WeightStore
 
 from ..result import NodeInfo
 from .constants import Constant
-from .element_types import F32, ElementType
+from .element_types import F32, ElementType, element_type
 from .quantized import as_codes
 
 Identity = tuple[object, ...]  # of an array
@@ -38,18 +38,29 @@ class Weights:
         self._kept: list[Constant] = []  # ids are of objects that live
 
     def plain(self, constant: Constant, dtype: ElementType) -> str:
-        """The symbol of a constant that is read as it is."""
-        return self._symbol(constant, dtype, with_codes=False)
+        """The symbol of a constant that is read as it is, of the type that it has inside."""
+        return self._symbol(constant, dtype.inside_dtype, with_codes=False)
 
-    def of_node(self, constant: Constant, *, node: str, op_type: str, kind: str) -> str:
-        """The symbol of the f32 weight of a node; `kind` is "matmul", "conv" or "gather"."""
-        symbol = self._symbol(constant, F32, with_codes=self._keep_codes)
+    def of_node(
+        self, constant: Constant, *, node: str, op_type: str, kind: str
+    ) -> tuple[str, ElementType]:
+        """The symbol of the float weight of a node and the type it is stored in; `kind` is
+        "matmul", "conv" or "gather".
+
+        That is the model's type of 16 bits, or what the model casts to f32, else f32. Weights that
+        are kept as codes are f32 to whoever does not ask for the codes.
+        """
+        as_f32 = self._keep_codes and constant.quantized is not None
+        dtype = element_type(constant.widened_from or constant.elem_type)
+        if as_f32 or dtype is None or not dtype.is_half:
+            dtype = F32
+        symbol = self._symbol(constant, dtype.stored_dtype, with_codes=self._keep_codes)
         info = NodeInfo(node, op_type, kind, symbol, constant.shape)
         if info not in self.nodes:  # bodies of loops are lowered more than once
             self.nodes.append(info)
-        return symbol
+        return symbol, dtype
 
-    def _symbol(self, constant: Constant, dtype: ElementType, *, with_codes: bool) -> str:
+    def _symbol(self, constant: Constant, dtype: np.dtype, *, with_codes: bool) -> str:
         root = constant.base or constant
         codes = with_codes and constant.quantized is not None
         label = f"{dtype.name}{' codes' if codes else ''}"
@@ -92,18 +103,17 @@ class Weights:
             symbol = f"{wanted}#{number}"
         return symbol
 
-    def _add(self, symbol: str, constant: Constant, dtype: ElementType, codes: bool) -> None:
+    def _add(self, symbol: str, constant: Constant, dtype: np.dtype, codes: bool) -> None:
         found = as_codes(constant) if codes else None
         if found is not None:
             self.store.add_quantized(
                 symbol, found.codes, found.scale, found.zero, found.scheme, shape=constant.shape
             )
             return
-        target = dtype.inside_dtype
         load = constant.load
 
         def values() -> np.ndarray:
             array = load()
-            return array if array.dtype == target else array.astype(target)
+            return array if array.dtype == dtype else array.astype(dtype)
 
-        self.store.add_lazy(symbol, constant.shape, target, values)
+        self.store.add_lazy(symbol, constant.shape, dtype, values)
