@@ -34,6 +34,7 @@ _ERRORS: dict[int, type[AbqcError]] = {
 _DEVICE_STATUS = 4
 _INTERRUPTED_STATUS = 10
 _INTERRUPTIBLE = 1  # a flag of a run
+_SEPARATE_BUFFERS = 1  # a flag of an instance
 
 
 class _DLDataType(ctypes.Structure):
@@ -74,6 +75,7 @@ class _InstanceOptions(ctypes.Structure):
         ("device", _DLDevice),
         ("isa", ctypes.c_char_p),
         ("driver", ctypes.c_void_p),
+        ("flags", ctypes.c_uint32),
     ]
 
 
@@ -191,6 +193,17 @@ class Library:
         self._run = self._api.run  # each access would make a new function object
 
     @property
+    def has_statistics(self) -> bool:
+        """Whether its table ends with the function for them."""
+        return self._api.struct_size > _Api.statistics.offset
+
+    @property
+    def instance_options_size(self) -> int:
+        """How much of the options of an instance it knows: flags are as old as the statistics."""
+        known = self.has_statistics
+        return ctypes.sizeof(_InstanceOptions) if known else _InstanceOptions.flags.offset
+
+    @property
     def run_options_size(self) -> int:
         """How much of the options of a run it knows: artifacts before the flag knew less."""
         known = self.manifest.get("interruptible", False)
@@ -257,10 +270,13 @@ class Library:
 
 class DriverTable(Protocol):
     """A CUDA driver in Python (`runtime/ptx/driver.py`): the address of a function that resolves
-    its names, and what a call of this thread raised."""
+    its names, what a call of this thread raised, and whether it wants every buffer of a run as an
+    allocation of its own, whose bounds it checks."""
 
     @property
     def resolver(self) -> int: ...
+    @property
+    def separate_buffers(self) -> bool: ...
     def take_fault(self) -> BaseException | None: ...
 
 
@@ -268,7 +284,8 @@ class Instance:
     """An instance of a library; destroyed when the last reference to it goes.
 
     `device` is DLPack's type and number, (0, 0) for what the model was compiled for. `driver`
-    stands in for the CUDA driver. DeviceError where there is no such device.
+    stands in for the CUDA driver. `separate_buffers`: every buffer of a run on a GPU is an
+    allocation of its own. DeviceError where there is no such device.
     """
 
     def __init__(
@@ -279,16 +296,18 @@ class Instance:
         isa: str | None = None,
         device: tuple[int, int] = (0, 0),
         driver: DriverTable | None = None,
+        separate_buffers: bool = False,
     ) -> None:
         self.library = library
         self.driver = driver
         self._pointer = ctypes.c_void_p()
         options = _InstanceOptions(
-            struct_size=ctypes.sizeof(_InstanceOptions),
+            struct_size=library.instance_options_size,
             threads=threads,
             device=_DLDevice(*device),
             isa=isa.encode() if isa else None,
             driver=driver.resolver if driver is not None else None,
+            flags=_SEPARATE_BUFFERS if separate_buffers else 0,
         )
         status = library._api.create(ctypes.byref(options), ctypes.byref(self._pointer))
         if status == _DEVICE_STATUS:
@@ -322,7 +341,7 @@ class Instance:
 
     def statistics(self) -> RunStatistics:
         """How its runs went; nothing of artifacts that were compiled before there was this."""
-        if self.library._api.struct_size <= _Api.statistics.offset:
+        if not self.library.has_statistics:
             return RunStatistics()
         table = StatisticsTable(struct_size=ctypes.sizeof(StatisticsTable))
         self.library.check(self.library._api.statistics(self._pointer, ctypes.byref(table)))

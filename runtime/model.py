@@ -28,6 +28,7 @@ def load(
     threads: int | None = None,
     verify: bool = True,
     isa: str | None = None,
+    separate_buffers: bool = False,
 ) -> Model:
     """Open a compiled model; ArtifactError unless the file is whole and of this version.
 
@@ -37,9 +38,14 @@ def load(
     `threads`: of every run, unless it says otherwise; None: ABQC_NUM_THREADS, else the usable
     cores. `isa`: "avx512", "avx2" or "plain"; None: ABQC_ISA, else the best that the CPU has. For
     a GPU the target whose code to use ("sm_80"); None: the best.
+    `separate_buffers`: on a GPU every buffer of a run is an allocation of its own, so that what
+    checks memory (compute-sanitizer) sees one step too far; slow. The PTX machine always has it so.
     `verify=False` skips the checksum, not the checks of size and version.
     """
-    return Model(Library(path, verify=verify), device=device, threads=threads, isa=isa)
+    library = Library(path, verify=verify)
+    return Model(
+        library, device=device, threads=threads, isa=isa, separate_buffers=separate_buffers
+    )
 
 
 class Model:
@@ -56,6 +62,7 @@ class Model:
         device: str | DriverTable | None = None,
         threads: int | None = None,
         isa: str | None = None,
+        separate_buffers: bool = False,
     ) -> None:
         place = choose(device, library.forms(), isa)
         instance = Instance(
@@ -64,6 +71,7 @@ class Model:
             isa=place.isa,
             device=place.dlpack,
             driver=place.driver,
+            separate_buffers=separate_buffers or place.separate_buffers,
         )
         self._instance: Instance | None = instance
         self._place = place

@@ -22,6 +22,11 @@ class Place:
     driver: DriverTable | None = None
     isa: str | None = None
 
+    @property
+    def separate_buffers(self) -> bool:
+        """Whether the device checks every buffer of a run by itself."""
+        return self.driver is not None and self.driver.separate_buffers
+
     def of_outputs(self, name: str | None) -> tuple[int, int]:
         """Where a run shall allocate outputs, (0, 0): where its inputs lie."""
         if name is None or name == self.name:

@@ -583,6 +583,19 @@ def test_separate_buffers(machine, calls) -> None:
     assert not machine.pieces
 
 
+def test_separate_buffers_are_asked_for(machine, calls) -> None:
+    """Instances with and without share no device, whatever the driver."""
+    fake = driver(machine, intercept=calls)
+    with (
+        abqc.load(fake_gpu.layer(), device=fake, separate_buffers=True) as checked,
+        abqc.load(fake_gpu.layer(), device=fake) as usual,
+    ):
+        for model, graphs in (checked, 0), (usual, 3):
+            for _ in range(4):
+                check(model.run(layer_inputs()), layer_inputs())
+            assert model.statistics.graph_runs == graphs
+
+
 @pytest.mark.parametrize("separate", [False, True])
 def test_one_step_too_far_is_seen_between_separate_buffers(machine, separate: bool) -> None:
     scale = machine.kernels["scale"][0]

@@ -45,7 +45,6 @@ _USUAL_SHARED = 48 << 10  # bytes that a launch may have without that
 _ERROR_LOG, _ERROR_LOG_BYTES = 5, 6  # CUjit_option
 _DRIVER_VERSION = 13000
 _ELF = b"\x7fELF"
-_SEPARATE_BUFFERS = "abqcSeparateBuffers"  # no function of the driver: the shim asks for it
 
 Intercept = Callable[[str, Sequence[Any]], int | None]
 Progress = Callable[[str, int], None]
@@ -78,6 +77,7 @@ class Driver:
         progress: Progress | None = None,
     ) -> None:
         self.machine = machine
+        self.separate_buffers = separate_buffers
         self.intercept = intercept
         self.progress = progress
         self._lock = threading.RLock()
@@ -95,8 +95,6 @@ class Driver:
             name: ctypes.CFUNCTYPE(c_int, *types)(self._guarded(name))
             for name, types in SIGNATURES.items()
         }
-        if separate_buffers:
-            self._functions[_SEPARATE_BUFFERS] = self._functions["cuInit"]
         self._resolve = ctypes.CFUNCTYPE(c_void_p, c_char_p)(self._address_of)
 
     @property

@@ -126,7 +126,14 @@ typedef struct {
     const char *isa;      /* NULL: the best that the device has; on a CPU ABQC_ISA comes first */
     void *(*driver)(const char *name); /* resolves names of the CUDA driver API, as dlsym() does;
                                           NULL: libcuda.so.1 */
+    uint32_t flags;       /* of abqc_instance_flags */
 } abqc_instance_options;
+
+typedef enum {
+    /* Every buffer of a run is an allocation of its own, and runs are no graphs: what checks memory
+     * (compute-sanitizer) then sees one step too far. Slow; GPU only. */
+    ABQC_INSTANCE_SEPARATE_BUFFERS = 1
+} abqc_instance_flags;
 
 typedef struct {
     uint32_t struct_size; /* sizeof(abqc_run_options) */

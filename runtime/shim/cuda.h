@@ -146,7 +146,7 @@ struct abqc_device {
     CUdeviceptr *weights; /* by entry of the table of weights */
     int32_t most_slots;   /* of any kernel */
     bool graphs;          /* whether runs become graphs */
-    bool separate;        /* whether buffers are allocations of their own, for a driver that checks */
+    bool separate;        /* whether buffers are allocations of their own, for what checks memory */
     _Atomic CUresult lost; /* the sticky error, or 0 */
     abqc_device *next;
 };

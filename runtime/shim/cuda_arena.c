@@ -1,7 +1,8 @@
 /* The device memory of a context: one piece as large as a plan says. Where a run cannot be planned,
  * because sizes depend on data, pieces are added as it goes; the next run has one of their sum.
  *
- * A driver that checks every access (the PTX machine) gets each buffer as an allocation of its own. */
+ * What checks every access (compute-sanitizer, the PTX machine) wants each buffer as an allocation of
+ * its own: ABQC_INSTANCE_SEPARATE_BUFFERS. */
 
 #include <stdlib.h>
 

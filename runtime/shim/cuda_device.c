@@ -196,7 +196,7 @@ static int32_t open_new(const abqc_instance_options *options, bool graphs, abqc_
     device->ordinal = options->device.device_id;
     device->references = 1;
     device->forced = options->isa;
-    device->separate = options->driver && options->driver("abqcSeparateBuffers");
+    device->separate = options->flags & ABQC_INSTANCE_SEPARATE_BUFFERS;
     device->graphs = graphs && !device->separate;
     int32_t status = abqc_cuda_load(&device->cuda, device->resolver);
     if (!status) status = find_device(device);
@@ -224,7 +224,8 @@ static int32_t choose_graphs(bool *graphs) {
 static bool serves(const abqc_device *device, const abqc_instance_options *options, bool graphs) {
     if (device->lost || device->resolver != options->driver) return false;
     if (device->ordinal != options->device.device_id) return false;
-    if (device->graphs != graphs && !device->separate) return false;
+    bool separate = options->flags & ABQC_INSTANCE_SEPARATE_BUFFERS;
+    if (device->separate != separate || (device->graphs != graphs && !separate)) return false;
     return options->isa ? !strcmp(options->isa, device->image->name) : !device->forced;
 }
 

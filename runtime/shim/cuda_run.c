@@ -6,8 +6,8 @@
  * to this run's arguments, or where the same sizes and places come again, one of their own, for which
  * the host function need not run.
  *
- * Where launches depend on data of the device, and where a driver checks every buffer, the host
- * function launches as it goes. */
+ * Where launches depend on data of the device, and where every buffer is an allocation of its own, the
+ * host function launches as it goes. */
 
 #include <stdlib.h>
 #include <string.h>
