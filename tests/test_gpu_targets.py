@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from abqc.codegen.gpu.arch import ALL
+from abqc.codegen.gpu.int8 import Int8Matmul
 from abqc.codegen.gpu.planes import Planes
+from abqc.codegen.gpu.strategy import GpuStrategy
 from abqc.codegen.strategy import Choice
 from abqc.codegen.targets.cuda import CudaTarget
+from abqc.costmodel.hardware_gpu import GPUS, Gpu
 from abqc.dialects.formats import Half, parse_scheme
 from abqc.dialects.matmul_spec import MatmulSpec
 from abqc.errors import RecipeError
@@ -48,3 +52,16 @@ def test_targets_without_bf16_refuse_it_and_name_the_node() -> None:
     assert choose("sm_75", "f16").float_type == "f16"
     with pytest.raises(RecipeError, match=r"needs a bf16 mma\.sync, not in sm_75.*node 'fc'"):
         choose("sm_75", "bf16")
+
+
+@pytest.mark.parametrize("strategy", [Int8Matmul(), Planes()])
+@pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
+def test_few_blocks_may_share_k_on_every_gpu(strategy: GpuStrategy, gpu: Gpu) -> None:
+    """One block for every multiprocessor: half of what it can have."""
+    (arch,) = (arch for arch in ALL if arch.name == gpu.arch)
+    formats = parse_scheme("w2"), parse_scheme("a2")
+    spec = MatmulSpec(32 * 2 * gpu.sms, 4096, *formats)
+    if strategy.unsupported(spec, arch) is not None:
+        pytest.skip(f"{strategy.name} is not for {arch.name}")
+    widest = [s for s in strategy.schedules(spec, arch) if s.block_n == 32]
+    assert {s.split for s in widest} >= {1, 2}

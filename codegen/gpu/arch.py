@@ -12,6 +12,12 @@ from ...runtime.gpu_limits import GpuLimits, limits_of
 
 WARP = 32
 
+# Multiprocessors of the largest GPU that there is a target for (sm_120a: RTX PRO 6000 Blackwell).
+# More than FEW_BLOCKS keep every GPU busy: they need not share K. Of fewer the cost model decides,
+# by the GPUs at hand.
+_MOST_MULTIPROCESSORS = 188
+FEW_BLOCKS = 2 * _MOST_MULTIPROCESSORS
+
 
 @dataclass(frozen=True)
 class GpuArch(GpuLimits):

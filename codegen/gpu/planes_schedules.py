@@ -7,7 +7,7 @@ from itertools import product
 
 from ...costmodel.interface import KernelFeatures
 from ..strategy import MatmulSpec
-from .arch import GpuArch
+from .arch import FEW_BLOCKS, GpuArch
 from .planes_layout import STEP, TILE_COLUMNS
 from .planes_plan import MMA_COLUMNS, PlanesPlan
 from .row_threads import power_of_two
@@ -37,7 +37,6 @@ TILES = (
 WARP_DEPTHS = (256, 512, 1024)  # of K, for a warp in a block of K
 STAGES = (2, 3, 4)
 SPLITS = (1, 2, 4, 8)
-FEW_BLOCKS = 2 * 132  # of one row of blocks; with more, nothing is won by a split
 
 
 def planes_schedules(spec: MatmulSpec, arch: GpuArch) -> list[Schedule]:

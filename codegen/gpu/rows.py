@@ -20,7 +20,7 @@ from itertools import product
 from ...costmodel.interface import KernelFeatures
 from ..strategy import Kernel, MatmulSpec
 from . import issue_counts
-from .arch import WARP, GpuArch
+from .arch import FEW_BLOCKS, WARP, GpuArch
 from .rows_kernel import (
     REDUCE_THREADS,
     emit_reduce_kernel,
@@ -39,7 +39,6 @@ WARPS = ((1, 1), (1, 2), (1, 4), (1, 8), (1, 16), (2, 4), (4, 2), (8, 1))  # of 
 USUAL_WARPS = 4  # of a block; fewer only where K is too short to be shared
 SPLITS = (1, 2, 4, 8)
 LOADS_AHEAD = (4, 8)
-FEW_TILES = 2 * 132  # of 32 columns; with more, blocks need not share K
 
 LINE_BYTES = 128  # that a load of activations by a warp takes of the L1 cache
 
@@ -59,7 +58,7 @@ def rows_schedules(spec: MatmulSpec, arch: GpuArch, activation: Activation) -> S
         tiles = layout.tiles(spec.n)
         idle = plan.steps < plan.parts > 1 or warps_n > tiles
         small = warps_n * warps_k < USUAL_WARPS <= plan.steps
-        needless = split > 1 and tiles > FEW_TILES
+        needless = split > 1 and tiles > FEW_BLOCKS
         if plan.fits and not (idle or small or needless):
             schedules.append(schedule)
     return schedules

@@ -8,7 +8,7 @@ from itertools import product
 from ...costmodel.interface import KernelFeatures
 from ..strategy import MatmulSpec
 from . import issue_counts
-from .arch import GpuArch
+from .arch import FEW_BLOCKS, GpuArch
 from .rows_layout import K_UNIT, Activation, rows_of
 from .schedule import Schedule
 from .tile_plan import TilePlan
@@ -35,7 +35,6 @@ TILES = (
 STAGES = (2, 3, 4)
 STAGE_ROW_BYTES = (64, 128, 256)  # of an activation row, where chunks and groups allow
 SPLITS = (1, 2, 4, 8)
-FEW_BLOCKS = 2 * 132  # of one row of blocks; with more, nothing is won by a split
 
 
 def plan_of(spec: MatmulSpec, schedule: Schedule, activation: Activation) -> TilePlan:
