@@ -9,7 +9,6 @@ one before it, and holds the IR that it was given.
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any
 
 from abqc.dialects.mlir import PassManager, ir
 from abqc.errors import AbqcError, CompileError
+
+from .diagnostics import explain, named
 
 PassFunction = Callable[[ir.Operation, "Unit"], None]
 
@@ -111,8 +112,8 @@ class Unit:
 class PassFailure(CompileError):
     """The pass `name` failed; `before` is the text of the module that it was given."""
 
-    def __init__(self, message: str, name: str, before: str) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, name: str, before: str, *, node: str | None = None) -> None:
+        super().__init__(message, node=node)
         self.name = name
         self.before = before
 
@@ -162,8 +163,7 @@ def run_pipeline(module: ir.Operation, names: Iterable[str], unit: Unit) -> None
                 unit.on_pass(f"pass {name}")
             try:
                 run_pass(module, name, unit)
-                if not module.verify():
-                    raise CompileError("the IR is invalid after this pass")
+                module.verify()  # raises MLIRError
             except AbqcError as error:
                 if type(error) is not CompileError:
                     raise
@@ -179,16 +179,13 @@ def run_pipeline(module: ir.Operation, names: Iterable[str], unit: Unit) -> None
 
 
 def _failure(name: str, done: list[str], before: ir.Operation, error: Exception) -> PassFailure:
+    text, node = explain(error)
     return PassFailure(
-        f"pass {name} failed: {_describe(error)}; "
-        f"it ran after {done[-1] if done else 'no other pass'}",
+        f"pass {name} failed: {text}; it ran after {done[-1] if done else 'no other pass'}",
         name,
         before.get_asm(),
+        node=node,
     )
-
-
-def _describe(error: Exception) -> str:
-    return str(error) if isinstance(error, AbqcError) else f"{type(error).__name__}: {error}"
 
 
 def walk(root: ir.Operation, name: str | None = None) -> list[ir.Operation]:
@@ -230,14 +227,9 @@ def defining_op(value: ir.Value) -> ir.Operation | None:
     return None if isinstance(owner, ir.Block) else owner.operation
 
 
-# Names in locations; `"file":1:2` is a place in a text.
-_NAME = re.compile(r'"((?:[^"\\]|\\.)+)"(?!:\d)')
-
-
 def node_name(op: ir.Operation) -> str | None:
     """The ONNX node that an operation comes from, the first one where several were fused."""
-    match = _NAME.search(str(op.location))
-    return match[1] if match else None
+    return named(op.location)
 
 
 def blame(op: ir.Operation) -> str:

@@ -10,7 +10,11 @@ import numpy as np
 import onnx
 import onnx_models as models
 import pytest
-from abqc.compiler.onnx_import import import_model
+from abqc.compiler.onnx_import import import_model, registry
+from abqc.compiler.onnx_import.registry import Entry, Node
+from abqc.compiler.onnx_import.values.symbolic import Dim
+from abqc.compiler.onnx_import.values.value import Value
+from abqc.dialects.mlir import tensor
 from abqc.errors import ModelError
 from onnx import helper
 from onnx_models import node
@@ -190,3 +194,57 @@ def test_shapes_that_cannot_be_pinned(
     shapes: dict[str, tuple[int, ...]], expected: str, tmp_path: Path
 ) -> None:
     assert expected in refused(models.mlp(), tmp_path, shapes=shapes)
+
+
+def test_invalid_ir_names_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a rule does wrong, users hear at which node."""
+
+    def cast_to_another_size(node: Node) -> Value:
+        x = node.input(0)
+        dims = (Dim.of(5),)
+        cast = tensor.CastOp(node.b.type(x.dtype, dims), node.b.tensor(x))
+        return Value(x.dtype, dims, ssa=cast.result)
+
+    entry = Entry(1, cast_to_another_size)
+    monkeypatch.setitem(registry.RULES, ("", "Relu"), [entry])
+    text = refused(unary(node("Relu", "x", "y", "rectifier")), tmp_path)
+    assert "'tensor.cast' op operand type" in text
+    assert "(node 'rectifier')" in text
+
+
+@pytest.mark.parametrize("error", [AssertionError, ZeroDivisionError, AttributeError, KeyError])
+def test_rule_that_fails_names_the_node(
+    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(node: Node) -> Value:
+        raise error("unforeseen")
+
+    monkeypatch.setitem(registry.RULES, ("", "Relu"), [Entry(1, fail)])
+    text = refused(unary(node("Relu", "x", "y", "rectifier")), tmp_path)
+    assert f"Relu: this form cannot be lowered ({error.__name__}" in text
+    assert "(node 'rectifier')" in text
+
+
+def test_input_without_a_type(tmp_path: Path) -> None:
+    proto = unary(node("Relu", "x", "y"))
+    proto.graph.input[0].ClearField("type")
+    assert "input 'x' has no element type" in refused(proto, tmp_path)
+
+
+def test_output_without_a_type_has_that_of_its_value(tmp_path: Path) -> None:
+    proto = unary(node("Relu", "x", "y"))
+    proto.graph.output[0].ClearField("type")
+    imported = import_model(models.save(proto, tmp_path), work_dir=tmp_path)
+    assert [(spec.dtype, spec.shape) for spec in imported.outputs] == [("float32", (4,))]
+
+
+@pytest.mark.parametrize("sizes", [["batch", 0, 1], [0, 1], [0, 0, 1]])
+def test_products_without_elements(sizes: list[str | int], tmp_path: Path) -> None:
+    """They are reshaped although an unknown size stands beside the 0."""
+    proto = models.model(
+        [node("MatMul", "x z", "y")],
+        [("x", np.int32, sizes), ("z", np.int32, [1, 6])],
+        [("y", np.int32, [*sizes[:-1], 6])],
+    )
+    imported = import_model(models.save(proto, tmp_path), work_dir=tmp_path)
+    assert imported.outputs[0].shape == (*sizes[:-1], 6)

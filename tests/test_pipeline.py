@@ -12,9 +12,16 @@ from abqc.codegen.targets.cpu import CpuTarget
 from abqc.compiler.onnx_import.importer import import_model
 from abqc.compiler.pipeline import stages
 from abqc.compiler.recipe import parse_recipe
-from abqc.dialects.mlir import PassManager, ir, make_context
+from abqc.dialects.mlir import PassManager, ir, make_context, tensor
 from abqc.errors import CompileError
-from abqc.passes.infrastructure import PASS_FILES, PassFailure, Unit, available, run_pipeline
+from abqc.passes.infrastructure import (
+    PASS_FILES,
+    REGISTRY,
+    PassFailure,
+    Unit,
+    available,
+    run_pipeline,
+)
 from abqc.passes.launch import kernel_names
 from abqc.passes.pipeline import run_passes
 from onnx import ModelProto
@@ -49,6 +56,20 @@ def test_a_failure_names_the_pass_and_holds_what_it_was_given() -> None:
         run_passes(EMPTY, ["canonicalize", "no-such-pass"])
     assert e.value.name == "no-such-pass"
     assert "func.func @main" in e.value.before
+
+
+def test_invalid_ir_names_the_pass_and_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_the_ir(module: ir.Operation, unit: Unit) -> None:
+        body = module.regions[0].blocks[0].operations[0].regions[0].blocks[0]
+        with ir.InsertionPoint.at_block_begin(body), ir.Location.name("the MatMul"):
+            made = tensor.EmptyOp([2], ir.F32Type.get())
+            tensor.CastOp(ir.RankedTensorType.get([3], ir.F32Type.get()), made)
+
+    monkeypatch.setitem(REGISTRY, "break-the-ir", break_the_ir)
+    with pytest.raises(PassFailure) as e:
+        run_passes(EMPTY, ["canonicalize", "break-the-ir"])
+    assert "pass break-the-ir failed: 'tensor.cast' op operand type" in str(e.value)
+    assert "are cast incompatible; it ran after canonicalize (node 'the MatMul')" in str(e.value)
 
 
 def test_every_step_is_dumped(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from abqc.dialects.mlir import ir, make_context
 from abqc.errors import ModelError
+from abqc.passes.diagnostics import explain
 from onnx import NodeProto
 
 from .assumptions import Assumptions, Undecided
@@ -144,8 +145,7 @@ def _attempt(
             names = {spec.name for spec in signature.specs}
             with ir.Location.name("outputs"):
                 outputs = finish(builder, function, _outputs(model, lowering), names)
-        if not module.operation.verify():
-            raise ModelError("the front end made invalid IR")
+        _verify(module)
     return ImportedModel(
         module=module,
         store=weights.store,
@@ -156,6 +156,18 @@ def _attempt(
         producer=" ".join((model.shell.producer_name, model.shell.producer_version)).strip(),
         notes=builder.notes,
     )
+
+
+def _verify(module: ir.Module) -> None:
+    try:
+        module.operation.verify()
+    except ir.MLIRError as error:
+        text, node = explain(error)
+        raise ModelError(
+            f"the importer made invalid IR ({text})",
+            node=node,
+            hint="this is a defect of abqc: report it with the types of the node's inputs",
+        ) from error
 
 
 def take_constants(model: Model) -> None:

@@ -11,10 +11,11 @@ from collections import ChainMap
 from collections.abc import Mapping, MutableMapping, Sequence
 
 from abqc.dialects.mlir import ir
-from abqc.errors import AbqcError, CompileError, ModelError
+from abqc.errors import AbqcError, ModelError
+from abqc.passes.diagnostics import explain
 from onnx import FunctionProto, GraphProto, NodeProto, TypeProto, defs, helper
 
-from .assumptions import Assumptions
+from .assumptions import Assumptions, Undecided
 from .building.emit import Builder
 from .graph.load import Initializers, named
 from .graph.ordering import in_order
@@ -124,13 +125,13 @@ class Lowering:
                     raise unsupported(node)
                 check_node(node)
                 outputs = self._outputs(node)
-            except (AbqcError, CompileError):
+            except (AbqcError, Undecided, MemoryError, OSError):
                 raise
-            except (ir.MLIRError, ValueError, TypeError, LookupError, RecursionError) as error:
-                # A form that the rule did not think of: an error of ours, but with its node.
-                text = f"{type(error).__name__}: {error}"
+            except Exception as error:
+                # A form that the rule did not think of: a defect of ours, but with its node.
                 raise ModelError(
-                    f"{node.op_type}: this form cannot be lowered ({text})", node=node.name
+                    f"{node.op_type}: this form cannot be lowered ({explain(error)[0]})",
+                    node=node.name,
                 ) from error
         for name, value in zip(proto.output, outputs, strict=False):
             if name and value is not None:

@@ -13,11 +13,16 @@ def check_model(model: Model) -> None:
     """Raises ModelError for versions and input types that nothing here can take."""
     _check_opset(model)
     for value in (*model.shell.graph.input, *model.shell.graph.output):
-        if not value.type.HasField("tensor_type"):
-            kind = value.type.WhichOneof("value")
+        kind = value.type.WhichOneof("value")
+        if kind not in ("tensor_type", None):
             raise ModelError(f"'{value.name}' is no tensor ({kind}): only tensors are supported")
     for value in model.shell.graph.input:
-        elem_type = value.type.tensor_type.elem_type
+        elem_type = value.type.tensor_type.elem_type  # 0 where the input has no type at all
+        if elem_type == 0:
+            raise ModelError(
+                f"input '{value.name}' has no element type",
+                hint="declare it in the model's graph, as type.tensor_type.elem_type",
+            )
         if element_type(elem_type) is None:
             kind = onnx_name(elem_type)
             raise ModelError(f"input '{value.name}' has element type {kind}, which is unsupported")
