@@ -51,8 +51,6 @@ def reshape(b: Builder, x: Value, dims: Sequence[Dim | int]) -> Value:
         return constant_value(x.constant.reshaped(shape), x.dtype)  # type: ignore[arg-type]
     if symbolic.ZERO in (before, after):
         return Value(x.dtype, target, ssa=b.empty(x.dtype, target))
-    if symbolic.ZERO in (before, after):
-        return Value(x.dtype, target, ssa=b.empty(x.dtype, target))
     if x.stored is not None:
         return widened(b, reshape(b, x.stored, target), x.dtype)
     source = x.viewed or x
