@@ -65,5 +65,8 @@ def activation(node: Node, name: str, numbers: Sequence[float | None] = ()) -> A
         for number, default in zip(given, kind.defaults, strict=False)
     ]
     if None in values:
-        raise node.error(f"activation '{name}' needs {len(values)} parameters")
+        raise node.error(
+            f"activation '{name}' needs its numbers: activation_alpha and activation_beta, or "
+            "activation_params"
+        )
     return lambda x: kind.function(x, *values)
