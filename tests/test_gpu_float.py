@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gpu_kernels
+import ml_dtypes
 import numpy as np
 import pytest
 from abqc.codegen.gpu.arch import SM_75, SM_80, GpuArch
@@ -10,11 +11,19 @@ from abqc.codegen.gpu.float_matmul import FloatMatmul
 from abqc.codegen.gpu.schedule import Schedule
 from abqc.codegen.gpu.tools import find_tool
 from abqc.codegen.strategy import MatmulSpec
-from abqc.dialects.formats import parse_scheme
+from abqc.dialects.formats import Float, parse_scheme
 
 TOLERANCE = 2.0**-20  # of the sum of |terms|, docs/numerics.md
 STRATEGY = FloatMatmul()
 SCHEDULES = STRATEGY.schedules(MatmulSpec(1, 1, None, None), SM_80)
+
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+ELEMENTS: dict[np.dtype, Float] = {
+    np.dtype(np.float32): "f32",
+    np.dtype(np.float16): "f16",
+    BF16: "bf16",
+}
 
 
 def random(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -33,7 +42,7 @@ def run(
     schedule: Schedule, x: np.ndarray, w: np.ndarray, bias: np.ndarray, arch: GpuArch = SM_80
 ) -> np.ndarray:
     (m, k), n = x.shape, len(w)
-    spec = MatmulSpec(n, k, None, None)
+    spec = MatmulSpec(n, k, None, None, weight_float=ELEMENTS[w.dtype])
     kernel = STRATEGY.kernel(spec, schedule)
     y = gpu_kernels.output(m * n)
     arguments = [x, STRATEGY.pack_weight(spec, w), bias, y, m, n]
@@ -51,6 +60,21 @@ def test_float_matmul(schedule, k):
         m = min(m, rows) if rows else m
         x, w, bias = random(rng, m, k), random(rng, n, k), random(rng, n)
         check(run(schedule, x, w, bias), x, w, bias)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.name)
+@pytest.mark.parametrize("arch", [SM_75, SM_80], ids=lambda a: a.name)
+@pytest.mark.parametrize("dtype", [np.dtype(np.float16), BF16], ids=str)
+def test_weights_of_16_bits(schedule, arch, dtype):
+    rng = np.random.default_rng(2)
+    m = schedule.max_rows or 66
+    for k in (9, 40, 44):
+        x, w, bias = random(rng, m, k), random(rng, 19, k).astype(dtype), random(rng, 19)
+        w[3, k - 1], w[4, 0] = 6e-8, np.inf
+        y = run(schedule, x, w, bias, arch)
+        assert np.isinf(y[:, 4]).all()
+        finite = np.arange(19) != 4
+        check(y[:, finite], x, w[finite], bias[finite])
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.name)

@@ -91,16 +91,28 @@ def feeds(dtype: type) -> dict[str, np.ndarray]:
     }
 
 
-def compiled(tmp_path: Path, model: onnx.ModelProto, quant: str = "none") -> Model:
+def compiled(
+    tmp_path: Path, model: onnx.ModelProto, quant: str = "none", target: str = "cpu"
+) -> Model:
     path = tmp_path / "model.onnx"
     onnx.save(model, path)
-    return abqc.compile(path, quant=quant, output=tmp_path / "model.so")
+    return abqc.compile(
+        path,
+        quant=quant,
+        target=target,
+        device="cpu" if target == "cpu" else "ptx-vm",
+        output=tmp_path / "model.so",
+    )
+
+
+targets = pytest.mark.parametrize("target", ["cpu", "sm_80"])
 
 
 @both
+@targets
 @pytest.mark.parametrize("cast", [False, True], ids=["", "cast"])
-def test_weights_stay_in_16_bits(tmp_path: Path, half: str, cast: bool) -> None:
-    model = compiled(tmp_path, of_every_kind(half, cast=cast))
+def test_weights_stay_in_16_bits(tmp_path: Path, half: str, target: str, cast: bool) -> None:
+    model = compiled(tmp_path, of_every_kind(half, cast=cast), target=target)
     inputs = feeds(np.float32 if cast else HALVES[half])
     for y, exact in zip(model.run(inputs), expected(half, inputs), strict=True):
         assert np.abs(y.astype(np.float64) - exact).max() <= (
@@ -158,9 +170,10 @@ def attention_with_cache(half: str) -> onnx.ModelProto:
 
 
 @both
+@targets
 @pytest.mark.parametrize("batch", [1, 2])
-def test_caches_grow_in_place(tmp_path: Path, half: str, batch: int) -> None:
-    model = compiled(tmp_path, attention_with_cache(half))
+def test_caches_grow_in_place(tmp_path: Path, half: str, target: str, batch: int) -> None:
+    model = compiled(tmp_path, attention_with_cache(half), target=target)
     rng, dtype = np.random.default_rng(2), HALVES[half]
     caches = [np.full((batch, HEADS, 12, HEAD), np.nan, dtype) for _ in range(2)]
     past = 0

@@ -1,8 +1,8 @@
-"""Strategy `float`: f32 weights times f32 activations, f32 sums, on CUDA cores.
+"""Strategy `float`: weights that stay float times f32 activations, f32 sums, on CUDA cores.
 
-`y[m, n] = x[m, :] . w[n, :] + bias[n]`; x is read as it is, `m x k`. The weight lies in rows of
-whole 16 bytes (`float_layout`). Up to four rows take `dot_rows`, which streams the weight once;
-more take tiles of 64 x 64 (`simt_tile`).
+`y[m, n] = x[m, :] . w[n, :] + bias[n]`; x is read as it is, `m x k`. The weight, f32 or 16 bits
+that are widened on the way, lies in rows of whole 16 bytes (`float_layout`). Up to four rows take
+`dot_rows`, which streams the weight once; more take tiles of 64 x 64 (`simt_tile`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import numpy as np
 from ...costmodel.interface import KernelFeatures
 from ...dialects.formats import QuantizedTensor
 from ...errors import RecipeError
+from ..align import align
 from ..builder import Value, vec
 from ..strategy import Kernel, MatmulSpec
 from . import block_order, dot_rows, simt_tile
 from .arch import WARP, GpuArch
 from .builder import POINTER, GpuBuilder, kernel
-from .float_layout import float_row_bytes, pack_float
+from .float_layout import FloatRows, pack_float
 from .schedule import Schedule
 
 ARGUMENTS = [POINTER] * 4 + ["i32"] * 2
@@ -39,7 +40,7 @@ TILE_SCHEDULE = Schedule(
 
 
 class FloatMatmul:
-    """The GpuStrategy for f32 x f32."""
+    """The GpuStrategy for floats times floats."""
 
     name = "float"
 
@@ -71,11 +72,12 @@ class FloatMatmul:
         return [*few, TILE_SCHEDULE]
 
     def kernel(self, spec: MatmulSpec, schedule: Schedule) -> Kernel:
-        name = f"float_matmul_k{spec.k}_{schedule.name}"
+        weight = FloatRows.of(spec)
+        name = f"float_matmul_{weight.name}_{schedule.name}"
         if schedule.kind == "rows":
-            emit: Any = partial(_emit_few_rows, name, spec.k, schedule.block_m)
+            emit: Any = partial(_emit_few_rows, name, weight, schedule.block_m)
         else:
-            emit = partial(_emit_tiles, name, spec.k)
+            emit = partial(_emit_tiles, name, weight)
         return Kernel(name, (schedule.block_m, schedule.block_n), emit)
 
     def reduce_kernel(self, spec: MatmulSpec, schedule: Schedule) -> Kernel | None:
@@ -103,7 +105,7 @@ class FloatMatmul:
             m=m,
             n=spec.n,
             k=spec.k,
-            weight_bits=32,
+            weight_bits=spec.weight_bits,
             activation_bits=32,
             block_m=schedule.block_m,
             block_n=schedule.block_n,
@@ -111,7 +113,7 @@ class FloatMatmul:
             blocks=blocks,
             group_m=1 if few else _group_m(schedule),
             threads=schedule.threads,
-            weight_bytes=spec.n * float_row_bytes(spec.k),
+            weight_bytes=spec.n * FloatRows.of(spec).row_bytes,
             activation_bytes=4 * m * spec.k,
             written_bytes=4 * m * spec.n,
             bytes_in_flight=in_flight,
@@ -131,7 +133,8 @@ def _group_m(schedule: Schedule) -> int:
     return block_order.group_rows(schedule.block_m, schedule.block_n)
 
 
-def _emit_few_rows(name: str, k: int, rows: int, module: Any, arch: GpuArch) -> None:
+def _emit_few_rows(name: str, weight: FloatRows, rows: int, module: Any, arch: GpuArch) -> None:
+    k = weight.k
     with kernel(module, arch, name, ARGUMENTS, threads=dot_rows.THREADS) as (
         b,
         block,
@@ -146,17 +149,17 @@ def _emit_few_rows(name: str, k: int, rows: int, module: Any, arch: GpuArch) -> 
         row, first = block // across * rows, block % across * dot_rows.COLUMNS
         place, lane = dot_rows.lane_place(b)
         column = first + place
-        weights = b.at(w, b.wide(b.min(column, n - 1)) * float_row_bytes(k))
+        weights = b.at(w, b.wide(b.min(column, n - 1)) * weight.row_bytes)
         inputs = [b.at(x, b.wide(b.min(row + r, m - 1)) * (4 * k)) for r in range(rows)]
 
         def load(at: Value) -> tuple[list[Value], list[list[Value]]]:
-            words = b.load(weights, vec(QUAD, "i32"), at * 4, cache="stream")
             return (
-                b.lanes_of(b.bitcast(words, vec(QUAD, "f32"))),
-                [_load_quad(b, pointer, at, k) for pointer in inputs],
+                weight.load(b, weights, at, weight.width, "stream"),
+                [_load_row(b, pointer, at, k, weight.width) for pointer in inputs],
             )
 
-        sums = dot_rows.dot_products(b, float_row_bytes(k) // 4, rows, QUAD, load)
+        # Behind k the row holds zeros.
+        sums = dot_rows.dot_products(b, align(k, weight.width), rows, weight.width, load)
         with b.when((lane == 0) & (column < n)):
             offset = b.load(bias, "f32", b.wide(column) * 4, cache="nc")
             for r, total in enumerate(sums):
@@ -165,29 +168,35 @@ def _emit_few_rows(name: str, k: int, rows: int, module: Any, arch: GpuArch) -> 
                     b.store(total + offset, y, at * 4)
 
 
-def _load_quad(b: GpuBuilder, x: Value, at: Value, k: int) -> list[Value]:
-    """Four terms of an x row of `k` terms, zeros behind its end."""
-    if k % QUAD == 0:
-        return b.lanes_of(b.load(x, vec(QUAD, "f32"), at * 4, cache="nc"))
+def _load_row(b: GpuBuilder, x: Value, at: Value, k: int, width: int) -> list[Value]:
+    """`width` terms of an x row of `k` terms, zeros behind its end."""
+    if k % width == 0:
+        quads = [
+            b.load(x, vec(QUAD, "f32"), (at + i) * 4, cache="nc") for i in range(0, width, QUAD)
+        ]
+        return [value for quad in quads for value in b.lanes_of(quad)]
     values = []
-    for j in range(QUAD):
+    for j in range(width):
         inside = b.min(at + j, k - 1)
         value = b.load(x, "f32", inside * 4, cache="nc")
         values.append(b.select(at + j < k, value, 0.0))
     return values
 
 
-def _emit_tiles(name: str, k: int, module: Any, arch: GpuArch) -> None:
+def _emit_tiles(name: str, weight: FloatRows, module: Any, arch: GpuArch) -> None:
+    k = weight.k
     shape = {"threads": simt_tile.THREADS, "shared": simt_tile.SHARED_BYTES}
     with kernel(module, arch, name, ARGUMENTS, **shape) as (b, block, x, w, bias, y, m, n):
         down, across = b.ceil_div(m, simt_tile.TILE), b.ceil_div(n, simt_tile.TILE)
         block_m, block_n = block_order.place(block, down, across, _group_m(TILE_SCHEDULE), b.min)
         row, column = block_m * simt_tile.TILE, block_n * simt_tile.TILE
         extents = simt_tile.extent(b, m, row), simt_tile.extent(b, n, column)
-        pitch = float_row_bytes(k) // 4
         left = simt_tile.Operand(b.at(x, b.wide(row) * (4 * k)), b.const(k, "i64"), extents[0])
         right = simt_tile.Operand(
-            b.at(w, b.wide(column) * (4 * pitch)), b.const(pitch, "i64"), extents[1]
+            b.at(w, b.wide(column) * weight.row_bytes),
+            b.const(weight.pitch, "i64"),
+            extents[1],
+            element=weight.element,
         )
         sums = simt_tile.multiply(b, left, right, b.const(k, "i32"))
         place = column + simt_tile.thread_place(b)[1]

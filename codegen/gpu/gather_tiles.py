@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ..builder import Value, vec
+from ..builder import Value
 from ..strategy import Kernel, MatmulSpec
 from .arch import GpuArch
 from .builder import GpuBuilder
-from .float_layout import float_row_bytes
+from .float_layout import FloatRows
 from .row_output import QUAD, THREADS, RowOutput, TableRow, emit_gather
 from .rows_layout import K_UNIT
 from .weight_pointers import PackedWeight
@@ -39,8 +39,9 @@ QUAD_LANES = 4  # of a warp, that hold one column
 def panel_gather_kernel(strategy: str, spec: MatmulSpec) -> Kernel | None:
     """Gathers rows of `spec`'s weight as `strategy` packs it; None for other layouts."""
     if strategy == "float":
-        name = f"gather_float_rows_k{spec.k}"
-        return Kernel(name, (1,), partial(_emit_float, name, spec.k))
+        rows = FloatRows.of(spec)
+        name = f"gather_float_rows_{rows.name}"
+        return Kernel(name, (1,), partial(_emit_float, name, rows))
     if strategy not in ("int8", "dequantize"):
         return None
     assert spec.weight is not None
@@ -52,12 +53,12 @@ def panel_gather_kernel(strategy: str, spec: MatmulSpec) -> Kernel | None:
     return Kernel(name, (1,), partial(_emit_quantized, name, layout))
 
 
-def _emit_float(name: str, k: int, module: Any, arch: GpuArch) -> None:
+def _emit_float(name: str, rows: FloatRows, module: Any, arch: GpuArch) -> None:
     def decode(b: GpuBuilder, source: TableRow, out: RowOutput) -> None:
-        base = b.at(source.table, source.row * float_row_bytes(k))
-        out.quads(lambda column: b.lanes_of(b.load(base, vec(QUAD, "f32"), column * 4, cache="nc")))
+        base = b.at(source.table, source.row * rows.row_bytes)
+        out.quads(lambda column: rows.load(b, base, column, QUAD, "nc"))
 
-    emit_gather(module, arch, name, k, 64, decode)
+    emit_gather(module, arch, name, rows.k, 64, decode)
 
 
 def _emit_quantized(name: str, layout: WeightLayout, module: Any, arch: GpuArch) -> None:

@@ -3,8 +3,9 @@
 A block of 128 threads goes through K in steps of 16. Both operands lie in shared memory with K
 outermost, `[16][68]`, so that a thread reads its 8 rows of `a` and 4 columns of `b` as vectors;
 elements are copied one by one (`cp.async` of 4 bytes, where there is one), which transposes on the
-way and asks nothing of alignment. While a step is multiplied the next one is copied. The pitch of
-68 keeps both directions free of bank conflicts: lanes that copy 4 rows x 8 of K hit 32 banks.
+way and asks nothing of alignment; those of 16 bits are widened and stored. While a step is
+multiplied the next one is copied. The pitch of 68 keeps both directions free of bank conflicts:
+lanes that copy 4 rows x 8 of K hit 32 banks.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from ...dialects.formats import FLOAT_BYTES, Float
 from ..builder import Value, vec
 from .builder import GpuBuilder
+from .float_layout import widen_pair
 
 TILE = 64  # rows, and columns
 DEPTH = 16
@@ -33,13 +36,15 @@ SHARED_BYTES = STAGES * _STAGE_BYTES
 class Operand:
     """The block's 64 rows of `a`, or columns of `b`, at `pointer`; `extent` (i32) of them exist.
 
-    Neighbours lie `pitch` elements (i64) apart and K runs by 1; where `k_outer`, the reverse.
+    Neighbours lie `pitch` elements (i64) apart and K runs by 1; where `k_outer`, the reverse. They
+    are stored as `element`.
     """
 
     pointer: Value
     pitch: Value
     extent: Value
     k_outer: bool = False
+    element: Float = "f32"
 
     def copy(self, b: GpuBuilder, to: Value, first: Value, k: Value) -> None:
         """Start copying terms `first` .. + 16 of K, zeros from `k` on, to `[16][pitch]` at `to`."""
@@ -51,7 +56,11 @@ class Operand:
                 row = outer + i * outer_step
                 valid = (row < self.extent) & (first + at_k < k)
                 target = b.at(to, (at_k * _PITCH + row) * 4)
-                copy_word(b, target, self.pointer, self._offset(b, row, first + at_k), valid)
+                offset = self._offset(b, row, first + at_k)
+                if self.element == "f32":
+                    copy_word(b, target, self.pointer, offset, valid)
+                else:
+                    copy_half(b, target, self.pointer, offset, valid, self.element)
 
     def _place(self, b: GpuBuilder) -> tuple[Value, Value]:
         """The thread's first row (or column) and term."""
@@ -62,7 +71,7 @@ class Operand:
     def _offset(self, b: GpuBuilder, row: Value, term: Value) -> Value:
         """Bytes from `pointer` on, i64."""
         strided, dense = (term, row) if self.k_outer else (row, term)
-        return (b.wide(strided) * self.pitch + b.wide(dense)) * 4
+        return (b.wide(strided) * self.pitch + b.wide(dense)) * FLOAT_BYTES[self.element]
 
 
 def copy_word(b: GpuBuilder, to: Value, source: Value, offset: Value, valid: Value) -> None:
@@ -79,6 +88,19 @@ def copy_word(b: GpuBuilder, to: Value, source: Value, offset: Value, valid: Val
         lambda: [b.const(0, "i32")],
     )
     b.store(word[0], to)
+
+
+def copy_half(
+    b: GpuBuilder, to: Value, source: Value, offset: Value, valid: Value, element: Float
+) -> None:
+    """The 2 bytes at `source` + `offset` to shared memory as f32, 0 where not `valid`."""
+    (half,) = b.either(
+        valid,
+        ["i16"],
+        lambda: [b.load(source, "i16", offset)],
+        lambda: [b.const(0, "i16")],
+    )
+    b.store(widen_pair(b, b.zext(half, "i32"), element)[0], to)
 
 
 # Store (row, column, values): columns `column` .. of row `row` of the tile.
