@@ -1,4 +1,4 @@
-"""The only file that imports the MLIR bindings, which today live in the torch-mlir wheel.
+"""What imports the MLIR bindings, which today live in the torch-mlir wheel: this and `bindings/`.
 
 `nvvm` is imported when it is first asked for: most compiles need none of it.
 """
@@ -9,6 +9,7 @@ import importlib
 from typing import Any
 
 from torch_mlir import ir
+from torch_mlir._mlir_libs._mlir import globals as _bindings
 from torch_mlir.dialects import (
     affine,
     arith,
@@ -16,7 +17,6 @@ from torch_mlir.dialects import (
     cf,
     ext,
     func,
-    linalg,
     llvm,
     math,
     memref,
@@ -25,6 +25,14 @@ from torch_mlir.dialects import (
     vector,
 )
 from torch_mlir.passmanager import PassManager
+
+from .bindings import linalg
+
+# Where the bindings look for a dialect's classes when they meet one of its operations.
+_bindings.dialect_search_modules = [
+    "abqc.dialects.bindings",
+    *_bindings.dialect_search_modules,
+]
 
 __all__ = [
     "PassManager",
