@@ -31,7 +31,10 @@ def lower_attention(low: Lowering, op: ir.Operation) -> None:
     """Launch the variant for the number of rows, and what merges its splits."""
     view = op.opview
     of_q, of_k, of_v, of_y = ir.DenseI64ArrayAttr(op.attributes["rows_first"])
-    q, k, v = _heads(low, view.q, of_q), _heads(low, view.k, of_k), _heads(low, view.v, of_v)
+    q, k, v = (
+        _heads(low, op, value, rows_first)
+        for value, rows_first in ((view.q, of_q), (view.k, of_k), (view.v, of_v))
+    )
     batch, heads, m, _ = q.sizes
     _, shared, t, _ = k.sizes
     for other in (k.sizes[0], v.sizes[0]):
@@ -117,7 +120,7 @@ def _packed(buffer: ir.Value, stored: list[ir.Value], rows_first: int) -> _Heads
     return _Heads(buffer, _stored(stored, rows_first), [outer, heads, rows])
 
 
-def _heads(low: Lowering, value: ir.Value, rows_first: int) -> _Heads:
+def _heads(low: Lowering, op: ir.Operation, value: ir.Value, rows_first: int) -> _Heads:
     cache = _cache(value)
     if cache is None:
         return _packed(low.buffer(value), low.sizes(value), rows_first)
@@ -130,22 +133,29 @@ def _heads(low: Lowering, value: ir.Value, rows_first: int) -> _Heads:
     ]
     length = arith.AddIOp(arith.AddIOp(*last[:2]).result, last[2]).result
     buffer = memref.ReinterpretCastOp(flat, cache, [], [length], [], [0], [abq.DYNAMIC], [1]).result
-    for stride, size in zip(strides[:3], sizes[:3], strict=True):
-        _check_alignment(stride, size, ir.MemRefType(cache.type).shape[3])
+    _check_alignment(op, cache, sizes[:3], strides[:3])
     heads, rows = (strides[2], strides[1]) if rows_first else (strides[1], strides[2])
     return _Heads(buffer, _stored(sizes, rows_first), [strides[0], heads, rows])
 
 
-def _check_alignment(stride: ir.Value, size: ir.Value, columns: int) -> None:
-    """Kernels load 16 bytes where the columns are a multiple of 4."""
-    if columns % 4:
+def _check_alignment(
+    op: ir.Operation, cache: ir.Value, sizes: list[ir.Value], strides: list[ir.Value]
+) -> None:
+    """Kernels load 16 bytes where the columns are a multiple of 4. A cache lies where the caller
+    has put it: a misaligned load would end all work on the GPU."""
+    if ir.MemRefType(cache.type).shape[3] % 4:
         return
-    rest = arith.RemUIOp(stride, index(4)).result
-    even = arith.CmpIOp(arith.CmpIPredicate.eq, rest, index(0)).result
-    few = arith.CmpIOp(arith.CmpIPredicate.ule, size, index(1)).result
-    cf.AssertOp(
-        arith.OrIOp(even, few).result, "rows of a cache must start at multiples of 16 bytes"
-    )
+    message = f"{blame(op)}: a cache and its rows must start at multiples of 16 bytes on a GPU"
+
+    def is_multiple(value: ir.Value, unit: int) -> ir.Value:
+        rest = arith.RemUIOp(value, index(unit)).result
+        return arith.CmpIOp(arith.CmpIPredicate.eq, rest, index(0)).result
+
+    address = memref.ExtractAlignedPointerAsIndexOp(cache).result
+    cf.AssertOp(is_multiple(address, 16), message)
+    for size, stride in zip(sizes, strides, strict=True):
+        few = arith.CmpIOp(arith.CmpIPredicate.ule, size, index(1)).result
+        cf.AssertOp(arith.OrIOp(is_multiple(stride, 4), few).result, message)
 
 
 def _cache(value: ir.Value) -> ir.Value | None:

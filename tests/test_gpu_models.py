@@ -14,11 +14,11 @@ import pytest
 from abqc.codegen.gpu.tools import find_tool
 from abqc.compiler.driver import compile_file
 from abqc.compiler.evaluate import relative_error
-from abqc.errors import AbqcError, DeviceError
+from abqc.errors import AbqcError, DeviceError, InputError
 from abqc.runtime.artifact import manifest_of
 from abqc.runtime.model import Model
 from abqc.runtime.ptx.driver import PtxDriver
-from decoder import decoder, feeds
+from decoder import DecoderSizes, decoder, feeds
 from fake_gpu import GpuTensor
 
 Feeds = dict[str, np.ndarray]
@@ -128,6 +128,7 @@ def test_a_decoder_layer(tmp_path: Path, quant: str, limit: float) -> None:
         pair.launches.clear()
         assert pair.error(feeds(batch, rows, past)) <= limit
         assert pair.count("norm_") == pair.count("pack_") == 2
+        assert pair.count("attention_") == 1
 
 
 def test_decoding_steps_are_single_launches(tmp_path: Path) -> None:
@@ -162,6 +163,37 @@ def test_decoding_steps_are_single_launches(tmp_path: Path) -> None:
         if past > 4:
             assert calls["cuGraphLaunch"] == 1 and not calls["cuLaunchKernel"]
             assert 0 < calls["cuGraphExecKernelNodeSetParams"] < 15
+
+
+def test_a_cache_that_kernels_cannot_read_is_refused(tmp_path: Path) -> None:
+    """They read 16 bytes at a time: an odd view would end all work on the GPU."""
+    onnx.save(decoder(sizes=DecoderSizes(64, 4, 2, 32, 64)), tmp_path / "decoder.onnx")
+    library = compile_file(tmp_path / "decoder.onnx", target="sm_80", output=tmp_path / "m.so")
+    driver = PtxDriver((8, 0), 1 << 26)
+    model = abqc.load(library, device=driver)
+    rng = np.random.default_rng(0)
+    inputs: Feeds = {
+        "x": rng.standard_normal((1, 1, 64), dtype=np.float32),
+        "position_ids": np.array([[3]]),
+        "bias": np.zeros((1, 1, 1, 4), np.float32),
+    }
+
+    def step(width: int, column: int) -> np.ndarray:
+        """With caches that are some columns of `width`."""
+        past, grown = {}, {}
+        for kind in "key", "value":
+            whole = np.zeros((1, 2, 9, width), np.float32)
+            columns = slice(column, column + 32)
+            whole[:, :, :3, columns] = np.random.default_rng(1).standard_normal((1, 2, 3, 32))
+            memory = GpuTensor(driver.machine, whole)
+            past[f"past_0_{kind}"] = memory.slice(np.s_[:, :, :3, columns])
+            grown[f"present_0_{kind}"] = memory.slice(np.s_[:, :, :4, columns])
+        return model.run(inputs | past, outputs=grown, device="cpu")[0]
+
+    np.testing.assert_array_equal(step(68, 8), step(32, 0))
+    for width, column in (68, 1), (66, 8), (68, 2):
+        with pytest.raises(InputError, match=r"a cache and its rows must start at multiples of 16"):
+            step(width, column)
 
 
 def test_a_head_tied_to_its_embedding_is_stored_once(tmp_path: Path) -> None:

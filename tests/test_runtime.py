@@ -179,6 +179,9 @@ def test_cache_that_overlaps_but_is_no_growth(model) -> None:
     memory = np.zeros(1000, np.float32)
     inputs = layer_inputs(past=5, new=1)
     inputs["past"] = memory[:40].reshape(1, 2, 5, 4)
+    apart = np.zeros((1, 2, 6, 8), np.float32)[..., ::2]
+    with pytest.raises(InputError, match="'present' must have the elements of its last dimension"):
+        model.run(inputs, outputs={"present": apart[:, :, : inputs["past"].shape[2] + 1]})
     with pytest.raises(InputError, match="output 'present' overlaps input 'past', but is not that"):
         model.run(inputs, outputs={"present": memory[:48].reshape(1, 2, 6, 4)})
 

@@ -46,6 +46,15 @@ static void refuse_overlap(abqc_ctx *ctx, int32_t output, int32_t input) {
               abqc_meta.info.outputs[output].name, abqc_meta.info.inputs[input].name);
 }
 
+/* Kernels and loops take rows of neighbours; the other strides of a cache are free. */
+static void check_rows(abqc_ctx *ctx, int32_t output, int32_t rank, const abqc_view *whole) {
+    if (whole->sizes[rank - 1] <= 1 || whole->strides[rank - 1] == 1) return;
+    abqc_fail(ctx, ABQC_E_OUTPUT,
+              "the buffer for output '%s' must have the elements of its last dimension next to each "
+              "other, not %lld apart",
+              abqc_meta.info.outputs[output].name, (long long)whole->strides[rank - 1]);
+}
+
 void *abqc_rt_append(abqc_ctx *ctx, int32_t input, int32_t output, int32_t axis, int32_t rank,
                      const void *data, const int64_t *sizes, const int64_t *strides,
                      abqc_view *result) {
@@ -60,6 +69,7 @@ void *abqc_rt_append(abqc_ctx *ctx, int32_t input, int32_t output, int32_t axis,
     result->sizes[axis] += sizes[axis];
     abqc_output_view(ctx, output, rank, result->sizes, result);
 
+    check_rows(ctx, output, rank, result);
     bool in_place = grows_in_place(ctx, input, output);
     if (!in_place) refuse_overlap(ctx, output, input);
     if (!same_place(rank, &old, result)) /* a GPU has a copy of a cache that lies on the host */
