@@ -71,7 +71,7 @@ def decoder(
     inputs = [
         _tensor("x", ["B", "S", sizes.hidden]),
         helper.make_tensor_value_info("position_ids", TensorProto.INT64, ["B", "S"]),
-        _tensor("bias", ["B", 1, "S", "T"]),
+        _tensor("bias", ["B", 1, "S", "P + S"]),
     ]
     outputs = []
     for i in range(layers):
@@ -80,7 +80,7 @@ def decoder(
         x, present = _layer(g, sizes, x, past, cos, sin, i)
         for name, value in zip(("key", "value"), present, strict=True):
             g.nodes.append(helper.make_node("Identity", [value], [f"present_{i}_{name}"]))
-            shape: Sequence[object] = ["B", sizes.cache_heads, "T", sizes.head]
+            shape: Sequence[object] = ["B", sizes.cache_heads, "P + S", sizes.head]
             outputs.append(_tensor(f"present_{i}_{name}", shape))
     g.nodes.append(helper.make_node("Identity", [x], ["y"]))
     outputs.insert(0, _tensor("y", ["B", "S", sizes.hidden]))
