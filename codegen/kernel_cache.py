@@ -12,9 +12,11 @@ import hashlib
 import os
 import tempfile
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
+import llvmlite
+
+from ..dialects.mlir import bindings_identity
 from ..runtime.environment import cache_folder
 
 LIMIT = 4000  # entries; one has a few kB
@@ -26,9 +28,7 @@ _GENERATOR = Path(__file__).parent
 @cache
 def generator_version() -> str:
     """A digest of everything besides a kernel's IR that its code depends on."""
-    digest = hashlib.sha256()
-    for package in ("torch-mlir", "llvmlite"):
-        digest.update(f"{package} {metadata.version(package)}\n".encode())
+    digest = hashlib.sha256(f"llvmlite {llvmlite.__version__}\n{bindings_identity()}".encode())
     for path in sorted([*_GENERATOR.glob("*.py"), *(_GENERATOR / "cpu").glob("*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -12,7 +12,6 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -229,6 +228,8 @@ def _compiled_shim(compiler: CCompiler, work: Path) -> Path:
         return cached
     made = work / "shim"
     made.mkdir()
+
+    from concurrent.futures import ThreadPoolExecutor  # which most compiles do without
 
     def compile_source(path: Path) -> None:
         # One at a time: zig joins the sources of one command into one object.

@@ -199,8 +199,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the client decides
     control = socket.socket(fileno=int(sys.argv[1]))
     module, _, function = sys.argv[2].partition(":")
+    gc.disable()  # imports leave little garbage, and a collection would look at all of them
     work = getattr(importlib.import_module(module), function)
     gc.freeze()  # what is imported is shared by all forks, and no collection touches it
+    gc.enable()
     Server(control, work).serve()
     os._exit(0)  # without taking all that is imported apart
 

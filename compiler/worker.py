@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from abqc.codegen.kernel_cache import generator_version
 from abqc.compiler.build import build
 from abqc.compiler.job import Request
 from abqc.compiler.pipeline import stages
@@ -21,6 +22,7 @@ from abqc.runtime.environment import set_temporary_folder
 for _names in stages(on_device=False).values():
     for _name in _names:
         find_pass(_name)  # imported once for all forks
+generator_version()  # read once for all of them
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 

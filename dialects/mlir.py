@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
-from torch_mlir import ir
+from torch_mlir import _mlir_libs, ir
 from torch_mlir._mlir_libs._mlir import globals as _bindings
 from torch_mlir.dialects import (
     affine,
@@ -38,6 +39,7 @@ __all__ = [
     "PassManager",
     "affine",
     "arith",
+    "bindings_identity",
     "bufferization",
     "cf",
     "ext",
@@ -45,6 +47,7 @@ __all__ = [
     "ir",
     "linalg",
     "llvm",
+    "make_context",
     "math",
     "memref",
     "scf",
@@ -61,6 +64,12 @@ def __getattr__(name: str) -> Any:
     if name not in _LATE:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     return importlib.import_module(_LATE[name])
+
+
+def bindings_identity() -> str:
+    """What differs between versions of the bindings: the sizes and times of their libraries."""
+    files = [path.stat() for path in sorted(Path(_mlir_libs.__path__[0]).glob("*.so*"))]
+    return " ".join(f"{file.st_size}:{file.st_mtime_ns}" for file in files)
 
 
 def make_context() -> ir.Context:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from abqc.compiler.commands.table import byte_count, table
-from abqc.dialects.formats import FLOAT_BYTES
 
 NAME = "inspect"
 SUMMARY = "show signature, formats, sizes and strategies of a compiled model"
@@ -100,6 +99,8 @@ def bits_per_weight(operations: list[Mapping[str, Any]]) -> str:
 
     A table that is gathered from a matmul's weight has no bytes of its own.
     """
+    from abqc.dialects.formats import FLOAT_BYTES
+
     quantized = [op for op in operations if op["weight"] not in FLOAT_BYTES and op["bytes"]]
     stored = {op["symbol"]: op for op in quantized}.values()
     count = sum(op["n"] * op["k"] for op in stored)

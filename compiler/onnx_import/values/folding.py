@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from abqc.errors import ModelError
 from onnx import NodeProto, TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
 from ..graph.model import attribute, subgraphs
 from .constants import HALVES, Constant, QuantizedConstant, from_array
@@ -50,6 +49,8 @@ class Folder:
         total = sum(constant.size for constant in inputs if constant is not None)
         if total > GROWTH:
             return None  # the compiled model is faster
+        from onnx.reference import ReferenceEvaluator  # most models have nothing to evaluate
+
         given = [
             (name, constant)
             for name, constant in zip(node.input, inputs, strict=True)
