@@ -22,6 +22,7 @@ EXAMPLES = """examples:
 """
 
 FLOAT = "f32"
+STORED_FLOATS = ("f32", "f16", "bf16")  # of weights; dialects/formats.py needs numpy
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,9 +100,7 @@ def bits_per_weight(operations: list[Mapping[str, Any]]) -> str:
 
     A table that is gathered from a matmul's weight has no bytes of its own.
     """
-    from abqc.dialects.formats import FLOAT_BYTES
-
-    quantized = [op for op in operations if op["weight"] not in FLOAT_BYTES and op["bytes"]]
+    quantized = [op for op in operations if op["weight"] not in STORED_FLOATS and op["bytes"]]
     stored = {op["symbol"]: op for op in quantized}.values()
     count = sum(op["n"] * op["k"] for op in stored)
     if not count:
