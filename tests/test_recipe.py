@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from abqc.compiler import recipe_text
 from abqc.compiler.recipe import Kind, OpRecipe, parse_recipe
 from abqc.dialects.formats import FORMATS
 from abqc.errors import RecipeError
@@ -24,6 +25,10 @@ w4a8 rotate
 
 def what(op: OpRecipe) -> tuple[str | None, str | None]:
     return op.weight and op.weight.text, op.activation and op.activation.text
+
+
+def test_the_recipe_that_is_not_parsed_is_what_the_parser_makes_of_it() -> None:
+    assert parse_recipe("none") == recipe_text.parse("none", "")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,168 @@
+"""Reads the text of a recipe by its grammar, `recipe.lark`."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from abqc.dialects.formats import Half, Scheme, parse_scheme
+from abqc.errors import RecipeError
+from lark import Lark, Token, Tree
+from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedInput, UnexpectedToken
+
+from .recipe import Recipe, Rule
+
+# Activations that stay float, and the 16-bit type that GPUs round them to.
+FLOAT_ACTIVATIONS: dict[str, Half] = {"a16": "f16", "a16:f16": "f16", "a16:bf16": "bf16"}
+CACHE_BITS = range(2, 9)
+
+# What each terminal of the grammar is called in messages, in the order in which they are listed.
+TERMINALS = {
+    "PATTERN": 'a quoted pattern ("*mlp*")',
+    "NONE": "none",
+    "WEIGHTS": "weights (w4, w2*, w4:g64:asym)",
+    "ACTIVATIONS": "activations (a8, a8:token:sym, a16, a16:bf16)",
+    "FLAG": "rotate, search or gptq",
+    "CACHE": "kvN (kv8)",
+    "EMBED": "embed=w8 or embed=none",
+    "_NEWLINE": "a new line",
+    "$END": "the end",
+}
+
+
+@lru_cache
+def _parser() -> Lark:
+    return Lark.open("recipe.lark", rel_to=__file__, parser="lalr")
+
+
+def parse(text: str, source: str) -> Recipe:
+    """The recipe that `text` is; `source` is what messages begin with. Raises RecipeError."""
+    try:
+        tree = _parser().parse(text)
+    except UnexpectedInput as error:
+        raise _syntax_error(error, text, source) from None
+    lines = text.splitlines()
+    rules = tuple(_rule(child, lines, source) for child in tree.children if isinstance(child, Tree))
+    if not rules:
+        raise RecipeError(
+            f"{source}the recipe is empty", hint="'none' keeps everything in float, 'w4a8' does not"
+        )
+    return Recipe(rules, text.strip())
+
+
+def _syntax_error(error: UnexpectedInput, text: str, source: str) -> RecipeError:
+    if isinstance(error, UnexpectedCharacters):
+        allowed = set(error.allowed or ())
+    elif isinstance(error, UnexpectedToken):
+        allowed = set(error.expected)
+    else:
+        allowed = set(error.expected if isinstance(error, UnexpectedEOF) else ())
+    expected = ", ".join(name for key, name in TERMINALS.items() if key in allowed)
+    position = error.pos_in_stream if error.pos_in_stream is not None else len(text)
+    if isinstance(error, UnexpectedToken) and error.token.type == "$END":
+        position = len(text)
+    word = re.match(r"\S+", text[position:])
+    found = f"'{word.group()}'" if word else "the end of the line"
+    line = text.count("\n", 0, position) + 1
+    column = position - (text.rfind("\n", 0, position) + 1) + 1
+    hint = None
+    if not source and "\n" not in text and '"' not in text and re.search(r"[/\\.]", text):
+        hint = f"there is no file '{text.strip()}' either"
+    return RecipeError(
+        f"{source}recipe line {line}, column {column}: {found} is not expected here; "
+        f"expected {expected}",
+        hint=hint,
+    )
+
+
+def _rule(tree: Tree, lines: list[str], source: str) -> Rule:
+    words: dict[str, Token] = {}
+    flags: set[str] = set()
+    for token in tree.children:
+        assert isinstance(token, Token)
+        if (token in flags) if token.type == "FLAG" else (token.type in words):
+            raise _error(token, source, f"'{token}' comes second: a rule says each thing once")
+        if token.type == "FLAG":
+            flags.add(str(token))
+        words[token.type] = token
+    _check_words(words, source)
+    first = tree.children[0]
+    assert isinstance(first, Token) and first.line is not None
+    embed = words.get("EMBED")
+    return Rule(
+        pattern=words["PATTERN"][1:-1] if "PATTERN" in words else None,
+        stays_float="NONE" in words,
+        weight=_scheme(words.get("WEIGHTS"), source),
+        activation=_activation(words.get("ACTIVATIONS"), source),
+        half=FLOAT_ACTIVATIONS.get(words.get("ACTIVATIONS", ""), "f16"),
+        flags=frozenset(flags),
+        kv_bits=_cache_bits(words.get("CACHE"), source),
+        decides_embed=embed is not None,
+        embed=_embed(embed, source),
+        line=first.line,
+        text=lines[first.line - 1].split("#")[0].strip(),
+    )
+
+
+def _check_words(words: dict[str, Token], source: str) -> None:
+    """A rule has both formats, or neither and `none` or `embed=`; options belong to formats."""
+    weights, activations = words.get("WEIGHTS"), words.get("ACTIVATIONS")
+    if weights is not None and activations is None:
+        raise _error(
+            weights, source, f"'{weights}' has no activations; add a8, or a16 to keep them float"
+        )
+    if activations is not None and weights is None:
+        raise _error(activations, source, f"'{activations}' has no weights; write w8{activations}")
+    for key in ("WEIGHTS", "FLAG", "CACHE"):
+        if key not in words or (key == "WEIGHTS" and "NONE" not in words):
+            continue
+        if "NONE" in words:
+            raise _error(words[key], source, f"'{words[key]}' contradicts 'none'")
+        if weights is None:
+            raise _error(words[key], source, f"'{words[key]}' belongs to formats such as w4a8")
+
+
+def _activation(token: Token | None, source: str) -> Scheme | None:
+    """None where they stay float."""
+    if token is None or token in FLOAT_ACTIVATIONS:
+        return None
+    if token.startswith("a16"):
+        known = ", ".join(FLOAT_ACTIVATIONS)
+        raise _error(token, source, f"'{token}': activations that stay float are {known}")
+    return _scheme(token, source)
+
+
+def _scheme(token: Token | None, source: str) -> Scheme | None:
+    if token is None:
+        return None
+    try:
+        return parse_scheme(str(token))
+    except ValueError as error:
+        raise _error(token, source, str(error)) from None
+
+
+def _cache_bits(token: Token | None, source: str) -> int | None:
+    if token is None:
+        return None
+    bits = int(token[len("kv") :])
+    if bits not in CACHE_BITS:
+        raise _error(
+            token, source, f"'{token}': a cache has {CACHE_BITS[0]} to {CACHE_BITS[-1]} bits"
+        )
+    return bits
+
+
+def _embed(token: Token | None, source: str) -> Scheme | None:
+    if token is None or token == "embed=none":
+        return None
+    text = token[len("embed=") :]
+    if not text.startswith("w"):
+        raise _error(token, source, f"'{token}': expected embed=w8 or embed=none")
+    try:
+        return parse_scheme(text)
+    except ValueError as error:
+        raise _error(token, source, str(error)) from None
+
+
+def _error(token: Token, source: str, message: str) -> RecipeError:
+    return RecipeError(f"{source}recipe line {token.line}, column {token.column}: {message}")
