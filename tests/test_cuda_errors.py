@@ -291,7 +291,7 @@ def test_no_room_for_the_run() -> None:
 
 def test_no_room_for_an_output() -> None:
     machine = FakeMachine()
-    with load(machine, intercept=failing("cuMemAlloc_v2", 2, after=3)) as model:
+    with load(machine, intercept=failing("cuMemAllocFromPoolAsync", 2, after=1)) as model:
         with pytest.raises(AbqcError, match=r"24 bytes on GPU 0 for output 'next';"):
             model.run(layer_inputs(), device="cuda")
         gc.collect()

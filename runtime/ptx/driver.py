@@ -39,7 +39,7 @@ from .driver_api import (
 from .driver_machine import Machine, PtxMachine
 from .errors import PtxSyntaxError
 
-_MAJOR, _MINOR = 75, 76  # CUdevice_attribute
+_MAJOR, _MINOR, _POOLS = 75, 76, 115  # CUdevice_attribute
 _MAX_DYNAMIC_SHARED = 8  # CUfunction_attribute
 _USUAL_SHARED = 48 << 10  # bytes that a launch may have without that
 _ERROR_LOG, _ERROR_LOG_BYTES = 5, 6  # CUjit_option
@@ -182,7 +182,7 @@ class Driver:
 
     def cuDeviceGetAttribute(self, value: int, attribute: int, device: int) -> int | None:
         major, minor = self.machine.capability
-        known = {_MAJOR: major, _MINOR: minor}
+        known = {_MAJOR: major, _MINOR: minor, _POOLS: 1}
         if attribute not in known:
             return INVALID_VALUE
         _put(value, c_int, known[attribute])
@@ -264,6 +264,33 @@ class Driver:
 
     def cuMemFree_v2(self, pointer: int) -> None:
         self.machine.free(pointer)
+
+    # -- pools, which are memory like any other here
+
+    def cuMemPoolCreate(self, pool: int, properties: int) -> None:
+        _put(pool, c_void_p, self._new("pool"))
+
+    def cuMemPoolDestroy(self, pool: int) -> None:
+        self._drop(pool)
+
+    def cuMemPoolSetAttribute(self, pool: int, attribute: int, value: int) -> None:
+        self._get(pool)
+
+    def cuMemPoolTrimTo(self, pool: int, kept: int) -> None:
+        self._get(pool)
+
+    def cuMemAllocFromPoolAsync(
+        self, pointer: int, nbytes: int, pool: int, stream: int | None
+    ) -> int | None:
+        self._get(pool)
+        if stream:
+            self._get(stream)
+        return self.cuMemAlloc_v2(pointer, nbytes)
+
+    def cuMemFreeAsync(self, pointer: int, stream: int | None) -> None:
+        if stream:
+            self._get(stream)
+        self.cuMemFree_v2(pointer)
 
     def cuMemcpyHtoD_v2(self, to: int, source: int, nbytes: int) -> None:
         self.machine.write(to, _bytes_at(source, nbytes))

@@ -196,7 +196,10 @@ typedef struct {
      * On an error no output is allocated; buffers handed in may have been written.
      *
      * A GPU takes tensors that lie on it or on the host, mixed as one likes. Outputs that it
-     * allocates lie on the GPU when an input does. When all tensors lie on the GPU, a stream was
+     * allocates lie on the GPU when an input does; their deleter gives the memory back in the order of
+     * the run's stream (without one: of the legacy default stream). Work on them in that stream need
+     * not have ended then; work in other streams must be waited for, by the host or by that stream,
+     * which must still be there. When all tensors lie on the GPU, a stream was
      * given, and the model has no checks of data (indices of a Gather), the call returns once the
      * work is in the stream; else the work is done. */
     int32_t (*run)(abqc_instance *instance, const DLTensor *const *inputs, int32_t input_count,

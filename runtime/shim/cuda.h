@@ -20,6 +20,7 @@ typedef struct CUevent_st *CUevent;
 typedef struct CUgraph_st *CUgraph;
 typedef struct CUgraphNode_st *CUgraphNode;
 typedef struct CUgraphExec_st *CUgraphExec;
+typedef struct CUmemPoolHandle_st *CUmemoryPool;
 
 typedef struct { /* the first version of the struct and of the functions that take it */
     CUfunction function;
@@ -28,6 +29,14 @@ typedef struct { /* the first version of the struct and of the functions that ta
     void **parameters;
     void **extra;
 } CUDA_KERNEL_NODE_PARAMS;
+
+typedef struct {
+    int32_t allocation_type, handle_types;
+    int32_t location_type, location_id;
+    void *security_attributes;
+    size_t most_bytes; /* 0: the driver's own bound */
+    uint8_t reserved[56];
+} CUmemPoolProps;
 
 enum { /* CUresult */
     CUDA_SUCCESS = 0,
@@ -55,6 +64,10 @@ enum { /* CUresult */
 enum {
     CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75,
     CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76,
+    CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED = 115,
+    CU_MEM_ALLOCATION_TYPE_PINNED = 1,
+    CU_MEM_LOCATION_TYPE_DEVICE = 1,
+    CU_MEMPOOL_ATTR_RELEASE_THRESHOLD = 4,
     CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8,
     CU_JIT_ERROR_LOG_BUFFER = 5,
     CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES = 6,
@@ -83,6 +96,13 @@ enum {
     F(cuMemGetInfo_v2, memory_info, (size_t *free, size_t *total))                               \
     F(cuMemAlloc_v2, allocate, (CUdeviceptr *, size_t bytes))                                    \
     F(cuMemFree_v2, release, (CUdeviceptr))                                                      \
+    F(cuMemPoolCreate, pool_create, (CUmemoryPool *, const CUmemPoolProps *))                    \
+    F(cuMemPoolDestroy, pool_destroy, (CUmemoryPool))                                            \
+    F(cuMemPoolSetAttribute, pool_attribute, (CUmemoryPool, int attribute, void *value))         \
+    F(cuMemPoolTrimTo, pool_trim, (CUmemoryPool, size_t kept))                                   \
+    F(cuMemAllocFromPoolAsync, pool_allocate,                                                    \
+      (CUdeviceptr *, size_t bytes, CUmemoryPool, CUstream))                                     \
+    F(cuMemFreeAsync, release_async, (CUdeviceptr, CUstream))                                    \
     F(cuMemcpyHtoD_v2, upload, (CUdeviceptr to, const void *from, size_t bytes))                 \
     F(cuMemcpyHtoDAsync_v2, upload_async,                                                        \
       (CUdeviceptr to, const void *from, size_t bytes, CUstream))                                \
@@ -145,6 +165,7 @@ struct abqc_device {
     CUfunction *functions; /* by kernel, the builtin ones included */
     CUdeviceptr *weights; /* by entry of the table of weights */
     int32_t most_slots;   /* of any kernel */
+    CUmemoryPool pool;    /* of outputs; NULL: the GPU has none */
     bool graphs;          /* whether runs become graphs */
     bool separate;        /* whether buffers are allocations of their own, for what checks memory */
     _Atomic CUresult lost; /* the sticky error, or 0 */
@@ -161,7 +182,10 @@ void abqc_device_exit(const abqc_device *device);
  * makes the device lost. */
 int32_t abqc_cuda_error(const abqc_device *device, CUresult code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
-/* cuMemAlloc; the error names the bytes, what they are for, and how many are free. */
+/* The error of an allocation names the bytes, what they are for, and how many are free. */
+int32_t abqc_device_refuse(const abqc_device *device, CUresult code, int64_t bytes,
+                           const char *purpose);
+/* cuMemAlloc, if need be of what the pool does not use. */
 int32_t abqc_device_allocate(const abqc_device *device, int64_t bytes, const char *purpose,
                              CUdeviceptr *data);
 
@@ -243,6 +267,7 @@ enum { ABQC_GPU_ALIGNMENT = 256 };
 typedef struct {
     int64_t offset, bytes;
     bool used;
+    bool held;  /* to the end: freeing it does nothing */
     bool first; /* of its memory: not joined with the range before */
 } abqc_range;
 
@@ -259,6 +284,7 @@ bool abqc_ranges_begin(abqc_ranges *ranges, int64_t bytes);
 bool abqc_ranges_extend(abqc_ranges *ranges, int64_t bytes);
 int64_t abqc_ranges_alloc(abqc_ranges *ranges, int64_t bytes); /* -1: nothing fits */
 bool abqc_ranges_free(abqc_ranges *ranges, int64_t offset);    /* false: not in use */
+bool abqc_ranges_hold(abqc_ranges *ranges, int64_t offset);    /* false: not in use */
 void abqc_ranges_destroy(abqc_ranges *ranges);
 
 /* ---- cuda_arena.c: the device memory of a context ---- */
@@ -289,6 +315,9 @@ int32_t abqc_gpu_arena_plan(const abqc_device *device, abqc_gpu_arena *arena, bo
 int32_t abqc_gpu_arena_begin(const abqc_device *device, abqc_gpu_arena *arena, int64_t bytes);
 int32_t abqc_gpu_arena_alloc(const abqc_device *device, abqc_gpu_arena *arena, int64_t bytes,
                              CUdeviceptr *data);
+/* Keeps what begins there to the end of the run, though it will be freed; false: no buffer does, or
+ * buffers are allocations of their own. */
+bool abqc_gpu_arena_hold(const abqc_device *device, abqc_gpu_arena *arena, CUdeviceptr data);
 bool abqc_gpu_arena_free(const abqc_device *device, abqc_gpu_arena *arena, CUdeviceptr data);
 void abqc_gpu_arena_destroy(const abqc_device *device, abqc_gpu_arena *arena);
 
@@ -382,6 +411,15 @@ int32_t abqc_flag_create(abqc_work *work);
 void abqc_flag_destroy(const abqc_work *work);
 /* Waits for the run's work; the error of the first failed check, and the flag is as new. */
 int32_t abqc_flag_look(const abqc_work *work);
+
+/* ---- cuda_output.c: outputs on the GPU that we allocate ---- */
+
+int32_t abqc_pool_create(abqc_device *device);
+void abqc_pool_destroy(const abqc_device *device);
+void abqc_pool_trim(const abqc_device *device); /* gives the system what no tensor has */
+/* A tensor for an output of this run, in the order of its stream. */
+int32_t abqc_allocate_on_gpu(const abqc_work *work, const abqc_tensor_info *info,
+                             const int64_t *sizes, DLManagedTensor **made);
 
 /* ---- cuda_stage.c: tensors between host and device ---- */
 

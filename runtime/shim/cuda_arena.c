@@ -143,14 +143,22 @@ int32_t abqc_gpu_arena_alloc(const abqc_device *device, abqc_gpu_arena *arena, i
     return ABQC_OK;
 }
 
-bool abqc_gpu_arena_free(const abqc_device *device, abqc_gpu_arena *arena, CUdeviceptr data) {
-    if (device->separate && !arena->planning) return free_piece(device, arena, data);
-    if (arena->planning)
-        return abqc_ranges_free(&arena->ranges, (int64_t)(data - arena->first));
+/* -1: it is not of the arena. */
+static int64_t offset_of(const abqc_gpu_arena *arena, CUdeviceptr data) {
+    if (arena->planning) return data >= arena->first ? (int64_t)(data - arena->first) : -1;
     for (int32_t i = 0; i < arena->count; i++) {
         const abqc_gpu_chunk *chunk = &arena->chunks[i];
         if (data >= chunk->base && data - chunk->base < (uint64_t)chunk->bytes)
-            return abqc_ranges_free(&arena->ranges, chunk->offset + (int64_t)(data - chunk->base));
+            return chunk->offset + (int64_t)(data - chunk->base);
     }
-    return false;
+    return -1;
+}
+
+bool abqc_gpu_arena_free(const abqc_device *device, abqc_gpu_arena *arena, CUdeviceptr data) {
+    if (device->separate && !arena->planning) return free_piece(device, arena, data);
+    return abqc_ranges_free(&arena->ranges, offset_of(arena, data));
+}
+
+bool abqc_gpu_arena_hold(const abqc_device *device, abqc_gpu_arena *arena, CUdeviceptr data) {
+    return !device->separate && abqc_ranges_hold(&arena->ranges, offset_of(arena, data));
 }

@@ -56,16 +56,25 @@ void abqc_device_exit(const abqc_device *device) {
     device->cuda.context_pop(&before);
 }
 
-int32_t abqc_device_allocate(const abqc_device *device, int64_t bytes, const char *purpose,
-                             CUdeviceptr *data) {
-    CUresult code = device->cuda.allocate(data, (size_t)bytes);
-    if (code == CUDA_SUCCESS) return ABQC_OK;
-    *data = 0;
+int32_t abqc_device_refuse(const abqc_device *device, CUresult code, int64_t bytes,
+                           const char *purpose) {
     size_t left = 0, total = 0;
     device->cuda.memory_info(&left, &total);
     return abqc_cuda_error(device, code,
                            "cannot allocate %lld bytes on GPU %d for %s; %zu of %zu bytes are free",
                            (long long)bytes, (int)device->ordinal, purpose, left, total);
+}
+
+int32_t abqc_device_allocate(const abqc_device *device, int64_t bytes, const char *purpose,
+                             CUdeviceptr *data) {
+    CUresult code = device->cuda.allocate(data, (size_t)bytes);
+    if (code == CUDA_ERROR_OUT_OF_MEMORY && device->pool) {
+        abqc_pool_trim(device);
+        code = device->cuda.allocate(data, (size_t)bytes);
+    }
+    if (code == CUDA_SUCCESS) return ABQC_OK;
+    *data = 0;
+    return abqc_device_refuse(device, code, bytes, purpose);
 }
 
 /* ---- opening ---- */
@@ -165,6 +174,7 @@ static int32_t fill(abqc_device *device, const char *isa) {
     if (!status) status = abqc_load_image(device, major, minor, isa);
     if (!status) status = get_functions(device);
     if (!status) status = upload_weights(device);
+    if (!status) status = abqc_pool_create(device);
     abqc_device_exit(device);
     return status;
 }
@@ -172,6 +182,7 @@ static int32_t fill(abqc_device *device, const char *isa) {
 static void give_back(const abqc_device *device) {
     for (int32_t i = 0; device->weights && i < abqc_meta.gpu.weight_count; i++)
         if (device->weights[i]) device->cuda.release(device->weights[i]);
+    abqc_pool_destroy(device);
     if (device->module) device->cuda.module_unload(device->module);
 }
 

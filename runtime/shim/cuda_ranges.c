@@ -37,7 +37,7 @@ bool abqc_ranges_begin(abqc_ranges *ranges, int64_t bytes) {
 
 bool abqc_ranges_extend(abqc_ranges *ranges, int64_t bytes) {
     if (!bytes) return true;
-    if (!insert(ranges, ranges->count, (abqc_range){ranges->end, bytes, false, true})) return false;
+    if (!insert(ranges, ranges->count, (abqc_range){.offset = ranges->end, .bytes = bytes, .first = true})) return false;
     ranges->end += bytes;
     return true;
 }
@@ -58,7 +58,7 @@ int64_t abqc_ranges_alloc(abqc_ranges *ranges, int64_t bytes) {
     int32_t i = ranges->count ? best_fit(ranges, bytes) : -1;
     if (i < 0) return -1;
     abqc_range whole = ranges->ranges[i];
-    abqc_range rest = {whole.offset + bytes, whole.bytes - bytes, false, false};
+    abqc_range rest = {.offset = whole.offset + bytes, .bytes = whole.bytes - bytes};
     if (rest.bytes && !insert(ranges, i + 1, rest)) return -1;
     ranges->ranges[i].bytes = bytes;
     ranges->ranges[i].used = true;
@@ -88,10 +88,17 @@ static void join(abqc_ranges *r, int32_t i) {
 bool abqc_ranges_free(abqc_ranges *ranges, int64_t offset) {
     int32_t i = find(ranges, offset);
     if (i < 0 || !ranges->ranges[i].used) return false;
+    if (ranges->ranges[i].held) return true;
     ranges->ranges[i].used = false;
     join(ranges, i);
     join(ranges, i - 1);
     return true;
+}
+
+bool abqc_ranges_hold(abqc_ranges *ranges, int64_t offset) {
+    int32_t i = find(ranges, offset);
+    if (i < 0 || !ranges->ranges[i].used) return false;
+    return ranges->ranges[i].held = true;
 }
 
 void abqc_ranges_destroy(abqc_ranges *ranges) {

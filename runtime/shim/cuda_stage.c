@@ -1,7 +1,6 @@
 /* Tensors between host and device: inputs that lie on the host get a place in the arena, and so do
  * outputs but for buffers on the device, which are written where they are. */
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -99,62 +98,27 @@ void abqc_output_place(abqc_ctx *ctx, int32_t i, int32_t rank, const int64_t *si
     abqc_compact_strides(rank, view->sizes, view->strides);
 }
 
-/* ---- outputs on the device that we allocate ---- */
-
-typedef struct {
-    DLManagedTensor managed;
-    abqc_device *device;
-    int64_t sizes[ABQC_MAX_RANK];
-    int64_t strides[ABQC_MAX_RANK];
-} gpu_tensor;
-
-static void delete_gpu_tensor(DLManagedTensor *tensor) {
-    gpu_tensor *owned = tensor->manager_ctx;
-    if (abqc_device_force(owned->device)) {
-        owned->device->cuda.release((uintptr_t)tensor->dl_tensor.data);
-        abqc_device_exit(owned->device);
-    }
-    abqc_device_close(owned->device);
-    free(owned);
+bool abqc_output_stays(abqc_ctx *ctx, int32_t i, const void *data, int32_t rank,
+                       const int64_t *sizes, const int64_t *strides) {
+    abqc_work *work = ctx->work;
+    bool on_gpu = ctx->outputs[i] && abqc_on_gpu(&ctx->outputs[i]->dl_tensor);
+    if (on_gpu || !abqc_is_compact(rank, sizes, strides)) return false;
+    if (!abqc_gpu_arena_hold(ctx->device, &work->arena, (uintptr_t)data)) return false;
+    abqc_result *result = &work->results[i];
+    result->staged = true;
+    result->data = (uintptr_t)data;
+    for (int32_t d = 0; d < rank; d++) result->sizes[d] = sizes[d];
+    return true;
 }
 
-static int32_t allocate_on_gpu(abqc_device *device, const abqc_tensor_info *info,
-                               const int64_t *sizes, DLManagedTensor **made) {
-    CUdeviceptr data;
-    char purpose[128];
-    int64_t bytes = abqc_byte_count(info->ndim, sizes, abqc_item_size(info->dtype));
-    snprintf(purpose, sizeof purpose, "output '%s'", info->name);
-    gpu_tensor *owned = calloc(1, sizeof *owned);
-    if (!owned) return abqc_error(ABQC_E_MEMORY, "out of memory");
-    int32_t status = abqc_device_allocate(device, bytes ? bytes : 1, purpose, &data);
-    if (status) {
-        free(owned);
-        return status;
-    }
-    abqc_device_keep(device);
-    memcpy(owned->sizes, sizes, (size_t)info->ndim * sizeof *sizes);
-    abqc_compact_strides(info->ndim, sizes, owned->strides);
-    owned->device = device;
-    owned->managed = (DLManagedTensor){
-        .dl_tensor = {.data = (void *)(uintptr_t)data,
-                      .device = {kDLCUDA, device->ordinal},
-                      .ndim = info->ndim,
-                      .dtype = info->dtype,
-                      .shape = owned->sizes,
-                      .strides = owned->strides},
-        .manager_ctx = owned,
-        .deleter = delete_gpu_tensor,
-    };
-    *made = &owned->managed;
-    return ABQC_OK;
-}
+/* ---- delivery ---- */
 
 static int32_t allocate_output(abqc_ctx *ctx, int32_t i) {
     const abqc_tensor_info *info = &abqc_meta.info.outputs[i];
     const int64_t *sizes = ctx->work->results[i].sizes;
     int32_t status = ABQC_OK;
     if (ctx->work->results_on_gpu) {
-        status = allocate_on_gpu(ctx->work->device, info, sizes, &ctx->outputs[i]);
+        status = abqc_allocate_on_gpu(ctx->work, info, sizes, &ctx->outputs[i]);
     } else {
         int64_t bytes = abqc_byte_count(info->ndim, sizes, abqc_item_size(info->dtype));
         ctx->outputs[i] = abqc_allocate_tensor(info->dtype, info->ndim, sizes, (size_t)bytes);
@@ -164,8 +128,6 @@ static int32_t allocate_output(abqc_ctx *ctx, int32_t i) {
     ctx->slots[i].allocated = !status;
     return status;
 }
-
-/* ---- delivery ---- */
 
 /* From compact memory on the host into a buffer, but for what a cache had before. */
 static void scatter(const abqc_result *result, const DLTensor *tensor, const char *from) {

@@ -52,8 +52,8 @@ static void check_buffer_sizes(abqc_ctx *ctx, int32_t i, int32_t rank, const int
               abqc_format_sizes(rank, sizes, expected, sizeof expected));
 }
 
-void abqc_output_view(abqc_ctx *ctx, int32_t i, int32_t rank, const int64_t *sizes,
-                      abqc_view *view) {
+/* The bytes of an output; leaves the run where it cannot have these sizes. */
+static int64_t checked_bytes(abqc_ctx *ctx, int32_t i, int32_t rank, const int64_t *sizes) {
     const abqc_tensor_info *info = &abqc_meta.info.outputs[i];
     char got[256];
     if (rank != info->ndim)
@@ -64,6 +64,12 @@ void abqc_output_view(abqc_ctx *ctx, int32_t i, int32_t rank, const int64_t *siz
         abqc_fail(ctx, ABQC_E_CHECK, "output '%s' has an impossible size %s", info->name,
                   abqc_format_sizes(rank, sizes, got, sizeof got));
     check_buffer_sizes(ctx, i, rank, sizes);
+    return bytes;
+}
+
+void abqc_output_view(abqc_ctx *ctx, int32_t i, int32_t rank, const int64_t *sizes,
+                      abqc_view *view) {
+    int64_t bytes = checked_bytes(ctx, i, rank, sizes);
     abqc_output_place(ctx, i, rank, sizes, bytes, view);
 }
 
@@ -96,13 +102,16 @@ void abqc_rt_output(abqc_ctx *ctx, int32_t i, const void *data, int32_t rank, co
     const abqc_tensor_info *info = &abqc_meta.info.outputs[i];
     if (slot->state == ABQC_OUTPUT_DONE)
         abqc_fail(ctx, ABQC_E_INTERNAL, "output '%s' was given twice", info->name);
+    bool appended = slot->state == ABQC_OUTPUT_APPENDED;
     abqc_view view;
-    abqc_output_view(ctx, i, rank, sizes, &view);
-    bool in_place = slot->state == ABQC_OUTPUT_APPENDED && view.data == data;
+    checked_bytes(ctx, i, rank, sizes);
     slot->state = ABQC_OUTPUT_DONE;
-    if (in_place) return;
+    if (!appended) refuse_overlap(ctx, i);
+    if (!appended && abqc_output_stays(ctx, i, data, rank, sizes, strides)) return;
+    abqc_output_view(ctx, i, rank, sizes, &view);
+    if (appended && view.data == data) return;
     slot->kept = 0;
-    refuse_overlap(ctx, i);
+    if (appended) refuse_overlap(ctx, i);
     abqc_copy(ctx, abqc_item_size(info->dtype), rank, sizes, view.data, view.strides, data, strides);
 }
 

@@ -272,6 +272,10 @@ int32_t abqc_work_run(abqc_ctx *ctx, const abqc_run_options *options);
 void abqc_input_place(abqc_ctx *ctx, int32_t i, abqc_view *view);
 void abqc_output_place(abqc_ctx *ctx, int32_t i, int32_t rank, const int64_t *sizes, int64_t bytes,
                        abqc_view *view);
+/* Whether output i, of these (checked) sizes, is delivered at the end of the run from where it is, and
+ * need not be copied. Nobody writes there any more. */
+bool abqc_output_stays(abqc_ctx *ctx, int32_t i, const void *data, int32_t rank,
+                       const int64_t *sizes, const int64_t *strides);
 /* What the data of a compact input must be a multiple of. */
 size_t abqc_input_alignment(size_t item);
 /* Copies between strided places on the device that do not overlap. */
@@ -299,6 +303,11 @@ uint32_t *abqc_rt_error_flag(abqc_ctx *ctx);
 void *abqc_rt_append(abqc_ctx *ctx, int32_t input, int32_t output, int32_t axis, int32_t rank,
                      const void *data, const int64_t *sizes, const int64_t *strides,
                      abqc_view *result);
+/* The same, but sample b's rows lie from begins[b] on in a cache of `capacity`, zeros behind the
+ * input's; rows outside of it are left out. On the host only. */
+void *abqc_rt_update(abqc_ctx *ctx, int32_t input, int32_t output, int32_t axis, int32_t rank,
+                     const void *data, const int64_t *sizes, const int64_t *strides,
+                     const int64_t *begins, int64_t capacity, abqc_view *result);
 
 /* For GPUs only: the device's address of a weight; and values of 1, 2, 4 or 8 bytes in its memory,
  * read (which waits for it) and written. */
