@@ -63,9 +63,9 @@ class DeviceArray:
     """An output in a GPU's memory, row-major; released with the last reference to it.
 
     PyTorch and CuPy take it as it is (`torch.from_dlpack(array)`); `numpy()` copies it. `stream` is
-    the one that the run was given: the array is ready when that work is done. Its memory goes back in
-    the order of that stream (0: of the legacy default stream). So what others do with it there may be
-    under way when the last reference goes; work in other streams must have ended.
+    the one that the run was given: the array is ready when that work is done. Its memory goes back
+    in the order of that stream (0: of the legacy default stream): what others do with it there may
+    be under way when the last reference goes; work in other streams must have ended.
     """
 
     def __init__(self, instance: Instance, dtype: np.dtype, address: int, stream: int) -> None:
