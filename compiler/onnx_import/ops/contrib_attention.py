@@ -1,4 +1,4 @@
-"""onnxruntime's attention: MultiHeadAttention, GroupQueryAttention, Attention, RotaryEmbedding.
+"""onnxruntime's attention: MultiHeadAttention, Attention, RotaryEmbedding.
 
 (What each computes is what onnxruntime's CPU kernels compute; its documentation is
 ContribOperators.md.)
@@ -6,20 +6,14 @@ ContribOperators.md.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ..building.scalars import Scalar, const
-from ..building.shaping import concat, pad, reshape, slice_axis, transpose, unsqueeze
+from ..building.shaping import concat, reshape, slice_axis, transpose, unsqueeze
 from ..parts.attending import (
-    Allowed,
-    Attended,
     attend,
     causal,
     join_heads,
     rotate,
-    shorter_than,
     split_heads,
-    window,
 )
 from ..registry import MICROSOFT, Node, lowers
 from ..values import symbolic
@@ -224,160 +218,3 @@ def _positions(node: Node, positions: Value, batch: Dim, length: Dim) -> Value:
     return b.tabulate(
         [ONE, length], I64, lambda at: b.read(source, [zero]).cast(I64) + at[1].cast(I64)
     )
-
-
-@lowers("GroupQueryAttention", domain=MICROSOFT)
-def group_query_attention(node: Node) -> list[Value | None]:
-    """Inputs: query (or q, k and v packed), key, value, past_key, past_value, seqlens_k [B],
-    total_sequence_length, cos_cache, sin_cache, position_ids, attention_bias, head_sink [H].
-
-    Sample b has `seqlens_k[b] + 1` keys, the last of which are new. Past and present are buffers
-    [B, Hk, capacity, D] with a sample's keys at their beginning.
-    """
-    b, heads, shared = node.b, node.int("num_heads"), node.int("kv_num_heads")
-    q, k, v = _queries(node, heads, shared)
-    rows = q.dims[2]
-    total = reshape(b, node.input(5), [q.dims[0]])
-    lengths = b.elementwise([total], I64, lambda n: n.cast(I64) + 1)
-    count = b.scalar(rows).cast(I64)
-    # A first prompt may be shorter than the padded one: its rows begin at 0 all the same.
-    past_lengths = b.elementwise([lengths], I64, lambda n: (n - count).maximum(0))
-    past_lengths = Value(I64, past_lengths.dims, ssa=b.tensor(past_lengths))
-    if node.int("do_rotary", 0):
-        positions = _rotary_positions(node, past_lengths, q)
-        cos, sin = (gather_rows(node, node.input(i), positions) for i in (7, 8))
-        flip = bool(node.int("rotary_interleaved", 0))
-        q, k = (rotate(b, x, cos, sin, width=_rotary_width(cos), interleaved=flip) for x in (q, k))
-    capacity = _capacity(node, rows)
-    keys = _appended(node, node.optional(3), k, past_lengths, capacity)
-    values = _appended(node, node.optional(4), v, past_lengths, capacity)
-    used = _total(node, capacity)
-    seen_keys, seen_values = (slice_axis(b, x, 2, 0, used) for x in (keys, values))
-    made = _attended(node, q, seen_keys, seen_values, past_lengths)
-    return [join_heads(b, made.y), keys, values, made.masked]
-
-
-def _queries(node: Node, heads: int, shared: int) -> tuple[Value, Value, Value]:
-    b, query, key, value = node.b, node.input(0), node.optional(1), node.optional(2)
-    for name in ("k_quant_type", "v_quant_type"):
-        if node.string(name, "NONE") not in ("", "NONE"):
-            raise node.error(f"{name} (quantized caches) is not supported")
-    if key is not None and value is not None:
-        return (
-            split_heads(b, query, heads),
-            split_heads(b, key, shared),
-            split_heads(b, value, shared),
-        )
-    width = query.dims[2] // (heads + 2 * shared)
-    parts, begin = [], ZERO
-    for count in (heads, shared, shared):
-        part = slice_axis(b, query, 2, begin, width * count)
-        parts.append(split_heads(b, part, count))
-        begin = begin + width * count
-    return parts[0], parts[1], parts[2]
-
-
-def _rotary_width(cos: Value) -> int:
-    return 2 * (cos.dims[-1].value or 0)
-
-
-def _rotary_positions(node: Node, past_lengths: Value, q: Value) -> Value:
-    """[B, S]: given, or the rows behind those that a sample has."""
-    given = node.optional(9)
-    if given is not None:
-        return given
-    b = node.b
-    return b.tabulate(
-        [q.dims[0], q.dims[2]], I64,
-        lambda at: b.read(past_lengths, [at[0]]) + at[1].cast(I64),
-    )  # fmt: skip
-
-
-def _total(node: Node, capacity: Dim) -> Dim:
-    """The number of keys that the longest sample has; the rest of the buffers is not read."""
-    (total,) = node.b.integers(reshape(node.b, node.input(6), [1]))
-    return symbolic.minimum(total, capacity)
-
-
-def _capacity(node: Node, rows: Dim) -> Dim:
-    """The keys that a buffer holds after this step: the past's, or more if they do not fit."""
-    past = node.optional(3)
-    (total,) = node.b.integers(reshape(node.b, node.input(6), [1]))
-    before = past.dims[2] if past is not None else ZERO
-    if symbolic.equal(before + rows, total) is True:
-        return total
-    return symbolic.maximum(before, total)
-
-
-def _appended(
-    node: Node, past: Value | None, new: Value, past_lengths: Value, capacity: Dim
-) -> Value:
-    """A buffer with a sample's keys of the past and, behind them, the new ones."""
-    b = node.b
-    dims = (*new.dims[:2], capacity, new.dims[3])
-    added = Value(new.dtype, new.dims, ssa=b.tensor(new))
-    count = b.scalar(new.dims[2])
-    old = None if past is None else Value(past.dtype, past.dims, ssa=b.tensor(past))
-    has_old = past is not None and past.dims[2] != ZERO
-    room = b.scalar(past.dims[2]) if past is not None else const(0, INDEX)
-
-    def body(at: list[Scalar]) -> Scalar:
-        place = at[2] - b.read(past_lengths, [at[0]]).cast(INDEX)
-        is_new = (place >= 0) & (place < count)
-        value = b.read(added, [at[0], at[1], is_new.select(place, 0), at[3]])
-        other = value.like(0)
-        if has_old and old is not None:
-            # Nothing is read of a past without rows: where it has none, all are new or zeros.
-            other = _read_within(node, old, at, room)
-        return is_new.select(value, other)
-
-    if has_old and past is not None and past.dims[2].value is None:
-        # At least one row, so that a loop may read row 0 of a past that has none in this run.
-        padded = symbolic.maximum(past.dims[2], ONE)
-        old = _with_room(node, past, padded)
-    return b.tabulate(dims, new.dtype, body)
-
-
-def _with_room(node: Node, past: Value, length: Dim) -> Value:
-    ends = [ZERO, ZERO, length - past.dims[2], ZERO]
-    wide = pad(node.b, past, [0] * 4, ends)
-    return Value(past.dtype, wide.dims, ssa=node.b.tensor(wide))
-
-
-def _read_within(node: Node, old: Value, at: Sequence[Scalar], room: Scalar) -> Scalar:
-    inside = at[2] < room
-    value = node.b.read(old, [at[0], at[1], inside.select(at[2], 0), at[3]])
-    return inside.select(value, 0)
-
-
-def _attended(node: Node, q: Value, k: Value, v: Value, past_lengths: Value) -> Attended:
-    b = node.b
-    local = node.int("local_window_size", -1)
-    allowed: Allowed | None = (
-        window(b, past_lengths, left=local - 1, right=0) if local > 0 else causal(b, past_lengths)
-    )
-    if not node.int("causal", 1):
-        lengths = b.elementwise([past_lengths], I64, lambda n: n + b.scalar(q.dims[2]).cast(I64))
-        allowed = shorter_than(b, lengths)
-    bias = node.optional(10)
-    sink = node.optional(11)
-    if sink is None and node.int("smooth_softmax", 0) > 0:
-        dims = (Dim.of(node.int("num_heads")),)
-        sink = Value(q.dtype, dims, ssa=b.full(q.dtype, dims, 0.0))
-    added = [] if bias is None else [_cut(node, bias, k.dims[2])]
-    return attend(
-        b, q, k, v,
-        scale=node.float("scale", 0.0) or None,
-        softcap=node.float("softcap", 0.0),
-        bias=added,
-        allowed=allowed,
-        may_see_nothing=bias is not None,
-        sink=sink,
-    )  # fmt: skip
-
-
-def _cut(node: Node, bias: Value, keys: Dim) -> Value:
-    """The part of a bias for keys that there are."""
-    if bias.dims[-1] in (keys, ONE):
-        return bias
-    return slice_axis(node.b, bias, bias.rank - 1, 0, keys)
