@@ -16,6 +16,7 @@ _DECLARATIONS = """\
 declare ptr @abqc_rt_input(ptr, i32)
 declare void @abqc_rt_output(ptr, i32, ptr, i32, ptr, ptr)
 declare ptr @abqc_rt_append(ptr, i32, i32, i32, i32, ptr, ptr, ptr, ptr)
+declare ptr @abqc_rt_update(ptr, i32, i32, i32, i32, ptr, ptr, ptr, ptr, i64, ptr)
 """
 
 
@@ -23,13 +24,14 @@ def define_appends(text: str) -> str:
     """Replace the declarations of appends by functions that call the shim with arrays."""
     lines = []
     for line in text.split("\n"):
-        match = re.match(rf'declare .* @"?{re.escape(APPEND)}\w+\.(\d+)"?\(', line)
-        lines.append(_append_body(line, int(match[1])) if match else line)
+        match = re.match(rf'declare .* @"?{re.escape(APPEND)}(update\.)?\w+\.(\d+)"?\(', line)
+        lines.append(_append_body(line, int(match[2]), bool(match[1])) if match else line)
     return "\n".join(lines)
 
 
-def _append_body(declaration: str, rank: int) -> str:
-    """`view = abqc_rt_append(ctx, input, output, axis, rank, data, sizes, strides)` by memrefs."""
+def _append_body(declaration: str, rank: int, updates: bool) -> str:
+    """`view = abqc_rt_append(ctx, input, output, axis, rank, data, sizes, strides)` by memrefs;
+    where it `updates`, abqc_rt_update, which gets `begins` and `capacity` too."""
     name = re.search(r'@("[^"]+"|[\w.]+)\(', declaration)
     assert name is not None
     descriptor = _descriptor(rank)
@@ -43,8 +45,14 @@ def _append_body(declaration: str, rank: int) -> str:
         "ptr %data",
         "i64 %offset",
     ]
+    function, more = "append", ""
+    places: list[str] = []
+    if updates:
+        function, more = "update", "ptr %begins, i64 %capacity, "
+        places = ["ptr %begins_base", "ptr %begins", "i64 %o", "i64 %count", "i64 %step"]
+        places.append("i64 %capacity")
     lines = [
-        f"define internal {descriptor} @{name[1]}({', '.join([*arguments, *sizes])}) {{",
+        f"define internal {descriptor} @{name[1]}({', '.join([*arguments, *sizes, *places])}) {{",
         "  %ctx = inttoptr i64 %context to ptr",
         f"  %view = alloca [{1 + 2 * MAX_RANK} x i64]",
         f"  %sizes = alloca [{rank} x i64]",
@@ -57,8 +65,8 @@ def _append_body(declaration: str, rank: int) -> str:
                 f"  store i64 %{kind}{i}, ptr %{kind}p{i}",
             ]
     lines += [
-        "  %ignored = call ptr @abqc_rt_append(ptr %ctx, i32 %in, i32 %out, i32 %axis, "
-        f"i32 {rank}, ptr %data, ptr %sizes, ptr %strides, ptr %view)",
+        f"  %ignored = call ptr @abqc_rt_{function}(ptr %ctx, i32 %in, i32 %out, i32 %axis, "
+        f"i32 {rank}, ptr %data, ptr %sizes, ptr %strides, {more}ptr %view)",
         "  %pointer = load ptr, ptr %view",
         f"  %d0 = insertvalue {descriptor} undef, ptr %pointer, 0",
         f"  %d1 = insertvalue {descriptor} %d0, ptr %pointer, 1",

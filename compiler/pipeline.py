@@ -40,6 +40,7 @@ QUANTIZE = (
 LOWER = (
     "resolve-dims",
     "append-caches",
+    "decompose-update",
     "decompose-concat",
     TIDY,
     "lower-abq",

@@ -392,7 +392,8 @@ class PackOp(Abq.Operation, name="pack", traits=[ext.Pure]):
 
 
 class AppendOp(Abq.Operation, name="append"):
-    """Output `output` of the model: input `input` with `x` appended along `axis`.
+    """Output `output` of the model: input `input` with `x` appended along `axis`; with `begins`
+    and `capacity`, the `abq.update` of it with the rows `x`.
 
     Written in place where the caller hands in one buffer for both (a cache that grows). The one
     operation with an effect: it makes an output even if nothing else reads it.
@@ -403,3 +404,5 @@ class AppendOp(Abq.Operation, name="append"):
     output: ir.IntegerAttr
     axis: ir.IntegerAttr
     result: TensorResult
+    begins: Tensor | None = None
+    capacity: ext.Operand[ir.IndexType] | None = None

@@ -7,7 +7,15 @@ from typing import Any
 from .abq import Abq, Tensor, TensorResult, VerifiedOperation, _agree, _require, element, shape
 from .mlir import ext, ir
 
-__all__ = ["Abq", "ArgExtremeOp", "NonMaxSuppressionOp", "ScanOp", "ScatterOp", "TopKOp"]
+__all__ = [
+    "Abq",
+    "ArgExtremeOp",
+    "NonMaxSuppressionOp",
+    "ScanOp",
+    "ScatterOp",
+    "TopKOp",
+    "UpdateOp",
+]
 
 Index = ext.Operand[ir.IndexType]
 Float = ext.Operand[ir.F32Type]
@@ -89,6 +97,32 @@ class ScatterOp(VerifiedOperation, name="scatter", traits=[ext.Pure]):
         slices = zip(updates[1:], x[depth:], strict=True)
         _require(all(_agree(*sizes) for sizes in slices), "an update is a slice of x")
         _require(_agree(indices[0], updates[0]), "indices and updates differ in number")
+
+
+class UpdateOp(VerifiedOperation, name="update", traits=[ext.Pure]):
+    """A cache [B, ...] of `capacity` elements along `axis`: those of `past`, then zeros, but for
+    `rows`, which for sample b lie from `begins[b]` (i64) on. Rows outside of the cache are left
+    out. A past is not longer than `capacity`.
+    """
+
+    past: Tensor
+    rows: Tensor
+    begins: Tensor
+    capacity: Index
+    axis: ir.IntegerAttr
+    result: TensorResult
+
+    @staticmethod
+    def check(op: Any) -> None:
+        axis = ir.IntegerAttr(op.axis).value
+        past, rows, y = shape(op.past), shape(op.rows), shape(op.result)
+        _require(0 < axis < len(y), f"the cache has no axis {axis} behind that of samples")
+        _require(len(past) == len(rows) == len(y), "past, rows and y have one rank")
+        for i, sizes in enumerate(zip(past, rows, y, strict=True)):
+            agree = all(_agree(a, b) for a in sizes for b in sizes)
+            _require(i == axis or agree, "past, rows and y differ in `axis` alone")
+        _require(shape(op.begins)[1:] == [] and _agree(shape(op.begins)[0], y[0]), "begins: [B]")
+        _require(element(op.past) == element(op.rows) == element(op.result), "they have one type")
 
 
 class NonMaxSuppressionOp(VerifiedOperation, name="non_max_suppression", traits=[ext.Pure]):

@@ -1,7 +1,8 @@
-"""Caches that grow: `output = concat(input, new)` becomes `abq.append`.
+"""Caches that grow: `output = concat(input, new)` and `abq.update` become `abq.append`.
 
 The runtime writes only the new rows where the caller hands in one buffer for the input and the
-output; the function does not return such outputs any more.
+output; the function does not return such outputs any more. On a GPU the places of an update are in
+its memory, which the runtime does not read: there it stays a loop.
 """
 
 from __future__ import annotations
@@ -21,32 +22,45 @@ def append_caches(module: ir.Operation, unit: Unit) -> None:
     (ret,) = walk(main, "func.return")
     if unit.kept_outputs is None:
         unit.kept_outputs = list(range(len(ret.operands)))
-    kept = []
+    on_device = unit.target is not None and unit.target.objects.on_device
+    kept, replaced = [], []
     for position, value in enumerate(ret.operands):
         output = unit.kept_outputs[position]
-        concat = defining_op(value)
-        if concat is None or not _appends_to_input(concat, inputs):
+        made = defining_op(value)
+        if made is None or not _appends_to_input(made, inputs, on_device):
             kept.append((output, value))
             continue
-        number = inputs[concat.operands[0]]
-        with ir.InsertionPoint(concat), concat.location:
-            i64 = ir.IntegerType.get_signless(64)
-            append = abq.AppendOp(
-                concat.operands[1],
-                ir.IntegerAttr.get(i64, number),
-                ir.IntegerAttr.get(i64, output),
-                concat.attributes["dim"],
-                value.type,
-            )
+        number = inputs[made.operands[0]]
+        with ir.InsertionPoint(made), made.location:
+            append = _append(made, number, output)
         unit.strided_inputs.add(unit.inputs[number].name)
-        concat.results[0].replace_all_uses_with(append.result)
+        made.results[0].replace_all_uses_with(append)
+        replaced.append(made)
     _return(main, ret, [value for _, value in kept])
+    for made in replaced:
+        made.erase()
     unit.kept_outputs = [output for output, _ in kept]
 
 
-def _appends_to_input(op: ir.Operation, inputs: dict[ir.Value, int]) -> bool:
-    """concat(input, new) where the input is used for nothing else but its sizes."""
-    if op.name != "tensor.concat" or len(op.operands) != 2 or op.operands[0] not in inputs:
+def _append(op: ir.Operation, number: int, output: int) -> ir.Value:
+    i64 = ir.IntegerType.get_signless(64)
+    places = [ir.IntegerAttr.get(i64, n) for n in (number, output)]
+    type_ = op.results[0].type
+    if op.name == "tensor.concat":
+        return abq.AppendOp(op.operands[1], *places, op.attributes["dim"], type_).result
+    _, rows, begins, capacity = op.operands
+    axis = op.attributes["axis"]
+    return abq.AppendOp(rows, *places, axis, type_, begins=begins, capacity=capacity).result
+
+
+def _appends_to_input(op: ir.Operation, inputs: dict[ir.Value, int], on_device: bool) -> bool:
+    """concat(input, new) or an update where the input is used for nothing else but its sizes."""
+    if op.name == "tensor.concat":
+        if len(op.operands) != 2:
+            return False
+    elif op.name != "abq.update" or on_device:
+        return False
+    if op.operands[0] not in inputs:
         return False
     others = [u.operation for u in users(op.operands[0]) if u.operation != op]
     returned = [u for u in users(op.results[0]) if u.operation.name == "func.return"]

@@ -35,6 +35,7 @@ PASS_FILES = (
     "decompose_gather",
     "decompose_norm",
     "decompose_softmax",
+    "decompose_update",
     "externalize_constants",
     "fill_constants",
     "fold_transposes",

@@ -21,6 +21,7 @@ LOOPS = "loops_"
 
 # Prefix of the functions, one per element type and rank, that append to a cache (codegen/host.py).
 APPEND = "abqc_append."
+UPDATE = f"{APPEND}update."
 
 
 def launch(module: ir.Operation, kernel: str, grid: ir.Value, arguments: list[ir.Value]) -> None:

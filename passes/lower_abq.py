@@ -15,7 +15,7 @@ from abqc.dialects.mlir import arith, bufferization, cf, func, ir, memref
 
 from .infrastructure import Unit, blame, defining_op, is_used, register, walk
 from .kernel_checks import check_arguments
-from .launch import APPEND, declare
+from .launch import APPEND, UPDATE, declare
 from .lower_arg_extreme import lower_arg_extreme
 from .lower_attention import lower_attention
 from .lower_norm import lower_norm, lower_norm_pack, lower_softmax
@@ -247,9 +247,13 @@ def _append(low: Lowering, op: ir.Operation) -> None:
         arith.ConstantOp(i32, ir.IntegerAttr.get(i32, ir.IntegerAttr(op.attributes[name]).value))
         for name in ("input", "output", "axis")
     ]
+    arguments = [*(n.result for n in numbers), x]
     name = f"{APPEND}{element}.{type_.rank}"
-    declare(low.module, name, [i32, i32, i32, flexible], [result])
-    call = func.CallOp([result], ir.FlatSymbolRefAttr.get(name), [*(n.result for n in numbers), x])
+    if op.opview.begins is not None:
+        name = f"{UPDATE}{element}.{type_.rank}"
+        arguments += [low.buffer(op.opview.begins), op.opview.capacity]
+    declare(low.module, name, [argument.type for argument in arguments], [result])
+    call = func.CallOp([result], ir.FlatSymbolRefAttr.get(name), arguments)
     grown = call.results[0]
     static = ir.MemRefType.get(shape, element, layout)
     if grown.type != static:

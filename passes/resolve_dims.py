@@ -97,6 +97,11 @@ def _attention(op: ir.Operation, axis: int) -> ir.Value | None:
     return dimension_or_query(op.operands[0], axis)
 
 
+def _update(op: ir.Operation, axis: int) -> ir.Value | None:
+    along = ir.IntegerAttr(op.attributes["axis"]).value
+    return op.operands[3] if axis == along else dimension_or_query(op.operands[1], axis)
+
+
 def _top_k(op: ir.Operation, axis: int) -> ir.Value | None:
     along = ir.IntegerAttr(op.attributes["axis"]).value
     return op.operands[1] if axis == along else dimension_or_query(op.operands[0], axis)
@@ -118,5 +123,6 @@ _RULES = {
     "abq.gather": _gather,
     "abq.scatter": _of_first_operand,
     "abq.top_k": _top_k,
+    "abq.update": _update,
     "tensor.reshape": _reshape,
 }

@@ -1,4 +1,5 @@
-/* output = concat(input, data) along an axis: how a cache grows. */
+/* How a cache grows: output = concat(input, data) along an axis, or rows of each sample from places
+ * on that differ. */
 
 #include <string.h>
 
@@ -55,29 +56,79 @@ static void check_rows(abqc_ctx *ctx, int32_t output, int32_t rank, const abqc_v
               abqc_meta.info.outputs[output].name, (long long)whole->strides[rank - 1]);
 }
 
-void *abqc_rt_append(abqc_ctx *ctx, int32_t input, int32_t output, int32_t axis, int32_t rank,
-                     const void *data, const int64_t *sizes, const int64_t *strides,
-                     abqc_view *result) {
-    const abqc_tensor_info *info = &abqc_meta.info.inputs[input];
-    abqc_output_slot *slot = &ctx->slots[output];
-    size_t item = abqc_item_size(info->dtype);
-    abqc_view old;
-    abqc_input_place(ctx, input, &old);
-    check_sizes(ctx, info, &old, axis, rank, sizes);
-
-    memcpy(result->sizes, old.sizes, sizeof old.sizes);
-    result->sizes[axis] += sizes[axis];
+/* The buffer of an output that has `rows` along `axis` and begins with the input's; is it in place? */
+static bool grown_cache(abqc_ctx *ctx, int32_t input, int32_t output, int32_t axis, int32_t rank,
+                        int64_t rows, const abqc_view *old, abqc_view *result) {
+    size_t item = abqc_item_size(abqc_meta.info.inputs[input].dtype);
+    memcpy(result->sizes, old->sizes, sizeof old->sizes);
+    result->sizes[axis] = rows;
     abqc_output_view(ctx, output, rank, result->sizes, result);
 
     check_rows(ctx, output, rank, result);
     bool in_place = grows_in_place(ctx, input, output);
     if (!in_place) refuse_overlap(ctx, output, input);
-    if (!same_place(rank, &old, result)) /* a GPU has a copy of a cache that lies on the host */
-        abqc_copy(ctx, item, rank, old.sizes, result->data, result->strides, old.data, old.strides);
-    char *grown = (char *)result->data + old.sizes[axis] * result->strides[axis] * (int64_t)item;
-    abqc_copy(ctx, item, rank, sizes, grown, result->strides, data, strides);
+    if (!same_place(rank, old, result)) /* a GPU has a copy of a cache that lies on the host */
+        abqc_copy(ctx, item, rank, old->sizes, result->data, result->strides, old->data, old->strides);
+    abqc_output_slot *slot = &ctx->slots[output];
     slot->state = ABQC_OUTPUT_APPENDED;
     slot->axis = axis;
-    slot->kept = in_place ? old.sizes[axis] : 0;
+    slot->kept = in_place ? old->sizes[axis] : 0;
+    return in_place;
+}
+
+void *abqc_rt_append(abqc_ctx *ctx, int32_t input, int32_t output, int32_t axis, int32_t rank,
+                     const void *data, const int64_t *sizes, const int64_t *strides,
+                     abqc_view *result) {
+    const abqc_tensor_info *info = &abqc_meta.info.inputs[input];
+    int64_t item = (int64_t)abqc_item_size(info->dtype);
+    abqc_view old;
+    abqc_input_place(ctx, input, &old);
+    check_sizes(ctx, info, &old, axis, rank, sizes);
+    grown_cache(ctx, input, output, axis, rank, old.sizes[axis] + sizes[axis], &old, result);
+    char *grown = (char *)result->data + old.sizes[axis] * result->strides[axis] * item;
+    abqc_copy(ctx, (size_t)item, rank, sizes, grown, result->strides, data, strides);
+    return result->data;
+}
+
+/* Zeros behind the input's rows. */
+static void clear_rest(abqc_ctx *ctx, int64_t item, int32_t axis, int32_t rank, int64_t old_rows,
+                       const abqc_view *result) {
+    static const char zeros[16];
+    static const int64_t nowhere[ABQC_MAX_RANK];
+    int64_t sizes[ABQC_MAX_RANK];
+    memcpy(sizes, result->sizes, (size_t)rank * sizeof *sizes);
+    sizes[axis] -= old_rows;
+    char *rest = (char *)result->data + old_rows * result->strides[axis] * item;
+    abqc_copy(ctx, (size_t)item, rank, sizes, rest, result->strides, zeros, nowhere);
+}
+
+void *abqc_rt_update(abqc_ctx *ctx, int32_t input, int32_t output, int32_t axis, int32_t rank,
+                     const void *data, const int64_t *sizes, const int64_t *strides,
+                     const int64_t *begins, int64_t capacity, abqc_view *result) {
+    const abqc_tensor_info *info = &abqc_meta.info.inputs[input];
+    int64_t item = (int64_t)abqc_item_size(info->dtype);
+    abqc_view old;
+    abqc_input_place(ctx, input, &old);
+    check_sizes(ctx, info, &old, axis, rank, sizes);
+    if (axis < 1 || capacity < old.sizes[axis])
+        abqc_fail(ctx, ABQC_E_CHECK, "input '%s' has %lld rows, which do not fit into a cache of %lld",
+                  info->name, (long long)old.sizes[axis], (long long)capacity);
+    bool in_place = grown_cache(ctx, input, output, axis, rank, capacity, &old, result);
+    if (!in_place) clear_rest(ctx, item, axis, rank, old.sizes[axis], result);
+
+    int64_t part[ABQC_MAX_RANK];
+    memcpy(part, sizes, (size_t)rank * sizeof *part);
+    part[0] = 1;
+    for (int64_t sample = 0; sample < sizes[0]; sample++) {
+        int64_t begin = begins[sample];
+        if (begin >= capacity || begin <= -sizes[axis]) continue;
+        int64_t first = begin < 0 ? -begin : 0; /* of the new rows, those that the cache has */
+        int64_t last = sizes[axis] < capacity - begin ? sizes[axis] : capacity - begin;
+        part[axis] = last - first;
+        char *to = (char *)result->data +
+                   (sample * result->strides[0] + (begin + first) * result->strides[axis]) * item;
+        const char *from = (const char *)data + (sample * strides[0] + first * strides[axis]) * item;
+        abqc_copy(ctx, (size_t)item, rank, part, to, result->strides, from, strides);
+    }
     return result->data;
 }

@@ -1,3 +1,5 @@
+from abqc.codegen.targets.cuda import CudaTarget
+from abqc.compiler.pipeline import TIDY
 from abqc.passes.infrastructure import Unit
 from abqc.runtime.tensor_spec import TensorSpec
 from facts import Facts, after
@@ -49,3 +51,36 @@ def test_other_concatenations_stay() -> None:
     computed += f"%q = tensor.cast %p : tensor<1x2x?x?xf32> to {PAST}\n"
     body = computed + CONCAT.format("%q, %new", f"{PAST}, {NEW}")
     assert not appended(body)[0]("abq.append")
+
+
+UPDATE = """%y = "abq.update"({past}, %new, %begins, %capacity) {{axis = 1 : i64}}
+    : (tensor<2x?x4xf32>, tensor<2x?x4xf32>, tensor<2xi64>, index) -> tensor<2x?x4xf32>"""
+
+
+def updated(past: str, unit: Unit) -> Facts:
+    text = f"""func.func @main(%past: tensor<2x?x4xf32>, %new: tensor<2x?x4xf32>,
+        %begins: tensor<2xi64>, %capacity: index) -> tensor<2x?x4xf32> {{
+      %double = arith.addf %past, %past : tensor<2x?x4xf32>
+      {UPDATE.format(past=past)}
+      return %y : tensor<2x?x4xf32>
+    }}"""
+    unit.inputs = [TensorSpec(name, "float32", ()) for name in ("past", "new", "begins")]
+    return after(text, TIDY, "append-caches", "decompose-update", unit=unit)
+
+
+def test_an_update_of_an_input_is_written_by_the_runtime() -> None:
+    unit = Unit()
+    facts = updated("%past", unit)
+    (append,) = facts("abq.append")
+    assert append.attributes["axis"].value == 1 and len(append.operands) == 3
+    assert unit.kept_outputs == [] and not facts("linalg.generic")
+
+
+def test_an_update_of_anything_else_is_a_loop() -> None:
+    facts = updated("%double", Unit())
+    assert not facts("abq.append") and not facts("abq.update") and facts("linalg.generic")
+
+
+def test_a_gpu_has_the_places_and_writes_in_a_loop() -> None:
+    facts = updated("%past", Unit(target=CudaTarget.named("sm_80")))
+    assert not facts("abq.append") and facts("linalg.generic")

@@ -14,6 +14,7 @@ from ..parts.attending import (
     split_heads,
     window,
 )
+from ..parts.cache_updates import updated
 from ..registry import Node, lowers
 from ..values import symbolic
 from ..values.element_types import F64, I64, ElementType
@@ -147,14 +148,14 @@ def tensor_scatter(node: Node) -> Value:
     whole, added = cache.dims[axis], update.dims[axis]
     if begins is None:
         begins = Value(I64, (cache.dims[0],), ssa=b.full(I64, [cache.dims[0]], 0))
+    if not circular:
+        return updated(b, cache, update, begins, whole, axis)
     old, new, first = (Value(x.dtype, x.dims, ssa=b.tensor(x)) for x in (cache, update, begins))
     room, count = b.scalar(whole), b.scalar(added)
 
     def body(indices):  # type: ignore[no-untyped-def]
         begin = b.read(first, [indices[0]]).cast(indices[0].dtype)
-        place = indices[axis] - begin
-        if circular:
-            place = place % room
+        place = (indices[axis] - begin) % room
         written = (place >= 0) & (place < count)
         at = [written.select(place, 0) if i == axis else index for i, index in enumerate(indices)]
         kept = b.read(old, indices)
