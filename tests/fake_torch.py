@@ -41,3 +41,6 @@ class FakeTorch:
 
 class Sliced(GpuTensor):
     __getitem__ = GpuTensor.slice
+
+    def cpu(self) -> Sliced:
+        return self

@@ -216,17 +216,83 @@ def test_parts_go_on_after_a_failure(kit: kits.Kit, tmp_path: Path):
         return {"wrong": ""}
 
     part = Part(lambda kit: ["a", "b", "c"], measure, on_device=False)
-    assert work.work(kit, "check", 0, 2, tmp_path, part) == 0
+    assert work.work(kit, "check", 0, 2, tmp_path, part) == work.FAULT
     assert work.work(kit, "check", 2, 3, tmp_path, part) == 0
     records = work.read(tmp_path / "check.jsonl")
     assert [r["name"] for r in records] == ["a", "b", "c"]
     assert report.failures({"check": records}) == ["check: b: cuLaunchKernel failed"]
 
 
+QUICK = {"start_seconds": 1.5, "item_seconds": 1.0}
+
+
+def ignore(name: str, records: list[dict], total: int) -> None:
+    pass
+
+
+def scripted(path: Path, script: str) -> work.Command:
+    """Workers that run this, their records going to `path`."""
+    head = (
+        "import json, sys, time\n"
+        "begin, end = map(int, sys.argv[2:])\n"
+        "def put(item, **more):\n"
+        "    with open(sys.argv[1], 'a') as file:\n"
+        "        print(json.dumps({'item': item, 'name': str(item), **more}), file=file)\n"
+    )
+    return lambda name, begin, end: [
+        *(sys.executable, "-c", head + script),
+        *(str(path), str(begin), str(end)),
+    ]
+
+
+def test_two_items_without_an_answer_end_a_part(kit: kits.Kit, tmp_path: Path):
+    command = scripted(tmp_path / "check.jsonl", "if not begin: put(0), put(1)\ntime.sleep(60)")
+    records = work.supervise(kit, "check", tmp_path, command, ignore, **QUICK)
+    assert len(records) == len(kit.cases)
+    errors = [r.get("error") for r in records]
+    assert errors[:2] == [None, None] and errors[2].startswith("no answer in 1 seconds")
+    assert errors[3].startswith("no answer in 2 seconds")
+    assert set(errors[4:]) == {f"not tried: {errors[3]}"}
+    lines = report.failures({"check": records})
+    assert len(lines) == 3 and f"{len(errors) - 4} items not tried" in lines[2]
+
+
+def test_a_silent_item_between_others_is_left_out(kit: kits.Kit, tmp_path: Path):
+    script = "for i in range(begin, end):\n    if i in (1, 3): time.sleep(60)\n    put(i)"
+    command = scripted(tmp_path / "check.jsonl", script)
+    records = work.supervise(kit, "check", tmp_path, command, ignore, end=5, **QUICK)
+    assert ["error" in r for r in records] == [False, True, False, True, False]
+
+
+def test_workers_that_always_end_at_once_are_given_up(kit: kits.Kit, tmp_path: Path):
+    command = scripted(tmp_path / "check.jsonl", "sys.exit(5)")
+    records = work.supervise(kit, "check", tmp_path, command, ignore, **QUICK)
+    assert len(records) == len(kit.cases)
+    tried = [r for r in records if r["error"] == "the process ended with status 5"]
+    assert len(tried) == work.HOPELESS
+
+
+def test_an_error_of_a_model_ends_its_worker(kit: kits.Kit, tmp_path: Path):
+    """Nobody knows whether its context is still alive."""
+
+    def measure(context: kits.Kit, number: int) -> dict:
+        if number == 1:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return {}
+
+    part = Part(lambda kit: ["a", "b", "c"], measure, on_device=False)
+    assert work.work(kit, "models", 0, 3, tmp_path, part) == work.FAULT
+    records = work.read(tmp_path / "models.jsonl")
+    assert [r["name"] for r in records] == ["a", "b"]
+    assert records[1]["error"].startswith("RuntimeError: CUDA error")
+
+
 @pytest.mark.parametrize(
     ("script", "why"),
     [
         ("import os; os._exit(9)", "ended with status 9"),
+        ("import os; os._exit(work.FAULT)", "ended with status 3"),
+        ("pass", "ended before it was done"),
         ("import time; time.sleep(60)", "no answer"),
     ],
 )
@@ -238,15 +304,14 @@ def test_workers_that_die_or_hang_are_replaced(kit: kits.Kit, tmp_path: Path, sc
         "    print(json.dumps({'item': i, 'name': str(i)}), file=open(sys.argv[3], 'a'))"
     )
 
+    script = script.replace("work.FAULT", str(work.FAULT))
+
     def command(name: str, begin: int, end: int) -> list[str]:
         path = str(tmp_path / "check.jsonl")
         return [sys.executable, "-c", rest if begin else script, str(begin), str(end), path]
 
     def supervise(end: int) -> list[dict]:
-        return work.supervise(kit, "check", tmp_path, command, progress, end=end, timeout=1.5)
-
-    def progress(name: str, records: list[dict], total: int) -> None:
-        pass
+        return work.supervise(kit, "check", tmp_path, command, ignore, end=end, **QUICK)
 
     assert len(supervise(2)) == 2
     records = supervise(len(kit.cases))  # goes on where it stopped
@@ -287,30 +352,31 @@ def test_a_run_does_every_item_once(kit: kits.Kit, tmp_path: Path, monkeypatch, 
         "begin, end = map(int, sys.argv[2:])\n"
         "with open(sys.argv[1], 'a') as file:\n"
         "    for i in range(begin, end):\n"
-        "        print(json.dumps({'item': i, 'name': str(i), 'error': 'no GPU'}), file=file)"
+        "        gpu = {'device': 'x', 'driver': 'y'} if 'machine' in sys.argv[1] else {}\n"
+        "        error = {} if gpu else {'error': 'no GPU'}\n"
+        "        print(json.dumps({'item': i, 'name': str(i), **gpu, **error}), file=file)"
     )
 
-    def worker_command(path: Path, results: Path) -> work.Command:
+    def worker_command(path: Path, kit: Path, results: Path) -> work.Command:
         return lambda name, begin, end: [
             *(sys.executable, "-c", script),
             *(str(results / f"{name}.jsonl"), str(begin), str(end)),
         ]
 
     monkeypatch.setattr(work, "worker_command", worker_command)
-    machine = {"device": "x", "driver": "y", "date": "z", "command": "c"}
-    monkeypatch.setattr(report, "describe_machine", lambda kit, command: machine)
-    monkeypatch.setattr(bars, "first_items", lambda kit: (2, 1))
+    first = {"check": 1, "table": 2, "baselines": 1}
+    monkeypatch.setattr(bars, "first_items", lambda kit: first)
     every = list(run.CHOICES)
     steps = run._steps(kit, every)
     assert [name for name, _ in steps] == [
-        *("rates", "table", "baselines", "check", "models", "table", "baselines")
+        *("rates", "check", "table", "baselines", "models", "check", "table", "baselines")
     ]
     assert run._run(kit, every, tmp_path, time.monotonic() + 60) == 1
     records = json.loads((tmp_path / "results.json").read_text())["records"]
-    assert set(records) == set(PARTS)
-    for name, part in PARTS.items():
+    assert set(records) == set(PARTS) - {run.MACHINE}
+    for name, part in ((name, PARTS[name]) for name in records):
         assert [r["item"] for r in records[name]] == list(range(len(part.names(kit))))
-    assert len(list(tmp_path.iterdir())) <= 8
+    assert len(list(tmp_path.iterdir())) <= 9
     assert len(capsys.readouterr().out) < 12_000
 
 

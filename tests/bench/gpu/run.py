@@ -4,15 +4,18 @@
 
 Needs numpy and an NVIDIA driver; PyTorch for the columns of cuBLAS. Writes results.json, results.md
 and samples.jsonl, anew every few seconds. What matters most comes first; what is not reached in the
-time is said. Exit status 1 where a kernel or a model gives wrong results, or fails.
+time is said. Exit status 1 where a kernel or a model gives wrong results, or anything fails.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -29,14 +32,16 @@ CHOICES = {
     "table": ["table", "baselines"],
     "models": ["models"],
 }
+MACHINE = "machine"  # the part that comes before all others
 MINUTES = 9.0
-WRITE_SECONDS, SAY_SECONDS = 10.0, 30.0
+WRITE_SECONDS, SAY_SECONDS = 3.0, 30.0
 
 
 def main() -> int:
     arguments = _parse()
+    signal.signal(signal.SIGTERM, _ended)
     try:
-        kit = kits.read(HERE)
+        kit = kits.read(arguments.kit)
         results: Path = arguments.output
         results.mkdir(parents=True, exist_ok=True)
         if arguments.worker:
@@ -47,11 +52,17 @@ def main() -> int:
         return error.exit_code
 
 
+def _ended(number: int, frame: Any) -> None:
+    """What there is so far is written on the way out, and the worker ends with us."""
+    raise SystemExit(128 + number)
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", type=_chosen, default=list(CHOICES), help=",".join(CHOICES))
     parser.add_argument("--minutes", type=float, default=MINUTES, help="stop after so many")
     parser.add_argument("--output", type=Path, default=Path("results"))
+    parser.add_argument("--kit", type=Path, default=HERE, help="the folder that build.py wrote")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--items", type=_range, default=(0, 0), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -70,43 +81,67 @@ def _range(text: str) -> tuple[int, int]:
 
 
 def _steps(kit: kits.Kit, only: list[str]) -> list[tuple[str, int]]:
-    """Parts and how far to do them, in turns: the bars' lines of the table before all other."""
-    lines, peers = bars.first_items(kit)
+    """Parts and how far to do them, in turns: what the bars need before all other, and of that the
+    checks before the times."""
+    first = bars.first_items(kit)
     everything = {name: len(part.names(kit)) for name, part in PARTS.items()}
-    steps = [("rates", everything["rates"]), ("table", lines), ("baselines", peers)]
-    steps += [(name, everything[name]) for name in ("check", "models", "table", "baselines")]
+    steps = [("rates", everything["rates"])]
+    steps += [(name, first[name]) for name in ("check", "table", "baselines")]
+    steps += [(name, everything[name]) for name in ("models", "check", "table", "baselines")]
     chosen = {part for choice in only for part in CHOICES[choice]}
     return [(name, end) for name, end in steps if name in chosen]
 
 
 def _run(kit: kits.Kit, only: list[str], results: Path, deadline: float) -> int:
-    command = work.worker_command(Path(__file__).resolve(), results.resolve())
-    log = _Log(kit, report.describe_machine(kit, [sys.executable, *sys.argv]), results)
+    command = work.worker_command(Path(__file__).resolve(), kit.folder.resolve(), results.resolve())
     steps = _steps(kit, only)
-    for name in dict(steps):
+    for name in {MACHINE, *PARTS}:
         (results / f"{name}.jsonl").unlink(missing_ok=True)
-        log.records[name] = []
-    for name, end in steps:
-        log.records[name] = work.supervise(
-            kit, name, results, command, log.progress, end=end, deadline=deadline
-        )
-    log.write()
-    print(report.summary(kit, log.machine, log.records))
+    log = _Log(kit, results)
+    (machine,) = work.supervise(kit, MACHINE, results, command, log.progress) or [{}]
+    if error := machine.get("error"):
+        raise AbqcError(f"the GPU cannot be used: {error}")
+    log.machine |= {key: value for key, value in machine.items() if key not in ("item", "name")}
+    try:
+        for name, end in steps:
+            log.do(
+                name,
+                lambda name=name, end=end: work.supervise(  # type: ignore[misc]
+                    kit, name, results, command, log.progress, end=end, deadline=deadline
+                ),
+            )
+    finally:
+        log.write()
+        print(report.summary(kit, log.machine, log.records))
     return 1 if report.failures(log.records) else 0
 
 
 class _Log:
     """The results so far: on the disk every few seconds, and a word about them now and then."""
 
-    def __init__(self, kit: kits.Kit, machine: dict, results: Path) -> None:
-        self.machine = machine
+    def __init__(self, kit: kits.Kit, results: Path) -> None:
+        self.machine: dict[str, Any] = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": " ".join([sys.executable, *sys.argv]),
+            "kit": {"target": kit.target, "date": kit.date, "notes": kit.notes},
+        }
         self.records: dict[str, list[Record]] = {}
         self._kit = kit
         self._results = results
         self._written = self._said = float("-inf")
 
+    def do(self, name: str, work: Any) -> None:
+        """A step of a part. Whatever goes wrong with it, the next one has its chance."""
+        try:
+            self.records[name] = work()
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            self.records.setdefault(name, []).append({"name": "its supervisor", "error": text})
+        self.write()
+
     def progress(self, name: str, records: list[Record], total: int) -> None:
-        self.records[name] = records
+        if name != MACHINE:
+            self.records[name] = records
         now = time.monotonic()
         if now - self._written > WRITE_SECONDS:
             self.write()

@@ -35,12 +35,18 @@ def needs(f: dict[str, Any], format: str) -> bool:
     )
 
 
-def first_items(kit: Kit) -> tuple[int, int]:
-    """How many lines of the table, which come first in it, are part of bars; and how many of the
-    items of `baselines` are for their shapes."""
+def first_items(kit: Kit) -> dict[str, int]:
+    """How many items of `check`, `table` and `baselines`, which come first in them, are for bars:
+    lines of the table, their kernels and their shapes."""
     lines = [job for job in kit.table if needs(job.features, job.format)]
     shapes = {(f["m"], f["n"], f["k"]) for f in (job.features for job in lines)}
-    return len(lines), len(KINDS) * len(shapes)
+    kernels = {name for job in lines for name in job.launches.kernels}
+    checks = [i for i, case in enumerate(kit.cases) if kernels & set(case.launches.kernels)]
+    return {
+        "check": max(checks, default=-1) + 1,
+        "table": len(lines),
+        "baselines": len(KINDS) * len(shapes),
+    }
 
 
 @dataclass(frozen=True)
@@ -62,12 +68,26 @@ class Bar:
 
 
 def judge(records: Records) -> list[Bar]:
-    """A line for each bar, of the best schedule of its format where the bar is about speed."""
+    """A line for each bar, of the best schedule of its format where the bar is about speed. Kernels
+    that a check found wrong, or that have no check that went well, meet none."""
+    records = records | {"table": _trusted(records)}
     return [*_streaming(records), *_faster(records), *_many_rows(records)]
 
 
+def _trusted(records: Records) -> list[Record]:
+    """Lines of the table of kernels that were checked and are right; all where nothing was checked,
+    as with `--only table`."""
+    checks = records.get("check", [])
+    right = {k for r in checks if not r.get("error") and not r.get("wrong") for k in r["kernels"]}
+    wrong = {k for r in checks if r.get("wrong") for k in r["kernels"]}
+    lines = records.get("table", [])
+    if not checks:
+        return lines
+    return [r for r in lines if right - wrong >= set(r.get("kernels", []))]
+
+
 def _good(records: Records, part: str) -> list[Record]:
-    return [r for r in records.get(part, []) if "error" not in r]
+    return [r for r in records.get(part, []) if "error" not in r and "missing" not in r]
 
 
 def _of(records: Records, k: int, n: int, m: int, **wanted: str) -> list[Record]:

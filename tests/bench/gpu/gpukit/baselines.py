@@ -5,11 +5,9 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from abqc.errors import AbqcError
-
 from .device import FEWEST, LAUNCHES, MOST, SECONDS, copies
 from .kit import Kit
-from .pytorch import pytorch
+from .pytorch import NoPyTorch, pytorch
 
 KINDS = ("f16", "int8")
 INT8_ROWS = 17  # torch._int_mm takes no fewer rows
@@ -26,11 +24,15 @@ def names(kit: Kit) -> list[str]:
 
 
 def measure(kit: Kit, index: int) -> dict[str, Any]:
-    """Seconds of one product of x [m, k] by one of several weights [n, k] in turns."""
+    """Seconds of one product of x [m, k] by one of several weights [n, k] in turns; `missing` where
+    there is none."""
     (m, n, k), kind = shapes(kit)[index // len(KINDS)], KINDS[index % len(KINDS)]
     if kind == "int8" and m < INT8_ROWS:
-        raise AbqcError(f"torch._int_mm takes at least {INT8_ROWS} rows")
-    torch = pytorch()
+        return {"missing": f"torch._int_mm takes at least {INT8_ROWS} rows"}
+    try:
+        torch = pytorch()
+    except NoPyTorch as error:
+        return {"missing": str(error)}
     item = 2 if kind == "f16" else 1
     l2 = torch.cuda.get_device_properties(0).L2_cache_size
     weights = [_random(torch, kind, n, k) for _ in range(copies(n * k * item, l2))]

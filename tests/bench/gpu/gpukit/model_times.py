@@ -1,4 +1,5 @@
-"""How runs of a model are timed: one run again and again, or steps whose caches grow."""
+"""How runs of a model are timed, and what they give: one run again and again, or steps whose caches
+grow; with arrays on the host, or with PyTorch's tensors in a stream of the caller's."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from .pytorch import pytorch
 
 Arrays = dict[str, Any]
 OnHost = Callable[[], tuple[Arrays, float]]  # the outputs, and seconds
-OnDevice = Callable[[], tuple[float, float]]  # seconds of the first time, and of the second
+# Seconds of the first time and of the second, and the outputs after both.
+OnDevice = Callable[[], tuple[float, float, Arrays]]
 
 
 def timers(model: Model, feed: ModelFeed, inputs: Arrays, runs: int) -> tuple[OnHost, OnDevice]:
@@ -59,6 +61,10 @@ def _on_gpu(torch: Any, arrays: Arrays) -> Arrays:
     return {name: torch.from_numpy(np.array(array)).cuda() for name, array in arrays.items()}
 
 
+def _on_host(tensors: Arrays) -> Arrays:
+    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+
+
 def _seconds(torch: Any, work: Callable[[int], None]) -> float:
     """Of `work(stream)`, by events in a stream of its own."""
     torch.cuda.synchronize()
@@ -72,9 +78,9 @@ def _seconds(torch: Any, work: Callable[[int], None]) -> float:
     return begin.elapsed_time(end) / 1e3
 
 
-def _device_median(model: Model, inputs: Arrays, runs: int) -> tuple[float, float]:
+def _device_median(model: Model, inputs: Arrays, runs: int) -> tuple[float, float, Arrays]:
     torch = pytorch()
-    given, made = _on_gpu(torch, inputs), _on_gpu(torch, _named(model, model.run(inputs)))
+    given, made = _on_gpu(torch, inputs), _on_gpu(torch, _blank(model, inputs))
 
     def several(count: int, stream: int) -> None:
         for _ in range(count):
@@ -82,10 +88,17 @@ def _device_median(model: Model, inputs: Arrays, runs: int) -> tuple[float, floa
 
     first = _seconds(torch, partial(several, 1))
     _seconds(torch, partial(several, 2))
-    return first, _seconds(torch, partial(several, runs)) / runs
+    again = _seconds(torch, partial(several, runs)) / runs
+    return first, again, _on_host(made)
 
 
-def _decode_in_place(model: Model, feed: ModelFeed, inputs: Arrays) -> tuple[float, float]:
+def _blank(model: Model, inputs: Arrays) -> Arrays:
+    """Arrays of the sizes of the outputs, with nothing of them in it."""
+    outputs = _named(model, model.run(inputs))
+    return {name: np.zeros_like(array) for name, array in outputs.items()}
+
+
+def _decode_in_place(model: Model, feed: ModelFeed, inputs: Arrays) -> tuple[float, float, Arrays]:
     """Seconds a step; every cache has room for all steps, and a step writes behind the last one."""
     torch = pytorch()
     steps = [
@@ -101,8 +114,8 @@ def _decode_in_place(model: Model, feed: ModelFeed, inputs: Arrays) -> tuple[flo
     }
     past = {name: inputs[name].shape[-2] for name in feed.caches}
     others = [o.name for o in model.outputs if o.name not in feed.caches.values()]
-    first = _named(model, model.run(feed.inputs_of(0, inputs)))
-    made = _on_gpu(torch, {name: first[name] for name in others})
+    blank = _blank(model, feed.inputs_of(0, inputs))
+    made = _on_gpu(torch, {name: blank[name] for name in others})
 
     def decode(stream: int) -> None:
         for i, given in enumerate(steps):
@@ -113,4 +126,6 @@ def _decode_in_place(model: Model, feed: ModelFeed, inputs: Arrays) -> tuple[flo
             }
             model.run(given | old, outputs=made | new, stream=stream)
 
-    return _seconds(torch, decode) / feed.steps, _seconds(torch, decode) / feed.steps
+    first, again = (_seconds(torch, decode) / feed.steps for _ in range(2))
+    grown = {output: caches[name] for name, output in feed.caches.items()}
+    return first, again, _on_host(made | grown)

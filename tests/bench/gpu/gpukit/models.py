@@ -16,6 +16,8 @@ from abqc.runtime.model import Model, load
 
 from . import model_times
 from .kit import MODEL, Kit, ModelFeed
+from .pytorch import NoPyTorch
+from .stand_in import device as default_device
 
 RUNS = 20
 
@@ -28,50 +30,69 @@ def _name(feed: ModelFeed, graphs: bool) -> str:
     return f"{feed.model} {feed.name}" + ("" if graphs else ", no graphs")
 
 
-def measure(kit: Kit, index: int, device: Any = "cuda", runs: int = RUNS) -> dict[str, Any]:
+def measure(kit: Kit, index: int, device: Any = None, runs: int = RUNS) -> dict[str, Any]:
     """The largest error, and seconds of a run (of a step where the caches grow): `host` with arrays
     on the host in and out, caches excepted that grow; `device` with PyTorch's tensors on the GPU
-    (None without PyTorch). `again`: when all sizes and places have been seen before."""
+    in a stream of the caller's (None without PyTorch). `again`: when all sizes and places have been
+    seen before. Outputs of all four are compared; `wrong` says so too where no run was a graph
+    though it should."""
     feed, graphs = kit.feeds[index // 2], index % 2 == 0
-    folder = kit.folder / "models" / feed.model
-    with np.load(folder / feed.file) as data:
-        inputs = {name[3:]: data[name] for name in data.files if name.startswith("in_")}
-        expected = {name[4:]: data[name] for name in data.files if name.startswith("out_")}
-    os.environ[CUDA_GRAPHS.name] = "1" if graphs else "0"
-    with _opened(folder, device) as model:
+    device = default_device() if device is None else device
+    inputs, expected = arrays_of(kit, feed)
+    times: tuple[Any, Any] = (None, None)
+    missing = ""
+    with opened(kit.folder / "models" / feed.model, device, graphs=graphs) as model:
         on_host, on_device = model_times.timers(model, feed, inputs, runs)
-        first, host = on_host()
-        # From the second run on a graph is launched: its outputs count as well.
-        again, host_again = on_host()
-        error = max(_errors(feed, expected, outputs) for outputs in (first, again))
-        times, why = (None, None), "not run by the CUDA driver"
-        if device == "cuda":
-            times, why = _try(on_device)
+        given, host = on_host()
+        # From the second run on a graph is launched.
+        given_again, host_again = on_host()
+        compared = [given, given_again]
+        try:
+            *times, given = on_device()  # type: ignore[assignment]
+            compared.append(given)
+        except NoPyTorch as error:
+            missing = str(error)
+        error = max(errors(feed, expected, outputs) for outputs in compared)
+        graph_runs, refused = model.statistics.graph_runs, graphs_missing(model, graphs, device)
+    wrong = "" if error <= feed.tolerance else f"error {error:.2e} of the output's range"
     return {
         "model": feed.model,
         "feed": feed.name,
         "graphs": graphs,
+        "graph_runs": graph_runs,
         "deviation": error if np.isfinite(error) else None,
         "tolerance": feed.tolerance,
-        "wrong": "" if error <= feed.tolerance else f"error {error:.2e} of the output's range",
+        "wrong": "; ".join(filter(None, [wrong, refused])),
         "host_seconds": host,
         "host_again_seconds": host_again,
         "device_seconds": times[0],
         "device_again_seconds": times[1],
-        "device_missing": why,
+        "device_missing": missing,
     }
 
 
-def _try(on_device: Any) -> tuple[Any, str]:
-    """The seconds, or Nones and why there are none: the figures of the host stand."""
-    try:
-        return on_device(), ""
-    except Exception as error:  # PyTorch's too
-        return (None, None), f"{type(error).__name__}: {error}"
+def arrays_of(kit: Kit, feed: ModelFeed) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Inputs and expected outputs by name."""
+    with np.load(kit.folder / "models" / feed.model / feed.file) as data:
+        inputs = {name[3:]: data[name] for name in data.files if name.startswith("in_")}
+        expected = {name[4:]: data[name] for name in data.files if name.startswith("out_")}
+    return inputs, expected
+
+
+def graphs_missing(model: Model, graphs: bool, device: Any) -> str:
+    """What is to be said of graphs; empty where all is as it should be."""
+    if not graphs or getattr(device, "separate_buffers", False):
+        return ""
+    runs = model.statistics
+    if runs.graph_error:
+        return f"the driver refused a graph: {runs.graph_error}"
+    return "" if runs.graph_runs else "no run was a graph"
 
 
 @contextmanager
-def _opened(folder: Path, device: Any) -> Iterator[Model]:
+def opened(folder: Path, device: Any, *, graphs: bool = True) -> Iterator[Model]:
+    """The model in a folder of the kit."""
+    os.environ[CUDA_GRAPHS.name] = "1" if graphs else "0"
     with tempfile.TemporaryDirectory() as scratch:
         library = Path(scratch, "model.so")
         library.write_bytes(lzma.decompress((folder / MODEL).read_bytes()))
@@ -79,14 +100,28 @@ def _opened(folder: Path, device: Any) -> Iterator[Model]:
             yield model
 
 
-def _errors(feed: ModelFeed, expected: dict[str, Any], outputs: dict[str, Any]) -> float:
-    """The largest difference of an output, relative to its range; NaN counts as infinite."""
+def errors(feed: ModelFeed, expected: dict[str, Any], outputs: dict[str, Any]) -> float:
+    """The largest difference of an output, relative to its range; NaN counts as infinite unless it
+    is expected."""
     worst = 0.0
     for name, want in expected.items():
         got = np.asarray(outputs[name])
         if rows := feed.new_rows.get(name):
             got = got[..., -rows:, :]
-        span = float(want.max() - want.min()) or 1.0
-        error = float(np.abs(got.astype(np.float64) - want).max()) / span
-        worst = max(worst, error if np.isfinite(error) else np.inf)
+        if got.shape != want.shape or got.dtype != want.dtype:
+            return np.inf
+        if want.size:
+            worst = max(worst, _error(got, want))
     return worst
+
+
+def _error(got: np.ndarray, want: np.ndarray) -> float:
+    got, want = got.astype(np.float64), want.astype(np.float64)
+    finite = np.isfinite(want)
+    if not np.array_equal(got[~finite], want[~finite], equal_nan=True):
+        return np.inf
+    if not finite.any():
+        return 0.0
+    got, want = got[finite], want[finite]
+    error = float(np.abs(got - want).max()) / (float(want.max() - want.min()) or 1.0)
+    return error if np.isfinite(error) else np.inf

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import baselines, check, models, rates, table
+from . import baselines, check, machine, models, rates, table
 from .device import KitDevice
 from .kit import Kit
+from .stand_in import resolve
 
 Record = dict[str, Any]
 
@@ -16,20 +17,23 @@ Record = dict[str, Any]
 @dataclass(frozen=True)
 class Part:
     """`names` lists the items; `measure(context, number)` does one. The context is a KitDevice
-    where `on_device`, else the kit."""
+    where `on_device`, else the kit. `item_seconds`: an item without an answer for so long is given
+    up."""
 
     names: Callable[[Kit], list[str]]
     measure: Callable[[Any, int], Record]
     on_device: bool
+    item_seconds: float = 8.0
 
     def open(self, kit: Kit) -> Any:
-        return KitDevice(kit) if self.on_device else kit
+        return KitDevice(kit, resolve()) if self.on_device else kit
 
 
 PARTS = {
+    "machine": Part(machine.names, machine.measure, False),
     "rates": Part(rates.names, rates.measure, True),
     "check": Part(check.names, check.measure, True),
     "table": Part(table.names, table.measure, True),
     "baselines": Part(baselines.names, baselines.measure, False),
-    "models": Part(models.names, models.measure, False),
+    "models": Part(models.names, models.measure, False, item_seconds=20.0),
 }

@@ -7,12 +7,16 @@ from typing import Any
 from abqc.errors import AbqcError
 
 
+class NoPyTorch(AbqcError):
+    """It is not here: no failure."""
+
+
 def pytorch() -> Any:
-    """The module `torch`; AbqcError says why it is of no use here."""
+    """The module `torch`; NoPyTorch says why it is of no use here."""
     try:
         import torch
     except ImportError as error:
-        raise AbqcError("PyTorch is not installed") from error
+        raise NoPyTorch("PyTorch is not installed") from error
     if not torch.cuda.is_available():
-        raise AbqcError("PyTorch finds no GPU")
+        raise NoPyTorch("PyTorch finds no GPU")
     return torch

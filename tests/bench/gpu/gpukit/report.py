@@ -3,53 +3,37 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from abqc.compiler.cuda_driver import Cuda
 from abqc.costmodel import samples
 from abqc.costmodel.interface import KernelFeatures, Sample
 
 from . import bars
-from .device import CLOCK_KHZ, MULTIPROCESSORS
 from .kit import Kit
 from .parts import PARTS, Record
 from .rates import COPY_KERNEL
+from .work import NOT_TRIED
 
 Records = dict[str, list[Record]]
-OPTIONAL = ("baselines",)  # parts whose items may be missing
 MOST_FAILURES = 20  # in the summary
-
-
-def describe_machine(kit: Kit, command: list[str]) -> dict[str, Any]:
-    """Device, driver, date and command. AbqcError where there is no GPU."""
-    with Cuda() as cuda:
-        return {
-            "device": cuda.name,
-            "capability": ".".join(map(str, cuda.capability)),
-            "multiprocessors": cuda.attribute(MULTIPROCESSORS),
-            "clock": f"{cuda.attribute(CLOCK_KHZ) / 1e3:.0f} MHz at most",
-            "driver": cuda.driver_version,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": " ".join(command),
-            "python": platform.python_version(),
-            "kit": {"target": kit.target, "date": kit.date, "notes": kit.notes},
-        }
 
 
 def failures(records: Records) -> list[str]:
     """What failed or gave wrong results, a line each."""
     lines = []
     for name, items in records.items():
+        untried: dict[str, int] = {}
         for r in items:
-            why = r.get("error") or r.get("wrong")
+            why = r.get("error") or r.get("wrong") or ""
             if r.get("values_agree") is False:
                 why = "the values are not those expected; do not trust this rate"
-            if why and (name not in OPTIONAL):
+            if why.startswith(NOT_TRIED):
+                untried[why] = untried.get(why, 0) + 1
+            elif why:
                 lines.append(f"{name}: {r['name']}: {why}")
+        lines += [f"{name}: {count} items {why}" for why, count in untried.items()]
     return lines
 
 
@@ -125,7 +109,11 @@ def _head(
 
 def unreached(kit: Kit, records: Records) -> list[str]:
     """How many items of which parts had no time."""
-    missing = {name: len(PARTS[name].names(kit)) - len(items) for name, items in records.items()}
+    missing = {
+        name: len(PARTS[name].names(kit)) - len(items)
+        for name, items in records.items()
+        if name in PARTS
+    }
     return [f"{count} items of {name}" for name, count in missing.items() if count]
 
 

@@ -41,6 +41,7 @@ def measure(device: KitDevice, index: int) -> dict[str, Any]:
         "strategy": job.strategy,
         "schedule": f["schedule"],
         "rank": job.rank,
+        "kernels": launches.kernels,
         "predicted": job.predicted,
         **{"m": m, "n": n, "k": k},
         "pack_seconds": pack,
