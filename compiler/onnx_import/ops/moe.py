@@ -46,10 +46,14 @@ class Layer:
     def __call__(self, node: Node, x: Value, number: int) -> Value:
         b = node.b
         w = transpose(b, constant_value(self.weight(number), x.dtype), [1, 0])
-        y = product_of(node, x, w)
         if self.bias is None:
-            return y
+            return product_of(node, x, w)
+        biases = self.bias.as_constant
+        if biases is not None:
+            part = _part(biases, number, biases.shape[1:])
+            return product_of(node, x, w, constant_value(part, self.bias.dtype))
         row = reshape(b, slice_axis(b, self.bias, 0, number, 1), self.bias.dims[1:])
+        y = product_of(node, x, w)
         return b.elementwise([y, row], y.dtype, lambda v, c: v + c)
 
 

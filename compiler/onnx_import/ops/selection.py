@@ -148,14 +148,14 @@ def _unique(node: Node, *, in_order: bool) -> list[Value]:
     groups = cumulated(
         b, b.elementwise([starts], I64, lambda s: s.cast(I64)), 0, 0, lambda total, s: total + s
     )
-    group_of = _scattered_back(b, order, b.elementwise([groups], I64, lambda g: g - 1))
+    group_of = scattered_back(b, order, b.elementwise([groups], I64, lambda g: g - 1))
     # The order is stable: the first of a run is the first in x.
     first = _at_places(b, order, 0, begins, count)
     lengths = _run_lengths(b, begins, count, length)
     if not in_order:
         wanted = first_of_order(b, first, 0, count, largest=False)[1]
         first, lengths = (_at_places(b, value, 0, wanted, count) for value in (first, lengths))
-        rank = _scattered_back(b, wanted, b.tabulate([count], I64, lambda at: at[0].cast(I64)))
+        rank = scattered_back(b, wanted, b.tabulate([count], I64, lambda at: at[0].cast(I64)))
         group_of = _at_places(b, rank, 0, group_of, length)
     return [_at_places(b, x, axis, first, count), first, group_of, lengths]
 
@@ -207,7 +207,7 @@ def _order_of_slices(b: Builder, x: Value, axis: int) -> tuple[Value, Value]:
     later = b.tabulate([length, length], I64, comes_later)
     (rank,) = b.reduce([later], [1], [(I64, 0)], lambda v, t: [t + v])
     own = b.tabulate([length], I64, lambda at: at[0].cast(I64))
-    order = _scattered_back(b, rank, own)
+    order = scattered_back(b, rank, own)
     places = Value(I64, order.dims, ssa=b.tensor(order))
 
     def starts(at: list[Scalar]) -> Scalar:
@@ -218,7 +218,7 @@ def _order_of_slices(b: Builder, x: Value, axis: int) -> tuple[Value, Value]:
     return order, b.tabulate([length], BOOL, starts)
 
 
-def _scattered_back(b: Builder, places: Value, values: Value) -> Value:
+def scattered_back(b: Builder, places: Value, values: Value) -> Value:
     """`y[places[i]] = values[i]` for a permutation."""
     (length,) = places.dims
     empty = Value(values.dtype, (length,), ssa=b.full(values.dtype, [length], 0))

@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
+
+from abqc.dialects.mlir import ir, linalg
 
 from ..building.emit import Builder
-from ..building.scalars import Scalar
-from ..building.shaping import reshape, slice_axis
-from ..ops.scatter import positions, scattered
-from ..ops.selection import first_of_order
-from ..values.element_types import BOOL, INDEX
-from ..values.symbolic import ONE, Dim
+from ..building.scalars import Scalar, const
+from ..building.shaping import concat, reshape, slice_axis
+from ..ops.selection import first_of_order, scattered_back
+from ..values.element_types import I64, INDEX
+from ..values.symbolic import Dim
 from ..values.value import Value
 
 # An expert's network: rows [R, D] and its number to rows [R, D].
@@ -75,49 +77,57 @@ def normalized(b: Builder, routes: Routes) -> Routes:
 def mixed(b: Builder, x: Value, routes: Routes, experts: int, expert: Expert) -> Value:
     """`sum over j of weights[t, j] * expert(x[t], places[t, j])` for rows x [T, D].
 
-    The numbers of a row's experts differ from each other.
+    The rows are copied into the order of their experts, so that each expert has a run of them;
+    what the experts give is read back from where it lies.
     """
-    total = Value(x.dtype, x.dims, ssa=b.full(x.dtype, x.dims, 0))
+    count = routes.places.dims[1].value
+    assert count is not None  # an attribute says it
+    total = x.dims[0] * count
+    places = reshape(b, routes.places, [total])
+    _, order = first_of_order(b, places, 0, total, largest=False)
+    order = Value(order.dtype, order.dims, ssa=b.tensor(order))
     source = Value(x.dtype, x.dims, ssa=b.tensor(x))
-    for number in range(experts):
-        total = _added(b, total, source, routes, number, expert)
-    return total
-
-
-def _added(
-    b: Builder, total: Value, x: Value, routes: Routes, number: int, expert: Expert
-) -> Value:
-    """`total` after an expert's rows are added."""
-    sent, share = _of_expert(b, routes, number)
-    places, count = positions(b, sent)
-    places = Value(places.dtype, places.dims, ssa=b.tensor(places))
-    share = Value(share.dtype, share.dims, ssa=b.tensor(share))
 
     def row(at: list[Scalar]) -> Scalar:
-        return b.read(x, [b.read(places, at[:1]).cast(INDEX), at[1]])
+        return b.read(source, [b.read(order, at[:1]).cast(INDEX) // count, at[1]])
 
-    y = expert(b.tabulate([count, x.dims[1]], x.dtype, row), number)
-    made = Value(y.dtype, y.dims, ssa=b.tensor(y))
-
-    def weighted(at: list[Scalar]) -> Scalar:
-        return b.read(made, at) * b.read(share, [b.read(places, at[:1]).cast(INDEX)])
-
-    updates = b.tabulate([count, x.dims[1]], x.dtype, weighted)
-    return scattered(b, total, reshape(b, places, [count, ONE]), updates, "addf")
-
-
-def _of_expert(b: Builder, routes: Routes, number: int) -> tuple[Value, Value]:
-    """Whether each row goes to an expert, and the weight of what it gives (0 if not)."""
-
-    def share(place: Scalar, weight: Scalar, found: Scalar, total: Scalar) -> list[Scalar]:
-        here = place == number
-        return [found | here, total + here.select(weight, weight.like(0))]
-
-    weights = routes.weights
-    sent, total = b.reduce(
-        [routes.places, weights], [1], [(BOOL, False), (weights.dtype, 0)], share
+    rows = b.tabulate([total, x.dims[1]], x.dtype, row)
+    begins = _begins(b, places, experts)
+    made = [
+        expert(slice_axis(b, rows, 0, begin, end - begin), number)
+        for number, (begin, end) in enumerate(pairwise(begins))
+    ]
+    given = concat(b, made, 0)
+    numbers = b.tabulate([total], I64, lambda at: at[0].cast(I64))
+    rank = reshape(b, scattered_back(b, order, numbers), [x.dims[0], count])  # where a row lies
+    given, rank, weights = (
+        Value(v.dtype, v.dims, ssa=b.tensor(v)) for v in (given, rank, routes.weights)
     )
-    return sent, total
+
+    def summed(at: list[Scalar]) -> Scalar:
+        result = const(0.0, x.dtype)
+        for j in range(count):
+            route = [at[0], const(j, INDEX)]
+            value = b.read(given, [b.read(rank, route).cast(INDEX), at[1]])
+            result = result + value * b.read(weights, route)
+        return result
+
+    return b.tabulate(x.dims, x.dtype, summed)
+
+
+def _begins(b: Builder, places: Value, experts: int) -> list[Dim]:
+    """How many routes go to experts before each, and how many there are."""
+    number, route = (ir.AffineDimExpr.get(i) for i in range(2))
+    maps = [ir.AffineMap.get(2, 0, at) for at in ([route], [number])]
+    dims = (Dim.of(experts),)
+
+    def body(place: ir.Value, so_far: ir.Value) -> list[ir.Value]:
+        before = Scalar(place, places.dtype) < Scalar(linalg.IndexOp(0).result, INDEX).cast(I64)
+        return [(Scalar(so_far, I64) + before.cast(I64)).ssa]
+
+    (counts,) = b.structured([b.tensor(places)], [b.full(I64, dims, 0)], maps, [True, False], body)
+    before = Value(I64, dims, ssa=counts)
+    return [*(b.run_time(b.item(before, e)) for e in range(experts)), places.dims[0]]
 
 
 def halves(b: Builder, x: Value, *, interleaved: bool) -> tuple[Value, Value]:
