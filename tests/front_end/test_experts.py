@@ -107,6 +107,52 @@ def test_mixtures_of_experts(op_type: str, cases: list[Case], tmp_path: Path) ->
     assert weights == (kept if op_type == "QMoE" else {"f32"})
 
 
+def mixed(case: Case, x: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """The sparse mixer's two experts of each row; gates are GELU by tanh, or cut behind SiLU."""
+    w = [case.constants[f"{case.name}_{part}"] for part in ("w0", "b0", "w1", "b1")]
+    y = np.zeros_like(x)
+    for t, row in enumerate(scores):
+        left = row.copy()
+        for _ in range(2):
+            e = int(left.argmax())
+            near = left[e] - row <= 0.02 * np.maximum(np.abs(row), left[e])
+            share = 1 / np.exp(left - left[e])[near].sum()
+            gate, linear = np.split(w[0][e] @ x[t] + w[1][e], 2)
+            if case.name == "geglu":
+                cubic = np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)
+                hidden = 0.5 * gate * (1 + np.tanh(cubic)) * linear
+            else:
+                silu = np.minimum(gate / (1 + np.exp(-gate)), 0.1)
+                hidden = silu * np.clip(linear, -0.1, 0.1)
+            y[t] += share * (w[2][e] @ hidden + w[3][e])
+            left[e] = -np.inf
+    return y
+
+
+def test_what_onnxruntime_has_for_gpus_alone(tmp_path: Path) -> None:
+    common = {"wide": 2, "k": 2, "swiglu_fusion": 2, "use_sparse_mixer": 1}
+    cases = [
+        of_floats("geglu", activation_type="geglu", **common),
+        of_floats("cut", activation_type="swiglu", swiglu_limit=0.1,
+                  swiglu_limit_after_activation=1, **common),
+    ]  # fmt: skip
+    proto = models.model(
+        [case.node("MoE") for case in cases],
+        [("x", F32, ["rows", HIDDEN]), ("scores", F32, ["rows", EXPERTS])],
+        [(case.name, F32, [None, None]) for case in cases],
+        {key: array for case in cases for key, array in case.constants.items()},
+        domains=["com.microsoft"],
+    )
+    rng = np.random.default_rng(0)
+    feeds = {
+        "x": rng.standard_normal((6, HIDDEN), F32),
+        "scores": (1 + 0.02 * rng.standard_normal((6, EXPERTS))).astype(F32),
+    }
+    got = outputs(compiled(proto, tmp_path), feeds)
+    for case, y in zip(cases, got, strict=True):
+        np.testing.assert_allclose(y, mixed(case, **feeds), rtol=1e-4, atol=1e-4)
+
+
 def test_experts_laid_out_for_a_device_are_refused(tmp_path: Path) -> None:
     case = of_codes("four", 4, k=1)
     case.attributes["weights_prepacked"] = 1

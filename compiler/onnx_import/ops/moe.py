@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..building.scalars import Scalar
 from ..building.shaping import reshape, slice_axis, transpose
 from ..parts.activations import Activation, activation
 from ..parts.experts import (
@@ -21,6 +22,7 @@ from ..parts.experts import (
     halves,
     mixed,
     normalized,
+    sparse_mixer,
     taken_from,
 )
 from ..registry import MICROSOFT, Node, lowers
@@ -31,6 +33,8 @@ from ..values.symbolic import product
 from ..values.value import Value, constant_value
 from .matmul import product_of
 from .softmax import softmax
+
+Gate = Callable[[Scalar, Scalar], Scalar]
 
 # The weight of a layer of an expert, N x K.
 WeightOf = Callable[[int], Constant]
@@ -62,11 +66,19 @@ def moe(node: Node) -> Value:
     """Inputs: x, scores, then weights and bias of fc1, fc2 and fc3."""
     experts = _constant(node, 2).shape[0]
     layers = [_float_layer(node, i, experts) for i in (2, 4, 6)]
+    if node.int("use_sparse_mixer", 0):
+        return _network(node, _sparse_routes(node), experts, layers)
     scores = softmax(node.b, node.input(1), [1])
     routes = best_routes(node.b, scores, node.int("k", 1))
     if node.int("normalize_routing_weights", 0):
         routes = normalized(node.b, routes)
     return _network(node, routes, experts, layers)
+
+
+def _sparse_routes(node: Node) -> Routes:
+    if node.int("k", 1) != 2 or node.given(14):
+        raise node.error("use_sparse_mixer chooses two experts (k is 2) and weighs them itself")
+    return sparse_mixer(node.b, node.input(1))
 
 
 @lowers("QMoE", domain=MICROSOFT)
@@ -80,6 +92,8 @@ def qmoe(node: Node) -> Value:
         )
     experts = _constant(node, 2).shape[0]
     layers = [_code_layer(node, i, experts) for i in range(3)]
+    if node.int("use_sparse_mixer", 0):
+        return _network(node, _sparse_routes(node), experts, layers)
     routes = best_routes(node.b, node.input(1), node.int("k", 1))
     chosen = Routes(routes.places, softmax(node.b, routes.weights, [1]))
     if node.given(14):
@@ -94,40 +108,48 @@ def _network(node: Node, routes: Routes, experts: int, layers: list[Layer | None
     first, second, third = layers
     if first is None or second is None:
         raise node.error("fc1 and fc2 must be given")
-    gate = SwiGlu(
-        node.float("activation_alpha", 1.0),
-        node.float("activation_beta", 0.0),
-        node.float("swiglu_limit", math.inf),
+    kind = node.choice(
+        "activation_type", "relu", "swiglu", "geglu", "identity", "silu", "gelu", "relu2"
     )
-    kind = node.choice("activation_type", "relu", "swiglu", "identity", "silu", "gelu")
-    by_itself = None if kind == "swiglu" else _activation(node, kind)
+    gated = kind in ("swiglu", "geglu")
     fusion = node.int("swiglu_fusion", 0)
-    if node.int("swiglu_limit_after_activation", 0):
-        raise node.error("swiglu_limit_after_activation is not supported")
-    if kind == "swiglu" and (fusion == 0) != (third is not None):
+    if gated and (fusion == 0) != (third is not None):
         raise node.error("swiglu_fusion is 0 where the linear part has weights of its own (fc3)")
+    gate = _gate(node, kind)
+    by_itself = None if gated else _activation(node, kind)
 
     def expert(rows: Value, number: int) -> Value:
         hidden = first(node, rows, number)
-        if by_itself is None:
-            if third is not None:
-                parts = (hidden, third(node, rows, number))
-            else:
-                parts = halves(b, hidden, interleaved=fusion == 1)
-            return second(node, b.elementwise(parts, hidden.dtype, gate), number)
-        hidden = b.elementwise([hidden], hidden.dtype, by_itself)
         if third is not None:
             linear = third(node, rows, number)
-            hidden = b.elementwise([hidden, linear], hidden.dtype, lambda v, w: v * w)
+            hidden = b.elementwise([hidden, linear], hidden.dtype, gate)
+        elif by_itself is None:
+            parts = halves(b, hidden, interleaved=fusion == 1)
+            hidden = b.elementwise(parts, hidden.dtype, gate)
+        else:
+            hidden = b.elementwise([hidden], hidden.dtype, by_itself)
         return second(node, hidden, number)
 
     rows = reshape(b, x, [product(x.dims[:-1]), x.dims[-1]])
     return reshape(b, mixed(b, rows, routes, experts, expert), x.dims)
 
 
+def _gate(node: Node, kind: str) -> Gate:
+    """What is made of the elements of the gate and of the linear part."""
+    if kind == "swiglu":
+        return SwiGlu(
+            node.float("activation_alpha", 1.0),
+            node.float("activation_beta", 0.0),
+            node.float("swiglu_limit", math.inf),
+            cut_behind=bool(node.int("swiglu_limit_after_activation", 0)),
+        )
+    body = _activation(node, kind)
+    return lambda gate, linear: body(gate) * linear
+
+
 def _activation(node: Node, kind: str) -> Activation:
     """What experts call GELU is its approximation by tanh."""
-    return activation(node, "fastgelu" if kind == "gelu" else kind)
+    return activation(node, {"gelu": "fastgelu", "geglu": "fastgelu"}.get(kind, kind))
 
 
 def _constant(node: Node, i: int) -> Constant:

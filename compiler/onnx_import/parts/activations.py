@@ -35,6 +35,7 @@ KINDS = {
     "": Kind(lambda x: x),
     "identity": Kind(lambda x: x),
     "relu": Kind(lambda x: x.maximum(0)),
+    "relu2": Kind(lambda x: x.maximum(0) * x.maximum(0)),
     "tanh": Kind(lambda x: x.tanh()),
     "sigmoid": Kind(lambda x: x.sigmoid()),
     "silu": Kind(lambda x: x * x.sigmoid()),

@@ -27,17 +27,26 @@ Expert = Callable[[Value, int], Value]
 
 @dataclass(frozen=True)
 class SwiGlu:
-    """`g * sigmoid(alpha * g) * (l + beta)` of a gate and a linear part, both cut at `limit`."""
+    """`g * sigmoid(alpha * g) * (l + beta)` of a gate and a linear part, both cut at `limit`.
+
+    `cut_behind`: it is the product `g * sigmoid(alpha * g)` that is cut, not g.
+    """
 
     alpha: float
     beta: float
     limit: float
+    cut_behind: bool = False
 
     def __call__(self, gate: Scalar, linear: Scalar) -> Scalar:
-        if math.isfinite(self.limit):
-            gate = gate.minimum(self.limit)
+        is_cut = math.isfinite(self.limit)
+        if is_cut:
             linear = linear.clamp(-self.limit, self.limit)
-        return gate * (gate * self.alpha).sigmoid() * (linear + self.beta)
+        if is_cut and not self.cut_behind:
+            gate = gate.minimum(self.limit)
+        activated = gate * (gate * self.alpha).sigmoid()
+        if is_cut and self.cut_behind:
+            activated = activated.minimum(self.limit)
+        return activated * (linear + self.beta)
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,32 @@ def best_routes(b: Builder, scores: Value, k: int) -> Routes:
     """The k experts of the highest scores, [T, E]; the scores are their weights."""
     values, places = first_of_order(b, scores, 1, Dim.of(k), largest=True)
     return Routes(places, values)
+
+
+def sparse_mixer(b: Builder, scores: Value, jitter: float = 0.01) -> Routes:
+    """The two best experts, each with its share among those that come close to it.
+
+    The weight of an expert of score m is `exp(m) / sum of exp(s)` over the scores s with
+    `m - s <= 2 * jitter * max(|s|, m)`, for the second expert without the first (Liu et al.,
+    "GRIN: GRadient-INformed MoE", 2024).
+    """
+    values, places = first_of_order(b, scores, 1, Dim.of(2), largest=True)
+    first = slice_axis(b, places, 1, 0, 1)
+    numbers = b.tabulate([scores.dims[1]], I64, lambda at: at[0].cast(I64))
+    weights = []
+    for j in range(2):
+        top = slice_axis(b, values, 1, j, 1)
+
+        def term(score: Scalar, best: Scalar, number: Scalar, taken: Scalar, j: int = j) -> Scalar:
+            near = best - score <= score.abs().maximum(best) * (2 * jitter)
+            if j:
+                near = near & (number != taken)
+            return near.select((score - best).exp(), 0.0)
+
+        terms = b.elementwise([scores, top, numbers, first], scores.dtype, term)
+        (total,) = b.reduce([terms], [1], [(terms.dtype, 0)], lambda v, t: [t + v], keepdims=True)
+        weights.append(b.elementwise([total], total.dtype, lambda t: 1.0 / t))
+    return Routes(places, concat(b, weights, 1))
 
 
 def taken_from(b: Builder, routes: Routes, weights: Value) -> Routes:
