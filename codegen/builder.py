@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ..dialects.mlir import arith, func, ir, llvm, math, memref, scf, vector
+from ..dialects.mlir import arith, func, ir, math, memref, scf, vector
 from .isa import Isa
 
 INDEX = "index"
@@ -372,7 +372,17 @@ class Emitter:
 
     def intrinsic(self, name: str, result: str | ir.Type, *args: Value) -> Value:
         """Call the LLVM intrinsic `name`, for instance "llvm.x86.avx2.pmadd.wd"."""
-        return Value(llvm.call_intrinsic(type_of(result), name, [a.ir for a in args], [], []))
+        call = ir.Operation.create(
+            "llvm.call_intrinsic",
+            results=[type_of(result)],
+            operands=[a.ir for a in args],
+            attributes={
+                "intrin": ir.StringAttr.get(name),
+                "operandSegmentSizes": ir.DenseI32ArrayAttr.get([len(args), 0]),
+                "op_bundle_sizes": ir.DenseI32ArrayAttr.get([]),
+            },
+        )
+        return Value(call.results[0])
 
 
 class Builder(Emitter):

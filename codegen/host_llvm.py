@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..dialects.mlir import ir, llvm
+from ..dialects.mlir import ir
 from ..errors import CompileError
 from ..passes.infrastructure import walk
 from ..passes.kernel_checks import FLAG
@@ -28,7 +28,8 @@ def allocate_from_arena(module: ir.Module) -> ir.Value:
     blocks = main.regions[0].blocks
     context = blocks[0].arguments[len(blocks[0].arguments) - 1]
     with ir.InsertionPoint.at_block_begin(blocks[0]):
-        context_pointer = llvm.IntToPtrOp(pointer, context).result
+        cast = ir.Operation.create("llvm.inttoptr", results=[pointer], operands=[context])
+        context_pointer = cast.results[0]
     declare_llvm(module, "abqc_rt_alloc", "!llvm.func<ptr (ptr, i64)>")
     declare_llvm(module, "abqc_rt_free", "!llvm.func<void (ptr, ptr)>")
     for op in walk(main, "llvm.call"):

@@ -18,7 +18,7 @@ from functools import cache
 import llvmlite.binding as llvmlite
 import numpy as np
 
-from ..dialects.mlir import PassManager, ir, llvm
+from ..dialects.mlir import PassManager, ir, translate_module_to_llvmir
 from ..errors import CompileError
 from .cpu.half_floats import lower_half_floats
 from .isa import PLAIN, Isa
@@ -57,7 +57,7 @@ def lower(module: ir.Module, pipeline: str = LOWERING) -> None:
 
 def to_llvm_ir(module: ir.Module) -> str:
     """A module of the LLVM dialect as text that llvmlite's LLVM can parse."""
-    return rewrite_float_literals(llvm.translate_module_to_llvmir(module.operation))
+    return rewrite_float_literals(translate_module_to_llvmir(module.operation))
 
 
 # The bindings follow LLVM's main branch, which prints float literals in ways that LLVM 22 cannot

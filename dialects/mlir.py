@@ -1,6 +1,6 @@
 """What imports the MLIR bindings, which today live in the torch-mlir wheel: this and `bindings/`.
 
-`nvvm` is imported when it is first asked for: most compiles need none of it.
+`llvm` and `nvvm` are imported when they are first asked for: only code for GPUs needs them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from torch_mlir.dialects import (
     cf,
     ext,
     func,
-    llvm,
     math,
     memref,
     scf,
@@ -28,6 +27,7 @@ from torch_mlir.dialects import (
 from torch_mlir.passmanager import PassManager
 
 from .bindings import linalg
+from .bindings.llvm import translate_module_to_llvmir
 
 # Where the bindings look for a dialect's classes when they meet one of its operations.
 _bindings.dialect_search_modules = [
@@ -46,16 +46,17 @@ __all__ = [
     "func",
     "ir",
     "linalg",
-    "llvm",
     "make_context",
     "math",
     "memref",
     "scf",
     "tensor",
+    "translate_module_to_llvmir",
     "vector",
 ]
 
 _LATE = {
+    "llvm": "torch_mlir.dialects.llvm",
     "nvvm": "torch_mlir.dialects.nvvm",
 }
 

@@ -1,0 +1,11 @@
+"""llvm without the classes of its operations, which take long to import.
+
+Its operations are then plain `ir.OpView`s. GPU code, which builds many of them, imports the wheel's
+`dialects.llvm` (`mlir.llvm`); code for CPUs builds the few that it needs by name.
+"""
+
+from __future__ import annotations
+
+from torch_mlir._mlir_libs._mlirDialectsLLVM import translate_module_to_llvmir
+
+__all__ = ["translate_module_to_llvmir"]
