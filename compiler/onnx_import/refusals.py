@@ -40,8 +40,7 @@ _BY_REASON: dict[tuple[str, str], str] = {
         "WhisperBeamSearch"
     ),
     (MICROSOFT, CACHES): (
-        "DecoderAttention DecoderMaskedMultiHeadAttention DecoderMaskedSelfAttention "
-        "PagedAttention SparsePagedAttention"
+        "DecoderAttention DecoderMaskedSelfAttention PagedAttention SparsePagedAttention"
     ),
     (MICROSOFT, ORDERED): (
         "DequantizeWithOrder QOrderedAttention QOrderedGelu QOrderedLayerNormalization "

@@ -6,15 +6,21 @@ ContribOperators.md.)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from ..building.scalars import Scalar, const
 from ..building.shaping import concat, reshape, slice_axis, transpose, unsqueeze
 from ..parts.attending import (
+    Allowed,
+    Attended,
     attend,
     causal,
     join_heads,
     rotate,
     split_heads,
 )
+from ..parts.caches import filled_up, of_beams
 from ..registry import MICROSOFT, Node, lowers
 from ..values import symbolic
 from ..values.element_types import I64, INDEX
@@ -28,25 +34,68 @@ MASKED = -10000.0  # what is added to the scores of keys that a mask leaves out,
 
 @lowers("MultiHeadAttention", domain=MICROSOFT)
 def multi_head_attention(node: Node) -> list[Value | None]:
-    """Inputs: query, key, value, bias, key_padding_mask, attention_bias, past_key, past_value."""
-    _refuse(node, 8, "past_sequence_length", "buffers shared by past and present")
-    _refuse(node, 9, "cache_indirection", "beam search")
-    heads = node.int("num_heads")
-    q, k, v = _projected(node, heads)
-    past_key, past_value = node.optional(6), node.optional(7)
-    before = ZERO
-    if past_key is not None and past_value is not None:
-        before = past_key.dims[2]
-        k, v = concat(node.b, [past_key, k], 2), concat(node.b, [past_value, v], 2)
-    bias = [x for x in (_padding(node, node.optional(4), q, k), node.optional(5)) if x is not None]
-    made = attend(
-        node.b, q, k, v,
-        scale=node.float("scale", 0.0) or None,
-        bias=bias,
-        allowed=causal(node.b, before) if node.int("unidirectional", 0) else None,
-        may_see_nothing=False,
+    """Inputs: query, key, value, bias, key_padding_mask, attention_bias, past_key, past_value,
+    past_sequence_length, cache_indirection [samples, beams, T].
+
+    With a past_sequence_length, past and present are buffers of one size that begin with the keys.
+    """
+    q, k, v = _projected(node, node.int("num_heads"))
+    caches = with_past(node, k, v, past=6, length=8, beams=9)
+    allowed = causal(node.b, caches.before) if node.int("unidirectional", 0) else None
+    made = attended(node, q, caches, mask=node.optional(4), bias=node.optional(5), allowed=allowed)
+    return [join_heads(node.b, made.y), *caches.present, made.masked]
+
+
+@dataclass(frozen=True)
+class Caches:
+    """Keys and values that queries see, the buffers that go on, and how many keys are past ones."""
+
+    keys: Value
+    values: Value
+    present: tuple[Value, Value]
+    before: Dim
+
+
+def with_past(node: Node, k: Value, v: Value, *, past: int, length: int, beams: int) -> Caches:
+    """New keys and values behind those of input `past` and the next one.
+
+    Input `length`: how many rows of these count; input `beams`: which beam had each.
+    """
+    b = node.b
+    past_key, past_value = node.optional(past), node.optional(past + 1)
+    if past_key is None or past_value is None:
+        return Caches(k, v, (k, v), ZERO)
+    if not node.given(length):
+        if node.given(beams):
+            raise node.error("cache_indirection needs past_sequence_length")
+        keys, values = concat(b, [past_key, k], 2), concat(b, [past_value, v], 2)
+        return Caches(keys, values, (keys, values), past_key.dims[2])
+    before = node.integer_of(length)
+    made, seen = [], []
+    for new, cache in ((k, past_key), (v, past_value)):
+        whole = filled_up(b, cache, new, before)
+        part = slice_axis(b, whole, 2, 0, before + new.dims[2])
+        origins = node.optional(beams)
+        seen.append(part if origins is None else of_beams(b, part, origins, before))
+        made.append(whole)
+    return Caches(seen[0], seen[1], (made[0], made[1]), before)
+
+
+def attended(
+    node: Node,
+    q: Value,
+    caches: Caches,
+    *,
+    mask: Value | None,
+    bias: Value | None,
+    allowed: Allowed | None = None,
+) -> Attended:
+    """Of keys that a padding mask may leave out, plus a bias of the scores."""
+    added = [x for x in (_padding(node, mask, q, caches.keys), bias) if x is not None]
+    return attend(
+        node.b, q, caches.keys, caches.values,
+        scale=node.float("scale", 0.0) or None, bias=added, allowed=allowed, may_see_nothing=False,
     )  # fmt: skip
-    return [join_heads(node.b, made.y), k, v, made.masked]
 
 
 def _projected(node: Node, heads: int) -> tuple[Value, Value, Value]:
@@ -60,16 +109,21 @@ def _projected(node: Node, heads: int) -> tuple[Value, Value, Value]:
         raise node.error("key and value are missing, and query is not packed (rank 5)")
     else:
         parts = [x if x.rank == 4 else split_heads(b, x, heads) for x in (query, key, value)]
-    bias = node.optional(3)
+    q, k, v = with_bias(node, parts, node.optional(3))
+    return q, k, v
+
+
+def with_bias(node: Node, parts: Sequence[Value], bias: Value | None) -> list[Value]:
+    """Each of [B, H, T, D] plus its part of a vector."""
     if bias is None:
-        return parts[0], parts[1], parts[2]
-    added, begin = [], ZERO
+        return list(parts)
+    b, added, begin = node.b, [], ZERO
     for part in parts:
         width = part.dims[1] * part.dims[3]
         piece = reshape(b, slice_axis(b, bias, 0, begin, width), [1, part.dims[1], 1, part.dims[3]])
         added.append(b.elementwise([part, piece], part.dtype, lambda x, w: x + w))
         begin = begin + width
-    return added[0], added[1], added[2]
+    return added
 
 
 def _packed_part(node: Node, x: Value, i: int) -> Value:
@@ -77,11 +131,6 @@ def _packed_part(node: Node, x: Value, i: int) -> Value:
     batch, length, heads, _, width = x.dims
     part = reshape(node.b, slice_axis(node.b, x, 3, i, 1), [batch, length, heads, width])
     return transpose(node.b, part, [0, 2, 1, 3])
-
-
-def _refuse(node: Node, i: int, name: str, what: str) -> None:
-    if node.given(i):
-        raise node.error(f"input '{name}' ({what}) is not supported")
 
 
 def _padding(node: Node, mask: Value | None, q: Value, k: Value) -> Value | None:
@@ -180,13 +229,14 @@ def _half(node: Node, past: Value, i: int) -> Value:
 
 @lowers("RotaryEmbedding", domain=MICROSOFT)
 def rotary_embedding(node: Node) -> Value:
-    """Inputs: x [B, S, H * D] or [B, H, S, D], position_ids [1] or [B, S], cosines, sines."""
+    """Inputs: x [B, S, H * D] or [B, H, S, D], position_ids [1] or [B, S], cosines, sines.
+
+    (No kernel of onnxruntime reads the attribute `scale`.)
+    """
     b, x, positions = node.b, node.input(0), node.input(1)
     cos, sin = node.input(2), node.input(3)
     if node.int("is_packed_batching", 0):
         raise node.error("is_packed_batching is not supported")
-    if node.float("scale", 1.0) != 1.0:
-        raise node.error("scale is not supported")
     packed, width = x.rank == 3, node.int("rotary_embedding_dim", 0)
     heads = node.int("num_heads", 0)
     if packed and not heads:

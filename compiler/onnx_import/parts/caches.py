@@ -7,16 +7,16 @@ GroupQueryAttention).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..building.emit import Builder
-from ..building.scalars import Scalar, const
-from ..building.shaping import pad, reshape
+from ..building.scalars import Scalar
+from ..building.shaping import reshape
 from ..values import symbolic
-from ..values.element_types import I8, INDEX, U8, ElementType
+from ..values.element_types import I8, I64, INDEX, U8, ElementType
 from ..values.symbolic import ONE, ZERO, Dim
 from ..values.value import Value
+from .cache_updates import updated
 
 
 def appended(
@@ -24,39 +24,7 @@ def appended(
 ) -> Value:
     """A buffer of `capacity` rows with a sample's `past_lengths[b]` rows of the past and, behind
     them, the new ones; what is behind these is left open."""
-    dims = (*new.dims[:2], capacity, new.dims[3])
-    added = Value(new.dtype, new.dims, ssa=b.tensor(new))
-    count = b.scalar(new.dims[2])
-    old = None if past is None else Value(past.dtype, past.dims, ssa=b.tensor(past))
-    has_old = past is not None and past.dims[2] != ZERO
-    room = b.scalar(past.dims[2]) if past is not None else const(0, INDEX)
-
-    def body(at: list[Scalar]) -> Scalar:
-        place = at[2] - b.read(past_lengths, [at[0]]).cast(INDEX)
-        is_new = (place >= 0) & (place < count)
-        value = b.read(added, [at[0], at[1], is_new.select(place, 0), at[3]])
-        other = value.like(0)
-        if has_old and old is not None:
-            # Nothing is read of a past without rows: where it has none, all are new or zeros.
-            other = _read_within(b, old, at, room)
-        return is_new.select(value, other)
-
-    if has_old and past is not None and past.dims[2].value is None:
-        # At least one row, so that a loop may read row 0 of a past that has none in this run.
-        old = _with_room(b, past, symbolic.maximum(past.dims[2], ONE))
-    return b.tabulate(dims, new.dtype, body)
-
-
-def _with_room(b: Builder, past: Value, length: Dim) -> Value:
-    ends = [ZERO, ZERO, length - past.dims[2], ZERO]
-    wide = pad(b, past, [0] * 4, ends)
-    return Value(past.dtype, wide.dims, ssa=b.tensor(wide))
-
-
-def _read_within(b: Builder, old: Value, at: Sequence[Scalar], room: Scalar) -> Scalar:
-    inside = at[2] < room
-    value = b.read(old, [at[0], at[1], inside.select(at[2], 0), at[3]])
-    return inside.select(value, 0)
+    return updated(b, past, new, past_lengths, capacity, 2)
 
 
 def from_row(b: Builder, x: Value, begins: Value, count: Dim) -> Value:
@@ -70,6 +38,37 @@ def from_row(b: Builder, x: Value, begins: Value, count: Dim) -> Value:
         return b.read(source, [at[0], at[1], place, at[3]])
 
     return b.tabulate([*x.dims[:2], count, x.dims[3]], x.dtype, body)
+
+
+def filled_up(b: Builder, past: Value, new: Value, before: Dim) -> Value:
+    """A buffer with new rows behind the first `before` ones, the same number for all samples."""
+    total = before + new.dims[2]
+    fits = symbolic.negated(symbolic.is_less(past.dims[2], total))
+    b.require(fits, f"the cache {past} has no room for all {total} rows")
+    b.require(symbolic.negated(symbolic.is_less(before, ZERO)), "a past has a negative length")
+    begin = b.scalar(before).cast(I64)
+    lengths = Value(I64, new.dims[:1], ssa=b.full(I64, new.dims[:1], begin))
+    return appended(b, past, new, lengths, past.dims[2])
+
+
+def of_beams(b: Builder, x: Value, beams: Value, before: Dim) -> Value:
+    """[samples * beams, H, T, D] with each of the first `before` rows from the beam that had it:
+    number `beams[sample, beam, row]` of the same sample."""
+    width = b.scalar(beams.dims[1])
+    b.require_equal(beams.dims[0] * beams.dims[1], x.dims[0], f"{beams} does not fit {x}")
+    source, origins = (Value(v.dtype, v.dims, ssa=b.tensor(v)) for v in (x, beams))
+    had, room = b.scalar(before), b.scalar(beams.dims[2] - 1)
+
+    def body(at: list[Scalar]) -> Scalar:
+        line, head, row, column = at
+        sample, beam = line // width, line % width
+        origin = b.read(origins, [sample, beam, row.minimum(room)]).cast(INDEX)
+        is_old = row < had
+        b.check(~is_old | ((origin >= 0) & (origin < width)), "a beam is out of range")
+        origin = is_old.select(origin.clamp(0, width - 1), beam)
+        return b.read(source, [sample * width + origin, head, row, column])
+
+    return b.tabulate(x.dims, x.dtype, body)
 
 
 @dataclass(frozen=True)
