@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import subprocess
 import sys
@@ -17,13 +16,12 @@ from abqc.codegen.gpu.arch import SM_80, SM_90A
 from abqc.codegen.gpu.compile import assemble, disassemble
 from abqc.codegen.gpu.tools import find_tool
 from abqc.codegen.targets.cuda import CudaTarget
-from abqc.compiler.cuda_driver import Resolve
 from abqc.costmodel import samples
 from abqc.errors import AbqcError, InputError
 from abqc.runtime.ptx import run_kernel
 from abqc.runtime.ptx.counters import Counters
-from abqc.runtime.ptx.driver import PtxDriver
 from gpu_kernels import compile_kernel
+from kit_driver import KitDriver
 
 sys.path.insert(0, str(Path(__file__).parent / "bench" / "gpu"))
 import build
@@ -48,40 +46,15 @@ TINY = Plan(
     check_rows=140,
     wide_n=37,
     turns=1,
+    copy_bytes=1 << 15,
     wgmma=False,
     assembled=False,
+    others=("W3A8", "W6A16", "W4A8-asym", "W4A16-bf16", "W4A8-rotated"),
+    other_shape=(256, 40),
+    operators=False,
     minilm=False,
     decoder_layers=0,
 )
-
-
-ATTRIBUTES = {16: 1, 38: 1 << 14}  # multiprocessors, bytes of L2
-
-
-class Driver:
-    """The PTX machine's driver with what only measuring asks for: caches, clocks."""
-
-    def __init__(self, capability: tuple[int, int] = (9, 0)) -> None:
-        self.machine = PtxDriver(capability, memory_bytes=1 << 28)
-        lookup = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)(self.machine.resolver)
-        p, i = ctypes.c_void_p, ctypes.c_int
-        own = {
-            "cuEventElapsedTime": ctypes.CFUNCTYPE(i, p, p, p)(self._elapsed),
-            "cuDeviceGetAttribute": ctypes.CFUNCTYPE(i, p, i, i)(self._attribute),
-        }
-        self.resolve: Resolve = lambda name: (
-            ctypes.cast(own[name], p).value if name in own else lookup(name.encode())
-        )
-
-    def _elapsed(self, milliseconds: int, begin: int, end: int) -> int:
-        ctypes.c_float.from_address(milliseconds).value = 1.0
-        return 0
-
-    def _attribute(self, value: int, number: int, device: int) -> int:
-        if number in ATTRIBUTES:
-            ctypes.c_int.from_address(value).value = ATTRIBUTES[number]
-            return 0
-        return self.machine.cuDeviceGetAttribute(value, number, device) or 0
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +68,9 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> kits.Kit:
 def device(kit: kits.Kit, monkeypatch: pytest.MonkeyPatch) -> Iterator[KitDevice]:
     monkeypatch.setattr("gpukit.device.FEWEST", 1)
     monkeypatch.setattr("gpukit.device.MOST", 1)
-    driver = Driver()
+    driver = KitDriver()
     with KitDevice(kit, driver.resolve) as opened:
+        opened.machine = driver
         yield opened
 
 
@@ -142,12 +116,13 @@ def test_wrong_results_are_found(kit: kits.Kit, device: KitDevice, tmp_path: Pat
 
 
 def test_the_table_is_measured(kit: kits.Kit, device: KitDevice, tmp_path: Path):
+    device.machine.part = "table"  # graphs are not executed: only times count
     numbers = [i for i, job in enumerate(kit.table) if job.rank == 0 and job.features["m"] == 1]
     records = {
         "table": [
             {"item": i, "name": table.names(kit)[i], **table.measure(device, i)} for i in numbers
         ],
-        "rates": [{"name": rates.names(kit)[0], **rates.measure(device, 0, 1 << 15)}],
+        "rates": [{"name": rates.names(kit)[0], **rates.measure(device, 0)}],
     }
     for r in records["table"]:
         assert r["matmul_seconds"] > 0 and r["total_seconds"] >= r["matmul_seconds"]
@@ -165,7 +140,7 @@ def test_the_table_is_measured(kit: kits.Kit, device: KitDevice, tmp_path: Path)
 
 def test_copies_and_rates(kit: kits.Kit, device: KitDevice):
     for number, name in enumerate(rates.names(kit)):
-        record = rates.measure(device, number, 1 << 15)
+        record = rates.measure(device, number)
         assert record.get("values_agree", True), name
         assert record.get("bytes_per_second", 0) or record["operations_per_second"] > 0
 
@@ -369,7 +344,8 @@ def test_a_run_does_every_item_once(kit: kits.Kit, tmp_path: Path, monkeypatch, 
     every = list(run.CHOICES)
     steps = run._steps(kit, every)
     assert [name for name, _ in steps] == [
-        *("rates", "check", "table", "baselines", "models", "check", "table", "baselines")
+        *("rates", "check", "table", "baselines", "operators", "models"),
+        *("check", "table", "baselines"),
     ]
     assert run._run(kit, every, tmp_path, time.monotonic() + 60) == 1
     records = json.loads((tmp_path / "results.json").read_text())["records"]
@@ -403,7 +379,7 @@ def test_without_a_gpu_it_says_so(kit: kits.Kit, tmp_path: Path):
 
 
 def test_another_gpu_is_refused(kit: kits.Kit):
-    driver = Driver((8, 0))
+    driver = KitDriver((8, 0))
     with pytest.raises(AbqcError, match=r"has compute capability 8\.0"):
         KitDevice(kit, driver.resolve)
 

@@ -24,9 +24,10 @@ from abqc.codegen.targets.cuda import CudaTarget, target_names  # noqa: E402
 from abqc.errors import AbqcError, InputError  # noqa: E402
 from gpubuild.cases import check_cases  # noqa: E402
 from gpubuild.images import Images, Progress  # noqa: E402
-from gpubuild.matmuls import select  # noqa: E402
+from gpubuild.matmuls import other_formats, select  # noqa: E402
 from gpubuild.memory_kernels import memory_kernels  # noqa: E402
 from gpubuild.models import model_feeds  # noqa: E402
+from gpubuild.operators import operator_feeds  # noqa: E402
 from gpubuild.plan import Plan  # noqa: E402
 from gpubuild.rate_kernels import mma_rates  # noqa: E402
 from gpubuild.wgmma import wgmma_rates  # noqa: E402
@@ -61,11 +62,13 @@ def build(plan: Plan, target_name: str, folder: Path, progress: Progress) -> Kit
     rates, notes = _rates(plan, arch, images)
     progress("choosing schedules")
     chosen = select(plan, target)
-    for kernel in (k for c in chosen for k in c.kernels):
+    checked = [*chosen, *other_formats(plan, target)]
+    for kernel in (k for c in checked for k in c.kernels):
         images.add(kernel)
     progress("test cases")
-    cases = check_cases(plan, chosen, folder)
+    cases = check_cases(plan, checked, folder)
     feeds, missing = model_feeds(plan, target_name, folder, progress)
+    operators = operator_feeds(target_name, folder, progress) if plan.operators else []
     notes += missing + [f"{name} spills registers" for name in images.spilled]
     kit = Kit(
         folder,
@@ -74,11 +77,13 @@ def build(plan: Plan, target_name: str, folder: Path, progress: Progress) -> Kit
         arch.specific,
         datetime.now(UTC).isoformat(timespec="seconds"),
         plan.check_rows,
+        plan.copy_bytes,
         images.built,
         rates,
         cases,
         [c.job(images) for c in chosen],
         feeds,
+        operators,
         notes,
     )
     kit.write()
@@ -136,6 +141,7 @@ def main() -> int:
         return error.exit_code
     print(
         f"\n{arguments.output}: {len(kit.kernels)} kernels, {len(kit.cases)} cases, "
+        f"{len(kit.operators)} runs of operators, "
         f"{len(kit.table)} lines of the table, {len(kit.feeds)} runs of models; "
         f"{folder_bytes(arguments.output) / 1e6:.1f} MB in {time.monotonic() - begin:.0f} s"
     )

@@ -13,7 +13,9 @@ import argparse
 import signal
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from gpukit.parts import PARTS, Record  # noqa: E402
 # What users name, and the parts it takes.
 CHOICES = {
     "rates": ["rates"],
-    "check": ["check"],
+    "check": ["check", "operators"],
     "table": ["table", "baselines"],
     "models": ["models"],
 }
@@ -46,7 +48,8 @@ def main() -> int:
         results.mkdir(parents=True, exist_ok=True)
         if arguments.worker:
             return work.work(kit, arguments.worker, *arguments.items, results)
-        return _run(kit, arguments.only, results, time.monotonic() + 60 * arguments.minutes)
+        deadline = time.monotonic() + 60 * arguments.minutes
+        return _run(kit, arguments.only, results, deadline, arguments.start_seconds)
     except AbqcError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -63,6 +66,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=MINUTES, help="stop after so many")
     parser.add_argument("--output", type=Path, default=Path("results"))
     parser.add_argument("--kit", type=Path, default=HERE, help="the folder that build.py wrote")
+    parser.add_argument(
+        "--start-seconds", type=float, default=work.START_SECONDS, help=argparse.SUPPRESS
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--items", type=_range, default=(0, 0), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -87,29 +93,44 @@ def _steps(kit: kits.Kit, only: list[str]) -> list[tuple[str, int]]:
     everything = {name: len(part.names(kit)) for name, part in PARTS.items()}
     steps = [("rates", everything["rates"])]
     steps += [(name, first[name]) for name in ("check", "table", "baselines")]
-    steps += [(name, everything[name]) for name in ("models", "check", "table", "baselines")]
+    rest = ("operators", "models", "check", "table", "baselines")
+    steps += [(name, everything[name]) for name in rest]
     chosen = {part for choice in only for part in CHOICES[choice]}
     return [(name, end) for name, end in steps if name in chosen]
 
 
-def _run(kit: kits.Kit, only: list[str], results: Path, deadline: float) -> int:
+def _run(
+    kit: kits.Kit,
+    only: list[str],
+    results: Path,
+    deadline: float,
+    start_seconds: float = work.START_SECONDS,
+) -> int:
     command = work.worker_command(Path(__file__).resolve(), kit.folder.resolve(), results.resolve())
     steps = _steps(kit, only)
     for name in {MACHINE, *PARTS}:
         (results / f"{name}.jsonl").unlink(missing_ok=True)
     log = _Log(kit, results)
-    (machine,) = work.supervise(kit, MACHINE, results, command, log.progress) or [{}]
+
+    def do(name: str, end: int | None = None) -> list[Record]:
+        return work.supervise(
+            kit,
+            name,
+            results,
+            command,
+            log.progress,
+            end=end,
+            start_seconds=start_seconds,
+            deadline=deadline,
+        )
+
+    (machine,) = do(MACHINE) or [{"error": "there was no time to ask it"}]
     if error := machine.get("error"):
         raise AbqcError(f"the GPU cannot be used: {error}")
     log.machine |= {key: value for key, value in machine.items() if key not in ("item", "name")}
     try:
         for name, end in steps:
-            log.do(
-                name,
-                lambda name=name, end=end: work.supervise(  # type: ignore[misc]
-                    kit, name, results, command, log.progress, end=end, deadline=deadline
-                ),
-            )
+            log.do(name, partial(do, name, end))
     finally:
         log.write()
         print(report.summary(kit, log.machine, log.records))
@@ -130,10 +151,10 @@ class _Log:
         self._results = results
         self._written = self._said = float("-inf")
 
-    def do(self, name: str, work: Any) -> None:
+    def do(self, name: str, step: Callable[[], list[Record]]) -> None:
         """A step of a part. Whatever goes wrong with it, the next one has its chance."""
         try:
-            self.records[name] = work()
+            self.records[name] = step()
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
             self.records.setdefault(name, []).append({"name": "its supervisor", "error": text})

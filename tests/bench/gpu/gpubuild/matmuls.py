@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,6 +89,14 @@ def select(plan: Plan, target: CudaTarget) -> list[Chosen]:
     return sorted(dict.fromkeys(chosen), key=_urgency)
 
 
+def other_formats(plan: Plan, target: CudaTarget) -> list[Chosen]:
+    """The best schedule of every strategy for one row and for the most, of formats that are checked
+    alone."""
+    k, n = plan.other_shape
+    rows = [1, max(plan.rows)]
+    return list(_best(plan.others, [(k, n)], rows, plan, target))
+
+
 def _urgency(chosen: Chosen) -> tuple[bool, int]:
     features = dataclasses.asdict(chosen.features)
     return not needs(features, chosen.format), chosen.features.m
@@ -96,9 +104,19 @@ def _urgency(chosen: Chosen) -> tuple[bool, int]:
 
 def best_of_each(plan: Plan, target: CudaTarget, rows: list[int]) -> Iterator[Chosen]:
     """The best schedule of every strategy with tensor cores, for each number of rows."""
+    return _best(plan.formats, plan.shapes, rows, plan, target)
+
+
+def _best(
+    formats: Sequence[str],
+    shapes: Sequence[tuple[int, int]],
+    rows: Sequence[int],
+    plan: Plan,
+    target: CudaTarget,
+) -> Iterator[Chosen]:
     for m in rows:
-        for format in plan.formats:
-            for k, n in plan.shapes:
+        for format in formats:
+            for k, n in shapes:
                 spec = plan.spec(format, n, k)
                 for s in target.strategies:
                     if s.unsupported(spec) is None:

@@ -5,18 +5,43 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from abqc.codegen.strategy import MatmulSpec
-from abqc.dialects.formats import parse_scheme
+from abqc.dialects import hadamard
+from abqc.dialects.formats import Half, parse_scheme
 
-# Weight and activation schemes of what the table calls a format.
-FORMATS: dict[str, tuple[str, str | None]] = {
-    "W4A16": ("w4", None),
-    "W8A8": ("w8", "a8"),
-    "W4A8": ("w4", "a8"),
-    "W2A8": ("w2", "a8"),
-    "W1A8": ("w1", "a8"),
-    "W4A4": ("w4", "a4"),
-    "W2A2": ("w2", "a2"),
-    "W1A1": ("w1", "a1"),
+
+@dataclass(frozen=True)
+class Format:
+    """Schemes of a matmul's operands (None: floats, which kernels round to `half`), and whether its
+    activations are rotated."""
+
+    weight: str
+    activation: str | None
+    half: Half = "f16"
+    rotated: bool = False
+
+
+# What the table calls a format.
+FORMATS = {
+    "W4A16": Format("w4", None),
+    "W8A8": Format("w8", "a8"),
+    "W4A8": Format("w4", "a8"),
+    "W2A8": Format("w2", "a8"),
+    "W1A8": Format("w1", "a8"),
+    "W4A4": Format("w4", "a4"),
+    "W2A2": Format("w2", "a2"),
+    "W1A1": Format("w1", "a1"),
+}
+
+# Formats that are checked and not timed: widths of several parts, zero points, bf16, rotation.
+OTHERS = {
+    "W3A8": Format("w3", "a8"),
+    "W5A8": Format("w5", "a8"),
+    "W6A16": Format("w6", None),
+    "W7A8": Format("w7", "a8"),
+    "W4A8-asym": Format("w4:g64:asym", "a8"),
+    "W2A4-asym": Format("w2:g64:asym", "a4"),
+    "W4A16-bf16": Format("w4", None, half="bf16"),
+    "W4A8-rotated": Format("w4", "a8", rotated=True),
 }
 
 
@@ -39,14 +64,18 @@ class Plan:
     )
     rows: tuple[int, ...] = (1, 4, 8, 16, 64, 256, 4096)
     formats: tuple[str, ...] = tuple(FORMATS)
+    others: tuple[str, ...] = tuple(OTHERS)  # checked for one row and for the most
+    other_shape: tuple[int, int] = (1024, 4096)
     following: int = 2
     max_kernels: int = 460
     check_rows: int = 261
     wide_n: int = 267
     narrow_n: int = 37
     turns: int = 8192
+    copy_bytes: int = 3 << 29  # 1.5 GiB, far beyond L2
     wgmma: bool = True
     assembled: bool = True  # cubins where there is a ptxas, else PTX
+    operators: bool = True
     minilm: bool = True
     decoder_layers: int = 4
     decoder_recipes: tuple[str, ...] = ("w4a8", "w2a8")
@@ -55,9 +84,15 @@ class Plan:
     max_bytes: int = 60_000_000
 
     def spec(self, format: str, n: int, k: int) -> MatmulSpec:
-        weight, activation = FORMATS[format]
-        scheme = parse_scheme(activation) if activation else None
-        return MatmulSpec(n, k, parse_scheme(weight), scheme)
+        wanted = (FORMATS | OTHERS)[format]
+        return MatmulSpec(
+            n,
+            k,
+            parse_scheme(wanted.weight),
+            parse_scheme(wanted.activation) if wanted.activation else None,
+            hadamard_block=hadamard.block_size(k) if wanted.rotated else 0,
+            half=wanted.half,
+        )
 
     def check_columns(self, k: int) -> int:
         return self.wide_n if k == self.shapes[0][0] else self.narrow_n

@@ -148,11 +148,13 @@ class Kit:
     specific: bool  # runs on exactly this capability
     date: str
     check_rows: int
+    copy_bytes: int
     kernels: dict[str, KernelImage]
     rates: list[RateJob]
     cases: list[CheckCase]
     table: list[TableJob]
     feeds: list[ModelFeed]
+    operators: list[ModelFeed]
     notes: list[str]  # what is missing and why, kernels that spill
 
     def image(self, name: str) -> bytes:
@@ -179,6 +181,7 @@ def read(folder: Path) -> Kit:
         data["cases"] = [CheckCase(**_with_launches(c)) for c in data["cases"]]
         data["table"] = [TableJob(**_with_launches(t)) for t in data["table"]]
         data["feeds"] = [ModelFeed(**f) for f in data["feeds"]]
+        data["operators"] = [ModelFeed(**f) for f in data["operators"]]
         return Kit(folder=folder, **data)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no kit: {error}", hint="build.py writes one") from error

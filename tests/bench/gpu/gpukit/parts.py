@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import baselines, check, machine, models, rates, table
+from . import baselines, check, machine, models, operators, rates, table
 from .device import KitDevice
 from .kit import Kit
 from .stand_in import resolve
@@ -35,5 +35,6 @@ PARTS = {
     "check": Part(check.names, check.measure, True),
     "table": Part(table.names, table.measure, True),
     "baselines": Part(baselines.names, baselines.measure, False),
+    "operators": Part(operators.names, operators.measure, False),
     "models": Part(models.names, models.measure, False, item_seconds=20.0),
 }

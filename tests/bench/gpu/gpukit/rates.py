@@ -11,7 +11,6 @@ from .kit import Kit, RateJob
 from .operands import hashed
 
 COPY_KERNEL, COPY_DRIVER = "copy by a kernel", "copy by the driver"
-COPY_BYTES = 3 << 29  # 1.5 GiB, far beyond L2
 COPY_BLOCK = 16384  # bytes that a block of the copying kernel copies: 256 threads x 4 x 16
 HALF_TOLERANCE = 1e-2
 
@@ -20,9 +19,9 @@ def names(kit: Kit) -> list[str]:
     return [COPY_KERNEL, COPY_DRIVER, *(job.name for job in kit.rates)]
 
 
-def measure(device: KitDevice, index: int, copy_bytes: int = COPY_BYTES) -> dict[str, Any]:
+def measure(device: KitDevice, index: int) -> dict[str, Any]:
     if index < 2:
-        return _copy(device, names(device.kit)[index], copy_bytes)
+        return _copy(device, names(device.kit)[index], device.kit.copy_bytes)
     job = device.kit.rates[index - 2]
     grid = job.blocks_per_sm * device.multiprocessors
     threads = device.kit.kernels[job.kernel].threads

@@ -80,13 +80,13 @@ def summary(kit: Kit, machine: dict[str, Any], records: Records) -> str:
     lines = _head(kit, machine, records, bars.judge(records), failed[:MOST_FAILURES])
     if len(failed) > MOST_FAILURES:
         lines += [f"- and {len(failed) - MOST_FAILURES} more"]
-    lines += _sections(records, ("rates", "check", "models"))
+    lines += _sections(records, ("rates", "check", "operators", "models"))
     return "\n".join([*lines, "", "All is in results.md and results.json."])
 
 
 def _markdown(kit: Kit, machine: dict[str, Any], records: Records, measured: list[bars.Bar]) -> str:
     lines = _head(kit, machine, records, measured, failures(records))
-    lines += _sections(records, ("rates", "check", "table", "models"))
+    lines += _sections(records, ("rates", "check", "operators", "table", "models"))
     return "\n".join(lines) + "\n"
 
 
@@ -121,6 +121,7 @@ def _sections(records: Records, names: tuple[str, ...]) -> list[str]:
     made: dict[str, tuple[str, Callable[[], list[str]]]] = {
         "rates": ("Rates", lambda: _rates(records["rates"])),
         "check": ("Checks", lambda: [_check(records["check"])]),
+        "operators": ("Operators", lambda: [_operators(records["operators"])]),
         "table": ("Matmuls", lambda: _table(records)),
         "models": ("Models", lambda: _models(records["models"])),
     }
@@ -173,6 +174,11 @@ def _check(items: list[Record]) -> str:
     good = [r for r in items if not r.get("error") and not r.get("wrong")]
     kernels = {name for r in good for name in r["kernels"]}
     return f"{len(good)} of {len(items)} cases agree, of {len(kernels)} kernels."
+
+
+def _operators(items: list[Record]) -> str:
+    good = [r for r in items if not r.get("error") and not r.get("wrong")]
+    return f"{len(good)} of {len(items)} runs agree, of {len({r['model'] for r in good})} models."
 
 
 def _table(records: Records) -> list[str]:

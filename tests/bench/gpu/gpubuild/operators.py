@@ -1,0 +1,192 @@
+"""Small models of the operators that have kernels of their own, and what numpy makes of them.
+
+`onnx.reference` computes in numpy; where a recipe quantizes, the CPU's artifact does.
+"""
+
+from __future__ import annotations
+
+import lzma
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import abqc
+import numpy as np
+import onnx
+from abqc.compiler.driver import compile_file
+from gpukit.kit import MODEL, ModelFeed
+from onnx.reference import ReferenceEvaluator
+from operator_graph import Feeds, Graph, integers, normal
+
+from .images import Progress
+
+FLOAT_SUMS = 1e-5  # of an output's range: f32 sums in another order
+BF16_PAIRS = 3e-5  # attention's products on tensor cores (docs/gpu.md)
+ONE_STEP = 4e-3  # a code that differs by one step, docs/numerics.md
+
+
+@dataclass(frozen=True)
+class Operators:
+    """A graph, the inputs of its runs, and how far it may be off."""
+
+    name: str
+    graph: Callable[[], Graph]
+    runs: Sequence[Feeds]
+    tolerance: float = FLOAT_SUMS
+    recipe: str = "none"
+
+
+def operator_feeds(target: str, folder: Path, progress: Progress) -> list[ModelFeed]:
+    """Write the models to `folder`/models; their runs."""
+    made = []
+    for operators in every():
+        progress(f"operators {operators.name}")
+        made += _write(operators, target, folder / "models" / f"operators-{operators.name}")
+    return made
+
+
+def _write(operators: Operators, target: str, place: Path) -> list[ModelFeed]:
+    place.mkdir(parents=True, exist_ok=True)
+    proto = operators.graph().build()
+    made = []
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch, "model.onnx")
+        onnx.save(proto, source)
+        gpu = compile_file(
+            source, quant=operators.recipe, target=target, output=Path(scratch, "gpu.so")
+        )
+        (place / MODEL).write_bytes(lzma.compress(gpu.read_bytes()))
+        names = [output.name for output in proto.graph.output]
+        for number, feeds in enumerate(operators.runs):
+            outputs = _expected(operators, proto, source, feeds)
+            stored = {f"in_{name}": array for name, array in feeds.items()}
+            stored |= {f"out_{name}": array for name, array in zip(names, outputs, strict=True)}
+            file = f"feed_{number}.npz"
+            np.savez_compressed(place / file, **stored)
+            sizes = " ".join("x".join(map(str, array.shape)) for array in feeds.values())
+            made.append(ModelFeed(place.name, sizes, file, operators.tolerance))
+    return made
+
+
+def _expected(
+    operators: Operators, proto: onnx.ModelProto, source: Path, feeds: Feeds
+) -> list[np.ndarray]:
+    if operators.recipe == "none":
+        return ReferenceEvaluator(proto).run(None, feeds)
+    with abqc.compile(source, quant=operators.recipe, output=source.with_name("cpu.so")) as cpu:
+        return cpu.run(feeds)
+
+
+# ---- the models ----
+
+
+def every() -> list[Operators]:
+    """One for each family of kernels."""
+    attention = [_heads(rows, keys) for rows, keys in ((1, 300), (6, 40), (70, 70))]
+    return [
+        Operators("attention", _attention, attention, BF16_PAIRS),
+        Operators("norms", _norms, [{"x": normal(3, 192)}, {"x": normal(70, 192)}]),
+        Operators(
+            "norm-packs",
+            _norm_packs,
+            [
+                {"x": normal(1, 256), "r": normal(1, 256)},
+                {"x": normal(20, 256), "r": normal(20, 256)},
+            ],
+            ONE_STEP,
+            "w4a8",
+        ),
+        Operators("lines", _lines, [{"x": normal(3, 50)}, {"x": normal(2, 3000)}]),
+        Operators("gathers", _gathers, [{"i": integers(7, low=0, high=40), "x": normal(5, 6, 8)}]),
+        Operators("scatters", _scatters, [_updates(9), _updates(200)]),
+    ]
+
+
+def _heads(rows: int, keys: int) -> Feeds:
+    return {
+        "q": normal(1, 4, rows, 32),
+        "k": normal(1, 4, keys, 32),
+        "v": normal(1, 4, keys, 32),
+        "mask": np.where(normal(1, 1, rows, keys) > 1, np.float32(-1e9), np.float32(0)),
+    }
+
+
+def _attention() -> Graph:
+    g = Graph(
+        q=("float32", 1, 4, "m", 32),
+        k=("float32", 1, 4, "t", 32),
+        v=("float32", 1, 4, "t", 32),
+        mask=("float32", 1, 1, "m", "t"),
+    )
+    scores = g("MatMul", "q", g("Transpose", "k", perm=[0, 1, 3, 2]))
+    masked = g("Add", g("Mul", scores, np.float32(32**-0.5)), "mask")
+    g("MatMul", g("Softmax", masked, axis=-1), "v")
+    return g
+
+
+def _norms() -> Graph:
+    g = Graph(x=("float32", "m", 192))
+    weight, bias = 1 + normal(192) / 8, normal(192)
+    g("LayerNormalization", "x", weight, bias, axis=-1)
+    square = g("ReduceMean", g("Mul", "x", "x"), axes=[-1])
+    root = g("Sqrt", g("Add", square, np.float32(1e-5)))
+    g("Mul", g("Div", "x", root), weight)
+    g("Softmax", "x", axis=-1)
+    return g
+
+
+def _norm_packs() -> Graph:
+    """A sum and its norm, packed for two products."""
+    g = Graph(x=("float32", "m", 256), r=("float32", "m", 256))
+    total = g("Add", "x", "r")
+    row = g("LayerNormalization", total, 1 + normal(256) / 8, normal(256), axis=-1)
+    g("MatMul", row, normal(256, 64))
+    g("MatMul", row, normal(256, 96))
+    g("Neg", total)
+    return g
+
+
+def _lines() -> Graph:
+    g = Graph(x=("float32", "n", "m"))
+    g("CumSum", "x", np.array(1))
+    g("CumSum", "x", np.array(0), reverse=1)
+    g("TopK", "x", np.array([5]), results=2, axis=1)
+    g("ArgMax", "x", axis=1)
+    g("ArgMin", "x", axis=1)
+    return g
+
+
+def _gathers() -> Graph:
+    """And copies: parts, turned and joined."""
+    g = Graph(i=("int64", "n"), x=("float32", "a", "b", 8))
+    g("Gather", normal(40, 24), "i", axis=0)
+    turned = g("Transpose", "x", perm=[2, 0, 1])
+    part = g("Slice", turned, *map(np.array, ([1], [8], [0], [2])))
+    g("Concat", part, turned, axis=0)
+    return g
+
+
+def _updates(count: int) -> Feeds:
+    return {
+        "x": normal(30, 8),
+        "i": integers(count, 8, low=0, high=30),
+        "u": normal(count, 8),
+        "p": np.random.RandomState(count).permutation(30)[: min(count, 30), None],
+        "w": normal(min(count, 30), 8),
+    }
+
+
+def _scatters() -> Graph:
+    g = Graph(
+        18,
+        x=("float32", 30, 8),
+        i=("int64", "n", 8),
+        u=("float32", "n", 8),
+        p=("int64", "k", 1),
+        w=("float32", "k", 8),
+    )
+    g("ScatterElements", "x", "i", "u", axis=0, reduction="add")
+    g("ScatterElements", "x", "i", "u", axis=0, reduction="max")
+    g("ScatterND", "x", "p", "w")
+    return g
