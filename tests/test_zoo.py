@@ -40,7 +40,7 @@ def found(entry: Entry) -> Path:
 def agrees(entry: Entry, quant: str) -> None:
     """Under a recipe nothing stays float but convolutions in groups, which have no such kernel."""
     outcome = try_model(entry, found(entry), quant, runs=2)
-    assert (outcome.state, outcome.why) == ("ok", "")
+    assert outcome.state in (("ok",) if quant == "none" else ("ok", "empty")), outcome.why
     assert quant == "none" or not [f for f in outcome.floats if "groups has no" not in f]
 
 

@@ -1,19 +1,16 @@
 """Run one compiled model beside onnxruntime at both of its sizes. `run.py` calls it as a child.
 
-    python tests/zoo/check.py NAME LIBRARY [RUNS]
+    python tests/zoo/check.py NAME LIBRARY QUANT RUNS
 
-prints one JSON object: {"runs": [{"sizes", "error", "cosine", "flips", "spread", "problem"}, ...]}.
-The library agrees if it agrees with onnxruntime, with its optimizations or without: these are
-`spread` apart, which for quantized models can be more than a step. A model of 16-bit floats may
-agree with itself in f32 instead: onnxruntime rounds after every operator, which on deep models
-moves its own results by more than the tolerance.
+prints one JSON object: {"runs": [...]}, each a Comparison. The library agrees if it agrees with
+onnxruntime, with its optimizations or without: these are `spread` apart, which for quantized
+models can be more than a step. A model of 16-bit floats may agree with itself in f32 instead.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,18 +25,23 @@ from abqc.errors import AbqcError
 from numpy.typing import NDArray
 from zoo.entry import Entry, sizes_of
 from zoo.feeds import make_feeds
-from zoo.halves import has_halves, in_f32
 from zoo.make import path_of
+from zoo.oracle import Oracle, Outputs
 from zoo.table import BY_NAME
 
 Array = NDArray[Any]
+COSINE = 0.9  # below this a quantized model is far from the float one
 
 
 @dataclass
 class Comparison:
     """One run. `error`: worst of the float outputs, of their range; `cosine`: their worst mean.
 
-    `flips`: the largest share of different elements of an integer output.
+    `flips`: the largest share of different elements of an integer output. `noise`: how far
+    onnxruntime's own answer moves with noise on the weights; 0 where the library is near enough
+    or the model has no codes. `recipe`: the cosine of the recipe's own rounding, done
+    by onnxruntime, and `reference` that of the library to it; None where `cosine` is high, or the
+    model has no such form.
     """
 
     sizes: dict[str, int]
@@ -47,69 +49,10 @@ class Comparison:
     cosine: float = 1.0
     flips: float = 0.0
     spread: float = 0.0
+    noise: float = 0.0
+    recipe: float | None = None
+    reference: float | None = None
     problem: str = ""
-
-
-class Oracle:
-    """onnxruntime on the CPU, twice: as it comes, and without its optimizations."""
-
-    def __init__(self, path: Path) -> None:
-        import onnxruntime
-
-        def session(level: str) -> Any:
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level = 4
-            options.intra_op_num_threads = 1
-            options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
-            return onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
-
-        self.sessions = [session("ORT_ENABLE_ALL")]
-        self.exact = self._in_f32(path)
-        try:
-            self.sessions.append(session("ORT_DISABLE_ALL"))
-        except Exception:  # some models run only fused: then there is no spread
-            self.sessions *= 2
-        self.names = [output.name for output in self.sessions[0].get_outputs()]
-
-    def _in_f32(self, path: Path) -> Any:
-        """A session of the model without 16-bit floats; None if it has none."""
-        import onnx
-        import onnxruntime
-
-        model = onnx.load(path)
-        if not has_halves(model):
-            return None
-        in_f32(model)
-        with tempfile.TemporaryDirectory() as scratch:
-            wide = Path(scratch) / "model.onnx"
-            onnx.save(model, wide, save_as_external_data=True, location="weights")
-            return onnxruntime.InferenceSession(str(wide), providers=["CPUExecutionProvider"])
-
-    def run_in_f32(self, feeds: dict[str, Array], like: dict[str, Array]) -> dict[str, Array]:
-        """The outputs of the model in f32, rounded to the types of those of `like`."""
-        wide = {n: a.astype(np.float32) if a.dtype.itemsize == 2 and a.dtype.kind in "fV" else a
-                for n, a in feeds.items()}  # fmt: skip
-        found = dict(zip(self.names, map(tensor, self.exact.run(None, wide)), strict=True))
-        return {name: array.astype(like[name].dtype) for name, array in found.items()}
-
-    def run(self, feeds: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
-        first, second = (
-            {
-                name: tensor(value)
-                for name, value in zip(self.names, session.run(None, feeds), strict=True)
-            }
-            for session in self.sessions
-        )
-        return first, second
-
-
-def tensor(value: Any) -> Array:
-    """An output as an array; a ZipMap's list of dictionaries as their values, which are f32."""
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return np.array([list(row.values()) for row in value], np.float32)
-    return np.asarray(value)
 
 
 def compare(
@@ -152,8 +95,8 @@ def narrowness(values: Array, span: float) -> float:
     return actual / span if 0 < actual < span else 1.0
 
 
-def check(entry: Entry, library: Path, runs: int = 2) -> list[Comparison]:
-    """Both runs of `entry`, its library loaded once."""
+def check(entry: Entry, library: Path, quant: str = "none", runs: int = 2) -> list[Comparison]:
+    """The runs of `entry`, its library loaded once."""
     path = path_of(entry)
     assert path is not None, f"{entry.name} is not in the cache"
     oracle = Oracle(path)
@@ -161,34 +104,84 @@ def check(entry: Entry, library: Path, runs: int = 2) -> list[Comparison]:
     taken = {spec.name for spec in model.inputs}
     results = []
     for sizes in sizes_of(entry)[:runs]:
-        result = Comparison(sizes)
         feeds = make_feeds(entry, path, sizes)
-        plain, unfused = oracle.run(feeds)
         try:
             outputs = model.run({name: array for name, array in feeds.items() if name in taken})
         except AbqcError as error:
-            result.problem = f"{type(error).__name__}: {error}"
-        else:
-            names = [spec.name for spec in model.outputs]
-            actual = dict(zip(names, outputs, strict=True))
-            compare(plain, actual, result, entry.span)
-            if result.error or result.flips:
-                other, spread = Comparison(sizes), Comparison(sizes)
-                compare(unfused, actual, other, entry.span)
-                compare(unfused, {name: plain[name] for name in names}, spread, entry.span)
-                result = min(result, other, key=lambda r: (bool(r.problem), r.flips, r.error))
-                result.spread = spread.error
-            if oracle.exact is not None and result.error and not result.problem:
-                exact = Comparison(sizes, spread=result.spread)
-                compare(oracle.run_in_f32(feeds, plain), actual, exact, entry.span)
-                result = min(result, exact, key=lambda r: (bool(r.problem), r.flips, r.error))
-        results.append(result)
+            problem = f"{type(error).__name__}: {error}"
+            results.append(Comparison(sizes, problem=problem))
+            continue
+        names = [spec.name for spec in model.outputs]
+        actual = dict(zip(names, outputs, strict=True))
+        judge = _Judge(entry, oracle, feeds, actual, sizes)
+        results.append(judge.float() if quant == "none" else judge.quantized(quant))
     return results
 
 
+@dataclass
+class _Judge:
+    """One run's outputs beside those of the oracle."""
+
+    entry: Entry
+    oracle: Oracle
+    feeds: Outputs
+    actual: Outputs
+    sizes: dict[str, int]
+
+    def float(self) -> Comparison:
+        """The nearest of the forms that a right answer may be near to, and the noise."""
+        plain = self.oracle.plain(self.feeds)
+        result = self._beside(plain)
+        if result.error or result.flips:
+            unfused = self.oracle.unfused(self.feeds)
+            spread = self._compared(unfused, {name: plain[name] for name in self.actual})
+            result = _nearer(result, self._beside(unfused))
+            wide = self.oracle.in_f32(self.feeds, plain)
+            if wide is not None and not result.problem:
+                result = _nearer(result, self._beside(wide))
+            result.spread = spread.error
+        if result.error > self.entry.tolerance and not result.problem:
+            result.noise = self._noise()
+        return result
+
+    def quantized(self, recipe: str) -> Comparison:
+        """Beside the float model; where it is far from it, beside the recipe's rounding too."""
+        plain = self.oracle.plain(self.feeds)
+        result = self._beside(plain)
+        if result.problem or result.cosine >= COSINE:
+            return result
+        rounded = self.oracle.by_recipe(recipe, self.feeds)
+        if rounded is not None:
+            kept = {name: rounded[name] for name in self.actual}
+            result.recipe = self._compared(plain, kept).cosine
+            result.reference = self._beside(rounded).cosine
+        result.noise = self._noise()
+        return result
+
+    def _noise(self) -> float:
+        unfused = self.oracle.unfused(self.feeds)
+        moved = (
+            self._compared(unfused, {name: noisy[name] for name in self.actual}).error
+            for noisy in self.oracle.with_noise(self.feeds)
+        )
+        return max(moved, default=0.0)
+
+    def _beside(self, expected: Outputs) -> Comparison:
+        return self._compared(expected, self.actual)
+
+    def _compared(self, expected: Outputs, actual: Outputs) -> Comparison:
+        result = Comparison(self.sizes)
+        compare(expected, actual, result, self.entry.span)
+        return result
+
+
+def _nearer(a: Comparison, b: Comparison) -> Comparison:
+    return min(a, b, key=lambda result: (bool(result.problem), result.flips, result.error))
+
+
 def main() -> None:
-    name, library, runs = (*sys.argv[1:], "2")[:3]
-    results = check(BY_NAME[name], Path(library), int(runs))
+    name, library, quant, runs = sys.argv[1:]
+    results = check(BY_NAME[name], Path(library), quant, int(runs))
     print(json.dumps({"runs": [asdict(result) for result in results]}))
 
 
