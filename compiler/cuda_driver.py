@@ -73,11 +73,15 @@ class Cuda:
         if status:
             raise AbqcError(f"{name} failed: {self._error_text(status)}")
 
-    def _function(self, name: str) -> Callable[..., int]:
+    def address(self, name: str) -> int:
+        """Of a function of the driver."""
         address = self._resolve(name)
         if not address:
             raise AbqcError(f"the CUDA driver has no {name}", hint="update the driver")
-        return ctypes.CFUNCTYPE(c_int)(address)
+        return address
+
+    def _function(self, name: str) -> Callable[..., int]:
+        return ctypes.CFUNCTYPE(c_int)(self.address(name))
 
     def _error_text(self, status: int) -> str:
         text = c_char_p()
@@ -165,7 +169,10 @@ class Cuda:
     def time_graph(self, launches: Sequence[Launch], repetitions: int) -> list[float]:
         """Seconds of `launches` as one CUDA graph, each time it ran; a first run is not counted."""
         self.call("cuCtxSynchronize")
-        graph = self._capture(launches)
+        return self.time_executable(self._capture(launches), repetitions)
+
+    def time_executable(self, graph: c_void_p, repetitions: int) -> list[float]:
+        """The same of an executable graph, which is then destroyed."""
         begin, end = self._event(), self._event()
         seconds = []
         for repetition in range(repetitions + 1):

@@ -31,12 +31,14 @@ from gpubuild.memory_kernels import memory_kernels
 from gpubuild.plan import Plan
 from gpubuild.rate_kernels import mma_rates
 from gpubuild.wgmma import wgmma_rates
-from gpukit import bars, check, rates, report, table, work
+from gpukit import bars, check, probes, rates, report, table, work
 from gpukit import kit as kits
 from gpukit.device import KitDevice
+from gpukit.kit import ProbeSizes
 from gpukit.operands import hashed
 from gpukit.parts import PARTS, Part
 
+SMALL_PROBES = ProbeSizes(1 << 14, turns=5, spins=3, clock_turns=7, wait_turns=3)
 TINY = Plan(
     shapes=((256, 40),),
     rows=(1, 20),
@@ -47,6 +49,7 @@ TINY = Plan(
     wide_n=37,
     turns=1,
     copy_bytes=1 << 15,
+    probe=SMALL_PROBES,
     wgmma=False,
     assembled=False,
     others=("W3A8", "W6A16", "W4A8-asym", "W4A16-bf16", "W4A8-rotated"),
@@ -143,6 +146,14 @@ def test_copies_and_rates(kit: kits.Kit, device: KitDevice):
         record = rates.measure(device, number)
         assert record.get("values_agree", True), name
         assert record.get("bytes_per_second", 0) or record["operations_per_second"] > 0
+
+
+def test_probes(kit: kits.Kit, device: KitDevice):
+    names = probes.names(kit)
+    records = [{"name": name} | probes.measure(device, i) for i, name in enumerate(names)]
+    assert [r["unit"] for r in records] == ["Hz", "s", "s", "B/s", "s", "s"]
+    assert all(r["cycles"] > 0 for r in records if "latency" in r["name"])
+    assert len(report._probes(records)) == 2 + len(records)
 
 
 @pytest.mark.parametrize("arch", [SM_80, SM_90A])
@@ -344,7 +355,7 @@ def test_a_run_does_every_item_once(kit: kits.Kit, tmp_path: Path, monkeypatch, 
     every = list(run.CHOICES)
     steps = run._steps(kit, every)
     assert [name for name, _ in steps] == [
-        *("rates", "check", "table", "baselines", "operators", "models"),
+        *("rates", "probes", "check", "table", "baselines", "operators", "models", "launches"),
         *("check", "table", "baselines"),
     ]
     assert run._run(kit, every, tmp_path, time.monotonic() + 60) == 1
@@ -352,7 +363,7 @@ def test_a_run_does_every_item_once(kit: kits.Kit, tmp_path: Path, monkeypatch, 
     assert set(records) == set(PARTS) - {run.MACHINE}
     for name, part in ((name, PARTS[name]) for name in records):
         assert [r["item"] for r in records[name]] == list(range(len(part.names(kit))))
-    assert len(list(tmp_path.iterdir())) <= 9
+    assert len(list(tmp_path.iterdir())) <= 12
     assert len(capsys.readouterr().out) < 12_000
 
 

@@ -13,13 +13,17 @@ sys.path.insert(0, str(Path(__file__).parent / "bench" / "gpu"))
 import build
 from gpubuild.plan import Plan
 from gpukit import kit as kits
-from gpukit import model_times, models
+from gpukit import launch_times, model_times, models
+from gpukit.device import KitDevice
+from gpukit.kit import ProbeSizes
+from kit_driver import KitDriver
 
 ONE_LAYER = Plan(
     shapes=((256, 40),),
     rows=(1,),
     formats=(),
     turns=1,
+    probe=ProbeSizes(1 << 14, turns=5, spins=3, clock_turns=7, wait_turns=3),
     wgmma=False,
     assembled=False,
     others=(),
@@ -43,6 +47,18 @@ def test_models_run_whole(tmp_path: Path):
         assert record["wrong"] == "" and record["device_seconds"] is None
         assert record["device_missing"] and bool(record["graph_runs"]) == record["graphs"]
     check_tensors_of_pytorch(kit)
+    check_launches(kit)
+
+
+def check_launches(kit: kits.Kit) -> None:
+    """Every launch of a step is listened to, in order."""
+    with KitDevice(kit, KitDriver().resolve) as device:
+        number = launch_times.names(kit).index("decoder-w4a8 step after 5")
+        record = launch_times.measure(device, number)
+    names = [name for name, _, _ in record["launches"]]
+    assert len(names) > 10 and "?" not in names and "probe_clock" not in names
+    assert any(name.startswith("attention") for name in names)
+    assert sum(count for count, _ in record["kernels"].values()) == len(names)
 
 
 def check_tensors_of_pytorch(kit: kits.Kit) -> None:

@@ -29,6 +29,7 @@ from gpubuild.memory_kernels import memory_kernels  # noqa: E402
 from gpubuild.models import model_feeds  # noqa: E402
 from gpubuild.operators import operator_feeds  # noqa: E402
 from gpubuild.plan import Plan  # noqa: E402
+from gpubuild.probes import probes  # noqa: E402
 from gpubuild.rate_kernels import mma_rates  # noqa: E402
 from gpubuild.wgmma import wgmma_rates  # noqa: E402
 from gpukit.kit import Kit, RateJob  # noqa: E402
@@ -59,6 +60,8 @@ def build(plan: Plan, target_name: str, folder: Path, progress: Progress) -> Kit
     images = Images(arch, folder, plan.assembled, progress)
     for kernel in memory_kernels():
         images.add(kernel)
+    for name, text, threads in probes(arch):
+        images.add_ptx(name, text, threads)
     rates, notes = _rates(plan, arch, images)
     progress("choosing schedules")
     chosen = select(plan, target)
@@ -78,6 +81,7 @@ def build(plan: Plan, target_name: str, folder: Path, progress: Progress) -> Kit
         datetime.now(UTC).isoformat(timespec="seconds"),
         plan.check_rows,
         plan.copy_bytes,
+        plan.probe,
         images.built,
         rates,
         cases,

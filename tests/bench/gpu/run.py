@@ -29,10 +29,10 @@ from gpukit.parts import PARTS, Record  # noqa: E402
 
 # What users name, and the parts it takes.
 CHOICES = {
-    "rates": ["rates"],
+    "rates": ["rates", "probes"],
     "check": ["check", "operators"],
     "table": ["table", "baselines"],
-    "models": ["models"],
+    "models": ["models", "launches"],
 }
 MACHINE = "machine"  # the part that comes before all others
 MINUTES = 9.0
@@ -91,9 +91,9 @@ def _steps(kit: kits.Kit, only: list[str]) -> list[tuple[str, int]]:
     checks before the times."""
     first = bars.first_items(kit)
     everything = {name: len(part.names(kit)) for name, part in PARTS.items()}
-    steps = [("rates", everything["rates"])]
+    steps = [(name, everything[name]) for name in ("rates", "probes")]
     steps += [(name, first[name]) for name in ("check", "table", "baselines")]
-    rest = ("operators", "models", "check", "table", "baselines")
+    rest = ("operators", "models", "launches", "check", "table", "baselines")
     steps += [(name, everything[name]) for name in rest]
     chosen = {part for choice in only for part in CHOICES[choice]}
     return [(name, end) for name, end in steps if name in chosen]

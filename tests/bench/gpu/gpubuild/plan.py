@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects import hadamard
 from abqc.dialects.formats import Half, parse_scheme
+from gpukit.kit import ProbeSizes
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Plan:
     narrow_n: int = 37
     turns: int = 8192
     copy_bytes: int = 3 << 29  # 1.5 GiB, far beyond L2
+    probe: ProbeSizes = field(default_factory=ProbeSizes)
     wgmma: bool = True
     assembled: bool = True  # cubins where there is a ptxas, else PTX
     operators: bool = True

@@ -11,6 +11,7 @@ import numpy as np
 from abqc.compiler.cuda_driver import L2_BYTES, Cuda, Launch, Resolve
 from abqc.errors import AbqcError
 
+from .graphs import instantiate
 from .kit import Kit, MatmulLaunches
 
 MULTIPROCESSORS = 16  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
@@ -45,6 +46,10 @@ class KitDevice(Cuda):
     @property
     def multiprocessors(self) -> int:
         return self.attribute(MULTIPROCESSORS)
+
+    @property
+    def l2_bytes(self) -> int:
+        return self.attribute(L2_BYTES)
 
     def launch_of(self, name: str, grid: int, *arguments: int) -> Launch:
         """A launch of a kernel of the kit."""
@@ -99,9 +104,20 @@ class KitDevice(Cuda):
         runs = self.time_graph(launches, max(FEWEST, min(MOST, wanted)))
         return statistics.median(runs), len(runs)
 
+    def time_nodes(self, launches: Sequence[Launch], *, chain: bool) -> list[float]:
+        """Seconds of a graph of these launches, one behind the other or side by side."""
+        return self.time_executable(instantiate(self, launches, chain=chain), MOST)
+
+    def clock(self) -> float | None:
+        """Cycles a second as they are now; None where the clock stands still."""
+        out = self.buffer("clock", 4096)
+        self.run(self.launch_of("probe_clock", 1, out, self.kit.probe.clock_turns))
+        cycles, nanoseconds = self.read(out, 16).view(np.uint64).tolist()
+        return 1e9 * cycles / nanoseconds if nanoseconds else None
+
     def copies(self, nbytes: int) -> int:
         """How many copies of a weight are together L2_TIMES as large as the L2 cache."""
-        return copies(nbytes, self.attribute(L2_BYTES))
+        return copies(nbytes, self.l2_bytes)
 
     def cold_seconds(
         self, nbytes: int, launches: Callable[[int], Sequence[Launch]]

@@ -139,6 +139,19 @@ class ModelFeed:
 
 
 @dataclass(frozen=True)
+class ProbeSizes:
+    """How much the probes do: bytes of memory (a power of two of lines of 128), dependent loads,
+    loads of a thread that keeps the memory busy, dependent adds to read the clock by, and adds that
+    take longer than to put a step of a model into a stream."""
+
+    bytes: int = 1 << 30
+    turns: int = 1000
+    spins: int = 8000
+    clock_turns: int = 20_000
+    wait_turns: int = 20_000_000
+
+
+@dataclass(frozen=True)
 class Kit:
     """Everything, as `kit.json` has it."""
 
@@ -149,6 +162,7 @@ class Kit:
     date: str
     check_rows: int
     copy_bytes: int
+    probe: ProbeSizes
     kernels: dict[str, KernelImage]
     rates: list[RateJob]
     cases: list[CheckCase]
@@ -177,6 +191,7 @@ def read(folder: Path) -> Kit:
             raise ValueError(f"its format is {found}")
         data["capability"] = tuple(data["capability"])
         data["kernels"] = {name: KernelImage(**k) for name, k in data["kernels"].items()}
+        data["probe"] = ProbeSizes(**data["probe"])
         data["rates"] = [RateJob(**{**r, "shape": tuple(r["shape"])}) for r in data["rates"]]
         data["cases"] = [CheckCase(**_with_launches(c)) for c in data["cases"]]
         data["table"] = [TableJob(**_with_launches(t)) for t in data["table"]]

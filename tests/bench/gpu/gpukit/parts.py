@@ -6,7 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import baselines, check, machine, models, operators, rates, table
+from . import (
+    baselines,
+    check,
+    launch_times,
+    machine,
+    models,
+    operators,
+    probes,
+    rates,
+    table,
+)
 from .device import KitDevice
 from .kit import Kit
 from .stand_in import resolve
@@ -31,10 +41,12 @@ class Part:
 
 PARTS = {
     "machine": Part(machine.names, machine.measure, False),
+    "probes": Part(probes.names, probes.measure, True),
     "rates": Part(rates.names, rates.measure, True),
     "check": Part(check.names, check.measure, True),
     "table": Part(table.names, table.measure, True),
     "baselines": Part(baselines.names, baselines.measure, False),
     "operators": Part(operators.names, operators.measure, False),
     "models": Part(models.names, models.measure, False, item_seconds=20.0),
+    "launches": Part(launch_times.names, launch_times.measure, True, item_seconds=20.0),
 }

@@ -31,6 +31,7 @@ def measure(device: KitDevice, index: int) -> dict[str, Any]:
     return {
         "family": job.family,
         "seconds": seconds,
+        "clock": device.clock(),
         "repetitions": runs,
         "operations_per_second": job.operations * job.turns * grid / seconds,
         **({"values_agree": agrees(device, job)} if job.name.startswith("wgmma") else {}),

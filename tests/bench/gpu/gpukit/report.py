@@ -18,6 +18,7 @@ from .work import NOT_TRIED
 
 Records = dict[str, list[Record]]
 MOST_FAILURES = 20  # in the summary
+SECTIONS = ("rates", "probes", "check", "operators", "table", "models", "launches")
 
 
 def failures(records: Records) -> list[str]:
@@ -80,13 +81,13 @@ def summary(kit: Kit, machine: dict[str, Any], records: Records) -> str:
     lines = _head(kit, machine, records, bars.judge(records), failed[:MOST_FAILURES])
     if len(failed) > MOST_FAILURES:
         lines += [f"- and {len(failed) - MOST_FAILURES} more"]
-    lines += _sections(records, ("rates", "check", "operators", "models"))
+    lines += _sections(records, ("rates", "probes", "check", "operators", "models"))
     return "\n".join([*lines, "", "All is in results.md and results.json."])
 
 
 def _markdown(kit: Kit, machine: dict[str, Any], records: Records, measured: list[bars.Bar]) -> str:
     lines = _head(kit, machine, records, measured, failures(records))
-    lines += _sections(records, ("rates", "check", "operators", "table", "models"))
+    lines += _sections(records, (*SECTIONS,))
     return "\n".join(lines) + "\n"
 
 
@@ -121,6 +122,8 @@ def _sections(records: Records, names: tuple[str, ...]) -> list[str]:
     made: dict[str, tuple[str, Callable[[], list[str]]]] = {
         "rates": ("Rates", lambda: _rates(records["rates"])),
         "check": ("Checks", lambda: [_check(records["check"])]),
+        "probes": ("The GPU", lambda: _probes(records["probes"])),
+        "launches": ("Launches", lambda: _launches(records["launches"])),
         "operators": ("Operators", lambda: [_operators(records["operators"])]),
         "table": ("Matmuls", lambda: _table(records)),
         "models": ("Models", lambda: _models(records["models"])),
@@ -174,6 +177,30 @@ def _check(items: list[Record]) -> str:
     good = [r for r in items if not r.get("error") and not r.get("wrong")]
     kernels = {name for r in good for name in r["kernels"]}
     return f"{len(good)} of {len(items)} cases agree, of {len(kernels)} kernels."
+
+
+_UNITS = {"Hz": (1e-9, "GHz"), "s": (1e6, "us"), "B/s": (1e-12, "TB/s")}
+
+
+def _probes(items: list[Record]) -> list[str]:
+    lines = []
+    for r in items:
+        if "error" not in r:
+            scale, unit = _UNITS[r["unit"]]
+            lines.append([r["name"], _number(r["value"], scale, 3), unit])
+    return _rows(["what", "measured", ""], lines)
+
+
+def _launches(items: list[Record]) -> list[str]:
+    """Of each run the kernels, those that take longest first."""
+    rows = []
+    for r in items:
+        for name, (count, seconds) in sorted(
+            r.get("kernels", {}).items(), key=lambda entry: -entry[1][1]
+        ):
+            share = f"{100 * seconds / r['seconds']:.0f} %" if r["seconds"] else "-"
+            rows.append([r["name"], name, str(count), _number(seconds, 1e6, 1), share])
+    return _rows(["run", "kernel", "launches", "us", "of all"], rows)
 
 
 def _operators(items: list[Record]) -> str:

@@ -47,6 +47,7 @@ def measure(device: KitDevice, index: int) -> dict[str, Any]:
         "pack_seconds": pack,
         "matmul_seconds": seconds,
         "total_seconds": total,
+        "clock": device.clock(),
         "repetitions": repetitions,
         "weight_bytes_per_second": f["weight_bytes"] / seconds,
         "operations_per_second": {
