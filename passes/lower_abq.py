@@ -22,10 +22,11 @@ from .lower_norm import lower_norm, lower_norm_pack, lower_softmax
 from .lower_scan import lower_scan
 from .lower_scatter import lower_scatter
 from .lower_top_k import lower_top_k
-from .lowering import Lowering, by_rows, ceil_div, contiguous, product
+from .lowering import Lowering, by_rows, ceil_div, contiguous, dynamic, product
 from .non_max_suppression_loops import non_max_suppression_loops
 from .resolve_dims import dimension_or_query, index
 from .scatter_loops import scatter_loops
+from .slices import dynamic_size, is_beginning, static_sizes
 from .top_k_loops import top_k_loops
 
 
@@ -194,15 +195,38 @@ def _matrices(low: Lowering, value: ir.Value, packed: ir.Value) -> tuple[ir.Valu
     return buffer, strides[1]
 
 
+def _buffer_of(value: ir.Value) -> ir.Value | None:
+    """The buffer of a tensor: one of its own, or the beginning of another one's."""
+    made = defining_op(value)
+    if made is None:
+        return None
+    if made.name == "bufferization.to_tensor":
+        return made.operands[0]
+    shape = abq.shape(value)
+    if made.name != "tensor.extract_slice" or len(static_sizes(made)) != len(shape):
+        return None
+    whole = _buffer_of(made.operands[0])
+    if whole is None or not all(is_beginning(made, axis) for axis in range(len(shape))):
+        return None
+    type_ = ir.MemRefType(whole.type)
+    if not isinstance(type_.layout, ir.StridedLayoutAttr):
+        return None
+    dynamic = [dynamic_size(made, i) for i, size in enumerate(shape) if size == abq.DYNAMIC]
+    return memref.SubViewOp(
+        ir.MemRefType.get(shape, type_.element_type, type_.layout), whole, [], dynamic, [],
+        [0] * len(shape), shape, [1] * len(shape),
+    ).result  # fmt: skip
+
+
 def _cache_behind(value: ir.Value) -> ir.Value | None:
-    """The strided buffer [B, H, T, D] that `value`, [B * H, T, D], is a view of."""
+    """The strided buffer [B, H, T, D], or the first T rows of one, that `value`, [B * H, T, D],
+    is a view of."""
     collapse = defining_op(value)
     if collapse is None or collapse.name != "tensor.collapse_shape":
         return None
-    made = defining_op(collapse.operands[0])
-    if made is None or made.name != "bufferization.to_tensor":
+    cache = _buffer_of(collapse.operands[0])
+    if cache is None:
         return None
-    cache = made.operands[0]
     type_ = ir.MemRefType(cache.type)
     groups = [len(ir.ArrayAttr(g)) for g in ir.ArrayAttr(collapse.attributes["reassociation"])]
     strided = isinstance(type_.layout, ir.StridedLayoutAttr)
@@ -236,11 +260,11 @@ def _append(low: Lowering, op: ir.Operation) -> None:
     shape, element = list(type_.shape), type_.element_type
     strides = [ir.ShapedType.get_dynamic_stride_or_offset()] * (type_.rank - 1) + [1]
     layout = ir.StridedLayoutAttr.get(0, strides)
-    dynamic = [abq.DYNAMIC] * type_.rank
-    result = ir.MemRefType.get(dynamic, element, layout)
+    any_sizes = [abq.DYNAMIC] * type_.rank
+    result = ir.MemRefType.get(any_sizes, element, layout)
     every_stride = [ir.ShapedType.get_dynamic_stride_or_offset()] * type_.rank
     anywhere = ir.StridedLayoutAttr.get(0, every_stride)
-    flexible = ir.MemRefType.get(dynamic, element, anywhere)
+    flexible = ir.MemRefType.get(any_sizes, element, anywhere)
     x = memref.CastOp(flexible, _appended(op.operands[0])).result
     i32 = ir.IntegerType.get_signless(32)
     numbers = [
@@ -251,7 +275,7 @@ def _append(low: Lowering, op: ir.Operation) -> None:
     name = f"{APPEND}{element}.{type_.rank}"
     if op.opview.begins is not None:
         name = f"{UPDATE}{element}.{type_.rank}"
-        arguments += [low.buffer(op.opview.begins), op.opview.capacity]
+        arguments += [dynamic(low.buffer(op.opview.begins)), op.opview.capacity]
     declare(low.module, name, [argument.type for argument in arguments], [result])
     call = func.CallOp([result], ir.FlatSymbolRefAttr.get(name), arguments)
     grown = call.results[0]

@@ -7,6 +7,7 @@ from pathlib import Path
 import abqc
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from abqc.errors import InputError
 from abqc.runtime.model import Model
@@ -115,6 +116,62 @@ def test_batches_that_differ_are_refused(model: Model) -> None:
     inputs["begins"] = inputs["begins"][:1]
     with pytest.raises(InputError):
         model.run(inputs)
+
+
+QUERY_HEADS, CAPACITY = 4, 24
+
+
+def grouped_queries(dtype: type) -> onnx.ModelProto:
+    """onnxruntime's operator, whose past and present are one buffer of `capacity` rows."""
+    kind = TYPES[dtype]
+    names = ["query", "key", "value", "past_key", "past_value", "seqlens_k", "total"]
+    widths = {"query": QUERY_HEADS * WIDTH, "key": HEADS * WIDTH, "value": HEADS * WIDTH}
+    cache = ["b", HEADS, "capacity", WIDTH]
+    node = helper.make_node(
+        "GroupQueryAttention", names, ["y", "present_key", "present_value"],
+        domain="com.microsoft", num_heads=QUERY_HEADS, kv_num_heads=HEADS,
+    )  # fmt: skip
+    inputs = [helper.make_tensor_value_info(n, kind, ["b", "s", w]) for n, w in widths.items()]
+    inputs += [helper.make_tensor_value_info(n, kind, cache) for n in names[3:5]]
+    inputs += [helper.make_tensor_value_info("seqlens_k", TensorProto.INT32, ["b"])]
+    inputs += [helper.make_tensor_value_info("total", TensorProto.INT32, [1])]
+    outputs = [helper.make_tensor_value_info("y", kind, ["b", "s", QUERY_HEADS * WIDTH])]
+    outputs += [
+        helper.make_tensor_value_info(f"present_{n}", kind, cache) for n in ("key", "value")
+    ]
+    graph = helper.make_graph([node], "g", inputs, outputs)
+    domains = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=domains, ir_version=8)
+
+
+@pytest.mark.parametrize("dtype", list(TYPES), ids=lambda t: np.dtype(t).name)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_past_and_present_of_grouped_queries_share_a_buffer(
+    tmp_path: Path, dtype: type, batch: int
+) -> None:
+    onnx.save(grouped_queries(dtype), tmp_path / "model.onnx")
+    onnx.save(grouped_queries(np.float32), tmp_path / "f32.onnx")
+    model = abqc.compile(tmp_path / "model.onnx", output=tmp_path / "model.so")
+    oracle = onnxruntime.InferenceSession(tmp_path / "f32.onnx")
+    rng = np.random.default_rng(batch)
+    caches = {n: np.zeros((batch, HEADS, CAPACITY, WIDTH), dtype) for n in ("key", "value")}
+    have = np.zeros(batch, np.int64)
+    for rows in (5, 1, 1):  # a prompt, then tokens
+        widths = {"query": QUERY_HEADS, "key": HEADS, "value": HEADS}
+        inputs = {
+            n: rng.standard_normal((batch, rows, w * WIDTH)).astype(dtype)
+            for n, w in widths.items()
+        }
+        have += rows
+        inputs |= {f"past_{n}": cache for n, cache in caches.items()}
+        inputs["seqlens_k"] = (have - 1).astype(np.int32)
+        inputs["total"] = have.max(keepdims=True).astype(np.int32)
+        wide = {n: a.astype(np.float32) if a.dtype.kind == "f" else a for n, a in inputs.items()}
+        wanted = oracle.run(None, wide)
+        y = model.run(inputs, outputs={f"present_{n}": cache for n, cache in caches.items()})[0]
+        assert np.abs(y - wanted[0]).max() < (1e-5 if dtype is np.float32 else 5e-3)
+        for cache, grown in zip(caches.values(), wanted[1:], strict=True):
+            assert np.array_equal(cache, grown)
 
 
 def test_a_gpu_gives_the_same(tmp_path: Path) -> None:

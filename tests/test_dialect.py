@@ -168,7 +168,8 @@ TWICE = """func.func @main(%x: tensor<?x24xf32>) -> tensor<?x24xf32> {
   %a = "abq.hadamard"(%x) {block = 12 : i64} : (tensor<?x24xf32>) -> tensor<?x24xf32>
   %b = "abq.hadamard"(%x) {block = 12 : i64} : (tensor<?x24xf32>) -> tensor<?x24xf32>
   %s = arith.addf %a, %b : tensor<?x24xf32>
-  %kept = "abq.append"(%s) {input = 0 : i64, output = 0 : i64, axis = 0 : i64}
+  %kept = "abq.append"(%s) {input = 0 : i64, output = 0 : i64, axis = 0 : i64,
+      operandSegmentSizes = array<i32: 1, 0, 0>}
       : (tensor<?x24xf32>) -> tensor<?x24xf32>
   return %s : tensor<?x24xf32>
 }"""

@@ -14,7 +14,8 @@ MATMUL = """func.func @main(%x: tensor<?x256xf32>) -> tensor<?x5xf32> {
   return %y : tensor<?x5xf32>
 }"""
 APPEND = """func.func @main(%x: tensor<1x2x?x4xf32>) {
-  %y = "abq.append"(%x) {input = 0 : i64, output = 3 : i64, axis = 2 : i64}
+  %y = "abq.append"(%x) {input = 0 : i64, output = 3 : i64, axis = 2 : i64,
+      operandSegmentSizes = array<i32: 1, 0, 0>}
       : (tensor<1x2x?x4xf32>) -> tensor<1x2x?x4xf32>
   return
 }"""
