@@ -5,6 +5,7 @@
 #   make test-all    all tests
 #   make lint        ruff and mypy
 #   make conformance onnx's own tests, in three forms: docs/conformance.md
+#   make zoo         the models of the zoo in float, w8a8 and w4a8: docs/zoo.md
 #   make operators   what becomes of each operator: docs/operators.md
 #   make bench       the figures of docs/benchmarks.md
 
@@ -22,7 +23,7 @@ PARALLEL ?= -n auto --dist loadfile
 CONFORMANCE := build/conformance.jsonl
 PEER ?=
 
-.PHONY: demo test test-all conformance operators lint bench clean
+.PHONY: demo test test-all conformance zoo operators lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -45,6 +46,16 @@ conformance: $(VENV)/.installed
 	-$(BIN)/python tests/conformance/run.py --results $(CONFORMANCE) \
 	    --variant plain --variant constants --variant symbolic
 	$(BIN)/python tests/conformance/report.py $(CONFORMANCE) $(PEER) --output docs/conformance.md
+
+# Models of PyTorch and scikit-learn are made only where their libraries are: tests/zoo/make.py.
+zoo: $(VENV)/.installed
+	mkdir -p build
+	-$(BIN)/python tests/zoo/make.py
+	for quant in none w8a8 w4a8; do \
+	    $(BIN)/python tests/zoo/run.py --quant $$quant --json build/zoo-$$quant.jsonl --missing \
+	        || exit 1; \
+	done
+	$(BIN)/python tests/zoo/report.py build/zoo-*.jsonl --output docs/zoo.md
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ from zoo.quantized import NotExpressible, quantized
 Array = NDArray[Any]
 Outputs = dict[str, Array]
 
-DRAWS = 3  # of noise
+DRAWS = 12  # of noise
 
 
 class Oracle:
@@ -44,12 +44,7 @@ class Oracle:
         """
         if not has_halves(self._model):
             return None
-        wide = {n: a.astype(np.float32) if a.dtype.itemsize == 2 and a.dtype.kind in "fV" else a
-                for n, a in feeds.items()}  # fmt: skip
-        model = onnx.ModelProto()
-        model.CopyFrom(self._model)
-        in_f32(model)
-        found = run(session_of(model, "ORT_ENABLE_ALL"), wide)
+        found = run(session_of(self._wide, "ORT_ENABLE_ALL"), widened(feeds))
         return {name: array.astype(like[name].dtype) for name, array in found.items()}
 
     def with_noise(self, feeds: Outputs) -> list[Outputs]:
@@ -62,16 +57,29 @@ class Oracle:
         ]
 
     def by_recipe(self, recipe: str, feeds: Outputs) -> Outputs | None:
-        """The float model with the recipe's rounding written into it; None where it has no form."""
+        """The model, in f32, with the recipe's rounding written in; None where it has no form."""
         try:
-            rounded = quantized(self._model, parse_recipe(recipe))
+            rounded = quantized(self._wide, parse_recipe(recipe))
         except NotExpressible:
             return None
-        return run(session_of(rounded, "ORT_DISABLE_ALL"), feeds)
+        found = run(session_of(rounded, "ORT_DISABLE_ALL"), widened(feeds))
+        types = {output.name: output.type for output in self._plain.get_outputs()}
+        return {
+            name: array.astype(np.float16) if types[name] == "tensor(float16)" else array
+            for name, array in found.items()
+        }
 
     @cached_property
     def _model(self) -> onnx.ModelProto:
         return onnx.load(self._path)
+
+    @property
+    def _wide(self) -> onnx.ModelProto:
+        """A copy in f32."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
+        in_f32(model)
+        return model
 
     @cached_property
     def _unfused(self) -> Any:
@@ -102,6 +110,16 @@ def session_of(model: onnx.ModelProto, level: str) -> Any:
 def run(loaded: Any, feeds: Outputs) -> Outputs:
     names = [output.name for output in loaded.get_outputs()]
     return dict(zip(names, map(tensor, loaded.run(None, feeds)), strict=True))
+
+
+def widened(feeds: Outputs) -> Outputs:
+    """16-bit floats as f32."""
+    return {
+        name: array.astype(np.float32)
+        if array.dtype.itemsize == 2 and array.dtype.kind in "fV"
+        else array
+        for name, array in feeds.items()
+    }
 
 
 def tensor(value: Any) -> Array:

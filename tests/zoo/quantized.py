@@ -6,8 +6,8 @@ of its own): a library that is far from the float model is right where this mode
 
 Weights become what their codes stand for. An activation x becomes s * (q - z) of docs/numerics.md,
 by ReduceMax, ReduceMin, Div and Round. Rewritten are MatMul and Gemm with a constant matrix, Conv
-in one group, Gather from a constant table, and MatMulNBits. Where the model has codes of no more
-bits than the recipe asks for, they stay; else both factors are encoded anew, from the floats.
+in one group, Gather from a constant table, MatMulNBits and MatMulInteger. Codes of no more bits
+than the recipe asks for stay, of weights and of activations; others are encoded anew.
 """
 
 from __future__ import annotations
@@ -121,26 +121,33 @@ class _Rewriter:
         return self._constants.has_codes(weight) and scheme.bits >= CODES
 
     def _integer_product(self, node: onnx.NodeProto) -> None:
-        """A MatMulInteger behind DynamicQuantizeLinear, which divided its activation by `s`.
-
-        Its sums are scaled by s and the weight's scale behind it, so that they become sums of
-        x / s and of the weight in steps of its scale.
-        """
+        """A MatMulInteger, whose sums are scaled behind it: the weight in steps of its scale."""
         recipe = self._resolve(node, "matmul")
-        maker = self._constants.maker(node.input[0])
         if recipe.weight is None or recipe.weight.bits >= CODES:
             return
-        if maker is None or maker.op_type != "DynamicQuantizeLinear":
-            raise NotExpressible(f"activations of codes at '{node.name}'")
-        codes, zero = (self._constants.value(name) for name in (node.input[1], node.input[3]))
+        if recipe.activation is None or recipe.activation.bits < CODES:
+            raise NotExpressible(f"activations of other codes at '{node.name}'")
+        zeros = [*node.input[2:], "", ""]
+        codes = self._constants.value(node.input[1])
+        zero = self._constants.value(zeros[1])
         if codes is None or codes.ndim != 2:
             return
         steps = codes.astype(np.float32) - (0 if zero is None else zero.astype(np.float32))
         decoded = quantize_weight(np.ascontiguousarray(steps.T), recipe.weight).dequantize().T
-        rounded = self._activation(maker.input[0], recipe.activation, [-1])
-        in_steps = f"{PREFIX}{node.output[0]}/steps"
-        self._nodes.append(helper.make_node("Div", [rounded, maker.output[1]], [in_steps]))
-        self._become_matmul(node, in_steps, decoded)
+        self._become_matmul(node, self._in_steps(node.input[0], zeros[0]), decoded)
+
+    def _in_steps(self, codes: str, zero: str) -> str:
+        """The name of the floats `codes - zero`; both are integers of 8 bits."""
+        floats = []
+        for name in filter(None, (codes, zero)):
+            floats.append(f"{PREFIX}{len(self._nodes)}/{name}")
+            cast = helper.make_node("Cast", [name], floats[-1:], to=onnx.TensorProto.FLOAT)
+            self._nodes.append(cast)
+        if len(floats) == 1:
+            return floats[0]
+        steps = f"{PREFIX}{len(self._nodes)}/steps"
+        self._nodes.append(helper.make_node("Sub", floats, [steps]))
+        return steps
 
     def _packed_product(self, node: onnx.NodeProto) -> None:
         """A MatMulNBits without bias, `g_idx` or zero points of floats."""
@@ -191,6 +198,8 @@ class _Rewriter:
             return x
         if scheme.symmetric or scheme.granularity not in ("token", "image"):
             raise NotExpressible(f"activations {scheme.text}")
+        if scheme.bits >= CODES and self._constants.before_codes(x) != x:
+            return x  # the model's own codes stay
         x = self._constants.before_codes(x)
         key = (x, f"{scheme.bits}/{axes}")
         if key not in self._rounded:
@@ -239,9 +248,6 @@ class _Constants:
             name = maker.input[0]
             maker = self._makers.get(name)
         return name
-
-    def maker(self, name: str) -> onnx.NodeProto | None:
-        return self._makers.get(name)
 
     def has_codes(self, name: str) -> bool:
         """Whether the model has the constant as codes."""
