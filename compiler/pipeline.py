@@ -51,6 +51,7 @@ LOWER = (
     "function-boundary-type-conversion=identity-layout-map buffer-alignment=64 "
     "allow-return-allocs-from-loops=1}",
     "func.func(canonicalize)",
+    "forward-copies",
     "func.func(linalg-generalize-named-ops)",
     "guard-indices",
     "guard-divisions",

@@ -39,6 +39,7 @@ PASS_FILES = (
     "externalize_constants",
     "fill_constants",
     "fold_transposes",
+    "forward_copies",
     "fuse_attention",
     "fuse_bias",
     "fuse_concat",

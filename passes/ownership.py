@@ -138,7 +138,7 @@ def last_use(value: ir.Value) -> ir.Operation | None:
     block = _block_of(value)
     last = defining_op(value)
     for op, _ in uses(value):
-        outer = _in_block(op, block)
+        outer = in_block(op, block)
         if last is None or last.is_before_in_block(outer):
             last = outer
     return last
@@ -162,7 +162,7 @@ def _block_of(value: ir.Value) -> ir.Block:
     return owner if isinstance(owner, ir.Block) else owner.operation.block
 
 
-def _in_block(op: ir.Operation, block: ir.Block) -> ir.Operation:
+def in_block(op: ir.Operation, block: ir.Block) -> ir.Operation:
     """The ancestor of `op` that stands in `block`."""
     while op.block != block:
         op = op.block.owner.operation
