@@ -44,7 +44,7 @@ def filled_up(b: Builder, past: Value, new: Value, before: Dim) -> Value:
     """A buffer with new rows behind the first `before` ones, the same number for all samples."""
     total = before + new.dims[2]
     fits = symbolic.negated(symbolic.is_less(past.dims[2], total))
-    b.require(fits, f"the cache {past} has no room for all {total} rows")
+    b.require(fits, f"the cache {past} has no room for the new rows {new}")
     b.require(symbolic.negated(symbolic.is_less(before, ZERO)), "a past has a negative length")
     begin = b.scalar(before).cast(I64)
     lengths = Value(I64, new.dims[:1], ssa=b.full(I64, new.dims[:1], begin))
