@@ -7,7 +7,7 @@ thing that shall go wrong, with the part of the run in which it does:
     hangs        a launch of the kernel that HANGS names does not return
     lost         a launch of the kernel that LOST names loses the context
     lies         the kernel that LIES names leaves one byte of its output wrong
-    no graphs    `models` gets no graph instantiated
+    no graphs    `models` and `operators` get no graph instantiated
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class KitDriver(PtxDriver):
     def _intercept(self, name: str, arguments: Sequence[Any]) -> int | None:
         if self._is_lost and name != "cuGetErrorName":
             return ILLEGAL_ADDRESS
-        if name == "cuGraphInstantiateWithFlags" and self.part == "models":
+        if name == "cuGraphInstantiateWithFlags" and self.part in ("models", "operators"):
             return NOT_SUPPORTED if "no graphs" in self.faults else None
         if name == "cuLaunchKernel":
             return self._launch(self._get(arguments[0])[0])

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,12 +27,13 @@ from kit_driver import KitDriver
 sys.path.insert(0, str(Path(__file__).parent / "bench" / "gpu"))
 import build
 import run
+from gpubuild.images import Images
 from gpubuild.matmuls import select
 from gpubuild.memory_kernels import memory_kernels
 from gpubuild.plan import Plan
 from gpubuild.rate_kernels import mma_rates
 from gpubuild.wgmma import wgmma_rates
-from gpukit import bars, check, probes, rates, report, table, work
+from gpukit import bars, check, probes, rates, report, sanitizer, table, work
 from gpukit import kit as kits
 from gpukit.device import KitDevice
 from gpukit.kit import ProbeSizes
@@ -54,7 +56,7 @@ TINY = Plan(
     assembled=False,
     others=("W3A8", "W6A16", "W4A8-asym", "W4A16-bf16", "W4A8-rotated"),
     other_shape=(256, 40),
-    operators=False,
+    operators=(),
     minilm=False,
     decoder_layers=0,
 )
@@ -356,14 +358,14 @@ def test_a_run_does_every_item_once(kit: kits.Kit, tmp_path: Path, monkeypatch, 
     steps = run._steps(kit, every)
     assert [name for name, _ in steps] == [
         *("rates", "probes", "check", "table", "baselines", "operators", "models", "launches"),
-        *("check", "table", "baselines"),
+        *("check", "table", "baselines", "sanitizer"),
     ]
     assert run._run(kit, every, tmp_path, time.monotonic() + 60) == 1
     records = json.loads((tmp_path / "results.json").read_text())["records"]
     assert set(records) == set(PARTS) - {run.MACHINE}
     for name, part in ((name, PARTS[name]) for name in records):
         assert [r["item"] for r in records[name]] == list(range(len(part.names(kit))))
-    assert len(list(tmp_path.iterdir())) <= 12
+    assert len(list(tmp_path.iterdir())) <= 13
     assert len(capsys.readouterr().out) < 12_000
 
 
@@ -393,6 +395,47 @@ def test_another_gpu_is_refused(kit: kits.Kit):
     driver = KitDriver((8, 0))
     with pytest.raises(AbqcError, match=r"has compute capability 8\.0"):
         KitDevice(kit, driver.resolve)
+
+
+@pytest.mark.skipif(find_tool("ptxas") is None, reason="no ptxas")
+def test_a_driver_that_reads_no_cubin_gets_ptx(kit: kits.Kit, tmp_path: Path):
+    images = Images(SM_90A, tmp_path, True, lambda text: None)
+    (copy, fill, _) = memory_kernels()
+    images.add(fill), images.add(copy)
+    first = len(zlib.compress(compile_kernel(SM_90A, fill).text.encode() + b"\0", 9))
+    kernels = images.with_ptx(first)
+    assert [kernels[k.name].ptx for k in (fill, copy)] == [True, False]
+    mixed = kits.Kit(**{**vars(kit), "folder": tmp_path, "kernels": kernels})
+    with KitDevice(mixed, KitDriver().resolve) as device:  # a machine that reads PTX alone
+        device.buffer("x", 100, "fill_bytes")
+        assert device.from_ptx == {"fill_bytes"}
+        with pytest.raises(AbqcError, match="CUDA_ERROR_NO_BINARY_FOR_GPU"):
+            device.launch_of("copy_16", 1)
+
+
+SANITIZER = """\
+#!/bin/sh
+echo "========= COMPUTE-SANITIZER"
+echo "========= Invalid __global__ read of size 4 bytes"
+[ "$2" = racecheck ] && exit 9
+exit 0
+"""
+
+
+def test_a_sample_goes_through_compute_sanitizer(kit: kits.Kit, tmp_path: Path, monkeypatch):
+    names = sanitizer.names(kit)
+    strategies = {case.strategy for _, case in sanitizer.sample(kit)}
+    assert len(strategies) > 2 and len(names) <= 3 * 2 * len(strategies)
+    monkeypatch.setattr(sanitizer, "PLACES", ())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert sanitizer.measure(kit, 0) == {"missing": "compute-sanitizer is not installed"}
+    program = tmp_path / sanitizer.PROGRAM
+    program.write_text(SANITIZER)
+    program.chmod(0o755)
+    each = len(names) // 3
+    assert sanitizer.measure(kit, 0)["wrong"] == ""
+    found = sanitizer.measure(kit, each)["wrong"]
+    assert found == "status 9: Invalid __global__ read of size 4 bytes"
 
 
 def test_what_cannot_be_built(tmp_path: Path):

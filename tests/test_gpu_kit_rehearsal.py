@@ -27,7 +27,7 @@ SMALL = Plan(
     formats=("W4A8", "W2A2"),
     others=("W3A8",),
     other_shape=(128, 40),
-    operators=False,
+    operators=("copies",),
     following=0,
     max_kernels=6,
     check_rows=36,
@@ -76,11 +76,16 @@ def test_a_run_in_which_nothing_fails(kit: kits.Kit, tmp_path: Path) -> None:
 
 def test_everything_that_can_go_wrong_at_once(kit: kits.Kit, tmp_path: Path) -> None:
     """A worker that dies before its first record, one that hangs, a context that is lost, a kernel
-    that is wrong: each is named, the rest is unharmed."""
+    that is wrong, no graphs: each is named, the rest is unharmed."""
     kernels = [case.launches.kernel for case in kit.cases]
     hangs, lost, lies = kernels[2], kernels[3], kernels[4]
     assert len(set(kernels)) == len(kernels) >= 6
-    faults = {"FAULTS": "dies,hangs,lost,lies", "HANGS": hangs, "LOST": lost, "LIES": lies}
+    faults = {
+        "FAULTS": "dies,hangs,lost,lies,no graphs",
+        "HANGS": hangs,
+        "LOST": lost,
+        "LIES": lies,
+    }
     status, data, text = rehearse(kit, tmp_path, "--minutes", "9", **faults)
     assert status == 1
     assert set(data["records"]) == set(PARTS) - {"machine"} and data["unreached"] == []
@@ -94,12 +99,15 @@ def test_everything_that_can_go_wrong_at_once(kit: kits.Kit, tmp_path: Path) -> 
     assert not any(why for number, why in found.items() if number not in (0, 2, 3, 4))
     for kernel in hangs, lost, lies:
         assert kernel in text
+    (copies,) = data["records"]["operators"]
+    refused = "a graph: cuGraphInstantiateWithFlags: CUDA_ERROR_NOT_SUPPORTED"
+    assert copies["wrong"].endswith(refused) and copies["deviation"] == 0
     lines = data["records"]["table"]
     for r in lines:
         assert bool(r.get("error")) == bool(
             {hangs, lost} & set(kit.table[r["item"]].launches.kernels)
         )
-    assert (tmp_path / "results.md").exists() and len(list(tmp_path.iterdir())) <= 14
+    assert (tmp_path / "results.md").exists() and len(list(tmp_path.iterdir())) <= 16
 
 
 def test_a_gpu_that_is_lost_from_the_beginning(kit: kits.Kit, tmp_path: Path) -> None:

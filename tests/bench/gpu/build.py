@@ -11,6 +11,7 @@ import argparse
 import shutil
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -33,6 +34,8 @@ from gpubuild.probes import probes  # noqa: E402
 from gpubuild.rate_kernels import mma_rates  # noqa: E402
 from gpubuild.wgmma import wgmma_rates  # noqa: E402
 from gpukit.kit import Kit, RateJob  # noqa: E402
+
+RESERVED = 1 << 20  # bytes of a kit that are left free
 
 # What is copied of abqc: none of it imports more than numpy.
 MODULES = (
@@ -71,7 +74,7 @@ def build(plan: Plan, target_name: str, folder: Path, progress: Progress) -> Kit
     progress("test cases")
     cases = check_cases(plan, checked, folder)
     feeds, missing = model_feeds(plan, target_name, folder, progress)
-    operators = operator_feeds(target_name, folder, progress) if plan.operators else []
+    operators = operator_feeds(plan, target_name, folder, progress)
     notes += missing + [f"{name} spills registers" for name in images.spilled]
     kit = Kit(
         folder,
@@ -90,8 +93,10 @@ def build(plan: Plan, target_name: str, folder: Path, progress: Progress) -> Kit
         operators,
         notes,
     )
-    kit.write()
     _copy_modules(folder)
+    kit.write()
+    kit = replace(kit, kernels=images.with_ptx(plan.max_bytes - folder_bytes(folder) - RESERVED))
+    kit.write()
     size = folder_bytes(folder)
     assert size <= plan.max_bytes, f"the kit has {size} bytes, more than {plan.max_bytes}"
     return kit

@@ -30,7 +30,7 @@ from gpukit.parts import PARTS, Record  # noqa: E402
 # What users name, and the parts it takes.
 CHOICES = {
     "rates": ["rates", "probes"],
-    "check": ["check", "operators"],
+    "check": ["check", "operators", "sanitizer"],
     "table": ["table", "baselines"],
     "models": ["models", "launches"],
 }
@@ -93,7 +93,7 @@ def _steps(kit: kits.Kit, only: list[str]) -> list[tuple[str, int]]:
     everything = {name: len(part.names(kit)) for name, part in PARTS.items()}
     steps = [(name, everything[name]) for name in ("rates", "probes")]
     steps += [(name, first[name]) for name in ("check", "table", "baselines")]
-    rest = ("operators", "models", "launches", "check", "table", "baselines")
+    rest = ("operators", "models", "launches", "check", "table", "baselines", "sanitizer")
     steps += [(name, everything[name]) for name in rest]
     chosen = {part for choice in only for part in CHOICES[choice]}
     return [(name, end) for name, end in steps if name in chosen]

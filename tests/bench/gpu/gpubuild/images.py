@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from abqc.codegen.gpu.arch import GpuArch
@@ -29,6 +30,7 @@ class Images:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._assembled = assembled
         self._progress = progress
+        self._ptx: dict[str, bytes] = {}  # beside cubins, compressed
 
     def add(self, kernel: Kernel) -> KernelImage:
         """Compile a kernel of abqc."""
@@ -43,6 +45,18 @@ class Images:
         code = assemble(text, self.arch) if find_tool("ptxas") else None
         return self._write(name, text, threads, shared, code)
 
+    def with_ptx(self, budget: int) -> dict[str, KernelImage]:
+        """The kernels, as many as fit into so many bytes with their PTX beside the cubin: an older
+        driver reads no code of a newer ptxas. Those that were added first come first."""
+        built = dict(self.built)
+        for name, data in self._ptx.items():
+            budget -= len(data)
+            if budget < 0:
+                break
+            (self._folder / f"{name}.ptx.z").write_bytes(data)
+            built[name] = replace(built[name], ptx=True)
+        return built
+
     def _write(
         self, name: str, text: str, threads: int, shared: int, code: MachineCode | None
     ) -> KernelImage:
@@ -51,6 +65,7 @@ class Images:
         if self._assembled and code is not None:
             resources = code.resources[name]
             registers, data = resources.registers, code.cubin
+            self._ptx[name] = zlib.compress(text.encode() + b"\0", LEVEL)
             if resources.spill_stores or resources.spill_loads:
                 self.spilled.append(name)
         (self._folder / f"{name}.z").write_bytes(zlib.compress(data, LEVEL))

@@ -15,11 +15,14 @@ import abqc
 import numpy as np
 import onnx
 from abqc.compiler.driver import compile_file
+from abqc.errors import CompileError
+from abqc.runtime.artifact import manifest_of
 from gpukit.kit import MODEL, ModelFeed
 from onnx.reference import ReferenceEvaluator
 from operator_graph import Feeds, Graph, integers, normal
 
 from .images import Progress
+from .plan import Plan
 
 FLOAT_SUMS = 1e-5  # of an output's range: f32 sums in another order
 BF16_PAIRS = 3e-5  # attention's products on tensor cores (docs/gpu.md)
@@ -28,19 +31,21 @@ ONE_STEP = 4e-3  # a code that differs by one step, docs/numerics.md
 
 @dataclass(frozen=True)
 class Operators:
-    """A graph, the inputs of its runs, and how far it may be off."""
+    """A graph, the inputs of its runs, the kernels that it is there for (how their names begin),
+    and how far it may be off."""
 
     name: str
     graph: Callable[[], Graph]
     runs: Sequence[Feeds]
+    kernels: Sequence[str]
     tolerance: float = FLOAT_SUMS
     recipe: str = "none"
 
 
-def operator_feeds(target: str, folder: Path, progress: Progress) -> list[ModelFeed]:
+def operator_feeds(plan: Plan, target: str, folder: Path, progress: Progress) -> list[ModelFeed]:
     """Write the models to `folder`/models; their runs."""
     made = []
-    for operators in every():
+    for operators in (o for o in every() if o.name in plan.operators):
         progress(f"operators {operators.name}")
         made += _write(operators, target, folder / "models" / f"operators-{operators.name}")
     return made
@@ -56,6 +61,7 @@ def _write(operators: Operators, target: str, place: Path) -> list[ModelFeed]:
         gpu = compile_file(
             source, quant=operators.recipe, target=target, output=Path(scratch, "gpu.so")
         )
+        _check_kernels(operators, gpu)
         (place / MODEL).write_bytes(lzma.compress(gpu.read_bytes()))
         names = [output.name for output in proto.graph.output]
         for number, feeds in enumerate(operators.runs):
@@ -67,6 +73,17 @@ def _write(operators: Operators, target: str, place: Path) -> list[ModelFeed]:
             sizes = " ".join("x".join(map(str, array.shape)) for array in feeds.values())
             made.append(ModelFeed(place.name, sizes, file, operators.tolerance))
     return made
+
+
+def _check_kernels(operators: Operators, library: Path) -> None:
+    """What the model is there for is in it: else it would check something else."""
+    (code,) = manifest_of(library)["gpu"]
+    for wanted in operators.kernels:
+        if not any(name.startswith(wanted) for name in code["kernels"]):
+            raise CompileError(
+                f"the operators '{operators.name}' have no kernel '{wanted}'",
+                hint="write their graph so that it is recognized, or name the kernels it has",
+            )
 
 
 def _expected(
@@ -84,22 +101,31 @@ def _expected(
 def every() -> list[Operators]:
     """One for each family of kernels."""
     attention = [_heads(rows, keys) for rows, keys in ((1, 300), (6, 40), (70, 70))]
+    rows = [{"x": normal(m, 256), "r": normal(m, 256)} for m in (1, 20)]
+    ids = [{"i": integers(count, low=0, high=300)} for count in (1, 70)]
     return [
-        Operators("attention", _attention, attention, BF16_PAIRS),
-        Operators("norms", _norms, [{"x": normal(3, 192)}, {"x": normal(70, 192)}]),
+        Operators("attention", _attention, attention, ("attention_rows", "attention_"), BF16_PAIRS),
         Operators(
-            "norm-packs",
-            _norm_packs,
-            [
-                {"x": normal(1, 256), "r": normal(1, 256)},
-                {"x": normal(20, 256), "r": normal(20, 256)},
-            ],
-            ONE_STEP,
-            "w4a8",
+            "norms",
+            _norms,
+            [{"x": normal(3, 192)}, {"x": normal(70, 192)}],
+            ("norm_layer", "norm_rms", "softmax"),
         ),
-        Operators("lines", _lines, [{"x": normal(3, 50)}, {"x": normal(2, 3000)}]),
-        Operators("gathers", _gathers, [{"i": integers(7, low=0, high=40), "x": normal(5, 6, 8)}]),
-        Operators("scatters", _scatters, [_updates(9), _updates(200)]),
+        Operators("norm-packs", _norm_packs, rows, ("norm_layer_256_rkwb_",), ONE_STEP, "w4a8"),
+        Operators("embedding", _embedding, ids, ("gather",), FLOAT_SUMS, "w4a8"),
+        Operators(
+            "lines",
+            _lines,
+            [{"x": normal(3, 50)}, {"x": normal(2, 3000)}],
+            ("scan_rows", "scan_columns", "top_k", "argmax", "argmin"),
+        ),
+        Operators("copies", _copies, [{"x": normal(5, 6, 8)}], ("loops_", "abqc_copy")),
+        Operators(
+            "scatters",
+            _scatters,
+            [_updates(9), _updates(200)],
+            ("scatter_addf", "scatter_maximumf", "scatter_claim", "scatter_replace"),
+        ),
     ]
 
 
@@ -157,10 +183,15 @@ def _lines() -> Graph:
     return g
 
 
-def _gathers() -> Graph:
-    """And copies: parts, turned and joined."""
-    g = Graph(i=("int64", "n"), x=("float32", "a", "b", 8))
-    g("Gather", normal(40, 24), "i", axis=0)
+def _embedding() -> Graph:
+    g = Graph(i=("int64", "n"))
+    g("Gather", normal(300, 64), "i", axis=0)
+    return g
+
+
+def _copies() -> Graph:
+    """Parts, turned and joined."""
+    g = Graph(x=("float32", "a", "b", 8))
     turned = g("Transpose", "x", perm=[2, 0, 1])
     part = g("Slice", turned, *map(np.array, ([1], [8], [0], [2])))
     g("Concat", part, turned, axis=0)

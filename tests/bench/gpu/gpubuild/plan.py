@@ -46,6 +46,10 @@ OTHERS = {
 }
 
 
+# Small models of the kernels that are no matmuls (operators.py).
+OPERATORS = ("attention", "norms", "norm-packs", "embedding", "lines", "copies", "scatters")
+
+
 @dataclass(frozen=True)
 class Plan:
     """Sizes of a kit. `shapes` are (K, N).
@@ -77,7 +81,7 @@ class Plan:
     probe: ProbeSizes = field(default_factory=ProbeSizes)
     wgmma: bool = True
     assembled: bool = True  # cubins where there is a ptxas, else PTX
-    operators: bool = True
+    operators: tuple[str, ...] = OPERATORS
     minilm: bool = True
     decoder_layers: int = 4
     decoder_recipes: tuple[str, ...] = ("w4a8", "w2a8")

@@ -21,7 +21,9 @@ def names(kit: Kit) -> list[str]:
 def measure(device: KitDevice, index: int) -> dict[str, Any]:
     """`wrong` is empty, or says what differs."""
     case = device.kit.cases[index]
-    return {"kernels": case.launches.kernels, "wrong": problems(device, case)}
+    wrong = problems(device, case)
+    from_ptx = sorted(device.from_ptx & set(case.launches.kernels))
+    return {"kernels": case.launches.kernels, "wrong": wrong, "from_ptx": from_ptx}
 
 
 def problems(device: KitDevice, case: CheckCase) -> str:

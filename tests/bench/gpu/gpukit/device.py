@@ -24,6 +24,13 @@ SECONDS = 0.15  # a measurement repeats for so long, within these bounds:
 FEWEST, MOST = 3, 20
 LAUNCHES = 16  # of a graph at least: the start of the graph itself is spread over them
 
+# What a driver says of code that a newer ptxas has made.
+UNREADABLE = (
+    "CUDA_ERROR_INVALID_IMAGE",
+    "CUDA_ERROR_NO_BINARY_FOR_GPU",
+    "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
+)
+
 Fill = Literal["fill_bytes", "fill_floats"]
 
 
@@ -40,6 +47,7 @@ class KitDevice(Cuda):
                 f"{kit.target}",
                 hint="build one with --target",
             )
+        self.from_ptx: set[str] = set()  # kernels that the driver has compiled
         self._functions: dict[str, c_void_p] = {}
         self._buffers: dict[str, tuple[int, int]] = {}
 
@@ -55,9 +63,20 @@ class KitDevice(Cuda):
         """A launch of a kernel of the kit."""
         image = self.kit.kernels[name]
         if name not in self._functions:
-            module = self.load(self.kit.image(name))
+            module = self._module(name)
             self._functions[name] = self.function(module, name, image.shared_bytes)
         return Launch(self._functions[name], grid, image.threads, image.shared_bytes, arguments)
+
+    def _module(self, name: str) -> c_void_p:
+        """A kernel's code; its PTX, where it is there, for a driver that cannot read the cubin."""
+        try:
+            return self.load(self.kit.image(name))
+        except AbqcError as error:
+            unread = any(code in str(error) for code in UNREADABLE)
+            if not unread or not self.kit.kernels[name].ptx:
+                raise
+        self.from_ptx.add(name)
+        return self.load(self.kit.image(name, ptx=True))
 
     def run(self, *launches: Launch) -> None:
         """Launch and wait."""

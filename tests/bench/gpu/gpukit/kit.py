@@ -2,6 +2,7 @@
 
 kit.json            what follows, as JSON
 kernels/NAME.z      a cubin, or PTX with a final NUL, compressed by zlib
+kernels/NAME.ptx.z  the PTX of some that have a cubin
 cases/*.npz         packed weights, biases and expected outputs
 models/NAME/        model.so.xz and feed_<name>.npz: inputs `in_*`, expected outputs `out_*`
 """
@@ -24,12 +25,14 @@ MODEL = "model.so.xz"  # of a model's folder
 
 @dataclass(frozen=True)
 class KernelImage:
-    """A built kernel. `shared_bytes` is dynamic; `registers` 0: not assembled."""
+    """A built kernel. `shared_bytes` is dynamic; `registers` 0: not assembled; `ptx`: it is there
+    as PTX too."""
 
     name: str
     threads: int
     shared_bytes: int
     registers: int = 0
+    ptx: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,9 +174,10 @@ class Kit:
     operators: list[ModelFeed]
     notes: list[str]  # what is missing and why, kernels that spill
 
-    def image(self, name: str) -> bytes:
-        """What the driver loads."""
-        return zlib.decompress((self.folder / "kernels" / f"{name}.z").read_bytes())
+    def image(self, name: str, *, ptx: bool = False) -> bytes:
+        """What the driver loads; `ptx`: the PTX beside the cubin."""
+        file = f"{name}.ptx.z" if ptx else f"{name}.z"
+        return zlib.decompress((self.folder / "kernels" / file).read_bytes())
 
     def write(self) -> None:
         data = dataclasses.asdict(self) | {"format": FORMAT}

@@ -15,6 +15,7 @@ from . import (
     operators,
     probes,
     rates,
+    sanitizer,
     table,
 )
 from .device import KitDevice
@@ -47,6 +48,7 @@ PARTS = {
     "table": Part(table.names, table.measure, True),
     "baselines": Part(baselines.names, baselines.measure, False),
     "operators": Part(operators.names, operators.measure, False),
+    "sanitizer": Part(sanitizer.names, sanitizer.measure, False, item_seconds=60.0),
     "models": Part(models.names, models.measure, False, item_seconds=20.0),
     "launches": Part(launch_times.names, launch_times.measure, True, item_seconds=20.0),
 }

@@ -18,7 +18,7 @@ from .work import NOT_TRIED
 
 Records = dict[str, list[Record]]
 MOST_FAILURES = 20  # in the summary
-SECTIONS = ("rates", "probes", "check", "operators", "table", "models", "launches")
+SECTIONS = ("rates", "probes", "check", "operators", "table", "models", "launches", "sanitizer")
 
 
 def failures(records: Records) -> list[str]:
@@ -124,6 +124,7 @@ def _sections(records: Records, names: tuple[str, ...]) -> list[str]:
         "check": ("Checks", lambda: [_check(records["check"])]),
         "probes": ("The GPU", lambda: _probes(records["probes"])),
         "launches": ("Launches", lambda: _launches(records["launches"])),
+        "sanitizer": ("compute-sanitizer", lambda: [_sanitizer(records["sanitizer"])]),
         "operators": ("Operators", lambda: [_operators(records["operators"])]),
         "table": ("Matmuls", lambda: _table(records)),
         "models": ("Models", lambda: _models(records["models"])),
@@ -176,7 +177,9 @@ def _rates(items: list[Record]) -> list[str]:
 def _check(items: list[Record]) -> str:
     good = [r for r in items if not r.get("error") and not r.get("wrong")]
     kernels = {name for r in good for name in r["kernels"]}
-    return f"{len(good)} of {len(items)} cases agree, of {len(kernels)} kernels."
+    compiled = {name for r in items for name in r.get("from_ptx", [])}
+    note = f" The driver read no cubin of {len(compiled)}: it compiled PTX." if compiled else ""
+    return f"{len(good)} of {len(items)} cases agree, of {len(kernels)} kernels.{note}"
 
 
 _UNITS = {"Hz": (1e-9, "GHz"), "s": (1e6, "us"), "B/s": (1e-12, "TB/s")}
@@ -201,6 +204,13 @@ def _launches(items: list[Record]) -> list[str]:
             share = f"{100 * seconds / r['seconds']:.0f} %" if r["seconds"] else "-"
             rows.append([r["name"], name, str(count), _number(seconds, 1e6, 1), share])
     return _rows(["run", "kernel", "launches", "us", "of all"], rows)
+
+
+def _sanitizer(items: list[Record]) -> str:
+    if missing := next((r["missing"] for r in items if r.get("missing")), ""):
+        return f"Not run: {missing}."
+    clean = [r for r in items if not r.get("error") and not r.get("wrong")]
+    return f"{len(clean)} of {len(items)} runs are clean."
 
 
 def _operators(items: list[Record]) -> str:
