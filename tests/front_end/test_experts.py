@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_models as models
 import pytest
@@ -105,6 +106,52 @@ def test_mixtures_of_experts(op_type: str, cases: list[Case], tmp_path: Path) ->
     weights = {entry["weight"] for entry in model.manifest["ops"]}
     kept = {"w4:g16:asym", "w2:channel:sym", "w8:channel:asym"}
     assert weights == (kept if op_type == "QMoE" else {"f32"})
+
+
+def of_float8(name: str, block: int, **attributes: Any) -> tuple[Any, dict[str, np.ndarray]]:
+    """A case of 8-bit floats and the f32 weights that these stand for."""
+    case = Case(name, quant_type="fp8", k=1, activation_type="relu", **attributes)
+    case.attributes |= {"block_size": block} if block else {}
+    wide, scales = {}, []
+    for layer, (n, k) in enumerate(((INNER, HIDDEN), (HIDDEN, INNER))):
+        codes = case.rng.standard_normal((EXPERTS, n, k)).astype(ml_dtypes.float8_e4m3fn)
+        case.constant(f"w{layer}", codes)
+        grid = (-(-n // block), -(-k // block)) if block else ()
+        scale = case.rng.uniform(0.1, 0.2, (EXPERTS, *grid)).astype(F32)
+        scales.append(scale)
+        if block:
+            case.constant(f"s{layer}", scale)
+            each = scale.repeat(block, axis=1).repeat(block, axis=2)[:, :n, :k]
+        else:
+            case.inputs.append("_")
+            each = scale[:, None, None]
+        case.inputs.append("_")
+        wide[f"w{layer}"] = codes.astype(F32) * each
+    if not block:
+        case.inputs += ["_"] * 7
+        case.constant("g0", scales[0])
+        case.constant("g1", scales[1])
+    return case, wide
+
+
+def test_experts_of_8_bit_floats(tmp_path: Path) -> None:
+    pairs = [of_float8("blocks", 24), of_float8("whole", 0)]
+    proto = models.model(
+        [case.node("QMoE") for case, _ in pairs],
+        [("x", F32, ["rows", HIDDEN]), ("scores", F32, ["rows", EXPERTS])],
+        [(case.name, F32, [None, None]) for case, _ in pairs],
+        {key: array for case, _ in pairs for key, array in case.constants.items()},
+        domains=["com.microsoft"],
+    )
+    rng = np.random.default_rng(0)
+    x, scores = (rng.standard_normal((5, n), F32) for n in (HIDDEN, EXPERTS))
+    got = outputs(compiled(proto, tmp_path), {"x": x, "scores": scores})
+    for (case, wide), y in zip(pairs, got, strict=True):
+        wanted = [
+            wide["w1"][e] @ np.maximum(wide["w0"][e] @ row, 0)
+            for row, e in zip(x, scores.argmax(1), strict=True)
+        ]
+        np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-4, err_msg=case.name)
 
 
 def mixed(case: Case, x: np.ndarray, scores: np.ndarray) -> np.ndarray:

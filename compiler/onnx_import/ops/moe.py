@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from onnx import TensorProto
 
 from ..building.scalars import Scalar
 from ..building.shaping import reshape, slice_axis, transpose
@@ -84,14 +85,19 @@ def _sparse_routes(node: Node) -> Routes:
 @lowers("QMoE", domain=MICROSOFT)
 def qmoe(node: Node) -> Value:
     """Inputs: x, scores, weights, scales and bias of fc1, fc2, fc3, their zero points, weights."""
-    if node.choice("quant_type", "int", "fp4", "nvfp4", "fp8", "wfp4afp8") != "int":
-        raise node.error("experts of 4- and 8-bit floats are not supported")
-    if node.int("weights_prepacked", -1) not in (-1, 0):
+    kind = node.choice("quant_type", "int", "fp4", "nvfp4", "fp8", "wfp4afp8")
+    if kind not in ("int", "fp8"):
+        raise node.error(f"the order in memory of experts of 4-bit floats ('{kind}') is a GPU's")
+    prepacked = node.int("weights_prepacked", -1)
+    if prepacked == -1 and kind == "int":
+        node.b.note("does not say its weights' order: read as onnxruntime's CPU kernel reads them")
+    if prepacked not in (-1, 0):
         raise node.error(
             "its weights are laid out for one kind of device", hint="export without prepacking"
         )
     experts = _constant(node, 2).shape[0]
-    layers = [_code_layer(node, i, experts) for i in range(3)]
+    make = _code_layer if kind == "int" else _float8_layer
+    layers = [make(node, i, experts) for i in range(3)]
     if node.int("use_sparse_mixer", 0):
         return _network(node, _sparse_routes(node), experts, layers)
     routes = best_routes(node.b, node.input(1), node.int("k", 1))
@@ -181,6 +187,38 @@ def _part(constant: Constant, number: int, shape: tuple[int, ...]) -> Constant:
         lambda: load()[number].reshape(shape),
         name=f"{constant.name}.{number}" if constant.name else "",
     )
+
+
+def _float8_layer(node: Node, layer: int, experts: int) -> Layer | None:
+    """Layer 0, 1 or 2 of QMoE, of float8e4m3fn: E x N x K, one scale for a square block of a matrix
+    or, without a block size, for a matrix."""
+    i, block = 2 + 3 * layer, node.int("block_size", 0)
+    if not node.given(i):
+        return None
+    if any(node.given(other) for other in (11, 12, 13, 17, 18, 19, 20)):
+        raise node.error("experts of 8-bit floats have neither zero points nor scales of rows")
+    stored = _constant(node, i)
+    scale = _constant(node, i + 1) if block > 0 else _constant(node, 15 + layer)
+    if stored.elem_type != TensorProto.FLOAT8E4M3FN or len(stored.shape) != 3:
+        raise node.error(f"input {i} is {node.input(i)}, expected matrices of float8e4m3fn")
+    n, k = stored.shape[1:]
+    grid = (-(-n // block), -(-k // block)) if block > 0 else ()
+    if stored.shape[0] != experts or scale.shape != (experts, *grid):
+        raise node.error(f"scales {scale.shape} do not fit {stored.shape} in blocks of {block}")
+    dtype = node.input(0).dtype
+
+    def weight(number: int) -> Constant:
+        def values() -> np.ndarray:
+            steps = scale.load()[number].astype(np.float32)
+            for axis in range(len(grid)):
+                steps = np.repeat(steps, block, axis=axis)
+            codes = stored.load()[number].astype(np.float32)
+            return (codes * (steps[:n, :k] if grid else steps)).astype(dtype.dtype)
+
+        name = f"{stored.name}.{number}" if stored.name else ""
+        return Constant((n, k), dtype.onnx, values, name=name)
+
+    return Layer(weight, node.optional(i + 2))
 
 
 def _code_layer(node: Node, layer: int, experts: int) -> Layer | None:
