@@ -15,11 +15,12 @@ import fake_gpu
 import handmade
 import numpy as np
 import pytest
-from abqc.codegen.link import GpuBlock
+from abqc.codegen.link import ArtifactMeta, GpuBlock
 from abqc.errors import DeviceError, InputError
 from abqc.runtime.device_array import DeviceArray
 from abqc.runtime.model import Model
 from abqc.runtime.statistics import RunStatistics
+from abqc.runtime.tensor_spec import TensorSpec
 from fake_gpu import FakeMachine, GpuTensor, driver
 from handmade import COLUMNS, LAYER_WEIGHTS, layer_inputs, layer_reference
 
@@ -290,6 +291,75 @@ def test_runs_in_a_stream_are_not_waited_for(machine, calls) -> None:
         arrays = model.run(tensors, stream=stream)
         assert arrays[0].stream == stream
         check(arrays, inputs)
+
+
+# ---- outputs that are computed where the caller wants them ----
+
+# Two outputs of the same size, whose memory is allocated in an order that depends on the rows.
+SWAP_HOST = """
+#include "shim.h"
+extern const float layer_w[16];
+
+int32_t abqc_host_main(abqc_ctx *ctx) {
+    const abqc_view *x = abqc_rt_input(ctx, 0);
+    int64_t rows = x->sizes[0], bytes = rows * 16 * 4;
+    float *a, *b;
+    if (rows < 10) {
+        a = abqc_rt_alloc(ctx, bytes);
+        b = abqc_rt_alloc(ctx, bytes);
+    } else {
+        b = abqc_rt_alloc(ctx, bytes);
+        a = abqc_rt_alloc(ctx, bytes);
+    }
+    const uint64_t w = (uint64_t)abqc_rt_weight(ctx, layer_w);
+    const uint64_t first[] = {(uint64_t)x->data, w, (uint64_t)a, 16};
+    const uint64_t second[] = {(uint64_t)a, w, (uint64_t)b, 16};
+    abqc_rt_launch(ctx, 0, rows, first);
+    abqc_rt_launch(ctx, 0, rows, second);
+    abqc_rt_output(ctx, 0, a, 2, x->sizes, x->strides);
+    abqc_rt_output(ctx, 1, b, 2, x->sizes, x->strides);
+    abqc_rt_free(ctx, a);
+    abqc_rt_free(ctx, b);
+    return 0;
+}
+"""
+
+
+@pytest.fixture
+def swap(tmp_path: Path, machine: FakeMachine):
+    spec = ("float32", ("rows", 16))
+    meta = ArtifactMeta([TensorSpec("x", *spec)], [TensorSpec(n, *spec) for n in "ab"])
+    weights = [("layer_w", LAYER_WEIGHTS)]
+    path = fake_gpu.build(tmp_path / "swap.so", SWAP_HOST, meta, kernels=["scale"], weights=weights)
+    with abqc.load(path, device=driver(machine)) as model:
+        yield model
+
+
+def run_into(model: Model, machine: FakeMachine, rows: int, view=...) -> int:
+    """A run into buffers on the GPU, which are parts of larger ones; how many copies it took."""
+    x = np.random.default_rng(rows).standard_normal((rows, 16), np.float32)
+    whole = np.zeros((rows, 16) if view is ... else (rows, 40), np.float32)
+    buffers = [GpuTensor(machine, whole, view) for _ in "ab"]
+    machine.launches.clear()
+    model.run([GpuTensor(machine, x)], outputs=buffers)
+    first = 2 * x + LAYER_WEIGHTS
+    for buffer, expected in zip(buffers, (first, 2 * first + LAYER_WEIGHTS), strict=True):
+        np.testing.assert_allclose(buffer.numpy(), expected, rtol=1e-5, atol=1e-5)
+    return sum(name.startswith("abqc_copy") for name in machine.launches)
+
+
+def test_outputs_are_computed_in_place(swap, machine) -> None:
+    """In the first run too, which is recorded twice: at first it has no memory."""
+    assert [run_into(swap, machine, rows) for rows in (3, 3, 4, 3)] == [0, 0, 0, 0]
+    strided, odd = np.s_[:, :16], np.s_[:, 1:17]
+    assert [run_into(swap, machine, 3, view) for view in (strided, odd, ...)] == [2, 2, 0]
+    (alone, _) = swap.run([np.ones((1, 16), np.float32)])
+    np.testing.assert_allclose(alone[0], 2 + LAYER_WEIGHTS)
+
+
+def test_a_buffer_that_was_given_to_another_output(swap, machine) -> None:
+    """The host function goes another way: what was guessed is not kept."""
+    assert [run_into(swap, machine, rows) for rows in (3, 12, 12, 3, 3)] == [0, 0, 0, 2, 0]
 
 
 # ---- memory of outputs ----

@@ -321,6 +321,29 @@ bool abqc_gpu_arena_hold(const abqc_device *device, abqc_gpu_arena *arena, CUdev
 bool abqc_gpu_arena_free(const abqc_device *device, abqc_gpu_arena *arena, CUdeviceptr data);
 void abqc_gpu_arena_destroy(const abqc_device *device, abqc_gpu_arena *arena);
 
+/* ---- cuda_place.c: outputs that are computed where the caller wants them ---- */
+
+enum { ABQC_BUFFER_ALIGNMENT = 16 }; /* vectors of 16 bytes are the widest that kernels store */
+
+typedef struct {
+    CUdeviceptr *made; /* by allocation of this run of the host function */
+    int32_t count, room;
+    CUdeviceptr *given; /* those that are callers' buffers: at most one for each output */
+    int32_t given_count;
+    int32_t *number; /* by output: which allocation it was in the last run, from 1; 0: none */
+    bool off;        /* no buffer is given to any allocation */
+} abqc_places;
+
+bool abqc_places_create(abqc_places *places); /* false: out of host memory */
+void abqc_places_destroy(abqc_places *places);
+void abqc_places_begin(abqc_places *places);
+/* The caller's buffer for the next allocation; 0: it is not one that becomes an output. */
+CUdeviceptr abqc_places_next(const abqc_ctx *ctx, int64_t bytes);
+bool abqc_places_keep(abqc_places *places, CUdeviceptr data, bool given);
+bool abqc_places_given(const abqc_places *places, CUdeviceptr data);
+/* What lies at `data` is this output. */
+void abqc_places_learn(abqc_places *places, int32_t output, CUdeviceptr data);
+
 /* ---- cuda_plans.c: what is known of runs with the same sizes and places ---- */
 
 typedef struct { /* where an output is when the host function has ended */
@@ -374,7 +397,10 @@ typedef struct {      /* an input that lies on the host */
     int64_t bytes;
 } abqc_stage;
 
-enum { ABQC_UNPLANNED = -1 }; /* a status: launches depend on data that is not there yet */
+enum { /* statuses of a recording */
+    ABQC_UNPLANNED = -1, /* launches depend on data that is not there yet */
+    ABQC_MISPLACED = -2  /* a buffer for an output was given to something else */
+};
 
 struct abqc_work {
     abqc_device *device;
@@ -391,6 +417,7 @@ struct abqc_work {
     bool pending;        /* nobody has waited for that */
     CUdeviceptr error_flag; /* 0: no kernel of the model checks anything */
     abqc_gpu_arena arena;
+    abqc_places places;
     abqc_stage *stages;   /* by input */
     abqc_result *results; /* by output */
     void **parameters;    /* room for those of any kernel */

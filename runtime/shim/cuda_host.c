@@ -16,13 +16,18 @@ void *abqc_rt_alloc(abqc_ctx *ctx, int64_t bytes) {
     CUdeviceptr data;
     abqc_check_bytes(ctx, bytes);
     abqc_rt_poll(ctx);
-    int32_t status = abqc_gpu_arena_alloc(ctx->device, &ctx->work->arena, bytes, &data);
+    CUdeviceptr given = data = abqc_places_next(ctx, bytes);
+    int32_t status =
+        given ? ABQC_OK : abqc_gpu_arena_alloc(ctx->device, &ctx->work->arena, bytes, &data);
     if (status) abqc_leave(ctx, status);
+    if (!abqc_places_keep(&ctx->work->places, data, given))
+        abqc_fail(ctx, ABQC_E_MEMORY, "out of memory");
     return (void *)(uintptr_t)data;
 }
 
 void abqc_rt_free(abqc_ctx *ctx, void *data) {
-    if (data && !abqc_gpu_arena_free(ctx->device, &ctx->work->arena, address(data)))
+    if (!data || abqc_places_given(&ctx->work->places, address(data))) return;
+    if (!abqc_gpu_arena_free(ctx->device, &ctx->work->arena, address(data)))
         abqc_fail_double_free(ctx);
 }
 

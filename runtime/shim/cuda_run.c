@@ -21,7 +21,8 @@ static bool allocate_parts(abqc_work *work) {
     work->stages = calloc((size_t)info->input_count + 1, sizeof *work->stages);
     work->results = calloc((size_t)info->output_count + 1, sizeof *work->results);
     work->parameters = calloc((size_t)work->device->most_slots + 1, sizeof *work->parameters);
-    return work->stages && work->results && work->parameters && abqc_plans_create(&work->plans);
+    return work->stages && work->results && work->parameters &&
+           abqc_plans_create(&work->plans) && abqc_places_create(&work->places);
 }
 
 static int32_t create_streams(abqc_work *work) {
@@ -64,6 +65,7 @@ void abqc_work_destroy(abqc_work *work) {
         abqc_device_exit(work->device);
     }
     abqc_plans_destroy(&work->plans);
+    abqc_places_destroy(&work->places);
     abqc_launches_destroy(&work->launches);
     free(work->stages);
     free(work->results);
@@ -77,6 +79,7 @@ void abqc_work_destroy(abqc_work *work) {
 static int32_t call_host(abqc_ctx *ctx) {
     abqc_result *results = ctx->work->results;
     memset(results, 0, abqc_result_bytes());
+    abqc_places_begin(&ctx->work->places);
     int32_t status = abqc_call_host(ctx);
     for (int32_t i = 0; i < abqc_meta.info.output_count; i++) {
         results[i].axis = ctx->slots[i].axis;
@@ -103,13 +106,17 @@ static int32_t plan(abqc_ctx *ctx) {
 /* What it would launch, and the bytes that it needs. Addresses are good if these fit. */
 static int32_t record(abqc_ctx *ctx, int64_t *bytes) {
     abqc_work *work = ctx->work;
-    work->recording = true;
     work->reads = false;
     work->launches.count = work->launches.arg_count = 0;
     int32_t status = plan(ctx);
+    work->recording = true;
     if (!status) status = call_host(ctx);
     work->recording = false;
     *bytes = work->arena.ranges.peak;
+    if (status != ABQC_MISPLACED) return status;
+    work->places.off = true;
+    status = record(ctx, bytes);
+    work->places.off = false;
     return status;
 }
 

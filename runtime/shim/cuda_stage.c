@@ -101,8 +101,16 @@ void abqc_output_place(abqc_ctx *ctx, int32_t i, int32_t rank, const int64_t *si
 bool abqc_output_stays(abqc_ctx *ctx, int32_t i, const void *data, int32_t rank,
                        const int64_t *sizes, const int64_t *strides) {
     abqc_work *work = ctx->work;
-    bool on_gpu = ctx->outputs[i] && abqc_on_gpu(&ctx->outputs[i]->dl_tensor);
-    if (on_gpu || !abqc_is_compact(rank, sizes, strides)) return false;
+    bool compact = abqc_is_compact(rank, sizes, strides);
+    if (ctx->outputs[i] && abqc_on_gpu(&ctx->outputs[i]->dl_tensor)) {
+        abqc_view view;
+        abqc_view_of(&ctx->outputs[i]->dl_tensor, &view);
+        abqc_places_learn(&work->places, i, (uintptr_t)data);
+        if (!abqc_places_given(&work->places, (uintptr_t)view.data)) return false;
+        if (!compact || view.data != data) abqc_leave(ctx, ABQC_MISPLACED);
+        return true;
+    }
+    if (!compact) return false;
     if (!abqc_gpu_arena_hold(ctx->device, &work->arena, (uintptr_t)data)) return false;
     abqc_result *result = &work->results[i];
     result->staged = true;
