@@ -64,6 +64,10 @@ def checks(text: str) -> str:
     offsets = [0, 8, 20, 32, 40, 48]
     for field, offset in zip(fields, offsets, strict=True):
         lines.append(f"static_assert(offsetof(CUDA_KERNEL_NODE_PARAMS_v1, {field}) == {offset});")
+    pool = {"allocType": 0, "handleTypes": 4, "location": 8, "win32SecurityAttributes": 16}
+    for field, offset in pool.items():
+        lines.append(f"static_assert(offsetof(CUmemPoolProps, {field}) == {offset});")
+    lines.append("static_assert(sizeof(CUmemLocation) == 8 && sizeof(CUmemPoolProps) == 88);")
     return "\n".join(lines).replace("'", '"')
 
 

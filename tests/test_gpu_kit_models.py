@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,9 @@ from fake_torch import FakeTorch
 
 sys.path.insert(0, str(Path(__file__).parent / "bench" / "gpu"))
 import build
-from gpubuild.plan import Plan
+from gpubuild.plan import OPERATORS, Plan
 from gpukit import kit as kits
-from gpukit import launch_times, model_times, models
+from gpukit import launch_times, model_times, models, operators
 from gpukit.device import KitDevice
 from gpukit.kit import ProbeSizes
 from kit_driver import KitDriver
@@ -48,6 +49,17 @@ def test_models_run_whole(tmp_path: Path):
         assert record["device_missing"] and bool(record["graph_runs"]) == record["graphs"]
     check_tensors_of_pytorch(kit)
     check_launches(kit)
+
+
+@pytest.mark.slow
+def test_operators_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plan = replace(ONE_LAYER, operators=OPERATORS, decoder_layers=0)
+    build.build(plan, "sm_90a", tmp_path, lambda text: None)
+    kit = kits.read(tmp_path)
+    assert {feed.model for feed in kit.operators} == {f"operators-{name}" for name in OPERATORS}
+    monkeypatch.setattr(operators, "default_device", lambda: KitDriver())
+    for number, name in enumerate(operators.names(kit)):
+        assert operators.measure(kit, number)["wrong"] == "", name
 
 
 def check_launches(kit: kits.Kit) -> None:
