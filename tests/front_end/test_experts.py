@@ -214,6 +214,20 @@ def test_experts_laid_out_for_a_device_are_refused(tmp_path: Path) -> None:
         compiled(proto, tmp_path)
 
 
+@pytest.mark.parametrize(("k", "columns", "message"), [(4, 3, "k is 4"), (1, 5, "of 3 experts")])
+def test_scores_must_fit_the_experts(k: int, columns: int, message: str, tmp_path: Path) -> None:
+    case = of_floats("few", k=k)
+    proto = models.model(
+        [case.node("MoE")],
+        [("x", F32, ["rows", HIDDEN]), ("scores", F32, ["rows", columns])],
+        [("few", F32, [None, None])],
+        case.constants,
+        domains=["com.microsoft"],
+    )
+    with pytest.raises(ModelError, match=message):
+        compiled(proto, tmp_path)
+
+
 @pytest.mark.parametrize("with_past", [False, True])
 def test_qattention(with_past: bool, tmp_path: Path) -> None:
     rng = np.random.default_rng(3)

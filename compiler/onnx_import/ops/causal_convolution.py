@@ -38,8 +38,8 @@ def causal_conv_with_state(node: Node) -> list[Value | None]:
             raise node.error(f"attribute '{name}' is {value}, expected {default}")
     given, w = node.input(0), node.input(1)
     channels, taps = w.shape[0], w.shape[-1]
-    if w.rank != 3 or channels is None or taps is None:
-        raise node.error(f"its weights are {w}, expected [C, 1, K] of static sizes")
+    if w.rank != 3 or channels is None or not taps:
+        raise node.error(f"its weights are {w}, expected [C, 1, K] of static sizes, not 0")
     dilation = node.int("dilation", 1)
     if dilation < 1:
         raise node.error(f"attribute 'dilation' is {dilation}, expected a positive number")

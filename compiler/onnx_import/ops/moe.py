@@ -30,7 +30,7 @@ from ..registry import MICROSOFT, Node, lowers
 from ..values.constants import Constant, QuantizedConstant, from_array
 from ..values.packed_codes import UNSIGNED, codes_of
 from ..values.quantized import dequantized
-from ..values.symbolic import product
+from ..values.symbolic import Dim, product
 from ..values.value import Value, constant_value
 from .matmul import product_of
 from .softmax import softmax
@@ -110,10 +110,13 @@ def qmoe(node: Node) -> Value:
 
 
 def _network(node: Node, routes: Routes, experts: int, layers: list[Layer | None]) -> Value:
-    b, x = node.b, node.input(0)
+    b, x, scores = node.b, node.input(0), node.input(1)
     first, second, third = layers
     if first is None or second is None:
         raise node.error("fc1 and fc2 must be given")
+    if not 1 <= node.int("k", 1) <= experts:
+        raise node.error(f"k is {node.int('k', 1)}, it has {experts} experts")
+    b.require_equal(scores.dims[1], Dim.of(experts), f"{scores} are not of {experts} experts")
     kind = node.choice(
         "activation_type", "relu", "swiglu", "geglu", "identity", "silu", "gelu", "relu2"
     )
