@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..building.shaping import transpose
+from ..building.scalars import Scalar
+from ..building.shaping import reshape, transpose
 from ..registry import MICROSOFT, Node, lowers
 from ..values.constants import Constant, QuantizedConstant, from_array
-from ..values.element_types import I64
+from ..values.element_types import BOOL, I64
 from ..values.packed_codes import UNSIGNED, codes_of
 from ..values.quantized import along_axis, dequantized, dequantized_constant
+from ..values.symbolic import ONE
 from ..values.value import Value, constant_value
 from .indexing import take
 from .matmul import is_vector, product_of
@@ -111,7 +113,7 @@ def _columns(part: Constant, groups: np.ndarray, shape: tuple[int, ...]) -> Cons
 
 @lowers("GatherBlockQuantized", domain=MICROSOFT)
 def gather_block_quantized(node: Node) -> Value:
-    """Slices of a table of codes; an index out of range is an error of the run."""
+    """Slices of a table of codes; zeros for an index out of range."""
     table, scale = node.input(0), _constant(node, 2)
     codes, zero = _constant(node, 0), _constant(node, 3) if node.given(3) else None
     axis = node.axis("quantize_axis", table.rank, 1)
@@ -136,7 +138,32 @@ def gather_block_quantized(node: Node) -> Value:
     if values is None:
         raise node.error(f"the zero points do not fit table {codes.shape} in blocks of {block}")
     known = constant_value(values, node.input(2).dtype)
-    return take(node, known, node.input(1), node.axis("gather_axis", table.rank, 0))
+    return _or_zeros(node, known, node.input(1), node.axis("gather_axis", table.rank, 0))
+
+
+def _or_zeros(node: Node, x: Value, indices: Value, axis: int) -> Value:
+    """As Gather, but an index out of range gives zeros."""
+    b, size = node.b, x.dims[axis]
+    places, known = indices.numpy(), size.value
+    if (
+        places is not None
+        and places.size
+        and known
+        and -known <= places.min()
+        and places.max() < known
+    ):
+        return take(node, x, indices, axis)
+    limit = b.scalar(size).cast(I64)
+
+    def is_inside(index: Scalar) -> Scalar:
+        place = index.cast(I64)
+        return (place >= -limit) & (place < limit)
+
+    safe = b.elementwise([indices], indices.dtype, lambda i: is_inside(i).select(i, 0))
+    inside = b.elementwise([indices], BOOL, is_inside)
+    flags = reshape(b, inside, [*[ONE] * axis, *indices.dims, *[ONE] * (x.rank - axis - 1)])
+    taken = take(node, x, safe, axis)
+    return b.elementwise([taken, flags], x.dtype, lambda v, here: here.select(v, 0))
 
 
 # Values of the codes, in units of a block's largest magnitude (bitsandbytes; Dettmers et al.,
