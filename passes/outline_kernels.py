@@ -1,7 +1,8 @@
 """What is still linalg becomes grid functions: `linalg.generic` on buffers -> kernel + launch.
 
 `loop_nest` decides which loops become the grid, `loop_body` emits the rest. Kernels that are equal
-up to their names are one kernel: thirty layers share it.
+up to their names are one kernel: thirty layers share it, and those that differ in sizes of the grid
+alone (`kernel_sizes`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from abqc.dialects.mlir import func, ir
 
 from .infrastructure import Unit, register
 from .kernel_checks import check_arguments, check_types, checks_of, raise_in_kernel
+from .kernel_sizes import loosen_sizes
 from .launch import launch
 from .loop_body import Body
 from .loop_nest import Nest, analyse, grid_size, grid_work, loop_sizes
@@ -25,6 +27,7 @@ def outline_kernels(module: ir.Operation, unit: Unit) -> None:
 def _outline(module: ir.Operation, op: ir.Operation, library: Library) -> None:
     nest = analyse(op)
     with ir.InsertionPoint(op), op.location:
+        loosen_sizes(nest)
         sizes = loop_sizes(nest)
         grid = grid_size(nest, sizes)
         extents = [sizes[d] for d in range(len(nest.kinds))]

@@ -196,3 +196,34 @@ def test_what_a_loop_reads_in_every_turn_is_read_before_it() -> None:
     inside = [op for op in kernels("memref.load") if op.parent.name == "scf.for"]
     assert len(inside) == 1 and len(kernels("memref.load")) == 2
     assert loop.parent.name == "scf.if"  # a row without elements reads nothing
+
+
+def scaled(channels: int, read: str) -> str:
+    """Channels of rows, read as `read` says, from a buffer of their own."""
+    x, y = f"memref<?x{channels}x?xf32>", f"memref<?x{channels}x?xf32>"
+    if read == "(b, w, c)":
+        x = f"memref<?x?x{channels}xf32>"
+    return f"""  %x{channels} = memref.alloc(%two, %two) : {x}
+  %y{channels} = memref.alloc(%two, %two) : {y}
+  linalg.generic {{
+      indexing_maps = [affine_map<(b, c, w) -> {read}>, affine_map<(b, c, w) -> (b, c, w)>],
+      iterator_types = ["parallel", "parallel", "parallel"]}}
+      ins(%x{channels} : {x}) outs(%y{channels} : {y}) {{
+  ^bb0(%a: f32, %old: f32):
+    %s = arith.mulf %a, %a : f32
+    linalg.yield %s : f32
+  }}
+"""
+
+
+def test_layers_of_other_numbers_of_channels_share_a_kernel() -> None:
+    two = "  %two = arith.constant 2 : index\n"
+    host, kernels = outlined(two + scaled(8, "(b, c, w)") + scaled(24, "(b, c, w)"))
+    assert len(host("func.call")) == 2
+    assert len(kernels("func.func")) == 1
+
+
+def test_a_size_that_an_inner_loop_strides_over_stays() -> None:
+    two = "  %two = arith.constant 2 : index\n"
+    _, kernels = outlined(two + scaled(8, "(b, w, c)") + scaled(24, "(b, w, c)"))
+    assert len(kernels("func.func")) == 2
