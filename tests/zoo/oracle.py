@@ -19,6 +19,7 @@ Array = NDArray[Any]
 Outputs = dict[str, Array]
 
 DRAWS = 12  # of noise
+RECIPE_DRAWS = 3
 
 
 class Oracle:
@@ -56,17 +57,27 @@ class Oracle:
             for seed in range(DRAWS)
         ]
 
-    def by_recipe(self, recipe: str, feeds: Outputs) -> Outputs | None:
-        """The model, in f32, with the recipe's rounding written in; None where it has no form."""
+    def by_recipe(self, recipe: str, feeds: Outputs) -> list[Outputs]:
+        """The model, in f32, with the recipe's rounding written in; [] where it has no form.
+
+        The first is without, the others with noise on the weights.
+        """
         try:
             rounded = quantized(self._wide, parse_recipe(recipe))
         except NotExpressible:
-            return None
-        found = run(session_of(rounded, "ORT_DISABLE_ALL"), widened(feeds))
+            return []
+        moved = (with_noise(rounded, seed) for seed in range(RECIPE_DRAWS))
+        wide = widened(feeds)
+        return [
+            self._narrowed(run(session_of(m, "ORT_DISABLE_ALL"), wide)) for m in (rounded, *moved)
+        ]
+
+    def _narrowed(self, outputs: Outputs) -> Outputs:
+        """Outputs of a form in f32, those of 16 bits rounded."""
         types = {output.name: output.type for output in self._plain.get_outputs()}
         return {
             name: array.astype(np.float16) if types[name] == "tensor(float16)" else array
-            for name, array in found.items()
+            for name, array in outputs.items()
         }
 
     @cached_property
