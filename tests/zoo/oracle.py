@@ -66,11 +66,13 @@ class Oracle:
             rounded = quantized(self._wide, parse_recipe(recipe))
         except NotExpressible:
             return []
-        moved = (with_noise(rounded, seed) for seed in range(RECIPE_DRAWS))
         wide = widened(feeds)
-        return [
-            self._narrowed(run(session_of(m, "ORT_DISABLE_ALL"), wide)) for m in (rounded, *moved)
+        moved = [
+            run(session_of(with_noise(rounded, seed), "ORT_DISABLE_ALL"), wide)
+            for seed in range(RECIPE_DRAWS)
         ]
+        plain = run(session_of(rounded, "ORT_DISABLE_ALL"), wide)  # last: it loses its weights
+        return [self._narrowed(outputs) for outputs in (plain, *moved)]
 
     def _narrowed(self, outputs: Outputs) -> Outputs:
         """Outputs of a form in f32, those of 16 bits rounded."""
