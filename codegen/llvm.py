@@ -18,7 +18,7 @@ from functools import cache
 import llvmlite.binding as llvmlite
 import numpy as np
 
-from ..dialects.mlir import PassManager, ir, translate_module_to_llvmir
+from ..dialects.mlir import ir, run_upstream, translate_module_to_llvmir
 from ..errors import CompileError
 from .cpu.half_floats import lower_half_floats
 from .isa import PLAIN, Isa
@@ -51,8 +51,7 @@ LOWERING = ",".join(
 
 def lower(module: ir.Module, pipeline: str = LOWERING) -> None:
     """Lower a module of func, scf, memref, vector, math, ... to the LLVM dialect, in place."""
-    with module.context:
-        PassManager.parse(f"builtin.module({pipeline})").run(module.operation)
+    run_upstream(pipeline, module.operation)
 
 
 def to_llvm_ir(module: ir.Module) -> str:

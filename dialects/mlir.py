@@ -49,6 +49,7 @@ __all__ = [
     "make_context",
     "math",
     "memref",
+    "run_upstream",
     "scf",
     "tensor",
     "translate_module_to_llvmir",
@@ -65,6 +66,18 @@ def __getattr__(name: str) -> Any:
     if name not in _LATE:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     return importlib.import_module(_LATE[name])
+
+
+def run_upstream(pipeline: str, module: ir.Operation) -> None:
+    """Run upstream passes, given as text: `func.func(canonicalize,cse)`. Raises MLIRError.
+
+    Verified is what all of them have made, not what each has: that takes as long as the passes.
+    """
+    with module.context:
+        manager = PassManager.parse(f"builtin.module({pipeline})")
+        manager.enable_verifier(False)
+        manager.run(module)
+        module.verify()
 
 
 def bindings_identity() -> str:

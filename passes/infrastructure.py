@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from abqc.dialects.mlir import PassManager, ir
+from abqc.dialects.mlir import ir, run_upstream
 from abqc.errors import AbqcError, CompileError
 
 from .diagnostics import explain, named
@@ -144,12 +144,16 @@ def available() -> dict[str, str]:
 
 
 def run_pass(module: ir.Operation, name: str, unit: Unit) -> None:
-    """Run our pass `name`, or upstream pipeline text such as `func.func(canonicalize,cse)`."""
+    """Run our pass `name`, or upstream pipeline text such as `func.func(canonicalize,cse)`.
+
+    Raises MLIRError where the module is invalid afterwards.
+    """
     ours = find_pass(name)
-    if ours is not None:
-        ours(module, unit)
-    else:
-        PassManager.parse(f"builtin.module({name})").run(module)
+    if ours is None:
+        run_upstream(name, module)
+        return
+    ours(module, unit)
+    module.verify()
 
 
 def run_pipeline(module: ir.Operation, names: Iterable[str], unit: Unit) -> None:
@@ -165,7 +169,6 @@ def run_pipeline(module: ir.Operation, names: Iterable[str], unit: Unit) -> None
                 unit.on_pass(f"pass {name}")
             try:
                 run_pass(module, name, unit)
-                module.verify()  # raises MLIRError
             except AbqcError as error:
                 if type(error) is not CompileError:
                     raise

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ...dialects.mlir import PassManager, arith, ir
+from ...dialects.mlir import arith, ir, run_upstream
 from ..isa import Isa
 from .expr import Expr, absolute, scalar_type, select
 
 _PROMOTION = (
-    "builtin.module(func.func("
+    "func.func("
     "arith-emulate-unsupported-floats{source-types=f16,bf16 target-type=f32},"
-    "math-extend-to-supported-types{extra-types=f64 target-type=f32}))"
+    "math-extend-to-supported-types{extra-types=f64 target-type=f32})"
 )
 
 _CONVERSIONS = ("arith.extf", "arith.truncf")
@@ -43,7 +43,7 @@ def lower_half_floats(module: ir.Module, isa: Isa) -> None:
 
 def promote_half_floats(module: ir.Module) -> None:
     """Arithmetic on f16 and bf16 is done in f32 and rounded, in place."""
-    PassManager.parse(_PROMOTION, module.context).run(module.operation)
+    run_upstream(_PROMOTION, module.operation)
     for op in _operations(module, "math.fma", "math.fpowi"):  # which that leaves as they are
         if isinstance(scalar_type(op.results[0].type), _HALVES):
             _replace(op, _in_f32(op))
