@@ -32,7 +32,8 @@ axes from one library, and compared with onnxruntime's answers to the published 
 span, such as 1 for probabilities, where that is larger). *Cosine* is the worst output's mean cosine
 to the float model. Seconds and megabytes are those of one compile in float and of its library; the
 machine may have done other things at the time, and kernels that another model had come from the
-cache.
+cache. What failed was run again, and results of earlier runs are kept, so that lines may be of
+different states of the code.
 
 A model agrees where its error is within its tolerance (1e-4; 5e-3 in 16-bit floats; 1e-2, a step
 of 8 bits, where it rounds at run time; the table in tests/zoo says which are wider, and why), and
