@@ -12,6 +12,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 LEVEL = 3e-7  # the standard deviation of the noise, relative to each weight
+FEW = 16
 ROUNDS = ("QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
 
 
@@ -20,7 +21,7 @@ def rounds_at_run_time(model: ModelProto) -> bool:
 
 
 def with_noise(model: ModelProto, seed: int) -> ModelProto:
-    """A copy with other weights; single numbers, such as scales, keep their values."""
+    """A copy with other weights; FEW numbers, such as a scale or what Resize takes, stay."""
     rng = np.random.default_rng(seed)
     result = ModelProto()
     result.CopyFrom(model)
@@ -28,7 +29,7 @@ def with_noise(model: ModelProto, seed: int) -> ModelProto:
         if tensor.data_type != TensorProto.FLOAT:
             continue
         values = numpy_helper.to_array(tensor)
-        if values.size > 1:
+        if values.size > FEW:
             moved = values * (1 + LEVEL * rng.standard_normal(values.shape))
             tensor.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), tensor.name))
     return result
