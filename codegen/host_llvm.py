@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from ..dialects.mlir import ir
 from ..errors import CompileError
+from ..passes.diagnostics import named
 from ..passes.infrastructure import walk
 from ..passes.kernel_checks import FLAG
 from .host_launches import symbol
 
 BODY = "abqc_host_body"
 
-_ALLOCATORS = {
-    "_mlir_memref_to_llvm_aligned_alloc": "abqc_rt_alloc",
-    "_mlir_memref_to_llvm_alloc": "abqc_rt_alloc",
-    "_mlir_memref_to_llvm_free": "abqc_rt_free",
-}
+_ALLOCATORS = ("_mlir_memref_to_llvm_aligned_alloc", "_mlir_memref_to_llvm_alloc")
+_FREE = "_mlir_memref_to_llvm_free"
 
 
 def allocate_from_arena(module: ir.Module) -> ir.Value:
@@ -30,26 +28,66 @@ def allocate_from_arena(module: ir.Module) -> ir.Value:
     with ir.InsertionPoint.at_block_begin(blocks[0]):
         cast = ir.Operation.create("llvm.inttoptr", results=[pointer], operands=[context])
         context_pointer = cast.results[0]
-    declare_llvm(module, "abqc_rt_alloc", "!llvm.func<ptr (ptr, i64)>")
+    declare_llvm(module, "abqc_rt_alloc_for", "!llvm.func<ptr (ptr, i64, ptr)>")
     declare_llvm(module, "abqc_rt_free", "!llvm.func<void (ptr, ptr)>")
+    nodes = _Texts(module, "node")
     for op in walk(main, "llvm.call"):
         if "callee" not in op.attributes:
             continue
         name = ir.FlatSymbolRefAttr(op.attributes["callee"]).value
-        if name not in _ALLOCATORS:
+        if name not in (*_ALLOCATORS, _FREE):
             continue
         last = op.operands[len(op.operands) - 1]
-        assert name.endswith("free") or last.type == i64
         with ir.InsertionPoint(op), op.location:
-            types = [r.type for r in op.results]
-            new = call_llvm(_ALLOCATORS[name], types, [context_pointer, last])
-        for old, result in zip(op.results, new.results, strict=True):
-            old.replace_all_uses_with(result)
+            if name == _FREE:
+                call_llvm("abqc_rt_free", [], [context_pointer, last])
+            else:
+                assert last.type == i64
+                node = nodes.address(named(op.location))
+                new = call_llvm("abqc_rt_alloc_for", [pointer], [context_pointer, last, node])
+                op.results[0].replace_all_uses_with(new.results[0])
         op.erase()
     for op in list(module.body.operations):
-        if op.operation.name == "llvm.func" and symbol(op.operation) in _ALLOCATORS:
+        if op.operation.name == "llvm.func" and symbol(op.operation) in (*_ALLOCATORS, _FREE):
             op.operation.erase()
     return context_pointer
+
+
+class _Texts:
+    """C strings in a module of the LLVM dialect, each once."""
+
+    def __init__(self, module: ir.Module, prefix: str) -> None:
+        self._module = module
+        self._prefix = prefix
+        self._symbols: dict[str, str] = {}
+
+    def address(self, text: str | None) -> ir.Value:
+        """Of a text, at the insertion point; null for None."""
+        pointer = ir.Type.parse("!llvm.ptr")
+        if text is None:
+            return ir.Operation.create("llvm.mlir.zero", results=[pointer]).results[0]
+        if text not in self._symbols:
+            self._define(text)
+        name = ir.FlatSymbolRefAttr.get(self._symbols[text])
+        return ir.Operation.create(
+            "llvm.mlir.addressof", results=[pointer], attributes={"global_name": name}
+        ).results[0]
+
+    def _define(self, text: str) -> None:
+        symbol = self._symbols[text] = f"{self._prefix}.{len(self._symbols)}"
+        size = len(text.encode()) + 1
+        with ir.InsertionPoint.at_block_begin(self._module.body), ir.Location.unknown():
+            ir.Operation.create(
+                "llvm.mlir.global",
+                regions=1,
+                attributes={
+                    "sym_name": ir.StringAttr.get(symbol),
+                    "global_type": ir.TypeAttr.get(ir.Type.parse(f"!llvm.array<{size} x i8>")),
+                    "linkage": ir.Attribute.parse("#llvm.linkage<private>"),
+                    "value": ir.StringAttr.get(text + "\0"),
+                    "constant": ir.UnitAttr.get(),
+                },
+            )
 
 
 def find_error_flag(module: ir.Module, context: ir.Value) -> None:

@@ -9,12 +9,20 @@ from abqc.errors import AbqcError
 
 # Names in locations; `"file":1:2` is a place in a text.
 _NAME = re.compile(r'"((?:[^"\\]|\\.)+)"(?!:\d)')
+# How MLIR prints quotes, backslashes and all bytes that are not printable ASCII.
+_ESCAPED = re.compile(rb"\\(\\|[0-9A-F]{2})")
 
 
 def named(location: ir.Location) -> str | None:
     """The ONNX node that a location names, the first one where several were fused."""
     match = _NAME.search(str(location))
-    return match[1] if match else None
+    if match is None:
+        return None
+    return _ESCAPED.sub(_unescaped, match[1].encode()).decode(errors="replace")
+
+
+def _unescaped(match: re.Match[bytes]) -> bytes:
+    return b"\\" if match[1] == b"\\" else bytes([int(match[1], 16)])
 
 
 def explain(error: Exception) -> tuple[str, str | None]:

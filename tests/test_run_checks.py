@@ -6,10 +6,12 @@ from pathlib import Path
 
 import abqc
 import numpy as np
+import onnx_models as models
 import pytest
-from abqc.errors import InputError
+from abqc.errors import AbqcError, InputError
 from abqc.runtime.tensor_spec import TensorSpec
 from ir_model import build
+from onnx_models import node
 
 
 def run(text: str, inputs: dict[str, np.ndarray], rank: int, path: Path) -> np.ndarray:
@@ -79,3 +81,21 @@ def test_sizes_that_data_decide(tmp_path: Path) -> None:
         result(-7, 2)
     with pytest.raises(InputError, match="larger than any memory"):
         result(2**62, 1)
+
+
+@pytest.mark.parametrize("name", ["widen", 'größer "x" \\ y'])
+def test_memory_that_is_not_there_is_of_a_node(name: str, tmp_path: Path) -> None:
+    proto = models.model(
+        [node("Expand", "x s", "wide", name), node("Transpose", "wide", "y", perm=[1, 0])],
+        [("x", np.float32, ["n"]), ("s", np.int64, [2])],
+        [("y", np.float32, ["a", "b"])],
+    )
+    with abqc.compile(models.save(proto, tmp_path)) as model:
+        x = np.ones(4, np.float32)
+        with pytest.raises(AbqcError) as caught:
+            model.run({"x": x, "s": np.array([1 << 41, 4])})
+        assert str(caught.value).startswith(
+            f"node '{name}': out of memory for 35184372088832 bytes"
+        )
+        (y,) = model.run({"x": x, "s": np.array([3, 4])})
+        assert y.shape == (4, 3)

@@ -2,6 +2,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "shim.h"
 
@@ -17,7 +18,17 @@ int32_t abqc_error(int32_t status, const char *format, ...) {
     return status;
 }
 
+/* Put the node's name before the text, both cut off where they are too long. */
+static void blame(const char *node) {
+    char text[sizeof last_error];
+    memcpy(text, last_error, sizeof text);
+    snprintf(last_error, sizeof last_error, "node '%.400s': %.600s", node, text);
+}
+
 _Noreturn void abqc_leave(abqc_ctx *ctx, int32_t status) {
+    if (ctx->allocating && (status == ABQC_E_MEMORY || status == ABQC_E_CHECK))
+        blame(ctx->allocating);
+    ctx->allocating = NULL;
     ctx->status = status;
     longjmp(ctx->escape, 1);
 }
@@ -36,6 +47,13 @@ void abqc_check_bytes(abqc_ctx *ctx, int64_t bytes) {
     if (bytes < 0 || bytes > ABQC_MAX_BYTES)
         abqc_fail(ctx, ABQC_E_CHECK, "a tensor inside the model has an impossible size (%lld bytes)",
                   (long long)bytes);
+}
+
+void *abqc_rt_alloc_for(abqc_ctx *ctx, int64_t bytes, const char *node) {
+    ctx->allocating = node;
+    void *data = abqc_rt_alloc(ctx, bytes);
+    ctx->allocating = NULL;
+    return data;
 }
 
 _Noreturn void abqc_fail_double_free(abqc_ctx *ctx) {

@@ -206,6 +206,7 @@ struct abqc_ctx {
     int64_t *symbol_sizes;
     int32_t *symbol_inputs;
     int32_t status;
+    const char *allocating; /* the ONNX node whose buffer is being allocated, or NULL */
     bool catches;        /* SIGINT ends this run */
     uint32_t interrupts; /* before it */
     abqc_statistics counted; /* what this run adds to its instance's */
@@ -290,6 +291,8 @@ const abqc_view *abqc_rt_input(abqc_ctx *ctx, int32_t i);
 void abqc_rt_output(abqc_ctx *ctx, int32_t i, const void *data, int32_t rank, const int64_t *sizes,
                     const int64_t *strides);
 void *abqc_rt_alloc(abqc_ctx *ctx, int64_t bytes);
+/* The same; errors name the ONNX node. */
+void *abqc_rt_alloc_for(abqc_ctx *ctx, int64_t bytes, const char *node);
 void abqc_rt_poll(abqc_ctx *ctx); /* in every iteration of a loop: leaves an interrupted run */
 void abqc_rt_free(abqc_ctx *ctx, void *data);
 void abqc_rt_launch(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t *args);
