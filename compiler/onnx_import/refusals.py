@@ -60,12 +60,12 @@ _BY_REASON: dict[tuple[str, str], str] = {
     (MICROSOFT, NO_KERNEL): "QLinearReduceMean",
     (MICROSOFT, UNDEFINED): "MaxpoolWithMask",
     (MICROSOFT, NEW): (
-        "BranchwiseRMSNorm ConvStateReplay DynamicTimeWarping EngramGate GatedAdd GatedDeltaNet "
-        "GatedDeltaNetStateReplay GatedRMSNorm GemmaRotaryEmbedding HyperConnectionLowRankMix "
-        "HyperConnectionPostMix HyperConnectionPreMix LinearAttentionGate MRotaryEmbedding "
+        "BranchwiseRMSNorm ConvStateReplay DynamicTimeWarping EngramGate GatedDeltaNet "
+        "GatedDeltaNetStateReplay HyperConnectionLowRankMix "
+        "HyperConnectionPostMix HyperConnectionPreMix MRotaryEmbedding "
         "Mamba2Verify MatMulBlockQuantizedFp4Weight MatMulBlockQuantizedFp8Weight MatMulNBitsMlp "
         "MatMulNBitsQLoRA MatMulNBitsQkv MoEGroupRouter NGramHashMapping RMSNormRotary "
-        "RouterGateUpProj ScaledSiLU VarlenCausalConvWithState VarlenNGramHashMapping"
+        "RouterGateUpProj VarlenCausalConvWithState VarlenNGramHashMapping"
     ),
 }
 

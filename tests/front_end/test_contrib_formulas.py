@@ -66,6 +66,17 @@ def split_gelu(a: Arrays) -> Sequence[np.ndarray]:
     return [left * gelu(right)]
 
 
+def gated_norm(a: Arrays) -> Sequence[np.ndarray]:
+    heads = a["x"].reshape(*a["x"].shape[:-1], -1, a["scale"].size)
+    scale = np.sqrt((heads**2).mean(-1, keepdims=True) + 1e-3)
+    return [(heads / scale * a["scale"]).reshape(a["x"].shape) * sigmoid(a["gate"])]
+
+
+def turned(a: Arrays) -> Sequence[np.ndarray]:
+    cos, sin = (f(a["angles"])[:, None] for f in (np.cos, np.sin))
+    return [a[x].astype(F32) * cos + a[f"{x}2"].astype(F32) * sin for x in ("q", "k")]
+
+
 def swiglu(gate: np.ndarray, linear: np.ndarray, limit: float) -> np.ndarray:
     gate, linear = np.minimum(gate, limit), np.clip(linear, -limit, limit)
     return gate * sigmoid(1.5 * gate) * (linear + 1)
@@ -133,6 +144,37 @@ FORMS = {
         attributes={"activation_alpha": 1.5, "activation_beta": 1.0, "round_activation": 1},
         reference=lambda a: [swiglu(*np.split(a["x"].astype(F32), 2, -1), math.inf)],
         tolerance=2e-3,
+    ),
+    "gated norm": Form(
+        "GatedRMSNorm", [{"x": floats(2, 3, 8), "gate": floats(2, 3, 8)},
+                         {"x": floats(1, 1, 8), "gate": floats(1, 1, 8)}],
+        {"y": F32}, {"scale": floats(4)}, ["x", "scale", "gate"], {"x": "b t _", "gate": "b t _"},
+        {"epsilon": 1e-3, "activation": "sigmoid"}, gated_norm,
+    ),
+    "gates": Form(
+        "LinearAttentionGate", [{"a": floats(2, 3, 4) * 9, "b": floats(2, 3, 4)}] * 2,
+        {"decay": F32, "beta": F32}, {"bias": floats(4), "scale": -np.abs(floats(4))},
+        ["a", "bias", "scale", "b"], {"a": "_ t _"},
+        reference=lambda a: [np.logaddexp(a["a"] + a["bias"], 0) * a["scale"], sigmoid(a["b"])],
+    ),
+    "gated sum": Form(
+        "GatedAdd", [{"x": floats(2, 3, 8), "y": floats(2, 3, 8) + 1, "gate": floats(2, 3, 1)}] * 2,
+        {"y2": F32}, sizes={"x": "_ t _"}, reference=lambda a: [a["x"] + a["y"] * a["gate"]],
+    ),
+    "gated sum of a product": Form(
+        "GatedAdd", [{"x": floats(2, 3, 8), "y": floats(2, 3, 8) + 1, "gate": floats(2, 3, 5)}] * 2,
+        {"y2": F32}, {"w": floats(5, 1)},
+        reference=lambda a: [a["x"] + a["y"] * sigmoid(a["gate"] @ a["w"])],
+    ),
+    "scaled": Form(
+        "ScaledSiLU", [{"x": floats(3, 8)}] * 2, {"y": F32}, {"s": np.array(1.5, F32)},
+        reference=lambda a: [a["x"] * 1.5 * sigmoid(a["x"] * 1.5)],
+    ),
+    "turned": Form(
+        "GemmaRotaryEmbedding",
+        [{"angles": floats(2, 3, 8) * 5, **{x: floats(2, 2, 3, 8, dtype=F16) / F16(n + 1)
+                                            for n, x in enumerate(("q", "q2", "k", "k2"))}}] * 2,
+        {"y": F16, "z": F16}, reference=turned, tolerance=5e-3,
     ),
     "product": Form(
         "GemmFastGelu", [{"x": floats(2, 3, 4)}, {"x": floats(1, 1, 4)}], {"y": F32},
