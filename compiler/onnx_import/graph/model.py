@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import onnx
-from abqc.errors import ModelError
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TypeProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from ..values.constants import Constant
 
@@ -27,7 +25,6 @@ class Model:
     nodes: list[NodeProto]
     constants: dict[str, Constant]
     declared_opset: int
-    types: dict[str, TypeProto] = field(default_factory=dict)
 
     @property
     def opset(self) -> int:
@@ -44,25 +41,6 @@ class Model:
         for node in self.nodes:
             counts.update(read_names(node))
         return counts
-
-    def shape(self, name: str) -> tuple[int | None, ...] | None:
-        """The shape of a value, None in place of dynamic sizes; None if the rank is unknown."""
-        if name in self.constants:
-            return self.constants[name].shape
-        type_ = self.types.get(name)
-        if type_ is None or not type_.tensor_type.HasField("shape"):
-            return None
-        return tuple(
-            dim.dim_value if dim.HasField("dim_value") else None
-            for dim in type_.tensor_type.shape.dim
-        )
-
-    def elem_type(self, name: str) -> int:
-        """The ONNX element type of a value, 0 (UNDEFINED) where it is not known."""
-        if name in self.constants:
-            return self.constants[name].elem_type
-        type_ = self.types.get(name)
-        return type_.tensor_type.elem_type if type_ is not None else 0
 
     def to_proto(self, as_inputs: Iterable[str]) -> ModelProto:
         """The whole model; constants in `as_inputs` become graph inputs, the rest initializers."""
@@ -87,24 +65,6 @@ class Model:
         used = self.use_counts()
         return [name for name, c in self.constants.items() if name in used and c.size > SMALL]
 
-    def infer_types(self) -> None:
-        """Fills `types` by ONNX's shape inference."""
-        graph = infer_shapes(self.to_proto(self.large_constants())).graph
-        values = (*graph.input, *graph.value_info, *graph.output)
-        self.types = {value.name: value.type for value in values}
-
-    def drop_false_types(self) -> None:
-        """Forgets what the model says of values between nodes where inference knows better.
-
-        Exporters get such shapes wrong; where inference does not get far, they are a help.
-        """
-        declared = list(self.shell.graph.value_info)
-        del self.shell.graph.value_info[:]
-        self.infer_types()
-        self.shell.graph.value_info.extend(
-            value for value in declared if _agree(value.type, self.types.get(value.name))
-        )
-
     def drop_dead_nodes(self) -> None:
         """Removes nodes and constants that no output needs."""
         needed = set(self.output_names)
@@ -119,52 +79,6 @@ class Model:
 
 def default_opset(proto: ModelProto) -> int:
     return next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
-
-
-def _agree(declared: TypeProto, inferred: TypeProto | None) -> bool:
-    """Whether a tensor can have both types."""
-    if inferred is None:
-        return True
-    a, b = declared.tensor_type, inferred.tensor_type
-    if a.elem_type != b.elem_type:
-        return False
-    if not a.HasField("shape") or not b.HasField("shape"):
-        return True
-    sizes = [
-        (x.dim_value, y.dim_value)
-        for x, y in zip(a.shape.dim, b.shape.dim, strict=False)
-        if x.HasField("dim_value") and y.HasField("dim_value")
-    ]
-    return len(a.shape.dim) == len(b.shape.dim) and all(x == y for x, y in sizes)
-
-
-def infer_shapes(proto: ModelProto) -> ModelProto:
-    """ONNX's shape inference, which also tracks the values of shape tensors.
-
-    The shapes that the model declares for its outputs are believed only where inference knows
-    none: exporters get them wrong.
-    """
-    declared = {value.name: value.type.tensor_type.shape for value in proto.graph.output}
-    bare = ModelProto()
-    bare.CopyFrom(proto)
-    for value in bare.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    try:
-        inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True)
-    except Exception as error:
-        raise ModelError(f"ONNX shape inference failed: {first_line(error)}") from error
-    constants = {tensor.name: tensor.dims for tensor in inferred.graph.initializer}
-    inputs = {value.name: value.type.tensor_type.shape for value in inferred.graph.input}
-    for value in inferred.graph.output:
-        shape = value.type.tensor_type.shape
-        if value.name in constants:
-            for size in constants[value.name]:
-                shape.dim.add().dim_value = size
-            value.type.tensor_type.shape.SetInParent()
-        elif not value.type.tensor_type.HasField("shape"):
-            known = inputs.get(value.name) or declared[value.name]
-            value.type.tensor_type.shape.CopyFrom(known)
-    return inferred
 
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
