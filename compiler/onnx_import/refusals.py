@@ -48,7 +48,7 @@ _BY_REASON: dict[tuple[str, str], str] = {
     ),
     (MICROSOFT, VENDOR): "EPContext Snpe",
     (MICROSOFT, SPARSE): (
-        "DynamicSparseAttention GatedRelativePositionBias LongformerAttention PackedAttention "
+        "DynamicSparseAttention LongformerAttention PackedAttention "
         "PackedMultiHeadAttention PackedSparseAttentionIndexer PackedSparseAttentionIndexerMerge "
         "RemovePadding RestorePadding SparseAttention SparseAttentionIndexer"
     ),

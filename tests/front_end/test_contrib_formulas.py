@@ -111,6 +111,13 @@ def position_bias(a: Arrays, bidirectional: bool, farthest: int = 40) -> np.ndar
     return y
 
 
+def gated_positions(a: Arrays) -> Sequence[np.ndarray]:
+    queries = (a["q"] + a["qb"]).reshape(2, 3, 2, 4).transpose(0, 2, 1, 3)
+    sums = (queries @ a["w"] + a["wb"]).reshape(2, 2, 3, 2, 3).sum(-1)
+    u, r = sigmoid(sums[..., :1]), sigmoid(sums[..., 1:])
+    return [(u * (r * a["a"] - 1) + 2) * a["rel"]]
+
+
 def bias_of(bidirectional: int) -> Form:
     feeds = [{"queries": np.array([n]), "keys": np.array([n])} for n in (30, 1)]
     return Form(
@@ -212,6 +219,12 @@ FORMS = {
     ),
     "distances": bias_of(0),
     "distances in both directions": bias_of(1),
+    "gated positions": Form(
+        "GatedRelativePositionBias",
+        [{"q": floats(2, 3, 8), "rel": floats(1, 2, 3, 3)}] * 2, {"y": F32},
+        {"qb": floats(8), "w": floats(4, 6), "wb": floats(6), "a": floats(1, 2, 1, 1)},
+        ["q", "qb", "rel", "w", "wb", "a"], {"q": "b _ _"}, {"num_heads": 2}, gated_positions,
+    ),
     "embedding": Form(
         "TorchEmbedding", [{"at": np.array([[0, 1], [2, 4]])}, {"at": np.array([[3, 3]])}],
         {"y": F32}, {"table": floats(5, 7)}, ["table", "at"], {"at": "n _"},
