@@ -18,7 +18,6 @@ VENDOR = "it holds another compiler's code"
 SPARSE = "attention that is sparse or packed without padding has no kernel here"
 SPARSE_DATA = "sparse tensors are not tensors here"
 NEW = "it is not settled in onnxruntime yet, and no published model has it"
-MEMORY_ORDER = "onnxruntime inserts it itself for its own order of memory: compile the model before"
 REPLACED = "an early trial: MatMulNBits has taken its place"
 HARDWARE = "it is of one vendor's hardware"
 NO_KERNEL = "onnxruntime has no kernel for it either"
@@ -53,7 +52,6 @@ _BY_REASON: dict[tuple[str, str], str] = {
         "RemovePadding RestorePadding SparseAttention SparseAttentionIndexer"
     ),
     (MICROSOFT, SPARSE_DATA): "SparseToDenseMatMul",
-    (MICROSOFT, MEMORY_ORDER): "NhwcConv NhwcFusedConv",
     (MICROSOFT, INTERNAL): "MatMulPacked MoEPacked GatherPacked",
     (MICROSOFT, REPLACED): "MatMulFpQ4",
     (MICROSOFT, HARDWARE): "DequantizeBFP GemmFloat8 QuantizeBFP",

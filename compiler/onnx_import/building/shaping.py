@@ -182,6 +182,16 @@ def transpose(b: Builder, x: Value, permutation: Sequence[int]) -> Value:
     return Value(x.dtype, dims, ssa=ssa, steps=x.steps, transposed=(x, tuple(order)))
 
 
+def channels_second(b: Builder, x: Value) -> Value:
+    """[N, ..., C] as [N, C, ...]."""
+    return transpose(b, x, [0, x.rank - 1, *range(1, x.rank - 1)])
+
+
+def channels_last(b: Builder, x: Value) -> Value:
+    """[N, C, ...] as [N, ..., C]."""
+    return transpose(b, x, [0, *range(2, x.rank), 1])
+
+
 def unsqueeze(b: Builder, x: Value, axes: Sequence[int]) -> Value:
     """Adds sizes of 1 at `axes` of the result (not negative)."""
     rest = iter(x.dims)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..building.shaping import reshape, slice_axis, transpose
+from ..building.shaping import channels_last, channels_second, reshape, slice_axis
 from ..registry import MICROSOFT, Node, lowers
 from ..values.symbolic import ONE, Dim
 from ..values.value import Value
@@ -55,11 +55,11 @@ def _normalized(node: Node, x: Value) -> Value:
     if activation not in (NOTHING, SILU):
         raise node.error(f"attribute 'activation' is {activation}, expected 0 or 1")
     last = _channels_last(node)
-    image = transpose(b, x, [0, 3, 1, 2]) if last else x
+    image = channels_second(b, x) if last else x
     if groups < 1 or (image.shape[1] is not None and image.shape[1] % groups):
         raise node.error(f"{x} cannot be taken apart into {groups} groups of channels")
     y = by_groups(node, image, Dim.of(groups), per_channel=True)
-    y = transpose(b, y, [0, 2, 3, 1]) if last else y
+    y = channels_last(b, y) if last else y
     if activation == NOTHING:
         return y
     return b.elementwise([y], y.dtype, lambda v: v * v.sigmoid())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..building.scalars import Scalar
-from ..building.shaping import concat, reshape, transpose
+from ..building.shaping import channels_last, channels_second, concat, reshape, transpose
 from ..parts.affine import along, code_of, dequantize, quantize
 from ..parts.integer_products import in_f32, shifted
 from ..registry import MICROSOFT, Node, lowers
@@ -19,7 +19,7 @@ from .integer_products import multiply, requantize
 from .integer_products import qlinear_conv as standard_qlinear_conv
 from .matmul import product_of
 from .normalization import embed_layer_normalization
-from .pooling import average_pool, global_average_pool, max_pool
+from .pooling import average_pool, global_average_pool
 from .reductions import summed
 from .softmax import softmax
 
@@ -132,16 +132,12 @@ def qlinear_softmax(node: Node) -> Value:
 
 def channels_first(node: Node, x: Value) -> Value:
     """With the channels behind the batch, where the node says that they are last."""
-    if not node.int("channels_last", 0):
-        return x
-    return transpose(node.b, x, [0, x.rank - 1, *range(1, x.rank - 1)])
+    return channels_second(node.b, x) if node.int("channels_last", 0) else x
 
 
 def as_given(node: Node, y: Value) -> Value:
     """The inverse of `channels_first`."""
-    if not node.int("channels_last", 0):
-        return y
-    return transpose(node.b, y, [0, *range(2, y.rank), 1])
+    return channels_last(node.b, y) if node.int("channels_last", 0) else y
 
 
 @lowers("QLinearAveragePool", domain=MICROSOFT)
@@ -154,14 +150,6 @@ def qlinear_average_pool(node: Node) -> Value:
 def qlinear_global_average_pool(node: Node) -> Value:
     x = channels_first(node, decoded(node, 0))
     return encoded(node, as_given(node, global_average_pool(node.as_standard(x))), 3)
-
-
-@lowers("NhwcMaxPool", domain=MICROSOFT)
-def nhwc_max_pool(node: Node) -> Value:
-    x = node.input(0)
-    images = transpose(node.b, x, [0, x.rank - 1, *range(1, x.rank - 1)])
-    (y,) = max_pool(node.as_standard(images))[:1]
-    return transpose(node.b, y, [0, *range(2, y.rank), 1])
 
 
 @lowers("QLinearConv", domain=MICROSOFT)
