@@ -82,10 +82,10 @@ def non_zero(node: Node) -> Value:
     def coordinate(at: list[Scalar]) -> Scalar:
         rest = b.read(source, at[1:]).cast(INDEX)
         result = rest.like(0)
-        for axis in reversed(range(x.rank)):
+        for axis in reversed(range(1, x.rank)):
             result = (at[0] == axis).select(rest % sizes[axis], result)
             rest = rest // sizes[axis]
-        return result.cast(I64)
+        return (at[0] == 0).select(rest, result).cast(I64)
 
     return b.tabulate([Dim.of(max(x.rank, 1)), count], I64, coordinate)
 
