@@ -6,8 +6,9 @@ of its own): a library that is far from the float model is right where this mode
 
 Weights become what their codes stand for. An activation x becomes s * (q - z) of docs/numerics.md,
 by ReduceMax, ReduceMin, Div and Round. Rewritten are MatMul and Gemm with a constant matrix, Conv
-in one group, Gather from a constant table, MatMulNBits and MatMulInteger. Codes of no more bits
-than the recipe asks for stay, of weights and of activations; others are encoded anew.
+in one group, Gather from a constant table, recurrent operators, MatMulNBits and MatMulInteger.
+Codes of no more bits than the recipe asks for stay, of weights and of activations; others are
+encoded anew.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ class _Rewriter:
                     self._packed_product(node)
                 case "Conv":
                     self._conv(node)
+                case "LSTM" | "GRU" | "RNN":
+                    self._recurrence(node)
                 case "Gather":
                     self._gather(node)
             self._nodes.append(node)
@@ -95,6 +98,21 @@ class _Rewriter:
             return None
         table = self._constants.floats(node.input[0])
         return table if table is not None and table.ndim == 2 else None
+
+    def _recurrence(self, node: onnx.NodeProto) -> None:
+        """The weights and the input; the state, which every step rounds, has no form in ONNX."""
+        recipe = self._resolve(node, "matmul")
+        if recipe.weight is None:
+            return
+        for place in (1, 2):  # W and R, [directions, gates * hidden, K]
+            weight = self._constants.floats(node.input[place])
+            if weight is None:
+                return
+            rows = weight.reshape(-1, weight.shape[-1])
+            decoded = quantize_weight(rows, recipe.weight).dequantize().reshape(weight.shape)
+            self.changed += 1
+            node.input[place] = self._constant(f"weight{place}/{len(self._nodes)}", decoded)
+        node.input[0] = self._activation(node.input[0], recipe.activation, [-1])
 
     def _gather(self, node: onnx.NodeProto) -> None:
         table = self._table(node)
