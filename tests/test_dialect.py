@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import pytest
 from abqc.dialects.mlir import PassManager, ir, make_context
@@ -197,3 +198,22 @@ def test_types_print_and_parse() -> None:
     with make_context():
         for text in (CODE, '!abq.packed<"int8">', f"tensor<5x8x{CODE}>"):
             assert str(ir.Type.parse(text)) == text
+
+
+def test_the_bindings_import_a_module_for_the_dialect_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they find none they try again at every operation, which takes most of a compile."""
+    tried: list[str] = []
+
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, path: object = None, target: object = None) -> None:
+            tried.append(name)
+
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+    with make_context():
+        for _ in range(3):
+            module = ir.Module.parse(matmul())
+            function = module.body.operations[0]
+            assert type(function.regions[0].blocks[0].operations[0]).__name__ == "MatmulOp"
+    assert tried.count("abqc.dialects.bindings.abq") <= 1
+    assert "torch_mlir.dialects.abq" not in tried

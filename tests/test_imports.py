@@ -109,3 +109,16 @@ def test_numpy_is_enough(module: str) -> None:
 def test_only_numpy_is_named(path: Path) -> None:
     allowed = NUMPY_ONLY | ({"lark"} if path.parent.name == "ptx" else set())
     assert {name.split(".")[0] for name in imports(path)} <= allowed
+
+
+def test_the_server_imports_nothing_that_most_compiles_do_without() -> None:
+    code = "import abqc.compiler.worker, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    rare = {
+        "torch_mlir.dialects.linalg",  # interprets the definitions of all named operations
+        "torch_mlir.dialects.llvm",
+        "torch_mlir.dialects.nvvm",
+        "onnx.reference",
+        "lark",
+    }
+    assert not rare & set(done.stdout.split())
