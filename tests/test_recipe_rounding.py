@@ -51,15 +51,16 @@ def products() -> onnx.ModelProto:
 
 
 def convolutions() -> onnx.ModelProto:
-    """One scale an image; the second has groups and stays float."""
+    """One scale an image; the second has groups and stays float, the third is transposed."""
     return models.model(
         [
             node("Conv", "x w b", "h", "dense", pads=[1, 1, 1, 1]),
-            node("Conv", "h d", "y", "depthwise", group=8),
+            node("Conv", "h d", "g", "depthwise", group=8),
+            node("ConvTranspose", "g t", "y", "transposed", strides=[2, 1]),
         ],
         [("x", F32, ["batch", 3, 9, "width"])],
         [("y", F32, [None] * 4)],
-        {"w": normal(8, 3, 3, 3), "b": normal(8), "d": normal(8, 1, 3, 3)},
+        {"w": normal(8, 3, 3, 3), "b": normal(8), "d": normal(8, 1, 3, 3), "t": normal(8, 5, 3, 2)},
     )
 
 

@@ -6,9 +6,9 @@ of its own): a library that is far from the float model is right where this mode
 
 Weights become what their codes stand for. An activation x becomes s * (q - z) of docs/numerics.md,
 by ReduceMax, ReduceMin, Div and Round. Rewritten are MatMul and Gemm with a constant matrix, Conv
-in one group, Gather from a constant table, recurrent operators, MatMulNBits and MatMulInteger.
-Codes of no more bits than the recipe asks for stay, of weights and of activations; others are
-encoded anew.
+and ConvTranspose in one group, Gather from a constant table, recurrent operators, MatMulNBits and
+MatMulInteger. Codes of no more bits than the recipe asks for stay, of weights and of activations;
+others are encoded anew.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class _Rewriter:
                     self._integer_product(node)
                 case "MatMulNBits":
                     self._packed_product(node)
-                case "Conv":
+                case "Conv" | "ConvTranspose":
                     self._conv(node)
                 case "LSTM" | "GRU" | "RNN":
                     self._recurrence(node)
@@ -196,8 +196,12 @@ class _Rewriter:
             return
         if self._keeps(node.input[1], recipe.weight):
             return
-        rows = weight.reshape(len(weight), -1)
-        decoded = quantize_weight(rows, recipe.weight).dequantize().reshape(weight.shape)
+        if node.op_type == "ConvTranspose":
+            strides = next((list(a.ints) for a in node.attribute if a.name == "strides"), [])
+            decoded = _transposed(weight, strides or [1] * (weight.ndim - 2), recipe.weight)
+        else:
+            rows = weight.reshape(len(weight), -1)
+            decoded = quantize_weight(rows, recipe.weight).dequantize().reshape(weight.shape)
         node.input[1] = self._weight(node, decoded)
         axes = list(range(1, weight.ndim))
         node.input[0] = self._activation(node.input[0], recipe.activation, axes)
@@ -249,6 +253,28 @@ class _Rewriter:
         steps = emit("Add", emit("Round", emit("Div", x, scale)), offset)
         codes = emit("Clip", steps, zero, top)
         return emit("Mul", emit("Sub", codes, offset), scale)
+
+
+def _transposed(weight: F32, strides: list[int], scheme: Scheme) -> F32:
+    """The weight [C, O, window] of a ConvTranspose without dilations, encoded and decoded.
+
+    It is a convolution of stride 1 for each remainder of a place by the strides, so that a row of
+    weights is that of one remainder and output channel, over C and every stride-th tap, flipped.
+    """
+    kernel = weight.shape[2:]
+    taps = [-(-k // s) for k, s in zip(kernel, strides, strict=True)]
+    whole = [t * s for t, s in zip(taps, strides, strict=True)]
+    padding = [(0, 0), (0, 0), *((0, w - k) for w, k in zip(whole, kernel, strict=True))]
+    sizes = [size for pair in zip(taps, strides, strict=True) for size in pair]
+    split = np.pad(weight, padding).reshape(*weight.shape[:2], *sizes)
+    tap_axes = tuple(range(2, split.ndim, 2))
+    order = (*(axis + 1 for axis in tap_axes), 1, 0, *tap_axes)
+    turned = np.flip(split, tap_axes).transpose(order)
+    rows = np.ascontiguousarray(turned).reshape(-1, weight.shape[0] * int(np.prod(taps)))
+    decoded = quantize_weight(rows, scheme).dequantize().reshape(turned.shape)
+    back = np.flip(decoded.transpose(np.argsort(order)), tap_axes)
+    cut = tuple(slice(0, k) for k in kernel)
+    return np.ascontiguousarray(back.reshape(*weight.shape[:2], *whole)[(..., *cut)])
 
 
 class _Constants:
