@@ -1,4 +1,4 @@
-"""Weights, tables and caches of f16 and bf16 models lie in 16 bits; they are computed with in f32."""
+"""Weights, tables and caches of f16 and bf16 models lie in 16 bits and are computed with in f32."""
 
 from __future__ import annotations
 
