@@ -83,7 +83,7 @@ class Plan:
     assembled: bool = True  # cubins where there is a ptxas, else PTX
     operators: tuple[str, ...] = OPERATORS
     minilm: bool = True
-    decoder_layers: int = 4
+    decoder_layers: int = 3
     decoder_recipes: tuple[str, ...] = ("w4a8", "w2a8")
     prompts: tuple[int, ...] = (128, 512)
     decoding: tuple[tuple[int, int], ...] = ((512, 64),)
