@@ -249,7 +249,7 @@ class Scalar:
     # Conversions
 
     def cast(self, to: ElementType) -> Scalar:
-        """Converted between the types inside: no rounding to 16-bit floats (`rounding.py`).
+        """Converted between the types inside: no rounding to 16-bit floats (`small_floats.py`).
 
         Floats become integers towards zero; what does not fit is as undefined as in C, but never
         traps. Anything but 0 becomes True.
