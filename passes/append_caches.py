@@ -55,12 +55,9 @@ def _append(op: ir.Operation, number: int, output: int) -> ir.Value:
 
 def _appends_to_input(op: ir.Operation, inputs: dict[ir.Value, int], on_device: bool) -> bool:
     """concat(input, new) or an update where the input is used for nothing else but its sizes."""
-    if op.name == "tensor.concat":
-        if len(op.operands) != 2:
-            return False
-    elif op.name != "abq.update" or on_device:
-        return False
-    if op.operands[0] not in inputs:
+    appends = op.name == "tensor.concat" and len(op.operands) == 2
+    updates = op.name == "abq.update" and not on_device
+    if not (appends or updates) or op.operands[0] not in inputs:
         return False
     others = [u.operation for u in users(op.operands[0]) if u.operation != op]
     returned = [u for u in users(op.results[0]) if u.operation.name == "func.return"]

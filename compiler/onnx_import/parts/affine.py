@@ -93,9 +93,7 @@ def dequantize(
     known = _constant(codes, scale, zero, axis, block, result)
     if known is not None:
         return known
-    parts = [along(node, scale, codes, axis, block)]
-    if zero is not None and not _is_zero(zero):
-        parts.append(along(node, zero, codes, axis, block))
+    parts = _beside(node, scale, zero, codes, axis, block)
 
     def body(code: Scalar, step: Scalar, *shift: Scalar) -> Scalar:
         if not code.dtype.is_integer:
@@ -133,6 +131,14 @@ def _constant(
     return None if constant is None else constant_value(constant, to)
 
 
+def _beside(
+    node: Node, scale: Value, zero: Value | None, x: Value, axis: int, block: int
+) -> list[Value]:
+    """The scale and, if it is not known to be 0, the zero point, broadcasting against `x`."""
+    parts = [scale] if zero is None or _is_zero(zero) else [scale, zero]
+    return [along(node, part, x, axis, block) for part in parts]
+
+
 def _is_zero(zero: Value) -> bool:
     array = zero.numpy() if zero.size == 1 else None
     return array is not None and float(array.reshape(-1)[0]) == 0
@@ -158,9 +164,7 @@ def quantize(
     known = _constant_codes(x, scale, zero, to, axis, block)
     if known is not None:
         return known
-    parts = [along(node, scale, x, axis, block)]
-    if zero is not None and not _is_zero(zero):
-        parts.append(along(node, zero, x, axis, block))
+    parts = _beside(node, scale, zero, x, axis, block)
 
     def body(value: Scalar, step: Scalar, *shift: Scalar) -> Scalar:
         steps = value.cast(F32) / step.cast(F32)

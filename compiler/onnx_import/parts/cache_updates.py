@@ -27,7 +27,9 @@ def updated(
     if past.stored is not None:
         whole = updated(b, past.stored, narrowed(b, rows), begins, capacity, axis)
         return widened(b, whole, rows.dtype)
-    places = b.elementwise([begins], I64, lambda begin: begin.cast(I64))
+    places = begins
+    if begins.dtype is not I64:
+        places = b.elementwise([begins], I64, lambda begin: begin.cast(I64))
     ssa = UpdateOp(
         b.tensor(past),
         b.tensor(rows),
