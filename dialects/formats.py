@@ -317,12 +317,19 @@ def spread_groups(per_group: np.ndarray, scheme: Scheme, k: int) -> np.ndarray:
     return np.repeat(per_group, scheme.group_size or k, axis=1)[:, :k]
 
 
-def quantize_weight(w: np.ndarray, scheme: Scheme, *, search: bool = False) -> QuantizedTensor:
+def quantize_weight(
+    w: np.ndarray,
+    scheme: Scheme,
+    *,
+    search: bool = False,
+    importance: np.ndarray | None = None,
+) -> QuantizedTensor:
     """Round `w` to the nearest codes of `scheme`.
 
     `w` has output channels first; further axes are flattened to K. Scales are rounded to f16
     before the codes are made. `search` takes, for every group, the scale of least squared error
-    among the default one, shrunken ones and their least-squares refinements.
+    among the default one, shrunken ones and their least-squares refinements. `importance` [K]
+    (such as the second moments of the inputs) weighs these errors: sum of h_k (w_k - q_k)^2.
     Raises ValueError for NaN, infinity, and magnitudes whose scale does not fit f16.
     """
     if scheme.role != "w":
@@ -332,15 +339,18 @@ def quantize_weight(w: np.ndarray, scheme: Scheme, *, search: bool = False) -> Q
     rows = w.reshape(w.shape[0], -1)
     n, k = rows.shape
     if scheme.granularity != "tensor":
-        return _quantize_rows(rows, scheme, search)
-    whole = _quantize_rows(rows.reshape(1, n * k), scheme, search)
+        return _quantize_rows(rows, scheme, search, importance)
+    tiled = None if importance is None else np.tile(importance, n)
+    whole = _quantize_rows(rows.reshape(1, n * k), scheme, search, tiled)
     zero = None if whole.zero is None else np.repeat(whole.zero, n, axis=0)
     return QuantizedTensor(
         whole.codes.reshape(n, k), np.repeat(whole.scale, n, axis=0), zero, scheme
     )
 
 
-def _quantize_rows(rows: np.ndarray, scheme: Scheme, search: bool) -> QuantizedTensor:
+def _quantize_rows(
+    rows: np.ndarray, scheme: Scheme, search: bool, importance: np.ndarray | None
+) -> QuantizedTensor:
     n, k = rows.shape
     groups = scheme.n_groups(k)
     codes = np.empty((n, k), scheme.format.dtype)
@@ -349,7 +359,7 @@ def _quantize_rows(rows: np.ndarray, scheme: Scheme, search: bool) -> QuantizedT
     step = max(1, CHUNK_ELEMENTS // k)
     for begin in range(0, n, step):
         part = slice(begin, begin + step)
-        chunk = WeightGroups.split(rows[part].astype(np.float32, copy=False), scheme)
+        chunk = WeightGroups.split(rows[part].astype(np.float32, copy=False), scheme, importance)
         choice = chunk.choose(search)
         codes[part] = chunk.encode(choice).reshape(len(chunk.x), -1)[:, :k]
         scale[part] = choice.scale

@@ -33,6 +33,17 @@ def round_scale(scale: np.ndarray, *, zero_becomes: float = 0.0) -> NDArray[np.f
     return np.where(scale == 0, np.float16(zero_becomes), rounded)
 
 
+def _weights(importance: np.ndarray, k: int, missing: int) -> F32:
+    """The importance of `k` columns and of `missing` more, which have none; the largest is 1."""
+    if importance.shape != (k,):
+        raise ValueError(f"the importance of {k} columns has shape {importance.shape}")
+    if not (np.isfinite(importance).all() and (importance >= 0).all()):
+        raise ValueError("the importance of a column is not negative, NaN or infinite")
+    largest = importance.max()
+    weights = importance / largest if largest > 0 else importance
+    return np.pad(weights.astype(np.float32), (0, missing))
+
+
 @dataclass(frozen=True)
 class Choice:
     """Scales, f16 [R, G], and zero points, uint8 [R, G] or None for symmetric formats."""
@@ -68,7 +79,8 @@ class WeightGroups:
     """Some rows of a weight, x [R, G, group size]; a short last group is filled up with zeros.
 
     The filling widens no range and adds no error. `count` [G] holds the true sizes, for means;
-    `low` <= 0 <= `high` [R, G] bound each group.
+    `low` <= 0 <= `high` [R, G] bound each group. `importance` [G, group size] weighs the squared
+    errors that a search minimises; None weighs all alike.
     """
 
     format: NumberFormat
@@ -76,10 +88,14 @@ class WeightGroups:
     count: F32
     low: F32
     high: F32
+    importance: F32 | None = None
 
     @staticmethod
-    def split(rows: F32, scheme: Scheme) -> WeightGroups:
-        """Cut `rows` [R, K] into groups. Raises ValueError for NaN and infinity."""
+    def split(rows: F32, scheme: Scheme, importance: np.ndarray | None = None) -> WeightGroups:
+        """Cut `rows` [R, K], and the `importance` [K] of their columns, into groups.
+
+        Raises ValueError for NaN and infinity, and for an importance that is negative.
+        """
         r, k = rows.shape
         bounds = scheme.group_bounds(k)
         size = bounds[0][1]
@@ -91,12 +107,14 @@ class WeightGroups:
         low, high = x.min(axis=2), x.max(axis=2)
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise ValueError("the weight holds NaN or infinity")
-        return WeightGroups(scheme.format, x, count, np.minimum(low, 0), np.maximum(high, 0))
+        low, high = np.minimum(low, 0), np.maximum(high, 0)
+        weights = None if importance is None else _weights(importance, k, missing).reshape(-1, size)
+        return WeightGroups(scheme.format, x, count, low, high, weights)
 
     def choose(self, search: bool) -> Choice:
         """Scales and zero points by the format's own rule, or by a search."""
         if self.format.default_scale == "mean":  # for signs, the mean is the least-squares scale
-            return Choice(round_scale(np.abs(self.x).sum(axis=2) / self.count), None)
+            return Choice(round_scale(self._mean()), None)
         if search or self.format.default_scale == "search":
             return self._search()
         return self._by_range(1.0)
@@ -104,6 +122,16 @@ class WeightGroups:
     def encode(self, choice: Choice) -> Codes:
         """Codes [R, G, group size]."""
         return self._steps(choice).astype(self.format.dtype)
+
+    def _mean(self) -> F32:
+        """mean |x| of each group, [R, G], weighted by the importance where a group has any."""
+        magnitude = np.abs(self.x)
+        mean = magnitude.sum(axis=2) / self.count
+        if self.importance is None:
+            return mean
+        total = self.importance.sum(axis=1)
+        weighted = np.einsum("rgk,gk->rg", magnitude, self.importance)
+        return np.divide(weighted, total, out=mean, where=total > 0)
 
     def _by_range(self, factor: float) -> Choice:
         """The scales that just cover `factor` times each group's range."""
@@ -130,12 +158,17 @@ class WeightGroups:
         q = self._steps(choice)
         if choice.zero is not None:
             q -= choice.zero[:, :, None]
-        xq = np.einsum("rgk,rgk->rg", self.x, q)
-        qq = np.einsum("rgk,rgk->rg", q, q)
-        least_squares = np.where(xq > 0, xq / np.maximum(qq, 1), scale)
+        xq, qq = self._dot(self.x, q), self._dot(q, q)
+        least_squares = np.divide(xq, qq, out=scale.copy(), where=(xq > 0) & (qq > 0))
         q *= scale[:, :, None]
         q -= self.x
-        return _Fit(choice, np.einsum("rgk,rgk->rg", q, q), least_squares)
+        return _Fit(choice, self._dot(q, q), least_squares)
+
+    def _dot(self, a: F32, b: F32) -> F32:
+        """sum of a * b over each group, [R, G], weighted by the importance."""
+        if self.importance is None:
+            return np.einsum("rgk,rgk->rg", a, b)
+        return np.einsum("rgk,rgk,gk->rg", a, b, self.importance)
 
     def _steps(self, choice: Choice) -> F32:
         """Codes as floats."""

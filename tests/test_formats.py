@@ -207,6 +207,37 @@ def test_search_never_loses(scheme: Scheme) -> None:
         assert (searched.sum(axis) <= default.sum(axis) * (1 + 1e-5)).all()
 
 
+@weight_schemes
+def test_importance_weighs_the_errors_of_a_search(scheme: Scheme) -> None:
+    w, importance = weight(12, 6, 23) ** 3, np.geomspace(1e-6, 1e6, 23) ** 0.5
+    importance[[3, 22]] = 0
+    bounds = [(0, 23)] if scheme.granularity == "tensor" else scheme.group_bounds(23)
+    errors = [
+        np.square(quantize_weight(w, scheme, search=search, importance=importance).dequantize() - w)
+        * importance
+        for search in (False, True)
+    ]
+    for begin, end in bounds:
+        axis = None if scheme.granularity == "tensor" else 1
+        default, searched = (error[:, begin:end].sum(axis) for error in errors)
+        assert (searched <= default * (1 + 1e-5) + 1e-12 * importance.max()).all()
+
+
+def test_equal_importance_changes_nothing() -> None:
+    w = weight(13, 5, 20)
+    for text in ("w3:g6", "w2*:channel", "w2:tensor:asym"):
+        scheme = parse_scheme(text)
+        plain = quantize_weight(w, scheme, search=True)
+        weighted = quantize_weight(w, scheme, search=True, importance=np.full(20, 3.0))
+        np.testing.assert_array_equal(weighted.codes, plain.codes)
+
+
+@pytest.mark.parametrize("importance", [np.ones(19), -np.ones(20), np.full(20, np.nan)])
+def test_what_is_no_importance(importance: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="importance"):
+        quantize_weight(weight(14, 2, 20), parse_scheme("w4"), search=True, importance=importance)
+
+
 @pytest.mark.parametrize(
     "scheme", [s for s in WEIGHT_SCHEMES if s.format.default_scale == "range"], ids=str
 )
