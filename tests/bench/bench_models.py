@@ -4,7 +4,7 @@
     python tests/bench/bench_models.py minilm        # one part, to standard output
 
 Every part compares with onnxruntime in the same run. The part `smollm2` needs the model that
-tests/models/export_smollm2.py writes and the text of tests/models/make_handbook.py.
+tests/models/export_smollm2.py writes and the text of tests/accuracy/texts.py.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from abqc.compiler.commands.eval import evaluate_text, tokenize
 from abqc.compiler.commands.table import byte_count
 from abqc.compiler.evaluate import cosine, relative_error
 from abqc.compiler.onnxruntime_peer import Peer, quantized
+from accuracy.texts import fetch_text
 from bench.measure import Compiled, Decoder, Feeds, compile_model
-from models.fetch import Unavailable, cache_directory, fetch
+from models.fetch import Unavailable, fetch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DATA = ROOT / "tests" / "models" / "data"
@@ -268,9 +269,7 @@ def seconds_of(run: Callable[[np.ndarray], object], ids: np.ndarray) -> float:
 
 
 def perplexity(bench: Bench) -> str:
-    text = cache_directory() / "handbook.txt"
-    if not text.exists():
-        raise Unavailable("run `python tests/models/make_handbook.py` for the text")
+    text = fetch_text("handbook")
     model = bench.path("smollm2")
     ids = tokenize(text, model.with_name("tokenizer.json"))
     peer = Peer(model, threads=2)
