@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from abqc.dialects import abq, hadamard
 from abqc.dialects.formats import (
+    F32,
     Half,
     QuantizedTensor,
     Scheme,
@@ -39,13 +40,17 @@ DEFAULT_HALF: Half = "f16"
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a stored weight becomes codes; `imported` ones are kept as the model has them."""
+    """How a stored weight becomes codes; `imported` ones are kept as the model has them.
+
+    `calibrated` ones lie in the store under `symbol` once calibration has come to them.
+    """
 
     source: str
     scheme: Scheme
     hadamard_block: int = 0
     search: bool = False
     imported: bool = False
+    calibrated: bool = False
 
     @property
     def symbol(self) -> str:
@@ -53,22 +58,33 @@ class Encoding:
         parts = [self.source, self.scheme.text]
         if self.hadamard_block:
             parts.append(f"h{self.hadamard_block}")
-        parts += [word for word in ("search", "imported") if getattr(self, word)]
+        flags = ("search", "imported", "calibrated")
+        parts += [word for word in flags if getattr(self, word)]
         return ".".join(parts)
 
     def encode(self, store: Any) -> QuantizedTensor:
         """The codes; ValueError where the weight has none (NaN, infinities)."""
         if self.imported:
             return store.quantized(self.source)
+        if self.calibrated and self.symbol in store:
+            return store.quantized(self.symbol)
+        return quantize_weight(self.weight(store), self.scheme, search=self.search)
+
+    def weight(self, store: Any) -> F32:
+        """What is encoded: the float weight [N, K], rotated where the activations are."""
         stored = store.get(self.source).reshape(store.shape(self.source)[0], -1)
-        weight = stored.astype(np.float32, copy=False)
-        if self.hadamard_block:
-            weight = hadamard.fold(weight, self.hadamard_block)
-        return quantize_weight(weight, self.scheme, search=self.search)
+        weight: F32 = stored.astype(np.float32, copy=False)
+        return hadamard.fold(weight, self.hadamard_block) if self.hadamard_block else weight
 
 
 def _encoding(
-    symbol: str, scheme: Scheme | None, block: int, search: bool, unit: Unit
+    symbol: str,
+    scheme: Scheme | None,
+    block: int,
+    unit: Unit,
+    *,
+    search: bool = False,
+    calibrated: bool = False,
 ) -> Encoding | None:
     """How to encode a weight for which the recipe asks `scheme`; None if it stays float.
 
@@ -82,13 +98,15 @@ def _encoding(
         and (scheme is None or scheme.bits >= imported.scheme.bits)
     ):
         return Encoding(symbol, imported.scheme, imported=True)
-    return Encoding(symbol, scheme, block, search) if scheme is not None else None
+    if scheme is None:
+        return None
+    return Encoding(symbol, scheme, block, search, calibrated=calibrated)
 
 
 @register
 def quantize(module: ir.Operation, unit: Unit) -> None:
     """Give every matmul and table the formats that the recipe asks for."""
-    tables = _tables(module, unit)
+    tables = table_schemes(module, unit)
     for op in walk(module, "abq.matmul"):
         _quantize_matmul(op, tables, unit)
     for op in walk(module, "abq.conv"):
@@ -130,7 +148,7 @@ def _weight(symbol: str, type_: ir.Type) -> ir.Value:
     return abq.WeightOp(ir.StringAttr.get(symbol), type_).result
 
 
-def _tables(module: ir.Operation, unit: Unit) -> dict[str, Scheme]:
+def table_schemes(module: ir.Operation, unit: Unit) -> dict[str, Scheme]:
     """The formats of quantized tables by symbol.
 
     A head tied to its embedding takes the table's format and no rotation, so that the table is
@@ -151,28 +169,57 @@ def _table_scheme(op: ir.Operation, unit: Unit) -> Scheme | None:
     return recipe.weight if rows * columns >= SMALL_TABLE else None
 
 
-def _quantize_matmul(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) -> None:
-    node, symbol = _node(op), _symbol(op.operands[1])
-    view = op.opview
-    if symbol is None or abq.code_format(view.w) is not None:
-        return
-    recipe = _resolve(unit, node, "matmul")
-    n, k = abq.shape(view.w)
-    block = 0
-    if recipe.rotate and symbol not in tables:
-        if recipe.activation is None:
-            raise RecipeError(
-                f"{recipe.rule} rotates activations that stay float",
-                node=node,
-                hint="give the activations a width, as in w4a4 rotate",
-            )
-        block = hadamard.block_size(k)
-        block = block if block > 1 else 0
+def matmul_encoding(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) -> Encoding | None:
+    """How the weight of an `abq.matmul` becomes codes; None if it stays float or has codes.
+
+    `tables` are the formats of quantized tables (`table_schemes`), with which a tied head is read.
+    """
+    symbol = _symbol(op.operands[1])
+    if symbol is None or abq.code_format(op.operands[1]) is not None:
+        return None
+    recipe = _resolve(unit, _node(op), "matmul")
+    tied = symbol in tables
+    block = 0 if tied or not recipe.rotate else _rotation(op, recipe)
     scheme = tables.get(symbol, recipe.weight) if recipe.weight is not None else None
-    encoding = _encoding(symbol, scheme, block, recipe.search, unit)
+    return _encoding(
+        symbol,
+        scheme,
+        block,
+        unit,
+        search=recipe.search,
+        calibrated=recipe.gptq and not tied and not _is_nested(op),
+    )
+
+
+def _rotation(op: ir.Operation, recipe: Any) -> int:
+    """The block of the Hadamard transform before the product; 0 where there is none for its K."""
+    if recipe.activation is None:
+        raise RecipeError(
+            f"{recipe.rule} rotates activations that stay float",
+            node=_node(op),
+            hint="give the activations a width, as in w4a4 rotate",
+        )
+    block = hadamard.block_size(abq.shape(op.operands[1])[1])
+    return block if block > 1 else 0
+
+
+def _is_nested(op: ir.Operation) -> bool:
+    """Whether a branch or a loop holds the operation: calibration sees only what always runs."""
+    parent = op.parent
+    return parent is not None and parent.name != "func.func"
+
+
+def _quantize_matmul(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) -> None:
+    view = op.opview
+    if _symbol(view.w) is None or abq.code_format(view.w) is not None:
+        return
+    recipe = _resolve(unit, _node(op), "matmul")
+    n, k = abq.shape(view.w)
+    encoding = matmul_encoding(op, tables, unit)
     if encoding is None:
         _without_codes(op)
         return
+    block = encoding.hadamard_block
     with ir.InsertionPoint(op), op.location:
         codes, scale, zero = _codes(encoding, [n, k], unit)
         x, x_scale, x_zero = view.x, view.x_scale, view.x_zero
@@ -259,12 +306,11 @@ def _quantize_activation(
 def _resolve(unit: Unit, node: str, kind: str) -> Any:
     """What the recipe asks for a node; RecipeError for options without a kernel."""
     recipe = unit.recipe.resolve(node, kind)
-    refused = [name for name, asked in (("gptq", recipe.gptq), ("kvN", recipe.kv_bits)) if asked]
-    if refused:
+    if recipe.kv_bits is not None:
         raise RecipeError(
-            f"{recipe.rule} asks for {' and '.join(refused)}, which no pass implements",
+            f"{recipe.rule} asks for kvN, which no pass implements",
             node=node,
-            hint=f"remove {' and '.join(refused)} from the rule",
+            hint="remove kvN from the rule",
         )
     return recipe
 
@@ -279,7 +325,7 @@ def _quantize_conv(op: ir.Operation, unit: Unit) -> None:
         _without_codes(op)
         return
     recipe = _resolve(unit, node, "conv")
-    encoding = _encoding(symbol, recipe.weight, 0, recipe.search, unit)
+    encoding = _encoding(symbol, recipe.weight, 0, unit, search=recipe.search)
     if encoding is None:
         _without_codes(op)
         return
@@ -323,7 +369,7 @@ def _quantize_gather(op: ir.Operation, unit: Unit) -> None:
     view = op.opview
     if symbol is None or view.scale is not None:
         return
-    encoding = _encoding(symbol, _table_scheme(op, unit), 0, False, unit)
+    encoding = _encoding(symbol, _table_scheme(op, unit), 0, unit)
     if encoding is None:
         return
     with ir.InsertionPoint(op), op.location:
