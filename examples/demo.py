@@ -21,7 +21,7 @@ import numpy as np
 from abqc.compiler.bench import time_block
 from abqc.compiler.commands.progress import Progress
 from abqc.compiler.commands.table import byte_count, table
-from abqc.compiler.evaluate import cosine
+from abqc.compiler.evaluation.metrics import cosine
 from abqc.compiler.onnxruntime_peer import Peer, quantized
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"

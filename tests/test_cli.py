@@ -170,7 +170,8 @@ def test_eval_on_samples(abqc: Run, mlp: Path, digits: tuple, tmp_path: Path) ->
     data = tmp_path / "data.npz"
     np.savez(data, X=digits[0])
     code, out, _ = abqc("eval", DIGITS, mlp, "--data", data, "--json")
-    (accuracy,) = json.loads(out)
+    (model,) = json.loads(out)["models"]
+    (accuracy,) = model["outputs"]
     assert code == 0 and accuracy["vectors"] == 200
     assert accuracy["cosine"] > 0.99 and accuracy["top1"] > 0.97
     code, out, _ = abqc("eval", DIGITS, mlp, "--data", data)

@@ -7,8 +7,8 @@ from math import exp, log
 
 import numpy as np
 import pytest
-from abqc.compiler import evaluate
 from abqc.compiler.bench import interleave, report, to_json
+from abqc.compiler.evaluation import metrics as evaluate
 from abqc.compiler.feeds import make_feeds, resolve_shapes
 from abqc.errors import InputError
 from abqc.runtime.tensor_spec import TensorSpec
@@ -84,11 +84,37 @@ def test_standard_error_is_of_the_paired_difference() -> None:
 def test_hidden_positions_do_not_count() -> None:
     expected = np.array([[[1.0, 0.0], [1.0, 0.0]]])
     actual = np.array([[[1.0, 0.0], [-1.0, 0.0]]])
-    mask = np.array([[1, 0]])
-    shown = evaluate.output_accuracy("y", [expected], [actual], [mask])
-    assert (shown.vectors, shown.cosine, shown.error) == (1, 1, 0)
-    everything = evaluate.output_accuracy("y", [expected], [actual], [None])
-    assert (everything.vectors, everything.cosine, everything.worst) == (2, 0, -1)
+    shown, everything = evaluate.OutputTotals("y"), evaluate.OutputTotals("y")
+    shown.add(expected, actual, np.array([[1, 0]]))
+    everything.add(expected, actual, None)
+    assert (shown.result().vectors, shown.result().cosine, shown.result().error) == (1, 1, 0)
+    assert (everything.result().vectors, everything.result().cosine) == (2, 0)
+    assert everything.result().worst == -1
+
+
+def test_outputs_add_up_over_runs() -> None:
+    totals = evaluate.OutputTotals("y")
+    totals.add(np.array([[1.0, 0.0]]), np.array([[2.0, 0.0]]), None)
+    totals.add(np.array([[0.0, 1.0], [0.0, 1.0]]), np.array([[1.0, 0.0], [0.0, 1.0]]), None)
+    result = totals.result()
+    assert (result.vectors, result.worst) == (3, 0)
+    assert result.top1 == result.cosine == pytest.approx(2 / 3)
+
+
+def test_negative_labels_never_count() -> None:
+    scores = np.array([[0.1, 0.9], [0.9, 0.1], [0.1, 0.9]])
+    assert evaluate.label_hits(scores, np.array([1, 1, -100])) == 1
+
+
+def test_a_window_in_chunks_is_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    p, q, ids = rng.normal(size=(9, 5)), rng.normal(size=(9, 5)), rng.integers(0, 5, 9)
+    whole = evaluate.window_likelihood(p, q, ids)
+    monkeypatch.setattr(evaluate, "CHUNK_TOKENS", 3)
+    parts = evaluate.window_likelihood(p, q, ids)
+    assert parts.tokens == whole.tokens == 8
+    assert (parts.nll_actual, parts.kl) == pytest.approx((whole.nll_actual, whole.kl))
+    assert parts.agreement == whole.agreement
 
 
 def test_shapes_follow_from_symbols() -> None:

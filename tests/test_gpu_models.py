@@ -13,7 +13,7 @@ import onnx_models as models
 import pytest
 from abqc.codegen.gpu.tools import find_tool
 from abqc.compiler.driver import compile_file
-from abqc.compiler.evaluate import relative_error
+from abqc.compiler.evaluation.metrics import relative_error
 from abqc.errors import AbqcError, DeviceError, InputError
 from abqc.runtime.artifact import manifest_of
 from abqc.runtime.model import Model

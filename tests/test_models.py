@@ -9,7 +9,7 @@ from pathlib import Path
 import abqc
 import numpy as np
 import pytest
-from abqc.compiler.evaluate import cosine, relative_error
+from abqc.compiler.evaluation.metrics import cosine, relative_error
 from abqc.runtime.model import Model
 
 pytest.importorskip("onnxruntime")

@@ -96,17 +96,23 @@ def gpu_table(code: Mapping[str, Any]) -> str:
 
 
 def bits_per_weight(operations: list[Mapping[str, Any]]) -> str:
-    """Bits per weight over all quantized weights, each stored one counted once.
+    """What the summary says of all quantized weights."""
+    count, bits = weight_bits(operations)
+    return f"{count / 1e6:.2f} M weights at {bits:.2f} bits" if bits is not None else ""
 
-    A table that is gathered from a matmul's weight has no bytes of its own.
+
+def weight_bits(operations: list[Mapping[str, Any]]) -> tuple[int, float | None]:
+    """Number of quantized weights, and bits per weight over them, each stored one counted once.
+
+    A table that is gathered from a matmul's weight has no bytes of its own. No bits where nothing
+    is quantized.
     """
     quantized = [op for op in operations if op["weight"] not in STORED_FLOATS and op["bytes"]]
     stored = {op["symbol"]: op for op in quantized}.values()
     count = sum(op["n"] * op["k"] for op in stored)
     if not count:
-        return ""
-    bits = 8 * sum(op["bytes"] for op in stored) / count
-    return f"{count / 1e6:.2f} M weights at {bits:.2f} bits"
+        return 0, None
+    return count, 8 * sum(op["bytes"] for op in stored) / count
 
 
 def tensor_table(role: str, tensors: list[Mapping[str, Any]]) -> str:

@@ -25,9 +25,9 @@ import abqc
 import numpy as np
 import onnxruntime
 from abqc.compiler.bench import interleave
-from abqc.compiler.commands.eval import evaluate_text, tokenize
 from abqc.compiler.commands.table import byte_count
-from abqc.compiler.evaluate import cosine, relative_error
+from abqc.compiler.evaluation.metrics import cosine, relative_error
+from abqc.compiler.evaluation.text import evaluate_text, tokenize
 from abqc.compiler.onnxruntime_peer import Peer, quantized
 from accuracy.texts import fetch_text
 from bench.measure import Compiled, Decoder, Feeds, compile_model
@@ -275,7 +275,8 @@ def perplexity(bench: Bench) -> str:
     peer = Peer(model, threads=2)
     rows: list[tuple[object, ...]] = []
     for recipe in ("w8a8", "w4a8", "w4a8 rotate"):
-        result = evaluate_text(peer, bench.load("smollm2", recipe, 2), ids, 512, WINDOWS)
+        compiled = bench.load("smollm2", recipe, 2)
+        (result,) = evaluate_text(peer, [compiled], ids, 512, WINDOWS)
         if not rows:
             rows.append(("float", f"{result.perplexity_expected:.2f}", "", "", ""))
         rows.append(

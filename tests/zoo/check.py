@@ -20,7 +20,7 @@ if __name__ == "__main__":
 
 import abqc
 import numpy as np
-from abqc.compiler.evaluate import cosine, relative_error
+from abqc.compiler.evaluation.metrics import cosine, relative_error
 from abqc.errors import AbqcError
 from numpy.typing import NDArray
 from zoo.entry import Entry, sizes_of

@@ -12,7 +12,7 @@ import abqc
 import numpy as np
 import onnx
 from abqc.compiler.driver import compile_file
-from abqc.compiler.evaluate import relative_error
+from abqc.compiler.evaluation.metrics import relative_error
 from abqc.runtime.model import Model
 from decoder import decoder, feeds
 from gpukit.kit import MODEL, ModelFeed

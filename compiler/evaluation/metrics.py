@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 F64 = NDArray[np.float64]
 Array = NDArray[Any]
 
+CHUNK_TOKENS = 64
+
 
 def cosine(expected: Array, actual: Array) -> F64:
     """Cosine of each pair of vectors along the last axis; 1 where both are zero, else 0."""
@@ -71,20 +73,33 @@ class WindowLikelihood:
     agreement: float
 
 
-def window_likelihood(expected: Array, actual: Array, ids: Array) -> WindowLikelihood:
-    """Compare two models' logits [tokens, vocabulary] on the window `ids` [tokens].
+class WindowReference:
+    """The float model's distributions on one window, to which any number of models is compared.
 
-    Position t predicts ids[t + 1]; KL is from the expected to the actual distribution.
+    `logits` [tokens, vocabulary] of the window `ids` [tokens]; position t predicts ids[t + 1].
     """
-    p, q = log_softmax(expected[:-1]), log_softmax(actual[:-1])
-    targets = np.asarray(ids)[1:, None]
-    return WindowLikelihood(
-        tokens=len(targets),
-        nll_expected=-float(np.take_along_axis(p, targets, -1).mean()),
-        nll_actual=-float(np.take_along_axis(q, targets, -1).mean()),
-        kl=float((np.exp(p) * (p - q)).sum(-1).mean()),
-        agreement=top1_agreement(p, q),
-    )
+
+    def __init__(self, logits: Array, ids: Array) -> None:
+        self.targets = np.asarray(ids)[1:, None]
+        self.log_p = log_softmax(logits[:-1])
+        self.nll = -float(np.take_along_axis(self.log_p, self.targets, -1).mean())
+
+    def compare(self, logits: Array) -> WindowLikelihood:
+        """Figures of another model's `logits`; KL is from the float model's to its distribution."""
+        tokens = len(self.targets)
+        nll = kl = hits = 0.0
+        for begin in range(0, tokens, CHUNK_TOKENS):  # whole windows of f64 are 200 MB a piece
+            part = slice(begin, min(begin + CHUNK_TOKENS, tokens))
+            p, q = self.log_p[part], log_softmax(logits[part])
+            nll -= float(np.take_along_axis(q, self.targets[part], -1).sum())
+            kl += float((np.exp(p) * (p - q)).sum())
+            hits += float((p.argmax(-1) == q.argmax(-1)).sum())
+        return WindowLikelihood(tokens, self.nll, nll / tokens, kl / tokens, hits / tokens)
+
+
+def window_likelihood(expected: Array, actual: Array, ids: Array) -> WindowLikelihood:
+    """Compare two models' logits [tokens, vocabulary] on the window `ids` [tokens]."""
+    return WindowReference(expected, ids).compare(actual)
 
 
 @dataclass(frozen=True)
@@ -138,31 +153,60 @@ class OutputAccuracy:
         return asdict(self)
 
 
-def output_accuracy(
-    name: str, expected: Sequence[Array], actual: Sequence[Array], masks: Sequence[Array | None]
-) -> OutputAccuracy:
-    """Compare one output over several runs.
+class OutputTotals:
+    """Sums up one output over runs; nothing of the size of the output is kept.
 
-    `masks` has a run's attention mask [batch, seq], or None. Where an output is [batch, seq, ...],
-    only the positions that the mask shows count: what stands at the others means nothing.
+    Where an output is [batch, seq, ...] and a run's attention mask [batch, seq] is given, only the
+    positions that it shows count: what stands at the others means nothing.
     """
-    chosen = [
-        (_visible(e, mask), _visible(a, mask))
-        for e, a, mask in zip(expected, actual, masks, strict=True)
-    ]
-    cosines = np.concatenate([cosine(e, a).ravel() for e, a in chosen])
-    hits = np.concatenate([(e.argmax(-1) == a.argmax(-1)).ravel() for e, a in chosen])
-    return OutputAccuracy(
-        name=name,
-        vectors=len(cosines),
-        cosine=float(cosines.mean()),
-        worst=float(cosines.min()),
-        top1=float(hits.mean()),
-        error=max(relative_error(e, a) for e, a in chosen),
-    )
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.cosines: list[F64] = []
+        self.hits = 0
+        self.error = 0.0
+
+    def add(self, expected: Array, actual: Array, mask: Array | None) -> None:
+        e, a = visible(expected, mask), visible(actual, mask)
+        self.cosines.append(cosine(e, a).ravel())
+        self.hits += int((e.argmax(-1) == a.argmax(-1)).sum())
+        self.error = max(self.error, relative_error(e, a))
+
+    def result(self) -> OutputAccuracy:
+        cosines = np.concatenate(self.cosines)
+        return OutputAccuracy(
+            name=self.name,
+            vectors=len(cosines),
+            cosine=float(cosines.mean()),
+            worst=float(cosines.min()),
+            top1=self.hits / len(cosines),
+            error=self.error,
+        )
 
 
-def _visible(values: Array, mask: Array | None) -> Array:
+def visible(values: Array, mask: Array | None) -> Array:
+    """`values` [batch, seq, ...] where `mask` [batch, seq] is not 0; whole without such a mask."""
     if mask is None or values.ndim < 3 or values.shape[:2] != mask.shape:
         return values
     return values[mask != 0]
+
+
+@dataclass(frozen=True)
+class TaskAccuracy:
+    """Fraction of labels that the arg-max of an output meets, for both models."""
+
+    output: str
+    labels: int
+    expected: float
+    actual: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def label_hits(scores: Array, labels: Array) -> int:
+    """How often the largest of `scores` [..., classes] stands where `labels` [...] says.
+
+    Negative labels are no labels: they never count.
+    """
+    return int(((scores.argmax(-1) == labels) & (labels >= 0)).sum())
