@@ -1,31 +1,37 @@
-"""Number formats: what a code means, and how floats become codes (docs/numerics.md).
+"""Schemes: how a tensor uses a number format, and the rounding of weights and activations to codes
+(docs/numerics.md).
 
-Needs numpy alone, so that the runtime can use it. A format is one row of `FORMATS`; a `Scheme`
-says how a tensor uses it: for weights or activations, and how many elements share a scale.
-
-    value = scale * (format.value(code) - zero)
+Needs numpy alone, so that the runtime can use it. A `Scheme` says, of weights or activations, the
+format (a row of `number_formats.FORMATS`), how many elements share a scale, and how scales are
+stored.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 from abqc.dialects.group_scales import WeightGroups
+from abqc.dialects.number_formats import (
+    F32,
+    FORMATS,
+    WEIGHTS_ONLY,
+    Codes,
+    Kind,
+    NumberFormat,
+)
+from abqc.dialects.scale_types import SCALE_TYPES, ScaleName, tensor_scale_of
 from numpy.typing import NDArray
 
-Kind = Literal["signed", "binary", "unsigned", "balanced", "ternary"]
+__all__ = ["F32", "FORMATS", "Codes", "Kind", "NumberFormat"]
+
 Role = Literal["w", "a"]
 Granularity = Literal["tensor", "channel", "group", "token", "image"]
 Half = Literal["f16", "bf16"]  # what a GPU rounds activations to that stay float
 Float = Literal["f32", "f16", "bf16"]  # how a weight that stays float is stored
 FLOAT_BYTES: dict[Float, int] = {"f32": 4, "f16": 2, "bf16": 2}
-
-F32 = NDArray[np.float32]
-Codes = NDArray[np.int8] | NDArray[np.uint8]
 
 GRANULARITIES: dict[str, tuple[str, ...]] = {
     "w": ("tensor", "channel", "group"),
@@ -33,118 +39,35 @@ GRANULARITIES: dict[str, tuple[str, ...]] = {
 }
 
 DEFAULT_GROUP_SIZE = 128
+TABLE_GROUP_SIZE = 64  # of NF4, as published
 GROUPED_UP_TO_BITS = 4
 CHUNK_ELEMENTS = 1 << 18  # quantize this many weights at a time: they stay in the cache
 
 
+_BY_WIDTH = {(row.width, row.symmetric): row for row in FORMATS.values()}
+
+
 @dataclass(frozen=True)
-class NumberFormat:
-    """One row of the table: the codes of a format and their values in units of the scale.
+class BlockFormat:
+    """A number format with the blocks and scales of its specification."""
 
-    `bits` are the bits of one code stored in two's complement (unsigned kinds: in binary), which
-    is also its number of bit planes. `nearest` maps float32 values, in units of the scale, to the
-    nearest value of the format (still float32). `default_scale` says how a weight group gets its
-    scale when no search is asked for. `shrink` is the smallest multiple of the largest magnitude
-    that a search tries.
-    """
-
-    name: str
-    width: str  # how recipes spell it: "4", "2*", "t"
-    kind: Kind
-    bits: int
-    qmin: int
-    qmax: int
-    nearest: Callable[[NumberFormat, F32], F32]
-    default_scale: Literal["range", "mean", "search"]
-    shrink: float
-
-    @property
-    def symmetric(self) -> bool:
-        """Whether the zero point is always 0."""
-        return self.kind != "unsigned"
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The numpy type that holds one code per element."""
-        return np.dtype(np.int8 if self.symmetric else np.uint8)
-
-    @property
-    def codes(self) -> NDArray[np.int64]:
-        """All legal codes, ascending."""
-        step = 2 if self.kind == "binary" else 1
-        return np.arange(self.qmin, self.qmax + 1, step)
-
-    def encode(self, x: F32, scale: F32, zero: np.ndarray | None = None) -> Codes:
-        """The codes of `x`, `clamp(rne(x / scale) + zero)`; `scale` and `zero` broadcast."""
-        return self.encode_steps(x, scale, zero).astype(self.dtype)
-
-    def encode_steps(self, x: F32, scale: F32, zero: np.ndarray | None) -> F32:
-        """What `encode` gives, before the cast: codes as f32."""
-        if self.kind == "binary":  # only signs count, and the scale of zeros is 0
-            return self.nearest(self, x)
-        steps = np.divide(x, scale, dtype=np.float32)
-        if zero is not None:
-            np.rint(steps, out=steps)
-            steps += zero
-        return self.nearest(self, steps)
-
-    def decode(self, codes: np.ndarray, scale: np.ndarray, zero: np.ndarray | None = None) -> F32:
-        """`scale * (codes - zero)` in f32; `scale` and `zero` broadcast over `codes`."""
-        steps = codes.astype(np.float32)
-        if zero is not None:
-            steps -= zero.astype(np.float32)
-        return steps * scale.astype(np.float32)
-
-    def to_bits(self, codes: np.ndarray) -> NDArray[np.uint8]:
-        """The low `bits` bits that store each code; bit i of the result is plane i."""
-        if self.kind == "binary":
-            return (codes > 0).astype(np.uint8)
-        return codes.astype(np.int16).astype(np.uint8) & np.uint8((1 << self.bits) - 1)
-
-    def from_bits(self, stored: NDArray[np.uint8]) -> Codes:
-        """The inverse of `to_bits`."""
-        q = stored.astype(np.int16)
-        if self.kind == "binary":
-            q = 2 * q - 1
-        elif self.symmetric:
-            q -= (q >> (self.bits - 1)) << self.bits
-        return q.astype(self.dtype)
+    width: str
+    block: int
+    scale: ScaleName
+    any_block: bool = False  # whether recipes may ask for other sizes
 
 
-def _nearest_integer(format: NumberFormat, steps: F32) -> F32:
-    np.rint(steps, out=steps)
-    return np.clip(steps, format.qmin, format.qmax, out=steps)
-
-
-def _sign(format: NumberFormat, steps: F32) -> F32:
-    """-1 below zero, +1 at zero (of either sign) and above."""
-    return np.where(steps < 0, np.float32(-1), np.float32(1))
-
-
-def _integer_rows() -> Iterator[NumberFormat]:
-    for bits in range(1, 9):
-        shrink = 0.1 if bits <= 3 else 0.4
-        top = (1 << bits) - 1
-        yield NumberFormat(
-            f"uint{bits}", str(bits), "unsigned", bits, 0, top, _nearest_integer, "range", shrink
-        )
-        if bits > 1:
-            half = 1 << (bits - 1)
-            yield NumberFormat(
-                f"int{bits}", str(bits), "signed", bits, -half, half - 1, _nearest_integer, "range",
-                shrink,
-            )  # fmt: skip
-
-
-_ROWS = (
-    *_integer_rows(),
-    NumberFormat("binary", "1", "binary", 1, -1, 1, _sign, "mean", 1.0),
-    NumberFormat("balanced2", "2*", "balanced", 3, -2, 2, _nearest_integer, "search", 0.1),
-    NumberFormat("ternary", "t", "ternary", 2, -1, 1, _nearest_integer, "search", 0.1),
-)
-
-FORMATS: dict[str, NumberFormat] = {row.name: row for row in _ROWS}
-_BY_WIDTH = {(row.width, row.symmetric): row for row in _ROWS}
+# OCP MX 1.0; NVFP4 as NVIDIA documents it; block floating point of any mantissa, sign included.
+BLOCK_FORMATS: dict[str, BlockFormat] = {
+    "mxfp4": BlockFormat("fp4", 32, "e8m0"),
+    "mxfp6": BlockFormat("fp6", 32, "e8m0"),
+    "mxfp6e3m2": BlockFormat("fp6e3m2", 32, "e8m0"),
+    "mxfp8": BlockFormat("fp8", 32, "e8m0"),
+    "mxfp8e5m2": BlockFormat("fp8e5m2", 32, "e8m0"),
+    "mxint8": BlockFormat("8", 32, "e8m0"),
+    "nvfp4": BlockFormat("fp4", 16, "e4m3"),
+    **{f"bfp{bits}": BlockFormat(str(bits), 32, "e8m0", any_block=True) for bits in range(2, 9)},
+}
 
 
 @dataclass(frozen=True)
@@ -153,12 +76,14 @@ class Scheme:
 
     Weights: the whole `tensor`, an output `channel`, or `group_size` weights along K.
     Activations: the whole `tensor`, a `token` (one row) or an `image` (one sample of a batch).
+    `scale` is how a weight's scales are stored; those of activations are f32.
     """
 
     role: Role
     format: NumberFormat
     granularity: Granularity
     group_size: int | None = None
+    scale: ScaleName = "f16"
 
     def __post_init__(self) -> None:
         if self.granularity not in GRANULARITIES[self.role]:
@@ -170,13 +95,24 @@ class Scheme:
             raise ValueError("a group size belongs to granularity 'group'")
         if self.group_size is not None and self.group_size < 1:
             raise ValueError("a group has at least one weight")
-        if self.role == "a" and self.format.kind in ("balanced", "ternary"):
+        if self.role == "a" and self.format.kind in WEIGHTS_ONLY:
             raise ValueError(f"'{self.format.width}' is a format of weights, not of activations")
+        if self.role == "a" and self.scale != "f16":
+            raise ValueError("scales of activations are f32: they have no type")
+        if self.scale != "f16" and self.format.kind in ("unsigned", "binary"):
+            raise ValueError(
+                f"scales of type {self.scale} belong to symmetric formats of 2 bits and more"
+            )
 
     @property
     def bits(self) -> int:
         """Bits of a stored code (planes); 3 for `2*`, 2 for `t`."""
         return self.format.bits
+
+    @property
+    def scale_dtype(self) -> np.dtype:
+        """The numpy type of scales, as numbers."""
+        return SCALE_TYPES[self.scale].dtype
 
     @property
     def symmetric(self) -> bool:
@@ -186,7 +122,9 @@ class Scheme:
     def text(self) -> str:
         """The canonical spelling, for example `w4:g128:sym`; `parse_scheme` reads it back."""
         sharing = f"g{self.group_size}" if self.granularity == "group" else self.granularity
-        return f"{self.role}{self.format.width}:{sharing}:{'sym' if self.symmetric else 'asym'}"
+        symmetry = "sym" if self.symmetric else "asym"
+        scale = "" if self.scale == "f16" else f":{self.scale}"
+        return f"{self.role}{self.format.width}:{sharing}:{symmetry}{scale}"
 
     def __str__(self) -> str:
         return self.text
@@ -210,12 +148,13 @@ def _granularity_texts(role: str) -> list[str]:
 
 def widths(role: Role) -> list[str]:
     """The spellings of all widths that `role` may have."""
-    usable = [row for row in _ROWS if role == "w" or row.kind not in ("balanced", "ternary")]
-    return sorted({row.width for row in usable})
+    usable = {row.width for row in FORMATS.values() if role == "w" or row.kind not in WEIGHTS_ONLY}
+    return sorted(usable | (set(BLOCK_FORMATS) if role == "w" else set()))
 
 
 def parse_scheme(text: str) -> Scheme:
-    """Read `w4`, `w4:g64:asym`, `a8:token:sym`, ...; defaults are those of docs/numerics.md.
+    """Read `w4`, `w4:g64:asym`, `wmxfp4`, `w4:g32:e8m0`, `a8:token:sym`, ...; defaults are those of
+    docs/numerics.md.
 
     Raises ValueError that says what is wrong and what would be right.
     """
@@ -229,33 +168,54 @@ def parse_scheme(text: str) -> Scheme:
             f"'{text}': no {_ROLE_NAMES[role]} of width '{width}'; use one of "
             + ", ".join(role + w for w in widths(role))
         )
-    sharing: str | None = None
-    symmetry: str | None = None
+    given: dict[str, str] = {}
     for option in options:
-        if option in ("sym", "asym"):
-            if symmetry is not None:
-                raise ValueError(f"'{text}': symmetry is given twice")
-            symmetry = option
-        else:
-            if sharing is not None:
-                raise ValueError(f"'{text}': what shares a scale is given twice")
-            sharing = option
-    return _scheme(text, role, width, sharing, symmetry)
+        subject = _subject(option)
+        if subject in given:
+            raise ValueError(f"'{text}': {subject} is given twice")
+        given[subject] = option
+    if width in BLOCK_FORMATS:
+        width, given = _expand(text, width, given)
+    return _scheme(text, role, width, given)
 
 
-def _scheme(text: str, role: Role, width: str, sharing: str | None, symmetry: str | None) -> Scheme:
+_SHARING, _SYMMETRY, _SCALE = "what shares a scale", "symmetry", "the type of scales"
+
+
+def _subject(option: str) -> str:
+    """What an option of a scheme says."""
+    if option in ("sym", "asym"):
+        return _SYMMETRY
+    return _SCALE if option in SCALE_TYPES else _SHARING
+
+
+def _expand(text: str, name: str, given: dict[str, str]) -> tuple[str, dict[str, str]]:
+    """A block format as the width and the options that it stands for."""
+    block = BLOCK_FORMATS[name]
+    own = f"w{block.width}:g{block.block}:{block.scale}"
+    refused = [option for subject, option in given.items() if subject != _SYMMETRY]
+    if block.any_block:
+        refused = [given[_SCALE]] if _SCALE in given else []
+    if refused:
+        raise ValueError(
+            f"'{text}': {name} has blocks and scales of its own; write {own} to change one of them"
+        )
+    return block.width, {_SHARING: f"g{block.block}", _SCALE: block.scale, **given}
+
+
+def _scheme(text: str, role: Role, width: str, given: dict[str, str]) -> Scheme:
+    symmetry = given.get(_SYMMETRY)
     symmetric = role == "w" if symmetry is None else symmetry == "sym"
     row = _BY_WIDTH.get((width, symmetric))
     if row is None:
         raise ValueError(f"'{text}': width '{width}' is always symmetric")
-    if sharing is None:
-        sharing = _default_sharing(role, row)
+    sharing = given.get(_SHARING) or _default_sharing(role, row)
     if sharing[:1] == "g" and sharing[1:].isdecimal():
         granularity, group_size = "group", int(sharing[1:])
     else:
         granularity, group_size = sharing, None
     try:
-        return Scheme(role, row, granularity, group_size)  # type: ignore[arg-type]
+        return Scheme(role, row, granularity, group_size, given.get(_SCALE, "f16"))  # type: ignore[arg-type]
     except ValueError as error:
         raise ValueError(f"'{text}': {error}") from None
 
@@ -263,6 +223,8 @@ def _scheme(text: str, role: Role, width: str, sharing: str | None, symmetry: st
 def _default_sharing(role: Role, row: NumberFormat) -> str:
     if role == "a":
         return "token"
+    if row.kind == "table":
+        return f"g{TABLE_GROUP_SIZE}"
     return f"g{DEFAULT_GROUP_SIZE}" if row.bits <= GROUPED_UP_TO_BITS else "channel"
 
 
@@ -270,15 +232,18 @@ def _default_sharing(role: Role, row: NumberFormat) -> str:
 class QuantizedTensor:
     """A weight as codes: N rows (output channels) of K codes, G scales a row.
 
-    `codes` [N, K] hold q itself, int8 for symmetric formats and uint8 for asymmetric ones.
-    `scale` [N, G] is float16, or float32 where it was imported so; per-tensor scales are repeated
-    for each row. `zero` [N, G] is uint8, None for symmetric formats.
+    `codes` [N, K] hold q itself (indexed formats: the index of the value), int8 for symmetric
+    formats of integers and uint8 for asymmetric and indexed ones. `scale` [N, G] is float16, or
+    float32 where it was imported so or is stored as e8m0 or e4m3; per-tensor scales are repeated
+    for each row. `zero` [N, G] is uint8, None for symmetric formats. Scales of e4m3 are E4M3
+    numbers times `tensor_scale`.
     """
 
     codes: Codes
     scale: np.ndarray
     zero: NDArray[np.uint8] | None
     scheme: Scheme
+    tensor_scale: float = 1.0
 
     def __post_init__(self) -> None:
         n, k = self.codes.shape
@@ -299,12 +264,20 @@ class QuantizedTensor:
         zero = None if self.zero is None else spread_groups(self.zero, self.scheme, k)
         return self.scheme.format.decode(self.codes, scale, zero)
 
+    @property
+    def integer_scale(self) -> F32:
+        """The scales of `format.integers(codes)`, f32 [N, G]: exact multiples of `scale`."""
+        return self.scale.astype(np.float32) * np.float32(self.scheme.format.unit)
+
     def bits_per_weight(self) -> float:
         """Bits of codes, scales and zero points per weight, without a layout's padding.
 
-        A code takes `scheme.bits`, a zero point as many, a scale its dtype's bits.
+        A code takes `scheme.bits`, a zero point as many, a scale its type's bits (e4m3: and 32 for
+        the tensor).
         """
-        bits = self.codes.size * self.scheme.bits + self.scale.size * self.scale.itemsize * 8
+        scale_bits = 8 * self.scale.itemsize if self.scheme.scale == "f16" else 8
+        bits = self.codes.size * self.scheme.bits + self.scale.size * scale_bits
+        bits += 32 if self.scheme.scale == "e4m3" else 0
         if self.zero is not None:
             bits += self.zero.size * self.scheme.bits
         return bits / self.codes.size
@@ -326,7 +299,7 @@ def quantize_weight(
 ) -> QuantizedTensor:
     """Round `w` to the nearest codes of `scheme`.
 
-    `w` has output channels first; further axes are flattened to K. Scales are rounded to f16
+    `w` has output channels first; further axes are flattened to K. Scales are rounded to their type
     before the codes are made. `search` takes, for every group, the scale of least squared error
     among the default one, shrunken ones and their least-squares refinements. `importance` [K]
     (such as the second moments of the inputs) weighs these errors: sum of h_k (w_k - q_k)^2.
@@ -344,7 +317,11 @@ def quantize_weight(
     whole = _quantize_rows(rows.reshape(1, n * k), scheme, search, tiled)
     zero = None if whole.zero is None else np.repeat(whole.zero, n, axis=0)
     return QuantizedTensor(
-        whole.codes.reshape(n, k), np.repeat(whole.scale, n, axis=0), zero, scheme
+        whole.codes.reshape(n, k),
+        np.repeat(whole.scale, n, axis=0),
+        zero,
+        scheme,
+        whole.tensor_scale,
     )
 
 
@@ -354,18 +331,21 @@ def _quantize_rows(
     n, k = rows.shape
     groups = scheme.n_groups(k)
     codes = np.empty((n, k), scheme.format.dtype)
-    scale = np.empty((n, groups), np.float16)
+    scale = np.empty((n, groups), scheme.scale_dtype)
     zero = None if scheme.symmetric else np.empty((n, groups), np.uint8)
+    tensor_scale = tensor_scale_of(scheme.scale, np.abs(rows).max(), scheme.format.largest)
     step = max(1, CHUNK_ELEMENTS // k)
     for begin in range(0, n, step):
         part = slice(begin, begin + step)
-        chunk = WeightGroups.split(rows[part].astype(np.float32, copy=False), scheme, importance)
+        chunk = WeightGroups.split(
+            rows[part].astype(np.float32, copy=False), scheme, importance, tensor_scale
+        )
         choice = chunk.choose(search)
         codes[part] = chunk.encode(choice).reshape(len(chunk.x), -1)[:, :k]
         scale[part] = choice.scale
         if zero is not None and choice.zero is not None:
             zero[part] = choice.zero
-    return QuantizedTensor(codes, scale, zero, scheme)
+    return QuantizedTensor(codes, scale, zero, scheme, tensor_scale)
 
 
 def quantize_activation(

@@ -9,28 +9,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from abqc.dialects.number_formats import F32, Codes, NumberFormat
+from abqc.dialects.scale_types import SCALE_TYPES, round_scale, tensor_scale_of
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from abqc.dialects.formats import F32, Codes, NumberFormat, Scheme
+    from abqc.dialects.formats import Scheme
+    from abqc.dialects.scale_types import ScaleType
 
 SHRINK_STEPS = 24  # scales tried by a search, from the default one down to `format.shrink` of it
 REFINEMENTS = 2  # least-squares updates of the best of them
-F16 = np.finfo(np.float16)
-
-
-def round_scale(scale: np.ndarray, *, zero_becomes: float = 0.0) -> NDArray[np.float16]:
-    """Scales as stored: nearest f16, and upwards below the normal range so that nothing clips.
-
-    A scale of 0 (a group of zeros) becomes `zero_becomes`. Raises ValueError above f16's range.
-    """
-    with np.errstate(over="ignore"):
-        rounded = scale.astype(np.float16)
-    if np.isinf(rounded).any():
-        raise ValueError(f"a weight needs the scale {scale.max():.3g}, above the range of f16")
-    up = (scale < F16.smallest_normal) & (rounded.astype(np.float32) < scale)
-    rounded = np.where(up, np.nextafter(rounded, np.float16(np.inf)), rounded)
-    return np.where(scale == 0, np.float16(zero_becomes), rounded)
 
 
 def _weights(importance: np.ndarray, k: int, missing: int) -> F32:
@@ -46,10 +34,12 @@ def _weights(importance: np.ndarray, k: int, missing: int) -> F32:
 
 @dataclass(frozen=True)
 class Choice:
-    """Scales, f16 [R, G], and zero points, uint8 [R, G] or None for symmetric formats."""
+    """Scales [R, G] of the scheme's `scale_dtype`, and zero points, uint8 [R, G] or None for
+    symmetric formats. `tensor_scale` is what e4m3 scales are multiples of (`QuantizedTensor`)."""
 
-    scale: NDArray[np.float16]
+    scale: np.ndarray
     zero: NDArray[np.uint8] | None
+    tensor_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +58,7 @@ class _Fit:
         if mine.zero is not None and others.zero is not None:
             zero = np.where(wins, others.zero, mine.zero)
         return _Fit(
-            Choice(np.where(wins, others.scale, mine.scale), zero),
+            Choice(np.where(wins, others.scale, mine.scale), zero, mine.tensor_scale),
             np.where(wins, other.error, self.error),
             np.where(wins, other.least_squares, self.least_squares),
         )
@@ -84,17 +74,25 @@ class WeightGroups:
     """
 
     format: NumberFormat
+    scale_type: ScaleType
     x: F32
     count: F32
     low: F32
     high: F32
-    importance: F32 | None = None
+    importance: F32 | None
+    tensor_scale: float
 
     @staticmethod
-    def split(rows: F32, scheme: Scheme, importance: np.ndarray | None = None) -> WeightGroups:
+    def split(
+        rows: F32,
+        scheme: Scheme,
+        importance: np.ndarray | None = None,
+        tensor_scale: float | None = None,
+    ) -> WeightGroups:
         """Cut `rows` [R, K], and the `importance` [K] of their columns, into groups.
 
-        Raises ValueError for NaN and infinity, and for an importance that is negative.
+        `tensor_scale` None: of these rows, which are then all of the weight. Raises ValueError for
+        NaN and infinity, and for an importance that is negative.
         """
         r, k = rows.shape
         bounds = scheme.group_bounds(k)
@@ -109,7 +107,11 @@ class WeightGroups:
             raise ValueError("the weight holds NaN or infinity")
         low, high = np.minimum(low, 0), np.maximum(high, 0)
         weights = None if importance is None else _weights(importance, k, missing).reshape(-1, size)
-        return WeightGroups(scheme.format, x, count, low, high, weights)
+        if tensor_scale is None:
+            reach = float(np.maximum(high, -low).max())
+            tensor_scale = tensor_scale_of(scheme.scale, reach, scheme.format.largest)
+        type_ = SCALE_TYPES[scheme.scale]
+        return WeightGroups(scheme.format, type_, x, count, low, high, weights, tensor_scale)
 
     def choose(self, search: bool) -> Choice:
         """Scales and zero points by the format's own rule, or by a search."""
@@ -121,7 +123,7 @@ class WeightGroups:
 
     def encode(self, choice: Choice) -> Codes:
         """Codes [R, G, group size]."""
-        return self._steps(choice).astype(self.format.dtype)
+        return self.format.codes_of(self._steps(choice))
 
     def _mean(self) -> F32:
         """mean |x| of each group, [R, G], weighted by the importance where a group has any."""
@@ -136,8 +138,9 @@ class WeightGroups:
     def _by_range(self, factor: float) -> Choice:
         """The scales that just cover `factor` times each group's range."""
         if self.format.symmetric:
-            reach = np.maximum(self.high, -self.low) / np.float32(self.format.qmax)
-            return Choice(round_scale(reach * np.float32(factor), zero_becomes=1), None)
+            reach = np.maximum(self.high, -self.low) * np.float32(factor)
+            scale = self.scale_type.by_reach(reach, self.format.largest, self.tensor_scale)
+            return Choice(scale, None, self.tensor_scale)
         # Halves, because high - low may overflow.
         reach = (self.high / 2 - self.low / 2) / np.float32(self.format.qmax / 2)
         scale = round_scale(reach * np.float32(factor), zero_becomes=1)
@@ -146,11 +149,14 @@ class WeightGroups:
 
     def _search(self) -> Choice:
         best = self._fit(self._by_range(1.0))
-        for factor in np.geomspace(1.0, self.format.shrink, SHRINK_STEPS)[1:]:
+        factors = self.scale_type.factors
+        if factors is None:
+            factors = np.geomspace(1.0, self.format.shrink, SHRINK_STEPS)
+        for factor in factors[1:]:
             best = best.better(self._fit(self._by_range(float(factor))))
         for _ in range(REFINEMENTS):
-            scale = round_scale(np.minimum(best.least_squares, F16.max), zero_becomes=1)
-            best = best.better(self._fit(Choice(scale, best.choice.zero)))
+            scale = self.scale_type.nearest(best.least_squares, self.tensor_scale)
+            best = best.better(self._fit(Choice(scale, best.choice.zero, self.tensor_scale)))
         return best.choice
 
     def _fit(self, choice: Choice) -> _Fit:

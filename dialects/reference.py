@@ -25,7 +25,8 @@ def accumulate(
 ) -> I64:
     """acc[m, n, g] = sum over k in group g of (q_a[m, k] - z_a[m]) * (q_w[n, k] - z_w[n, g]).
 
-    `codes_a` [M, K], `zero_a` [M], `codes_w` [N, K], `zero_w` [N, G]; `scheme` is the weight's.
+    q_w are the integers of the codes (`NumberFormat.integers`). `codes_a` [M, K], `zero_a` [M],
+    `codes_w` [N, K], `zero_w` [N, G]; `scheme` is the weight's.
     """
     a = codes_a.astype(np.float64)
     if zero_a is not None:
@@ -39,7 +40,7 @@ def _accumulate_centred(
     bounds = scheme.group_bounds(a.shape[1])
     acc = np.empty((len(a), len(codes_w), len(bounds)), np.int64)
     for g, (begin, end) in enumerate(bounds):
-        w = codes_w[:, begin:end].astype(np.float64)
+        w = scheme.format.integers(codes_w[:, begin:end]).astype(np.float64)
         if zero_w is not None:
             w -= zero_w[:, g, None].astype(np.float64)
         acc[:, :, g] = a[:, begin:end] @ w.T
@@ -49,7 +50,7 @@ def _accumulate_centred(
 def scale_accumulators(
     acc: I64, scale_a: F32, scale_w: np.ndarray, bias: np.ndarray | None = None
 ) -> F32:
-    """y f32 [M, N] of acc [M, N, G], scale_a [M], scale_w [N, G] and bias [N].
+    """y f32 [M, N] of acc [M, N, G], scale_a [M], scale_w [N, G] (of integers) and bias [N].
 
     With one group it is `fma(s_a * s_w, float(acc), bias)`, to the bit. With several it is the
     f64 result, rounded; kernels stay within `tolerance` of it.
@@ -104,9 +105,16 @@ def matmul(
     weight: QuantizedTensor,
     bias: np.ndarray | None = None,
 ) -> F32:
-    """y [M, N] of quantized activations, as `formats.quantize_activation` gives them."""
+    """y [M, N] of quantized activations, as `formats.quantize_activation` gives them.
+
+    Weights without integers (`NumberFormat.has_integers`) are multiplied as floats.
+    """
+    if not weight.scheme.format.has_integers:
+        zero = np.zeros(len(codes_a)) if zero_a is None else zero_a
+        centred = codes_a.astype(np.float32) - zero.astype(np.float32)[:, None]
+        return matmul_float(centred * scale_a[:, None], weight, bias)
     acc = accumulate(codes_a, zero_a, weight.codes, weight.zero, weight.scheme)
-    return scale_accumulators(acc, scale_a, weight.scale, bias)
+    return scale_accumulators(acc, scale_a, weight.integer_scale, bias)
 
 
 def matmul_float(x: F32, weight: QuantizedTensor, bias: np.ndarray | None = None) -> F32:
@@ -119,7 +127,9 @@ def gather(table: QuantizedTensor, indices: np.ndarray) -> F32:
     """Rows of a quantized table [rows, columns]: f32 [indices..., columns]."""
     flat = indices.reshape(-1)
     zero = None if table.zero is None else table.zero[flat]
-    rows = QuantizedTensor(table.codes[flat], table.scale[flat], zero, table.scheme)
+    rows = QuantizedTensor(
+        table.codes[flat], table.scale[flat], zero, table.scheme, table.tensor_scale
+    )
     return rows.dequantize().reshape(*indices.shape, table.codes.shape[1])
 
 
@@ -194,6 +204,7 @@ def conv(
         rows = im2col(a[:, inputs], geometry).reshape(batch * rows_per_image, -1)
         zero_w = None if weight.zero is None else weight.zero[outputs]
         acc = _accumulate_centred(rows, weight.codes[outputs], zero_w, weight.scheme)
-        parts.append(scale_accumulators(acc, scale_rows, weight.scale[outputs], bias[outputs]))
+        scale_w = weight.integer_scale[outputs]
+        parts.append(scale_accumulators(acc, scale_rows, scale_w, bias[outputs]))
     y = np.concatenate(parts, axis=1).reshape(batch, rows_per_image, -1)
     return np.moveaxis(y, 1, 2).reshape(batch, -1, *out)

@@ -65,11 +65,14 @@ class _Quantized:
     zero: _Mapped | None
     scheme: Scheme
     shape: tuple[int, ...]
+    tensor_scale: float
     dtype = np.dtype(np.float32)
 
     def quantized(self) -> QuantizedTensor:
         zero = None if self.zero is None else self.zero.get()
-        return QuantizedTensor(self.codes.get(), self.scale.get(), zero, self.scheme)
+        return QuantizedTensor(
+            self.codes.get(), self.scale.get(), zero, self.scheme, self.tensor_scale
+        )
 
     def get(self) -> np.ndarray:
         return _read_only(self.quantized().dequantize().reshape(self.shape))
@@ -147,12 +150,13 @@ class WeightStore:
         scheme: Scheme,
         *,
         shape: tuple[int, ...] | None = None,
+        tensor_scale: float = 1.0,
     ) -> None:
         """An imported quantized weight, kept exactly; codes, scales and zeros as `QuantizedTensor`.
 
         `get` gives its values in f32, in `shape` (by default that of the codes, N x K).
         """
-        QuantizedTensor(codes, scale, zero, scheme)  # checks dtypes and shapes
+        QuantizedTensor(codes, scale, zero, scheme, tensor_scale)  # checks dtypes and shapes
         shape = codes.shape if shape is None else tuple(shape)
         if int(np.prod(shape, dtype=np.int64)) != codes.size:
             raise ValueError(f"{codes.size} codes do not fill a weight of shape {shape}")
@@ -164,6 +168,7 @@ class WeightStore:
                 None if zero is None else self._spool(zero),
                 scheme,
                 shape,
+                tensor_scale,
             ),
         )
 

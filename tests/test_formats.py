@@ -11,6 +11,7 @@ import hypothesis.extra.numpy as arrays
 import numpy as np
 import pytest
 from abqc.dialects.formats import (
+    BLOCK_FORMATS,
     FORMATS,
     NumberFormat,
     QuantizedTensor,
@@ -60,9 +61,9 @@ def row_of(width: str, symmetric: bool) -> NumberFormat:
 
 def test_the_table_holds_every_format_of_the_page() -> None:
     integers = {(str(n), symmetric) for n in range(1, 9) for symmetric in (True, False)}
+    others = ("2*", "t", "fp4", "fp6", "fp6e3m2", "fp8", "fp8e5m2", "nf4")
     assert {(r.width, r.symmetric) for r in FORMATS.values()} == integers | {
-        ("2*", True),
-        ("t", True),
+        (width, True) for width in others
     }
     assert all(name == row.name for name, row in FORMATS.items())
 
@@ -71,9 +72,14 @@ def test_the_table_holds_every_format_of_the_page() -> None:
 def test_codes_are_their_own_values(row: NumberFormat) -> None:
     one = np.ones(1, np.float32)
     codes = row.codes.astype(row.dtype)
-    assert (codes.min(), codes.max()) == (row.qmin, row.qmax)
     values = row.decode(codes, one)
-    np.testing.assert_array_equal(values, row.codes)
+    if not row.indexed:
+        assert (codes.min(), codes.max()) == (row.qmin, row.qmax)
+        np.testing.assert_array_equal(values, row.codes)
+    if row.has_integers:
+        integers = row.integers(codes)
+        assert (integers.min(), integers.max()) == (row.qmin, row.qmax)
+        np.testing.assert_array_equal(integers * row.unit, values)
     np.testing.assert_array_equal(row.encode(values, one), codes)
 
 
@@ -87,11 +93,13 @@ def test_bits_hold_every_code(row: NumberFormat) -> None:
 
 @all_formats
 def test_encode_takes_the_nearest_value(row: NumberFormat) -> None:
-    x = np.linspace(row.qmin - 1, row.qmax + 1, 997, dtype=np.float32)
+    values = row.decode(row.codes.astype(row.dtype), np.ones(1, np.float32))
+    beyond = 0.1 * row.largest if row.indexed else 1
+    x = np.linspace(values.min() - beyond, values.max() + beyond, 997, dtype=np.float32)
     scale = np.float32(0.37)
     error = np.abs(row.decode(row.encode(x * scale, scale), scale) - x * scale)
-    best = np.abs(row.codes.astype(np.float32)[:, None] * scale - x * scale).min(axis=0)
-    np.testing.assert_allclose(error, best, atol=1e-5)
+    best = np.abs(values[:, None] * scale - x * scale).min(axis=0)
+    np.testing.assert_allclose(error, best, atol=1e-5 * max(1, row.largest / 127))
 
 
 def test_ties_go_to_even_and_zeros_of_either_sign_are_positive() -> None:
@@ -116,6 +124,16 @@ def test_ties_go_to_even_and_zeros_of_either_sign_are_positive() -> None:
         ("wt:channel", "wt:channel:sym"),
         ("w4:asym:g64", "w4:g64:asym"),
         ("w3:tensor", "w3:tensor:sym"),
+        ("wfp4", "wfp4:g128:sym"),
+        ("wnf4", "wnf4:g64:sym"),
+        ("wfp8", "wfp8:channel:sym"),
+        ("w4:g32:e8m0", "w4:g32:sym:e8m0"),
+        ("wmxfp4", "wfp4:g32:sym:e8m0"),
+        ("wmxfp6e3m2", "wfp6e3m2:g32:sym:e8m0"),
+        ("wmxint8", "w8:g32:sym:e8m0"),
+        ("wnvfp4", "wfp4:g16:sym:e4m3"),
+        ("wbfp5", "w5:g32:sym:e8m0"),
+        ("wbfp3:g128", "w3:g128:sym:e8m0"),
         ("a8", "a8:token:asym"),
         ("a4:sym", "a4:token:sym"),
         ("a8:image", "a8:image:asym"),
@@ -150,6 +168,15 @@ def test_canonical_text_reads_back(scheme: Scheme) -> None:
         ("w2*:asym", "always symmetric"),
         ("w4:sym:asym", "given twice"),
         ("w4:g4:channel", "given twice"),
+        ("w4:e8m0:e4m3", "given twice"),
+        ("w4:asym:e8m0", "e8m0 belong to symmetric formats"),
+        ("w1:e4m3", "e4m3 belong to symmetric formats of 2 bits"),
+        ("a8:e8m0", "scales of activations are f32"),
+        ("afp4", "no activations of width 'fp4'"),
+        ("wnf4:asym", "always symmetric"),
+        ("wmxfp4:g64", "has blocks and scales of its own; write wfp4:g32:e8m0"),
+        ("wnvfp4:e8m0", "write wfp4:g16:e4m3"),
+        ("wbfp4:e4m3", "write w4:g32:e8m0"),
     ],
 )
 def test_what_is_no_scheme(text: str, complaint: str) -> None:
@@ -168,7 +195,7 @@ def test_groups_cover_k(group_size: int, k: int) -> None:
 
 def test_widths_of_each_role() -> None:
     assert widths("a") == list("12345678")
-    assert set(widths("w")) == {*"12345678", "2*", "t"}
+    assert set(widths("w")) == {row.width for row in FORMATS.values()} | set(BLOCK_FORMATS)
 
 
 # Weights
@@ -179,7 +206,7 @@ def test_widths_of_each_role() -> None:
 def test_weight_codes_are_made_with_the_stored_scale(scheme: Scheme, search: bool) -> None:
     w = weight(1, 6, 17)
     q = quantize_weight(w, scheme, search=search)
-    assert q.codes.dtype == scheme.format.dtype and q.scale.dtype == np.float16
+    assert q.codes.dtype == scheme.format.dtype and q.scale.dtype == scheme.scale_dtype
     assert q.codes.shape == (6, 17) and q.scale.shape == (6, scheme.n_groups(17))
     for g, (begin, end) in enumerate(scheme.group_bounds(17)):
         scale = q.scale[:, g, None].astype(np.float32)
@@ -239,7 +266,9 @@ def test_what_is_no_importance(importance: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(
-    "scheme", [s for s in WEIGHT_SCHEMES if s.format.default_scale == "range"], ids=str
+    "scheme",
+    [s for s in WEIGHT_SCHEMES if s.format.default_scale == "range" and not s.format.indexed],
+    ids=str,
 )
 @given(floats(3, 11))
 @settings(max_examples=15, deadline=None)
@@ -266,9 +295,9 @@ def test_zeros_stay_zeros(scheme: Scheme) -> None:
 def test_values_of_the_format_are_kept(row: NumberFormat) -> None:
     """A weight that holds the format's own values, the extreme ones in every group, is exact."""
     rng = np.random.default_rng(4)
-    top = [q for q in row.codes if abs(q) <= row.qmax]
-    w = rng.choice(top, (5, 24)).astype(np.float32)
-    w[:, ::6] = row.qmax
+    values = row.decode(row.codes.astype(row.dtype), np.ones(1, np.float32))
+    w = rng.choice(values[np.abs(values) <= row.largest], (5, 24)).astype(np.float32)
+    w[:, ::6] = row.largest
     w *= np.float32(0.0625)
     for search in (False, True):
         q = quantize_weight(w, Scheme("w", row, "group", 6), search=search)
@@ -323,6 +352,11 @@ def test_bits_per_weight_count_scales_and_zeros() -> None:
         ("w4:g128:asym", 4 + (16 + 4) / 128),
         ("w8", 8 + 16 / 256),
         ("w2*", 3 + 16 / 128),
+        ("wmxfp4", 4 + 8 / 32),
+        ("wmxfp6", 6 + 8 / 32),
+        ("wbfp3:g64", 3 + 8 / 64),
+        ("wnvfp4", 4 + 8 / 16 + 32 / w.size),
+        ("wnf4", 4 + 16 / 64),
     ):
         assert quantize_weight(w, parse_scheme(text)).bits_per_weight() == expected
 
