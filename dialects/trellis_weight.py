@@ -1,0 +1,175 @@
+"""Weights in trellis codes (`trellis.py`): scales, rounding to nearest, and a column at a time.
+
+Error feedback (GPTQ) rounds one column of W and needs its values before the next:
+
+    encoder = ColumnEncoder(scheme, k, initial_scale(w, scheme))
+    for column in order:                                  # any order, each column once
+        rounded = encoder.encode(column, target)          # f32 [N] -> f32 [N]
+    weight = encoder.finish()                             # a QuantizedTensor
+
+`quantize` is the same without feedback, for all columns at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from abqc.dialects import trellis
+from abqc.dialects.formats import QuantizedTensor, Scheme, spread_groups
+from abqc.dialects.group_scales import round_scale
+from abqc.dialects.trellis import F32, Panels, Symbols
+from abqc.dialects.trellis_viterbi import ViterbiSearch
+from numpy.typing import NDArray
+
+# The standard deviation, in multiples of the table's, that a Gaussian weight has in units of its
+# scale for the least error (measured): at more bits it is the tails that cost.
+REACH = {1: 1.1, 2: 0.95, 3: 0.9, 4: 0.85}
+# What a search multiplies the scale of each group by: longer tails want larger scales.
+SEARCHED = (1.0, 0.9, 1.15, 1.3, 1.5)
+CHUNK_ELEMENTS = 1 << 18  # encoded by a thread at a time
+
+
+def initial_scale(w: F32, scheme: Scheme) -> NDArray[np.float16]:
+    """Scales [N, G] for `w` [N, K] by the rms of each group; 0 for a group of zeros.
+
+    Raises ValueError for NaN, infinity, and scales beyond f16.
+    """
+    if not np.isfinite(w).all():
+        raise ValueError("the weight holds NaN or infinity")
+    starts = [begin for begin, _ in scheme.group_bounds(w.shape[1])]
+    squares = np.add.reduceat(w.astype(np.float64) ** 2, starts, axis=1)
+    counts = np.diff([*starts, w.shape[1]])
+    if scheme.granularity == "tensor":
+        squares, counts = squares.sum(axis=0, keepdims=True).repeat(len(w), axis=0), w.size
+    return round_scale(np.sqrt(squares / counts) / (trellis.SIGMA * REACH[_rate(scheme)]))
+
+
+def quantize(
+    w: F32, scheme: Scheme, *, search: bool = False, importance: np.ndarray | None = None
+) -> QuantizedTensor:
+    """The codes nearest to `w`, f32 [N, K], for the scales, which then fit the codes best.
+
+    `search` first tries `SEARCHED` multiples of every group's scale. `importance` [K] weighs the
+    squared errors of the columns in both. Raises ValueError as `initial_scale` does.
+    """
+    scale = initial_scale(w, scheme)
+    best = _refit(w, _encode(w, scheme, scale), importance)
+    if not search:
+        return best
+    tried = np.stack([round_scale(scale * np.float32(factor)) for factor in SEARCHED])
+    errors = [_group_errors(w, _encode(w, scheme, one), importance) for one in tried]
+    choice = np.argmin(errors, axis=0)
+    chosen = np.take_along_axis(tried, choice[None], axis=0)[0]
+    other = _refit(w, _encode(w, scheme, chosen), importance)
+    mine, others = (_group_errors(w, weight, importance).sum() for weight in (best, other))
+    return other if others < mine else best
+
+
+class ColumnEncoder:
+    """Encodes a weight a column at a time, in any order; `scale` is f16 [N, G]. Not thread-safe."""
+
+    def __init__(self, scheme: Scheme, k: int, scale: NDArray[np.float16]) -> None:
+        self._scheme, self._k, self._scale = scheme, k, scale
+        self._panels = Panels(len(scale))
+        self._search = ViterbiSearch(_rate(scheme))
+        self._symbols = np.zeros((k, self._panels.padded_n), np.uint8)
+        self._group_size = scheme.group_size or k
+
+    def encode(self, column: int, x: F32) -> F32:
+        """What `x` [N] becomes in that column: f32 [N], values of the code times the scales."""
+        scale = self._scale[:, column // self._group_size].astype(np.float32)
+        symbols = _encode_columns(x[None], scale[None], self._panels, self._search)
+        self._symbols[column] = symbols[0]
+        q = trellis.decode(symbols.T, self._panels.n, self._search.rate)[:, 0]
+        return q.astype(np.float32) * scale
+
+    def finish(self) -> QuantizedTensor:
+        """The weight; columns that were never encoded hold a value near 0."""
+        return _weight(np.ascontiguousarray(self._symbols.T), self._scheme, self._scale)
+
+
+def _rate(scheme: Scheme) -> int:
+    if scheme.format.kind != "trellis":
+        raise ValueError(f"{scheme} is no trellis code")
+    return scheme.bits
+
+
+def _weight(symbols: Symbols, scheme: Scheme, scale: NDArray[np.float16]) -> QuantizedTensor:
+    codes = trellis.decode(symbols, len(scale), scheme.bits)
+    return QuantizedTensor(codes, scale, None, scheme, symbols=symbols)
+
+
+def _encode(w: F32, scheme: Scheme, scale: NDArray[np.float16]) -> QuantizedTensor:
+    """All columns, on all cores."""
+    n, k = w.shape
+    panels = Panels(n)
+    symbols = np.empty((panels.padded_n, k), np.uint8)
+
+    def encode(columns: slice) -> None:
+        part = spread_groups(scale, scheme, k)
+        part = part[:, columns] if part.shape[1] > 1 else part
+        spread = np.broadcast_to(part.astype(np.float32), w[:, columns].shape)
+        search = ViterbiSearch(scheme.bits)
+        symbols[:, columns] = _encode_columns(w[:, columns].T, spread.T, panels, search).T
+
+    step = max(1, CHUNK_ELEMENTS // panels.padded_n)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        for _ in threads.map(encode, [slice(at, at + step) for at in range(0, k, step)]):
+            pass
+    return _weight(symbols, scheme, scale)
+
+
+def _encode_columns(x: F32, scale: F32, panels: Panels, search: ViterbiSearch) -> Symbols:
+    """Symbols [columns, padded N] of columns `x` [columns, N] with scales that broadcast to it.
+
+    Rows of the padding are encoded as zeros, and so are those of a scale of 0.
+    """
+    units = np.zeros((len(x), panels.padded_n), np.float32)
+    np.divide(x, scale, out=units[:, : panels.n], where=scale != 0)
+    symbols = np.empty(units.shape, np.uint8)
+    for begin, end, rows in _runs(panels):
+        sequences = units[:, begin:end].reshape(-1, rows)
+        symbols[:, begin:end] = search.encode(sequences).reshape(len(x), -1)
+    return symbols
+
+
+def _runs(panels: Panels) -> Iterator[tuple[int, int, int]]:
+    """Begin and end of the rows of panels of equal size, and that size."""
+    last = panels.padded_n - panels.last_rows
+    if panels.last_rows == panels.rows:
+        yield 0, panels.padded_n, panels.rows
+        return
+    if last:
+        yield 0, last, panels.rows
+    yield last, panels.padded_n, panels.last_rows
+
+
+def _refit(w: F32, weight: QuantizedTensor, importance: np.ndarray | None) -> QuantizedTensor:
+    """The same codes with the scales of least squared error."""
+    scheme = weight.scheme
+    q = weight.codes.astype(np.float32)
+    wq, qq = (_group_sums(a * q, scheme, importance) for a in (w, q))
+    if scheme.granularity == "tensor":
+        wq, qq = (np.broadcast_to(a.sum(axis=0), a.shape) for a in (wq, qq))
+    fitted = np.divide(wq, qq, out=weight.scale.astype(np.float64), where=(wq > 0) & (qq > 0))
+    scale = round_scale(fitted)
+    return QuantizedTensor(weight.codes, scale, None, scheme, symbols=weight.symbols)
+
+
+def _group_errors(
+    w: F32, weight: QuantizedTensor, importance: np.ndarray | None
+) -> NDArray[np.float64]:
+    """The squared error of each group [N, G]; of the whole tensor where it has one scale."""
+    errors = _group_sums((weight.dequantize() - w) ** 2, weight.scheme, importance)
+    if weight.scheme.granularity == "tensor":
+        return np.broadcast_to(errors.sum(axis=0), errors.shape)
+    return errors
+
+
+def _group_sums(x: F32, scheme: Scheme, importance: np.ndarray | None) -> NDArray[np.float64]:
+    """Sums [N, G] of `x` [N, K] over each group, weighted by the importance of its columns."""
+    weighted = x.astype(np.float64) if importance is None else x * importance.astype(np.float64)
+    return np.add.reduceat(weighted, [b for b, _ in scheme.group_bounds(x.shape[1])], axis=1)
