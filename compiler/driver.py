@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from abqc.compiler import job
 from abqc.compiler.job import Request
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from abqc.runtime.model import Model
 
 Progress = Callable[[str, int, int], None]
+Arrays = Mapping[str, Any]
+Calib = str | Path | Arrays | Iterable[Arrays]
 
 
 def compile(
@@ -28,6 +30,7 @@ def compile(
     output: str | Path | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     dump_dir: str | Path | None = None,
+    calib: Calib | None = None,
     progress: Progress | None = None,
     device: str | None = None,
 ) -> Model:
@@ -43,6 +46,7 @@ def compile(
         output=output,
         shapes=shapes,
         dump_dir=dump_dir,
+        calib=calib,
         progress=progress,
     )
     from abqc.runtime.model import load
@@ -65,6 +69,7 @@ def compile_file(
     output: str | Path | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     dump_dir: str | Path | None = None,
+    calib: Calib | None = None,
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Path:
@@ -72,22 +77,26 @@ def compile_file(
 
     `target` is `cpu`, a GPU (`sm_90a`), several (`sm_80,sm_90a`) or `cuda`. `quant` is a recipe
     (`w4a8`, `w4a4 rotate`, ...) or the path of a file of rules; `shapes` pins the shapes of inputs;
-    `output` is where the library goes (default: beside the model, `.so`); `dump_dir` receives the
-    IR after every pass; `progress(step, done, total)` is called as work goes on, and `note(text)`
+    `output` is where the library goes (default: beside the model, `.so`); `calib` is data to
+    calibrate with: an .npz file or a folder of them, arrays by input name whose first axis counts
+    samples, or a dict or an iterable of dicts of such arrays; `dump_dir` receives the IR after
+    every pass; `progress(step, done, total)` is called as work goes on, and `note(text)`
     at the end for what will run, but slowly (default: a PerformanceWarning). The work is done in
     another process, whose crash would be an error too. Raises AbqcError, whose text says what
     to do; nothing is written then.
     """
     source = Path(model)
     library = Path(output) if output is not None else source.with_suffix(".so")
+    work = _work_directory()
     request = Request(
         model=source,
         quant=quant,
         target=target,
         output=library,
-        work=_work_directory(),
+        work=work,
         shapes={name: tuple(shape) for name, shape in (shapes or {}).items()},
         dump_dir=Path(dump_dir) if dump_dir is not None else None,
+        calib=_calibration_files(calib, work),
     )
     try:
         notes = job.run(request, progress or (lambda step, done, total: None))
@@ -107,6 +116,14 @@ def _work_directory() -> Path:
             f"cannot make a temporary folder: {error.strerror or error}",
             hint="TMPDIR names the folder where it would be",
         ) from error
+
+
+def _calibration_files(calib: Calib | None, work: Path) -> Path | None:
+    if calib is None or isinstance(calib, str | Path):
+        return None if calib is None else Path(calib)
+    from .calibration.samples import write_samples
+
+    return write_samples(calib, work / "calibration")
 
 
 def _warn(text: str) -> None:

@@ -20,7 +20,10 @@ SERVER = Server("abqc.compiler.worker:compile_request")
 
 @dataclass(frozen=True)
 class Request:
-    """What to compile, and where to; `work` is an empty directory for what is made on the way."""
+    """What to compile, and where to; `work` is an empty directory for what is made on the way.
+
+    `calib` is a file or folder of calibration data.
+    """
 
     model: Path
     quant: str | Path
@@ -29,6 +32,7 @@ class Request:
     work: Path
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     dump_dir: Path | None = None
+    calib: Path | None = None
 
     @property
     def partial(self) -> Path:

@@ -24,6 +24,7 @@ EXAMPLES = """examples:
   abqc compile model.onnx -o model.so --quant "w4a4 rotate"
   abqc compile model.onnx -o model.so --recipe recipe.txt --shape x=1x3x224x224
   abqc compile model.onnx -o model.so --quant w2a8 --target sm_90a
+  abqc compile model.onnx -o model.so --quant "w3a8 gptq" --calib samples.npz
   abqc compile model.onnx -o model.so --dump-dir stages
 """
 
@@ -38,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         default="cpu",
         help="cpu (default), a GPU such as sm_80, sm_89 or sm_90a, several (sm_80,sm_90a) or cuda",
+    )
+    parser.add_argument(
+        "--calib",
+        metavar="FILE.npz",
+        type=Path,
+        help="calibrate with these samples: an .npz file or a folder of them, arrays by input name",
     )
     add_shape(parser, "pin an input's shape")
     parser.add_argument("--dump-dir", metavar="DIR", type=Path, help="write the IR of every pass")
@@ -57,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
             output=output,
             shapes=dict(args.shape),
             dump_dir=args.dump_dir,
+            calib=args.calib,
             progress=progress,
             note=notes.append,
         )

@@ -1,0 +1,1 @@
+"""Calibration: weights encoded with what the layers really see (docs/calibration.md)."""

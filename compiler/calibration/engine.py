@@ -1,0 +1,192 @@
+"""Calibration: the model runs segment by segment, and each segment's weights are encoded.
+
+Two variants run side by side over the same data: the float model, and the model as it is quantized
+so far. A segment is run in float on the inputs of both; from what its products read come the second
+moments, from these the codes (`error_feedback.py`). Then the segment is run as it will be, with
+these codes and activations quantized, on what came before: so every layer answers for the errors of
+those before it. In memory are one segment's moments and one batch; what crosses between segments
+lies in files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from abqc.compiler.recipe import FLOAT
+from abqc.dialects import abq
+from abqc.dialects.mlir import ir
+from abqc.passes.infrastructure import Unit
+from abqc.passes.quantize import Encoding, float_source, matmul_encoding, table_schemes
+from numpy.typing import NDArray
+
+from .dataflow import DataFlow, ValueId
+from .error_feedback import Settings, encode_weight
+from .moments import Moments
+from .runs import Feeds, Stream, compile_segment
+from .segments import Segment, cut, extract, value_name
+
+Array = NDArray[Any]
+Progress = Callable[[str, int, int], None]
+
+MOMENT_BYTES = 1 << 30  # of one pass over the data; a segment with more is run several times
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A product to calibrate: where it is, what it reads, how its weight is encoded.
+
+    `read` is the id of the value; None for an input of the model, whose name is `name`.
+    """
+
+    at: int
+    read: ValueId | None
+    name: str
+    k: int
+    encoding: Encoding
+
+
+@dataclass
+class Calibration:
+    """One calibration of a simplified module, whose codes go to `unit.store`.
+
+    `batches` are feeds of the whole model. `masks` says for each batch which tokens count
+    ([batch, tokens]; None: all). `errors` has afterwards for every weight the squared error of its
+    outputs relative to their energy.
+    """
+
+    module: ir.Module
+    unit: Unit
+    batches: list[Feeds]
+    masks: list[Array | None]
+    work: Path
+    settings: Settings = field(default_factory=Settings)
+    progress: Progress = lambda step, done, total: None
+    errors: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def run(self) -> None:
+        flow = DataFlow(self.module.operation)
+        products = self._products(flow)
+        segments = cut(flow, [product.at for product in products])
+        exact, rounded = Stream(self.batches, self.work), Stream(self.batches, self.work)
+        self.progress("calibrate", 0, len(segments))
+        for done, segment in enumerate(segments):
+            inside = [product for product in products if product.at in segment.products]
+            self._measure(segment, inside, exact, rounded)
+            if done + 1 < len(segments):
+                self._advance(segment, rounded)
+            for id_ in _finished(segments[done + 1 :], segment):
+                exact.forget(id_)
+                rounded.forget(id_)
+            self.progress("calibrate", done + 1, len(segments))
+
+    def _products(self, flow: DataFlow) -> list[_Product]:
+        tables = table_schemes(self.module.operation, self.unit)
+        found = []
+        for at, op in enumerate(flow.operations):
+            if op.name != "abq.matmul":
+                continue
+            encoding = matmul_encoding(op, tables, self.unit)
+            if encoding is not None and encoding.calibrated:
+                found.append(self._product(at, float_source(op.opview.x), encoding, flow))
+        return found
+
+    def _product(self, at: int, reads: ir.Value, encoding: Encoding, flow: DataFlow) -> _Product:
+        id_ = flow.id_of(reads)
+        if id_ is not None:
+            name = value_name(id_)
+        else:
+            name = self.unit.inputs[ir.BlockArgument(reads).arg_number].name
+        return _Product(at, id_, name, abq.shape(reads)[-1], encoding)
+
+    def _measure(
+        self, segment: Segment, products: list[_Product], exact: Stream, rounded: Stream
+    ) -> None:
+        """Moments of what the segment's products read, and their codes; `exact` moves on."""
+        kept = list(segment.outputs)
+        for group in _groups(products):
+            moments = self._moments(segment, group, kept, exact, rounded)
+            kept = []
+            for product in group:
+                self._encode(product.encoding, moments[product.name])
+
+    def _moments(
+        self,
+        segment: Segment,
+        products: list[_Product],
+        kept: list[ValueId],
+        exact: Stream,
+        rounded: Stream,
+    ) -> dict[str, Moments]:
+        wanted = [p.read for p in products if p.read is not None and p.read not in segment.inputs]
+        outputs = list(dict.fromkeys([*wanted, *kept]))
+        part = extract(self.module.operation, self.unit.inputs, segment.inputs, outputs)
+        model = compile_segment(part, FLOAT, self.unit.store, self.work)
+        differ = bool(segment.inputs)  # the first segment reads the model's inputs alone
+        moments = {product.name: Moments(product.k) for product in products}
+        for batch in range(len(exact)):
+            mask = self.masks[batch]
+            mine = exact.run(model, batch)
+            others = rounded.run(model, batch) if differ else mine
+            for name, sums in moments.items():
+                x = _visible(others[name] if name in others else rounded.value(name, batch), mask)
+                float_x = mine[name] if name in mine else exact.value(name, batch)
+                sums.add(x, _visible(float_x, mask) if differ else None)
+            for id_ in kept:
+                exact.keep(id_, batch, mine[value_name(id_)])
+        model.close()
+        return moments
+
+    def _encode(self, encoding: Encoding, moments: Moments) -> None:
+        if encoding.symbol in self.unit.store:
+            return  # a weight of several products: encoded for the first one
+        if encoding.hadamard_block:
+            moments = moments.rotated(encoding.hadamard_block)
+        weight = encoding.weight(self.unit.store)
+        result = encode_weight(weight, encoding.scheme, moments, self.settings)
+        self.errors[encoding.symbol] = result.relative_error
+        codes = result.tensor
+        self.unit.store.add_quantized(
+            encoding.symbol, codes.codes, codes.scale, codes.zero, codes.scheme
+        )
+
+    def _advance(self, segment: Segment, rounded: Stream) -> None:
+        """Run the segment as it will be, on what the quantized model has computed so far."""
+        part = extract(self.module.operation, self.unit.inputs, segment.inputs, segment.outputs)
+        model = compile_segment(part, self.unit.recipe, self.unit.store, self.work)
+        for batch in range(len(rounded)):
+            values = rounded.run(model, batch)
+            for id_ in segment.outputs:
+                rounded.keep(id_, batch, values[value_name(id_)])
+        model.close()
+
+
+def _groups(products: list[_Product]) -> list[list[_Product]]:
+    """What is measured in one pass over the data: up to MOMENT_BYTES of moments."""
+    groups: list[list[_Product]] = [[]]
+    sizes: dict[str, int] = {}
+    for product in products:
+        sizes.setdefault(product.name, Moments.bytes_of(product.k))
+        if groups[-1] and sum(sizes.values()) > MOMENT_BYTES:
+            groups.append([])
+            sizes = {product.name: Moments.bytes_of(product.k)}
+        groups[-1].append(product)
+    return groups
+
+
+def _finished(later: list[Segment], segment: Segment) -> list[ValueId]:
+    """Kept values that no later segment reads."""
+    needed = {id_ for other in later for id_ in other.inputs}
+    return [id_ for id_ in (*segment.inputs, *segment.outputs) if id_ not in needed]
+
+
+def _visible(x: Array, mask: Array | None) -> NDArray[np.float32]:
+    """The rows of `x` [..., K], without those of tokens that the mask hides."""
+    k = x.shape[-1]
+    if mask is not None and x.ndim == 3 and x.shape[:2] == mask.shape:
+        return np.ascontiguousarray(x[mask != 0], np.float32)
+    return np.ascontiguousarray(x, np.float32).reshape(-1, k)

@@ -1,0 +1,102 @@
+"""Codes that a calibration has made, kept on disk: one that was interrupted goes on where it was.
+
+An entry's folder is named by a digest of all that the codes depend on: the model, the recipe, the
+data and our own sources; so another target of the same model takes its codes from there too. Of
+many folders the least recently used ones go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from zipfile import BadZipFile
+
+import abqc.dialects
+import numpy as np
+from abqc.dialects.formats import QuantizedTensor, Scheme
+from abqc.runtime.environment import cache_folder
+
+LIMIT = 8  # folders, one for each calibration
+
+_SOURCES = (Path(__file__).parent, Path(abqc.dialects.__file__).parent)
+
+
+class Digest:
+    """What the codes depend on, taken in piece by piece."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(_sources_digest(), digest_size=20)
+
+    def text(self, *parts: str) -> None:
+        for part in parts:
+            self._hash.update(part.encode() + b"\0")
+
+    def array(self, array: np.ndarray) -> None:
+        self.text(str(array.dtype), str(array.shape))
+        self._hash.update(memoryview(np.ascontiguousarray(array)).cast("B"))
+
+    def name(self) -> str:
+        return self._hash.hexdigest()
+
+
+@cache
+def _sources_digest() -> bytes:
+    digest = hashlib.sha256()
+    for folder in _SOURCES:
+        for path in sorted(folder.glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.digest()
+
+
+class KeptCodes:
+    """The codes of one calibration by symbol. A folder that cannot be used is empty and stays so."""
+
+    def __init__(self, name: str, folder: Path | None = None) -> None:
+        self._all = folder or cache_folder() / "calibration"
+        self.folder = self._all / name
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            os.utime(self.folder)
+            _remove_old(self._all)
+
+    def get(self, symbol: str, scheme: Scheme) -> tuple[QuantizedTensor, float] | None:
+        """The codes and their error; None where there are none, or a damaged file."""
+        try:
+            with np.load(self._path(symbol), allow_pickle=False) as arrays:
+                found = {name: arrays[name] for name in arrays.files}
+            zero = found.get("zero")
+            tensor = QuantizedTensor(found["codes"], found["scale"], zero, scheme)
+            return tensor, float(found["error"])
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            return None
+
+    def put(self, symbol: str, tensor: QuantizedTensor, error: float) -> None:
+        arrays = {"codes": tensor.codes, "scale": tensor.scale, "error": np.float64(error)}
+        if tensor.zero is not None:
+            arrays["zero"] = tensor.zero
+        with contextlib.suppress(OSError):
+            descriptor, name = tempfile.mkstemp(dir=self.folder, suffix=".partial")
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    np.savez(file, **arrays)  # type: ignore[arg-type]
+                Path(name).replace(self._path(symbol))
+            except BaseException:
+                Path(name).unlink(missing_ok=True)
+                raise
+
+    def _path(self, symbol: str) -> Path:
+        return self.folder / (hashlib.sha256(symbol.encode()).hexdigest()[:32] + ".npz")
+
+
+def _remove_old(folder: Path) -> None:
+    entries: Iterable[Path] = sorted(
+        folder.iterdir(), key=lambda entry: entry.stat().st_mtime, reverse=True
+    )
+    for entry in list(entries)[LIMIT:]:
+        shutil.rmtree(entry, ignore_errors=True)

@@ -1,0 +1,146 @@
+"""Calibration data: from files to checked feeds of the model, a few samples at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from abqc.compiler.feeds import make_feeds, resolve_shapes
+from abqc.errors import InputError
+from abqc.runtime.element_types import by_name, is_float, numpy_dtype
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Feeds = dict[str, Array]
+
+ELEMENTS_IN_A_RUN = 2048  # of the largest input; one sample at least
+HINT = "an .npz file holds an array for each input, by name, whose first axis counts samples"
+
+
+class Spec(Protocol):
+    """An input of the model: `shape` has None or a name where a size is dynamic."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> Any: ...
+
+
+def read_samples(path: Path) -> Iterator[tuple[str, Feeds]]:
+    """The arrays of an .npz file, or of those in a folder in the order of their names.
+
+    Each comes with the name of its file, for messages. Raises InputError.
+    """
+    files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"the folder {path} holds no .npz file", hint=HINT)
+    for file in files:
+        yield str(file), _read(file)
+
+
+def _read(file: Path) -> Feeds:
+    if not file.is_file():
+        raise InputError(f"there is no calibration file {file}")
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, AttributeError) as error:
+        raise InputError(f"cannot read the calibration file {file}: {error}", hint=HINT) from error
+
+
+def write_samples(samples: Mapping[str, Any] | Iterable[Mapping[str, Any]], folder: Path) -> Path:
+    """What Python gives as calibration data, as a folder that `read_samples` takes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [samples] if isinstance(samples, Mapping) else samples
+    for number, part in enumerate(parts):
+        np.savez(folder / f"{number:06d}.npz", **{k: np.asarray(v) for k, v in part.items()})  # type: ignore[arg-type]
+    return folder
+
+
+def batches(path: Path, inputs: list[Spec]) -> list[Feeds]:
+    """Feeds of the whole model, a few samples in each.
+
+    Masks, positions, token types and caches that the data lack are those of a first, whole
+    sequence. Raises InputError for data of wrong names, types or shapes, that are not finite, or
+    empty.
+    """
+    found: list[Feeds] = []
+    for name, arrays in read_samples(path):
+        found += _cut(name, _checked(name, arrays, inputs), inputs)
+    if not found:
+        raise InputError(f"the calibration data {path} are empty", hint=HINT)
+    return found
+
+
+def _checked(file: str, arrays: Feeds, inputs: list[Spec]) -> Feeds:
+    known = {spec.name: spec for spec in inputs}
+    checked: Feeds = {}
+    for name, array in arrays.items():
+        if name not in known:
+            raise InputError(
+                f"{file}: the model has no input '{name}'",
+                hint="its inputs are " + ", ".join(known),
+            )
+        checked[name] = _array(file, array, known[name])
+    counts = {name: len(array) for name, array in checked.items()}
+    if len(set(counts.values())) > 1:
+        raise InputError(f"{file}: the arrays differ in their number of samples: {counts}")
+    return checked
+
+
+def _array(file: str, array: Array, spec: Spec) -> Array:
+    expected = numpy_dtype(spec.dtype)
+    name = f"{file}: '{spec.name}'"
+    if array.dtype != expected:
+        if array.dtype.kind not in "iu" or expected.kind not in "iu":
+            raise InputError(f"{name} has type {array.dtype}, the input has {expected}")
+        array = array.astype(expected)
+    fits = array.ndim == len(spec.shape) and all(
+        not isinstance(dim, int) or dim == size or axis == 0
+        for axis, (dim, size) in enumerate(zip(spec.shape, array.shape, strict=True))
+    )
+    if array.ndim == 0 or not fits:
+        raise InputError(f"{name} has shape {array.shape}, the input has {list(spec.shape)}")
+    if is_float(spec.dtype) and not np.isfinite(array.astype(np.float32)).all():
+        raise InputError(f"{name} holds NaN or infinity")
+    return array
+
+
+def _cut(file: str, arrays: Feeds, inputs: list[Spec]) -> list[Feeds]:
+    if not arrays or not len(next(iter(arrays.values()))):
+        return []
+    fixed = [spec.shape[0] for spec in inputs if spec.name in arrays and spec.shape]
+    count = len(next(iter(arrays.values())))
+    largest = max(array[0].size for array in arrays.values())
+    step = next((dim for dim in fixed if isinstance(dim, int)), 0)
+    step = step or max(1, min(count, ELEMENTS_IN_A_RUN // max(largest, 1)))
+    whole = count - count % step if any(isinstance(dim, int) for dim in fixed) else count
+    return [
+        _complete(file, {name: a[begin : begin + step] for name, a in arrays.items()}, inputs)
+        for begin in range(0, whole, step)
+    ]
+
+
+def _complete(file: str, arrays: Feeds, inputs: list[Spec]) -> Feeds:
+    missing = [spec for spec in inputs if spec.name not in arrays]
+    for spec in missing:
+        if not _has_default(spec):
+            raise InputError(f"{file} has no array for input '{spec.name}'", hint=HINT)
+    if not missing:
+        return arrays
+    shapes = resolve_shapes(inputs, {name: array.shape for name, array in arrays.items()})
+    made = make_feeds(missing, {spec.name: shapes[spec.name] for spec in missing})
+    return arrays | made
+
+
+def _has_default(spec: Spec) -> bool:
+    """Whether an input has a value that means a first, whole sequence."""
+    name = spec.name.lower()
+    if name.startswith("past"):
+        return True
+    words = ("mask", "position", "type", "segment")
+    return by_name(spec.dtype).is_integer and any(word in name for word in words)
