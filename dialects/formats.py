@@ -99,9 +99,9 @@ class Scheme:
             raise ValueError(f"'{self.format.width}' is a format of weights, not of activations")
         if self.role == "a" and self.scale != "f16":
             raise ValueError("scales of activations are f32: they have no type")
-        if self.scale != "f16" and self.format.kind in ("unsigned", "binary"):
+        if self.scale != "f16" and self.format.kind in ("unsigned", "binary", "trellis"):
             raise ValueError(
-                f"scales of type {self.scale} belong to symmetric formats of 2 bits and more"
+                f"scales of type {self.scale} belong to symmetric scalar formats of 2 bits and more"
             )
 
     @property
@@ -225,6 +225,8 @@ def _default_sharing(role: Role, row: NumberFormat) -> str:
         return "token"
     if row.kind == "table":
         return f"g{TABLE_GROUP_SIZE}"
+    if row.kind == "trellis":
+        return "channel"
     return f"g{DEFAULT_GROUP_SIZE}" if row.bits <= GROUPED_UP_TO_BITS else "channel"
 
 
@@ -236,7 +238,8 @@ class QuantizedTensor:
     formats of integers and uint8 for asymmetric and indexed ones. `scale` [N, G] is float16, or
     float32 where it was imported so or is stored as e8m0 or e4m3; per-tensor scales are repeated
     for each row. `zero` [N, G] is uint8, None for symmetric formats. Scales of e4m3 are E4M3
-    numbers times `tensor_scale`.
+    numbers times `tensor_scale`. `symbols` [padded N, K] are what a trellis code stores, of which
+    `codes` are the decoded values (`trellis.py`).
     """
 
     codes: Codes
@@ -244,6 +247,7 @@ class QuantizedTensor:
     zero: NDArray[np.uint8] | None
     scheme: Scheme
     tensor_scale: float = 1.0
+    symbols: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         n, k = self.codes.shape
@@ -256,6 +260,8 @@ class QuantizedTensor:
             raise ValueError("asymmetric formats, and only they, have zero points")
         if self.zero is not None and self.zero.shape != groups:
             raise ValueError(f"{self.scheme} of {n} x {k} has zero points of shape {groups}")
+        if (self.symbols is None) != (self.scheme.format.kind != "trellis"):
+            raise ValueError("trellis codes, and only they, have symbols")
 
     def dequantize(self) -> F32:
         """The values, f32 [N, K]."""
@@ -276,7 +282,8 @@ class QuantizedTensor:
         the tensor).
         """
         scale_bits = 8 * self.scale.itemsize if self.scheme.scale == "f16" else 8
-        bits = self.codes.size * self.scheme.bits + self.scale.size * scale_bits
+        stored = self.codes if self.symbols is None else self.symbols
+        bits = stored.size * self.scheme.bits + self.scale.size * scale_bits
         bits += 32 if self.scheme.scale == "e4m3" else 0
         if self.zero is not None:
             bits += self.zero.size * self.scheme.bits
@@ -311,6 +318,11 @@ def quantize_weight(
         raise ValueError(f"a weight has at least two axes and one element, not shape {w.shape}")
     rows = w.reshape(w.shape[0], -1)
     n, k = rows.shape
+    if scheme.format.kind == "trellis":
+        from abqc.dialects import trellis_weight  # which makes tensors of this module
+
+        w32 = rows.astype(np.float32, copy=False)
+        return trellis_weight.quantize(w32, scheme, search=search, importance=importance)
     if scheme.granularity != "tensor":
         return _quantize_rows(rows, scheme, search, importance)
     tiled = None if importance is None else np.tile(importance, n)

@@ -13,17 +13,17 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from abqc.dialects import minifloats
+from abqc.dialects import minifloats, trellis
 from abqc.dialects.minifloats import Minifloat
 from numpy.typing import NDArray
 
-Kind = Literal["signed", "binary", "unsigned", "balanced", "ternary", "float", "table"]
+Kind = Literal["signed", "binary", "unsigned", "balanced", "ternary", "float", "table", "trellis"]
 
 F32 = NDArray[np.float32]
 Codes = NDArray[np.int8] | NDArray[np.uint8]
 
 INDEXED: tuple[Kind, ...] = ("float", "table")
-WEIGHTS_ONLY: tuple[Kind, ...] = ("balanced", "ternary", "float", "table")
+WEIGHTS_ONLY: tuple[Kind, ...] = ("balanced", "ternary", "float", "table", "trellis")
 
 # NormalFloat, the published values (Dettmers et al., "QLoRA", 2023; appendix E).
 NF4 = (
@@ -39,7 +39,8 @@ class NumberFormat:
     """One row of the table: the codes of a format and their values in units of the scale.
 
     Codes are integers that stand for themselves, or, in the kinds `float` and `table`, indices of
-    `values` (uint8). `bits` are the bits of one code stored in two's complement (unsigned and
+    `values` (uint8). In the kind `trellis` they are what symbols of `bits` bits decode to
+    (`trellis.py`). `bits` are the bits of one code stored in two's complement (unsigned and
     indexed kinds: in binary), which is also its number of bit planes. `qmin` and `qmax` bound the
     integers that kernels multiply. `nearest` maps float32 values, in units of the scale, to the
     nearest value of the format (still float32). `default_scale` says how a weight group gets its
@@ -106,6 +107,8 @@ class NumberFormat:
         if self.indexed:
             legal = np.isfinite(self.values) & ~(np.signbit(self.values) & (self.values == 0))
             return np.flatnonzero(legal)
+        if self.kind == "trellis":
+            return np.unique(trellis.table()).astype(np.int64)
         step = 2 if self.kind == "binary" else 1
         return np.arange(self.qmin, self.qmax + 1, step)
 
@@ -147,6 +150,7 @@ class NumberFormat:
 
     def to_bits(self, codes: np.ndarray) -> NDArray[np.uint8]:
         """The low `bits` bits that store each code; bit i of the result is plane i."""
+        assert self.kind != "trellis", "the bits of a trellis code are those of its symbols"
         if self.kind == "binary":
             return (codes > 0).astype(np.uint8)
         return codes.astype(np.int16).astype(np.uint8) & np.uint8((1 << self.bits) - 1)
@@ -174,6 +178,12 @@ def _sign(format: NumberFormat, steps: F32) -> F32:
 def _nearest_float(format: NumberFormat, steps: F32) -> F32:
     assert format.minifloat is not None
     return format.minifloat.nearest(steps)
+
+
+def _nearest_trellis_value(format: NumberFormat, steps: F32) -> F32:
+    """The nearest of all values; which of them a weight may take depends on its neighbours."""
+    values = trellis.table().astype(np.float32)
+    return values[np.searchsorted((values[1:] + values[:-1]) / 2, steps)]
 
 
 def _nearest_entry(format: NumberFormat, steps: F32) -> F32:
@@ -206,6 +216,15 @@ def _float_row(width: str, type_: Minifloat) -> NumberFormat:
     )  # fmt: skip
 
 
+def _trellis_rows() -> Iterator[NumberFormat]:
+    highest = int(trellis.table().max())
+    for bits in trellis.RATES:
+        yield NumberFormat(
+            f"trellis{bits}", f"{bits}v", "trellis", bits, -highest, highest,
+            _nearest_trellis_value, "search", 0.1,
+        )  # fmt: skip
+
+
 _ROWS = (
     *_integer_rows(),
     NumberFormat("binary", "1", "binary", 1, -1, 1, _sign, "mean", 1.0),
@@ -217,6 +236,7 @@ _ROWS = (
     _float_row("fp8", minifloats.E4M3),
     _float_row("fp8e5m2", minifloats.E5M2),
     NumberFormat("nf4", "nf4", "table", 4, 0, 15, _nearest_entry, "range", 0.4, table=NF4),
+    *_trellis_rows(),
 )
 
 FORMATS: dict[str, NumberFormat] = {row.name: row for row in _ROWS}

@@ -166,6 +166,12 @@ def table_schemes(module: ir.Operation, unit: Unit) -> dict[str, Scheme]:
 def _table_scheme(op: ir.Operation, unit: Unit) -> Scheme | None:
     rows, columns = abq.shape(op.opview.table)
     recipe = _resolve(unit, _node(op), "gather")
+    if recipe.weight is not None and recipe.weight.format.kind == "trellis":
+        raise RecipeError(
+            f"{recipe.rule} gives a table a trellis code, of which no single row can be read",
+            node=_node(op),
+            hint="give it a scalar format, as in embed=w8",
+        )
     return recipe.weight if rows * columns >= SMALL_TABLE else None
 
 

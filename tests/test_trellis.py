@@ -1,0 +1,167 @@
+"""Trellis codes: the code itself, its two encoders, and weights made with it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from abqc.dialects import trellis
+from abqc.dialects.formats import QuantizedTensor, parse_scheme, quantize_weight
+from abqc.dialects.trellis import Panels
+from abqc.dialects.trellis_viterbi import ViterbiSearch
+from abqc.dialects.trellis_weight import ColumnEncoder, initial_scale
+
+rates = pytest.mark.parametrize("rate", trellis.RATES)
+# Of sigma^2, for Gaussian weights of 576 channels, with room for the sample's own error
+# (docs/numerics.md); scalar codes have 0.363, 0.1175, 0.0345 and 0.0095.
+ERRORS = {1: 0.305, 2: 0.0725, 3: 0.0188, 4: 0.0051}
+
+
+def gaussian(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def relative_error(w: np.ndarray, q: QuantizedTensor) -> float:
+    return float(np.square(q.dequantize() - w).mean() / np.square(w).mean())
+
+
+def value(bits: list[int], place: int) -> int:
+    """A weight's value by the definition, from the bits of its sequence."""
+    state = sum(bits[(place + i) % len(bits)] << i for i in range(trellis.STATE_BITS))
+    return int(trellis.table()[(state * trellis.MULTIPLIER >> 5) % 128])
+
+
+# The code
+
+
+@rates
+@pytest.mark.parametrize("n", [16, 40, 300])
+def test_decode_is_the_definition(rate: int, n: int) -> None:
+    panels = Panels(n)
+    symbols = np.random.default_rng(n).integers(0, 1 << rate, (panels.padded_n, 3), np.uint8)
+    q = trellis.decode(symbols, n, rate)
+    for begin, end in panels.bounds():
+        for k in range(3):
+            stream = trellis.pack_symbols(symbols[begin:end, k], rate)
+            bits = [int(byte) >> i & 1 for byte in stream for i in range(8)]
+            expected = [value(bits, row * rate) for row in range(end - begin)]
+            np.testing.assert_array_equal(q[begin:end, k], expected[: max(0, n - begin)])
+
+
+@rates
+def test_packing_keeps_symbols(rate: int) -> None:
+    symbols = np.random.default_rng(1).integers(0, 1 << rate, (3, 48), np.uint8)
+    stream = trellis.pack_symbols(symbols, rate)
+    assert stream.shape == (3, 6 * rate)
+    np.testing.assert_array_equal(trellis.unpack_symbols(stream, rate), symbols)
+
+
+def test_the_table_is_odd_and_ascends() -> None:
+    table = trellis.table().astype(int)
+    np.testing.assert_array_equal(table, -table[::-1])
+    assert (np.diff(table) >= 0).all()
+    assert abs(table.std() / trellis.SIGMA - 1) < 0.01
+
+
+@pytest.mark.parametrize("n", [1, 16, 17, 192, 256, 257, 576, 1000, 25345])
+def test_panels_cover_the_channels(n: int) -> None:
+    panels = Panels(n)
+    bounds = panels.bounds()
+    assert (bounds[0][0], bounds[-1][1]) == (0, panels.padded_n)
+    assert n <= panels.padded_n < n + 16
+    for (begin, end), (following, _) in zip(
+        bounds, [*bounds[1:], (panels.padded_n, 0)], strict=True
+    ):
+        assert end == following and (end - begin) % 16 == 0 and 0 < end - begin <= 256
+    assert len(bounds) == panels.count and bounds[-1][0] < n
+
+
+# The encoders
+
+
+@rates
+@pytest.mark.parametrize("rows", [16, 48, 256])
+def test_the_compiled_search_gives_the_symbols_of_the_reference(rate: int, rows: int) -> None:
+    x = gaussian(2, rows) * np.float32(trellis.SIGMA)
+    x[1, :8] *= 30  # beyond the table
+    np.testing.assert_array_equal(ViterbiSearch(rate).encode(x), trellis.encode(x, rate))
+
+
+def test_sequences_that_the_code_has_are_found() -> None:
+    rng = np.random.default_rng(2)
+    symbols = rng.integers(0, 4, (64, 5), np.uint8)
+    q = trellis.decode(symbols, 64, 2)
+    found = trellis.encode(q.T.astype(np.float32), 2)
+    np.testing.assert_array_equal(trellis.decode(found.T, 64, 2), q)
+
+
+@rates
+def test_errors_of_gaussian_weights(rate: int) -> None:
+    w = gaussian(576, 40) * np.float32(0.02)
+    assert relative_error(w, quantize_weight(w, parse_scheme(f"w{rate}v"))) < ERRORS[rate]
+
+
+# Weights
+
+
+@pytest.mark.parametrize("text", ["w2v", "w3v:g16", "w1v:tensor"])
+@pytest.mark.parametrize("n", [1, 20, 270])
+def test_a_column_at_a_time_in_any_order(text: str, n: int) -> None:
+    w, scheme = gaussian(n, 40), parse_scheme(text)
+    scale = initial_scale(w, scheme)
+    encoder = ColumnEncoder(scheme, 40, scale)
+    columns = np.random.default_rng(3).permutation(40)
+    rounded = {int(column): encoder.encode(int(column), w[:, column]) for column in columns}
+    q = encoder.finish()
+    np.testing.assert_array_equal(q.scale, scale)
+    np.testing.assert_array_equal(np.stack([rounded[k] for k in range(40)], axis=1), q.dequantize())
+    np.testing.assert_array_equal(quantize_weight(w, scheme).codes, q.codes)
+
+
+@pytest.mark.parametrize("text", ["w2v", "w2v:g8", "w2v:tensor"])
+def test_a_search_never_loses(text: str) -> None:
+    w = gaussian(64, 30) ** 3  # heavy tails
+    scheme = parse_scheme(text)
+    default, searched = (quantize_weight(w, scheme, search=search) for search in (False, True))
+    assert relative_error(w, searched) < 0.9 * relative_error(w, default)
+    importance = np.geomspace(1e-3, 1e3, 30)
+    importance[4] = 0
+    q = quantize_weight(w, scheme, search=True, importance=importance)
+    errors = [(np.square(x.dequantize() - w) * importance).sum() for x in (searched, q)]
+    assert errors[1] < errors[0]
+
+
+def test_zeros_stay_zeros() -> None:
+    w = gaussian(20, 12)
+    w[3] = 0
+    w[5, 4:8] = 0
+    for text, zeros in (("w2v", (3,)), ("w2v:g4", (3, (5, slice(4, 8))))):
+        q = quantize_weight(w, parse_scheme(text), search=True)
+        for place in zeros:
+            np.testing.assert_array_equal(q.dequantize()[place], 0)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, 1e9])
+def test_what_has_no_codes(broken: float) -> None:
+    w = gaussian(4, 6)
+    w[2, 3] = broken
+    with pytest.raises(ValueError, match=r"NaN or infinity|above the range of f16"):
+        quantize_weight(w, parse_scheme("w2v"))
+
+
+@pytest.mark.parametrize("importance", [np.ones(5), -np.ones(6), np.full(6, np.nan)])
+def test_what_is_no_importance(importance: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="importance"):
+        quantize_weight(gaussian(4, 6), parse_scheme("w2v"), importance=importance)
+
+
+def test_schemes() -> None:
+    assert parse_scheme("w2v").text == "w2v:channel:sym"
+    assert parse_scheme("w3v:g64").n_groups(100) == 2
+    for text in ("a2v", "w2v:asym", "w5v", "w2v:e8m0:g32"):
+        with pytest.raises(ValueError):
+            parse_scheme(text)
+
+
+def test_bits_per_weight_count_the_padding() -> None:
+    q = quantize_weight(gaussian(20, 10), parse_scheme("w2v"))
+    assert q.bits_per_weight() == (32 * 10 * 2 + 20 * 16) / 200
