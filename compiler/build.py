@@ -17,7 +17,7 @@ from abqc.compiler.onnx_import.importer import import_model
 from abqc.compiler.pipeline import stages
 from abqc.compiler.recipe import parse_recipe
 from abqc.dialects.formats import FLOAT_BYTES
-from abqc.errors import AbqcError
+from abqc.errors import AbqcError, RecipeError
 from abqc.passes.infrastructure import PassFailure, Unit, run_pipeline
 
 Progress = Callable[[str, int, int], None]
@@ -30,6 +30,13 @@ def build(request: Request, report: Progress, on_pass: Callable[[str], None]) ->
     """
     started = time.perf_counter()
     recipe = parse_recipe(request.quant)
+    if request.calib is not None:
+        recipe = recipe.with_calibration()
+    elif recipe.calibrated:
+        raise RecipeError(
+            "gptq, error feedback, needs calibration data",
+            hint="give them with --calib samples.npz, or ask for search, which needs none",
+        )
     target = resolve_target(request.target)
     check_writable(request.output)
     if request.dump_dir is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,9 @@ from abqc.errors import RecipeError
 
 Kind = Literal["matmul", "conv", "gather"]
 
+# How weights are rounded: with error feedback, by the scale of least error, to nearest.
+ROUNDINGS = frozenset({"gptq", "search", "rtn"})
+ROTATED_BELOW_BITS = 8
 DEFAULT_EMBED = parse_scheme("w8:channel:sym")
 
 
@@ -110,6 +113,19 @@ class Recipe:
             half=rule.half,
         )
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether any rule asks for error feedback, which needs calibration data."""
+        return any("gptq" in rule.flags for rule in self.rules)
+
+    def with_calibration(self) -> Recipe:
+        """What the recipe means where there are calibration data.
+
+        A rule that says nothing of how weights are rounded (gptq, search, rtn) feeds errors back,
+        and rotates activations of fewer than 8 bits, which the few outliers would cost most.
+        """
+        return Recipe(tuple(_with_calibration(rule) for rule in self.rules), self.text)
+
     def check_used(self, nodes: Mapping[str, Kind] | Iterable[str]) -> None:
         """Raise RecipeError for a rule that does nothing to `nodes`, those with constant weights.
 
@@ -153,6 +169,15 @@ FLOAT = Recipe(
     ),
     text="none",
 )
+
+
+def _with_calibration(rule: Rule) -> Rule:
+    if rule.weight is None or rule.flags & ROUNDINGS:
+        return rule
+    added = {"gptq"}
+    if rule.activation is not None and rule.activation.bits < ROTATED_BELOW_BITS:
+        added.add("rotate")
+    return replace(rule, flags=rule.flags | added)
 
 
 def _check_kinds(rule: Rule, kinds: set[Kind]) -> None:

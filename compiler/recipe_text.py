@@ -20,9 +20,9 @@ CACHE_BITS = range(2, 9)
 TERMINALS = {
     "PATTERN": 'a quoted pattern ("*mlp*")',
     "NONE": "none",
-    "WEIGHTS": "weights (w4, w2*, w4:g64:asym)",
+    "WEIGHTS": "weights (w4, w2*, w4:g64:asym, mxfp4)",
     "ACTIVATIONS": "activations (a8, a8:token:sym, a16, a16:bf16)",
-    "FLAG": "rotate, search or gptq",
+    "FLAG": "rotate, search, gptq or rtn",
     "CACHE": "kvN (kv8)",
     "EMBED": "embed=w8 or embed=none",
     "_NEWLINE": "a new line",
@@ -85,14 +85,14 @@ def _rule(tree: Tree, lines: list[str], source: str) -> Rule:
         if token.type == "FLAG":
             flags.add(str(token))
         words[token.type] = token
-    _check_words(words, source)
+    _check_words(words, flags, source)
     first = tree.children[0]
     assert isinstance(first, Token) and first.line is not None
     embed = words.get("EMBED")
     return Rule(
         pattern=words["PATTERN"][1:-1] if "PATTERN" in words else None,
         stays_float="NONE" in words,
-        weight=_scheme(words.get("WEIGHTS"), source),
+        weight=_weight(words.get("WEIGHTS"), source),
         activation=_activation(words.get("ACTIVATIONS"), source),
         half=FLOAT_ACTIVATIONS.get(words.get("ACTIVATIONS", ""), "f16"),
         flags=frozenset(flags),
@@ -104,13 +104,15 @@ def _rule(tree: Tree, lines: list[str], source: str) -> Rule:
     )
 
 
-def _check_words(words: dict[str, Token], source: str) -> None:
+def _check_words(words: dict[str, Token], flags: set[str], source: str) -> None:
     """A rule has both formats, or neither and `none` or `embed=`; options belong to formats."""
     weights, activations = words.get("WEIGHTS"), words.get("ACTIVATIONS")
     if weights is not None and activations is None:
         raise _error(
             weights, source, f"'{weights}' has no activations; add a8, or a16 to keep them float"
         )
+    if {"rtn", "gptq"} <= flags or {"rtn", "search"} <= flags:
+        raise _error(words["FLAG"], source, "'rtn', rounding to nearest, allows no other rounding")
     if activations is not None and weights is None:
         raise _error(activations, source, f"'{activations}' has no weights; write w8{activations}")
     for key in ("WEIGHTS", "FLAG", "CACHE"):
@@ -130,6 +132,13 @@ def _activation(token: Token | None, source: str) -> Scheme | None:
         known = ", ".join(FLOAT_ACTIVATIONS)
         raise _error(token, source, f"'{token}': activations that stay float are {known}")
     return _scheme(token, source)
+
+
+def _weight(token: Token | None, source: str) -> Scheme | None:
+    """Formats that have names need no `w`: `mxfp4` is `wmxfp4`."""
+    if token is None or token.startswith("w"):
+        return _scheme(token, source)
+    return _scheme(token.update(value=f"w{token}"), source)
 
 
 def _scheme(token: Token | None, source: str) -> Scheme | None:

@@ -66,12 +66,14 @@ class _Quantized:
     scheme: Scheme
     shape: tuple[int, ...]
     tensor_scale: float
+    symbols: _Mapped | None
     dtype = np.dtype(np.float32)
 
     def quantized(self) -> QuantizedTensor:
         zero = None if self.zero is None else self.zero.get()
+        symbols = None if self.symbols is None else self.symbols.get()
         return QuantizedTensor(
-            self.codes.get(), self.scale.get(), zero, self.scheme, self.tensor_scale
+            self.codes.get(), self.scale.get(), zero, self.scheme, self.tensor_scale, symbols
         )
 
     def get(self) -> np.ndarray:
@@ -156,19 +158,26 @@ class WeightStore:
 
         `get` gives its values in f32, in `shape` (by default that of the codes, N x K).
         """
-        QuantizedTensor(codes, scale, zero, scheme, tensor_scale)  # checks dtypes and shapes
-        shape = codes.shape if shape is None else tuple(shape)
-        if int(np.prod(shape, dtype=np.int64)) != codes.size:
-            raise ValueError(f"{codes.size} codes do not fill a weight of shape {shape}")
+        tensor = QuantizedTensor(codes, scale, zero, scheme, tensor_scale)
+        self.add_codes(symbol, tensor, shape=shape)
+
+    def add_codes(
+        self, symbol: str, tensor: QuantizedTensor, *, shape: tuple[int, ...] | None = None
+    ) -> None:
+        """A weight of codes; `get` gives its values in f32, in `shape` (by default N x K)."""
+        shape = tensor.codes.shape if shape is None else tuple(shape)
+        if int(np.prod(shape, dtype=np.int64)) != tensor.codes.size:
+            raise ValueError(f"{tensor.codes.size} codes do not fill a weight of shape {shape}")
         self._insert(
             symbol,
             _Quantized(
-                self._spool(codes),
-                self._spool(scale),
-                None if zero is None else self._spool(zero),
-                scheme,
+                self._spool(tensor.codes),
+                self._spool(tensor.scale),
+                None if tensor.zero is None else self._spool(tensor.zero),
+                tensor.scheme,
                 shape,
-                tensor_scale,
+                tensor.tensor_scale,
+                None if tensor.symbols is None else self._spool(tensor.symbols),
             ),
         )
 

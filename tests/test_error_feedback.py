@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from abqc.compiler.calibration.column_encoders import ScalarEncoder
 from abqc.compiler.calibration.error_feedback import (
-    ScalarEncoder,
     Settings,
     encode_weight,
     feed_back,
@@ -54,7 +54,9 @@ def test_blocked_feedback_is_the_textbook_s(scheme: str) -> None:
     assert differ.mean() < 0.01  # values that lie between two codes, give or take a rounding
 
 
-@pytest.mark.parametrize("scheme", ["w4:g32:sym", "w2:g32:asym", "w1:g64:sym", "w2*:channel:sym"])
+@pytest.mark.parametrize(
+    "scheme", ["w4:g32:sym", "w2:g32:asym", "w1:g64:sym", "w2*:channel:sym", "w2v"]
+)
 def test_feedback_beats_rounding(scheme: str) -> None:
     rng = np.random.default_rng(1)
     weight = rng.standard_normal((16, 96)).astype(np.float32)

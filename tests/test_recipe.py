@@ -43,6 +43,11 @@ def test_the_recipe_that_is_not_parsed_is_what_the_parser_makes_of_it() -> None:
         ("wta8", "wt:g128:sym", "a8:token:asym"),
         ("w8a16", "w8:channel:sym", None),
         ("a8:tensor w3", "w3:g128:sym", "a8:tensor:asym"),
+        ("mxfp4 a8", "wfp4:g32:sym:e8m0", "a8:token:asym"),
+        ("wnvfp4a16", "wfp4:g16:sym:e4m3", None),
+        ("mxfp8e5m2a8", "wfp8e5m2:g32:sym:e8m0", "a8:token:asym"),
+        ("bfp5:g64 a8", "w5:g64:sym:e8m0", "a8:token:asym"),
+        ("nf4 a16", "wnf4:g64:sym", None),
     ],
 )
 def test_one_line(text: str, weight: str | None, activation: str | None) -> None:
@@ -160,7 +165,7 @@ def test_files(tmp_path: Path, newline: str) -> None:
     [
         ("", "the recipe is empty"),
         ("# nothing", "the recipe is empty"),
-        ("w9a8", "line 1, column 1: 'w9': no weights of width '9'; use one of w1, w2, w2*"),
+        ("w9a8", "line 1, column 1: 'w9': no weights of width '9'; use one of w1, w1v, w2, w2*"),
         ("w4a9", "line 1, column 3: 'a9': no activations of width '9'"),
         ("w16a8", "no weights of width '16'"),
         ("w4", "column 1: 'w4' has no activations; add a8, or a16"),
@@ -222,3 +227,18 @@ def test_rules_that_do_something() -> None:
     recipe = parse_recipe('w4a8\n"mlp*" w8a8\n"mlp.up" none\n"w*" embed=w4')
     recipe.check_used(KINDS)
     recipe.check_used(list(KINDS))
+
+
+def test_calibration_data_change_what_a_rule_leaves_open() -> None:
+    recipe = parse_recipe('w4a8\n"a" w4a4\n"b" w4a8 rtn\n"c" w4a4 search\n"d" none')
+    assert not recipe.calibrated
+    calibrated = recipe.with_calibration()
+    found = [calibrated.resolve(name, "matmul") for name in ("x", "a", "b", "c", "d")]
+    assert [op.gptq for op in found] == [True, True, False, False, False]
+    assert [op.rotate for op in found] == [False, True, False, False, False]
+    assert calibrated.calibrated and calibrated.with_calibration() == calibrated
+
+
+def test_rounding_to_nearest_allows_no_other_rounding() -> None:
+    with pytest.raises(RecipeError, match="'rtn', rounding to nearest, allows no other"):
+        parse_recipe("w4a8 rtn gptq")

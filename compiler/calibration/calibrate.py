@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from abqc.errors import RecipeError
 from abqc.passes.infrastructure import Unit, run_pipeline
 
 from .engine import Calibration
+from .kept import Digest, KeptCodes
 from .runs import Array, Feeds
 from .samples import batches
 
@@ -47,6 +49,7 @@ def calibrate(request: Request, module: ir.Module, unit: Unit, progress: Progres
         feeds,
         [_mask(feed) for feed in feeds],
         request.work,
+        kept=KeptCodes(_digest(simplified, unit, feeds)),
         progress=progress,
     )
     calibration.run()
@@ -56,6 +59,21 @@ def calibrate(request: Request, module: ir.Module, unit: Unit, progress: Progres
         )
     calibration.seconds = time.perf_counter() - started
     return calibration
+
+
+def _digest(module: ir.Module, unit: Unit, feeds: list[Feeds]) -> str:
+    """The name of all that the codes depend on."""
+    digest = Digest()
+    text = module.operation.get_asm()
+    digest.text(text, unit.recipe.text)
+    for symbol in sorted(set(re.findall(r'sym = "([^"]*)"', text))):
+        digest.text(symbol)
+        digest.array(unit.store.get(symbol))
+    for feed in feeds:
+        for name, array in sorted(feed.items()):
+            digest.text(name)
+            digest.array(array)
+    return digest.name()
 
 
 def calibration_manifest(calibration: Calibration | None) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from abqc.passes.quantize import Encoding, float_source, matmul_encoding, table_
 from numpy.typing import NDArray
 
 from .dataflow import DataFlow, ValueId
-from .error_feedback import Settings, encode_weight
+from .error_feedback import EncodedWeight, Settings, encode_weight
+from .kept import KeptCodes
 from .moments import Moments
 from .runs import Feeds, Stream, compile_segment
 from .segments import Segment, cut, extract, value_name
@@ -64,6 +65,7 @@ class Calibration:
     masks: list[Array | None]
     work: Path
     settings: Settings = field(default_factory=Settings)
+    kept: KeptCodes | None = None
     progress: Progress = lambda step, done, total: None
     errors: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
@@ -72,10 +74,17 @@ class Calibration:
         flow = DataFlow(self.module.operation)
         products = self._products(flow)
         segments = cut(flow, [product.at for product in products])
+        known = self._take_kept(products)
+        if known == {product.at for product in products}:
+            return
         exact, rounded = Stream(self.batches, self.work), Stream(self.batches, self.work)
         self.progress("calibrate", 0, len(segments))
         for done, segment in enumerate(segments):
-            inside = [product for product in products if product.at in segment.products]
+            inside = [
+                product
+                for product in products
+                if product.at in segment.products and product.at not in known
+            ]
             self._measure(segment, inside, exact, rounded)
             if done + 1 < len(segments):
                 self._advance(segment, rounded)
@@ -109,6 +118,8 @@ class Calibration:
         """Moments of what the segment's products read, and their codes; `exact` moves on."""
         kept = list(segment.outputs)
         for group in _groups(products):
+            if not group and not kept:
+                continue
             moments = self._moments(segment, group, kept, exact, rounded)
             kept = []
             for product in group:
@@ -148,11 +159,26 @@ class Calibration:
             moments = moments.rotated(encoding.hadamard_block)
         weight = encoding.weight(self.unit.store)
         result = encode_weight(weight, encoding.scheme, moments, self.settings)
+        self._take(encoding, result)
+        if self.kept is not None:
+            self.kept.put(encoding.symbol, result.tensor, result.relative_error)
+
+    def _take(self, encoding: Encoding, result: EncodedWeight) -> None:
         self.errors[encoding.symbol] = result.relative_error
-        codes = result.tensor
-        self.unit.store.add_quantized(
-            encoding.symbol, codes.codes, codes.scale, codes.zero, codes.scheme
-        )
+        self.unit.store.add_codes(encoding.symbol, result.tensor)
+
+    def _take_kept(self, products: list[_Product]) -> set[int]:
+        """Positions of products whose codes an earlier calibration of the same has made."""
+        found: set[int] = set()
+        for product in products if self.kept is not None else []:
+            encoding = product.encoding
+            if encoding.symbol not in self.unit.store:
+                kept = self.kept.get(encoding.symbol, encoding.scheme)
+                if kept is None:
+                    continue
+                self._take(encoding, EncodedWeight(*kept))
+            found.add(product.at)
+        return found
 
     def _advance(self, segment: Segment, rounded: Stream) -> None:
         """Run the segment as it will be, on what the quantized model has computed so far."""

@@ -55,7 +55,7 @@ def _sources_digest() -> bytes:
 
 
 class KeptCodes:
-    """The codes of one calibration by symbol. A folder that cannot be used is empty and stays so."""
+    """One calibration's codes by symbol. A folder that cannot be used is empty and stays so."""
 
     def __init__(self, name: str, folder: Path | None = None) -> None:
         self._all = folder or cache_folder() / "calibration"
@@ -70,21 +70,33 @@ class KeptCodes:
         try:
             with np.load(self._path(symbol), allow_pickle=False) as arrays:
                 found = {name: arrays[name] for name in arrays.files}
-            zero = found.get("zero")
-            tensor = QuantizedTensor(found["codes"], found["scale"], zero, scheme)
+            tensor = QuantizedTensor(
+                found["codes"],
+                found["scale"],
+                found.get("zero"),
+                scheme,
+                float(found["tensor_scale"]),
+                found.get("symbols"),
+            )
             return tensor, float(found["error"])
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return None
 
     def put(self, symbol: str, tensor: QuantizedTensor, error: float) -> None:
-        arrays = {"codes": tensor.codes, "scale": tensor.scale, "error": np.float64(error)}
-        if tensor.zero is not None:
-            arrays["zero"] = tensor.zero
+        arrays = {
+            "codes": tensor.codes,
+            "scale": tensor.scale,
+            "zero": tensor.zero,
+            "tensor_scale": np.float64(tensor.tensor_scale),
+            "symbols": tensor.symbols,
+            "error": np.float64(error),
+        }
+        present = {name: array for name, array in arrays.items() if array is not None}
         with contextlib.suppress(OSError):
             descriptor, name = tempfile.mkstemp(dir=self.folder, suffix=".partial")
             try:
                 with os.fdopen(descriptor, "wb") as file:
-                    np.savez(file, **arrays)  # type: ignore[arg-type]
+                    np.savez(file, **present)  # type: ignore[arg-type]
                 Path(name).replace(self._path(symbol))
             except BaseException:
                 Path(name).unlink(missing_ok=True)
