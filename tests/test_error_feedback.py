@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 from abqc.compiler.calibration.column_encoders import ScalarEncoder
 from abqc.compiler.calibration.error_feedback import (
+    Feedback,
     Settings,
-    encode_weight,
-    feed_back,
     output_error,
-    shifted_weight,
 )
 from abqc.compiler.calibration.moments import Moments
 from abqc.dialects import hadamard
@@ -48,7 +46,7 @@ def test_blocked_feedback_is_the_textbook_s(scheme: str) -> None:
     weight = rng.standard_normal((7, 150)).astype(np.float32)
     moments = moments_of(correlated(rng, 400, 150))
     fast, slow = (ScalarEncoder(weight, parse_scheme(scheme), None) for _ in range(2))
-    feed_back(weight, moments, fast, 0.01)
+    Feedback(moments, Settings(damping=0.01)).round(weight, fast)
     textbook(weight, moments, slow, 0.01)
     differ = fast.finish().codes != slow.finish().codes
     assert differ.mean() < 0.01  # values that lie between two codes, give or take a rounding
@@ -63,7 +61,7 @@ def test_feedback_beats_rounding(scheme: str) -> None:
     moments = moments_of(correlated(rng, 1000, 96))
     parsed = parse_scheme(scheme)
     plain = quantize_weight(weight, parsed, search=True)
-    result = encode_weight(weight, parsed, moments, Settings())
+    result = Feedback(moments, Settings()).encode(weight, parsed)
     after = output_error(weight, result.tensor.dequantize(), moments).sum()
     before = output_error(weight, plain.dequantize(), moments).sum()
     assert after < 0.8 * before
@@ -77,7 +75,7 @@ def test_asymmetric_calibration_makes_good_for_drifted_inputs() -> None:
     float_x = correlated(rng, 2000, 64)
     x = (0.9 * float_x + 0.05 * rng.standard_normal(float_x.shape)).astype(np.float32)
     moments = moments_of(x, float_x)
-    shifted = shifted_weight(weight, moments, Settings(damping=1e-6))
+    shifted = Feedback(moments, Settings(damping=1e-6)).shifted(weight)
     best, *_ = np.linalg.lstsq(x.astype(np.float64), float_x @ weight.T, rcond=None)
     np.testing.assert_allclose(shifted, best.T, rtol=1e-2, atol=1e-2)
 
@@ -88,7 +86,7 @@ def test_singular_moments(rows: int) -> None:
     x = correlated(rng, rows, 64)
     x[:, 5] = 0
     weight = rng.standard_normal((4, 64)).astype(np.float32)
-    result = encode_weight(weight, parse_scheme("w4:g32:sym"), moments_of(x), Settings())
+    result = Feedback(moments_of(x), Settings()).encode(weight, parse_scheme("w4:g32:sym"))
     assert np.isfinite(result.tensor.dequantize()).all()
     assert np.abs(result.tensor.dequantize() - weight).max() < 1.5
 

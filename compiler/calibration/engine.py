@@ -24,7 +24,7 @@ from abqc.passes.quantize import Encoding, float_source, matmul_encoding, table_
 from numpy.typing import NDArray
 
 from .dataflow import DataFlow, ValueId
-from .error_feedback import EncodedWeight, Settings, encode_weight
+from .error_feedback import EncodedWeight, Feedback, Settings
 from .kept import KeptCodes
 from .moments import Moments
 from .runs import Feeds, Stream, compile_segment
@@ -122,8 +122,7 @@ class Calibration:
                 continue
             moments = self._moments(segment, group, kept, exact, rounded)
             kept = []
-            for product in group:
-                self._encode(product.encoding, moments[product.name])
+            self._encode(group, moments)
 
     def _moments(
         self,
@@ -152,16 +151,22 @@ class Calibration:
         model.close()
         return moments
 
-    def _encode(self, encoding: Encoding, moments: Moments) -> None:
-        if encoding.symbol in self.unit.store:
-            return  # a weight of several products: encoded for the first one
-        if encoding.hadamard_block:
-            moments = moments.rotated(encoding.hadamard_block)
-        weight = encoding.weight(self.unit.store)
-        result = encode_weight(weight, encoding.scheme, moments, self.settings)
-        self._take(encoding, result)
-        if self.kept is not None:
-            self.kept.put(encoding.symbol, result.tensor, result.relative_error)
+    def _encode(self, products: list[_Product], moments: dict[str, Moments]) -> None:
+        """The codes of the products' weights; what several share of the inputs is made once."""
+        feedbacks: dict[tuple[str, int], Feedback] = {}
+        for product in products:
+            encoding, block = product.encoding, product.encoding.hadamard_block
+            if encoding.symbol in self.unit.store:
+                continue  # a weight of several products: encoded for the first one
+            if (product.name, block) not in feedbacks:
+                sums = moments[product.name]
+                rotated = sums.rotated(block) if block else sums
+                feedbacks[product.name, block] = Feedback(rotated, self.settings)
+            weight = encoding.weight(self.unit.store)
+            result = feedbacks[product.name, block].encode(weight, encoding.scheme)
+            self._take(encoding, result)
+            if self.kept is not None:
+                self.kept.put(encoding.symbol, result.tensor, result.relative_error)
 
     def _take(self, encoding: Encoding, result: EncodedWeight) -> None:
         self.errors[encoding.symbol] = result.relative_error

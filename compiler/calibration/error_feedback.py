@@ -25,7 +25,7 @@ from .moments import Moments
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
-BLOCK = 128  # columns whose errors reach the columns behind them by one product
+BLOCK = 64  # columns whose errors reach the columns behind them by one product
 DAMPING = 0.01  # of the mean of the second moments' diagonal
 MOST_DAMPING = 10.0
 
@@ -46,68 +46,70 @@ class EncodedWeight:
     relative_error: float
 
 
-def encode_weight(
-    weight: F32, scheme: Scheme, moments: Moments, settings: Settings
-) -> EncodedWeight:
-    """The codes of `weight` [N, K] for inputs with `moments`."""
-    target = shifted_weight(weight, moments, settings)
-    importance = np.diagonal(moments.own).astype(np.float32)
-    encoder = encoder_for(target, scheme, importance)
-    feed_back(target, moments, encoder, settings.damping)
-    tensor = encoder.finish()
-    error = output_error(target, tensor.dequantize(), moments)
-    energy = float(np.sum(output_error(weight, np.zeros_like(weight), moments)))
-    return EncodedWeight(tensor, float(np.sum(error)) / energy if energy > 0 else 0.0)
+class Feedback:
+    """What all weights that read the same inputs share: the moments' damped inverse.
 
+    `order` are the columns by falling energy, and T, `factor`, is upper triangular with T^T T the
+    inverse of the damped moments in that order. Singular moments (fewer rows than columns, dead
+    columns) are damped more until T exists.
+    """
 
-def shifted_weight(weight: F32, moments: Moments, settings: Settings) -> F32:
-    """V above, `asymmetry` of the way from W; W itself where the models' inputs are the same."""
-    if moments.drift is None or settings.asymmetry == 0:
-        return weight
-    damped = _damped(moments.own, settings.damping)
-    shift = np.linalg.solve(damped, moments.drift.T @ weight.T.astype(np.float64)).T
-    return (weight + settings.asymmetry * shift).astype(np.float32)
+    def __init__(self, moments: Moments, settings: Settings) -> None:
+        self.moments, self.settings = moments, settings
+        self.order = np.argsort(-np.diagonal(moments.own), kind="stable")
+        damping = settings.damping
+        while True:
+            damped = _damped(moments.own, damping)[np.ix_(self.order, self.order)]
+            try:
+                upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]  # damped = U U^T
+            except np.linalg.LinAlgError:
+                if damping > MOST_DAMPING:
+                    raise
+                damping *= 10
+                continue
+            break
+        self.factor = np.linalg.solve(upper, np.eye(len(upper))).astype(np.float32)
 
+    def encode(self, weight: F32, scheme: Scheme) -> EncodedWeight:
+        """The codes of `weight` [N, K] in `scheme`."""
+        target = self.shifted(weight)
+        importance = np.diagonal(self.moments.own).astype(np.float32)
+        encoder = encoder_for(target, scheme, importance)
+        self.round(target, encoder)
+        tensor = encoder.finish()
+        error = output_error(target, tensor.dequantize(), self.moments)
+        energy = float(np.sum(output_error(weight, np.zeros_like(weight), self.moments)))
+        return EncodedWeight(tensor, float(np.sum(error)) / energy if energy > 0 else 0.0)
 
-def feed_back(weight: F32, moments: Moments, encoder: ColumnEncoder, damping: float) -> None:
-    """Round all columns of `weight` [N, K] with `encoder`, with feedback by `moments`."""
-    k = weight.shape[1]
-    order = np.argsort(-np.diagonal(moments.own), kind="stable")
-    factor = _inverse_factor(moments.own[np.ix_(order, order)], damping).astype(np.float32)
-    work = np.ascontiguousarray(weight[:, order].T)  # [K, N]: a column of the weight is a row
-    for begin in range(0, k, BLOCK):
-        end = min(begin + BLOCK, k)
-        errors = np.empty((end - begin, weight.shape[0]), np.float32)
-        for at in range(begin, end):
-            rounded = encoder.encode(int(order[at]), work[at])
-            errors[at - begin] = (work[at] - rounded) / factor[at, at]
-            if at + 1 < end:
-                work[at + 1 : end] -= np.outer(factor[at, at + 1 : end], errors[at - begin])
-        if end < k:
-            work[end:] -= factor[begin:end, end:].T @ errors
+    def shifted(self, weight: F32) -> F32:
+        """V above, `asymmetry` of the way from W; W where the two models' inputs are the same."""
+        drift = self.moments.drift
+        if drift is None or self.settings.asymmetry == 0:
+            return weight
+        product = (weight @ drift.astype(np.float32))[:, self.order]
+        shift = np.empty_like(weight)
+        shift[:, self.order] = (product @ self.factor.T) @ self.factor
+        return weight + np.float32(self.settings.asymmetry) * shift
+
+    def round(self, weight: F32, encoder: ColumnEncoder) -> None:
+        """Round all columns of `weight` [N, K] with `encoder`, each error fed back."""
+        n, k = weight.shape
+        work = np.ascontiguousarray(weight[:, self.order].T)  # a column of the weight is a row
+        for begin in range(0, k, BLOCK):
+            end = min(begin + BLOCK, k)
+            errors = np.empty((end - begin, n), np.float32)
+            for at in range(begin, end):
+                error = errors[at - begin]
+                rounded = encoder.encode(int(self.order[at]), work[at])
+                np.divide(work[at] - rounded, self.factor[at, at], out=error)
+                work[at + 1 : end] -= np.outer(self.factor[at, at + 1 : end], error)
+            work[end:] -= self.factor[begin:end, end:].T @ errors
 
 
 def output_error(weight: F32, rounded: F32, moments: Moments) -> F64:
     """Each output's squared error [N] over all rows, (w - q) X (w - q)^T."""
     lost = (weight - rounded).astype(np.float64)
     return np.einsum("nk,nk->n", lost @ moments.own, lost)
-
-
-def _inverse_factor(moments: F64, damping: float) -> F64:
-    """T, upper triangular, with T^T T the inverse of the damped moments.
-
-    Singular moments (fewer rows than columns, dead columns) are damped more until it exists.
-    """
-    while True:
-        damped = _damped(moments, damping)
-        try:
-            upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]  # damped = U U^T
-        except np.linalg.LinAlgError:
-            if damping > MOST_DAMPING:
-                raise
-            damping *= 10
-            continue
-        return np.linalg.solve(upper, np.eye(len(upper)))
 
 
 def _damped(moments: F64, damping: float) -> F64:

@@ -39,7 +39,8 @@ class Digest:
 
     def array(self, array: np.ndarray) -> None:
         self.text(str(array.dtype), str(array.shape))
-        self._hash.update(memoryview(np.ascontiguousarray(array)).cast("B"))
+        if array.size:
+            self._hash.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
     def name(self) -> str:
         return self._hash.hexdigest()
