@@ -4,13 +4,15 @@ from __future__ import annotations
 
 TIDY = "func.func(canonicalize,cse)"
 
+# Before norms are taken apart: their gains go into the products behind them.
+ROTATE = ("fuse-bias", "rotate-stream")
+
 # What a target has no kernels for is loops like others; the rest stays one op.
 DECOMPOSE = ("decompose-norm",)
 CPU_DECOMPOSE = ("decompose-softmax",)
 
 # The front end knows all sizes; what is left is to fuse.
 SIMPLIFY = (
-    "fuse-bias",
     TIDY,
     "convert-batch-matmul",  # before fusion turns it into loops
     "resolve-dims",
@@ -89,9 +91,9 @@ def stages(on_device: bool) -> dict[str, tuple[str, ...]]:
     """The passes by stage; `on_device`: for a GPU."""
     kernels = GPU_KERNELS if on_device else CPU_KERNELS
     simplify = (
-        (*DECOMPOSE, *GPU_CONVERSIONS, *SIMPLIFY, *GPU_FUSIONS)
+        (*ROTATE, *DECOMPOSE, *GPU_CONVERSIONS, *SIMPLIFY, *GPU_FUSIONS)
         if on_device
-        else (*DECOMPOSE, *CPU_DECOMPOSE, *SIMPLIFY)
+        else (*ROTATE, *DECOMPOSE, *CPU_DECOMPOSE, *SIMPLIFY)
     )
     pack_fusions = GPU_PACK_FUSIONS if on_device else ()
     return {

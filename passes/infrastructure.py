@@ -55,6 +55,7 @@ PASS_FILES = (
     "pack_layouts",
     "quantize",
     "resolve_dims",
+    "rotate_stream",
     "separate_fills",
     "share_heads",
     "simplify_broadcasts",

@@ -28,6 +28,7 @@ from abqc.dialects.mlir import ir
 from abqc.errors import RecipeError
 
 from .infrastructure import Unit, defining_op, register, walk
+from .rotate_stream import ROTATED, TIED
 
 # Tables below this many weights stay float: a table of token types (2 x 384) is added to every row,
 # so that its error is a bias of the whole model, and it has nothing to save.
@@ -185,8 +186,10 @@ def matmul_encoding(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) -> 
         return None
     recipe = _resolve(unit, _node(op), "matmul")
     tied = symbol in tables
-    block = 0 if tied or not recipe.rotate else _rotation(op, recipe)
-    scheme = tables.get(symbol, recipe.weight) if recipe.weight is not None else None
+    table = ir.StringAttr(op.attributes[TIED]).value if TIED in op.attributes else symbol
+    rotates = recipe.rotate and ROTATED not in op.attributes and table not in tables
+    block = _rotation(op, recipe) if rotates else 0
+    scheme = tables.get(table, recipe.weight) if recipe.weight is not None else None
     return _encoding(
         symbol,
         scheme,
