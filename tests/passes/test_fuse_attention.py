@@ -10,7 +10,7 @@ import pytest
 from abqc.codegen.gpu import attention_spec
 from abqc.codegen.gpu.attention import AttentionSpec, AttentionVariant, attention_kernels
 from abqc.compiler.onnx_import import import_model
-from abqc.compiler.pipeline import SIMPLIFY
+from abqc.compiler.pipeline import ROTATE, SIMPLIFY
 from abqc.passes import fuse_attention
 from abqc.passes.infrastructure import Unit, run_pipeline
 from facts import Facts, after, maker
@@ -322,7 +322,7 @@ def in_model(path: Path, folder: Path, *more: str) -> Facts:
     """A real model after the passes up to fuse-attention, and `more`."""
     imported = import_model(path, work_dir=folder)
     module = imported.module
-    passes = (*SIMPLIFY, "fuse-attention", TIDY, *more)
+    passes = (*ROTATE, *SIMPLIFY, "fuse-attention", TIDY, *more)
     run_pipeline(module.operation, passes, Unit(inputs=imported.inputs))
     return Facts(module.operation.get_asm())
 
