@@ -24,9 +24,9 @@ MASK = "attention_mask"
 
 
 class Runner(Protocol):
-    """The float model: anything that runs feeds to the outputs in the model's order."""
+    """The float model: anything that runs feeds to the outputs, by their number in the model."""
 
-    def run(self, feeds: Mapping[str, Array]) -> Sequence[Array]: ...
+    def run(self, feeds: Mapping[str, Array]) -> Any: ...
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,21 @@ def evaluate_text(
     *,
     report: Report | None = None,
 ) -> list[Likelihood]:
-    """Likelihood of `models` on non-overlapping windows of `size` tokens, at most `limit`.
+    """Likelihood of `models` on windows of a text; arguments and errors as `compare_windows`."""
+    windows = compare_windows(peer, models, ids, size, limit, report=report)
+    return [summarize(figures) for figures in windows]
+
+
+def compare_windows(
+    peer: Runner,
+    models: Sequence[Any],
+    ids: Array,
+    size: int,
+    limit: int | None,
+    *,
+    report: Report | None = None,
+) -> list[list[WindowLikelihood]]:
+    """Figures of `models` on each non-overlapping window of `size` tokens, at most `limit`.
 
     Every window starts with empty caches; the float model runs once on it. InputError where the
     models have no `input_ids` and `logits`, or the text is too short.
@@ -85,7 +99,7 @@ def evaluate_text(
                     f"the logits of {model.path} have NaN or infinity in window {number}"
                 )
             figures.append(figure)
-    return [summarize(figures) for figures in results]
+    return results
 
 
 def _check_signature(model: Any) -> None:

@@ -1,0 +1,178 @@
+"""docs/accuracy.md from the results in the cache."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from accuracy import results
+from accuracy.rows import MINILM, OCR, OFFGRID, ORIGINAL, ROWS, Row
+
+PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "accuracy.md"
+PEERS = "peer-*.json"
+
+HEAD = """# Accuracy
+
+What few bits cost. `python tests/accuracy/measure.py` measures the rows,
+`peer_llama.py` and `peer_onnxruntime.py` beside it what the peers reach, `measure.py --write`
+writes this page from all results. {machine}.
+
+Protocol. smollm2 is SmolLM2-135M-Instruct; its float weights were themselves dequantized from a
+4-bit file (Q4_1, groups of 32), on whose grid asymmetric 4 bits in groups of 32 are lossless. So
+claims about weights use `smollm2-offgrid`: norm gains folded, the residual stream multiplied by a
+random orthogonal matrix, the head untied; in onnxruntime its likelihood differs from smollm2's by
+less than 1e-6 nats. Claims about rotating activations use the original weights, since that random
+rotation has removed their outliers. Measured are the first 40 windows of 512 tokens of the
+Debian Administrator's Handbook, caches empty at the start of each; dNLL is the difference of
+negative log-likelihood to the float model in nats a token, paired by window, with its standard
+error, KL the divergence from the float model's distribution. Calibration uses 128 windows of other
+texts (the Jargon File and Python's documentation). Embedding and head have 8 bits unless a row says
+otherwise, here and in the peers; bits a weight are those of all other products, with their scales,
+zero points and layout.
+"""
+
+
+def summary(result: dict[str, Any]) -> str:
+    """A line for the terminal."""
+    size = "float" if result.get("bits") is None else f"{result['bits']:.3f} bits a weight"
+    return f"{size}, {figures(result)}"
+
+
+def figures(result: dict[str, Any]) -> str:
+    if "nll_difference" in result:
+        return (
+            f"dNLL {result['nll_difference']:+.4f} +- {result['standard_error']:.4f}, "
+            f"KL {result['kl']:.4f}, top-1 {result['agreement']:.4f}"
+        )
+    if "cosine" in result:
+        return f"cosine {result['cosine']:.5f}, worst {result['worst']:.5f}"
+    pairs = zip(result["noise"], result["expected"], result["actual"], strict=True)
+    return ", ".join(f"noise {n}: error rate {a:.4f} (float {e:.4f})" for n, e, a in pairs)
+
+
+def write() -> Path:
+    """Write PAGE from the results that there are; the file appears whole or not at all."""
+    found = {row.name: results.read(row.name) for row in ROWS}
+    text = "\n".join([HEAD.format(machine=_machine()), *_sections(found)])
+    made = PAGE.with_suffix(".new")
+    made.write_text(text, encoding="utf-8")
+    return made.replace(PAGE)
+
+
+def _machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "")
+    return (
+        f"{cpu or platform.machine()}, 2 threads; abqc {version('abqc')}, "
+        f"onnxruntime {version('onnxruntime')}; {datetime.now(UTC):%Y-%m-%d}"
+    )
+
+
+def _sections(found: dict[str, dict[str, Any] | None]) -> list[str]:
+    peers = [
+        json.loads(path.read_text("utf-8"))
+        for path in sorted(results.path_of("x").parent.glob(PEERS))
+    ]
+    return [
+        "## Language model, weights off the grid\n",
+        _decoder_table(OFFGRID, found),
+        "## The same weights in other engines\n",
+        PEER_NOTE,
+        _peer_table(peers),
+        "## Language model, original weights\n",
+        _decoder_table(ORIGINAL, found),
+        "## Sentence encoder\n",
+        "minilm-l6 (all-MiniLM-L6-v2), 500 sentences of the handbook, cosine of the sentence's "
+        "embedding to the float model's; calibrated on 512 sentences of the Jargon File.\n",
+        _encoder_table(found),
+        "## Text recognition\n",
+        "ocr-rec (PP-OCRv6 small), 300 rendered lines of the handbook at two levels of noise, "
+        "character error rate; calibrated on 96 lines of the Jargon File.\n",
+        _ocr_table(found),
+    ]
+
+
+PEER_NOTE = """llama.cpp from llama-cpp-python's source package, quantized from the same weights in
+f32 by its own `llama-quantize` with an importance matrix of the same calibration text; embedding
+and head as Q8_0. 576, the width of the stream, is no multiple of 256, so that its K- and I-quants
+fall back for most products: the types that were used are listed with the number of weights in
+millions. It computes with activations in 8 bits too (Q8_0, Q8_K). onnxruntime: `quantize_dynamic`,
+and MatMulNBits over all products but the head, in blocks as named.
+"""
+
+
+def _chosen(model: str) -> list[Row]:
+    return [row for row in ROWS if row.model == model]
+
+
+def _common(row: Row, result: dict[str, Any]) -> list[str]:
+    bits = "32" if result["bits"] is None else f"{result['bits']:.2f}"
+    return [f"`{row.recipe.splitlines()[0]}`", "yes" if row.calibrated else "", bits]
+
+
+def _decoder_table(model: str, found: dict[str, dict[str, Any] | None]) -> str:
+    header = ("recipe", "calibrated", "bits", "dNLL", "asked", "KL", "top-1", "compile s")
+    rows = [
+        (
+            *_common(row, result),
+            f"{result['nll_difference']:+.4f} ± {result['standard_error']:.4f}",
+            row.bar,
+            f"{result['kl']:.4f}",
+            f"{result['agreement']:.3f}",
+            f"{result['compile_seconds']:.0f}",
+        )
+        for row in _chosen(model)
+        if (result := found[row.name]) is not None
+    ]
+    return markdown(header, rows)
+
+
+def _peer_table(peers: list[dict[str, Any]]) -> str:
+    header = ("engine", "format", "types", "bits", "dNLL", "KL", "top-1")
+    rows = [
+        (
+            peer["engine"],
+            peer["format"],
+            peer["types"],
+            f"{peer['bits']:.2f}",
+            f"{peer['nll_difference']:+.4f} ± {peer['standard_error']:.4f}",
+            f"{peer['kl']:.4f}",
+            f"{peer['agreement']:.3f}",
+        )
+        for peer in sorted(peers, key=lambda peer: (peer["engine"], -peer["bits"]))
+    ]
+    return markdown(header, rows)
+
+
+def _encoder_table(found: dict[str, dict[str, Any] | None]) -> str:
+    header = ("recipe", "calibrated", "bits", "mean cosine", "asked", "worst")
+    rows = [
+        (*_common(row, result), f"{result['cosine']:.4f}", row.bar, f"{result['worst']:.4f}")
+        for row in _chosen(MINILM)
+        if (result := found[row.name]) is not None
+    ]
+    return markdown(header, rows)
+
+
+def _ocr_table(found: dict[str, dict[str, Any] | None]) -> str:
+    header = ("recipe", "calibrated", "bits", "noise", "error rate", "float", "asked")
+    rows = [
+        (*_common(row, result), str(noise), f"{actual:.4f}", f"{expected:.4f}", row.bar)
+        for row in _chosen(OCR)
+        if (result := found[row.name]) is not None
+        for noise, expected, actual in zip(
+            result["noise"], result["expected"], result["actual"], strict=True
+        )
+    ]
+    return markdown(header, rows)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table, and an empty line behind it."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
