@@ -192,10 +192,10 @@ def _is_sum_of_squares(total: ir.Value, centered: ir.Value) -> bool:
     if match_reduction(total, squares, _SUM, 0.0) is None:
         return False
     square = defining_op(without_unit_axes(squares))
-    if square is None or not is_elementwise(square) or expression(square) != _SQUARE:
+    if square is None or not is_elementwise(square):
         return False
-    source = operand_in_order(square, 0)
-    return source is not None and same_but_unit_axes(source, centered)
+    composed = _compose(square, expression(square))
+    return composed.tree == _SQUARE and same_but_unit_axes(composed.leaves[0], centered)
 
 
 def _uncentered(centered: ir.Value, columns: int) -> ir.Value | None:

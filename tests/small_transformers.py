@@ -80,7 +80,8 @@ class Transformer:
         return self.op("Add", self.op("Mul", self.normalized(centred), gain), bias)
 
     def normalized(self, x: str) -> str:
-        square = self.op("Pow", x, self.constant(np.float32(2)))
+        two = self.constant(np.float32(2))
+        square = self.op("Pow", x, two) if self.norm_kind == "rms" else self.op("Mul", x, x)
         mean = self.op(
             "Add", self.op("ReduceMean", square, axes=[-1]), self.constant(np.float32(1e-5))
         )
