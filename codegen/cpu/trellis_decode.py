@@ -1,0 +1,122 @@
+"""Decodes trellis codes to bytes in vectors: 16 channels of 4 columns, a quad of strategy `int8`.
+
+Of a column, the symbols of 16 channels and those behind them are at most 10 bytes. A shuffle gives
+every channel's lane the 4 bytes that its window begins in, a shift by lanes the window, and windows
+of two columns share a multiplication of 16 bits. The byte above the product's low one is an index
+into the table of 128 (its top bit does not count): VPERMI2B with AVX-512, eight VPSHUFB with AVX2,
+else loads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ...dialects import trellis
+from ..builder import Builder, Value, vec
+from .int8_layout import QUAD
+from .panel_layout import PANEL
+from .trellis_layout import StreamPlace, TrellisLayout
+
+WINDOW_BYTES = 16  # of a column, in a register
+_PERMUTE = "llvm.x86.avx512.vpermi2var.qi.512"
+_SHUFFLE = "llvm.x86.avx2.pshuf.b"
+_FACTOR = 8 * trellis.MULTIPLIER % (1 << 16)
+
+Column = Callable[[int], Value]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Decodes columns of the 16 channels at `place` of the blob `w`.
+
+    `table` is a buffer of the 128 values (`table_on_stack`), None where registers hold them.
+    """
+
+    b: Builder
+    layout: TrellisLayout
+    w: Value
+    place: StreamPlace
+    table: Value | None
+
+    def quad(self, column: Callable[[int], Value]) -> Value:
+        """The values of `column(0)` to `column(3)`: vector<16xi32>, byte t of a lane from
+        `column(t)`."""
+        b = self.b
+        windows = [self._windows(column(t)) for t in range(QUAD)]
+        hashes = [self._hash(windows[t], windows[t + 2]) for t in (0, 1)]
+        indices = (hashes[0] >> 8) | (hashes[1] & 0xFF00)  # bytes 0, 2 and 1, 3
+        return self._look_up(b.bitcast(indices, vec(QUAD * PANEL, "i8")))
+
+    def _windows(self, column: Value) -> Value:
+        """16 bits or more from each channel's symbol on, in the low bits of i32 lanes."""
+        b, rate = self.b, self.layout.rate
+        offset = column * self.place.pitch
+        symbols = b.load_as(self.w, self.place.first + offset, "i64")
+        behind = b.zext(b.load_as(self.w, self.place.following + offset, "i16"), "i64")
+        high = b.const(0, "i64")
+        bits = rate * PANEL
+        if bits < 64:
+            symbols = (symbols & ((1 << bits) - 1)) | (behind << bits)
+        else:
+            high = behind
+        both = b.insert(high, b.splat(symbols, 2), 1)
+        loaded = b.bitcast(both, vec(WINDOW_BYTES, "i8"))
+        begins = [rate * channel for channel in range(PANEL)]
+        lanes = [min(bit // 8 + byte, WINDOW_BYTES - 1) for bit in begins for byte in range(4)]
+        spread = b.bitcast(b.shuffle(loaded, loaded, lanes), vec(PANEL, "i32"))
+        return spread >> b.consts([bit % 8 for bit in begins], "i32")
+
+    def _hash(self, even: Value, odd: Value) -> Value:
+        """The products of the windows of two columns, i16 lanes, theirs in turn."""
+        b = self.b
+        both = b.bitcast((even & 0xFFFF) | (odd << 16), vec(2 * PANEL, "i16"))
+        return both * _FACTOR
+
+    def _look_up(self, indices: Value) -> Value:
+        b = self.b
+        if b.isa.vector_bits == 512:
+            low, high = (
+                b.consts(trellis.table()[half : half + 64].tolist(), "i8") for half in (0, 64)
+            )
+            values = b.intrinsic(_PERMUTE, low.type, low, indices, high)
+            return b.bitcast(values, vec(PANEL, "i32"))
+        if b.isa.vector_bits == 256:
+            halves = [self._look_up_half(b.slice(indices, at, 32)) for at in (0, 32)]
+            return b.bitcast(b.join(*halves), vec(PANEL, "i32"))
+        assert self.table is not None
+        words = b.bitcast(indices & 0x7F, vec(PANEL, "i32"))
+        values = b.const(0, words.type)
+        for channel in range(PANEL):
+            word, value = b.extract(words, channel), b.const(0, "i32")
+            for t in range(QUAD):
+                index = (word >> (8 * t)) & 0xFF
+                place = b.to_index(index)
+                value = value | (b.zext(b.load(self.table, place), "i32") << (8 * t))
+            values = b.insert(value, values, channel)
+        return values
+
+    def _look_up_half(self, indices: Value) -> Value:
+        """32 values by VPSHUFB, which takes 4 bits of an index, and gives 0 where the top one is
+        set: that of an index with other upper bits than a part of the table has."""
+        b, result = self.b, None
+        indices = indices & 0x7F
+        for part in range(trellis.TABLE_SIZE // 16):
+            values = trellis.table()[16 * part : 16 * part + 16].tolist()
+            place = indices ^ (16 * part)
+            outside = (place + 0x70) & 0x80
+            picked = b.intrinsic(_SHUFFLE, place.type, b.consts(values * 2, "i8"), place | outside)
+            result = picked if result is None else result | picked
+        assert result is not None
+        return result
+
+
+def table_on_stack(b: Builder) -> Value | None:
+    """The table for `Decoder`, where no register holds it; call it outside of loops."""
+    if b.isa.vector_bits > 128:
+        return None
+    values = trellis.table()
+    table = b.alloca(len(values), "i8")
+    for begin in range(0, len(values), PANEL):
+        b.store(b.consts(values[begin : begin + PANEL].tolist(), "i8"), table, begin)
+    return table
