@@ -100,7 +100,7 @@ def _float_literal(type_: str, text: str) -> str:
         bits = int(text[3:], 16) if text.startswith("f0x") else _bits("<e", "<H", float(text))
         return f"0xH{bits:04X}"
     if type_ == "bfloat":
-        bits = int(text[3:], 16) if text.startswith("f0x") else _bits("<f", "<I", float(text)) >> 16
+        bits = int(text[3:], 16) if text.startswith("f0x") else _bfloat_bits(float(text))
         return f"0xR{bits:04X}"
     if type_ == "float":
         value = _float32(int(text[3:], 16)) if text.startswith("f0x") else float(np.float32(text))
@@ -111,6 +111,12 @@ def _float_literal(type_: str, text: str) -> str:
 
 def _bits(float_format: str, integer_format: str, value: float) -> int:
     return struct.unpack(integer_format, struct.pack(float_format, value))[0]
+
+
+def _bfloat_bits(value: float) -> int:
+    """Of the nearest bf16: decimals are printed as short as may be, and lie on either side of it."""
+    bits = _bits("<f", "<I", value)
+    return bits >> 16 if np.isnan(value) else (bits + 0x8000) >> 16
 
 
 def _float32(bits: int) -> float:

@@ -35,6 +35,7 @@ FORMS = isas.available()
         ("  ret half 1.5", "  ret half 0xH3E00"),
         ("  ret half f0x3E00", "  ret half 0xH3E00"),
         ("  ret bfloat f0x3FC0", "  ret bfloat 0xR3FC0"),
+        ("  ret bfloat 8.507059e+37", "  ret bfloat 0xR7E80"),  # 2^126, a little less
         ("  ret double f0x3FF8000000000000", "  ret double 0x3FF8000000000000"),
         (
             "  %p = phi double [ 1.0, %a ], [ %y, %b ]",
