@@ -43,7 +43,7 @@ SIGMA = 40.0  # of the values, nearly: the table is a Gaussian's quantiles, roun
 
 PANEL_ROWS = 256  # the longest sequence
 ROW_MULTIPLE = 16  # so that a panel's column is whole bytes at every rate
-OVERLAP = 32  # rows on either side of a panel's end that decide where its path begins
+OVERLAP = 64  # rows on either side of a panel's end that decide where its path begins
 
 
 @cache
