@@ -81,6 +81,7 @@ class Unit:
     kept_outputs: list[int] | None = None  # the outputs that @main still returns; None: all
     strided_inputs: set[str] = field(default_factory=set)  # inputs that may have any strides
     operations: list[dict[str, Any]] = field(default_factory=list)
+    noise: dict[str, dict[str, Any]] = field(default_factory=dict)  # of packed weights, by symbol
     floats: list[dict[str, Any]] = field(default_factory=list)
     notes: list[dict[str, str]] = field(default_factory=list)  # what users should know: node, note
     messages: list[str] = field(default_factory=list)  # of checks in kernels, by number

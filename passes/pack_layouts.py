@@ -16,6 +16,7 @@ from abqc.dialects import abq
 from abqc.dialects.formats import Float, Scheme, parse_scheme
 from abqc.dialects.matmul_spec import MatmulSpec
 from abqc.dialects.mlir import ir
+from abqc.dialects.weight_noise import weight_noise
 from abqc.errors import ModelError
 
 from .infrastructure import Unit, defining_op, register, walk
@@ -188,7 +189,8 @@ def _pack_activation(
 
 
 def _scale_bits(scale: ir.Value | None) -> int:
-    return 16 if scale is None else ir.FloatType(abq.element(scale)).width
+    """32 where imported scales need it, else 16: those of one byte are in the scheme."""
+    return 32 if scale is not None and abq.element(scale) == ir.F32Type.get() else 16
 
 
 def _encode(encoding: Any, unit: Unit, node: str) -> Any:
@@ -206,6 +208,9 @@ def _pack_weight(
     if packed_symbol not in unit.store:
         if encoding:
             weight = _encode(encoding, unit, node)
+            if not encoding.imported:
+                noise = weight_noise(encoding.weight(unit.store), weight.dequantize())
+                unit.noise[packed_symbol] = noise.as_manifest()
         else:
             weight = unit.store.get(symbol).reshape(spec.n, spec.k)
         unit.store.add(packed_symbol, strategy.pack_weight(spec, weight))
@@ -218,6 +223,7 @@ def _pack_weight(
         "bytes": size,
         "bpw": round(size * 8 / (spec.n * spec.k), 4),
         "symbol": packed_symbol,
+        **unit.noise.get(packed_symbol, {}),
     }
 
 
