@@ -421,6 +421,12 @@ class Builder(Emitter):
         value = self.bitcast(self.load(source, i, count), vector_type)
         return value if isinstance(type_, ir.VectorType) else self.extract(value, 0)
 
+    def view(self, source: Value, element: str, count: Value) -> Value:
+        """The first `count` elements of a buffer of bytes, which begins at a multiple of them."""
+        type_ = ir.MemRefType.parse(f"memref<?x{element}>")
+        zero = self.index(0)
+        return Value(memref.view(type_, source.ir, zero.ir, [count.ir]))
+
     def store_as(self, value: Value, target: Value, i: Value | int) -> None:
         """Write a scalar or vector of any type at byte `i` of a buffer of bytes, unaligned."""
         if not isinstance(value.type, ir.VectorType):

@@ -114,7 +114,7 @@ def _bits(float_format: str, integer_format: str, value: float) -> int:
 
 
 def _bfloat_bits(value: float) -> int:
-    """Of the nearest bf16: decimals are printed as short as may be, and lie on either side of it."""
+    """Of the nearest bf16: decimals are printed short, and lie on either side of it."""
     bits = _bits("<f", "<I", value)
     return bits >> 16 if np.isnan(value) else (bits + 0x8000) >> 16
 

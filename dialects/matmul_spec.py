@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .formats import FLOAT_BYTES, Float, Half, Scheme
+from .scale_types import StoredScale, scale_label
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,23 @@ class MatmulSpec:
     scale_bits: int = 16
     half: Half = "f16"
     weight_float: Float = "f32"
+
+    @property
+    def trellis(self) -> bool:
+        """Whether the weight is a trellis code, which has strategies of its own."""
+        return self.weight is not None and self.weight.format.kind == "trellis"
+
+    @property
+    def scale(self) -> StoredScale:
+        """How the weight's scales are stored."""
+        if self.scale_bits == 32:
+            return "f32"
+        return self.weight.scale if self.weight else "f16"
+
+    @property
+    def scale_name(self) -> str:
+        """The same, in names of kernels."""
+        return scale_label(self.scale)
 
     @property
     def weight_text(self) -> str:

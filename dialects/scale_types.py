@@ -119,6 +119,18 @@ SCALE_TYPES: dict[ScaleName, ScaleType] = {
 }
 
 
+def scale_label(stored: StoredScale) -> str:
+    """How names of kernels spell it."""
+    return {"f16": "s16", "f32": "s32"}.get(stored, stored)
+
+
+def stored_scales(scale: np.ndarray, stored: StoredScale, tensor_scale: float) -> np.ndarray:
+    """Scales as a packed weight has them. ValueError for one without such bits."""
+    if stored == "f32":
+        return scale.astype(np.float32)
+    return SCALE_TYPES[stored].store(scale, tensor_scale)
+
+
 def tensor_scale_of(name: ScaleName, reach: float, largest: float) -> float:
     """The f32 that all scales of a tensor are multiplied with: for e4m3, what makes the scale of
     the largest magnitude `reach` the largest E4M3 number; 1 for others."""

@@ -34,6 +34,8 @@ from .rotate_stream import ROTATED, TIED
 # so that its error is a bias of the whole model, and it has nothing to save.
 SMALL_TABLE = 16384
 
+SCALE_TYPES = {"f16": ir.F16Type, "e8m0": ir.Float8E8M0FNUType, "e4m3": ir.Float8E4M3FNType}
+
 # The attribute of a matmul or convolution that says what a GPU rounds float activations to.
 HALF = "half"
 DEFAULT_HALF: Half = "f16"
@@ -137,7 +139,7 @@ def _codes(
     codes = _weight(encoding.symbol, ir.RankedTensorType.get(shape, code))
     groups = [shape[0], scheme.n_groups(shape[1])]
     exact = encoding.imported and encoding.encode(unit.store).scale.dtype.itemsize == 4
-    scale_type = ir.F32Type.get() if exact else ir.F16Type.get()
+    scale_type = ir.F32Type.get() if exact else SCALE_TYPES[scheme.scale].get()
     scale = _weight(encoding.symbol + ".scale", ir.RankedTensorType.get(groups, scale_type))
     if scheme.symmetric:
         return codes, scale, None

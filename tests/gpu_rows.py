@@ -8,7 +8,7 @@ import gpu_kernels
 import numpy as np
 from abqc.codegen.gpu.arch import SM_80, GpuArch
 from abqc.codegen.gpu.rows import rows_kernel, rows_reduce_kernel
-from abqc.codegen.gpu.rows_layout import FloatRows, Int8Rows
+from abqc.codegen.gpu.rows_layout import FloatRows, rows_of
 from abqc.codegen.gpu.schedule import Schedule
 from abqc.codegen.gpu.weights import K_UNIT, TILE_COLUMNS, WeightLayout, pack
 from abqc.codegen.strategy import MatmulSpec
@@ -49,14 +49,16 @@ class Case:
 
     @property
     def kind(self):
-        return "int8" if self.spec.activation is not None else self.activation
+        if self.spec.activation is None:
+            return self.activation
+        return "int8" if self.weight.scheme.format.has_integers else "f16"
 
     def packed_rows(self) -> np.ndarray:
-        if self.spec.activation is None:
-            return FloatRows.of(self.spec, self.kind).pack_reference(self.x)
-        return Int8Rows.of(self.spec).pack_reference(
-            *formats.quantize_activation(self.x, self.spec.activation)
-        )
+        rows = rows_of(self.spec, self.kind)
+        if isinstance(rows, FloatRows):
+            return rows.pack_reference(self.x)
+        assert self.spec.activation is not None
+        return rows.pack_reference(*formats.quantize_activation(self.x, self.spec.activation))
 
     def run(self, schedule: Schedule, arch: GpuArch = SM_80) -> np.ndarray:
         """y [m, n] of the kernel, and of the one that adds the parts of a split."""
@@ -118,9 +120,12 @@ class Case:
             return y, np.full(y.shape, HALF_TOLERANCE * np.abs(y).max())
         codes, scale, zero = formats.quantize_activation(self.x, self.spec.activation)
         weight = self.weight
+        if not weight.scheme.format.has_integers:
+            y = reference.matmul(codes, scale, zero, weight, self.bias)
+            return y, np.full(y.shape, 1e-3 * np.abs(y).max())
         acc = reference.accumulate(codes, zero, weight.codes, weight.zero, weight.scheme)
-        y = reference.scale_accumulators(acc, scale, weight.scale, self.bias)
-        return y, reference.tolerance(acc, scale, weight.scale, self.bias)
+        y = reference.scale_accumulators(acc, scale, weight.integer_scale, self.bias)
+        return y, reference.tolerance(acc, scale, weight.integer_scale, self.bias)
 
     def describe(self, schedule: Schedule) -> str:
         m, k = self.x.shape

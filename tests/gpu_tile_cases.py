@@ -8,12 +8,13 @@ import numpy as np
 from abqc.codegen.gpu.arch import SM_80, GpuArch
 from abqc.codegen.gpu.dequantize import DequantizeMatmul
 from abqc.codegen.gpu.int8 import Int8Matmul
-from abqc.codegen.gpu.rows_layout import FloatElement, FloatRows, Int8Rows, round_to
+from abqc.codegen.gpu.rows_layout import FloatElement, FloatRows, round_to, rows_of
 from abqc.codegen.gpu.schedule import Schedule
 from abqc.codegen.gpu.tile_schedules import plan_of
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects import formats, reference
 from abqc.dialects.formats import QuantizedTensor, parse_scheme
+from abqc.dialects.scale_types import SCALE_TYPES
 from abqc.runtime.ptx import run_kernel
 from abqc.runtime.ptx.counters import Counters, Counts
 from gpu_kernels import compile_kernel, output, run, take
@@ -51,17 +52,21 @@ class TileCase:
         spec = MatmulSpec(n, k, scheme, a_scheme)
         groups = (n, scheme.n_groups(k))
         codes = rng.choice(scheme.format.codes, (n, k)).astype(scheme.format.dtype)
-        scale = rng.uniform(0.001, 0.1, groups).astype(np.float16)
+        tensor_scale = 0.01 if scheme.scale == "e4m3" else 1.0
+        draws = rng.uniform(0.001, 0.1, groups).astype(np.float32)
+        scale = SCALE_TYPES[scheme.scale].nearest(draws, tensor_scale)
         zero = None
         if not scheme.symmetric:
             zero = rng.integers(0, scheme.format.qmax + 1, groups).astype(np.uint8)
         x = rng.standard_normal((m, k), np.float32) + np.float32(0.3)
         return TileCase(
-            INT8 if a_scheme is not None else DequantizeMatmul(element),
+            INT8
+            if a_scheme is not None and scheme.format.has_integers
+            else DequantizeMatmul(element),
             spec,
             schedule,
             arch,
-            QuantizedTensor(codes, scale, zero, scheme),
+            QuantizedTensor(codes, scale, zero, scheme, tensor_scale),
             x,
             rng.standard_normal(n, np.float32),
         )
@@ -72,6 +77,8 @@ class TileCase:
         assert problem is None, f"{self}: {problem}"
         if self.spec.activation is None:
             self._check_float()
+        elif not self.weight.scheme.format.has_integers:
+            self._check_codes_as_floats()
         else:
             self._check_integer()
 
@@ -105,11 +112,11 @@ class TileCase:
         return counters.counts()
 
     def _rows(self) -> np.ndarray:
-        if self.strategy.activation != "int8":
-            return FloatRows.of(self.spec, self.strategy.activation).pack_reference(self.x)
+        rows = rows_of(self.spec, self.strategy.activation)
+        if isinstance(rows, FloatRows):
+            return rows.pack_reference(self.x)
         assert self.spec.activation is not None
-        codes, scale, zero = formats.quantize_activation(self.x, self.spec.activation)
-        return Int8Rows.of(self.spec).pack_reference(codes, scale, zero)
+        return rows.pack_reference(*formats.quantize_activation(self.x, self.spec.activation))
 
     def _check_integer(self) -> None:
         assert self.spec.activation is not None
@@ -118,10 +125,22 @@ class TileCase:
         acc = reference.accumulate(codes, zero, weight.codes, weight.zero, weight.scheme)
         if self.schedule.split == 1:
             np.testing.assert_array_equal(self._accumulators(rows, acc.shape), acc, str(self))
-        expected = reference.scale_accumulators(acc, scale, weight.scale, self.bias)
-        allowed = reference.tolerance(acc, scale, weight.scale, self.bias)
+        expected = reference.scale_accumulators(acc, scale, weight.integer_scale, self.bias)
+        allowed = reference.tolerance(acc, scale, weight.integer_scale, self.bias)
         error = np.abs(self._run(rows).astype(np.float64) - expected)
         assert (error <= allowed).all(), f"{self}: error {(error - allowed).max()}"
+
+    def _check_codes_as_floats(self) -> None:
+        """Against f64: minifloats and centred codes are exact in 16 bits, tables nearly."""
+        assert self.spec.activation is not None
+        codes, scale, zero = formats.quantize_activation(self.x, self.spec.activation)
+        x = (codes.astype(np.float64) - zero[:, None]) * scale[:, None]
+        values = self.weight.dequantize().astype(np.float64)
+        expected = x @ values.T + self.bias
+        magnitude = np.abs(x) @ np.abs(values).T + np.abs(self.bias)
+        allowed = 2.0 ** (-16 if self.weight.scheme.format.minifloat else -11) * magnitude
+        error = np.abs(self.result() - expected)
+        assert (error <= allowed).all(), f"{self}: {(error / magnitude).max()}"
 
     def _check_float(self) -> None:
         """Against f64 over the rounded activations: f32 sums are all that differs."""
@@ -135,7 +154,9 @@ class TileCase:
         expected = x @ values.T + self.bias
         magnitude = np.abs(x) @ np.abs(values).T + np.abs(self.bias)
         error = np.abs(self.result() - expected)
-        assert (error <= 2.0**-16 * magnitude).all(), f"{self}: {(error / magnitude).max()}"
+        by_table = {"f16": 2.0**-11, "bf16": 2.0**-8}[element]  # whose entries are rounded
+        allowed = by_table if self.weight.scheme.format.kind == "table" else 2.0**-16
+        assert (error <= allowed * magnitude).all(), f"{self}: {(error / magnitude).max()}"
 
     def _run(self, rows: np.ndarray) -> np.ndarray:
         spec, m = self.spec, len(self.x)

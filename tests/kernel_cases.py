@@ -99,8 +99,8 @@ class Case:
         assert self.spec.activation is not None
         acc = self.reference_accumulators()
         _, scale, _ = self.activation()
-        expected = reference.scale_accumulators(acc, scale, self.weight.scale, self.bias)
-        allowed = reference.tolerance(acc, scale, self.weight.scale, self.bias)
+        expected = reference.scale_accumulators(acc, scale, self.weight.integer_scale, self.bias)
+        allowed = reference.tolerance(acc, scale, self.weight.integer_scale, self.bias)
         if self.spec.activation.format.kind == "binary":  # its scale is a mean, in any order
             allowed = allowed + 1e-5 * np.abs(expected).max()
         error = np.abs(self.run(accumulators=False).astype(np.float64) - expected)
@@ -139,9 +139,9 @@ def all_pairs() -> list[tuple[str, str]]:
     return pairs
 
 
-def check_broken_rows(strategy: Any, isa: Isa, activation: str) -> None:
+def check_broken_rows(strategy: Any, isa: Isa, activation: str, weight: str = "w4:g32") -> None:
     """NaN, infinity and overflowing ranges make their row NaN and leave the others alone."""
-    case = Case.random(strategy, isa, "w4:g32", activation, 6, 20, 70)
+    case = Case.random(strategy, isa, weight, activation, 6, 20, 70)
     case.x[1, 69] = np.nan
     case.x[2, 3] = np.inf
     case.x[3, 0] = -np.inf
@@ -153,10 +153,10 @@ def check_broken_rows(strategy: Any, isa: Isa, activation: str) -> None:
     np.testing.assert_array_equal(y[[0, 4, 5]], whole.run(accumulators=False))
 
 
-def check_measured_scales(strategy: Any, isa: Isa, activation: str) -> None:
+def check_measured_scales(strategy: Any, isa: Isa, activation: str, weight: str = "w4:g32") -> None:
     """Rows that share a scale: measured by one kernel, applied by another."""
     image_rows, images = 5, 3
-    case = Case.random(strategy, isa, "w4:g32", activation, image_rows * images, 20, 70)
+    case = Case.random(strategy, isa, weight, activation, image_rows * images, 20, 70)
     case.x[:image_rows] *= 3
     case.x[-1, 7] = np.nan
     scheme = case.spec.activation
@@ -204,9 +204,9 @@ def check_packed_rows_are_deterministic(strategy: Any, isa: Isa) -> None:
     np.testing.assert_array_equal(results[0], results[1])
 
 
-def check_rotated_rows(strategy: Any, isa: Isa, k: int, block: int) -> None:
+def check_rotated_rows(strategy: Any, isa: Isa, k: int, block: int, weight: str = "w4:g32") -> None:
     """Packing that rotates first agrees with packing rows that were rotated before."""
-    case = Case.random(strategy, isa, "w4:g32", "a8", 7, 20, k)
+    case = Case.random(strategy, isa, weight, "a8", 7, 20, k)
     rotated = Case(
         strategy, isa, case.spec, case.weight, hadamard.transform(case.x, block), case.bias
     )

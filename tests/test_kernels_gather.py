@@ -57,6 +57,7 @@ def check(y: np.ndarray, expected: np.ndarray) -> None:
 SCHEMES = [
     *(f"w{bits}:channel:{kind}" for bits in range(1, 9) for kind in ("sym", "asym")),
     *("w2*:channel", "wt:channel", "w8:g32", "w4:g128:asym", "w3:g16", "w5:g7:asym", "w1:g48"),
+    *("wmxfp4", "wmxfp6", "wmxfp8", "wfp8e5m2", "wnvfp4", "wnf4:g48", "wbfp3:g16"),
 ]
 
 
@@ -111,7 +112,7 @@ def test_bytes_are_dense():
     assert table_layout(576, parse_scheme("w8:channel")).row_bytes == 576 + 2
 
 
-TIED = ["w8", "w4:g50:asym", "w1:g48"]
+TIED = ["w8", "w4:g50:asym", "w1:g48", "wmxfp4", "wnvfp4", "wmxfp8", "wnf4"]
 
 
 @pytest.mark.parametrize("isa", FORMS)

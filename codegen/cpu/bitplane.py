@@ -87,6 +87,11 @@ class BitplaneStrategy(PanelStrategy):
 
     name = "bitplane"
 
+    def unsupported(self, spec: MatmulSpec) -> str | None:
+        if spec.weight is not None and spec.weight.format.indexed:
+            return f"strategy 'bitplane' multiplies bits of integers, which {spec.weight} has not"
+        return super().unsupported(spec)
+
     def unit(self, weight: Scheme) -> int:
         return WORD
 

@@ -3,8 +3,12 @@
 Weights lie as strategy `int8` packs them (`panel_layout`, `int8_layout`). Lane n of a quad's vector
 holds four consecutive codes of channel n, one a byte, so that every byte becomes a vector of 16
 floats by a shift, a mask and an exact trick: the bits of 2^23 + u are those of 2^23, or'ed with u.
-With one row they are multiplied at once, and every group's sum by its scale; with more, a piece of
-256 x 48 weights is decoded to the stack and shared by up to 128 rows.
+Codes of indexed formats are looked up (`indexed_values`). With one row they are multiplied at once,
+and every group's sum by its scale; with more, a piece of 256 x 48 weights is decoded to the stack
+and shared by up to 128 rows.
+
+Quantized activations meet weights without integers here: their rows are packed as the floats that
+their codes stand for (`rounded_rows`).
 """
 
 from __future__ import annotations
@@ -34,7 +38,11 @@ from .float_tile import (
 )
 from .int8_layout import QUAD, bit_parts, pack_codes, stored_value, unit_quads
 from .layout import Reduction
+from .look_up import indexed_values
 from .panel_layout import WeightLayout, pack_weight
+from .panel_strategy import MAX_ROTATED_K
+from .rounded_rows import RoundedRows, rounded_pack_kernel, rounded_scaled_pack_kernel
+from .scales import load_scales
 
 ROW_BLOCK = 128
 ONE_ROW_COLUMNS = 2 * PANEL
@@ -42,7 +50,7 @@ PREFETCH_BYTES = 2048
 TWO_23, TWO_23_BITS = 2.0**23, 0x4B000000
 SIGN_BITS = 0x80808080  # turns signed bytes into unsigned ones that are 128 larger
 
-ARGUMENTS = [buffer("f32"), buffer("i8"), buffer("f32"), buffer("f32"), INDEX, INDEX]
+ARGUMENTS = [buffer("i8"), buffer("f32"), buffer("f32"), INDEX, INDEX]  # behind the rows
 
 
 class Dequantize:
@@ -53,10 +61,14 @@ class Dequantize:
     def unsupported(self, spec: MatmulSpec) -> str | None:
         if spec.weight is None:
             return "strategy 'dequantize' needs quantized weights"
-        if spec.activation is not None:
-            return "strategy 'dequantize' takes float activations only"
-        if spec.hadamard_block:
-            return "strategy 'dequantize' does not rotate activations"
+        if spec.activation is not None and spec.weight.format.has_integers:
+            return "strategy 'dequantize' takes quantized activations only where weights are floats"
+        if spec.hadamard_block and spec.activation is None:
+            return "strategy 'dequantize' does not rotate activations that stay float"
+        if spec.hadamard_block and spec.k > MAX_ROTATED_K:
+            return f"rotating rows of more than {MAX_ROTATED_K} elements needs too much stack"
+        if spec.trellis:
+            return "strategy 'dequantize' takes no trellis codes"
         return None
 
     def pack_weight(self, spec: MatmulSpec, weight: QuantizedTensor | np.ndarray) -> np.ndarray:
@@ -64,20 +76,29 @@ class Dequantize:
         return pack_weight(weight_layout(spec), weight, pack_codes)
 
     def row_bytes(self, spec: MatmulSpec) -> int:
-        return 0
+        return 0 if spec.activation is None else RoundedRows(spec.k).row_bytes
 
     def pack_kernel(self, spec: MatmulSpec) -> Kernel | None:
-        return None
+        return None if spec.activation is None else rounded_pack_kernel(spec)
+
+    def scaled_pack_kernel(self, spec: MatmulSpec) -> Kernel:
+        """Packs by scales that `pack_activations.measure_kernel` found: per image, per tensor."""
+        return rounded_scaled_pack_kernel(spec)
 
     def matmul_kernels(self, spec: MatmulSpec) -> tuple[Variant, ...]:
         layout = weight_layout(spec)
         name = (
             f"dequantize_{_weight(spec).format.name}_g{layout.reduction.group_size}"
-            f"_s{spec.scale_bits}_k{spec.k}"
+            f"_{spec.scale_name}_k{spec.k}"
         )
+        packed = spec.activation is not None
+        if packed:
+            name = f"{name}_packed"
         one_name = f"{name}_one_row"
-        one = Kernel(one_name, (1, ONE_ROW_COLUMNS), partial(_emit_one_row, one_name, layout))
-        many = Kernel(name, (ROW_BLOCK, COLUMN_BLOCK), partial(_emit_many_rows, name, layout))
+        emit_one = partial(_emit_one_row, one_name, layout, packed)
+        emit_many = partial(_emit_many_rows, name, layout, packed)
+        one = Kernel(one_name, (1, ONE_ROW_COLUMNS), emit_one)
+        many = Kernel(name, (ROW_BLOCK, COLUMN_BLOCK), emit_many)
         return (Variant(one, 1, 1), Variant(many, 2, None))
 
 
@@ -91,7 +112,7 @@ def weight_layout(spec: MatmulSpec) -> WeightLayout:
     weight = _weight(spec)
     value = stored_value(weight.format)
     reduction = Reduction.of(spec.k, weight, QUAD * unit_quads(value.bits))
-    return WeightLayout(value, weight.symmetric, spec.scale_bits, reduction)
+    return WeightLayout(value, weight.symmetric, spec.scale, reduction)
 
 
 @dataclass(frozen=True)
@@ -105,11 +126,10 @@ class _Panel:
 
     def scale(self, group: Value) -> Value:
         """The scales of a group, f32."""
-        b, layout = self.b, self.layout
+        layout = self.layout
         at = self.base + (group * layout.scale_bytes + layout.scales_offset)
-        if layout.scale_bits == 32:
-            return b.load_as(self.w, at, vec(PANEL, "f32"))
-        return b.half_to_float(b.load_as(self.w, at, vec(PANEL, "i16")))
+        whole = self.base + layout.tensor_scale_offset
+        return load_scales(self.b, self.w, at, layout.scale, PANEL, whole)
 
     def zero(self, group: Value) -> Value:
         """What to subtract from 2^23 + u, u = mul * v unsigned, to get q - z."""
@@ -137,7 +157,8 @@ class _Panel:
     def _quad(self, at: Value, quad: int) -> Value:
         """u of a quad, a byte each, vector<16xi32>."""
         b, layout, offset = self.b, self.layout, 0
-        values = b.const(SIGN_BITS if layout.value.signed else 0, vec(PANEL, "i32"))
+        flipped = layout.value.signed and layout.value.indexed is None
+        values = b.const(SIGN_BITS if flipped else 0, vec(PANEL, "i32"))
         for part in bit_parts(layout.value.bits):
             place, slot = divmod(quad, part.quads)
             bits = b.load_as(self.w, at + (offset + place * 64), vec(PANEL, "i32"))
@@ -149,14 +170,21 @@ class _Panel:
         return values + values if layout.value.mul == 2 else values
 
     def _float(self, packed: Value, byte: int, zero: Value) -> Value:
-        b = self.b
-        bits = ((packed >> (8 * byte)) & 0xFF) | TWO_23_BITS
-        return b.bitcast(bits, vec(PANEL, "f32")) - zero
+        b, indexed = self.b, self.layout.value.indexed
+        code = (packed >> (8 * byte)) & 0xFF
+        if indexed is not None:
+            return indexed_values(b, code, indexed)
+        return b.bitcast(code | TWO_23_BITS, vec(PANEL, "f32")) - zero
 
 
-def _emit_one_row(name: str, layout: WeightLayout, module: Any, isa: Isa) -> None:
+def _arguments(packed: bool) -> list[Any]:
+    return [buffer("i8") if packed else buffer("f32"), *ARGUMENTS]
+
+
+def _emit_one_row(name: str, layout: WeightLayout, packed: bool, module: Any, isa: Isa) -> None:
     """One row: all weights are read once and in order."""
-    with function(module, isa, name, ARGUMENTS) as (b, i, x, w, bias, y, _m, n):
+    with function(module, isa, name, _arguments(packed)) as (b, i, x, w, bias, y, m, n):
+        x = b.view(x, "f32", m * layout.reduction.k) if packed else x
         begin = i * ONE_ROW_COLUMNS
         with b.loop(begin, b.min(begin + ONE_ROW_COLUMNS, n), PANEL) as columns:
             panel = _Panel(b, layout, w, columns.i // PANEL * layout.panel_bytes)
@@ -206,10 +234,11 @@ def _one_row_segment(
     return sum_pairwise(rest.results)
 
 
-def _emit_many_rows(name: str, layout: WeightLayout, module: Any, isa: Isa) -> None:
+def _emit_many_rows(name: str, layout: WeightLayout, packed: bool, module: Any, isa: Isa) -> None:
     """Blocks of 128 rows and 48 columns; y begins as the bias, and pieces of K add to it."""
     k = layout.reduction.k
-    with function(module, isa, name, ARGUMENTS) as (b, i, x, w, bias, y, m, n):
+    with function(module, isa, name, _arguments(packed)) as (b, i, x, w, bias, y, m, n):
+        x = b.view(x, "f32", m * k) if packed else x
         block = b.alloca(DEPTH_BLOCK * COLUMN_BLOCK, "f32")
         across = ceil_div(n, COLUMN_BLOCK)
         row, column = i // across * ROW_BLOCK, i % across * COLUMN_BLOCK

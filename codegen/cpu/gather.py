@@ -10,8 +10,9 @@ a row of NaN, reads nothing, and is check `number` of the run's error flag faile
 A row of a quantized table is one contiguous piece of bytes:
 
     codes    in units of 16, 32, 64 or 128 codes, the last one filled up with zeros
-    scales   [groups]  f16 or f32
+    scales   [groups]  f16, f32, e8m0 or e4m3
     zeros    [groups]  u8, asymmetric formats only
+    tensor   f32       what e4m3 scales are multiplied with
 
 A unit holds the bit parts of its codes (`int8_layout.bit_parts`), the lowest first. In a part of
 `p` bits, 16 bytes hold 8 / p runs of 16 codes, run j at bit j * p of each byte. A row of a float
@@ -27,11 +28,15 @@ from typing import Any
 import numpy as np
 
 from ...dialects.formats import QuantizedTensor, Scheme
+from ...dialects.scale_types import SCALE_BYTES, StoredScale, scale_label, stored_scales
+from ..align import align
 from ..builder import INDEX, Builder, Value, buffer, function, vec
 from ..isa import Isa
 from ..strategy import Kernel
 from .int8_layout import BitPart, bit_parts
+from .look_up import indexed_values
 from .panel_layout import StoredValue
+from .scales import load_scales, tensor_scale_bytes
 
 LANES = 16
 ROWS = 8  # of one grid index
@@ -65,6 +70,10 @@ class TableLayout:
         return self.unit * self.value.bits // 8
 
     @property
+    def scale(self) -> StoredScale:
+        return "f32" if self.scale_bits == 32 else _quantized(self.scheme).scale
+
+    @property
     def groups(self) -> int:
         return _quantized(self.scheme).n_groups(self.columns)
 
@@ -78,26 +87,36 @@ class TableLayout:
 
     @property
     def zeros_offset(self) -> int:
-        return self.scales_offset + self.groups * self.scale_bits // 8
+        return self.scales_offset + self.groups * SCALE_BYTES[self.scale]
+
+    @property
+    def tensor_scale_offset(self) -> int:
+        """A multiple of 4 where there is one, else the end of a row."""
+        end = self.zeros_offset + (0 if _quantized(self.scheme).symmetric else self.groups)
+        return align(end, tensor_scale_bytes(self.scale) or 1)
 
     @property
     def row_bytes(self) -> int:
         if self.scheme is None:
             return 4 * self.columns
-        return self.zeros_offset + (0 if self.scheme.symmetric else self.groups)
+        return self.tensor_scale_offset + tensor_scale_bytes(self.scale)
 
     def pack(self, table: QuantizedTensor | np.ndarray) -> np.ndarray:
         """The table, [rows, columns] of codes or f32, as uint8 of rows * row_bytes."""
         if isinstance(table, np.ndarray):
             return np.ascontiguousarray(table, np.float32).reshape(-1).view(np.uint8)
-        blob = np.empty((len(table.codes), self.row_bytes), np.uint8)
+        blob = np.zeros((len(table.codes), self.row_bytes), np.uint8)
         for begin in range(0, len(blob), CHUNK_ROWS):
             part = slice(begin, begin + CHUNK_ROWS)
             blob[part, : self.scales_offset] = self._pack_codes(table.codes[part])
-        scales = np.ascontiguousarray(table.scale, f"f{self.scale_bits // 8}").view(np.uint8)
+        scales = stored_scales(table.scale, self.scale, table.tensor_scale)
+        scales = np.ascontiguousarray(scales).view(np.uint8)
         blob[:, self.scales_offset : self.zeros_offset] = scales
         if table.zero is not None:
-            blob[:, self.zeros_offset :] = table.zero
+            blob[:, self.zeros_offset : self.zeros_offset + self.groups] = table.zero
+        if tensor_scale_bytes(self.scale):
+            whole = np.array([table.tensor_scale], np.float32).view(np.uint8)
+            blob[:, self.tensor_scale_offset :] = whole
         return blob.reshape(-1)
 
     def _pack_codes(self, codes: np.ndarray) -> np.ndarray:
@@ -116,13 +135,17 @@ class TableLayout:
         return np.concatenate(pieces, axis=2).reshape(rows, -1)
 
     @property
+    def scale_name(self) -> str:
+        return scale_label(self.scale)
+
+    @property
     def kernel(self) -> Kernel:
         """The grid is ceil(count / block[0])."""
         if self.scheme is None:
             name = f"gather_f32_k{self.columns}"
         else:
             name = (
-                f"gather_{self.scheme.format.name}_g{self.group_size}_s{self.scale_bits}"
+                f"gather_{self.scheme.format.name}_g{self.group_size}_{self.scale_name}"
                 f"_k{self.columns}"
             )
         if self.index_bits != 64:
@@ -215,6 +238,9 @@ class _Row:
         b, layout = self.b, self.layout
         value = layout.value
         stored = self._stored(self.base + unit * layout.unit_bytes, run)
+        if value.indexed is not None:
+            values = indexed_values(b, stored, value.indexed)
+            return values * self._per_group(column, self._scale)
         steps = stored * value.mul - value.offset if value.offset else stored
         if not _quantized(layout.scheme).symmetric:
             steps = steps - self._per_group(column, self._zero)
@@ -244,11 +270,10 @@ class _Row:
         return b.join(*(b.splat(lane, 1) for lane in lanes))
 
     def _scale(self, group: Value) -> Value:
-        b, layout = self.b, self.layout
-        at = self.base + layout.scales_offset + group * (layout.scale_bits // 8)
-        if layout.scale_bits == 32:
-            return b.load_as(self.table, at, "f32")
-        return b.half_to_float(b.load_as(self.table, at, "i16"))
+        layout = self.layout
+        at = self.base + layout.scales_offset + group * SCALE_BYTES[layout.scale]
+        whole = self.base + layout.tensor_scale_offset
+        return load_scales(self.b, self.table, at, layout.scale, 0, whole)
 
     def _zero(self, group: Value) -> Value:
         at = self.base + self.layout.zeros_offset + group

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from ...dialects.formats import FLOAT_BYTES
+from ...dialects.scale_types import SCALE_BYTES
 from ..builder import INDEX, Builder, Value, buffer, function, vec
 from ..isa import Isa
 from ..strategy import Kernel, MatmulSpec
@@ -24,7 +25,9 @@ from .float_matmul import Panels
 from .float_tile import PANEL, load_floats
 from .gather import ROWS
 from .int8_layout import QUAD, bit_parts, unit_quads
+from .look_up import indexed_values
 from .panel_layout import WeightLayout
+from .scales import load_scales
 
 VECTOR_BYTES = 64
 
@@ -43,7 +46,7 @@ def panel_gather_kernel(strategy: str, spec: MatmulSpec) -> Kernel | None:
         assert spec.weight is not None
         name = (
             f"gather_{spec.weight.format.name}_panels_g{layout.reduction.group_size}"
-            f"_s{spec.scale_bits}_k{spec.k}"
+            f"_{spec.scale_name}_k{spec.k}"
         )
         panel_bytes = layout.panel_bytes
         decode = partial(_quantized_row, layout)
@@ -107,7 +110,7 @@ class _Row:
                 unit_at = at + units.i // reduction.unit * layout.unit_bytes
                 for quad in range(unit_quads(layout.value.bits)):
                     first = units.i + quad * QUAD
-                    values = b.to_float(self._quad(unit_at, quad) - zero) * scale
+                    values = self._values(self._quad(unit_at, quad), zero) * scale
                     mask = None if reduction.divides(reduction.unit) else terms - first
                     self._store(values, self.target + begin + first, mask)
 
@@ -119,10 +122,18 @@ class _Row:
         mask = None if left is None else b.mask(QUAD, b.max(left, 0))
         b.store(values, self.y, at, mask)
 
+    def _values(self, stored: Value, zero: Value) -> Value:
+        """What four stored values mean, in units of the scale."""
+        indexed = self.layout.value.indexed
+        if indexed is not None:
+            return indexed_values(self.b, stored, indexed)
+        return self.b.to_float(stored - zero)
+
     def _quad(self, at: Value, quad: int) -> Value:
         """Four stored values, unsigned and times `mul`, as vector<4xi32>."""
         b, layout, offset = self.b, self.layout, 0
-        total = b.const(SIGN_BITS if layout.value.signed else 0, "i32")
+        flipped = layout.value.signed and layout.value.indexed is None
+        total = b.const(SIGN_BITS if flipped else 0, "i32")
         for part in bit_parts(layout.value.bits):
             place, slot = divmod(quad, part.quads)
             byte = at + (self.lane * QUAD + (offset + place * VECTOR_BYTES))
@@ -136,12 +147,10 @@ class _Row:
         return stored * layout.value.mul
 
     def _scale(self, group: Value) -> Value:
-        b, layout = self.b, self.layout
-        bytes_ = layout.scale_bits // 8
-        at = self.base + (group * layout.scale_bytes + self.lane * bytes_ + layout.scales_offset)
-        if layout.scale_bits == 32:
-            return b.load_as(self.w, at, "f32")
-        return b.half_to_float(b.load_as(self.w, at, "i16"))
+        layout, lane = self.layout, self.lane * SCALE_BYTES[self.layout.scale]
+        at = self.base + (group * layout.scale_bytes + lane + layout.scales_offset)
+        whole = self.base + layout.tensor_scale_offset
+        return load_scales(self.b, self.w, at, layout.scale, 0, whole)
 
     def _zero(self, group: Value) -> Value:
         """What to subtract from the unsigned stored value, i32."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..builder import Value, vec
 from ..isa import Isa
+from ..stored_values import integer_bytes
 from .dot import Dot
 from .int8_layout import QUAD, BitPart, bit_parts, unit_quads
 from .panel_layout import PANEL
@@ -104,7 +105,11 @@ class Int8Body(PanelBody):
             bits = _move_bits(loaded[quad // part.quads], part, quad % part.quads)
             values = bits if values is None else values | bits
         assert values is not None
-        return values
+        indexed = self.weight.value.indexed
+        if indexed is None:
+            return values
+        assert indexed.minifloat is not None, f"{indexed.name} has no integers"
+        return integer_bytes(values, indexed.minifloat)
 
 
 def _move_bits(vector: Value, part: BitPart, slot: int) -> Value:

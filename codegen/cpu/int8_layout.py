@@ -3,7 +3,8 @@
 A *quad* is 4 consecutive k of 16 channels: 64 values, one VPDPBUSD. A unit is 4 or 8 quads. Widths
 below 8 are stored as sums of parts of 4, 2 and 1 bits, each part dense: a 64-byte vector of a part
 of `p` bits holds the same 64 positions of 8/p quads, quad j at bit j * p of every byte. So any
-width unpacks into whole vectors. Values are unsigned below 8 bits, and signed bytes at 8.
+width unpacks into whole vectors. Values are unsigned below 8 bits, and signed bytes at 8; codes of
+indexed formats stand there as they are.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ QUAD_CODES = PANEL * QUAD
 
 
 def stored_value(format: NumberFormat) -> StoredValue:
-    return StoredValue.signed_byte(format) if format.bits == 8 else StoredValue.unsigned(format)
+    if format.bits == 8 and not format.indexed:
+        return StoredValue.signed_byte(format)
+    return StoredValue.unsigned(format)
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,13 @@
 Weights. A panel holds 16 output channels; it is one contiguous piece of the blob:
 
     codes    by segment and unit, as the strategy packs them, 64-byte aligned
-    scales   [groups][16]    f16 or f32
+    scales   [groups][16]    f16, f32, e8m0 or e4m3
     sums     [segments][16]  i16 or i32: sum of the stored values over the segment
     zeros    [groups][16]    u8, asymmetric formats only
+    tensor   f32             what e4m3 scales are multiplied with
 
-The stored value v of a code q is unsigned where it can be; q - z = mul * v - offset - z.
+The stored value v of a code q is unsigned where it can be; q - z = mul * v - offset - z. Codes of
+indexed formats are stored as they are, and kernels look their integers or values up.
 
 Activations. A row is
 
@@ -24,8 +26,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...dialects.formats import NumberFormat, QuantizedTensor
+from ...dialects.scale_types import SCALE_BYTES, StoredScale, stored_scales
 from ..align import align
 from .layout import Reduction
+from .scales import tensor_scale_bytes
 
 PANEL = 16  # output channels of a panel
 VECTOR_BYTES = 64
@@ -36,15 +40,21 @@ PackCodes = Callable[["WeightLayout", np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class StoredValue:
-    """q - z = mul * v - offset - z, for the stored value v of `bits` bits."""
+    """q - z = mul * v - offset - z, for the stored value v of `bits` bits.
+
+    `indexed` is the format whose codes are stored; v are then its integers, where it has some.
+    """
 
     bits: int
     mul: int
     offset: int
     signed: bool
+    indexed: NumberFormat | None = None
 
     @staticmethod
     def unsigned(format: NumberFormat) -> StoredValue:
+        if format.indexed:
+            return StoredValue(format.bits, 1, 0, True, format)
         if format.kind == "binary":
             return StoredValue(1, 2, 1, False)
         return StoredValue(format.bits, 1, -format.qmin, False)
@@ -57,11 +67,23 @@ class StoredValue:
     @property
     def highest(self) -> int:
         """The largest magnitude of v."""
+        if self.indexed is not None:
+            return self.indexed.qmax if self.indexed.has_integers else 0
         return 128 if self.signed else (1 << self.bits) - 1
 
     def encode(self, codes: np.ndarray) -> np.ndarray:
-        """v as the low bits of uint8."""
+        """v, or the code of an indexed format, as the low bits of uint8."""
+        if self.indexed is not None:
+            return self.indexed.to_bits(codes)
         return ((codes.astype(np.int16) + self.offset) // self.mul).astype(np.uint8)
+
+    def numbers(self, stored: np.ndarray) -> np.ndarray:
+        """v of what `encode` gave; 0 where it is no integer, so that sums of v mean nothing."""
+        if self.indexed is None:
+            return stored.astype(np.int8) if self.signed else stored
+        if not self.indexed.has_integers:
+            return np.zeros_like(stored)
+        return self.indexed.integers(stored)
 
 
 @dataclass(frozen=True)
@@ -70,7 +92,7 @@ class WeightLayout:
 
     value: StoredValue
     symmetric: bool
-    scale_bits: int
+    scale: StoredScale
     reduction: Reduction
 
     @property
@@ -89,7 +111,7 @@ class WeightLayout:
     @property
     def scale_bytes(self) -> int:
         """Of one group."""
-        return PANEL * self.scale_bits // 8
+        return PANEL * SCALE_BYTES[self.scale]
 
     @property
     def sums_offset(self) -> int:
@@ -109,9 +131,13 @@ class WeightLayout:
         return self.sums_offset + self.reduction.n_segments * self.sum_bytes
 
     @property
-    def panel_bytes(self) -> int:
+    def tensor_scale_offset(self) -> int:
         zeros = 0 if self.symmetric else self.reduction.n_groups * PANEL
-        return align(self.zeros_offset + zeros, VECTOR_BYTES)
+        return self.zeros_offset + zeros
+
+    @property
+    def panel_bytes(self) -> int:
+        return align(self.tensor_scale_offset + tensor_scale_bytes(self.scale), VECTOR_BYTES)
 
 
 @dataclass(frozen=True)
@@ -168,7 +194,7 @@ def _pack_panels(
     reduction = layout.reduction
     count = len(out)
     values = layout.value.encode(weight.codes[rows])
-    numbers = values.astype(np.int8) if layout.value.signed else values
+    numbers = layout.value.numbers(values)
     padded = np.zeros((count * PANEL, reduction.padded_k), np.uint8)
     sums = np.zeros((count * PANEL, reduction.n_segments), np.int32)
     for s, (begin, end) in enumerate(reduction.bounds()):
@@ -182,13 +208,16 @@ def _pack_panels(
         whole[: len(array)] = array
         return whole.reshape(count, PANEL, -1).transpose(0, 2, 1)
 
+    scales = stored_scales(weight.scale[rows], layout.scale, weight.tensor_scale)
     pieces = [
         pack_codes(layout, padded.reshape(count, PANEL, -1)),
-        by_panel(weight.scale[rows], f"f{layout.scale_bits // 8}"),
+        by_panel(scales, scales.dtype.str),
         by_panel(sums, f"i{layout.sum_bits // 8}"),
     ]
     if weight.zero is not None:
         pieces.append(by_panel(weight.zero[rows], "u1"))
+    if tensor_scale_bytes(layout.scale):
+        pieces.append(np.full((count, 1), weight.tensor_scale, np.float32))
     flat = [np.ascontiguousarray(piece).reshape(count, -1).view(np.uint8) for piece in pieces]
     whole = np.concatenate(flat, axis=1)
     out[:, : whole.shape[1]] = whole

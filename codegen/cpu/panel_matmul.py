@@ -13,6 +13,7 @@ from ...dialects.mlir import ir
 from ..builder import INDEX, Builder, Value, buffer, function, vec
 from ..isa import Isa
 from .panel_layout import PANEL, RowLayout, WeightLayout
+from .scales import load_scales
 
 T = TypeVar("T")
 
@@ -290,12 +291,13 @@ class PanelBody:
         return self.b.mask(PANEL, self.n - (panel + c) * PANEL)
 
     def _scales(self, w_at: Value, group: Value) -> Value:
-        """Scales of a group of a panel, vector<16xf32>."""
-        b, layout = self.b, self.weight
+        """Scales of a group of a panel's integers, vector<16xf32>."""
+        layout = self.weight
         at = w_at + (group * layout.scale_bytes + layout.scales_offset)
-        if layout.scale_bits == 32:
-            return b.load_as(self.w, at, vec(PANEL, "f32"))
-        return b.half_to_float(b.load_as(self.w, at, vec(PANEL, "i16")))
+        whole = w_at + layout.tensor_scale_offset
+        scales = load_scales(self.b, self.w, at, layout.scale, PANEL, whole)
+        indexed = layout.value.indexed
+        return scales if indexed is None else scales * indexed.unit
 
     def _row_scale(self, q_at: Value) -> Value:
         return self.b.load_as(self.q, q_at + self.row.scale_offset, "f32")

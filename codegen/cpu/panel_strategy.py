@@ -98,6 +98,10 @@ class PanelStrategy:
     def unsupported(self, spec: MatmulSpec) -> str | None:
         if spec.weight is None or spec.activation is None:
             return f"strategy '{self.name}' needs quantized weights and activations"
+        if not spec.weight.format.has_integers:
+            return f"strategy '{self.name}' multiplies integers, which {spec.weight} has not"
+        if spec.trellis:
+            return f"strategy '{self.name}' takes no trellis codes"
         if spec.hadamard_block and spec.k > MAX_ROTATED_K:
             return f"rotating rows of more than {MAX_ROTATED_K} elements needs too much stack"
         return None
@@ -130,7 +134,7 @@ class PanelStrategy:
     def weight_layout(self, spec: MatmulSpec) -> WeightLayout:
         weight = weight_of(spec)
         value = self.stored_value(weight.format)
-        return WeightLayout(value, weight.symmetric, spec.scale_bits, self._reduction(spec))
+        return WeightLayout(value, weight.symmetric, spec.scale, self._reduction(spec))
 
     def row_layout(self, spec: MatmulSpec) -> RowLayout:
         return RowLayout(self._reduction(spec), self.code_bits(activation_of(spec).format))
@@ -146,7 +150,7 @@ class PanelStrategy:
         weight, row = self.weight_layout(spec), self.row_layout(spec)
         prefix = (
             f"{self.name}_{weight_of(spec).format.name}_g{weight.reduction.group_size}"
-            f"_s{spec.scale_bits}_k{spec.k}_{activation_of(spec).format.name}"
+            f"_{spec.scale_name}_k{spec.k}_{activation_of(spec).format.name}"
         )
         variants, first = [], 1
         for last, body in self.kernels(spec, weight, row, accumulators):

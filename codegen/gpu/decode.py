@@ -5,10 +5,11 @@ bits are).
                 bottom of a byte (u8, factor 1), symmetric ones at its top (s8), so that two's
                 complement needs no sign extension. An accumulator of such products is an exact
                 multiple of the factor; `>>` (arithmetic) by `s8_shift(format)` gives that of the
-                codes.
+                codes. Indexed codes become their integers (factor 1).
     f16, bf16   2 codes a register, each exactly q - zero. The bits are put into the mantissa of
                 2^10 (2^7), which is then subtracted: Kim et al., "Who Says Elephants Can't Run"
-                (2022), as in Marlin (Frantar et al., 2024).
+                (2022), as in Marlin (Frantar et al., 2024). Indexed codes become their values,
+                those of a table rounded to 16 bits.
 
 Instructions for a code, counted in the machine code for sm_80 (shifts are shared by registers, a
 mask and what is combined with it are one `lop3`):
@@ -26,10 +27,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from ...dialects.formats import NumberFormat
+from ...dialects.minifloats import Minifloat
 from ..builder import Value, vec
+from ..stored_values import integer_bytes
 from .builder import GpuBuilder
-from .rows_layout import FloatElement
+from .codebook import codebook_s8
+from .rows_layout import FloatElement, round_to
 from .weights import WORD_BITS, BitPart, WeightLayout
 
 MASKED_XOR = (0xF0 & 0xCC) ^ 0xAA  # of lop3: (a & b) ^ c
@@ -42,6 +48,8 @@ def s8_shift(format: NumberFormat) -> int:
     """The binary logarithm of `s8_factor`."""
     if format.kind == "binary":
         return _BINARY_SHIFT
+    if format.indexed:
+        return 0
     return 8 - format.bits if format.symmetric else 0
 
 
@@ -63,6 +71,9 @@ def s8_register(
     `words` are the `layout.chunk_words` words (i32) of this lane, in the order of memory.
     """
     assert layout.lane_bits == 8
+    if layout.format.indexed:
+        assert layout.format.minifloat is not None, f"{layout.format.name} has no integers"
+        return integer_bytes(_gather(b, layout, words, register, 0, 0), layout.format.minifloat)
     if layout.bits == 8:
         return words[register]
     place = 8 - layout.bits if layout.format.symmetric else 0
@@ -76,6 +87,7 @@ class HalfType:
 
     element: FloatElement
     mantissa: int
+    bias: int
     magic: int
 
     @property
@@ -84,8 +96,8 @@ class HalfType:
 
 
 HALF_TYPES: dict[str, HalfType] = {
-    "f16": HalfType("f16", 10, 0x6400),
-    "bf16": HalfType("bf16", 7, 0x4300),
+    "f16": HalfType("f16", 10, 15, 0x6400),
+    "bf16": HalfType("bf16", 7, 127, 0x4300),
 }
 
 
@@ -104,11 +116,34 @@ def half_register(
     """
     assert layout.lane_bits == 16
     half = HALF_TYPES[element]
+    if layout.format.indexed:
+        return _indexed_values(b, layout.format, _gather(b, layout, words, register, 0, 0), half)
     if layout.bits > half.mantissa:
         value = _by_nibbles(b, layout, words, register, half)
     else:
         value = _by_mantissa(b, layout, words, register, half)
     return value if minus_zero is None else value + minus_zero
+
+
+def _indexed_values(b: GpuBuilder, format: NumberFormat, codes: Value, half: HalfType) -> Value:
+    """The values of two codes, each at the bottom of a lane of 16 bits."""
+    if format.minifloat is not None:
+        return _minifloats(b, codes, format.minifloat, half)
+    assert format.table is not None
+    bits = round_to(format.values, half.element).view(np.uint16)
+    low = codebook_s8(b, codes, [int(x) & 0xFF for x in bits])
+    high = codebook_s8(b, codes, [int(x) >> 8 for x in bits])
+    return b.from_bits((low & 0x00FF00FF) | ((high & 0x00FF00FF) << 8), half.vector)
+
+
+def _minifloats(b: GpuBuilder, codes: Value, type_: Minifloat, half: HalfType) -> Value:
+    """Exact: moved to the place of a longer mantissa, and multiplied by a power of two."""
+    sign_bit = type_.bits - 1
+    sign = (codes & _repeat(1 << sign_bit, 16)) << (15 - sign_bit)
+    magnitude = codes & _repeat((1 << sign_bit) - 1, 16)
+    bits = sign | (magnitude << (half.mantissa - type_.mantissa_bits))
+    factor = b.const(2.0 ** (half.bias - type_.bias), half.vector)
+    return b.fma(b.from_bits(bits, half.vector), factor, b.const(-0.0, half.vector))
 
 
 def _by_mantissa(

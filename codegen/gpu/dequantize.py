@@ -3,11 +3,11 @@ registers, `mma.sync` f16 or bf16 with f32 sums; scales are applied to the sums 
 
 from __future__ import annotations
 
-from ...errors import RecipeError
 from ..strategy import Kernel, MatmulSpec
 from .arch import GpuArch
 from .atoms import mma_step
-from .rows_layout import FloatElement
+from .pack import scaled_pack_kernel
+from .rows_layout import CentredRows, FloatElement
 from .tile_strategy import TileStrategy
 
 
@@ -22,8 +22,10 @@ class DequantizeMatmul(TileStrategy):
     def unsupported(self, spec: MatmulSpec, arch: GpuArch) -> str | None:
         if spec.weight is None:
             return "strategy 'dequantize' takes quantized weights only"
-        if spec.activation is not None:
-            return "strategy 'dequantize' takes float activations only"
+        if spec.trellis:
+            return "strategy 'dequantize' takes no trellis codes"
+        if spec.activation is not None and spec.weight.format.has_integers:
+            return "strategy 'dequantize' takes quantized activations only where weights are floats"
         if spec.half != self.activation:
             return f"strategy 'dequantize' in {self.activation} is for a16:{self.activation}"
         if mma_step(arch, self.activation) is None:
@@ -31,4 +33,4 @@ class DequantizeMatmul(TileStrategy):
         return None
 
     def scaled_pack_kernel(self, spec: MatmulSpec) -> Kernel:
-        raise RecipeError("strategy 'dequantize' quantizes no activations")
+        return scaled_pack_kernel(spec, CentredRows.of(spec, self.activation))

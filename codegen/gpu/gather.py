@@ -14,23 +14,26 @@ contiguous memory.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ...dialects.formats import QuantizedTensor, Scheme
+from ...dialects.scale_types import SCALE_BYTES
 from ..align import align
 from ..builder import Value, vec
 from ..cpu.gather import LANES
 from ..cpu.gather import TableLayout as DenseRows
+from ..stored_values import indexed_value
 from ..strategy import Kernel
 from .arch import GpuArch
 from .builder import GpuBuilder
 from .gather_tiles import panel_gather_kernel
 from .row_output import QUAD, RowOutput, TableRow, emit_gather
 from .rows_layout import ROW_ALIGNMENT
+from .scales import load_scales
 
 CHUNK_ROWS = 4096  # packed at a time, to bound the memory of a compile
 
@@ -87,7 +90,7 @@ def _rows(table: QuantizedTensor | np.ndarray, part: slice) -> QuantizedTensor |
     if isinstance(table, np.ndarray):
         return table[part]
     zero = None if table.zero is None else table.zero[part]
-    return QuantizedTensor(table.codes[part], table.scale[part], zero, table.scheme)
+    return replace(table, codes=table.codes[part], scale=table.scale[part], zero=zero)
 
 
 def _emit(layout: TableLayout, module: Any, arch: GpuArch) -> None:
@@ -121,8 +124,11 @@ class _Row:
         stored = self._stored(column)
         values = []
         for j in range(QUAD):
-            steps = ((stored >> (8 * j)) & 0xFF) * value.mul - value.offset
-            group = self._group(column, j)
+            code, group = (stored >> (8 * j)) & 0xFF, self._group(column, j)
+            if value.indexed is not None:
+                values.append(indexed_value(b, code, value.indexed) * self._scale(group))
+                continue
+            steps = code * value.mul - value.offset
             if not self.scheme.symmetric:
                 zero = b.load(self.base, "i8", group + self.layout.zeros_offset, cache="nc")
                 steps = steps - b.zext(zero, "i32")
@@ -154,5 +160,7 @@ class _Row:
 
     def _scale(self, group: Value) -> Value:
         b, layout = self.b, self.layout
-        at = group * (layout.scale_bits // 8) + layout.scales_offset
-        return b.extend(b.load(self.base, f"f{layout.scale_bits}", at, cache="nc"))
+        at = group * SCALE_BYTES[layout.scale] + layout.scales_offset
+        whole = b.at(self.base, layout.tensor_scale_offset)
+        (scale,) = load_scales(b, self.base, layout.scale, at, 1, whole)
+        return scale

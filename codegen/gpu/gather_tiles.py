@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from ..builder import Value
+from ..stored_values import indexed_value
 from ..strategy import Kernel, MatmulSpec
 from .arch import GpuArch
 from .builder import GpuBuilder
@@ -48,7 +49,7 @@ def panel_gather_kernel(strategy: str, spec: MatmulSpec) -> Kernel | None:
     layout = WeightLayout.of(spec)
     name = (
         f"gather_{spec.weight.format.name}_tiles{layout.lane_bits}_g{layout.grouped.group_size}"
-        f"_s{spec.scale_bits}{'_sums' if layout.has_sums else ''}_k{spec.k}"
+        f"_{spec.scale_name}{'_sums' if layout.has_sums else ''}_k{spec.k}"
     )
     return Kernel(name, (1,), partial(_emit_quantized, name, layout))
 
@@ -92,7 +93,7 @@ class _Column:
             )
             for register in range(layout.registers_per_block):
                 stored = self._stored(tile, unit, quarter, register)
-                values = [b.to_float(q - zero) * scale for q in self._codes(stored)]
+                values = [value * scale for value in self._values(stored, zero)]
                 offset = inner * K_UNIT + quarter * len(values) + register * 4 * len(values)
                 self.out.write(begin + offset, values, self._end(begin, len(values)))
 
@@ -124,6 +125,16 @@ class _Column:
         """The bits of a part, in every lane of a register."""
         lanes = range(0, WORD_BITS, self.layout.lane_bits)
         return sum(((1 << part.bits) - 1) << lane for lane in lanes)
+
+    def _values(self, stored: Value, zero: Value) -> list[Value]:
+        """What the codes of a register mean, in units of what `PackedWeight.scales` gives."""
+        b, layout = self.b, self.layout
+        if not layout.format.indexed:
+            return [b.to_float(q - zero) for q in self._codes(stored)]
+        mask = (1 << layout.bits) - 1
+        codes = [(stored >> shift) & mask for shift in range(0, WORD_BITS, layout.lane_bits)]
+        unit = layout.scale_unit
+        return [indexed_value(b, code, layout.format) * (1 / unit) for code in codes]
 
     def _codes(self, stored: Value) -> list[Value]:
         """The codes q of a register, i32."""

@@ -1,6 +1,8 @@
-"""Float accumulators of tile kernels: 16-bit activations, weights decoded to exact 16-bit integers.
+"""Float accumulators of tile kernels: 16-bit activations, weights decoded to 16-bit floats.
 
 y = sum over groups of s_w * sum over the group of x * (q_w - z_w)     products and sums in f32
+
+Activations that are codes (of weights without integers) are x = q_a - z_a; s_a comes last.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from .arch import GpuArch
 from .atoms import MmaStep, mma_step
 from .builder import GpuBuilder
 from .decode import half_register
-from .rows_layout import FloatElement
+from .rows_layout import CentredRows, FloatElement, half_rows_of
+from .rows_values import product
 from .tile_context import TileContext
 from .tile_output import load_bias, store_tile
 from .weights import WeightLayout
@@ -23,8 +26,9 @@ class HalfArithmetic:
     """`Arithmetic` of float activations and quantized weights."""
 
     def __init__(self, spec: MatmulSpec, element: FloatElement) -> None:
-        assert spec.weight is not None and spec.activation is None
+        assert spec.weight is not None
         self.element = element
+        self.rows = half_rows_of(spec, element)
         self.layout = WeightLayout.of(spec)
         self.grouped = self.layout.grouped.groups > 1
 
@@ -81,21 +85,26 @@ class HalfArithmetic:
             )
             return
         biases = load_bias(context)
-        if self.grouped:
-            store_tile(
-                context,
-                0,
-                lambda row, block, j: values[context.accumulator(row, block, j)] + biases[block][j],
-            )
-            return
-        scales = [
-            context.weight.scales(0, context.stored_column(block), count=2)
+        row_scales = self._row_scales(context)
+        column_scales = [
+            [] if self.grouped else context.weight.scales(0, context.stored_column(block), count=2)
             for block in range(plan.column_blocks)
         ]
-        store_tile(
-            context,
-            0,
-            lambda row, block, j: b.fma(
-                values[context.accumulator(row, block, j)], scales[block][j], biases[block][j]
-            ),
-        )
+
+        def element(row: int, block: int, j: int) -> Value:
+            value = values[context.accumulator(row, block, j)]
+            scales = [*column_scales[block][j : j + 1], *row_scales[row : row + 1]]
+            if not scales:
+                return value + biases[block][j]
+            return b.fma(value, product(scales), biases[block][j])
+
+        store_tile(context, 0, element)
+
+    def _row_scales(self, context: TileContext) -> list[Value]:
+        """Those of the thread's rows; none where activations are floats."""
+        if not isinstance(self.rows, CentredRows):
+            return []
+        return [
+            context.b.load(context.row_pointer(i), "f32", self.rows.scale_offset, cache="nc")
+            for i in range(context.row_count)
+        ]

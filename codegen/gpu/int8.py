@@ -28,6 +28,10 @@ class Int8Matmul(TileStrategy):
     def unsupported(self, spec: MatmulSpec, arch: GpuArch) -> str | None:
         if spec.weight is None or spec.activation is None:
             return "strategy 'int8' takes quantized weights and activations only"
+        if not spec.weight.format.has_integers:
+            return f"strategy 'int8' multiplies integers, which {spec.weight} has not"
+        if spec.trellis:
+            return "strategy 'int8' takes no trellis codes"
         if mma_step(arch, "s8") is None:
             return f"strategy 'int8' needs an 8-bit mma.sync, which {arch.name} has not"
         grouped = GroupedK.of(spec.weight, spec.k)

@@ -1,4 +1,4 @@
-"""Writes rows of `rows_layout.FloatRows`."""
+"""Writes rows of `rows_layout.FloatRows` and `CentredRows`."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from dataclasses import dataclass
 from ..builder import Value
 from .builder import GpuBuilder
 from .row_threads import Chunk
-from .rows_layout import FloatRows
+from .rows_layout import CentredRows, FloatRows
 
 
 @dataclass(frozen=True)
 class HalfWriter:
     """Values rounded to f16 or bf16: four neighbouring ones are one store."""
 
-    layout: FloatRows
+    layout: FloatRows | CentredRows
 
     @property
     def positions(self) -> int:
         return self.layout.grouped.padded_k
 
     def write(self, b: GpuBuilder, row: Value, position: Value, values: Chunk, own: Value) -> None:
-        """Values (f32) at a lane's positions; `own`: whether the row has these positions."""
+        """Values (f32), or centred codes (i32), at a lane's positions; `own`: whether the row has
+        these positions."""
+        values = [b.to_float(v) if str(v.type) == "i32" else v for v in values]
         halves = b.narrow(b.vector(values), self.layout.element)
         with b.when(own):
             b.store(halves, row, position * 2)

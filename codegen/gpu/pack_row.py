@@ -33,9 +33,9 @@ from .row_threads import (
     RowThreads,
     span_positions,
 )
-from .rows_layout import FloatRows, Int8Rows, align
+from .rows_layout import CentredRows, FloatRows, Int8Rows, align
 
-RowLayout = Int8Rows | PlaneRows | FloatRows
+RowLayout = Int8Rows | PlaneRows | FloatRows | CentredRows
 _RANGES = 3  # scalars of a range, at most
 
 
@@ -96,6 +96,8 @@ class RowPacking:
         if isinstance(self.layout, FloatRows):
             return self.layout.element
         assert self.format is not None
+        if isinstance(self.layout, CentredRows):
+            return f"{self.layout.element}_{self.format.name}"
         kind = "planes" if isinstance(self.layout, PlaneRows) else "int8"
         return f"{kind}_{self.format.name}" + ("_sums" if self.layout.has_sums else "")
 
@@ -200,6 +202,7 @@ class PackRow:
     def _write_codes(self, sweep: RowSweep, format: NumberFormat, scale: RowScale) -> None:
         b, shape = self.b, self.packing.shape
         sums = self._sums()
+        centres = isinstance(self.packing.layout, CentredRows)
 
         def write(position: Value, chunk: Chunk, *carry: Value) -> Sequence[Value]:
             own = self._own(position)
@@ -208,8 +211,9 @@ class PackRow:
             for i, value in enumerate(chunk):
                 q = code(b, format, scale, value)
                 there = elements.there(b, i)
-                codes.append(q if there is None else b.select(there, q, 0))
                 centred = q - scale.zero
+                stored = centred if centres else q
+                codes.append(stored if there is None else b.select(there, stored, 0))
                 total = total + (centred if there is None else b.select(there, centred, 0))
             self.packing.writer.write(b, self.q, position, codes, own)
             return sums.add(position, total, own, carry)

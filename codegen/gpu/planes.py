@@ -37,6 +37,12 @@ class Planes:
     def unsupported(self, spec: MatmulSpec, arch: GpuArch) -> str | None:
         if spec.weight is None or spec.activation is None:
             return "strategy 'planes' takes quantized weights and activations only"
+        if spec.weight.format.indexed:
+            return f"strategy 'planes' multiplies bits of integers, which {spec.weight} has not"
+        if spec.scale not in ("f16", "f32"):
+            return f"strategy 'planes' takes scales of f16 and f32, not {spec.scale}"
+        if spec.trellis:
+            return "strategy 'planes' takes no trellis codes"
         if not arch.has(FORM):
             return f"strategy 'planes' needs binary mma.sync, which {arch.name} has not"
         terms = grouped_by_planes(spec.weight, spec.k).group_size

@@ -5,7 +5,8 @@
     rows_reduce_kernel(spec, schedule, activation)  where schedule.split > 1, else None
     rows_features(spec, schedule, m, activation)    for the cost model; `arch` is left open
 
-`activation` says what packed rows hold: "int8" (rows_layout.Int8Rows), "f16" or "bf16" (FloatRows).
+`activation` says what packed rows hold: "int8" (rows_layout.Int8Rows), "f16" or "bf16" (FloatRows,
+CentredRows).
 Schedules of 1, 2 and 4 rows multiply on CUDA cores, those of 8 by `mma.sync` (rows_lanes.py), which
 costs no more for 8 rows than for one. `block_n` is 32 columns for each of `warps_n`; `block_k` is
 what a warp multiplies of a load, and `stages` how many 16-byte loads a thread has under way.
@@ -18,6 +19,7 @@ from functools import partial
 from itertools import product
 
 from ...costmodel.interface import KernelFeatures
+from ...dialects.scale_types import scale_label
 from ..strategy import Kernel, MatmulSpec
 from . import issue_counts
 from .arch import FEW_BLOCKS, WARP, GpuArch
@@ -153,5 +155,5 @@ def _stem(spec: MatmulSpec, values: RowValues) -> str:
     layout = values.layout
     return (
         f"rows_{layout.format.name}_{values.name}_g{layout.grouped.group_size}"
-        f"_s{layout.scale_bits}_k{spec.k}"
+        f"_{scale_label(layout.scale)}_k{spec.k}"
     )

@@ -8,6 +8,8 @@ so that no unit has weights of two scales. `padded k` counts codes with that pad
                 f32 scale, i32 zero point (0 where symmetric)
                 i32 sums [groups] of q - zero, where the weight has zero points
     FloatRows   padded_k values of f16 or bf16
+    CentredRows padded_k values q - zero of f16 or bf16 (exact), then f32 scale, i32 zero point: for
+                weights without integers
 
 A row begins at a multiple of 32 bytes. Padding codes are 0 and are counted in no sum. All is
 little-endian.
@@ -191,9 +193,47 @@ class FloatRows:
         return np.ascontiguousarray(round_to(padded, self.element)).view(np.uint8)
 
 
-def rows_of(spec: MatmulSpec, activation: Activation) -> Int8Rows | FloatRows:
+@dataclass(frozen=True)
+class CentredRows(CodedRows):
+    """Rows of quantized activations for 16-bit products: q - zero, exact in f16 and bf16."""
+
+    grouped: GroupedK
+    element: FloatElement = "f16"
+    has_sums = False
+
+    @staticmethod
+    def of(spec: MatmulSpec, element: FloatElement = "f16") -> CentredRows:
+        return CentredRows(GroupedK.of(spec.weight, spec.k), element)
+
+    @property
+    def code_bytes(self) -> int:
+        return 2 * self.grouped.padded_k
+
+    def pack_reference(
+        self, codes: np.ndarray, scale: np.ndarray, zero: np.ndarray | None
+    ) -> np.ndarray:
+        """Rows [M, row_bytes], uint8, of codes [M, k], scale f32 [M] and zero i32 [M]."""
+        zeros = np.zeros(len(codes), np.int32) if zero is None else zero.astype(np.int32)
+        centred = (codes.astype(np.int32) - zeros[:, None]).astype(np.float32)
+        rows = np.zeros((len(codes), self.row_bytes), np.uint8)
+        _put(rows, 0, round_to(self.grouped.pad(centred), self.element))
+        _put(rows, self.scale_offset, scale.astype(np.float32)[:, None])
+        _put(rows, self.zero_offset, zeros[:, None])
+        return rows
+
+
+def rows_of(spec: MatmulSpec, activation: Activation) -> Int8Rows | FloatRows | CentredRows:
     """The rows of a matmul whose packed activations are of that kind."""
-    return Int8Rows.of(spec) if activation == "int8" else FloatRows.of(spec, activation)
+    if activation == "int8":
+        return Int8Rows.of(spec)
+    return half_rows_of(spec, activation)
+
+
+def half_rows_of(spec: MatmulSpec, element: FloatElement) -> FloatRows | CentredRows:
+    """The rows of 16-bit floats: of activations that stay float, or of codes."""
+    if spec.activation is None:
+        return FloatRows.of(spec, element)
+    return CentredRows.of(spec, element)
 
 
 def round_to(x: np.ndarray, element: FloatElement) -> np.ndarray:

@@ -1,7 +1,7 @@
 """What the values of a rows kernel mean: packed rows, decoded weights, and y of their sums.
 
 Int8Values   codes as bytes; sums are those of factor * q_w * q_a, exact (decode.py)
-HalfValues   f16 or bf16, sums of x * (q_w - z_w) in f32
+HalfValues   f16 or bf16, sums of x * (q_w - z_w) in f32; x may be codes, whose scale comes last
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..builder import Value, vec
 from ..strategy import MatmulSpec
 from .builder import GpuBuilder
 from .decode import byte_type, half_register, s8_factor, s8_register, s8_shift
-from .rows_layout import FloatElement, FloatRows, Int8Rows
+from .rows_layout import CentredRows, FloatElement, FloatRows, Int8Rows, half_rows_of
 from .weight_pointers import PackedWeight
 from .weights import LANE_CODES, WeightLayout
 
@@ -68,6 +68,14 @@ def load_words(b: GpuBuilder, row: Value, offset: Value, at: int, count: int) ->
     """The quarter of a unit that a lane has: `count` words, 16 bytes apart."""
     pointer = b.at(row, offset + b.lane % QUARTERS * 4)
     return [b.load(pointer, "i32", at + 16 * i, cache="nc") for i in range(count)]
+
+
+def product(factors: Sequence[Value]) -> Value:
+    """Of one or more."""
+    result = factors[0]
+    for factor in factors[1:]:
+        result = result * factor
+    return result
 
 
 class Int8Values:
@@ -158,11 +166,11 @@ class HalfValues:
     accumulator = "f32"
 
     def __init__(self, spec: MatmulSpec, element: FloatElement = "f16") -> None:
-        assert spec.weight is not None and spec.activation is None
         self.element: FloatElement = element
-        self.name: str = element
+        self.rows = half_rows_of(spec, element)
+        self.name: str = element if isinstance(self.rows, FloatRows) else f"{element}_codes"
         self.layout = WeightLayout.of(spec)
-        self.row_bytes = FloatRows.of(spec, element).row_bytes
+        self.row_bytes = self.rows.row_bytes
         self.unit_bytes = 2 * self.layout.grouped.unit
 
     def load(self, b: GpuBuilder, row: Value, offset: Value, at: int) -> list[Value]:
@@ -210,10 +218,13 @@ class HalfValues:
         column: Value,
         bias: Value,
     ) -> Value:
-        if self.layout.grouped.groups > 1:
+        grouped = self.layout.grouped.groups > 1
+        scales = [] if grouped else weight.scales(0, column)
+        if isinstance(self.rows, CentredRows):
+            scales.append(b.load(row, "f32", self.rows.scale_offset, cache="nc"))
+        if not scales:
             return total + bias
-        (scale,) = weight.scales(0, column)
-        return b.fma(total, scale, bias)
+        return b.fma(total, product(scales), bias)
 
 
 assert LANE_CODES * QUARTERS == 32

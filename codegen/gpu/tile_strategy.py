@@ -70,10 +70,13 @@ class TileStrategy:
         """What the bodies of tile kernels depend on beside their schedule."""
         assert spec.weight is not None
         layout = WeightLayout.of(spec)
-        rows = self.activation if spec.activation is None else spec.activation.format.name
+        rows: str = self.activation
+        if spec.activation is not None:
+            name = spec.activation.format.name
+            rows = name if self.activation == "int8" else f"{rows}_codes"
         return (
             f"{self.name}_{layout.format.name}_{rows}_g{layout.grouped.group_size}"
-            f"_s{spec.scale_bits}_k{spec.k}"
+            f"_{spec.scale_name}_k{spec.k}"
         )
 
     def _tile_kernel(

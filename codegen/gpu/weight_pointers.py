@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..builder import Value, vec
 from .builder import GpuBuilder
+from .scales import load_scales
 from .weights import TILE_COLUMNS, WARP_LOAD_BYTES, WORDS_PER_LOAD, WeightLayout
 
 
@@ -24,6 +25,8 @@ class PackedWeight:
         self._sums = b.at(self._scales, self._padded_n * (groups * layout.scale_bytes))
         sums_bytes = 4 * groups if layout.has_sums else 0
         self._zeros = b.at(self._sums, self._padded_n * sums_bytes)
+        zeros_bytes = groups if layout.has_zeros else 0
+        self._tensor_scale = b.at(self._zeros, self._padded_n * zeros_bytes)
 
     def tile(self, index: Value) -> Value:
         """The pointer to the codes of a tile; chunks and loads follow each other."""
@@ -42,11 +45,15 @@ class PackedWeight:
     def scales(
         self, group: Value | int, column: Value, offset: int = 0, count: int = 1
     ) -> list[Value]:
-        """Scales (f32) of `count` columns from `column` + `offset` on, a multiple of `count`."""
-        size = self.layout.scale_bytes
+        """Scales (f32) of `count` columns from `column` + `offset` on, a multiple of `count`: of
+        what registers hold (`WeightLayout.scale_unit`)."""
+        b, layout = self.b, self.layout
+        size = layout.scale_bytes
         pointer = self._row(self._scales, group, column, size)
-        loaded = self.b.load(pointer, vec(count, f"f{8 * size}"), offset * size, cache="nc")
-        return self.b.lanes_of(self.b.extend(loaded) if size == 2 else loaded)
+        loaded = load_scales(b, pointer, layout.scale, offset * size, count, self._tensor_scale)
+        if layout.scale_unit == 1.0:
+            return loaded
+        return [scale * layout.scale_unit for scale in loaded]
 
     def sums(
         self, group: Value | int, column: Value, offset: int = 0, count: int = 1

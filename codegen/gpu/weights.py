@@ -3,9 +3,10 @@
 The blob is
 
     codes     [tiles][chunks][loads][lanes 32][16 bytes]
-    scales    [groups][padded n]    f16 or f32
-    sums      [groups][padded n]    i32, sum of the codes q, where activations are asymmetric
+    scales    [groups][padded n]    f16, f32, e8m0 or e4m3
+    sums      [groups][padded n]    i32, sums of the integers, where activations are asymmetric
     zeros     [groups][padded n]    u8, where the weight is asymmetric
+    tensor    f32                   what e4m3 scales are multiplied with
 
 A *tile* is 32 columns (n) and all of K; a *unit* is 32 codes of K (rows_layout.GroupedK, whose
 groups are padded to whole units); a *chunk* is as many units, 1, 2 or 4, as fill whole 16-byte
@@ -23,9 +24,9 @@ are numbered
 
     r = (unit in chunk * 4 + block) * registers per unit and block + h
 
-A code of b bits (`NumberFormat.to_bits`: two's complement, or binary) is stored as parts of 8, 4, 2
-and 1 bits, the lowest bits first: 7 bits are 4 + 2 + 1. Each part is dense: its 32-bit words hold,
-with J = lane_bits / p fields in each 8- or 16-bit lane of a word,
+A code of b bits (`NumberFormat.to_bits`: two's complement, binary, or an index) is stored as parts
+of 8, 4, 2 and 1 bits, the lowest bits first: 7 bits are 4 + 2 + 1. Each part is dense: its 32-bit
+words hold, with J = lane_bits / p fields in each 8- or 16-bit lane of a word,
 
     register r: word r // J, element i at bit lane_bits * i + p * (r % J)
 
@@ -46,6 +47,7 @@ from typing import Literal
 import numpy as np
 
 from ...dialects.formats import NumberFormat, QuantizedTensor, Scheme
+from ...dialects.scale_types import SCALE_BYTES, StoredScale, stored_scales
 from ..layout import ThreadValue
 from ..strategy import MatmulSpec
 from .arch import WARP
@@ -92,19 +94,20 @@ class WeightLayout:
     format: NumberFormat
     lane_bits: LaneBits
     grouped: GroupedK
-    scale_bits: int
+    scale: StoredScale
     has_sums: bool
 
     @staticmethod
     def of(spec: MatmulSpec) -> WeightLayout:
-        """For 8-bit MMA where activations are quantized, for 16-bit floats where they are not."""
+        """For 8-bit MMA where activations are quantized and weights have integers, else for 16-bit
+        floats."""
         assert spec.weight is not None
-        activation = spec.activation
+        activation = spec.activation if spec.weight.format.has_integers else None
         return WeightLayout(
             format=spec.weight.format,
             lane_bits=8 if activation is not None else 16,
             grouped=GroupedK.of(spec.weight, spec.k),
-            scale_bits=spec.scale_bits,
+            scale=spec.scale,
             has_sums=activation is not None and not activation.symmetric,
         )
 
@@ -171,7 +174,12 @@ class WeightLayout:
 
     @property
     def scale_bytes(self) -> int:
-        return self.scale_bits // 8
+        return SCALE_BYTES[self.scale]
+
+    @property
+    def scale_unit(self) -> float:
+        """What scales are multiplied with: registers hold integers (8 bits) or values (16)."""
+        return self.format.unit if self.lane_bits == 8 else 1.0
 
     def tiles(self, n: int) -> int:
         return -(-n // TILE_COLUMNS)
@@ -189,9 +197,12 @@ class WeightLayout:
         sums = 4 * self.grouped.groups * self.padded_n(n) if self.has_sums else 0
         return self.sums_offset(n) + sums
 
-    def nbytes(self, n: int) -> int:
+    def tensor_scale_offset(self, n: int) -> int:
         zeros = self.grouped.groups * self.padded_n(n) if self.has_zeros else 0
         return self.zeros_offset(n) + zeros
+
+    def nbytes(self, n: int) -> int:
+        return self.tensor_scale_offset(n) + (4 if self.scale == "e4m3" else 0)
 
 
 def pack(layout: WeightLayout, weight: QuantizedTensor) -> np.ndarray:
@@ -205,17 +216,21 @@ def pack(layout: WeightLayout, weight: QuantizedTensor) -> np.ndarray:
         at = rows.start // TILE_COLUMNS * layout.tile_bytes
         blob[at : at + packed.size] = packed
         if sums is not None:
-            sums[rows] = layout.grouped.sums(codes)
-    _put_columns(blob, layout.scales_offset(n), weight.scale.astype(f"f{layout.scale_bytes}"))
+            sums[rows] = layout.grouped.sums(layout.format.integers(codes))
+    scales = stored_scales(weight.scale, layout.scale, weight.tensor_scale)
+    _put_columns(blob, layout.scales_offset(n), scales)
     if sums is not None:
         _put_columns(blob, layout.sums_offset(n), sums)
     if weight.zero is not None:
         _put_columns(blob, layout.zeros_offset(n), weight.zero)
+    if layout.scale == "e4m3":
+        whole = np.array([weight.tensor_scale], np.float32)
+        blob[layout.tensor_scale_offset(n) :] = whole.view(np.uint8)
     return blob
 
 
 def unpack(layout: WeightLayout, blob: np.ndarray, n: int, scheme: Scheme) -> QuantizedTensor:
-    """The inverse of `pack`."""
+    """The inverse of `pack`, of scales of f16 and f32."""
     k, groups = layout.grouped.k, layout.grouped.groups
     codes = np.empty((n, k), layout.format.dtype)
     for rows in _column_ranges(n, k):

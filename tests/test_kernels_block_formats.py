@@ -1,0 +1,102 @@
+"""CPU kernels of formats of tables and blocks, against the reference: exact, ragged, every form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from abqc.codegen.cpu.bitplane import BitplaneStrategy
+from abqc.codegen.cpu.dequantize import Dequantize
+from abqc.codegen.cpu.int8 import Int8Strategy
+from abqc.codegen.isa import Isa
+from abqc.codegen.strategy import MatmulSpec
+from abqc.codegen.targets.cpu import CpuTarget
+from abqc.dialects import reference
+from abqc.dialects.formats import FORMATS, NumberFormat, parse_scheme
+from kernel_cases import FORMS, Case, compile_jit, variant_for
+from test_kernels_dequantize import Compiled, check, random
+
+forms = pytest.mark.parametrize("isa", FORMS, ids=lambda isa: isa.name)
+# A minifloat of integers for each width, every type of scale, groups with ragged ends.
+INTEGERS = ["wmxfp4", "wnvfp4", "wfp4:channel", "wmxfp6", "wbfp3:g48", "wt:g20:e8m0", "w8:g9:e4m3"]
+FLOATS = ["wmxfp8", "wfp8e5m2", "wfp6e3m2:g16:e4m3", "wnf4", "wnf4:g7:e8m0"]
+
+
+@forms
+@pytest.mark.parametrize("text", INTEGERS)
+def test_integers_are_multiplied_exactly(isa: Isa, text: str) -> None:
+    """Both row variants; unsigned codes with zero points, and the fewest bits."""
+    for m, activation in ((1, "a8"), (5, "a8:token:sym"), (6, "a1")):
+        case = Case.random(Int8Strategy(), isa, text, activation, m, 37, 150, seed=m)
+        case.check_accumulators()
+        case.check_result()
+
+
+@forms
+def test_every_code_is_looked_up(isa: Isa) -> None:
+    for text in ("wfp4:channel", "wfp6:channel"):
+        case = Case.random(Int8Strategy(), isa, text, "a8", 3, 16, 64)
+        bits = case.weight.scheme.bits
+        case.weight.codes[:] = np.arange(16 * 64).reshape(16, 64) % (1 << bits)  # -0 among them
+        case.check_accumulators()
+
+
+@pytest.mark.parametrize("text", ["wbfp3:g48", "w8:g9:e4m3"])
+def test_planes_take_scales_of_one_byte(text: str) -> None:
+    for m in (1, 5):
+        case = Case.random(BitplaneStrategy(), FORMS[0], text, "a4", m, 20, 150)
+        case.check_accumulators()
+        case.check_result()
+
+
+@forms
+@pytest.mark.parametrize("text", [*INTEGERS, *FLOATS])
+def test_float_activations(isa: Isa, text: str) -> None:
+    compiled = Compiled(isa, text, 77)
+    rng = np.random.default_rng(3)
+    for m in (1, 7):
+        x, bias = random(rng, m, 77), random(rng, 35)
+        case = Case.random(Dequantize(), isa, text, "a8", 1, 35, 77, seed=m)
+        check(compiled.run(x, case.weight, bias), x, case.weight.dequantize(), bias)
+
+
+@forms
+@pytest.mark.parametrize("text", FLOATS)
+def test_quantized_activations_of_weights_without_integers(isa: Isa, text: str) -> None:
+    """Rows are packed as what their codes stand for; a broken row is NaN."""
+    for m in (1, 6):
+        case = Case.random(Dequantize(), isa, text, "a8", m, 21, 100)
+        codes, scale, zero = case.activation()
+        expected = reference.matmul(codes, scale, zero, case.weight, case.bias)
+        rounded = (codes.astype(np.float32) - zero[:, None]) * scale[:, None]
+        check(case.run(accumulators=False), rounded, case.weight.dequantize(), case.bias)
+        np.testing.assert_allclose(case.run(accumulators=False), expected, rtol=1e-4, atol=1e-4)
+    case.x[2, 5] = np.nan
+    y = case.run(accumulators=False)
+    assert np.isnan(y[2]).all() and np.isfinite(np.delete(y, 2, axis=0)).all()
+
+
+def test_rows_that_share_a_scale() -> None:
+    strategy, isa = Dequantize(), FORMS[0]
+    case = Case.random(strategy, isa, "wnf4", "a8:tensor", 6, 20, 70)
+    codes, scale, zero = case.activation()
+    pack = strategy.scaled_pack_kernel(case.spec)
+    matmul = variant_for(strategy.matmul_kernels(case.spec), 6)
+    jit = compile_jit(isa, [pack, matmul])
+    q = np.zeros(6 * strategy.row_bytes(case.spec), np.uint8)
+    jit.run(pack.name, pack.grid(6), [case.x.reshape(-1), scale[:1], zero[:1], q, 6, 6])
+    y = np.zeros(6 * 20, np.float32)
+    blob = strategy.pack_weight(case.spec, case.weight)
+    jit.run(matmul.name, matmul.grid(6, 20), [q, blob, case.bias, y, 6, 20])
+    expected = reference.matmul(codes, scale, zero, case.weight, case.bias)
+    np.testing.assert_allclose(y.reshape(6, 20), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in FORMATS.values() if row.kind != "trellis"], ids=lambda row: row.name
+)
+def test_the_target_has_a_strategy_for_every_pair(row: NumberFormat) -> None:
+    weight = parse_scheme(f"w{row.width}{'' if row.symmetric else ':asym'}")
+    for activation in (None, parse_scheme("a8"), parse_scheme("a1:sym")):
+        spec = MatmulSpec(40, 100, weight, activation)
+        (choice,) = CpuTarget().choose([spec], nodes=["node"])
+        assert choice.strategy.unsupported(spec) is None
