@@ -18,6 +18,8 @@ from ..cpu.gather import TableLayout, table_layout
 from ..cpu.gather_panels import panel_gather_kernel
 from ..cpu.int8 import Int8Strategy
 from ..cpu.pack_activations import measure_kernel
+from ..cpu.trellis import TrellisStrategy
+from ..cpu.trellis_float import TrellisFloatStrategy
 from ..isa import ALL, Isa
 from ..objects import CpuObjects, ObjectMaker
 from ..strategy import Choice, Kernel, MatmulSpec, MatmulStrategy, Variant, able_to_do
@@ -65,7 +67,14 @@ class CpuTarget:
 
     @cached_property
     def strategies(self) -> tuple[MatmulStrategy, ...]:
-        return (FloatMatmul(), Dequantize(), Int8Strategy(), BitplaneStrategy())
+        return (
+            FloatMatmul(),
+            Dequantize(),
+            Int8Strategy(),
+            BitplaneStrategy(),
+            TrellisStrategy(),
+            TrellisFloatStrategy(),
+        )
 
     def choose(
         self, specs: Sequence[MatmulSpec], *, nodes: Sequence[str], working_set: int = 0

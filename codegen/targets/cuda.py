@@ -30,6 +30,7 @@ from ..gpu.scatter import ScatterKernels, scatter_kernels
 from ..gpu.softmax import softmax_kernel
 from ..gpu.strategy import GpuStrategy, Scheduled
 from ..gpu.top_k import top_k_kernels
+from ..gpu.trellis import TrellisMatmul
 from ..objects import ObjectMaker
 from ..strategy import Choice, Kernel, MatmulSpec, Variant, able_to_do
 
@@ -81,6 +82,7 @@ class CudaTarget:
             DequantizeMatmul("bf16"),
             Int8Matmul(),
             Planes(),
+            TrellisMatmul(),
         )
         return tuple(Scheduled(strategy, self.archs, self.models) for strategy in every)
 
