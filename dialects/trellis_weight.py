@@ -2,7 +2,7 @@
 
 Error feedback (GPTQ) rounds one column of W and needs its values before the next:
 
-    encoder = ColumnEncoder(scheme, k, initial_scale(w, scheme))
+    encoder = ColumnEncoder(scheme, k, searched_scale(w, scheme))
     for column in order:                                  # any order, each column once
         rounded = encoder.encode(column, target)          # f32 [N] -> f32 [N]
     weight = encoder.finish()                             # a QuantizedTensor
@@ -13,7 +13,7 @@ Error feedback (GPTQ) rounds one column of W and needs its values before the nex
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 REACH = {1: 1.1, 2: 0.95, 3: 0.9, 4: 0.85}
 # What a search multiplies all scales by, as long as it helps: longer tails want larger scales. (To
 # choose for each channel is worse: the errors of one differ by chance more than by the factor.)
-SEARCHED = (1.15, 1.3, 1.5, 1.8, 2.2, 2.6)
+SEARCHED = (1.0, 1.15, 1.3, 1.5, 1.8, 2.2, 2.6)
 CHUNK_ELEMENTS = 1 << 18  # encoded by a thread at a time
 
 
@@ -59,15 +59,37 @@ def quantize(
     """
     if importance is not None:
         _check_importance(importance, w.shape[1])
+    return _rounded(w, scheme, SEARCHED if search else (1.0,), importance)[1]
+
+
+def searched_scale(
+    w: F32, scheme: Scheme, importance: np.ndarray | None = None
+) -> NDArray[np.float16]:
+    """Scales [N, G] for `w` [N, K]: `initial_scale` times the factor that a search finds to be best
+    for some of its rows."""
+    sample = w[:: -(-len(w) // trellis.PANEL_ROWS)]
+    factor, _ = _rounded(sample, scheme, SEARCHED, importance)
+    return _times(initial_scale(w, scheme), factor)
+
+
+def _rounded(
+    w: F32, scheme: Scheme, factors: Sequence[float], importance: np.ndarray | None
+) -> tuple[float, QuantizedTensor]:
+    """The first of the `factors` of the scales behind which errors grow, and what `w` becomes."""
     scale = initial_scale(w, scheme)
-    best = _refit(w, _encode(w, scheme, scale), importance)
-    for factor in SEARCHED if search else ():
-        larger = round_scale(scale * np.float32(factor))
-        other = _refit(w, _encode(w, scheme, larger), importance)
-        if _error(w, other, importance) >= _error(w, best, importance):
+    found: list[tuple[float, float, QuantizedTensor]] = []
+    for factor in factors:
+        weight = _refit(w, _encode(w, scheme, _times(scale, factor)), importance)
+        error = _error(w, weight, importance)
+        if found and error >= found[-1][0]:
             break
-        best = other
-    return best
+        found.append((error, factor, weight))
+    _, factor, weight = found[-1]
+    return factor, weight
+
+
+def _times(scale: NDArray[np.float16], factor: float) -> NDArray[np.float16]:
+    return round_scale(scale * np.float32(factor))
 
 
 class ColumnEncoder:

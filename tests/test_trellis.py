@@ -8,7 +8,7 @@ from abqc.dialects import trellis
 from abqc.dialects.formats import QuantizedTensor, parse_scheme, quantize_weight
 from abqc.dialects.trellis import Panels
 from abqc.dialects.trellis_viterbi import ViterbiSearch
-from abqc.dialects.trellis_weight import ColumnEncoder, initial_scale
+from abqc.dialects.trellis_weight import ColumnEncoder, initial_scale, searched_scale
 
 rates = pytest.mark.parametrize("rate", trellis.RATES)
 # Of sigma^2, for Gaussian weights of 576 channels, with room for the sample's own error
@@ -128,6 +128,14 @@ def test_a_search_never_loses(text: str) -> None:
     q = quantize_weight(w, scheme, search=True, importance=importance)
     errors = [(np.square(x.dequantize() - w) * importance).sum() for x in (searched, q)]
     assert errors[1] < errors[0]
+
+
+def test_scales_follow_the_tails() -> None:
+    normal, scheme = gaussian(300, 64), parse_scheme("w3v")
+    np.testing.assert_array_equal(searched_scale(normal, scheme), initial_scale(normal, scheme))
+    heavy = normal**3
+    ratio = searched_scale(heavy, scheme) / initial_scale(heavy, scheme).astype(np.float32)
+    assert (ratio > 1.4).all() and np.ptp(ratio) < 2e-3
 
 
 def test_zeros_stay_zeros() -> None:

@@ -29,7 +29,7 @@ def encoder_for(weight: F32, scheme: Scheme, importance: F32 | None) -> ColumnEn
     `importance` [K] weighs the columns in the search for scales.
     """
     if scheme.format.kind == "trellis":
-        scale = trellis_weight.initial_scale(weight, scheme)
+        scale = trellis_weight.searched_scale(weight, scheme, importance)
         return trellis_weight.ColumnEncoder(scheme, weight.shape[1], scale)
     return ScalarEncoder(weight, scheme, importance)
 
