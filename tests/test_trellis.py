@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from abqc.dialects import trellis
@@ -10,6 +14,7 @@ from abqc.dialects.trellis import Panels
 from abqc.dialects.trellis_viterbi import ViterbiSearch
 from abqc.dialects.trellis_weight import ColumnEncoder, initial_scale, searched_scale
 
+NUMERICS = json.loads((Path(__file__).parent / "golden" / "numerics.json").read_text())
 rates = pytest.mark.parametrize("rate", trellis.RATES)
 # Of sigma^2, for Gaussian weights of 576 channels, with room for the sample's own error
 # (docs/numerics.md); scalar codes have 0.363, 0.1175, 0.0345 and 0.0095.
@@ -45,6 +50,12 @@ def test_decode_is_the_definition(rate: int, n: int) -> None:
             bits = [int(byte) >> i & 1 for byte in stream for i in range(8)]
             expected = [value(bits, row * rate) for row in range(end - begin)]
             np.testing.assert_array_equal(q[begin:end, k], expected[: max(0, n - begin)])
+
+
+@pytest.mark.parametrize("case", NUMERICS["trellis"], ids=lambda case: f"w{case['bits']}v")
+def test_golden_vectors(case: dict[str, Any]) -> None:
+    symbols = np.array(case["symbols"], np.uint8)[:, None]
+    np.testing.assert_array_equal(trellis.decode(symbols, case["n"], case["bits"])[:, 0], case["q"])
 
 
 @rates

@@ -260,6 +260,40 @@ def matmul_case(
     }  # fmt: skip
 
 
+# The values of trellis codes from 0 on; the lower half of the table is their negative.
+TRELLIS_VALUES = (
+    0, 1, 2, 3, 4, 4, 5, 6, 7, 7, 8, 9, 10, 11, 12, 12, 13, 14, 15, 16, 17, 17, 18, 19, 20, 21,
+    22, 23, 24, 25, 26, 26, 27, 28, 29, 31, 32, 33, 34, 35, 36, 37, 38, 40, 41, 42, 44, 45, 47,
+    48, 50, 52, 54, 56, 58, 60, 63, 65, 69, 72, 77, 83, 91, 106,
+)  # fmt: skip
+TRELLIS_TABLE = (*(-value for value in reversed(TRELLIS_VALUES)), *TRELLIS_VALUES)
+
+
+def trellis_panels(n: int) -> list[int]:
+    """The channels of each panel, padding included."""
+    count = math.ceil(n / 256)
+    rows = math.ceil(math.ceil(n / count) / 16) * 16
+    last = math.ceil((n - (count - 1) * rows) / 16) * 16
+    return [rows] * (count - 1) + [last]
+
+
+def trellis_cases(draw: random.Random) -> list[dict[str, Any]]:
+    """Symbols of a column, and what they decode to."""
+    cases = []
+    for rate, n in ((1, 16), (2, 20), (3, 270), (4, 33)):
+        symbols: list[int] = []
+        q: list[int] = []
+        for rows in trellis_panels(n):
+            own = [draw.randrange(1 << rate) for _ in range(rows)]
+            bits = [symbol >> i & 1 for symbol in own for i in range(rate)]
+            for row in range(rows):
+                state = sum(bits[(row * rate + i) % len(bits)] << i for i in range(12))
+                q.append(TRELLIS_TABLE[(state * 1135 >> 5) % 128])
+            symbols += own
+        cases.append({"bits": rate, "n": n, "symbols": symbols, "q": q[:n]})
+    return cases
+
+
 def fma(scale_a: float, scale_w: float, acc: int, bias: float) -> float:
     scale = f32(Fraction(scale_a) * Fraction(scale_w))
     return f32(Fraction(scale) * Fraction(f32(Fraction(acc))) + Fraction(bias))
@@ -272,6 +306,7 @@ def numerics() -> dict[str, Any]:
         "weights": weight_cases(draw),
         "activations": activation_cases(draw),
         "matmuls": matmul_cases(draw),
+        "trellis": trellis_cases(draw),
     }
 
 
