@@ -21,6 +21,7 @@ from .roofline import Roofline
 
 BYTE_UNIT, PLANE_UNIT = 16, 64  # groups are filled up to so many codes
 FLOAT_ROW_BLOCK = 128  # rows that share weights decoded to floats
+TRELLIS_DECODE = 16  # of the time that unpacking bits takes
 NARROW_BITS = 14  # 2 * 2^p * 2^q fits 16 signed bits
 
 
@@ -76,6 +77,19 @@ def _int8(f: MatmulFeatures, rates: FormRates) -> float:
     return products + decode + _scale(f, rates) + f.m * f.k / rates.quantizations
 
 
+def _trellis(f: MatmulFeatures, rates: FormRates) -> float:
+    k = _padded_k(f, BYTE_UNIT)
+    passes = math.ceil(f.m / rates.row_block)
+    decode = f.n * k * passes * TRELLIS_DECODE / rates.decodes
+    products = f.m * f.n * k / rates.wide_macs
+    return products + decode + _scale(f, rates) + f.m * f.k / rates.quantizations
+
+
+def _trellis_float(f: MatmulFeatures, rates: FormRates) -> float:
+    passes = math.ceil(f.m / FLOAT_ROW_BLOCK)
+    return _float(f, rates) + f.n * f.k * passes * TRELLIS_DECODE / rates.decodes
+
+
 def _bitplane(f: MatmulFeatures, rates: FormRates) -> float:
     pairs = f.m * f.n * _padded_k(f, PLANE_UNIT)
     products = pairs * f.weight_bits * f.activation_bits / rates.bit_products
@@ -89,6 +103,8 @@ COMPUTE: dict[str, Callable[[MatmulFeatures, FormRates], float]] = {
     "dequantize": _dequantize,
     "int8": _int8,
     "bitplane": _bitplane,
+    "trellis": _trellis,
+    "trellis-float": _trellis_float,
 }
 
 
