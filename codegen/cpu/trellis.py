@@ -34,9 +34,9 @@ class TrellisKernel(Int8Kernel):
 
     def tile(self, isa: Isa) -> Tile:
         """One panel; several chains or rows hide the latency of products."""
-        if isa.dot_u8i8:
-            return Tile(1, 1, chains=4) if self.block[0] == 1 else Tile(8, 1)
-        return Tile(1 if self.block[0] == 1 else 2, 1)
+        if self.block[0] == 1:
+            return Tile(1, 1, chains=4 if isa.dot_u8i8 else 1)
+        return Tile(8, 1) if isa.dot_u8i8 else super().tile(isa)
 
 
 class TrellisBody(Int8Body):

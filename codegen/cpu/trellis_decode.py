@@ -3,7 +3,7 @@
 Of a column, the symbols of 16 channels and those behind them are at most 10 bytes. A shuffle gives
 every channel's lane the 4 bytes that its window begins in, a shift by lanes the window, and windows
 of two columns share a multiplication of 16 bits. The byte above the product's low one is an index
-into the table of 128 (its top bit does not count): VPERMI2B with AVX-512, eight VPSHUFB with AVX2,
+into the table of 128 (its top bit does not count): VPERMI2B with AVX-512, VPSHUFB with AVX2,
 else loads.
 """
 
@@ -21,6 +21,7 @@ from .trellis_layout import StreamPlace, TrellisLayout
 WINDOW_BYTES = 16  # of a column, in a register
 _PERMUTE = "llvm.x86.avx512.vpermi2var.qi.512"
 _SHUFFLE = "llvm.x86.avx2.pshuf.b"
+_SATURATE = "llvm.uadd.sat.v32i8"
 _FACTOR = 8 * trellis.MULTIPLIER % (1 << 16)
 
 Column = Callable[[int], Value]
@@ -97,18 +98,19 @@ class Decoder:
         return values
 
     def _look_up_half(self, indices: Value) -> Value:
-        """32 values by VPSHUFB, which takes 4 bits of an index, and gives 0 where the top one is
-        set: that of an index with other upper bits than a part of the table has."""
-        b, result = self.b, None
-        indices = indices & 0x7F
-        for part in range(trellis.TABLE_SIZE // 16):
-            values = trellis.table()[16 * part : 16 * part + 16].tolist()
-            place = indices ^ (16 * part)
-            outside = (place + 0x70) & 0x80
-            picked = b.intrinsic(_SHUFFLE, place.type, b.consts(values * 2, "i8"), place | outside)
-            result = picked if result is None else result | picked
-        assert result is not None
-        return result
+        """32 values by VPSHUFB, which takes 4 bits of an index, and gives 0 where the top bit is
+        set: that of indices, saturated, of other quarters of the table's upper half. The lower
+        half is the upper one's negative, backwards."""
+        b, type_ = self.b, indices.type
+        upper = trellis.table()[trellis.TABLE_SIZE // 2 :]
+        negative = b.select((indices & 0x40) == 0, b.const(-1, type_), 0)
+        place = (indices ^ negative) & 0x3F
+        magnitude = b.const(0, type_)
+        for quarter in range(0, len(upper), 16):
+            values = b.consts(upper[quarter : quarter + 16].tolist() * 2, "i8")
+            own = b.intrinsic(_SATURATE, type_, place ^ quarter, b.const(0x70, type_))
+            magnitude = magnitude | b.intrinsic(_SHUFFLE, type_, values, own)
+        return (magnitude ^ negative) - negative
 
 
 def table_on_stack(b: Builder) -> Value | None:
