@@ -105,7 +105,7 @@ def describe(request: Request, unit: Unit, imported: Any) -> dict[str, Any]:
         "model": request.model.name,
         "target": unit.target.name,
         "cost_model": unit.target.cost_model_status,
-        "recipe": str(request.quant),
+        "recipe": unit.recipe.text,
         "opset": imported.opset,
         "producer": imported.producer,
         "inputs": [_tensor(spec) for spec in imported.inputs],

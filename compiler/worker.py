@@ -27,15 +27,24 @@ generator_version()  # read once for all of them
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
-def compile_request(request: Request, say: Callable[[dict[str, Any]], None]) -> None:
-    """Compile; whatever is raised becomes a message.
+Say = Callable[[dict[str, Any]], None]
+Work = Callable[[Request, Callable[[str, int, int], None], Callable[[str], None]], list[str]]
+
+
+def compile_request(request: Request, say: Say) -> None:
+    """Compile, and answer."""
+    answer(request, say, build)
+
+
+def answer(request: Request, say: Say, work: Work) -> None:
+    """Do `work`, whose notes are the answer; whatever is raised becomes a message.
 
     All temporary files, those of the C compiler too, are made in `request.work`, which is removed
     even if this process is killed.
     """
     set_temporary_folder(request.work)
     try:
-        notes = build(
+        notes = work(
             request,
             lambda step, done, total: say({"progress": [step, done, total]}),
             lambda name: say({"pass": name}),

@@ -178,6 +178,22 @@ def test_eval_on_samples(abqc: Run, mlp: Path, digits: tuple, tmp_path: Path) ->
     assert code == 0 and "probabilities" in out
 
 
+def test_eval_of_several_libraries_writes_a_report(
+    abqc: Run, mlp: Path, digits: tuple, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    data, labels, page = tmp_path / "data.npz", tmp_path / "labels.npy", tmp_path / "report.html"
+    np.savez(data, X=digits[0])
+    np.save(labels, digits[1])
+    command = ("eval", DIGITS, mlp, mlp, "--data", data, "--labels", labels)
+    code, out, _ = abqc(*command, "--html", page)
+    assert code == 0 and out.count("200 labels of output 'probabilities'") == 2
+    text = page.read_text("utf-8")
+    assert "Bits against accuracy" in text and "Activations before" in text
+    answer = abqc("eval", DIGITS, mlp, "--text", data, "--labels", labels)
+    assert "--labels belong to --data" in error_line(answer)
+
+
 def test_opt_reads_and_prints_text(abqc: Run, tmp_path: Path) -> None:
     source = tmp_path / "m.mlir"
     source.write_text(

@@ -19,7 +19,7 @@ from abqc.compiler.commands.arguments import add_device, add_threads, read_array
 from abqc.compiler.commands.inspect import weight_bits
 from abqc.compiler.commands.progress import Progress
 from abqc.compiler.commands.table import byte_count, table
-from abqc.errors import InputError
+from abqc.errors import AbqcError, InputError
 
 if TYPE_CHECKING:
     from abqc.compiler.evaluation.metrics import Likelihood
@@ -63,6 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--window", type=int, default=512, help="tokens a window (default: 512)")
     parser.add_argument("--windows", type=int, help="use only the first N windows")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--html",
+        metavar="FILE",
+        type=Path,
+        help="write a report too: one page with plots, noise by layer and histograms",
+    )
     add_device(parser)
     add_threads(parser)
 
@@ -83,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
         results = [{"likelihood": likelihood.as_dict()} for likelihood in likelihoods]
         text = text_of_likelihoods(models, likelihoods)
     objects = [describe(model) | result for model, result in zip(models, results, strict=True)]
+    if args.html:
+        _write_report(args, models, objects)
     print(json.dumps({"models": objects}) if args.json else text)
     return 0
 
@@ -119,6 +127,57 @@ def _on_text(args: argparse.Namespace, peer: Any, models: list[Model]) -> list[L
     ids = tokenize(args.text, args.tokenizer or args.onnx.with_name("tokenizer.json"))
     with Progress() as progress:
         return evaluate_text(peer, models, ids, args.window, args.windows, report=progress)
+
+
+def _write_report(args: argparse.Namespace, models: list[Model], objects: list[Any]) -> None:
+    from abqc.compiler.evaluation.report import ModelReport, Report, weight_layers, write_report
+
+    feeds = _first_feeds(args, models[0])
+    reports = []
+    with Progress() as progress:
+        for model, about in zip(models, objects, strict=True):
+            activations, why_not = _activations(args.onnx, model, feeds, progress)
+            layers = weight_layers(model.manifest)
+            reports.append(ModelReport(about, layers, activations, why_not))
+    write_report(Report(args.onnx.name, _measured_on(args, objects[0]), reports), args.html)
+
+
+def _activations(
+    onnx: Path, model: Model, feeds: dict[str, Any], progress: Progress
+) -> tuple[Any, str]:
+    """The noise of a model's activations, and where there is none, why."""
+    from abqc.compiler.evaluation.taps import activation_layers, rounds_activations
+
+    manifest = model.manifest
+    if not rounds_activations(manifest):
+        return [], ""
+    try:
+        calibrated = "calibration" in manifest
+        return activation_layers(onnx, manifest["recipe"], calibrated, feeds, progress), ""
+    except AbqcError as error:
+        return None, f"not measured: {error}"
+
+
+def _first_feeds(args: argparse.Namespace, model: Model) -> dict[str, Any]:
+    """What the activations are looked at with: the first batch, or the first window."""
+    if args.data:
+        samples = read_arrays(args.data)
+        return {spec.name: samples[spec.name][: args.batch] for spec in model.inputs}
+    from abqc.compiler.evaluation.text import tokenize, window_feeds
+
+    ids = tokenize(args.text, args.tokenizer or args.onnx.with_name("tokenizer.json"))
+    return window_feeds(model, ids[: args.window])
+
+
+def _measured_on(args: argparse.Namespace, about: dict[str, Any]) -> str:
+    if args.data:
+        vectors = about["outputs"][0]["vectors"] if about["outputs"] else 0
+        return f"Measured on {args.data.name}, {vectors} vectors; float reference: onnxruntime."
+    found = about["likelihood"]
+    return (
+        f"Measured on {args.text.name}: {found['windows']} windows of {args.window} tokens that do "
+        "not overlap, caches empty at the start of each; float reference: onnxruntime."
+    )
 
 
 def describe(model: Model) -> dict[str, Any]:

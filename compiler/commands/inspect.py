@@ -60,7 +60,7 @@ def summary(manifest: Mapping[str, Any], operations: list[Mapping[str, Any]]) ->
     sizes = manifest["bytes"]
     lines = {
         "model": manifest["model"],
-        "recipe": manifest["recipe"],
+        "recipe": " / ".join(filter(None, map(str.strip, manifest["recipe"].splitlines()))),
         "target": f"{manifest['target']} ({', '.join(forms(manifest))})",
         "compiled": f"by abqc {manifest['abqc']} in {manifest['compile_seconds']:.1f} s",
         "size": f"{byte_count(sizes['total'])}: {byte_count(sizes['weights'])} weights, "
