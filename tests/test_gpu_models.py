@@ -59,6 +59,8 @@ class Pair:
         ("none", SAME),
         ("w8a8", SAME),
         ("w2a2", ONE_STEP),
+        ("w2v a8", SAME),
+        pytest.param("w3v a16", HALF, marks=pytest.mark.slow),
         pytest.param("w1a4", ONE_STEP, marks=pytest.mark.slow),
         pytest.param("w2*a8", ONE_STEP, marks=pytest.mark.slow),
         ("w3a16", HALF),

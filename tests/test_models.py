@@ -19,7 +19,7 @@ Compiled = Callable[[str, str], Path]
 Feeds = dict[str, np.ndarray]
 RealModel = Callable[[str], Path]
 
-RECIPES = ("none", "w8a8", "w4a8", "w4a4 rotate")
+RECIPES = ("none", "w8a8", "w4a8", "w4a4 rotate", "w3v a8")
 EMBEDDING = 3  # minilm-l3: index of the output with one vector a sentence
 
 
