@@ -76,3 +76,20 @@ def test_rotation_comes_before_the_codes(store: WeightStore) -> None:
 def test_rotation_of_float_activations_is_refused(store: WeightStore) -> None:
     with pytest.raises(RecipeError, match="'first'"):
         quantized(store, "w4a16 rotate")
+
+
+TABLE = """func.func @main(%i: tensor<?xi64>) -> tensor<?x64xf32> {
+  %w = "abq.weight"() {sym = "w"} : () -> tensor<512x64xf32>
+  %y = "abq.gather"(%w, %i) {node = "lookup", operandSegmentSizes = array<i32: 1, 1, 0, 0>}
+      : (tensor<512x64xf32>, tensor<?xi64>) -> tensor<?x64xf32>
+  return %y : tensor<?x64xf32>
+}"""
+
+
+def test_tables_are_no_trellis_codes(tmp_path: Path) -> None:
+    store = WeightStore(tmp_path)
+    store.add("w", np.ones((512, 64), np.float32))
+    unit = Unit(store=store, recipe=parse_recipe("w2v a8 embed=w2v"), target=CpuTarget())
+    with pytest.raises(RecipeError, match=r"no single row can be read.*embed=w8") as error:
+        after(TABLE, "quantize", unit=unit)
+    assert error.value.node == "lookup"
