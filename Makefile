@@ -7,6 +7,7 @@
 #   make conformance onnx's own tests, in three forms: docs/conformance.md
 #   make zoo         the models of the zoo in float, w8a8 and w4a8: docs/zoo.md
 #   make operators   what becomes of each operator: docs/operators.md
+#   make accuracy    the rows of docs/accuracy.md that have no result yet: hours
 #   make bench       the figures of docs/benchmarks.md
 
 PYTHON ?= python3
@@ -23,7 +24,7 @@ PARALLEL ?= -n auto --dist loadfile
 CONFORMANCE := build/conformance.jsonl
 PEER ?=
 
-.PHONY: demo test test-all conformance zoo operators lint bench clean
+.PHONY: demo test test-all conformance zoo operators lint accuracy bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -40,6 +41,13 @@ operators: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python tests/bench/bench_models.py
+
+# The models need PyTorch once, the texts Debian's packages, the peers their own: see tests/accuracy.
+accuracy: $(VENV)/.installed
+	-$(BIN)/python tests/accuracy/measure.py
+	-$(BIN)/python tests/accuracy/peer_llama.py
+	-$(BIN)/python tests/accuracy/peer_onnxruntime.py
+	$(BIN)/python tests/accuracy/measure.py --write
 
 conformance: $(VENV)/.installed
 	mkdir -p build
