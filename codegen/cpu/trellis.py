@@ -69,8 +69,7 @@ class TrellisBody(Int8Body):
         def segment(segment: Value, begin: Value, terms: Value) -> None:
             target = segment * self.weight.segment_bytes
             with b.loop(0, terms, QUAD) as loop:
-                first = begin + loop.i
-                values = decoder.quad(lambda t: b.min(first + t, reduction.k - 1))
+                values = decoder.quad(begin + loop.i)
                 b.store_as(values, self.decoded, target + loop.i * PANEL)
 
         reduction.emit_segments(b, segment)

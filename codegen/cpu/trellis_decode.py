@@ -9,7 +9,6 @@ else loads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...dialects import trellis
@@ -23,8 +22,6 @@ _PERMUTE = "llvm.x86.avx512.vpermi2var.qi.512"
 _SHUFFLE = "llvm.x86.avx2.pshuf.b"
 _SATURATE = "llvm.uadd.sat.v32i8"
 _FACTOR = 8 * trellis.MULTIPLIER % (1 << 16)
-
-Column = Callable[[int], Value]
 
 
 @dataclass(frozen=True)
@@ -40,11 +37,14 @@ class Decoder:
     place: StreamPlace
     table: Value | None
 
-    def quad(self, column: Callable[[int], Value]) -> Value:
-        """The values of `column(0)` to `column(3)`: vector<16xi32>, byte t of a lane from
-        `column(t)`."""
-        b = self.b
-        windows = [self._windows(column(t)) for t in range(QUAD)]
+    def quad(self, first: Value) -> Value:
+        """The values of columns `first` .. + 4, vector<16xi32>, byte t of a lane from column t;
+        those beyond K repeat its last one."""
+        b, reduction = self.b, self.layout.reduction
+        columns = [first + t for t in range(QUAD)]
+        if not reduction.divides(QUAD):
+            columns = [b.min(column, reduction.k - 1) for column in columns]
+        windows = [self._windows(column) for column in columns]
         hashes = [self._hash(windows[t], windows[t + 2]) for t in (0, 1)]
         indices = (hashes[0] >> 8) | (hashes[1] & 0xFF00)  # bytes 0, 2 and 1, 3
         return self._look_up(b.bitcast(indices, vec(QUAD * PANEL, "i8")))

@@ -92,10 +92,8 @@ class _Panel:
         return b.half_to_float(b.load_as(self.decoder.w, at, vec(PANEL, "i16")))
 
     def values(self, first: Value) -> list[Value]:
-        """q of four columns from `first` on, f32 vectors over the channels; columns beyond the
-        last one repeat it."""
-        b, last = self.decoder.b, self.decoder.layout.reduction.k - 1
-        quad = self.decoder.quad(lambda t: b.min(first + t, last))
+        """q of four columns from `first` on, f32 vectors over the channels."""
+        b, quad = self.decoder.b, self.decoder.quad(first)
         return [b.to_float((quad << (24 - 8 * t)).sar(24)) for t in range(QUAD)]
 
 
