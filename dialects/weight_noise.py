@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 
-BINS = 48
+BINS = 49  # odd: 0 lies in the middle of one
 SAMPLED = 1 << 16  # weights a histogram counts at most, evenly spread
 
 

@@ -139,7 +139,12 @@ def _write_report(args: argparse.Namespace, models: list[Model], objects: list[A
             activations, why_not = _activations(args.onnx, model, feeds, progress)
             layers = weight_layers(model.manifest)
             reports.append(ModelReport(about, layers, activations, why_not))
-    write_report(Report(args.onnx.name, _measured_on(args, objects[0]), reports), args.html)
+    write_report(Report(_name(args.onnx), _measured_on(args, objects[0]), reports), args.html)
+
+
+def _name(onnx: Path) -> str:
+    """The file and its folder: many models are called model.onnx."""
+    return "/".join(onnx.resolve().parts[-2:])
 
 
 def _activations(
