@@ -1,34 +1,69 @@
-"""Hadamard transforms of 2^k times 1, 12, 20, 28 or 36 elements.
+"""Hadamard transforms of 2^k times one or several base orders.
 
     y[i] = sum over j of H[i, j] * x[j] / sqrt(n)        H is n x n of +-1, H H^T = n I
 
-A block of n = base * 2^k elements has H = H_base (x) H_2^k (Kronecker product; element b * 2^k + j
-belongs to row b of the base): Sylvester butterflies inside each run of 2^k elements, then the base
-matrix across the runs, then one multiplication by f32(1 / sqrt(n)).
+A block of n = b1 * b2 * .. * 2^k elements has H = H_b1 (x) H_b2 (x) .. (x) H_2^k (Kronecker
+products; of a block with one base, element b * 2^k + j belongs to row b of the base): Sylvester
+butterflies inside each run of 2^k elements, then the base matrices across the runs, the last base
+first, then one multiplication by f32(1 / sqrt(n)).
 
-Base matrices are Paley's (R. E. A. C. Paley, "On orthogonal matrices", 1933). A length that has no
-matrix of its own is transformed in equal blocks (`block_size`).
+Base orders are 4 times an odd number and at most MAX_BASE (`hadamard_bases.py`). A base costs as
+many additions for each element as its order, where 2^k costs k. A length that has no matrix of its
+own is transformed in equal blocks (`block_size`).
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
+from itertools import combinations_with_replacement
 
 import numpy as np
 from numpy.typing import NDArray
 
-BASES = (1, 12, 20, 28, 36)
+from .hadamard_bases import base_matrix, orders
+
+MAX_BASE = 256
+BASES = orders(MAX_BASE)
+SMALL_BASE = 36  # one base up to this is taken alone, whatever products there are
+MAX_BASES = 4  # of one block
 CHUNK_ELEMENTS = 1 << 18  # transform this many elements at a time: they stay in the cache
 
 
-def split_block(block: int) -> tuple[int, int]:
-    """`(base, 2^k)` with `base * 2^k == block`. Raises ValueError for sizes without a matrix."""
-    for base in BASES:
-        power, rest = divmod(block, base)
-        if rest == 0 and power > 0 and power & (power - 1) == 0:
-            return base, power
-    raise ValueError(f"no Hadamard matrix of size {block}; sizes are 2^k times one of {BASES}")
+@lru_cache
+def split_block(block: int) -> tuple[tuple[int, ...], int]:
+    """`(bases, 2^k)`, bases ascending, whose product is `block`.
+
+    One small base where there is one; else the bases with the smallest sum, which cost least.
+    Raises ValueError for sizes without a matrix.
+    """
+    odd = block // _two_power(block) if block > 0 else 0
+    if odd == 1:
+        return (), block
+    found = [bases for bases in _all_bases(odd) if block % math.prod(bases) == 0]
+    if not found:
+        raise ValueError(
+            f"no Hadamard matrix of size {block}; sizes are 2^k times products of {BASES[1:6]}, .."
+        )
+    bases = min(found, key=lambda bases: (bases != (4 * odd,) or 4 * odd > SMALL_BASE, sum(bases)))
+    return bases, block // math.prod(bases)
+
+
+@lru_cache
+def _all_bases(odd: int) -> list[tuple[int, ...]]:
+    """All lists of base orders, ascending, whose odd parts multiply to `odd`."""
+    usable = [base for base in BASES[1:] if odd and odd % (base // 4) == 0]
+    return [
+        bases
+        for count in range(1, MAX_BASES + 1)
+        for bases in combinations_with_replacement(usable, count)
+        if math.prod(base // 4 for base in bases) == odd
+    ]
+
+
+def _two_power(n: int) -> int:
+    """The largest power of 2 that divides n > 0."""
+    return n & -n
 
 
 def is_supported(block: int) -> bool:
@@ -45,34 +80,24 @@ def supported_sizes(limit: int) -> list[int]:
     return [size for size in range(1, limit + 1) if is_supported(size)]
 
 
+@lru_cache
 def block_size(k: int) -> int:
     """The largest supported size that divides `k`: `k` itself if possible, 1 if `k` is odd."""
-    candidates = (base << shift for base in BASES for shift in range(k.bit_length()))
-    return max(size for size in candidates if k % size == 0)
-
-
-@lru_cache
-def base_matrix(order: int) -> NDArray[np.int8]:
-    """H_base: order x order of +-1, read-only."""
-    if order == 1:
-        matrix = np.ones((1, 1), np.int8)
-    elif order in (12, 20):
-        matrix = _paley_1(order - 1)
-    elif order in (28, 36):
-        matrix = _paley_2(order // 2 - 1)
-    else:
-        raise ValueError(f"{order} is none of the base orders {BASES}")
-    matrix.flags.writeable = False
-    return matrix
+    power = _two_power(k)
+    odd = k // power
+    parts = [part for part in range(odd, 0, -1) if odd % part == 0]
+    return next(part * power for part in parts if is_supported(part * power))
 
 
 def matrix(block: int) -> NDArray[np.int8]:
     """H of a block, +-1 and not normalised: what `transform` multiplies by, times sqrt(block)."""
-    base, power = split_block(block)
+    bases, power = split_block(block)
     sylvester = np.ones((1, 1), np.int8)
     for _ in range(power.bit_length() - 1):
         sylvester = np.kron(np.array([[1, 1], [1, -1]], np.int8), sylvester)
-    return np.kron(base_matrix(base), sylvester)
+    for base in reversed(bases):
+        sylvester = np.kron(base_matrix(base), sylvester)
+    return sylvester
 
 
 def transform(x: np.ndarray, block: int) -> np.ndarray:
@@ -80,19 +105,22 @@ def transform(x: np.ndarray, block: int) -> np.ndarray:
 
     `block` divides the last axis and is a supported size.
     """
-    base, power = split_block(block)
+    bases, power = split_block(block)
     if x.shape[-1] % block:
         raise ValueError(f"blocks of {block} do not divide an axis of {x.shape[-1]}")
     dtype = np.float64 if x.dtype == np.float64 else np.float32
-    y: np.ndarray = np.array(x, dtype, order="C").reshape(-1, base, power)
-    h = base_matrix(base).astype(dtype)
+    y: np.ndarray = np.array(x, dtype, order="C").reshape(-1, block // power, power)
+    matrices = [base_matrix(base).astype(dtype) for base in bases]
     norm = 1 / math.sqrt(block)  # numpy rounds it to the array's type
     step = max(1, CHUNK_ELEMENTS // block)
     for begin in range(0, len(y), step):
         part = y[begin : begin + step]
         _butterflies(part)
-        if base > 1:
-            part[...] = np.matmul(h, part)
+        inner = power
+        for h in reversed(matrices):
+            runs = part.reshape(-1, len(h), inner)
+            runs[...] = np.matmul(h, runs)
+            inner *= len(h)
         part *= norm
     return y.reshape(x.shape)
 
@@ -112,31 +140,3 @@ def _butterflies(x: np.ndarray) -> None:
         pairs[:, 0] += pairs[:, 1]
         pairs[:, 1] = difference
         half *= 2
-
-
-def _jacobsthal(q: int) -> NDArray[np.int8]:
-    """Q[i, j] = 1 where j - i is a square modulo the prime q, -1 where it is none, 0 for i = j."""
-    character = np.full(q, -1, np.int8)
-    character[[i * i % q for i in range(1, q)]] = 1
-    character[0] = 0
-    i = np.arange(q)
-    return character[(i[None, :] - i[:, None]) % q]
-
-
-def _paley_1(q: int) -> NDArray[np.int8]:
-    """Order q + 1 for a prime q = 3 mod 4: I + S with S skew."""
-    s = np.ones((q + 1, q + 1), np.int8)
-    s[1:, 0] = -1
-    s[0, 0] = 0
-    s[1:, 1:] = _jacobsthal(q)
-    return s + np.eye(q + 1, dtype=np.int8)
-
-
-def _paley_2(q: int) -> NDArray[np.int8]:
-    """Order 2 (q + 1) for a prime q = 1 mod 4: a symmetric conference matrix, doubled."""
-    c = np.ones((q + 1, q + 1), np.int8)
-    c[0, 0] = 0
-    c[1:, 1:] = _jacobsthal(q)
-    zero_becomes = np.array([[1, -1], [-1, -1]], np.int8)
-    one_becomes = np.array([[1, 1], [1, -1]], np.int8)
-    return np.kron(np.eye(q + 1, dtype=np.int8), zero_becomes) + np.kron(c, one_becomes)

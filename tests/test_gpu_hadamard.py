@@ -54,7 +54,7 @@ def check(k: int, block: int, m: int = 2, weight: str = "w8:channel", arch=SM_80
     np.testing.assert_allclose(y, expected, rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("block", [1, 2, 4, 8, 64, 128, 12, 24, 20, 28, 36, 48, 1536, 2048, 2560])
+@pytest.mark.parametrize("block", [1, 2, 4, 8, 64, 128, 12, 24, 20, 28, 36, 48, 1536, 2048, 2560, 44, 60, 92, 172, 336])
 def test_blocks(block: int) -> None:
     check(block * 2, block, 3)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 from abqc.dialects import hadamard
+from abqc.dialects.hadamard_bases import base_matrix
 
-SIZES = (1, 2, 4, 12, 20, 24, 28, 36, 40, 64, 72, 112, 128, 144)
+SIZES = (1, 2, 4, 12, 20, 24, 28, 36, 40, 44, 64, 72, 112, 128, 144, 172, 240, 336)
 
 
 @pytest.mark.parametrize("order", hadamard.BASES)
 def test_base_matrices_are_hadamard(order: int) -> None:
-    h = hadamard.base_matrix(order).astype(int)
+    h = base_matrix(order).astype(int)
     assert (np.abs(h) == 1).all()
     np.testing.assert_array_equal(h @ h.T, order * np.eye(order, dtype=int))
 
@@ -37,7 +40,7 @@ def test_transform_is_the_matrix(block: int, blocks: int) -> None:
 def test_index_is_base_row_times_power_plus_butterfly() -> None:
     """The order that kernels follow: H_base (x) H_2^k."""
     h = hadamard.matrix(24)
-    base = hadamard.base_matrix(12)
+    base = base_matrix(12)
     for i in range(24):
         for j in range(24):
             assert h[i, j] == base[i // 2, j // 2] * (-1 if i % 2 and j % 2 else 1)
@@ -79,7 +82,8 @@ def test_an_outlier_is_spread() -> None:
     ("k", "block"),
     [
         (384, 384), (576, 576), (768, 768), (1536, 1536), (4096, 4096), (14336, 14336),
-        (11008, 256), (8960, 1792), (44, 4), (27, 1), (1, 1),
+        (3584, 3584), (28672, 28672), (29568, 29568), (11008, 11008), (8960, 8960), (44, 44),
+        (13696, 128), (75 * 4, 100), (27, 1), (1, 1),
     ],
 )  # fmt: skip
 def test_block_sizes(k: int, block: int) -> None:
@@ -88,9 +92,30 @@ def test_block_sizes(k: int, block: int) -> None:
 
 def test_the_largest_dividing_size_is_taken() -> None:
     sizes = hadamard.supported_sizes(600)
-    assert {384, 576, 20, 28, 36, 512} <= set(sizes) and not {3, 6, 48 + 12, 600} & set(sizes)
+    assert {384, 576, 20, 28, 36, 44, 400, 512} <= set(sizes) and not {3, 6, 188, 600} & set(sizes)
     for k in range(1, 600):
         assert hadamard.block_size(k) == max(size for size in sizes if k % size == 0)
+
+
+def test_sizes_are_made_of_the_cheapest_bases() -> None:
+    assert hadamard.split_block(576) == ((36,), 16)  # one small base before cheaper products
+    assert hadamard.split_block(240) == ((12, 20), 1)
+    assert hadamard.split_block(60) == ((60,), 1)
+    assert hadamard.split_block(29568) == ((12, 28, 44), 2)
+    assert hadamard.split_block(4096) == ((), 4096)
+
+
+def test_matrices_stay_as_they_are() -> None:
+    """Codes of rotated weights depend on them."""
+    digests = {
+        24: "911488297b4cacf8",
+        56: "420a03c76a326b3a",
+        144: "f5196bac92c7a680",
+        576: "4fc7e4b139b25575",
+        1536: "cfab86945d864db6",
+    }
+    for block, digest in digests.items():
+        assert hashlib.sha256(hadamard.matrix(block).tobytes()).hexdigest()[:16] == digest
 
 
 def test_sizes_without_a_matrix_are_refused() -> None:

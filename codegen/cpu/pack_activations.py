@@ -23,6 +23,7 @@ from ...dialects.mlir import ir
 from ..builder import INDEX, Builder, Value, buffer, function
 from ..isa import Isa
 from ..strategy import Kernel
+from .hadamard import emit_transform, scratch_of
 from .quantize_row import LANES, RowCodes, RowScale, sweep
 
 ROWS = 4  # of one grid index
@@ -51,11 +52,12 @@ class PackKernel:
     def emit(self, module: ir.Module, isa: Isa, name: str) -> None:
         with function(module, isa, name, [buffer("f32"), buffer("i8"), INDEX]) as (b, i, x, q, m):
             scratch = b.alloca(self.k, "f32") if self.hadamard_block else None
+            spare = scratch_of(b, self.hadamard_block) if self.hadamard_block else None
             first = i * ROWS
             with b.loop(first, b.min(first + ROWS, m)) as rows:
                 source, begin = x, rows.i * self.k
                 if scratch is not None:
-                    _rotate(b, x, begin, scratch, self.k, self.hadamard_block)
+                    _rotate(b, x, begin, scratch, self.k, self.hadamard_block, spare)
                     source, begin = scratch, b.index(0)
                 codes = RowCodes(b, self.format, source, begin, b.index(self.k))
                 self.writer.write_row(b, codes, codes.measure(), q, rows.i * self.writer.row_bytes)
@@ -105,13 +107,14 @@ def _emit(kernel: MeasureKernel, name: str, module: Any, isa: Any) -> None:
     kernel.emit(module, isa, name)
 
 
-def _rotate(b: Builder, x: Value, begin: Value, row: Value, k: int, block: int) -> None:
+def _rotate(
+    b: Builder, x: Value, begin: Value, row: Value, k: int, block: int, spare: Value | None
+) -> None:
     """row = the k values of x from `begin` on, Hadamard-transformed in blocks."""
-    from .hadamard import emit_transform
 
     def copy(i: Value, mask: Value | None) -> tuple[()]:
         b.store(b.load(x, begin + i, LANES, mask), row, i, mask)
         return ()
 
     sweep(b, b.index(k), k % LANES == 0, copy)
-    emit_transform(b, b.isa, row, k, block)
+    emit_transform(b, b.isa, row, k, block, scratch=spare)

@@ -1,10 +1,11 @@
 """Hadamard transforms of rows on the device, as `dialects.hadamard` defines them.
 
-A block of base * power elements is transformed in three parts, in this order: butterflies within
+A block of bases * power elements is transformed in three parts, in this order: butterflies within
 the four elements of a lane (distances 1, 2), among the lanes of a warp by exchanges (4 .. 64), and
-for distances from 128 on, and for the base matrix, through shared memory. There, elements are
+for distances from 128 on, and for base matrices, through shared memory. There, elements are
 strided columns: the second part leaves column c of chunk r at place (r, c), and whatever remains is
 the same for all columns. Where shared memory holds no whole block, the columns are taken in slices.
+Small bases are additions in registers; larger ones are sums whose signs come from a table.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
-from ...dialects.hadamard import base_matrix, split_block
+from ...dialects.hadamard import SMALL_BASE, split_block
+from ...dialects.hadamard_bases import base_matrix
 from ...errors import CompileError
 from ..builder import Value
 from .arch import WARP
 from .builder import GpuBuilder
 from .row_threads import CHUNK, PER_LANE, Chunk, Place, RowShape, load_four, span_positions
+from .sign_table import TILE, sign_table, tiles_of
 
 RADIX = 16  # strided elements that a thread transforms at a time
 
@@ -37,7 +41,7 @@ class Rotation:
     @staticmethod
     def of(shape: RowShape, block: int, shared: int) -> Rotation:
         """The rotation that needs at most `shared` bytes of shared memory."""
-        base, power = split_block(block)
+        bases, power = split_block(block)
         assert shape.k % block == 0, f"blocks of {block} do not divide a row of {shape.k}"
         floats = shared // (4 * shape.threads.rows)
         staged = not shape.dense
@@ -46,7 +50,7 @@ class Rotation:
                 raise _too_large(block, shape.k, "groups are multiples of 32")
             return Rotation(shape, block, shape.k // block, 1, staged)
         in_span = -(-min(shape.k, shape.threads.span) // block)
-        if block <= floats or (base == 1 and power <= CHUNK):
+        if block <= floats or (not bases and power <= CHUNK):
             return Rotation(shape, block, min(in_span, max(1, floats // block)), 1, staged)
         if power < CHUNK:
             raise _too_large(block, shape.k, "the block is smaller")
@@ -75,8 +79,8 @@ class Rotation:
     @property
     def strided(self) -> bool:
         """Whether something is left to do after the butterflies inside of chunks."""
-        base, power = split_block(self.block)
-        return base > 1 or power > CHUNK
+        bases, power = split_block(self.block)
+        return bool(bases) or power > CHUNK
 
     @property
     def shared_bytes(self) -> int:
@@ -111,7 +115,7 @@ class _Emitter:
 
     def __post_init__(self) -> None:
         self.shape = self.rotation.shape
-        self.base, self.power = split_block(self.rotation.block)
+        self.bases, self.power = split_block(self.rotation.block)
         self.norm = 1 / math.sqrt(self.rotation.block)
         if self.rotation.shared_bytes:
             row = self.place.row * (4 * self.rotation._floats)
@@ -211,7 +215,7 @@ class _Emitter:
         """All transforms across rows of `columns` neighbouring elements, in the first `elements`
         of shared memory."""
         columns = min(self.power, CHUNK)
-        rows = self.power // columns  # of Sylvester's matrix; a block has `base` times as many
+        rows = self.power // columns  # of Sylvester's matrix; a block has more by its bases
         columns //= self.rotation.slices
         passes: list[tuple[int, int, bool]] = []
         reach = 1
@@ -219,12 +223,16 @@ class _Emitter:
             radix = min(RADIX, rows // reach)
             passes.append((reach * columns, radix, False))
             reach *= radix
-        if self.base > 1:
-            passes.append((rows * columns, self.base, True))
+        for base in reversed(self.bases):
+            passes.append((reach * columns, base, True))
+            reach *= base
         for i, (distance, count, by_base) in enumerate(passes):
             norm = self.norm if i == len(passes) - 1 else None
-            transform = self._multiply_base if by_base else _butterflies
-            self._pass(elements, distance, count, transform, norm)
+            if by_base and count > SMALL_BASE:
+                self._by_table(elements, distance, count, norm)
+            else:
+                transform = partial(_multiply_base, count) if by_base else _butterflies
+                self._pass(elements, distance, count, transform, norm)
             self.b.barrier()
 
     def _pass(
@@ -245,12 +253,44 @@ class _Emitter:
                 scaled = value if norm is None else value * norm
                 b.store(scaled, self.shared, first + 4 * distance * j)
 
-    def _multiply_base(self, values: Chunk) -> Iterator[Value]:
-        for signs in base_matrix(self.base).tolist():
-            total = values[0] if signs[0] > 0 else -values[0]
-            for value, sign in zip(values[1:], signs[1:], strict=True):
-                total = total + value if sign > 0 else total - value
-            yield total
+    def _by_table(self, elements: Value, distance: int, base: int, norm: float | None) -> None:
+        """The same with a base matrix in a table: a thread makes `TILE` of the sums of one group,
+        and all sums of a group are made before any is written."""
+        b, tiles = self.b, tiles_of(base)
+        threads = WARP * self.shape.threads.warps
+        at_once = threads // tiles  # groups
+        table = self.b.at(sign_table(base), (self.thread % tiles) * (4 * base))
+        groups = elements // base
+        first_row = (self.thread % tiles) * TILE
+        with b.loop(b.const(0, "i32"), groups, at_once) as rounds:
+            group = rounds.i + self.thread // tiles
+            mine = (self.thread < at_once * tiles) & (group < groups)
+            group = b.select(mine, group, 0)
+            outer = group // distance
+            first = (group + outer * (distance * (base - 1))) * 4
+            zero = b.const(0.0, "f32")
+            with b.loop(b.const(0, "i32"), b.const(base, "i32"), carry=[zero] * TILE) as j:
+                value = b.to_bits(b.load(self.shared, "f32", first + j.i * (4 * distance)))
+                signs = b.load(table, "i32", j.i * 4, cache="nc")
+                sums = []
+                for t, total in enumerate(j.args):
+                    sign = (signs << (31 - t)) & -(2**31)
+                    sums.append(total + b.from_bits(value ^ sign, "f32"))
+                j.carry(*sums)
+            b.barrier()
+            for t, total in enumerate(j.results):
+                with b.when(mine & (first_row + t < base)):
+                    scaled = total if norm is None else total * norm
+                    b.store(scaled, self.shared, first + (first_row + t) * (4 * distance))
+            b.barrier()
+
+
+def _multiply_base(base: int, values: Chunk) -> Iterator[Value]:
+    for signs in base_matrix(base).tolist():
+        total = values[0] if signs[0] > 0 else -values[0]
+        for value, sign in zip(values[1:], signs[1:], strict=True):
+            total = total + value if sign > 0 else total - value
+        yield total
 
 
 def _butterflies(values: Chunk) -> Iterator[Value]:
