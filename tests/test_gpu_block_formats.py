@@ -13,7 +13,7 @@ from gpu_tile_cases import TileCase
 from test_gpu_gather import check, check_tied, gather, table, table_layout
 
 TILE = Schedule("tile", 16, 64, 64, 1, 2, 1, 2)
-# What matters to kernels: the width and its mantissa, the type of scales, groups that end in a tile.
+# The width, the mantissa, the type of scales, groups that end in the middle of a tile.
 INTEGERS = ["wmxfp4", "wnvfp4", "wmxfp6", "wfp4:channel", "wbfp4:g48", "w8:g9:e4m3"]
 FLOATS = ["wmxfp8", "wfp8e5m2", "wfp6e3m2:g16:e4m3", "wnf4", "wnf4:channel:e8m0"]
 TEXTS = [*INTEGERS, *FLOATS]

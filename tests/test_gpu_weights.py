@@ -59,7 +59,8 @@ def test_packing_is_invertible(weight, group, activation, n, k):
     if layout.has_sums:
         at, padded = layout.sums_offset(n), layout.padded_n(n)
         groups = layout.grouped.groups
-        sums = blob[at : at + 4 * groups * padded].view(np.int32).reshape(groups, padded)
+        size = layout.sum_bytes
+        sums = blob[at : at + size * groups * padded].view(f"i{size}").reshape(groups, padded)
         np.testing.assert_array_equal(sums[:, :n].T, layout.grouped.sums(packed.codes))
 
 

@@ -160,7 +160,7 @@ class BitplaneBody(PanelBody):
         q_at = [at + codes_at for at in q_at]
         w_at = [at + segment * self.weight.segment_bytes for at in w_at]
         diagonals = len(self.kernel.diagonals)
-        tiles = self.tile.rows * self.tile.panels * HALVES
+        tiles = self.product_rows * self.tile.panels * HALVES
         carry = [b.const(0, vec(HALF, "i64"))] * (tiles * diagonals)
         with b.loop(0, (terms + (WORD - 1)) // WORD, carry=carry) as loop:
             acc = split(loop.args, diagonals)
@@ -172,7 +172,10 @@ class BitplaneBody(PanelBody):
             loop.carry(*(x for counts in acc for x in counts))
         halves = [self._weigh(counts) for counts in split(loop.results, diagonals)]
         panels = [b.join(*pair) for pair in split(halves, HALVES)]
-        return split(panels, self.tile.panels)
+        rows = split(panels, self.tile.panels)
+        if not self.weight.has_sums:  # of which the lowest plane counted as one of activations
+            rows[-1] = [total >> self.kernel.planes[0] for total in rows[-1]]
+        return rows
 
     def _word(self, acc: list[list[Value]], q_at: Sequence[Value], w_at: Sequence[Value]) -> None:
         """Add the counts of 64 elements to acc [(row, panel, half)][diagonal]."""
@@ -189,6 +192,9 @@ class BitplaneBody(PanelBody):
                             diagonal = plane + bit - planes[0]
                             both = b.splat(word, HALF) & w
                             counts[diagonal] = counts[diagonal] + b.popcount(both)
+                    if not self.weight.has_sums:
+                        counts = acc[(self.tile.rows * self.tile.panels + c) * HALVES + half]
+                        counts[bit] = counts[bit] + b.popcount(w)
 
     def _weigh(self, counts: Sequence[Value]) -> Value:
         """sum of counts * 2^diagonal, vector<8xi32>."""

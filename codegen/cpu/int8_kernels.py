@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..builder import Value, vec
@@ -12,6 +12,10 @@ from .dot import Dot
 from .int8_layout import QUAD, BitPart, bit_parts, unit_quads
 from .panel_layout import PANEL
 from .panel_matmul import PanelBody, PanelKernel, Tile, split
+
+ONES = 0x01010101  # four activations of 1
+
+Quads = Callable[[int, int], Value]  # (panel, quad) -> vector<16xi32> of its bytes
 
 
 @dataclass(frozen=True)
@@ -57,31 +61,35 @@ class Int8Body(PanelBody):
         b, dot, unit = self.b, self.dot, self.reduction.unit
         codes_at = segment * self.row.segment_bytes + self.row.codes_offset
         q_at = [at + codes_at for at in q_at]
-        w_at = [at + segment * self.weight.segment_bytes for at in w_at]
         registers = len(dot.zero())
-        tile = self.tile.rows * self.tile.panels
+        tile = self.product_rows * self.tile.panels
         carry = [x for _ in range(self.tile.chains * tile) for x in dot.zero()]
         with b.loop(0, (terms + (unit - 1)) // unit, carry=carry) as loop:
             acc = split(loop.args, registers)
-            self._unit(
-                acc,
-                [at + loop.i * unit for at in q_at],
-                [at + loop.i * self.weight.unit_bytes for at in w_at],
-            )
+            quads = self.quads(w_at, segment, loop.i)
+            self._unit(acc, [at + loop.i * unit for at in q_at], quads)
             loop.carry(*(x for registers in acc for x in registers))
         chains = split(split(loop.results, registers), tile)
         sums = [dot.join(dot.add(parts)) for parts in zip(*chains, strict=True)]
         return split(sums, self.tile.panels)
 
-    def _unit(self, acc: list[list[Value]], q_at: Sequence[Value], w_at: Sequence[Value]) -> None:
+    def quads(self, w_at: Sequence[Value], segment: Value, unit: Value) -> Quads:
+        """The weights of a unit of a segment, for each panel."""
+        offset = segment * self.weight.segment_bytes + unit * self.weight.unit_bytes
+        vectors = [self._load_unit(at + offset) for at in w_at]
+        return lambda panel, quad: self._quad(vectors[panel], quad)
+
+    def _unit(self, acc: list[list[Value]], q_at: Sequence[Value], quads: Quads) -> None:
         """Add the products of one unit to `acc`, [chain, row, panel][register]."""
         b, dot, tile = self.b, self.dot, self.tile
-        vectors = [self._load_unit(at) for at in w_at]
         for quad in range(unit_quads(self.weight.value.bits)):
-            weights = [dot.weights(self._quad(vectors[c], quad)) for c in range(tile.panels)]
-            first = (quad % tile.chains) * tile.rows * tile.panels
-            for r in range(tile.rows):
-                a = dot.activations(b.load_as(self.q, q_at[r] + quad * QUAD, "i32"))
+            weights = [dot.weights(quads(c, quad)) for c in range(tile.panels)]
+            first = (quad % tile.chains) * self.product_rows * tile.panels
+            codes = [b.load_as(self.q, at + quad * QUAD, "i32") for at in q_at]
+            if not self.weight.has_sums:
+                codes.append(b.const(ONES, "i32"))
+            for r, four in enumerate(codes):
+                a = dot.activations(four)
                 for c in range(tile.panels):
                     x = first + r * tile.panels + c
                     acc[x] = dot.accumulate(acc[x], a, weights[c])

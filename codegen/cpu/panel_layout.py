@@ -4,7 +4,8 @@ Weights. A panel holds 16 output channels; it is one contiguous piece of the blo
 
     codes    by segment and unit, as the strategy packs them, 64-byte aligned
     scales   [groups][16]    f16, f32, e8m0 or e4m3
-    sums     [segments][16]  i16 or i32: sum of the stored values over the segment
+    sums     [segments][16]  i16 or i32: sum of the stored values over the segment; not of short
+                             segments, where kernels add the values up
     zeros    [groups][16]    u8, asymmetric formats only
     tensor   f32             what e4m3 scales are multiplied with
 
@@ -34,6 +35,7 @@ from .scales import tensor_scale_bytes
 PANEL = 16  # output channels of a panel
 VECTOR_BYTES = 64
 CHUNK_CODES = 1 << 20  # packed at once
+SUMMED_TERMS = 128  # of a segment whose sums are stored
 
 PackCodes = Callable[["WeightLayout", np.ndarray], np.ndarray]
 
@@ -118,13 +120,18 @@ class WeightLayout:
         return self.scales_offset + self.reduction.n_groups * self.scale_bytes
 
     @property
+    def has_sums(self) -> bool:
+        """Whether sums are stored: those of short segments would be many."""
+        return self.reduction.segment_size >= SUMMED_TERMS and self.value.highest > 0
+
+    @property
     def sum_bits(self) -> int:
         return 16 if self.reduction.segment_size * self.value.highest < 1 << 15 else 32
 
     @property
     def sum_bytes(self) -> int:
         """Of one segment."""
-        return PANEL * self.sum_bits // 8
+        return PANEL * self.sum_bits // 8 if self.has_sums else 0
 
     @property
     def zeros_offset(self) -> int:
@@ -212,8 +219,9 @@ def _pack_panels(
     pieces = [
         pack_codes(layout, padded.reshape(count, PANEL, -1)),
         by_panel(scales, scales.dtype.str),
-        by_panel(sums, f"i{layout.sum_bits // 8}"),
     ]
+    if layout.has_sums:
+        pieces.append(by_panel(sums, f"i{layout.sum_bits // 8}"))
     if weight.zero is not None:
         pieces.append(by_panel(weight.zero[rows], "u1"))
     if tensor_scale_bytes(layout.scale):

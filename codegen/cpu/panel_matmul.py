@@ -143,26 +143,30 @@ class PanelBody:
         b = self.b
         segment = group * self.reduction.segments_per_group + j
         terms = self.reduction.emit_terms(b, group, j)
-        products = self.products(q_at, w_at, segment, terms)
-        return self._centre_tile(products, q_at, w_at, group, segment, terms)
+        *products, sums = [*self.products(q_at, w_at, segment, terms), []]
+        if not self.weight.has_sums:
+            *products, sums = products
+        return self._centre_tile(products, sums, q_at, w_at, group, segment, terms)
 
     def _centre_tile(
         self,
         products: list[list[Value]],
+        sums: list[Value],
         q_at: Sequence[Value],
         w_at: Sequence[Value],
         group: Value,
         segment: Value,
         terms: Value,
     ) -> list[list[Value]]:
-        """Offsets and zero points taken out of a tile's products."""
+        """Offsets and zero points taken out of a tile's products; `sums` of v, where not stored."""
         b = self.b
+        sums = sums or [self._stored_sums(at, segment) for at in w_at]
         acc = []
         for r, at in enumerate(q_at):
             zero = b.load_as(self.q, at + self.row.zero_offset, "i32")
             acc.append(
                 [
-                    self._centre(products[r][c], zero, at, w_at[c], group, segment, terms)
+                    self._centre(products[r][c], sums[c], zero, at, w_at[c], group, segment, terms)
                     for c in range(self.tile.panels)
                 ]
             )
@@ -171,6 +175,7 @@ class PanelBody:
     def _centre(
         self,
         product: Value,
+        sums: Value,
         zero: Value,
         q_at: Value,
         w_at: Value,
@@ -183,8 +188,6 @@ class PanelBody:
         Here c = offset + z, u and za are the stored codes and zero point of the activations.
         """
         b, layout, value = self.b, self.weight, self.weight.value
-        sums_at = w_at + (segment * layout.sum_bytes + layout.sums_offset)
-        sums = b.sext(b.load_as(self.w, sums_at, vec(PANEL, f"i{layout.sum_bits}")), "i32")
         acc = product - b.splat(zero, PANEL) * sums
         if value.mul == 2:
             acc = acc + acc
@@ -198,10 +201,24 @@ class PanelBody:
         zeros = b.zext(b.load_as(self.w, zeros_at, vec(PANEL, "i8")), "i32")
         return acc - (zeros + value.offset) * b.splat(centred, PANEL)
 
+    def _stored_sums(self, w_at: Value, segment: Value) -> Value:
+        """sum of v over a segment of a panel, vector<16xi32>."""
+        b, layout = self.b, self.weight
+        at = w_at + (segment * layout.sum_bytes + layout.sums_offset)
+        return b.sext(b.load_as(self.w, at, vec(PANEL, f"i{layout.sum_bits}")), "i32")
+
+    @property
+    def product_rows(self) -> int:
+        """Rows of `products`: a row of ones makes the sums of v that are not stored."""
+        return self.tile.rows + (0 if self.weight.has_sums else 1)
+
     def products(
         self, q_at: Sequence[Value], w_at: Sequence[Value], segment: Value, terms: Value
     ) -> list[list[Value]]:
-        """sum of u * v over the `terms` elements of a segment, [row][panel] vector<16xi32>."""
+        """sum of u * v over the `terms` elements of a segment, [row][panel] vector<16xi32>.
+
+        Where the layout has no sums, a last row has u = 1 everywhere.
+        """
         raise NotImplementedError
 
     # Results

@@ -48,6 +48,11 @@ class TrellisLayout(WeightLayout):
         return 0
 
     @property
+    def has_sums(self) -> bool:
+        """Always: what is decoded behind a segment's end must not be added up."""
+        return True
+
+    @property
     def panel_bytes(self) -> int:
         """Of a head."""
         return align(self.tensor_scale_offset, HEAD_ALIGNMENT)

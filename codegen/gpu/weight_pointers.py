@@ -23,7 +23,7 @@ class PackedWeight:
         groups = layout.grouped.groups
         self._scales = b.at(base, b.wide(self.tiles) * layout.tile_bytes)
         self._sums = b.at(self._scales, self._padded_n * (groups * layout.scale_bytes))
-        sums_bytes = 4 * groups if layout.has_sums else 0
+        sums_bytes = layout.sum_bytes * groups if layout.has_sums else 0
         self._zeros = b.at(self._sums, self._padded_n * sums_bytes)
         zeros_bytes = groups if layout.has_zeros else 0
         self._tensor_scale = b.at(self._zeros, self._padded_n * zeros_bytes)
@@ -59,8 +59,10 @@ class PackedWeight:
         self, group: Value | int, column: Value, offset: int = 0, count: int = 1
     ) -> list[Value]:
         """Sums of the codes (i32), as `scales`; where the layout has them."""
-        pointer = self._row(self._sums, group, column, 4)
-        return self.b.lanes_of(self.b.load(pointer, vec(count, "i32"), offset * 4, cache="nc"))
+        b, size = self.b, self.layout.sum_bytes
+        pointer = self._row(self._sums, group, column, size)
+        loaded = b.load(pointer, vec(count, f"i{8 * size}"), offset * size, cache="nc")
+        return b.lanes_of(b.sext(loaded, "i32"))
 
     def zeros(
         self, group: Value | int, column: Value, offset: int = 0, count: int = 1

@@ -4,7 +4,7 @@ The blob is
 
     codes     [tiles][chunks][loads][lanes 32][16 bytes]
     scales    [groups][padded n]    f16, f32, e8m0 or e4m3
-    sums      [groups][padded n]    i32, sums of the integers, where activations are asymmetric
+    sums      [groups][padded n]    i16 or i32, sums of the integers, for asymmetric activations
     zeros     [groups][padded n]    u8, where the weight is asymmetric
     tensor    f32                   what e4m3 scales are multiplied with
 
@@ -173,6 +173,12 @@ class WeightLayout:
     # Scales, sums and zero points
 
     @property
+    def sum_bytes(self) -> int:
+        """Of one sum: 2 where a group's cannot exceed i16."""
+        reach = max(-self.format.qmin, self.format.qmax) * self.grouped.group_size
+        return 2 if reach < 1 << 15 else 4
+
+    @property
     def scale_bytes(self) -> int:
         return SCALE_BYTES[self.scale]
 
@@ -194,7 +200,7 @@ class WeightLayout:
         return self.scales_offset(n) + self.scale_bytes * self.grouped.groups * self.padded_n(n)
 
     def zeros_offset(self, n: int) -> int:
-        sums = 4 * self.grouped.groups * self.padded_n(n) if self.has_sums else 0
+        sums = self.sum_bytes * self.grouped.groups * self.padded_n(n) if self.has_sums else 0
         return self.sums_offset(n) + sums
 
     def tensor_scale_offset(self, n: int) -> int:
@@ -220,7 +226,7 @@ def pack(layout: WeightLayout, weight: QuantizedTensor) -> np.ndarray:
     scales = stored_scales(weight.scale, layout.scale, weight.tensor_scale)
     _put_columns(blob, layout.scales_offset(n), scales)
     if sums is not None:
-        _put_columns(blob, layout.sums_offset(n), sums)
+        _put_columns(blob, layout.sums_offset(n), sums.astype(f"i{layout.sum_bytes}"))
     if weight.zero is not None:
         _put_columns(blob, layout.zeros_offset(n), weight.zero)
     if layout.scale == "e4m3":
