@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from .dataflow import DataFlow, ValueId
 from .error_feedback import EncodedWeight, Feedback, Settings
 from .kept import KeptCodes
-from .moments import Moments
+from .moments import Excess, Moments
+from .residual import sum_of
 from .runs import Feeds, Stream, compile_segment
 from .segments import Segment, cut, extract, value_name
 
@@ -40,14 +41,24 @@ MOMENT_BYTES = 1 << 30  # of one pass over the data; a segment with more is run 
 class _Product:
     """A product to calibrate: where it is, what it reads, how its weight is encoded.
 
-    `read` is the id of the value; None for an input of the model, whose name is `name`.
+    `read` is the id of the value; None for an input of the model, whose name is `name`. `total` is
+    the residual stream that the output is added to, in the same segment, None without one.
     """
 
     at: int
     read: ValueId | None
     name: str
-    k: int
+    shape: tuple[int, int]
     encoding: Encoding
+    total: ValueId | None
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What a pass over the data sums up: by the name of what is read; by the product's position."""
+
+    moments: dict[str, Moments]
+    excess: dict[int, Excess]
 
 
 @dataclass
@@ -73,7 +84,7 @@ class Calibration:
     def run(self) -> None:
         flow = DataFlow(self.module.operation)
         products = self._products(flow)
-        segments = cut(flow, [product.at for product in products])
+        segments = cut(flow, {product.at: product.name for product in products})
         known = self._take_kept(products)
         if known == {product.at for product in products}:
             return
@@ -110,7 +121,12 @@ class Calibration:
             name = value_name(id_)
         else:
             name = self.unit.inputs[ir.BlockArgument(reads).arg_number].name
-        return _Product(at, id_, name, abq.shape(reads)[-1], encoding)
+        result = flow.operations[at].results[0]
+        total = sum_of(result)
+        n, k = abq.shape(result)[-1], abq.shape(reads)[-1]
+        return _Product(
+            at, id_, name, (n, k), encoding, None if total == result else flow.id_of(total)
+        )
 
     def _measure(
         self, segment: Segment, products: list[_Product], exact: Stream, rounded: Stream
@@ -120,38 +136,55 @@ class Calibration:
         for group in _groups(products):
             if not group and not kept:
                 continue
-            moments = self._moments(segment, group, kept, exact, rounded)
+            self._encode(group, self._sums(segment, group, kept, exact, rounded))
             kept = []
-            self._encode(group, moments)
 
-    def _moments(
+    def _sums(
         self,
         segment: Segment,
         products: list[_Product],
         kept: list[ValueId],
         exact: Stream,
         rounded: Stream,
-    ) -> dict[str, Moments]:
-        wanted = [p.read for p in products if p.read is not None and p.read not in segment.inputs]
-        outputs = list(dict.fromkeys([*wanted, *kept]))
+    ) -> _Sums:
+        differ = bool(segment.inputs)  # the first segment reads the model's inputs alone
+        totals = {
+            product.at: product.total
+            for product in products
+            if differ and product.total is not None and product.total.at < segment.end
+        }
+        sums = _Sums(
+            {product.name: Moments(product.shape[1]) for product in products},
+            {product.at: Excess(*product.shape) for product in products if product.at in totals},
+        )
+        read = [p.read for p in products if p.read is not None and p.read not in segment.inputs]
+        outputs = list(dict.fromkeys([*read, *totals.values(), *kept]))
         part = extract(self.module.operation, self.unit.inputs, segment.inputs, outputs)
         model = compile_segment(part, FLOAT, self.unit.store, self.work)
-        differ = bool(segment.inputs)  # the first segment reads the model's inputs alone
-        moments = {product.name: Moments(product.k) for product in products}
         for batch in range(len(exact)):
-            mask = self.masks[batch]
             mine = exact.run(model, batch)
             others = rounded.run(model, batch) if differ else mine
-            for name, sums in moments.items():
-                x = _visible(others[name] if name in others else rounded.value(name, batch), mask)
-                float_x = mine[name] if name in mine else exact.value(name, batch)
-                sums.add(x, _visible(float_x, mask) if differ else None)
+
+            def rows(
+                name: str, values: dict[str, Array], stream: Stream, batch: int = batch
+            ) -> NDArray[np.float32]:
+                value = values[name] if name in values else stream.value(name, batch)
+                return _visible(value, self.masks[batch])
+
+            xs = {name: rows(name, others, rounded) for name in sums.moments}
+            for name, moments in sums.moments.items():
+                moments.add(xs[name], rows(name, mine, exact) if differ else None)
+            for product in products:
+                if product.at in totals:
+                    total = value_name(totals[product.at])
+                    missing = rows(total, mine, exact) - rows(total, others, rounded)
+                    sums.excess[product.at].add(missing, xs[product.name])
             for id_ in kept:
                 exact.keep(id_, batch, mine[value_name(id_)])
         model.close()
-        return moments
+        return sums
 
-    def _encode(self, products: list[_Product], moments: dict[str, Moments]) -> None:
+    def _encode(self, products: list[_Product], sums: _Sums) -> None:
         """The codes of the products' weights; what several share of the inputs is made once."""
         feedbacks: dict[tuple[str, int], Feedback] = {}
         for product in products:
@@ -159,11 +192,14 @@ class Calibration:
             if encoding.symbol in self.unit.store:
                 continue  # a weight of several products: encoded for the first one
             if (product.name, block) not in feedbacks:
-                sums = moments[product.name]
-                rotated = sums.rotated(block) if block else sums
+                moments = sums.moments[product.name]
+                rotated = moments.rotated(block) if block else moments
                 feedbacks[product.name, block] = Feedback(rotated, self.settings)
+            excess = sums.excess.get(product.at)
+            if excess is not None and block:
+                excess = excess.rotated(block)
             weight = encoding.weight(self.unit.store)
-            result = feedbacks[product.name, block].encode(weight, encoding.scheme)
+            result = feedbacks[product.name, block].encode(weight, encoding.scheme, excess)
             self._take(encoding, result)
             if self.kept is not None:
                 self.kept.put(encoding.symbol, result.tensor, result.relative_error)
@@ -201,10 +237,10 @@ def _groups(products: list[_Product]) -> list[list[_Product]]:
     groups: list[list[_Product]] = [[]]
     sizes: dict[str, int] = {}
     for product in products:
-        sizes.setdefault(product.name, Moments.bytes_of(product.k))
+        sizes.setdefault(product.name, Moments.bytes_of(product.shape[1]))
         if groups[-1] and sum(sizes.values()) > MOMENT_BYTES:
             groups.append([])
-            sizes = {product.name: Moments.bytes_of(product.k)}
+            sizes = {product.name: Moments.bytes_of(product.shape[1])}
         groups[-1].append(product)
     return groups
 

@@ -51,6 +51,27 @@ class Moments:
         return result
 
 
+@dataclass
+class Excess:
+    """Sums over rows of e^T x [N, K]: x as in `Moments`, e by how much the float model's outputs
+    exceed those that the float weight gives for x."""
+
+    n: int
+    k: int
+    sum: F64 = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sum = np.zeros((self.n, self.k))
+
+    def add(self, e: F32, x: F32) -> None:
+        self.sum += e.T @ x
+
+    def rotated(self, block: int) -> Excess:
+        result = Excess(self.n, self.k)
+        result.sum = hadamard.transform(self.sum, block)
+        return result
+
+
 def _both_sides(matrix: F64, block: int) -> F64:
     half: NDArray[Any] = hadamard.transform(matrix, block)
     return np.ascontiguousarray(hadamard.transform(np.ascontiguousarray(half.T), block).T)

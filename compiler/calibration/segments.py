@@ -8,7 +8,7 @@ segment is a module of its own, made from the model's by naming what comes in an
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from abqc.dialects import abq
@@ -18,8 +18,8 @@ from abqc.runtime.tensor_spec import TensorSpec
 
 from .dataflow import DataFlow, ValueId, block_operations
 
-# A place between two products is a cut where no place beside it has less to keep, and none near it
-# has much less.
+# A place between two products that read different values is a cut where no place near it has much
+# less to keep.
 NEAR = 8
 MUCH = 4
 
@@ -39,11 +39,15 @@ class Segment:
     outputs: tuple[ValueId, ...]
 
 
-def cut(flow: DataFlow, products: Sequence[int]) -> list[Segment]:
-    """Segments that hold all of `products`, positions in ascending order; [] without any."""
-    if not products:
+def cut(flow: DataFlow, reads: Mapping[int, str]) -> list[Segment]:
+    """Segments that hold all products, whose positions, ascending, are the keys of `reads`.
+
+    Products that read the same, by the names in `reads`, share a segment. [] without any.
+    """
+    if not reads:
         return []
-    bounds = [0, *_cuts(flow, products), products[-1] + 1]
+    products = list(reads)
+    bounds = [0, *_cuts(flow, reads), products[-1] + 1]
     ranges = list(itertools.pairwise(bounds))
     last = bounds[-1]
     segments = []
@@ -61,18 +65,18 @@ def cut(flow: DataFlow, products: Sequence[int]) -> list[Segment]:
     return segments
 
 
-def _cuts(flow: DataFlow, products: Sequence[int]) -> list[int]:
+def _cuts(flow: DataFlow, reads: Mapping[int, str]) -> list[int]:
     cost = flow.crossing_cost
     places = [
         min(range(before + 1, after + 1), key=lambda at: cost[at])
-        for before, after in itertools.pairwise(products)
+        for before, after in itertools.pairwise(reads)
+        if reads[before] != reads[after]
     ]
     costs = [cost[at] for at in places]
     return [
         at
         for number, at in enumerate(places)
-        if costs[number] <= min(costs[max(number - 1, 0) : number + 2])
-        and costs[number] <= MUCH * min(costs[max(number - NEAR, 0) : number + NEAR + 1])
+        if costs[number] <= MUCH * min(costs[max(number - NEAR, 0) : number + NEAR + 1])
     ]
 
 
