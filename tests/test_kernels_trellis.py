@@ -8,8 +8,9 @@ from abqc.codegen import isa as isas
 from abqc.codegen.cpu.bitplane import BitplaneStrategy
 from abqc.codegen.cpu.dequantize import Dequantize
 from abqc.codegen.cpu.int8 import Int8Strategy
-from abqc.codegen.cpu.trellis import MAX_K, TrellisStrategy
+from abqc.codegen.cpu.trellis import TrellisStrategy
 from abqc.codegen.cpu.trellis_float import TrellisFloatStrategy
+from abqc.codegen.cpu.trellis_kernels import MAX_K
 from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import kernel_assembly
 from abqc.codegen.strategy import MatmulSpec

@@ -37,13 +37,15 @@ class Decoder:
     place: StreamPlace
     table: Value | None
 
-    def quad(self, first: Value) -> Value:
-        """The values of columns `first` .. + 4, vector<16xi32>, byte t of a lane from column t;
-        those beyond K repeat its last one."""
-        b, reduction = self.b, self.layout.reduction
+    def quad(self, first: Value, *, beyond: bool) -> Value:
+        """The values of columns `first` .. + 4, vector<16xi32>, byte t of a lane from column t.
+
+        `beyond`: some may be beyond K; they repeat the last one.
+        """
+        b = self.b
         columns = [first + t for t in range(QUAD)]
-        if not reduction.divides(QUAD):
-            columns = [b.min(column, reduction.k - 1) for column in columns]
+        if beyond:
+            columns = [b.min(column, self.layout.reduction.k - 1) for column in columns]
         windows = [self._windows(column) for column in columns]
         hashes = [self._hash(windows[t], windows[t + 2]) for t in (0, 1)]
         indices = (hashes[0] >> 8) | (hashes[1] & 0xFF00)  # bytes 0, 2 and 1, 3
@@ -52,17 +54,14 @@ class Decoder:
     def _windows(self, column: Value) -> Value:
         """16 bits or more from each channel's symbol on, in the low bits of i32 lanes."""
         b, rate = self.b, self.layout.rate
+        own = self.layout.row_group_bytes
         offset = column * self.place.pitch
-        symbols = b.load_as(self.w, self.place.first + offset, "i64")
-        behind = b.zext(b.load_as(self.w, self.place.following + offset, "i16"), "i64")
-        high = b.const(0, "i64")
-        bits = rate * PANEL
-        if bits < 64:
-            symbols = (symbols & ((1 << bits) - 1)) | (behind << bits)
-        else:
-            high = behind
-        both = b.insert(high, b.splat(symbols, 2), 1)
-        loaded = b.bitcast(both, vec(WINDOW_BYTES, "i8"))
+        type_ = vec(WINDOW_BYTES, "i8")
+        symbols = b.load_as(self.w, self.place.first + offset, type_)
+        # Loaded so that the bytes behind the channels' own ones are where they are wanted.
+        behind = b.load_as(self.w, self.place.following + offset - own, type_)
+        places = [byte if byte < own else WINDOW_BYTES + byte for byte in range(WINDOW_BYTES)]
+        loaded = b.shuffle(symbols, behind, places)
         begins = [rate * channel for channel in range(PANEL)]
         lanes = [min(bit // 8 + byte, WINDOW_BYTES - 1) for bit in begins for byte in range(4)]
         spread = b.bitcast(b.shuffle(loaded, loaded, lanes), vec(PANEL, "i32"))

@@ -93,7 +93,8 @@ class _Panel:
 
     def values(self, first: Value) -> list[Value]:
         """q of four columns from `first` on, f32 vectors over the channels."""
-        b, quad = self.decoder.b, self.decoder.quad(first)
+        beyond = not self.decoder.layout.reduction.divides(QUAD)
+        b, quad = self.decoder.b, self.decoder.quad(first, beyond=beyond)
         return [b.to_float((quad << (24 - 8 * t)).sar(24)) for t in range(QUAD)]
 
 
