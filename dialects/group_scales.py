@@ -142,18 +142,16 @@ class WeightGroups:
             scale = self.scale_type.by_reach(reach, self.format.largest, self.tensor_scale)
             return Choice(scale, None, self.tensor_scale)
         # Halves, because high - low may overflow.
-        reach = (self.high / 2 - self.low / 2) / np.float32(self.format.qmax / 2)
-        scale = round_scale(reach * np.float32(factor), zero_becomes=1)
+        step = (self.high / 2 - self.low / 2) / np.float32(self.format.qmax / 2)
+        scale = round_scale(step * np.float32(factor), zero_becomes=1)
         zero = np.rint(self.low * np.float32(-factor) / scale.astype(np.float32))
         return Choice(scale, np.clip(zero, 0, self.format.qmax).astype(np.uint8))
 
     def _search(self) -> Choice:
         best = self._fit(self._by_range(1.0))
-        factors = self.scale_type.factors
-        if factors is None:
-            factors = np.geomspace(1.0, self.format.shrink, SHRINK_STEPS)
-        for factor in factors[1:]:
-            best = best.better(self._fit(self._by_range(float(factor))))
+        shrunken = np.geomspace(1.0, self.format.shrink, SHRINK_STEPS).tolist()
+        for factor in (self.scale_type.factors or shrunken)[1:]:
+            best = best.better(self._fit(self._by_range(factor)))
         for _ in range(REFINEMENTS):
             scale = self.scale_type.nearest(best.least_squares, self.tensor_scale)
             best = best.better(self._fit(Choice(scale, best.choice.zero, self.tensor_scale)))

@@ -17,7 +17,7 @@ class DequantizeMatmul(TileStrategy):
     name = "dequantize"
 
     def __init__(self, element: FloatElement = "f16") -> None:
-        self.activation = element
+        self.activation = self.element = element
 
     def unsupported(self, spec: MatmulSpec, arch: GpuArch) -> str | None:
         if spec.weight is None:
@@ -33,4 +33,4 @@ class DequantizeMatmul(TileStrategy):
         return None
 
     def scaled_pack_kernel(self, spec: MatmulSpec) -> Kernel:
-        return scaled_pack_kernel(spec, CentredRows.of(spec, self.activation))
+        return scaled_pack_kernel(spec, CentredRows.of(spec, self.element))
