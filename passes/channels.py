@@ -43,10 +43,16 @@ class NormOf:
 
 @dataclass(frozen=True)
 class Blocker:
-    """An operation that keeps the channels as they are; None: the model's signature does."""
+    """An operation that keeps the channels as they are; None: the model's signature does.
+
+    `value` is what the operation writes (`place` -1) or reads as its operand `place`, where that
+    alone is why: if that were changed on the way, nothing would be left of the blocker.
+    """
 
     op: ir.Operation | None
     why: str
+    value: ir.Value | None = None
+    place: int = -1
 
 
 @dataclass
@@ -119,7 +125,7 @@ class _Search:
             value, axis = self.waiting.pop()
             made = defining_op(value)
             if made is None:
-                self._block(None, "it is an input of the model or of a loop")
+                self._block(None, "it is an input of the model or of a loop", value)
             elif self.origin is None or made != self.origin:
                 place = next(i for i, result in enumerate(made.results) if result == value)
                 self._pass(made, -1 - place, axis)
@@ -152,8 +158,13 @@ class _Search:
             self.found.values[value] = axis
             self.waiting.append((value, axis))
 
-    def _block(self, op: ir.Operation | None, why: str) -> None:
-        self.found.blockers.append(Blocker(op, why))
+    def _block(
+        self, op: ir.Operation | None, why: str, value: ir.Value | None = None, place: int = -1
+    ) -> None:
+        axis = self.found.values.get(value) if value is not None else None
+        if axis is None or abq.shape(value)[axis] != self.found.width:
+            value = None  # it was not reached, or holds several times the channels
+        self.found.blockers.append(Blocker(op, why, value, place))
 
     def _pass(self, op: ir.Operation, place: int, axis: int) -> None:
         """Go on from one operand or result of `op` to all others that have channels."""
@@ -174,7 +185,8 @@ class _Search:
             if axes is None:
                 raise _Unlike("is no product and does not compute with rows as a whole")
         except _Unlike as error:
-            self._block(op, f"it {error}")
+            value = op.operands[place] if place >= 0 else op.results[-1 - place]
+            self._block(op, f"it {error}", value, max(place, -1))
             return
         if op.name not in _VIEWS and not (op.name == "linalg.generic" and _is_copy(op)):
             self.found.views = False

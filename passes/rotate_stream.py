@@ -29,6 +29,7 @@ from .constant_values import derived, is_constant, read, symbol_of
 from .generics import dims, expression, is_elementwise, maps, rank
 from .infrastructure import Unit, node_name, register, users, walk
 from .norm_chain import Norm, match_norm, peel
+from .rotated_rows import rotated_rows, with_gains
 
 # The attribute of an `abq.matmul` whose activations are rotated already: the block's size.
 ROTATED = "rotated"
@@ -40,17 +41,22 @@ KINDS = {"abq.matmul": "matmul", "abq.gather": "gather", "abq.conv": "conv"}
 
 @dataclass(frozen=True)
 class _Reader:
-    """A norm of the stream, and the products that read what it makes."""
+    """A norm of the stream, and the products that read what it makes. Where anything else does too,
+    `restored` says why: what it makes is rotated back."""
 
     norm: NormOf
     products: Sequence[ir.Operation]
+    restored: Blocker | None
 
 
 @dataclass(frozen=True)
 class _Stream:
+    """`edges` are where it begins or ends at run time: rows are rotated there, and back."""
+
     channels: Channels
     readers: Sequence[_Reader]
     blockers: Sequence[Blocker]
+    edges: Sequence[Blocker] = ()
 
     @property
     def products(self) -> list[ir.Operation]:
@@ -134,30 +140,39 @@ def _vector_behind(op: ir.Operation, name: str) -> tuple[ir.Value | None, ir.Ope
 def _stream(norm: NormOf, norms: dict[ir.Value, list[NormOf]], unit: Unit) -> _Stream:
     """The stream that a norm reads, and all that keeps it from being rotated."""
     channels = channels_of(norm.norm.x, norms)
-    blockers = list(channels.blockers)
-    if Rotation(channels.width).block == 1:
+    readers = [_reader(reader, norms, unit) for reader in channels.norms]
+    stream = _Stream(channels, readers, [])
+    edges = [blocker for blocker in channels.blockers if blocker.value is not None]
+    blockers = [blocker for blocker in channels.blockers if blocker.value is None]
+    if stream.rotation.block == 1:
         blockers.append(Blocker(norm.op, f"no Hadamard matrix divides rows of {channels.width}"))
-    readers = []
-    for reader in channels.norms:
-        behind = channels_behind(reader.op, norms)
-        readers.append(_Reader(reader, behind.products))
-        blockers += behind.blockers
-        blockers += [Blocker(again.op, "it normalizes what is normal") for again in behind.norms]
-        gains = (reader.norm.weight, reader.norm.bias)
-        if not all(gain is None or is_constant(gain) for gain in gains):
-            blockers.append(Blocker(reader.op, "its gains are no constants"))
-        elif not behind.views and _vector(reader.norm.bias, 0.0, unit) is not None:
-            blockers.append(Blocker(reader.op, "what is computed behind it changes its bias"))
-    stream = _Stream(channels, readers, blockers)
-    return _Stream(channels, readers, [*blockers, *_of_mean(stream), *_of_codes(stream, unit)])
+    restored = [reader.restored for reader in readers if reader.restored is not None]
+    # A product with the matrix at run time costs more than a transform in front of products.
+    if len(edges) + len(restored) >= len(readers) - len(restored):
+        blockers += edges + restored
+    blockers += _of_mean(stream, edges) + _of_codes(stream, unit)
+    return _Stream(channels, readers, blockers, edges)
 
 
-def _of_mean(stream: _Stream) -> list[Blocker]:
+def _reader(norm: NormOf, norms: dict[ir.Value, list[NormOf]], unit: Unit) -> _Reader:
+    behind = channels_behind(norm.op, norms)
+    found = list(behind.blockers)
+    found += [Blocker(again.op, "it normalizes what is normal") for again in behind.norms]
+    gains = (norm.norm.weight, norm.norm.bias)
+    if not all(gain is None or is_constant(gain) for gain in gains):
+        found.append(Blocker(norm.op, "its gains are no constants"))
+    elif not behind.views and _vector(norm.norm.bias, 0.0, unit) is not None:
+        found.append(Blocker(norm.op, "what is computed behind it changes its bias"))
+    return _Reader(norm, [] if found else behind.products, found[0] if found else None)
+
+
+def _of_mean(stream: _Stream, edges: Sequence[Blocker]) -> list[Blocker]:
     """What reads the mean that layer norms would take out of the stream."""
     if not stream.centred:
         return []
     why = "it reads the mean of rows, which a rotation would take out for the layer norms"
     others = [reader.norm.op for reader in stream.readers if reader.norm.norm.kind != "layer"]
+    others += [edge.op for edge in edges if edge.place >= 0 and edge.op is not None]
     return [Blocker(op, why) for op in [*others, *stream.channels.products]]
 
 
@@ -202,12 +217,16 @@ class _Rewriting:
     def __init__(self, unit: Unit) -> None:
         self.unit = unit
         self.biases: list[tuple[ir.Operation, ir.Value]] = []
+        self.turned: dict[ir.Value, ir.Value] = {}  # by what they were before
 
     def run(self, streams: Sequence[_Stream], module: ir.Operation) -> None:
         tables = [(op, symbol_of(op.operands[0])) for op in walk(module, "abq.gather")]
         products = [(op, symbol_of(op.operands[1])) for op in walk(module, "abq.matmul")]
-        # Whoever writes comes first: a product may read one stream and write another, and what its
-        # bias takes from a norm is then rotated with its weight.
+        # Edges come before norms, whose results they may rotate, are replaced. Whoever writes comes
+        # before who reads: a product may read one stream and write another, and what its bias
+        # takes from a norm is then rotated with its weight.
+        for stream in streams:
+            self._turn_edges(stream)
         for stream in streams:
             for constant in stream.channels.constants:
                 self._turn(constant, stream.rotation)
@@ -223,13 +242,71 @@ class _Rewriting:
         for product in stream.channels.products:
             self._turn_product(product, rotation, None)
         for reader in stream.readers:
+            if reader.restored is not None:
+                self._replace_norm(reader.norm, rotation)
+                continue
             gain = _vector(reader.norm.norm.weight, 1.0, self.unit)
             bias = _vector(reader.norm.norm.bias, 0.0, self.unit)
-            _without_gains(reader.norm)
+            self._replace_norm(reader.norm, None)
             for product in reader.products:
                 if bias is not None:
                     self._take_bias(product, bias)
                 self._turn_product(product, rotation, gain)
+
+    def _turn_edges(self, stream: _Stream) -> None:
+        """Rotate rows where the stream begins at run time, and back where it ends."""
+        ends = [(e.op, e.place, e.value) for e in stream.edges if e.place >= 0]
+        begins = {e.value for e in stream.edges if e.place < 0}
+        restored: dict[ir.Value, ir.Value] = {}
+        for op, place, value in ends:
+            assert op is not None and value is not None
+            if value not in begins:  # else what it was before is at hand
+                if value not in restored:
+                    restored[value] = self._edge(value, stream, back=True)
+                op.operands[place] = restored[value]
+        for value in begins:
+            assert value is not None
+            uses = [(use.owner.operation, use.operand_number) for use in value.uses]
+            self.turned[value] = self._edge(value, stream, back=False)
+            for op, place in uses:
+                kept = any(place == at and op == end for end, at, _ in ends)
+                if not kept and op.name != "tensor.dim":
+                    op.operands[place] = self.turned[value]
+
+    def _edge(self, value: ir.Value, stream: _Stream, *, back: bool) -> ir.Value:
+        owner, axis = value.owner, stream.channels.values[value]
+        if isinstance(owner, ir.Block):
+            point = ir.InsertionPoint.at_block_begin(owner)
+        else:
+            point = ir.InsertionPoint.after(owner)
+        location = ir.Location.unknown() if isinstance(owner, ir.Block) else owner.location
+        with point, location:
+            return rotated_rows(value, axis, stream.rotation, self.unit.store, back=back)
+
+    def _replace_norm(self, norm: NormOf, back: Rotation | None) -> None:
+        """Put an RMS norm without gains in the place of a norm; with `back`, its rows are rotated
+        back and have their gains."""
+        op, type_ = norm.op, norm.op.results[0].type
+        named = op.name == "abq.norm"
+        x = op.opview.x if named else self.turned.get(norm.norm.x, norm.norm.x)
+        with ir.InsertionPoint(op), op.location:
+            new = abq.NormOp(
+                x,
+                ir.StringAttr.get("rms"),
+                ir.FloatAttr.get(ir.F32Type.get(), norm.norm.epsilon),
+                type_,
+                type_,
+                residual=op.opview.residual if named else None,
+            )
+            rows = new.result
+            if back is not None:
+                axis = len(abq.shape(rows)) - 1
+                rows = rotated_rows(rows, axis, back, self.unit.store, back=True)
+                rows = with_gains(rows, norm.norm.weight, norm.norm.bias)
+        op.results[0].replace_all_uses_with(rows)
+        if named:
+            op.results[1].replace_all_uses_with(new.sum)
+            op.erase()
 
     def _turn_product(
         self, product: ir.Operation, rotation: Rotation, gain: np.ndarray | None
@@ -296,25 +373,6 @@ class _Rewriting:
                     f"'{_node(table)}'; rotated, with the gains of its norm, they are stored twice",
                 }
             )
-
-
-def _without_gains(norm: NormOf) -> None:
-    """Put an RMS norm without gains in the place of a norm."""
-    op, type_ = norm.op, norm.op.results[0].type
-    named = op.name == "abq.norm"
-    with ir.InsertionPoint(op), op.location:
-        new = abq.NormOp(
-            norm.norm.x,
-            ir.StringAttr.get("rms"),
-            ir.FloatAttr.get(ir.F32Type.get(), norm.norm.epsilon),
-            type_,
-            type_,
-            residual=op.opview.residual if named else None,
-        )
-    op.results[0].replace_all_uses_with(new.result)
-    if named:
-        op.results[1].replace_all_uses_with(new.sum)
-        op.erase()
 
 
 def _times(w: np.ndarray, vector: np.ndarray) -> np.ndarray:

@@ -12,8 +12,9 @@ WIDTH, INNER, ROWS = 48, 64, 40
 class Transformer:
     """A graph that is built up: `norm` is "rms" (spelled out), "layer", or "layer spelled out"."""
 
-    def __init__(self, norm: str, *, post: bool = False, seed: int = 0) -> None:
+    def __init__(self, norm: str, *, width: int = WIDTH, post: bool = False, seed: int = 0) -> None:
         self.norm_kind = norm
+        self.width = width
         self.post = post
         self.rng = np.random.default_rng(seed)
         self.nodes: list[onnx.NodeProto] = []
@@ -25,21 +26,26 @@ class Transformer:
     def tokens(self) -> str:
         """Rows of an embedding table plus rows of positions; the input is ids [2, 5]."""
         self.inputs.append(helper.make_tensor_value_info("ids", TensorProto.INT64, [2, 5]))
-        table = self.constant(self.normal(ROWS, WIDTH) + 1, "table")
+        table = self.constant(self.normal(ROWS, self.width) + 1, "table")
         tokens = self.op("Gather", table, "ids", name="embed")
-        positions = self.constant(self.normal(5, WIDTH))
+        positions = self.constant(self.normal(5, self.width))
         return self.op("Add", tokens, positions, name="positions")
 
     def patches(self) -> str:
         """Patches of an image [2, 3, 8, 8] by a convolution, behind a class token."""
         self.inputs.append(helper.make_tensor_value_info("image", TensorProto.FLOAT, [2, 3, 8, 8]))
-        w, b = self.constant(self.normal(WIDTH, 3, 4, 4)), self.constant(self.normal(WIDTH))
+        w, b = (
+            self.constant(self.normal(self.width, 3, 4, 4)),
+            self.constant(self.normal(self.width)),
+        )
         found = self.op("Conv", "image", w, b, strides=[4, 4], name="patches")
-        flat = self.op("Reshape", found, self.ints(2, WIDTH, 4))
+        flat = self.op("Reshape", found, self.ints(2, self.width, 4))
         rows = self.op("Transpose", flat, perm=[0, 2, 1])
-        token = self.op("Expand", self.constant(self.normal(1, 1, WIDTH)), self.ints(2, 1, WIDTH))
+        token = self.op(
+            "Expand", self.constant(self.normal(1, 1, self.width)), self.ints(2, 1, self.width)
+        )
         rows = self.op("Concat", token, rows, axis=1)
-        return self.op("Add", rows, self.constant(self.normal(1, 5, WIDTH)), name="positions")
+        return self.op("Add", rows, self.constant(self.normal(1, 5, self.width)), name="positions")
 
     # Layers
 
@@ -56,22 +62,24 @@ class Transformer:
         return self.op("Add", x, function(self.norm(x, name), name), name=f"{name}.add")
 
     def attention(self, x: str, name: str) -> str:
-        q, k, v = (self.linear(x, WIDTH, WIDTH, f"{name}.{part}", bias=True) for part in "qkv")
+        q, k, v = (
+            self.linear(x, self.width, self.width, f"{name}.{part}", bias=True) for part in "qkv"
+        )
         scores = self.op("MatMul", q, self.op("Transpose", k, perm=[0, 2, 1]))
         mixed = self.op("MatMul", self.op("Softmax", scores, axis=-1), v)
-        return self.linear(mixed, WIDTH, WIDTH, f"{name}.out", bias=True)
+        return self.linear(mixed, self.width, self.width, f"{name}.out", bias=True)
 
     def mlp(self, x: str, name: str) -> str:
-        inner = self.op("Relu", self.linear(x, WIDTH, INNER, f"{name}.up", bias=False))
-        return self.linear(inner, INNER, WIDTH, f"{name}.down", bias=False)
+        inner = self.op("Relu", self.linear(x, self.width, INNER, f"{name}.up", bias=False))
+        return self.linear(inner, INNER, self.width, f"{name}.down", bias=False)
 
     def linear(self, x: str, k: int, n: int, name: str, *, bias: bool) -> str:
         y = self.op("MatMul", x, self.constant(self.normal(k, n) / np.sqrt(k)), name=name)
         return self.op("Add", y, self.constant(self.normal(n))) if bias else y
 
     def norm(self, x: str, name: str) -> str:
-        gain = self.constant(1 + 0.3 * self.normal(WIDTH))
-        bias = self.constant(self.normal(WIDTH))
+        gain = self.constant(1 + 0.3 * self.normal(self.width))
+        bias = self.constant(self.normal(self.width))
         if self.norm_kind == "layer":
             return self.op("LayerNormalization", x, gain, bias, epsilon=1e-5, name=f"{name}.norm")
         if self.norm_kind == "rms":
@@ -92,7 +100,7 @@ class Transformer:
     def head(self, x: str, *, tied: bool = False) -> str:
         if tied:
             return self.op("MatMul", x, self.op("Transpose", "table", perm=[1, 0]), name="head")
-        return self.linear(x, WIDTH, ROWS, "head", bias=False)
+        return self.linear(x, self.width, ROWS, "head", bias=False)
 
     def model(self, result: str, shape: list[int]) -> onnx.ModelProto:
         self.nodes.append(helper.make_node("Identity", [result], ["y"]))
@@ -123,11 +131,22 @@ class Transformer:
         return result
 
 
-def decoder(norm: str = "rms", *, tied: bool = False, post: bool = False) -> onnx.ModelProto:
+def decoder(
+    norm: str = "rms", *, width: int = WIDTH, tied: bool = False, post: bool = False
+) -> onnx.ModelProto:
     """ids [2, 5] to y [2, 5, rows]."""
-    t = Transformer(norm, post=post)
+    t = Transformer(norm, width=width, post=post)
     x = t.layers(t.tokens())
     return t.model(t.head(x if post else t.norm(x, "last"), tied=tied), [2, 5, ROWS])
+
+
+def encoder(norm: str, *, normalized: bool) -> onnx.ModelProto:
+    """x [2, WIDTH, 5] to y [2, 5, WIDTH]: the stream begins behind a Relu and is returned, or what
+    the last norm makes of it."""
+    t = Transformer(norm)
+    t.inputs.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, WIDTH, 5]))
+    x = t.layers(t.op("Transpose", t.op("Relu", "x", name="stem"), perm=[0, 2, 1]))
+    return t.model(t.norm(x, "last") if normalized else x, [2, 5, WIDTH])
 
 
 def vision() -> onnx.ModelProto:

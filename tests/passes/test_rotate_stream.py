@@ -60,6 +60,7 @@ class Rotated:
         rng = np.random.default_rng(0)
         feeds = {
             "ids": rng.integers(0, small.ROWS, (2, 5)),
+            "x": rng.standard_normal((2, small.WIDTH, 5), np.float32),
             "image": rng.standard_normal((2, 3, 8, 8), np.float32),
         }
         feeds = {tensor.name: feeds[tensor.name] for tensor in self.unit.inputs}
@@ -99,6 +100,30 @@ def test_images_are_the_same_rotated(tmp_path: Path) -> None:
     rotated = Rotated(small.vision(), tmp_path)
     assert rotated.marked == INSIDE | {"head"} and not rotated.notes
     assert rotated.error() < 1e-5
+
+
+def test_gains_that_are_literals(tmp_path: Path) -> None:
+    """Constants of up to 16 elements stand in the IR."""
+    rotated = Rotated(small.decoder("layer", width=12), tmp_path)
+    assert rotated.marked == INSIDE | {"head"} and not rotated.notes
+    assert rotated.error() < 1e-5
+
+
+@pytest.mark.parametrize(("norm", "normalized"), [("layer", True), ("rms", False)])
+def test_rows_are_rotated_where_a_stream_begins_and_back_where_it_ends(
+    norm: str, normalized: bool, tmp_path: Path
+) -> None:
+    rotated = Rotated(small.encoder(norm, normalized=normalized), tmp_path)
+    assert rotated.marked == INSIDE and not rotated.notes
+    assert len(walk(rotated.module, "abq.batch_matmul")) == 2
+    assert rotated.error() < 1e-5
+
+
+def test_a_stream_whose_mean_is_read_keeps_it(tmp_path: Path) -> None:
+    rotated = Rotated(small.encoder("layer", normalized=False), tmp_path)
+    assert not rotated.marked
+    (note,) = rotated.notes
+    assert "it reads the mean of rows" in note
 
 
 def test_only_what_no_stream_brings_is_rotated_at_run_time(tmp_path: Path) -> None:
