@@ -1,0 +1,201 @@
+"""Calibration from data to codes: segments, samples, what a compile makes of them, bad data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import abqc
+import numpy as np
+import onnx
+import pytest
+from abqc.compiler.calibration.dataflow import DataFlow
+from abqc.compiler.calibration.residual import sum_of
+from abqc.compiler.calibration.runs import Stream, compile_segment
+from abqc.compiler.calibration.samples import batches
+from abqc.compiler.calibration.segments import cut, extract, value_name
+from abqc.compiler.evaluation.metrics import relative_error
+from abqc.compiler.onnx_import.importer import import_model
+from abqc.compiler.pipeline import stages
+from abqc.compiler.recipe import FLOAT
+from abqc.errors import InputError, RecipeError
+from abqc.passes.infrastructure import Unit, run_pipeline
+from onnx import TensorProto, helper, numpy_helper
+
+WIDTH, HIDDEN, LAYERS = 32, 48, 3
+SCALARS = {"half": 0.5, "one": 1.0}
+
+
+def blocks(path: Path, *, seed: int = 0) -> Path:
+    """Residual blocks h = h + down(relu(up(h)) * mask), an own head and a mask from the input."""
+    rng = np.random.default_rng(seed)
+    weights, nodes = [], []
+
+    def weight(name: str, *shape: int) -> str:
+        array = rng.standard_normal(shape).astype(np.float32) / np.float32(np.sqrt(shape[0]))
+        weights.append(numpy_helper.from_array(array, name))
+        return name
+
+    nodes.append(helper.make_node("Greater", ["length", "zero"], ["visible"]))
+    weights.append(numpy_helper.from_array(np.zeros((), np.int64), "zero"))
+    nodes.append(helper.make_node("Cast", ["visible"], ["mask"], to=TensorProto.FLOAT))
+    nodes.append(helper.make_node("Unsqueeze", ["mask", "last"], ["column"]))
+    weights.append(numpy_helper.from_array(np.array([-1]), "last"))
+    h = "x"
+    for layer in range(LAYERS):
+        up, down = weight(f"up{layer}", WIDTH, HIDDEN), weight(f"down{layer}", HIDDEN, WIDTH)
+        nodes += [
+            helper.make_node("MatMul", [h, up], [f"u{layer}"], name=f"up{layer}"),
+            helper.make_node("Relu", [f"u{layer}"], [f"r{layer}"]),
+            helper.make_node("Mul", [f"r{layer}", "column"], [f"m{layer}"]),
+            helper.make_node("MatMul", [f"m{layer}", down], [f"d{layer}"], name=f"down{layer}"),
+            helper.make_node("Add", [h, f"d{layer}"], [f"h{layer}"]),
+        ]
+        h = f"h{layer}"
+    nodes.append(helper.make_node("MatMul", [h, weight("head", WIDTH, 16)], ["y"], name="head"))
+    shape = ["batch", "tokens"]
+    graph = helper.make_graph(
+        nodes,
+        "blocks",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [*shape, WIDTH]),
+            helper.make_tensor_value_info("length", TensorProto.INT64, shape),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [*shape, 16])],
+        weights,
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), path)
+    return path
+
+
+def data(samples: int, *, seed: int = 1) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    mix = np.random.default_rng(7).standard_normal((WIDTH, WIDTH)) * np.linspace(0.1, 1, WIDTH)
+    x = (rng.standard_normal((samples, 12, WIDTH)) @ mix).astype(np.float32)
+    return {"x": x, "length": rng.integers(0, 5, (samples, 12))}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return blocks(tmp_path / "blocks.onnx")
+
+
+def reference(model: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    return abqc.compile(model, output=model.with_suffix(".float.so")).run(feeds)[0]
+
+
+def test_segments_one_after_the_other_are_the_model(model: Path, tmp_path: Path) -> None:
+    imported = import_model(model, work_dir=tmp_path)
+    unit = Unit(store=imported.store, recipe=FLOAT, inputs=imported.inputs)
+    operation = imported.module.operation
+    run_pipeline(operation, stages(on_device=False)["simplified"], unit)
+    flow = DataFlow(operation)
+    products = {
+        at: str(flow.id_of(op.operands[0]))
+        for at, op in enumerate(flow.operations)
+        if op.name == "abq.matmul"
+    }
+    segments = cut(flow, products)
+    assert [len(segment.products) for segment in segments] == [1] * (2 * LAYERS + 1)
+    assert len(segments[-1].inputs) == 1  # the residual stream; the mask is computed again
+    feeds = data(2)
+    stream = Stream([feeds], tmp_path)
+    head = flow.id_of(flow.operations[segments[-1].products[0]].results[0])
+    assert head is not None
+    for segment in segments:
+        outputs = [*segment.outputs] or [head]
+        part = extract(operation, imported.inputs, segment.inputs, outputs)
+        values = stream.run(compile_segment(part, FLOAT, imported.store, tmp_path), 0)
+        for id_ in outputs:
+            stream.keep(id_, 0, values[value_name(id_)])
+    found = stream.value(value_name(head), 0)
+    assert relative_error(reference(model, feeds), found) < 1e-5
+
+
+def test_the_sum_behind_a_product_is_found(model: Path, tmp_path: Path) -> None:
+    imported = import_model(model, work_dir=tmp_path)
+    unit = Unit(store=imported.store, recipe=FLOAT, inputs=imported.inputs)
+    run_pipeline(imported.module.operation, stages(on_device=False)["simplified"], unit)
+    flow = DataFlow(imported.module.operation)
+    products = [op for op in flow.operations if op.name == "abq.matmul"]
+    added = [sum_of(op.results[0]) != op.results[0] for op in products]
+    assert added == [False, True] * LAYERS + [False]
+
+
+@pytest.mark.parametrize("recipe", ["w3a8", "w4a4", "w2v a8", "w3:g16:asym a16"])
+def test_calibrated_codes_are_better_than_rounded_ones(model: Path, recipe: str) -> None:
+    samples, test = data(64), data(16, seed=2)
+    expected = reference(model, test)
+    errors = {}
+    for name, calib in (("rtn", None), ("gptq", samples)):
+        flag = " rtn" if calib is None else ""
+        compiled = abqc.compile(
+            model, quant=recipe + flag, calib=calib, output=model.with_suffix(".so")
+        )
+        errors[name] = float(np.square(compiled.run(test)[0] - expected).mean())
+    assert errors["gptq"] < 0.7 * errors["rtn"]
+    assert len(compiled.manifest["calibration"]["errors"]) == 2 * LAYERS + 1
+
+
+def test_codes_are_kept_and_taken_up_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ABQC_CACHE", str(tmp_path / "cache"))
+    runs = []
+    for _ in range(2):
+        library = abqc.compile(model, quant="w3a8", calib=data(8), output=tmp_path / "m.so")
+        runs.append(library.manifest["calibration"])
+    assert runs[0]["errors"] == runs[1]["errors"]
+    kept = list((tmp_path / "cache" / "calibration").glob("*/*.npz"))
+    assert len(kept) == 2 * LAYERS + 1
+    kept[0].write_bytes(b"damaged")
+    again = abqc.compile(model, quant="w3a8", calib=data(8), output=tmp_path / "m.so")
+    assert again.manifest["calibration"]["errors"] == runs[0]["errors"]
+
+
+def test_a_folder_and_an_iterable_are_the_same_data(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    parts = [data(3, seed=1), data(2, seed=2)]
+    for number, part in enumerate(parts):
+        np.savez(folder / f"{number}.npz", **part)  # type: ignore[arg-type]
+    found = [
+        abqc.compile(model, quant="w3a8", calib=calib, output=tmp_path / "m.so").manifest
+        for calib in (folder, iter(parts))
+    ]
+    assert found[0]["calibration"]["errors"] == found[1]["calibration"]["errors"]
+
+
+def _specs(model: Path, tmp_path: Path) -> list[object]:
+    return list(import_model(model, work_dir=tmp_path).inputs)
+
+
+def test_bad_data_say_what_is_wrong(model: Path, tmp_path: Path) -> None:
+    specs = _specs(model, tmp_path)
+    good = data(4)
+
+    def refused(match: str, **changed: np.ndarray) -> None:
+        arrays = {name: a for name, a in (good | changed).items() if a is not None}
+        np.savez(tmp_path / "bad.npz", **arrays)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=match):
+            batches(tmp_path / "bad.npz", specs)  # type: ignore[arg-type]
+
+    refused("has no input 'other'", other=good["x"])
+    refused("no array for input 'x'", x=None)  # type: ignore[arg-type]
+    refused("has type float64", x=good["x"].astype(np.float64))
+    refused("has shape", x=good["x"][0])
+    refused("has shape", x=good["x"][:, :, :5])
+    refused("NaN or infinity", x=np.where(good["x"] > 1, np.nan, good["x"]).astype(np.float32))
+    refused("differ in their number of samples", x=good["x"][:2])
+    refused("are empty", x=good["x"][:0], length=good["length"][:0])
+    (tmp_path / "bad.npz").write_bytes(b"PK truncated")
+    with pytest.raises(InputError, match="cannot read the calibration file"):
+        batches(tmp_path / "bad.npz", specs)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="there is no calibration file"):
+        batches(tmp_path / "absent.npz", specs)  # type: ignore[arg-type]
+
+
+def test_error_feedback_needs_data(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="needs calibration data"):
+        abqc.compile(model, quant="w4a8 gptq", output=tmp_path / "m.so")
+    with pytest.raises(RecipeError, match="nothing to calibrate"):
+        abqc.compile(model, quant="w4a8 rtn", calib=data(4), output=tmp_path / "m.so")
