@@ -30,7 +30,7 @@ REACH = {1: 1.1, 2: 0.95, 3: 0.9, 4: 0.85}
 # What a search multiplies all scales by, as long as it helps: longer tails want larger scales. (To
 # choose for each channel is worse: the errors of one differ by chance more than by the factor.)
 SEARCHED = (1.0, 1.15, 1.3, 1.5, 1.8, 2.2, 2.6)
-CHUNK_ELEMENTS = 1 << 18  # encoded by a thread at a time
+CHUNK_ELEMENTS = 1 << 18  # worked on at a time, by a thread
 
 
 def initial_scale(w: F32, scheme: Scheme) -> NDArray[np.float16]:
@@ -41,8 +41,7 @@ def initial_scale(w: F32, scheme: Scheme) -> NDArray[np.float16]:
     if not np.isfinite(w).all():
         raise ValueError("the weight holds NaN or infinity")
     starts = [begin for begin, _ in scheme.group_bounds(w.shape[1])]
-    squares = np.add.reduceat(w.astype(np.float64) ** 2, starts, axis=1)
-    means = squares / np.diff([*starts, w.shape[1]])
+    means = _group_sums(w, w, scheme, None) / np.diff([*starts, w.shape[1]])
     if scheme.granularity == "tensor":
         means = np.broadcast_to(means.mean(), means.shape)
     return round_scale(np.sqrt(means) / (trellis.SIGMA * REACH[_rate(scheme)]))
@@ -138,11 +137,10 @@ def _encode(w: F32, scheme: Scheme, scale: NDArray[np.float16]) -> QuantizedTens
     symbols = np.empty((panels.padded_n, k), np.uint8)
 
     def encode(columns: slice) -> None:
-        part = spread_groups(scale, scheme, k)
-        part = part[:, columns] if part.shape[1] > 1 else part
-        spread = np.broadcast_to(part.astype(np.float32), w[:, columns].shape)
+        groups = np.arange(k)[columns] // (scheme.group_size or k)
+        of_columns = scale.T[groups].astype(np.float32)
         search = ViterbiSearch(scheme.bits)
-        symbols[:, columns] = _encode_columns(w[:, columns].T, spread.T, panels, search).T
+        symbols[:, columns] = _encode_columns(w[:, columns].T, of_columns, panels, search).T
 
     step = max(1, CHUNK_ELEMENTS // panels.padded_n)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
@@ -152,12 +150,14 @@ def _encode(w: F32, scheme: Scheme, scale: NDArray[np.float16]) -> QuantizedTens
 
 
 def _encode_columns(x: F32, scale: F32, panels: Panels, search: ViterbiSearch) -> Symbols:
-    """Symbols [columns, padded N] of columns `x` [columns, N] with scales that broadcast to it.
+    """Symbols [columns, padded N] of columns `x` [columns, N] with their scales, as many.
 
     Rows of the padding are encoded as zeros, and so are those of a scale of 0.
     """
     units = np.zeros((len(x), panels.padded_n), np.float32)
     np.divide(x, scale, out=units[:, : panels.n], where=scale != 0)
+    if not np.isfinite(units).all():
+        raise ValueError("a column holds NaN or infinity, or exceeds its scales")
     symbols = np.empty(units.shape, np.uint8)
     for begin, end, rows in _runs(panels):
         sequences = units[:, begin:end].reshape(-1, rows)
@@ -178,9 +178,8 @@ def _runs(panels: Panels) -> Iterator[tuple[int, int, int]]:
 
 def _refit(w: F32, weight: QuantizedTensor, importance: np.ndarray | None) -> QuantizedTensor:
     """The same codes with the scales of least squared error."""
-    scheme = weight.scheme
-    q = weight.codes.astype(np.float32)
-    wq, qq = (_group_sums(a * q, scheme, importance) for a in (w, q))
+    scheme, q = weight.scheme, weight.codes
+    wq, qq = (_group_sums(a, q, scheme, importance) for a in (w, q))
     if scheme.granularity == "tensor":
         wq, qq = (np.broadcast_to(a.sum(axis=0), a.shape) for a in (wq, qq))
     fitted = np.divide(wq, qq, out=weight.scale.astype(np.float64), where=(wq > 0) & (qq > 0))
@@ -190,11 +189,25 @@ def _refit(w: F32, weight: QuantizedTensor, importance: np.ndarray | None) -> Qu
 
 def _error(w: F32, weight: QuantizedTensor, importance: np.ndarray | None) -> float:
     """The squared error of the whole weight."""
-    errors = np.square(weight.dequantize() - w).sum(axis=0, dtype=np.float64)
-    return float(errors.sum() if importance is None else errors @ importance)
+    scheme, total = weight.scheme, 0.0
+    for rows in _row_chunks(w):
+        scale = spread_groups(weight.scale[rows].astype(np.float32), scheme, w.shape[1])
+        errors = np.square(weight.codes[rows] * scale - w[rows]).sum(axis=0, dtype=np.float64)
+        total += float(errors.sum() if importance is None else errors @ importance)
+    return total
 
 
-def _group_sums(x: F32, scheme: Scheme, importance: np.ndarray | None) -> NDArray[np.float64]:
-    """Sums [N, G] of `x` [N, K] over each group, weighted by the importance of its columns."""
-    weighted = x.astype(np.float64) if importance is None else x * importance.astype(np.float64)
-    return np.add.reduceat(weighted, [b for b, _ in scheme.group_bounds(x.shape[1])], axis=1)
+def _group_sums(
+    a: np.ndarray, b: np.ndarray, scheme: Scheme, importance: np.ndarray | None
+) -> NDArray[np.float64]:
+    """Sums [N, G] of a * b [N, K] over each group, weighted by the importance of its columns."""
+    starts = [begin for begin, _ in scheme.group_bounds(a.shape[1])]
+    weights = np.float64(1) if importance is None else importance.astype(np.float64)
+    sums = [np.add.reduceat(a[rows] * weights * b[rows], starts, axis=1) for rows in _row_chunks(a)]
+    return np.concatenate(sums)
+
+
+def _row_chunks(w: np.ndarray) -> Iterator[slice]:
+    """Some rows at a time: temporary copies of a large weight are as large."""
+    step = max(1, CHUNK_ELEMENTS // w.shape[1])
+    return (slice(begin, begin + step) for begin in range(0, len(w), step))

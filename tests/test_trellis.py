@@ -184,3 +184,10 @@ def test_schemes() -> None:
 def test_bits_per_weight_count_the_padding() -> None:
     q = quantize_weight(gaussian(20, 10), parse_scheme("w2v"))
     assert q.bits_per_weight() == (32 * 10 * 2 + 20 * 16) / 200
+
+
+def test_a_column_that_is_not_finite_is_an_error() -> None:
+    scheme = parse_scheme("w2v")
+    encoder = ColumnEncoder(scheme, 4, initial_scale(gaussian(20, 4), scheme))
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        encoder.encode(1, np.full(20, np.nan, np.float32))
