@@ -21,6 +21,7 @@ from abqc.errors import ModelError
 
 from .infrastructure import Unit, defining_op, register, walk
 from .quantize import DEFAULT_HALF, HALF
+from .rotate_stream import ROTATED
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ def _float_type(w: ir.Value) -> Float:
 def _pack_matmul(op: ir.Operation, choice: Any, packed: dict[str, _Packed], unit: Unit) -> None:
     view = op.opview
     node = ir.StringAttr(view.node).value
+    in_stream = ROTATED in op.attributes
     x, _, _, quantize = _activation(view.x)
     strategy, spec = choice.strategy, choice.spec
     variants = strategy.matmul_kernels(spec)
@@ -164,6 +166,7 @@ def _pack_matmul(op: ir.Operation, choice: Any, packed: dict[str, _Packed], unit
             "weight": spec.weight_text,
             "activation": spec.activation.text if spec.activation else choice.float_type,
             "rotated": spec.hadamard_block,
+            "stream": in_stream,  # rotated in the weights around it
             "strategy": strategy.name,
             "why": choice.why,
             **stats,

@@ -254,6 +254,8 @@ def _quantize_matmul(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) ->
             w_zero=zero,
         )
         _keep_half(new.operation, recipe)
+        if ROTATED in op.attributes:
+            new.operation.attributes[ROTATED] = op.attributes[ROTATED]
     op.results[0].replace_all_uses_with(new.result)
     op.erase()
 

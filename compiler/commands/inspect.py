@@ -159,6 +159,8 @@ def _size(op: Mapping[str, Any]) -> str:
 
 def _formats(op: Mapping[str, Any]) -> str:
     formats = " ".join(f for f in (op["weight"], op["activation"]) if f != FLOAT) or "float"
+    if op.get("stream"):
+        return f"{formats} rotated in the weights"
     return formats + (f" rotated by {op['rotated']}" if op["rotated"] else "")
 
 
