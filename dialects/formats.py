@@ -223,6 +223,8 @@ def _scheme(text: str, role: Role, width: str, given: dict[str, str]) -> Scheme:
 def _default_sharing(role: Role, row: NumberFormat) -> str:
     if role == "a":
         return "token"
+    if row.in_digits:
+        return "channel"
     if row.kind == "table":
         return f"g{TABLE_GROUP_SIZE}"
     if row.kind == "trellis":
@@ -283,7 +285,7 @@ class QuantizedTensor:
         """
         scale_bits = 8 * self.scale.itemsize if self.scheme.scale == "f16" else 8
         stored = self.codes if self.symbols is None else self.symbols
-        bits = stored.size * self.scheme.bits + self.scale.size * scale_bits
+        bits = stored.size * self.scheme.format.stored_bits + self.scale.size * scale_bits
         bits += 32 if self.scheme.scale == "e4m3" else 0
         if self.zero is not None:
             bits += self.zero.size * self.scheme.bits

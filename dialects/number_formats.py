@@ -58,7 +58,13 @@ class NumberFormat:
     default_scale: Literal["range", "mean", "search"]
     shrink: float
     minifloat: Minifloat | None = None
+    in_digits: bool = False  # ternary: integer kernels store five codes in a byte
     table: tuple[float, ...] | None = None  # ascending
+
+    @property
+    def stored_bits(self) -> float:
+        """Bits of a code in a packed weight."""
+        return 8 / 5 if self.in_digits else self.bits
 
     @property
     def symmetric(self) -> bool:
@@ -153,6 +159,8 @@ class NumberFormat:
         assert self.kind != "trellis", "the bits of a trellis code are those of its symbols"
         if self.kind == "binary":
             return (codes > 0).astype(np.uint8)
+        if self.in_digits:
+            return (codes - self.qmin).astype(np.uint8)
         return codes.astype(np.int16).astype(np.uint8) & np.uint8((1 << self.bits) - 1)
 
     def from_bits(self, stored: NDArray[np.uint8]) -> Codes:
@@ -160,6 +168,8 @@ class NumberFormat:
         q = stored.astype(np.int16)
         if self.kind == "binary":
             q = 2 * q - 1
+        elif self.in_digits:
+            q += self.qmin
         elif self.symmetric and not self.indexed:
             q -= (q >> (self.bits - 1)) << self.bits
         return q.astype(self.dtype)
@@ -230,6 +240,9 @@ _ROWS = (
     NumberFormat("binary", "1", "binary", 1, -1, 1, _sign, "mean", 1.0),
     NumberFormat("balanced2", "2*", "balanced", 3, -2, 2, _nearest_integer, "search", 0.1),
     NumberFormat("ternary", "t", "ternary", 2, -1, 1, _nearest_integer, "search", 0.1),
+    NumberFormat(
+        "ternary5", "t5", "ternary", 2, -1, 1, _nearest_integer, "search", 0.1, in_digits=True
+    ),
     _float_row("fp4", minifloats.E2M1),
     _float_row("fp6", minifloats.E2M3),
     _float_row("fp6e3m2", minifloats.E3M2),

@@ -63,7 +63,7 @@ def row_of(width: str, symmetric: bool) -> NumberFormat:
 
 def test_the_table_holds_every_format_of_the_page() -> None:
     integers = {(str(n), symmetric) for n in range(1, 9) for symmetric in (True, False)}
-    others = ("2*", "t", "fp4", "fp6", "fp6e3m2", "fp8", "fp8e5m2", "nf4", "1v", "2v", "3v", "4v")
+    others = ("2*", "t", "t5", "fp4", "fp6", "fp6e3m2", "fp8", "fp8e5m2", "nf4", "1v", "2v", "3v", "4v")
     assert {(r.width, r.symmetric) for r in FORMATS.values()} == integers | {
         (width, True) for width in others
     }
@@ -124,6 +124,7 @@ def test_ties_go_to_even_and_zeros_of_either_sign_are_positive() -> None:
         ("w2*", "w2*:g128:sym"),
         ("wt", "wt:g128:sym"),
         ("wt:channel", "wt:channel:sym"),
+        ("wt5", "wt5:channel:sym"),
         ("w4:asym:g64", "w4:g64:asym"),
         ("w3:tensor", "w3:tensor:sym"),
         ("wfp4", "wfp4:g128:sym"),

@@ -22,6 +22,7 @@ forms = pytest.mark.parametrize("isa", FORMS, ids=lambda isa: isa.name)
 INTEGERS = ["wmxfp4", "wnvfp4", "wfp4:channel", "wmxfp6", "wbfp3:g48", "wt:g20:e8m0", "w8:g9:e4m3"]
 # Short groups have no sums of their codes stored.
 SHORT = ["w4:g32", "w3:g33:asym", "w1:g48"]
+DIGITS = ["wt5:g33", "wt5"]
 FLOATS = ["wmxfp8", "wfp8e5m2", "wfp6e3m2:g16:e4m3", "wnf4", "wnf4:g7:e8m0"]
 
 
@@ -31,7 +32,9 @@ def each(texts: list[str], few: list[str]) -> list[Any]:
     return [pytest.param(isa, text, id=f"{text}-{isa.name}") for isa, text in pairs]
 
 
-@pytest.mark.parametrize(("isa", "text"), each([*INTEGERS, *SHORT], ["wmxfp6", "w4:g32"]))
+@pytest.mark.parametrize(
+    ("isa", "text"), each([*INTEGERS, *SHORT, *DIGITS], ["wmxfp6", "w4:g32", "wt5"])
+)
 def test_integers_are_multiplied_exactly(isa: Isa, text: str) -> None:
     """Both row variants, unsigned codes with zero points and signed ones."""
     for m, activation in ((1, "a8"), (5, "a8:token:sym")):
@@ -57,7 +60,7 @@ def test_planes_take_scales_of_one_byte_and_short_groups(text: str) -> None:
         case.check_result()
 
 
-@pytest.mark.parametrize(("isa", "text"), each([*INTEGERS, *FLOATS], ["wnvfp4", "wnf4"]))
+@pytest.mark.parametrize(("isa", "text"), each([*INTEGERS, *FLOATS, *DIGITS], ["wnvfp4", "wnf4"]))
 def test_float_activations(isa: Isa, text: str) -> None:
     compiled = Compiled(isa, text, 77)
     rng = np.random.default_rng(3)

@@ -112,7 +112,7 @@ def test_bytes_are_dense():
     assert table_layout(576, parse_scheme("w8:channel")).row_bytes == 576 + 2
 
 
-TIED = ["w8", "w4:g50:asym", "w1:g48", "wmxfp4", "wnvfp4", "wmxfp8", "wnf4"]
+TIED = ["wt5", "w8", "w4:g50:asym", "w1:g48", "wmxfp4", "wnvfp4", "wmxfp8", "wnf4"]
 
 
 @pytest.mark.parametrize("isa", FORMS)

@@ -88,6 +88,8 @@ class BitplaneStrategy(PanelStrategy):
     name = "bitplane"
 
     def unsupported(self, spec: MatmulSpec) -> str | None:
+        if spec.weight is not None and spec.weight.format.in_digits:
+            return f"strategy 'bitplane' stores planes, not digits as {spec.weight} asks for"
         if spec.weight is not None and spec.weight.format.indexed:
             return f"strategy 'bitplane' multiplies bits of integers, which {spec.weight} has not"
         return super().unsupported(spec)

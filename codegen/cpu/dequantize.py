@@ -36,7 +36,7 @@ from .float_tile import (
     store_columns,
     sum_pairwise,
 )
-from .int8_layout import QUAD, bit_parts, pack_codes, stored_value, unit_quads
+from .int8_layout import QUAD, pack_codes, stored_value, value_parts, value_quads
 from .layout import Reduction
 from .look_up import indexed_values
 from .panel_layout import WeightLayout, pack_weight
@@ -111,7 +111,7 @@ def weight_layout(spec: MatmulSpec) -> WeightLayout:
     """The layout of strategies `int8` and `dequantize`."""
     weight = _weight(spec)
     value = stored_value(weight.format)
-    reduction = Reduction.of(spec.k, weight, QUAD * unit_quads(value.bits))
+    reduction = Reduction.of(spec.k, weight, QUAD * value_quads(value))
     return WeightLayout(value, weight.symmetric, spec.scale, reduction)
 
 
@@ -149,7 +149,7 @@ class _Panel:
             for line in range(0, layout.unit_bytes, 64):
                 b.prefetch(self.w, at + (line + PREFETCH_BYTES))
         values = []
-        for quad in range(unit_quads(layout.value.bits)):
+        for quad in range(value_quads(layout.value)):
             packed = self._quad(at, quad)
             values += [self._float(packed, byte, zero) for byte in range(QUAD)]
         return values
@@ -159,14 +159,11 @@ class _Panel:
         b, layout, offset = self.b, self.layout, 0
         flipped = layout.value.signed and layout.value.indexed is None
         values = b.const(SIGN_BITS if flipped else 0, vec(PANEL, "i32"))
-        for part in bit_parts(layout.value.bits):
+        for part in value_parts(layout.value):
             place, slot = divmod(quad, part.quads)
-            bits = b.load_as(self.w, at + (offset + place * 64), vec(PANEL, "i32"))
-            if part.bits < 8:
-                mask = ((1 << part.bits) - 1) * 0x01010101
-                bits = ((bits >> (slot * part.bits)) & mask) << part.shift
-            values = values ^ bits
-            offset += unit_quads(layout.value.bits) // part.quads * 64
+            vector = b.load_as(self.w, at + (offset + place * 64), vec(PANEL, "i32"))
+            values = values ^ part.emit(vector, slot)
+            offset += value_quads(layout.value) // part.quads * 64
         return values + values if layout.value.mul == 2 else values
 
     def _float(self, packed: Value, byte: int, zero: Value) -> Value:

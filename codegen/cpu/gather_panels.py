@@ -24,7 +24,7 @@ from .dequantize import SIGN_BITS, weight_layout
 from .float_matmul import Panels
 from .float_tile import PANEL, load_floats
 from .gather import ROWS
-from .int8_layout import QUAD, bit_parts, unit_quads
+from .int8_layout import QUAD, value_parts, value_quads
 from .look_up import indexed_values
 from .panel_layout import WeightLayout
 from .scales import load_scales
@@ -108,7 +108,7 @@ class _Row:
             at = self.base + segment * layout.segment_bytes
             with b.loop(0, terms, reduction.unit) as units:
                 unit_at = at + units.i // reduction.unit * layout.unit_bytes
-                for quad in range(unit_quads(layout.value.bits)):
+                for quad in range(value_quads(layout.value)):
                     first = units.i + quad * QUAD
                     values = self._values(self._quad(unit_at, quad), zero) * scale
                     mask = None if reduction.divides(reduction.unit) else terms - first
@@ -134,15 +134,11 @@ class _Row:
         b, layout, offset = self.b, self.layout, 0
         flipped = layout.value.signed and layout.value.indexed is None
         total = b.const(SIGN_BITS if flipped else 0, "i32")
-        for part in bit_parts(layout.value.bits):
+        for part in value_parts(layout.value):
             place, slot = divmod(quad, part.quads)
             byte = at + (self.lane * QUAD + (offset + place * VECTOR_BYTES))
-            bits = b.load_as(self.w, byte, "i32")
-            if part.bits < 8:
-                mask = ((1 << part.bits) - 1) * 0x01010101
-                bits = ((bits >> (slot * part.bits)) & mask) << part.shift
-            total = total ^ bits
-            offset += unit_quads(layout.value.bits) // part.quads * VECTOR_BYTES
+            total = total ^ part.emit(b.load_as(self.w, byte, "i32"), slot)
+            offset += value_quads(layout.value) // part.quads * VECTOR_BYTES
         stored = b.zext(b.bitcast(b.splat(total, 1), vec(QUAD, "i8")), "i32")
         return stored * layout.value.mul
 

@@ -14,7 +14,7 @@ from ...dialects.formats import NumberFormat, Scheme
 from ..builder import Builder, Value, vec
 from ..strategy import MatmulSpec
 from .int8_kernels import Int8Kernel
-from .int8_layout import QUAD, pack_codes, stored_value, unit_quads
+from .int8_layout import QUAD, pack_codes, stored_value, value_quads
 from .panel_layout import RowLayout, StoredValue, WeightLayout
 from .panel_matmul import PanelKernel
 from .panel_strategy import COLUMNS, PanelRows, PanelStrategy, activation_of
@@ -60,7 +60,7 @@ class Int8Strategy(PanelStrategy):
     name = "int8"
 
     def unit(self, weight: Scheme) -> int:
-        return QUAD * unit_quads(weight.bits)
+        return QUAD * value_quads(stored_value(weight.format))
 
     def code_bits(self, activation: NumberFormat) -> int:
         return 8

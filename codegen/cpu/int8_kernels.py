@@ -9,7 +9,7 @@ from ..builder import Value, vec
 from ..isa import Isa
 from ..stored_values import integer_bytes
 from .dot import Dot
-from .int8_layout import QUAD, BitPart, bit_parts, unit_quads
+from .int8_layout import QUAD, BitPart, value_parts, value_quads
 from .panel_layout import PANEL
 from .panel_matmul import PanelBody, PanelKernel, Tile, split
 
@@ -82,7 +82,7 @@ class Int8Body(PanelBody):
     def _unit(self, acc: list[list[Value]], q_at: Sequence[Value], quads: Quads) -> None:
         """Add the products of one unit to `acc`, [chain, row, panel][register]."""
         b, dot, tile = self.b, self.dot, self.tile
-        for quad in range(unit_quads(self.weight.value.bits)):
+        for quad in range(value_quads(self.weight.value)):
             weights = [dot.weights(quads(c, quad)) for c in range(tile.panels)]
             first = (quad % tile.chains) * self.product_rows * tile.panels
             codes = [b.load_as(self.q, at + quad * QUAD, "i32") for at in q_at]
@@ -98,8 +98,8 @@ class Int8Body(PanelBody):
         """The vectors of a unit, by part."""
         b, offset = self.b, 0
         vectors: dict[BitPart, list[Value]] = {}
-        for part in bit_parts(self.weight.value.bits):
-            count = unit_quads(self.weight.value.bits) // part.quads
+        for part in value_parts(self.weight.value):
+            count = value_quads(self.weight.value) // part.quads
             vectors[part] = []
             for _ in range(count):
                 vectors[part].append(b.load_as(self.w, at + offset, vec(PANEL, "i32")))
@@ -110,7 +110,7 @@ class Int8Body(PanelBody):
         """The values of a quad as bytes, vector<16xi32>."""
         values = None
         for part, loaded in vectors.items():
-            bits = _move_bits(loaded[quad // part.quads], part, quad % part.quads)
+            bits = part.emit(loaded[quad // part.quads], quad % part.quads)
             values = bits if values is None else values | bits
         assert values is not None
         indexed = self.weight.value.indexed
@@ -118,12 +118,3 @@ class Int8Body(PanelBody):
             return values
         assert indexed.minifloat is not None, f"{indexed.name} has no integers"
         return integer_bytes(values, indexed.minifloat)
-
-
-def _move_bits(vector: Value, part: BitPart, slot: int) -> Value:
-    """The bits of quad `slot` of a part's vector, moved to where they stand in the value."""
-    if part.bits == 8:
-        return vector
-    distance = slot * part.bits - part.shift
-    moved = vector >> distance if distance > 0 else vector << -distance if distance < 0 else vector
-    return moved & (((1 << part.bits) - 1) << part.shift) * 0x01010101

@@ -4,7 +4,8 @@ A *quad* is 4 consecutive k of 16 channels: 64 values, one VPDPBUSD. A unit is 4
 below 8 are stored as sums of parts of 4, 2 and 1 bits, each part dense: a 64-byte vector of a part
 of `p` bits holds the same 64 positions of 8/p quads, quad j at bit j * p of every byte. So any
 width unpacks into whole vectors. Values are unsigned below 8 bits, and signed bytes at 8; codes of
-indexed formats stand there as they are.
+indexed formats stand there as they are. Ternary values may be digits of base 3: a vector then holds
+five quads, which are a unit.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...dialects.formats import NumberFormat
+from ..builder import Value
+from ..ternary_digits import DIGITS, digit_of_bytes, pack_digits
 from .panel_layout import PANEL, StoredValue, WeightLayout
 
 QUAD = 4  # consecutive k that VPDPBUSD sums
@@ -28,14 +31,30 @@ def stored_value(format: NumberFormat) -> StoredValue:
 
 @dataclass(frozen=True)
 class BitPart:
-    """`bits` bits of every value, from bit `shift` on; 8 // bits quads share a vector."""
+    """`bits` bits of every value, from bit `shift` on; 8 // bits quads share a vector.
+
+    `in_digits`: of ternary values, quad j is digit j of every byte (ternary_digits.py).
+    """
 
     bits: int
     shift: int
+    in_digits: bool = False
 
     @property
     def quads(self) -> int:
-        return 8 // self.bits
+        return DIGITS if self.in_digits else 8 // self.bits
+
+    def emit(self, vector: Value, quad: int) -> Value:
+        """The bits of quad `quad` of a part's vector (i32), moved to where they are in values."""
+        if self.in_digits:
+            return digit_of_bytes(vector, quad)
+        if self.bits == 8:
+            return vector
+        distance = quad * self.bits - self.shift
+        moved = vector
+        if distance:
+            moved = vector >> distance if distance > 0 else vector << -distance
+        return moved & (((1 << self.bits) - 1) << self.shift) * 0x01010101
 
 
 def bit_parts(bits: int) -> tuple[BitPart, ...]:
@@ -53,11 +72,23 @@ def unit_quads(bits: int) -> int:
     return max(4, *(part.quads for part in bit_parts(bits)))
 
 
+def value_parts(value: StoredValue) -> tuple[BitPart, ...]:
+    """The parts that stored values are kept in."""
+    return (BitPart(value.bits, 0, True),) if value.in_digits else bit_parts(value.bits)
+
+
+def value_quads(value: StoredValue) -> int:
+    """Quads of a unit of stored values."""
+    return DIGITS if value.in_digits else unit_quads(value.bits)
+
+
 def pack_codes(layout: WeightLayout, values: np.ndarray) -> np.ndarray:
     """Values [panels, 16, padded K] as units of bit parts, by panel."""
     panels = len(values)
     quads = values.reshape(panels, PANEL, -1, QUAD).transpose(0, 2, 1, 3)
-    units = quads.reshape(-1, unit_quads(layout.value.bits), QUAD_CODES)
+    units = quads.reshape(-1, value_quads(layout.value), QUAD_CODES)
+    if layout.value.in_digits:
+        return pack_digits(units.transpose(0, 2, 1)).reshape(panels, -1)
     vectors = []
     for part in bit_parts(layout.value.bits):
         bits = (units >> part.shift) & ((1 << part.bits) - 1)

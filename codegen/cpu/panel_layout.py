@@ -29,6 +29,7 @@ import numpy as np
 from ...dialects.formats import NumberFormat, QuantizedTensor
 from ...dialects.scale_types import SCALE_BYTES, StoredScale, stored_scales
 from ..align import align
+from ..ternary_digits import DIGITS
 from .layout import Reduction
 from .scales import tensor_scale_bytes
 
@@ -52,6 +53,7 @@ class StoredValue:
     offset: int
     signed: bool
     indexed: NumberFormat | None = None
+    in_digits: bool = False  # five in a byte (ternary_digits.py)
 
     @staticmethod
     def unsigned(format: NumberFormat) -> StoredValue:
@@ -59,7 +61,7 @@ class StoredValue:
             return StoredValue(format.bits, 1, 0, True, format)
         if format.kind == "binary":
             return StoredValue(1, 2, 1, False)
-        return StoredValue(format.bits, 1, -format.qmin, False)
+        return StoredValue(format.bits, 1, -format.qmin, False, in_digits=format.in_digits)
 
     @staticmethod
     def signed_byte(format: NumberFormat) -> StoredValue:
@@ -97,18 +99,24 @@ class WeightLayout:
     scale: StoredScale
     reduction: Reduction
 
+    def _code_bytes(self, k: int) -> int:
+        """Of the codes of `k` elements, whole units, of 16 channels."""
+        if self.value.in_digits:
+            return k * PANEL // DIGITS
+        return k * PANEL * self.value.bits // 8
+
     @property
     def unit_bytes(self) -> int:
-        return self.reduction.unit * PANEL * self.value.bits // 8
+        return self._code_bytes(self.reduction.unit)
 
     @property
     def segment_bytes(self) -> int:
         """From one segment's codes to the next one's."""
-        return self.reduction.segment_pitch * PANEL * self.value.bits // 8
+        return self._code_bytes(self.reduction.segment_pitch)
 
     @property
     def scales_offset(self) -> int:
-        return self.reduction.padded_k * PANEL * self.value.bits // 8
+        return self._code_bytes(self.reduction.padded_k)
 
     @property
     def scale_bytes(self) -> int:

@@ -5,7 +5,7 @@ bits are).
                 bottom of a byte (u8, factor 1), symmetric ones at its top (s8), so that two's
                 complement needs no sign extension. An accumulator of such products is an exact
                 multiple of the factor; `>>` (arithmetic) by `s8_shift(format)` gives that of the
-                codes. Indexed codes become their integers (factor 1).
+                codes. Indexed codes become their integers, digits their q (factor 1).
     f16, bf16   2 codes a register, each exactly q - zero. The bits are put into the mantissa of
                 2^10 (2^7), which is then subtracted: Kim et al., "Who Says Elephants Can't Run"
                 (2022), as in Marlin (Frantar et al., 2024). Indexed codes become their values,
@@ -33,6 +33,7 @@ from ...dialects.formats import NumberFormat
 from ...dialects.minifloats import Minifloat
 from ..builder import Value, vec
 from ..stored_values import integer_bytes
+from ..ternary_digits import DIGITS, digit_of_bytes, digit_of_even_bytes
 from .builder import GpuBuilder
 from .codebook import codebook_s8
 from .rows_layout import FloatElement, round_to
@@ -48,7 +49,7 @@ def s8_shift(format: NumberFormat) -> int:
     """The binary logarithm of `s8_factor`."""
     if format.kind == "binary":
         return _BINARY_SHIFT
-    if format.indexed:
+    if format.indexed or format.in_digits:
         return 0
     return 8 - format.bits if format.symmetric else 0
 
@@ -71,6 +72,9 @@ def s8_register(
     `words` are the `layout.chunk_words` words (i32) of this lane, in the order of memory.
     """
     assert layout.lane_bits == 8
+    if layout.format.in_digits:  # less 1, without a borrow from the next byte
+        raised = _digits(layout, words, register) | _repeat(0x80, 8)
+        return (raised - _repeat(1, 8)) ^ _repeat(0x80, 8)
     if layout.format.indexed:
         assert layout.format.minifloat is not None, f"{layout.format.name} has no integers"
         return integer_bytes(_gather(b, layout, words, register, 0, 0), layout.format.minifloat)
@@ -118,11 +122,23 @@ def half_register(
     half = HALF_TYPES[element]
     if layout.format.indexed:
         return _indexed_values(b, layout.format, _gather(b, layout, words, register, 0, 0), half)
+    if layout.format.in_digits:
+        digits = _digits(layout, words, register)
+        return _unscale(b, half, digits | _repeat(half.magic, 16), 0, 1)
     if layout.bits > half.mantissa:
         value = _by_nibbles(b, layout, words, register, half)
     else:
         value = _by_mantissa(b, layout, words, register, half)
     return value if minus_zero is None else value + minus_zero
+
+
+def _digits(layout: WeightLayout, words: Sequence[Value], register: int) -> Value:
+    """The digits (0, 1, 2) of a register, one at the bottom of each lane."""
+    word, field = words[register // layout.word_digits], register % layout.word_digits
+    if layout.lane_bits == 8:
+        return digit_of_bytes(word, field)
+    byte, digit = divmod(field, DIGITS)
+    return digit_of_even_bytes(_shift(word, -8 * byte), digit)
 
 
 def _indexed_values(b: GpuBuilder, format: NumberFormat, codes: Value, half: HalfType) -> Value:

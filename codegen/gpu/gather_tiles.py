@@ -46,6 +46,8 @@ def panel_gather_kernel(strategy: str, spec: MatmulSpec) -> Kernel | None:
     if strategy not in ("int8", "dequantize"):
         return None
     assert spec.weight is not None
+    if spec.weight.format.in_digits:
+        return None
     layout = WeightLayout.of(spec)
     name = (
         f"gather_{spec.weight.format.name}_tiles{layout.lane_bits}_g{layout.grouped.group_size}"

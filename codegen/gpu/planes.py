@@ -39,6 +39,8 @@ class Planes:
             return "strategy 'planes' takes quantized weights and activations only"
         if spec.weight.format.indexed:
             return f"strategy 'planes' multiplies bits of integers, which {spec.weight} has not"
+        if spec.weight.format.in_digits:
+            return f"strategy 'planes' stores planes, not digits as {spec.weight} asks for"
         if spec.scale not in ("f16", "f32"):
             return f"strategy 'planes' takes scales of f16 and f32, not {spec.scale}"
         if spec.trellis:

@@ -30,7 +30,12 @@ words hold, with J = lane_bits / p fields in each 8- or 16-bit lane of a word,
 
     register r: word r // J, element i at bit lane_bits * i + p * (r % J)
 
-so that all elements of a register come out with one shift and one mask. The words of a lane in a
+so that all elements of a register come out with one shift and one mask. Ternary codes that are
+digits (ternary_digits.py) are no parts: with J = 5 lane_bits / 8,
+
+    register r: word r // J, element i in lane i, digit r % 5 of its byte r % J // 5
+
+The words of a lane in a
 chunk, four to a load, are those of the first part, then those of the next.
 
 Padding (K beyond a group, units beyond the last, columns beyond n) is stored as zero bits. It needs
@@ -50,6 +55,7 @@ from ...dialects.formats import NumberFormat, QuantizedTensor, Scheme
 from ...dialects.scale_types import SCALE_BYTES, StoredScale, stored_scales
 from ..layout import ThreadValue
 from ..strategy import MatmulSpec
+from ..ternary_digits import DIGITS, pack_digits, unpack_digits
 from .arch import WARP
 from .atoms import MmaAtom
 from .rows_layout import K_UNIT, GroupedK
@@ -129,6 +135,8 @@ class WeightLayout:
     @property
     def chunk_units(self) -> int:
         """Units of a chunk: so many that the narrowest part fills 16 bytes a lane."""
+        if self.format.in_digits:
+            return DIGITS
         codes_per_unit = LANE_CODES * BLOCKS
         narrowest = part_widths(self.bits)[-1]
         return max(1, LOAD_BYTES * 8 // (narrowest * codes_per_unit))
@@ -139,6 +147,7 @@ class WeightLayout:
 
     @cached_property
     def parts(self) -> tuple[BitPart, ...]:
+        """Those of codes that are stored by bits."""
         parts, shift, word = [], 0, 0
         for bits in part_widths(self.bits):
             parts.append(BitPart(bits, shift, word))
@@ -149,7 +158,14 @@ class WeightLayout:
     @property
     def chunk_words(self) -> int:
         """32-bit words of a lane in a chunk."""
+        if self.format.in_digits:
+            return self.chunk_registers // self.word_digits
         return self.chunk_registers * self.bits // self.lane_bits
+
+    @property
+    def word_digits(self) -> int:
+        """Registers that share a word, of codes that are digits."""
+        return DIGITS * self.lane_bits // 8
 
     @property
     def chunk_loads(self) -> int:
@@ -284,7 +300,11 @@ def _pack_codes(layout: WeightLayout, stored: np.ndarray) -> np.ndarray:
     by_row = _to_registers(layout, whole).reshape(tiles, *_register_shape(layout))
     by_lane = by_row.transpose(0, *(1 + axis for axis in _BY_LANE))
     registers = by_lane.reshape(tiles, layout.chunks, WARP, layout.chunk_registers)
-    words = np.concatenate([_pack_part(layout, part, registers) for part in layout.parts], axis=3)
+    if layout.format.in_digits:
+        words = _pack_digits(layout, registers)
+    else:
+        parts = [_pack_part(layout, part, registers) for part in layout.parts]
+        words = np.concatenate(parts, axis=3)
     loads = words.reshape(tiles, layout.chunks, WARP, layout.chunk_loads, WORDS_PER_LOAD)
     return np.ascontiguousarray(loads.transpose(0, 1, 3, 2, 4)).reshape(-1).view(np.uint8)
 
@@ -328,9 +348,12 @@ def _unpack_codes(layout: WeightLayout, packed: np.ndarray) -> np.ndarray:
     )
     tiles = len(loads)
     words = loads.transpose(0, 1, 3, 2, 4).reshape(tiles, layout.chunks, WARP, layout.chunk_words)
-    parts = [_unpack_part(layout, part, words) for part in layout.parts]
+    if layout.format.in_digits:
+        joined = _unpack_digits(layout, words)
+    else:
+        joined = np.bitwise_or.reduce([_unpack_part(layout, p, words) for p in layout.parts])
     shape = _register_shape(layout)
-    registers = np.bitwise_or.reduce(parts).reshape(tiles, *(shape[axis] for axis in _BY_LANE))
+    registers = joined.reshape(tiles, *(shape[axis] for axis in _BY_LANE))
     by_row = registers.transpose(0, *(1 + int(axis) for axis in np.argsort(_BY_LANE)))
     flat = np.ascontiguousarray(by_row).reshape(tiles * TILE_COLUMNS, -1)
     return layout.grouped.unpad(_from_registers(layout, flat))
@@ -344,6 +367,24 @@ def _unpack_part(layout: WeightLayout, part: BitPart, words: np.ndarray) -> np.n
         layout, part
     )
     return bits.reshape(*words.shape[:-1], -1) << np.uint32(part.shift)
+
+
+def _pack_digits(layout: WeightLayout, registers: np.ndarray) -> np.ndarray:
+    """Registers [..., chunk registers] of digits as words [..., words]."""
+    lanes = WORD_BITS // layout.lane_bits
+    elements = registers.view(np.uint8).reshape(*registers.shape, lanes, -1)[..., 0]
+    shared = elements.reshape(*registers.shape[:-1], -1, layout.word_digits, lanes)
+    by_byte = shared.swapaxes(-1, -2).reshape(*shared.shape[:-2], WORD_BITS // 8, DIGITS)
+    return np.ascontiguousarray(pack_digits(by_byte)).view(np.uint32)[..., 0]
+
+
+def _unpack_digits(layout: WeightLayout, words: np.ndarray) -> np.ndarray:
+    """The inverse of `_pack_digits`."""
+    lanes = WORD_BITS // layout.lane_bits
+    by_byte = unpack_digits(np.ascontiguousarray(words[..., None]).view(np.uint8))
+    shared = by_byte.reshape(*words.shape, lanes, layout.word_digits).swapaxes(-1, -2)
+    elements = np.ascontiguousarray(shared.astype(f"u{layout.lane_bits // 8}"))
+    return elements.view(np.uint32).reshape(*words.shape[:-1], -1)
 
 
 def _put_columns(blob: np.ndarray, offset: int, values: np.ndarray) -> None:
