@@ -27,15 +27,16 @@ MAX_BASE = 256
 BASES = orders(MAX_BASE)
 SMALL_BASE = 36  # one base up to this is taken alone, whatever products there are
 MAX_BASES = 4  # of one block
+LANES = 16  # elements of a vector that `split_block` has in mind, whatever the machine has
 CHUNK_ELEMENTS = 1 << 18  # transform this many elements at a time: they stay in the cache
 
 
 @lru_cache
 def split_block(block: int) -> tuple[tuple[int, ...], int]:
-    """`(bases, 2^k)`, bases ascending, whose product is `block`.
+    """`(bases, 2^k)`, bases descending, whose product is `block`.
 
-    One small base where there is one; else the bases with the smallest sum, which cost least.
-    Raises ValueError for sizes without a matrix.
+    One small base where there is one; else the bases that cost least. Raises ValueError for sizes
+    without a matrix.
     """
     odd = block // _two_power(block) if block > 0 else 0
     if odd == 1:
@@ -45,14 +46,24 @@ def split_block(block: int) -> tuple[tuple[int, ...], int]:
         raise ValueError(
             f"no Hadamard matrix of size {block}; sizes are 2^k times products of {BASES[1:6]}, .."
         )
-    bases = min(found, key=lambda bases: (bases != (4 * odd,) or 4 * odd > SMALL_BASE, sum(bases)))
+    small = (4 * odd,) if 4 * odd <= SMALL_BASE else None
+    bases = min(found, key=lambda bases: (bases != small, _cost(bases, block), len(bases)))
     return bases, block // math.prod(bases)
+
+
+def _cost(bases: tuple[int, ...], block: int) -> int:
+    """Additions for each element, counted in vectors that the runs may not fill."""
+    total, inner = 0, block // math.prod(bases)
+    for base in reversed(bases):
+        total += base * LANES // math.gcd(LANES, inner)
+        inner *= base
+    return total
 
 
 @lru_cache
 def _all_bases(odd: int) -> list[tuple[int, ...]]:
-    """All lists of base orders, ascending, whose odd parts multiply to `odd`."""
-    usable = [base for base in BASES[1:] if odd and odd % (base // 4) == 0]
+    """All lists of base orders, descending, whose odd parts multiply to `odd`."""
+    usable = [base for base in reversed(BASES[1:]) if odd and odd % (base // 4) == 0]
     return [
         bases
         for count in range(1, MAX_BASES + 1)

@@ -54,7 +54,9 @@ def check(k: int, block: int, m: int = 2, weight: str = "w8:channel", arch=SM_80
     np.testing.assert_allclose(y, expected, rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("block", [1, 2, 4, 8, 64, 128, 12, 24, 20, 28, 36, 48, 1536, 2048, 2560, 44, 60, 92, 172, 336])
+@pytest.mark.parametrize(
+    "block", [1, 2, 4, 8, 64, 128, 12, 24, 20, 28, 36, 48, 1536, 2048, 2560, 44, 60, 92, 172, 336]
+)
 def test_blocks(block: int) -> None:
     check(block * 2, block, 3)
 
@@ -83,6 +85,14 @@ def test_blocks_beyond_shared_memory_go_in_slices() -> None:
     rotation = Rotation.of(RowShape(GroupedK(28672, 28672), threads), 28672, 99 * 1024)
     assert rotation.slices == 2 and rotation.shared_bytes <= 99 * 1024
     check(28672, 28672, 1, arch=SM_86)
+
+
+def test_slices_of_short_runs() -> None:
+    """29568 = 84 * 44 * 8: a run is no whole chunk, and a block more than shared memory."""
+    threads = RowThreads.of(29568)
+    rotation = Rotation.of(RowShape(GroupedK(29568, 29568), threads), 29568, 99 * 1024)
+    assert rotation.slices == 2 and rotation.shared_bytes <= 99 * 1024
+    check(29568, 29568, 1, arch=SM_86)
 
 
 def test_codes_of_rotated_rows() -> None:

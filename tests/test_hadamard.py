@@ -99,9 +99,10 @@ def test_the_largest_dividing_size_is_taken() -> None:
 
 def test_sizes_are_made_of_the_cheapest_bases() -> None:
     assert hadamard.split_block(576) == ((36,), 16)  # one small base before cheaper products
-    assert hadamard.split_block(240) == ((12, 20), 1)
+    assert hadamard.split_block(8960) == ((28, 20), 16)
     assert hadamard.split_block(60) == ((60,), 1)
-    assert hadamard.split_block(29568) == ((12, 28, 44), 2)
+    assert hadamard.split_block(240) == ((60,), 4)  # runs of 1 would fill no vector
+    assert hadamard.split_block(29568) == ((84, 44), 8)
     assert hadamard.split_block(4096) == ((), 4096)
 
 

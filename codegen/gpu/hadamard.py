@@ -52,11 +52,11 @@ class Rotation:
         in_span = -(-min(shape.k, shape.threads.span) // block)
         if block <= floats or (not bases and power <= CHUNK):
             return Rotation(shape, block, min(in_span, max(1, floats // block)), 1, staged)
-        if power < CHUNK:
-            raise _too_large(block, shape.k, "the block is smaller")
         slices = 2
         while block > floats * slices:
             slices *= 2
+        if slices * PER_LANE > min(power, CHUNK):
+            raise _too_large(block, shape.k, "the block is smaller")
         return Rotation(shape, block, 1, slices, staged)
 
     @staticmethod
@@ -65,9 +65,9 @@ class Rotation:
         return shape.threads.spans == 1 and shape.k <= shared // (4 * shape.threads.rows)
 
     @property
-    def _lanes(self) -> int:
-        """Columns of a slice."""
-        return CHUNK // self.slices
+    def _columns(self) -> int:
+        """Neighbours that have the same left to do, as far as a chunk holds them."""
+        return min(split_block(self.block)[1], CHUNK)
 
     @property
     def _floats(self) -> int:
@@ -172,15 +172,16 @@ class _Emitter:
         """The strided part of the blocks from element `begin` on, in one slice of columns."""
         b, rotation = self.b, self.rotation
         end = b.min(begin + rotation.blocks * rotation.block, self.shape.k)
-        lanes = WARP // rotation.slices
-        column = self.place.lane - part * lanes
-        mine = (column >= 0) & (column < lanes)
+        columns = rotation._columns
+        width = columns // rotation.slices
         places = []
         for position, chunk in zip(positions, chunks, strict=True):
             at = position - begin
-            inside = mine & (position >= begin) & (position < end)
+            inside = (position >= begin) & (position < end)
             if rotation.slices > 1:
-                at = (at >> 7) * rotation._lanes + column * PER_LANE
+                column = (at & (columns - 1)) - part * width
+                inside = inside & (column >= 0) & (column < width)
+                at = at // columns * width + column
             self._store(at, chunk, inside, end - position)
             places.append((at, inside))
         b.barrier()
@@ -214,7 +215,7 @@ class _Emitter:
     def _strided(self, elements: Value) -> None:
         """All transforms across rows of `columns` neighbouring elements, in the first `elements`
         of shared memory."""
-        columns = min(self.power, CHUNK)
+        columns = self.rotation._columns
         rows = self.power // columns  # of Sylvester's matrix; a block has more by its bases
         columns //= self.rotation.slices
         passes: list[tuple[int, int, bool]] = []
