@@ -85,16 +85,11 @@ class Decoder:
             halves = [self._look_up_half(b.slice(indices, at, 32)) for at in (0, 32)]
             return b.bitcast(b.join(*halves), vec(PANEL, "i32"))
         assert self.table is not None
-        words = b.bitcast(indices & 0x7F, vec(PANEL, "i32"))
-        values = b.const(0, words.type)
-        for channel in range(PANEL):
-            word, value = b.extract(words, channel), b.const(0, "i32")
-            for t in range(QUAD):
-                index = (word >> (8 * t)) & 0xFF
-                place = b.to_index(index)
-                value = value | (b.zext(b.load(self.table, place), "i32") << (8 * t))
-            values = b.insert(value, values, channel)
-        return values
+        b.store(indices & 0x7F, self.table, trellis.TABLE_SIZE)
+        with b.loop(trellis.TABLE_SIZE, trellis.TABLE_SIZE + QUAD * PANEL) as loop:
+            index = b.to_index(b.zext(b.load(self.table, loop.i), "i32"))
+            b.store(b.load(self.table, index), self.table, loop.i)
+        return b.load_as(self.table, trellis.TABLE_SIZE, vec(PANEL, "i32"))
 
     def _look_up_half(self, indices: Value) -> Value:
         """32 values by VPSHUFB, which takes 4 bits of an index, and gives 0 where the top bit is
@@ -113,11 +108,12 @@ class Decoder:
 
 
 def table_on_stack(b: Builder) -> Value | None:
-    """The table for `Decoder`, where no register holds it; call it outside of loops."""
+    """The table for `Decoder`, and behind it room for a quad, where no registers hold it; call it
+    outside of loops."""
     if b.isa.vector_bits > 128:
         return None
     values = trellis.table()
-    table = b.alloca(len(values), "i8")
+    table = b.alloca(len(values) + QUAD * PANEL, "i8")
     for begin in range(0, len(values), PANEL):
         b.store(b.consts(values[begin : begin + PANEL].tolist(), "i8"), table, begin)
     return table

@@ -30,7 +30,7 @@ class TrellisKernel(Int8Kernel):
 
     def tile(self, isa: Isa) -> Tile:
         if self.block[0] == 1:
-            return Tile(1, 4)
+            return Tile(1, 4 if isa.dot_u8i8 else 1)
         return Tile(8, 1) if isa.dot_u8i8 else super().tile(isa)
 
 
