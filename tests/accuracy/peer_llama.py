@@ -3,6 +3,11 @@
     python tests/accuracy/peer_llama.py                # every format that has no result yet
     python tests/accuracy/peer_llama.py Q4_0 IQ2_S --again
 
+The stream's 576 elements are no multiple of 256, so that K- and I-quants fall back to other types
+for most products. What they would do is seen in the formats `... padded`: the same model with a
+stream of 768, the rest zeros (make_gguf.py); their bits are those of the type, as if there were no
+padding.
+
 Needs the packages gguf and llama-cpp-python (its source package builds llama.cpp) and, from the
 same sources, llama-quantize and llama-imatrix: LLAMA_CPP_BIN names their folder. Weights are those
 of smollm2-offgrid in f32 (make_gguf.py); the importance matrix is of the windows that our own rows
@@ -36,9 +41,10 @@ from accuracy.texts import folder
 from models.fetch import Unavailable
 
 FORMATS = (
-    *("Q4_0", "Q4_K_M", "IQ2_S", "IQ2_M", "Q3_K_M", "Q4_K_S", "Q3_K_S", "Q2_K", "IQ4_NL"),
-    *("IQ3_S", "IQ2_XXS", "Q8_0", "F32"),
+    *("Q4_0", "Q4_K_M", "IQ2_S", "IQ2_M", "IQ2_S padded", "Q2_0", "IQ2_M padded", "Q4_K_S padded"),
+    *("Q3_K_M", "IQ3_S padded", "Q3_K_S padded", "Q2_K padded", "IQ4_NL", "Q8_0", "F32"),
 )
+PADDED = " padded"
 THREADS = 1  # its threads spin at barriers, which costs dearly where cores are shared
 EMBEDDINGS = ("token_embd.weight", "output.weight")
 
@@ -103,6 +109,7 @@ class Storage:
 
     @staticmethod
     def of(path: Path) -> Storage:
+        """Of all matrices but embedding and head, padding counted as weights."""
         import gguf
 
         weights: Counter[str] = Counter()
@@ -129,19 +136,28 @@ def run_tool(*command: object) -> None:
         raise Unavailable(f"{command[0]} failed: {(done.stderr or done.stdout)[-400:]}")
 
 
-def float_file(onnx: Path) -> Path:
-    path = folder() / "llama" / "f32.gguf"
+def float_file(onnx: Path, padded: bool = False) -> Path:
+    path = folder() / "llama" / ("f32-padded.gguf" if padded else "f32.gguf")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        make_gguf.write(onnx, path)
+        make_gguf.write(onnx, path, padded=padded)
     return path
 
 
-def importance_file(onnx: Path) -> Path:
+def importance_file(onnx: Path, padded: bool) -> Path:
     """The importance matrix of the text of the calibration windows."""
     path = folder() / "llama" / "imatrix.gguf"
-    if path.exists():
+    if not path.exists():
+        _make_importance(onnx, path)
+    if not padded:
         return path
+    wide = path.with_name("imatrix-padded.gguf")
+    if not wide.exists():
+        make_gguf.write_padded_importance(path, wide)
+    return wide
+
+
+def _make_importance(onnx: Path, path: Path) -> None:
     with np.load(decoder_calibration(onnx)) as data:
         windows = data["input_ids"]
     tokenizer: Any = load_tokenizer(onnx.with_name("tokenizer.json"))
@@ -153,34 +169,38 @@ def importance_file(onnx: Path) -> Path:
         *("-c", WINDOW, "--chunks", CALIBRATED, "--no-ppl"),
     )
     made.replace(path)
-    return path
 
 
-def quantized_file(onnx: Path, kind: str) -> Path:
+def quantized_file(onnx: Path, kind: str, padded: bool) -> Path:
     if kind == "F32":
-        return float_file(onnx)
+        return float_file(onnx, padded)
     path = folder() / "llama" / f"{kind}.gguf"
     run_tool(
-        *(tool("llama-quantize"), "--imatrix", importance_file(onnx)),
+        *(tool("llama-quantize"), "--imatrix", importance_file(onnx, padded)),
         *("--output-tensor-type", "q8_0", "--token-embedding-type", "q8_0"),
-        *(float_file(onnx), path, kind, THREADS),
+        *(float_file(onnx, padded), path, kind, THREADS),
     )
     return path
 
 
-def measure(kind: str) -> dict[str, Any]:
+def measure(name: str) -> dict[str, Any]:
     onnx = make_models.offgrid()
-    path = quantized_file(onnx, kind)
+    padded = name.endswith(PADDED)
+    path = quantized_file(onnx, name.removesuffix(PADDED), padded)
     storage = Storage.of(path)
     model = LlamaModel(path)
     try:
         figures = measure_decoder(onnx, model)
     finally:
         model.close()
-    about = {"engine": "llama.cpp", "format": kind, "types": storage.types, "bits": storage.bits}
-    if path != float_file(onnx):
+    about = {"engine": "llama.cpp", "format": name, "types": storage.types, "bits": storage.bits}
+    if path != float_file(onnx, padded):
         path.unlink()
-    return results.save(f"peer-llama-{kind}", made_of(kind), about | figures)
+    return results.save(key(name), made_of(name), about | figures)
+
+
+def key(name: str) -> str:
+    return f"peer-llama-{name.replace(' ', '-')}"
 
 
 def made_of(kind: str) -> dict[str, Any]:
@@ -194,7 +214,7 @@ def main() -> int:
     args = parser.parse_args()
     for kind in args.formats:
         try:
-            result = None if args.again else results.load(f"peer-llama-{kind}", made_of(kind))
+            result = None if args.again else results.load(key(kind), made_of(kind))
             result = result or measure(kind)
             print(f"{kind}: {result['types']}: {page.summary(result)}", flush=True)
         except Unavailable as error:
