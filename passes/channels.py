@@ -201,6 +201,9 @@ class _Search:
         value = op.operands[place]
         if filled(value) == 0.0:
             return
+        if is_constant(value) and not isinstance(abq.element(value), ir.F32Type):
+            self._block(op, f"it reads a constant of {abq.element(value)}")
+            return
         if is_constant(value):
             self._writes(op)
             self.found.constants.append(Constant(op, place, axis))
@@ -209,7 +212,7 @@ class _Search:
 
     def _writes(self, op: ir.Operation) -> None:
         if not self.whole:
-            self._block(op, "it adds to normalized rows")
+            self._block(op, "it writes where normalized rows are written")
 
     def _end(self, op: ir.Operation, place: int, axis: int) -> None:
         """A product that writes the channels or reads them, or a table."""

@@ -107,6 +107,9 @@ def _norms(module: ir.Operation) -> dict[ir.Value, list[NormOf]]:
             norm = match_norm(op)
             if norm is not None:
                 norm, end = _with_gains(op, norm)
+                # Gains that are computed may be computed from what is normalized.
+                gains = (norm.weight, norm.bias)
+                norm = norm if all(g is None or is_constant(g) for g in gains) else None
         if norm is not None:
             found.setdefault(norm.x, []).append(NormOf(norm, end))
     return found

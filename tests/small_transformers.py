@@ -10,7 +10,8 @@ WIDTH, INNER, ROWS = 48, 64, 40
 
 
 class Transformer:
-    """A graph that is built up: `norm` is "rms" (spelled out), "layer", or "layer spelled out"."""
+    """A graph that is built up: `norm` is "rms" (spelled out), "layer", "layer spelled out"
+    or "adaptive", an RMS norm whose gains come from its input."""
 
     def __init__(self, norm: str, *, width: int = WIDTH, post: bool = False, seed: int = 0) -> None:
         self.norm_kind = norm
@@ -82,7 +83,9 @@ class Transformer:
         bias = self.constant(self.normal(self.width))
         if self.norm_kind == "layer":
             return self.op("LayerNormalization", x, gain, bias, epsilon=1e-5, name=f"{name}.norm")
-        if self.norm_kind == "rms":
+        if self.norm_kind == "adaptive":
+            gain = self.op("ReduceMean", x, axes=[0, 1], keepdims=0)
+        if self.norm_kind in ("rms", "adaptive"):
             return self.op("Mul", gain, self.normalized(x))
         centred = self.op("Sub", x, self.op("ReduceMean", x, axes=[-1]), name=f"{name}.centre")
         return self.op("Add", self.op("Mul", self.normalized(centred), gain), bias)

@@ -142,6 +142,11 @@ def test_norms_behind_the_branch_are_named(tmp_path: Path) -> None:
     assert rotated.online() > 0
 
 
+def test_gains_that_come_from_the_stream_prevent_it(tmp_path: Path) -> None:
+    rotated = Rotated(small.decoder("adaptive"), tmp_path)
+    assert not rotated.marked
+
+
 def test_a_tied_head_is_stored_again_and_keeps_the_format(tmp_path: Path) -> None:
     rotated = Rotated(small.decoder(tied=True), tmp_path)
     assert "head" in rotated.marked
