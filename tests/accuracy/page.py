@@ -99,10 +99,12 @@ def _sections(found: dict[str, dict[str, Any] | None]) -> list[str]:
 
 PEER_NOTE = """llama.cpp from llama-cpp-python's source package, quantized from the same weights in
 f32 by its own `llama-quantize` with an importance matrix of the same calibration text; embedding
-and head as Q8_0. 576, the width of the stream, is no multiple of 256, so that its K- and I-quants
-fall back for most products: the types that were used are listed with the number of weights in
-millions. It computes with activations in 8 bits too (Q8_0, Q8_K). onnxruntime: `quantize_dynamic`,
-and MatMulNBits over all products but the head, in blocks as named.
+and head as Q8_0. The types that were used are listed with the number of weights in millions: 576,
+the width of the stream, is no multiple of the 256 of K- and I-quants, which fall back for most
+products. What they would do shows in the formats marked padded: the same model with a stream of 768
+whose other elements are zeros (their weights are among the millions), its bits counted as if there
+were no padding. llama.cpp computes with activations in 8 bits too (Q8_0, Q8_K). onnxruntime:
+`quantize_dynamic`, and MatMulNBits over all products but the head, which stays float.
 """
 
 
