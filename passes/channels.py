@@ -212,7 +212,7 @@ class _Search:
 
     def _writes(self, op: ir.Operation) -> None:
         if not self.whole:
-            self._block(op, "it writes where normalized rows are written")
+            self._block(op, "it adds to what a norm has made (a norm behind the branch)")
 
     def _end(self, op: ir.Operation, place: int, axis: int) -> None:
         """A product that writes the channels or reads them, or a table."""
