@@ -92,13 +92,6 @@ class Reduction:
         left = group_terms - j * self.segment_size
         return b.max(b.min(left, self.segment_size), 0)
 
-    def begin_of(self, segment: Value) -> Value:
-        """The term of K at which a segment begins."""
-        per_group = self.segments_per_group
-        if per_group == 1:
-            return segment * self.group_size
-        return segment // per_group * self.group_size + segment % per_group * self.segment_size
-
     def emit_segments(self, b: Builder, body: Callable[[Value, Value, Value], None]) -> None:
         """Loop `body(segment, begin in K, terms)` over all segments."""
         with b.loop(0, self.n_groups) as groups, b.loop(0, self.segments_per_group) as parts:

@@ -9,6 +9,7 @@ else loads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...dialects import trellis
@@ -37,15 +38,24 @@ class Decoder:
     place: StreamPlace
     table: Value | None
 
-    def quad(self, first: Value, *, beyond: bool) -> Value:
+    def quad(self, first: Value, end: Value | None) -> Value:
         """The values of columns `first` .. + 4, vector<16xi32>, byte t of a lane from column t.
 
-        `beyond`: some may be beyond K; they repeat the last one.
+        Columns from `end` on, where it is given, are not read: their values are 0.
         """
         b = self.b
         columns = [first + t for t in range(QUAD)]
-        if beyond:
-            columns = [b.min(column, self.layout.reduction.k - 1) for column in columns]
+        if end is not None:
+            columns = [b.min(column, end - 1) for column in columns]
+        values = self._values(columns)
+        if end is None:
+            return values
+        known = b.from_index(b.max(b.min(end - first, QUAD), 0), "i64")
+        mask = b.trunc((b.const(1, "i64") << (known * 8)) - 1, "i32")
+        return values & b.splat(mask, PANEL)
+
+    def _values(self, columns: Sequence[Value]) -> Value:
+        b = self.b
         windows = [self._windows(column) for column in columns]
         hashes = [self._hash(windows[t], windows[t + 2]) for t in (0, 1)]
         indices = (hashes[0] >> 8) | (hashes[1] & 0xFF00)  # bytes 0, 2 and 1, 3

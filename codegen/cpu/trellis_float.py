@@ -93,8 +93,9 @@ class _Panel:
 
     def values(self, first: Value) -> list[Value]:
         """q of four columns from `first` on, f32 vectors over the channels."""
-        beyond = not self.decoder.layout.reduction.divides(QUAD)
-        b, quad = self.decoder.b, self.decoder.quad(first, beyond=beyond)
+        b, reduction = self.decoder.b, self.decoder.layout.reduction
+        end = None if reduction.divides(QUAD) else b.index(reduction.k)
+        quad = self.decoder.quad(first, end)
         return [b.to_float((quad << (24 - 8 * t)).sar(24)) for t in range(QUAD)]
 
 

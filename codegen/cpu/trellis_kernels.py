@@ -43,6 +43,15 @@ class TrellisBody(Int8Body):
         place = StreamPlace.of(self.b, layout, panel, self.n)
         return Decoder(self.b, layout, self.w, place, table)
 
+    def bounds(self, segment: Value) -> tuple[Value, Value | None]:
+        """Where a segment begins in K, and where it ends; None where it is of whole units."""
+        reduction, per_group = self.reduction, self.reduction.segments_per_group
+        group, part = segment // per_group, segment % per_group
+        begin = group * reduction.group_size + part * reduction.segment_size
+        if reduction.divides(reduction.unit):
+            return begin, None
+        return begin, begin + reduction.emit_terms(self.b, group, part)
+
 
 class OneRowBody(TrellisBody):
     def emit(self, i: Value) -> None:
@@ -56,10 +65,9 @@ class OneRowBody(TrellisBody):
         super()._tile(row, panel, w_at)
 
     def quads(self, w_at: Sequence[Value], segment: Value, unit: Value) -> Quads:
-        first = self.reduction.begin_of(segment) + unit * self.reduction.unit
-        return lambda panel, quad: self._decoders[panel].quad(
-            first + quad * QUAD, beyond=not self.reduction.divides(self.reduction.unit)
-        )
+        begin, end = self.bounds(segment)
+        first = begin + unit * self.reduction.unit
+        return lambda panel, quad: self._decoders[panel].quad(first + quad * QUAD, end)
 
 
 class RowsBody(TrellisBody):
@@ -81,16 +89,15 @@ class RowsBody(TrellisBody):
                 self._tile(rows.i, panels.i, [panels.i * layout.panel_bytes])
 
     def _decode(self, decoder: Decoder) -> None:
-        """All columns; what stands behind a segment's end meets activations of 0."""
-        b, beyond = self.b, not self.reduction.divides(QUAD)
-
-        def segment(segment: Value, begin: Value, terms: Value) -> None:
-            target = segment * self.weight.segment_bytes
-            with b.loop(0, terms, QUAD) as loop:
-                values = decoder.quad(begin + loop.i, beyond=beyond)
+        """All columns, and zeros up to whole units."""
+        b, unit = self.b, self.reduction.unit
+        with b.loop(0, self.reduction.n_segments) as segments:
+            begin, end = self.bounds(segments.i)
+            terms = b.index(self.reduction.segment_size) if end is None else end - begin
+            target = segments.i * self.weight.segment_bytes
+            with b.loop(0, (terms + (unit - 1)) // unit * unit, QUAD) as loop:
+                values = decoder.quad(begin + loop.i, end)
                 b.store_as(values, self._decoded, target + loop.i * PANEL)
-
-        self.reduction.emit_segments(b, segment)
 
     def quads(self, w_at: Sequence[Value], segment: Value, unit: Value) -> Quads:
         at = segment * self.weight.segment_bytes + unit * self.weight.unit_bytes

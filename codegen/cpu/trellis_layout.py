@@ -1,6 +1,6 @@
 """How trellis codes (`dialects/trellis.py`) lie in memory: as they are, for kernels on CPUs.
 
-    heads    for each 16 output channels: what `panel_layout` has behind the codes (scales, sums)
+    heads    for each 16 output channels: what `panel_layout` has behind the codes, their scales
     streams  by trellis panel and column: the bits of a column's symbols, 64-byte aligned
     16 bytes that kernels may read beyond the last stream
 
@@ -49,8 +49,8 @@ class TrellisLayout(WeightLayout):
 
     @property
     def has_sums(self) -> bool:
-        """Always: what is decoded behind a segment's end must not be added up."""
-        return True
+        """Never: kernels add up what they decode."""
+        return False
 
     @property
     def panel_bytes(self) -> int:
@@ -80,19 +80,14 @@ class TrellisLayout(WeightLayout):
         return np.concatenate([heads, gap, *streams, np.zeros(READ_BEYOND, np.uint8)])
 
     def _heads(self, weight: QuantizedTensor) -> np.ndarray:
+        """The scales, by 16 channels and group."""
         count = -(-len(weight.codes) // PANEL)
+        scales = np.zeros((count * PANEL, weight.scale.shape[1]), np.float16)
+        scales[: len(weight.scale)] = weight.scale
+        by_panel = scales.reshape(count, PANEL, -1).transpose(0, 2, 1)
+        flat = np.ascontiguousarray(by_panel).reshape(count, -1).view(np.uint8)
         heads = np.zeros((count, self.panel_bytes), np.uint8)
-        bounds = self.reduction.bounds()
-        sums = [weight.codes[:, a:b].sum(axis=1, dtype=f"i{self.sum_bits // 8}") for a, b in bounds]
-        for offset, rows in (
-            (self.scales_offset, weight.scale.astype(f"f{self.scale_bytes // PANEL}")),
-            (self.sums_offset, np.stack(sums, axis=1)),
-        ):
-            whole = np.zeros((count * PANEL, rows.shape[1]), rows.dtype)
-            whole[: len(rows)] = rows
-            by_panel = whole.reshape(count, PANEL, -1).transpose(0, 2, 1)
-            flat = np.ascontiguousarray(by_panel).reshape(count, -1).view(np.uint8)
-            heads[:, offset : offset + flat.shape[1]] = flat
+        heads[:, : flat.shape[1]] = flat
         return heads.reshape(-1)
 
 
