@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from threading import Lock
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -31,12 +32,16 @@ I64, I8, FLOAT, POINTER = ir.IntType(64), ir.IntType(8), ir.FloatType(), ir.Poin
 VECTOR = ir.VectorType(FLOAT, LANES)
 BYTES_OF_A_FLOAT = 4
 
+_COMPILING = Lock()  # two threads would compile the same, and drop code that the other one runs
+
 
 class ViterbiSearch:
     """`trellis.encode` for codes of `rate` bits. Not thread-safe: it keeps its scratch memory."""
 
     def __init__(self, rate: int) -> None:
         self.rate = rate
+        with _COMPILING:
+            self._compiled = _compiled(rate)
         self._costs = np.empty((0, 1 << (STATE_BITS - rate)), np.float32)
         self._overlap_symbols = np.empty(2 * OVERLAP, np.uint8)
 
@@ -58,7 +63,7 @@ class ViterbiSearch:
             self._overlap_symbols,
             symbols,
         )
-        _compiled(self.rate).entry(sequences, rows, *(array.ctypes.data for array in arrays))
+        self._compiled.entry(sequences, rows, *(array.ctypes.data for array in arrays))
         return symbols
 
 

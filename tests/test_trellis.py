@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from abqc.dialects import trellis
+from abqc.dialects import trellis, trellis_viterbi
 from abqc.dialects.formats import QuantizedTensor, parse_scheme, quantize_weight
 from abqc.dialects.trellis import Panels
 from abqc.dialects.trellis_viterbi import ViterbiSearch
@@ -95,6 +96,17 @@ def test_the_compiled_search_gives_the_symbols_of_the_reference(rate: int, rows:
     x = gaussian(2, rows) * np.float32(trellis.SIGMA)
     x[1, :8] *= 30  # beyond the table
     np.testing.assert_array_equal(ViterbiSearch(rate).encode(x), trellis.encode(x, rate))
+
+
+def test_threads_that_begin_at_once_run_the_same_code() -> None:
+    x = gaussian(4, 64) * np.float32(trellis.SIGMA)
+    expected = ViterbiSearch(2).encode(x)
+    for _ in range(3):
+        trellis_viterbi._compiled.cache_clear()
+        with ThreadPoolExecutor(4) as threads:
+            searches = [threads.submit(lambda: ViterbiSearch(2).encode(x)) for _ in range(8)]
+            for search in searches:
+                np.testing.assert_array_equal(search.result(), expected)
 
 
 def test_sequences_that_the_code_has_are_found() -> None:
