@@ -40,9 +40,27 @@ def test_relative_error_is_of_the_range() -> None:
     assert evaluate.relative_error(np.zeros((0, 2)), np.zeros((0, 2))) == 0
 
 
-def test_log_softmax_survives_large_logits() -> None:
-    logits = np.array([[1e4, 1e4, -np.inf]])
-    assert evaluate.log_softmax(logits)[0, :2] == pytest.approx([-log(2)] * 2)
+def test_log_sum_exp_survives_large_logits() -> None:
+    logits = np.array([[1e4, 1e4, -np.inf], [0.0, -1e4, -1e4]])
+    assert evaluate.log_sum_exp(logits) == pytest.approx([1e4 + log(2), 0])
+
+
+def test_logits_that_both_models_mask_count_nothing() -> None:
+    p, q = np.array([[0.0, 0.0, -np.inf]] * 2), np.array([[0.0, 1.0, -np.inf]] * 2)
+    window = evaluate.window_likelihood(p, q, np.array([0, 1]))
+    exact = 0.5 * log(0.5 * (1 + exp(1))) + 0.5 * log(0.5 * (1 + exp(-1)))
+    assert window.kl == pytest.approx(exact, rel=1e-6)
+
+
+def test_a_model_is_at_no_distance_from_itself_or_a_shift_of_it() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 5, (40, 3000)).astype(np.float32)
+    ids = rng.integers(0, 3000, 40)
+    same = evaluate.window_likelihood(logits, logits, ids)
+    assert same.kl == 0 and same.nll_actual == same.nll_expected and same.agreement == 1
+    shifted = evaluate.window_likelihood(logits, logits + np.float32(3), ids)
+    assert shifted.kl == pytest.approx(0, abs=2e-6)
+    assert shifted.nll_actual == pytest.approx(shifted.nll_expected, abs=2e-6)
 
 
 def test_windows_do_not_overlap() -> None:

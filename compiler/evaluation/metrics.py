@@ -47,11 +47,12 @@ def relative_error(expected: Array, actual: Array) -> float:
     return float(np.abs(a - b).max()) / span
 
 
-def log_softmax(logits: Array) -> F64:
-    """log(softmax(x)) along the last axis, in f64."""
-    shifted = np.asarray(logits, np.float64)
-    shifted = shifted - shifted.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+def log_sum_exp(logits: Array) -> F64:
+    """log(sum(exp(x))) along the last axis; exponentials in f32 below the largest, sums in f64."""
+    x = np.asarray(logits, np.float32)
+    largest = x.max(axis=-1, keepdims=True)
+    total = np.exp(x - largest).sum(axis=-1, dtype=np.float64)
+    return np.asarray(largest[..., 0] + np.log(total), np.float64)
 
 
 def split_windows(ids: Array, size: int, limit: int | None = None) -> Array:
@@ -77,24 +78,36 @@ class WindowReference:
     """The float model's distributions on one window, to which any number of models is compared.
 
     `logits` [tokens, vocabulary] of the window `ids` [tokens]; position t predicts ids[t + 1].
+    Exponentials are taken in f32 and summed in f64: logits are f32 at best.
     """
 
     def __init__(self, logits: Array, ids: Array) -> None:
-        self.targets = np.asarray(ids)[1:, None]
-        self.log_p = log_softmax(logits[:-1])
-        self.nll = -float(np.take_along_axis(self.log_p, self.targets, -1).mean())
+        self.targets = np.asarray(ids)[1:]
+        self.logits = np.asarray(logits[:-1], np.float32)
+        self.normalizers = log_sum_exp(self.logits)
+        self.nll = float((self.normalizers - self._of_targets(self.logits, slice(None))).mean())
 
     def compare(self, logits: Array) -> WindowLikelihood:
         """Figures of another model's `logits`; KL is from the float model's to its distribution."""
         tokens = len(self.targets)
         nll = kl = hits = 0.0
-        for begin in range(0, tokens, CHUNK_TOKENS):  # whole windows of f64 are 200 MB a piece
+        for begin in range(0, tokens, CHUNK_TOKENS):  # a whole window takes 100 MB a step
             part = slice(begin, min(begin + CHUNK_TOKENS, tokens))
-            p, q = self.log_p[part], log_softmax(logits[part])
-            nll -= float(np.take_along_axis(q, self.targets[part], -1).sum())
-            kl += float((np.exp(p) * (p - q)).sum())
-            hits += float((p.argmax(-1) == q.argmax(-1)).sum())
+            x, y = self.logits[part], np.asarray(logits[part], np.float32)
+            normalizers = log_sum_exp(y)
+            nll += float((normalizers - self._of_targets(y, part)).sum())
+            # sum p (log p - log q), with log p = x - log sum exp x
+            p = np.exp(x - self.normalizers[part, None].astype(np.float32))
+            with np.errstate(invalid="ignore"):  # -inf - -inf, where p is 0
+                difference = np.where(p > 0, x - y, np.float32(0))
+            kl += float((p * difference).sum(dtype=np.float64))
+            kl += float((normalizers - self.normalizers[part]).sum())
+            hits += float((x.argmax(-1) == y.argmax(-1)).sum())
         return WindowLikelihood(tokens, self.nll, nll / tokens, kl / tokens, hits / tokens)
+
+    def _of_targets(self, logits: Array, part: slice) -> F64:
+        chosen = np.take_along_axis(logits, self.targets[part, None], -1)
+        return np.asarray(chosen[:, 0], np.float64)
 
 
 def window_likelihood(expected: Array, actual: Array, ids: Array) -> WindowLikelihood:
