@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,7 @@ def calibrate(request: Request, module: ir.Module, unit: Unit, progress: Progres
     return calibration
 
 
-def _digest(module: ir.Module, unit: Unit, feeds: list[Feeds]) -> str:
+def _digest(module: ir.Module, unit: Unit, feeds: Sequence[Feeds]) -> str:
     """The name of all that the codes depend on."""
     digest = Digest()
     text = module.operation.get_asm()

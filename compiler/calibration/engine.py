@@ -10,7 +10,7 @@ lies in files.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,8 @@ class Calibration:
 
     module: ir.Module
     unit: Unit
-    batches: list[Feeds]
-    masks: list[Array | None]
+    batches: Sequence[Feeds]
+    masks: Sequence[Array | None]
     work: Path
     settings: Settings = field(default_factory=Settings)
     kept: KeptCodes | None = None
@@ -211,7 +211,9 @@ class Calibration:
     def _take_kept(self, products: list[_Product]) -> set[int]:
         """Positions of products whose codes an earlier calibration of the same has made."""
         found: set[int] = set()
-        for product in products if self.kept is not None else []:
+        if self.kept is None:
+            return found
+        for product in products:
             encoding = product.encoding
             if encoding.symbol not in self.unit.store:
                 kept = self.kept.get(encoding.symbol, encoding.scheme)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def compile_segment(
 class Stream:
     """What one variant of the model has computed so far: kept values, by batch, in files."""
 
-    def __init__(self, batches: list[Feeds], work: Path) -> None:
+    def __init__(self, batches: Sequence[Feeds], work: Path) -> None:
         self._batches = batches
         self._directory = Path(tempfile.mkdtemp(dir=work, prefix="stream-"))
 
