@@ -233,7 +233,8 @@ def _one_row_segment(
 
 def _emit_many_rows(name: str, layout: WeightLayout, packed: bool, module: Any, isa: Isa) -> None:
     """Blocks of 128 rows and 48 columns; y begins as the bias, and pieces of K add to it."""
-    k = layout.reduction.k
+    k, unit = layout.reduction.k, layout.reduction.unit
+    piece = DEPTH_BLOCK - DEPTH_BLOCK % unit  # whole units
     with function(module, isa, name, _arguments(packed)) as (b, i, x, w, bias, y, m, n):
         x = b.view(x, "f32", m * k) if packed else x
         block = b.alloca(DEPTH_BLOCK * COLUMN_BLOCK, "f32")
@@ -245,8 +246,8 @@ def _emit_many_rows(name: str, layout: WeightLayout, packed: bool, module: Any, 
         product.begin(rows, columns, bias)
 
         def segment(segment: Value, begin: Value, terms: Value) -> None:
-            with b.loop(0, terms, DEPTH_BLOCK) as depth:
-                count = b.min(terms - depth.i, DEPTH_BLOCK)
+            with b.loop(0, terms, piece) as depth:
+                count = b.min(terms - depth.i, piece)
                 with b.loop(*columns, PANEL) as panels:
                     panel = _Panel(b, layout, w, panels.i // PANEL * layout.panel_bytes)
                     target = panels.i - column
