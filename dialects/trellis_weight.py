@@ -3,7 +3,7 @@
 Error feedback (GPTQ) rounds one column of W and needs its values before the next:
 
     encoder = ColumnEncoder(scheme, k, searched_scale(w, scheme))
-    for column in order:                                  # any order, each column once
+    for column in order:                                  # any order
         rounded = encoder.encode(column, target)          # f32 [N] -> f32 [N]
     weight = encoder.finish()                             # a QuantizedTensor
 
@@ -92,7 +92,10 @@ def _times(scale: NDArray[np.float16], factor: float) -> NDArray[np.float16]:
 
 
 class ColumnEncoder:
-    """Encodes a weight a column at a time, in any order; `scale` is f16 [N, G]. Not thread-safe."""
+    """Encodes a weight a column at a time, in any order, and anew where a column comes again.
+
+    `scale` is f16 [N, G]. Not thread-safe.
+    """
 
     def __init__(self, scheme: Scheme, k: int, scale: NDArray[np.float16]) -> None:
         self._scheme, self._k, self._scale = scheme, k, scale
