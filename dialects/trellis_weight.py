@@ -92,9 +92,10 @@ def _times(scale: NDArray[np.float16], factor: float) -> NDArray[np.float16]:
 
 
 class ColumnEncoder:
-    """Encodes a weight a column at a time, in any order, and anew where a column comes again.
+    """Encodes a weight a column at a time, in any order. `scale` is f16 [N, G]. Not thread-safe.
 
-    `scale` is f16 [N, G]. Not thread-safe.
+    A column may come again, as in coordinate descent: panels that the search, whose ends are a
+    guess, makes worse for the new values keep their symbols.
     """
 
     def __init__(self, scheme: Scheme, k: int, scale: NDArray[np.float16]) -> None:
@@ -102,14 +103,27 @@ class ColumnEncoder:
         self._panels = Panels(len(scale))
         self._search = ViterbiSearch(_rate(scheme))
         self._symbols = np.zeros((k, self._panels.padded_n), np.uint8)
+        self._encoded = np.zeros(k, bool)
         self._group_size = scheme.group_size or k
 
     def encode(self, column: int, x: F32) -> F32:
         """What `x` [N] becomes in that column: f32 [N], values of the code times the scales."""
         scale = self._scale[:, column // self._group_size].astype(np.float32)
-        symbols = _encode_columns(x[None], scale[None], self._panels, self._search)
-        self._symbols[column] = symbols[0]
-        q = trellis.decode(symbols.T, self._panels.n, self._search.rate)[:, 0]
+        symbols = _encode_columns(x[None], scale[None], self._panels, self._search)[0]
+        values = self._values(symbols, scale)
+        if self._encoded[column]:
+            before = self._symbols[column]
+            values_before = self._values(before, scale)
+            for begin, end in self._panels.bounds():
+                rows = slice(begin, min(end, len(x)))
+                errors = (np.sum((v[rows] - x[rows]) ** 2) for v in (values_before, values))
+                if next(errors) <= next(errors):
+                    symbols[begin:end], values[rows] = before[begin:end], values_before[rows]
+        self._symbols[column], self._encoded[column] = symbols, True
+        return values
+
+    def _values(self, symbols: Symbols, scale: F32) -> F32:
+        q = trellis.decode(symbols[:, None], self._panels.n, self._search.rate)[:, 0]
         return q.astype(np.float32) * scale
 
     def finish(self) -> QuantizedTensor:

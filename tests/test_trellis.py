@@ -140,6 +140,18 @@ def test_a_column_at_a_time_in_any_order(text: str, n: int) -> None:
     np.testing.assert_array_equal(quantize_weight(w, scheme).codes, q.codes)
 
 
+def test_a_column_that_comes_again_is_never_worse() -> None:
+    scheme, x = parse_scheme("w2v"), gaussian(600, 1)[:, 0]
+    encoder = ColumnEncoder(scheme, 1, initial_scale(x[:, None], scheme))
+    before = encoder.encode(0, x)
+    for number in range(5):
+        target = x + np.float32(0.1) * gaussian(600, 1, seed=1 + number)[:, 0]
+        after = encoder.encode(0, target)
+        assert np.sum((after - target) ** 2) <= np.sum((before - target) ** 2)
+        before = after
+    np.testing.assert_array_equal(encoder.finish().dequantize()[:, 0], before)
+
+
 @pytest.mark.parametrize("text", ["w2v", "w2v:g8", "w2v:tensor"])
 def test_a_search_never_loses(text: str) -> None:
     w = gaussian(64, 30) ** 3  # heavy tails
