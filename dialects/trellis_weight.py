@@ -116,8 +116,8 @@ class ColumnEncoder:
             values_before = self._values(before, scale)
             for begin, end in self._panels.bounds():
                 rows = slice(begin, min(end, len(x)))
-                errors = (np.sum((v[rows] - x[rows]) ** 2) for v in (values_before, values))
-                if next(errors) <= next(errors):
+                old, new = (np.sum((v[rows] - x[rows]) ** 2) for v in (values_before, values))
+                if old <= new:
                     symbols[begin:end], values[rows] = before[begin:end], values_before[rows]
         self._symbols[column], self._encoded[column] = symbols, True
         return values
