@@ -11,7 +11,7 @@ import pytest
 from abqc.compiler.calibration.dataflow import DataFlow
 from abqc.compiler.calibration.residual import sum_of
 from abqc.compiler.calibration.runs import Stream, compile_segment
-from abqc.compiler.calibration.samples import batches
+from abqc.compiler.calibration.samples import TEXT_TOKENS, batches, text_samples
 from abqc.compiler.calibration.segments import cut, extract, value_name
 from abqc.compiler.evaluation.metrics import relative_error
 from abqc.compiler.onnx_import.importer import import_model
@@ -21,8 +21,7 @@ from abqc.errors import InputError, RecipeError
 from abqc.passes.infrastructure import Unit, run_pipeline
 from onnx import TensorProto, helper, numpy_helper
 
-WIDTH, HIDDEN, LAYERS = 32, 48, 3
-SCALARS = {"half": 0.5, "one": 1.0}
+WIDTH, HIDDEN, LAYERS = 32, 48, 2
 
 
 def blocks(path: Path, *, seed: int = 0) -> Path:
@@ -199,3 +198,20 @@ def test_error_feedback_needs_data(model: Path, tmp_path: Path) -> None:
         abqc.compile(model, quant="w4a8 gptq", output=tmp_path / "m.so")
     with pytest.raises(RecipeError, match="nothing to calibrate"):
         abqc.compile(model, quant="w4a8 rtn", calib=data(4), output=tmp_path / "m.so")
+
+
+def test_a_text_is_cut_into_windows(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {word: number for number, word in enumerate(["a", "b", "[UNK]"])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    text = tmp_path / "text.txt"
+    text.write_text("a b " * (3 * TEXT_TOKENS // 2) + "a")
+    found = text_samples(text, tmp_path / "tokenizer.json")["input_ids"]
+    assert found.shape == (3, TEXT_TOKENS) and list(found[1, :4]) == [0, 1, 0, 1]
+    text.write_text("a b")
+    with pytest.raises(InputError, match="2 tokens, less than a window"):
+        text_samples(text, tmp_path / "tokenizer.json")
+    with pytest.raises(InputError, match="there is no file"):
+        text_samples(text, tmp_path / "absent.json")

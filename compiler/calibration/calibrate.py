@@ -31,7 +31,8 @@ def calibrate(request: Request, module: ir.Module, unit: Unit, progress: Progres
     """
     assert request.calib is not None
     started = time.perf_counter()
-    feeds = batches(request.calib, unit.inputs)
+    tokenizer = request.model.with_name("tokenizer.json")
+    feeds = batches(request.calib, unit.inputs, tokenizer)
     own = Unit(
         store=unit.store,
         recipe=unit.recipe,

@@ -46,6 +46,7 @@ class _Product:
     """
 
     at: int
+    node: str
     read: ValueId | None
     name: str
     shape: tuple[int, int]
@@ -66,8 +67,8 @@ class Calibration:
     """One calibration of a simplified module, whose codes go to `unit.store`.
 
     `batches` are feeds of the whole model. `masks` says for each batch which tokens count
-    ([batch, tokens]; None: all). `errors` has afterwards for every weight the squared error of its
-    outputs relative to their energy.
+    ([batch, tokens]; None: all). `errors` has afterwards by node the squared error of the outputs,
+    of its weight's codes alone, relative to their energy.
     """
 
     module: ir.Module
@@ -124,8 +125,9 @@ class Calibration:
         result = flow.operations[at].results[0]
         total = sum_of(result)
         n, k = abq.shape(result)[-1], abq.shape(reads)[-1]
+        node = ir.StringAttr(flow.operations[at].attributes["node"]).value
         return _Product(
-            at, id_, name, (n, k), encoding, None if total == result else flow.id_of(total)
+            at, node, id_, name, (n, k), encoding, None if total == result else flow.id_of(total)
         )
 
     def _measure(
@@ -200,13 +202,13 @@ class Calibration:
                 excess = excess.rotated(block)
             weight = encoding.weight(self.unit.store)
             result = feedbacks[product.name, block].encode(weight, encoding.scheme, excess)
-            self._take(encoding, result)
+            self._take(product, result)
             if self.kept is not None:
                 self.kept.put(encoding.symbol, result.tensor, result.relative_error)
 
-    def _take(self, encoding: Encoding, result: EncodedWeight) -> None:
-        self.errors[encoding.symbol] = result.relative_error
-        self.unit.store.add_codes(encoding.symbol, result.tensor)
+    def _take(self, product: _Product, result: EncodedWeight) -> None:
+        self.errors[product.node] = result.relative_error
+        self.unit.store.add_codes(product.encoding.symbol, result.tensor)
 
     def _take_kept(self, products: list[_Product]) -> set[int]:
         """Positions of products whose codes an earlier calibration of the same has made."""
@@ -219,7 +221,7 @@ class Calibration:
                 kept = self.kept.get(encoding.symbol, encoding.scheme)
                 if kept is None:
                     continue
-                self._take(encoding, EncodedWeight(*kept))
+                self._take(product, EncodedWeight(*kept))
             found.add(product.at)
         return found
 

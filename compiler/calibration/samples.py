@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from abqc.compiler.evaluation.metrics import split_windows
+from abqc.compiler.evaluation.text import tokenize
 from abqc.compiler.feeds import make_feeds, resolve_shapes
 from abqc.errors import InputError
 from abqc.runtime.element_types import by_name, is_float, numpy_dtype
@@ -16,6 +18,7 @@ Array = NDArray[Any]
 Feeds = dict[str, Array]
 
 ELEMENTS_IN_A_RUN = 2048  # of the largest input; one sample at least
+TEXT_WINDOWS, TEXT_TOKENS = 128, 512
 HINT = "an .npz file holds an array for each input, by name, whose first axis counts samples"
 
 
@@ -61,15 +64,34 @@ def write_samples(samples: Mapping[str, Any] | Iterable[Mapping[str, Any]], fold
     return folder
 
 
-def batches(path: Path, inputs: list[Spec]) -> list[Feeds]:
+def text_samples(path: Path, tokenizer: Path) -> Feeds:
+    """Windows of a text as `input_ids` [windows, tokens], spread evenly over it."""
+    ids = tokenize(path, tokenizer)
+    windows = split_windows(ids, TEXT_TOKENS)
+    if not len(windows):
+        raise InputError(
+            f"{path} has {len(ids)} tokens, less than a window of {TEXT_TOKENS}",
+            hint=f"{TEXT_WINDOWS} windows are enough; take a text of {TEXT_WINDOWS // 8} at least",
+        )
+    count = min(TEXT_WINDOWS, len(windows))
+    return {"input_ids": windows[np.arange(count) * len(windows) // count]}
+
+
+def batches(path: Path, inputs: list[Spec], tokenizer: Path | None = None) -> list[Feeds]:
     """Feeds of the whole model, a few samples in each.
+
+    A file that is no .npz is a text for a language model, which `tokenizer` makes ids of.
 
     Masks, positions, token types and caches that the data lack are those of a first, whole
     sequence. Raises InputError for data of wrong names, types or shapes, that are not finite, or
     empty.
     """
     found: list[Feeds] = []
-    for name, arrays in read_samples(path):
+    if tokenizer is not None and path.is_file() and path.suffix != ".npz":
+        samples: Iterable[tuple[str, Feeds]] = [(str(path), text_samples(path, tokenizer))]
+    else:
+        samples = read_samples(path)
+    for name, arrays in samples:
         found += _cut(name, _checked(name, arrays, inputs), inputs)
     if not found:
         raise InputError(f"the calibration data {path} are empty", hint=HINT)

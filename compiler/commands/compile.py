@@ -42,9 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--calib",
-        metavar="FILE.npz",
+        metavar="FILE",
         type=Path,
-        help="calibrate with these samples: an .npz file or a folder of them, arrays by input name",
+        help="calibrate with these samples: an .npz file or a folder of them, arrays by input name;"
+        " or a text, for a language model with its tokenizer.json beside it",
     )
     add_shape(parser, "pin an input's shape")
     parser.add_argument("--dump-dir", metavar="DIR", type=Path, help="write the IR of every pass")

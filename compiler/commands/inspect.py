@@ -22,6 +22,7 @@ EXAMPLES = """examples:
 """
 
 FLOAT = "f32"
+SHOWN_LAYERS = 8
 STORED_FLOATS = ("f32", "f16", "bf16")  # of weights; dialects/formats.py needs numpy
 
 
@@ -48,6 +49,8 @@ def sections(manifest: Mapping[str, Any]) -> Iterator[str]:
     if operations:
         yield operation_table(operations)
         yield from predictions(operations)
+    if "calibration" in manifest:
+        yield calibration_table(manifest["calibration"])
     if manifest["float"]:
         yield float_table(manifest["float"])
     if manifest.get("notes"):
@@ -67,8 +70,17 @@ def summary(manifest: Mapping[str, Any], operations: list[Mapping[str, Any]]) ->
         f"{byte_count(sizes['code'])} code",
         "chosen by": f"cost model, {manifest['cost_model']}" if "cost_model" in manifest else "",
         "quantized": bits_per_weight(operations),
+        "noise": weight_noise(operations),
     }
     return "\n".join(f"{key:10} {value}" for key, value in lines.items() if value)
+
+
+def calibration_table(calibration: Mapping[str, Any]) -> str:
+    """The layers that calibration leaves the largest errors, worst first."""
+    worst = sorted(calibration["errors"].items(), key=lambda item: -item[1])[:SHOWN_LAYERS]
+    batches, seconds = calibration["batches"], calibration["seconds"]
+    title = f"calibrated on {batches} batches in {seconds:.0f} s: largest errors of outputs"
+    return table((title, "relative"), [(node, f"{error:.2e}") for node, error in worst])
 
 
 def forms(manifest: Mapping[str, Any]) -> list[str]:
@@ -113,6 +125,16 @@ def weight_bits(operations: list[Mapping[str, Any]]) -> tuple[int, float | None]
     if not count:
         return 0, None
     return count, 8 * sum(op["bytes"] for op in stored) / count
+
+
+def weight_noise(operations: list[Mapping[str, Any]]) -> str:
+    """The range of the weights' signal-to-noise ratios, and where it is worst."""
+    noisy = [op for op in operations if op.get("snr_db") is not None]
+    if not noisy:
+        return ""
+    worst = min(noisy, key=lambda op: op["snr_db"])
+    best = max(op["snr_db"] for op in noisy)
+    return f"weights {worst['snr_db']:.1f} to {best:.1f} dB, worst '{worst['node']}'"
 
 
 def tensor_table(role: str, tensors: list[Mapping[str, Any]]) -> str:
