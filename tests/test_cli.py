@@ -97,6 +97,7 @@ def test_compile_run_inspect(abqc: Run, tmp_path: Path, digits: tuple) -> None:
     assert {"node", "kind", "n", "k", "bpw", "strategy", "why"} <= set(manifest["ops"][0])
     code, out, _ = abqc("inspect", library)
     assert code == 0 and "w8:channel:sym a8:token:asym" in out
+    assert " dB, worst 'MatMul" in out
     assert "  predicted time\n" in out and "\n  M=16: " in out
 
 

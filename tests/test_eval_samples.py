@@ -115,6 +115,11 @@ def test_texts_that_are_too_short(size: int) -> None:
         evaluate_text(decoder(logits), [decoder(logits)], np.arange(13), size, None)
 
 
+def test_fewer_windows_than_are_asked_for() -> None:
+    with pytest.raises(InputError, match="has 3 windows of 4 tokens, 5 are asked for"):
+        evaluate_text(decoder(logits), [decoder(logits)], np.arange(13) % 7, 4, 5)
+
+
 def test_models_without_logits_are_refused() -> None:
     with pytest.raises(InputError, match="an output 'logits'"):
         evaluate_text(decoder(logits), [Fake(lambda x: x)], np.arange(13), 4, None)

@@ -29,11 +29,14 @@ def tokenize(text: Path, tokenizer: Path) -> Array:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise AbqcError(
-            "--text needs the package tokenizers, which is missing",
+            "a text needs the package tokenizers, which is missing",
             hint="install it with `pip install tokenizers`",
         ) from error
     if not tokenizer.is_file():
-        raise InputError(f"there is no file {tokenizer}", hint="name one with --tokenizer")
+        raise InputError(
+            f"there is no file {tokenizer}",
+            hint="a text is cut into tokens by the tokenizer.json beside the model",
+        )
     try:
         content = text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -70,10 +73,10 @@ def compare_windows(
     *,
     report: Report | None = None,
 ) -> list[list[WindowLikelihood]]:
-    """Figures of `models` on each non-overlapping window of `size` tokens, at most `limit`.
+    """Figures of `models` on the first `limit` non-overlapping windows of `size` tokens, or all.
 
     Every window starts with empty caches; the float model runs once on it. InputError where the
-    models have no `input_ids` and `logits`, or the text is too short.
+    models have no `input_ids` and `logits`, or the text has no window, or less than `limit`.
     """
     for model in models:
         _check_signature(model)
@@ -82,6 +85,11 @@ def compare_windows(
         raise InputError(
             f"{len(ids)} tokens do not fill one window of {size}",
             hint="take a longer text, or --window with 2 tokens or more",
+        )
+    if limit is not None and len(windows) < limit:
+        raise InputError(
+            f"the text has {len(windows)} windows of {size} tokens, {limit} are asked for",
+            hint=f"take a longer text, or --windows {len(windows)}",
         )
     results: list[list[WindowLikelihood]] = [[] for _ in models]
     for number, window in enumerate(windows):
