@@ -89,6 +89,22 @@ def test_names_are_escaped() -> None:
     assert "<exact>" not in text and "<reason>" not in text
 
 
+def test_samples_have_a_row_for_each_output() -> None:
+    outputs = [
+        {"name": name, "vectors": 3, "cosine": 0.9, "worst": 0.5, "top1": 0.8, "error": 0.1}
+        for name in ("tokens", "classes")
+    ]
+    task = {"output": "classes", "labels": 3, "expected": 0.95, "actual": 0.85}
+    model = {
+        key: about("w4", 4.1, 0)[key] for key in ("file", "recipe", "bytes", "bits_per_weight")
+    }
+    model |= {"outputs": outputs, "task": task}
+    text = report.page(report.Report("m", "", [report.ModelReport(model, [])]))
+    rows = re.findall(r"<tr>(.*?)</tr>", text)
+    assert len(rows) == 3 and "tokens" in rows[1] and "0.8500 (0.9500)" in rows[2]
+    assert "0.9500" not in rows[1]
+
+
 def test_the_worst_layers_come_first_and_exact_ones_last() -> None:
     layers = report.worst_first(example().models[0].weights)
     assert [layer.node for layer in layers] == ["layer0", "layer1", "layer2", "<exact>"]

@@ -130,46 +130,55 @@ def _sections(report: Report) -> Iterable[str]:
 
 
 def _model_table(models: Sequence[Mapping[str, Any]]) -> str:
+    """A row a model, or one for each of its outputs."""
     header = ["model", "recipe", "size (MB)", "bits a weight"]
-    rows: list[list[str]] = []
     figures = [_figures(model) for model in models]
-    header += list(figures[0])
+    header += next((list(found[0]) for found in figures if found), [])
+    rows: list[list[str]] = []
     for model, found in zip(models, figures, strict=True):
         bits = model["bits_per_weight"]
-        rows.append(
-            [
-                Path(model["file"]).name,
-                model["recipe"],
-                f"{model['bytes'] / 1e6:.1f}",
-                "float" if bits is None else f"{bits:.3f}",
-                *found.values(),
-            ]
-        )
+        about = [
+            Path(model["file"]).name,
+            model["recipe"],
+            f"{model['bytes'] / 1e6:.1f}",
+            "float" if bits is None else f"{bits:.3f}",
+        ]
+        rows += [[*about, *part.values()] for part in found]
     return table(header, rows, numbers=range(2, len(header)))
 
 
-def _figures(model: Mapping[str, Any]) -> dict[str, str]:
-    """What was measured, by heading."""
+def _figures(model: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What was measured, by heading; for samples one of each output."""
     if "likelihood" in model:
         found = model["likelihood"]
         error = found["standard_error"]
-        return {
-            "perplexity (float)": f"{found['perplexity_actual']:.3f} "
-            f"({found['perplexity_expected']:.3f})",
-            "dNLL (nats a token)": f"{found['nll_difference']:+.4f}"
-            + ("" if error is None else f" ± {error:.4f}"),
-            "KL": f"{found['kl']:.5f}",
-            "top-1 agreement": f"{found['agreement']:.4f}",
+        return [
+            {
+                "perplexity (float)": f"{found['perplexity_actual']:.3f} "
+                f"({found['perplexity_expected']:.3f})",
+                "dNLL (nats a token)": f"{found['nll_difference']:+.4f}"
+                + ("" if error is None else f" ± {error:.4f}"),
+                "KL": f"{found['kl']:.5f}",
+                "top-1 agreement": f"{found['agreement']:.4f}",
+            }
+        ]
+    task = model.get("task")
+    return [
+        {
+            "output": output["name"],
+            "mean cosine": f"{output['cosine']:.5f}",
+            "worst": f"{output['worst']:.5f}",
+            "top-1 agreement": f"{output['top1']:.4f}",
+            **({} if task is None else {"task accuracy (float)": _task(task, output["name"])}),
         }
-    figures: dict[str, str] = {}
-    for output in model["outputs"]:
-        name = f"{output['name']}: " if len(model["outputs"]) > 1 else ""
-        figures[f"{name}cosine (worst)"] = f"{output['cosine']:.5f} ({output['worst']:.5f})"
-        figures[f"{name}top-1 agreement"] = f"{output['top1']:.4f}"
-    if "task" in model:
-        task = model["task"]
-        figures["task accuracy (float)"] = f"{task['actual']:.4f} ({task['expected']:.4f})"
-    return figures
+        for output in model["outputs"]
+    ]
+
+
+def _task(task: Mapping[str, Any], output: str) -> str:
+    if task["output"] != output:
+        return ""
+    return f"{task['actual']:.4f} ({task['expected']:.4f})"
 
 
 def _scatter_section(models: Sequence[ModelReport]) -> Iterable[str]:
