@@ -1,10 +1,11 @@
 """Channels: an axis that producers write and products read, found by walking the graph.
 
-A linear map of the channels (a rotation, a permutation, a scaling) can be multiplied into the
-constants that write them and, inverted, into the products that read them, if everything between
-computes with channels linearly and all of them alike: sums of such tensors, what is computed for
-each row times them, views, concatenations along other axes. `Channels` is all that hangs together
-in this way: the residual stream of a decoder, say.
+A linear map of the channels (a rotation, a scaling) can be multiplied into the constants that write
+them and, inverted, into the products that read them, if everything between computes with channels
+linearly and all of them alike: sums of such tensors, what is computed for each row times them,
+views, concatenations along other axes. `Channels` is all that hangs together in this way: the
+residual stream of a decoder, say. For a permutation it is enough that all channels are treated
+alike: activations and norms may stand between.
 
 The channel of an element is its index on one axis modulo `width`: an axis of several heads has the
 channels of each.
@@ -18,8 +19,9 @@ from dataclasses import dataclass, field
 from abqc.dialects import abq
 from abqc.dialects.mlir import ir
 
+from .channel_rules import LINEAR, PERMUTABLE, VIEWS, Unlike, is_copy
 from .constant_values import is_constant
-from .generics import Tree, expression, filled, groups, inputs, is_elementwise, iterators, maps
+from .generics import filled
 from .infrastructure import defining_op
 from .norm_chain import Norm, only_feeds
 
@@ -92,15 +94,18 @@ def channels_behind(op: ir.Operation, norms: Mapping[ir.Value, Sequence[NormOf]]
     return search.found
 
 
-class _Unlike(Exception):
-    """An operation does not treat all channels alike; the text is the end of "... it <text>"."""
+def permutable_channels(value: ir.Value) -> Channels:
+    """All that hangs together with the last axis of `value`, if channels are put in another
+    order."""
+    search = _Search(Channels(abq.shape(value)[-1]), {}, whole=True, permuting=True)
+    search.run(value, len(abq.shape(value)) - 1)
+    return search.found
 
 
 class _Search:
     """Walks from a value to all that its channels reach, both ways.
 
-    A function for each kind of operation gives, for the axis of one operand or result, those of
-    the others; places are numbers of operands, and of results from -1 down.
+    Places are numbers of operands, and of results from -1 down, as in `channel_rules.py`.
     """
 
     def __init__(
@@ -110,12 +115,14 @@ class _Search:
         *,
         whole: bool,
         origin: ir.Operation | None = None,
+        permuting: bool = False,
     ) -> None:
         self.found = found
         self.norms = norms
         self.ends = {norm.op: norm for of_value in norms.values() for norm in of_value}
         self.whole = whole
         self.origin = origin
+        self.permuting = permuting
         self.waiting: list[tuple[ir.Value, int]] = []
         self.seen: set[tuple[ir.Operation, int]] = set()
 
@@ -178,17 +185,18 @@ class _Search:
                 self._end(op, place, axis)
                 return
             if place == -1 and op in self.ends:
-                raise _Unlike("normalizes what it writes (a norm behind the branch)")
+                raise Unlike("normalizes what it writes (a norm behind the branch)")
             if place >= 0 and op in self.ends and op.name == "abq.norm":
                 self._read_by_norm(self.ends[op], op.operands[place], axis)
-            axes = _LINEAR[op.name](op, place, axis) if op.name in _LINEAR else None
+            rules = PERMUTABLE if self.permuting else LINEAR
+            axes = rules[op.name](op, place, axis) if op.name in rules else None
             if axes is None:
-                raise _Unlike("is no product and does not compute with rows as a whole")
-        except _Unlike as error:
+                raise Unlike("is no product and does not compute with rows as a whole")
+        except Unlike as error:
             value = op.operands[place] if place >= 0 else op.results[-1 - place]
             self._block(op, f"it {error}", value, max(place, -1))
             return
-        if op.name not in _VIEWS and not (op.name == "linalg.generic" and _is_copy(op)):
+        if op.name not in VIEWS and not (op.name == "linalg.generic" and is_copy(op)):
             self.found.views = False
         for other, its in axes.items():
             self.seen.add((op, other))
@@ -199,7 +207,7 @@ class _Search:
             self._reach(op.results[-1 - place], axis, op)
             return
         value = op.operands[place]
-        if filled(value) == 0.0:
+        if filled(value) == 0.0 or (self.permuting and filled(value) is not None):
             return
         if is_constant(value) and not isinstance(abq.element(value), ir.F32Type):
             self._block(op, f"it reads a constant of {abq.element(value)}")
@@ -219,9 +227,9 @@ class _Search:
         operands = _operands(op)
         if place >= 0:
             if op.name != "abq.matmul" or place != operands["x"]:
-                raise _Unlike("is no product with a constant weight")
+                raise Unlike("is no product with a constant weight")
             if axis != len(abq.shape(op.operands[place])) - 1:
-                raise _Unlike("multiplies another axis")
+                raise Unlike("multiplies another axis")
             _require_floats(op, operands)
             self.found.products.append(op)
             return
@@ -229,9 +237,9 @@ class _Search:
         if place != -1 or axis != (
             1 if op.name == "abq.conv" else len(abq.shape(op.results[0])) - 1
         ):
-            raise _Unlike("writes the channels along another axis")
+            raise Unlike("writes the channels along another axis")
         if op.name == "abq.conv" and ir.IntegerAttr(op.attributes["groups"]).value > 1:
-            raise _Unlike("is a convolution in groups")
+            raise Unlike("is a convolution in groups")
         _require_floats(op, operands)
         name = "table" if op.name == "abq.gather" else "w"
         self.found.constants.append(
@@ -246,16 +254,6 @@ _TERMINALS = {
     "abq.conv": ("x", "w", "bias", "x_scale", "x_zero", "w_scale", "w_zero"),
     "abq.gather": ("table", "indices", "scale", "zero"),
 }
-# What shows rows as they are.
-_VIEWS = frozenset(
-    {
-        "tensor.collapse_shape",
-        "tensor.expand_shape",
-        "tensor.cast",
-        "tensor.extract_slice",
-        "linalg.transpose",
-    }
-)
 
 
 def _operands(op: ir.Operation) -> dict[str, int]:
@@ -269,158 +267,6 @@ def _require_floats(op: ir.Operation, operands: Mapping[str, int]) -> None:
     """Weights, tables and biases are constants without codes in the types."""
     for name in ("w", "table", "bias"):
         if name in operands and not is_constant(op.operands[operands[name]]):
-            raise _Unlike(f"has a {name} that is no constant")
+            raise Unlike(f"has a {name} that is no constant")
     if any(name.endswith(("scale", "zero")) for name in operands):
-        raise _Unlike("computes with codes of the model")
-
-
-# Operations that are linear: the axes of all operands and results that have channels.
-
-Axes = dict[int, int]
-
-
-def _expand(op: ir.Operation, place: int, axis: int) -> Axes:
-    return _reshape(op, 0, -1, place, axis)
-
-
-def _collapse(op: ir.Operation, place: int, axis: int) -> Axes:
-    return _reshape(op, -1, 0, place, axis)
-
-
-def _reshape(op: ir.Operation, narrow: int, wide: int, place: int, axis: int) -> Axes:
-    """Axes of `wide` are grouped into those of `narrow`; channels run innermost."""
-    sizes = abq.shape(op.results[0] if wide < 0 else op.operands[0])
-    if place == narrow:
-        group = groups(op)[axis]
-        inner = [i for i in group if sizes[i] != 1] or [group[-1]]
-        return {narrow: axis, wide: inner[-1]}
-    number, group = next((n, g) for n, g in enumerate(groups(op)) if axis in g)
-    if any(sizes[i] != 1 for i in group if i > axis):
-        raise _Unlike("makes one axis of the channels and what is inside of them")
-    return {narrow: number, wide: axis}
-
-
-def _cast(op: ir.Operation, place: int, axis: int) -> Axes:
-    return {0: axis, -1: axis}
-
-
-def _transpose(op: ir.Operation, place: int, axis: int) -> Axes:
-    order = list(ir.DenseI64ArrayAttr(op.attributes["permutation"]))
-    source = order[axis] if place < 0 else axis
-    return {0: source, -1: order.index(source)}
-
-
-def _slice(op: ir.Operation, place: int, axis: int) -> Axes:
-    source, result = abq.shape(op.operands[0]), abq.shape(op.results[0])
-    if place > 0:
-        raise _Unlike("takes its offsets from the channels")
-    dropped = len(source) - len(result)
-    axes = {0: axis, -1: axis}
-    if dropped and axis != (len(source) if place == 0 else len(result)) - 1:
-        raise _Unlike("drops axes")
-    if dropped:
-        axes = {0: len(source) - 1, -1: len(result) - 1}
-    offset = list(ir.DenseI64ArrayAttr(op.attributes["static_offsets"]))[axes[0]]
-    stride = list(ir.DenseI64ArrayAttr(op.attributes["static_strides"]))[axes[0]]
-    if offset != 0 or stride != 1 or source[axes[0]] != result[axes[-1]]:
-        raise _Unlike("takes some of the channels")
-    return axes
-
-
-def _concat(op: ir.Operation, place: int, axis: int) -> Axes:
-    if ir.IntegerAttr(op.attributes["dim"]).value == axis:
-        raise _Unlike("puts channels side by side")
-    return {-1: axis, **dict.fromkeys(range(len(op.operands)), axis)}
-
-
-def _norm(op: ir.Operation, place: int, axis: int) -> Axes:
-    """The sum that a norm is of; what it normalizes is the business of `Channels.norms`."""
-    sizes = list(ir.DenseI32ArrayAttr(op.attributes["operandSegmentSizes"]))
-    if place > sizes[1]:
-        raise _Unlike("reads them as gains")
-    return dict.fromkeys(range(1 + sizes[1]), axis) | {-2: axis}
-
-
-def _generic(op: ir.Operation, place: int, axis: int) -> Axes:
-    """A loop that is linear in its operands with channels, and the same for all channels."""
-    if len(op.results) != 1:
-        raise _Unlike("has several results")
-    if place >= len(inputs(op)):
-        place = -1
-    all_maps = maps(op)
-    of_axis = all_maps[place].results[axis]
-    if not isinstance(of_axis, ir.AffineDimExpr):
-        raise _Unlike("reads the channels out of order")
-    loop = ir.AffineDimExpr(of_axis).position
-    if iterators(op)[loop] != "parallel":
-        raise _Unlike("sums over the channels")
-    axes: Axes = {}
-    for number, map_ in enumerate(all_maps):
-        read = [i for i, result in enumerate(map_.results) if _mentions(result, loop)]
-        plain = [i for i in read if isinstance(map_.results[i], ir.AffineDimExpr)]
-        if len(read) > 1 or read != plain:
-            raise _Unlike("reads the channels out of order")
-        if read:
-            axes[number if number < len(inputs(op)) else -1] = read[0]
-    if -1 not in axes:
-        raise _Unlike("sums over the channels")
-    tree = expression(op)
-    if _degree(tree, axes, loop) != _LINEAR_DEGREE:
-        raise _Unlike("does not compute with rows as a whole")
-    if _reads_out(tree):
-        axes[len(inputs(op))] = axes[-1]
-    return axes
-
-
-def _mentions(expression_: ir.AffineExpr, loop: int) -> bool:
-    return f"d{loop}" in str(expression_).replace("(", " ").replace(")", " ").split()
-
-
-_ZERO, _SCALAR_DEGREE, _LINEAR_DEGREE = "zero", "scalar", "linear"
-
-
-def _degree(tree: Tree, axes: Axes, loop: int) -> str | None:
-    """Whether a body is linear in the operands of `axes`, free of them, zero, or none of these."""
-    name = tree[0]
-    if name == "const":
-        return _ZERO if tree[1] == 0.0 else _SCALAR_DEGREE
-    if name == "in":
-        return _LINEAR_DEGREE if tree[1] in axes else _SCALAR_DEGREE
-    if name == "out":
-        return _LINEAR_DEGREE
-    if name == "outside":
-        return _SCALAR_DEGREE
-    if name == "large" or (name == "linalg.index" and f"dim={loop} : i64" in tree):
-        return None
-    parts = [_degree(part, axes, loop) for part in tree[1:] if isinstance(part, tuple)]
-    if None in parts:
-        return None
-    linear = [part == _LINEAR_DEGREE for part in parts]
-    if not any(linear):
-        return _SCALAR_DEGREE
-    if name in ("arith.addf", "arith.subf"):
-        return None if _SCALAR_DEGREE in parts else _LINEAR_DEGREE
-    if name == "arith.select":
-        return None if linear[0] or _SCALAR_DEGREE in parts[1:] else _LINEAR_DEGREE
-    once = {"arith.mulf": sum(linear) == 1, "arith.divf": linear == [True, False]}
-    return _LINEAR_DEGREE if once.get(name, name in ("arith.negf", "arith.extf")) else None
-
-
-def _reads_out(tree: Tree) -> bool:
-    return tree[0] == "out" or any(_reads_out(part) for part in tree[1:] if isinstance(part, tuple))
-
-
-def _is_copy(op: ir.Operation) -> bool:
-    return is_elementwise(op) and expression(op) == ("in", 0)
-
-
-_LINEAR = {
-    "tensor.expand_shape": _expand,
-    "tensor.collapse_shape": _collapse,
-    "tensor.cast": _cast,
-    "tensor.extract_slice": _slice,
-    "tensor.concat": _concat,
-    "linalg.transpose": _transpose,
-    "linalg.generic": _generic,
-    "abq.norm": _norm,
-}
+        raise Unlike("computes with codes of the model")
