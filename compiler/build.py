@@ -17,7 +17,7 @@ from abqc.compiler.onnx_import.importer import import_model
 from abqc.compiler.pipeline import stages
 from abqc.compiler.recipe import parse_recipe
 from abqc.dialects.formats import FLOAT_BYTES
-from abqc.errors import AbqcError, RecipeError
+from abqc.errors import AbqcError, InputError, RecipeError
 from abqc.passes.infrastructure import PassFailure, Unit, run_pipeline
 
 Progress = Callable[[str, int, int], None]
@@ -32,6 +32,10 @@ def build(request: Request, report: Progress, on_pass: Callable[[str], None]) ->
     recipe = parse_recipe(request.quant)
     if request.calib is not None:
         recipe = recipe.with_calibration()
+    elif request.budget is not None:
+        raise InputError(
+            "a budget is spent by what calibration data show", hint="give them with --calib"
+        )
     elif recipe.calibrated:
         raise RecipeError(
             "gptq, error feedback, needs calibration data",

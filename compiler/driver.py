@@ -31,6 +31,7 @@ def compile(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     dump_dir: str | Path | None = None,
     calib: Calib | None = None,
+    budget: str | None = None,
     progress: Progress | None = None,
     device: str | None = None,
 ) -> Model:
@@ -47,6 +48,7 @@ def compile(
         shapes=shapes,
         dump_dir=dump_dir,
         calib=calib,
+        budget=budget,
         progress=progress,
     )
     from abqc.runtime.model import load
@@ -70,6 +72,7 @@ def compile_file(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     dump_dir: str | Path | None = None,
     calib: Calib | None = None,
+    budget: str | None = None,
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Path:
@@ -79,7 +82,9 @@ def compile_file(
     (`w4a8`, `w4a4 rotate`, ...) or the path of a file of rules; `shapes` pins the shapes of inputs;
     `output` is where the library goes (default: beside the model, `.so`); `calib` is data to
     calibrate with: an .npz file or a folder of them, arrays by input name whose first axis counts
-    samples, or a dict or an iterable of dicts of such arrays; `dump_dir` receives the IR after
+    samples, or a dict or an iterable of dicts of such arrays; `budget` ("4bpw") gives each
+    product its own width, so that all take so many bits a weight, and writes the recipe beside the
+    library; `dump_dir` receives the IR after
     every pass; `progress(step, done, total)` is called as work goes on, and `note(text)`
     at the end for what will run, but slowly (default: a PerformanceWarning). The work is done in
     another process, whose crash would be an error too. Raises AbqcError, whose text says what
@@ -97,6 +102,7 @@ def compile_file(
         shapes={name: tuple(shape) for name, shape in (shapes or {}).items()},
         dump_dir=Path(dump_dir) if dump_dir is not None else None,
         calib=_calibration_files(calib, work),
+        budget=budget,
     )
     try:
         notes = job.run(request, progress or (lambda step, done, total: None))

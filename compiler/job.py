@@ -22,7 +22,7 @@ SERVER = Server("abqc.compiler.worker:compile_request")
 class Request:
     """What to compile, and where to; `work` is an empty directory for what is made on the way.
 
-    `calib` is a file or folder of calibration data.
+    `calib` is a file or folder of calibration data, `budget` what mixed precision may take.
     """
 
     model: Path
@@ -33,6 +33,7 @@ class Request:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     dump_dir: Path | None = None
     calib: Path | None = None
+    budget: str | None = None
 
     @property
     def partial(self) -> Path:

@@ -44,6 +44,14 @@ class OpRecipe:
     rule: str
     half: Half = "f16"
 
+    @property
+    def words(self) -> str:
+        """Activations and flags as a rule spells them."""
+        flags = {"rotate": self.rotate, "search": self.search, "gptq": self.gptq}
+        activation = f"a16:{self.half}" if self.activation is None else self.activation.text
+        cache = [] if self.kv_bits is None else [f"kv{self.kv_bits}"]
+        return " ".join([activation, *(flag for flag, asked in flags.items() if asked), *cache])
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -178,6 +186,12 @@ def _with_calibration(rule: Rule) -> Rule:
     if rule.activation is not None and rule.activation.bits < ROTATED_BELOW_BITS:
         added.add("rotate")
     return replace(rule, flags=rule.flags | added)
+
+
+def pattern_of(node: str) -> str:
+    """The quoted pattern of a rule for one node."""
+    plain = re.sub(r"([*?\[])", r"[\1]", node)
+    return '"' + re.sub(r'["\n]', "?", plain) + '"'
 
 
 def _check_kinds(rule: Rule, kinds: set[Kind]) -> None:

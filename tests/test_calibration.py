@@ -215,3 +215,32 @@ def test_a_text_is_cut_into_windows(tmp_path: Path) -> None:
         text_samples(text, tmp_path / "tokenizer.json")
     with pytest.raises(InputError, match="there is no file"):
         text_samples(text, tmp_path / "absent.json")
+
+
+def test_a_budget_beats_one_width_for_all(model: Path, tmp_path: Path) -> None:
+    samples, test = data(64), data(16, seed=2)
+    expected = reference(model, test)
+    errors = {}
+    for name, budget in (("uniform", None), ("mixed", "3.5bpw")):
+        library = tmp_path / f"{name}.so"
+        quant = "w3:g32 a16" if budget is None else "w4 a16"
+        compiled = abqc.compile(model, quant=quant, calib=samples, budget=budget, output=library)
+        errors[name] = float(np.square(compiled.run(test)[0] - expected).mean())
+    assert errors["mixed"] < errors["uniform"]
+    recipe = (tmp_path / "mixed.recipe.txt").read_text()
+    assert '"head" w' in recipe and "# chosen for --budget 3.5bpw" in recipe
+    again = abqc.compile(model, quant=recipe, calib=samples, output=tmp_path / "again.so")
+    np.testing.assert_array_equal(again.run(test)[0], compiled.run(test)[0])
+
+
+def test_budgets_that_cannot_be_met(model: Path, tmp_path: Path) -> None:
+    def compile_with(budget: str, **options: object) -> None:
+        abqc.compile(model, quant="w4a8", budget=budget, output=tmp_path / "m.so", **options)  # type: ignore[arg-type]
+
+    with pytest.raises(InputError, match="a budget of 1.5bpw cannot be met") as raised:
+        compile_with("1.5bpw", calib=data(8))
+    assert "the least is 2." in str(raised.value.hint)
+    with pytest.raises(InputError, match="'much' is no budget"):
+        compile_with("much", calib=data(8))
+    with pytest.raises(InputError, match="a budget is spent by what calibration data show"):
+        compile_with("4bpw")

@@ -5,22 +5,30 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from abqc.codegen.targets.cpu import CpuTarget
+from abqc.compiler.files import write_text
 from abqc.compiler.job import Request
 from abqc.compiler.pipeline import stages
+from abqc.compiler.recipe import Recipe, parse_recipe, pattern_of
 from abqc.dialects.mlir import ir
-from abqc.errors import RecipeError
+from abqc.errors import InputError, RecipeError
 from abqc.passes.infrastructure import Unit, run_pipeline
+from numpy.typing import NDArray
 
+from .budget import Budget, Option, allocate, least_bits, options_of, parse_budget
 from .engine import Calibration
+from .error_feedback import Feedback
 from .kept import Digest, KeptCodes
 from .runs import Array, Feeds
 from .samples import batches
 
 Progress = Callable[[str, int, int], None]
+
+HINT = "add gptq to a rule, as in 'w4a8 gptq'"
 
 
 def calibrate(request: Request, module: ir.Module, unit: Unit, progress: Progress) -> Calibration:
@@ -53,13 +61,46 @@ def calibrate(request: Request, module: ir.Module, unit: Unit, progress: Progres
         kept=KeptCodes(_digest(simplified, unit, feeds)),
         progress=progress,
     )
+    if request.budget is not None:
+        unit.recipe = own.recipe = plan(calibration, parse_budget(request.budget), request)
+        calibration = replace(calibration, kept=KeptCodes(_digest(simplified, unit, feeds)))
     calibration.run()
     if not calibration.errors:
-        raise RecipeError(
-            "the recipe has nothing to calibrate", hint="add gptq to a rule, as in 'w4a8 gptq'"
-        )
+        raise RecipeError("the recipe has nothing to calibrate", hint=HINT)
     calibration.seconds = time.perf_counter() - started
     return calibration
+
+
+def plan(calibration: Calibration, budget: Budget, request: Request) -> Recipe:
+    """The recipe that spends `budget` best; it is written beside the library, for people to edit.
+
+    Activations and all other nodes are as the recipe says that was asked for.
+    """
+    recipe = calibration.unit.recipe
+    options: dict[str, list[Option]] = {}
+    weights: dict[str, int] = {}
+
+    def visit(node: str, weight: NDArray[np.float32], feedback: Feedback) -> None:
+        options[node] = options_of(weight, feedback)
+        weights[node] = weight.size
+
+    calibration.survey(visit)
+    count = sum(weights.values())
+    if not count:
+        raise RecipeError("the recipe has nothing to calibrate", hint=HINT)
+    least = least_bits(options) / count
+    if least > budget.bits:
+        raise InputError(
+            f"a budget of {budget} cannot be met", hint=f"the least is {least + 0.005:.2f}bpw"
+        )
+    chosen = allocate(options, budget.bits * count)
+    lines = [recipe.text, f"# chosen for --budget {budget}:"]
+    for node, option in chosen.items():
+        words = recipe.resolve(node, "matmul").words
+        lines.append(f"{pattern_of(node)} {option.scheme.text} {words}")
+    text = "\n".join(lines) + "\n"
+    write_text(request.output.with_suffix(".recipe.txt"), text)
+    return parse_recipe(text).with_calibration()
 
 
 def _digest(module: ir.Module, unit: Unit, feeds: Sequence[Feeds]) -> str:

@@ -10,7 +10,7 @@ lies in files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,24 @@ class Calibration:
                 rounded.forget(id_)
             self.progress("calibrate", done + 1, len(segments))
 
+    def survey(self, visit: Callable[[str, NDArray[np.float32], Feedback], None]) -> None:
+        """Show `visit` each product in the float model: its node, weight [N, K] and feedback."""
+        flow = DataFlow(self.module.operation)
+        products = self._products(flow)
+        segments = cut(flow, {product.at: product.name for product in products})
+        stream = Stream(self.batches, self.work)
+        for done, segment in enumerate(segments):
+            self.progress("weigh formats", done, len(segments))
+            inside = [product for product in products if product.at in segment.products]
+            kept = list(segment.outputs)
+            for group in _groups(inside):
+                sums = self._sums(segment, group, kept, stream, None)
+                kept = []
+                for product, feedback in self._feedbacks(group, sums):
+                    visit(product.node, product.encoding.weight(self.unit.store), feedback)
+            for id_ in _finished(segments[done + 1 :], segment):
+                stream.forget(id_)
+
     def _products(self, flow: DataFlow) -> list[_Product]:
         tables = table_schemes(self.module.operation, self.unit)
         found = []
@@ -147,14 +165,17 @@ class Calibration:
         products: list[_Product],
         kept: list[ValueId],
         exact: Stream,
-        rounded: Stream,
+        rounded: Stream | None,
     ) -> _Sums:
-        differ = bool(segment.inputs)  # the first segment reads the model's inputs alone
+        # The first segment reads the model's inputs alone.
+        differ = rounded is not None and bool(segment.inputs)
+        own = exact if rounded is None else rounded
         totals = {
             product.at: product.total
             for product in products
             if differ and product.total is not None and product.total.at < segment.end
         }
+        drifting = {p.name for p in products if differ and p.at not in totals}
         sums = _Sums(
             {product.name: Moments(product.shape[1]) for product in products},
             {product.at: Excess(*product.shape) for product in products if product.at in totals},
@@ -165,7 +186,7 @@ class Calibration:
         model = compile_segment(part, FLOAT, self.unit.store, self.work)
         for batch in range(len(exact)):
             mine = exact.run(model, batch)
-            others = rounded.run(model, batch) if differ else mine
+            others = own.run(model, batch) if differ else mine
 
             def rows(
                 name: str, values: dict[str, Array], stream: Stream, batch: int = batch
@@ -173,35 +194,43 @@ class Calibration:
                 value = values[name] if name in values else stream.value(name, batch)
                 return _visible(value, self.masks[batch])
 
-            xs = {name: rows(name, others, rounded) for name in sums.moments}
+            xs = {name: rows(name, others, own) for name in sums.moments}
             for name, moments in sums.moments.items():
-                moments.add(xs[name], rows(name, mine, exact) if differ else None)
+                moments.add(xs[name], rows(name, mine, exact) if name in drifting else None)
             for product in products:
                 if product.at in totals:
                     total = value_name(totals[product.at])
-                    missing = rows(total, mine, exact) - rows(total, others, rounded)
+                    missing = rows(total, mine, exact) - rows(total, others, own)
                     sums.excess[product.at].add(missing, xs[product.name])
             for id_ in kept:
                 exact.keep(id_, batch, mine[value_name(id_)])
         model.close()
         return sums
 
-    def _encode(self, products: list[_Product], sums: _Sums) -> None:
-        """The codes of the products' weights; what several share of the inputs is made once."""
-        feedbacks: dict[tuple[str, int], Feedback] = {}
+    def _feedbacks(
+        self, products: list[_Product], sums: _Sums
+    ) -> Iterator[tuple[_Product, Feedback]]:
+        """Each product with the feedback of what it reads, which several may share."""
+        made: dict[tuple[str, int], Feedback] = {}
         for product in products:
+            block = product.encoding.hadamard_block
+            if (product.name, block) not in made:
+                moments = sums.moments[product.name]
+                rotated = moments.rotated(block) if block else moments
+                made[product.name, block] = Feedback(rotated, self.settings)
+            yield product, made[product.name, block]
+
+    def _encode(self, products: list[_Product], sums: _Sums) -> None:
+        """The codes of the products' weights."""
+        for product, feedback in self._feedbacks(products, sums):
             encoding, block = product.encoding, product.encoding.hadamard_block
             if encoding.symbol in self.unit.store:
                 continue  # a weight of several products: encoded for the first one
-            if (product.name, block) not in feedbacks:
-                moments = sums.moments[product.name]
-                rotated = moments.rotated(block) if block else moments
-                feedbacks[product.name, block] = Feedback(rotated, self.settings)
             excess = sums.excess.get(product.at)
             if excess is not None and block:
                 excess = excess.rotated(block)
             weight = encoding.weight(self.unit.store)
-            result = feedbacks[product.name, block].encode(weight, encoding.scheme, excess)
+            result = feedback.encode(weight, encoding.scheme, excess)
             self._take(product, result)
             if self.kept is not None:
                 self.kept.put(encoding.symbol, result.tensor, result.relative_error)

@@ -79,12 +79,17 @@ class Feedback:
             break
         self.factor = np.linalg.solve(upper, np.eye(len(upper))).astype(np.float32)
 
+    @property
+    def importance(self) -> F32:
+        """What an error of each column [K] costs after feedback."""
+        costs = np.empty(len(self.order), np.float32)
+        costs[self.order] = np.diagonal(self.factor) ** -2
+        return costs
+
     def encode(self, weight: F32, scheme: Scheme, excess: Excess | None = None) -> EncodedWeight:
         """The codes of `weight` [N, K] in `scheme`."""
         target = self.shifted(weight, excess)
-        importance = np.empty(len(self.order), np.float32)
-        importance[self.order] = np.diagonal(self.factor) ** -2  # what an error costs, fed back
-        encoder = encoder_for(target, scheme, importance)
+        encoder = encoder_for(target, scheme, self.importance)
         rounded = self.round(target, encoder)
         for _ in range(self.settings.sweeps):
             self.sweep(target, rounded, encoder)
@@ -96,9 +101,14 @@ class Feedback:
     def shifted(self, weight: F32, excess: Excess | None = None) -> F32:
         """V above, `asymmetry` of the way from W; W where the two models' inputs are the same."""
         drift = self.moments.drift
-        if drift is None or self.settings.asymmetry == 0:
+        if self.settings.asymmetry == 0:
             return weight
-        product = weight @ drift.astype(np.float32) if excess is None else excess.sum
+        if excess is not None:
+            product: NDArray[np.floating] = excess.sum
+        elif drift is not None:
+            product = weight @ drift.astype(np.float32)
+        else:
+            return weight
         product = product[:, self.order].astype(np.float32)
         shift = np.empty_like(weight)
         shift[:, self.order] = (product @ self.factor.T) @ self.factor

@@ -47,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="calibrate with these samples: an .npz file or a folder of them, arrays by input name;"
         " or a text, for a language model with its tokenizer.json beside it",
     )
+    parser.add_argument(
+        "--budget",
+        metavar="4bpw",
+        help="with --calib: each product's own width, so that all take so many bits a weight; "
+        "the recipe is written beside the library",
+    )
     add_shape(parser, "pin an input's shape")
     parser.add_argument("--dump-dir", metavar="DIR", type=Path, help="write the IR of every pass")
 
@@ -66,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
             shapes=dict(args.shape),
             dump_dir=args.dump_dir,
             calib=args.calib,
+            budget=args.budget,
             progress=progress,
             note=notes.append,
         )
