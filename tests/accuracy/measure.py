@@ -38,7 +38,9 @@ HEAD = "lm_head"
 
 
 def made_of(row: Row) -> dict[str, Any]:
-    return {key: value for key, value in asdict(row).items() if key not in ("name", "bar")}
+    """What a result depends on; a budget that is not given is not named."""
+    known = {key: value for key, value in asdict(row).items() if key not in ("name", "bar")}
+    return known if row.budget else {key: known[key] for key in known if key != "budget"}
 
 
 def measure(row: Row) -> dict[str, Any]:
@@ -54,6 +56,7 @@ def measure(row: Row) -> dict[str, Any]:
             quant=row.recipe,
             output=library,
             calib=subject.calibration(onnx) if row.calibrated else None,
+            budget=row.budget or None,
             note=lambda text: None,
         )
     with abqc.load(library, threads=THREADS) as model:

@@ -114,7 +114,8 @@ def _chosen(model: str) -> list[Row]:
 
 def _common(row: Row, result: dict[str, Any]) -> list[str]:
     bits = "32" if result["bits"] is None else f"{result['bits']:.2f}"
-    return [f"`{row.recipe.splitlines()[0]}`", "yes" if row.calibrated else "", bits]
+    recipe = row.recipe.splitlines()[0] + (f" --budget {row.budget}" if row.budget else "")
+    return [f"`{recipe}`", "yes" if row.calibrated else "", bits]
 
 
 def _decoder_table(model: str, found: dict[str, dict[str, Any] | None]) -> str:
