@@ -35,12 +35,13 @@ FLOAT_BYTES: dict[Float, int] = {"f32": 4, "f16": 2, "bf16": 2}
 
 GRANULARITIES: dict[str, tuple[str, ...]] = {
     "w": ("tensor", "channel", "group"),
-    "a": ("tensor", "token", "image"),
+    "a": ("tensor", "token", "image", "group"),
 }
 
 DEFAULT_GROUP_SIZE = 128
 TABLE_GROUP_SIZE = 64  # of NF4, as published
 GROUPED_UP_TO_BITS = 4
+BLOCK_SIZES = (16, 32, 64, 128)  # of activations
 CHUNK_ELEMENTS = 1 << 18  # quantize this many weights at a time: they stay in the cache
 
 
@@ -75,8 +76,9 @@ class Scheme:
     """How a tensor is quantized: its format, and what shares one scale (and zero point).
 
     Weights: the whole `tensor`, an output `channel`, or `group_size` weights along K.
-    Activations: the whole `tensor`, a `token` (one row) or an `image` (one sample of a batch).
-    `scale` is how a weight's scales are stored; those of activations are f32.
+    Activations: the whole `tensor`, a `token` (one row), an `image` (one sample of a batch), or
+    `group_size` elements of a row: a block. `scale` is how scales are stored; those of activations
+    are f32, and those of blocks powers of two.
     """
 
     role: Role
@@ -95,14 +97,25 @@ class Scheme:
             raise ValueError("a group size belongs to granularity 'group'")
         if self.group_size is not None and self.group_size < 1:
             raise ValueError("a group has at least one weight")
-        if self.role == "a" and self.format.kind in WEIGHTS_ONLY:
-            raise ValueError(f"'{self.format.width}' is a format of weights, not of activations")
-        if self.role == "a" and self.scale != "f16":
-            raise ValueError("scales of activations are f32: they have no type")
+        if self.role == "a":
+            self._check_activation()
         if self.scale != "f16" and self.format.kind in ("unsigned", "binary", "trellis"):
             raise ValueError(
                 f"scales of type {self.scale} belong to symmetric scalar formats of 2 bits and more"
             )
+
+    def _check_activation(self) -> None:
+        blocks = self.granularity == "group"
+        if self.format.kind in WEIGHTS_ONLY and not (blocks and self.format.kind == "float"):
+            raise ValueError(f"'{self.format.width}' is a format of weights, not of activations")
+        if not blocks and self.scale != "f16":
+            raise ValueError("scales of activations are f32: they have no type; blocks have e8m0")
+        if blocks and self.scale != "e8m0":
+            raise ValueError(
+                "blocks of activations share powers of two; write abfp8, amxfp8 or a8:g32:e8m0"
+            )
+        if blocks and self.group_size not in BLOCK_SIZES:
+            raise ValueError(f"blocks of activations have {_listed(BLOCK_SIZES)} elements")
 
     @property
     def bits(self) -> int:
@@ -139,6 +152,10 @@ class Scheme:
         return [(begin, min(begin + size, k)) for begin in range(0, k, size)]
 
 
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, numbers[:-1])) + f" or {numbers[-1]}"
+
+
 _ROLE_NAMES = {"w": "weights", "a": "activations"}
 
 
@@ -149,7 +166,8 @@ def _granularity_texts(role: str) -> list[str]:
 def widths(role: Role) -> list[str]:
     """The spellings of all widths that `role` may have."""
     usable = {row.width for row in FORMATS.values() if role == "w" or row.kind not in WEIGHTS_ONLY}
-    return sorted(usable | (set(BLOCK_FORMATS) if role == "w" else set()))
+    blocks = {name for name, row in BLOCK_FORMATS.items() if role == "w" or row.scale == "e8m0"}
+    return sorted(usable | blocks)
 
 
 def parse_scheme(text: str) -> Scheme:
@@ -163,7 +181,8 @@ def parse_scheme(text: str) -> Scheme:
         raise ValueError(f"'{text}' must begin with 'w' (weights) or 'a' (activations)")
     role: Role = "w" if head[0] == "w" else "a"
     width = head[1:]
-    if width not in widths(role):
+    floats = {row.width for row in FORMATS.values() if row.kind == "float"}
+    if width not in widths(role) and not (width in floats and options):
         raise ValueError(
             f"'{text}': no {_ROLE_NAMES[role]} of width '{width}'; use one of "
             + ", ".join(role + w for w in widths(role))
@@ -192,7 +211,7 @@ def _subject(option: str) -> str:
 def _expand(text: str, name: str, given: dict[str, str]) -> tuple[str, dict[str, str]]:
     """A block format as the width and the options that it stands for."""
     block = BLOCK_FORMATS[name]
-    own = f"w{block.width}:g{block.block}:{block.scale}"
+    own = f"{text[0]}{block.width}:g{block.block}:{block.scale}"
     refused = [option for subject, option in given.items() if subject != _SYMMETRY]
     if block.any_block:
         refused = [given[_SCALE]] if _SCALE in given else []
@@ -205,7 +224,7 @@ def _expand(text: str, name: str, given: dict[str, str]) -> tuple[str, dict[str,
 
 def _scheme(text: str, role: Role, width: str, given: dict[str, str]) -> Scheme:
     symmetry = given.get(_SYMMETRY)
-    symmetric = role == "w" if symmetry is None else symmetry == "sym"
+    symmetric = role == "w" or _SCALE in given if symmetry is None else symmetry == "sym"
     row = _BY_WIDTH.get((width, symmetric))
     if row is None:
         raise ValueError(f"'{text}': width '{width}' is always symmetric")
@@ -371,8 +390,8 @@ def quantize_activation(
     multiple of them); `tensor`: all share one. Scales are repeated for each row. A row whose
     values or scale are not finite has scale NaN, codes and zero point 0.
     """
-    if scheme.role != "a":
-        raise ValueError(f"{scheme} is no scheme for activations")
+    if scheme.role != "a" or scheme.granularity == "group":
+        raise ValueError(f"{scheme} is no scheme for activations with one scale a row")
     m, k = x.shape
     shared = {"token": 1, "image": image_rows, "tensor": m}[scheme.granularity]
     if shared == 0 or m % shared:
@@ -380,6 +399,26 @@ def quantize_activation(
     blocks = np.ascontiguousarray(x, np.float32).reshape(m // shared, shared * k)
     codes, scale, zero = _quantize_blocks(blocks, scheme.format)
     return codes.reshape(m, k), np.repeat(scale, shared), np.repeat(zero, shared)
+
+
+def round_activation(x: F32, scheme: Scheme) -> F32:
+    """Rows [M, K] rounded to blocks along K that share powers of two, as kernels do at run time.
+
+    What is not finite makes its block NaN. The last block of a row may be short.
+    """
+    if scheme.role != "a" or scheme.group_size is None:
+        raise ValueError(f"{scheme} is no scheme for blocks of activations")
+    m, k = x.shape
+    missing = -k % scheme.group_size
+    blocks = np.pad(x, ((0, 0), (0, missing))).reshape(m, -1, scheme.group_size)
+    reach = np.abs(blocks).max(axis=2, keepdims=True)
+    finite = np.isfinite(reach)
+    scale = SCALE_TYPES[scheme.scale].by_reach(
+        np.where(finite, reach, 1), scheme.format.largest, 1.0
+    )
+    steps = scheme.format.encode_steps(np.where(finite, blocks, 0), scale, None)
+    values = np.where(finite, steps * scale, np.float32(np.nan))
+    return values.reshape(m, -1)[:, :k].astype(np.float32)
 
 
 def _quantize_blocks(blocks: F32, format: NumberFormat) -> tuple[Codes, F32, NDArray[np.int32]]:

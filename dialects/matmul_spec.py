@@ -34,6 +34,18 @@ class MatmulSpec:
         return self.weight is not None and self.weight.format.kind == "trellis"
 
     @property
+    def blocks(self) -> bool:
+        """Whether blocks of a row of activations have scales of their own."""
+        return self.activation is not None and self.activation.group_size is not None
+
+    @property
+    def integer_products(self) -> bool:
+        """Whether sums of products are integers, each row of activations having one scale."""
+        if self.weight is None or self.activation is None or self.blocks:
+            return False
+        return self.weight.format.has_integers
+
+    @property
     def scale(self) -> StoredScale:
         """How the weight's scales are stored."""
         if self.scale_bits == 32:

@@ -14,7 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from abqc.dialects import abq
+from abqc.dialects.formats import parse_scheme
 from abqc.dialects.mlir import arith, cf, ir, linalg, tensor
+from abqc.errors import RecipeError
 
 from .infrastructure import Unit, blame, defining_op, register, walk
 from .quantize import HALF
@@ -178,6 +180,12 @@ class _Conv:
         assert self.quantize is not None
         codes, scale, zero = self.quantize.results
         code = ir.RankedTensorType(codes.type).element_type
+        if parse_scheme(abq.code_format(codes) or "").group_size is not None:
+            raise RecipeError(
+                "activations in blocks are for matmuls: a convolution's rows are windows",
+                node=ir.StringAttr(self.op.attributes["node"]).value,
+                hint="give convolutions a rule of their own, such as a8",
+            )
         x_scale, x_zero = self.quantize.opview.x_scale, self.quantize.opview.x_zero
         if x_scale is None:
             measured = abq.MeasureOp(self.x, code.format, scale.type, zero.type)

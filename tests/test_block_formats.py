@@ -5,7 +5,14 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from abqc.dialects.formats import FORMATS, QuantizedTensor, parse_scheme, quantize_weight
+from abqc.dialects.formats import (
+    FORMATS,
+    QuantizedTensor,
+    parse_scheme,
+    quantize_activation,
+    quantize_weight,
+    round_activation,
+)
 from abqc.dialects.group_scales import WeightGroups
 from abqc.dialects.number_formats import NF4
 from abqc.dialects.scale_types import SCALE_TYPES
@@ -146,3 +153,21 @@ def test_scales_that_have_no_bits_are_refused(text: str, bad: float) -> None:
     q = QuantizedTensor(q.codes, scale, None, q.scheme, q.tensor_scale)
     with pytest.raises(ValueError, match=f"a scale of type {q.scheme.scale} is"):
         SCALE_TYPES[q.scheme.scale].store(q.scale, q.tensor_scale)
+
+
+@pytest.mark.parametrize("text", ["abfp8", "abfp3:g64", "amxfp4", "amxfp8", "amxfp6e3m2"])
+def test_blocks_of_activations_are_rounded_as_weights_are(text: str) -> None:
+    x = weight(7, 5, 150) * np.exp2(np.arange(-9, 16, 5, dtype=np.float32))[:, None]
+    x[3] = 0
+    scheme = parse_scheme(text)
+    same = parse_scheme(f"w{scheme.text[1:]}")
+    np.testing.assert_array_equal(
+        round_activation(x, scheme), quantize_weight(x, same).dequantize()
+    )
+    x[1, 40] = np.inf
+    broken = np.isnan(round_activation(x, scheme))
+    size = scheme.group_size or 0
+    assert broken[1, 40 // size * size : 40 // size * size + size].all()
+    assert broken.sum() == min(size, 150 - 40 // size * size)
+    with pytest.raises(ValueError, match="one scale a row"):
+        quantize_activation(x, scheme)

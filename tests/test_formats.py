@@ -140,6 +140,9 @@ def test_ties_go_to_even_and_zeros_of_either_sign_are_positive() -> None:
         ("a8", "a8:token:asym"),
         ("a4:sym", "a4:token:sym"),
         ("a8:image", "a8:image:asym"),
+        ("abfp8", "a8:g32:sym:e8m0"),
+        ("abfp4:g64", "a4:g64:sym:e8m0"),
+        ("amxfp8", "afp8:g32:sym:e8m0"),
     ],
 )
 def test_defaults(text: str, canonical: str) -> None:
@@ -165,7 +168,10 @@ def test_canonical_text_reads_back(scheme: Scheme) -> None:
         ("a2*", "no activations of width '2\\*'"),
         ("a16", "no activations of width '16'"),
         ("w4:token", "'token' is no granularity of weights; use one of tensor, channel, gN"),
-        ("a4:g32", "'group' is no granularity of activations"),
+        ("a4:g32", "blocks of activations share powers of two; write abfp8"),
+        ("abfp8:g48", "have 16, 32, 64 or 128 elements"),
+        ("afp8:token:sym", "a format of weights, not of activations"),
+        ("anvfp4", "no activations of width 'nvfp4'"),
         ("w4:g0", "at least one weight"),
         ("w4:g", "'g' is no granularity"),
         ("w2*:asym", "always symmetric"),
@@ -197,7 +203,8 @@ def test_groups_cover_k(group_size: int, k: int) -> None:
 
 
 def test_widths_of_each_role() -> None:
-    assert widths("a") == list("12345678")
+    blocks = {name for name, row in BLOCK_FORMATS.items() if row.scale == "e8m0"}
+    assert set(widths("a")) == {*"12345678"} | blocks
     assert set(widths("w")) == {row.width for row in FORMATS.values()} | set(BLOCK_FORMATS)
 
 

@@ -6,10 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from abqc.codegen.gpu.dequantize import DequantizeMatmul
+from abqc.codegen.gpu.rows_layout import FloatRows
 from abqc.codegen.gpu.schedule import Schedule
 from abqc.codegen.strategy import MatmulSpec
 from abqc.codegen.targets.cuda import CudaTarget
-from abqc.dialects.formats import FORMATS, NumberFormat, parse_scheme, quantize_weight
+from abqc.dialects.formats import (
+    FORMATS,
+    NumberFormat,
+    parse_scheme,
+    quantize_weight,
+    round_activation,
+)
 from gpu_rows import Case, schedule
 from gpu_tile_cases import TileCase
 from test_gpu_gather import check, check_tied, gather, table, table_layout
@@ -76,3 +84,22 @@ def test_the_target_has_a_strategy_for_every_pair(row: NumberFormat) -> None:
         spec = MatmulSpec(40, 100, weight, activation)
         (choice,) = target.choose([spec], nodes=["node"])
         assert choice.strategy.unsupported(spec) is None
+
+
+@pytest.mark.parametrize("text", ["abfp8", "abfp3:g64", "amxfp8", "amxfp4:sym", "abfp5:g128"])
+def test_blocks_of_activations(text: str) -> None:
+    """Rows are packed as what the reference rounds to, which bf16 holds exactly."""
+    case = TileCase.random("w4:g32", text, (5, 64, 230), TILE)
+    case.strategy = DequantizeMatmul("bf16")
+    case.x[:3] *= np.exp2([[-100], [30], [0]])
+    case.x[4, 32:64] = 0
+    values = round_activation(case.x, parse_scheme(text))
+    expected = FloatRows.of(case.spec, "bf16").pack_reference(values)
+    bits = case._packed().view(np.uint16).astype(np.uint32) << 16
+    packed = bits.view(np.float32).reshape(5, -1)[:, :230]
+    np.testing.assert_array_equal(packed, values)
+    assert expected.nbytes == 2 * bits.size
+    weight = case.weight.dequantize().astype(np.float64)
+    y = values.astype(np.float64) @ weight.T + case.bias
+    error = np.abs(case.result(on_device=True) - y)
+    assert (error <= 2.0**-16 * (np.abs(values) @ np.abs(weight).T + np.abs(case.bias))).all()

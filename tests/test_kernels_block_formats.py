@@ -13,7 +13,7 @@ from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import MatmulSpec
 from abqc.codegen.targets.cpu import CpuTarget
 from abqc.dialects import reference
-from abqc.dialects.formats import FORMATS, NumberFormat, parse_scheme
+from abqc.dialects.formats import FORMATS, NumberFormat, parse_scheme, round_activation
 from kernel_cases import FORMS, Case, compile_jit, variant_for
 from test_kernels_dequantize import Compiled, check, random
 
@@ -112,3 +112,24 @@ def test_the_target_has_a_strategy_for_every_pair(row: NumberFormat) -> None:
         spec = MatmulSpec(40, 100, weight, activation)
         (choice,) = CpuTarget().choose([spec], nodes=["node"])
         assert choice.strategy.unsupported(spec) is None
+
+
+BLOCKS = ["abfp8", "abfp3:g64", "amxfp8", "amxfp4", "amxfp6e3m2", "amxfp8e5m2"]
+
+
+@pytest.mark.parametrize(("isa", "text"), each(BLOCKS, ["amxfp8"]))
+def test_blocks_of_activations(isa: Isa, text: str) -> None:
+    """What is packed is what the reference rounds to, and it is multiplied as floats are."""
+    case = Case.random(Dequantize(), isa, "w4:g40", text, 6, 21, 150)
+    case.x[:3] *= np.exp2([[-120], [30], [0]])
+    case.x[4, 32:64] = 0
+    pack = Dequantize().pack_kernel(case.spec)
+    assert pack is not None
+    q = np.full(4 * case.x.size, 0x55, np.uint8)
+    compile_jit(isa, [pack]).run(pack.name, pack.grid(6), [case.x.reshape(-1), q, 6])
+    rounded = round_activation(case.x, parse_scheme(text))
+    np.testing.assert_array_equal(q.view(np.float32).reshape(6, 150), rounded)
+    check(case.run(accumulators=False), rounded, case.weight.dequantize(), case.bias)
+    case.x[2, 5] = np.nan
+    y = case.run(accumulators=False)
+    assert np.isnan(y[2]).all() and np.isfinite(np.delete(y, 2, axis=0)).all()

@@ -48,6 +48,8 @@ def test_the_recipe_that_is_not_parsed_is_what_the_parser_makes_of_it() -> None:
         ("mxfp8e5m2a8", "wfp8e5m2:g32:sym:e8m0", "a8:token:asym"),
         ("bfp5:g64 a8", "w5:g64:sym:e8m0", "a8:token:asym"),
         ("nf4 a16", "wnf4:g64:sym", None),
+        ("w4 amxfp8", "w4:g128:sym", "afp8:g32:sym:e8m0"),
+        ("mxfp4 abfp6:g64", "wfp4:g32:sym:e8m0", "a6:g64:sym:e8m0"),
     ],
 )
 def test_one_line(text: str, weight: str | None, activation: str | None) -> None:

@@ -7,8 +7,8 @@ Codes of indexed formats are looked up (`indexed_values`). With one row they are
 and every group's sum by its scale; with more, a piece of 256 x 48 weights is decoded to the stack
 and shared by up to 128 rows.
 
-Quantized activations meet weights without integers here: their rows are packed as the floats that
-their codes stand for (`rounded_rows`).
+Quantized activations meet weights without integers here, and activations in blocks all weights:
+their rows are packed as the floats that their codes stand for (`rounded_rows`, `block_rows`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ...dialects.formats import QuantizedTensor, Scheme
 from ..builder import INDEX, Builder, Value, buffer, function, vec
 from ..isa import Isa
 from ..strategy import Kernel, MatmulSpec, Variant
+from .block_rows import block_pack_kernel
 from .float_tile import (
     COLUMN_BLOCK,
     DEPTH_BLOCK,
@@ -61,7 +62,7 @@ class Dequantize:
     def unsupported(self, spec: MatmulSpec) -> str | None:
         if spec.weight is None:
             return "strategy 'dequantize' needs quantized weights"
-        if spec.activation is not None and spec.weight.format.has_integers:
+        if spec.integer_products:
             return "strategy 'dequantize' takes quantized activations only where weights are floats"
         if spec.hadamard_block and spec.activation is None:
             return "strategy 'dequantize' does not rotate activations that stay float"
@@ -79,6 +80,8 @@ class Dequantize:
         return 0 if spec.activation is None else RoundedRows(spec.k).row_bytes
 
     def pack_kernel(self, spec: MatmulSpec) -> Kernel | None:
+        if spec.blocks:
+            return block_pack_kernel(spec)
         return None if spec.activation is None else rounded_pack_kernel(spec)
 
     def scaled_pack_kernel(self, spec: MatmulSpec) -> Kernel:

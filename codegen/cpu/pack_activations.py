@@ -14,6 +14,7 @@ What a row looks like in q is the strategy's business: its `RowWriter` gets the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -51,14 +52,10 @@ class PackKernel:
 
     def emit(self, module: ir.Module, isa: Isa, name: str) -> None:
         with function(module, isa, name, [buffer("f32"), buffer("i8"), INDEX]) as (b, i, x, q, m):
-            scratch = b.alloca(self.k, "f32") if self.hadamard_block else None
-            spare = scratch_of(b, self.hadamard_block) if self.hadamard_block else None
             first = i * ROWS
+            floats = rotated_rows(b, x, self.k, self.hadamard_block)
             with b.loop(first, b.min(first + ROWS, m)) as rows:
-                source, begin = x, rows.i * self.k
-                if scratch is not None:
-                    _rotate(b, x, begin, scratch, self.k, self.hadamard_block, spare)
-                    source, begin = scratch, b.index(0)
+                source, begin = floats(rows.i * self.k)
                 codes = RowCodes(b, self.format, source, begin, b.index(self.k))
                 self.writer.write_row(b, codes, codes.measure(), q, rows.i * self.writer.row_bytes)
 
@@ -105,6 +102,22 @@ def measure_kernel(format: NumberFormat) -> Kernel:
 
 def _emit(kernel: MeasureKernel, name: str, module: Any, isa: Any) -> None:
     kernel.emit(module, isa, name)
+
+
+def rotated_rows(
+    b: Builder, x: Value, k: int, block: int
+) -> Callable[[Value], tuple[Value, Value]]:
+    """Gives, of the element of x that a row of `k` begins with, where the row's values are: a
+    buffer and an element of it. They are rotated in blocks of `block` if that is not 0."""
+    if not block:
+        return lambda begin: (x, begin)
+    scratch, spare = b.alloca(k, "f32"), scratch_of(b, block)
+
+    def rotate(begin: Value) -> tuple[Value, Value]:
+        _rotate(b, x, begin, scratch, k, block, spare)
+        return scratch, b.index(0)
+
+    return rotate
 
 
 def _rotate(

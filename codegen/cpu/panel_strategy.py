@@ -98,6 +98,8 @@ class PanelStrategy:
     def unsupported(self, spec: MatmulSpec) -> str | None:
         if spec.weight is None or spec.activation is None:
             return f"strategy '{self.name}' needs quantized weights and activations"
+        if spec.blocks:
+            return f"strategy '{self.name}' takes one scale for a row of activations, not blocks"
         if not spec.weight.format.has_integers:
             return f"strategy '{self.name}' multiplies integers, which {spec.weight} has not"
         if spec.trellis:

@@ -30,6 +30,8 @@ class TrellisStrategy(Int8Strategy):
             return "strategy 'trellis' takes trellis codes only"
         if spec.activation is None:
             return "strategy 'trellis' needs quantized activations"
+        if spec.blocks:
+            return "strategy 'trellis' takes one scale for a row of activations, not blocks"
         if spec.hadamard_block and spec.k > MAX_ROTATED_K:
             return f"rotating rows of more than {MAX_ROTATED_K} elements needs too much stack"
         if spec.k > MAX_K:

@@ -10,6 +10,8 @@ from .pack import scaled_pack_kernel
 from .rows_layout import CentredRows, FloatElement
 from .tile_strategy import TileStrategy
 
+BLOCK_ELEMENT: FloatElement = "bf16"  # has the range of powers of two, and 8 bits
+
 
 class DequantizeMatmul(TileStrategy):
     """The GpuStrategy for activations that stay float, rounded to `element` (MatmulSpec.half)."""
@@ -24,12 +26,28 @@ class DequantizeMatmul(TileStrategy):
             return "strategy 'dequantize' takes quantized weights only"
         if spec.trellis:
             return "strategy 'dequantize' takes no trellis codes"
-        if spec.activation is not None and spec.weight.format.has_integers:
+        if spec.integer_products:
             return "strategy 'dequantize' takes quantized activations only where weights are floats"
+        if spec.blocks:
+            return self._blocks_unsupported(spec, arch)
         if spec.half != self.activation:
             return f"strategy 'dequantize' in {self.activation} is for a16:{self.activation}"
         if mma_step(arch, self.activation) is None:
             return f"strategy 'dequantize' needs a {self.activation} mma.sync, not in {arch.name}"
+        return None
+
+    def _blocks_unsupported(self, spec: MatmulSpec, arch: GpuArch) -> str | None:
+        """As `unsupported`, of activations that are rounded in blocks: exact in bf16."""
+        if self.activation != BLOCK_ELEMENT:
+            return f"strategy 'dequantize' takes blocks of activations in {BLOCK_ELEMENT}"
+        if mma_step(arch, BLOCK_ELEMENT) is None:
+            return f"blocks of activations need a {BLOCK_ELEMENT} mma.sync, not in {arch.name}"
+        grouped = CentredRows.of(spec).grouped
+        if grouped.groups > 1 and grouped.padded_group != grouped.group_size:
+            return (
+                "strategy 'dequantize' takes blocks of activations where groups of weights are "
+                f"multiples of {grouped.unit}"
+            )
         return None
 
     def scaled_pack_kernel(self, spec: MatmulSpec) -> Kernel:

@@ -28,6 +28,8 @@ class Int8Matmul(TileStrategy):
     def unsupported(self, spec: MatmulSpec, arch: GpuArch) -> str | None:
         if spec.weight is None or spec.activation is None:
             return "strategy 'int8' takes quantized weights and activations only"
+        if spec.blocks:
+            return "strategy 'int8' takes one scale for a row of activations, not blocks"
         if not spec.weight.format.has_integers:
             return f"strategy 'int8' multiplies integers, which {spec.weight} has not"
         if spec.trellis:

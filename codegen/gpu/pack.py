@@ -31,7 +31,8 @@ class PackKernel(Kernel):
 
 def pack_kernel(spec: MatmulSpec, layout: RowLayout) -> PackKernel:
     """Rows of `layout`, each with its own scale, rotated before if `spec` asks for it."""
-    packing = RowPacking.of(_format(spec, layout), layout, spec.hadamard_block)
+    blocks = spec.activation if spec.blocks else None
+    packing = RowPacking.of(_format(spec, layout), layout, spec.hadamard_block, blocks)
     name = f"pack_{packing.name}"
     return PackKernel(name, (packing.threads.rows,), partial(_emit, packing, name), packing)
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
-from ...dialects.formats import NumberFormat
+from ...dialects.formats import NumberFormat, Scheme
+from ..block_rounding import magnitude_bits, rounded, shared_exponent
 from ..builder import Value
 from .builder import GpuBuilder
 from .group_sums import ChunkSums, GroupSums, NoSums, OneSum, SharedSums
@@ -21,7 +22,7 @@ from .pack_int8 import Int8Writer
 from .pack_planes import PlaneWriter
 from .planes_layout import PlaneRows
 from .quantize_row import RowRange, RowScale, code
-from .reduce_row import RowReduction
+from .reduce_row import RowReduction, butterfly
 from .row_threads import (
     CHUNK,
     PER_LANE,
@@ -61,19 +62,25 @@ def writer_of(layout: RowLayout) -> RowWriter:
 
 @dataclass(frozen=True)
 class RowPacking:
-    """What packed rows are made of. `format` is None where values stay float; `hadamard_block` 0:
-    rows are not rotated."""
+    """What packed rows are made of. `format` is None where values stay float, or are rounded in
+    `blocks`; `hadamard_block` 0: rows are not rotated."""
 
     format: NumberFormat | None
     layout: RowLayout
     hadamard_block: int
     threads: RowThreads
+    blocks: Scheme | None = None
 
     @staticmethod
-    def of(format: NumberFormat | None, layout: RowLayout, hadamard_block: int) -> RowPacking:
+    def of(
+        format: NumberFormat | None,
+        layout: RowLayout,
+        hadamard_block: int,
+        blocks: Scheme | None = None,
+    ) -> RowPacking:
         """With the threads that suit such rows best."""
         threads = RowThreads.of(writer_of(layout).positions, rotated=hadamard_block)
-        return RowPacking(format, layout, hadamard_block, threads)
+        return RowPacking(format, layout, hadamard_block, threads, blocks)
 
     @cached_property
     def writer(self) -> RowWriter:
@@ -94,7 +101,9 @@ class RowPacking:
     @property
     def _row_name(self) -> str:
         if isinstance(self.layout, FloatRows):
-            return self.layout.element
+            blocks = self.blocks
+            rounded = f"_{blocks.format.name}_b{blocks.group_size}" if blocks is not None else ""
+            return self.layout.element + rounded
         assert self.format is not None
         if isinstance(self.layout, CentredRows):
             return f"{self.layout.element}_{self.format.name}"
@@ -194,10 +203,24 @@ class PackRow:
 
     def _write_floats(self, sweep: RowSweep) -> None:
         def write(position: Value, chunk: Chunk) -> Sequence[Value]:
+            chunk = self._in_blocks(chunk)
             self.packing.writer.write(self.b, self.q, position, chunk, self._own(position))
             return []
 
         sweep.run(write)
+
+    def _in_blocks(self, chunk: Chunk) -> Chunk:
+        """Four values rounded with those of their block, which neighbouring lanes have."""
+        b, blocks = self.b, self.packing.blocks
+        if blocks is None:
+            return chunk
+        assert blocks.group_size is not None and self.packing.shape.dense
+        reach = b.const(0, "i32")
+        for value in chunk:
+            reach = b.max(magnitude_bits(b, value), reach)
+        reach = butterfly(b, reach, blocks.group_size // PER_LANE, b.max)
+        exponent = shared_exponent(b, blocks.format, reach)
+        return [rounded(b, blocks.format, value, exponent, reach) for value in chunk]
 
     def _write_codes(self, sweep: RowSweep, format: NumberFormat, scale: RowScale) -> None:
         b, shape = self.b, self.packing.shape

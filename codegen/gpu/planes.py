@@ -37,6 +37,8 @@ class Planes:
     def unsupported(self, spec: MatmulSpec, arch: GpuArch) -> str | None:
         if spec.weight is None or spec.activation is None:
             return "strategy 'planes' takes quantized weights and activations only"
+        if spec.blocks:
+            return "strategy 'planes' takes one scale for a row of activations, not blocks"
         if spec.weight.format.indexed:
             return f"strategy 'planes' multiplies bits of integers, which {spec.weight} has not"
         if spec.weight.format.in_digits:

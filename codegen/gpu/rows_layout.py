@@ -7,7 +7,7 @@ so that no unit has weights of two scales. `padded k` counts codes with that pad
     Int8Rows    padded_k codes, one byte each: q, as s8 or (asymmetric 8 bits) as u8
                 f32 scale, i32 zero point (0 where symmetric)
                 i32 sums [groups] of q - zero, where the weight has zero points
-    FloatRows   padded_k values of f16 or bf16
+    FloatRows   padded_k values of f16 or bf16; those of blocks are exact in bf16
     CentredRows padded_k values q - zero of f16 or bf16 (exact), then f32 scale, i32 zero point: for
                 weights without integers
 
@@ -230,8 +230,9 @@ def rows_of(spec: MatmulSpec, activation: Activation) -> Int8Rows | FloatRows | 
 
 
 def half_rows_of(spec: MatmulSpec, element: FloatElement) -> FloatRows | CentredRows:
-    """The rows of 16-bit floats: of activations that stay float, or of codes."""
-    if spec.activation is None:
+    """The rows of 16-bit floats: of activations that stay float or are rounded in blocks, or of
+    codes with one scale."""
+    if spec.activation is None or spec.blocks:
         return FloatRows.of(spec, element)
     return CentredRows.of(spec, element)
 

@@ -71,7 +71,7 @@ class TileStrategy:
         assert spec.weight is not None
         layout = WeightLayout.of(spec)
         rows: str = self.activation
-        if spec.activation is not None:
+        if spec.activation is not None and not spec.blocks:
             name = spec.activation.format.name
             rows = name if self.activation == "int8" else f"{rows}_codes"
         return (

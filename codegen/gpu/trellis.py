@@ -50,6 +50,8 @@ class TrellisMatmul:
     def unsupported(self, spec: MatmulSpec, arch: GpuArch) -> str | None:
         if not spec.trellis:
             return "strategy 'trellis' takes trellis codes only"
+        if spec.blocks:
+            return "strategy 'trellis' takes one scale for a row of activations, not blocks"
         if spec.activation is None and spec.hadamard_block:
             return "strategy 'trellis' does not rotate activations that stay float"
         if spec.activation and TrellisLayout.of(spec).grouped.group_size > MAX_TERMS:

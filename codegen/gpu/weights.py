@@ -105,10 +105,9 @@ class WeightLayout:
 
     @staticmethod
     def of(spec: MatmulSpec) -> WeightLayout:
-        """For 8-bit MMA where activations are quantized and weights have integers, else for 16-bit
-        floats."""
+        """For 8-bit MMA where products are integers, else for 16-bit floats."""
         assert spec.weight is not None
-        activation = spec.activation if spec.weight.format.has_integers else None
+        activation = spec.activation if spec.integer_products else None
         return WeightLayout(
             format=spec.weight.format,
             lane_bits=8 if activation is not None else 16,
