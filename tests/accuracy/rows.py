@@ -32,8 +32,9 @@ def decoder(
     head: bool = True,
     budget: str = "",
 ) -> Row:
-    """A row of a decoder; `head` adds the rule that keeps its head at 8 bits."""
-    return Row(name, model, recipe + (HEAD if head else ""), calibrated, bar, budget)
+    """A row of a decoder; `head` adds the rule that rounds its head to 8 bits."""
+    rule = HEAD + (" rtn" if calibrated else "")  # with data, errors would be fed back there too
+    return Row(name, model, recipe + (rule if head else ""), calibrated, bar, budget)
 
 
 ROWS = (
@@ -56,9 +57,7 @@ ROWS = (
     decoder("mxfp4", OFFGRID, "mxfp4 a8 gptq", True, "half of rounding's loss closed"),
     decoder("nvfp4-rtn", OFFGRID, "nvfp4 a8"),
     decoder("nvfp4", OFFGRID, "nvfp4 a8 gptq", True, "half of rounding's loss closed"),
-    decoder(
-        "budget-4bpw", OFFGRID, "w4 a8 gptq", True, "better than w4:g128", budget="4bpw", head=False
-    ),
+    decoder("budget-4bpw", OFFGRID, "w4 a8 gptq", True, "better than w4:g128", budget="4bpw"),
     # Activations matter: the original weights, whose outliers a random rotation would have removed.
     decoder("original-w8a8", ORIGINAL, "w8a8"),
     decoder("original-w8a8-rotate", ORIGINAL, "w8a8 rotate", bar="0.01"),
