@@ -43,6 +43,7 @@ SIGMA = 40.0  # of the values, nearly: the table is a Gaussian's quantiles, roun
 
 PANEL_ROWS = 256  # the longest sequence
 ROW_MULTIPLE = 16  # so that a panel's column is whole bytes at every rate
+CHUNK_ELEMENTS = 1 << 18  # decoded at a time: temporary copies are larger
 OVERLAP = 64  # rows on either side of a panel's end that decide where its path begins
 
 
@@ -103,6 +104,14 @@ class Panels:
         begins = range(0, self.count * self.rows, self.rows)
         return [(begin, min(begin + self.rows, self.padded_n)) for begin in begins]
 
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Panels of equal size: the first row, the row behind the last one, rows of a panel."""
+        last = self.padded_n - self.last_rows
+        if self.last_rows == self.rows:
+            return [(0, self.padded_n, self.rows)]
+        whole = [(0, last, self.rows)] if last else []
+        return [*whole, (last, self.padded_n, self.last_rows)]
+
 
 def _align(rows: int) -> int:
     return -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
@@ -116,17 +125,24 @@ def decode(symbols: Symbols, n: int, rate: int) -> NDArray[np.int8]:
     panels = Panels(n)
     if symbols.shape[0] != panels.padded_n:
         raise ValueError(f"{n} channels have symbols of {panels.padded_n} rows, not {len(symbols)}")
+    k = symbols.shape[1]
     q = np.empty(symbols.shape, np.int8)
-    for begin, end in panels.bounds():
-        q[begin:end] = table()[state_index(_windows(symbols[begin:end], rate))]
+    for begin, end, rows in panels.runs():
+        step = max(1, CHUNK_ELEMENTS // (rows * k)) * rows
+        for first in range(begin, end, step):
+            part = slice(first, min(first + step, end))
+            windows = _windows(symbols[part].reshape(-1, rows, k), rate)
+            q[part] = table()[state_index(windows)].reshape(-1, k)
     return q[:n]
 
 
 def _windows(symbols: Symbols, rate: int) -> NDArray[np.uint16]:
-    """16 bits from every row of a panel [rows, ...] on; the first row follows the last one."""
-    windows = symbols.astype(np.uint16)
-    for ahead in range(1, -(-STATE_BITS // rate)):
-        windows |= np.roll(symbols, -ahead, axis=0).astype(np.uint16) << np.uint16(ahead * rate)
+    """12 bits or more from every row of panels [panels, rows, K] on, as far as 16 hold them."""
+    rows, count = symbols.shape[1], -(-STATE_BITS // rate)
+    around = np.concatenate([symbols, symbols[:, : count - 1]], axis=1).astype(np.uint16)
+    windows = around[:, :rows].copy()
+    for ahead in range(1, count):
+        windows |= around[:, ahead : ahead + rows] << np.uint16(ahead * rate)
     return windows
 
 

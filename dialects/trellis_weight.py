@@ -176,21 +176,10 @@ def _encode_columns(x: F32, scale: F32, panels: Panels, search: ViterbiSearch) -
     if not np.isfinite(units).all():
         raise ValueError("a column holds NaN or infinity, or exceeds its scales")
     symbols = np.empty(units.shape, np.uint8)
-    for begin, end, rows in _runs(panels):
+    for begin, end, rows in panels.runs():
         sequences = units[:, begin:end].reshape(-1, rows)
         symbols[:, begin:end] = search.encode(sequences).reshape(len(x), -1)
     return symbols
-
-
-def _runs(panels: Panels) -> Iterator[tuple[int, int, int]]:
-    """Begin and end of the rows of panels of equal size, and that size."""
-    last = panels.padded_n - panels.last_rows
-    if panels.last_rows == panels.rows:
-        yield 0, panels.padded_n, panels.rows
-        return
-    if last:
-        yield 0, last, panels.rows
-    yield last, panels.padded_n, panels.last_rows
 
 
 def _refit(w: F32, weight: QuantizedTensor, importance: np.ndarray | None) -> QuantizedTensor:
