@@ -5,7 +5,7 @@ from __future__ import annotations
 TIDY = "func.func(canonicalize,cse)"
 
 # Before norms are taken apart: their gains go into the products behind them.
-ROTATE = ("fuse-bias", "rotate-stream")
+ROTATE = ("fuse-bias", "rotate-stream", "sort-channels")
 
 # What a target has no kernels for is loops like others; the rest stays one op.
 DECOMPOSE = ("decompose-norm",)

@@ -43,11 +43,17 @@ class OpRecipe:
     kv_bits: int | None
     rule: str
     half: Half = "f16"
+    sort: bool = False
 
     @property
     def words(self) -> str:
         """Activations and flags as a rule spells them."""
-        flags = {"rotate": self.rotate, "search": self.search, "gptq": self.gptq}
+        flags = {
+            "rotate": self.rotate,
+            "sort": self.sort,
+            "search": self.search,
+            "gptq": self.gptq,
+        }
         activation = f"a16:{self.half}" if self.activation is None else self.activation.text
         cache = [] if self.kv_bits is None else [f"kv{self.kv_bits}"]
         return " ".join([activation, *(flag for flag, asked in flags.items() if asked), *cache])
@@ -119,6 +125,7 @@ class Recipe:
             kv_bits=rule.kv_bits,
             rule=str(rule),
             half=rule.half,
+            sort="sort" in rule.flags and kind == "matmul",
         )
 
     @property

@@ -72,6 +72,23 @@ class CentredRotation(Rotation):
     consume = produce
 
 
+@dataclass(frozen=True)
+class Permutation:
+    """Channel i becomes what channel `order[i]` was."""
+
+    order: tuple[int, ...]
+    tag: str
+
+    @property
+    def width(self) -> int:
+        return len(self.order)
+
+    def produce(self, v: np.ndarray) -> np.ndarray:
+        return v[..., list(self.order)]
+
+    consume = produce  # it is orthogonal
+
+
 def _signs(width: int) -> np.ndarray:
     """+-1, the bits of SHAKE-256 of a text that names the width."""
     digest = hashlib.shake_256(f"abqc rotation {width}".encode()).digest(-(-width // 8))

@@ -59,6 +59,7 @@ PASS_FILES = (
     "separate_fills",
     "share_heads",
     "simplify_broadcasts",
+    "sort_channels",
 )
 
 

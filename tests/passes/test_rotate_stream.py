@@ -26,6 +26,7 @@ class Rotated:
 
     def __init__(self, model: onnx.ModelProto, folder: Path, recipe: str = "w4a4 rotate") -> None:
         self.model, self.folder = model, folder
+        folder.mkdir(exist_ok=True)
         path = folder / "model.onnx"
         onnx.save(model, path)
         imported = import_model(path, work_dir=folder, keep_codes=True)
