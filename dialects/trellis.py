@@ -27,7 +27,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +38,14 @@ RATES = (1, 2, 3, 4)  # bits of a weight
 STATE_BITS = 12
 MULTIPLIER = 1135
 TABLE_SIZE = 128
-SIGMA = 40.0  # of the values, nearly: the table is a Gaussian's quantiles, rounded
+SIGMA = 40.0  # of the values, nearly
+
+# The quantiles (i + 1/2) / 128 of a Gaussian of SIGMA, rounded, from the median on.
+UPPER_VALUES = (
+    0, 1, 2, 3, 4, 4, 5, 6, 7, 7, 8, 9, 10, 11, 12, 12, 13, 14, 15, 16, 17, 17, 18, 19, 20, 21,
+    22, 23, 24, 25, 26, 26, 27, 28, 29, 31, 32, 33, 34, 35, 36, 37, 38, 40, 41, 42, 44, 45, 47,
+    48, 50, 52, 54, 56, 58, 60, 63, 65, 69, 72, 77, 83, 91, 106,
+)  # fmt: skip
 
 PANEL_ROWS = 256  # the longest sequence
 ROW_MULTIPLE = 16  # so that a panel's column is whole bytes at every rate
@@ -49,10 +55,9 @@ OVERLAP = 64  # rows on either side of a panel's end that decide where its path 
 
 @cache
 def table() -> NDArray[np.int8]:
-    """The 128 values, ascending: int8-rounded quantiles of a Gaussian of `SIGMA`."""
-    normal = NormalDist(0, SIGMA)
-    quantiles = [normal.inv_cdf((i + 0.5) / TABLE_SIZE) for i in range(TABLE_SIZE)]
-    values = np.rint(quantiles).astype(np.int8)
+    """The 128 values, ascending."""
+    upper = np.array(UPPER_VALUES, np.int8)
+    values = np.concatenate([-upper[::-1], upper])
     values.flags.writeable = False
     return values
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,12 @@ def test_packing_keeps_symbols(rate: int) -> None:
     stream = trellis.pack_symbols(symbols, rate)
     assert stream.shape == (3, 6 * rate)
     np.testing.assert_array_equal(trellis.unpack_symbols(stream, rate), symbols)
+
+
+def test_the_table_is_of_quantiles() -> None:
+    normal = NormalDist(0, trellis.SIGMA)
+    quantiles = [normal.inv_cdf((i + 0.5) / trellis.TABLE_SIZE) for i in range(trellis.TABLE_SIZE)]
+    np.testing.assert_array_equal(trellis.table(), np.rint(quantiles))
 
 
 def test_the_table_is_odd_and_ascends() -> None:
