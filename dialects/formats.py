@@ -209,6 +209,8 @@ def round_activation(x: F32, scheme: Scheme) -> F32:
 def _quantize_blocks(blocks: F32, format: NumberFormat) -> tuple[Codes, F32, NDArray[np.int32]]:
     """Codes of each row with one scale and zero point a row, all in IEEE f32."""
     low, high = blocks.min(axis=1, initial=0), blocks.max(axis=1, initial=0)
+    if format.clip != 1:
+        low, high = low * np.float32(format.clip), high * np.float32(format.clip)
     with np.errstate(over="ignore", invalid="ignore"):
         if format.kind == "binary":
             scale = np.abs(blocks).sum(axis=1, dtype=np.float32) / np.float32(blocks.shape[1])

@@ -8,7 +8,7 @@ Needs numpy alone, so that the runtime can use it. A format is one row of `FORMA
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -58,6 +58,7 @@ class NumberFormat:
     default_scale: Literal["range", "mean", "search"]
     shrink: float
     minifloat: Minifloat | None = None
+    clip: float = 1.0  # activations: how much of a row's range gets codes
     in_digits: bool = False  # ternary: integer kernels store five codes in a byte
     table: tuple[float, ...] | None = None  # ascending
 
@@ -65,6 +66,10 @@ class NumberFormat:
     def stored_bits(self) -> float:
         """Bits of a code in a packed weight."""
         return 8 / 5 if self.in_digits else self.bits
+
+    def clipped(self, percent: int) -> NumberFormat:
+        """The format whose scales cover so much of the range of what is quantized at run time."""
+        return replace(self, name=f"{self.name}c{percent}", clip=percent / 100)
 
     @property
     def symmetric(self) -> bool:

@@ -8,6 +8,7 @@ stored.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -119,7 +120,8 @@ class Scheme:
         sharing = f"g{self.group_size}" if self.granularity == "group" else self.granularity
         symmetry = "sym" if self.symmetric else "asym"
         scale = "" if self.scale == "f16" else f":{self.scale}"
-        return f"{self.role}{self.format.width}:{sharing}:{symmetry}{scale}"
+        clip = "" if self.format.clip == 1 else f":c{round(100 * self.format.clip)}"
+        return f"{self.role}{self.format.width}:{sharing}:{symmetry}{scale}{clip}"
 
     def __str__(self) -> str:
         return self.text
@@ -175,18 +177,23 @@ def parse_scheme(text: str) -> Scheme:
         if subject in given:
             raise ValueError(f"'{text}': {subject} is given twice")
         given[subject] = option
+    if _CLIP in given and role != "a":
+        raise ValueError(f"'{text}': {given[_CLIP]} clips activations; weights have search")
     if width in BLOCK_FORMATS:
         width, given = _expand(text, width, given)
     return _scheme(text, role, width, given)
 
 
 _SHARING, _SYMMETRY, _SCALE = "what shares a scale", "symmetry", "the type of scales"
+_CLIP = "the part of the range that has codes"
 
 
 def _subject(option: str) -> str:
     """What an option of a scheme says."""
     if option in ("sym", "asym"):
         return _SYMMETRY
+    if re.fullmatch(r"c[1-9][0-9]", option):
+        return _CLIP
     return _SCALE if option in SCALE_TYPES else _SHARING
 
 
@@ -215,6 +222,10 @@ def _scheme(text: str, role: Role, width: str, given: dict[str, str]) -> Scheme:
         granularity, group_size = "group", int(sharing[1:])
     else:
         granularity, group_size = sharing, None
+    if _CLIP in given:
+        if row.kind not in ("signed", "unsigned") or granularity == "group":
+            raise ValueError(f"'{text}': {given[_CLIP]} belongs to integers with a scale for a row")
+        row = row.clipped(int(given[_CLIP][1:]))
     try:
         return Scheme(role, row, granularity, group_size, given.get(_SCALE, "f16"))  # type: ignore[arg-type]
     except ValueError as error:

@@ -63,7 +63,21 @@ def row_of(width: str, symmetric: bool) -> NumberFormat:
 
 def test_the_table_holds_every_format_of_the_page() -> None:
     integers = {(str(n), symmetric) for n in range(1, 9) for symmetric in (True, False)}
-    others = ("2*", "t", "t5", "fp4", "fp6", "fp6e3m2", "fp8", "fp8e5m2", "nf4", "1v", "2v", "3v", "4v")
+    others = (
+        "2*",
+        "t",
+        "t5",
+        "fp4",
+        "fp6",
+        "fp6e3m2",
+        "fp8",
+        "fp8e5m2",
+        "nf4",
+        "1v",
+        "2v",
+        "3v",
+        "4v",
+    )
     assert {(r.width, r.symmetric) for r in FORMATS.values()} == integers | {
         (width, True) for width in others
     }
@@ -473,3 +487,18 @@ def test_golden_activations(case: dict[str, Any]) -> None:
     np.testing.assert_array_equal(scale.astype(np.float64), case["scale"])
     np.testing.assert_array_equal(zero, case["zero"])
     np.testing.assert_array_equal(codes, case["codes"])
+
+
+def test_clipped_activations_lose_less_of_gaussian_rows() -> None:
+    x = np.random.default_rng(0).standard_normal((64, 576)).astype(np.float32)
+    errors = {}
+    for text in ("a4", "a4:c80"):
+        scheme = parse_scheme(text)
+        assert parse_scheme(scheme.text) == scheme
+        codes, scale, zero = quantize_activation(x, scheme)
+        values = (codes.astype(np.float32) - zero[:, None]) * scale[:, None]
+        errors[text] = float(np.square(values - x).mean())
+    assert errors["a4:c80"] < 0.85 * errors["a4"]
+    for wrong in ("w4:c80", "a1:token:sym:c80", "a8:g32:c80", "a4:c80:c70"):
+        with pytest.raises(ValueError):
+            parse_scheme(wrong)

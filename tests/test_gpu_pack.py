@@ -108,7 +108,7 @@ def test_rows_longer_than_registers_are_read_again() -> None:
     check(Int8Rows.of(spec), spec, 1)
 
 
-@pytest.mark.parametrize("activation", ["a8", "a4:token:sym", "a1", "a1:token:sym"])
+@pytest.mark.parametrize("activation", ["a8", "a4:token:sym", "a4:c80", "a1", "a1:token:sym"])
 def test_broken_rows_get_a_scale_of_nan(activation: str) -> None:
     spec = spec_of("w4:g64:asym", activation, 130)
     layout = PlaneRows.of(spec)
@@ -132,7 +132,7 @@ def test_float_rows(element, weight: str, k: int) -> None:
     np.testing.assert_array_equal(packed(spec, layout, x), layout.pack_reference(x))
 
 
-@pytest.mark.parametrize("activation", ["a8:image", "a4:image:sym", "a1:image", "a1:image:sym"])
+@pytest.mark.parametrize("activation", ["a8:image", "a4:image:sym:c70", "a1:image", "a1:image:sym"])
 def test_measured_scales(activation: str) -> None:
     images, image_rows, k = 3, 4, 70
     spec = spec_of("w4:g32:asym", activation, k)

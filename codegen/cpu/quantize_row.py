@@ -79,10 +79,13 @@ class RowCodes:
         """The dynamic scale and zero point of these floats."""
         b = self.b
         reach, low, high, total = self._ranges()
+        largest = b.bitcast(reach, "f32")
+        if self.format.clip != 1:
+            low, high, largest = (x * self.format.clip for x in (low, high, largest))
         if self.format.kind == "binary":
             scale = total / b.to_float(b.from_index(self.count, "i64"))
         elif self.format.symmetric:
-            scale = b.bitcast(reach, "f32") / float(self.format.qmax)
+            scale = largest / float(self.format.qmax)
         else:
             scale = (high - low) / float(self.format.qmax)
         broken = b.max(reach, b.bitcast(scale, "i32") & MAGNITUDE_BITS) >= INFINITY_BITS

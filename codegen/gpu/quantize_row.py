@@ -69,19 +69,22 @@ class RowRange:
         """The dynamic scale and zero point of `count` (f32) values of this range."""
         b, format = self.b, self.format
         reach = ranges[0]
+        largest, bounds = b.from_bits(reach, "f32"), ranges[1:]
+        if format.clip != 1:
+            largest, bounds = largest * format.clip, [bound * format.clip for bound in bounds]
         if format.kind == "binary":
-            scale = ranges[1] / count
+            scale = bounds[0] / count
         elif format.symmetric:
-            scale = b.from_bits(reach, "f32") / float(format.qmax)
+            scale = largest / float(format.qmax)
         else:
-            scale = (ranges[2] - ranges[1]) / float(format.qmax)
+            scale = (bounds[1] - bounds[0]) / float(format.qmax)
         broken = b.max(reach, b.to_bits(scale) & MAGNITUDE_BITS) >= INFINITY_BITS
         if format.kind != "binary":  # whose codes are signs, whatever the scale
             scale = b.select(scale == 0.0, b.const(1.0, "f32"), scale)
         row = given_scale(b, b.select(broken, b.const(float("nan"), "f32"), scale))
         if format.symmetric:
             return row
-        lowest = b.select(broken, b.const(0.0, "f32"), ranges[1])
+        lowest = b.select(broken, b.const(0.0, "f32"), bounds[0])
         zero = _round(b, -lowest / row.divisor)
         zero = b.max(b.min(zero, format.qmax), 0)
         return RowScale(row.scale, row.divisor, zero, row.broken)
