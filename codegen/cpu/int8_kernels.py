@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from ..builder import Value, vec
 from ..isa import Isa
-from ..stored_values import integer_bytes
 from .dot import Dot
 from .int8_layout import QUAD, BitPart, value_parts, value_quads
+from .look_up import integer_values
 from .panel_layout import PANEL
 from .panel_matmul import PanelBody, PanelKernel, Tile, split
 
@@ -116,5 +116,4 @@ class Int8Body(PanelBody):
         indexed = self.weight.value.indexed
         if indexed is None:
             return values
-        assert indexed.minifloat is not None, f"{indexed.name} has no integers"
-        return integer_bytes(values, indexed.minifloat)
+        return integer_values(self.b, values, indexed)
