@@ -12,6 +12,7 @@ import numpy as np
 from .builder import Value
 
 DIGITS = 5  # of a byte
+WORD_BYTES = 4
 _POWERS = 3 ** np.arange(DIGITS - 1, -1, -1)
 _EVEN_BYTES, _EVEN_DIGITS = 0x00FF00FF, 0x00030003
 
@@ -26,6 +27,25 @@ def unpack_digits(packed: np.ndarray) -> np.ndarray:
     """The inverse of `pack_digits`: uint8 [..., 5]."""
     fraction = packed.astype(np.int32)[..., None] * 3 ** np.arange(DIGITS) & 0xFF
     return (fraction * 3 >> 8).astype(np.uint8)
+
+
+def pack_words(registers: np.ndarray, lane_bits: int) -> np.ndarray:
+    """Registers, uint32 [..., R] with a digit in each lane of 8 or 16 bits, as words [..., R / J] in
+    whose lanes are the digits of J = 5 lane_bits / 8 registers."""
+    lanes, shared = WORD_BYTES * 8 // lane_bits, DIGITS * lane_bits // 8
+    digits = registers.view(np.uint8).reshape(*registers.shape, lanes, -1)[..., 0]
+    by_word = digits.reshape(*registers.shape[:-1], -1, shared, lanes).swapaxes(-1, -2)
+    by_byte = by_word.reshape(*by_word.shape[:-2], WORD_BYTES, DIGITS)
+    return np.ascontiguousarray(pack_digits(by_byte)).view(np.uint32)[..., 0]
+
+
+def unpack_words(words: np.ndarray, lane_bits: int) -> np.ndarray:
+    """The inverse of `pack_words`."""
+    lanes, shared = WORD_BYTES * 8 // lane_bits, DIGITS * lane_bits // 8
+    by_byte = unpack_digits(np.ascontiguousarray(words[..., None]).view(np.uint8))
+    digits = by_byte.reshape(*words.shape, lanes, shared).swapaxes(-1, -2)
+    wide = np.ascontiguousarray(digits.astype(f"u{lane_bits // 8}"))
+    return wide.view(np.uint32).reshape(*words.shape[:-1], -1)
 
 
 def digit_of_bytes(words: Value, digit: int) -> Value:

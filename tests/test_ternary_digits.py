@@ -5,10 +5,11 @@ from __future__ import annotations
 from itertools import product
 
 import numpy as np
+import pytest
 from abqc.codegen.cpu.int8 import Int8Strategy
 from abqc.codegen.gpu.weights import WeightLayout, pack
 from abqc.codegen.strategy import MatmulSpec
-from abqc.codegen.ternary_digits import pack_digits, unpack_digits
+from abqc.codegen.ternary_digits import pack_digits, pack_words, unpack_digits, unpack_words
 from abqc.dialects.formats import parse_scheme, quantize_weight
 
 
@@ -17,6 +18,15 @@ def test_every_byte_gives_its_digits_back() -> None:
     packed = pack_digits(digits)
     np.testing.assert_array_equal(unpack_digits(packed), digits)
     assert len(set(packed.tolist())) == 243 and packed[0] == 0
+
+
+@pytest.mark.parametrize("lane_bits", [8, 16])
+def test_words_give_their_registers_back(lane_bits: int) -> None:
+    digits = np.random.default_rng(1).integers(0, 3, (2, 40, 32 // lane_bits))
+    registers = digits.astype(f"u{lane_bits // 8}").view(np.uint32)[..., 0]
+    words = pack_words(registers, lane_bits)
+    assert words.shape == (2, 40 * 8 // (5 * lane_bits))
+    np.testing.assert_array_equal(unpack_words(words, lane_bits), registers)
 
 
 def test_bits_of_a_packed_weight() -> None:

@@ -55,7 +55,7 @@ from ...dialects.formats import NumberFormat, QuantizedTensor, Scheme
 from ...dialects.scale_types import SCALE_BYTES, StoredScale, stored_scales
 from ..layout import ThreadValue
 from ..strategy import MatmulSpec
-from ..ternary_digits import DIGITS, pack_digits, unpack_digits
+from ..ternary_digits import DIGITS, pack_words, unpack_words
 from .arch import WARP
 from .atoms import MmaAtom
 from .rows_layout import K_UNIT, GroupedK
@@ -300,7 +300,7 @@ def _pack_codes(layout: WeightLayout, stored: np.ndarray) -> np.ndarray:
     by_lane = by_row.transpose(0, *(1 + axis for axis in _BY_LANE))
     registers = by_lane.reshape(tiles, layout.chunks, WARP, layout.chunk_registers)
     if layout.format.in_digits:
-        words = _pack_digits(layout, registers)
+        words = pack_words(registers, layout.lane_bits)
     else:
         parts = [_pack_part(layout, part, registers) for part in layout.parts]
         words = np.concatenate(parts, axis=3)
@@ -348,7 +348,7 @@ def _unpack_codes(layout: WeightLayout, packed: np.ndarray) -> np.ndarray:
     tiles = len(loads)
     words = loads.transpose(0, 1, 3, 2, 4).reshape(tiles, layout.chunks, WARP, layout.chunk_words)
     if layout.format.in_digits:
-        joined = _unpack_digits(layout, words)
+        joined = unpack_words(words, layout.lane_bits)
     else:
         joined = np.bitwise_or.reduce([_unpack_part(layout, p, words) for p in layout.parts])
     shape = _register_shape(layout)
@@ -366,24 +366,6 @@ def _unpack_part(layout: WeightLayout, part: BitPart, words: np.ndarray) -> np.n
         layout, part
     )
     return bits.reshape(*words.shape[:-1], -1) << np.uint32(part.shift)
-
-
-def _pack_digits(layout: WeightLayout, registers: np.ndarray) -> np.ndarray:
-    """Registers [..., chunk registers] of digits as words [..., words]."""
-    lanes = WORD_BITS // layout.lane_bits
-    elements = registers.view(np.uint8).reshape(*registers.shape, lanes, -1)[..., 0]
-    shared = elements.reshape(*registers.shape[:-1], -1, layout.word_digits, lanes)
-    by_byte = shared.swapaxes(-1, -2).reshape(*shared.shape[:-2], WORD_BITS // 8, DIGITS)
-    return np.ascontiguousarray(pack_digits(by_byte)).view(np.uint32)[..., 0]
-
-
-def _unpack_digits(layout: WeightLayout, words: np.ndarray) -> np.ndarray:
-    """The inverse of `_pack_digits`."""
-    lanes = WORD_BITS // layout.lane_bits
-    by_byte = unpack_digits(np.ascontiguousarray(words[..., None]).view(np.uint8))
-    shared = by_byte.reshape(*words.shape, lanes, layout.word_digits).swapaxes(-1, -2)
-    elements = np.ascontiguousarray(shared.astype(f"u{layout.lane_bits // 8}"))
-    return elements.view(np.uint32).reshape(*words.shape[:-1], -1)
 
 
 def _put_columns(blob: np.ndarray, offset: int, values: np.ndarray) -> None:
