@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from abqc.compiler.evaluation.metrics import split_windows
 from abqc.compiler.evaluation.text import tokenize
-from abqc.compiler.feeds import make_feeds, resolve_shapes
+from abqc.compiler.feeds import Spec, make_feeds, resolve_shapes
 from abqc.errors import InputError
 from abqc.runtime.element_types import by_name, is_float, numpy_dtype
 from numpy.typing import NDArray
@@ -20,17 +20,6 @@ Feeds = dict[str, Array]
 ELEMENTS_IN_A_RUN = 2048  # of the largest input; one sample at least
 TEXT_WINDOWS, TEXT_TOKENS = 128, 512
 HINT = "an .npz file holds an array for each input, by name, whose first axis counts samples"
-
-
-class Spec(Protocol):
-    """An input of the model: `shape` has None or a name where a size is dynamic."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def shape(self) -> Any: ...
 
 
 def read_samples(path: Path) -> Iterator[tuple[str, Feeds]]:
