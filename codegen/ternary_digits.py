@@ -1,7 +1,7 @@
 """Ternary codes at 1.6 bits: five digits of base 3 in a byte, as in llama.cpp's TQ1_0.
 
-Of the number n = d0 * 81 + d1 * 27 + d2 * 9 + d3 * 3 + d4 the byte is ceil(n * 256 / 243). As a part
-of 256 it is a little more than 0.d0d1d2d3d4 in base 3, so that digit j is the integer part of three
+The number n = d0 * 81 + d1 * 27 + d2 * 9 + d3 * 3 + d4 is stored as ceil(n * 256 / 243). As a part of
+256 that is a little more than 0.d0d1d2d3d4 in base 3, so that digit j is the integer part of three
 times the fraction of byte * 3^j: products of 8 bits, without a division.
 """
 
@@ -30,8 +30,8 @@ def unpack_digits(packed: np.ndarray) -> np.ndarray:
 
 
 def pack_words(registers: np.ndarray, lane_bits: int) -> np.ndarray:
-    """Registers, uint32 [..., R] with a digit in each lane of 8 or 16 bits, as words [..., R / J] in
-    whose lanes are the digits of J = 5 lane_bits / 8 registers."""
+    """Registers, uint32 [..., R] with a digit in each lane of 8 or 16 bits, as words [..., R / J]
+    in whose lanes are the digits of J = 5 lane_bits / 8 registers."""
     lanes, shared = WORD_BYTES * 8 // lane_bits, DIGITS * lane_bits // 8
     digits = registers.view(np.uint8).reshape(*registers.shape, lanes, -1)[..., 0]
     by_word = digits.reshape(*registers.shape[:-1], -1, shared, lanes).swapaxes(-1, -2)
