@@ -114,7 +114,14 @@ class Storage:
 
         weights: Counter[str] = Counter()
         size = 0
-        for tensor in gguf.GGUFReader(path).tensors:
+        try:
+            tensors = gguf.GGUFReader(path).tensors
+        except ValueError as error:  # a type that is newer than the package
+            raise Unavailable(
+                f"the package gguf does not know {path.name}: {error}; the sources of "
+                "llama.cpp have theirs in gguf-py"
+            ) from error
+        for tensor in tensors:
             if len(tensor.shape) == 2 and tensor.name not in EMBEDDINGS:
                 weights[tensor.tensor_type.name] += int(np.prod(tensor.shape))
                 size += int(tensor.n_bytes)
