@@ -24,6 +24,9 @@ Kind = Literal["matmul", "conv", "gather"]
 # How weights are rounded: with error feedback, by the scale of least error, to nearest.
 ROUNDINGS = frozenset({"gptq", "search", "rtn"})
 ROTATED_BELOW_BITS = 8
+# The percentage of a row's range that loses least where values are nearly Gaussian, by bits.
+CLIPS = {4: 80, 3: 65, 2: 50}
+CLIP = "clip"  # a flag of rules that no text has
 DEFAULT_EMBED = parse_scheme("w8:channel:sym")
 
 
@@ -116,9 +119,14 @@ class Recipe:
         rule = next((rule for rule in matching if rule.decides_products), None)
         if rule is None or rule.stays_float:
             return _float(rule)
+        activation = rule.activation
+        if kind == "conv":
+            activation = _for_conv(activation)
+        elif CLIP in rule.flags:
+            activation = _clipped(activation)
         return OpRecipe(
             weight=rule.weight,
-            activation=_for_conv(rule.activation) if kind == "conv" else rule.activation,
+            activation=activation,
             rotate="rotate" in rule.flags and kind == "matmul",
             search="search" in rule.flags,
             gptq="gptq" in rule.flags,
@@ -137,7 +145,8 @@ class Recipe:
         """What the recipe means where there are calibration data.
 
         A rule that says nothing of how weights are rounded (gptq, search, rtn) feeds errors back,
-        and rotates activations of fewer than 8 bits, which the few outliers would cost most.
+        and rotates activations of fewer than 8 bits, which the few outliers would cost most; what
+        matmuls read in 4 bits and less is then clipped.
         """
         return Recipe(tuple(_with_calibration(rule) for rule in self.rules), self.text)
 
@@ -190,8 +199,13 @@ def _with_calibration(rule: Rule) -> Rule:
     if rule.weight is None or rule.flags & ROUNDINGS:
         return rule
     added = {"gptq"}
-    if rule.activation is not None and rule.activation.bits < ROTATED_BELOW_BITS:
-        added.add("rotate")
+    if rule.activation is not None:
+        if rule.activation.bits < ROTATED_BELOW_BITS:
+            added |= {"rotate", CLIP}
+        if (
+            rule.weight.format.kind == "trellis"
+        ):  # a code for Gaussian weights, which rotation makes
+            added.add("rotate")
     return replace(rule, flags=rule.flags | added)
 
 
@@ -231,6 +245,15 @@ def _for_conv(activation: Scheme | None) -> Scheme | None:
     if activation is None or activation.granularity != "token":
         return activation
     return Scheme("a", activation.format, "image")
+
+
+def _clipped(activation: Scheme | None) -> Scheme | None:
+    """The activation's scheme, clipped where that helps and it does not say so itself."""
+    if activation is None or activation.format.clip != 1 or activation.bits not in CLIPS:
+        return activation
+    if activation.granularity == "group" or activation.format.kind not in ("signed", "unsigned"):
+        return activation
+    return parse_scheme(f"{activation.text}:c{CLIPS[activation.bits]}")
 
 
 def _nearby(pattern: str, names: list[str]) -> str:

@@ -91,7 +91,8 @@ class Feedback:
         target = self.shifted(weight, excess)
         encoder = encoder_for(target, scheme, self.importance)
         rounded = self.round(target, encoder)
-        for _ in range(self.settings.sweeps):
+        # Trellis codes gain less than a hundredth from sweeps, and take the longest to encode.
+        for _ in range(0 if scheme.format.kind == "trellis" else self.settings.sweeps):
             self.sweep(target, rounded, encoder)
         tensor = encoder.finish()
         error = output_error(target, tensor.dequantize(), self.moments)
