@@ -1,8 +1,8 @@
 """Ternary codes at 1.6 bits: five digits of base 3 in a byte, as in llama.cpp's TQ1_0.
 
 The number n = d0 * 81 + d1 * 27 + d2 * 9 + d3 * 3 + d4 is stored as ceil(n * 256 / 243). As a part
-of 256 that is a little more than 0.d0d1d2d3d4 in base 3, so that digit j is the integer part of three
-times the fraction of byte * 3^j: products of 8 bits, without a division.
+of 256 that is a little more than 0.d0d1d2d3d4 in base 3, so that digit j is the integer part of
+three times the fraction of byte * 3^j: products of 8 bits, without a division.
 """
 
 from __future__ import annotations
