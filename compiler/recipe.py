@@ -24,9 +24,6 @@ Kind = Literal["matmul", "conv", "gather"]
 # How weights are rounded: with error feedback, by the scale of least error, to nearest.
 ROUNDINGS = frozenset({"gptq", "search", "rtn"})
 ROTATED_BELOW_BITS = 8
-# The percentage of a row's range that loses least where values are nearly Gaussian, by bits.
-CLIPS = {4: 80, 3: 65, 2: 50}
-CLIP = "clip"  # a flag of rules that no text has
 DEFAULT_EMBED = parse_scheme("w8:channel:sym")
 
 
@@ -47,12 +44,14 @@ class OpRecipe:
     rule: str
     half: Half = "f16"
     sort: bool = False
+    clip: bool = False
 
     @property
     def words(self) -> str:
         """Activations and flags as a rule spells them."""
         flags = {
             "rotate": self.rotate,
+            "clip": self.clip,
             "sort": self.sort,
             "search": self.search,
             "gptq": self.gptq,
@@ -122,8 +121,6 @@ class Recipe:
         activation = rule.activation
         if kind == "conv":
             activation = _for_conv(activation)
-        elif CLIP in rule.flags:
-            activation = _clipped(activation)
         return OpRecipe(
             weight=rule.weight,
             activation=activation,
@@ -134,6 +131,7 @@ class Recipe:
             rule=str(rule),
             half=rule.half,
             sort="sort" in rule.flags and kind == "matmul",
+            clip="clip" in rule.flags and kind == "matmul",
         )
 
     @property
@@ -145,8 +143,8 @@ class Recipe:
         """What the recipe means where there are calibration data.
 
         A rule that says nothing of how weights are rounded (gptq, search, rtn) feeds errors back,
-        and rotates activations of fewer than 8 bits, which the few outliers would cost most; what
-        matmuls read in 4 bits and less is then clipped.
+        and rotates activations of fewer than 8 bits, which the few outliers would cost most; rotated
+        ones are clipped to the part of their range that loses least.
         """
         return Recipe(tuple(_with_calibration(rule) for rule in self.rules), self.text)
 
@@ -201,7 +199,7 @@ def _with_calibration(rule: Rule) -> Rule:
     added = {"gptq"}
     if rule.activation is not None:
         if rule.activation.bits < ROTATED_BELOW_BITS:
-            added |= {"rotate", CLIP}
+            added |= {"rotate", "clip"}
         if (
             rule.weight.format.kind == "trellis"
         ):  # a code for Gaussian weights, which rotation makes
@@ -245,15 +243,6 @@ def _for_conv(activation: Scheme | None) -> Scheme | None:
     if activation is None or activation.granularity != "token":
         return activation
     return Scheme("a", activation.format, "image")
-
-
-def _clipped(activation: Scheme | None) -> Scheme | None:
-    """The activation's scheme, clipped where that helps and it does not say so itself."""
-    if activation is None or activation.format.clip != 1 or activation.bits not in CLIPS:
-        return activation
-    if activation.granularity == "group" or activation.format.kind not in ("signed", "unsigned"):
-        return activation
-    return parse_scheme(f"{activation.text}:c{CLIPS[activation.bits]}")
 
 
 def _nearby(pattern: str, names: list[str]) -> str:

@@ -22,7 +22,7 @@ TERMINALS = {
     "NONE": "none",
     "WEIGHTS": "weights (w4, w2*, w4:g64:asym, mxfp4)",
     "ACTIVATIONS": "activations (a8, a8:token:sym, amxfp8, a16, a16:bf16)",
-    "FLAG": "rotate, sort, search, gptq or rtn",
+    "FLAG": "rotate, clip, sort, search, gptq or rtn",
     "CACHE": "kvN (kv8)",
     "EMBED": "embed=w8 or embed=none",
     "_NEWLINE": "a new line",

@@ -25,6 +25,7 @@ from abqc.dialects.formats import (
     quantize_weight,
 )
 from abqc.dialects.mlir import ir
+from abqc.dialects.schemes import clipped_for_gaussian
 from abqc.errors import RecipeError
 
 from .infrastructure import Unit, defining_op, register, walk
@@ -241,7 +242,10 @@ def _quantize_matmul(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) ->
                     i64 = ir.IntegerType.get_signless(64)
                     x = abq.HadamardOp(x, ir.IntegerAttr.get(i64, block), x.type).result
                 sizes = abq.shape(x)[:-1]
-                x, x_scale, x_zero = _quantize_activation(x, recipe.activation, sizes)
+                activation = recipe.activation
+                if recipe.clip and (block or ROTATED in op.attributes):
+                    activation = clipped_for_gaussian(activation, k)
+                x, x_scale, x_zero = _quantize_activation(x, activation, sizes)
         new = abq.MatmulOp(
             x,
             codes,
@@ -328,6 +332,23 @@ def _resolve(unit: Unit, node: str, kind: str) -> Any:
     return recipe
 
 
+def conv_encoding(op: ir.Operation, unit: Unit) -> Encoding | None:
+    """How the weight of an `abq.conv` becomes codes; None if it stays float or has codes."""
+    view = op.opview
+    symbol = _symbol(view.w)
+    if symbol is None or view.w_scale is not None or ir.IntegerAttr(view.groups).value > 1:
+        return None
+    recipe = _resolve(unit, _node(op), "conv")
+    return _encoding(
+        symbol,
+        recipe.weight,
+        0,
+        unit,
+        search=recipe.search,
+        calibrated=recipe.gptq and not _is_nested(op),
+    )
+
+
 def _quantize_conv(op: ir.Operation, unit: Unit) -> None:
     """A convolution keeps its form; its activations have one scale per image (or per tensor)."""
     view = op.opview
@@ -338,7 +359,7 @@ def _quantize_conv(op: ir.Operation, unit: Unit) -> None:
         _without_codes(op)
         return
     recipe = _resolve(unit, node, "conv")
-    encoding = _encoding(symbol, recipe.weight, 0, unit, search=recipe.search)
+    encoding = conv_encoding(op, unit)
     if encoding is None:
         _without_codes(op)
         return

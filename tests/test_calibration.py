@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from abqc.compiler.calibration.dataflow import DataFlow
+from abqc.compiler.calibration.patches import Patches
 from abqc.compiler.calibration.residual import sum_of
 from abqc.compiler.calibration.runs import Stream, compile_segment
 from abqc.compiler.calibration.samples import TEXT_TOKENS, batches, text_samples
@@ -20,6 +21,7 @@ from abqc.compiler.recipe import FLOAT
 from abqc.errors import InputError, RecipeError
 from abqc.passes.infrastructure import Unit, run_pipeline
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 WIDTH, HIDDEN, LAYERS = 32, 48, 2
 
@@ -162,6 +164,67 @@ def test_a_folder_and_an_iterable_are_the_same_data(model: Path, tmp_path: Path)
         for calib in (folder, iter(parts))
     ]
     assert found[0]["calibration"]["errors"] == found[1]["calibration"]["errors"]
+
+
+def convolutions(path: Path) -> Path:
+    """Convolutions of several strides, pads and dilations, one after the other."""
+    rng = np.random.default_rng(3)
+    nodes, weights, x, channels = [], [], "x", 3
+    for number, options in enumerate(
+        (
+            {"kernel_shape": [3, 3], "pads": [1, 0, 1, 2]},
+            {"kernel_shape": [3, 2], "strides": [2, 1], "dilations": [2, 3]},
+            {"kernel_shape": [1, 1]},
+        )
+    ):
+        shape = (8, channels, *options["kernel_shape"])
+        array = rng.standard_normal(shape).astype(np.float32) / np.float32(np.sqrt(channels * 4))
+        weights.append(numpy_helper.from_array(array, f"w{number}"))
+        nodes.append(helper.make_node("Conv", [x, f"w{number}"], [f"c{number}"], **options))
+        nodes.append(helper.make_node("Relu", [f"c{number}"], [f"r{number}"]))
+        x, channels = f"r{number}", 8
+    graph = helper.make_graph(
+        nodes,
+        "convolutions",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 14, 13])],
+        [helper.make_tensor_value_info(x, TensorProto.FLOAT, None)],
+        weights,
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), path)
+    return path
+
+
+def test_convolutions_are_calibrated(tmp_path: Path) -> None:
+    model = convolutions(tmp_path / "convolutions.onnx")
+    rng = np.random.default_rng(4)
+    samples, test = (
+        {"x": np.cumsum(rng.standard_normal((count, 3, 14, 13)), axis=-1).astype(np.float32)}
+        for count in (32, 8)
+    )
+    expected = reference(model, test)
+    errors = []
+    for calib, quant in ((None, "w3a8 search"), (samples, "w3a8")):
+        compiled = abqc.compile(model, quant=quant, calib=calib, output=tmp_path / "m.so")
+        errors.append(float(np.square(compiled.run(test)[0] - expected).mean()))
+    assert errors[1] < 0.7 * errors[0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_windows_are_what_a_convolution_multiplies(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    window, strides, dilations = (tuple(map(int, rng.integers(1, 4, 2))) for _ in range(3))
+    pads = tuple(map(int, rng.integers(0, 3, 4)))
+    patches = Patches(window, strides, dilations, pads)
+    x = rng.standard_normal((2, 3, 15, 14)).astype(np.float32)
+    weight = rng.standard_normal((5, 3, *window)).astype(np.float32)
+    node = helper.make_node(
+        "Conv", ["x", "w"], ["y"], strides=strides, dilations=dilations, pads=pads
+    )
+    expected = ReferenceEvaluator(node).run(None, {"x": x, "w": weight})[0]
+    rows = patches.rows(x) @ weight.reshape(5, -1).T
+    np.testing.assert_allclose(
+        rows.reshape(2, -1, 5), np.moveaxis(expected.reshape(2, 5, -1), 1, 2), rtol=1e-4, atol=1e-4
+    )
 
 
 def _specs(model: Path, tmp_path: Path) -> list[object]:

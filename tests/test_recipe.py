@@ -238,8 +238,8 @@ def test_calibration_data_change_what_a_rule_leaves_open() -> None:
     found = [calibrated.resolve(name, "matmul") for name in ("x", "a", "b", "c", "d")]
     assert [op.gptq for op in found] == [True, True, False, False, False]
     assert [op.rotate for op in found] == [False, True, False, False, False]
-    assert what(found[1]) == ("w4:g128:sym", "a4:token:asym:c80")
-    assert what(calibrated.resolve("a", "conv")) == ("w4:g128:sym", "a4:image:asym")
+    assert [op.clip for op in found] == [False, True, False, False, False]
+    assert found[1].words == "a4:token:asym rotate clip gptq"
     assert calibrated.calibrated and calibrated.with_calibration() == calibrated
 
 

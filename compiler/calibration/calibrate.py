@@ -28,7 +28,10 @@ from .samples import batches
 
 Progress = Callable[[str, int, int], None]
 
-HINT = "add gptq to a rule, as in 'w4a8 gptq'"
+HINT = (
+    "error feedback is for products with constant weights of floats, in no branch or loop, whose "
+    "rule has gptq; compile without --calib"
+)
 
 
 def calibrate(request: Request, module: ir.Module, unit: Unit, progress: Progress) -> Calibration:
@@ -96,7 +99,7 @@ def plan(calibration: Calibration, budget: Budget, request: Request) -> Recipe:
     chosen = allocate(options, budget.bits * count)
     lines = [recipe.text, f"# chosen for --budget {budget}:"]
     for node, option in chosen.items():
-        words = recipe.resolve(node, "matmul").words
+        words = recipe.resolve(node, calibration.unit.node_kinds.get(node, "matmul")).words
         lines.append(f"{pattern_of(node)} {option.scheme.text} {words}")
     text = "\n".join(lines) + "\n"
     write_text(request.output.with_suffix(".recipe.txt"), text)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,20 @@ from abqc.compiler.recipe import FLOAT
 from abqc.dialects import abq
 from abqc.dialects.mlir import ir
 from abqc.passes.infrastructure import Unit
-from abqc.passes.quantize import Encoding, float_source, matmul_encoding, table_schemes
+from abqc.passes.quantize import (
+    Encoding,
+    conv_encoding,
+    float_source,
+    matmul_encoding,
+    table_schemes,
+)
 from numpy.typing import NDArray
 
 from .dataflow import DataFlow, ValueId
 from .error_feedback import EncodedWeight, Feedback, Settings
 from .kept import KeptCodes
 from .moments import Excess, Moments
+from .patches import Patches
 from .residual import sum_of
 from .runs import Feeds, Stream, compile_segment
 from .segments import Segment, cut, extract, value_name
@@ -43,6 +51,7 @@ class _Product:
 
     `read` is the id of the value; None for an input of the model, whose name is `name`. `total` is
     the residual stream that the output is added to, in the same segment, None without one.
+    `patches` are the windows of a convolution; they make the rows that are its inputs.
     """
 
     at: int
@@ -52,13 +61,22 @@ class _Product:
     shape: tuple[int, int]
     encoding: Encoding
     total: ValueId | None
+    patches: Patches | None = None
+
+    @property
+    def rows(self) -> _Rows:
+        return self.name, self.patches
+
+
+# What products read as rows: the name of a value, and the windows of a convolution.
+_Rows = tuple[str, Patches | None]
 
 
 @dataclass(frozen=True)
 class _Sums:
-    """What a pass over the data sums up: by the name of what is read; by the product's position."""
+    """What a pass over the data sums up: by what is read; by the product's position."""
 
-    moments: dict[str, Moments]
+    moments: dict[_Rows, Moments]
     excess: dict[int, Excess]
 
 
@@ -127,9 +145,11 @@ class Calibration:
         tables = table_schemes(self.module.operation, self.unit)
         found = []
         for at, op in enumerate(flow.operations):
-            if op.name != "abq.matmul":
-                continue
-            encoding = matmul_encoding(op, tables, self.unit)
+            encoding = None
+            if op.name == "abq.matmul":
+                encoding = matmul_encoding(op, tables, self.unit)
+            elif op.name == "abq.conv":
+                encoding = conv_encoding(op, self.unit)
             if encoding is not None and encoding.calibrated:
                 found.append(self._product(at, float_source(op.opview.x), encoding, flow))
         return found
@@ -140,10 +160,14 @@ class Calibration:
             name = value_name(id_)
         else:
             name = self.unit.inputs[ir.BlockArgument(reads).arg_number].name
-        result = flow.operations[at].results[0]
+        op = flow.operations[at]
+        node = ir.StringAttr(op.attributes["node"]).value
+        if op.name == "abq.conv":
+            n, *window = abq.shape(op.opview.w)
+            return _Product(at, node, id_, name, (n, prod(window)), encoding, None, Patches.of(op))
+        result = op.results[0]
         total = sum_of(result)
         n, k = abq.shape(result)[-1], abq.shape(reads)[-1]
-        node = ir.StringAttr(flow.operations[at].attributes["node"]).value
         return _Product(
             at, node, id_, name, (n, k), encoding, None if total == result else flow.id_of(total)
         )
@@ -175,13 +199,13 @@ class Calibration:
             for product in products
             if differ and product.total is not None and product.total.at < segment.end
         }
-        drifting = {p.name for p in products if differ and p.at not in totals}
+        drifting = {p.rows for p in products if differ and p.at not in totals}
         sums = _Sums(
-            {product.name: Moments(product.shape[1]) for product in products},
+            {product.rows: Moments(product.shape[1]) for product in products},
             {product.at: Excess(*product.shape) for product in products if product.at in totals},
         )
-        read = [p.read for p in products if p.read is not None and p.read not in segment.inputs]
-        outputs = list(dict.fromkeys([*read, *totals.values(), *kept]))
+        reads = [p.read for p in products if p.read is not None and p.read not in segment.inputs]
+        outputs = list(dict.fromkeys([*reads, *totals.values(), *kept]))
         part = extract(self.module.operation, self.unit.inputs, segment.inputs, outputs)
         model = compile_segment(part, FLOAT, self.unit.store, self.work)
         for batch in range(len(exact)):
@@ -189,19 +213,22 @@ class Calibration:
             others = own.run(model, batch) if differ else mine
 
             def rows(
-                name: str, values: dict[str, Array], stream: Stream, batch: int = batch
+                read: _Rows, values: dict[str, Array], stream: Stream, batch: int = batch
             ) -> NDArray[np.float32]:
+                name, patches = read
                 value = values[name] if name in values else stream.value(name, batch)
+                if patches is not None:
+                    return patches.rows(value)
                 return _visible(value, self.masks[batch])
 
-            xs = {name: rows(name, others, own) for name in sums.moments}
-            for name, moments in sums.moments.items():
-                moments.add(xs[name], rows(name, mine, exact) if name in drifting else None)
+            xs = {key: rows(key, others, own) for key in sums.moments}
+            for key, moments in sums.moments.items():
+                moments.add(xs[key], rows(key, mine, exact) if key in drifting else None)
             for product in products:
                 if product.at in totals:
-                    total = value_name(totals[product.at])
+                    total = value_name(totals[product.at]), None
                     missing = rows(total, mine, exact) - rows(total, others, own)
-                    sums.excess[product.at].add(missing, xs[product.name])
+                    sums.excess[product.at].add(missing, xs[product.rows])
             for id_ in kept:
                 exact.keep(id_, batch, mine[value_name(id_)])
         model.close()
@@ -211,14 +238,14 @@ class Calibration:
         self, products: list[_Product], sums: _Sums
     ) -> Iterator[tuple[_Product, Feedback]]:
         """Each product with the feedback of what it reads, which several may share."""
-        made: dict[tuple[str, int], Feedback] = {}
+        made: dict[tuple[_Rows, int], Feedback] = {}
         for product in products:
             block = product.encoding.hadamard_block
-            if (product.name, block) not in made:
-                moments = sums.moments[product.name]
+            if (product.rows, block) not in made:
+                moments = sums.moments[product.rows]
                 rotated = moments.rotated(block) if block else moments
-                made[product.name, block] = Feedback(rotated, self.settings)
-            yield product, made[product.name, block]
+                made[product.rows, block] = Feedback(rotated, self.settings)
+            yield product, made[product.rows, block]
 
     def _encode(self, products: list[_Product], sums: _Sums) -> None:
         """The codes of the products' weights."""
@@ -268,12 +295,12 @@ class Calibration:
 def _groups(products: list[_Product]) -> list[list[_Product]]:
     """What is measured in one pass over the data: up to MOMENT_BYTES of moments."""
     groups: list[list[_Product]] = [[]]
-    sizes: dict[str, int] = {}
+    sizes: dict[_Rows, int] = {}
     for product in products:
-        sizes.setdefault(product.name, Moments.bytes_of(product.shape[1]))
+        sizes.setdefault(product.rows, Moments.bytes_of(product.shape[1]))
         if groups[-1] and sum(sizes.values()) > MOMENT_BYTES:
             groups.append([])
-            sizes = {product.name: Moments.bytes_of(product.shape[1])}
+            sizes = {product.rows: Moments.bytes_of(product.shape[1])}
         groups[-1].append(product)
     return groups
 
