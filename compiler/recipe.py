@@ -143,8 +143,8 @@ class Recipe:
         """What the recipe means where there are calibration data.
 
         A rule that says nothing of how weights are rounded (gptq, search, rtn) feeds errors back,
-        and rotates activations of fewer than 8 bits, which the few outliers would cost most; rotated
-        ones are clipped to the part of their range that loses least.
+        and rotates activations of fewer than 8 bits, which the few outliers would cost most;
+        rotated ones are clipped to the part of their range that loses least.
         """
         return Recipe(tuple(_with_calibration(rule) for rule in self.rules), self.text)
 
