@@ -43,11 +43,15 @@ def made_of(row: Row) -> dict[str, Any]:
     return known if row.budget else {key: known[key] for key in known if key != "budget"}
 
 
+def library_of(row: Row) -> Path:
+    return folder() / "libraries" / f"{row.name}.so"
+
+
 def measure(row: Row) -> dict[str, Any]:
     """Compile and measure one row; AbqcError where it cannot be compiled, Unavailable for files."""
     subject = SUBJECTS[row.model]
     onnx = subject.onnx()
-    library = folder() / "libraries" / f"{row.name}.so"
+    library = library_of(row)
     library.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     if not library.exists():
@@ -104,6 +108,8 @@ def main() -> int:
 def _row(row: Row, again: bool) -> bool:
     """Measure a row unless it has a result, and say what came of it; False where it failed."""
     result = None if again else results.load(row.name, made_of(row))
+    if again:
+        library_of(row).unlink(missing_ok=True)  # of an interrupted run of another compiler
     try:
         print(f"{row.name}: {page.summary(result or measure(row))}", flush=True)
     except (AbqcError, Unavailable) as error:
