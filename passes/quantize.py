@@ -24,7 +24,7 @@ from abqc.dialects.formats import (
     parse_scheme,
     quantize_weight,
 )
-from abqc.dialects.mlir import ir
+from abqc.dialects.mlir import arith, ir
 from abqc.dialects.schemes import clipped_for_gaussian
 from abqc.errors import RecipeError
 
@@ -245,7 +245,7 @@ def _quantize_matmul(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) ->
                 activation = recipe.activation
                 if recipe.clip and (block or ROTATED in op.attributes):
                     activation = clipped_for_gaussian(activation, k)
-                x, x_scale, x_zero = _quantize_activation(x, activation, sizes)
+                x, x_scale, x_zero = _quantize_activation(x, activation, sizes, encoding, unit)
         new = abq.MatmulOp(
             x,
             codes,
@@ -307,17 +307,39 @@ def _keep_half(op: ir.Operation, recipe: Any) -> None:
 
 
 def _quantize_activation(
-    x: ir.Value, scheme: Scheme, scales: list[int]
+    x: ir.Value, scheme: Scheme, scales: list[int], encoding: Encoding, unit: Unit
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """The codes of `x`, and its scales and zero points, which are of shape `scales`."""
+    """The codes of `x`, and its scales and zero points.
+
+    These are of shape `scales`, or of one element, a constant, where calibration has fixed it.
+    """
     code = abq.CodeType.get(ir.StringAttr.get(scheme.text))
+    static: dict[str, ir.Value] = {}
+    if scheme.granularity == "tensor" and static_scale_symbol(encoding) in unit.store:
+        scales = [1]
+        scale, zero = unit.store.get(static_scale_symbol(encoding))
+        static = {
+            "x_scale": _constant(np.array([scale], np.float32)),
+            "x_zero": _constant(np.array([zero], np.int32)),
+        }
     quantized = abq.QuantizeOp(
         x,
         ir.RankedTensorType.get(abq.shape(x), code),
         ir.RankedTensorType.get(scales, ir.F32Type.get()),
         ir.RankedTensorType.get(scales, ir.IntegerType.get_signless(32)),
+        **static,
     )
     return quantized.codes, quantized.scale, quantized.zero
+
+
+def static_scale_symbol(encoding: Encoding) -> str:
+    """Where the store has, as f64, the scale and zero point of what a calibrated weight meets."""
+    return f"{encoding.symbol}.activations"
+
+
+def _constant(array: np.ndarray) -> ir.Value:
+    attribute = ir.DenseElementsAttr.get(array)
+    return arith.ConstantOp(attribute.type, attribute).result
 
 
 def _resolve(unit: Unit, node: str, kind: str) -> Any:
@@ -377,7 +399,9 @@ def _quantize_conv(op: ir.Operation, unit: Unit) -> None:
         if not _keeps_codes(view, recipe, 0):
             x, x_scale, x_zero = float_source(view.x), None, None
             if recipe.activation is not None:
-                x, x_scale, x_zero = _quantize_activation(x, recipe.activation, abq.shape(x)[:1])
+                x, x_scale, x_zero = _quantize_activation(
+                    x, recipe.activation, abq.shape(x)[:1], encoding, unit
+                )
         new = abq.ConvOp(
             x,
             codes,

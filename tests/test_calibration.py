@@ -10,6 +10,7 @@ import onnx
 import pytest
 from abqc.compiler.calibration.dataflow import DataFlow
 from abqc.compiler.calibration.patches import Patches
+from abqc.compiler.calibration.ranges import Range
 from abqc.compiler.calibration.residual import sum_of
 from abqc.compiler.calibration.runs import Stream, compile_segment
 from abqc.compiler.calibration.samples import TEXT_TOKENS, batches, text_samples
@@ -18,6 +19,7 @@ from abqc.compiler.evaluation.metrics import relative_error
 from abqc.compiler.onnx_import.importer import import_model
 from abqc.compiler.pipeline import stages
 from abqc.compiler.recipe import FLOAT
+from abqc.dialects.formats import parse_scheme, quantize_activation
 from abqc.errors import InputError, RecipeError
 from abqc.passes.infrastructure import Unit, run_pipeline
 from onnx import TensorProto, helper, numpy_helper
@@ -122,7 +124,7 @@ def test_the_sum_behind_a_product_is_found(model: Path, tmp_path: Path) -> None:
     assert added == [False, True] * LAYERS + [False]
 
 
-@pytest.mark.parametrize("recipe", ["w3a8", "w4a4", "w2v a8", "w3:g16:asym a16"])
+@pytest.mark.parametrize("recipe", ["w3a8", "w4a4", "w2v a8", "w3:g16:asym a16", "w3 a8:tensor"])
 def test_calibrated_codes_are_better_than_rounded_ones(model: Path, recipe: str) -> None:
     samples, test = data(64), data(16, seed=2)
     expected = reference(model, test)
@@ -135,6 +137,36 @@ def test_calibrated_codes_are_better_than_rounded_ones(model: Path, recipe: str)
         errors[name] = float(np.square(compiled.run(test)[0] - expected).mean())
     assert errors["gptq"] < 0.7 * errors["rtn"]
     assert len(compiled.manifest["calibration"]["errors"]) == 2 * LAYERS + 1
+
+
+@pytest.mark.parametrize("scheme", ["a8:tensor", "a4:tensor", "a4:tensor:sym"])
+def test_static_scales_lose_least(scheme: str) -> None:
+    parsed = parse_scheme(scheme)
+    values = np.random.default_rng(0).standard_normal((400, 50)).astype(np.float32)
+    values[7, 3] = 9  # alone
+    measured = Range(0)
+    for part in np.split(values, 4):
+        measured.add(part)
+    scale, zero = measured.choose(parsed)
+
+    def error(codes: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> float:
+        return float(np.square((codes.astype(np.float32) - zero) * scale - values).sum())
+
+    codes = parsed.format.encode(values, scale, None if parsed.symmetric else np.float32(zero))
+    whole, scales, zeros = quantize_activation(values, parsed)  # all of the range
+    assert error(codes, scale, zero) <= 1.001 * error(whole, scales[:, None], zeros[:, None])
+    if parsed.bits == 4:
+        assert scale < 0.9 * scales[0]
+    assert Range(0).choose(parsed) == (1, 0)  # nothing was read
+
+
+def test_static_activations_need_no_other_rows(model: Path, tmp_path: Path) -> None:
+    compiled = abqc.compile(
+        model, quant="w8 a8:tensor", calib=data(64), output=tmp_path / "static.so"
+    )
+    feeds = data(4, seed=3)
+    alone = {name: array[:1] for name, array in feeds.items()}
+    np.testing.assert_array_equal(compiled.run(feeds)[0][:1], compiled.run(alone)[0])
 
 
 def test_codes_are_kept_and_taken_up_again(

@@ -11,21 +11,23 @@ lies in files.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from abqc.compiler.recipe import FLOAT
+from abqc.compiler.recipe import FLOAT, Kind
 from abqc.dialects import abq
 from abqc.dialects.mlir import ir
+from abqc.dialects.schemes import Scheme
 from abqc.passes.infrastructure import Unit
 from abqc.passes.quantize import (
     Encoding,
     conv_encoding,
     float_source,
     matmul_encoding,
+    static_scale_symbol,
     table_schemes,
 )
 from numpy.typing import NDArray
@@ -35,6 +37,7 @@ from .error_feedback import EncodedWeight, Feedback, Settings
 from .kept import KeptCodes
 from .moments import Excess, Moments
 from .patches import Patches
+from .ranges import Range
 from .residual import sum_of
 from .runs import Feeds, Stream, compile_segment
 from .segments import Segment, cut, extract, value_name
@@ -51,7 +54,8 @@ class _Product:
 
     `read` is the id of the value; None for an input of the model, whose name is `name`. `total` is
     the residual stream that the output is added to, in the same segment, None without one.
-    `patches` are the windows of a convolution; they make the rows that are its inputs.
+    `patches` are the windows of a convolution; they make the rows that are its inputs. `static` is
+    the scheme of activations that have one scale for all, which calibration fixes.
     """
 
     at: int
@@ -62,6 +66,7 @@ class _Product:
     encoding: Encoding
     total: ValueId | None
     patches: Patches | None = None
+    static: Scheme | None = None
 
     @property
     def rows(self) -> _Rows:
@@ -78,6 +83,7 @@ class _Sums:
 
     moments: dict[_Rows, Moments]
     excess: dict[int, Excess]
+    ranges: dict[int, Range]
 
 
 @dataclass
@@ -164,13 +170,19 @@ class Calibration:
         node = ir.StringAttr(op.attributes["node"]).value
         if op.name == "abq.conv":
             n, *window = abq.shape(op.opview.w)
-            return _Product(at, node, id_, name, (n, prod(window)), encoding, None, Patches.of(op))
+            shape = n, prod(window)
+            static = self._static(node, "conv")
+            return _Product(at, node, id_, name, shape, encoding, None, Patches.of(op), static)
         result = op.results[0]
         total = sum_of(result)
         n, k = abq.shape(result)[-1], abq.shape(reads)[-1]
-        return _Product(
-            at, node, id_, name, (n, k), encoding, None if total == result else flow.id_of(total)
-        )
+        stream = None if total == result else flow.id_of(total)
+        static = self._static(node, "matmul")
+        return _Product(at, node, id_, name, (n, k), encoding, stream, static=static)
+
+    def _static(self, node: str, kind: Kind) -> Scheme | None:
+        activation = self.unit.recipe.resolve(node, kind).activation
+        return activation if activation and activation.granularity == "tensor" else None
 
     def _measure(
         self, segment: Segment, products: list[_Product], exact: Stream, rounded: Stream
@@ -203,6 +215,7 @@ class Calibration:
         sums = _Sums(
             {product.rows: Moments(product.shape[1]) for product in products},
             {product.at: Excess(*product.shape) for product in products if product.at in totals},
+            {p.at: Range(p.encoding.hadamard_block) for p in products if p.static is not None},
         )
         reads = [p.read for p in products if p.read is not None and p.read not in segment.inputs]
         outputs = list(dict.fromkeys([*reads, *totals.values(), *kept]))
@@ -229,6 +242,8 @@ class Calibration:
                     total = value_name(totals[product.at]), None
                     missing = rows(total, mine, exact) - rows(total, others, own)
                     sums.excess[product.at].add(missing, xs[product.rows])
+                if product.at in sums.ranges:
+                    sums.ranges[product.at].add(xs[product.rows])
             for id_ in kept:
                 exact.keep(id_, batch, mine[value_name(id_)])
         model.close()
@@ -258,13 +273,19 @@ class Calibration:
                 excess = excess.rotated(block)
             weight = encoding.weight(self.unit.store)
             result = feedback.encode(weight, encoding.scheme, excess)
+            if product.static is not None:
+                scale, zero = sums.ranges[product.at].choose(product.static)
+                result = replace(result, activations=(float(scale), float(zero)))
             self._take(product, result)
             if self.kept is not None:
-                self.kept.put(encoding.symbol, result.tensor, result.relative_error)
+                self.kept.put(encoding.symbol, result)
 
     def _take(self, product: _Product, result: EncodedWeight) -> None:
         self.errors[product.node] = result.relative_error
         self.unit.store.add_codes(product.encoding.symbol, result.tensor)
+        if result.activations is not None:
+            symbol = static_scale_symbol(product.encoding)
+            self.unit.store.add(symbol, np.array(result.activations))
 
     def _take_kept(self, products: list[_Product]) -> set[int]:
         """Positions of products whose codes an earlier calibration of the same has made."""
@@ -277,7 +298,7 @@ class Calibration:
                 kept = self.kept.get(encoding.symbol, encoding.scheme)
                 if kept is None:
                     continue
-                self._take(product, EncodedWeight(*kept))
+                self._take(product, kept)
             found.add(product.at)
         return found
 

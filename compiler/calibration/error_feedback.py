@@ -49,10 +49,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class EncodedWeight:
-    """Codes, and the squared error of the layer's outputs relative to their energy."""
+    """Codes, and the squared error of the layer's outputs relative to their energy.
+
+    `activations` are the scale and zero point of static activations.
+    """
 
     tensor: QuantizedTensor
     relative_error: float
+    activations: tuple[float, float] | None = None
 
 
 class Feedback:

@@ -22,6 +22,8 @@ import numpy as np
 from abqc.dialects.formats import QuantizedTensor, Scheme
 from abqc.runtime.environment import cache_folder
 
+from .error_feedback import EncodedWeight
+
 LIMIT = 8  # folders, one for each calibration
 
 _SOURCES = (Path(__file__).parent, Path(abqc.dialects.__file__).parent)
@@ -66,8 +68,8 @@ class KeptCodes:
             os.utime(self.folder)
             _remove_old(self._all)
 
-    def get(self, symbol: str, scheme: Scheme) -> tuple[QuantizedTensor, float] | None:
-        """The codes and their error; None where there are none, or a damaged file."""
+    def get(self, symbol: str, scheme: Scheme) -> EncodedWeight | None:
+        """What was made of a weight; None where there is nothing, or a damaged file."""
         try:
             with np.load(self._path(symbol), allow_pickle=False) as arrays:
                 found = {name: arrays[name] for name in arrays.files}
@@ -79,18 +81,25 @@ class KeptCodes:
                 float(found["tensor_scale"]),
                 found.get("symbols"),
             )
-            return tensor, float(found["error"])
+            activations = found.get("activations")
+            return EncodedWeight(
+                tensor,
+                float(found["error"]),
+                None if activations is None else (float(activations[0]), float(activations[1])),
+            )
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return None
 
-    def put(self, symbol: str, tensor: QuantizedTensor, error: float) -> None:
+    def put(self, symbol: str, result: EncodedWeight) -> None:
+        tensor, activations = result.tensor, result.activations
         arrays = {
             "codes": tensor.codes,
             "scale": tensor.scale,
             "zero": tensor.zero,
             "tensor_scale": np.float64(tensor.tensor_scale),
             "symbols": tensor.symbols,
-            "error": np.float64(error),
+            "error": np.float64(result.relative_error),
+            "activations": None if activations is None else np.array(activations),
         }
         present = {name: array for name, array in arrays.items() if array is not None}
         with contextlib.suppress(OSError):
