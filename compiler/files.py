@@ -6,11 +6,11 @@ import os
 import tempfile
 from pathlib import Path
 
-from abqc.errors import AbqcError
+from abqc.errors import InputError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` by way of a temporary file beside it. Raises AbqcError."""
+    """Write `text` to `path` by way of a temporary file beside it. Raises InputError."""
     try:
         descriptor, made = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -22,4 +22,4 @@ def write_text(path: Path, text: str) -> None:
             Path(made).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise AbqcError(f"cannot write {path}: {error.strerror or error}") from error
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error

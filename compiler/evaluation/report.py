@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -11,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from abqc.compiler.evaluation.svg import Bar, Point, bar_chart, histogram, scatter
-from abqc.errors import InputError
+from abqc.compiler.files import write_text
 
 WORST_LAYERS = 40  # bars of a model; the table behind them has all
 HISTOGRAMS = 6
@@ -92,19 +90,7 @@ def worst_first(layers: Iterable[Layer]) -> list[Layer]:
 
 def write_report(report: Report, path: Path) -> None:
     """Write the page; it appears whole or not at all. Raises InputError."""
-    text = page(report)
-    try:
-        descriptor, made = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(made).chmod(0o644)
-            Path(made).replace(path)
-        except OSError:
-            Path(made).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    write_text(path, page(report))
 
 
 def page(report: Report) -> str:
