@@ -245,7 +245,9 @@ def _quantize_matmul(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) ->
                 activation = recipe.activation
                 if recipe.clip and (block or ROTATED in op.attributes):
                     activation = clipped_for_gaussian(activation, k)
-                x, x_scale, x_zero = _quantize_activation(x, activation, sizes, encoding, unit)
+                x, x_scale, x_zero = _quantize_activation(
+                    x, activation, sizes, static_scale_symbol(encoding, _node(op)), unit
+                )
         new = abq.MatmulOp(
             x,
             codes,
@@ -307,7 +309,7 @@ def _keep_half(op: ir.Operation, recipe: Any) -> None:
 
 
 def _quantize_activation(
-    x: ir.Value, scheme: Scheme, scales: list[int], encoding: Encoding, unit: Unit
+    x: ir.Value, scheme: Scheme, scales: list[int], static_symbol: str, unit: Unit
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """The codes of `x`, and its scales and zero points.
 
@@ -315,9 +317,9 @@ def _quantize_activation(
     """
     code = abq.CodeType.get(ir.StringAttr.get(scheme.text))
     static: dict[str, ir.Value] = {}
-    if scheme.granularity == "tensor" and static_scale_symbol(encoding) in unit.store:
+    if scheme.granularity == "tensor" and static_symbol in unit.store:
         scales = [1]
-        scale, zero = unit.store.get(static_scale_symbol(encoding))
+        scale, zero = unit.store.get(static_symbol)
         static = {
             "x_scale": _constant(np.array([scale], np.float32)),
             "x_zero": _constant(np.array([zero], np.int32)),
@@ -332,9 +334,9 @@ def _quantize_activation(
     return quantized.codes, quantized.scale, quantized.zero
 
 
-def static_scale_symbol(encoding: Encoding) -> str:
-    """Where the store has, as f64, the scale and zero point of what a calibrated weight meets."""
-    return f"{encoding.symbol}.activations"
+def static_scale_symbol(encoding: Encoding, node: str) -> str:
+    """Where the store has, as f64, the scale and zero point of what a node's weight meets."""
+    return f"{encoding.symbol}.activations of {node}"
 
 
 def _constant(array: np.ndarray) -> ir.Value:
@@ -400,7 +402,11 @@ def _quantize_conv(op: ir.Operation, unit: Unit) -> None:
             x, x_scale, x_zero = float_source(view.x), None, None
             if recipe.activation is not None:
                 x, x_scale, x_zero = _quantize_activation(
-                    x, recipe.activation, abq.shape(x)[:1], encoding, unit
+                    x,
+                    recipe.activation,
+                    abq.shape(x)[:1],
+                    static_scale_symbol(encoding, _node(op)),
+                    unit,
                 )
         new = abq.ConvOp(
             x,

@@ -20,7 +20,7 @@ from abqc.compiler.onnx_import.importer import import_model
 from abqc.compiler.pipeline import stages
 from abqc.compiler.recipe import FLOAT
 from abqc.dialects.formats import parse_scheme, quantize_activation
-from abqc.errors import InputError, RecipeError
+from abqc.errors import InputError, PerformanceWarning, RecipeError
 from abqc.passes.infrastructure import Unit, run_pipeline
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -167,6 +167,11 @@ def test_static_activations_need_no_other_rows(model: Path, tmp_path: Path) -> N
     feeds = data(4, seed=3)
     alone = {name: array[:1] for name, array in feeds.items()}
     np.testing.assert_array_equal(compiled.run(feeds)[0][:1], compiled.run(alone)[0])
+
+
+def test_too_few_samples_are_noted(model: Path, tmp_path: Path) -> None:
+    with pytest.warns(PerformanceWarning, match="12 rows for 48 columns: give more samples"):
+        abqc.compile(model, quant="w4a8", calib=data(1), output=tmp_path / "m.so")
 
 
 def test_codes_are_kept_and_taken_up_again(

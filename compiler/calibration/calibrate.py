@@ -70,6 +70,10 @@ def calibrate(request: Request, module: ir.Module, unit: Unit, progress: Progres
     calibration.run()
     if not calibration.errors:
         raise RecipeError("the recipe has nothing to calibrate", hint=HINT)
+    if calibration.scarce is not None:
+        node, rows, columns = calibration.scarce
+        note = f"is calibrated with {rows} rows for {columns} columns: give more samples"
+        unit.notes.append({"node": node, "note": note})
     calibration.seconds = time.perf_counter() - started
     return calibration
 

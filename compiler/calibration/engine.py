@@ -92,7 +92,8 @@ class Calibration:
 
     `batches` are feeds of the whole model. `masks` says for each batch which tokens count
     ([batch, tokens]; None: all). `errors` has afterwards by node the squared error of the outputs,
-    of its weight's codes alone, relative to their energy.
+    of its weight's codes alone, relative to their energy; `scarce` is the product with the fewest
+    rows for its columns, with both numbers, if it has fewer rows than columns.
     """
 
     module: ir.Module
@@ -104,6 +105,7 @@ class Calibration:
     kept: KeptCodes | None = None
     progress: Progress = lambda step, done, total: None
     errors: dict[str, float] = field(default_factory=dict)
+    scarce: tuple[str, int, int] | None = None
     seconds: float = 0.0
 
     def run(self) -> None:
@@ -247,7 +249,14 @@ class Calibration:
             for id_ in kept:
                 exact.keep(id_, batch, mine[value_name(id_)])
         model.close()
+        for product in products:
+            self._notice_scarcity(product, sums.moments[product.rows].rows)
         return sums
+
+    def _notice_scarcity(self, product: _Product, rows: int) -> None:
+        k = product.shape[1]
+        if rows < k and (self.scarce is None or rows * self.scarce[2] < self.scarce[1] * k):
+            self.scarce = product.node, rows, k
 
     def _feedbacks(
         self, products: list[_Product], sums: _Sums
@@ -284,7 +293,7 @@ class Calibration:
         self.errors[product.node] = result.relative_error
         self.unit.store.add_codes(product.encoding.symbol, result.tensor)
         if result.activations is not None:
-            symbol = static_scale_symbol(product.encoding)
+            symbol = static_scale_symbol(product.encoding, product.node)
             self.unit.store.add(symbol, np.array(result.activations))
 
     def _take_kept(self, products: list[_Product]) -> set[int]:
@@ -333,8 +342,8 @@ def _finished(later: list[Segment], segment: Segment) -> list[ValueId]:
 
 
 def _visible(x: Array, mask: Array | None) -> NDArray[np.float32]:
-    """The rows of `x` [..., K], without those of tokens that the mask hides."""
-    k = x.shape[-1]
-    if mask is not None and x.ndim == 3 and x.shape[:2] == mask.shape:
-        return np.ascontiguousarray(x[mask != 0], np.float32)
-    return np.ascontiguousarray(x, np.float32).reshape(-1, k)
+    """The rows of `x` [..., K]; where rows are tokens, without those that the mask hides."""
+    rows = np.ascontiguousarray(x, np.float32).reshape(-1, x.shape[-1])
+    if mask is None or len(rows) != mask.size:
+        return rows
+    return rows[mask.reshape(-1) != 0]
