@@ -246,7 +246,7 @@ def _quantize_matmul(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) ->
                 if recipe.clip and (block or ROTATED in op.attributes):
                     activation = clipped_for_gaussian(activation, k)
                 x, x_scale, x_zero = _quantize_activation(
-                    x, activation, sizes, static_scale_symbol(encoding, _node(op)), unit
+                    x, activation, sizes, encoding, _node(op), unit
                 )
         new = abq.MatmulOp(
             x,
@@ -309,17 +309,25 @@ def _keep_half(op: ir.Operation, recipe: Any) -> None:
 
 
 def _quantize_activation(
-    x: ir.Value, scheme: Scheme, scales: list[int], static_symbol: str, unit: Unit
+    x: ir.Value, scheme: Scheme, scales: list[int], encoding: Encoding, node: str, unit: Unit
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """The codes of `x`, and its scales and zero points.
 
-    These are of shape `scales`, or of one element, a constant, where calibration has fixed it.
+    These are of shape `scales`, or of one element, a constant, where all of the tensor has one.
+    RecipeError where calibration has not fixed that one.
     """
     code = abq.CodeType.get(ir.StringAttr.get(scheme.text))
     static: dict[str, ir.Value] = {}
-    if scheme.granularity == "tensor" and static_symbol in unit.store:
+    if scheme.granularity == "tensor":
+        symbol = static_scale_symbol(encoding, node)
+        if symbol not in unit.store:
+            raise RecipeError(
+                f"{scheme} has one scale for a whole tensor, which only calibration fixes",
+                node=node,
+                hint=f"give data with --calib, or write a{scheme.format.width} for one scale a row",
+            )
         scales = [1]
-        scale, zero = unit.store.get(static_symbol)
+        scale, zero = unit.store.get(symbol)
         static = {
             "x_scale": _constant(np.array([scale], np.float32)),
             "x_zero": _constant(np.array([zero], np.int32)),
@@ -405,7 +413,8 @@ def _quantize_conv(op: ir.Operation, unit: Unit) -> None:
                     x,
                     recipe.activation,
                     abq.shape(x)[:1],
-                    static_scale_symbol(encoding, _node(op)),
+                    encoding,
+                    node,
                     unit,
                 )
         new = abq.ConvOp(
