@@ -34,11 +34,11 @@ def test_bounds_are_raised_until_nothing_is_spilled() -> None:
             module = ir.Module.create()
             many.emit(module, SM_90A)
             few.emit(module, SM_90A)
-            bound_registers(module, {many.name: 64} | dict(bounds))
+            bound_registers(module, {many.name: 40} | dict(bounds))
             return compile_ptx(module, SM_90A)
 
     ptx, code = without_spills(build, SM_90A)
-    assert code is not None and asked[0] == {} and asked[1] == {many.name: 72}
+    assert code is not None and asked[0] == {} and asked[1] == {many.name: 48}
     assert not code.resources[many.name].spill_stores and not code.resources[many.name].spill_loads
     assert set(asked[-1]) == {many.name}
     assert f".maxnreg {asked[-1][many.name]}" in ptx.text  # the PTX that travels says so too
