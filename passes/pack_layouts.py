@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from abqc.dialects import abq
 from abqc.dialects.formats import Float, Scheme, parse_scheme
 from abqc.dialects.matmul_spec import MatmulSpec
@@ -196,9 +197,9 @@ def _scale_bits(scale: ir.Value | None) -> int:
     return 32 if scale is not None and abq.element(scale) == ir.F32Type.get() else 16
 
 
-def _encode(encoding: Any, unit: Unit, node: str) -> Any:
+def _encode(encoding: Any, unit: Unit, node: str, floats: np.ndarray | None = None) -> Any:
     try:
-        return encoding.encode(unit.store)
+        return encoding.encode(unit.store, floats)
     except ValueError as error:  # NaN, infinities, scales beyond f16
         raise ModelError(f"the weight cannot be quantized: {error}", node=node) from error
 
@@ -210,9 +211,10 @@ def _pack_weight(
     encoding = unit.encodings.get(symbol)
     if packed_symbol not in unit.store:
         if encoding:
-            weight = _encode(encoding, unit, node)
-            if not encoding.imported:
-                noise = weight_noise(encoding.weight(unit.store), weight.dequantize())
+            floats = None if encoding.imported else encoding.weight(unit.store)
+            weight = _encode(encoding, unit, node, floats)
+            if floats is not None:
+                noise = weight_noise(floats, weight.dequantize())
                 unit.noise[packed_symbol] = noise.as_manifest()
         else:
             weight = unit.store.get(symbol).reshape(spec.n, spec.k)

@@ -28,6 +28,7 @@ from abqc.dialects.mlir import arith, ir
 from abqc.dialects.schemes import clipped_for_gaussian
 from abqc.errors import RecipeError
 
+from .constant_values import symbol_of
 from .infrastructure import Unit, defining_op, register, walk
 from .rotate_stream import ROTATED, TIED
 
@@ -66,13 +67,17 @@ class Encoding:
         parts += [word for word in flags if getattr(self, word)]
         return ".".join(parts)
 
-    def encode(self, store: Any) -> QuantizedTensor:
-        """The codes; ValueError where the weight has none (NaN, infinities)."""
+    def encode(self, store: Any, weight: F32 | None = None) -> QuantizedTensor:
+        """The codes; ValueError where the weight has none (NaN, infinities).
+
+        `weight` is what `weight(store)` gave, where that is known: it may be long to compute.
+        """
         if self.imported:
             return store.quantized(self.source)
         if self.calibrated and self.symbol in store:
             return store.quantized(self.symbol)
-        return quantize_weight(self.weight(store), self.scheme, search=self.search)
+        weight = self.weight(store) if weight is None else weight
+        return quantize_weight(weight, self.scheme, search=self.search)
 
     def weight(self, store: Any) -> F32:
         """What is encoded: the float weight [N, K], rotated where the activations are."""
@@ -119,13 +124,6 @@ def quantize(module: ir.Operation, unit: Unit) -> None:
         _quantize_gather(op, unit)
 
 
-def _symbol(value: ir.Value) -> str | None:
-    owner = defining_op(value)
-    if owner is None or owner.name != "abq.weight":
-        return None
-    return ir.StringAttr(owner.attributes["sym"]).value
-
-
 def _node(op: ir.Operation) -> str:
     return ir.StringAttr(op.attributes["node"]).value
 
@@ -160,7 +158,7 @@ def table_schemes(module: ir.Operation, unit: Unit) -> dict[str, Scheme]:
     """
     schemes: dict[str, Scheme] = {}
     for op in walk(module, "abq.gather"):
-        symbol = _symbol(op.opview.table)
+        symbol = symbol_of(op.opview.table)
         scheme = _table_scheme(op, unit)
         if symbol is not None and scheme is not None:
             schemes[symbol] = scheme
@@ -184,7 +182,7 @@ def matmul_encoding(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) -> 
 
     `tables` are the formats of quantized tables (`table_schemes`), with which a tied head is read.
     """
-    symbol = _symbol(op.operands[1])
+    symbol = symbol_of(op.operands[1])
     if symbol is None or abq.code_format(op.operands[1]) is not None:
         return None
     recipe = _resolve(unit, _node(op), "matmul")
@@ -223,7 +221,7 @@ def _is_nested(op: ir.Operation) -> bool:
 
 def _quantize_matmul(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) -> None:
     view = op.opview
-    if _symbol(view.w) is None or abq.code_format(view.w) is not None:
+    if symbol_of(view.w) is None or abq.code_format(view.w) is not None:
         return
     recipe = _resolve(unit, _node(op), "matmul")
     n, k = abq.shape(view.w)
@@ -367,7 +365,7 @@ def _resolve(unit: Unit, node: str, kind: str) -> Any:
 def conv_encoding(op: ir.Operation, unit: Unit) -> Encoding | None:
     """How the weight of an `abq.conv` becomes codes; None if it stays float or has codes."""
     view = op.opview
-    symbol = _symbol(view.w)
+    symbol = symbol_of(view.w)
     if symbol is None or view.w_scale is not None or ir.IntegerAttr(view.groups).value > 1:
         return None
     recipe = _resolve(unit, _node(op), "conv")
@@ -384,7 +382,7 @@ def conv_encoding(op: ir.Operation, unit: Unit) -> Encoding | None:
 def _quantize_conv(op: ir.Operation, unit: Unit) -> None:
     """A convolution keeps its form; its activations have one scale per image (or per tensor)."""
     view = op.opview
-    node, symbol = _node(op), _symbol(view.w)
+    node, symbol = _node(op), symbol_of(view.w)
     if symbol is None or view.w_scale is not None:
         return
     if ir.IntegerAttr(view.groups).value > 1:
@@ -438,7 +436,7 @@ def _quantize_conv(op: ir.Operation, unit: Unit) -> None:
 
 
 def _quantize_gather(op: ir.Operation, unit: Unit) -> None:
-    symbol = _symbol(op.operands[0])
+    symbol = symbol_of(op.operands[0])
     view = op.opview
     if symbol is None or view.scale is not None:
         return
