@@ -10,7 +10,6 @@ from abqc import __version__
 from abqc.codegen.artifact import build_artifact
 from abqc.codegen.link import check_writable
 from abqc.codegen.targets.cpu import CpuTarget
-from abqc.compiler.calibration.calibrate import calibrate, calibration_manifest
 from abqc.compiler.failures import Source, keep
 from abqc.compiler.job import Request
 from abqc.compiler.onnx_import.importer import import_model
@@ -63,10 +62,12 @@ def build(request: Request, report: Progress, on_pass: Callable[[str], None]) ->
         notes=list(imported.notes),
     )
     module = imported.module
-    calibration = None
+    calibration: dict[str, Any] = {}
     try:
         if request.calib is not None:
-            calibration = calibrate(request, module, unit, report)
+            from abqc.compiler.calibration.calibrate import calibrate  # which most do not need
+
+            calibration = calibrate(request, module, unit, report).manifest()
         for stage, passes in stages(target.objects.on_device).items():
             report(stage, 0, 1)
             run_pipeline(module.operation, passes, unit)
@@ -80,7 +81,7 @@ def build(request: Request, report: Progress, on_pass: Callable[[str], None]) ->
         request.output,
         partial=request.partial,
         work=request.work,
-        manifest=describe(request, unit, imported) | calibration_manifest(calibration),
+        manifest=describe(request, unit, imported) | calibration,
         progress=report,
         started=started,
     )

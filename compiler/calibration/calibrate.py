@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from abqc.codegen.targets.cpu import CpuTarget
@@ -23,7 +21,7 @@ from .budget import Budget, Option, allocate, least_bits, options_of, parse_budg
 from .engine import Calibration
 from .error_feedback import Feedback
 from .kept import Digest, KeptCodes
-from .runs import Array, Feeds
+from .runs import MASK, Array, Feeds
 from .samples import batches
 
 Progress = Callable[[str, int, int], None]
@@ -53,21 +51,19 @@ def calibrate(request: Request, module: ir.Module, unit: Unit, progress: Progres
         outputs=unit.outputs,
         on_pass=unit.on_pass,
     )
-    simplified = ir.Module.parse(module.operation.get_asm(), module.context)
-    run_pipeline(simplified.operation, stages(on_device=False)["simplified"], own)
+    simplified = module.operation.clone()
+    run_pipeline(simplified, stages(on_device=False)["simplified"], own)
     calibration = Calibration(
         simplified,
         own,
         feeds,
         [_mask(feed) for feed in feeds],
         request.work,
-        kept=KeptCodes(_digest(simplified, unit, feeds)),
         progress=progress,
     )
     if request.budget is not None:
         unit.recipe = own.recipe = plan(calibration, parse_budget(request.budget), request)
-        calibration = replace(calibration, kept=KeptCodes(_digest(simplified, unit, feeds)))
-    calibration.run()
+    calibration.run(KeptCodes(_digest(simplified, unit, feeds)))
     if not calibration.errors:
         raise RecipeError("the recipe has nothing to calibrate", hint=HINT)
     if calibration.scarce is not None:
@@ -110,10 +106,10 @@ def plan(calibration: Calibration, budget: Budget, request: Request) -> Recipe:
     return parse_recipe(text).with_calibration()
 
 
-def _digest(module: ir.Module, unit: Unit, feeds: Sequence[Feeds]) -> str:
+def _digest(module: ir.Operation, unit: Unit, feeds: Sequence[Feeds]) -> str:
     """The name of all that the codes depend on."""
     digest = Digest()
-    text = module.operation.get_asm()
+    text = module.get_asm()
     digest.text(text, unit.recipe.text)
     for symbol in sorted(set(re.findall(r'sym = "([^"]*)"', text))):
         digest.text(symbol)
@@ -125,20 +121,7 @@ def _digest(module: ir.Module, unit: Unit, feeds: Sequence[Feeds]) -> str:
     return digest.name()
 
 
-def calibration_manifest(calibration: Calibration | None) -> dict[str, Any]:
-    """What `abqc inspect` shows of a calibration."""
-    if calibration is None:
-        return {}
-    return {
-        "calibration": {
-            "batches": len(calibration.batches),
-            "seconds": round(calibration.seconds, 1),
-            "errors": {name: round(e, 6) for name, e in calibration.errors.items()},
-        }
-    }
-
-
 def _mask(feeds: Feeds) -> Array | None:
     """The tokens that count, where the model is told: [batch, tokens], None if all do."""
-    mask = feeds.get("attention_mask")
+    mask = feeds.get(MASK)
     return mask if mask is not None and mask.ndim == 2 and not np.all(mask) else None

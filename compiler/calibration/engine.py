@@ -39,8 +39,8 @@ from .moments import Excess, Moments
 from .patches import Patches
 from .ranges import Range
 from .residual import sum_of
-from .runs import Feeds, Stream, compile_segment
-from .segments import Segment, cut, extract, value_name
+from .runs import Feeds, Stream, compile_segment, token_rows
+from .segments import Segment, cut, extract, name_of, value_name
 
 Array = NDArray[Any]
 Progress = Callable[[str, int, int], None]
@@ -96,23 +96,21 @@ class Calibration:
     rows for its columns, with both numbers, if it has fewer rows than columns.
     """
 
-    module: ir.Module
+    module: ir.Operation
     unit: Unit
     batches: Sequence[Feeds]
     masks: Sequence[Array | None]
     work: Path
     settings: Settings = field(default_factory=Settings)
-    kept: KeptCodes | None = None
     progress: Progress = lambda step, done, total: None
     errors: dict[str, float] = field(default_factory=dict)
     scarce: tuple[str, int, int] | None = None
     seconds: float = 0.0
 
-    def run(self) -> None:
-        flow = DataFlow(self.module.operation)
-        products = self._products(flow)
-        segments = cut(flow, {product.at: product.name for product in products})
-        known = self._take_kept(products)
+    def run(self, kept: KeptCodes) -> None:
+        """Encode all weights, but those of which `kept` has the codes; it is given the others."""
+        products, segments = self._cut()
+        known = self._take_kept(products, kept)
         if known == {product.at for product in products}:
             return
         exact, rounded = Stream(self.batches, self.work), Stream(self.batches, self.work)
@@ -123,7 +121,7 @@ class Calibration:
                 for product in products
                 if product.at in segment.products and product.at not in known
             ]
-            self._measure(segment, inside, exact, rounded)
+            self._measure(segment, inside, exact, rounded, kept)
             if done + 1 < len(segments):
                 self._advance(segment, rounded)
             for id_ in _finished(segments[done + 1 :], segment):
@@ -133,24 +131,33 @@ class Calibration:
 
     def survey(self, visit: Callable[[str, NDArray[np.float32], Feedback], None]) -> None:
         """Show `visit` each product in the float model: its node, weight [N, K] and feedback."""
-        flow = DataFlow(self.module.operation)
-        products = self._products(flow)
-        segments = cut(flow, {product.at: product.name for product in products})
+        products, segments = self._cut()
         stream = Stream(self.batches, self.work)
         for done, segment in enumerate(segments):
             self.progress("weigh formats", done, len(segments))
             inside = [product for product in products if product.at in segment.products]
-            kept = list(segment.outputs)
+            wanted = list(segment.outputs)
             for group in _groups(inside):
-                sums = self._sums(segment, group, kept, stream, None)
-                kept = []
+                sums = self._sums(segment, group, wanted, stream, None)
+                wanted = []
                 for product, feedback in self._feedbacks(group, sums):
                     visit(product.node, product.encoding.weight(self.unit.store), feedback)
             for id_ in _finished(segments[done + 1 :], segment):
                 stream.forget(id_)
 
+    def manifest(self) -> dict[str, Any]:
+        """What `abqc inspect` shows of it."""
+        errors = {node: round(error, 6) for node, error in self.errors.items()}
+        seconds = round(self.seconds, 1)
+        return {"calibration": {"batches": len(self.batches), "seconds": seconds, "errors": errors}}
+
+    def _cut(self) -> tuple[list[_Product], list[Segment]]:
+        flow = DataFlow(self.module)
+        products = self._products(flow)
+        return products, cut(flow, {product.at: product.name for product in products})
+
     def _products(self, flow: DataFlow) -> list[_Product]:
-        tables = table_schemes(self.module.operation, self.unit)
+        tables = table_schemes(self.module, self.unit)
         found = []
         for at, op in enumerate(flow.operations):
             encoding = None
@@ -164,10 +171,7 @@ class Calibration:
 
     def _product(self, at: int, reads: ir.Value, encoding: Encoding, flow: DataFlow) -> _Product:
         id_ = flow.id_of(reads)
-        if id_ is not None:
-            name = value_name(id_)
-        else:
-            name = self.unit.inputs[ir.BlockArgument(reads).arg_number].name
+        name = name_of(reads, id_, self.unit.inputs)
         op = flow.operations[at]
         node = ir.StringAttr(op.attributes["node"]).value
         if op.name == "abq.conv":
@@ -187,24 +191,30 @@ class Calibration:
         return activation if activation and activation.granularity == "tensor" else None
 
     def _measure(
-        self, segment: Segment, products: list[_Product], exact: Stream, rounded: Stream
+        self,
+        segment: Segment,
+        products: list[_Product],
+        exact: Stream,
+        rounded: Stream,
+        kept: KeptCodes,
     ) -> None:
         """Moments of what the segment's products read, and their codes; `exact` moves on."""
-        kept = list(segment.outputs)
+        wanted = list(segment.outputs)
         for group in _groups(products):
-            if not group and not kept:
+            if not group and not wanted:
                 continue
-            self._encode(group, self._sums(segment, group, kept, exact, rounded))
-            kept = []
+            self._encode(group, self._sums(segment, group, wanted, exact, rounded), kept)
+            wanted = []
 
     def _sums(
         self,
         segment: Segment,
         products: list[_Product],
-        kept: list[ValueId],
+        wanted: list[ValueId],
         exact: Stream,
         rounded: Stream | None,
     ) -> _Sums:
+        """Sums over the data of what `products` read; `exact` keeps the values `wanted`."""
         # The first segment reads the model's inputs alone.
         differ = rounded is not None and bool(segment.inputs)
         own = exact if rounded is None else rounded
@@ -220,8 +230,8 @@ class Calibration:
             {p.at: Range(p.encoding.hadamard_block) for p in products if p.static is not None},
         )
         reads = [p.read for p in products if p.read is not None and p.read not in segment.inputs]
-        outputs = list(dict.fromkeys([*reads, *totals.values(), *kept]))
-        part = extract(self.module.operation, self.unit.inputs, segment.inputs, outputs)
+        outputs = list(dict.fromkeys([*reads, *totals.values(), *wanted]))
+        part = extract(self.module, self.unit.inputs, segment.inputs, outputs)
         model = compile_segment(part, FLOAT, self.unit.store, self.work)
         for batch in range(len(exact)):
             mine = exact.run(model, batch)
@@ -234,7 +244,7 @@ class Calibration:
                 value = values[name] if name in values else stream.value(name, batch)
                 if patches is not None:
                     return patches.rows(value)
-                return _visible(value, self.masks[batch])
+                return token_rows(value, self.masks[batch])
 
             xs = {key: rows(key, others, own) for key in sums.moments}
             for key, moments in sums.moments.items():
@@ -246,7 +256,7 @@ class Calibration:
                     sums.excess[product.at].add(missing, xs[product.rows])
                 if product.at in sums.ranges:
                     sums.ranges[product.at].add(xs[product.rows])
-            for id_ in kept:
+            for id_ in wanted:
                 exact.keep(id_, batch, mine[value_name(id_)])
         model.close()
         for product in products:
@@ -271,7 +281,7 @@ class Calibration:
                 made[product.rows, block] = Feedback(rotated, self.settings)
             yield product, made[product.rows, block]
 
-    def _encode(self, products: list[_Product], sums: _Sums) -> None:
+    def _encode(self, products: list[_Product], sums: _Sums, kept: KeptCodes) -> None:
         """The codes of the products' weights."""
         for product, feedback in self._feedbacks(products, sums):
             encoding, block = product.encoding, product.encoding.hadamard_block
@@ -286,8 +296,7 @@ class Calibration:
                 scale, zero = sums.ranges[product.at].choose(product.static)
                 result = replace(result, activations=(float(scale), float(zero)))
             self._take(product, result)
-            if self.kept is not None:
-                self.kept.put(encoding.symbol, result)
+            kept.put(encoding.symbol, result)
 
     def _take(self, product: _Product, result: EncodedWeight) -> None:
         self.errors[product.node] = result.relative_error
@@ -296,24 +305,22 @@ class Calibration:
             symbol = static_scale_symbol(product.encoding, product.node)
             self.unit.store.add(symbol, np.array(result.activations))
 
-    def _take_kept(self, products: list[_Product]) -> set[int]:
+    def _take_kept(self, products: list[_Product], kept: KeptCodes) -> set[int]:
         """Positions of products whose codes an earlier calibration of the same has made."""
         found: set[int] = set()
-        if self.kept is None:
-            return found
         for product in products:
             encoding = product.encoding
             if encoding.symbol not in self.unit.store:
-                kept = self.kept.get(encoding.symbol, encoding.scheme)
-                if kept is None:
+                codes = kept.get(encoding.symbol, encoding.scheme)
+                if codes is None:
                     continue
-                self._take(product, kept)
+                self._take(product, codes)
             found.add(product.at)
         return found
 
     def _advance(self, segment: Segment, rounded: Stream) -> None:
         """Run the segment as it will be, on what the quantized model has computed so far."""
-        part = extract(self.module.operation, self.unit.inputs, segment.inputs, segment.outputs)
+        part = extract(self.module, self.unit.inputs, segment.inputs, segment.outputs)
         model = compile_segment(part, self.unit.recipe, self.unit.store, self.work)
         for batch in range(len(rounded)):
             values = rounded.run(model, batch)
@@ -339,11 +346,3 @@ def _finished(later: list[Segment], segment: Segment) -> list[ValueId]:
     """Kept values that no later segment reads."""
     needed = {id_ for other in later for id_ in other.inputs}
     return [id_ for id_ in (*segment.inputs, *segment.outputs) if id_ not in needed]
-
-
-def _visible(x: Array, mask: Array | None) -> NDArray[np.float32]:
-    """The rows of `x` [..., K]; where rows are tokens, without those that the mask hides."""
-    rows = np.ascontiguousarray(x, np.float32).reshape(-1, x.shape[-1])
-    if mask is None or len(rows) != mask.size:
-        return rows
-    return rows[mask.reshape(-1) != 0]

@@ -25,6 +25,8 @@ from .segments import SegmentModule, value_name
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]
 
+MASK = "attention_mask"  # [batch, tokens]: the tokens that count
+
 
 def compile_segment(
     segment: SegmentModule, recipe: Recipe, store: WeightStore, work: Path
@@ -54,6 +56,14 @@ def compile_segment(
     model = load(library, verify=False)
     shutil.rmtree(directory)  # it is mapped
     return model
+
+
+def token_rows(x: Array, mask: Array | None) -> NDArray[np.float32]:
+    """The rows of `x` [..., K]; where rows are tokens, without those that the mask hides."""
+    rows = np.ascontiguousarray(x, np.float32).reshape(-1, x.shape[-1])
+    if mask is None or len(rows) != mask.size:
+        return rows
+    return rows[mask.reshape(-1) != 0]
 
 
 class Stream:

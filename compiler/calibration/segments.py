@@ -137,6 +137,13 @@ def value_name(id_: ValueId) -> str:
     return f"value{id_.at}.{id_.result}"
 
 
+def name_of(value: ir.Value, id_: ValueId | None, model_inputs: Sequence[TensorSpec]) -> str:
+    """The name of a value by its id; without one it is an argument, an input of the model."""
+    if id_ is not None:
+        return value_name(id_)
+    return model_inputs[ir.BlockArgument(value).arg_number].name
+
+
 def _spec(id_: ValueId, type_: ir.Type) -> TensorSpec:
     tensor = ir.RankedTensorType(type_)
     sizes = tuple(None if size == abq.DYNAMIC else size for size in tensor.shape)

@@ -31,7 +31,6 @@ F32 = NDArray[np.float32]
 Report = Callable[[str, int, int], None]
 
 SERVER = Server("abqc.compiler.evaluation.taps:serve")
-MASK = "attention_mask"
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,7 @@ def serve(request: Request, say: Callable[[dict[str, Any]], None]) -> None:
 def _measure(request: Request, report: Report, on_pass: Callable[[str], None]) -> list[str]:
     """The one note: the layers as JSON. `samples.npz` lies in the request's work folder."""
     from abqc.codegen.targets.cpu import CpuTarget
+    from abqc.compiler.calibration.runs import MASK, token_rows
     from abqc.compiler.onnx_import.importer import import_model
     from abqc.compiler.pipeline import stages
     from abqc.compiler.recipe import parse_recipe
@@ -107,7 +107,7 @@ def _measure(request: Request, report: Report, on_pass: Callable[[str], None]) -
     products, values = _run_taps(imported.module, unit, feeds, request.work)
     report("noise of activations", 0, 1)
     mask = feeds.get(MASK)
-    layers = [_layer(product, _rows(values[product.reads], mask)) for product in products]
+    layers = [_layer(product, token_rows(values[product.reads], mask)) for product in products]
     return [json.dumps(layers)]
 
 
@@ -117,7 +117,7 @@ def _run_taps(
     """The products that round activations, and what they read when the model runs on `feeds`."""
     from abqc.compiler.calibration.dataflow import DataFlow
     from abqc.compiler.calibration.runs import compile_segment
-    from abqc.compiler.calibration.segments import extract, value_name
+    from abqc.compiler.calibration.segments import extract, name_of
     from abqc.compiler.recipe import FLOAT
     from abqc.dialects import abq
     from abqc.dialects.mlir import ir
@@ -136,11 +136,9 @@ def _run_taps(
             continue
         value = float_source(op.opview.x)
         id_ = flow.id_of(value)
+        name = name_of(value, id_, unit.inputs)
         if id_ is not None:
-            name = value_name(id_)
             wanted[name] = id_
-        else:
-            name = unit.inputs[ir.BlockArgument(value).arg_number].name
         products.append(_Product(node, name, scheme, encoding.hadamard_block))
     values = dict(feeds)
     if wanted:
@@ -149,13 +147,6 @@ def _run_taps(
             given = {spec.name: feeds[spec.name] for spec in model.inputs}
             values |= dict(zip(wanted, model.run(given), strict=True))
     return products, values
-
-
-def _rows(x: Array, mask: Array | None) -> F32:
-    """The rows of `x` [..., K], without those of tokens that `mask` [batch, tokens] hides."""
-    if mask is not None and x.ndim == 3 and x.shape[:2] == mask.shape:
-        x = x[mask != 0]
-    return np.ascontiguousarray(x, np.float32).reshape(-1, x.shape[-1])
 
 
 def _layer(product: _Product, x: F32) -> dict[str, Any]:
