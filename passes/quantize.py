@@ -201,6 +201,17 @@ def matmul_encoding(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) -> 
     )
 
 
+def matmul_activation(op: ir.Operation, encoding: Encoding, unit: Unit) -> Scheme | None:
+    """The format in which an `abq.matmul` reads floats, clipped where the recipe says so and they
+    are rotated; None if they stay float."""
+    recipe = _resolve(unit, _node(op), "matmul")
+    activation: Scheme | None = recipe.activation
+    rotated = encoding.hadamard_block or ROTATED in op.attributes
+    if activation is None or not (recipe.clip and rotated):
+        return activation
+    return clipped_for_gaussian(activation, abq.shape(op.opview.w)[1])
+
+
 def _rotation(op: ir.Operation, recipe: Any) -> int:
     """The block of the Hadamard transform before the product; 0 where there is none for its K."""
     if recipe.activation is None:
@@ -240,9 +251,8 @@ def _quantize_matmul(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) ->
                     i64 = ir.IntegerType.get_signless(64)
                     x = abq.HadamardOp(x, ir.IntegerAttr.get(i64, block), x.type).result
                 sizes = abq.shape(x)[:-1]
-                activation = recipe.activation
-                if recipe.clip and (block or ROTATED in op.attributes):
-                    activation = clipped_for_gaussian(activation, k)
+                activation = matmul_activation(op, encoding, unit)
+                assert activation is not None
                 x, x_scale, x_zero = _quantize_activation(
                     x, activation, sizes, encoding, _node(op), unit
                 )

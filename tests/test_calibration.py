@@ -294,6 +294,12 @@ def test_bad_data_say_what_is_wrong(model: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.npz").write_bytes(b"PK truncated")
     with pytest.raises(InputError, match="cannot read the calibration file"):
         batches(tmp_path / "bad.npz", specs)  # type: ignore[arg-type]
+    np.savez(tmp_path / "bad.npz", **good)  # type: ignore[arg-type]
+    whole = (tmp_path / "bad.npz").read_bytes()
+    for size in (len(whole) // 2, len(whole) - 1):
+        (tmp_path / "bad.npz").write_bytes(whole[:size])
+        with pytest.raises(InputError, match="cannot read the calibration file"):
+            batches(tmp_path / "bad.npz", specs)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="there is no calibration file"):
         batches(tmp_path / "absent.npz", specs)  # type: ignore[arg-type]
 

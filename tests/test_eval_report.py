@@ -141,6 +141,16 @@ def test_activations_that_are_not_rotated_have_the_noise_of_their_scheme(digits:
     assert first.snr_db == pytest.approx(signal_to_noise(x, rounded), abs=0.01)
 
 
+def test_activations_are_clipped_in_the_report_as_they_are_at_run_time(digits: tuple) -> None:
+    x = digits[0][:8]
+    plain, clipped = (
+        activation_layers(DIGITS, f"w8a3 rotate{word}", False, {"X": x}, lambda *step: None)
+        for word in ("", " clip")
+    )
+    assert ":c" not in plain[0].format and plain[0].format != clipped[0].format
+    assert ":c" in clipped[0].format
+
+
 def test_errors_of_the_other_process_come_back(digits: tuple) -> None:
     with pytest.raises(RecipeError, match="w99"):
         activation_layers(DIGITS, "w99", False, {"X": digits[0][:2]}, lambda *step: None)

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from zipfile import BadZipFile
 
 import abqc.dialects
 import numpy as np
+from abqc.compiler.files import replacing
 from abqc.dialects.formats import QuantizedTensor, Scheme
 from abqc.runtime.environment import cache_folder
 
@@ -102,15 +102,8 @@ class KeptCodes:
             "activations": None if activations is None else np.array(activations),
         }
         present = {name: array for name, array in arrays.items() if array is not None}
-        with contextlib.suppress(OSError):
-            descriptor, name = tempfile.mkstemp(dir=self.folder, suffix=".partial")
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    np.savez(file, **present)  # type: ignore[arg-type]
-                Path(name).replace(self._path(symbol))
-            except BaseException:
-                Path(name).unlink(missing_ok=True)
-                raise
+        with contextlib.suppress(OSError), replacing(self._path(symbol)) as file:
+            np.savez(file, **present)  # type: ignore[arg-type]
 
     def _path(self, symbol: str) -> Path:
         return self.folder / (hashlib.sha256(symbol.encode()).hexdigest()[:32] + ".npz")

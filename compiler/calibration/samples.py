@@ -10,6 +10,7 @@ import numpy as np
 from abqc.compiler.evaluation.metrics import split_windows
 from abqc.compiler.evaluation.text import tokenize
 from abqc.compiler.feeds import Spec, make_feeds, resolve_shapes
+from abqc.compiler.files import read_arrays
 from abqc.errors import InputError
 from abqc.runtime.element_types import by_name, is_float, numpy_dtype
 from numpy.typing import NDArray
@@ -37,11 +38,7 @@ def read_samples(path: Path) -> Iterator[tuple[str, Feeds]]:
 def _read(file: Path) -> Feeds:
     if not file.is_file():
         raise InputError(f"there is no calibration file {file}")
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, AttributeError) as error:
-        raise InputError(f"cannot read the calibration file {file}: {error}", hint=HINT) from error
+    return read_arrays(file, f"the calibration file {file}")
 
 
 def write_samples(samples: Mapping[str, Any] | Iterable[Mapping[str, Any]], folder: Path) -> Path:

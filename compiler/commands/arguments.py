@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from abqc.compiler.files import read_arrays
 from abqc.errors import InputError
 
 if TYPE_CHECKING:
@@ -106,16 +107,3 @@ def read_array(path: Path) -> NDArray[Any]:
             hint=f"give an .npy file, or --input {path} without a name",
         )
     return array
-
-
-def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays in an .npz file, by name. Raises InputError."""
-    import numpy as np
-
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            raise InputError(f"{path} holds one array without a name", hint="give an .npz file")
-        return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error

@@ -15,10 +15,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abqc.compiler.commands.arguments import add_device, add_threads, read_array, read_arrays
+from abqc.compiler.commands.arguments import add_device, add_threads, read_array
 from abqc.compiler.commands.inspect import weight_bits
 from abqc.compiler.commands.progress import Progress
 from abqc.compiler.commands.table import byte_count, table
+from abqc.compiler.files import read_arrays
 from abqc.errors import AbqcError, InputError
 
 if TYPE_CHECKING:

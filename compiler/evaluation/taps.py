@@ -121,7 +121,12 @@ def _run_taps(
     from abqc.compiler.recipe import FLOAT
     from abqc.dialects import abq
     from abqc.dialects.mlir import ir
-    from abqc.passes.quantize import float_source, matmul_encoding, table_schemes
+    from abqc.passes.quantize import (
+        float_source,
+        matmul_activation,
+        matmul_encoding,
+        table_schemes,
+    )
 
     flow = DataFlow(module.operation)
     tables = table_schemes(module.operation, unit)
@@ -130,9 +135,9 @@ def _run_taps(
         if op.name != "abq.matmul" or abq.code_format(op.opview.w) is not None:
             continue
         node = ir.StringAttr(op.attributes["node"]).value
-        scheme = unit.recipe.resolve(node, "matmul").activation
-        encoding = matmul_encoding(op, tables, unit) if scheme is not None else None
-        if encoding is None:
+        encoding = matmul_encoding(op, tables, unit)
+        scheme = matmul_activation(op, encoding, unit) if encoding is not None else None
+        if encoding is None or scheme is None:
             continue
         value = float_source(op.opview.x)
         id_ = flow.id_of(value)
