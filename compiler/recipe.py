@@ -200,9 +200,7 @@ def _with_calibration(rule: Rule) -> Rule:
     if rule.activation is not None:
         if rule.activation.bits < ROTATED_BELOW_BITS:
             added |= {"rotate", "clip"}
-        if (
-            rule.weight.format.kind == "trellis"
-        ):  # a code for Gaussian weights, which rotation makes
+        if rule.weight.format.kind == "trellis":  # for Gaussian weights, which rotation makes
             added.add("rotate")
     return replace(rule, flags=rule.flags | added)
 

@@ -14,7 +14,6 @@ their rows are packed as the floats that their codes stand for (`rounded_rows`, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,12 +26,14 @@ from .block_rows import block_pack_kernel
 from .float_tile import (
     COLUMN_BLOCK,
     DEPTH_BLOCK,
+    ONE_ROW_COLUMNS,
     PANEL,
     Product,
     broadcast,
     ceil_div,
     load_columns,
     multiply_add,
+    row_variants,
     stack_block,
     store_columns,
     sum_pairwise,
@@ -46,7 +47,6 @@ from .rounded_rows import RoundedRows, rounded_pack_kernel, rounded_scaled_pack_
 from .scales import load_scales
 
 ROW_BLOCK = 128
-ONE_ROW_COLUMNS = 2 * PANEL
 PREFETCH_BYTES = 2048
 TWO_23, TWO_23_BITS = 2.0**23, 0x4B000000
 SIGN_BITS = 0x80808080  # turns signed bytes into unsigned ones that are 128 larger
@@ -97,12 +97,7 @@ class Dequantize:
         packed = spec.activation is not None
         if packed:
             name = f"{name}_packed"
-        one_name = f"{name}_one_row"
-        emit_one = partial(_emit_one_row, one_name, layout, packed)
-        emit_many = partial(_emit_many_rows, name, layout, packed)
-        one = Kernel(one_name, (1, ONE_ROW_COLUMNS), emit_one)
-        many = Kernel(name, (ROW_BLOCK, COLUMN_BLOCK), emit_many)
-        return (Variant(one, 1, 1), Variant(many, 2, None))
+        return row_variants(name, ROW_BLOCK, _emit_one_row, _emit_many_rows, layout, packed)
 
 
 def _weight(spec: MatmulSpec) -> Scheme:

@@ -10,7 +10,6 @@ products; a register tile of several rows and panels uses each loaded vector for
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from ..isa import Isa
 from ..strategy import Kernel, MatmulSpec, Variant
 from .float_tile import (
     COLUMN_BLOCK,
+    ONE_ROW_COLUMNS,
     PANEL,
     Product,
     broadcast,
@@ -28,13 +28,13 @@ from .float_tile import (
     load_columns,
     load_floats,
     multiply_add,
+    row_variants,
     store_columns,
     sum_pairwise,
 )
 
 ROW_BLOCK = 64
 DEPTH = 1536  # of a piece of K
-ONE_ROW_COLUMNS = 2 * PANEL
 ONE_ROW_UNROLL = 8  # independent sums: FMA latency times FMAs a cycle
 PREFETCH_BYTES = 4096
 
@@ -74,13 +74,7 @@ class FloatMatmul:
     def matmul_kernels(self, spec: MatmulSpec) -> tuple[Variant, ...]:
         panels = Panels(spec.k, spec.weight_float)
         name = f"float_matmul_{panels.name}"
-        one = Kernel(
-            f"{name}_one_row",
-            (1, ONE_ROW_COLUMNS),
-            partial(_emit_one_row, f"{name}_one_row", panels),
-        )
-        many = Kernel(name, (ROW_BLOCK, COLUMN_BLOCK), partial(_emit_many_rows, name, panels))
-        return (Variant(one, 1, 1), Variant(many, 2, None))
+        return row_variants(name, ROW_BLOCK, _emit_one_row, _emit_many_rows, panels)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,13 @@ from functools import partial
 
 from ...dialects.formats import Float
 from ..builder import Builder, Value
+from ..strategy import Kernel, Variant
 
 PANEL = 16  # columns side by side; one zmm, two ymm, four xmm
 TILE_PANELS = 3
 COLUMN_BLOCK = TILE_PANELS * PANEL
 DEPTH_BLOCK = 256
+ONE_ROW_COLUMNS = 2 * PANEL
 
 # The largest register tile of each form, as rows for three panels and for one. Accumulators, one
 # vector of each panel and one broadcast fit the registers; smaller tiles do what rows are left.
@@ -21,6 +23,23 @@ TILE_ROWS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "avx2": ((), (6, 4, 2, 1)),
     "plain": ((), (2, 1)),
 }
+
+
+def row_variants(
+    name: str,
+    row_block: int,
+    emit_one: Callable[..., None],
+    emit_many: Callable[..., None],
+    *details: object,
+) -> tuple[Variant, ...]:
+    """A kernel for one row and 32 columns, and one for blocks of `row_block` rows and 48 columns.
+
+    They are emitted by `emit(kernel's name, *details, module, isa)`.
+    """
+    one_name = f"{name}_one_row"
+    one = Kernel(one_name, (1, ONE_ROW_COLUMNS), partial(emit_one, one_name, *details))
+    many = Kernel(name, (row_block, COLUMN_BLOCK), partial(emit_many, name, *details))
+    return (Variant(one, 1, 1), Variant(many, 2, None))
 
 
 def multiply_add(b: Builder, x: Value, y: Value, z: Value) -> Value:

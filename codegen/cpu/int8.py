@@ -58,6 +58,7 @@ class Int8Strategy(PanelStrategy):
     """See the module."""
 
     name = "int8"
+    kernel: type[Int8Kernel] = Int8Kernel
 
     def unit(self, weight: Scheme) -> int:
         return QUAD * value_quads(stored_value(weight.format))
@@ -80,6 +81,6 @@ class Int8Strategy(PanelStrategy):
         format = activation_of(spec).format
         highest = format.qmax - format.qmin
         return [
-            (last, Int8Kernel(weight, row, (rows, COLUMNS), accumulators, highest))
+            (last, self.kernel(weight, row, (rows, COLUMNS), accumulators, highest))
             for last, rows in ROW_VARIANTS
         ]

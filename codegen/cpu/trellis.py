@@ -5,17 +5,13 @@ Codes are decoded to the bytes that strategy `int8` multiplies (`trellis_kernels
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from ...dialects.formats import QuantizedTensor, Scheme
 from ..strategy import MatmulSpec
-from .int8 import ROW_VARIANTS, Int8Strategy
+from .int8 import Int8Strategy
 from .int8_layout import QUAD, unit_quads
-from .panel_layout import RowLayout, WeightLayout
-from .panel_matmul import PanelKernel
-from .panel_strategy import COLUMNS, MAX_ROTATED_K, activation_of
+from .panel_strategy import MAX_ROTATED_K
 from .trellis_kernels import MAX_K, TrellisKernel
 from .trellis_layout import BYTE_BITS, TrellisLayout
 
@@ -24,6 +20,7 @@ class TrellisStrategy(Int8Strategy):
     """See the module."""
 
     name = "trellis"
+    kernel = TrellisKernel
 
     def unsupported(self, spec: MatmulSpec) -> str | None:
         if not spec.trellis:
@@ -47,13 +44,3 @@ class TrellisStrategy(Int8Strategy):
 
     def weight_layout(self, spec: MatmulSpec) -> TrellisLayout:
         return TrellisLayout.of(spec)
-
-    def kernels(
-        self, spec: MatmulSpec, weight: WeightLayout, row: RowLayout, accumulators: bool
-    ) -> Sequence[tuple[int | None, PanelKernel]]:
-        format = activation_of(spec).format
-        highest = format.qmax - format.qmin
-        return [
-            (last, TrellisKernel(weight, row, (rows, COLUMNS), accumulators, highest))
-            for last, rows in ROW_VARIANTS
-        ]

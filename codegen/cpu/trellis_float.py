@@ -7,7 +7,6 @@ every group's sum by its scale; with more, 48 channels of a piece are shared by 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,13 @@ from ..strategy import Kernel, MatmulSpec, Variant
 from .float_tile import (
     COLUMN_BLOCK,
     DEPTH_BLOCK,
+    ONE_ROW_COLUMNS,
     Product,
     broadcast,
     ceil_div,
     load_columns,
     multiply_add,
+    row_variants,
     stack_block,
     store_columns,
     sum_pairwise,
@@ -34,7 +35,6 @@ from .trellis_decode import Decoder, table_on_stack
 from .trellis_layout import StreamPlace, TrellisLayout
 
 ROW_BLOCK = 128
-ONE_ROW_COLUMNS = 2 * PANEL
 ARGUMENTS = [buffer("f32"), buffer("i8"), buffer("f32"), buffer("f32"), INDEX, INDEX]
 
 
@@ -65,10 +65,7 @@ class TrellisFloatStrategy:
     def matmul_kernels(self, spec: MatmulSpec) -> tuple[Variant, ...]:
         layout = TrellisLayout.of(spec)
         name = f"trellis{layout.rate}_float_g{layout.reduction.group_size}_k{spec.k}"
-        one_name = f"{name}_one_row"
-        one = Kernel(one_name, (1, ONE_ROW_COLUMNS), partial(_emit_one_row, one_name, layout))
-        many = Kernel(name, (ROW_BLOCK, COLUMN_BLOCK), partial(_emit_many_rows, name, layout))
-        return (Variant(one, 1, 1), Variant(many, 2, None))
+        return row_variants(name, ROW_BLOCK, _emit_one_row, _emit_many_rows, layout)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,8 @@ class Feedback:
     """What all weights that read the same inputs share: the moments' damped inverse.
 
     `order` are the columns by falling energy, and T, `factor`, is upper triangular with T^T T the
-    inverse of the damped moments in that order. Singular moments (fewer rows than columns, dead
+    inverse of the damped moments in that order; `importance` [K] is what an error of each column
+    costs after feedback. Singular moments (fewer rows than columns, dead
     columns) are damped more until T exists.
     """
 
@@ -82,13 +83,8 @@ class Feedback:
                 continue
             break
         self.factor = np.linalg.solve(upper, np.eye(len(upper))).astype(np.float32)
-
-    @property
-    def importance(self) -> F32:
-        """What an error of each column [K] costs after feedback."""
-        costs = np.empty(len(self.order), np.float32)
-        costs[self.order] = np.diagonal(self.factor) ** -2
-        return costs
+        self.importance = np.empty(len(self.order), np.float32)
+        self.importance[self.order] = np.diagonal(self.factor) ** -2
 
     def encode(self, weight: F32, scheme: Scheme, excess: Excess | None = None) -> EncodedWeight:
         """The codes of `weight` [N, K] in `scheme`."""
