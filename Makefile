@@ -17,8 +17,9 @@ BIN := $(VENV)/bin
 comma := ,
 TOOLCHAIN := $(if $(shell command -v cc gcc clang 2>/dev/null),,$(comma)toolchain)
 
-# Files of tests in a process for every core.
-PARALLEL ?= -n auto --dist loadfile
+# Files of tests in a process for every core. A process that dies ends the run: xdist would start
+# another one, hand it the files that were done, and wait for ever (pytest-xdist issue 1378).
+PARALLEL ?= -n auto --dist loadfile --max-worker-restart 0
 
 # What `make conformance` has found, to go on from; PEER names results of another compiler.
 CONFORMANCE := build/conformance.jsonl

@@ -39,6 +39,10 @@ class RecipeError(AbqcError):
     """The recipe cannot be parsed, matches nothing, or asks for what no kernel can do."""
 
 
+class NothingToQuantizeError(RecipeError):
+    """The recipe quantizes, and the model has no node with constant weights that it is for."""
+
+
 class CompileError(AbqcError):
     """A stage of the compiler failed; the message names the pass and the file with its input."""
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from ..dialects.mlir import ir
 from ..passes.infrastructure import Unit
-from ..passes.launch import kernel_names
+from ..passes.kernels.launch import kernel_names
 from .elf import loaded_bytes, write_data_object
-from .host import compile_host
+from .host.compile import compile_host
+from .host.launches import launch_table
 from .kernel_job import running
 from .link import ArtifactMeta, link
 
@@ -29,15 +30,17 @@ def build_artifact(
     progress: Progress,
     started: float,
 ) -> None:
-    """Compile the kernels in every form, the host function and the weights, and link them.
+    """Compile the kernels for every ISA, the host function and the weights, and link them.
 
     `partial` is the library's name until it is whole; other files are made in `work`.
     """
     names = tuple(sorted(kernel_names(module.operation)))
     kernels = tuple(unit.kernels[name] for name in names)
-    maker = unit.target.objects
+    maker = unit.known_target.objects
     with running(maker.jobs(names, kernels, unit.outlined_text), work) as jobs:
         progress("compile", 0, len(jobs) + 1)
+        if not maker.on_device:
+            manifest["launches"] = launch_table(module, unit.weights, unit.node_kinds)
         host = work / "host.o"
         host.write_bytes(compile_host(module, names, unit.kept_outputs, on_device=maker.on_device))
         results = []
@@ -56,6 +59,7 @@ def build_artifact(
     }
     manifest["kernels"] = len(names)
     manifest["interruptible"] = True  # the options of a run have flags
+    manifest["profiles"] = True  # and a profile
     manifest |= code.manifest
     manifest["compile_seconds"] = round(time.perf_counter() - started, 3)
     progress("link", 0, 1)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ..dialects.mlir import arith, func, ir, math, memref, scf, vector
+from ..dialects.mlir import PointerType, arith, func, ir, math, memref, scf, vector
 from .isa import Isa
 
 INDEX = "index"
@@ -183,6 +183,19 @@ class Value:
         return self._compare(other, "ne", "UNE")
 
 
+def _call_intrinsic(name: str, results: list[ir.Type], args: Sequence[Value]) -> ir.Operation:
+    return ir.Operation.create(
+        "llvm.call_intrinsic",
+        results=results,
+        operands=[a.ir for a in args],
+        attributes={
+            "intrin": ir.StringAttr.get(name),
+            "operandSegmentSizes": ir.DenseI32ArrayAttr.get([len(args), 0]),
+            "op_bundle_sizes": ir.DenseI32ArrayAttr.get([]),
+        },
+    )
+
+
 class Loop:
     """The inside of `Builder.loop`: index `i`, carried values `args`; `results` afterwards."""
 
@@ -346,10 +359,6 @@ class Emitter:
         """A signed integer rounded to the nearest float."""
         return self._convert(arith.sitofp, value, element)
 
-    def to_int(self, value: Value, element: str = "i32") -> Value:
-        """A float truncated to a signed integer."""
-        return self._convert(arith.fptosi, value, element)
-
     def extend(self, value: Value, element: str = "f32") -> Value:
         """A float as a wider float."""
         return self._convert(arith.extf, value, element)
@@ -367,22 +376,20 @@ class Emitter:
     def abs(self, value: Value) -> Value:
         return Value(math.absf(value.ir) if _is_float(value.type) else math.absi(value.ir))
 
+    def sqrt(self, value: Value) -> Value:
+        """The square root, correctly rounded."""
+        return Value(math.sqrt(value.ir))
+
     def popcount(self, value: Value) -> Value:
         return Value(math.ctpop(value.ir))
 
     def intrinsic(self, name: str, result: str | ir.Type, *args: Value) -> Value:
         """Call the LLVM intrinsic `name`, for instance "llvm.x86.avx2.pmadd.wd"."""
-        call = ir.Operation.create(
-            "llvm.call_intrinsic",
-            results=[type_of(result)],
-            operands=[a.ir for a in args],
-            attributes={
-                "intrin": ir.StringAttr.get(name),
-                "operandSegmentSizes": ir.DenseI32ArrayAttr.get([len(args), 0]),
-                "op_bundle_sizes": ir.DenseI32ArrayAttr.get([]),
-            },
-        )
-        return Value(call.results[0])
+        return Value(_call_intrinsic(name, [type_of(result)], args).results[0])
+
+    def effect(self, name: str, *args: Value) -> None:
+        """Call an LLVM intrinsic that has no result."""
+        _call_intrinsic(name, [], args)
 
 
 class Builder(Emitter):
@@ -435,7 +442,7 @@ class Builder(Emitter):
         self.store(self.bitcast(value, vec(count, "i8")), target, i)
 
     def note_error(self, flag: Value, number: Value) -> None:
-        """Leave the number of a failed check in the run's error flag (passes/kernel_checks.py)."""
+        """Leave the number of a failed check in the run's error flag (passes/kernels/checks.py)."""
         least = self.from_index(number, "i32")
         memref.atomic_rmw(arith.AtomicRMWKind.minu, least.ir, flag.ir, [self.index(0).ir])
 
@@ -447,6 +454,14 @@ class Builder(Emitter):
         """A buffer of `n` elements on the stack, 64-byte aligned; call it outside of loops."""
         fixed = memref.alloca(ir.MemRefType.get([n], type_of(element)), [], [], alignment=64)
         return Value(memref.cast(type_of(buffer(element)), fixed))
+
+    def address(self, source: Value, i: Value | int) -> Value:
+        """The pointer (`!llvm.ptr`) to byte `i` of a buffer of bytes, for intrinsics."""
+        begin = Value(memref.extract_aligned_pointer_as_index(source.ir))
+        number = self.from_index(begin + self.index(i), "i64")
+        pointer = PointerType.get()
+        made = ir.Operation.create("llvm.inttoptr", results=[pointer], operands=[number.ir])
+        return Value(made.results[0])
 
     # Conversions
 

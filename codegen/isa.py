@@ -1,21 +1,30 @@
-"""Instruction sets that CPU kernels are emitted for, as data.
+"""Instruction sets that CPU kernels are emitted for, as data: one row of `ALL` for each.
 
-An artifact holds its kernels once per form; the loader takes the best one the CPU has.
+An artifact holds its kernels once for each; the loader takes the best one that the CPU has.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import ctypes
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
+
+from abqc.errors import AbqcError
+
+Use = Literal["tiles", "dot"]  # tile registers; products of bytes added up in fours
 
 
 @dataclass(frozen=True)
 class Isa:
-    """One form of the CPU kernels.
+    """An instruction set, and how kernels are emitted for it.
 
     `llvm_cpu` and `llvm_features` select LLVM's code; `cpu_flags` are the names in Linux's
     /proc/cpuinfo that must all be present. `vector_bits` is the width of a register, `registers`
     their number.
+
+    One that `extends` another has kernels of its own where these make use of what it `adds`; all
+    others are those of the other one.
     """
 
     name: str
@@ -29,6 +38,9 @@ class Isa:
     madd_i16: str  # LLVM intrinsic: products of i16 pairs, added in pairs to i32 (VPMADDWD)
     madd_u8i8: str | None = None  # products of u8 by i8, added in pairs to i16, saturating
     dot_u8i8: str | None = None  # products of u8 by i8, added in fours to i32 (VPDPBUSD)
+    tiles: Literal["", "amx", "memory"] = ""  # tile registers, or what acts for them
+    extends: str | None = None
+    adds: Use | None = None
 
     def lanes(self, bits: int) -> int:
         """How many elements of `bits` bits a register holds."""
@@ -38,42 +50,6 @@ class Isa:
     def feature_text(self) -> str:
         return ",".join(self.llvm_features)
 
-
-AVX512 = Isa(
-    name="avx512",
-    llvm_cpu="x86-64-v4",
-    llvm_features=(
-        "+avx512vnni",
-        "+avx512vbmi",
-        "+avx512vbmi2",
-        "+avx512vpopcntdq",
-        "+avx512bitalg",
-        "-prefer-256-bit",  # the matmul kernels are written for zmm registers
-    ),
-    cpu_flags=(
-        "avx512f",
-        "avx512bw",
-        "avx512cd",
-        "avx512dq",
-        "avx512vl",
-        "avx512_vnni",
-        "avx512vbmi",
-        "avx512_vbmi2",
-        "avx512_vpopcntdq",
-        "avx512_bitalg",
-        "avx2",
-        "fma",
-        "f16c",
-        "bmi2",
-    ),
-    vector_bits=512,
-    registers=32,
-    fma=True,
-    f16c=True,
-    madd_i16="llvm.x86.avx512.pmaddw.d.512",
-    madd_u8i8="llvm.x86.avx512.pmaddubs.w.512",
-    dot_u8i8="llvm.x86.avx512.vpdpbusd.512",
-)
 
 AVX2 = Isa(
     name="avx2",
@@ -88,6 +64,59 @@ AVX2 = Isa(
     madd_u8i8="llvm.x86.avx2.pmadd.ub.sw",
 )
 
+AVX512 = Isa(
+    name="avx512",
+    llvm_cpu="x86-64-v4",
+    llvm_features=(
+        "+avx512vnni",
+        "+avx512vbmi",
+        "+avx512vbmi2",
+        "+avx512vpopcntdq",
+        "+avx512bitalg",
+        "-prefer-256-bit",  # the matmul kernels are written for zmm registers
+    ),
+    cpu_flags=(
+        *AVX2.cpu_flags,
+        "avx512f",
+        "avx512bw",
+        "avx512cd",
+        "avx512dq",
+        "avx512vl",
+        "avx512_vnni",
+        "avx512vbmi",
+        "avx512_vbmi2",
+        "avx512_vpopcntdq",
+        "avx512_bitalg",
+    ),
+    vector_bits=512,
+    registers=32,
+    fma=True,
+    f16c=True,
+    madd_i16="llvm.x86.avx512.pmaddw.d.512",
+    madd_u8i8="llvm.x86.avx512.pmaddubs.w.512",
+    dot_u8i8="llvm.x86.avx512.vpdpbusd.512",
+)
+
+AMX = replace(
+    AVX512,
+    name="amx",
+    llvm_features=(*AVX512.llvm_features, "+amx-tile", "+amx-int8"),
+    cpu_flags=(*AVX512.cpu_flags, "amx_tile", "amx_int8"),
+    tiles="amx",
+    extends="avx512",
+    adds="tiles",
+)
+
+AVXVNNI = replace(
+    AVX2,
+    name="avxvnni",
+    llvm_features=(*AVX2.llvm_features, "+avxvnni"),
+    cpu_flags=(*AVX2.cpu_flags, "avx_vnni"),
+    dot_u8i8="llvm.x86.avx512.vpdpbusd.256",
+    extends="avx2",
+    adds="dot",
+)
+
 PLAIN = Isa(
     name="plain",
     llvm_cpu="x86-64",
@@ -100,21 +129,74 @@ PLAIN = Isa(
     madd_i16="llvm.x86.sse2.pmadd.wd",
 )
 
-ALL = (AVX512, AVX2, PLAIN)
+ALL = (AMX, AVX512, AVXVNNI, AVX2, PLAIN)  # best first
+
+# The best that all CPUs of a level of the x86-64 psABI have; of v4 only some have VNNI.
+LEVELS = {"x86-64": PLAIN, "x86-64-v2": PLAIN, "x86-64-v3": AVX2, "x86-64-v4": AVX2}
 
 
 def by_name(name: str) -> Isa:
-    """The form called `name`; KeyError lists the known ones."""
+    """The one called `name`; KeyError lists the known ones."""
     for isa in ALL:
         if isa.name == name:
             return isa
     raise KeyError(f"no instruction set '{name}'; known: {', '.join(i.name for i in ALL)}")
 
 
+def of_cpu(text: str) -> tuple[Isa, ...]:
+    """Those that `--cpu` asks for, best first: `native` (the best ones of this machine), `all`, a
+    level of x86-64, or names of instruction sets with commas between them.
+
+    What one extends comes with it. Raises AbqcError for other texts.
+    """
+    if text == "all":
+        return ALL
+    if text == "native":
+        base = available()[0]
+        return (*(isa for isa in extending() if isa.extends == base.name), base)
+    if text in LEVELS:
+        return (LEVELS[text],)
+    try:
+        named = [by_name(name.strip()) for name in text.split(",")]
+    except KeyError:
+        names = ", ".join(isa.name for isa in ALL)
+        raise AbqcError(
+            f"'{text}' names no CPU",
+            hint=f"say native, all, one of {', '.join(LEVELS)}, or instruction sets: {names}",
+        ) from None
+    wanted = {isa.name for isa in named} | {isa.extends for isa in named}
+    return tuple(isa for isa in ALL if isa.name in wanted)
+
+
 def available() -> tuple[Isa, ...]:
-    """The forms that this machine can run, best first."""
-    flags = _cpu_flags()
-    return tuple(isa for isa in ALL if flags.issuperset(isa.cpu_flags))
+    """Those of all kernels that this machine can run, best first."""
+    return tuple(isa for isa in ALL if isa.extends is None and _runs(isa))
+
+
+def extending() -> tuple[Isa, ...]:
+    """Those of some kernels that this machine can run, best first."""
+    return tuple(isa for isa in ALL if isa.extends is not None and runs_here(isa))
+
+
+def runs_here(isa: Isa) -> bool:
+    """Whether this machine can run its kernels; asks the system for tile registers."""
+    return _runs(isa) and (isa.tiles != "amx" or _tiles_permitted())
+
+
+def tiled() -> tuple[Isa, ...]:
+    """Those that have tiles, of which memory's run anywhere; asks the system for the others."""
+    in_memory = replace(available()[0], name="tiles in memory", tiles="memory")
+    return (in_memory, *(isa for isa in extending() if isa.tiles == "amx"))
+
+
+def _runs(isa: Isa) -> bool:
+    return _cpu_flags().issuperset(isa.cpu_flags)
+
+
+def _tiles_permitted() -> bool:
+    """Ask that this process may use tile registers (Linux 5.16, Documentation/arch/x86/xstate)."""
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
 
 
 def _cpu_flags() -> frozenset[str]:

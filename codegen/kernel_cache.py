@@ -23,14 +23,16 @@ LIMIT = 4000  # entries; one has a few kB
 
 _DIGEST = hashlib.sha256().digest_size
 _GENERATOR = Path(__file__).parent
+_OTHERS = _GENERATOR / "gpu"  # whose kernels are not kept here
 
 
 @cache
 def generator_version() -> str:
     """A digest of everything besides a kernel's IR that its code depends on."""
     digest = hashlib.sha256(f"llvmlite {llvmlite.__version__}\n{bindings_identity()}".encode())
-    for path in sorted([*_GENERATOR.glob("*.py"), *(_GENERATOR / "cpu").glob("*.py")]):
-        digest.update(path.read_bytes())
+    for path in sorted(_GENERATOR.rglob("*.py")):
+        if _OTHERS not in path.parents:
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

@@ -1,6 +1,6 @@
-"""One form of all kernels, compiled in a process of its own, forked from this one.
+"""All kernels for one ISA, compiled in a process of its own, forked from this one.
 
-Forms (instruction sets, GPU targets) compile at the same time, which threads cannot do (llvmlite
+ISAs (instruction sets, GPU targets) compile at the same time, which threads cannot do (llvmlite
 takes one lock for all of LLVM), and a crash of LLVM becomes an error instead of the end of the host
 process. The fork wants this process to have one thread: contexts of MLIR start none (`mlir.py`).
 """
@@ -20,8 +20,8 @@ from typing import NoReturn, Protocol
 
 from ..dialects.mlir import ir
 from ..errors import CompileError
-from .cpu.expand_math import expand_math
-from .cpu.half_floats import lower_half_floats
+from .arithmetic.expand_math import expand_math
+from .arithmetic.half_floats import lower_half_floats
 from .isa import Isa
 from .kernel_cache import KernelCache
 from .llvm import compile_kernels, functions
@@ -33,7 +33,7 @@ class Job(Protocol):
     """Work for a process of its own."""
 
     @property
-    def form(self) -> str:
+    def isa_name(self) -> str:
         """What is compiled, for file names and messages."""
         ...
 
@@ -44,7 +44,7 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class KernelJob:
-    """What a CPU form's objects are made from.
+    """What the objects of one instruction set are made from.
 
     `outlined` is a module (text) with the kernels that are None in `kernels`; numbers of kernels
     are places in `names`.
@@ -56,20 +56,20 @@ class KernelJob:
     outlined: str
 
     @property
-    def form(self) -> str:
+    def isa_name(self) -> str:
         return self.isa.name
 
     def compile(self) -> bytes:
-        """A pickled list of objects, one for each kernel, which define `kernel_symbol`."""
+        """Pickled objects by the names of kernels; each defines its `kernel_symbol`."""
         cache = KernelCache()
         with ir.Context() as context, ir.Location.unknown():
             context.enable_multithreading(False)
             library = ir.Module.parse(self.outlined)  # which owns the functions
             outlined = functions(library)
-            objects = [
-                self._compile(name, kernel, outlined, cache)
+            objects = {
+                name: self._compile(name, kernel, outlined, cache)
                 for name, kernel in zip(self.names, self.kernels, strict=True)
-            ]
+            }
         cache.trim()
         return pickle.dumps(objects)
 
@@ -90,7 +90,7 @@ class KernelJob:
         known = cache.get(key)
         if known is not None:
             return known
-        symbol = kernel_symbol(name, self.isa)
+        symbol = kernel_symbol(name, self.isa.name)
         functions(module)[name].attributes["sym_name"] = ir.StringAttr.get(symbol)
         lower_half_floats(module, self.isa)
         expand_math(module)
@@ -102,9 +102,9 @@ class KernelJob:
         return made
 
 
-def kernel_symbol(name: str, isa: Isa) -> str:
-    """The symbol of a kernel's entry: forms are linked together."""
-    return f"{name}.{isa.name}"
+def kernel_symbol(name: str, isa: str) -> str:
+    """The symbol of a kernel's entry: those of all ISAs are linked together."""
+    return f"{name}.{isa}"
 
 
 class RunningJob:
@@ -148,7 +148,7 @@ class RunningJob:
         if code != 0:
             how = signal.Signals(-code).name if code < 0 else f"status {code}"
             raise CompileError(
-                f"compiling the {self.job.form} kernels failed ({how}): "
+                f"compiling the {self.job.isa_name} kernels failed ({how}): "
                 + (lines[-1] if lines else "the process died without a word")
             )
         return self.path
@@ -167,7 +167,7 @@ def running(jobs: Sequence[Job], work: Path) -> Iterator[list[RunningJob]]:
     begun: list[RunningJob] = []
     try:
         for job in jobs:
-            begun.append(RunningJob(job, work / f"kernels_{job.form}.o"))
+            begun.append(RunningJob(job, work / f"kernels_{job.isa_name}.o"))
         yield begun
     finally:
         for one in begun:

@@ -22,11 +22,12 @@ from ..runtime.dlpack import MAX_RANK
 from ..runtime.element_types import by_name
 from ..runtime.environment import cache_folder
 from ..runtime.shim import SHIM_DIRECTORY
+from . import isa as isas
+from .cpuid import needed_words
 from .elf import write_data_object
 from .size_expressions import Term, parse
 from .toolchain import CCompiler, find_compiler
 
-ISAS = ("avx512", "avx2", "plain")  # best first: the order of abqc_isa in shim.h
 ENTRY_POINT = "abqc_get_api"
 
 _COMPILE = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-c")
@@ -112,7 +113,7 @@ class GpuMeta:
 class ArtifactMeta:
     """What the shim must know of a model.
 
-    `isas`: the forms whose table `abqc_kernels_<isa>` is among the objects; none for GPUs, whose
+    `isas`: those whose table `abqc_kernels_<isa>` is among the objects; none for GPUs, whose
     code `gpu` describes. `strided_inputs`: names of the inputs that the host function takes with
     any strides; others are made compact first. `weights`: the data objects that a GPU gets copies
     of, by their first symbol and bytes (as `write_data_object` returns them). `messages`: of the
@@ -296,9 +297,9 @@ def meta_source(meta: ArtifactMeta) -> str:
     _expressions(meta, symbols, lines)
     names = ", ".join(_c_string(name) for name in symbols.names) or '""'
     lines.append(f"static const char *const symbols[] = {{{names}}};")
-    present = [isa for isa in ISAS if isa in meta.isas]
-    kernels = ", ".join(f"[ABQC_ISA_{isa.upper()}] = abqc_kernels_{isa}" for isa in present)
-    device = f"    .kernels = {{{kernels}}},"
+    present = [isa.name for isa in isas.ALL if isa.name in meta.isas]
+    lines.append(_isa_table(present))
+    device = f"    .isa_count = {len(isas.ALL)}, .isas = isas,"
     if meta.gpu is not None:
         present = [image.name for image in meta.gpu.images]
         device = f"    .gpu = {_gpu_table(meta.gpu, meta.weights, lines)},"
@@ -317,6 +318,18 @@ def meta_source(meta: ArtifactMeta) -> str:
         "};",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _isa_table(present: Sequence[str]) -> str:
+    """All instruction sets, with the kernels of those that are `present`."""
+    names = [isa.name for isa in isas.ALL]
+    rows = []
+    for isa in isas.ALL:
+        needs = ", ".join(f"{word:#x}" for word in needed_words(isa.cpu_flags))
+        extends = -1 if isa.extends is None else names.index(isa.extends)
+        kernels = f"abqc_kernels_{isa.name}" if isa.name in present else "NULL"
+        rows.append(f'    {{"{isa.name}", {{{needs}}}, {extends}, {kernels}}},')
+    return "\n".join(["static const abqc_isa isas[] = {", *rows, "};"])
 
 
 class _Symbols:
@@ -423,13 +436,15 @@ def _c_string(text: str) -> str:
 
 
 def _check(meta: ArtifactMeta) -> None:
-    unknown = sorted(set(meta.isas) - set(ISAS))
+    known = [isa.name for isa in isas.ALL]
+    unknown = sorted(set(meta.isas) - set(known))
     if meta.gpu is not None:
         if meta.isas or not meta.gpu.images:
             raise CompileError("an artifact for GPUs needs an image, and no kernels for CPUs")
         assert all(len(image.blocks) == len(meta.gpu.kernels) for image in meta.gpu.images)
     elif unknown or not meta.isas:
-        raise CompileError(f"an artifact needs forms of {', '.join(ISAS)}; got {unknown or 'none'}")
+        got = ", ".join(unknown) or "none"
+        raise CompileError(f"an artifact needs kernels for some of {', '.join(known)}; got {got}")
     for spec in (*meta.inputs, *meta.outputs):
         if len(spec.shape) > MAX_RANK:
             raise CompileError(

@@ -18,9 +18,11 @@ from functools import cache
 import llvmlite.binding as llvmlite
 import numpy as np
 
-from ..dialects.mlir import ir, run_upstream, translate_module_to_llvmir
+from ..dialects.element_types import text_of
+from ..dialects.jit import load
+from ..dialects.mlir import PointerType, ir, linkage, run_upstream, translate_module_to_llvmir
 from ..errors import CompileError
-from .cpu.half_floats import lower_half_floats
+from .arithmetic.half_floats import lower_half_floats
 from .isa import PLAIN, Isa
 
 TRIPLE = "x86_64-unknown-linux-gnu"
@@ -195,13 +197,17 @@ def _signatures(module: ir.Module, names: Sequence[str]) -> list[_Signature]:
     for name in names:
         if name not in lowered:
             raise CompileError(f"the kernel module has no function '{name}'")
-        text = str(ir.TypeAttr(lowered[name].attributes["function_type"]).value)
-        match = re.fullmatch(r"!llvm\.func<void \((.*)\)>", text)
-        if match is None:
-            raise CompileError(f"kernel '{name}' must return nothing, it has type {text}")
-        types = (part.strip() for part in match[1].split(","))
-        signatures.append(_Signature(name, tuple(_LLVM_TYPES.get(t, t) for t in types)))
+        type_ = ir.TypeAttr(lowered[name].attributes["function_type"]).value
+        if type_.return_type != ir.Type.parse("!llvm.void", module.context):
+            raise CompileError(f"kernel '{name}' must return nothing, it has type {type_}")
+        signatures.append(_Signature(name, tuple(map(_llvm_type, type_.inputs))))
     return signatures
+
+
+def _llvm_type(type_: ir.Type) -> str:
+    """How LLVM IR spells the type of a kernel's argument."""
+    text = "ptr" if isinstance(type_, PointerType) else text_of(type_)
+    return _LLVM_TYPES.get(text, text)
 
 
 def _privatize(module: ir.Module, signatures: Sequence[_Signature]) -> None:
@@ -215,7 +221,7 @@ def _privatize(module: ir.Module, signatures: Sequence[_Signature]) -> None:
             name = ir.StringAttr(operation.attributes["sym_name"]).value
             if name in bodies:
                 operation.attributes["sym_name"] = ir.StringAttr.get(bodies[name])
-            operation.attributes["linkage"] = ir.Attribute.parse("#llvm.linkage<internal>")
+            operation.attributes["linkage"] = linkage("internal")
 
 
 def _entry(signature: _Signature) -> str:
@@ -311,14 +317,9 @@ class Jit:
         """Lowers `module` in place."""
         initialize()
         lower_half_floats(module, isa)
-        code = compile_kernels(module, isa, names)
-        # MCJIT wants a module of its own to start with; the kernels come in as an object.
-        machine = target_machine(isa)
-        self._engine = llvmlite.create_mcjit_compiler(llvmlite.parse_assembly(""), machine)
-        self._engine.add_object_file(llvmlite.ObjectFileRef.from_data(code))
-        self._engine.finalize_object()
+        self._code = load(compile_kernels(module, isa, names), names)
         prototype = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
-        self._entries = {name: prototype(self._engine.get_function_address(name)) for name in names}
+        self._entries = {name: prototype(self._code[name]) for name in names}
 
     def prepare(
         self, name: str, grid: int, arguments: Sequence[np.ndarray | int | float], begin: int = 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .elf import loaded_bytes
+from .isa import Isa
 from .kernel_job import Job, KernelJob, kernel_symbol
 from .link import GpuMeta
 from .llvm import compile_table
@@ -37,7 +38,7 @@ class ObjectMaker(Protocol):
     def jobs(
         self, names: Sequence[str], kernels: Sequence[Kernel | None], outlined: str
     ) -> list[Job]:
-        """One job for each form; kernel i is `names[i]`, its body in `outlined` if it is None."""
+        """One job for each ISA; kernel i is `names[i]`, its body in `outlined` if it is None."""
         ...
 
     def collect(self, results: Sequence[Path], names: Sequence[str], work: Path) -> KernelObjects:
@@ -47,26 +48,47 @@ class ObjectMaker(Protocol):
 
 @dataclass(frozen=True)
 class CpuObjects:
-    """An object for each kernel and instruction set, and a table of kernels for each of these."""
+    """An object for each kernel and instruction set, and a table of kernels for each of these.
 
-    isas: tuple[Any, ...]
+    An instruction set that extends another one has objects of the kernels alone that have a body of
+    their own for it, and is left out where there are none.
+    """
+
+    isas: tuple[Isa, ...]
     on_device: bool = False
 
     def jobs(
         self, names: Sequence[str], kernels: Sequence[Kernel | None], outlined: str
     ) -> list[Job]:
-        return [KernelJob(isa, tuple(names), tuple(kernels), outlined) for isa in self.isas]
+        return [self._job(isa, names, kernels, outlined) for isa in self.isas]
+
+    def _job(
+        self, isa: Isa, names: Sequence[str], kernels: Sequence[Kernel | None], outlined: str
+    ) -> KernelJob:
+        if isa.extends is None:
+            return KernelJob(isa, tuple(names), tuple(kernels), outlined)
+        pairs = zip(names, kernels, strict=True)
+        own = {name: k for name, k in pairs if k is not None and isa.adds in k.uses}
+        return KernelJob(isa, tuple(own), tuple(own.values()), "module {}")
 
     def collect(self, results: Sequence[Path], names: Sequence[str], work: Path) -> KernelObjects:
-        paths = []
+        made = {
+            isa: pickle.loads(result.read_bytes())
+            for isa, result in zip(self.isas, results, strict=True)
+        }
+        paths: list[Path] = []
         code_bytes = 0
-        for isa, result in zip(self.isas, results, strict=True):
-            objects = pickle.loads(result.read_bytes())
-            code_bytes += sum(map(loaded_bytes, objects))
-            symbols = [kernel_symbol(name, isa) for name in names]
-            objects.append(compile_table(symbols, f"abqc_kernels_{isa.name}"))
-            for number, content in enumerate(objects):
+        isas = [isa for isa in self.isas if made[isa] or isa.extends is None]
+        for isa in isas:
+            own = made[isa]
+            code_bytes += sum(map(loaded_bytes, own.values()))
+            owners = [isa.name if name in own else isa.extends or isa.name for name in names]
+            symbols = [
+                kernel_symbol(name, owner) for name, owner in zip(names, owners, strict=True)
+            ]
+            table = compile_table(symbols, f"abqc_kernels_{isa.name}")
+            for number, content in enumerate([*own.values(), table]):
                 paths.append(work / f"{isa.name}_{number}.o")
                 paths[-1].write_bytes(content)
-        isas = [isa.name for isa in self.isas]
-        return KernelObjects(paths, code_bytes, isas=isas, manifest={"isas": isas})
+        listed = [isa.name for isa in isas]
+        return KernelObjects(paths, code_bytes, isas=listed, manifest={"isas": listed})

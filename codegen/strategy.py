@@ -6,11 +6,12 @@ A kernel is a grid function (docs/architecture.md); nothing here assumes that it
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from ..costmodel.ranking import Ranking
 from ..dialects.formats import QuantizedTensor
 from ..dialects.matmul_spec import MatmulSpec
 from ..errors import RecipeError
@@ -21,12 +22,14 @@ class Kernel:
     """A grid function: `emit(module, isa)` adds `func.func @name` to an MLIR module.
 
     Two kernels with one name have one body. `block` is how many units (rows; or rows and columns)
-    one grid index covers. `isa` is whatever describes the target's form (`codegen.isa.Isa`).
+    one grid index covers. `isa` is a `codegen.isa.Isa` or a `codegen.gpu.arch.GpuArch`.
+    `uses`: what its body is another one with, where a CPU has it (`codegen.isa.Use`).
     """
 
     name: str
     block: tuple[int, ...]
     emit: Callable[[Any, Any], None]
+    uses: frozenset[str] = field(default=frozenset(), kw_only=True)
 
     def grid(self, *sizes: int) -> int:
         """The grid's size for a problem of `sizes`, which pair with `block`."""
@@ -85,13 +88,28 @@ class MatmulStrategy(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """The strategy chosen for a matmul, and why; `float_type` is what its kernels make of float
-    activations."""
+    """The strategy chosen for a matmul, and what for; `float_type` is what its kernels make of
+    float activations.
+
+    `rankings` are what the cost model says of all that are able, by rows; none where one alone is.
+    `shares_layout`: a cheaper one would pack the activation in a layout of its own.
+    """
 
     strategy: MatmulStrategy
     spec: MatmulSpec
-    why: str
+    rankings: tuple[Ranking, ...] = ()
     float_type: str = "f32"
+    shares_layout: bool = False
+
+    @property
+    def why(self) -> str:
+        """The reason, for people."""
+        if not self.rankings:
+            return f"{self.strategy.name}: the only strategy for these formats"
+        reasons = [ranking.text for ranking in self.rankings]
+        if self.shares_layout:
+            reasons.append("shares its activations' layout with others")
+        return "; ".join(reasons)
 
 
 class Refusing(Protocol):

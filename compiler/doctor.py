@@ -14,7 +14,7 @@ from pathlib import Path
 
 from abqc import __version__
 from abqc.codegen import isa, toolchain
-from abqc.codegen.gpu.tools import find_tool
+from abqc.codegen.gpu.assembly.tools import find_tool
 from abqc.compiler.cuda_driver import Cuda, Resolve
 from abqc.errors import AbqcError
 from abqc.runtime.abi import ABI_VERSION
@@ -108,9 +108,9 @@ def _thread_runtime() -> list[Finding]:
 
 
 def _processor() -> list[Finding]:
-    forms = ", ".join(form.name for form in isa.available())
+    isas = ", ".join(each.name for each in isa.ALL if isa.runs_here(each))
     cores = len(os.sched_getaffinity(0))
-    return [Finding("processor", f"{cores} cores, instruction sets {forms}")]
+    return [Finding("processor", f"{cores} cores, instruction sets {isas}")]
 
 
 def _settings() -> list[Finding]:

@@ -31,7 +31,10 @@ def compile(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     dump_dir: str | Path | None = None,
     calib: Calib | None = None,
+    calib_workers: str | int | None = None,
     budget: str | None = None,
+    cpu: str | None = None,
+    strict: bool = False,
     progress: Progress | None = None,
     device: str | None = None,
 ) -> Model:
@@ -48,7 +51,10 @@ def compile(
         shapes=shapes,
         dump_dir=dump_dir,
         calib=calib,
+        calib_workers=calib_workers,
         budget=budget,
+        cpu=cpu,
+        strict=strict,
         progress=progress,
     )
     from abqc.runtime.model import load
@@ -72,7 +78,10 @@ def compile_file(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     dump_dir: str | Path | None = None,
     calib: Calib | None = None,
+    calib_workers: str | int | None = None,
     budget: str | None = None,
+    cpu: str | None = None,
+    strict: bool = False,
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Path:
@@ -82,13 +91,18 @@ def compile_file(
     (`w4a8`, `w4a4 rotate`, ...) or the path of a file of rules; `shapes` pins the shapes of inputs;
     `output` is where the library goes (default: beside the model, `.so`); `calib` is data to
     calibrate with: an .npz file or a folder of them, arrays by input name whose first axis counts
-    samples, or a dict or an iterable of dicts of such arrays; `budget` ("4bpw") gives each
-    product its own width, so that all take so many bits a weight, and writes the recipe beside the
-    library; `dump_dir` receives the IR after
-    every pass; `progress(step, done, total)` is called as work goes on, and `note(text)`
-    at the end for what will run, but slowly (default: a PerformanceWarning). The work is done in
-    another process, whose crash would be an error too. Raises AbqcError, whose text says what
-    to do; nothing is written then.
+    samples, or a dict or an iterable of dicts of such arrays; `calib_workers` is how many processes
+    work on them (default: ABQC_NUM_THREADS, else the usable cores), or the scheduler of a cluster
+    ("dask:tcp://host:8786"), which changes no code; `budget` ("4bpw", "size=60MB",
+    "latency=12ms@input_ids=1x128") gives each product its own width, so that all take no more than
+    that, and writes the recipe beside the library; `cpu` narrows the CPUs that the library has
+    kernels for ("native": this one; "x86-64-v3"; instruction sets such as "avx512,avx2"; default:
+    ABQC_CPU, else all), and makes it smaller; `strict` makes an error of what the recipe asks
+    for and the model does not allow, which is a note without; `dump_dir` receives the IR after
+    every pass; `progress(step, done, total)` is called as work goes on, and `note(text)` at the
+    end for what will run, but slowly (default: a PerformanceWarning). The work is done in another
+    process, whose crash would be an error too. Raises AbqcError, whose text says what to do;
+    nothing is written then.
     """
     source = Path(model)
     library = Path(output) if output is not None else source.with_suffix(".so")
@@ -102,7 +116,10 @@ def compile_file(
         shapes={name: tuple(shape) for name, shape in (shapes or {}).items()},
         dump_dir=Path(dump_dir) if dump_dir is not None else None,
         calib=_calibration_files(calib, work),
+        calib_workers=calib_workers,
         budget=budget,
+        cpu=cpu,
+        strict=strict,
     )
     try:
         notes = job.run(request, progress or (lambda step, done, total: None))

@@ -45,11 +45,13 @@ _PLAIN = (
 
 @dataclass(frozen=True)
 class Source:
-    """Where a unit comes from: the model (an absolute path), pinned shapes, the target's name."""
+    """Where a unit comes from: the model (an absolute path), pinned shapes, the target's name, and
+    for which CPUs there are kernels."""
 
     model: Path
     shapes: dict[str, tuple[int, ...]]
     target: str
+    cpu: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def load_unit(path: Path, work: Path) -> Unit:
     unit = Unit(
         **saved.fields,
         store=imported.store,
-        target=resolve_target(saved.source.target),
+        target=resolve_target(saved.source.target, saved.source.cpu),
         outlined=saved.outlined,
     )
     for symbol, (shape, dtype) in saved.derived.items():

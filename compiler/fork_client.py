@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from abqc.errors import CompileError
-from abqc.runtime.environment import snapshot
+from abqc.runtime.environment import snapshot, with_one_thread
 
 from .fork_server import Job
 
@@ -88,6 +88,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
+                env=with_one_thread(),  # jobs that have much to do work in several processes
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # a Ctrl-C is for this process, which ends its jobs
             )

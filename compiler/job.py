@@ -22,7 +22,10 @@ SERVER = Server("abqc.compiler.worker:compile_request")
 class Request:
     """What to compile, and where to; `work` is an empty directory for what is made on the way.
 
-    `calib` is a file or folder of calibration data, `budget` what mixed precision may take.
+    `calib` is a file or folder of calibration data, `calib_workers` who works on them, `budget`
+    what mixed precision may take. `cpu` narrows the CPUs that a library has kernels for
+    (`isa.of_cpu`).
+    `strict`: what the recipe asks for and cannot have is an error, not a note.
     """
 
     model: Path
@@ -33,7 +36,10 @@ class Request:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     dump_dir: Path | None = None
     calib: Path | None = None
+    calib_workers: str | int | None = None
     budget: str | None = None
+    cpu: str | None = None
+    strict: bool = False
 
     @property
     def partial(self) -> Path:

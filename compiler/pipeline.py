@@ -4,6 +4,12 @@ from __future__ import annotations
 
 TIDY = "func.func(canonicalize,cse)"
 
+# First: what reads caches then reads them as they are stored.
+CACHES = ("quantize-caches",)
+
+# While the front end's loops are as it has made them.
+RECOGNIZE = ("convert-selective-scan",)
+
 # Before norms are taken apart: their gains go into the products behind them.
 ROTATE = ("fuse-bias", "rotate-stream", "sort-channels")
 
@@ -14,6 +20,7 @@ CPU_DECOMPOSE = ("decompose-softmax",)
 # The front end knows all sizes; what is left is to fuse.
 SIMPLIFY = (
     TIDY,
+    "insert-fake-quantize",  # while a loop is one operator of the model
     "convert-batch-matmul",  # before fusion turns it into loops
     "resolve-dims",
     "func.func(int-range-optimizations,canonicalize,cse)",
@@ -28,8 +35,13 @@ SIMPLIFY = (
 
 # The recipe gives formats, the cost model strategies.
 QUANTIZE = (
-    "quantize",
+    "fuse-caches",  # after products know their heads
     TIDY,
+    "balance-channels",
+    "quantize",
+    "integer-only",
+    TIDY,
+    "direct-conv",
     "decompose-conv",
     "resolve-dims",
     "func.func(resolve-shaped-type-result-dims,linalg-fuse-elementwise-ops,canonicalize,cse)",
@@ -41,6 +53,9 @@ QUANTIZE = (
 # Tensors become buffers,
 LOWER = (
     "resolve-dims",
+    "decompose-caches",
+    "decompose-hadamard",
+    "decompose-permute-channels",
     "append-caches",
     "decompose-update",
     "decompose-concat",
@@ -84,20 +99,19 @@ GPU_FUSIONS = (
     "fold-transposes",
     TIDY,
 )
-GPU_PACK_FUSIONS = ("fuse-norm-pack",)
+PACK_FUSIONS = ("fuse-norm-pack",)
 
 
 def stages(on_device: bool) -> dict[str, tuple[str, ...]]:
     """The passes by stage; `on_device`: for a GPU."""
     kernels = GPU_KERNELS if on_device else CPU_KERNELS
     simplify = (
-        (*ROTATE, *DECOMPOSE, *GPU_CONVERSIONS, *SIMPLIFY, *GPU_FUSIONS)
+        (*RECOGNIZE, *CACHES, *ROTATE, *DECOMPOSE, *GPU_CONVERSIONS, *SIMPLIFY, *GPU_FUSIONS)
         if on_device
-        else (*ROTATE, *DECOMPOSE, *CPU_DECOMPOSE, *SIMPLIFY)
+        else (*RECOGNIZE, *CACHES, *ROTATE, *DECOMPOSE, *CPU_DECOMPOSE, *SIMPLIFY)
     )
-    pack_fusions = GPU_PACK_FUSIONS if on_device else ()
     return {
         "simplified": simplify,
-        "quantized": (*QUANTIZE, *pack_fusions),
+        "quantized": (*QUANTIZE, *PACK_FUSIONS),
         "host": (*LOWER, *kernels),
     }

@@ -3,6 +3,7 @@
     w4a8 rotate                      # one line: the default rule
     "*mlp.down_proj*"  w6a8          # in a file, a rule a line: patterns over ONNX node names
     "lm_head"          w8a16:bf16    # the last rule that matches decides
+    "past*value"       kv8           # caches: over the names of their inputs
 
 `recipe_text.py` reads them; what `w4` alone means stands in docs/numerics.md.
 """
@@ -16,13 +17,20 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
+from abqc.dialects.cache_formats import CacheFormat
 from abqc.dialects.formats import Half, Scheme, parse_scheme
-from abqc.errors import RecipeError
+from abqc.errors import NothingToQuantizeError, RecipeError
 
-Kind = Literal["matmul", "conv", "gather"]
+Kind = Literal["matmul", "conv", "gather", "scan"]
 
 # How weights are rounded: with error feedback, by the scale of least error, to nearest.
 ROUNDINGS = frozenset({"gptq", "search", "rtn"})
+# How calibration chooses the scale of static activations: by the largest and smallest value, by a
+# percentile of them; by least squares if nothing is said.
+RANGES = ("minmax", "percentile")
+# A flag that stands for static activations with a scale for each channel, `a8:channel`: `a8:tensor`
+# of rows that are divided by the channels' ranges.
+PER_CHANNEL = "channel"
 ROTATED_BELOW_BITS = 8
 DEFAULT_EMBED = parse_scheme("w8:channel:sym")
 
@@ -31,8 +39,8 @@ DEFAULT_EMBED = parse_scheme("w8:channel:sym")
 class OpRecipe:
     """What one operation gets. `weight` None: it stays float; `activation` None: they stay float.
 
-    `kv_bits` are the bits of the key/value cache, None for float. `rule` is the text of the rule
-    that decided, with its line, for messages. `half` is what a GPU rounds float activations to.
+    `rule` is the text of the rule that decided, with its line, for messages. `half` is what a GPU
+    rounds float activations to.
     """
 
     weight: Scheme | None
@@ -40,30 +48,44 @@ class OpRecipe:
     rotate: bool
     search: bool
     gptq: bool
-    kv_bits: int | None
     rule: str
     half: Half = "f16"
     sort: bool = False
     clip: bool = False
+    range: str = ""  # of RANGES, or empty
+    shift: bool = False
+    balance: bool = False
+    learn: bool = False
+    per_channel: bool = False  # static activations have a scale for each channel
+    integer: bool = False
+    rtn: bool = False
 
     @property
     def words(self) -> str:
         """Activations and flags as a rule spells them."""
         flags = {
+            "learn": self.learn,
+            "balance": self.balance and not self.per_channel,
             "rotate": self.rotate,
+            "shift": self.shift,
             "clip": self.clip,
             "sort": self.sort,
             "search": self.search,
             "gptq": self.gptq,
+            "rtn": self.rtn,
+            "integer": self.integer,
         }
         activation = f"a16:{self.half}" if self.activation is None else self.activation.text
-        cache = [] if self.kv_bits is None else [f"kv{self.kv_bits}"]
-        return " ".join([activation, *(flag for flag, asked in flags.items() if asked), *cache])
+        if self.per_channel:
+            activation = activation.replace("tensor", PER_CHANNEL)
+        words = [activation, *(flag for flag, asked in flags.items() if asked), self.range]
+        return " ".join(word for word in words if word)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of a recipe. `embed` counts only where `decides_embed`."""
+    """One line of a recipe. `embed` counts only where `decides_embed`; `cache` None: nothing is
+    said of caches, or, where it `stays_float`, that they do too."""
 
     pattern: str | None
     stays_float: bool
@@ -71,7 +93,7 @@ class Rule:
     activation: Scheme | None
     half: Half
     flags: frozenset[str]
-    kv_bits: int | None
+    cache: CacheFormat | None
     decides_embed: bool
     embed: Scheme | None
     line: int
@@ -81,6 +103,11 @@ class Rule:
     def decides_products(self) -> bool:
         """Whether it says anything about matmuls and convolutions."""
         return self.stays_float or self.weight is not None
+
+    @property
+    def decides_nodes(self) -> bool:
+        """Whether it says anything about nodes, and not of caches alone."""
+        return self.decides_products or self.decides_embed
 
     @property
     def quantizes(self) -> bool:
@@ -110,9 +137,10 @@ class Recipe:
 
         Embedding tables (`gather`) follow `embed=` and `none` only; where a rule gives formats
         and no rule says `embed=`, they have 8 bits per row. Convolutions have no tokens: `token`
-        gives them one scale per image. Only matmuls are rotated.
+        gives them one scale per image. Only matmuls are rotated. Selective scans (`scan`) have no
+        weights: of a rule they take the activations.
         """
-        matching = [rule for rule in reversed(self.rules) if rule.matches(node)]
+        matching = [r for r in reversed(self.rules) if r.decides_nodes and r.matches(node)]
         if kind == "gather":
             return _resolve_gather(matching)
         rule = next((rule for rule in matching if rule.decides_products), None)
@@ -127,17 +155,74 @@ class Recipe:
             rotate="rotate" in rule.flags and kind == "matmul",
             search="search" in rule.flags,
             gptq="gptq" in rule.flags,
-            kv_bits=rule.kv_bits,
             rule=str(rule),
             half=rule.half,
             sort="sort" in rule.flags and kind == "matmul",
             clip="clip" in rule.flags and kind == "matmul",
+            range=next((word for word in RANGES if word in rule.flags), ""),
+            shift="shift" in rule.flags and kind == "matmul",
+            balance=bool(rule.flags & {"balance", PER_CHANNEL}) and kind == "matmul",
+            per_channel=PER_CHANNEL in rule.flags,
+            learn="learn" in rule.flags and kind == "matmul",
+            integer="integer" in rule.flags,
+            rtn="rtn" in rule.flags,
         )
 
+    def cache_format(self, name: str) -> CacheFormat | None:
+        """What the cache that comes in as input `name` gets, by the last rule that matches this
+        name and speaks of caches; None: it stays as it is."""
+        for rule in reversed(self.rules):
+            if rule.matches(name) and (rule.cache is not None or rule.stays_float):
+                return rule.cache
+        return None
+
+    def without_caches(self) -> Recipe:
+        """The same for nodes; caches stay as they are."""
+        rules = (replace(rule, cache=None) for rule in self.rules if rule.decides_nodes)
+        return Recipe(tuple(rules), self.text)
+
     @property
-    def calibrated(self) -> bool:
-        """Whether any rule asks for error feedback, which needs calibration data."""
-        return any("gptq" in rule.flags for rule in self.rules)
+    def quantizes_caches(self) -> bool:
+        return any(rule.cache is not None for rule in self.rules)
+
+    def check_caches(self, caches: list[str], nodes: Iterable[str] = ()) -> None:
+        """Raise RecipeError for a rule on caches that matches none of `caches`, the names of
+        inputs; one that keeps things as they are may match one of `nodes` instead."""
+        if not self.quantizes_caches:
+            return
+        for rule in self.rules:
+            known = [*caches, *nodes] if rule.stays_float and rule.cache is None else caches
+            if rule.cache is None and (rule.pattern is None or not rule.stays_float):
+                continue
+            if any(map(rule.matches, known)):
+                continue
+            if not caches:
+                raise RecipeError(
+                    f"{rule} asks for {rule.cache}, and the model has no cache: no input to which "
+                    "rows are appended that come back as an output",
+                    hint="export the model with its past keys and values, or leave the word out",
+                )
+            raise RecipeError(
+                f"{rule} matches no cache", hint=_nearby(rule.pattern or "", caches, "caches")
+            )
+
+    @property
+    def asks_integers(self) -> bool:
+        """Whether any rule asks for an integer-only graph."""
+        return any("integer" in rule.flags for rule in self.rules)
+
+    @property
+    def needs_data(self) -> str | None:
+        """What a rule asks for that calibration data alone can give; None if nothing."""
+        words = {
+            "gptq": "gptq, error feedback,",
+            "shift": "shift",
+            "balance": "balance",
+            "learn": "learn",
+            "integer": "integer",
+            PER_CHANNEL: "a static scale for each channel",
+        }
+        return next((t for w, t in words.items() if any(w in r.flags for r in self.rules)), None)
 
     def with_calibration(self) -> Recipe:
         """What the recipe means where there are calibration data.
@@ -156,6 +241,8 @@ class Recipe:
         """
         names = list(nodes)
         for rule in self.rules:
+            if not rule.decides_nodes or (rule.stays_float and self.quantizes_caches):
+                continue  # check_caches sees to it
             matched = [name for name in names if rule.matches(name)]
             if rule.pattern is not None and not matched:
                 raise RecipeError(
@@ -163,7 +250,7 @@ class Recipe:
                     hint=_nearby(rule.pattern, names),
                 )
             if not matched and rule.quantizes:
-                raise RecipeError(
+                raise NothingToQuantizeError(
                     f"{rule} matches nothing: the model has no MatMul, Gemm, Conv or Gather with "
                     "constant weights",
                     hint="use the recipe 'none'",
@@ -182,7 +269,7 @@ FLOAT = Recipe(
             activation=None,
             half="f16",
             flags=frozenset(),
-            kv_bits=None,
+            cache=None,
             decides_embed=False,
             embed=None,
             line=1,
@@ -197,11 +284,11 @@ def _with_calibration(rule: Rule) -> Rule:
     if rule.weight is None or rule.flags & ROUNDINGS:
         return rule
     added = {"gptq"}
-    if rule.activation is not None:
-        if rule.activation.bits < ROTATED_BELOW_BITS:
-            added |= {"rotate", "clip"}
-        if rule.weight.format.kind == "trellis":  # for Gaussian weights, which rotation makes
-            added.add("rotate")
+    few = rule.activation is not None and rule.activation.bits < ROTATED_BELOW_BITS
+    if few and "integer" not in rule.flags:
+        added |= {"rotate", "shift", "clip"}
+    if rule.weight.format.kind == "trellis":  # for Gaussian weights, which rotation makes
+        added.add("rotate")
     return replace(rule, flags=rule.flags | added)
 
 
@@ -229,12 +316,12 @@ def _resolve_gather(matching: list[Rule]) -> OpRecipe:
         rule, embed = matching[0], DEFAULT_EMBED
     if rule is None or embed is None:
         return _float(rule)
-    return OpRecipe(embed, None, False, "search" in rule.flags, False, None, str(rule))
+    return OpRecipe(embed, None, False, "search" in rule.flags, False, str(rule))
 
 
 def _float(rule: Rule | None) -> OpRecipe:
     text = "no rule matches" if rule is None else str(rule)
-    return OpRecipe(None, None, False, False, False, None, text)
+    return OpRecipe(None, None, False, False, False, text)
 
 
 def _for_conv(activation: Scheme | None) -> Scheme | None:
@@ -243,13 +330,13 @@ def _for_conv(activation: Scheme | None) -> Scheme | None:
     return Scheme("a", activation.format, "image")
 
 
-def _nearby(pattern: str, names: list[str]) -> str:
+def _nearby(pattern: str, names: list[str], kind: str = "nodes") -> str:
     """Advice for a pattern that matches nothing: names that hold its longest literal part."""
     if not names:
-        return "the model has no such nodes"
+        return f"the model has no such {kind}"
     literal = max(re.split(r"[*?\[\]]", pattern), key=len).lower()
     close = [name for name in names if literal in name.lower()] or names
-    return "such nodes are " + ", ".join(f"'{name}'" for name in close[:3])
+    return f"such {kind} are " + ", ".join(f"'{name}'" for name in close[:3])
 
 
 def parse_recipe(recipe: str | Path) -> Recipe:

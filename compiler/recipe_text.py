@@ -5,25 +5,26 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from abqc.dialects.cache_formats import CacheFormat, parse_cache_format
 from abqc.dialects.formats import Half, Scheme, parse_scheme
 from abqc.errors import RecipeError
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedInput, UnexpectedToken
 
-from .recipe import Recipe, Rule
+from .recipe import PER_CHANNEL, RANGES, Recipe, Rule
 
 # Activations that stay float, and the 16-bit type that GPUs round them to.
 FLOAT_ACTIVATIONS: dict[str, Half] = {"a16": "f16", "a16:f16": "f16", "a16:bf16": "bf16"}
-CACHE_BITS = range(2, 9)
 
 # What each terminal of the grammar is called in messages, in the order in which they are listed.
 TERMINALS = {
     "PATTERN": 'a quoted pattern ("*mlp*")',
     "NONE": "none",
     "WEIGHTS": "weights (w4, w2*, w4:g64:asym, mxfp4)",
-    "ACTIVATIONS": "activations (a8, a8:token:sym, amxfp8, a16, a16:bf16)",
-    "FLAG": "rotate, clip, sort, search, gptq or rtn",
-    "CACHE": "kvN (kv8)",
+    "ACTIVATIONS": "activations (a8, a8:token:sym, a8:channel, amxfp8, a16, a16:bf16)",
+    "FLAG": "learn, balance, rotate, shift, clip, sort, search, gptq, rtn, minmax, percentile or "
+    "integer",
+    "CACHE": "formats of caches (kv8, kv4:g32, kv-bfp6)",
     "EMBED": "embed=w8 or embed=none",
     "_NEWLINE": "a new line",
     "$END": "the end",
@@ -86,6 +87,10 @@ def _rule(tree: Tree, lines: list[str], source: str) -> Rule:
             flags.add(str(token))
         words[token.type] = token
     _check_words(words, flags, source)
+    activation = _activation(words.get("ACTIVATIONS"), source)
+    if PER_CHANNEL in words.get("ACTIVATIONS", "").split(":"):
+        flags.add(PER_CHANNEL)
+    _check_range(words, flags, activation, source)
     first = tree.children[0]
     assert isinstance(first, Token) and first.line is not None
     embed = words.get("EMBED")
@@ -93,10 +98,10 @@ def _rule(tree: Tree, lines: list[str], source: str) -> Rule:
         pattern=words["PATTERN"][1:-1] if "PATTERN" in words else None,
         stays_float="NONE" in words,
         weight=_weight(words.get("WEIGHTS"), source),
-        activation=_activation(words.get("ACTIVATIONS"), source),
+        activation=activation,
         half=FLOAT_ACTIVATIONS.get(words.get("ACTIVATIONS", ""), "f16"),
         flags=frozenset(flags),
-        kv_bits=_cache_bits(words.get("CACHE"), source),
+        cache=_cache(words.get("CACHE"), source),
         decides_embed=embed is not None,
         embed=_embed(embed, source),
         line=first.line,
@@ -113,15 +118,47 @@ def _check_words(words: dict[str, Token], flags: set[str], source: str) -> None:
         )
     if {"rtn", "gptq"} <= flags or {"rtn", "search"} <= flags:
         raise _error(words["FLAG"], source, "'rtn', rounding to nearest, allows no other rounding")
+    if "shift" in flags and "gptq" not in flags and flags & {"rtn", "search"}:
+        raise _error(words["FLAG"], source, "'shift' needs 'gptq': calibration finds the means")
+    if "balance" in flags and PER_CHANNEL in (activations or "").split(":"):
+        raise _error(
+            words["FLAG"], source, f"'balance' contradicts '{activations}', which fixes the factors"
+        )
+    if "learn" in flags and activations is not None and ":channel" in activations:
+        raise _error(
+            words["FLAG"], source, "'learn' and a static scale for each channel exclude each other"
+        )
+    if "integer" in flags and flags & {"balance", "learn"}:
+        other = "balance" if "balance" in flags else "learn"
+        raise _error(words["FLAG"], source, f"'integer' and '{other}' exclude each other")
+    if "integer" in flags and PER_CHANNEL in (activations or "").split(":"):
+        raise _error(words["FLAG"], source, "'integer' has one scale for a tensor, as in a8:tensor")
+    if "shift" in flags and activations in FLOAT_ACTIVATIONS:
+        raise _error(words["FLAG"], source, "'shift' belongs to activations with a width, as in a8")
     if activations is not None and weights is None:
         raise _error(activations, source, f"'{activations}' has no weights; write w8{activations}")
-    for key in ("WEIGHTS", "FLAG", "CACHE"):
+    for key in ("WEIGHTS", "FLAG"):
         if key not in words or (key == "WEIGHTS" and "NONE" not in words):
             continue
         if "NONE" in words:
             raise _error(words[key], source, f"'{words[key]}' contradicts 'none'")
         if weights is None:
             raise _error(words[key], source, f"'{words[key]}' belongs to formats such as w4a8")
+
+
+def _check_range(
+    words: dict[str, Token], flags: set[str], activation: Scheme | None, source: str
+) -> None:
+    """How a static scale is chosen is said once, and of static activations alone."""
+    given = [word for word in RANGES if word in flags]
+    if len(given) > 1:
+        raise _error(words["FLAG"], source, f"a rule has one of {' and '.join(given)}, not both")
+    static = activation is not None and activation.granularity == "tensor"
+    for word in (*given, *(["integer"] if "integer" in flags else [])):
+        if not static:
+            raise _error(
+                words["FLAG"], source, f"'{word}' belongs to static scales, as in a8:tensor"
+            )
 
 
 def _activation(token: Token | None, source: str) -> Scheme | None:
@@ -131,7 +168,8 @@ def _activation(token: Token | None, source: str) -> Scheme | None:
     if token.startswith("a16"):
         known = ", ".join(FLOAT_ACTIVATIONS)
         raise _error(token, source, f"'{token}': activations that stay float are {known}")
-    return _scheme(token, source)
+    words = ("tensor" if word == PER_CHANNEL else word for word in token.split(":"))
+    return _scheme(token.update(value=":".join(words)), source)
 
 
 def _weight(token: Token | None, source: str) -> Scheme | None:
@@ -150,15 +188,13 @@ def _scheme(token: Token | None, source: str) -> Scheme | None:
         raise _error(token, source, str(error)) from None
 
 
-def _cache_bits(token: Token | None, source: str) -> int | None:
+def _cache(token: Token | None, source: str) -> CacheFormat | None:
     if token is None:
         return None
-    bits = int(token[len("kv") :])
-    if bits not in CACHE_BITS:
-        raise _error(
-            token, source, f"'{token}': a cache has {CACHE_BITS[0]} to {CACHE_BITS[-1]} bits"
-        )
-    return bits
+    try:
+        return parse_cache_format(str(token))
+    except ValueError as error:
+        raise _error(token, source, str(error)) from None
 
 
 def _embed(token: Token | None, source: str) -> Scheme | None:

@@ -46,7 +46,7 @@ MIN_CALLS, MAX_CALLS, SECONDS = 5, 50, 0.02  # of one sample
 
 @dataclass(frozen=True)
 class CpuJob:
-    """Matmuls of one kind in one form of the kernels: every strategy that can do them is measured
+    """Matmuls of one kind with the kernels of one ISA: every strategy that can do them is measured
     for all `ROWS`, warm and cold."""
 
     spec: MatmulSpec
@@ -54,7 +54,7 @@ class CpuJob:
 
 
 def jobs(shapes: Sequence[tuple[int, int]] = SHAPES) -> list[CpuJob]:
-    """All pairs of schemes and shapes, in every form that this CPU runs."""
+    """All pairs of schemes and shapes, for every ISA that this CPU has."""
     return [
         CpuJob(MatmulSpec(n, k, _scheme(weight), _scheme(activation)), isa)
         for (weight, activation), (n, k) in itertools.product(PAIRS, shapes)
@@ -173,8 +173,8 @@ def random_weight(spec: MatmulSpec) -> QuantizedTensor | np.ndarray:
     rng = np.random.default_rng(0)
     if spec.weight is None:
         return rng.standard_normal((spec.n, spec.k), np.float32)
-    form = spec.weight.format
-    codes = rng.choice(form.codes, (spec.n, spec.k)).astype(form.dtype)
+    format = spec.weight.format
+    codes = rng.choice(format.codes, (spec.n, spec.k)).astype(format.dtype)
     groups = (spec.n, spec.weight.n_groups(spec.k))
     scale = np.full(groups, 0.01, np.float16 if spec.scale_bits == 16 else np.float32)
     zero = None if spec.weight.symmetric else np.zeros(groups, np.uint8)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from abqc.codegen.gpu.arch import GpuArch
-from abqc.codegen.gpu.schedule import Schedule
-from abqc.codegen.gpu.spills import compile_kernels
+from abqc.codegen.gpu.assembly.spills import compile_kernels
+from abqc.codegen.gpu.matmul.schedule import Schedule
 from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.compiler import tune_jobs
 from abqc.compiler.tune import Progress

@@ -14,7 +14,7 @@ from typing import Self
 
 from ..errors import CompileError
 from .hardware import cpu_named
-from .hardware_cpu import ZEN4, Cpu, FormRates
+from .hardware_cpu import ZEN4, Cpu, IsaRates
 from .interface import MatmulFeatures
 from .residual import Residual
 from .roofline import Roofline
@@ -54,20 +54,20 @@ def _padded_k(f: MatmulFeatures, unit: int) -> int:
     return f.groups * math.ceil(math.ceil(f.k / f.groups) / unit) * unit
 
 
-def _scale(f: MatmulFeatures, rates: FormRates) -> float:
+def _scale(f: MatmulFeatures, rates: IsaRates) -> float:
     return f.m * f.n * f.groups / rates.scalings
 
 
-def _float(f: MatmulFeatures, rates: FormRates) -> float:
+def _float(f: MatmulFeatures, rates: IsaRates) -> float:
     return 2 * f.m * f.n * f.k / rates.flops
 
 
-def _dequantize(f: MatmulFeatures, rates: FormRates) -> float:
+def _dequantize(f: MatmulFeatures, rates: IsaRates) -> float:
     decode = f.n * f.k * math.ceil(f.m / FLOAT_ROW_BLOCK) / rates.float_decodes
     return _float(f, rates) + decode
 
 
-def _int8(f: MatmulFeatures, rates: FormRates) -> float:
+def _int8(f: MatmulFeatures, rates: IsaRates) -> float:
     k = _padded_k(f, BYTE_UNIT)
     narrow = f.weight_bits + f.activation_bits <= NARROW_BITS
     products = f.m * f.n * k / (rates.narrow_macs if narrow else rates.wide_macs)
@@ -77,7 +77,7 @@ def _int8(f: MatmulFeatures, rates: FormRates) -> float:
     return products + decode + _scale(f, rates) + f.m * f.k / rates.quantizations
 
 
-def _trellis(f: MatmulFeatures, rates: FormRates) -> float:
+def _trellis(f: MatmulFeatures, rates: IsaRates) -> float:
     k = _padded_k(f, BYTE_UNIT)
     passes = math.ceil(f.m / rates.row_block)
     decode = f.n * k * passes * TRELLIS_DECODE / rates.decodes
@@ -85,12 +85,12 @@ def _trellis(f: MatmulFeatures, rates: FormRates) -> float:
     return products + decode + _scale(f, rates) + f.m * f.k / rates.quantizations
 
 
-def _trellis_float(f: MatmulFeatures, rates: FormRates) -> float:
+def _trellis_float(f: MatmulFeatures, rates: IsaRates) -> float:
     passes = math.ceil(f.m / FLOAT_ROW_BLOCK)
     return _float(f, rates) + f.n * f.k * passes * TRELLIS_DECODE / rates.decodes
 
 
-def _bitplane(f: MatmulFeatures, rates: FormRates) -> float:
+def _bitplane(f: MatmulFeatures, rates: IsaRates) -> float:
     pairs = f.m * f.n * _padded_k(f, PLANE_UNIT)
     products = pairs * f.weight_bits * f.activation_bits / rates.bit_products
     loads = pairs / rates.operand_loads
@@ -98,7 +98,7 @@ def _bitplane(f: MatmulFeatures, rates: FormRates) -> float:
     return products + loads + _scale(f, rates) + planes + f.m * f.k / rates.quantizations
 
 
-COMPUTE: dict[str, Callable[[MatmulFeatures, FormRates], float]] = {
+COMPUTE: dict[str, Callable[[MatmulFeatures, IsaRates], float]] = {
     "float": _float,
     "dequantize": _dequantize,
     "int8": _int8,
@@ -128,11 +128,11 @@ class AnalyticModel(Roofline[MatmulFeatures]):
     @property
     def fitted_isas(self) -> frozenset[str]:
         """The instruction sets whose kernels were measured."""
-        return self.residual.forms if self.residual else frozenset()
+        return self.residual.isas if self.residual else frozenset()
 
     def estimate(self, features: MatmulFeatures) -> CpuEstimate:
         compute = COMPUTE.get(features.strategy)
-        rates = self.cpu.forms.get(features.isa)
+        rates = self.cpu.isas.get(features.isa)
         if compute is None:
             raise CompileError(f"the cost model knows no strategy '{features.strategy}'")
         if rates is None:

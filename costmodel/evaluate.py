@@ -39,7 +39,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`comparisons` by strategy (and form), then over `all`. The regrets say how much slower the
+    """`comparisons` by strategy (and ISA), then over `all`. The regrets say how much slower the
     predicted best candidate is than the measured best: geometric means over `problems` that were
     measured with several candidates."""
 

@@ -87,5 +87,5 @@ def _shares(terms: Mapping[str, float], seconds: float, keys: tuple[str, ...]) -
 
 
 def category(features: Features) -> str:
-    """The strategy and the form of code it is measured in."""
+    """The strategy and the ISA of its code, as it is measured."""
     return CATEGORIES[type(features)](features)

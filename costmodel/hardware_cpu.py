@@ -1,4 +1,4 @@
-"""CPUs as data: what one core computes per second in each form, and how fast memory feeds it.
+"""CPUs as data: what one core computes per second by instruction set, and how fast memory feeds it.
 
 Rates are sustained ones of the instruction mix that a kernel needs, loads included, not peaks of
 single instructions.
@@ -14,7 +14,7 @@ KIB, MIB, GIGA = 1 << 10, 1 << 20, 1e9
 
 
 @dataclass(frozen=True)
-class FormRates:
+class IsaRates:
     """One core running the kernels of one instruction set; per second."""
 
     flops: float  # f32 multiply-adds count two
@@ -53,7 +53,7 @@ class Cpu:
     name: str
     levels: tuple[CacheLevel, ...]
     launch_seconds: float  # a parallel loop that does nothing
-    forms: Mapping[str, FormRates] = field(default_factory=dict)
+    isas: Mapping[str, IsaRates] = field(default_factory=dict)
 
     def level_for(self, working_set: float) -> CacheLevel:
         """The smallest level that holds `working_set` bytes."""
@@ -68,8 +68,8 @@ ZEN4 = Cpu(
         CacheLevel("DRAM", math.inf, 22 * GIGA, 39 * GIGA),
     ),
     launch_seconds=2e-6,
-    forms={
-        "avx512": FormRates(
+    isas={
+        "avx512": IsaRates(
             flops=110 * GIGA,
             wide_macs=216 * GIGA,
             narrow_macs=216 * GIGA,
@@ -82,7 +82,7 @@ ZEN4 = Cpu(
             transpositions=90 * GIGA,
             row_block=48,
         ),
-        "avx2": FormRates(
+        "avx2": IsaRates(
             flops=105 * GIGA,
             wide_macs=55 * GIGA,
             narrow_macs=98 * GIGA,
@@ -95,7 +95,7 @@ ZEN4 = Cpu(
             transpositions=60 * GIGA,
             row_block=48,
         ),
-        "plain": FormRates(
+        "plain": IsaRates(
             flops=37 * GIGA,
             wide_macs=21 * GIGA,
             narrow_macs=21 * GIGA,

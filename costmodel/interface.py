@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
+from .ranking import Prediction
+
 
 @dataclass(frozen=True)
 class MatmulFeatures:
@@ -136,6 +138,10 @@ class CostModel(Protocol[F]):
 
     def rank(self, candidates: Sequence[F]) -> list[F]:
         """The candidates, cheapest first; equal ones keep their order."""
+        ...
+
+    def predictions(self, candidates: Sequence[F]) -> list[Prediction]:
+        """What each candidate costs and why, cheapest first."""
         ...
 
     def explain(self, candidates: Sequence[F]) -> str:

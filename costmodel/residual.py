@@ -21,7 +21,7 @@ TOLERANCE = 1e-6
 class Residual:
     """A factor for each query, 1 where the query lies outside of what was measured.
 
-    `names` are the numeric features, `categories` the strategies (with their forms) that were
+    `names` are the numeric features, `categories` the strategies (with their ISAs) that were
     measured, each a feature of its own, 0 or 1. `low` and `high` are the ranges of the features
     that describe what is asked.
     """
@@ -65,8 +65,8 @@ class Residual:
         return math.exp(self.trees.predict(np.array([row]))[0])
 
     @property
-    def forms(self) -> frozenset[str]:
-        """The forms of code, the last word of each category, that were measured."""
+    def isas(self) -> frozenset[str]:
+        """The ISAs of the code, the last word of each category, that were measured."""
         return frozenset(category.rpartition(" ")[2] for category in self.categories)
 
     def covers(self, features: Features, estimate: Estimate) -> bool:

@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Generic, Self
 
 from ..errors import ArtifactError, InputError
 from .interface import Estimate, F, Sample
+from .ranking import Prediction, explained
 from .residual import Residual
 from .trees import Growth
 
 FORMAT = "abqc-cost-model-1"
-EXPLAINED = 4  # candidates that an explanation names
 
 
 class Roofline(Generic[F]):
@@ -56,15 +56,14 @@ class Roofline(Generic[F]):
     def rank(self, candidates: Sequence[F]) -> list[F]:
         return sorted(candidates, key=self.predict)
 
-    def explain(self, candidates: Sequence[F]) -> str:
-        ranked = self.rank(candidates)
-        text = "; ".join(self._explain_one(f) for f in ranked[:EXPLAINED])
-        rest = len(ranked) - EXPLAINED
-        return f"{text}; {rest} slower ones" if rest > 0 else text
+    def predictions(self, candidates: Sequence[F]) -> list[Prediction]:
+        return [
+            Prediction(label(f), self.predict(f), self.estimate(f).bound)
+            for f in self.rank(candidates)
+        ]
 
-    def _explain_one(self, features: F) -> str:
-        bound = self.estimate(features).bound
-        return f"{label(features)}: {time_text(self.predict(features))} {bound}"
+    def explain(self, candidates: Sequence[F]) -> str:
+        return explained(self.predictions(candidates))
 
     def fit(self, samples: Sequence[Sample], growth: Growth | None = None) -> None:
         """Fit a residual to samples of one machine, in place of the one there was."""
@@ -103,12 +102,3 @@ def label(features: F) -> str:
     """A candidate's name: its strategy, and its schedule where it has one."""
     schedule = getattr(features, "schedule", "")
     return f"{features.strategy} {schedule}".strip()
-
-
-def time_text(seconds: float) -> str:
-    """Three figures at most: `0.42 us`, `31 us`, `1.7 ms`."""
-    for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
-        if seconds * factor >= 1 or unit == "us":
-            value = seconds * factor
-            return f"{value:.0f} {unit}" if value >= 10 else f"{value:.2g} {unit}"
-    raise AssertionError("unreachable")

@@ -15,6 +15,8 @@ duplicate ones. (No postponed annotations here: the bindings read them as Python
 
 from typing import Any
 
+from .cache_formats import parse_cache_format
+from .element_types import is_integer, text_of
 from .mlir import ext, ir
 
 DYNAMIC = ir.ShapedType.get_dynamic_size()
@@ -48,10 +50,20 @@ def element(value: ir.Value) -> ir.Type:
     return ir.RankedTensorType(value.type).element_type
 
 
+def element_text(value: ir.Value) -> str:
+    """The text of the element type (`element_types.text_of`)."""
+    return text_of(element(value))
+
+
 def code_format(value: ir.Value) -> str | None:
     """The format of a tensor of codes, None where the elements are no codes."""
     type_ = element(value)
     return ir.StringAttr(type_.format).value if isinstance(type_, CodeType) else None
+
+
+def holds_codes(value: ir.Value) -> bool:
+    """Whether it is a tensor of bytes: codes that are stored as ordinary integers."""
+    return is_integer(element(value), 8)
 
 
 def is_packed(value: ir.Value) -> bool:
@@ -61,6 +73,14 @@ def is_packed(value: ir.Value) -> bool:
 def _require(condition: bool, text: str) -> None:
     if not condition:
         raise ValueError(text)
+
+
+def decoded_columns(row_bytes: int, format: str, columns: int) -> int:
+    """`columns`, if rows of so many elements have `row_bytes` in a format of caches; ValueError."""
+    _require(columns != DYNAMIC, "rows of caches have a static length")
+    expected = parse_cache_format(format).row_bytes(columns)
+    _require(row_bytes == expected, f"rows of {columns} elements in {format} are {expected} bytes")
+    return columns
 
 
 def _agree(a: int, b: int) -> bool:
@@ -89,6 +109,10 @@ def _check_scales(op: Any) -> None:
     _require((w_format is None) == (op.w_scale is None), "w_scale belongs to a w of codes")
     _require(op.x_zero is None or op.x_scale is not None, "x_zero without x_scale")
     _require(op.w_zero is None or op.w_scale is not None, "w_zero without w_scale")
+    if is_integer(element(op.result), 32):
+        codes = op.x_scale is not None and (op.w_scale is not None or holds_codes(op.w))
+        _require(codes, "accumulators are of codes")
+        _require(op.bias is None, "accumulators have no bias")
 
 
 class WeightOp(Abq.Operation, name="weight", traits=[ext.Pure]):
@@ -101,7 +125,8 @@ class WeightOp(Abq.Operation, name="weight", traits=[ext.Pure]):
 class MatmulOp(VerifiedOperation, name="matmul", traits=[ext.Pure]):
     """`y[..., n] = sum over k of x[..., k] * w[n, k], + bias[n]`; `w` is N x K, K innermost.
 
-    `node` is the name of the ONNX node, which recipes match.
+    `node` is the name of the ONNX node, which recipes match. A result of i32 is of codes, their
+    exact accumulators without scales and bias (docs/numerics.md).
     """
 
     x: Tensor
@@ -127,10 +152,16 @@ class MatmulOp(VerifiedOperation, name="matmul", traits=[ext.Pure]):
         _check_scales(op)
 
 
+# The attribute of products and attention that read rows of quantized caches: their formats
+# (`cache_formats.py`). Such operands are bytes, [..., row bytes].
+ROWS = "rows"
+
+
 class BatchMatmulOp(VerifiedOperation, name="batch_matmul", traits=[ext.Pure]):
     """`y[b] = a[b] @ c[b]` of float activations; `c` is B x K x N, or B x N x K if `transposed`.
 
     The batches of `a` are a multiple of those of `c`: consecutive ones share one (grouped queries).
+    With an attribute `rows`, a text, the rows of `c` are those of a quantized cache.
     """
 
     a: Tensor
@@ -142,7 +173,11 @@ class BatchMatmulOp(VerifiedOperation, name="batch_matmul", traits=[ext.Pure]):
     def check(op: Any) -> None:
         a, c, y = shape(op.a), shape(op.c), shape(op.result)
         _require(len(a) == len(c) == len(y) == 3, "a, c and y have rank 3")
-        k, n = (c[2], c[1]) if ir.IntegerAttr(op.transposed).value else (c[1], c[2])
+        transposed = bool(ir.IntegerAttr(op.transposed).value)
+        if ROWS in op.attributes:
+            text = ir.StringAttr(op.attributes[ROWS]).value
+            c[2] = decoded_columns(c[2], text, a[2] if transposed else y[2])
+        k, n = (c[2], c[1]) if transposed else (c[1], c[2])
         _require(_agree(a[2], k), f"a has K = {a[2]}, c has K = {k}")
         _require(_agree(a[1], y[1]) and _agree(n, y[2]), "y must be B x M x N")
 
@@ -155,7 +190,8 @@ class AttentionOp(VerifiedOperation, name="attention", traits=[ext.Pure]):
     a multiple of Hk: consecutive heads share one (grouped queries). `mask_map` gives from
     (b, h, m, t) the element of `mask`, a loop or 0 for each of its axes. `mask_kind`: `none`;
     `add`; `replace`: where the mask is not 0, it takes the place of the score. `guarded`: rows of y
-    that would be NaN, for want of a score above minus infinity, are 0.
+    that would be NaN, for want of a score above minus infinity, are 0. With an attribute `rows`,
+    two texts, the rows of `k` and `v` are those of quantized caches where these are not empty.
     """
 
     q: Tensor
@@ -179,6 +215,12 @@ class AttentionOp(VerifiedOperation, name="attention", traits=[ext.Pure]):
             if rows_first:
                 sizes[1], sizes[2] = sizes[2], sizes[1]
         q, k, v, y = shapes
+        if ROWS in op.attributes:
+            for x, other, text in zip(
+                (k, v), (q, y), ir.ArrayAttr(op.attributes[ROWS]), strict=True
+            ):
+                if ir.StringAttr(text).value:
+                    x[3] = decoded_columns(x[3], ir.StringAttr(text).value, other[3])
         _require(_agree(q[3], k[3]), f"q has {q[3]} columns, k {k[3]}")
         _require(all(map(_agree, k[:3], v[:3])), "k and v differ in batch, heads or keys")
         _require(all(map(_agree, y, [*q[:3], v[3]])), "y must be B x H x M x E")
@@ -264,7 +306,8 @@ class SoftmaxOp(VerifiedOperation, name="softmax", traits=[ext.Pure]):
 class ConvOp(VerifiedOperation, name="conv", traits=[ext.Pure]):
     """A convolution of any rank as ONNX defines Conv.
 
-    `x` is B x C x spatial, `w` is O x C/groups x window, `pads` lists begins, then ends.
+    `x` is B x C x spatial, `w` is O x C/groups x window, `pads` lists begins, then ends. A result
+    of i32 holds accumulators, as that of `matmul`.
     """
 
     x: Tensor
@@ -298,6 +341,32 @@ class ConvOp(VerifiedOperation, name="conv", traits=[ext.Pure]):
         _check_scales(op)
 
 
+class DirectConvOp(VerifiedOperation, name="direct_conv", traits=[ext.Pure]):
+    """A convolution of images, B x N x `height` x `width`, by a kernel that reads planes of them.
+
+    `planes` are B x (C * phases) x rows x pitch: the image with its zeros, cut into phases by the
+    strides. `w` is what the kernel's layout makes of the weight.
+    """
+
+    planes: Tensor
+    w: Tensor
+    bias: Tensor
+    height: ext.Operand[ir.IndexType]
+    width: ext.Operand[ir.IndexType]
+    kernel: ir.StringAttr
+    groups: ir.IntegerAttr
+    phases: ir.IntegerAttr
+    blocks: ir.IntegerAttr  # of output channels, in all groups
+    result: TensorResult
+
+    @staticmethod
+    def check(op: Any) -> None:
+        planes, y = shape(op.planes), shape(op.result)
+        _require(len(planes) == len(y) == 4, "planes and the result have rank 4")
+        _require(len(shape(op.w)) == 1, "w is packed")
+        _require(shape(op.bias) == [y[1]], f"bias must have {y[1]} elements")
+
+
 class GatherOp(VerifiedOperation, name="gather", traits=[ext.Pure]):
     """Rows of a table: `y[i..., :] = table[indices[i...], :]`, dequantized if the table has codes.
 
@@ -327,12 +396,13 @@ class GatherOp(VerifiedOperation, name="gather", traits=[ext.Pure]):
         )
 
 
-class QuantizeOp(Abq.Operation, name="quantize", traits=[ext.Pure]):
+class QuantizeOp(VerifiedOperation, name="quantize", traits=[ext.Pure]):
     """Float activations to codes, scales (f32) and zero points (i32), by the format in the type.
 
     Scales and zero points have the shape of `x` without its last axis (per token), or of its
     first axis (per image, format `...:image`). With `x_scale` and `x_zero` given, those are used
-    and returned.
+    and returned. An `x` of i8 has been quantized with them already: it holds the codes, two's
+    complement where the format is symmetric, unsigned where it is not.
     """
 
     x: Tensor
@@ -341,6 +411,11 @@ class QuantizeOp(Abq.Operation, name="quantize", traits=[ext.Pure]):
     zero: TensorResult
     x_scale: Tensor | None = None
     x_zero: Tensor | None = None
+
+    @staticmethod
+    def check(op: Any) -> None:
+        given = op.x_scale is not None and op.x_zero is not None
+        _require(given or not holds_codes(op.x), "codes come with x_scale and x_zero")
 
 
 class MeasureOp(Abq.Operation, name="measure", traits=[ext.Pure]):

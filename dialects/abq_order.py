@@ -4,7 +4,8 @@ from data. (No postponed annotations here either: the bindings read them as Pyth
 
 from typing import Any
 
-from .abq import Abq, Tensor, TensorResult, VerifiedOperation, _agree, _require, element, shape
+from .abq import Tensor, TensorResult, VerifiedOperation, _agree, _require, element, shape
+from .abq_recurrent import Abq
 from .mlir import ext, ir
 
 __all__ = [

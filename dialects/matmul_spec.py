@@ -16,7 +16,8 @@ class MatmulSpec:
     activations in blocks of that many columns before they are quantized; 0: no rotation.
     `scale_bits` is 16, or 32 for imported weights whose scales f16 cannot hold. `half` is what
     kernels of 16 bits (GPUs only) round float activations to. `weight_float` is how a weight that
-    stays float is stored: as the model has it.
+    stays float is stored: as the model has it. Activations that are `stored_codes` come as bytes
+    of codes, not as floats; with `accumulators` y is int32: exact sums, without scales and bias.
     """
 
     n: int
@@ -27,6 +28,8 @@ class MatmulSpec:
     scale_bits: int = 16
     half: Half = "f16"
     weight_float: Float = "f32"
+    stored_codes: bool = False
+    accumulators: bool = False
 
     @property
     def trellis(self) -> bool:

@@ -27,7 +27,7 @@ from torch_mlir.dialects import (
 from torch_mlir.passmanager import PassManager
 
 from .bindings import linalg
-from .bindings.llvm import translate_module_to_llvmir
+from .bindings.llvm import PointerType, linkage, translate_module_to_llvmir
 
 # Where the bindings look for a dialect's classes when they meet one of its operations.
 _bindings.dialect_search_modules = [
@@ -37,6 +37,7 @@ _bindings.dialect_search_modules = [
 
 __all__ = [
     "PassManager",
+    "PointerType",
     "affine",
     "arith",
     "bindings_identity",
@@ -46,6 +47,7 @@ __all__ = [
     "func",
     "ir",
     "linalg",
+    "linkage",
     "make_context",
     "math",
     "memref",
@@ -91,7 +93,7 @@ def make_context() -> ir.Context:
 
     It starts no threads, so that the process can fork (codegen/kernel_job.py).
     """
-    from .abq_order import Abq  # with its operations there and in abq.py
+    from .abq_integers import Abq  # with the operations of all files that it imports
 
     context = ir.Context()
     context.enable_multithreading(False)

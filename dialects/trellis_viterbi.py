@@ -9,7 +9,7 @@ order [b][j / 16][x][16]. Which predecessor was best is not stored but found aga
 from the costs of every row, which stay in the second-level cache.
 
 Compiled without fast-math flags: no product is contracted with a sum, so that costs are those of
-numpy's f32. Needs llvmlite, nothing of ours.
+numpy's f32. Needs llvmlite, nothing of MLIR.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from threading import Lock
 
 import llvmlite.binding as llvm
 import numpy as np
-from abqc.dialects import trellis
+from abqc.dialects import jit, trellis
 from abqc.dialects.trellis import F32, OVERLAP, STATE_BITS, Symbols
 from llvmlite import ir
+from llvmlite.binding.orcjit import ResourceTracker
 
 LANES = 16
 I64, I8, FLOAT, POINTER = ir.IntType(64), ir.IntType(8), ir.FloatType(), ir.PointerType()
@@ -77,9 +78,9 @@ def _by_lanes(rate: int) -> F32:
 
 @dataclass(frozen=True)
 class _Compiled:
-    """A compiled search; the engine owns the code."""
+    """A compiled search, and what owns its code."""
 
-    engine: llvm.ExecutionEngine
+    code: ResourceTracker
     entry: Callable[..., None]
 
 
@@ -92,6 +93,7 @@ def _compiled(rate: int) -> _Compiled:
         features=llvm.get_host_cpu_features().flatten() + ",-prefer-256-bit",
         opt=3,
         codemodel="default",
+        reloc="pic",
     )
     module = llvm.parse_assembly(str(_Emitter(rate).module))
     module.triple = machine.triple
@@ -99,10 +101,9 @@ def _compiled(rate: int) -> _Compiled:
     module.verify()
     builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
     builder.getModulePassManager().run(module, builder)
-    engine = llvm.create_mcjit_compiler(module, machine)
-    engine.finalize_object()
+    code = jit.load(machine.emit_object(module), ["encode"])
     prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 2, *[ctypes.c_void_p] * 7)
-    return _Compiled(engine, prototype(engine.get_function_address("encode")))
+    return _Compiled(code, prototype(code["encode"]))
 
 
 class _Emitter:

@@ -67,6 +67,7 @@ class _Quantized:
     shape: tuple[int, ...]
     tensor_scale: float
     symbols: _Mapped | None
+    from_floats: bool
     dtype = np.dtype(np.float32)
 
     def quantized(self) -> QuantizedTensor:
@@ -105,6 +106,16 @@ class WeightStore:
             dir=self.directory, prefix=f"{stem}-", suffix=f".{suffix}", delete=False
         ) as file:
             return Path(file.name)
+
+    def beside(self, directory: str | Path) -> WeightStore:
+        """A store with the same arrays, which spools what it is given to a file in `directory`.
+
+        What happens to one of the two does not show in the other, nor in another process: a fork
+        would write where this process does.
+        """
+        store = WeightStore(directory)
+        store._entries |= self._entries
+        return store
 
     def add(self, symbol: str, array: np.ndarray) -> None:
         """Write `array` to the spool file; it is memory-mapped afterwards."""
@@ -153,16 +164,23 @@ class WeightStore:
         *,
         shape: tuple[int, ...] | None = None,
         tensor_scale: float = 1.0,
+        from_floats: bool = False,
     ) -> None:
         """An imported quantized weight, kept exactly; codes, scales and zeros as `QuantizedTensor`.
 
         `get` gives its values in f32, in `shape` (by default that of the codes, N x K).
+        `from_floats`: the model has them as floats, of which codes and scales were found.
         """
         tensor = QuantizedTensor(codes, scale, zero, scheme, tensor_scale)
-        self.add_codes(symbol, tensor, shape=shape)
+        self.add_codes(symbol, tensor, shape=shape, from_floats=from_floats)
 
     def add_codes(
-        self, symbol: str, tensor: QuantizedTensor, *, shape: tuple[int, ...] | None = None
+        self,
+        symbol: str,
+        tensor: QuantizedTensor,
+        *,
+        shape: tuple[int, ...] | None = None,
+        from_floats: bool = False,
     ) -> None:
         """A weight of codes; `get` gives its values in f32, in `shape` (by default N x K)."""
         shape = tensor.codes.shape if shape is None else tuple(shape)
@@ -178,6 +196,7 @@ class WeightStore:
                 shape,
                 tensor.tensor_scale,
                 None if tensor.symbols is None else self._spool(tensor.symbols),
+                from_floats,
             ),
         )
 
@@ -189,6 +208,11 @@ class WeightStore:
         """The imported codes, None for a float weight."""
         entry = self._entry(symbol)
         return entry.quantized() if isinstance(entry, _Quantized) else None
+
+    def from_floats(self, symbol: str) -> bool:
+        """Whether a weight of codes is one of floats in the model."""
+        entry = self._entry(symbol)
+        return isinstance(entry, _Quantized) and entry.from_floats
 
     def shape(self, symbol: str) -> tuple[int, ...]:
         return self._entry(symbol).shape

@@ -10,7 +10,8 @@ from __future__ import annotations
 from abqc.dialects import abq
 from abqc.dialects.mlir import func, ir
 
-from .infrastructure import Unit, defining_op, main_function, register, users, walk
+from .infrastructure import Unit, defining_op, main_function, register, walk
+from .patterns.caches import appends_to_input
 
 
 @register
@@ -27,7 +28,9 @@ def append_caches(module: ir.Operation, unit: Unit) -> None:
     for position, value in enumerate(ret.operands):
         output = unit.kept_outputs[position]
         made = defining_op(value)
-        if made is None or not _appends_to_input(made, inputs, on_device):
+        # The places of an update are in the memory of a GPU.
+        in_place = made is not None and not (on_device and made.name == "abq.update")
+        if made is None or not in_place or not appends_to_input(made, inputs):
             kept.append((output, value))
             continue
         number = inputs[made.operands[0]]
@@ -51,17 +54,6 @@ def _append(op: ir.Operation, number: int, output: int) -> ir.Value:
     _, rows, begins, capacity = op.operands
     axis = op.attributes["axis"]
     return abq.AppendOp(rows, *places, axis, type_, begins=begins, capacity=capacity).result
-
-
-def _appends_to_input(op: ir.Operation, inputs: dict[ir.Value, int], on_device: bool) -> bool:
-    """concat(input, new) or an update where the input is used for nothing else but its sizes."""
-    appends = op.name == "tensor.concat" and len(op.operands) == 2
-    updates = op.name == "abq.update" and not on_device
-    if not (appends or updates) or op.operands[0] not in inputs:
-        return False
-    others = [u.operation for u in users(op.operands[0]) if u.operation != op]
-    returned = [u for u in users(op.results[0]) if u.operation.name == "func.return"]
-    return all(u.name == "tensor.dim" for u in others) and len(returned) == 1
 
 
 def _return(main: ir.Operation, ret: ir.Operation, values: list[ir.Value]) -> None:

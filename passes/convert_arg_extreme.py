@@ -11,12 +11,13 @@ import math
 
 from abqc.dialects import abq
 from abqc.dialects.abq_order import ArgExtremeOp
+from abqc.dialects.element_types import is_integer
 from abqc.dialects.mlir import arith, ir
 
-from .generics import dims, inputs, is_identity, is_place, iterators, maps, rank
 from .infrastructure import Unit, defining_op, is_used, register, walk
+from .loops.generics import dims, inputs, is_identity, is_place, iterators, maps, rank
 
-# What codegen/gpu/order_keys.py knows the order of.
+# What codegen/gpu/lines/order_keys.py knows the order of.
 ELEMENTS = ("f16", "bf16", "f32", "f64", "i8", "i16", "i32", "i64")
 
 # Comparisons of an element with the extreme so far, by operation and predicate: ArgMax?
@@ -55,8 +56,8 @@ def _is_over_rows(op: ir.Operation) -> bool:
         iterators(op) == ["parallel"] * len(rows) + ["reduction"]
         and is_identity(maps(op)[0])
         and all(dims(map_) == rows and len(map_.results) == len(rows) for map_ in maps(op)[1:])
-        and str(abq.element(inputs(op)[0])) in ELEMENTS
-        and str(abq.element(op.results[1])) == "i64"
+        and abq.element_text(inputs(op)[0]) in ELEMENTS
+        and is_integer(abq.element(op.results[1]), 64)
     )
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from abqc.dialects import abq
 from abqc.dialects.mlir import ir, linalg, tensor
 
-from .generics import expression, inputs, is_elementwise, is_identity, maps
 from .infrastructure import Unit, defining_op, register, walk
+from .loops.generics import expression, inputs, is_elementwise, is_identity, maps
 from .resolve_dims import dimension_or_query, expand_shape
 
 
@@ -63,7 +63,7 @@ def _stored(c: ir.Value, types: tuple[str, ...]) -> ir.Value:
     if not is_elementwise(owner) or expression(owner) != ("arith.extf", ("in", 0)):
         return c
     (source,) = inputs(owner)
-    if not is_identity(maps(owner)[0]) or str(abq.element(source)) not in types:
+    if not is_identity(maps(owner)[0]) or abq.element_text(source) not in types:
         return c
     return source
 

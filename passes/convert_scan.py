@@ -10,10 +10,10 @@ from abqc.dialects import abq
 from abqc.dialects.abq_order import ScanOp
 from abqc.dialects.mlir import ir
 
-from .generics import dims, filled, inputs, is_identity, iterators, maps, rank
 from .infrastructure import Unit, defining_op, is_used, register, walk
+from .loops.generics import dims, filled, inputs, is_identity, iterators, maps, rank
 
-# What codegen/gpu/scan.py has kernels for.
+# What codegen/gpu/lines/scan.py has kernels for.
 ELEMENTS = ("f16", "bf16", "f32", "f64", "i32", "i64")
 
 
@@ -47,7 +47,7 @@ def _axis(op: ir.Operation) -> int | None:
 
 def _sums_up(op: ir.Operation) -> bool:
     """Whether both results are the sum so far and the element, from 0 on."""
-    if str(abq.element(inputs(op)[0])) not in ELEMENTS or not _begins_at_zero(op.operands[2]):
+    if abq.element_text(inputs(op)[0]) not in ELEMENTS or not _begins_at_zero(op.operands[2]):
         return False
     block = op.regions[0].blocks[0]
     element, _, total = block.arguments

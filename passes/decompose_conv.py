@@ -5,12 +5,15 @@
 Cases:
 1. one group: as above. Activations in codes have one scale per image: the model says it, or it is
    measured on the image. The patches are quantized with it, which is the same as taking patches of
-   codes, since the zeros around the image are the zero point exactly.
-2. several groups: a loop nest over channels, in float (listed as such by `inspect`).
+   codes, since the zeros around the image are the zero point exactly. Where the codes are there
+   already, as bytes, patches are taken of them.
+2. several groups: a loop nest over channels, in float (listed as such by `inspect`), or over bytes
+   of codes, to int32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from abqc.dialects import abq
@@ -19,10 +22,11 @@ from abqc.dialects.mlir import arith, cf, ir, linalg, tensor
 from abqc.errors import RecipeError
 
 from .infrastructure import Unit, blame, defining_op, register, walk
+from .integers.loops import centred, integer, static_codes, stored_zero
+from .loops.reshape import reshape
+from .loops.row_loops import widened
 from .quantize import HALF
-from .reshape import reshape
 from .resolve_dims import dimension_or_query, index
-from .row_loops import widened
 
 
 @register
@@ -30,30 +34,52 @@ def decompose_conv(module: ir.Operation, unit: Unit) -> None:
     """Rewrite abq.conv as patches and abq.matmul, or as loops where it has groups."""
     for op in walk(module, "abq.conv"):
         with ir.InsertionPoint(op), op.location:
-            conv = _Conv.of(op)
+            conv = Conv.of(op)
             result = conv.by_matmul() if conv.groups == 1 else conv.by_loops()
-        if conv.groups > 1:
+        if conv.groups > 1 and conv.quantize is None:
             unit.floats.append(conv.stays_float())
         op.results[0].replace_all_uses_with(result)
         op.erase()
 
 
-def _generic(
+def zero() -> ir.Value:
+    f32 = ir.F32Type.get()
+    return arith.ConstantOp(f32, ir.FloatAttr.get(f32, 0.0)).result
+
+
+def pad(
+    x: ir.Value,
+    type_: ir.RankedTensorType,
+    low: list[int],
+    high: list[int],
+    dynamic: list[ir.Value],
+    value: Callable[[], ir.Value],
+) -> ir.Value:
+    """`x` with what `value` emits around it; `dynamic` are the ends of `high` that only a run
+    knows."""
+    padded = tensor.PadOp(type_, x, [], dynamic, low, high).operation
+    indices = [ir.IndexType.get()] * type_.rank
+    block = padded.regions[0].blocks.append(*indices, arg_locs=[padded.location] * type_.rank)
+    with ir.InsertionPoint(block):
+        tensor.YieldOp(value())
+    return padded.results[0]
+
+
+def generic(
     type_: ir.Type, inputs: list[ir.Value], output: ir.Value, maps: list[ir.AffineMap], kinds: str
 ) -> linalg.GenericOp:
     names = {"p": "parallel", "r": "reduction"}
-    iterators = [ir.Attribute.parse(f"#linalg.iterator_type<{names[k]}>") for k in kinds]
     return linalg.GenericOp(
         [type_],
         inputs,
         [output],
         ir.ArrayAttr.get([ir.AffineMapAttr.get(m) for m in maps]),
-        ir.ArrayAttr.get(iterators),
+        linalg.iterator_types(names[k] for k in kinds),
     )
 
 
 @dataclass
-class _Conv:
+class Conv:
     """One convolution, its attributes as numbers and its sizes as values."""
 
     op: ir.Operation
@@ -67,7 +93,7 @@ class _Conv:
     quantize: ir.Operation | None = None  # what made the codes of x, if x has codes
 
     @staticmethod
-    def of(op: ir.Operation) -> _Conv:
+    def of(op: ir.Operation) -> Conv:
         view = op.opview
         numbers = {
             name: list(ir.DenseI64ArrayAttr(op.attributes[name]))
@@ -79,7 +105,7 @@ class _Conv:
             assert quantize is not None and quantize.name == "abq.quantize"
             x = quantize.operands[0]
         groups = ir.IntegerAttr(view.groups).value
-        return _Conv(op, x, view.w, view.bias, groups=groups, quantize=quantize, **numbers)
+        return Conv(op, x, view.w, view.bias, groups=groups, quantize=quantize, **numbers)
 
     @property
     def spatial(self) -> int:
@@ -124,7 +150,7 @@ class _Conv:
         return sizes
 
     def padded(self) -> ir.Value:
-        """`x` with zeros around it."""
+        """`x` with zeros around it, or the zero point where it holds codes."""
         if not any(self.pads):
             return self.x
         type_ = ir.RankedTensorType(self.x.type)
@@ -134,19 +160,13 @@ class _Conv:
             s if s == abq.DYNAMIC else s + before + after
             for s, before, after in zip(type_.shape, low, high, strict=True)
         ]
-        padded = tensor.PadOp(
-            ir.RankedTensorType.get(shape, type_.element_type), self.x, [], [], low, high
-        )
-        block = padded.operation.regions[0].blocks.append(
-            *[ir.IndexType.get()] * type_.rank, arg_locs=[self.op.location] * type_.rank
-        )
-        with ir.InsertionPoint(block):
-            tensor.YieldOp(self._zero())
-        return padded.result
+        padded = ir.RankedTensorType.get(shape, type_.element_type)
+        return pad(self.x, padded, low, high, [], self._zero)
 
     def _zero(self) -> ir.Value:
-        f32 = ir.F32Type.get()
-        return arith.ConstantOp(f32, ir.FloatAttr.get(f32, 0.0)).result
+        if self.quantize is not None and abq.holds_codes(self.x):
+            return stored_zero(self.quantize)
+        return zero()
 
     def by_matmul(self) -> ir.Value:
         """Case 1."""
@@ -163,7 +183,7 @@ class _Conv:
             owner.attributes["sym"], ir.RankedTensorType.get([n, k], abq.element(self.w))
         ).result
         static = [self.result_type.shape[0], *self.result_type.shape[2:]]
-        product_type = ir.RankedTensorType.get([*static, n], ir.F32Type.get())
+        product_type = ir.RankedTensorType.get([*static, n], self.result_type.element_type)
         view = self.op.opview
         scales = {"w_scale": view.w_scale, "w_zero": view.w_zero}
         if self.quantize is not None:
@@ -207,8 +227,9 @@ class _Conv:
         source = self.padded()
         static = [self.result_type.shape[0], *self.result_type.shape[2:], c, *self.window]
         dynamic = [batch, *sizes]
+        element = abq.element(self.x)
         empty = tensor.EmptyOp(
-            [s if s != abq.DYNAMIC else dynamic[i] for i, s in enumerate(static)], ir.F32Type.get()
+            [s if s != abq.DYNAMIC else dynamic[i] for i, s in enumerate(static)], element
         ).result
         dims = [ir.AffineDimExpr.get(i) for i in range(len(static))]
         places = [
@@ -218,15 +239,15 @@ class _Conv:
             ir.AffineMap.get(len(static), 0, [dims[0], dims[1 + d], *places]),
             ir.AffineMap.get_identity(len(static)),
         ]
-        generic = _generic(empty.type, [source], empty, maps, "p" * len(static))
-        block = generic.operation.regions[0].blocks.append(
-            *[ir.F32Type.get()] * 2, arg_locs=[self.op.location] * 2
+        loop = generic(empty.type, [source], empty, maps, "p" * len(static))
+        block = loop.operation.regions[0].blocks.append(
+            *[element] * 2, arg_locs=[self.op.location] * 2
         )
         with ir.InsertionPoint(block):
             linalg.YieldOp([block.arguments[0]])
         groups = [*([i] for i in range(1 + d)), list(range(1 + d, len(static)))]
-        flat = ir.RankedTensorType.get([*static[: 1 + d], k], ir.F32Type.get())
-        return tensor.CollapseShapeOp(flat, generic.operation.results[0], groups).result
+        flat = ir.RankedTensorType.get([*static[: 1 + d], k], element)
+        return tensor.CollapseShapeOp(flat, loop.operation.results[0], groups).result
 
     def _channels_first(
         self, product: ir.Value, batch: ir.Value, sizes: list[ir.Value]
@@ -234,8 +255,9 @@ class _Conv:
         """[B, O..., N] -> [B, N, O...]."""
         shape = list(self.result_type.shape)
         dynamic = {0: batch, **{2 + i: s for i, s in enumerate(sizes)}}
+        element = self.result_type.element_type
         empty = tensor.EmptyOp(
-            [s if s != abq.DYNAMIC else dynamic[i] for i, s in enumerate(shape)], ir.F32Type.get()
+            [s if s != abq.DYNAMIC else dynamic[i] for i, s in enumerate(shape)], element
         ).result
         rank = len(shape)
         dims = [ir.AffineDimExpr.get(i) for i in range(rank)]
@@ -243,13 +265,13 @@ class _Conv:
             ir.AffineMap.get(rank, 0, [dims[0], *dims[2:], dims[1]]),
             ir.AffineMap.get_identity(rank),
         ]
-        generic = _generic(empty.type, [product], empty, maps, "p" * rank)
-        block = generic.operation.regions[0].blocks.append(
-            *[ir.F32Type.get()] * 2, arg_locs=[self.op.location] * 2
+        loop = generic(empty.type, [product], empty, maps, "p" * rank)
+        block = loop.operation.regions[0].blocks.append(
+            *[element] * 2, arg_locs=[self.op.location] * 2
         )
         with ir.InsertionPoint(block):
             linalg.YieldOp([block.arguments[0]])
-        return generic.operation.results[0]
+        return loop.operation.results[0]
 
     def by_loops(self) -> ir.Value:
         """Case 2: y[b, g, n, o...] += x[b, g, c, o * stride + v * dilation...] w[g, n, c, v...]."""
@@ -261,7 +283,8 @@ class _Conv:
         static = [self.result_type.shape[0], groups, n // groups, *self.result_type.shape[2:]]
         dynamic = {0: batch, **{3 + i: s for i, s in enumerate(sizes)}}
         start = tensor.EmptyOp(
-            [s if s != abq.DYNAMIC else dynamic[i] for i, s in enumerate(static)], ir.F32Type.get()
+            [s if s != abq.DYNAMIC else dynamic[i] for i, s in enumerate(static)],
+            self.result_type.element_type,
         ).result
         start = self._start(start)
         # loops: b, g, n, o..., c, w...
@@ -282,16 +305,23 @@ class _Conv:
             ir.AffineMap.get(count, 0, [b, g, o_n, *outs]),
         ]
         kinds = "p" * (3 + d) + "r" * (1 + d)
-        generic = _generic(start.type, [source, weights], start, maps, kinds)
-        block = generic.operation.regions[0].blocks.append(
+        loop = generic(start.type, [source, weights], start, maps, kinds)
+        block = loop.operation.regions[0].blocks.append(
             *[abq.element(value) for value in (source, weights, start)],
             arg_locs=[self.op.location] * 3,
         )
         with ir.InsertionPoint(block):
-            term = arith.MulFOp(block.arguments[0], widened(block.arguments[1])).result
-            linalg.YieldOp([arith.AddFOp(block.arguments[2], term).result])
+            linalg.YieldOp([self._accumulated(*block.arguments)])
         flat_sizes = [batch, index(n), *sizes]
-        return reshape(generic.operation.results[0], self.result_type, flat_sizes)
+        return reshape(loop.operation.results[0], self.result_type, flat_sizes)
+
+    def _accumulated(self, x: ir.Value, w: ir.Value, total: ir.Value) -> ir.Value:
+        if self.quantize is None:
+            return arith.AddFOp(total, arith.MulFOp(x, widened(w)).result).result
+        codes = static_codes(self.quantize)
+        assert codes is not None, "bytes have a constant scale"
+        wide = arith.ExtSIOp(total.type, w).result
+        return arith.AddIOp(total, arith.MulIOp(centred(x, codes), wide).result).result
 
     def _split_channels(self, x: ir.Value, groups: int, c: int) -> ir.Value:
         shape = abq.shape(x)
@@ -299,7 +329,7 @@ class _Conv:
         sizes = [dimension_or_query(x, i) for i, s in enumerate(shape) if s == abq.DYNAMIC]
         reassociation = [[0], [1, 2], *([3 + i] for i in range(self.spatial))]
         return tensor.ExpandShapeOp(
-            ir.RankedTensorType.get(split, ir.F32Type.get()), x, reassociation, sizes, split
+            ir.RankedTensorType.get(split, abq.element(x)), x, reassociation, sizes, split
         ).result
 
     def _split_weights(self, groups: int, n: int, c: int, window: list[int]) -> ir.Value:
@@ -312,7 +342,8 @@ class _Conv:
     def _start(self, empty: ir.Value) -> ir.Value:
         """Zeros, or the bias of every channel."""
         if self.bias is None:
-            fill = linalg.fill(self._zero(), outs=[empty])
+            zero = self._zero() if self.quantize is None else integer(0, abq.element(empty))
+            fill = linalg.fill(zero, outs=[empty])
             return fill if isinstance(fill, ir.Value) else fill.results[0]
         type_ = ir.RankedTensorType(empty.type)
         rows = abq.shape(empty)[1:3]
@@ -321,10 +352,10 @@ class _Conv:
         ).result
         identity = ir.AffineMap.get_identity(type_.rank)
         channels = ir.AffineMap.get(type_.rank, 0, list(identity.results)[1:3])
-        generic = _generic(type_, [bias], empty, [channels, identity], "p" * type_.rank)
-        block = generic.operation.regions[0].blocks.append(
+        loop = generic(type_, [bias], empty, [channels, identity], "p" * type_.rank)
+        block = loop.operation.regions[0].blocks.append(
             *[ir.F32Type.get()] * 2, arg_locs=[self.op.location] * 2
         )
         with ir.InsertionPoint(block):
             linalg.YieldOp([block.arguments[0]])
-        return generic.operation.results[0]
+        return loop.operation.results[0]

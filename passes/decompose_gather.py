@@ -9,8 +9,8 @@ from abqc.dialects import abq
 from abqc.dialects.mlir import arith, cf, ir, linalg, tensor
 
 from .infrastructure import Unit, blame, register, walk
+from .loops.row_loops import widened
 from .resolve_dims import dimension_or_query, index
-from .row_loops import widened
 
 
 @register
@@ -32,13 +32,12 @@ def _rows(op: ir.Operation) -> ir.Value:
     empty = tensor.EmptyOp(sizes, type_.element_type).result
     identity = ir.AffineMap.get_identity(type_.rank)
     lead = ir.AffineMap.get(type_.rank, 0, list(identity.results)[:-1])
-    parallel = ir.Attribute.parse("#linalg.iterator_type<parallel>")
     generic = linalg.GenericOp(
         [type_],
         [indices],
         [empty],
         ir.ArrayAttr.get([ir.AffineMapAttr.get(m) for m in (lead, identity)]),
-        ir.ArrayAttr.get([parallel] * type_.rank),
+        linalg.iterator_types(["parallel"] * type_.rank),
     )
     block = generic.operation.regions[0].blocks.append(
         abq.element(indices), type_.element_type, arg_locs=[op.location] * 2

@@ -13,14 +13,14 @@ from abqc.dialects import abq
 from abqc.dialects.mlir import arith, ir, math
 
 from .infrastructure import Unit, register, walk
-from .row_loops import constant, over_rows, reduce_rows
+from .loops.row_loops import constant, over_rows, reduce_rows
 
 
 @register
 def decompose_norm(module: ir.Operation, unit: Unit) -> None:
     """Rewrite abq.norm of rows longer than the target's kernels take as linalg.generic."""
     for op in walk(module, "abq.norm"):
-        if abq.shape(op.opview.x)[-1] > unit.target.max_norm_columns:
+        if abq.shape(op.opview.x)[-1] > unit.known_target.max_norm_columns:
             with ir.InsertionPoint(op), op.location:
                 y, total = _loops(op)
             op.results[0].replace_all_uses_with(y)

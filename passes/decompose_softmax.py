@@ -5,7 +5,7 @@ from __future__ import annotations
 from abqc.dialects.mlir import arith, ir, math
 
 from .infrastructure import Unit, register, walk
-from .row_loops import over_rows, reduce_rows
+from .loops.row_loops import over_rows, reduce_rows
 
 
 @register

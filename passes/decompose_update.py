@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from abqc.dialects import abq
 from abqc.dialects.mlir import arith, ir, linalg, tensor
 
-from .axis_blocks import parallel_loop
 from .infrastructure import Unit, register, walk
+from .loops.axis_blocks import parallel_loop
 from .resolve_dims import dimension_or_query, index
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abqc.dialects.mlir import arith, ir, linalg
 
-from .generics import inputs, is_elementwise, yielded
 from .infrastructure import Unit, defining_op, register, walk
+from .loops.generics import inputs, is_elementwise, yielded
 
 
 @register

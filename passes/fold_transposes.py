@@ -4,7 +4,7 @@
     y = linalg.generic {map m} t        reads x with m's results in x's order
 
 The last axis stays the last, so that rows are still read one element after the other; loops may
-read it in blocks (axis_blocks.py).
+read it in blocks (loops/axis_blocks.py).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from abqc.dialects import abq
 from abqc.dialects.mlir import ir
 
-from .generics import groups, is_elementwise, maps
 from .infrastructure import Unit, register, users, walk
+from .loops.generics import groups, is_elementwise, maps
 from .resolve_dims import expand_shape
 
 

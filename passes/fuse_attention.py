@@ -1,8 +1,8 @@
 """Attention, spelled out as two products around a softmax, becomes `abq.attention`.
 
     scores = abq.batch_matmul(q, k) {transposed}
-    x      = scale * scores + mask                score_chain.py: the forms
-    p      = softmax(x)                           softmax.py
+    x      = scale * scores + mask                patterns/score_chain.py: the forms
+    p      = softmax(x)                           patterns/softmax.py
     y      = abq.batch_matmul(p, v)
 
 Heads are an axis of q, k and v that was collapsed into the batch; their transposes (rows before
@@ -17,14 +17,14 @@ from dataclasses import dataclass, replace
 from abqc.dialects import abq
 from abqc.dialects.mlir import ir, tensor
 
-from .generics import dims, expression, groups, inputs, is_elementwise
 from .infrastructure import Unit, defining_op, register, users, walk
+from .loops.generics import dims, expression, groups, inputs, is_elementwise
+from .patterns.score_chain import Chain, Mask, match_chain
+from .patterns.softmax import match_softmax, operand_in_order
 from .resolve_dims import expand_shape
-from .score_chain import Chain, Mask, match_chain
 from .share_heads import GROUP
-from .softmax import match_softmax, operand_in_order
 
-# Wider heads have no kernel (codegen/gpu/attention_spec.py).
+# Wider heads have no kernel (codegen/gpu/attention/spec.py).
 MAX_HEAD = 256
 
 _HEADS_IN_BATCH = [[0, 1], [2], [3]]

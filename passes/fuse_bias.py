@@ -5,8 +5,8 @@ from __future__ import annotations
 from abqc.dialects import abq
 from abqc.dialects.mlir import ir
 
-from .generics import dims, expression, inputs, is_elementwise, is_identity, maps, rank
 from .infrastructure import Unit, defining_op, register, users, walk
+from .loops.generics import dims, expression, inputs, is_elementwise, is_identity, maps, rank
 
 _CONSTANTS = ("arith.constant", "abq.weight")
 

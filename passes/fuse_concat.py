@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from abqc.dialects import abq
 from abqc.dialects.mlir import arith, ir, linalg, tensor
 
-from .axis_blocks import clone_body, in_blocks, joined, parallel_loop, with_blocks
-from .generics import ignores_init, inputs, is_elementwise, is_identity, maps
 from .infrastructure import Unit, defining_op, register, users, walk
+from .loops.axis_blocks import clone_body, in_blocks, joined, parallel_loop, with_blocks
+from .loops.generics import ignores_init, inputs, is_elementwise, is_identity, maps
+from .loops.slices import has_steps, is_whole, offset
 from .resolve_dims import index, mixed_sizes
-from .slices import has_steps, is_whole, offset
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,21 @@
 """Normalizations of rows, spelled out as several loops, become `abq.norm` and `abq.softmax`.
 
-`norm_chain.py` finds them. A sum x = a + residual is taken along; its other users read it from the
-norm.
+`patterns/norm_chain.py` finds them. A sum x = a + residual is taken along; its other users read it
+from the norm.
 """
 
 from __future__ import annotations
 
 from abqc.dialects import abq
 from abqc.dialects.mlir import ir
+from abqc.dialects.norm_spec import MAX_COLUMNS
 
-from .generics import expression, is_elementwise
 from .infrastructure import Unit, defining_op, is_used, register, users, walk
-from .norm_chain import Norm, match_norm, only_feeds
-from .softmax import match_softmax, operand_in_order
+from .loops.generics import expression, is_elementwise
+from .patterns.norm_chain import Norm, match_norm, only_feeds
+from .patterns.softmax import match_softmax, operand_in_order
 
-# Longer rows have no kernel (codegen/gpu/norm.py).
-MAX_COLUMNS = 16384
+# Longer rows have no kernel (codegen/gpu/rows/norm.py).
 
 
 @register

@@ -2,7 +2,7 @@
 
 The front end gathers by `memref.load %t[%i]` with `%i` as a model's input has it. Positions are
 compared with the sizes: outside, a float is NaN and an integer 0, and nothing is stored. Whether
-such a position is an error says the `cf.assert` before the load (kernel_checks.py); kernels go on
+such a position is an error says the `cf.assert` before the load (kernels/checks.py); kernels go on
 after a failed one, which is why loads are guarded either way.
 """
 
@@ -80,7 +80,7 @@ def _guard(load: ir.Operation, axes: list[int], loops: ir.Operation | None) -> N
             positions[axis] = arith.SelectOp(below, positions[axis], index(0)).result
             inside = below if inside is None else arith.AndIOp(inside, below).result
         value = memref.LoadOp(buffer, positions).result
-        kept = arith.SelectOp(inside, value, _nothing(value.type)).result
+        kept = arith.SelectOp(inside, value, _out_of_bounds_value(value.type)).result
     load.results[0].replace_all_uses_with(kept)
     load.erase()
 
@@ -123,7 +123,7 @@ def _check_not_empty(
         cf.AssertOp(allowed, f"{blame(load)}: it reads from a tensor without elements")
 
 
-def _nothing(type_: ir.Type) -> ir.Value:
+def _out_of_bounds_value(type_: ir.Type) -> ir.Value:
     if isinstance(type_, ir.FloatType):
         return arith.ConstantOp(type_, ir.FloatAttr.get(type_, math.nan)).result
     return arith.ConstantOp(type_, ir.IntegerAttr.get(type_, 0)).result

@@ -9,15 +9,19 @@ one before it, and holds the IR that it was given.
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from abqc.dialects.mlir import ir, run_upstream
-from abqc.errors import AbqcError, CompileError
+from abqc.errors import AbqcError, CompileError, RecipeError
 
 from .diagnostics import explain, named
+
+if TYPE_CHECKING:
+    from abqc.codegen.targets.target import DeviceTarget, Target
 
 PassFunction = Callable[[ir.Operation, "Unit"], None]
 
@@ -26,34 +30,44 @@ REGISTRY: dict[str, PassFunction] = {}
 # One file a pass; the name on the command line is the file's with dashes.
 PASS_FILES = (
     "append_caches",
+    "balance_channels",
     "check_sizes",
     "convert_arg_extreme",
     "convert_batch_matmul",
     "convert_scan",
+    "convert_selective_scan",
+    "decompose_caches",
     "decompose_concat",
     "decompose_conv",
     "decompose_gather",
+    "decompose_hadamard",
     "decompose_norm",
+    "decompose_permute_channels",
     "decompose_softmax",
     "decompose_update",
+    "direct_conv",
     "externalize_constants",
     "fill_constants",
     "fold_transposes",
     "forward_copies",
     "fuse_attention",
     "fuse_bias",
+    "fuse_caches",
     "fuse_concat",
     "fuse_norm",
     "fuse_norm_pack",
     "guard_divisions",
     "guard_indices",
+    "insert_fake_quantize",
     "insert_frees",
+    "integer_only",
     "lower_abq",
     "outline_gpu_kernels",
     "outline_kernels",
     "outline_serial_code",
     "pack_layouts",
     "quantize",
+    "quantize_caches",
     "resolve_dims",
     "rotate_stream",
     "separate_fills",
@@ -69,9 +83,9 @@ class Unit:
 
     store: Any = None
     recipe: Any = None
-    target: Any = None
+    target: Target | None = None  # None where passes ask it nothing
     node_kinds: dict[str, str] = field(default_factory=dict)  # ONNX node name -> "matmul", ...
-    encodings: dict[str, Any] = field(default_factory=dict)  # weight symbol -> quantize.Encoding
+    encodings: dict[str, Any] = field(default_factory=dict)  # weight symbol -> Encoding
     weights: dict[str, str] = field(default_factory=dict)  # object's symbol -> store's symbol
     kernels: dict[str, Any] = field(default_factory=dict)  # kernel name -> Kernel
     outlined: Any = None  # the module of grid functions made by outline-kernels, or its text
@@ -84,10 +98,32 @@ class Unit:
     operations: list[dict[str, Any]] = field(default_factory=list)
     noise: dict[str, dict[str, Any]] = field(default_factory=dict)  # of packed weights, by symbol
     floats: list[dict[str, Any]] = field(default_factory=list)
+    caches: list[dict[str, Any]] = field(default_factory=list)  # quantized ones, for the manifest
+    scans: list[dict[str, Any]] = field(default_factory=list)  # selective ones, for the manifest
     notes: list[dict[str, str]] = field(default_factory=list)  # what users should know: node, note
+    # Of an integer-only graph: "values" that integers give, "islands" that floats give.
+    integers: Counter[str] = field(default_factory=Counter)
+    strict: bool = False  # what a recipe asks for and cannot have is an error
     messages: list[str] = field(default_factory=list)  # of checks in kernels, by number
     dump_dir: Path | None = None
     step: int = 0
+
+    @property
+    def known_target(self) -> Target:
+        assert self.target is not None
+        return self.target
+
+    @property
+    def device_target(self) -> DeviceTarget:
+        """The target, which is a GPU."""
+        assert self.target is not None and self.target.objects.on_device
+        return cast("DeviceTarget", self.target)
+
+    def refuse(self, node: str, note: str) -> None:
+        """Say that `node` cannot have what the recipe asks for. RecipeError if that is strict."""
+        if self.strict:
+            raise RecipeError(note, node=node, hint="leave out --strict to go on without")
+        self.notes.append({"node": node, "note": note})
 
     def message_number(self, text: str) -> int:
         """The number of the message of a check in kernels, the same at every call."""

@@ -8,26 +8,30 @@ before it: operands through `bufferization.to_buffer`, results allocated and han
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 from abqc.dialects import abq
+from abqc.dialects.cache_formats import parse_cache_format
 from abqc.dialects.mlir import arith, bufferization, cf, func, ir, memref
 
 from .infrastructure import Unit, blame, defining_op, is_used, register, walk
-from .kernel_checks import check_arguments
-from .launch import APPEND, UPDATE, declare
-from .lower_arg_extreme import lower_arg_extreme
-from .lower_attention import lower_attention
-from .lower_norm import lower_norm, lower_norm_pack, lower_softmax
-from .lower_scan import lower_scan
-from .lower_scatter import lower_scatter
-from .lower_top_k import lower_top_k
-from .lowering import Lowering, by_rows, ceil_div, contiguous, dynamic, product
-from .non_max_suppression_loops import non_max_suppression_loops
+from .kernels.checks import check_arguments
+from .kernels.launch import APPEND, UPDATE, declare
+from .loops.constant_values import zeros_symbol
+from .loops.slices import dynamic_size, is_beginning, static_sizes
+from .lowering.arg_extreme import lower_arg_extreme
+from .lowering.attention import lower_attention
+from .lowering.direct_conv import lower_direct_conv
+from .lowering.non_max_suppression_loops import non_max_suppression_loops
+from .lowering.norm import lower_norm, lower_norm_pack, lower_softmax
+from .lowering.rules import Lowering, by_rows, ceil_div, contiguous, dynamic, product
+from .lowering.scan import lower_scan
+from .lowering.scatter import lower_scatter
+from .lowering.scatter_loops import scatter_loops
+from .lowering.selective_scan import lower_selective_scan
+from .lowering.top_k import lower_top_k
+from .lowering.top_k_loops import top_k_loops
 from .resolve_dims import dimension_or_query, index
-from .scatter_loops import scatter_loops
-from .slices import dynamic_size, is_beginning, static_sizes
-from .top_k_loops import top_k_loops
 
 
 @register
@@ -66,10 +70,7 @@ def _bias(low: Lowering, bias: ir.Value | None, n: int) -> ir.Value:
     """Kernels always add a bias; without one they add the zeros that all matmuls share."""
     if bias is not None:
         return low.buffer(bias)
-    symbol = f"abqc.zeros.{n}"
-    if symbol not in low.unit.store:
-        low.unit.store.add(symbol, np.zeros(n, np.float32))
-    return low.constant(symbol, [n], ir.F32Type.get())
+    return low.constant(zeros_symbol(n, low.unit.store), [n], ir.F32Type.get())
 
 
 def _pack(low: Lowering, op: ir.Operation) -> None:
@@ -92,7 +93,7 @@ def _pack(low: Lowering, op: ir.Operation) -> None:
 
 def _measure(low: Lowering, op: ir.Operation) -> None:
     view = op.opview
-    kernel = low.unit.target.measure(ir.StringAttr(view.format).value)
+    kernel = low.unit.known_target.measure(ir.StringAttr(view.format).value)
     low.unit.kernels[kernel.name] = kernel
     samples, *rest = low.sizes(view.x)
     scale = low.allocate(samples, ir.F32Type.get())
@@ -110,7 +111,7 @@ def _matmul(low: Lowering, op: ir.Operation) -> None:
     rows = product(lead)
     x, w = low.buffer(view.x), low.buffer(view.w)
     bias = _bias(low, view.bias, n)
-    y = low.allocate(arith.MulIOp(rows, index(n)).result, ir.F32Type.get())
+    y = low.allocate(arith.MulIOp(rows, index(n)).result, abq.element(view.result))
     names = [ir.StringAttr(a).value for a in ir.ArrayAttr(op.attributes["kernels"])]
     limits = list(ir.DenseI64ArrayAttr(op.attributes["max_rows"]))
 
@@ -146,13 +147,13 @@ def _splits(op: ir.Operation, count: int) -> list[tuple[int, str]]:
 def _batch_matmul(low: Lowering, op: ir.Operation) -> None:
     view = op.opview
     transposed = bool(ir.IntegerAttr(view.transposed).value)
-    variants = low.unit.target.batch_matmul(transposed, str(abq.element(view.c)))
+    variants = low.unit.known_target.batch_matmul(transposed, _stored(low, op))
     batch, m, k = low.sizes(view.a)
-    shared, *_ = low.sizes(view.c)
-    n = low.sizes(view.c)[1 if transposed else 2]
+    shared, *matrix = low.sizes(view.c)
+    n = matrix[0] if transposed else _columns(op)
     y = low.allocate(product([batch, m, n]), ir.F32Type.get())
     a = low.buffer(view.a)
-    c, pitch = _matrices(low, view.c, arith.MulIOp(k, n).result)
+    c, pitch = _matrices(low, view.c, product(matrix))
     group = arith.DivUIOp(batch, arith.MaxUIOp(shared, index(1)).result).result
 
     names = [variant.kernel.name for variant in variants]
@@ -167,6 +168,26 @@ def _batch_matmul(low: Lowering, op: ir.Operation) -> None:
     limits = [variant.max_rows or 0 for variant in variants]
     by_rows(m, len(names), limits, launch_variant)
     low.finish(op, y, [batch, m, n])
+
+
+def _stored(low: Lowering, op: ir.Operation) -> Any:
+    """The type of the second operand's elements, or the rows of a quantized cache that it has."""
+    view = op.opview
+    if abq.ROWS not in op.attributes:
+        return abq.element_text(view.c)
+    format = parse_cache_format(ir.StringAttr(op.attributes[abq.ROWS]).value)
+    transposed = bool(ir.IntegerAttr(view.transposed).value)
+    return low.unit.known_target.cache_rows(
+        format, abq.shape(view.a if transposed else view.result)[2]
+    )
+
+
+def _columns(op: ir.Operation) -> ir.Value:
+    """Of the second operand, k x n."""
+    view = op.opview
+    if abq.ROWS in op.attributes:
+        return index(abq.shape(view.result)[2])
+    return dimension_or_query(view.c, 2)
 
 
 def _matrices(low: Lowering, value: ir.Value, packed: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -314,7 +335,7 @@ def _on_device_or(kernels: Rule, loops: Rule) -> Rule:
     """The rule that launches kernels of a GPU, or the one that writes loops for a CPU."""
 
     def rule(low: Lowering, op: ir.Operation) -> None:
-        (kernels if low.unit.target.objects.on_device else loops)(low, op)
+        (kernels if low.unit.known_target.objects.on_device else loops)(low, op)
 
     return rule
 
@@ -331,6 +352,8 @@ _RULES: dict[str, Rule] = {
     "abq.softmax": lower_softmax,
     "abq.arg_extreme": lower_arg_extreme,
     "abq.scan": lower_scan,
+    "abq.direct_conv": lower_direct_conv,
+    "abq.selective_scan": lower_selective_scan,
     "abq.scatter": _on_device_or(lower_scatter, scatter_loops),
     "abq.top_k": _on_device_or(lower_top_k, top_k_loops),
     "abq.non_max_suppression": non_max_suppression_loops,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abqc.dialects.mlir import func, ir
 
-from .gpu_body import GpuBody
-from .gpu_math import refuse_functions_of_f64
-from .gpu_nest import THREADS, Mapping, analyse, grid_size
 from .infrastructure import Unit, register
-from .kernel_checks import check_arguments, check_types, checks_of, raise_in_kernel
-from .launch import KERNEL_THREADS, launch
-from .loop_nest import Nest, loop_sizes
-from .outlining import Library, arguments_of, outline_all
+from .kernels.checks import check_arguments, check_types, checks_of, raise_in_kernel
+from .kernels.gpu_body import GpuBody
+from .kernels.gpu_math import refuse_functions_of_f64
+from .kernels.gpu_nest import THREADS, Mapping, analyse, grid_size
+from .kernels.launch import KERNEL_THREADS, launch
+from .kernels.loop_nest import Nest, loop_sizes
+from .kernels.outlining import Library, arguments_of, outline_all
 
 
 @register

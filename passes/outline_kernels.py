@@ -2,7 +2,7 @@
 
 `loop_nest` decides which loops become the grid, `loop_body` emits the rest. Kernels that are equal
 up to their names are one kernel: thirty layers share it, and those that differ in sizes of the grid
-alone (`kernel_sizes`).
+alone (`kernels/sizes.py`).
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 from abqc.dialects.mlir import func, ir
 
 from .infrastructure import Unit, register
-from .kernel_checks import check_arguments, check_types, checks_of, raise_in_kernel
-from .kernel_sizes import loosen_sizes
-from .launch import launch
-from .loop_body import Body
-from .loop_nest import Nest, analyse, grid_size, grid_work, loop_sizes
-from .outlining import Library, arguments_of, outline_all
+from .kernels.checks import check_arguments, check_types, checks_of, raise_in_kernel
+from .kernels.launch import launch
+from .kernels.loop_body import Body
+from .kernels.loop_nest import Nest, analyse, grid_size, grid_work, loop_sizes
+from .kernels.outlining import Library, arguments_of, outline_all
+from .kernels.sizes import loosen_sizes
 
 
 @register

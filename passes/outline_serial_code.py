@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from abqc.dialects.mlir import arith, func, ir, nvvm, scf
 
-from .gpu_math import refuse_functions_of_f64
 from .infrastructure import Unit, defining_op, main_function, node_name, register, walk
-from .kernel_checks import check_arguments, check_types, checks_of, raise_in_kernel
-from .launch import KERNEL_THREADS, launch
-from .outlining import Library, library_of, unique
+from .kernels.checks import check_arguments, check_types, checks_of, raise_in_kernel
+from .kernels.gpu_math import refuse_functions_of_f64
+from .kernels.launch import KERNEL_THREADS, launch
+from .kernels.outlining import Library, library_of, unique
 from .resolve_dims import index
 
 WARP = 32

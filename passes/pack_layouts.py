@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from abqc.dialects import abq
+from abqc.dialects.element_types import is_integer
 from abqc.dialects.formats import Float, Scheme, parse_scheme
 from abqc.dialects.matmul_spec import MatmulSpec
 from abqc.dialects.mlir import ir
@@ -56,7 +57,8 @@ def _weight_symbol(value: ir.Value) -> str:
 
 
 def _activation(x: ir.Value) -> tuple[ir.Value, Scheme | None, int, ir.Operation | None]:
-    """The float activation behind `x`, its scheme, its rotation, and the quantize operation."""
+    """The activation behind `x`, floats or stored codes, its scheme, its rotation, and the quantize
+    operation."""
     text = abq.code_format(x)
     if text is None:
         return x, None, 0, None
@@ -79,12 +81,12 @@ def _choose(matmuls: list[ir.Operation], unit: Unit) -> list[Any]:
     readers: dict[ir.Value, list[int]] = {}
     for at, op in enumerate(matmuls):
         readers.setdefault(op.opview.x, []).append(at)
-    working_set = sum(_weight_bytes(_spec(op)) for op in matmuls)
+    working_set = sum(_weight_bytes(spec_of(op)) for op in matmuls)
     choices: list[Any] = [None] * len(matmuls)
     for group in readers.values():
         nodes = [ir.StringAttr(matmuls[at].opview.node).value for at in group]
-        chosen = unit.target.choose(
-            [_spec(matmuls[at]) for at in group], nodes=nodes, working_set=working_set
+        chosen = unit.known_target.choose(
+            [spec_of(matmuls[at]) for at in group], nodes=nodes, working_set=working_set
         )
         for at, choice in zip(group, chosen, strict=True):
             choices[at] = choice
@@ -96,10 +98,11 @@ def _weight_bytes(spec: MatmulSpec) -> int:
     return spec.n * spec.k * spec.weight_bits // 8
 
 
-def _spec(op: ir.Operation) -> MatmulSpec:
+def spec_of(op: ir.Operation) -> MatmulSpec:
+    """What an `abq.matmul` that is not packed yet is to strategies."""
     view = op.opview
     text = abq.code_format(view.w)
-    _, activation, block, _ = _activation(view.x)
+    source, activation, block, _ = _activation(view.x)
     n, k = abq.shape(view.w)
     half: Any = ir.StringAttr(op.attributes[HALF]).value if HALF in op.attributes else DEFAULT_HALF
     return MatmulSpec(
@@ -111,13 +114,15 @@ def _spec(op: ir.Operation) -> MatmulSpec:
         _scale_bits(view.w_scale),
         half,
         _float_type(view.w),
+        stored_codes=activation is not None and abq.holds_codes(source),
+        accumulators=is_integer(abq.element(view.result), 32),
     )
 
 
 def _float_type(w: ir.Value) -> Float:
     """How a weight without codes is stored."""
     types: dict[str, Float] = {"f16": "f16", "bf16": "bf16"}
-    return types.get(str(abq.element(w)), "f32")
+    return types.get(abq.element_text(w), "f32")
 
 
 def _pack_matmul(op: ir.Operation, choice: Any, packed: dict[str, _Packed], unit: Unit) -> None:
@@ -144,7 +149,8 @@ def _pack_matmul(op: ir.Operation, choice: Any, packed: dict[str, _Packed], unit
         )
         encoding = unit.encodings.get(symbol)
         source = encoding.source if encoding else symbol
-        packed[source] = _Packed(node, strategy.name, spec, stats["symbol"])
+        if not (encoding and encoding.balance in unit.store):  # a table has no balanced columns
+            packed[source] = _Packed(node, strategy.name, spec, stats["symbol"])
         names = [ir.StringAttr.get(v.kernel.name) for v in variants]
         limits = [v.max_rows if v.max_rows is not None else 0 for v in variants]
         new.operation.attributes["kernels"] = ir.ArrayAttr.get(names)
@@ -167,9 +173,12 @@ def _pack_matmul(op: ir.Operation, choice: Any, packed: dict[str, _Packed], unit
             "weight": spec.weight_text,
             "activation": spec.activation.text if spec.activation else choice.float_type,
             "rotated": spec.hadamard_block,
+            "balanced": bool(encoding and encoding.balance in unit.store),
             "stream": in_stream,  # rotated in the weights around it
             "strategy": strategy.name,
             "why": choice.why,
+            "predicted": [ranking.as_manifest() for ranking in choice.rankings],
+            "shares_layout": choice.shares_layout,
             **stats,
         }
     )
@@ -250,12 +259,12 @@ def _pack_table(op: ir.Operation, packed: dict[str, _Packed], unit: Unit) -> Non
     tied = packed.get(encoding.source if encoding else symbol)
     kernel = None
     if tied is not None and index_bits == 64 and not tied.spec.hadamard_block:
-        kernel = unit.target.panel_gather(tied.strategy, tied.spec)
+        kernel = unit.known_target.panel_gather(tied.strategy, tied.spec)
     if tied is not None and kernel is not None:
         packed_symbol, scheme, why = tied.symbol, tied.spec.weight, f"tied to '{tied.node}'"
     elif text is not None:
         scheme, why = parse_scheme(text), "rows"
-        table = unit.target.gather(columns, scheme, _scale_bits(view.scale), index_bits)
+        table = unit.known_target.gather(columns, scheme, _scale_bits(view.scale), index_bits)
         kernel, packed_symbol = table.kernel, f"{symbol}.rows"
         if packed_symbol not in unit.store:
             unit.store.add(packed_symbol, table.pack(_encode(encoding, unit, node)))

@@ -107,19 +107,36 @@ def _top_k(op: ir.Operation, axis: int) -> ir.Value | None:
     return op.operands[1] if axis == along else dimension_or_query(op.operands[0], axis)
 
 
+def _selective_scan(op: ir.Operation, axis: int) -> ir.Value | None:
+    """Samples and steps of y are those of x, samples of the state too; all else is static."""
+    return dimension_or_query(op.operands[0], axis)
+
+
+def _direct_conv(op: ir.Operation, axis: int) -> ir.Value | None:
+    """Samples are those of the planes, channels are static."""
+    view = op.opview
+    return (None, None, view.height, view.width)[axis] or dimension_or_query(view.planes, 0)
+
+
 _RULES = {
     "abq.attention": _attention,
     "abq.measure": _samples,
     "abq.matmul": _of_first_operand,
     "abq.norm": _of_first_operand,
     "abq.norm_pack": _of_first_operand,
+    "abq.selective_scan": _selective_scan,
     "abq.softmax": _of_first_operand,
     "abq.arg_extreme": _of_first_operand,
     "abq.scan": _of_first_operand,
     "abq.hadamard": _of_first_operand,
+    "abq.quantize_cache": _of_first_operand,
+    "abq.dequantize_cache": _of_first_operand,
+    "abq.permute_channels": _of_first_operand,
     "abq.pack": _of_first_operand,
     "abq.quantize": _of_first_operand,
     "abq.dequantize": _of_first_operand,
+    "abq.fake_quantize": _of_first_operand,
+    "abq.direct_conv": _direct_conv,
     "abq.gather": _gather,
     "abq.scatter": _of_first_operand,
     "abq.top_k": _top_k,

@@ -7,10 +7,10 @@
 RMS norms commute with a rotation R, once their gains are in the products behind them. Layer norms
 become RMS norms: the mean is taken out of what writes the stream. So the products behind norms read
 rotated values, whose outliers are spread, and nothing is left to do at run time (QuaRot, Ashkboos
-et al., 2024; SliceGPT for layer norms). The stream is found by walking the graph (`channels.py`);
-where something in it keeps it from being rotated, a note names that, and `quantize` rotates in
-front of each product at run time, as it does for what no stream brings (down and output
-projections).
+et al., 2024; SliceGPT for layer norms). The stream is found by walking the graph
+(`channels/search.py`); where something in it keeps it from being rotated, a note names that, and
+`quantize` rotates in front of each product at run time, as it does for what no stream brings (down
+and output projections).
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ import numpy as np
 from abqc.dialects import abq
 from abqc.dialects.mlir import ir
 
-from .channel_maps import CHUNK, CentredRotation, Rotation, along
-from .channels import Blocker, Channels, Constant, NormOf, channels_behind, channels_of
-from .constant_values import derived, is_constant, read, symbol_of
-from .generics import dims, expression, is_elementwise, maps, rank
+from .channels.maps import CHUNK, CentredRotation, Rotation, along
+from .channels.rotated_rows import rotated_rows, with_gains
+from .channels.search import Blocker, Channels, Constant, NormOf, channels_behind, channels_of
 from .infrastructure import Unit, node_name, register, users, walk
-from .norm_chain import Norm, match_norm, peel
-from .rotated_rows import rotated_rows, with_gains
+from .loops.constant_values import derived, is_constant, read, symbol_of
+from .loops.generics import dims, expression, is_elementwise, maps, rank
+from .patterns.norm_chain import Norm, match_norm, peel
+from .quantization.imported_codes import kept_codes
 
 # The attribute of an `abq.matmul` whose activations are rotated already: the block's size.
 ROTATED = "rotated"
@@ -184,11 +185,12 @@ def _of_codes(stream: _Stream, unit: Unit) -> list[Blocker]:
     blockers = []
     weights = [(c.op, c.number) for c in stream.channels.constants]
     for op, number in [*weights, *((product, 1) for product in stream.products)]:
-        symbol = symbol_of(op.operands[number])
-        if symbol is None or unit.store.quantized(symbol) is None:
+        symbol, kind = symbol_of(op.operands[number]), KINDS.get(op.name)
+        if symbol is None or kind is None:
             continue
-        kind = KINDS.get(op.name)
-        if kind is not None and unit.recipe.resolve(_node(op), kind).weight is None:
+        scheme = unit.recipe.resolve(_node(op), kind).weight
+        rotated = scheme is not None
+        if kept_codes(symbol, scheme, unit.store, rotated=rotated) is not None:
             blockers.append(Blocker(op, "its weight is codes that the recipe keeps"))
     return blockers
 
@@ -401,10 +403,8 @@ def _note(asked: Sequence[_Stream], unit: Unit) -> None:
     blocker = blocked[0].blockers[0]
     op = blocker.op if blocker.op is not None else blocked[0].readers[0].norm.op
     count = sum(len(stream.products) for stream in blocked)
-    unit.notes.append(
-        {
-            "node": node_name(op) or op.name,
-            "note": "keeps the residual stream from being rotated in the weights, so that "
-            f"{count} products rotate what they read in every run: {blocker.why}",
-        }
+    unit.refuse(
+        node_name(op) or op.name,
+        "keeps the residual stream from being rotated in the weights, so that "
+        f"{count} products rotate what they read in every run: {blocker.why}",
     )

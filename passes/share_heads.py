@@ -18,8 +18,9 @@ from math import prod
 from abqc.dialects import abq
 from abqc.dialects.mlir import ir, linalg, tensor
 
-from .axis_blocks import clone_body, parallel_loop
-from .generics import (
+from .infrastructure import Unit, defining_op, register, walk
+from .loops.axis_blocks import clone_body, parallel_loop
+from .loops.generics import (
     expression,
     groups,
     ignores_init,
@@ -29,7 +30,6 @@ from .generics import (
     maps,
     rank,
 )
-from .infrastructure import Unit, defining_op, register, walk
 from .resolve_dims import mixed_sizes
 
 # How many consecutive matrices of the first operand share one of the second, where this pass made

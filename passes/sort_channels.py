@@ -15,10 +15,10 @@ from collections.abc import Sequence
 import numpy as np
 from abqc.dialects.mlir import ir
 
-from .channel_maps import CHUNK, Permutation, along
-from .channels import Channels, Constant, permutable_channels
-from .constant_values import derived, symbol_of
+from .channels.maps import CHUNK, Permutation, along
+from .channels.search import Channels, Constant, permutable_channels
 from .infrastructure import Unit, register, walk
+from .loops.constant_values import derived, symbol_of
 from .rotate_stream import ROTATED
 
 

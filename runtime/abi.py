@@ -86,6 +86,7 @@ class _RunOptions(ctypes.Structure):
         ("device", _DLDevice),
         ("stream", ctypes.c_void_p),
         ("flags", ctypes.c_uint32),
+        ("profile", ctypes.c_void_p),
     ]
 
 
@@ -205,9 +206,11 @@ class Library:
 
     @property
     def run_options_size(self) -> int:
-        """How much of the options of a run it knows: artifacts before the flag knew less."""
+        """How much of the options of a run it knows: older ones know no profile, or no flags."""
+        if self.manifest.get("profiles", False):
+            return ctypes.sizeof(_RunOptions)
         known = self.manifest.get("interruptible", False)
-        return ctypes.sizeof(_RunOptions) if known else _RunOptions.flags.offset
+        return (_RunOptions.profile if known else _RunOptions.flags).offset
 
     def __del__(self) -> None:
         self.release()
@@ -243,8 +246,8 @@ class Library:
         if status:
             raise self.error(status)
 
-    def forms(self) -> tuple[str, ...]:
-        """The forms of the kernels: instruction sets, or targets of a GPU (`sm_90a`)."""
+    def isas(self) -> tuple[str, ...]:
+        """The ISAs of the kernels: instruction sets, or targets of a GPU (`sm_90a`)."""
         return tuple((self._info().isas or b"").decode().split())
 
     def _info(self) -> _ModelInfo:
@@ -334,7 +337,7 @@ class Instance:
 
     @property
     def isa(self) -> str:
-        """The form of the kernels in use."""
+        """The ISA of the kernels in use."""
         name = ctypes.c_char_p()
         self.library.check(self.library._api.isa(self._pointer, ctypes.byref(name)))
         return (name.value or b"").decode()
@@ -357,6 +360,7 @@ class Instance:
         threads: int = 0,
         device: tuple[int, int] = (0, 0),
         stream: int = 0,
+        profile: int = 0,
     ) -> None:
         """abqc_api.run on arrays of pointers to tensors, given by their addresses.
 
@@ -369,6 +373,7 @@ class Instance:
             stream=stream or None,
             # Python calls handlers of signals in its main thread alone.
             flags=_INTERRUPTIBLE if threading.current_thread() is threading.main_thread() else 0,
+            profile=profile or None,
         )
         self._check(
             self.library._run(

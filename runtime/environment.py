@@ -45,9 +45,10 @@ def _switch(text: str) -> bool | None:
 NUM_THREADS = Variable("ABQC_NUM_THREADS", "number of threads; the usable cores without it", _count)
 ISA = Variable(
     "ABQC_ISA",
-    "use the kernels for avx512, avx2 or plain; the best that the CPU has without it",
+    "use the kernels for this instruction set (see inspect); the best that the CPU has without it",
     str,
 )
+CPU = Variable("ABQC_CPU", "what --cpu says where it is not given; all without it", str)
 CUDA_GRAPHS = Variable(
     "ABQC_CUDA_GRAPHS", "0: kernels are launched one by one, not as CUDA graphs", _switch
 )
@@ -64,6 +65,7 @@ CUDA_HOME = Variable("CUDA_HOME", "the CUDA toolkit, for ptxas and nvdisasm", Pa
 VARIABLES: tuple[Variable, ...] = (
     NUM_THREADS,
     ISA,
+    CPU,
     CUDA_GRAPHS,
     CACHE,
     XDG_CACHE_HOME,
@@ -81,6 +83,26 @@ def adopt(variables: Mapping[str, str]) -> None:
     """Set these variables and no others."""
     os.environ.clear()
     os.environ.update(variables)
+
+
+# How the libraries behind numpy are told how many threads to take; each reads its own, once. What
+# numpy computes depends on that number.
+_NUMPY_THREADS = (
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "OMP_NUM_THREADS",
+)
+
+
+def with_one_thread() -> dict[str, str]:
+    """All variables as they are set, for another process whose numpy computes on one thread."""
+    return snapshot() | dict.fromkeys(_NUMPY_THREADS, "1")
+
+
+def asks_for_one_thread() -> bool:
+    """Whether this process's numpy has been told to compute on one thread."""
+    return any(os.environ.get(name) == "1" for name in _NUMPY_THREADS)
 
 
 def set_temporary_folder(folder: Path) -> None:

@@ -11,10 +11,11 @@ import numpy as np
 
 from ..errors import InputError
 from .abi import DriverTable, Instance, Library
+from .device import choose
 from .device_array import DeviceArray, borrow, on_gpu
 from .dlpack import CUDA, ManagedTensor, TensorTable, expressible
 from .element_types import by_name, numpy_dtype, seen_as
-from .place import choose
+from .profile import Profile
 from .statistics import RunStatistics
 from .tensor_spec import TensorSpec
 
@@ -36,7 +37,7 @@ def load(
     on the CPU, slowly and checked; None: what the model was compiled for. A driver in Python
     (`abqc.runtime.ptx.driver`) is a device too. DeviceError where there is no such device.
     `threads`: of every run, unless it says otherwise; None: ABQC_NUM_THREADS, else the usable
-    cores. `isa`: "avx512", "avx2" or "plain"; None: ABQC_ISA, else the best that the CPU has. For
+    cores. `isa`: one of the model's instruction sets; None: ABQC_ISA, else the CPU's best. For
     a GPU the target whose code to use ("sm_80"); None: the best.
     `separate_buffers`: on a GPU every buffer of a run is an allocation of its own, so that what
     checks memory (compute-sanitizer) sees one step too far; slow. The PTX machine always has it so.
@@ -64,18 +65,18 @@ class Model:
         isa: str | None = None,
         separate_buffers: bool = False,
     ) -> None:
-        place = choose(device, library.forms(), isa)
+        chosen = choose(device, library.isas(), isa)
         instance = Instance(
             library,
             threads=_thread_count(threads),
-            isa=place.isa,
-            device=place.dlpack,
-            driver=place.driver,
-            separate_buffers=separate_buffers or place.separate_buffers,
+            isa=chosen.isa,
+            device=chosen.dlpack,
+            driver=chosen.driver,
+            separate_buffers=separate_buffers or chosen.separate_buffers,
         )
         self._instance: Instance | None = instance
-        self._place = place
-        self.device = place.name
+        self._device = chosen
+        self.device = chosen.name
         self.path = library.path
         self.manifest = library.manifest
         self.isa = instance.isa
@@ -93,6 +94,7 @@ class Model:
         outputs: Arrays | None = None,
         device: str | None = None,
         stream: int = 0,
+        profile: Profile | None = None,
     ) -> list[Any]:
         """Run the model: a dict by name or a list in order in, the list of outputs out.
 
@@ -108,12 +110,19 @@ class Model:
         `torch.cuda.current_stream().cuda_stream`): when all tensors are on the GPU and no kernel
         checks data (indices), the work is then put into it and not waited for.
 
+        `profile` is filled with the launches of the run; on a CPU alone.
+
         InputError names the tensor that is wrong.
         """
         instance = self._instance
         if instance is None:
             raise InputError(f"the model '{self.path}' is closed")
-        target = self._place.of_outputs(device)
+        if profile is not None and "launches" not in self.manifest:
+            raise InputError(
+                f"launches of '{self.path}' cannot be timed",
+                hint="compile it again for the CPU, with this version",
+            )
+        target = self._device.of_outputs(device)
         values = _in_order("input", self.inputs, inputs)
         given = [
             borrow(spec.name, value, stream) if on_gpu(value) else _input_array(spec, dtype, value)
@@ -136,6 +145,7 @@ class Model:
             threads=_thread_count(threads),
             device=target,
             stream=stream,
+            profile=0 if profile is None else profile.address,
         )
         return [
             self._allocated(instance, i, output_table.pointer(i), stream)

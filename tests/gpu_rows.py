@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import gpu_kernels
 import numpy as np
 from abqc.codegen.gpu.arch import SM_80, GpuArch
-from abqc.codegen.gpu.rows import rows_kernel, rows_reduce_kernel
-from abqc.codegen.gpu.rows_layout import FloatRows, rows_of
-from abqc.codegen.gpu.schedule import Schedule
-from abqc.codegen.gpu.weights import K_UNIT, TILE_COLUMNS, WeightLayout, pack
+from abqc.codegen.gpu.few_rows.schedules import rows_kernel, rows_reduce_kernel
+from abqc.codegen.gpu.matmul.schedule import Schedule
+from abqc.codegen.gpu.packing.layout import FloatRows, rows_of
+from abqc.codegen.gpu.weights.layout import K_UNIT, TILE_COLUMNS, WeightLayout, pack
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects import formats, reference
 from abqc.dialects.formats import QuantizedTensor, parse_scheme

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from abqc.codegen.gpu.arch import SM_80, GpuArch
-from abqc.codegen.gpu.dequantize import DequantizeMatmul
-from abqc.codegen.gpu.int8 import Int8Matmul
-from abqc.codegen.gpu.rows_layout import FloatElement, FloatRows, round_to, rows_of
-from abqc.codegen.gpu.schedule import Schedule
-from abqc.codegen.gpu.tile_schedules import plan_of
+from abqc.codegen.gpu.matmul.dequantize import DequantizeMatmul
+from abqc.codegen.gpu.matmul.int8 import Int8Matmul
+from abqc.codegen.gpu.matmul.schedule import Schedule
+from abqc.codegen.gpu.packing.layout import FloatElement, FloatRows, round_to, rows_of
+from abqc.codegen.gpu.tiles.schedules import plan_of
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects import formats, reference
 from abqc.dialects.formats import QuantizedTensor, parse_scheme

@@ -140,7 +140,7 @@ def build(
     weights: Sequence[tuple[str, np.ndarray]] = (),
     manifest: dict[str, object] | None = None,
 ) -> Path:
-    """Link an artifact from C source; `ISA` in the kernels' source is each form's name."""
+    """Link an artifact from C source; `ISA` in the kernels' source is each ISA's name."""
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         objects = [c_object(work, "model_host", host)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from abqc.codegen import isa as isas
-from abqc.codegen.cpu.pack_activations import measure_kernel
+from abqc.codegen.cpu.packing.activations import measure_kernel
 from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import Jit
 from abqc.codegen.strategy import Kernel, MatmulSpec, Variant
@@ -114,7 +114,9 @@ class Case:
         )
 
 
-FORMS = isas.available()
+ISAS = isas.available()
+TILED_ISAS = isas.tiled()
+DOT_ISAS = (*ISAS, *(isa for isa in isas.extending() if isa.adds == "dot"))
 WEIGHTS = (
     *(f"w{bits}" for bits in range(1, 9)),
     *(f"w{bits}:asym" for bits in range(1, 9)),

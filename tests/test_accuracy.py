@@ -10,7 +10,7 @@ import onnx
 import pytest
 from abqc.compiler.evaluation.metrics import WindowLikelihood
 from abqc.compiler.recipe import parse_recipe
-from accuracy import lines, make_gguf, make_models, make_tokens, measure, page, results, texts
+from accuracy import lines, make_gguf, make_models, make_tokens, page, results, texts
 from accuracy.rows import ROWS, Row
 from accuracy.subjects import SUBJECTS, likelihood_figures
 from onnx import TensorProto, helper, numpy_helper
@@ -22,6 +22,7 @@ WINDOWS = [WindowLikelihood(4, 3.0, 3.0 + d, 0.1, 0.75) for d in (0.1, 0.3)]
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ABQC_TEST_CACHE", str(tmp_path))
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "measured")
     return tmp_path
 
 
@@ -165,11 +166,11 @@ def test_recipes_of_rows_are_recipes(row: Row) -> None:
 
 def test_a_result_counts_for_what_it_was_made_of() -> None:
     row = Row("r", "smollm2", "w4a8")
-    assert results.load("r", measure.made_of(row)) is None
-    results.save("r", measure.made_of(row), {"bits": 4.0})
-    assert results.load("r", measure.made_of(row)) == results.read("r")
-    assert results.load("r", measure.made_of(Row("r", "smollm2", "w3a8"))) is None
-    assert results.load("r", measure.made_of(Row("r", "smollm2", "w4a8", bar="1"))) is not None
+    assert results.load("r", row.made_of) is None
+    results.save("r", row.made_of, {"bits": 4.0})
+    assert results.load("r", row.made_of) == results.read("r")
+    assert results.load("r", Row("r", "smollm2", "w3a8").made_of) is None
+    assert results.load("r", Row("r", "smollm2", "w4a8", bar="1").made_of) is not None
 
 
 def test_the_page_holds_rows_and_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +178,7 @@ def test_the_page_holds_rows_and_peers(tmp_path: Path, monkeypatch: pytest.Monke
     row = next(row for row in ROWS if row.name == "w4g128")
     about = {"bits": 4.13, "compile_seconds": 61.0}
     figures = likelihood_figures(WINDOWS)
-    results.save(row.name, measure.made_of(row), about | figures)
+    results.save(row.name, row.made_of, about | figures)
     peer = {"engine": "llama.cpp", "format": "Q4_0", "types": "Q4_0 106 M", "bits": 4.5}
     results.save("peer-llama-Q4_0", {}, peer | figures)
     text = page.write().read_text("utf-8")

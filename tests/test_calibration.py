@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import abqc
@@ -10,7 +12,8 @@ import onnx
 import pytest
 from abqc.compiler.calibration.dataflow import DataFlow
 from abqc.compiler.calibration.patches import Patches
-from abqc.compiler.calibration.ranges import Range
+from abqc.compiler.calibration.plan import read_weighed
+from abqc.compiler.calibration.ranges import Range, Static
 from abqc.compiler.calibration.residual import sum_of
 from abqc.compiler.calibration.runs import Stream, compile_segment
 from abqc.compiler.calibration.samples import TEXT_TOKENS, batches, text_samples
@@ -24,6 +27,8 @@ from abqc.errors import InputError, PerformanceWarning, RecipeError
 from abqc.passes.infrastructure import Unit, run_pipeline
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from onnx_models import model as small_model
+from onnx_models import node, save
 
 WIDTH, HIDDEN, LAYERS = 32, 48, 2
 
@@ -101,7 +106,7 @@ def test_segments_one_after_the_other_are_the_model(model: Path, tmp_path: Path)
     assert [len(segment.products) for segment in segments] == [1] * (2 * LAYERS + 1)
     assert len(segments[-1].inputs) == 1  # the residual stream; the mask is computed again
     feeds = data(2)
-    stream = Stream([feeds], tmp_path)
+    stream = Stream.of([feeds], tmp_path)
     head = flow.id_of(flow.operations[segments[-1].products[0]].results[0])
     assert head is not None
     for segment in segments:
@@ -139,6 +144,51 @@ def test_calibrated_codes_are_better_than_rounded_ones(model: Path, recipe: str)
     assert len(compiled.manifest["calibration"]["errors"]) == 2 * LAYERS + 1
 
 
+def test_rows_are_quantized_without_their_means(model: Path) -> None:
+    samples, test = data(64), data(16, seed=2)
+    for feeds in (samples, test):
+        feeds["x"] += np.linspace(-6, 6, WIDTH, dtype=np.float32)
+    expected = reference(model, test)
+    errors = []
+    for recipe in ("w8 a4 gptq", "w8 a4 gptq shift"):
+        compiled = abqc.compile(model, quant=recipe, calib=samples, output=model.with_suffix(".so"))
+        errors.append(float(np.square(compiled.run(test)[0] - expected).mean()))
+    assert errors[1] < 0.75 * errors[0]
+    with pytest.raises(RecipeError, match="shift needs calibration data"):
+        abqc.compile(model, quant="w8 a4 shift", output=model.with_suffix(".so"))
+
+
+def test_codes_of_the_model_are_not_shifted(tmp_path: Path) -> None:
+    """Rows that come as codes stay these: no mean is taken off, and the bias has none."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "q": rng.integers(-127, 128, (WIDTH, 24)).astype(np.int8),
+        "s": np.full(24, 0.01, np.float32),
+        "step": np.array(0.06, np.float32),
+        "zero": np.array(128, np.uint8),
+    }
+    proto = small_model(
+        [
+            node("QuantizeLinear", "x step zero", "codes"),
+            node("DequantizeLinear", "codes step zero", "steps"),
+            node("DequantizeLinear", "q s", "w", axis=1),
+            node("MatMul", "steps w", "y", "product"),
+        ],
+        [("x", np.float32, ["m", WIDTH])],
+        [("y", np.float32, ["m", 24])],
+        constants,
+    )
+    x = rng.standard_normal((64, WIDTH)) + np.linspace(-3, 3, WIDTH)
+    feeds = {"x": x.astype(np.float32)}
+    path = save(proto, tmp_path)
+    options = {"calib": feeds, "output": tmp_path / "model.so"}
+    plain, shifted = (
+        abqc.compile(path, quant=f"w4a8 gptq{word}", **options).run(feeds)[0]
+        for word in ("", " shift")
+    )
+    np.testing.assert_array_equal(plain, shifted)
+
+
 @pytest.mark.parametrize("scheme", ["a8:tensor", "a4:tensor", "a4:tensor:sym"])
 def test_static_scales_lose_least(scheme: str) -> None:
     parsed = parse_scheme(scheme)
@@ -147,7 +197,7 @@ def test_static_scales_lose_least(scheme: str) -> None:
     measured = Range(0)
     for part in np.split(values, 4):
         measured.add(part)
-    scale, zero = measured.choose(parsed)
+    scale, zero = measured.choose(Static(parsed))
 
     def error(codes: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> float:
         return float(np.square((codes.astype(np.float32) - zero) * scale - values).sum())
@@ -157,7 +207,10 @@ def test_static_scales_lose_least(scheme: str) -> None:
     assert error(codes, scale, zero) <= 1.001 * error(whole, scales[:, None], zeros[:, None])
     if parsed.bits == 4:
         assert scale < 0.9 * scales[0]
-    assert Range(0).choose(parsed) == (1, 0)  # nothing was read
+    assert Range(0).choose(Static(parsed)) == (1, 0)  # nothing was read
+    assert measured.choose(Static(parsed, "minmax")) == pytest.approx((scales[0], zeros[0]), 1e-6)
+    clipped, _ = measured.choose(Static(parsed, "percentile"))
+    assert clipped < (0.9 if parsed.bits == 4 else 1) * scales[0]  # without the one that is alone
 
 
 def test_static_activations_need_no_other_rows(model: Path, tmp_path: Path) -> None:
@@ -172,6 +225,31 @@ def test_static_activations_need_no_other_rows(model: Path, tmp_path: Path) -> N
     assert np.abs(far).max() < 10 * np.abs(expected).max()  # the head's codes end somewhere
     with pytest.raises(RecipeError, match="only calibration fixes"):
         abqc.compile(model, quant="w8 a8:tensor", output=tmp_path / "static.so")
+
+
+def test_static_activations_of_weights_that_are_rounded(model: Path, tmp_path: Path) -> None:
+    quant = "w8 a8:tensor rtn"
+    compiled = abqc.compile(model, quant=quant, calib=data(64), output=tmp_path / "static.so")
+    feeds = data(4, seed=3)
+    expected = reference(model, feeds)
+    assert relative_error(expected, compiled.run(feeds)[0]) < 0.1
+    assert not compiled.manifest["calibration"]["errors"]
+
+
+def test_static_activations_of_a_tied_head(tmp_path: Path) -> None:
+    """Its weight is the table's, which calibration does not encode."""
+    table = np.random.default_rng(0).standard_normal((700, 24)).astype(np.float32)
+    nodes = [
+        node("Gather", "table ids", "rows", "embedding"),
+        node("Transpose", "table", "weight", perm=[1, 0]),
+        node("MatMul", "rows weight", "logits", "head"),
+    ]
+    ids, logits = ("ids", np.int64, ["batch", 5]), ("logits", np.float32, ["batch", 5, 700])
+    source = save(small_model(nodes, [ids], [logits], {"table": table}), tmp_path)
+    tokens = np.random.default_rng(0).integers(0, 700, (64, 5))
+    with abqc.compile(source, quant="w8 a8:tensor", calib={"ids": tokens}) as compiled:
+        actual = compiled.run({"ids": tokens})[0]
+    assert relative_error(table[tokens] @ table.T, actual) < 0.01
 
 
 def test_too_few_samples_are_noted(model: Path, tmp_path: Path) -> None:
@@ -342,6 +420,30 @@ def test_a_budget_beats_one_width_for_all(model: Path, tmp_path: Path) -> None:
     assert '"head" w' in recipe and "# chosen for --budget 3.5bpw" in recipe
     again = abqc.compile(model, quant=recipe, calib=samples, output=tmp_path / "again.so")
     np.testing.assert_array_equal(again.run(test)[0], compiled.run(test)[0])
+
+
+def test_what_formats_leave_is_kept_and_taken_up_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ABQC_CACHE", str(tmp_path / "cache"))
+
+    def chosen(budget: str = "3.5bpw") -> dict[str, str]:
+        library = tmp_path / "m.so"
+        abqc.compile(model, quant="w4 a16", calib=data(8), budget=budget, output=library).close()
+        recipe = library.with_suffix(".recipe.txt").read_text()
+        return dict(re.findall(r'"(\w+)" (w\d\S*)', recipe))
+
+    first = chosen()
+    (kept,) = (tmp_path / "cache" / "calibration").glob("*/*.txt")
+    text = kept.read_text()
+    weighed = json.loads(text)
+    assert weighed.keys() == first.keys() and len(first) == 2 * LAYERS + 1
+    weighed["head"] = [[*rest, 1e3 * error] for *rest, error in weighed["head"]]
+    kept.write_text(json.dumps(weighed))
+    assert parse_scheme(chosen()["head"]).bits > parse_scheme(first["head"]).bits
+    assert read_weighed(text) is not None
+    for damaged in (None, "", "[1]", '{"a": [1]}', text[:-3], text.replace("w2v", "w2x")):
+        assert read_weighed(damaged) is None
 
 
 def test_budgets_that_cannot_be_met(model: Path, tmp_path: Path) -> None:

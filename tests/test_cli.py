@@ -63,7 +63,7 @@ def test_help_has_examples(abqc: Run, command: str) -> None:
 
 def test_commands_are_those_of_the_design(abqc: Run) -> None:
     _, out, _ = abqc("--help")
-    for name in ("compile", "run", "bench", "inspect", "eval", "tune", "opt", "doctor"):
+    for name in ("compile", "run", "generate", "bench", "inspect", "eval", "tune", "opt", "doctor"):
         assert f"    {name} " in out
 
 
@@ -95,6 +95,7 @@ def test_compile_run_inspect(abqc: Run, tmp_path: Path, digits: tuple) -> None:
     assert code == 0 and manifest["recipe"] == "w8a8"
     assert manifest["bytes"]["total"] == library.stat().st_size
     assert {"node", "kind", "n", "k", "bpw", "strategy", "why"} <= set(manifest["ops"][0])
+    assert [ranking["rows"] for ranking in manifest["ops"][0]["predicted"]] == [1, 16, 128]
     code, out, _ = abqc("inspect", library)
     assert code == 0 and "w8:channel:sym a8:token:asym" in out
     assert " dB, worst 'MatMul" in out

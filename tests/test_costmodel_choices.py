@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 from abqc.codegen.gpu.arch import by_name
-from abqc.codegen.gpu.int8 import Int8Matmul
-from abqc.codegen.gpu.planes import Planes
+from abqc.codegen.gpu.matmul.int8 import Int8Matmul
+from abqc.codegen.gpu.planes.strategy import Planes
 from abqc.codegen.strategy import MatmulSpec
 from abqc.costmodel.gpu_analytic import GpuAnalyticModel
 from abqc.costmodel.hardware import gpu_for

@@ -7,10 +7,10 @@ from functools import cache
 import numpy as np
 import pytest
 from abqc.codegen.gpu.arch import SM_80
-from abqc.codegen.gpu.builtin import SET_BYTES, builtin_kernels
-from abqc.codegen.gpu.compile import Ptx, assemble, compile_ptx
-from abqc.codegen.gpu.copy import MAX_RANK, THREADS
-from abqc.codegen.gpu.tools import find_tool
+from abqc.codegen.gpu.assembly.builtin import SET_BYTES, builtin_kernels
+from abqc.codegen.gpu.assembly.compile import Ptx, assemble, compile_ptx
+from abqc.codegen.gpu.assembly.copy import MAX_RANK, THREADS
+from abqc.codegen.gpu.assembly.tools import find_tool
 from abqc.dialects.mlir import ir, make_context
 from abqc.runtime.ptx import run_kernel
 

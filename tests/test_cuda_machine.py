@@ -11,9 +11,9 @@ import fake_gpu
 import numpy as np
 import pytest
 from abqc.codegen.gpu.arch import SM_80
+from abqc.codegen.gpu.assembly.builtin import builtin_kernels
+from abqc.codegen.gpu.assembly.compile import compile_ptx
 from abqc.codegen.gpu.builder import POINTER, kernel
-from abqc.codegen.gpu.builtin import builtin_kernels
-from abqc.codegen.gpu.compile import compile_ptx
 from abqc.codegen.link import ArtifactMeta
 from abqc.dialects.mlir import ir, make_context
 from abqc.errors import AbqcError, DeviceError, InputError

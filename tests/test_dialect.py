@@ -217,3 +217,58 @@ def test_the_bindings_import_a_module_for_the_dialect_once(monkeypatch: pytest.M
             assert type(function.regions[0].blocks[0].operations[0]).__name__ == "MatmulOp"
     assert tried.count("abqc.dialects.bindings.abq") <= 1
     assert "torch_mlir.dialects.abq" not in tried
+
+
+def cache(format: str = "kv4", rows: str = "?x3x12xi8", y: str = "?x3x16xf32") -> str:
+    return f"""func.func @main(%x: tensor<{rows}>) -> tensor<{y}> {{
+      %y = "abq.dequantize_cache"(%x) {{format = "{format}"}} : (tensor<{rows}>) -> tensor<{y}>
+      return %y : tensor<{y}>
+    }}"""
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (cache(), None),
+        (cache("kv9"), "a cache has 2 to 8 bits"),
+        (cache("kv8"), "rows of 16 elements in kv8 are 20 bytes"),
+        (cache("kv4:g16", y="?x3x40xf32"), "groups of 16 do not divide"),
+        (cache(y="?x3x?xf32"), "rows of caches have a static length"),
+        (cache(y="?x3x16xf16"), "f32"),
+        (cache(rows="?x3x12xf32"), "encoded rows are bytes"),
+    ],
+)
+def test_rows_of_caches(text: str, complaint: str | None) -> None:
+    with make_context():
+        if complaint is None:
+            ir.Module.parse(text)
+            return
+        with pytest.raises(ir.MLIRError, match=complaint):
+            ir.Module.parse(text)
+
+
+def permuted(order: str = "1, 0, 0, 1", axis: int = 0, group: int = 2) -> str:
+    return f"""func.func @main(%x: tensor<?x3x2xf32>) -> tensor<?x3x2xf32> {{
+      %y = "abq.permute_channels"(%x) {{order = array<i64: {order}>, axis = {axis} : i64,
+          group = {group} : i64}} : (tensor<?x3x2xf32>) -> tensor<?x3x2xf32>
+      return %y : tensor<?x3x2xf32>
+    }}"""
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (permuted(), None),
+        (permuted(axis=2), "no axis 2 of heads"),
+        (permuted(group=0), "one head at least"),
+        (permuted("1, 0, 0"), "orders are of 2 channels"),
+        (permuted("1, 1"), "every channel once"),
+    ],
+)
+def test_orders_of_channels(text: str, complaint: str | None) -> None:
+    with make_context():
+        if complaint is None:
+            ir.Module.parse(text)
+            return
+        with pytest.raises(ir.MLIRError, match=complaint):
+            ir.Module.parse(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from abqc.codegen.gpu.arg_extreme import arg_extreme_kernels
+from abqc.codegen.gpu.lines.arg_extreme import arg_extreme_kernels
 from gpu_kernels import output, run, take
 
 DTYPES = {"f16": np.float16, "f32": np.float32, "f64": np.float64, "i8": np.int8, "i64": np.int64}

@@ -9,15 +9,15 @@ from functools import cache
 import numpy as np
 import pytest
 from abqc.codegen.gpu.arch import ALL, SM_75, SM_80, SM_90A, GpuArch
-from abqc.codegen.gpu.attention import (
+from abqc.codegen.gpu.assembly.compile import Ptx, assemble, compile_ptx
+from abqc.codegen.gpu.assembly.tools import find_tool
+from abqc.codegen.gpu.attention.kernels import (
     AttentionSpec,
     AttentionVariant,
     attention_kernels,
     precision_on,
 )
-from abqc.codegen.gpu.attention_spec import Precision
-from abqc.codegen.gpu.compile import Ptx, assemble, compile_ptx
-from abqc.codegen.gpu.tools import find_tool
+from abqc.codegen.gpu.attention.spec import Precision
 from abqc.codegen.strategy import Kernel
 from abqc.dialects.mlir import ir
 from abqc.runtime.ptx import run_kernel
@@ -57,16 +57,24 @@ class Case:
 
 def run(case: Case, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray, scale: float):
     """y [B, H, M, E] by the kernel that covers the rows; q, k, v are [B, H, ., .]."""
+    k, v = (layout(x, case.room, case.rows_first) for x in (k, v))
+    return run_stored(case, q, k, v, mask, scale)
+
+
+def run_stored(
+    case: Case, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray, scale: float
+) -> np.ndarray:
+    """The same for k and v as they are stored, rows of quantized caches too."""
     spec = case.spec
     ptx = compiled(spec, SM_80, (case.rows,))
     (variant,) = [x for x in attention_kernels(spec) if x.covers(case.rows)]
     y = np.full((*q.shape[:3], spec.value_head), 7.0, np.float32)
     tensors, strides = [], []
     for x in (q, k, v, y):
-        room = case.room if x is k or x is v else 0
-        stored, by = layout(x, room, case.rows_first)
+        stored = x if x is k or x is v else layout(x, 0, case.rows_first)
         tensors.append(stored)
-        strides += by
+        by = [s // stored.itemsize for s in stored.strides[:3]]
+        strides += [by[0], by[2], by[1]] if case.rows_first else by
     mask_arguments = []
     if spec.mask != "none":
         mask_arguments = [mask]
@@ -82,15 +90,13 @@ def run(case: Case, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarra
     return stored
 
 
-def layout(x: np.ndarray, room: int, rows_first: bool) -> tuple[np.ndarray, list[int]]:
-    """`x` as stored, and its strides of batch, head and row in elements."""
+def layout(x: np.ndarray, room: int, rows_first: bool) -> np.ndarray:
+    """`x` as stored: heads and rows exchanged, or with room for more rows."""
     if rows_first:
-        stored = np.ascontiguousarray(x.transpose(0, 2, 1, 3))
-        batch, row, head, _ = (s // 4 for s in stored.strides)
-        return stored, [batch, head, row]
+        return np.ascontiguousarray(x.transpose(0, 2, 1, 3))
     stored = np.full((*x.shape[:2], x.shape[2] + room, x.shape[3]), np.nan, np.float32)
     stored[:, :, : x.shape[2]] = x
-    return stored, [s // 4 for s in stored.strides[:3]]
+    return stored
 
 
 def launch(

@@ -6,8 +6,8 @@ import gpu_kernels
 import numpy as np
 import pytest
 from abqc.codegen.gpu.arch import SM_75, SM_80, GpuArch
-from abqc.codegen.gpu.batch_matmul import batch_matmul_kernels
-from abqc.codegen.gpu.tools import find_tool
+from abqc.codegen.gpu.assembly.tools import find_tool
+from abqc.codegen.gpu.float_products.batch_matmul import batch_matmul_kernels
 from test_gpu_float import check, random
 
 BATCHES = [

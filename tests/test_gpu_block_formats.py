@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from abqc.codegen.gpu.dequantize import DequantizeMatmul
-from abqc.codegen.gpu.rows_layout import FloatRows
-from abqc.codegen.gpu.schedule import Schedule
+from abqc.codegen.gpu.matmul.dequantize import DequantizeMatmul
+from abqc.codegen.gpu.matmul.schedule import Schedule
+from abqc.codegen.gpu.packing.layout import FloatRows
 from abqc.codegen.strategy import MatmulSpec
 from abqc.codegen.targets.cuda import CudaTarget
 from abqc.dialects.formats import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from abqc.codegen.gpu.block_order import group_rows, index_of, place
+from abqc.codegen.gpu.matmul.block_order import group_rows, index_of, place
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (3, 4), (5, 8), (16, 3), (33, 20)])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from abqc.codegen.gpu.arch import ALL, SM_75, SM_80, SM_90A, GpuArch, by_name
+from abqc.codegen.gpu.assembly.compile import Ptx, assemble, compile_ptx, disassemble
+from abqc.codegen.gpu.assembly.tools import find_tool
 from abqc.codegen.gpu.builder import POINTER, kernel
-from abqc.codegen.gpu.compile import Ptx, assemble, compile_ptx, disassemble
-from abqc.codegen.gpu.tools import find_tool
 from abqc.dialects.mlir import ir
 from abqc.errors import CompileError
 

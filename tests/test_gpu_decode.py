@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from abqc.codegen.gpu.arch import SM_80
 from abqc.codegen.gpu.builder import POINTER, kernel
-from abqc.codegen.gpu.codebook import codebook_s8
-from abqc.codegen.gpu.decode import half_register, s8_factor, s8_register
-from abqc.codegen.gpu.weight_pointers import PackedWeight
-from abqc.codegen.gpu.weights import WeightLayout, pack
+from abqc.codegen.gpu.weights.codebook import codebook_s8
+from abqc.codegen.gpu.weights.decode import half_register, s8_factor, s8_register
+from abqc.codegen.gpu.weights.layout import WeightLayout, pack
+from abqc.codegen.gpu.weights.pointers import PackedWeight
 from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.dialects.formats import QuantizedTensor, parse_scheme
 from gpu_kernels import run

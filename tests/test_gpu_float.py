@@ -7,9 +7,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 from abqc.codegen.gpu.arch import SM_75, SM_80, GpuArch
-from abqc.codegen.gpu.float_matmul import FloatMatmul
-from abqc.codegen.gpu.schedule import Schedule
-from abqc.codegen.gpu.tools import find_tool
+from abqc.codegen.gpu.assembly.tools import find_tool
+from abqc.codegen.gpu.float_products.matmul import FloatMatmul
+from abqc.codegen.gpu.matmul.schedule import Schedule
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects.formats import Float, parse_scheme
 

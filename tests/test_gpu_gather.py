@@ -6,10 +6,10 @@ import gpu_kernels
 import numpy as np
 import pytest
 from abqc.codegen.gpu.arch import SM_75, SM_120A
-from abqc.codegen.gpu.float_layout import pack_float
-from abqc.codegen.gpu.gather import TableLayout, panel_gather_kernel, table_layout
-from abqc.codegen.gpu.tools import find_tool
-from abqc.codegen.gpu.weights import WeightLayout, pack
+from abqc.codegen.gpu.assembly.tools import find_tool
+from abqc.codegen.gpu.float_products.layout import pack_float
+from abqc.codegen.gpu.indexing.gather import TableLayout, panel_gather_kernel, table_layout
+from abqc.codegen.gpu.weights.layout import WeightLayout, pack
 from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.dialects.formats import QuantizedTensor, parse_scheme, quantize_weight
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from abqc.codegen.gpu.arch import SM_75, SM_80, SM_86, SM_89, SM_90A, GpuArch
-from abqc.codegen.gpu.compile import assemble, compile_ptx
-from abqc.codegen.gpu.hadamard import Rotation
-from abqc.codegen.gpu.objects import GpuObjects
-from abqc.codegen.gpu.pack import pack_kernel
-from abqc.codegen.gpu.row_threads import RowShape, RowThreads
-from abqc.codegen.gpu.rows_layout import FloatRows, GroupedK, Int8Rows
-from abqc.codegen.gpu.tools import find_tool
+from abqc.codegen.gpu.assembly.compile import assemble, compile_ptx
+from abqc.codegen.gpu.assembly.objects import GpuObjects
+from abqc.codegen.gpu.assembly.tools import find_tool
+from abqc.codegen.gpu.packing.layout import FloatRows, GroupedK, Int8Rows
+from abqc.codegen.gpu.packing.pack import pack_kernel
+from abqc.codegen.gpu.rows.hadamard import Rotation
+from abqc.codegen.gpu.rows.threads import RowShape, RowThreads
 from abqc.codegen.link import GpuBlock
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects import formats, hadamard

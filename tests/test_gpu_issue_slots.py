@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from abqc.codegen.gpu.arch import SM_90A
-from abqc.codegen.gpu.compile import assemble, disassemble
-from abqc.codegen.gpu.dequantize import DequantizeMatmul
-from abqc.codegen.gpu.int8 import Int8Matmul
-from abqc.codegen.gpu.planes import Planes
-from abqc.codegen.gpu.schedule import Schedule
-from abqc.codegen.gpu.tools import find_tool
+from abqc.codegen.gpu.assembly.compile import assemble, disassemble
+from abqc.codegen.gpu.assembly.tools import find_tool
+from abqc.codegen.gpu.matmul.dequantize import DequantizeMatmul
+from abqc.codegen.gpu.matmul.int8 import Int8Matmul
+from abqc.codegen.gpu.matmul.schedule import Schedule
+from abqc.codegen.gpu.planes.strategy import Planes
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects.formats import parse_scheme
 from gpu_kernels import compile_kernel

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from abqc.codegen.gpu.arch import SM_80, SM_90A
-from abqc.codegen.gpu.compile import assemble, disassemble
-from abqc.codegen.gpu.tools import find_tool
+from abqc.codegen.gpu.assembly.compile import assemble, disassemble
+from abqc.codegen.gpu.assembly.tools import find_tool
 from abqc.codegen.targets.cuda import CudaTarget
 from abqc.costmodel import samples
 from abqc.errors import AbqcError, InputError

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
-from abqc.codegen.gpu import order_keys, scan
 from abqc.codegen.gpu.arch import ALL, GpuArch
-from abqc.codegen.gpu.arg_extreme import arg_extreme_kernels
-from abqc.codegen.gpu.tools import find_tool
-from abqc.codegen.gpu.top_k import top_k_kernels
+from abqc.codegen.gpu.assembly.tools import find_tool
+from abqc.codegen.gpu.lines import order_keys, scan
+from abqc.codegen.gpu.lines.arg_extreme import arg_extreme_kernels
+from abqc.codegen.gpu.lines.top_k import top_k_kernels
 from abqc.codegen.strategy import Variant
 from gpu_kernels import SAMPLE, spills
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from abqc.passes.gpu_nest import MAX_LENGTH
 from abqc.passes.infrastructure import PassFailure
+from abqc.passes.kernels.gpu_nest import MAX_LENGTH
 from abqc.passes.pipeline import run_passes
 
 ADD = """

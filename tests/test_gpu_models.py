@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_models as models
 import pytest
-from abqc.codegen.gpu.tools import find_tool
+from abqc.codegen.gpu.assembly.tools import find_tool
 from abqc.compiler.driver import compile_file
 from abqc.compiler.evaluation.metrics import relative_error
 from abqc.errors import AbqcError, DeviceError, InputError
@@ -63,7 +63,7 @@ class Pair:
         pytest.param("w3v a16", HALF, marks=pytest.mark.slow),
         pytest.param("w1a4", ONE_STEP, marks=pytest.mark.slow),
         pytest.param("w2*a8", ONE_STEP, marks=pytest.mark.slow),
-        ("w3a16", HALF),
+        ("w3a16 rotate", HALF),
         pytest.param("w3a16:bf16", HALF, marks=pytest.mark.slow),
     ],
 )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from abqc.codegen.gpu.arch import SM_75, SM_80, SM_120A, GpuArch
-from abqc.codegen.gpu.compile import Ptx, assemble, compile_ptx
-from abqc.codegen.gpu.norm import NormSpec, norm_kernel
-from abqc.codegen.gpu.softmax import softmax_kernel
-from abqc.codegen.gpu.tools import find_tool
+from abqc.codegen.gpu.assembly.compile import Ptx, assemble, compile_ptx
+from abqc.codegen.gpu.assembly.tools import find_tool
+from abqc.codegen.gpu.rows.norm import norm_kernel
+from abqc.codegen.gpu.rows.softmax import softmax_kernel
 from abqc.codegen.strategy import Kernel
 from abqc.dialects.mlir import ir
+from abqc.dialects.norm_spec import NormSpec
 from abqc.runtime.ptx import run_kernel
 
 EPSILON = 1e-5

@@ -9,16 +9,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from abqc.codegen.gpu.arch import SM_75, SM_80, SM_90A, GpuArch
-from abqc.codegen.gpu.norm import NormSpec, norm_kernel
-from abqc.codegen.gpu.norm_pack import norm_pack_kernel
-from abqc.codegen.gpu.pack import PackKernel, pack_kernel, scaled_pack_kernel
-from abqc.codegen.gpu.planes_layout import PlaneRows
-from abqc.codegen.gpu.rows_layout import FloatRows, Int8Rows
-from abqc.codegen.gpu.tools import find_tool
+from abqc.codegen.gpu.assembly.tools import find_tool
+from abqc.codegen.gpu.packing.layout import FloatRows, Int8Rows
+from abqc.codegen.gpu.packing.pack import PackKernel, pack_kernel, scaled_pack_kernel
+from abqc.codegen.gpu.planes.layout import PlaneRows
+from abqc.codegen.gpu.rows.norm import norm_kernel
+from abqc.codegen.gpu.rows.norm_pack import norm_pack_kernel
 from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.codegen.targets.cuda import CudaTarget
 from abqc.dialects import formats, hadamard
 from abqc.dialects.formats import parse_scheme
+from abqc.dialects.norm_spec import NormSpec
 from gpu_kernels import run, spills
 
 needs_ptxas = pytest.mark.skipif(find_tool("ptxas") is None, reason="no ptxas")
@@ -228,11 +229,11 @@ def test_scales_of_images_are_measured_before() -> None:
     target = CudaTarget.named("sm_80")
     assert target is not None
     way = Way("int8", "w4:g32", "a8:image")
-    flags = {"weight": True, "bias": False, "residual": False, "keeps_sum": False}
+    norm = NormSpec("rms", 64)
     pack = scaled_pack_kernel(way.spec(64), way.layout(64))
-    assert target.norm_pack([pack], "rms", 64, **flags, keeps_row=False) is None
+    assert target.norm_pack([pack], norm, keeps_row=False) is None
     own_scale = Way("int8", "w4:g32", "a8").kernel(64)
-    assert target.norm_pack([own_scale], "rms", 64, **flags, keeps_row=False) is not None
+    assert target.norm_pack([own_scale], norm, keeps_row=False) is not None
 
 
 def kernels(k: int, block: int) -> list[Kernel]:

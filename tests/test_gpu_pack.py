@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from abqc.codegen.gpu.arch import SM_80, SM_90A, GpuArch
-from abqc.codegen.gpu.compile import assemble, compile_ptx
-from abqc.codegen.gpu.measure import measure_kernel
-from abqc.codegen.gpu.pack import pack_kernel, scaled_pack_kernel
-from abqc.codegen.gpu.pack_row import RowLayout
-from abqc.codegen.gpu.planes_layout import PlaneRows
-from abqc.codegen.gpu.rows_layout import FloatRows, Int8Rows
-from abqc.codegen.gpu.tools import find_tool
+from abqc.codegen.gpu.assembly.compile import assemble, compile_ptx
+from abqc.codegen.gpu.assembly.tools import find_tool
+from abqc.codegen.gpu.packing.layout import FloatRows, Int8Rows
+from abqc.codegen.gpu.packing.measure import measure_kernel
+from abqc.codegen.gpu.packing.pack import pack_kernel, scaled_pack_kernel
+from abqc.codegen.gpu.packing.row import RowLayout
+from abqc.codegen.gpu.planes.layout import PlaneRows
 from abqc.codegen.strategy import Kernel, MatmulSpec
-from abqc.dialects import formats
+from abqc.dialects import formats, hadamard
 from abqc.dialects.formats import parse_scheme
 from abqc.dialects.mlir import ir
 from abqc.runtime.ptx import run_kernel
@@ -154,6 +154,20 @@ def test_measured_scales(activation: str) -> None:
     expected = layout.pack_reference(codes, np.repeat(scale, image_rows), zeros)
     whole = slice(0, (images - 1) * image_rows)
     np.testing.assert_array_equal(got.reshape(len(x), -1)[whole], expected[whole])
+
+
+@pytest.mark.parametrize("layout", [Int8Rows.of, PlaneRows.of])
+def test_measured_scales_are_those_of_rotated_rows(layout) -> None:
+    """Whole numbers in blocks of 16, whose transform is exact."""
+    rotated, plain = (spec_of("w8:channel", "a4:tensor", 48, block) for block in (16, 0))
+    x = np.random.default_rng(0).integers(-9, 10, (3, 48)).astype(np.float32)
+    packed = []
+    for spec, values in ((rotated, x), (plain, hadamard.transform(x, 16))):
+        kernel, row_bytes = scaled_pack_kernel(spec, layout(spec)), layout(spec).row_bytes
+        q = np.zeros(3 * row_bytes, np.uint8)
+        scale, zero = np.array([1.7], np.float32), np.array([7], np.int32)
+        packed.append(run(kernel, kernel.grid(3), [values, scale, zero, q, 3, 3])[3])
+    np.testing.assert_array_equal(*packed)
 
 
 @needs_ptxas

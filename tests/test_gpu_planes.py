@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from abqc.codegen.gpu.arch import ALL, SM_75, SM_80, SM_100A, GpuArch
-from abqc.codegen.gpu.compile import assemble, compile_ptx, disassemble
-from abqc.codegen.gpu.planes import Planes
-from abqc.codegen.gpu.planes_layout import PlaneRows
-from abqc.codegen.gpu.planes_plan import PlanesPlan
-from abqc.codegen.gpu.schedule import Schedule
-from abqc.codegen.gpu.tools import find_tool
+from abqc.codegen.gpu.assembly.compile import assemble, compile_ptx, disassemble
+from abqc.codegen.gpu.assembly.tools import find_tool
+from abqc.codegen.gpu.matmul.schedule import Schedule
+from abqc.codegen.gpu.planes.layout import PlaneRows
+from abqc.codegen.gpu.planes.plan import PlanesPlan
+from abqc.codegen.gpu.planes.strategy import Planes
 from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.dialects import formats, reference
 from abqc.dialects.formats import QuantizedTensor, parse_scheme

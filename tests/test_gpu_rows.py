@@ -9,15 +9,15 @@ import gpu_kernels
 import numpy as np
 import pytest
 from abqc.codegen.gpu.arch import ALL, SM_75, SM_80, SM_90A, SM_120A
-from abqc.codegen.gpu.rows import (
+from abqc.codegen.gpu.assembly.tools import find_tool
+from abqc.codegen.gpu.few_rows.plan import RowsPlan
+from abqc.codegen.gpu.few_rows.schedules import (
     rows_features,
     rows_kernel,
     rows_reduce_kernel,
     rows_schedules,
 )
-from abqc.codegen.gpu.rows_plan import RowsPlan
-from abqc.codegen.gpu.tools import find_tool
-from abqc.codegen.gpu.weights import WeightLayout
+from abqc.codegen.gpu.weights.layout import WeightLayout
 from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.dialects.formats import parse_scheme
 from gpu_rows import Case, schedule

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from abqc.codegen.gpu.scan import scan_columns_kernel, scan_rows_kernel
+from abqc.codegen.gpu.lines.scan import scan_columns_kernel, scan_rows_kernel
 from gpu_kernels import output, run, take
 
 DTYPES = {"f16": np.float16, "f32": np.float32, "f64": np.float64, "i32": np.int32, "i64": np.int64}

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from abqc.codegen.gpu.arch import ALL, GpuArch
-from abqc.codegen.gpu.scatter import (
+from abqc.codegen.gpu.assembly.tools import find_tool
+from abqc.codegen.gpu.indexing.scatter import (
     COMBINERS,
     ELEMENTS,
     claim_kernel,
@@ -15,7 +16,6 @@ from abqc.codegen.gpu.scatter import (
     places_kernel,
     replace_kernel,
 )
-from abqc.codegen.gpu.tools import find_tool
 from abqc.codegen.strategy import Kernel
 from gpu_kernels import SAMPLE, output, run, spills, take
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 import gpu_kernels
 import pytest
 from abqc.codegen.gpu.arch import SM_80, SM_90A
-from abqc.codegen.gpu.compile import Ptx, assemble, compile_ptx
-from abqc.codegen.gpu.rows import rows_kernel
-from abqc.codegen.gpu.spills import Bounds, bound_registers, compile_kernels, without_spills
-from abqc.codegen.gpu.tools import find_tool
+from abqc.codegen.gpu.assembly.compile import Ptx, assemble, compile_ptx
+from abqc.codegen.gpu.assembly.spills import (
+    Bounds,
+    bound_registers,
+    compile_kernels,
+    without_spills,
+)
+from abqc.codegen.gpu.assembly.tools import find_tool
+from abqc.codegen.gpu.few_rows.schedules import rows_kernel
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects.formats import parse_scheme
 from abqc.dialects.mlir import ir, make_context
@@ -58,7 +63,7 @@ def test_formats_whose_bounds_were_too_tight(weight, activation, rows, arch) -> 
 
 
 def test_without_an_assembler_there_is_ptx(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("abqc.codegen.gpu.compile.find_tool", lambda name: None)
+    monkeypatch.setattr("abqc.codegen.gpu.assembly.compile.find_tool", lambda name: None)
     ptx, code = compile_kernels(kernels()[1:], SM_80)
     assert code is None and list(ptx.kernels) == [kernels()[1].name]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from abqc.codegen.gpu.arch import ALL
-from abqc.codegen.gpu.int8 import Int8Matmul
-from abqc.codegen.gpu.planes import Planes
-from abqc.codegen.gpu.strategy import GpuStrategy
+from abqc.codegen.gpu.matmul.int8 import Int8Matmul
+from abqc.codegen.gpu.matmul.strategy import GpuStrategy
+from abqc.codegen.gpu.planes.strategy import Planes
 from abqc.codegen.strategy import Choice
 from abqc.codegen.targets.cuda import CudaTarget
 from abqc.costmodel.hardware_gpu import GPUS, Gpu

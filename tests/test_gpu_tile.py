@@ -7,12 +7,12 @@ from itertools import product
 import numpy as np
 import pytest
 from abqc.codegen.gpu.arch import ALL, SM_75, SM_80, SM_90A, SM_120A, by_name
-from abqc.codegen.gpu.compile import assemble, disassemble
-from abqc.codegen.gpu.dequantize import DequantizeMatmul
-from abqc.codegen.gpu.int8 import Int8Matmul
-from abqc.codegen.gpu.schedule import Schedule
-from abqc.codegen.gpu.tile_schedules import plan_of, tile_schedules
-from abqc.codegen.gpu.tools import find_tool
+from abqc.codegen.gpu.assembly.compile import assemble, disassemble
+from abqc.codegen.gpu.assembly.tools import find_tool
+from abqc.codegen.gpu.matmul.dequantize import DequantizeMatmul
+from abqc.codegen.gpu.matmul.int8 import Int8Matmul
+from abqc.codegen.gpu.matmul.schedule import Schedule
+from abqc.codegen.gpu.tiles.schedules import plan_of, tile_schedules
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects.formats import parse_scheme
 from gpu_kernels import compile_kernel, spills

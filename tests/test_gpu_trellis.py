@@ -6,9 +6,9 @@ import gpu_kernels
 import numpy as np
 import pytest
 from abqc.codegen.gpu.arch import ALL, SM_75, SM_80, SM_90A, GpuArch
-from abqc.codegen.gpu.rows_layout import Int8Rows, round_to
-from abqc.codegen.gpu.trellis import SCHEDULES, TrellisMatmul
-from abqc.codegen.gpu.trellis_layout import TrellisLayout
+from abqc.codegen.gpu.packing.layout import Int8Rows, round_to
+from abqc.codegen.gpu.trellis.layout import TrellisLayout
+from abqc.codegen.gpu.trellis.strategy import SCHEDULES, TrellisMatmul
 from abqc.codegen.strategy import MatmulSpec
 from abqc.codegen.targets.cuda import CudaTarget
 from abqc.dialects import reference

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from abqc.codegen.gpu.rows_layout import FloatRows, GroupedK, Int8Rows
-from abqc.codegen.gpu.weights import (
+from abqc.codegen.gpu.packing.layout import FloatRows, GroupedK, Int8Rows
+from abqc.codegen.gpu.weights.layout import (
     TILE_COLUMNS,
     WARP_LOAD_BYTES,
     WeightLayout,
@@ -67,7 +67,7 @@ def test_packing_is_invertible(weight, group, activation, n, k):
 @pytest.mark.parametrize("activation", [None, "a8"])
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_registers_are_where_the_docstring_says(weight, activation):
-    """Every code, found by hand from the formulas of weights.py."""
+    """Every code, found by hand from the formulas of weights/layout.py."""
     n, k = 40, 200
     packed = random_weight(f"{weight}:channel" if ":" not in weight else weight, n, k)
     a_scheme = None if activation is None else parse_scheme(activation)
@@ -76,12 +76,13 @@ def test_registers_are_where_the_docstring_says(weight, activation):
     words = words.reshape(layout.tiles(n), layout.chunks, layout.chunk_loads, 32, 4)
     stored = layout.format.to_bits(packed.codes)
     fragment = unit_fragment(layout.lane_bits)
+    owners = {fragment(t, v): (t, v) for t in range(32) for v in range(fragment.values)}
     elements = 32 // layout.lane_bits
     rng = np.random.default_rng(1)
     for _ in range(200):
         column = int(rng.integers(n))
         unit, row = divmod(int(rng.integers(layout.grouped.padded_k)), 32)
-        lane, code = fragment.owner(row, column % 8)
+        lane, code = owners[row, column % 8]
         register = (unit % layout.chunk_units * 4 + column % 32 // 8) * layout.registers_per_block
         register += code // elements
         value = 0

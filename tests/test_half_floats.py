@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from abqc.codegen import isa as isas
-from abqc.codegen.cpu.half_floats import lower_half_floats
+from abqc.codegen.arithmetic.half_floats import lower_half_floats
 from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import Jit, compile_kernels
 from abqc.dialects.mlir import ir, make_context
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
-FORMS = [pytest.param(isa, id=isa.name) for isa in isas.available()]
+ISAS = [pytest.param(isa, id=isa.name) for isa in isas.available()]
 DTYPES = {"f16": np.float16, "bf16": ml_dtypes.bfloat16, "f32": np.float32, "f64": np.float64}
 HALVES = ("f16", "bf16")
 
@@ -80,7 +80,7 @@ def hard_values(wide: type, narrow: str) -> np.ndarray:
     return np.concatenate([*near, edges, bits.view(wide)])
 
 
-@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(("source", "target"), [*product(HALVES, ("f32", "f64"))])
 def test_widening(isa: Isa, source: str, target: str) -> None:
     x = all_halves(source)
@@ -101,7 +101,7 @@ def narrowed(x: np.ndarray, target: str) -> np.ndarray:
         return odd.astype(np.uint32).view(np.float32).astype(ml_dtypes.bfloat16)
 
 
-@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(("source", "target"), [*product(("f32", "f64"), HALVES)])
 def test_narrowing(isa: Isa, source: str, target: str) -> None:
     x = hard_values(DTYPES[source], target)
@@ -136,7 +136,7 @@ REFERENCES = {
 }
 
 
-@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("name", ARITHMETIC)
 def test_arithmetic_is_done_in_f32_and_rounded(isa: Isa, half: str, name: str) -> None:

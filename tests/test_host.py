@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from abqc.codegen.host import compile_host
-from abqc.codegen.host_entry import ENTRY
+from abqc.codegen.host.compile import compile_host
+from abqc.codegen.host.entry import ENTRY
 from abqc.dialects.mlir import ir, make_context
 from abqc.errors import CompileError, InputError
 from abqc.runtime.model import Model

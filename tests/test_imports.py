@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,6 +68,21 @@ def test_import_directions(path: Path) -> None:
     allowed = read_table()[folder] | {folder, "errors", "__version__"}
     for name in ours(path):
         assert any(name == prefix or name.startswith(prefix + ".") for prefix in allowed), name
+
+
+@each_module
+def test_kernels_for_cpus_and_gpus_are_apart(path: Path) -> None:
+    folder, part = path.relative_to(ROOT).parts[:2]
+    if folder == "codegen" and part in ("cpu", "gpu"):
+        other = "codegen.gpu" if part == "cpu" else "codegen.cpu"
+        assert not [name for name in ours(path) if f"{name}.".startswith(f"{other}.")]
+
+
+def test_every_folder_is_installed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    folders = {path.parent.relative_to(ROOT) for path in MODULES}
+    listed = project["tool"]["setuptools"]["packages"]
+    assert sorted(listed) == sorted({"abqc", *(".".join(["abqc", *f.parts]) for f in folders)})
 
 
 @each_module

@@ -19,7 +19,7 @@ EMPTY = "func.func @a(%i: index) { return }"
 class Endless:
     """A job that has to be ended."""
 
-    form = "endless"
+    isa_name = "endless"
 
     def compile(self) -> bytes:
         time.sleep(100)

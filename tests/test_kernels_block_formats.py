@@ -1,4 +1,4 @@
-"""CPU kernels of formats of tables and blocks, against the reference: exact, ragged, every form."""
+"""CPU kernels of formats of tables and blocks, against the reference: exact, ragged, every ISA."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from abqc.codegen.cpu.bitplane import BitplaneStrategy
-from abqc.codegen.cpu.dequantize import Dequantize
-from abqc.codegen.cpu.int8 import Int8Strategy
+from abqc.codegen.cpu.float_products.dequantize import Dequantize
+from abqc.codegen.cpu.int8.strategy import Int8Strategy
+from abqc.codegen.cpu.panels.bitplane import BitplaneStrategy
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import MatmulSpec
 from abqc.codegen.targets.cpu import CpuTarget
 from abqc.dialects import reference
 from abqc.dialects.formats import FORMATS, NumberFormat, parse_scheme, round_activation
-from kernel_cases import FORMS, Case, compile_jit, variant_for
+from kernel_cases import ISAS, Case, compile_jit, variant_for
 from test_kernels_dequantize import Compiled, check, random
 
-forms = pytest.mark.parametrize("isa", FORMS, ids=lambda isa: isa.name)
+each_isa = pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 # A minifloat of integers for each width, every type of scale, groups with ragged ends.
 INTEGERS = ["wmxfp4", "wnvfp4", "wfp4:channel", "wmxfp6", "wbfp3:g48", "wt:g20:e8m0", "w8:g9:e4m3"]
 # Short groups have no sums of their codes stored.
@@ -27,8 +27,8 @@ FLOATS = ["wmxfp8", "wfp8e5m2", "wfp6e3m2:g16:e4m3", "wnf4", "wnf4:g7:e8m0"]
 
 
 def each(texts: list[str], few: list[str]) -> list[Any]:
-    """The best form with every format, the others with a few."""
-    pairs = [(isa, text) for isa in FORMS for text in (texts if isa == FORMS[0] else few)]
+    """The best ISA with every format, the others with a few."""
+    pairs = [(isa, text) for isa in ISAS for text in (texts if isa == ISAS[0] else few)]
     return [pytest.param(isa, text, id=f"{text}-{isa.name}") for isa, text in pairs]
 
 
@@ -43,7 +43,7 @@ def test_integers_are_multiplied_exactly(isa: Isa, text: str) -> None:
     case.check_accumulators()
 
 
-@forms
+@each_isa
 def test_every_code_is_looked_up(isa: Isa) -> None:
     for text in ("wfp4:channel", "wfp6:channel"):
         case = Case.random(Int8Strategy(), isa, text, "a8", 3, 16, 64)
@@ -55,7 +55,7 @@ def test_every_code_is_looked_up(isa: Isa) -> None:
 @pytest.mark.parametrize("text", ["wbfp3:g48", "w8:g9:e4m3", "w3:g33:asym", "w1:g48"])
 def test_planes_take_scales_of_one_byte_and_short_groups(text: str) -> None:
     for m, activation in ((1, "a1:token:sym"), (5, "a4")):
-        case = Case.random(BitplaneStrategy(), FORMS[0], text, activation, m, 20, 150)
+        case = Case.random(BitplaneStrategy(), ISAS[0], text, activation, m, 20, 150)
         case.check_accumulators()
         case.check_result()
 
@@ -88,7 +88,7 @@ def test_quantized_activations_of_weights_without_integers(isa: Isa, text: str) 
 
 
 def test_rows_that_share_a_scale() -> None:
-    strategy, isa = Dequantize(), FORMS[0]
+    strategy, isa = Dequantize(), ISAS[0]
     case = Case.random(strategy, isa, "wnf4", "a8:tensor", 6, 20, 70)
     codes, scale, zero = case.activation()
     pack = strategy.scaled_pack_kernel(case.spec)

@@ -1,11 +1,11 @@
-"""Strategy `dequantize` against f64 numpy: weight formats, groups, ragged shapes, every form."""
+"""Strategy `dequantize` against f64 numpy: weight formats, groups, ragged shapes, every ISA."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from abqc.codegen import isa as isas
-from abqc.codegen.cpu.dequantize import Dequantize
+from abqc.codegen.cpu.float_products.dequantize import Dequantize
 from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import Jit
 from abqc.codegen.strategy import MatmulSpec
@@ -13,7 +13,7 @@ from abqc.dialects.formats import QuantizedTensor, parse_scheme, quantize_weight
 from abqc.dialects.mlir import ir, make_context
 
 TOLERANCE = 2.0**-20  # of the sum of |terms|, docs/numerics.md
-FORMS = [pytest.param(isa, id=isa.name) for isa in isas.available()]
+ISAS = [pytest.param(isa, id=isa.name) for isa in isas.available()]
 STRATEGY = Dequantize()
 
 
@@ -60,7 +60,7 @@ FEW = [("w4", 1), ("w4", 300), ("w8:channel", 100), ("w3:g16:asym", 100)]
 SHAPES = [(1, 1), (1, 77), (2, 5), (7, 100), (131, 50)]
 
 
-@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("case", FEW, ids=str)
 def test_ragged_shapes(isa, case):
     text, k = case
@@ -81,9 +81,9 @@ def test_every_format(text):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("text", SCHEMES)
-def test_every_format_in_every_form(isa, text):
+def test_every_format_with_every_isa(isa, text):
     for k in (1, 50, 300):
         rng, compiled = np.random.default_rng(k), Compiled(isa, text, k)
         for m, n in SHAPES:
@@ -103,7 +103,7 @@ def test_f32_scales():
         check(compiled.run(x, weight, bias), x, weight.dequantize(), bias)
 
 
-@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("m", [1, 3])
 def test_nan_stays_in_its_row(isa, m):
     rng, compiled = np.random.default_rng(3), Compiled(isa, "w4:g32", 50)

@@ -1,4 +1,4 @@
-"""Float matmul kernels against f64 numpy: ragged shapes, every form, NaN and infinity."""
+"""Float matmul kernels against f64 numpy: ragged shapes, every ISA, NaN and infinity."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 from abqc.codegen import isa as isas
-from abqc.codegen.cpu.batch_matmul import batch_matmul_kernels
-from abqc.codegen.cpu.float_matmul import FloatMatmul
+from abqc.codegen.cpu.float_products.batch_matmul import batch_matmul_kernels
+from abqc.codegen.cpu.float_products.matmul import FloatMatmul
 from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import Jit
 from abqc.codegen.strategy import Kernel, MatmulSpec
@@ -17,7 +17,7 @@ from abqc.dialects.formats import Float, parse_scheme
 from abqc.dialects.mlir import ir, make_context
 
 TOLERANCE = 2.0**-20  # of the sum of |terms|, docs/numerics.md
-FORMS = [pytest.param(isa, id=isa.name) for isa in isas.available()]
+ISAS = [pytest.param(isa, id=isa.name) for isa in isas.available()]
 STRATEGY = FloatMatmul()
 
 
@@ -70,7 +70,7 @@ def random(rng: np.random.Generator, *shape: int) -> np.ndarray:
 SHAPES = [(1, 1), (1, 16), (1, 77), (2, 5), (3, 48), (7, 100), (64, 32), (65, 49), (131, 130)]
 
 
-@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("element", ELEMENTS)
 @pytest.mark.parametrize("k", [1, 7, 8, 33, 384])
 def test_float_matmul(isa, k, element):
@@ -81,7 +81,7 @@ def test_float_matmul(isa, k, element):
         check(run_float(isa, x, w, bias), x, w, bias)
 
 
-@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("element", ELEMENTS)
 @pytest.mark.parametrize("m", [1, 5])
 def test_nan_and_infinity_stay_in_their_row_and_column(isa, m, element):
@@ -143,7 +143,7 @@ BATCHES = [
 ]
 
 
-@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("element", ELEMENTS)
 @pytest.mark.parametrize("shape", BATCHES, ids=str)
 def test_batch_matmul(isa, shape, element):
@@ -154,7 +154,7 @@ def test_batch_matmul(isa, shape, element):
     check(run_batch(isa, a, b, group), a, np.repeat(b, group, axis=0)[:batch])
 
 
-@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("m", [1, 3])
 def test_batch_matmul_keeps_nan_in_its_column(isa, m):
     rng = np.random.default_rng(0)
@@ -165,7 +165,7 @@ def test_batch_matmul_keeps_nan_in_its_column(isa, m):
     assert np.isfinite(y[:, 0]).all() and np.isfinite(y[:, 1, :, :49]).all()
 
 
-@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("n", [1, 100, 1000])
 def test_batch_matmul_adds_the_terms_of_every_column_in_one_order(isa, n):
     """The last, partial block of columns too: equal columns of weights give equal results."""

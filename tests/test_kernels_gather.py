@@ -6,18 +6,18 @@ import ml_dtypes
 import numpy as np
 import pytest
 from abqc.codegen import isa as isas
-from abqc.codegen.cpu.dequantize import Dequantize
-from abqc.codegen.cpu.float_matmul import FloatMatmul
+from abqc.codegen.cpu.float_products.dequantize import Dequantize
+from abqc.codegen.cpu.float_products.matmul import FloatMatmul
 from abqc.codegen.cpu.gather import TableLayout, table_layout
 from abqc.codegen.cpu.gather_panels import panel_gather_kernel
-from abqc.codegen.cpu.int8 import Int8Strategy
+from abqc.codegen.cpu.int8.strategy import Int8Strategy
 from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import Jit
 from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.dialects.formats import QuantizedTensor, parse_scheme, quantize_weight
 from abqc.dialects.mlir import ir, make_context
 
-FORMS = [pytest.param(isa, id=isa.name) for isa in isas.available()]
+ISAS = [pytest.param(isa, id=isa.name) for isa in isas.available()]
 INDICES = np.array([3, 0, 6, 6, -1, 7, 2**62, -(2**62), 1, 5, 2], np.int64)
 OUTSIDE = (INDICES < 0) | (INDICES > 6)
 
@@ -76,20 +76,20 @@ def test_every_format(text):
     check_scheme(isas.PLAIN, text, 300)
 
 
-@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("text", FEW)
 def test_ragged_columns(isa, text):
     check_scheme(isa, text, 1, 33)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("text", SCHEMES)
-def test_every_format_in_every_form(isa, text):
+def test_every_format_with_every_isa(isa, text):
     check_scheme(isa, text, 1, 33, 384)
 
 
-@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("columns", [1, 16, 50])
 def test_float_rows(isa, columns):
     check(gather(isa, table_layout(columns, None), table(columns)), table(columns))
@@ -115,7 +115,7 @@ def test_bytes_are_dense():
 TIED = ["wt5", "w8", "w4:g50:asym", "w1:g48", "wmxfp4", "wnvfp4", "wmxfp8", "wnf4"]
 
 
-@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
     "strategy", [FloatMatmul(), Int8Strategy(), Dequantize()], ids=lambda s: s.name
 )
@@ -134,7 +134,7 @@ def test_rows_of_a_matmul_weight(isa, strategy):
         check(y, weight.dequantize() if isinstance(weight, QuantizedTensor) else weight)
 
 
-@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("element", ["f16", "bf16"])
 def test_rows_of_a_matmul_weight_in_16_bits(isa, element):
     dtype = {"f16": np.float16, "bf16": ml_dtypes.bfloat16}[element]

@@ -1,4 +1,4 @@
-"""Strategies int8 and bitplane against numpy: exact accumulators for every format, form and ragged
+"""Strategies int8 and bitplane against numpy: exact accumulators for every format, ISA and ragged
 shape."""
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from abqc.codegen import isa as isas
-from abqc.codegen.cpu.bitplane import BitplaneStrategy
-from abqc.codegen.cpu.int8 import Int8Strategy
-from abqc.codegen.cpu.int8_layout import bit_parts
+from abqc.codegen.codes.bit_parts import bit_parts
+from abqc.codegen.cpu.int8.strategy import Int8Strategy
+from abqc.codegen.cpu.panels.bitplane import BitplaneStrategy
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects import formats
 from abqc.dialects.formats import parse_scheme
@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import (
     ACTIVATIONS,
-    FORMS,
+    DOT_ISAS,
     WEIGHTS,
     Case,
     all_pairs,
@@ -29,11 +29,11 @@ from kernel_cases import (
 )
 
 INT8, BITPLANE = Int8Strategy(), BitplaneStrategy()
-each_form = pytest.mark.parametrize("isa", FORMS, ids=lambda isa: isa.name)
+each_isa = pytest.mark.parametrize("isa", DOT_ISAS, ids=lambda isa: isa.name)
 each_strategy = pytest.mark.parametrize("strategy", [INT8, BITPLANE], ids=lambda s: s.name)
 
 
-@each_form
+@each_isa
 @pytest.mark.parametrize(
     ("strategy", "weight", "activation", "m", "n", "k"),
     [
@@ -66,7 +66,7 @@ def test_exact(isa, strategy, weight, activation, m, n, k):
 @each_strategy
 @settings(max_examples=15, deadline=None)
 @given(
-    isa=st.sampled_from(FORMS),
+    isa=st.sampled_from(DOT_ISAS),
     weight=st.sampled_from(WEIGHTS),
     group=st.sampled_from(["tensor", "channel", "g32", "g33", "g100", "g7"]),
     activation=st.sampled_from(ACTIVATIONS),
@@ -84,7 +84,7 @@ def test_ragged_shapes(strategy, isa, weight, group, activation, m, n, k, seed):
 
 
 @pytest.mark.slow
-@each_form
+@each_isa
 @each_strategy
 def test_all_pairs(isa, strategy):
     for number, (weight, activation) in enumerate(all_pairs()):
@@ -92,7 +92,7 @@ def test_all_pairs(isa, strategy):
         Case.random(strategy, isa, weight, activation, m, 35, 70, number).check_accumulators()
 
 
-@each_form
+@each_isa
 @pytest.mark.parametrize("bits", [6, 7, 8])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_extreme_codes_do_not_saturate(isa, bits, sign):
@@ -104,7 +104,7 @@ def test_extreme_codes_do_not_saturate(isa, bits, sign):
     case.check_accumulators()
 
 
-@each_form
+@each_isa
 @each_strategy
 def test_long_k_is_summed_in_64_bits(isa, strategy):
     """Groups above 32768 terms, at the largest magnitudes, overflow int32 unless they are split."""
@@ -117,7 +117,7 @@ def test_long_k_is_summed_in_64_bits(isa, strategy):
     case.check_result()
 
 
-@each_form
+@each_isa
 @pytest.mark.parametrize(
     ("strategy", "activation"),
     [
@@ -130,7 +130,7 @@ def test_rows_that_are_not_finite(isa, strategy, activation):
     check_broken_rows(strategy, isa, activation)
 
 
-@each_form
+@each_isa
 @pytest.mark.parametrize(
     ("strategy", "activation"),
     [
@@ -143,7 +143,7 @@ def test_scales_shared_by_rows(isa, strategy, activation):
     check_measured_scales(strategy, isa, activation)
 
 
-@each_form
+@each_isa
 @each_strategy
 def test_packing_writes_every_byte_that_is_read(isa, strategy):
     check_packed_rows_are_deterministic(strategy, isa)
@@ -188,7 +188,7 @@ def test_kernels_do_not_depend_on_n(strategy):
     assert len(names) == 1
 
 
-@each_form
+@each_isa
 @each_strategy
 @pytest.mark.parametrize(("k", "block"), [(64, 64), (96, 32), (384, 384)])
 def test_rotation_is_fused_with_packing(isa, strategy, k, block):

@@ -1,23 +1,24 @@
-"""Strategies trellis and trellis-float against numpy: every rate, form and ragged shape."""
+"""Strategies trellis and trellis-float against numpy: every rate, ISA and ragged shape."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from abqc.codegen import isa as isas
-from abqc.codegen.cpu.bitplane import BitplaneStrategy
-from abqc.codegen.cpu.dequantize import Dequantize
-from abqc.codegen.cpu.int8 import Int8Strategy
-from abqc.codegen.cpu.trellis import TrellisStrategy
-from abqc.codegen.cpu.trellis_float import TrellisFloatStrategy
-from abqc.codegen.cpu.trellis_kernels import MAX_K
+from abqc.codegen.cpu.float_products.dequantize import Dequantize
+from abqc.codegen.cpu.int8.strategy import Int8Strategy
+from abqc.codegen.cpu.panels.bitplane import BitplaneStrategy
+from abqc.codegen.cpu.trellis.float_strategy import TrellisFloatStrategy
+from abqc.codegen.cpu.trellis.kernels import MAX_K
+from abqc.codegen.cpu.trellis.strategy import TrellisStrategy
 from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import kernel_assembly
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects.formats import parse_scheme, quantize_weight
 from abqc.dialects.mlir import ir, make_context
 from kernel_cases import (
-    FORMS,
+    DOT_ISAS,
+    ISAS,
     Case,
     check_broken_rows,
     check_measured_scales,
@@ -28,10 +29,10 @@ from kernel_cases import (
 
 TRELLIS, FLOAT = TrellisStrategy(), TrellisFloatStrategy()
 TOLERANCE = 2.0**-20  # of the sum of |terms|, docs/numerics.md
-each_form = pytest.mark.parametrize("isa", FORMS, ids=lambda isa: isa.name)
+each_isa = pytest.mark.parametrize("isa", DOT_ISAS, ids=lambda isa: isa.name)
 
 
-@each_form
+@each_isa
 @pytest.mark.parametrize(
     ("weight", "activation", "m", "n", "k"),
     [
@@ -51,11 +52,11 @@ def test_exact(isa: Isa, weight: str, activation: str, m: int, n: int, k: int) -
 
 @pytest.mark.parametrize("m", [1, 2])
 def test_sums_that_need_64_bits(m: int) -> None:
-    Case.random(TRELLIS, FORMS[0], "w2v", "a8", m, 5, 32780).check_result()
+    Case.random(TRELLIS, ISAS[0], "w2v", "a8", m, 5, 32780).check_result()
 
 
 @pytest.mark.slow
-@each_form
+@each_isa
 @pytest.mark.parametrize("rate", [1, 2, 3, 4])
 def test_exact_everywhere(isa: Isa, rate: int) -> None:
     rng = np.random.default_rng(rate)
@@ -66,7 +67,7 @@ def test_exact_everywhere(isa: Isa, rate: int) -> None:
             case.check_accumulators()
 
 
-@each_form
+@each_isa
 def test_rows_are_packed_as_for_int8(isa: Isa) -> None:
     check_broken_rows(TRELLIS, isa, "a8", weight="w2v:g32")
     check_measured_scales(TRELLIS, isa, "a8:image", weight="w2v:g32")
@@ -91,7 +92,7 @@ def float_matmul(
     return y[:-16].reshape(m, n), exact @ values.T + bias, terms
 
 
-@each_form
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 @pytest.mark.parametrize(
     ("text", "m", "n", "k"),
     [

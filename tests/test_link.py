@@ -16,6 +16,7 @@ from abqc.codegen import toolchain
 from abqc.codegen.elf import FileRange, write_data_object
 from abqc.codegen.link import ArtifactMeta, link, meta_source
 from abqc.errors import AbqcError, CompileError, ToolchainError
+from abqc.runtime.shim import SHIM_DIRECTORY
 from abqc.runtime.tensor_spec import TensorSpec
 from handmade import build, c_object
 from hypothesis import given, settings
@@ -69,6 +70,17 @@ def test_one_exported_symbol_and_few_needed_libraries() -> None:
     assert needed <= {"libgomp.so.1", "libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0",
                       "ld-linux-x86-64.so.2"}  # fmt: skip
     assert "RWE" not in readelf("-l", path)
+
+
+def test_shim_is_strict_c(tmp_path: Path) -> None:
+    """Not every compiler forgives what gcc warns of: clang refuses a function not declared."""
+    flags = ["-std=c11", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{SHIM_DIRECTORY}"]
+    for source in sorted(SHIM_DIRECTORY.glob("*.c")):
+        toolchain.find_compiler().run(
+            [*flags, "-c", source, "-o", f"{source.stem}.o"],
+            directory=tmp_path,
+            purpose=f"compile {source.name} without a warning",
+        )
 
 
 def test_size_without_weights() -> None:
@@ -263,7 +275,10 @@ def test_works_without_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize(
     ("meta", "message"),
     [
-        (ArtifactMeta([], [], ()), "needs forms of avx512, avx2, plain"),
+        (
+            ArtifactMeta([], [], ()),
+            "needs kernels for some of amx, avx512, avxvnni, avx2, plain; got none",
+        ),
         (ArtifactMeta([], [], ("neon",)), "neon"),
         (
             copying(TensorSpec("x", "float32", (1,) * 9)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 
-import llvmlite.binding as llvmlite
 import numpy as np
 import pytest
 from abqc.codegen import isa as isas
@@ -18,10 +17,11 @@ from abqc.codegen.llvm import (
     target_machine,
     to_llvm_ir,
 )
+from abqc.dialects.jit import load
 from abqc.dialects.mlir import ir
 from abqc.errors import CompileError
 
-FORMS = isas.available()
+ISAS = isas.available()
 
 
 @pytest.mark.parametrize(
@@ -70,11 +70,9 @@ def test_every_float_constant_survives_the_way_to_llvm():
             + "llvm.return %9 : !llvm.array<9 x f32>\n}"
         )
         text = to_llvm_ir(parsed)
-    compiled = parse(text, target_machine(isas.PLAIN))
-    engine = llvmlite.create_mcjit_compiler(compiled, target_machine(isas.PLAIN))
-    engine.finalize_object()
-    address = engine.get_global_value_address("t")
-    found = np.ctypeslib.as_array((ctypes.c_float * 9).from_address(address))
+    machine = target_machine(isas.PLAIN)
+    code = load(machine.emit_object(parse(text, machine)), ["t"])
+    found = np.ctypeslib.as_array((ctypes.c_float * 9).from_address(code["t"]))
     np.testing.assert_array_equal(
         found.view(np.uint32), np.array(values, np.float32).view(np.uint32)
     )
@@ -96,7 +94,7 @@ def _add_scale(module, isa, name="scale"):
         b.store(value, x, loop.i, mask)
 
 
-@pytest.mark.parametrize("isa", FORMS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 def test_jit_runs_a_kernel_over_its_grid(isa):
     module = _module()
     _add_scale(module, isa)
@@ -108,7 +106,7 @@ def test_jit_runs_a_kernel_over_its_grid(isa):
     assert not x[200:].any()
 
 
-@pytest.mark.parametrize("isa", FORMS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 def test_entries_run_a_part_of_the_grid(isa):
     module = _module()
     _add_scale(module, isa)
@@ -118,11 +116,11 @@ def test_entries_run_a_part_of_the_grid(isa):
     assert not x[:128].any() and (x[128:192] == 1.5).all() and not x[192:].any()
 
 
-def test_half_to_float_is_exact_in_every_form():
+def test_half_to_float_is_exact_with_every_isa():
     finite = np.arange(1 << 16, dtype=np.uint16)
     finite = finite[(finite & 0x7C00) != 0x7C00]
     finite = finite[: len(finite) // 16 * 16]
-    for isa in FORMS:
+    for isa in ISAS:
         module = _module()
         arguments = [buffer("i16"), buffer("f32"), INDEX]
         with function(module, isa, "widen", arguments) as (b, _, h, y, n), b.loop(0, n, 16) as at:
@@ -133,11 +131,11 @@ def test_half_to_float_is_exact_in_every_form():
         np.testing.assert_array_equal(y.view(np.uint32), expected.view(np.uint32), isa.name)
 
 
-def test_fma_rounds_once_in_every_form():
+def test_fma_rounds_once_with_every_isa():
     rng = np.random.default_rng(0)
     a, c = (rng.standard_normal(4096).astype(np.float32) for _ in range(2))
     results = []
-    for isa in FORMS:
+    for isa in ISAS:
         module = _module()
         arguments = [buffer("f32"), buffer("f32"), INDEX]
         with function(module, isa, "f", arguments) as (b, _, x, y, n), b.loop(0, n, 16) as at:
@@ -178,8 +176,8 @@ def test_arguments_are_slots():
 
 
 def test_forms_are_listed_best_first():
-    assert FORMS[-1] is isas.PLAIN
-    assert [isa for isa in isas.ALL if isa in FORMS] == list(FORMS)
+    assert ISAS[-1] is isas.PLAIN
+    assert [isa for isa in isas.ALL if isa in ISAS] == list(ISAS)
     assert isas.by_name("avx2") is isas.AVX2
     with pytest.raises(KeyError, match="known"):
         isas.by_name("mmx")

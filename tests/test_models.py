@@ -135,23 +135,23 @@ def test_forms_of_the_kernels_agree(compiled: Compiled) -> None:
     """Activations that came through exp and rsqrt may differ by a code (docs/numerics.md)."""
     path = compiled("minilm-l3", "w8a8")
     feeds = tokens(1, 32)
-    forms = path_forms(path)
-    expected = abqc.load(path, isa=forms[0]).run(feeds)[EMBEDDING]
-    for isa in forms[1:]:
+    isas = runnable_isas(path)
+    expected = abqc.load(path, isa=isas[0]).run(feeds)[EMBEDDING]
+    for isa in isas[1:]:
         actual = abqc.load(path, isa=isa).run(feeds)[EMBEDDING]
         assert cosine(expected, actual).min() > 0.9995
 
 
-def path_forms(path: Path) -> list[str]:
-    """The forms in an artifact that this CPU can run."""
-    forms = []
+def runnable_isas(path: Path) -> list[str]:
+    """The ISAs of an artifact that this CPU can run."""
+    isas = []
     for isa in abqc.load(path).manifest["isas"]:
         try:
             abqc.load(path, isa=isa)
         except abqc.AbqcError:
             continue
-        forms.append(isa)
-    return forms
+        isas.append(isa)
+    return isas
 
 
 def test_thread_counts_agree(compiled: Compiled) -> None:

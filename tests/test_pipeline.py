@@ -22,7 +22,7 @@ from abqc.passes.infrastructure import (
     available,
     run_pipeline,
 )
-from abqc.passes.launch import kernel_names
+from abqc.passes.kernels.launch import kernel_names
 from abqc.passes.pipeline import run_passes
 from onnx import ModelProto
 

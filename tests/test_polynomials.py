@@ -8,12 +8,12 @@ from functools import cache
 import numpy as np
 import pytest
 from abqc.codegen import isa as isas
-from abqc.codegen.cpu.expand_math import expand_math
+from abqc.codegen.arithmetic.expand_math import expand_math
 from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import Jit, kernel_assembly
 from abqc.dialects.mlir import ir, make_context
 
-FORMS = [pytest.param(isa, id=isa.name) for isa in isas.available()]
+ISAS = [pytest.param(isa, id=isa.name) for isa in isas.available()]
 TINY, HUGE, INF = 1.1754944e-38, 3.4028235e38, np.inf
 SPECIAL = np.array(
     [0.0, -0.0, 1, -1, 0.5, 2, 3, 1e-45, -1e-45, TINY, 1e-30, 1e30, HUGE, -HUGE, INF, -INF, np.nan],
@@ -110,7 +110,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[2][1]:g}")
 def test_unary(isa, case):
     name, reference, bounds, limit = case
@@ -122,7 +122,7 @@ def test_unary(isa, case):
     assert error[worst] <= limit, f"{name}({x[worst]!r}) = {exact[worst]!r}: {error[worst]} ulp"
 
 
-@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", ["sin", "cos"])
 def test_sine_and_cosine(isa, name):
     reference = getattr(np, name)
@@ -139,7 +139,7 @@ def test_sine_and_cosine(isa, name):
     assert np.isnan(unary(isa, name, np.array([2e9, -np.inf, np.inf, np.nan], np.float32))).all()
 
 
-@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("isa", ISAS)
 def test_tangent(isa):
     x = spread(-(2.0**20), 2.0**20)
     x = x[np.abs(x) <= 2**20]
@@ -153,7 +153,7 @@ def test_tangent(isa):
     assert np.isnan(unary(isa, "tan", np.array([2e9, np.inf, np.nan], np.float32))).all()
 
 
-@pytest.mark.parametrize("isa", FORMS)
+@pytest.mark.parametrize("isa", ISAS)
 def test_powf(isa):
     rng = np.random.default_rng(3)
     x = np.concatenate([10 ** rng.uniform(-38, 38, 4000), rng.uniform(-3, 3, 4000)])

@@ -65,10 +65,12 @@ def test_every_pair_of_widths(width: str, bits: int) -> None:
 
 
 def test_options() -> None:
-    op = parse_recipe("w2*a8 rotate gptq kv8 search embed=w8").resolve("n", "matmul")
-    assert (op.rotate, op.search, op.gptq, op.kv_bits) == (True, True, True, 8)
+    recipe = parse_recipe("w2*a8 rotate gptq kv8 search embed=w8")
+    op = recipe.resolve("n", "matmul")
+    assert (op.rotate, op.search, op.gptq) == (True, True, True)
+    assert str(recipe.cache_format("past")) == "kv8"
     op = parse_recipe("w4a8").resolve("n", "matmul")
-    assert (op.rotate, op.search, op.gptq, op.kv_bits) == (False, False, False, None)
+    assert (op.rotate, op.search, op.gptq) == (False, False, False)
     assert op.rule == "rule 'w4a8' (line 1)"
 
 
@@ -146,6 +148,53 @@ def test_whether_it_quantizes() -> None:
     assert parse_recipe("none embed=w8").quantizes and parse_recipe(RULES).quantizes
 
 
+CACHES = """kv4
+"*value" kv-bfp6
+"past_1_*" none
+"lm_head" w8a8
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "expected"),
+    [
+        ("none", "past_0_key", None),
+        ("w4a8", "past_0_key", None),
+        ("kv8", "past_0_key", "kv8"),
+        ("none kv8", "past_0_key", "kv8"),
+        ("kv4:g32 w4a8", "past_0_key", "kv4:g32"),
+        (CACHES, "past_0_key", "kv4"),
+        (CACHES, "past_0_value", "kv-bfp6"),
+        (CACHES, "past_1_value", None),
+        (CACHES, "lm_head", "kv4"),
+        ('kv8\n"*" w4a8', "past_0_key", "kv8"),
+    ],
+)
+def test_caches(text: str, name: str, expected: str | None) -> None:
+    format = parse_recipe(text).cache_format(name)
+    assert (format and format.text) == expected
+
+
+def test_words_of_caches_say_nothing_of_nodes() -> None:
+    recipe = parse_recipe('w4a8\n"*" kv4')
+    assert what(recipe.resolve("n", "matmul")) == ("w4:g128:sym", "a8:token:asym")
+    assert what(parse_recipe("kv4").resolve("table", "gather")) == (None, None)
+    parse_recipe(CACHES).check_used(["lm_head"])
+    assert recipe.without_caches().cache_format("past") is None
+
+
+def test_formats_of_caches_are_for_caches_that_there_are() -> None:
+    recipe = parse_recipe(CACHES)
+    recipe.check_caches(["past_0_key", "past_0_value", "past_1_key"])
+    recipe.check_caches(["past_0_key", "past_0_value"], ["past_1_node"])
+    with pytest.raises(RecipeError, match=r"none' \(line 3\) matches no cache"):
+        recipe.check_caches(["past_0_key", "past_0_value"])
+    with pytest.raises(RecipeError, match=r"'\"\*value\" kv-bfp6' \(line 2\) matches no cache"):
+        recipe.check_caches(["past_0_key"])
+    with pytest.raises(RecipeError, match="the model has no cache"):
+        recipe.check_caches([])
+
+
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_files(tmp_path: Path, newline: str) -> None:
     path = tmp_path / "my.recipe"
@@ -175,15 +224,31 @@ def test_files(tmp_path: Path, newline: str) -> None:
         ("w4a16:f32", "'a16:f32': activations that stay float are a16, a16:f16, a16:bf16"),
         ("rotate", "'rotate' belongs to formats such as w4a8"),
         ("embed=w8 search", "'search' belongs to formats such as w4a8"),
+        ("w4a16 shift", "'shift' belongs to activations with a width, as in a8"),
+        ("w8 a8:channel learn", "'learn' and a static scale for each channel exclude each other"),
+        ("w8a8 minmax", "'minmax' belongs to static scales, as in a8:tensor"),
+        ("w8 a8:tensor minmax percentile", "one of minmax and percentile, not both"),
         ("none w4a8", "column 6: 'w4' contradicts 'none'"),
         ("none rotate", "column 6: 'rotate' contradicts 'none'"),
         ("w4a8 w8a8", "column 6: 'w8' comes second"),
         ("w4a8 rotate rotate", "column 13: 'rotate' comes second"),
         ("w4a8 rotat", "column 6: 'rotat' is not expected here; expected none, weights"),
         ("w4a8 kv9", "'kv9': a cache has 2 to 8 bits"),
+        ("kv-bfp1", "'kv-bfp1': a cache has 2 to 8 bits"),
+        ("kv-nf4", "'kv-nf4': a cache has 2 to 8 bits"),
+        ("kv4:g20", "'kv4:g20': groups of caches have 16, 32, 64, 128 elements"),
+        ("kv4:g16:g32", "'kv4:g16:g32': the group is given twice"),
+        ("kv4:sym", "'kv4:sym': options of caches are g16 to g128, rotate, sort and plain"),
+        ("kv4:sort:plain", "'kv4:sort:plain': the order of channels is given twice"),
+        ("kv4 kv8", "column 5: 'kv8' comes second"),
+        ("kv4 rotate", "'rotate' belongs to formats such as w4a8"),
         ("w4a8 embed=q", "'embed=q': expected embed=w8 or embed=none"),
         ("w4a8 embed=w4:token", "'token' is no granularity of weights"),
-        ("w4a8:channel", "column 3: 'a8:channel': 'channel' is no granularity of activations"),
+        ("w4a8:channel balance", "'balance' contradicts 'a8:channel', which fixes the factors"),
+        ("w8 a8:tensor integer balance", "'integer' and 'balance' exclude each other"),
+        ("w8 a8:tensor learn integer", "'integer' and 'learn' exclude each other"),
+        ("w8 a8:channel integer", "'integer' has one scale for a tensor"),
+        ("w4a8:channel:token", "what shares a scale is given twice"),
         ("w2*:asym a8", "width '2*' is always symmetric"),
         ('"x"', "column 4: the end of the line is not expected here; expected none, weights"),
         ('w4a8\n"x" bar', "line 2, column 5: 'bar' is not expected here"),
@@ -233,16 +298,49 @@ def test_rules_that_do_something() -> None:
 
 def test_calibration_data_change_what_a_rule_leaves_open() -> None:
     recipe = parse_recipe('w4a8\n"a" w4a4\n"b" w4a8 rtn\n"c" w4a4 search\n"d" none')
-    assert not recipe.calibrated
+    assert recipe.needs_data is None
     calibrated = recipe.with_calibration()
     found = [calibrated.resolve(name, "matmul") for name in ("x", "a", "b", "c", "d")]
     assert [op.gptq for op in found] == [True, True, False, False, False]
     assert [op.rotate for op in found] == [False, True, False, False, False]
     assert [op.clip for op in found] == [False, True, False, False, False]
-    assert found[1].words == "a4:token:asym rotate clip gptq"
-    assert calibrated.calibrated and calibrated.with_calibration() == calibrated
+    assert [op.shift for op in found] == [False, True, False, False, False]
+    assert found[1].words == "a4:token:asym rotate shift clip gptq"
+    assert calibrated.needs_data and calibrated.with_calibration() == calibrated
+
+
+def test_what_is_learned_is_rounded_as_the_rule_says() -> None:
+    recipe = parse_recipe('w4a8 learn\n"a" w4a8 balance learn rtn\n"b" w4a8').with_calibration()
+    assert recipe.needs_data
+    found = [recipe.resolve(name, "matmul") for name in ("x", "a", "b")]
+    assert [op.learn for op in found] == [True, True, False]
+    assert [op.gptq for op in found] == [True, False, True]
+    assert not recipe.resolve("x", "conv").learn
+    assert found[1].words == "a8:token:asym learn balance rtn"
+
+
+def test_balance_and_scales_for_channels() -> None:
+    recipe = parse_recipe('w8a8 balance rtn\n"c" w8 a8:channel:sym rtn\n"f" w4a16 balance rtn')
+    found = [recipe.resolve(name, "matmul") for name in ("x", "c", "f")]
+    assert [op.balance for op in found] == [True, True, True]
+    assert [op.per_channel for op in found] == [False, True, False]
+    assert str(found[1].activation) == "a8:tensor:sym"
+    words = ["a8:token:asym balance rtn", "a8:channel:sym rtn", "a16:f16 balance rtn"]
+    assert [op.words for op in found] == words
+    assert not recipe.resolve("x", "conv").balance
+    assert recipe.needs_data == "balance"
+    assert parse_recipe("w8 a8:channel").needs_data == "a static scale for each channel"
 
 
 def test_rounding_to_nearest_allows_no_other_rounding() -> None:
     with pytest.raises(RecipeError, match="'rtn', rounding to nearest, allows no other"):
         parse_recipe("w4a8 rtn gptq")
+
+
+@pytest.mark.parametrize("word", ["", "minmax", "percentile"])
+def test_how_static_scales_are_chosen(word: str) -> None:
+    for kind in ("matmul", "conv", "scan"):
+        op = parse_recipe(f"w8 a8:tensor {word}").resolve("x", kind)
+        assert op.range == word and op.activation is not None
+    again = parse_recipe(f"w8 {op.words}").resolve("x", "matmul")
+    assert again.words == op.words

@@ -119,7 +119,11 @@ int main(int argc, char **argv) {
     for (int i = 0; i < 4; i++)
         if (outputs[i]) printf("an output in spite of an error\n");
 
-    options = (abqc_run_options){.struct_size = sizeof options, .threads = 1};
+    abqc_launch_record launches[1] = {{.end = -1}};
+    abqc_profile profile = {.launches = NULL, .capacity = 1, .count = 9};
+    options = (abqc_run_options){.struct_size = sizeof options, .threads = 1, .profile = &profile};
+    EXPECT(api->run(instance, inputs, 4, outputs, 4, &options), ABQC_E_ARGUMENT, "no memory for");
+    profile.launches = launches;
     for (int round = 0; round < 3; round++) {
         EXPECT(api->run(instance, inputs, 4, outputs, 4, round ? &options : NULL), ABQC_OK, "");
         const float *y = outputs[0]->dl_tensor.data, *present = outputs[2]->dl_tensor.data;
@@ -135,6 +139,8 @@ int main(int argc, char **argv) {
             outputs[i] = NULL;
         }
     }
+    if (profile.count != 1 || launches[0].begin <= 0 || launches[0].end < launches[0].begin)
+        printf("profile\n");
     EXPECT(api->destroy(instance), ABQC_OK, "");
     EXPECT(api->destroy(NULL), ABQC_OK, "");
     dlclose(library);

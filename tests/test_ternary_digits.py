@@ -6,10 +6,10 @@ from itertools import product
 
 import numpy as np
 import pytest
-from abqc.codegen.cpu.int8 import Int8Strategy
-from abqc.codegen.gpu.weights import WeightLayout, pack
+from abqc.codegen.codes.ternary_digits import pack_digits, pack_words, unpack_digits, unpack_words
+from abqc.codegen.cpu.int8.strategy import Int8Strategy
+from abqc.codegen.gpu.weights.layout import WeightLayout, pack
 from abqc.codegen.strategy import MatmulSpec
-from abqc.codegen.ternary_digits import pack_digits, pack_words, unpack_digits, unpack_words
 from abqc.dialects.formats import parse_scheme, quantize_weight
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -119,3 +120,32 @@ def test_symbols_are_unique_and_known(tmp_path: Path) -> None:
             store.add("w", np.zeros(4))
         with pytest.raises(KeyError, match="no weight 'v'"):
             store.get("v")
+
+
+def test_a_store_beside_another_writes_elsewhere(tmp_path: Path) -> None:
+    with WeightStore(tmp_path / "one") as store:
+        store.add("w", np.arange(1000, dtype=np.float32))
+        with store.beside(tmp_path / "two") as other:
+            np.testing.assert_array_equal(other.get("w"), store.get("w"))
+            store.add("mine", np.full(5000, 1, np.float32))
+            other.add("theirs", np.full(7000, 2, np.float32))
+            assert "theirs" not in store and "mine" not in other
+            assert (store.get("mine") == 1).all() and (other.get("theirs") == 2).all()
+        assert (store.get("w") == np.arange(1000)).all()
+
+
+def test_forks_of_a_process_write_to_stores_of_their_own(tmp_path: Path) -> None:
+    """Both would append to one file at the same place."""
+    with WeightStore(tmp_path / "weights") as store:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                other = store.beside(tmp_path / "theirs")
+                for number in range(200):
+                    other.add(f"w{number}", np.full(10_000, np.nan, np.float32))
+            finally:
+                os._exit(0)
+        for number in range(200):
+            store.add(f"w{number}", np.full(10_000, number, np.float32))
+        os.waitpid(pid, 0)
+        assert all((store.get(f"w{number}") == number).all() for number in range(200))

@@ -15,19 +15,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ...dialects.formats import FLOAT_BYTES
-from ...dialects.scale_types import SCALE_BYTES
+from abqc.dialects.formats import FLOAT_BYTES
+from abqc.dialects.scale_types import SCALE_BYTES
+
 from ..builder import INDEX, Builder, Value, buffer, function, vec
 from ..isa import Isa
 from ..strategy import Kernel, MatmulSpec
-from .dequantize import SIGN_BITS, weight_layout
-from .float_matmul import Panels
-from .float_tile import PANEL, load_floats
+from .float_products.dequantize import SIGN_BITS, weight_layout
+from .float_products.matmul import Panels
+from .float_products.tile import PANEL, load_floats
 from .gather import ROWS
-from .int8_layout import QUAD, value_parts, value_quads
-from .look_up import indexed_values
-from .panel_layout import WeightLayout
-from .scales import load_scales
+from .int8.layout import QUAD, value_parts, value_quads
+from .panels.layout import WeightLayout
+from .panels.look_up import indexed_values
+from .panels.scales import load_scales
 
 VECTOR_BYTES = 64
 

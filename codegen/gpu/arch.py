@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...runtime.gpu_limits import GpuLimits, limits_of
+from abqc.runtime.gpu_limits import GpuLimits, limits_of
 
 WARP = 32
 

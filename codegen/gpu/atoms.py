@@ -13,9 +13,9 @@ from functools import cached_property
 from typing import Literal
 
 from ..builder import Value, vec
-from ..layout import Layout, ThreadValue
 from .arch import GpuArch
 from .builder import GpuBuilder
+from .layout import Layout, ThreadValue
 
 Element = Literal["b1", "s8", "u8", "f16", "bf16"]
 

@@ -16,8 +16,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from ...dialects.mlir import arith, func, ir, llvm, nvvm
-from ...passes.launch import KERNEL_SHARED, KERNEL_THREADS
+from abqc.dialects.mlir import arith, func, ir, linkage, llvm, nvvm
+from abqc.passes.kernels.launch import KERNEL_SHARED, KERNEL_THREADS
+
 from ..builder import INDEX, Emitter, Value, bits_of, type_of, vec
 from .arch import WARP, GpuArch
 
@@ -201,10 +202,6 @@ class GpuBuilder(Emitter):
         """The maximum (signed) over each group of `lanes` neighbouring lanes, in all of them."""
         return self._butterfly(value, lanes, self.max)
 
-    def warp_min(self, value: Value, lanes: int = WARP) -> Value:
-        """The minimum (signed) over each group of `lanes` neighbouring lanes, in all of them."""
-        return self._butterfly(value, lanes, self.min)
-
     def _butterfly(self, value: Value, lanes: int, combine: Any) -> Value:
         distance = lanes // 2
         while distance:
@@ -334,7 +331,7 @@ def declare_shared(module: ir.Module) -> None:
         llvm.GlobalOp(
             type_of("!llvm.array<0 x i8>"),
             SHARED_SYMBOL,
-            ir.Attribute.parse("#llvm.linkage<external>"),
+            linkage("external"),
             addr_space=3,
             alignment=SHARED_ALIGNMENT,
         )

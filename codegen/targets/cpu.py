@@ -1,4 +1,4 @@
-"""The target `cpu`: x86-64, three forms of every kernel, one artifact."""
+"""The target `cpu`: x86-64, kernels for several instruction sets in one artifact."""
 
 from __future__ import annotations
 
@@ -6,20 +6,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ...costmodel.analytic import AnalyticModel
-from ...costmodel.interface import MatmulFeatures
-from ...costmodel.load import model_for
-from ...dialects.formats import Float, Scheme, parse_scheme
-from ..cpu.batch_matmul import batch_matmul_kernels
-from ..cpu.bitplane import BitplaneStrategy
-from ..cpu.dequantize import Dequantize
-from ..cpu.float_matmul import FloatMatmul
+from abqc.costmodel.analytic import AnalyticModel
+from abqc.costmodel.interface import MatmulFeatures
+from abqc.costmodel.load import model_for
+from abqc.costmodel.ranking import Ranking
+from abqc.dialects.cache_formats import CacheFormat
+from abqc.dialects.conv_spec import ConvSpec
+from abqc.dialects.formats import Float, Scheme, parse_scheme
+
+from ...dialects.norm_spec import NormSpec
+from ...dialects.scan_spec import ScanSpec
+from ..cpu.float_products.batch_matmul import Stored, batch_matmul_kernels
+from ..cpu.float_products.cache_rows import CacheRows
+from ..cpu.float_products.dequantize import Dequantize
+from ..cpu.float_products.direct_conv import direct_conv_kernel
+from ..cpu.float_products.matmul import FloatMatmul
 from ..cpu.gather import TableLayout, table_layout
 from ..cpu.gather_panels import panel_gather_kernel
-from ..cpu.int8 import Int8Strategy
-from ..cpu.pack_activations import measure_kernel
-from ..cpu.trellis import TrellisStrategy
-from ..cpu.trellis_float import TrellisFloatStrategy
+from ..cpu.int8.strategy import Int8Strategy
+from ..cpu.packing.activations import measure_kernel
+from ..cpu.packing.norm_pack import norm_pack_kernel
+from ..cpu.panels.bitplane import BitplaneStrategy
+from ..cpu.selective_scan import selective_scan_kernel
+from ..cpu.trellis.float_strategy import TrellisFloatStrategy
+from ..cpu.trellis.strategy import TrellisStrategy
 from ..isa import ALL, Isa
 from ..objects import CpuObjects, ObjectMaker
 from ..strategy import Choice, Kernel, MatmulSpec, MatmulStrategy, Variant, able_to_do
@@ -44,6 +54,7 @@ class CpuTarget:
     name: str = "cpu"
     max_norm_columns: int = 0  # rows of abq.norm that a kernel takes: none here
     cache_types: tuple[Float, ...] = ("f32", "f16", "bf16")  # of `c` of abq.batch_matmul
+    rounds_floats: bool = False  # of activations, to 16 bits, where weights are codes
     isas: tuple[Isa, ...] = ALL
     cost_model: AnalyticModel = field(default_factory=_cost_model, repr=False)
 
@@ -55,10 +66,11 @@ class CpuTarget:
 
     @cached_property
     def judged_isa(self) -> str:
-        """The best instruction set that the cost model was fitted to; the best one where it was
-        fitted to none."""
+        """The best instruction set of all kernels that the cost model was fitted to; the best one
+        where it was fitted to none."""
         fitted = self.cost_model.fitted_isas
-        return next((isa.name for isa in self.isas if isa.name in fitted), self.isas[0].name)
+        names = [isa.name for isa in self.isas if isa.extends is None]
+        return next((name for name in names if name in fitted), names[0])
 
     @property
     def objects(self) -> ObjectMaker:
@@ -90,16 +102,21 @@ class CpuTarget:
     def _choose(self, spec: MatmulSpec, node: str, working_set: int) -> Choice:
         able = able_to_do(spec, self.strategies, node=node)
         if len(able) == 1:
-            return Choice(able[0], spec, f"{able[0].name}: the only strategy for these formats")
+            return Choice(able[0], spec)
         scores = {
             s.name: [self._features(s, spec, m, working_set) for m in TYPICAL_ROWS] for s in able
         }
         best = min(able, key=lambda s: self._score(scores[s.name]))
-        why = "; ".join(
-            f"M={m}: " + self.cost_model.explain([scores[s.name][i] for s in able])
+        rankings = (
+            Ranking(m, tuple(self.cost_model.predictions([scores[s.name][i] for s in able])))
             for i, m in enumerate(TYPICAL_ROWS)
         )
-        return Choice(best, spec, why)
+        return Choice(best, spec, tuple(rankings))
+
+    def seconds(self, choice: Choice, m: int, *, working_set: int = 0) -> float:
+        """What the cost model says of `m` rows, packing included, on one thread."""
+        features = self._features(choice.strategy, choice.spec, m, working_set)
+        return self.cost_model.predict(features)
 
     def _features(
         self, strategy: MatmulStrategy, spec: MatmulSpec, m: int, working_set: int
@@ -125,8 +142,33 @@ class CpuTarget:
             score *= self.cost_model.predict(f)
         return score
 
-    def batch_matmul(self, transposed: bool, element: Float) -> tuple[Variant, ...]:
-        return batch_matmul_kernels(transposed, element)
+    def batch_matmul(self, transposed: bool, stored: Stored) -> tuple[Variant, ...]:
+        """The kernels of products of two activations: the second one of a type of `cache_types`, or
+        rows of a quantized cache."""
+        return batch_matmul_kernels(transposed, stored)
+
+    def cache_rows(self, format: CacheFormat, columns: int) -> CacheRows | None:
+        """How products read rows of a cache; None where they cannot."""
+        return CacheRows(format, columns)
+
+    def selective_scan(self, spec: ScanSpec) -> Kernel:
+        """The kernel of `abq.selective_scan`."""
+        return selective_scan_kernel(spec)
+
+    def direct_conv(self, spec: ConvSpec) -> Kernel | None:
+        """The kernel of a convolution in float, which reads planes (passes/direct_conv.py)."""
+        return direct_conv_kernel(spec)
+
+    def norm_pack(
+        self,
+        packs: Sequence[Kernel],
+        spec: NormSpec,
+        *,
+        keeps_row: bool,
+    ) -> Kernel | None:
+        """The kernel of a normalization whose rows these kernels pack; None if there is none.
+        `keeps_row`: the normalized rows are needed by others too."""
+        return norm_pack_kernel(spec, packs, keeps_row=keeps_row)
 
     def measure(self, format_text: str) -> Kernel:
         """The kernel that finds one scale and zero point for each sample of an activation."""

@@ -6,32 +6,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ...costmodel.interface import CostModel
-from ...costmodel.load import model_for
-from ...dialects.formats import Float, Scheme, parse_scheme
+from abqc.costmodel.interface import CostModel
+from abqc.costmodel.load import model_for
+from abqc.costmodel.ranking import Ranking
+from abqc.dialects.cache_formats import CacheFormat
+from abqc.dialects.conv_spec import ConvSpec
+from abqc.dialects.formats import Float, Scheme, parse_scheme
+
+from ...dialects.norm_spec import MAX_COLUMNS, NormSpec
+from ...dialects.scan_spec import ScanSpec
 from ..gpu.arch import ALL, SM_75, GpuArch
-from ..gpu.arg_extreme import arg_extreme_kernels
-from ..gpu.attention import AttentionVariant, attention_kernels, precision_on
-from ..gpu.attention_spec import AttentionSpec, MaskKind
-from ..gpu.batch_matmul import batch_matmul_kernels
-from ..gpu.dequantize import DequantizeMatmul
-from ..gpu.float_matmul import FloatMatmul
-from ..gpu.gather import TableLayout, table_layout
-from ..gpu.gather_tiles import panel_gather_kernel
-from ..gpu.int8 import Int8Matmul
-from ..gpu.measure import measure_kernel
-from ..gpu.norm import MAX_COLUMNS, NormKind, NormSpec, norm_kernel
-from ..gpu.norm_pack import norm_pack_kernel
-from ..gpu.objects import GpuObjects
-from ..gpu.pack import PackKernel
-from ..gpu.planes import Planes
-from ..gpu.scan import scan_kernels
-from ..gpu.scatter import ScatterKernels, scatter_kernels
-from ..gpu.softmax import softmax_kernel
-from ..gpu.strategy import GpuStrategy, Scheduled
-from ..gpu.top_k import top_k_kernels
-from ..gpu.trellis import TrellisMatmul
+from ..gpu.assembly.objects import GpuObjects
+from ..gpu.attention.kernels import AttentionVariant, attention_kernels, precision_on
+from ..gpu.attention.spec import AttentionSpec, MaskKind
+from ..gpu.float_products.batch_matmul import batch_matmul_kernels
+from ..gpu.float_products.matmul import FloatMatmul
+from ..gpu.indexing.gather import TableLayout, table_layout
+from ..gpu.indexing.gather_tiles import panel_gather_kernel
+from ..gpu.indexing.scatter import scatter_kernels
+from ..gpu.lines.arg_extreme import arg_extreme_kernels
+from ..gpu.lines.scan import scan_kernels
+from ..gpu.lines.selective_scan import selective_scan_kernel
+from ..gpu.lines.top_k import top_k_kernels
+from ..gpu.matmul.dequantize import DequantizeMatmul
+from ..gpu.matmul.int8 import Int8Matmul
+from ..gpu.matmul.strategy import GpuStrategy, Scheduled
+from ..gpu.packing.measure import measure_kernel
+from ..gpu.packing.pack import PackKernel
+from ..gpu.planes.strategy import Planes
+from ..gpu.rows.norm import norm_kernel
+from ..gpu.rows.norm_pack import norm_pack_kernel
+from ..gpu.rows.softmax import softmax_kernel
+from ..gpu.trellis.strategy import TrellisMatmul
 from ..objects import ObjectMaker
+from ..scatter import ScatterKernels
 from ..strategy import Choice, Kernel, MatmulSpec, Variant, able_to_do
 
 # Rows that a choice is judged by: decoding, a small batch, a prompt.
@@ -49,6 +57,7 @@ class CudaTarget:
     models: tuple[CostModel, ...] = field(repr=False)
     max_norm_columns: int = MAX_COLUMNS  # rows of abq.norm that a kernel takes
     cache_types: tuple[Float, ...] = ("f32",)  # of `c` of abq.batch_matmul
+    rounds_floats: bool = True  # of activations, to 16 bits, where weights are codes
 
     @staticmethod
     def named(name: str) -> CudaTarget | None:
@@ -109,8 +118,9 @@ class CudaTarget:
             Choice(
                 strategy,
                 spec,
-                self._explain(of_spec, spec, shared=strategy != own),
+                self._rankings(of_spec, spec),
                 "f32" if spec.weight is None else spec.half,
+                shares_layout=strategy != own,
             )
             for strategy, spec, of_spec, own in zip(chosen, specs, able, each, strict=True)
         ]
@@ -135,56 +145,66 @@ class CudaTarget:
 
         return assignments[0] if len(assignments) == 1 else min(assignments, key=score)
 
-    def _explain(self, able: list[Scheduled], spec: MatmulSpec, *, shared: bool) -> str:
+    def seconds(self, choice: Choice, m: int, *, working_set: int = 0) -> float:
+        """What the cost models say of `m` rows, packing included, on the slowest of the targets.
+
+        Weights are taken to come from DRAM, whatever the `working_set`.
+        """
+        (strategy,) = [s for s in self.strategies if s.name == choice.strategy.name]
+        times = strategy.seconds(choice.spec, m)
+        packs = strategy.pack_seconds(choice.spec, m)
+        return max(map(sum, zip(times, packs, strict=True)))
+
+    def _rankings(self, able: list[Scheduled], spec: MatmulSpec) -> tuple[Ranking, ...]:
         if len(able) == 1:
-            return f"{able[0].name}: the only strategy for these formats"
-        alone = "; ".join(
-            f"M={m}: " + self.models[0].explain([s.features(spec, m) for s in able])
+            return ()
+        model = self.models[0]
+        return tuple(
+            Ranking(m, tuple(model.predictions([s.features(spec, m) for s in able])))
             for m in TYPICAL_ROWS
         )
-        return alone + ("; shares its activations' layout with others" if shared else "")
 
     def batch_matmul(self, transposed: bool, element: Float) -> tuple[Variant, ...]:
         """The kernels of products of two activations, the second one of a type of `cache_types`."""
         assert element in self.cache_types
         return batch_matmul_kernels(transposed)
 
+    def cache_rows(self, format: CacheFormat, columns: int) -> None:
+        """How products outside of attention read rows of a quantized cache: not as they are."""
+
     def attention(
-        self, head: int, value_head: int, mask: MaskKind, *, half: bool, guarded: bool = False
+        self,
+        head: int,
+        value_head: int,
+        mask: MaskKind,
+        *,
+        half: bool,
+        guarded: bool = False,
+        keys: CacheFormat | None = None,
+        values: CacheFormat | None = None,
     ) -> tuple[AttentionVariant, ...]:
-        """The kernels of attention; `half`: activations may be halves."""
+        """The kernels of attention; `half`: activations may be halves. `keys`, `values`: formats
+        of quantized caches that are read in place of f32."""
         precision = precision_on(self.archs, half=half)
-        spec = AttentionSpec(head, value_head, mask, precision, guarded=guarded)
+        spec = AttentionSpec(head, value_head, mask, precision, guarded, keys, values)
         return attention_kernels(spec)
 
-    def norm(
-        self,
-        kind: NormKind,
-        columns: int,
-        *,
-        weight: bool,
-        bias: bool,
-        residual: bool,
-        keeps_sum: bool,
-    ) -> Kernel:
+    def norm(self, spec: NormSpec) -> Kernel:
         """The kernel of a normalization of rows."""
-        return norm_kernel(NormSpec(kind, columns, weight, bias, residual, keeps_sum))
+        return norm_kernel(spec)
+
+    def direct_conv(self, spec: ConvSpec) -> None:
+        """None: convolutions are products with patches."""
 
     def norm_pack(
         self,
         packs: Sequence[Kernel],
-        kind: NormKind,
-        columns: int,
+        spec: NormSpec,
         *,
-        weight: bool,
-        bias: bool,
-        residual: bool,
-        keeps_sum: bool,
         keeps_row: bool,
     ) -> Kernel | None:
         """The kernel of a normalization whose rows these kernels pack; None if there is none.
         `keeps_row`: the normalized rows are needed by others too."""
-        spec = NormSpec(kind, columns, weight, bias, residual, keeps_sum)
         packings = [pack.packing for pack in packs if isinstance(pack, PackKernel)]
         if len(packings) < len(packs):
             return None
@@ -201,6 +221,10 @@ class CudaTarget:
     def scan(self, element: str) -> tuple[Variant, ...]:
         """The kernels of running sums, by the number of neighbouring lines."""
         return scan_kernels(element)
+
+    def selective_scan(self, spec: ScanSpec) -> Kernel:
+        """The kernel of `abq.selective_scan`."""
+        return selective_scan_kernel(spec)
 
     def top_k(self, element: str, *, largest: bool) -> tuple[Variant, ...]:
         """The kernels of the first k of sorted lines, by the length of a line."""

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import re
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from abqc.codegen.targets.cpu import CpuTarget
-from abqc.compiler.files import write_text
+from abqc.compiler.evaluation.samples import MASK
 from abqc.compiler.job import Request
 from abqc.compiler.pipeline import stages
-from abqc.compiler.recipe import Recipe, parse_recipe, pattern_of
 from abqc.dialects.mlir import ir
-from abqc.errors import InputError, RecipeError
-from abqc.passes.infrastructure import Unit, run_pipeline
-from numpy.typing import NDArray
+from abqc.passes.infrastructure import Unit, run_pipeline, walk
 
-from .budget import Budget, Option, allocate, least_bits, options_of, parse_budget
+from .budget import parse_budget
 from .engine import Calibration
-from .error_feedback import Feedback
 from .kept import Digest, KeptCodes
-from .runs import MASK, Array, Feeds
+from .plan import nothing_to_calibrate, plan
+from .runs import Array, Feeds
 from .samples import batches
+from .sensitivity import ELEMENTS, SAMPLES, Sensitivities
 
 Progress = Callable[[str, int, int], None]
-
-HINT = (
-    "error feedback is for products with constant weights of floats, in no branch or loop, whose "
-    "rule has gptq; compile without --calib"
-)
 
 
 def calibrate(request: Request, module: ir.Module, unit: Unit, progress: Progress) -> Calibration:
@@ -44,15 +38,17 @@ def calibrate(request: Request, module: ir.Module, unit: Unit, progress: Progres
     feeds = batches(request.calib, unit.inputs, tokenizer)
     own = Unit(
         store=unit.store,
-        recipe=unit.recipe,
+        recipe=unit.recipe.without_caches(),
         target=CpuTarget(),
         node_kinds=unit.node_kinds,
         inputs=unit.inputs,
         outputs=unit.outputs,
         on_pass=unit.on_pass,
+        strict=unit.strict,
     )
     simplified = module.operation.clone()
     run_pipeline(simplified, stages(on_device=False)["simplified"], own)
+    own.notes.clear()  # the model's own passes will say the same
     calibration = Calibration(
         simplified,
         own,
@@ -60,12 +56,28 @@ def calibrate(request: Request, module: ir.Module, unit: Unit, progress: Progres
         [_mask(feed) for feed in feeds],
         request.work,
         progress=progress,
+        workers=request.calib_workers,
     )
     if request.budget is not None:
-        unit.recipe = own.recipe = plan(calibration, parse_budget(request.budget), request)
+        budget = parse_budget(request.budget)
+        samples = batches(request.calib, unit.inputs, tokenizer, ELEMENTS)
+        every = -(-len(samples) // SAMPLES)
+        samples = samples[every // 2 :: every]
+        kept = KeptCodes(_digest(simplified, unit, feeds))
+        with tempfile.TemporaryDirectory(dir=request.work, prefix="sensitivity-") as folder:
+            weights = Sensitivities(
+                *(simplified, own, samples, [_mask(feed) for feed in samples]),
+                folder=Path(folder),
+                workers=request.calib_workers,
+                progress=progress,
+            )
+            parts = budget, request, unit.recipe, progress
+            unit.recipe = plan(calibration, weights, kept, *parts)
+        own.recipe = unit.recipe.without_caches()
     calibration.run(KeptCodes(_digest(simplified, unit, feeds)))
-    if not calibration.errors:
-        raise RecipeError("the recipe has nothing to calibrate", hint=HINT)
+    unit.notes += own.notes
+    if not calibration.errors and not calibration.scales:
+        raise nothing_to_calibrate()
     if calibration.scarce is not None:
         node, rows, columns = calibration.scarce
         note = f"is calibrated with {rows} rows for {columns} columns: give more samples"
@@ -74,44 +86,12 @@ def calibrate(request: Request, module: ir.Module, unit: Unit, progress: Progres
     return calibration
 
 
-def plan(calibration: Calibration, budget: Budget, request: Request) -> Recipe:
-    """The recipe that spends `budget` best; it is written beside the library, for people to edit.
-
-    Activations and all other nodes are as the recipe says that was asked for.
-    """
-    recipe = calibration.unit.recipe
-    options: dict[str, list[Option]] = {}
-    weights: dict[str, int] = {}
-
-    def visit(node: str, weight: NDArray[np.float32], feedback: Feedback) -> None:
-        options[node] = options_of(weight, feedback)
-        weights[node] = weight.size
-
-    calibration.survey(visit)
-    count = sum(weights.values())
-    if not count:
-        raise RecipeError("the recipe has nothing to calibrate", hint=HINT)
-    least = least_bits(options) / count
-    if least > budget.bits:
-        raise InputError(
-            f"a budget of {budget} cannot be met", hint=f"the least is {least + 0.005:.2f}bpw"
-        )
-    chosen = allocate(options, budget.bits * count)
-    lines = [recipe.text, f"# chosen for --budget {budget}:"]
-    for node, option in chosen.items():
-        words = recipe.resolve(node, calibration.unit.node_kinds.get(node, "matmul")).words
-        lines.append(f"{pattern_of(node)} {option.scheme.text} {words}")
-    text = "\n".join(lines) + "\n"
-    write_text(request.output.with_suffix(".recipe.txt"), text)
-    return parse_recipe(text).with_calibration()
-
-
 def _digest(module: ir.Operation, unit: Unit, feeds: Sequence[Feeds]) -> str:
     """The name of all that the codes depend on."""
     digest = Digest()
-    text = module.get_asm()
-    digest.text(text, unit.recipe.text)
-    for symbol in sorted(set(re.findall(r'sym = "([^"]*)"', text))):
+    digest.text(module.get_asm(), unit.recipe.text)
+    weights = walk(module, "abq.weight")
+    for symbol in sorted({ir.StringAttr(op.attributes["sym"]).value for op in weights}):
         digest.text(symbol)
         digest.array(unit.store.get(symbol))
     for feed in feeds:

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from abqc.dialects import trellis_weight
 from abqc.dialects.formats import QuantizedTensor, Scheme
-from abqc.dialects.group_scales import WeightGroups
+from abqc.dialects.group_scales import Choice, WeightGroups
 from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
@@ -23,30 +23,37 @@ class ColumnEncoder(Protocol):
     def finish(self) -> QuantizedTensor: ...
 
 
-def encoder_for(weight: F32, scheme: Scheme, importance: F32 | None) -> ColumnEncoder:
+def encoder_for(
+    weight: F32, scheme: Scheme, importance: F32 | None, choice: Choice | None = None
+) -> ColumnEncoder:
     """An encoder for the format, with scales chosen from `weight` [N, K].
 
-    `importance` [K] weighs the columns in the search for scales.
+    `importance` [K] weighs the columns in the search for scales. `choice`, where it is given, are
+    the scales of a scalar format.
     """
     if scheme.format.kind == "trellis":
         scale = trellis_weight.searched_scale(weight, scheme, importance)
         return trellis_weight.ColumnEncoder(scheme, weight.shape[1], scale)
-    return ScalarEncoder(weight, scheme, importance)
+    return ScalarEncoder(weight, scheme, importance, choice)
 
 
 class ScalarEncoder:
     """Columns to the nearest codes, with scales and zero points that are chosen from `weight`.
 
-    `importance` [K] weighs the columns in the search for scales.
+    `importance` [K] weighs the columns in the search for scales. `choice` are these where they are
+    known.
     """
 
-    def __init__(self, weight: F32, scheme: Scheme, importance: F32 | None) -> None:
+    def __init__(
+        self, weight: F32, scheme: Scheme, importance: F32 | None, choice: Choice | None = None
+    ) -> None:
         n, k = weight.shape
         self._scheme, self._size = scheme, scheme.group_size or k
         rows = weight if scheme.granularity != "tensor" else weight.reshape(1, -1)
         if scheme.granularity == "tensor" and importance is not None:
             importance = np.tile(importance, n)
-        choice = WeightGroups.split(rows, scheme, importance).choose(search=True)
+        if choice is None:
+            choice = WeightGroups.split(rows, scheme, importance).choose(search=True)
         self._tensor_scale = choice.tensor_scale
         self._scale = np.broadcast_to(choice.scale, (n, choice.scale.shape[1]))
         self._zero = None

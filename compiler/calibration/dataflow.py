@@ -1,8 +1,8 @@
-"""The data flow of a model's host function: what is dear to compute, who needs it, where to cut.
+"""The data flow of a model's host function: what is expensive, who needs it, where to cut.
 
-A *dear* operation is one of abq's, or one that depends on such: products, table rows, attention.
-The rest (masks, angles of rotary embeddings, sizes) is computed again in every segment that needs
-it, from the model's inputs, so that only dear tensors have to be kept between segments.
+An *expensive* operation is one of abq's, or one that depends on such: products, table rows,
+attention. The rest (masks, angles of rotary embeddings, sizes) is computed again in every segment
+that needs it, from the model's inputs, so that only expensive tensors are kept between segments.
 """
 
 from __future__ import annotations
@@ -40,26 +40,28 @@ class DataFlow:
             for at, op in enumerate(self.operations)
             for number, result in enumerate(op.results)
         }
-        self._dear: list[bool] = []
+        self._expensive: list[bool] = []
         for op in self.operations:
             own = op.name.startswith("abq.") and op.name != "abq.weight"
-            self._dear.append(own or any(self._dear[known.at] for known in self._sources(op)))
+            self._expensive.append(
+                own or any(self._expensive[known.at] for known in self._sources(op))
+            )
 
     def id_of(self, value: ir.Value) -> ValueId | None:
         """None for arguments, and for values inside regions."""
         return self._position.get(value)
 
-    def is_dear(self, id_: ValueId) -> bool:
-        return self._dear[id_.at]
+    def is_expensive(self, id_: ValueId) -> bool:
+        return self._expensive[id_.at]
 
     @cached_property
     def _needs(self) -> list[frozenset[ValueId]]:
-        """By operation the dear tensors it reads; through scalars and codes, those behind them."""
+        """By operation the expensive tensors it reads, or those behind scalars and codes."""
         found: list[frozenset[ValueId]] = []
         for op in self.operations:
             needed: set[ValueId] = set()
             for source in self._sources(op):
-                if not self._dear[source.at]:
+                if not self._expensive[source.at]:
                     continue
                 if _can_be_kept(source.of(self.operations).type):
                     needed.add(source)
@@ -77,7 +79,7 @@ class DataFlow:
         return last
 
     def live_at(self, at: int, end: int) -> list[ValueId]:
-        """The dear tensors made before operation `at` and read by one of `at` to `end` - 1.
+        """The expensive tensors made before operation `at` and read by one of `at` to `end` - 1.
 
         Read by an operation between, or behind a scalar that such an operation reads.
         """
@@ -87,7 +89,7 @@ class DataFlow:
 
     @cached_property
     def crossing_cost(self) -> list[int]:
-        """For every operation: the elements of dear tensors that are alive just before it."""
+        """For every operation: the elements of expensive tensors that are alive just before it."""
         change = [0] * (len(self.operations) + 1)
         for id_, last in self._last_use.items():
             size = elements(id_.of(self.operations))

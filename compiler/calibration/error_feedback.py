@@ -12,6 +12,9 @@ the inputs it gets. Where the output is added to a residual stream, W D is the s
 the difference of the streams in front of the rounding: V then also makes good for what its inputs
 foretell of the errors that the stream brings along.
 
+A bias makes good for what codes change in the mean of the outputs (bias correction, Nagel et al.
+2019), so that x, f and e are taken less their means: only what varies is left to the codes.
+
 What feedback leaves is reduced by sweeps of coordinate descent: every column is rounded again, with
 all others as they are, to where the whole error is least.
 """
@@ -19,9 +22,12 @@ all others as they are, to where the whole error is least.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from abqc.dialects.formats import QuantizedTensor, Scheme
+from abqc.dialects.group_scales import Choice
 from numpy.typing import NDArray
 
 from .column_encoders import ColumnEncoder, encoder_for
@@ -39,28 +45,38 @@ MOST_DAMPING = 10.0
 class Settings:
     """`asymmetry`: how much of the weight's shift towards V is taken, 0 to 1.
 
-    `sweeps` of coordinate descent follow the feedback.
+    `sweeps` of coordinate descent follow the feedback; `bias` says that a bias takes the means,
+    `shift` that the inputs come without theirs too.
     """
 
     damping: float = DAMPING
     asymmetry: float = 1.0
     sweeps: int = 2
+    bias: bool = True
+    shift: bool = False
 
 
 @dataclass(frozen=True)
 class EncodedWeight:
     """Codes, and the squared error of the layer's outputs relative to their energy.
 
+    `bias` [N] is what outputs lack in the mean; None where they are as the codes give them. `shift`
+    [K] is what is taken off the inputs before, `balance` [K] by what they are divided before that.
     `activations` are the scale and zero point of static activations.
     """
 
     tensor: QuantizedTensor
     relative_error: float
+    bias: F32 | None = None
     activations: tuple[float, float] | None = None
+    shift: F32 | None = None
+    balance: F32 | None = None
 
 
 class Feedback:
     """What all weights that read the same inputs share: the moments' damped inverse.
+
+    `moments` are those of the inputs less their means where a bias takes these.
 
     `order` are the columns by falling energy, and T, `factor`, is upper triangular with T^T T the
     inverse of the damped moments in that order; `importance` [K] is what an error of each column
@@ -69,11 +85,16 @@ class Feedback:
     """
 
     def __init__(self, moments: Moments, settings: Settings) -> None:
-        self.moments, self.settings = moments, settings
+        self.sums, self.settings = moments, settings
+        self.moments = moments = moments.centred() if settings.bias else moments
         self.order = np.argsort(-np.diagonal(moments.own), kind="stable")
-        damping = settings.damping
+
+    @cached_property
+    def factor(self) -> F32:
+        """T, for which weights that are only judged do not ask."""
+        damping = self.settings.damping
         while True:
-            damped = _damped(moments.own, damping)[np.ix_(self.order, self.order)]
+            damped = _damped(self.moments.own, damping)[np.ix_(self.order, self.order)]
             try:
                 upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]  # damped = U U^T
             except np.linalg.LinAlgError:
@@ -82,37 +103,69 @@ class Feedback:
                 damping *= 10
                 continue
             break
-        self.factor = np.linalg.solve(upper, np.eye(len(upper))).astype(np.float32)
-        self.importance = np.empty(len(self.order), np.float32)
-        self.importance[self.order] = np.diagonal(self.factor) ** -2
+        return triangular_inverse(upper).astype(np.float32)
 
-    def encode(self, weight: F32, scheme: Scheme, excess: Excess | None = None) -> EncodedWeight:
-        """The codes of `weight` [N, K] in `scheme`."""
+    @cached_property
+    def importance(self) -> F32:
+        """[K], what an error of each column costs after feedback."""
+        importance = np.empty(len(self.order), np.float32)
+        importance[self.order] = np.diagonal(self.factor) ** -2
+        return importance
+
+    def encode(
+        self,
+        weight: F32,
+        scheme: Scheme,
+        excess: Excess | None = None,
+        choice: Choice | None = None,
+    ) -> EncodedWeight:
+        """The codes of `weight` [N, K] in `scheme`; `choice` has their scales, if known."""
         target = self.shifted(weight, excess)
-        encoder = encoder_for(target, scheme, self.importance)
+        encoder = encoder_for(target, scheme, self.importance, choice)
         rounded = self.round(target, encoder)
         # Trellis codes gain less than a hundredth from sweeps, and take the longest to encode.
         for _ in range(0 if scheme.format.kind == "trellis" else self.settings.sweeps):
             self.sweep(target, rounded, encoder)
-        tensor = encoder.finish()
-        error = output_error(target, tensor.dequantize(), self.moments)
+        return self.judge(weight, encoder.finish(), excess, target)
+
+    def judge(
+        self,
+        weight: F32,
+        tensor: QuantizedTensor,
+        excess: Excess | None = None,
+        target: F32 | None = None,
+    ) -> EncodedWeight:
+        """What codes of `weight` make of its outputs; `target` is the weight that is best."""
+        rounded = tensor.dequantize()
+        target = self.shifted(weight, excess) if target is None else target
+        error = float(np.sum(output_error(target, rounded, self.moments)))
         energy = float(np.sum(output_error(weight, np.zeros_like(weight), self.moments)))
-        return EncodedWeight(tensor, float(np.sum(error)) / energy if energy > 0 else 0.0)
+        relative = error / energy if energy > 0 else 0.0
+        return EncodedWeight(tensor, relative, self.bias(weight, rounded, excess))
+
+    def bias(self, weight: F32, rounded: F32, excess: Excess | None = None) -> F32 | None:
+        """What the outputs of `rounded` lack in the mean [N] against those asked for."""
+        if not self.settings.bias or not self.sums.weight:
+            return None
+        lost = weight @ (self.sums.total + self.sums.lack)
+        if not self.settings.shift:
+            lost -= rounded @ self.sums.total
+        if excess is not None:
+            lost += excess.total
+        return (lost / self.sums.weight).astype(np.float32)
 
     def shifted(self, weight: F32, excess: Excess | None = None) -> F32:
         """V above, `asymmetry` of the way from W; W where the two models' inputs are the same."""
         drift = self.moments.drift
-        if self.settings.asymmetry == 0:
+        if self.settings.asymmetry == 0 or (excess is None and drift is None):
             return weight
+        product = np.zeros(weight.shape, np.float32)
         if excess is not None:
-            product: NDArray[np.floating] = excess.sum
-        elif drift is not None:
-            product = weight @ drift.astype(np.float32)
-        else:
-            return weight
-        product = product[:, self.order].astype(np.float32)
+            product += (excess.centred(self.sums) if self.settings.bias else excess).product
+        if drift is not None:
+            product += weight @ drift.astype(np.float32)
         shift = np.empty_like(weight)
-        shift[:, self.order] = (product @ self.factor.T) @ self.factor
+        shift[:, self.order] = (product[:, self.order] @ self.factor.T) @ self.factor
         return weight + np.float32(self.settings.asymmetry) * shift
 
     def round(self, weight: F32, encoder: ColumnEncoder) -> F32:
@@ -159,3 +212,16 @@ def output_error(weight: F32, rounded: F32, moments: Moments) -> F64:
 def _damped(moments: F64, damping: float) -> F64:
     mean = float(np.mean(np.diagonal(moments)))
     return moments + (damping * mean if mean > 0 else 1.0) * np.eye(len(moments))
+
+
+def triangular_inverse(upper: NDArray[Any]) -> NDArray[Any]:
+    """Of an upper triangular matrix, by products of halves: numpy has none of its own."""
+    k = len(upper)
+    if k <= BLOCK:
+        return np.linalg.inv(upper)
+    half = k // 2
+    first, last = (triangular_inverse(upper[part, part]) for part in np.s_[:half, half:])
+    result = np.zeros((k, k))
+    result[:half, :half], result[half:, half:] = first, last
+    result[:half, half:] = -first @ (upper[:half, half:] @ last)
+    return result

@@ -34,10 +34,11 @@ class Patches:
         )
         return Patches(tuple(shape[2:]), strides, dilations, pads)
 
-    def rows(self, x: NDArray[Any]) -> NDArray[np.float32]:
+    def rows(self, x: NDArray[Any], most: int | None = ROWS) -> NDArray[np.float32]:
         """Windows [rows, C x window] of `x` [B, C, spatial], as the weight's K runs.
 
-        At most `ROWS` of each image, spread over it; which ones depends on the shape alone.
+        At most `most` of each image (None: all), spread over it; which ones depends on the shape
+        alone.
         """
         axes = len(self.window)
         begins, ends = self.pads[:axes], self.pads[axes:]
@@ -52,7 +53,8 @@ class Patches:
         windows = windows[inner]
         places = windows.shape[2 : 2 + axes]
         count = prod(places)
-        chosen = np.unravel_index(np.arange(0, count, max(1, -(-count // ROWS))), places)
+        step = 1 if most is None else max(1, -(-count // most))
+        chosen = np.unravel_index(np.arange(0, count, step), places)
         outer: Any = (slice(None), slice(None), *chosen)
         rows = np.moveaxis(windows[outer], 2, 1)  # [B, rows, C, window]
         return np.ascontiguousarray(rows, np.float32).reshape(-1, x.shape[1] * prod(self.window))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from abqc.compiler.evaluation.metrics import split_windows
+from abqc.compiler.evaluation.samples import MASK
 from abqc.compiler.evaluation.text import tokenize
 from abqc.compiler.feeds import Spec, make_feeds, resolve_shapes
 from abqc.compiler.files import read_arrays
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Feeds = dict[str, Array]
 
-ELEMENTS_IN_A_RUN = 2048  # of the largest input; one sample at least
+ELEMENTS_IN_A_RUN = 2048
 TEXT_WINDOWS, TEXT_TOKENS = 128, 512
 HINT = "an .npz file holds an array for each input, by name, whose first axis counts samples"
 
@@ -63,8 +64,13 @@ def text_samples(path: Path, tokenizer: Path) -> Feeds:
     return {"input_ids": windows[np.arange(count) * len(windows) // count]}
 
 
-def batches(path: Path, inputs: list[Spec], tokenizer: Path | None = None) -> list[Feeds]:
-    """Feeds of the whole model, a few samples in each.
+def batches(
+    path: Path,
+    inputs: list[Spec],
+    tokenizer: Path | None = None,
+    elements: int = ELEMENTS_IN_A_RUN,
+) -> list[Feeds]:
+    """Feeds of the whole model, a few samples in each: `elements` of the largest input, or one.
 
     A file that is no .npz is a text for a language model, which `tokenizer` makes ids of.
 
@@ -78,7 +84,7 @@ def batches(path: Path, inputs: list[Spec], tokenizer: Path | None = None) -> li
     else:
         samples = read_samples(path)
     for name, arrays in samples:
-        found += _cut(name, _checked(name, arrays, inputs), inputs)
+        found += _cut(name, _checked(name, arrays, inputs), inputs, elements)
     if not found:
         raise InputError(f"the calibration data {path} are empty", hint=HINT)
     return found
@@ -118,19 +124,62 @@ def _array(file: str, array: Array, spec: Spec) -> Array:
     return array
 
 
-def _cut(file: str, arrays: Feeds, inputs: list[Spec]) -> list[Feeds]:
+def _cut(file: str, arrays: Feeds, inputs: list[Spec], elements: int) -> list[Feeds]:
     if not arrays or not len(next(iter(arrays.values()))):
         return []
     fixed = [spec.shape[0] for spec in inputs if spec.name in arrays and spec.shape]
     count = len(next(iter(arrays.values())))
     largest = max(array[0].size for array in arrays.values())
     step = next((dim for dim in fixed if isinstance(dim, int)), 0)
-    step = step or max(1, min(count, ELEMENTS_IN_A_RUN // max(largest, 1)))
+    step = step or max(1, min(count, elements // max(largest, 1)))
     whole = count - count % step if any(isinstance(dim, int) for dim in fixed) else count
-    return [
-        _complete(file, {name: a[begin : begin + step] for name, a in arrays.items()}, inputs)
-        for begin in range(0, whole, step)
-    ]
+    tokens = _padded_size(arrays, inputs)
+    if tokens is not None:  # samples of alike lengths together, so that little is padding
+        order = np.argsort(_lengths(arrays[MASK]), kind="stable")
+        arrays = {name: array[order] for name, array in arrays.items()}
+    found = []
+    for begin in range(count - whole, count, step):  # of sorted samples the shortest are left out
+        part = {name: array[begin : begin + step] for name, array in arrays.items()}
+        if tokens is not None:
+            part = _without_padding(part, inputs, tokens)
+        found.append(_complete(file, part, inputs))
+    return found
+
+
+def _padded_size(arrays: Feeds, inputs: list[Spec]) -> str | None:
+    """The name of the size of the mask's tokens, where samples may be padded to any.
+
+    None where an input has as many of something that has another name.
+    """
+    mask = arrays.get(MASK)
+    if mask is None or mask.ndim != 2 or not mask.size:
+        return None
+    shapes = {spec.name: spec.shape for spec in inputs}
+    name = shapes[MASK][1]
+    counts = mask.shape[1]
+    alike = {
+        dim
+        for key, array in arrays.items()
+        for dim, size in zip(shapes[key][1:], array.shape[1:], strict=True)
+        if size == counts
+    }
+    return name if isinstance(name, str) and name.isidentifier() and alike == {name} else None
+
+
+def _lengths(mask: Array) -> NDArray[np.int64]:
+    """How many tokens of each sample [samples, tokens] are not padding behind the last one."""
+    behind = np.argmax(mask[:, ::-1] != 0, axis=1)
+    return np.where(mask.any(axis=1), mask.shape[1] - behind, 1)
+
+
+def _without_padding(arrays: Feeds, inputs: list[Spec], tokens: str) -> Feeds:
+    """The samples without the tokens at the end that the mask hides in all of them."""
+    longest = int(_lengths(arrays[MASK]).max(initial=1))
+    shapes = {spec.name: spec.shape for spec in inputs}
+    return {
+        name: array[tuple(slice(longest if dim == tokens else None) for dim in shapes[name])]
+        for name, array in arrays.items()
+    }
 
 
 def _complete(file: str, arrays: Feeds, inputs: list[Spec]) -> Feeds:

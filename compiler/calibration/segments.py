@@ -12,8 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from abqc.dialects import abq
-from abqc.dialects.mlir import func, ir, run_upstream
+from abqc.dialects.element_types import numpy_name
+from abqc.dialects.mlir import arith, cf, func, ir, run_upstream, tensor
 from abqc.passes.infrastructure import main_function
+from abqc.passes.loops.axis_blocks import parallel_loop
+from abqc.passes.resolve_dims import dimension_or_query, mixed_sizes
 from abqc.runtime.tensor_spec import TensorSpec
 
 from .dataflow import DataFlow, ValueId, block_operations
@@ -28,8 +31,8 @@ MUCH = 4
 class Segment:
     """Operations `begin` to `end` - 1 of the model.
 
-    `inputs` are dear tensors of earlier segments that they read; `outputs` those of this segment
-    that later ones read; `products` the positions of the products with constant weights.
+    `inputs` are expensive tensors of earlier segments that they read; `outputs` those of this
+    segment that later ones read; `products` the positions of the products with constant weights.
     """
 
     begin: int
@@ -39,20 +42,21 @@ class Segment:
     outputs: tuple[ValueId, ...]
 
 
-def cut(flow: DataFlow, reads: Mapping[int, str]) -> list[Segment]:
-    """Segments that hold all products, whose positions, ascending, are the keys of `reads`.
+def cut(flow: DataFlow, reads: Mapping[int, str], *, whole: bool = False) -> list[Segment]:
+    """Segments that hold all products, whose positions are the keys of `reads`.
 
-    Products that read the same, by the names in `reads`, share a segment. [] without any.
+    Products that read the same, by the names in `reads`, share a segment. [] without any. `whole`:
+    fewer, larger ones, up to what the model returns, which the last one puts out.
     """
     if not reads:
         return []
+    reads = dict(sorted(reads.items()))
     products = list(reads)
-    bounds = [0, *_cuts(flow, reads), products[-1] + 1]
-    ranges = list(itertools.pairwise(bounds))
-    last = bounds[-1]
+    last = len(flow.operations) - 1 if whole else products[-1] + 1
+    bounds = [0, *_cuts(flow, reads, 1 if whole else MUCH), last]
     segments = []
-    for begin, end in ranges:
-        later = flow.live_at(end, last)
+    for begin, end in itertools.pairwise(bounds):
+        later = flow.live_at(end, last + 1 if whole else last)
         segments.append(
             Segment(
                 begin,
@@ -65,7 +69,7 @@ def cut(flow: DataFlow, reads: Mapping[int, str]) -> list[Segment]:
     return segments
 
 
-def _cuts(flow: DataFlow, reads: Mapping[int, str]) -> list[int]:
+def _cuts(flow: DataFlow, reads: Mapping[int, str], much: int) -> list[int]:
     cost = flow.crossing_cost
     places = [
         min(range(before + 1, after + 1), key=lambda at: cost[at])
@@ -76,7 +80,7 @@ def _cuts(flow: DataFlow, reads: Mapping[int, str]) -> list[int]:
     return [
         at
         for number, at in enumerate(places)
-        if costs[number] <= MUCH * min(costs[max(number - NEAR, 0) : number + NEAR + 1])
+        if costs[number] <= much * min(costs[max(number - NEAR, 0) : number + NEAR + 1])
     ]
 
 
@@ -94,17 +98,20 @@ def extract(
     model_inputs: Sequence[TensorSpec],
     given: Sequence[ValueId],
     wanted: Sequence[ValueId],
+    noisy: Sequence[ValueId] = (),
 ) -> SegmentModule:
     """The module that computes `wanted` from the model's inputs and the values `given`.
 
-    Inputs that are not needed are left out. A value's name is `value_name` of its id.
+    Inputs that are not needed are left out. A value's name is `value_name` of its id. To values
+    that are `noisy` another input is added, as large as they are, whose name is `noise_name`.
     """
     clone = module.clone()
     with module.context, ir.Location.unknown():
         function = main_function(clone)
         block = function.regions[0].blocks[0]
         operations = block_operations(clone)
-        results = [id_.of(operations) for id_ in wanted]
+        disturbed = {id_: _add_argument(id_.of(operations), block) for id_ in noisy}
+        results = [disturbed.get(id_) or id_.of(operations) for id_ in wanted]
         operations[-1].erase()
         for op in operations[:-1]:
             if op.name == "cf.assert":  # the model's own checks: of inputs that it has been given
@@ -112,11 +119,12 @@ def extract(
         with ir.InsertionPoint(block):
             func.ReturnOp(results)
         specs = [TensorSpec(s.name, s.dtype, tuple(s.shape)) for s in model_inputs]
+        specs += [_spec(noise_name(id_), id_.of(operations).type) for id_ in noisy]
         for id_ in given:
             value = id_.of(operations)
             argument = block.add_argument(value.type, ir.Location.unknown())
             value.replace_all_uses_with(argument)
-            specs.append(_spec(id_, value.type))
+            specs.append(_spec(value_name(id_), value.type))
         _set_type(function, [a.type for a in block.arguments], [r.type for r in results])
         run_upstream("func.func(canonicalize,cse)", clone)
         function = main_function(clone)
@@ -129,12 +137,16 @@ def extract(
         _set_type(function, [a.type for a in block.arguments], [r.type for r in returned])
         clone.verify()
     kept = [spec for spec, is_used in zip(specs, used, strict=True) if is_used]
-    outputs = [_spec(id_, r.type) for id_, r in zip(wanted, returned, strict=True)]
+    outputs = [_spec(value_name(id_), r.type) for id_, r in zip(wanted, returned, strict=True)]
     return SegmentModule(ir.Module.parse(clone.get_asm(), module.context), kept, outputs)
 
 
 def value_name(id_: ValueId) -> str:
     return f"value{id_.at}.{id_.result}"
+
+
+def noise_name(id_: ValueId) -> str:
+    return f"noise{id_.at}.{id_.result}"
 
 
 def name_of(value: ir.Value, id_: ValueId | None, model_inputs: Sequence[TensorSpec]) -> str:
@@ -144,19 +156,31 @@ def name_of(value: ir.Value, id_: ValueId | None, model_inputs: Sequence[TensorS
     return model_inputs[ir.BlockArgument(value).arg_number].name
 
 
-def _spec(id_: ValueId, type_: ir.Type) -> TensorSpec:
-    tensor = ir.RankedTensorType(type_)
-    sizes = tuple(None if size == abq.DYNAMIC else size for size in tensor.shape)
-    return TensorSpec(value_name(id_), _dtype(tensor.element_type), sizes)
+def _add_argument(value: ir.Value, block: ir.Block) -> ir.Value:
+    """An argument of the value's type is added to it wherever it is read."""
+    noise = block.add_argument(value.type, ir.Location.unknown())
+    known, as_is = list(value.uses), ir.AffineMap.get_identity(len(abq.shape(value)))
+    with ir.InsertionPoint.after(value.owner):
+        for axis, size in enumerate(abq.shape(value)):
+            if size == abq.DYNAMIC:  # it may depend on data, which other noise has changed
+                sizes = (dimension_or_query(each, axis) for each in (value, noise))
+                fits = arith.CmpIOp(arith.CmpIPredicate.eq, *sizes).result
+                cf.AssertOp(fits, f"the noise has another size along axis {axis}")
+        empty = tensor.EmptyOp(mixed_sizes(value), abq.element(value)).result
+        total = parallel_loop(
+            [value, noise], [as_is, as_is], empty, lambda xs: arith.AddFOp(*xs).result
+        )
+    for use in known:
+        use.owner.operands[use.operand_number] = total
+    return total
 
 
-def _dtype(type_: ir.Type) -> str:
-    """numpy's name of an element type."""
-    text = str(type_)
-    known = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64", "i1": "bool"}
-    if text in known:
-        return known[text]
-    return f"int{text[1:]}"
+def _spec(name: str, type_: ir.Type) -> TensorSpec:
+    ranked = ir.RankedTensorType(type_)
+    sizes = tuple(None if size == abq.DYNAMIC else size for size in ranked.shape)
+    dtype = numpy_name(ranked.element_type)
+    assert dtype is not None, f"{name}: {type_}"
+    return TensorSpec(name, dtype, sizes)
 
 
 def _set_type(function: ir.Operation, inputs: list[ir.Type], results: list[ir.Type]) -> None:

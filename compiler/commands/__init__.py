@@ -5,6 +5,6 @@ A command's module docstring is the description that `abqc COMMAND --help` print
 what they need when they run, so that `abqc --help` and `abqc inspect` need neither MLIR nor numpy.
 """
 
-from abqc.compiler.commands import bench, compile, doctor, eval, inspect, opt, run, tune
+from abqc.compiler.commands import bench, compile, doctor, eval, generate, inspect, opt, run, tune
 
-ALL = (compile, run, bench, inspect, eval, tune, opt, doctor)
+ALL = (compile, run, generate, bench, inspect, eval, tune, opt, doctor)

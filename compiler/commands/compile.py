@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   abqc compile model.onnx -o model.so --recipe recipe.txt --shape x=1x3x224x224
   abqc compile model.onnx -o model.so --quant w2a8 --target sm_90a
   abqc compile model.onnx -o model.so --quant "w3a8 gptq" --calib samples.npz
+  abqc compile model.onnx -o model.so --quant w4a8 --calib text.txt --calib-workers 4
   abqc compile model.onnx -o model.so --dump-dir stages
 """
 
@@ -48,10 +49,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " or a text, for a language model with its tokenizer.json beside it",
     )
     parser.add_argument(
+        "--calib-workers",
+        metavar="N",
+        help="how many processes calibrate (default: ABQC_NUM_THREADS, else the usable cores), or "
+        "a cluster: dask:tcp://host:8786; the result does not depend on it",
+    )
+    parser.add_argument(
         "--budget",
         metavar="4bpw",
-        help="with --calib: each product's own width, so that all take so many bits a weight; "
-        "the recipe is written beside the library",
+        help="with --calib: each product's own width, so that all take so many bits a weight, the "
+        "library so many bytes (size=60MB), or a run so long (latency=12ms@input_ids=1x128, by the "
+        "cost model); the recipe is written beside the library",
+    )
+    parser.add_argument(
+        "--cpu",
+        metavar="native",
+        help="kernels for these CPUs alone, for a smaller library that is compiled sooner: native "
+        "(this machine), a level such as x86-64-v3, or instruction sets such as avx512,avx2 "
+        "(default: ABQC_CPU, else all, and each CPU takes the best that it has)",
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="fail where the model does not allow what the recipe asks for (a rotation of the "
+        "residual stream, say), rather than note it and go on without",
     )
     add_shape(parser, "pin an input's shape")
     parser.add_argument("--dump-dir", metavar="DIR", type=Path, help="write the IR of every pass")
@@ -72,7 +93,10 @@ def run(args: argparse.Namespace) -> int:
             shapes=dict(args.shape),
             dump_dir=args.dump_dir,
             calib=args.calib,
+            calib_workers=args.calib_workers,
             budget=args.budget,
+            cpu=args.cpu,
+            strict=args.strict,
             progress=progress,
             note=notes.append,
         )

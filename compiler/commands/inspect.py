@@ -46,10 +46,14 @@ def sections(manifest: Mapping[str, Any]) -> Iterator[str]:
     yield summary(manifest, operations)
     for title in ("inputs", "outputs"):
         yield tensor_table(title[:-1], manifest[title])
+    if manifest.get("caches"):
+        yield cache_table(manifest["caches"])
+    if manifest.get("scans"):
+        yield scan_table(manifest["scans"])
     if operations:
         yield operation_table(operations)
         yield from predictions(operations)
-    if "calibration" in manifest:
+    if manifest.get("calibration", {}).get("errors"):
         yield calibration_table(manifest["calibration"])
     if manifest["float"]:
         yield float_table(manifest["float"])
@@ -64,15 +68,24 @@ def summary(manifest: Mapping[str, Any], operations: list[Mapping[str, Any]]) ->
     lines = {
         "model": manifest["model"],
         "recipe": " / ".join(filter(None, map(str.strip, manifest["recipe"].splitlines()))),
-        "target": f"{manifest['target']} ({', '.join(forms(manifest))})",
+        "target": f"{manifest['target']} ({', '.join(isas(manifest))})",
         "compiled": f"by abqc {manifest['abqc']} in {manifest['compile_seconds']:.1f} s",
         "size": f"{byte_count(sizes['total'])}: {byte_count(sizes['weights'])} weights, "
         f"{byte_count(sizes['code'])} code",
         "chosen by": f"cost model, {manifest['cost_model']}" if "cost_model" in manifest else "",
         "quantized": bits_per_weight(operations),
         "noise": weight_noise(operations),
+        "integers": integers(manifest.get("integers", {})),
     }
     return "\n".join(f"{key:10} {value}" for key, value in lines.items() if value)
+
+
+def integers(counts: Mapping[str, int]) -> str:
+    """What the summary says of an integer-only graph."""
+    if not counts:
+        return ""
+    floats = counts.get("islands", 0)
+    return f"{counts.get('values', 0)} values from integers alone, {floats} by way of floats"
 
 
 def calibration_table(calibration: Mapping[str, Any]) -> str:
@@ -83,7 +96,7 @@ def calibration_table(calibration: Mapping[str, Any]) -> str:
     return table((title, "relative"), [(node, f"{error:.2e}") for node, error in worst])
 
 
-def forms(manifest: Mapping[str, Any]) -> list[str]:
+def isas(manifest: Mapping[str, Any]) -> list[str]:
     """The instruction sets or GPUs that the kernels were compiled for."""
     gpus = manifest.get("gpu", [])
     return manifest["isas"] or [
@@ -150,11 +163,38 @@ def tensor_table(role: str, tensors: list[Mapping[str, Any]]) -> str:
     return table((role, "type", "shape"), rows)
 
 
+def cache_table(caches: list[Mapping[str, Any]]) -> str:
+    """One row for quantized caches that differ in nothing but a number in their names."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for cache in caches:
+        bits = f"{8 * cache['row_bytes'] / cache['columns']:.2f}"
+        kind = re.sub(r"\d+", "*", cache["input"])
+        key = kind, cache["format"], cache["columns"], cache["row_bytes"], bits, cache["float"]
+        groups.setdefault(key, []).append(cache["input"])
+    rows = [
+        (names[0] if len(names) == 1 else f"{pattern} ({len(names)})", *about)
+        for (pattern, *about), names in groups.items()
+    ]
+    return table(
+        ("cache", "format", "elements a row", "bytes a row", "bits each", "in place of"), rows
+    )
+
+
+def scan_table(scans: list[Mapping[str, Any]]) -> str:
+    """One row for selective scans that agree in everything but their name."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for scan in scans:
+        key = scan["channels"], scan["states"], scan["operands"]
+        groups.setdefault(key, []).append(scan["node"])
+    rows = [(_nodes(nodes), *key) for key, nodes in groups.items()]
+    return table(("selective scan", "channels", "states", "x, delta, b, c"), rows)
+
+
 def operation_table(operations: list[Mapping[str, Any]]) -> str:
     """One row for ops that agree in everything but their name."""
     groups: dict[tuple[object, ...], list[str]] = {}
     for op in operations:
-        why = "predicted time" if _is_predicted(op) else op["why"]
+        why = "predicted time" if op.get("predicted") else op["why"]
         key = (op["kind"], _size(op), _formats(op), round(op["bpw"], 2), op["strategy"], why)
         groups.setdefault(key, []).append(op["node"])
     rows = [(_nodes(nodes), *key) for key, nodes in groups.items()]
@@ -163,16 +203,17 @@ def operation_table(operations: list[Mapping[str, Any]]) -> str:
 
 def predictions(operations: list[Mapping[str, Any]]) -> Iterator[str]:
     """What the cost model expects of every strategy, by rows M: a few lines for each kind of op."""
-    groups: dict[tuple[str, str, str], list[str]] = {}
-    for op in filter(_is_predicted, operations):
-        groups.setdefault((_size(op), _formats(op), op["why"]), []).append(op["node"])
-    for (size, formats, why), nodes in groups.items():
-        lines = re.split(r"; (?=M=)", why)
+    from abqc.costmodel.ranking import Ranking
+
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for op in operations:
+        lines = [Ranking.of_manifest(ranking).text for ranking in op.get("predicted", [])]
+        if lines and op["shares_layout"]:
+            lines.append("shares its activations' layout with others")
+        if lines:
+            groups.setdefault((_size(op), _formats(op), *lines), []).append(op["node"])
+    for (size, formats, *lines), nodes in groups.items():
         yield "\n  ".join([f"predicted for {_nodes(nodes)}, {size}, {formats}:", *lines])
-
-
-def _is_predicted(op: Mapping[str, Any]) -> bool:
-    return op["why"].startswith("M=")
 
 
 def _size(op: Mapping[str, Any]) -> str:
@@ -181,6 +222,7 @@ def _size(op: Mapping[str, Any]) -> str:
 
 def _formats(op: Mapping[str, Any]) -> str:
     formats = " ".join(f for f in (op["weight"], op["activation"]) if f != FLOAT) or "float"
+    formats += " balanced" if op.get("balanced") else ""
     if op.get("stream"):
         return f"{formats} rotated in the weights"
     return formats + (f" rotated by {op['rotated']}" if op["rotated"] else "")

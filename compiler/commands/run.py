@@ -2,7 +2,8 @@
 
 Inputs are .npy files, one each, or one .npz file whose arrays have their names; the outputs go, by
 name, into one .npz file. Types that numpy lacks (bfloat16, float8, int4) are read and written as
-their codes: uint16, uint8, or small integers as int8 and uint8.
+their codes: uint16, uint8, or small integers as int8 and uint8. Quantized caches may be given as
+floats; they come out as they are stored.
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import numpy as np
+    from abqc.runtime.caches import encode_caches
     from abqc.runtime.element_types import as_codes
     from abqc.runtime.model import load
 
     feeds = read_inputs(args.input)
     model = load(args.model, threads=args.threads, device=args.device)
-    results = list(zip(model.outputs, model.run(feeds), strict=True))
+    stored = encode_caches(model.manifest, feeds)
+    results = list(zip(model.outputs, model.run(stored), strict=True))
     print(table(("output", "type", "shape"), [(s.name, s.dtype, _sizes(y)) for s, y in results]))
     outputs = {spec.name: as_codes(y, spec.dtype) for spec, y in results}
     if args.output:

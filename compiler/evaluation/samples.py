@@ -14,13 +14,14 @@ from abqc.compiler.evaluation.metrics import (
     label_hits,
 )
 from abqc.errors import InputError
+from abqc.runtime.caches import encode_caches, float_signature
 from abqc.runtime.element_types import is_float
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Feeds = dict[str, Array]
 Report = Callable[[str, int, int], None]
-MASK = "attention_mask"
+MASK = "attention_mask"  # [batch, tokens]: the tokens that count
 
 
 class Runner(Protocol):
@@ -51,7 +52,8 @@ def evaluate_samples(
     output: str | None = None,
     report: Report | None = None,
 ) -> list[SampleAccuracy]:
-    """Accuracy of the float outputs of `models` (runtime models of one signature) on `samples`.
+    """Accuracy of the float outputs of `models` (runtime models of one signature, but for the
+    formats of their caches) on `samples`.
 
     `samples` are arrays by input whose first axis counts samples; `batch` of them run at a time,
     the float model once for all. `labels` [samples, ...] are compared with the arg-max over the
@@ -76,7 +78,7 @@ def evaluate_samples(
             hits += label_hits(expected[labelled], chosen)
             counted += int((chosen >= 0).sum())
         for number, model in enumerate(models):
-            actual = model.run(feeds)
+            actual = model.run(encode_caches(_manifest(model), feeds))
             for i, total in totals[number].items():
                 _check_finite(model, outputs[i], expected[i], actual[i])
                 total.add(expected[i], actual[i], feeds.get(MASK))
@@ -93,11 +95,21 @@ def evaluate_samples(
     ]
 
 
+def _manifest(model: Any) -> Mapping[str, Any]:
+    return getattr(model, "manifest", {})
+
+
+def _signature(model: Any) -> tuple[list[Any], list[Any]]:
+    """Of the float model, whatever its caches are stored in."""
+    manifest = _manifest(model)
+    return float_signature(manifest, model.inputs), float_signature(manifest, model.outputs)
+
+
 def check_samples(models: Sequence[Any], samples: Mapping[str, Array], batch: int) -> None:
     """InputError unless all models take `samples`: names, numbers, finite values."""
     first = models[0]
     for model in models[1:]:
-        if (model.inputs, model.outputs) != (first.inputs, first.outputs):
+        if _signature(model) != _signature(first):
             raise InputError(
                 f"{model.path} has other inputs or outputs than {first.path}",
                 hint="compare libraries of one model",

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 from abqc.compiler.evaluation.report import Layer
+from abqc.compiler.evaluation.samples import MASK
 from abqc.compiler.fork_client import Server
 from abqc.compiler.job import Request
 from abqc.compiler.job import run as run_job
@@ -80,11 +81,12 @@ def serve(request: Request, say: Callable[[dict[str, Any]], None]) -> None:
 def _measure(request: Request, report: Report, on_pass: Callable[[str], None]) -> list[str]:
     """The one note: the layers as JSON. `samples.npz` lies in the request's work folder."""
     from abqc.codegen.targets.cpu import CpuTarget
-    from abqc.compiler.calibration.runs import MASK, token_rows
+    from abqc.compiler.calibration.runs import token_rows
     from abqc.compiler.onnx_import.importer import import_model
     from abqc.compiler.pipeline import stages
     from abqc.compiler.recipe import parse_recipe
     from abqc.passes.infrastructure import Unit, run_pipeline
+    from abqc.runtime.caches import encode_caches
 
     recipe = parse_recipe(request.quant)
     if request.calib is not None:
@@ -102,7 +104,7 @@ def _measure(request: Request, report: Report, on_pass: Callable[[str], None]) -
     )
     run_pipeline(imported.module.operation, stages(on_device=False)["simplified"], unit)
     with np.load(request.work / "samples.npz") as data:
-        feeds = dict(data)
+        feeds = encode_caches({"caches": unit.caches}, dict(data))
     report("taps", 0, 1)
     products, values = _run_taps(imported.module, unit, feeds, request.work)
     report("noise of activations", 0, 1)
@@ -121,7 +123,7 @@ def _run_taps(
     from abqc.compiler.recipe import FLOAT
     from abqc.dialects import abq
     from abqc.dialects.mlir import ir
-    from abqc.passes.quantize import (
+    from abqc.passes.quantization.product_encodings import (
         float_source,
         matmul_activation,
         matmul_encoding,

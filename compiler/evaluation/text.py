@@ -16,7 +16,9 @@ from abqc.compiler.evaluation.metrics import (
 )
 from abqc.compiler.evaluation.samples import Report, Runner
 from abqc.compiler.feeds import make_feeds, resolve_shapes
-from abqc.errors import AbqcError, InputError
+from abqc.compiler.tokenizer import load_tokenizer
+from abqc.errors import InputError
+from abqc.runtime.caches import encode_caches, float_signature
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -25,28 +27,11 @@ IDS, LOGITS = "input_ids", "logits"
 
 def tokenize(text: Path, tokenizer: Path) -> Array:
     """Token ids of a text file. Raises InputError, and AbqcError without `tokenizers`."""
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise AbqcError(
-            "a text needs the package tokenizers, which is missing",
-            hint="install it with `pip install tokenizers`",
-        ) from error
-    if not tokenizer.is_file():
-        raise InputError(
-            f"there is no file {tokenizer}",
-            hint="a text is cut into tokens by the tokenizer.json beside the model",
-        )
+    reader = load_tokenizer(tokenizer)
     try:
         content = text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {text}: {error}") from error
-    try:
-        reader = Tokenizer.from_file(str(tokenizer))
-    except Exception as error:  # a class of its own, derived from Exception
-        raise InputError(f"cannot read {tokenizer}: {error}") from error
-    reader.no_truncation()
-    reader.no_padding()
     return np.array(reader.encode(content).ids, np.int64)
 
 
@@ -101,7 +86,8 @@ def compare_windows(
             at = _logits_at(model)
             if reference is None:
                 reference = WindowReference(peer.run(feeds)[at][0], window)
-            figure = reference.compare(model.run(feeds)[at][0])
+            stored = encode_caches(getattr(model, "manifest", {}), feeds)
+            figure = reference.compare(model.run(stored)[at][0])
             if not np.isfinite([figure.nll_actual, figure.kl]).all():
                 raise InputError(
                     f"the logits of {model.path} have NaN or infinity in window {number}"
@@ -126,17 +112,18 @@ def _logits_at(model: Any) -> int:
 
 
 def window_feeds(model: Any, window: Array) -> dict[str, Array]:
-    """The window `window` [tokens] as a batch of one, all of it seen, caches empty."""
-    shapes = resolve_shapes(model.inputs, window_shapes(model, len(window)))
-    feeds = make_feeds(model.inputs, shapes)
+    """The window `window` [tokens] as a batch of one, all of it seen, caches empty, of floats."""
+    inputs = float_signature(getattr(model, "manifest", {}), model.inputs)
+    shapes = resolve_shapes(inputs, window_shapes(inputs, len(window)))
+    feeds = make_feeds(inputs, shapes)
     feeds[IDS] = window[None].astype(feeds[IDS].dtype)
     return feeds
 
 
-def window_shapes(model: Any, size: int) -> dict[str, tuple[int, ...]]:
+def window_shapes(inputs: Sequence[Any], size: int) -> dict[str, tuple[int, ...]]:
     """One window of `size` tokens and empty caches, which are the inputs named `past...`."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for spec in model.inputs:
+    for spec in inputs:
         length = 0 if spec.name.startswith("past") else size
         shapes[spec.name] = tuple(
             dim if isinstance(dim, int) else (1 if axis == 0 else length)

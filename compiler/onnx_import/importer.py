@@ -21,6 +21,7 @@ from .graph.load import Initializers, load_model
 from .graph.model import Model
 from .graph.nameless import forget_marks
 from .graph.pin import pin_shapes
+from .graph.rounded_rows import rounded_rows, skip_straight_through
 from .lowering import Lowering
 from .result import ImportedModel
 from .schemas import check_sizes
@@ -73,6 +74,7 @@ def _import(
     take_constants(model)
     model.drop_dead_nodes()
     fuse_convolutions(model)
+    skip_straight_through(model)
     report("lowering to linalg")
     result = lower(model, initializers, work, keep_codes)
     result.notes.extend(notes)
@@ -129,7 +131,9 @@ def _attempt(
         builder = Builder(weights)
         versions = {opset.domain: opset.version for opset in model.shell.opset_import}
         folder = Folder(work / "folded")
-        lowering = Lowering(builder, folder, versions, initializers, assumptions)
+        lowering = Lowering(
+            builder, folder, versions, initializers, assumptions, rounded_rows(model)
+        )
         signature = Signature(model.shell.graph)
         with ir.InsertionPoint(module.body):
             function, block = signature.open()

@@ -19,13 +19,21 @@ from .assumptions import Assumptions, Undecided
 from .building.emit import Builder
 from .graph.load import Initializers, named
 from .graph.ordering import in_order
+from .graph.rounded_rows import RowRounding
 from .refusals import REFUSALS
 from .registry import MICROSOFT, ML, RULES, Node, canonical, load_rules, rule_for
 from .schemas import check_node, check_sizes
 from .values.constants import Constant
-from .values.element_types import element_type
+from .values.element_types import F32, element_type
 from .values.folding import Folder
-from .values.value import AnyValue, OptionalValue, SequenceValue, Value, constant_value
+from .values.value import (
+    AnyValue,
+    OptionalValue,
+    RoundedRows,
+    SequenceValue,
+    Value,
+    constant_value,
+)
 
 Environment = MutableMapping[str, AnyValue]
 
@@ -33,7 +41,8 @@ MAX_DEPTH = 64  # of functions and subgraphs within each other
 
 
 class Lowering:
-    """`versions`: of the operator sets that the model is of, by domain."""
+    """`versions`: of the operator sets that the model is of, by domain; `rounded_rows`: values of
+    the main graph by name."""
 
     def __init__(
         self,
@@ -42,6 +51,7 @@ class Lowering:
         versions: Mapping[str, int],
         initializers: Initializers,
         assumptions: Assumptions,
+        rounded_rows: Mapping[str, RowRounding],
     ) -> None:
         self.builder = builder
         self.assumptions = assumptions
@@ -49,6 +59,7 @@ class Lowering:
         self.environment: Environment = {}
         self._folder = folder
         self._initializers = initializers
+        self._rounded_rows = rounded_rows
         self._depth = 0
 
     def lower_nodes(self, nodes: Sequence[NodeProto]) -> None:
@@ -137,6 +148,16 @@ class Lowering:
             if name and value is not None:
                 check_sizes(f"output '{name}' of {node.op_type}", value, node.name)
                 self.define(name, value)
+                self._note_rounding(name, value)
+
+    def _note_rounding(self, name: str, value: AnyValue) -> None:
+        """Let a value know what its rows were before the model rounded them."""
+        rounding = self._rounded_rows.get(name) if not self._depth else None
+        if rounding is None or not isinstance(value, Value) or value.dtype != F32:
+            return
+        source = self.value(rounding.x)
+        if isinstance(source, Value) and rounding.axis in (-1, source.rank - 1):
+            value.rounded = RoundedRows(source, rounding.bits)
 
     def _input(self, name: str, node: str) -> AnyValue | None:
         """A value as a node sees it; None where the node leaves the input out."""

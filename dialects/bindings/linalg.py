@@ -6,7 +6,7 @@ have functions that build them; the classes that TableGen makes can do that as w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch_mlir import ir
 from torch_mlir._mlir_libs._mlirDialectsLinalg import fill_builtin_region
@@ -19,7 +19,34 @@ from torch_mlir.dialects._linalg_ops_gen import (
     YieldOp,
 )
 
-__all__ = ["GenericOp", "IndexOp", "YieldOp", "batch_matmul", "fill", "transpose"]
+__all__ = [
+    "GenericOp",
+    "IndexOp",
+    "YieldOp",
+    "batch_matmul",
+    "fill",
+    "iterator_types",
+    "iterators",
+    "transpose",
+]
+
+PARALLEL, REDUCTION = "parallel", "reduction"
+
+
+def iterator_types(names: Iterable[str]) -> ir.ArrayAttr:
+    """The attribute of a generic: "parallel" or "reduction" for each of its loops."""
+    return ir.ArrayAttr.get([_iterator_type(name) for name in names])
+
+
+def iterators(op: ir.Operation) -> list[str]:
+    """The iterator types of a generic: "parallel", "reduction"."""
+    reduction = _iterator_type(REDUCTION, op.context)
+    kinds = ir.ArrayAttr(op.attributes["iterator_types"])
+    return [REDUCTION if kind == reduction else PARALLEL for kind in kinds]
+
+
+def _iterator_type(name: str, context: ir.Context | None = None) -> ir.Attribute:
+    return ir.Attribute.parse(f"#linalg.iterator_type<{name}>", context)  # it has no class
 
 
 def fill(value: ir.Value, *, outs: Sequence[ir.Value]) -> ir.Value:

@@ -81,7 +81,7 @@ typedef enum {
     ABQC_E_INPUT = 2,    /* an input's type, rank, size, strides or data */
     ABQC_E_OUTPUT = 3,   /* a buffer handed in for an output does not fit it */
     ABQC_E_DEVICE = 4,   /* a device that is not there, or that the model or a tensor cannot be on */
-    ABQC_E_ISA = 5,      /* no form of the kernels runs on this CPU, or the one asked for does not */
+    ABQC_E_ISA = 5,      /* no kernels run on this CPU, or those of the ISA asked for do not */
     ABQC_E_MEMORY = 6,   /* out of memory */
     ABQC_E_CHECK = 7,    /* a check inside the model failed: sizes that do not go together */
     ABQC_E_INTERNAL = 8, /* a defect of the compiler */
@@ -96,7 +96,8 @@ enum {
 
 /* Elements of less than 8 bits (int2, int4, uint2, uint4, float4, float6) have a byte each, which
  * DLPack calls padded. The element is its low bits; the others are ignored in inputs, and in outputs
- * continue the value: 0, or the sign of an integer. Bools are bytes of 0 or 1. */
+ * continue the value: 0, or the sign of an integer. Bools are bytes of 0 or 1. Quantized key/value
+ * caches are uint8 [.., rows, row bytes]; the manifest says under `caches` what a row's bytes are. */
 typedef struct {
     const char *name;
     DLDataType dtype;
@@ -114,8 +115,8 @@ typedef struct {
     const char *const *symbols; /* names of the symbolic dimensions, "" for nameless ones. Inputs
                                    that share one must agree on its size. A sum of products of
                                    names that inputs have ("past + seq") must be what these say. */
-    const char *isas;           /* forms of the kernels: "avx512 avx2 plain", best first; for a GPU
-                                   its targets, such as "sm_80 sm_90a" */
+    const char *isas;           /* instruction sets: "amx avx512 avxvnni avx2 plain", best first; for
+                                   a GPU its targets, such as "sm_80 sm_90a" */
     const char *manifest;       /* JSON: how the model was compiled */
 } abqc_model_info;
 
@@ -135,12 +136,28 @@ typedef enum {
     ABQC_INSTANCE_SEPARATE_BUFFERS = 1
 } abqc_instance_flags;
 
+/* A launch of a kernel: from when to when, in nanoseconds of CLOCK_MONOTONIC. */
+typedef struct {
+    int64_t launch; /* which: a place in the manifest's `launches` */
+    int64_t rows;   /* of a product with weights: its rows, M; of others nothing */
+    int64_t begin;
+    int64_t end;
+} abqc_launch_record;
+
+/* Where a run notes its launches. */
+typedef struct {
+    abqc_launch_record *launches;
+    int64_t capacity; /* how many there is room for */
+    int64_t count;    /* set by the run: how many there were, with those that found no room */
+} abqc_profile;
+
 typedef struct {
     uint32_t struct_size; /* sizeof(abqc_run_options) */
     int32_t threads;      /* 0: as the instance says */
     DLDevice device;      /* where outputs[i] == NULL goes; {0, 0}: where the inputs lie */
     void *stream;         /* a CUstream of the GPU's primary context; NULL: one of the instance's */
     uint32_t flags;       /* of abqc_run_flags */
+    abqc_profile *profile; /* CPU only; NULL: launches are not timed */
 } abqc_run_options;
 
 typedef enum {
@@ -178,7 +195,7 @@ typedef struct {
     int32_t (*create)(const abqc_instance_options *options, abqc_instance **instance);
     int32_t (*destroy)(abqc_instance *instance);
 
-    /* The form of the kernels that the instance uses. */
+    /* The ISA of the kernels that the instance uses. */
     int32_t (*isa)(const abqc_instance *instance, const char **name);
 
     /* Runs the model. `inputs` and `outputs` are in the order of model_info(). May be called by

@@ -141,6 +141,8 @@ static int32_t run(abqc_instance *instance, const DLTensor *const *inputs, int32
     if (!status) status = abqc_check_threads(options.threads, "the number of threads");
     if (!status && options.flags & ~(uint32_t)ABQC_RUN_INTERRUPTIBLE)
         status = abqc_error(ABQC_E_ARGUMENT, "unknown flags %#x", (unsigned)options.flags);
+    if (!status && options.profile && options.profile->capacity > 0 && !options.profile->launches)
+        status = abqc_error(ABQC_E_ARGUMENT, "a profile has no memory for its launches");
     if (!status) status = abqc_check_run_options(instance->device, &options);
     if (status) return status;
     if (input_count != info->input_count || (input_count && !inputs))
@@ -151,6 +153,8 @@ static int32_t run(abqc_instance *instance, const DLTensor *const *inputs, int32
                           (int)(outputs ? output_count : 0), (int)info->output_count);
     status = acquire_context(instance, &ctx);
     if (status) return status;
+    ctx->profile = options.profile;
+    if (ctx->profile) ctx->profile->count = 0;
     ctx->inputs = inputs;
     ctx->outputs = outputs;
     ctx->counted = (abqc_statistics){0};

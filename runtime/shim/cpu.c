@@ -4,41 +4,19 @@
 #include <cpuid.h>
 #include <sched.h>
 #include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "shim.h"
 
-/* Bits of leaf 1 ECX, leaf 7 EBX, leaf 7 ECX, leaf 0x80000001 ECX and XCR0, by Intel's manual
- * (volume 2, CPUID). The sets are those of codegen/isa.py. */
 enum {
-    LEAF1_FMA = 1 << 12,
-    LEAF1_POPCNT = 1 << 23,
     LEAF1_OSXSAVE = 1 << 27,
-    LEAF1_F16C = 1 << 29,
-    LEAF7_BMI1 = 1 << 3,
-    LEAF7_AVX2 = 1 << 5,
-    LEAF7_BMI2 = 1 << 8,
-    LEAF7_AVX512F = 1 << 16,
-    LEAF7_AVX512DQ = 1 << 17,
-    LEAF7_AVX512CD = 1 << 28,
-    LEAF7_AVX512BW = 1 << 30,
-    LEAF7C_AVX512VBMI = 1 << 1,
-    LEAF7C_AVX512VBMI2 = 1 << 6,
-    LEAF7C_AVX512VNNI = 1 << 11,
-    LEAF7C_AVX512BITALG = 1 << 12,
-    LEAF7C_AVX512VPOPCNTDQ = 1 << 14,
-    EXTENDED_LZCNT = 1 << 5,
-    XCR0_AVX = 0x06,   /* SSE and AVX state */
-    XCR0_AVX512 = 0xe6 /* and opmask, upper halves, upper registers */
+    XCR0_TILE_DATA = 1 << 18,
+    /* arch_prctl: let this process use a part of the state (Linux 5.16, asm/prctl.h) */
+    REQUEST_STATE_PERMISSION = 0x1023,
+    STATE_TILE_DATA = 18
 };
-#define LEAF7_AVX512VL (1u << 31)
-
-const char *abqc_isa_name(abqc_isa isa) {
-    static const char *const names[ABQC_ISA_COUNT] = {"avx512", "avx2", "plain"};
-    return names[isa];
-}
-
-static bool all_set(uint32_t word, uint32_t bits) { return (word & bits) == bits; }
 
 static uint32_t saved_state(void) {
     uint32_t low, high;
@@ -46,28 +24,29 @@ static uint32_t saved_state(void) {
     return low;
 }
 
-static bool has_avx2(uint32_t *leaf7_ebx, uint32_t *leaf7_ecx, uint32_t *xcr0) {
+/* The words of codegen/cpuid.py; 0 for those of leaves that the CPU does not have. */
+static void read_words(uint32_t words[ABQC_CPU_WORDS]) {
     uint32_t eax, ebx, ecx, edx;
-    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return false;
-    if (!all_set(ecx, LEAF1_OSXSAVE | LEAF1_FMA | LEAF1_F16C | LEAF1_POPCNT)) return false;
-    *xcr0 = saved_state();
-    if (!all_set(*xcr0, XCR0_AVX)) return false;
-    if (!__get_cpuid(0x80000001, &eax, &ebx, &ecx, &edx)) return false;
-    if (!all_set(ecx, EXTENDED_LZCNT)) return false;
-    if (!__get_cpuid_count(7, 0, &eax, leaf7_ebx, leaf7_ecx, &edx)) return false;
-    return all_set(*leaf7_ebx, LEAF7_AVX2 | LEAF7_BMI1 | LEAF7_BMI2);
+    memset(words, 0, ABQC_CPU_WORDS * sizeof *words);
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return;
+    words[0] = ecx;
+    if (ecx & LEAF1_OSXSAVE) words[6] = saved_state();
+    if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) {
+        words[1] = ebx, words[2] = ecx, words[3] = edx;
+        uint32_t last_subleaf = eax;
+        if (last_subleaf >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) words[4] = eax;
+    }
+    if (__get_cpuid(0x80000001, &eax, &ebx, &ecx, &edx)) words[5] = ecx;
 }
 
-bool abqc_cpu_has(abqc_isa isa) {
-    uint32_t ebx, ecx, xcr0;
-    if (isa == ABQC_ISA_PLAIN) return true;
-    if (!has_avx2(&ebx, &ecx, &xcr0)) return false;
-    if (isa == ABQC_ISA_AVX2) return true;
-    return all_set(xcr0, XCR0_AVX512) &&
-           all_set(ebx, LEAF7_AVX512F | LEAF7_AVX512DQ | LEAF7_AVX512CD | LEAF7_AVX512BW |
-                            LEAF7_AVX512VL) &&
-           all_set(ecx, LEAF7C_AVX512VBMI | LEAF7C_AVX512VBMI2 | LEAF7C_AVX512VNNI |
-                            LEAF7C_AVX512BITALG | LEAF7C_AVX512VPOPCNTDQ);
+bool abqc_cpu_has(const abqc_isa *isa) {
+    uint32_t words[ABQC_CPU_WORDS];
+    read_words(words);
+    for (int i = 0; i < ABQC_CPU_WORDS; i++)
+        if ((words[i] & isa->needs[i]) != isa->needs[i]) return false;
+    /* Tiles are state that the system grants a process when it asks; a sandbox may refuse. */
+    bool tiles = isa->needs[6] & XCR0_TILE_DATA;
+    return !tiles || syscall(SYS_arch_prctl, REQUEST_STATE_PERMISSION, STATE_TILE_DATA) == 0;
 }
 
 /* Cores that a container's quota leaves, rounded up; INT32_MAX without one. */

@@ -5,7 +5,7 @@
 #include "shim.h"
 
 struct abqc_device {
-    abqc_isa isa;
+    const abqc_isa *isa;
     int32_t threads;
 };
 

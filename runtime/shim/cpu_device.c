@@ -1,8 +1,9 @@
-/* The CPU as the device of instances: the form of the kernels, the threads, the run. */
+/* The CPU as the device of instances: the ISA of the kernels, the threads, the run. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -49,26 +50,39 @@ static int32_t choose_threads(int32_t asked, int32_t *threads) {
     return abqc_check_threads(value, "ABQC_NUM_THREADS");
 }
 
-static int32_t forced_isa(const char *name, abqc_isa *isa) {
-    for (int i = 0; i < ABQC_ISA_COUNT; i++) {
-        if (strcmp(name, abqc_isa_name(i)) != 0) continue;
-        if (!abqc_meta.kernels[i])
-            return abqc_error(ABQC_E_ISA, "the model has no kernels for '%s'; it has: %s", name,
-                              abqc_meta.info.isas);
-        if (!abqc_cpu_has(i)) return abqc_error(ABQC_E_ISA, "this CPU lacks '%s'", name);
-        *isa = i;
-        return ABQC_OK;
-    }
-    return abqc_error(ABQC_E_ISA, "unknown instruction set '%s', expected avx512, avx2 or plain",
-                      name);
+static int32_t unknown_isa(const char *name) {
+    char known[128] = "";
+    size_t length = 0;
+    for (int i = 0; i < abqc_meta.isa_count && length < sizeof known; i++)
+        length += (size_t)snprintf(known + length, sizeof known - length, "%s%s", i ? ", " : "",
+                                   abqc_meta.isas[i].name);
+    return abqc_error(ABQC_E_ISA, "unknown instruction set '%s', expected one of %s", name, known);
 }
 
-static int32_t choose_isa(const char *asked, abqc_isa *isa) {
+static int32_t forced_isa(const char *name, const abqc_isa **isa) {
+    const abqc_isa *all = abqc_meta.isas;
+    for (int i = 0; i < abqc_meta.isa_count; i++) {
+        if (strcmp(name, all[i].name) != 0) continue;
+        const abqc_isa *found = &all[i];
+        bool runs = abqc_cpu_has(found);
+        if (runs && !found->kernels && found->extends >= 0) found = &all[found->extends];
+        if (!found->kernels)
+            return abqc_error(ABQC_E_ISA, "the model has no kernels for '%s'; it has: %s", name,
+                              abqc_meta.info.isas);
+        if (!runs) return abqc_error(ABQC_E_ISA, "this CPU lacks '%s'", name);
+        *isa = found;
+        return ABQC_OK;
+    }
+    return unknown_isa(name);
+}
+
+static int32_t choose_isa(const char *asked, const abqc_isa **isa) {
     const char *forced = asked ? asked : getenv("ABQC_ISA");
     if (forced && *forced) return forced_isa(forced, isa);
-    for (int i = 0; i < ABQC_ISA_COUNT; i++) {
-        if (!abqc_meta.kernels[i] || !abqc_cpu_has(i)) continue;
-        *isa = i;
+    for (int i = 0; i < abqc_meta.isa_count; i++) {
+        const abqc_isa *each = &abqc_meta.isas[i];
+        if (!each->kernels || !abqc_cpu_has(each)) continue;
+        *isa = each;
         return ABQC_OK;
     }
     return abqc_error(ABQC_E_ISA, "this CPU can run none of the model's instruction sets: %s",
@@ -83,7 +97,7 @@ static void keep_thread_runtime(void) {
 }
 
 int32_t abqc_device_open(const abqc_instance_options *options, abqc_device **device) {
-    abqc_device chosen = {.isa = ABQC_ISA_PLAIN};
+    abqc_device chosen = {.isa = NULL};
     int32_t status = check_device(options->device);
     if (!status) status = choose_threads(options->threads, &chosen.threads);
     if (!status) status = choose_isa(options->isa, &chosen.isa);
@@ -97,7 +111,7 @@ int32_t abqc_device_open(const abqc_instance_options *options, abqc_device **dev
 
 void abqc_device_close(abqc_device *device) { free(device); }
 
-const char *abqc_device_isa(const abqc_device *device) { return abqc_isa_name(device->isa); }
+const char *abqc_device_isa(const abqc_device *device) { return device->isa->name; }
 
 /* ---- a context's threads and memory ---- */
 
@@ -105,7 +119,7 @@ int32_t abqc_work_create(abqc_device *device, abqc_work **work) {
     *work = aligned_alloc(_Alignof(abqc_work), sizeof(abqc_work));
     if (!*work) return abqc_error(ABQC_E_MEMORY, "out of memory");
     memset(*work, 0, sizeof **work);
-    (*work)->kernels = abqc_meta.kernels[device->isa];
+    (*work)->kernels = device->isa->kernels;
     return ABQC_OK;
 }
 

@@ -240,20 +240,20 @@ CUresult abqc_graph_launch(const abqc_device *device, const abqc_graph *graph, C
 
 /* Graphs whose arguments and grids are set anew before a launch: for runs of the same kernels in the
  * same order, whatever the sizes. A step of a decoder whose cache grows is one. */
-enum { ABQC_MOVING_GRAPHS = 4, ABQC_SEEN = 8 };
+enum { ABQC_UPDATABLE_GRAPHS = 4, ABQC_SEEN = 8 };
 
 typedef struct {
-    abqc_graph *graphs[ABQC_MOVING_GRAPHS];
-    uint64_t used[ABQC_MOVING_GRAPHS]; /* when */
-    uint64_t seen[ABQC_SEEN];          /* hashes of the sequences of recent runs */
+    abqc_graph *graphs[ABQC_UPDATABLE_GRAPHS];
+    uint64_t used[ABQC_UPDATABLE_GRAPHS]; /* when */
+    uint64_t seen[ABQC_SEEN];             /* hashes of the sequences of recent runs */
     uint64_t clock;
-} abqc_moving_graphs;
+} abqc_updatable_graphs;
 
 /* A graph that makes these launches; NULL where their kernels come in this order for the first time,
  * and where the driver makes none: `*refused`. */
-abqc_graph *abqc_moving_graph(abqc_work *work, abqc_moving_graphs *moving,
-                              const abqc_launches *launches, bool *refused);
-void abqc_moving_graphs_destroy(const abqc_device *device, abqc_moving_graphs *moving);
+abqc_graph *abqc_updatable_graph(abqc_work *work, abqc_updatable_graphs *updatable,
+                                 const abqc_launches *launches, bool *refused);
+void abqc_updatable_graphs_destroy(const abqc_device *device, abqc_updatable_graphs *updatable);
 
 /* ---- cuda_image.c ---- */
 
@@ -423,7 +423,7 @@ struct abqc_work {
     void **parameters;    /* room for those of any kernel */
     abqc_launches launches; /* of this run */
     abqc_plans plans;
-    abqc_moving_graphs moving;
+    abqc_updatable_graphs updatable;
 };
 
 static inline CUstream abqc_run_stream(const abqc_work *work) {

@@ -285,6 +285,8 @@ const char *abqc_device_isa(const abqc_device *device) { return device->image->n
 
 int32_t abqc_check_run_options(const abqc_device *device, const abqc_run_options *options) {
     DLDevice place = options->device;
+    if (options->profile)
+        return abqc_error(ABQC_E_DEVICE, "a profile was asked for, but launches on a GPU are not timed");
     if (place.device_type == 0 || place.device_type == kDLCPU) return ABQC_OK;
     if (place.device_type == kDLCUDA && place.device_id == device->ordinal) return ABQC_OK;
     return abqc_error(ABQC_E_DEVICE, "outputs on device %d of type %d: the instance is on GPU %d",

@@ -147,43 +147,44 @@ static bool set(abqc_work *work, abqc_graph *graph, const abqc_launches *launche
 
 /* ---- the table ---- */
 
-static bool seen_before(abqc_moving_graphs *moving, uint64_t hash) {
+static bool seen_before(abqc_updatable_graphs *updatable, uint64_t hash) {
     for (int32_t i = 0; i < ABQC_SEEN; i++)
-        if (moving->seen[i] == hash) return true;
-    moving->seen[moving->clock % ABQC_SEEN] = hash;
+        if (updatable->seen[i] == hash) return true;
+    updatable->seen[updatable->clock % ABQC_SEEN] = hash;
     return false;
 }
 
-static int32_t find(const abqc_moving_graphs *moving, const abqc_launches *launches) {
-    for (int32_t i = 0; i < ABQC_MOVING_GRAPHS; i++)
-        if (moving->graphs[i] && same_kinds(&moving->graphs[i]->launches, launches)) return i;
+static int32_t find(const abqc_updatable_graphs *updatable, const abqc_launches *launches) {
+    for (int32_t i = 0; i < ABQC_UPDATABLE_GRAPHS; i++)
+        if (updatable->graphs[i] && same_kinds(&updatable->graphs[i]->launches, launches)) return i;
     return -1;
 }
 
-static int32_t least_recently_used(const abqc_moving_graphs *moving) {
+static int32_t least_recently_used(const abqc_updatable_graphs *updatable) {
     int32_t oldest = 0;
-    for (int32_t i = 1; i < ABQC_MOVING_GRAPHS; i++)
-        if (moving->used[i] < moving->used[oldest]) oldest = i;
+    for (int32_t i = 1; i < ABQC_UPDATABLE_GRAPHS; i++)
+        if (updatable->used[i] < updatable->used[oldest]) oldest = i;
     return oldest;
 }
 
-abqc_graph *abqc_moving_graph(abqc_work *work, abqc_moving_graphs *moving,
-                              const abqc_launches *launches, bool *refused) {
-    moving->clock++;
-    int32_t i = find(moving, launches);
-    if (i < 0 && !seen_before(moving, hash_of(launches))) return NULL;
-    bool fits = i >= 0 && set(work, moving->graphs[i], launches);
-    if (i < 0) i = least_recently_used(moving);
+abqc_graph *abqc_updatable_graph(abqc_work *work, abqc_updatable_graphs *updatable,
+                                 const abqc_launches *launches, bool *refused) {
+    updatable->clock++;
+    int32_t i = find(updatable, launches);
+    if (i < 0 && !seen_before(updatable, hash_of(launches))) return NULL;
+    bool fits = i >= 0 && set(work, updatable->graphs[i], launches);
+    if (i < 0) i = least_recently_used(updatable);
     if (!fits) {
-        abqc_graph_destroy(work->device, moving->graphs[i]);
-        moving->graphs[i] = abqc_graph_create(work, launches);
+        abqc_graph_destroy(work->device, updatable->graphs[i]);
+        updatable->graphs[i] = abqc_graph_create(work, launches);
     }
-    moving->used[i] = moving->clock;
-    *refused = !moving->graphs[i];
-    return moving->graphs[i];
+    updatable->used[i] = updatable->clock;
+    *refused = !updatable->graphs[i];
+    return updatable->graphs[i];
 }
 
-void abqc_moving_graphs_destroy(const abqc_device *device, abqc_moving_graphs *moving) {
-    for (int32_t i = 0; i < ABQC_MOVING_GRAPHS; i++) abqc_graph_destroy(device, moving->graphs[i]);
-    *moving = (abqc_moving_graphs){0};
+void abqc_updatable_graphs_destroy(const abqc_device *device, abqc_updatable_graphs *updatable) {
+    for (int32_t i = 0; i < ABQC_UPDATABLE_GRAPHS; i++)
+        abqc_graph_destroy(device, updatable->graphs[i]);
+    *updatable = (abqc_updatable_graphs){0};
 }

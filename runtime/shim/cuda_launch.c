@@ -10,7 +10,7 @@
 
 enum { COPY_SLOTS = 4 + 3 * ABQC_MAX_RANK, SET_SLOTS = 2 };
 
-/* codegen/gpu/builtin.py makes them. */
+/* codegen/gpu/assembly/builtin.py makes them. */
 static const abqc_gpu_kernel builtins[ABQC_BUILTIN_KERNELS] = {
     {"abqc_copy_1", COPY_SLOTS}, {"abqc_copy_2", COPY_SLOTS},   {"abqc_copy_4", COPY_SLOTS},
     {"abqc_copy_8", COPY_SLOTS}, {"abqc_copy_16", COPY_SLOTS},  {"abqc_set_1", SET_SLOTS},

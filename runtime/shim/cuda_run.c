@@ -51,7 +51,7 @@ int32_t abqc_work_create(abqc_device *device, abqc_work **made) {
 static void give_back(const abqc_device *device, abqc_work *work) {
     if (work->pending) device->cuda.event_synchronize(work->done);
     abqc_plans_drop_graphs(device, &work->plans);
-    abqc_moving_graphs_destroy(device, &work->moving);
+    abqc_updatable_graphs_destroy(device, &work->updatable);
     abqc_gpu_arena_destroy(device, &work->arena);
     abqc_flag_destroy(work);
     if (work->done) device->cuda.event_destroy(work->done);
@@ -155,7 +155,7 @@ static int32_t record_in_place(abqc_ctx *ctx, int64_t *bytes) {
 static abqc_graph *graph_of(abqc_ctx *ctx, abqc_plan *known) {
     abqc_work *work = ctx->work;
     if (!work->device->graphs || work->refused || !work->launches.count) return NULL;
-    if (!known) return abqc_moving_graph(work, &work->moving, &work->launches, &work->refused);
+    if (!known) return abqc_updatable_graph(work, &work->updatable, &work->launches, &work->refused);
     abqc_graph *graph = abqc_graph_create(work, &work->launches);
     work->refused = !graph;
     if (graph) abqc_plans_give(ctx, known, graph);

@@ -25,8 +25,24 @@ static void check_run(abqc_ctx *ctx) {
     abqc_rt_poll(ctx);
 }
 
+void abqc_rt_site(abqc_ctx *ctx, int32_t launch, int64_t rows) {
+    ctx->launch = launch;
+    ctx->rows = rows;
+}
+
+/* Of a run that is profiled. */
+static void note_launch(abqc_ctx *ctx, int64_t begin) {
+    abqc_profile *profile = ctx->profile;
+    if (profile->count < profile->capacity)
+        profile->launches[profile->count] =
+            (abqc_launch_record){ctx->launch, ctx->rows, begin, abqc_now_ns()};
+    profile->count++;
+}
+
 void abqc_rt_launch(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t *args) {
+    int64_t begin = ctx->profile ? abqc_now_ns() : 0;
     abqc_team_launch(&ctx->work->team, ctx->work->kernels[kernel], grid, args);
+    if (ctx->profile) note_launch(ctx, begin);
     check_run(ctx);
 }
 
@@ -40,6 +56,8 @@ void abqc_rt_launch_loops(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uin
         abqc_rt_launch(ctx, kernel, grid, args);
         return;
     }
+    int64_t begin = ctx->profile ? abqc_now_ns() : 0;
     ctx->work->kernels[kernel](0, grid, args);
+    if (ctx->profile) note_launch(ctx, begin);
     check_run(ctx);
 }

@@ -25,7 +25,14 @@
 
 typedef void (*abqc_kernel)(int64_t begin, int64_t end, const uint64_t *args);
 
-typedef enum { ABQC_ISA_AVX512, ABQC_ISA_AVX2, ABQC_ISA_PLAIN, ABQC_ISA_COUNT } abqc_isa;
+enum { ABQC_CPU_WORDS = 7 }; /* codegen/cpuid.py: WORDS */
+
+typedef struct { /* an instruction set */
+    const char *name;
+    uint32_t needs[ABQC_CPU_WORDS]; /* the bits that a CPU and its system must have set */
+    int32_t extends;            /* the one whose kernels it has where the model has none for it; -1 */
+    const abqc_kernel *kernels; /* NULL: the artifact has none for it */
+} abqc_isa;
 
 typedef struct { /* of a block of threads; shared memory beside what the kernel declares */
     int32_t threads, shared_bytes;
@@ -72,8 +79,9 @@ typedef struct { /* a sum; no terms: the symbol is a name, any size */
 typedef struct {
     abqc_model_info info;
     const abqc_expression *expressions; /* by symbol */
-    const abqc_kernel *kernels[ABQC_ISA_COUNT]; /* NULL: the artifact does not have this form */
-    abqc_gpu_table gpu;                         /* empty in an artifact for CPUs */
+    int32_t isa_count;
+    const abqc_isa *isas; /* best first */
+    abqc_gpu_table gpu;   /* empty in an artifact for CPUs */
     int32_t message_count;
     const char *const *messages; /* of the checks in kernels, by number */
 } abqc_meta_table;
@@ -82,8 +90,7 @@ extern const abqc_meta_table abqc_meta;
 
 /* ---- cpu.c ---- */
 
-const char *abqc_isa_name(abqc_isa isa);
-bool abqc_cpu_has(abqc_isa isa);
+bool abqc_cpu_has(const abqc_isa *isa);
 int32_t abqc_usable_cores(void);
 
 /* ---- error.c ---- */
@@ -113,6 +120,8 @@ void *abqc_arena_alloc(abqc_arena *arena, size_t bytes); /* NULL: out of memory 
 bool abqc_arena_free(abqc_arena *arena, void *data);     /* false: not a block in use */
 
 /* ---- team.c: the threads of a context ---- */
+
+int64_t abqc_now_ns(void); /* CLOCK_MONOTONIC */
 
 typedef struct abqc_worker abqc_worker;
 
@@ -210,6 +219,8 @@ struct abqc_ctx {
     bool catches;        /* SIGINT ends this run */
     uint32_t interrupts; /* before it */
     abqc_statistics counted; /* what this run adds to its instance's */
+    abqc_profile *profile;   /* where launches are noted, or NULL */
+    int64_t launch, rows;    /* of the launch that comes next, as abqc_launch_record has them */
     jmp_buf escape;
     abqc_ctx *next;
 };
@@ -295,6 +306,8 @@ void *abqc_rt_alloc(abqc_ctx *ctx, int64_t bytes);
 void *abqc_rt_alloc_for(abqc_ctx *ctx, int64_t bytes, const char *node);
 void abqc_rt_poll(abqc_ctx *ctx); /* in every iteration of a loop: leaves an interrupted run */
 void abqc_rt_free(abqc_ctx *ctx, void *data);
+/* On a CPU before each launch: which one comes, and its rows where it is a product with weights. */
+void abqc_rt_site(abqc_ctx *ctx, int32_t launch, int64_t rows);
 void abqc_rt_launch(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t *args);
 /* The same for a kernel that touches `work` elements in all: a few are done by the calling thread. */
 void abqc_rt_launch_loops(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t *args,

@@ -44,7 +44,7 @@ enum {
 static uint32_t launch_of(uint64_t work) { return (uint32_t)(work >> 32); }
 static uint32_t chunks_of(uint64_t work) { return (uint32_t)work; }
 
-static int64_t now_ns(void) {
+int64_t abqc_now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
@@ -52,7 +52,7 @@ static int64_t now_ns(void) {
 
 /* Pauses or, after a while, yields; returns how long it has been since `start`. */
 static int64_t wait_a_little(int64_t start) {
-    int64_t waited = now_ns() - start;
+    int64_t waited = abqc_now_ns() - start;
     if (waited > SPIN_NS) sched_yield();
     else for (int i = 0; i < 4; i++) __builtin_ia32_pause();
     return waited;
@@ -94,7 +94,7 @@ static void wake_sleepers(abqc_team *team, int32_t count) {
 
 /* Spins, then yields, then sleeps until the launch after `seen` is there. */
 static void await_launch(abqc_team *team, uint32_t seen) {
-    int64_t start = now_ns();
+    int64_t start = abqc_now_ns();
     do {
         if (launch_of(atomic_load_explicit(&team->work, memory_order_relaxed)) != seen) return;
     } while (wait_a_little(start) < AWAKE_NS);
@@ -105,7 +105,7 @@ static void await_launch(abqc_team *team, uint32_t seen) {
 
 static void await_count(_Atomic int32_t *counter, int32_t value) {
     if (atomic_load_explicit(counter, memory_order_acquire) >= value) return;
-    int64_t start = now_ns();
+    int64_t start = abqc_now_ns();
     while (atomic_load_explicit(counter, memory_order_acquire) < value) wait_a_little(start);
 }
 

@@ -5,10 +5,10 @@
     python tests/accuracy/measure.py --list
     python tests/accuracy/measure.py --write           # and write docs/accuracy.md from all results
 
-A result is kept in the cache (folder accuracy/results) with what it was made of: model, recipe and
-whether it was calibrated. It does not know of changes in the compiler: use --again. A row that is
-interrupted after compiling goes on from its library. What the peers reach is measured by
-peer_llama.py and peer_onnxruntime.py into the same folder.
+A result is kept in the folder measured/ with what it was made of: model, recipe and whether it was
+calibrated. It does not know of changes in the compiler: use --again. A row that is interrupted
+after compiling goes on from its library. What the peers reach is measured by peer_llama.py and
+peer_onnxruntime.py into the same folder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -35,12 +34,6 @@ from accuracy.texts import folder
 from models.fetch import Unavailable
 
 HEAD = "lm_head"
-
-
-def made_of(row: Row) -> dict[str, Any]:
-    """What a result depends on; a budget that is not given is not named."""
-    known = {key: value for key, value in asdict(row).items() if key not in ("name", "bar")}
-    return known if row.budget else {key: known[key] for key in known if key != "budget"}
 
 
 def library_of(row: Row) -> Path:
@@ -67,7 +60,7 @@ def measure(row: Row) -> dict[str, Any]:
         figures = compiled_figures(model)
         figures |= subject.measure(onnx, model)
     figures["seconds"] = time.perf_counter() - started
-    result = results.save(row.name, made_of(row), figures)
+    result = results.save(row.name, row.made_of, figures)
     library.unlink()
     return result
 
@@ -107,7 +100,7 @@ def main() -> int:
 
 def _row(row: Row, again: bool) -> bool:
     """Measure a row unless it has a result, and say what came of it; False where it failed."""
-    result = None if again else results.load(row.name, made_of(row))
+    result = None if again else results.load(row.name, row.made_of)
     if again:
         library_of(row).unlink(missing_ok=True)  # of an interrupted run of another compiler
     try:

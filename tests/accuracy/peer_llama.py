@@ -10,9 +10,9 @@ padding.
 
 Needs the packages gguf and llama-cpp-python (its source package builds llama.cpp) and, from the
 same sources, llama-quantize and llama-imatrix: LLAMA_CPP_BIN names their folder. Weights are those
-of smollm2-offgrid in f32 (make_gguf.py); the importance matrix is of the windows that our own rows
-are calibrated on; embedding and head become Q8_0. The logits of each window come through the
-bindings, all tokens of it in one batch with an empty cache.
+of smollm2-offgrid in f32 (make_gguf.py); the importance matrix is of all windows of
+which our own rows take the first; embedding and head become Q8_0. The logits of each window come
+through the bindings, all tokens of it in one batch with an empty cache.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if __name__ == "__main__":
 from abqc.runtime.tensor_spec import TensorSpec
 from accuracy import make_gguf, make_models, page, results
 from accuracy.make_tokens import CALIBRATED, WINDOW, load_tokenizer
-from accuracy.subjects import decoder_calibration, measure_decoder
+from accuracy.subjects import decoder_windows, measure_decoder
 from accuracy.texts import folder
 from models.fetch import Unavailable
 
@@ -45,7 +45,7 @@ FORMATS = (
     *("Q3_K_M", "IQ3_S padded", "Q3_K_S padded", "Q2_K padded", "IQ4_NL", "Q8_0", "F32"),
 )
 PADDED = " padded"
-THREADS = 1  # its threads spin at barriers, which costs dearly where cores are shared
+THREADS = 1  # its threads spin at barriers, which is expensive where cores are shared
 EMBEDDINGS = ("token_embd.weight", "output.weight")
 
 
@@ -165,7 +165,7 @@ def importance_file(onnx: Path, padded: bool) -> Path:
 
 
 def _make_importance(onnx: Path, path: Path) -> None:
-    with np.load(decoder_calibration(onnx)) as data:
+    with np.load(decoder_windows(onnx)) as data:
         windows = data["input_ids"]
     tokenizer: Any = load_tokenizer(onnx.with_name("tokenizer.json"))
     text = path.with_suffix(".txt")

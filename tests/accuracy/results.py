@@ -1,16 +1,27 @@
-"""Results of the accuracy table: a JSON file a row in the cache, so that nothing runs twice."""
+"""Results of the accuracy table: a JSON file a row, kept beside this file.
+
+They are part of the repository: a row takes minutes to an hour, and what one machine has measured
+need not be measured by the next.
+"""
 
 from __future__ import annotations
 
 import json
+import platform
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from accuracy.texts import folder
+FOLDER = Path(__file__).resolve().parent / "measured"
 
 
 def path_of(name: str) -> Path:
-    return folder() / "results" / f"{name}.json"
+    return FOLDER / f"{name}.json"
+
+
+def all_of(pattern: str) -> list[dict[str, Any]]:
+    """The results whose names match `pattern`, in the order of their names."""
+    return [json.loads(path.read_text("utf-8")) for path in sorted(FOLDER.glob(f"{pattern}.json"))]
 
 
 def read(name: str) -> dict[str, Any] | None:
@@ -26,11 +37,18 @@ def load(name: str, made_of: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def save(name: str, made_of: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
-    """Write a result; the file appears whole or not at all."""
+    """Write a result with the day and the CPU; the file appears whole or not at all."""
     path = path_of(name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    result = {"made_of": made_of} | figures
+    where = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "cpu": _cpu()}
+    result = {"made_of": made_of} | where | figures
     made = path.with_suffix(".tmp")
     made.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     made.replace(path)
     return result
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.machine()

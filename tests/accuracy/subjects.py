@@ -6,6 +6,7 @@ model; figures are what the tables of page.py show.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -18,11 +19,11 @@ from abqc.compiler.evaluation.text import compare_windows
 from abqc.compiler.onnxruntime_peer import Peer
 from accuracy import lines, make_models, make_tokens
 from accuracy.cached_logits import CachedLogits
-from accuracy.rows import MINILM, OCR, OFFGRID, ORIGINAL
-from accuracy.texts import folder
-from models.fetch import fetch
+from accuracy.rows import MAMBA, MATMUL_FREE, MINILM, OCR, OFFGRID, ORIGINAL
+from accuracy.texts import fetch_text, folder
+from models.fetch import exported, fetch
 
-THREADS = 2
+THREADS = int(os.environ.get("ABQC_NUM_THREADS", "2"))
 SENTENCE_BATCH = 50
 Figures = dict[str, Any]
 
@@ -42,12 +43,23 @@ def saved(name: str, make: Callable[[], dict[str, np.ndarray]]) -> Path:
     return path if path.exists() else make_tokens.save(name, make())
 
 
-def decoder_calibration(onnx: Path) -> Path:
+def decoder_windows(onnx: Path) -> Path:
+    """All windows to calibrate on."""
     tokenizer = onnx.with_name("tokenizer.json")
     return saved(
         "smollm2-calib.npz",
         lambda: make_tokens.decoder_inputs(make_tokens.calibration_windows(tokenizer)),
     )
+
+
+def decoder_calibration(onnx: Path) -> Path:
+    """The first of them, that rows are calibrated on."""
+
+    def first() -> dict[str, np.ndarray]:
+        with np.load(decoder_windows(onnx)) as data:
+            return {name: data[name][: make_tokens.CALIBRATED_ROWS] for name in data.files}
+
+    return saved(f"smollm2-calib-{make_tokens.CALIBRATED_ROWS}.npz", first)
 
 
 def evaluation_ids(onnx: Path) -> np.ndarray:
@@ -67,7 +79,10 @@ def float_logits(onnx: Path) -> CachedLogits:
 
 def measure_decoder(onnx: Path, model: Any) -> Figures:
     """`model`: anything with `inputs`, `outputs`, `path` and `run`, as a compiled model has."""
-    ids = evaluation_ids(onnx)
+    return _measure_windows(onnx, model, evaluation_ids(onnx))
+
+
+def _measure_windows(onnx: Path, model: Any, ids: np.ndarray) -> Figures:
     (windows,) = compare_windows(
         float_logits(onnx), [model], ids.ravel(), make_tokens.WINDOW, len(ids)
     )
@@ -78,6 +93,39 @@ def likelihood_figures(windows: list[WindowLikelihood]) -> Figures:
     """The summary, and every window's difference, so that rows can be compared in pairs."""
     differences = [w.nll_actual - w.nll_expected for w in windows]
     return asdict(summarize(windows)) | {"differences": differences}
+
+
+def mamba_calibration(onnx: Path) -> Path:
+    tokenizer = onnx.with_name("tokenizer.json")
+    return saved(
+        "mamba-calib.npz", lambda: {"input_ids": make_tokens.calibration_windows(tokenizer)}
+    )
+
+
+def measure_mamba(onnx: Path, model: Any) -> Figures:
+    tokenizer = onnx.with_name("tokenizer.json")
+    path = saved("mamba-eval.npz", lambda: {"input_ids": make_tokens.evaluation_windows(tokenizer)})
+    with np.load(path) as data:
+        return _measure_windows(onnx, model, data["input_ids"])
+
+
+def byte_windows(*texts: str) -> np.ndarray:
+    """The first windows of texts, a token a byte, as many of each: int64 [EVALUATED, WINDOW]."""
+    count = make_tokens.EVALUATED // len(texts)
+    rows = []
+    for name in texts:
+        content = np.frombuffer(fetch_text(name).read_bytes(), np.uint8)
+        rows.append(content[: count * make_tokens.WINDOW].reshape(count, -1))
+    return np.concatenate(rows).astype(np.int64)
+
+
+def matmul_free_calibration(onnx: Path) -> Path:
+    windows = byte_windows("jargon", "python")
+    return saved("matmul-free-calib.npz", lambda: {"input_ids": windows})
+
+
+def measure_matmul_free(onnx: Path, model: Any) -> Figures:
+    return _measure_windows(onnx, model, byte_windows("handbook"))
 
 
 def sentence_samples(name: str) -> dict[str, np.ndarray]:
@@ -142,5 +190,9 @@ SUBJECTS = {
     OFFGRID: Subject(make_models.offgrid, decoder_calibration, measure_decoder),
     ORIGINAL: Subject(lambda: fetch("smollm2"), decoder_calibration, measure_decoder),
     MINILM: Subject(make_models.minilm, minilm_calibration, measure_encoder),
+    MAMBA: Subject(lambda: exported("mamba"), mamba_calibration, measure_mamba),
+    MATMUL_FREE: Subject(
+        lambda: exported("matmul_free"), matmul_free_calibration, measure_matmul_free
+    ),
     OCR: Subject(lambda: fetch("ocr-rec"), ocr_calibration, measure_ocr),
 }

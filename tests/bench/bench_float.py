@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 from abqc.codegen import isa as isas
-from abqc.codegen.cpu.float_matmul import FloatMatmul
+from abqc.codegen.cpu.float_products.matmul import FloatMatmul
 from abqc.codegen.llvm import Jit
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects.mlir import ir, make_context

@@ -19,8 +19,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from abqc.codegen import isa as isas
-from abqc.codegen.cpu.bitplane import BitplaneStrategy
-from abqc.codegen.cpu.int8 import Int8Strategy
+from abqc.codegen.cpu.int8.strategy import Int8Strategy
+from abqc.codegen.cpu.panels.bitplane import BitplaneStrategy
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects import formats
 from kernel_cases import compile_jit, variant_for

@@ -20,19 +20,13 @@ from .cases import DataSet
 
 Result = dict[str, Any]
 
+CPU = "avx2"  # one set of instructions is enough for these tests, and a third of the work
+
 
 def prepare_modules() -> None:
-    """Do here, once, what every child would do again: imports, and what a first compile sets up.
-
-    From here on this process compiles for AVX2 only: one set of instructions is enough for these
-    tests, and a third of the work.
-    """
+    """Do here, once, what every child would do again: imports, and what a first compile sets up."""
     import abqc.runtime.model  # noqa: F401
-    from abqc.codegen.isa import AVX2
-    from abqc.codegen.targets.cpu import CpuTarget
-    from abqc.compiler import build
 
-    build.resolve_target = lambda name: CpuTarget(isas=(AVX2,))
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in "xy")
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "warm", [x], [y])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
@@ -67,14 +61,14 @@ def run_model(
 
 
 def compile_model(model: onnx.ModelProto, folder: Path) -> Path:
-    """The artifact of `model`, compiled in this process for the CPU, in float."""
+    """The artifact of `model`, compiled in this process for the CPU, in float: for AVX2 only."""
     from abqc.compiler.build import build
     from abqc.compiler.job import Request
 
     source, output, work = folder / "model.onnx", folder / "model.so", folder / "work"
     onnx.save(model, source)
     work.mkdir()
-    request = Request(model=source, quant="none", target="cpu", output=output, work=work)
+    request = Request(source, "none", "cpu", output, work, cpu=CPU)
     build(request, lambda step, done, total: None, lambda name: None)
     return output
 

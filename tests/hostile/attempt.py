@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from conformance.backend import CPU
 from conformance.isolate import run_isolated
 from onnx import helper
 
@@ -49,7 +50,7 @@ def _try(source: Path, folder: Path, run: bool) -> Result:
 
     output, work = folder / "model.so", folder / "work"
     work.mkdir()
-    request = Request(model=source, quant="none", target="cpu", output=output, work=work)
+    request = Request(source, "none", "cpu", output, work, cpu=CPU)
     try:
         build(request, lambda step, done, total: None, lambda name: None)
     except (CompileError, ToolchainError) as error:

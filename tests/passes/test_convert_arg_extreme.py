@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from abqc.codegen.gpu.arg_extreme import arg_extreme_kernels
-from abqc.codegen.gpu.order_keys import ELEMENTS
-from abqc.codegen.strategy import Variant
+from abqc.codegen.gpu.lines.order_keys import ELEMENTS
+from abqc.codegen.targets.cuda import CudaTarget
 from abqc.passes import convert_arg_extreme
 from abqc.passes.infrastructure import Unit
 from facts import after
@@ -69,11 +68,6 @@ def test_other_reductions_stay(text: str) -> None:
     assert after(text, "convert-arg-extreme")("linalg.generic")
 
 
-class _Target:
-    def arg_extreme(self, element: str, *, largest: bool) -> tuple[Variant, ...]:
-        return arg_extreme_kernels(element, largest=largest)
-
-
 @pytest.mark.parametrize(
     ("n", "calls"),
     [
@@ -84,7 +78,7 @@ class _Target:
 )
 def test_the_length_of_a_row_chooses_the_kernel(n: str, calls: list[str]) -> None:
     passes = ("convert-arg-extreme", "resolve-dims", "lower-abq")
-    facts = after(arg(n=n), *passes, unit=Unit(target=_Target()))
+    facts = after(arg(n=n), *passes, unit=Unit(target=CudaTarget.named("sm_80")))
     assert facts.calls() == calls
 
 

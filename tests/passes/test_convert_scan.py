@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from abqc.codegen.gpu.scan import ELEMENTS, scan_kernels
-from abqc.codegen.strategy import Variant
+from abqc.codegen.gpu.lines.scan import ELEMENTS
+from abqc.codegen.targets.cuda import CudaTarget
 from abqc.passes import convert_scan
 from abqc.passes.infrastructure import Unit
 from facts import Facts, after
@@ -36,11 +36,6 @@ func.func @main(%x: {x}, %y: {x}, %empty: {totals}) -> {result} {{
 }}"""
 
 
-class _Target:
-    def scan(self, element: str) -> tuple[Variant, ...]:
-        return scan_kernels(element)
-
-
 def test_running_sums_become_one_operation() -> None:
     facts = after(scan(axis=0), "convert-scan")
     (op,) = facts("abq.scan")
@@ -64,7 +59,7 @@ def test_other_scans_stay(text: str) -> None:
 
 def lowered(x: str, axis: int) -> Facts:
     passes = ("convert-scan", "resolve-dims", "lower-abq", "func.func(canonicalize)")
-    return after(scan(x, axis=axis), *passes, unit=Unit(target=_Target()))
+    return after(scan(x, axis=axis), *passes, unit=Unit(target=CudaTarget.named("sm_80")))
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import onnx
 import pytest
-from abqc.codegen.gpu import attention_spec
-from abqc.codegen.gpu.attention import AttentionSpec, AttentionVariant, attention_kernels
+from abqc.codegen.gpu.attention import spec as attention_spec
+from abqc.codegen.targets.cuda import CudaTarget
 from abqc.compiler.onnx_import import import_model
 from abqc.compiler.pipeline import ROTATE, SIMPLIFY
 from abqc.passes import fuse_attention
@@ -301,18 +301,13 @@ def test_the_widest_head_is_the_kernels() -> None:
     assert fuse_attention.MAX_HEAD == attention_spec.MAX_HEAD
 
 
-class _Target:
-    def attention(
-        self, head: int, value_head: int, mask: str, *, half: bool, guarded: bool
-    ) -> tuple[AttentionVariant, ...]:
-        return attention_kernels(AttentionSpec(head, value_head, mask, guarded=guarded))
-
-
 def test_lowering_launches_by_rows_and_merges_splits() -> None:
-    unit = Unit(target=_Target())
+    target = CudaTarget.named("sm_80")
+    assert target is not None
+    unit = Unit(target=target)
     facts = after(attention(), "fuse-attention", TIDY, "resolve-dims", "lower-abq", unit=unit)
     calls = facts.calls()
-    variants = attention_kernels(AttentionSpec(8, 8, "add"))
+    variants = target.attention(8, 8, "add", half=False)
     assert [c for c in calls if "merge" not in c] == [v.kernel.name for v in variants]
     assert calls.count("attention_merge_e8") == len(variants) - 1
     assert set(calls) == set(unit.kernels)

@@ -6,11 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from abqc.codegen.gpu import norm as norm_kernels
-from abqc.codegen.gpu.norm import NormSpec, norm_kernel
-from abqc.codegen.gpu.softmax import softmax_kernel
-from abqc.codegen.strategy import Kernel
-from abqc.passes import fuse_norm
+from abqc.codegen.targets.cuda import CudaTarget
 from abqc.passes.infrastructure import Unit
 from facts import Facts, after
 from test_fuse_attention import in_model
@@ -163,21 +159,9 @@ def test_a_sum_that_is_read_before_is_no_part_of_the_norm() -> None:
     assert len(facts("linalg.generic")) == 1
 
 
-def test_the_longest_row_is_the_kernels() -> None:
-    assert fuse_norm.MAX_COLUMNS == norm_kernels.MAX_COLUMNS
-
-
-class _Target:
-    def norm(self, kind: str, columns: int, **flags: bool) -> Kernel:
-        return norm_kernel(NormSpec(kind, columns, **flags))  # type: ignore[arg-type]
-
-    def softmax(self) -> Kernel:
-        return softmax_kernel()
-
-
 @pytest.mark.parametrize(("returned", "flags"), [("%y", "rwb"), ("%y, %x", "rkwb")])
 def test_lowering_is_one_launch(returned: str, flags: str) -> None:
-    unit = Unit(target=_Target())
+    unit = Unit(target=CudaTarget.named("sm_80"))
     text = norm(returned=returned)
     facts = after(text, "fuse-norm", TIDY, "resolve-dims", "lower-abq", unit=unit)
     assert facts.calls() == [f"norm_layer_96_{flags}"]
@@ -188,7 +172,9 @@ def test_softmax() -> None:
       %y = "abq.softmax"(%x) : ({X}) -> {X}
       return %y : {X}
     }}"""
-    assert after(text, "lower-abq", unit=Unit(target=_Target())).calls() == ["softmax"]
+    assert after(text, "lower-abq", unit=Unit(target=CudaTarget.named("sm_80"))).calls() == [
+        "softmax"
+    ]
 
 
 def test_minilm(real_model: Callable[[str], Path], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from abqc.codegen.strategy import Kernel
+from abqc.dialects.norm_spec import NormSpec
 from abqc.dialects.weight_store import WeightStore
 from abqc.passes.infrastructure import Unit
 from facts import Facts, after, maker
@@ -52,14 +53,15 @@ class Target:
     """Has kernels for at most `most` packs at once, but none of the kernels `refused`."""
 
     most: int = 3
+    max_norm_columns: int = 0
     refused: Sequence[str] = ()
-    asked: list[dict[str, object]] = field(default_factory=list)
+    asked: list[tuple[NormSpec, bool]] = field(default_factory=list)
 
     def norm_pack(
-        self, packs: Sequence[Kernel], kind: str, columns: int, **flags: bool
+        self, packs: Sequence[Kernel], spec: NormSpec, *, keeps_row: bool
     ) -> Kernel | None:
         names = [kernel.name for kernel in packs]
-        self.asked.append({"kind": kind, "columns": columns, **flags})
+        self.asked.append((spec, keeps_row))
         if len(names) > self.most or set(names) & set(self.refused):
             return None
         return Kernel("_".join(["norm", *names]), (4,), lambda module, arch: None)
@@ -85,10 +87,7 @@ def test_a_pack_becomes_part_of_the_norm() -> None:
     facts = fused(pack("a", "a"), {"a": packed(112, "a")}, target)
     assert kernels(facts) == ["a"]
     assert not facts("abq.norm") and not facts("abq.pack")
-    assert target.asked[0] == {
-        "kind": "rms", "columns": 96, "weight": True, "bias": False, "residual": True,
-        "keeps_sum": False, "keeps_row": True,
-    }  # fmt: skip
+    assert target.asked[0] == (NormSpec("rms", 96, weight=True, residual=True), True)
 
 
 def test_other_users_read_row_and_sum_from_it() -> None:
@@ -135,6 +134,38 @@ def test_scales_that_rows_share_are_measured_from_the_row() -> None:
     assert len(facts("abq.norm")) == len(facts("abq.pack")) == 1
 
 
+TIDY = "func.func(canonicalize,cse)"
+
+
+def fused_loops(results: dict[str, str], target: Target) -> Facts:
+    """As `fused`, of a normalization that is loops by then."""
+    passes = ("decompose-norm", TIDY, "fuse-norm-pack", TIDY)
+    return after(model(pack("a", "a"), results), *passes, unit=unit_of(target))
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_loops_whose_rows_are_packed_are_recognized(others: bool) -> None:
+    target = Target()
+    facts = fused_loops({"a": packed(112, "a")} | ({"y": X} if others else {}), target)
+    assert kernels(facts) == ["a"] and not facts("abq.pack")
+    (addition,) = facts("linalg.generic")  # of the residual
+    assert facts("abq.norm_pack")[0].operands[0] == addition.results[0]
+    spec, _ = target.asked[0]
+    assert spec.weight and not spec.residual
+
+
+def test_loops_stay_where_there_is_no_kernel() -> None:
+    facts = fused_loops({"a": packed(112, "a")}, Target(most=0))
+    assert len(facts("abq.pack")) == 1 and not facts("abq.norm") + facts("abq.norm_pack")
+    assert len(facts("linalg.generic")) == 3
+
+
+def test_loops_whose_rows_are_not_packed_stay() -> None:
+    text = model("", {"y": X})
+    facts = after(text, "decompose-norm", TIDY, "fuse-norm-pack", unit=unit_of(Target()))
+    assert len(facts("linalg.generic")) == 3
+
+
 @pytest.mark.parametrize("keeps_row", [False, True])
 def test_lowering_is_one_launch(keeps_row: bool, tmp_path: Path) -> None:
     target = Target()
@@ -153,6 +184,6 @@ def test_lowering_is_one_launch(keeps_row: bool, tmp_path: Path) -> None:
     text = model(body, results | ({"y": X} if keeps_row else {}))
     facts = after(text, *passes, unit=unit)
     assert facts.calls()[0] == "norm_a_b" and "norm_a_b" in unit.kernels
-    assert target.asked[-1]["keeps_row"] == keeps_row
+    assert target.asked[-1][1] == keeps_row
     # Grid, x, residual, weight, the row, two packs, rows and epsilon.
     assert len(facts("func.call")[0].operands) == 8 + keeps_row

@@ -1,4 +1,4 @@
-from abqc.passes.generics import Tree, expression
+from abqc.passes.loops.generics import Tree, expression
 from facts import Facts
 
 

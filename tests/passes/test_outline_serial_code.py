@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from abqc.codegen.gpu.arch import SM_80
-from abqc.codegen.gpu.compile import compile_ptx
+from abqc.codegen.gpu.assembly.compile import compile_ptx
 from abqc.dialects.mlir import ir, make_context
 from abqc.passes.infrastructure import Unit, run_pipeline
 from abqc.passes.outline_serial_code import NOTE

@@ -73,9 +73,13 @@ def test_rotation_comes_before_the_codes(store: WeightStore) -> None:
     assert rotated.codes.shape == (5, 256)
 
 
-def test_rotation_of_float_activations_is_refused(store: WeightStore) -> None:
-    with pytest.raises(RecipeError, match="'first'"):
-        quantized(store, "w4a16 rotate")
+def test_activations_that_stay_float_are_rotated_in_short_blocks(store: WeightStore) -> None:
+    facts, unit = quantized(store, "w4a16 rotate")
+    (rotation, _) = facts("abq.hadamard")
+    assert rotation.attributes["block"].value == 128 and not facts("abq.quantize")
+    assert {use.owner.name for use in rotation.results[0].uses} == {"abq.matmul"}
+    (encoding,) = unit.encodings.values()
+    assert encoding.hadamard_block == 128
 
 
 TABLE = """func.func @main(%i: tensor<?xi64>) -> tensor<?x64xf32> {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import abqc
@@ -14,9 +15,10 @@ from abqc.codegen.artifact import build_artifact
 from abqc.codegen.isa import PLAIN
 from abqc.codegen.targets.cpu import CpuTarget
 from abqc.compiler.onnx_import.importer import import_model
-from abqc.compiler.pipeline import QUANTIZE, ROTATE, TIDY, stages
+from abqc.compiler.pipeline import ROTATE, TIDY, stages
 from abqc.compiler.recipe import parse_recipe
 from abqc.dialects.mlir import ir
+from abqc.errors import RecipeError
 from abqc.passes.infrastructure import Unit, run_pipeline, walk
 from onnx.reference import ReferenceEvaluator
 
@@ -24,7 +26,13 @@ from onnx.reference import ReferenceEvaluator
 class Rotated:
     """A model after `rotate-stream`."""
 
-    def __init__(self, model: onnx.ModelProto, folder: Path, recipe: str = "w4a4 rotate") -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        folder: Path,
+        recipe: str = "w4a4 rotate",
+        strict: bool = False,
+    ) -> None:
         self.model, self.folder = model, folder
         folder.mkdir(exist_ok=True)
         path = folder / "model.onnx"
@@ -38,6 +46,7 @@ class Rotated:
             node_kinds={node.name: node.kind for node in imported.nodes},
             inputs=imported.inputs,
             outputs=imported.outputs,
+            strict=strict,
         )
         run_pipeline(self.module, ROTATE, self.unit)
 
@@ -53,11 +62,16 @@ class Rotated:
 
     def online(self) -> int:
         """How many transforms are left for run time."""
-        run_pipeline(self.module, ("decompose-norm", TIDY, *QUANTIZE[:2]), self.unit)
+        run_pipeline(self.module, ("decompose-norm", TIDY, "quantize", TIDY), self.unit)
         return len(walk(self.module, "abq.hadamard"))
 
     def error(self) -> float:
         """The largest difference of a float run to the model, over the largest output."""
+        self.unit.recipe = parse_recipe("none")
+        return self.finish(stages(False).values())
+
+    def finish(self, passes: Iterable[Sequence[str]]) -> float:
+        """The same as the recipe has it, after all of `passes`."""
         rng = np.random.default_rng(0)
         feeds = {
             "ids": rng.integers(0, small.ROWS, (2, 5)),
@@ -66,9 +80,8 @@ class Rotated:
         }
         feeds = {tensor.name: feeds[tensor.name] for tensor in self.unit.inputs}
         (expected,) = ReferenceEvaluator(self.model).run(None, feeds)
-        self.unit.recipe = parse_recipe("none")
-        for passes in stages(False).values():
-            run_pipeline(self.module, passes, self.unit)
+        for stage in passes:
+            run_pipeline(self.module, stage, self.unit)
         library = self.folder / "model.so"
         module = ir.Module.parse(self.module.get_asm(), self.module.context)
         build_artifact(
@@ -141,6 +154,8 @@ def test_norms_behind_the_branch_are_named(tmp_path: Path) -> None:
     (note,) = rotated.notes
     assert "keeps the residual stream from being rotated" in note
     assert rotated.online() > 0
+    with pytest.raises(RecipeError, match=r"keeps the residual stream .*"):
+        Rotated(small.decoder("layer", post=True), tmp_path / "strict", strict=True)
 
 
 def test_gains_that_come_from_the_stream_prevent_it(tmp_path: Path) -> None:

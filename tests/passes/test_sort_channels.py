@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_transformers as small
-from abqc.passes.channels import permutable_channels
+from abqc.passes.channels.search import permutable_channels
 from abqc.passes.infrastructure import walk
 from test_rotate_stream import Rotated
 

@@ -53,6 +53,7 @@ class Comparison:
     recipe: float | None = None
     reference: float | None = None
     problem: str = ""
+    died: bool = False
 
 
 def compare(
@@ -109,7 +110,7 @@ def check(entry: Entry, library: Path, quant: str = "none", runs: int = 2) -> li
             outputs = model.run({name: array for name, array in feeds.items() if name in taken})
         except AbqcError as error:
             problem = f"{type(error).__name__}: {error}"
-            results.append(Comparison(sizes, problem=problem))
+            results.append(Comparison(sizes, problem=problem, died=True))
             continue
         names = [spec.name for spec in model.outputs]
         actual = dict(zip(names, outputs, strict=True))

@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from abqc.compiler.recipe import OpRecipe, Recipe
 from abqc.dialects.formats import Scheme, quantize_weight
-from abqc.passes.quantize import SMALL_TABLE
+from abqc.passes.quantization.product_encodings import SMALL_TABLE
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 

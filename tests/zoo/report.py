@@ -6,7 +6,6 @@ The files may be of several recipes; the last line of a model and a recipe count
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -16,7 +15,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from zoo.entry import Entry
-from zoo.run import Outcome
+from zoo.run import Outcome, outcomes_in
 from zoo.table import ENTRIES
 
 QUANTS = ("none", "w8a8", "w4a8")
@@ -64,8 +63,7 @@ def read(paths: Iterable[Path]) -> dict[Key, Outcome]:
     """The last outcome of each model and recipe."""
     outcomes: dict[Key, Outcome] = {}
     for path in paths:
-        for line in path.read_text().splitlines():
-            outcome = Outcome(**json.loads(line))
+        for outcome in outcomes_in(path):
             outcomes[outcome.name, outcome.quant] = outcome
     return outcomes
 
@@ -100,10 +98,7 @@ def reason(outcome: Outcome) -> str:
     """Why an outcome is right that is not plainly so; "" for what is, "fails" for what is not."""
     if outcome.state == "empty":
         return "empty"
-    if outcome.state != "ok":
-        return "fails"
-    starts = {"noise": "noise", "the recipe's": "recipe", "the answer": "zero"}
-    return next((word for start, word in starts.items() if outcome.why.startswith(start)), "")
+    return outcome.reason if outcome.state == "ok" else "fails"
 
 
 def _row(entry: Entry, outcomes: dict[Key, Outcome]) -> str:

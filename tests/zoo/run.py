@@ -20,7 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,7 +29,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from abqc.compiler.driver import compile_file
-from abqc.errors import AbqcError, RecipeError
+from abqc.errors import AbqcError, NothingToQuantizeError
 from abqc.runtime.model import load
 from zoo.check import COSINE
 from zoo.entry import Entry, chosen
@@ -47,7 +47,7 @@ class Outcome:
     """`state`: ok, or what failed first: compile, run, disagrees. `why`: its cause.
 
     `empty`: refused because the recipe has nothing to quantize, which is right. An `ok` with a
-    cause is one that needed more than the tolerance, and had a reason.
+    `reason` is one that needed more than the tolerance: noise, recipe or zero (report.py).
     """
 
     name: str
@@ -58,6 +58,7 @@ class Outcome:
     bytes: int = 0
     runs: list[dict[str, Any]] = field(default_factory=list)
     floats: list[str] = field(default_factory=list)
+    reason: str = ""
 
     @property
     def error(self) -> float:
@@ -85,9 +86,8 @@ def try_model(entry: Entry, path: Path, quant: str, runs: int) -> Outcome:
                 compile_file(path, quant=quant, output=library)
         except TimeoutError:
             return failed(outcome, "compile", f"longer than {entry.seconds:.0f} s")
-        except RecipeError as error:
-            empty = "the model has no MatMul, Gemm, Conv or Gather" in str(error)
-            return failed(outcome, "empty" if empty else "compile", f"RecipeError: {error}")
+        except NothingToQuantizeError as error:
+            return failed(outcome, "empty", f"RecipeError: {error}")
         except AbqcError as error:
             return failed(outcome, "compile", f"{type(error).__name__}: {error}")
         except Exception as error:
@@ -102,7 +102,7 @@ def try_model(entry: Entry, path: Path, quant: str, runs: int) -> Outcome:
 def unintended_floats(library: Path) -> list[str]:
     """The nodes with weights that stayed float for another reason than the recipe."""
     floats = load(library).manifest["float"]
-    return [f"{f['node']} ({f['kind']}): {f['why']}" for f in floats if f["why"] != "the recipe"]
+    return [f"{f['node']} ({f['kind']}): {f['why']}" for f in floats if not f["by_recipe"]]
 
 
 @contextmanager
@@ -142,49 +142,52 @@ def judged(outcome: Outcome, entry: Entry, result: dict[str, Any]) -> Outcome:
     outcome.runs = result["runs"]
     for run in outcome.runs:
         if run["problem"]:
-            mismatch = run["problem"].startswith(("output", "the library"))
-            return failed(outcome, "disagrees" if mismatch else "run", run["problem"])
+            return failed(outcome, "run" if run["died"] else "disagrees", run["problem"])
     for run in sorted(outcome.runs, key=lambda run: -run["cosine"]):  # the worst gives the cause
         judge = judged_float if outcome.quant == "none" else judged_quantized
-        outcome.state, why = judge(entry, run)
-        outcome.why = why or outcome.why
+        outcome.state, reason, why = judge(entry, run)
+        if why:
+            outcome.reason, outcome.why = reason, why
         if outcome.state != "ok":
             break
     return outcome
 
 
-def judged_float(entry: Entry, run: dict[str, Any]) -> tuple[str, str]:
-    """The state and the cause of a run of the model as it is."""
+def judged_float(entry: Entry, run: dict[str, Any]) -> tuple[str, str, str]:
+    """The state, the reason and the cause of a run of the model as it is."""
     if run["flips"] > entry.flips:
-        return "disagrees", f"{run['flips']:.1%} of integers differ"
+        return "disagrees", "", f"{run['flips']:.1%} of integers differ"
     if run["error"] <= entry.tolerance:
-        return "ok", ""
+        return "ok", "", ""
     if run["error"] <= run["noise"]:
-        return "ok", moved_by_noise(run)
+        return "ok", "noise", moved_by_noise(run)
     why = f"error {run['error']:.1e} > {entry.tolerance:.0e} at {run['sizes']}"
-    return "disagrees", f"{why}; onnxruntime's spread {run['spread']:.1e}"
+    return "disagrees", "", f"{why}; onnxruntime's spread {run['spread']:.1e}"
 
 
 def moved_by_noise(run: dict[str, Any]) -> str:
     return f"noise of {LEVEL:.0e} on the weights moves onnxruntime by {run['noise']:.1e}"
 
 
-def judged_quantized(entry: Entry, run: dict[str, Any]) -> tuple[str, str]:
-    """The state and the cause of a run under a recipe."""
+def judged_quantized(entry: Entry, run: dict[str, Any]) -> tuple[str, str, str]:
+    """The state, the reason and the cause of a run under a recipe."""
     if run["cosine"] >= COSINE:
-        return "ok", ""
+        return "ok", "", ""
     if run["error"] <= STEP:
         return (
             "ok",
+            "zero",
             f"the answer is next to 0: error {run['error']:.1e} of {entry.span or 'its range'}",
         )
     if run["error"] <= run["noise"]:
-        return "ok", moved_by_noise(run)
+        return "ok", "noise", moved_by_noise(run)
     if run["recipe"] is None:
-        return "disagrees", f"cosine {run['cosine']:.3f}"
+        return "disagrees", "", f"cosine {run['cosine']:.3f}"
     why = f"the recipe's rounding, by onnxruntime, has cosine {run['recipe']:.3f}"
-    state = "ok" if run["cosine"] >= run["recipe"] - LOSS else "disagrees"
-    return state, f"{why} (the library {run['cosine']:.3f}, to each other {run['reference']:.3f})"
+    why += f" (the library {run['cosine']:.3f}, to each other {run['reference']:.3f})"
+    if run["cosine"] < run["recipe"] - LOSS:
+        return "disagrees", "", why
+    return "ok", "recipe", why
 
 
 def failed(outcome: Outcome, state: str, why: str) -> Outcome:
@@ -219,8 +222,16 @@ def earlier(path: Path | None) -> dict[str, Outcome]:
     """The outcomes of a file of JSON lines, the last one of each model."""
     if path is None or not path.exists():
         return {}
-    outcomes = (Outcome(**json.loads(line)) for line in path.read_text().splitlines())
-    return {outcome.name: outcome for outcome in outcomes}
+    return {outcome.name: outcome for outcome in outcomes_in(path)}
+
+
+def outcomes_in(path: Path) -> Iterator[Outcome]:
+    """The outcomes of a file of JSON lines, without those that lack a field."""
+    names = {each.name for each in fields(Outcome)}
+    for line in path.read_text().splitlines():
+        data = json.loads(line)
+        if names <= data.keys():
+            yield Outcome(**data)
 
 
 def main() -> int:

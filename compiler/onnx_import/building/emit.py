@@ -233,7 +233,8 @@ class Builder:
             return value
         if value.ssa is None and content == value.content:
             # What it is made of is kept by identity.
-            return Value(value.dtype, dims, ssa=self.tensor(value), steps=value.steps)
+            ssa, steps = self.tensor(value), value.steps
+            return Value(value.dtype, dims, ssa=ssa, steps=steps, rounded=value.rounded)
         viewed = value.viewed and self.normalized(value.viewed)
         return replace(value, dims=dims, content=content, viewed=viewed)
 
@@ -422,15 +423,12 @@ class Builder:
         body: Callable[..., list[ir.Value]],
     ) -> list[ir.Value]:
         """A linalg.generic; `body` gets the elements of `read` and `outs` and returns new ones."""
-        iterators = [_PARALLEL if flag else _REDUCTION for flag in parallel]
         generic = linalg.GenericOp(
             [out.type for out in outs],
             list(read),
             list(outs),
             ir.ArrayAttr.get([ir.AffineMapAttr.get(map_) for map_ in maps]),
-            ir.ArrayAttr.get(
-                [ir.Attribute.parse(f"#linalg.iterator_type<{name}>") for name in iterators]
-            ),
+            linalg.iterator_types("parallel" if flag else "reduction" for flag in parallel),
         )
         types = [ir.RankedTensorType(value.type).element_type for value in (*read, *outs)]
         location = ir.Location.current
@@ -540,9 +538,6 @@ class Builder:
             return self.read(source, at)
 
         return self.tabulate(wide, operand.dtype, body)
-
-
-_PARALLEL, _REDUCTION = "parallel", "reduction"
 
 
 def _dense(array: np.ndarray, type_: ir.RankedTensorType) -> ir.Attribute:

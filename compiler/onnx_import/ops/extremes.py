@@ -77,8 +77,8 @@ def hardmax(node: Node) -> Value:
         lines = reshape(b, x, [*x.dims[:begin], symbolic.product(x.dims[begin:])])
         axes = [begin]
     (axis,) = axes
-    nothing = symbolic.is_equal(symbolic.product(x.dims), ZERO)
-    if nothing.value == 1:
+    is_empty = symbolic.is_equal(symbolic.product(x.dims), ZERO)
+    if is_empty.value == 1:
         return x
     places = place_of_extreme(b, lines, axis)
     source = Value(I64, places.dims, ssa=b.tensor(places))

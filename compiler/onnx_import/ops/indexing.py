@@ -66,8 +66,8 @@ def checked_places(node: Node, indices: Value, size: Dim) -> Value:
     A tensor of its own: the check is made once for each place and not in the loop that reads.
     """
     b = node.b
-    nothing = symbolic.is_equal(product(indices.dims), ZERO)
-    something = symbolic.call("or", nothing, symbolic.is_less(ZERO, size))
+    is_empty = symbolic.is_equal(product(indices.dims), ZERO)
+    something = symbolic.call("or", is_empty, symbolic.is_less(ZERO, size))
     b.require(something, "an index is out of range: the axis is empty")
     known = _known_places(indices, size)
     if known is not None:
@@ -200,9 +200,9 @@ def gather_nd(node: Node) -> Value:
 def tuple_places(node: Node, indices: Value, sizes: Sequence[Dim]) -> Value:
     """Tuples of places, one for each of `sizes`, as i64 counted from the front; checked."""
     b = node.b
-    nothing = symbolic.is_equal(product(indices.dims[:-1]), ZERO)
+    is_empty = symbolic.is_equal(product(indices.dims[:-1]), ZERO)
     for size in sizes:
-        something = symbolic.call("or", nothing, symbolic.is_less(ZERO, size))
+        something = symbolic.call("or", is_empty, symbolic.is_less(ZERO, size))
         b.require(something, "an index is out of range: the axis is empty")
     limits = b.content(list(sizes), I64, [len(sizes)])
 

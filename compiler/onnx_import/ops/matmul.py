@@ -10,6 +10,7 @@ from ..building.emit import Builder
 from ..building.scalars import Scalar
 from ..building.shaping import expand, reshape, transpose, unsqueeze
 from ..parts.affine import product_operand
+from ..parts.rounded_rows import rounded_operand
 from ..registry import Node, lowers
 from ..values.constants import Constant
 from ..values.element_types import F32
@@ -68,11 +69,12 @@ def with_weight(node: Node, x: Value, w: Value, bias: Value | None = None) -> Va
     """`x @ w + bias` with a constant K x N `w` (stored N x K) as one `abq.matmul`."""
     b = node.b
     assert w.constant is not None
-    rows = transpose(b, w, [1, 0])
-    assert rows.constant is not None
-    weight = node.weight(rows.constant, "matmul")
+    rows = transpose(b, w, [1, 0]).constant
+    assert rows is not None
+    rows = b.weights.of_product(rows)
+    weight = node.weight(rows, "matmul")
     dims = (*x.dims[:-1], w.dims[1])
-    operand, scales = product_operand(b, x, rows.constant)
+    operand, scales = rounded_operand(b, x, rows) or product_operand(b, x, rows)
     ssa = abq.MatmulOp(
         operand, weight, ir.StringAttr.get(node.name), b.type(x.dtype, dims),
         bias=b.tensor(bias) if bias is not None else None, **scales,

@@ -18,13 +18,15 @@ class QuantizedConstant:
     """What a constant was computed from: scale * (codes - zero).
 
     `scale` and `zero` have the rank of `codes`; an axis of theirs is 1, that of the codes, or
-    counts blocks of `block` (0: equal blocks). None stands for 1 and 0.
+    counts blocks of `block` (0: equal blocks). None stands for 1 and 0. `found`: the model has the
+    values themselves, and the codes were found in them.
     """
 
     codes: Constant
     scale: Constant | None = None
     zero: Constant | None = None
     block: int = 0
+    found: bool = False
 
     def transposed(self, permutation: tuple[int, ...]) -> QuantizedConstant:
         return QuantizedConstant(
@@ -32,6 +34,7 @@ class QuantizedConstant:
             self.scale and self.scale.transposed(permutation),
             self.zero and self.zero.transposed(permutation),
             self.block,
+            self.found,
         )
 
 

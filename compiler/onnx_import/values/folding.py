@@ -11,12 +11,16 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from ..graph.model import attribute, subgraphs
 from .constants import HALVES, Constant, QuantizedConstant, from_array
+from .deferred import REDUCTIONS, deferred
 from .element_types import element_type
 from .quantized import BITS, dequantized, dequantized_constant, quantized_constant
 
 # A folded tensor may not be larger than this or than twice its inputs: an Expand or a
 # ConstantOfShape must not turn a number into a weight.
 GROWTH = 1 << 16
+
+# The opset since which arithmetic broadcasts as numpy does.
+BROADCASTS = 7
 
 NOT_FOLDED = {
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
@@ -42,13 +46,15 @@ class Folder:
         result = rule(node, inputs) if rule else None
         if result is not None:
             return [result]
+        large = sum(constant.size for constant in inputs if constant is not None) > GROWTH
+        if large and node.op_type not in REDUCTIONS:
+            later = deferred(node, inputs) if version >= BROADCASTS else None
+            return None if later is None else [later]
         return self._evaluate(node, inputs, version)
 
     def _evaluate(self, node: NodeProto, inputs: Inputs, version: int) -> list[Constant] | None:
         """By ONNX's reference evaluator; None where it cannot tell."""
         total = sum(constant.size for constant in inputs if constant is not None)
-        if total > GROWTH:
-            return None  # the compiled model is faster
         from onnx.reference import ReferenceEvaluator  # most models have nothing to evaluate
 
         given = [

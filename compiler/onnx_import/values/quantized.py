@@ -108,24 +108,25 @@ def as_codes(constant: Constant) -> Codes | None:
     exact = np.float16 if scale.dtype == np.float16 else np.float32
     scale = np.broadcast_to(scale, (rows, groups)).astype(exact)
     bits, signed = BITS[source.codes.elem_type], source.codes.elem_type in SIGNED
-    zeros = np.zeros((rows, groups), np.int64)
+    zeros = np.zeros((rows, groups), np.int16)
     if zero is not None:
         zero = zero.astype(np.float32)
         lowest = -(1 << (bits - 1)) if signed else 0
         if not np.all((zero == np.rint(zero)) & (zero >= lowest) & (zero < lowest + (1 << bits))):
             return None  # no kernel has zero points between or beyond the codes
-        zeros = np.broadcast_to(zero, (rows, groups)).astype(np.int64)
+        zeros = np.broadcast_to(zero, (rows, groups)).astype(np.int16)
     sharing = f"g{size}" if groups > 1 else "channel"
     half = 0 if signed else 1 << (bits - 1)
-    read = source.codes.load
+    codes = source.codes.load().astype(np.int16).reshape(rows, columns)
+    steps = codes - np.repeat(zeros, size, axis=1)[:, :columns] if groups > 1 else codes - zeros
+    if np.abs(steps).max(initial=0) <= 1:
+        return Codes(steps.astype(np.int8), scale, None, parse_scheme(f"wt:{sharing}"))
     if np.all(zeros == half):
-        scheme = parse_scheme(f"w{bits}:{sharing}:sym")
-        codes = read().astype(np.int16).reshape(rows, columns) - half
-        return Codes(codes.astype(np.int8), scale, None, scheme)
+        return Codes(steps.astype(np.int8), scale, None, parse_scheme(f"w{bits}:{sharing}:sym"))
     shift = 1 << (bits - 1) if signed else 0
     scheme = parse_scheme(f"w{bits}:{sharing}:asym")
-    codes = read().astype(np.int16).reshape(rows, columns) + shift
-    return Codes(codes.astype(np.uint8), scale, (zeros + shift).astype(np.uint8), scheme)
+    shifted = (codes + shift).astype(np.uint8)
+    return Codes(shifted, scale, (zeros + shift).astype(np.uint8), scheme)
 
 
 def _per_row(part: Constant, shape: tuple[int, ...]) -> np.ndarray | None:

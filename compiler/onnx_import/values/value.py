@@ -30,6 +30,15 @@ class Steps:
     zero: Value | None
 
 
+@dataclass(frozen=True, eq=False)
+class RoundedRows:
+    """What a tensor's rows (the last axis) are rounded from, in the model itself: each row of
+    `source` to symmetric codes of `bits` by its largest magnitude."""
+
+    source: Value
+    bits: int
+
+
 @dataclass(eq=False)
 class Value:
     """A tensor. At least one of `ssa`, `constant`, `content` and `make` says what is in it.
@@ -49,6 +58,7 @@ class Value:
     constant: Constant | None = None
     content: tuple[Dim, ...] | None = None
     steps: Steps | None = None
+    rounded: RoundedRows | None = None
     make: Callable[[], ir.Value] | None = None
     in_f32: ir.Value | None = None
     stored: Value | None = None

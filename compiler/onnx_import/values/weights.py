@@ -12,6 +12,7 @@ from ..result import NodeInfo
 from .constants import Constant
 from .element_types import F32, ElementType, element_type
 from .quantized import as_codes
+from .ternary import as_ternary
 
 Identity = tuple[object, ...]  # of an array
 Key = tuple[Identity, tuple[int, ...], str]  # the array, the order of its axes, its type inside
@@ -35,11 +36,22 @@ class Weights:
         self.nodes: list[NodeInfo] = []
         self._keep_codes = keep_codes
         self._symbols: dict[Key, str] = {}
+        self._products: dict[Key, Constant] = {}
         self._kept: list[Constant] = []  # ids are of objects that live
 
     def plain(self, constant: Constant, dtype: ElementType) -> str:
         """The symbol of a constant that is read as it is, of the type that it has inside."""
         return self._symbol(constant, dtype.inside_dtype, with_codes=False)
+
+    def of_product(self, constant: Constant) -> Constant:
+        """The weight N x K of a matmul, which knows its codes where its floats are ternary."""
+        if not self._keep_codes or constant.quantized is not None:
+            return constant
+        key = self._key(constant, "")
+        if key not in self._products:
+            self._kept.append(constant)
+            self._products[key] = as_ternary(constant) or constant
+        return self._products[key]
 
     def of_node(
         self, constant: Constant, *, node: str, op_type: str, kind: str
@@ -61,18 +73,21 @@ class Weights:
         return symbol, dtype
 
     def _symbol(self, constant: Constant, dtype: np.dtype, *, with_codes: bool) -> str:
-        root = constant.base or constant
         codes = with_codes and constant.quantized is not None
-        label = f"{dtype.name}{' codes' if codes else ''}"
-        # A permutation that moves only axes of size 1 changes nothing, but is a symbol of its own.
-        key = (self._identity(root), (*constant.permutation, -1, *constant.shape), label)
+        key = self._key(constant, f"{dtype.name}{' codes' if codes else ''}")
         if key in self._symbols:
             return self._symbols[key]
         self._kept.append(constant)
+        root = constant.base or constant
         symbol = self._fresh(constant.name or root.name or "constant", bool(constant.permutation))
         self._symbols[key] = symbol
         self._add(symbol, constant, dtype, codes)
         return symbol
+
+    def _key(self, constant: Constant, label: str) -> Key:
+        # A permutation that moves only axes of size 1 changes nothing, but is a key of its own.
+        order = (*constant.permutation, -1, *constant.shape)
+        return self._identity(constant.base or constant), order, label
 
     def _identity(self, root: Constant) -> Identity:
         """Equal for constants that are read from one array.
@@ -106,9 +121,11 @@ class Weights:
     def _add(self, symbol: str, constant: Constant, dtype: np.dtype, codes: bool) -> None:
         found = as_codes(constant) if codes else None
         if found is not None:
+            assert constant.quantized is not None
             self.store.add_quantized(
-                symbol, found.codes, found.scale, found.zero, found.scheme, shape=constant.shape
-            )
+                symbol, found.codes, found.scale, found.zero, found.scheme,
+                shape=constant.shape, from_floats=constant.quantized.found,
+            )  # fmt: skip
             return
         load = constant.load
 

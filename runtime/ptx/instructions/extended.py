@@ -93,10 +93,10 @@ def _effect(
         arrays = [source.array(batch) for source in sources]
         out = result.array(batch) if result else None
         carries = batch.carry
-        nothing = np.zeros((), dtype)
+        zero = np.zeros((), dtype)
 
         def run(lanes: Lanes | None) -> None:
-            carry = take(carries, lanes).astype(dtype) if reads else nothing
+            carry = take(carries, lanes).astype(dtype) if reads else zero
             value, carried = function(*(take(array, lanes) for array in arrays), carry)
             if out is not None:
                 put(out, lanes, value)

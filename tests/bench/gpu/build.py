@@ -45,6 +45,7 @@ MODULES = (
     "compiler/cuda_driver.py",
     "costmodel/__init__.py",
     "costmodel/interface.py",
+    "costmodel/ranking.py",
     "costmodel/samples.py",
     "runtime/*.py",
 )

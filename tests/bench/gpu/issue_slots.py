@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 for folder in (HERE, HERE.parents[1]):
     sys.path.insert(0, str(folder))
 
-from abqc.codegen.gpu.compile import assemble, compile_ptx, disassemble  # noqa: E402
+from abqc.codegen.gpu.assembly.compile import assemble, compile_ptx, disassemble  # noqa: E402
 from abqc.codegen.targets.cuda import CudaTarget  # noqa: E402
 from abqc.costmodel.gpu_analytic import Occupancy  # noqa: E402
 from abqc.costmodel.hardware import gpu_for  # noqa: E402

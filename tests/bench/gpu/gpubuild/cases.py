@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from abqc.codegen.gpu.planes_layout import PlaneRows
-from abqc.codegen.gpu.rows_layout import FloatRows, Int8Rows
+from abqc.codegen.gpu.packing.layout import FloatRows, Int8Rows
+from abqc.codegen.gpu.planes.layout import PlaneRows
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects import formats, hadamard, reference
 from abqc.dialects.formats import QuantizedTensor

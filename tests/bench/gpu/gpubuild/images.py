@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from abqc.codegen.gpu.arch import GpuArch
-from abqc.codegen.gpu.compile import MachineCode, assemble
-from abqc.codegen.gpu.spills import compile_kernels
-from abqc.codegen.gpu.tools import find_tool
+from abqc.codegen.gpu.assembly.compile import MachineCode, assemble
+from abqc.codegen.gpu.assembly.spills import compile_kernels
+from abqc.codegen.gpu.assembly.tools import find_tool
 from abqc.codegen.strategy import Kernel
 from gpukit.kit import KernelImage
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from abqc.codegen.gpu.schedule import Schedule
-from abqc.codegen.gpu.strategy import Scheduled
+from abqc.codegen.gpu.matmul.schedule import Schedule
+from abqc.codegen.gpu.matmul.strategy import Scheduled
 from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.codegen.targets.cuda import CudaTarget
 from abqc.costmodel.interface import KernelFeatures

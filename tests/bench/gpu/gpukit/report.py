@@ -14,7 +14,6 @@ from . import bars
 from .kit import Kit
 from .parts import PARTS, Record
 from .rates import COPY_KERNEL
-from .work import NOT_TRIED
 
 Records = dict[str, list[Record]]
 MOST_FAILURES = 20  # in the summary
@@ -30,7 +29,7 @@ def failures(records: Records) -> list[str]:
             why = r.get("error") or r.get("wrong") or ""
             if r.get("values_agree") is False:
                 why = "the values are not those expected; do not trust this rate"
-            if why.startswith(NOT_TRIED):
+            if not r.get("tried", True):
                 untried[why] = untried.get(why, 0) + 1
             elif why:
                 lines.append(f"{name}: {r['name']}: {why}")

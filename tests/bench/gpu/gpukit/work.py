@@ -28,7 +28,6 @@ from .parts import PARTS, Part, Record
 START_SECONDS = 60.0  # until a worker's first record: a context, PyTorch, code to load
 FAULT = 3  # status of a worker whose device is lost, or may be
 SILENT = 2  # items in a row without an answer: their part is given up
-NOT_TRIED = "not tried"
 HOPELESS = 6  # workers in a row that end with their first item: likewise
 
 Command = Callable[[str, int, int], list[str]]  # of the worker of a part's items from, to
@@ -143,8 +142,8 @@ def supervise(
 def _given_up(records: list[Record], items: list[str]) -> list[Record]:
     why = records[-1]["error"]
     rest = range(len(records), len(items))
-    error = f"{NOT_TRIED}: {why}"
-    return records + [{"item": i, "name": items[i], "error": error} for i in rest]
+    record = {"error": f"not tried: {why}", "tried": False}
+    return records + [{"item": i, "name": items[i], **record} for i in rest]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,94 @@
+"""`math` operations on f32 become arithmetic: `polynomials.py` and `hyperbolic.py` say how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from abqc.dialects.mlir import ir
+
+from . import hyperbolic, polynomials
+from .expr import Expr, scalar_type
+from .polynomials import power_by_constant, powf
+
+UNARY: dict[str, Callable[[Expr], Expr]] = {
+    "math.acos": hyperbolic.acos,
+    "math.acosh": hyperbolic.acosh,
+    "math.asin": hyperbolic.asin,
+    "math.asinh": hyperbolic.asinh,
+    "math.atan": hyperbolic.atan,
+    "math.atanh": hyperbolic.atanh,
+    "math.cos": polynomials.cos,
+    "math.cosh": hyperbolic.cosh,
+    "math.erf": polynomials.erf,
+    "math.exp": polynomials.exp,
+    "math.exp2": polynomials.exp2,
+    "math.expm1": polynomials.expm1,
+    "math.log": polynomials.log,
+    "math.log10": polynomials.log10,
+    "math.log1p": polynomials.log1p,
+    "math.log2": polynomials.log2,
+    "math.rsqrt": polynomials.rsqrt,
+    "math.sin": polynomials.sin,
+    "math.sinh": hyperbolic.sinh,
+    "math.tan": hyperbolic.tan,
+    "math.tanh": polynomials.tanh,
+}
+
+
+def expand_math(module: ir.Module) -> int:
+    """Replace the f32 operations listed above and powers, scalars and vectors; returns how many
+    there were.
+
+    Other types and other `math` operations stay as they are.
+    """
+    found: list[tuple[ir.Operation, Callable[[ir.Operation], Expr]]] = []
+
+    def collect(op: ir.Operation) -> ir.WalkResult:
+        op = op.operation
+        if op.name.startswith("math.") and (expand := _expansion(op)):
+            found.append((op, expand))
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(collect)
+    for op, expand in found:
+        with ir.InsertionPoint(op), op.location:
+            result = expand(op)
+        op.results[0].replace_all_uses_with(result.value)
+        op.erase()
+    return len(found)
+
+
+def _expansion(op: ir.Operation) -> Callable[[ir.Operation], Expr] | None:
+    if not len(op.results) or not _is_f32(op.results[0].type):
+        return None
+    if op.name in UNARY:
+        return lambda op: UNARY[op.name](Expr(op.operands[0]))
+    return {"math.powf": _expand_powf, "math.fpowi": _expand_fpowi}.get(op.name)
+
+
+def _expand_powf(op: ir.Operation) -> Expr:
+    x, y = (Expr(operand) for operand in op.operands)
+    exponent = _constant_number(op.operands[1])
+    short = None if exponent is None else power_by_constant(x, exponent)
+    return powf(x, y) if short is None else short
+
+
+def _expand_fpowi(op: ir.Operation) -> Expr:
+    x, exponent = Expr(op.operands[0]), Expr(op.operands[1])
+    return powf(x, exponent.from_int(scalar_type(x.type)))
+
+
+def _is_f32(type_: ir.Type) -> bool:
+    return isinstance(scalar_type(type_), ir.F32Type)
+
+
+def _constant_number(value: ir.Value) -> float | None:
+    """The number of an `arith.constant`, a splat included; None for any other value."""
+    if isinstance(value.owner, ir.Block) or value.owner.name != "arith.constant":
+        return None
+    attribute = value.owner.attributes["value"]
+    if isinstance(attribute, ir.DenseElementsAttr):
+        if not attribute.is_splat:
+            return None
+        attribute = attribute.get_splat_value()
+    return attribute.value

@@ -1,0 +1,1 @@
+"""Products in f32: of floats, of codes made floats, convolutions, quantized caches."""

@@ -1,0 +1,182 @@
+"""Convolutions in f32 without a matrix of patches: `y[b, n] = bias[n] + sum of w[n, c, v] x[...]`.
+
+    kernel (i, x: memref<?xf32>, w: memref<?xf32>, bias: memref<?xf32>, y: memref<?xf32>,
+            groups, outputs, channels, pitch, plane, height, width: index)
+
+`x` are planes: an image with its zeros around it, one for each batch, channel and phase. A phase
+holds every s-th row and column, where s are the strides, so that what an output's neighbour reads
+lies next to what it reads. Rows of a plane are `pitch` elements apart, planes `plane`. The output
+at row r and column c then reads, for every tap of the window, element r * pitch + c + a constant:
+outputs are numbered so, p = r * pitch + c, and vectors run over p across the ends of rows. What
+lies between the rows is computed and not stored. `outputs` and `channels` are those of a group.
+
+A register tile is some output channels times some vectors of p. `w` has for every block of channels
+[C][taps][channels]; groups have blocks of their own. The grid is `Kernel.grid(batch, blocks of
+outputs, blocks of channels)`, channels first; an index does OUTPUTS outputs of one block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any
+
+from abqc.codegen.builder import INDEX, Builder, Value, buffer, function
+from abqc.codegen.isa import Isa
+from abqc.codegen.strategy import Kernel
+from abqc.dialects.conv_spec import ConvSpec
+
+from .tile import broadcast, multiply_add
+
+OUTPUTS = 768  # of a grid index
+MANY_TAPS = 16  # a window with more is a loop over its rows
+
+
+def direct_conv_kernel(spec: ConvSpec) -> Kernel:
+    """The kernel; its grid is over batches, outputs and blocks of channels."""
+    return Kernel(spec.name, (1, OUTPUTS, 1), partial(_emit, spec))
+
+
+def _emit(spec: ConvSpec, module: Any, isa: Isa) -> None:
+    arguments = [buffer("f32")] * 4 + [INDEX] * 7
+    with function(module, isa, spec.name, arguments) as (b, i, x, w, bias, y, *sizes):
+        _Body(b, spec, x, w, bias, y, *sizes).emit(i)
+
+
+@dataclass
+class _Body:
+    b: Builder
+    spec: ConvSpec
+    x: Value
+    w: Value
+    bias: Value
+    y: Value
+    groups: Value
+    outputs: Value
+    channels: Value
+    pitch: Value
+    plane: Value
+    height: Value
+    width: Value
+
+    def __post_init__(self) -> None:
+        isa, block = self.b.isa, self.spec.block
+        self.lanes = isa.lanes(32)
+        # Half of a block's channels at a time where registers are few.
+        self.at_once = block if isa.registers >= 32 else min(block, 4)
+        self.vectors = max(1, min(8, (isa.registers - 4) // (self.at_once + 1)))
+        self.scratch = self.b.alloca(block * OUTPUTS, "f32")
+
+    def emit(self, i: Value) -> None:
+        b, spec = self.b, self.spec
+        reach = (self.height - 1) * self.pitch + self.width
+        across = (reach + (OUTPUTS - 1)) // OUTPUTS
+        per_group = (self.outputs + (spec.block - 1)) // spec.block
+        blocks = self.groups * per_group
+        block, first = i % blocks, i // blocks % across * OUTPUTS
+        batch = i // blocks // across
+        group = block // per_group
+        channel = group * self.outputs + block % per_group * spec.block
+        planes = (batch * self.groups + group) * (self.channels * spec.phases)
+        last = b.min(first + OUTPUTS, reach)
+        step = self.vectors * self.lanes
+        for begin in range(0, spec.block, self.at_once):
+            count = min(self.at_once, spec.block - begin)
+            with b.loop(first, last, step) as tiles:
+                whole = tiles.i + step <= last
+                for condition, masked in ((whole, False), (whole ^ 1, True)):
+                    with b.when(condition):
+                        end = last if masked else None
+                        self._tile(planes, block, channel, begin, count, tiles.i, first, end)
+        self._store(batch, channel, group, first, last)
+
+    def _tile(
+        self,
+        planes: Value,
+        block: Value,
+        channel: Value,
+        begin: int,
+        count: int,
+        p: Value,
+        first: Value,
+        end: Value | None,
+    ) -> None:
+        """`count` channels of a block from channel `begin` on, for the outputs from `p` on, up to
+        `end` if that is in a tile's way."""
+        b, spec, lanes = self.b, self.spec, self.lanes
+        masks = [
+            b.mask(lanes, end - (p + v * lanes)) if end is not None else None
+            for v in range(self.vectors)
+        ]
+        last = self.groups * self.outputs - 1
+        start = [
+            broadcast(b, self.bias, b.min(channel + begin + n, last), lanes)
+            for n in range(count)
+            for _ in range(self.vectors)
+        ]
+        taps = list(product(range(spec.window[0]), range(spec.window[1])))
+        with b.loop(0, self.channels, carry=start) as channels:
+            at = (planes + channels.i * spec.phases) * self.plane + p
+            w_at = ((block * self.channels + channels.i) * len(taps)) * spec.block + begin
+            acc = list(channels.args)
+            if len(taps) <= MANY_TAPS:
+                for tap, (dy, dx) in enumerate(taps):
+                    offset = self._row(b.index(dy)) + self._column(dx)
+                    acc = self._tap(acc, at + offset, w_at + tap * spec.block, count, masks)
+            else:
+                with b.loop(0, spec.window[0], carry=acc) as rows:
+                    acc, row = list(rows.args), self._row(rows.i)
+                    w_row = w_at + rows.i * (spec.window[1] * spec.block)
+                    for dx in range(spec.window[1]):
+                        offset = row + self._column(dx)
+                        acc = self._tap(acc, at + offset, w_row + dx * spec.block, count, masks)
+                    rows.carry(*acc)
+                acc = rows.results
+            channels.carry(*acc)
+        for n in range(count):
+            for v in range(self.vectors):
+                to = (begin + n) * OUTPUTS + (p - first) + v * lanes
+                value = channels.results[n * self.vectors + v]
+                b.store(value, self.scratch, to, masks[v])
+
+    def _tap(
+        self, acc: list[Value], at: Value, w_at: Value, count: int, masks: list[Value | None]
+    ) -> list[Value]:
+        b, lanes = self.b, self.lanes
+        xs = [b.load(self.x, at + v * lanes, lanes, masks[v]) for v in range(self.vectors)]
+        result = []
+        for n in range(count):
+            weight = broadcast(b, self.w, w_at + n, lanes)
+            for v, x in enumerate(xs):
+                result.append(multiply_add(b, x, weight, acc[n * self.vectors + v]))
+        return result
+
+    def _row(self, dy: Value) -> Value:
+        """Where row `dy` of a window begins."""
+        y, stride = dy * self.spec.dilations[0], self.spec.strides[0]
+        phase = y % stride * self.spec.strides[1] if stride > 1 else self.b.index(0)
+        return phase * self.plane + (y // stride if stride > 1 else y) * self.pitch
+
+    def _column(self, dx: int) -> Value:
+        x, stride = dx * self.spec.dilations[1], self.spec.strides[1]
+        return self.plane * (x % stride) + x // stride
+
+    def _store(self, batch: Value, channel: Value, group: Value, first: Value, last: Value) -> None:
+        """The outputs `first` to `last` that are in rows, from the scratch."""
+        b, spec, lanes = self.b, self.spec, self.lanes
+        size = self.height * self.width
+        channels = b.min((group + 1) * self.outputs - channel, spec.block)
+        with (
+            b.loop(0, channels) as n,
+            b.loop(first // self.pitch, (last + (self.pitch - 1)) // self.pitch) as rows,
+        ):
+            begin = b.max(rows.i * self.pitch, first)
+            end = b.min(rows.i * self.pitch + self.width, last)
+            to = (batch * (self.groups * self.outputs) + channel + n.i) * size
+            to = to + rows.i * self.width - rows.i * self.pitch
+            source = n.i * OUTPUTS - first
+            with b.loop(begin, end, lanes) as loop:
+                mask = b.mask(lanes, end - loop.i)
+                value = b.load(self.scratch, source + loop.i, lanes, mask)
+                b.store(value, self.y, to + loop.i, mask)

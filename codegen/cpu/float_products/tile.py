@@ -1,0 +1,185 @@
+"""What the float matmul kernels share: panels of 16 columns and register tiles over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from abqc.codegen.builder import Builder, Value
+from abqc.codegen.strategy import Kernel, Variant
+from abqc.dialects.formats import Float
+
+PANEL = 16  # columns side by side; one zmm, two ymm, four xmm
+TILE_PANELS = 3
+COLUMN_BLOCK = TILE_PANELS * PANEL
+DEPTH_BLOCK = 256
+ONE_ROW_COLUMNS = 2 * PANEL
+
+# The largest register tile of each ISA, as rows for three panels and for one. Accumulators, one
+# vector of each panel and one broadcast fit the registers; smaller tiles do what rows are left.
+TILE_ROWS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "avx512": ((8, 4, 2, 1), (8, 4, 2, 1)),
+    "avx2": ((), (6, 4, 2, 1)),
+    "plain": ((), (2, 1)),
+}
+
+
+def row_variants(
+    name: str,
+    row_block: int,
+    emit_one: Callable[..., None],
+    emit_many: Callable[..., None],
+    *details: object,
+) -> tuple[Variant, ...]:
+    """A kernel for one row and 32 columns, and one for blocks of `row_block` rows and 48 columns.
+
+    They are emitted by `emit(kernel's name, *details, module, isa)`.
+    """
+    one_name = f"{name}_one_row"
+    one = Kernel(one_name, (1, ONE_ROW_COLUMNS), partial(emit_one, one_name, *details))
+    many = Kernel(name, (row_block, COLUMN_BLOCK), partial(emit_many, name, *details))
+    return (Variant(one, 1, 1), Variant(many, 2, None))
+
+
+def multiply_add(b: Builder, x: Value, y: Value, z: Value) -> Value:
+    """`x * y + z`; in two roundings where the CPU has no fused instruction."""
+    return b.fma(x, y, z) if b.isa.fma else x * y + z
+
+
+def broadcast(b: Builder, source: Value, at: Value | int, lanes: int = PANEL) -> Value:
+    """Element `at` of `source` in all lanes."""
+    return b.splat(b.load(source, at), lanes)
+
+
+def load_floats(b: Builder, source: Value, at: Value, element: Float, lanes: int = PANEL) -> Value:
+    """f32 lanes of floats stored as `element`, from byte `at` of a buffer of bytes."""
+    vector = b.load_as(source, at, f"vector<{lanes}x{element}>")
+    return vector if element == "f32" else b.extend(vector)
+
+
+def row_tiles(
+    b: Builder, begin: Value, end: Value, sizes: Sequence[int], tile: Callable[[Value, int], None]
+) -> None:
+    """Cover rows begin .. end with tiles of the given sizes, largest first, the last one 1."""
+    for size in sizes:
+        stop = begin + (end - begin) // size * size
+        with b.loop(begin, stop, size) as loop:
+            tile(loop.i, size)
+        begin = stop
+
+
+def ceil_div(x: Value, y: int) -> Value:
+    return (x + (y - 1)) // y
+
+
+def load_columns(b: Builder, source: Value, base: Value | int, column: Value, n: Value) -> Value:
+    """Columns `column` .. `column` + 16 of a row that begins at `base`; zeros from `n` on."""
+    return b.load(source, column + base, PANEL, b.mask(PANEL, n - column))
+
+
+def store_columns(
+    b: Builder, value: Value, target: Value, base: Value | int, column: Value, n: Value
+) -> None:
+    """Store the columns that are below `n`."""
+    b.store(value, target, column + base, b.mask(PANEL, n - column))
+
+
+def sum_pairwise(values: Sequence[Value]) -> Value:
+    """The sum of a power of two of values, as a tree."""
+    while len(values) > 1:
+        values = [a + b for a, b in zip(values[::2], values[1::2], strict=True)]
+    return values[0]
+
+
+Span = tuple[Value, Value]  # begin, end
+Tile = Callable[[Value, int, Value, int], None]  # column, panels, row, rows
+
+
+def cover_block(b: Builder, rows: Span, columns: Span, tile: Tile) -> None:
+    """Cover rows and columns (at most 48) with register tiles."""
+    (row, row_end), (column, column_end) = rows, columns
+    wide, narrow = TILE_ROWS[b.isa.name]
+    if wide:
+        full = column + (TILE_PANELS - 1) * PANEL < column_end
+        with b.when(full):
+            row_tiles(b, row, row_end, wide, partial(tile, column, TILE_PANELS))
+        column = b.select(full, column_end, column)
+    with b.loop(column, column_end, PANEL) as panels:
+        row_tiles(b, row, row_end, narrow, partial(tile, panels.i, 1))
+
+
+# Row `at` of the piece, 16 columns from `column` of the block on.
+Weights = Callable[[Value, Value], Value]
+
+
+def stack_block(b: Builder, block: Value) -> Weights:
+    """Weights that lie as `[DEPTH_BLOCK][48]`."""
+    return lambda at, column: b.load(block, at * COLUMN_BLOCK + column, PANEL)
+
+
+@dataclass(frozen=True)
+class Product:
+    """`y += x * weights`, a piece of K at a time; sums wait in `y` meanwhile.
+
+    `x` has rows of `k` elements, `y` of `n`.
+    """
+
+    b: Builder
+    x: Value
+    y: Value
+    n: Value
+    k: Value | int
+
+    def begin(self, rows: Span, columns: Span, bias: Value) -> None:
+        """y = bias."""
+        b = self.b
+        with b.loop(*columns, PANEL) as panels:
+            start = load_columns(b, bias, 0, panels.i, self.n)
+            with b.loop(*rows) as loop:
+                store_columns(b, start, self.y, loop.i * self.n, panels.i, self.n)
+
+    def add(
+        self,
+        rows: Span,
+        columns: Span,
+        depth: tuple[Value | int, Value | int],
+        weights: Weights,
+        known: Value | None = None,
+    ) -> None:
+        """Add the products of a piece of K, `depth` being its begin and number of terms.
+
+        Columns of y from `known` on hold no sums yet and count as zero; by default all do.
+        """
+
+        def tile(column: Value, panels: int, row: Value, height: int) -> None:
+            places = [(r, p) for r in range(height) for p in range(panels)]
+            sums = self.n if known is None else known
+            self._tile((row, column), places, column - columns[0], depth, weights, sums)
+
+        cover_block(self.b, rows, columns, tile)
+
+    def _tile(
+        self,
+        corner: tuple[Value, Value],
+        places: Sequence[tuple[int, int]],
+        block_column: Value,
+        depth: tuple[Value | int, Value | int],
+        weights: Weights,
+        known: Value,
+    ) -> None:
+        b, (row, column), (begin, terms) = self.b, corner, depth
+        height, panels = places[-1][0] + 1, places[-1][1] + 1
+        y_at = [(row + r) * self.n for r in range(height)]
+        x_at = [(row + r) * self.k + begin for r in range(height)]
+        start = [load_columns(b, self.y, y_at[r], column + p * PANEL, known) for r, p in places]
+        with b.loop(0, terms, 1, start) as loop:
+            vectors = [weights(loop.i, block_column + p * PANEL) for p in range(panels)]
+            factors = [broadcast(b, self.x, base + loop.i) for base in x_at]
+            sums = [
+                multiply_add(b, factors[r], vectors[p], total)
+                for (r, p), total in zip(places, loop.args, strict=True)
+            ]
+            loop.carry(*sums)
+        for (r, p), total in zip(places, loop.results, strict=True):
+            store_columns(b, total, self.y, y_at[r], column + p * PANEL, self.n)

@@ -1,0 +1,1 @@
+"""Strategy `int8`: codes unpacked to bytes, dot products of these, tile registers."""

@@ -1,0 +1,90 @@
+"""Strategy `int8`: weights unpack to bytes in registers, products by VPDPBUSD or its like.
+
+Exact for every weight and activation format up to 8 bits, every group size and ragged M, N and K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from abqc.codegen.builder import Builder, Value, vec
+from abqc.codegen.codes.bit_parts import StoredValue
+from abqc.codegen.strategy import MatmulSpec
+from abqc.dialects.formats import NumberFormat, Scheme
+
+from ..packing.quantize_row import LANES, RowCodes, RowScale, sweep
+from ..panels.layout import RowLayout, WeightLayout
+from ..panels.matmul import PanelKernel
+from ..panels.strategy import COLUMNS, PanelRows, PanelStrategy, activation_of
+from .kernels import Int8Kernel
+from .layout import QUAD, pack_codes, stored_value, value_quads
+from .tiles import TiledKernel
+
+ROWS = 128  # of a grid index, where there are several
+
+
+@dataclass(frozen=True)
+class Int8Rows(PanelRows):
+    """A code is a byte."""
+
+    def write_segment(
+        self,
+        b: Builder,
+        codes: RowCodes,
+        row: RowScale,
+        q: Value,
+        target: Value,
+        begin: Value,
+        terms: Value,
+    ) -> Value:
+        reduction = self.layout.reduction
+
+        def copy(i: Value, mask: Value | None, total: Value) -> list[Value]:
+            u = codes.vector(begin + i, row, mask)
+            b.store(b.trunc(u, "i8"), q, target + i, mask)
+            return [total + u]
+
+        start = [b.const(0, vec(LANES, "i32"))]
+        (total,) = sweep(b, terms, reduction.divides(LANES), copy, start)
+        unit = reduction.unit
+        if not reduction.divides(unit):  # zeros up to the next unit; weights are zero there too
+            with b.loop(terms, (terms + (unit - 1)) // unit * unit) as loop:
+                b.store(b.const(0, "i8"), q, target + loop.i)
+        return b.reduce(total, "add")
+
+
+class Int8Strategy(PanelStrategy):
+    """See the module."""
+
+    name = "int8"
+    kernel: type[Int8Kernel] = Int8Kernel
+    kernel_of_many_rows: type[Int8Kernel] = TiledKernel
+
+    def unit(self, weight: Scheme) -> int:
+        return QUAD * value_quads(stored_value(weight.format))
+
+    def code_bits(self, activation: NumberFormat) -> int:
+        return 8
+
+    def stored_value(self, format: NumberFormat) -> StoredValue:
+        return stored_value(format)
+
+    def pack_codes(self, layout: WeightLayout, values: np.ndarray) -> np.ndarray:
+        return pack_codes(layout, values)
+
+    def rows(self, layout: RowLayout, activation: NumberFormat) -> PanelRows:
+        return Int8Rows(layout)
+
+    def kernels(
+        self, spec: MatmulSpec, weight: WeightLayout, row: RowLayout, accumulators: bool
+    ) -> Sequence[tuple[int | None, PanelKernel]]:
+        format = activation_of(spec).format
+        highest = format.qmax - format.qmin
+        one_segment = weight.reduction.segments_per_group == 1
+        many = self.kernel_of_many_rows if one_segment else self.kernel
+        return [
+            (1, self.kernel(weight, row, (1, COLUMNS), accumulators, highest)),
+            (None, many(weight, row, (ROWS, COLUMNS), accumulators, highest)),
+        ]

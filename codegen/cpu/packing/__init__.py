@@ -1,0 +1,1 @@
+"""Rows of activations: rotated, quantized, packed, normalized on the way."""

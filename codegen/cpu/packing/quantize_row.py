@@ -1,0 +1,184 @@
+"""Quantizing one run of floats at run time (docs/numerics.md, "Quantizing at run time").
+
+Everything is exact IEEE f32 and equal on every ISA: rounding adds and subtracts 1.5 * 2^23, which
+needs no rounding instruction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from abqc.codegen.builder import Builder, Value, vec
+from abqc.dialects.formats import NumberFormat
+from abqc.dialects.mlir import ir
+
+LANES = 16
+CHAINS = 4  # independent reductions, so that latency is hidden
+INFINITY_BITS = 0x7F800000
+MAGNITUDE_BITS = 0x7FFFFFFF
+# x + 1.5 * 2^23 rounds |x| < 2^22 half to even and leaves the integer in the low bits.
+ROUNDER = 12582912.0
+ROUNDER_BITS = 0x4B400000
+
+
+@dataclass(frozen=True)
+class RowScale:
+    """Scalars that a row's codes are made with.
+
+    `scale` is the scale as stored: NaN where a value or the scale itself is not finite (`broken`).
+    `zero` (i32) is the zero point of the unsigned codes u = q + shift, the shift included.
+    """
+
+    scale: Value
+    divisor: Value
+    zero: Value
+    broken: Value
+
+
+def sweep(
+    b: Builder,
+    count: Value,
+    whole: bool,
+    body: Callable[..., Sequence[Value]],
+    carry: Sequence[Value] = (),
+) -> list[Value]:
+    """`carry = body(i, mask, *carry)` for i = 0, 16, ... below `count`; the carry at the end.
+
+    `mask` is None where all 16 lanes are below `count`. `whole` says that 16 divides `count`.
+    """
+    full = count if whole else count - count % LANES
+    with b.loop(0, full, LANES, carry=carry) as loop:
+        loop.carry(*body(loop.i, None, *loop.args))
+    if whole:
+        return loop.results
+    return list(body(full, b.mask(LANES, count - full), *loop.results))
+
+
+@dataclass(frozen=True)
+class RowCodes:
+    """`count` floats, from element `begin` of `source` on, becoming codes."""
+
+    b: Builder
+    format: NumberFormat
+    source: Value
+    begin: Value
+    count: Value
+
+    @property
+    def shift(self) -> int:
+        """u = q + shift is unsigned."""
+        return -self.format.qmin
+
+    @property
+    def highest(self) -> int:
+        """The largest u."""
+        return self.format.qmax - self.format.qmin
+
+    def measure(self) -> RowScale:
+        """The dynamic scale and zero point of these floats."""
+        b = self.b
+        reach, low, high, total = self._ranges()
+        largest = b.bitcast(reach, "f32")
+        if self.format.clip != 1:
+            low, high, largest = (x * self.format.clip for x in (low, high, largest))
+        if self.format.kind == "binary":
+            scale = total / b.to_float(b.from_index(self.count, "i64"))
+        elif self.format.symmetric:
+            scale = largest / float(self.format.qmax)
+        else:
+            scale = (high - low) / float(self.format.qmax)
+        broken = b.max(reach, b.bitcast(scale, "i32") & MAGNITUDE_BITS) >= INFINITY_BITS
+        if self.format.kind != "binary":  # whose codes are signs, whatever the scale
+            scale = b.select(scale == 0.0, b.const(1.0, "f32"), scale)
+        divisor = b.select(broken, b.const(1.0, "f32"), scale)
+        zero = b.const(self.shift, "i32")
+        if not self.format.symmetric:
+            lowest = b.select(broken, b.const(0.0, "f32"), low)
+            zero = self._clamp(self._round(-lowest / divisor))
+        return self._row_scale(scale, zero, broken)
+
+    def given(self, scale: Value, zero: Value) -> RowScale:
+        """A scale (f32, NaN: broken) and a zero point of q (i32) that were measured before."""
+        broken = (self.b.bitcast(scale, "i32") & MAGNITUDE_BITS) >= INFINITY_BITS
+        return self._row_scale(scale, zero + self.shift, broken)
+
+    def _row_scale(self, scale: Value, zero: Value, broken: Value) -> RowScale:
+        b = self.b
+        nan, one = b.const(float("nan"), "f32"), b.const(1.0, "f32")
+        divisor = b.select(broken, one, scale)
+        return RowScale(b.select(broken, nan, scale), divisor, zero, broken)
+
+    def vector(self, i: Value, row: RowScale, mask: Value | None = None) -> Value:
+        """Codes u of elements i .. i + 16, vector<16xi32>; 0 off the mask."""
+        b = self.b
+        x = b.load(self.source, self.begin + i, LANES, mask)
+        x = b.select(b.splat(row.broken, LANES), b.const(0.0, x.type), x)
+        if self.format.kind == "binary":
+            codes = b.select(x < 0.0, b.const(0, vec(LANES, "i32")), b.const(2, vec(LANES, "i32")))
+        else:
+            steps = self._round(x / b.splat(row.divisor, LANES))
+            codes = self._clamp(steps + b.splat(row.zero, LANES))
+        return codes if mask is None else b.select(mask, codes, b.const(0, codes.type))
+
+    def _round(self, steps: Value) -> Value:
+        """The nearest integers (half to even) of |steps| < 2^22, as i32."""
+        whole = steps + ROUNDER
+        bits = vec(LANES, "i32") if isinstance(steps.type, ir.VectorType) else "i32"
+        return self.b.bitcast(whole, bits) - ROUNDER_BITS
+
+    def _clamp(self, codes: Value) -> Value:
+        b = self.b
+        return b.max(b.min(codes, self.highest), 0)
+
+    def _ranges(self) -> list[Value]:
+        """Largest magnitude (f32 bits as i32; infinity's and above: something is not finite),
+        lowest and highest value with 0 among them, sum of magnitudes."""
+        b = self.b
+        floats, ints = vec(LANES, "f32"), vec(LANES, "i32")
+        start = [b.const(0, ints), b.const(0.0, floats), b.const(0.0, floats), b.const(0.0, floats)]
+        step = CHAINS * LANES
+        unrolled = self.count - self.count % step
+        with b.loop(0, unrolled, step, carry=start * CHAINS) as loop:
+            carry: list[Value] = []
+            for chain in range(CHAINS):
+                x = b.load(self.source, self.begin + (loop.i + chain * LANES), LANES)
+                carry += self._widen(loop.args[4 * chain : 4 * chain + 4], x)
+            loop.carry(*carry)
+        merged = loop.results[:4]
+        for chain in range(1, CHAINS):
+            merged = self._merge(merged, loop.results[4 * chain : 4 * chain + 4])
+
+        def rest(i: Value, mask: Value | None, *ranges: Value) -> list[Value]:
+            x = b.load(self.source, self.begin + (unrolled + i), LANES, mask)
+            return self._widen(ranges, x)
+
+        merged = sweep(b, self.count - unrolled, False, rest, merged)
+        kinds = ("maxsi", "minnumf", "maxnumf", "add")
+        return [b.reduce(value, kind) for value, kind in zip(merged, kinds, strict=True)]
+
+    def _widen(self, ranges: Sequence[Value], x: Value) -> list[Value]:
+        b = self.b
+        reach, low, high, total = ranges
+        magnitude = b.bitcast(x, vec(LANES, "i32")) & MAGNITUDE_BITS
+        reach = b.max(magnitude, reach)
+        if not self.format.symmetric:
+            low, high = b.min(x, low), b.max(x, high)
+        if self.format.kind == "binary":
+            total = total + b.bitcast(magnitude, vec(LANES, "f32"))
+        return [reach, low, high, total]
+
+    def _merge(self, a: Sequence[Value], c: Sequence[Value]) -> list[Value]:
+        b = self.b
+        return [b.max(a[0], c[0]), b.min(a[1], c[1]), b.max(a[2], c[2]), a[3] + c[3]]
+
+
+@dataclass(frozen=True)
+class StoredCodes(RowCodes):
+    """`count` codes that `source` holds as bytes, two's complement where they are signed."""
+
+    def vector(self, i: Value, row: RowScale, mask: Value | None = None) -> Value:
+        b = self.b
+        stored = b.load(self.source, self.begin + i, LANES, mask)
+        codes = b.zext(stored, "i32") if self.shift == 0 else b.sext(stored, "i32") + self.shift
+        return codes if mask is None else b.select(mask, codes, b.const(0, codes.type))

@@ -1,0 +1,1 @@
+"""What integer strategies share: weights in panels, products over these; `bitplane`."""

@@ -1,0 +1,1 @@
+"""Strategies `trellis` and `trellis-float`: trellis codes, decoded in vectors."""

@@ -1,0 +1,1 @@
+"""From kernels to an artifact's data: PTX, machine code, the kernels that every artifact has."""

@@ -1,0 +1,73 @@
+"""Kernels that spill no registers: the assembler says which do, and their bounds are raised.
+
+Plans bound the registers of a kernel so that many warps fit (`abq.registers`). What the assembler
+needs differs by a few between formats and targets; a bound that is too tight costs memory traffic
+in the innermost loop, so it is raised until nothing is spilled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from abqc.codegen.strategy import Kernel
+from abqc.dialects.mlir import ir, make_context
+from abqc.errors import ToolchainError
+
+from ..arch import GpuArch
+from ..builder import REGISTERS
+from .compile import MachineCode, Ptx, assemble, compile_ptx
+
+STEP = 8  # registers; what the assembler rounds bounds to
+
+Bounds = Mapping[str, int]  # registers a thread, by kernel
+
+
+def bound_registers(module: ir.Module, bounds: Bounds) -> None:
+    """Give kernels of a module, before it is lowered, these bounds in place of their own."""
+    for op in module.body.operations:
+        name = op.operation.attributes.get("sym_name")
+        if name is not None and ir.StringAttr(name).value in bounds:
+            i32 = ir.IntegerType.get_signless(32)
+            bound = ir.IntegerAttr.get(i32, bounds[ir.StringAttr(name).value])
+            op.operation.attributes[REGISTERS] = bound
+
+
+def without_spills(build: Callable[[Bounds], Ptx], arch: GpuArch) -> tuple[Ptx, MachineCode | None]:
+    """What `build` makes with bounds under which nothing is spilled that need not be, assembled;
+    None where there is no assembler."""
+    bounds: dict[str, int] = {}
+    while True:
+        ptx = build(bounds)
+        try:
+            code = assemble(ptx.text, arch)
+        except ToolchainError:
+            return ptx, None  # the driver compiles the PTX
+        raised = _raised(ptx, code, arch)
+        if not raised:
+            return ptx, code
+        bounds |= raised
+
+
+def _raised(ptx: Ptx, code: MachineCode, arch: GpuArch) -> dict[str, int]:
+    """Larger bounds of the kernels that spill, as far as a block of theirs fits into an SM."""
+    raised = {}
+    for name, used in code.resources.items():
+        most = min(arch.registers_per_thread, arch.registers_per_sm // ptx.kernels[name].threads)
+        if (used.spill_stores or used.spill_loads) and used.registers + STEP <= most:
+            raised[name] = used.registers + STEP
+    return raised
+
+
+def compile_kernels(kernels: Iterable[Kernel], arch: GpuArch) -> tuple[Ptx, MachineCode | None]:
+    """Kernels of one target in one module, by `without_spills`."""
+    every = list(kernels)
+
+    def build(bounds: Bounds) -> Ptx:
+        with make_context(), ir.Location.unknown():
+            module = ir.Module.create()
+            for kernel in every:
+                kernel.emit(module, arch)
+            bound_registers(module, bounds)
+            return compile_ptx(module, arch)
+
+    return without_spills(build, arch)

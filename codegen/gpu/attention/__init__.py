@@ -1,0 +1,1 @@
+"""Attention: few rows, tiles on CUDA cores and on tensor cores, quantized caches."""

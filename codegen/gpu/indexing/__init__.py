@@ -1,0 +1,1 @@
+"""Reads and writes at positions that come from data: gathers and scatters."""

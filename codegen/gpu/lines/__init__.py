@@ -1,0 +1,1 @@
+"""Along an axis: running sums, selective scans, the first k, the place of the largest."""

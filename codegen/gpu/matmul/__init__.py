@@ -1,0 +1,1 @@
+"""What a matmul strategy is, its schedules and order of blocks; `int8` and `dequantize`."""

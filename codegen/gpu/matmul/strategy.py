@@ -1,0 +1,249 @@
+"""What a GPU strategy is, and how schedules are chosen for its kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from abqc.codegen.strategy import Kernel, MatmulSpec, Variant
+from abqc.costmodel.interface import CostModel, KernelFeatures
+from abqc.dialects.formats import QuantizedTensor
+
+from ..arch import GpuArch
+from .schedule import Schedule
+
+# Rows are cut into ranges by powers of two up to here; more rows share one schedule.
+RANGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+PACK_THREADS = 256  # of a block of a packing kernel, about
+MANY_ROWS = (512, 4096)  # what the schedule of the last range is judged by
+
+
+class GpuStrategy(Protocol):
+    """A way to compute matmuls on a GPU; docs/gpu.md has the arguments of its kernels.
+
+    Packed weights and rows are the same for all targets and schedules.
+    """
+
+    name: str
+    integers: bool  # whether it takes codes as they are and returns accumulators, where asked
+
+    def unsupported(self, spec: MatmulSpec, arch: GpuArch) -> str | None:
+        """Why this strategy cannot do `spec` there, as a sentence; None if it can."""
+        ...
+
+    def pack_weight(self, spec: MatmulSpec, weight: QuantizedTensor | np.ndarray) -> np.ndarray:
+        """The weight as a one-dimensional uint8 blob; float weights are f32 [N, K]."""
+        ...
+
+    def row_bytes(self, spec: MatmulSpec) -> int:
+        """Bytes of one packed activation row, a multiple of 32; 0 where rows are read as f32."""
+        ...
+
+    def pack_kernel(self, spec: MatmulSpec) -> Kernel | None:
+        """The kernel that packs activations; None where rows are read as f32."""
+        ...
+
+    def scaled_pack_kernel(self, spec: MatmulSpec) -> Kernel:
+        """The kernel that packs activations by scales measured before."""
+        ...
+
+    def schedules(self, spec: MatmulSpec, arch: GpuArch) -> Sequence[Schedule]:
+        """Every schedule that can run there."""
+        ...
+
+    def kernel(self, spec: MatmulSpec, schedule: Schedule) -> Kernel:
+        """The matmul."""
+        ...
+
+    def reduce_kernel(self, spec: MatmulSpec, schedule: Schedule) -> Kernel | None:
+        """The kernel that adds the parts of a split; None without a split."""
+        ...
+
+    def features(self, spec: MatmulSpec, schedule: Schedule, m: int) -> KernelFeatures:
+        """What the cost model needs to know of `m` rows; its `arch` is left open ("")."""
+        ...
+
+
+def pack_features(
+    spec: MatmulSpec, strategy: GpuStrategy, kernel: Kernel, m: int
+) -> KernelFeatures:
+    """A launch that packs `m` rows: f32 read, packed rows written."""
+    rows = kernel.block[0]
+    blocks = -(-m // rows)
+    return KernelFeatures(
+        arch="",
+        strategy="pack",
+        schedule=kernel.name,
+        kind="pack",
+        m=m,
+        n=spec.k,
+        k=spec.k,
+        weight_bits=0,
+        activation_bits=32,
+        block_m=rows,
+        block_n=spec.k,
+        block_k=spec.k,
+        blocks=blocks,
+        threads=PACK_THREADS,
+        weight_bytes=0,
+        activation_bytes=4 * m * spec.k,
+        written_bytes=m * strategy.row_bytes(spec),
+        bytes_in_flight=4 * rows * spec.k,
+    )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A schedule for a range of rows, and what it is expected to cost: the product over targets."""
+
+    schedule: Schedule
+    score: float
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """A GPU strategy whose schedules are chosen by cost models, one for each target.
+
+    To passes it is a `codegen.strategy.MatmulStrategy`.
+    """
+
+    strategy: GpuStrategy
+    archs: tuple[GpuArch, ...]
+    models: tuple[CostModel, ...] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.strategy.name
+
+    def unsupported(self, spec: MatmulSpec) -> str | None:
+        """Why it cannot do `spec` on all of the targets."""
+        if (spec.stored_codes or spec.accumulators) and not self.strategy.integers:
+            return f"strategy '{self.name}' takes floats and returns floats"
+        for arch in self.archs:
+            refusal = self.strategy.unsupported(spec, arch)
+            if refusal is not None:
+                return refusal
+        if not any(_covers(schedule, None) for schedule in self.candidates(spec)):
+            names = " and ".join(arch.name for arch in self.archs)
+            return f"strategy '{self.name}' has no schedule for these formats on {names}"
+        return None
+
+    def pack_weight(self, spec: MatmulSpec, weight: QuantizedTensor | np.ndarray) -> np.ndarray:
+        return self.strategy.pack_weight(spec, weight)
+
+    def row_bytes(self, spec: MatmulSpec) -> int:
+        return self.strategy.row_bytes(spec)
+
+    def pack_kernel(self, spec: MatmulSpec) -> Kernel | None:
+        return self.strategy.pack_kernel(spec)
+
+    def scaled_pack_kernel(self, spec: MatmulSpec) -> Kernel:
+        return self.strategy.scaled_pack_kernel(spec)
+
+    @cached_property
+    def _known(self) -> dict[MatmulSpec, tuple[Variant, ...]]:
+        return {}
+
+    @cached_property
+    def _best(self) -> dict[tuple[MatmulSpec, int | None], Candidate]:
+        return {}
+
+    @cached_property
+    def _able(self) -> dict[MatmulSpec, list[Schedule]]:
+        return {}
+
+    def matmul_kernels(self, spec: MatmulSpec) -> tuple[Variant, ...]:
+        """The best schedule for every range of rows; neighbours with the same one are joined."""
+        if spec not in self._known:
+            self._known[spec] = self._choose_all(spec)
+        return self._known[spec]
+
+    def _choose_all(self, spec: MatmulSpec) -> tuple[Variant, ...]:
+        chosen: list[tuple[int, int | None, Schedule]] = []
+        begin = 1
+        for end in (*RANGES, None):
+            schedule = self.best(spec, begin, end).schedule
+            if chosen and chosen[-1][2] == schedule:
+                begin_before = chosen.pop()[0]
+                chosen.append((begin_before, end, schedule))
+            else:
+                chosen.append((begin, end, schedule))
+            begin = (end or 0) + 1
+        return tuple(
+            Variant(
+                self.strategy.kernel(spec, schedule),
+                first,
+                last,
+                schedule.split,
+                self.strategy.reduce_kernel(spec, schedule),
+            )
+            for first, last, schedule in chosen
+        )
+
+    def candidates(self, spec: MatmulSpec) -> list[Schedule]:
+        """The schedules that run on all targets."""
+        if spec in self._able:
+            return self._able[spec]
+        common = set(self.strategy.schedules(spec, self.archs[0]))
+        for arch in self.archs[1:]:
+            common &= set(self.strategy.schedules(spec, arch))
+        self._able[spec] = sorted(common)
+        return self._able[spec]
+
+    def best(self, spec: MatmulSpec, begin: int, end: int | None) -> Candidate:
+        """The cheapest schedule for `begin <= M <= end`, judged by the most rows of the range."""
+        if (spec, end) not in self._best:
+            self._best[spec, end] = self._cheapest(spec, begin, end)
+        return self._best[spec, end]
+
+    def _cheapest(self, spec: MatmulSpec, begin: int, end: int | None) -> Candidate:
+        rows = MANY_ROWS if end is None else (end,)
+        able = [s for s in self.candidates(spec) if _covers(s, end)]
+        assert able, f"{self.name} has no schedule for {begin} to {end} rows of {spec}"
+        scored = [Candidate(s, math.prod(self.predict(spec, s, m) for m in rows)) for s in able]
+        return min(scored, key=lambda candidate: candidate.score)
+
+    def predict(self, spec: MatmulSpec, schedule: Schedule, m: int) -> float:
+        """Seconds, multiplied over the targets: none of them outweighs another."""
+        return math.prod(self._on_each(self.strategy.features(spec, schedule, m)))
+
+    def seconds(self, spec: MatmulSpec, m: int) -> tuple[float, ...]:
+        """What `m` rows take on each target by the best schedule for them."""
+        features = self.strategy.features(spec, self.best(spec, m, m).schedule, m)
+        return self._on_each(features)
+
+    def pack_name(self, spec: MatmulSpec) -> str:
+        """What tells layouts of an activation apart: the kernel that packs it."""
+        kernel = self.strategy.pack_kernel(spec)
+        return kernel.name if kernel is not None else ""
+
+    def pack_seconds(self, spec: MatmulSpec, m: int) -> tuple[float, ...]:
+        """What packing `m` rows of its activation takes on each target; 0 where they are read as
+        they are."""
+        kernel = self.strategy.pack_kernel(spec)
+        if kernel is None:
+            return (0.0,) * len(self.archs)
+        return self._on_each(pack_features(spec, self.strategy, kernel, m))
+
+    def _on_each(self, features: KernelFeatures) -> tuple[float, ...]:
+        return tuple(
+            model.predict(_on(features, arch))
+            for arch, model in zip(self.archs, self.models, strict=True)
+        )
+
+    def features(self, spec: MatmulSpec, m: int) -> KernelFeatures:
+        """Those of the best schedule for `m` rows on the first target."""
+        schedule = self.best(spec, m, m).schedule
+        return _on(self.strategy.features(spec, schedule, m), self.archs[0])
+
+
+def _covers(schedule: Schedule, rows: int | None) -> bool:
+    return schedule.max_rows is None or (rows is not None and rows <= schedule.max_rows)
+
+
+def _on(features: KernelFeatures, arch: GpuArch) -> KernelFeatures:
+    return replace(features, arch=arch.name)

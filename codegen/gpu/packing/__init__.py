@@ -1,0 +1,1 @@
+"""Rows of activations: quantized, packed, measured, and the bytes that they have then."""

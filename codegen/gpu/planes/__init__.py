@@ -1,0 +1,1 @@
+"""Strategy `planes`: codes as planes of bits, products by binary tensor cores."""

@@ -1,0 +1,118 @@
+"""Copies of a block's operands to shared memory, for kernels of the strategy `planes`.
+
+A stage holds a block of K:
+
+    weights   [tiles][steps][planes][lanes 32][16 bytes]     as in global memory
+    rows      [units][planes][tokens][16 bytes]              so that eight tokens are all 32 banks
+    records   [tiles][groups][record]                        where a block of K is whole groups
+    sums      [tokens][groups] i32                           likewise, if packed rows have them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from abqc.codegen.builder import Value
+
+from ..builder import GpuBuilder
+from .layout import UNIT_BYTES
+from .operands import PlaneOperands
+from .plan import PlanesPlan
+
+PIECE = 16  # bytes of a copy
+NEIGHBOURS = 8  # tokens whose pieces neighbouring threads copy
+
+
+@dataclass(frozen=True)
+class PlaneCopies:
+    """Copies for the block whose first token and tile are given."""
+
+    plan: PlanesPlan
+    b: GpuBuilder
+    operands: PlaneOperands
+    first_token: Value
+    first_tile: Value
+
+    def copy(self, k_block: Value, stage: Value) -> None:
+        """Start the copies of a block of K to the stage at pointer `stage`."""
+        self._weights(k_block, stage)
+        plan, b = self.plan, self.b
+        self._rows(k_block, b.at(stage, plan.weight_stage_bytes))
+        if plan.block_groups:
+            self._records(k_block, b.at(stage, plan.records_offset))
+            if plan.rows.has_sums:
+                self._row_sums(k_block, b.at(stage, plan.row_sums_offset))
+
+    def _weights(self, k_block: Value, stage: Value) -> None:
+        plan, b = self.plan, self.b
+        per_step = plan.weight.step_bytes // PIECE
+        per_tile = plan.block_steps * per_step
+        begin = b.wide(k_block) * (plan.block_steps * plan.weight.step_bytes)
+        for piece in self._pieces(plan.block_tiles * per_tile):
+            tile, inside = piece // per_tile, piece % per_tile
+            source = b.at(self.operands.tile(self.first_tile + tile), begin)
+            step = k_block * plan.block_steps + inside // per_step
+            self._piece(stage, piece, source, inside * PIECE, step)
+
+    def _rows(self, k_block: Value, stage: Value) -> None:
+        plan = self.plan
+        tokens = plan.schedule.block_m
+        near = min(NEIGHBOURS, tokens)
+        per_unit = plan.row_planes
+        per_token = 2 * plan.block_steps * per_unit
+        begin = k_block * (per_token * UNIT_BYTES)
+        for piece in self._pieces(tokens * per_token):
+            inside = piece // near % per_token
+            token = piece % near + piece // (near * per_token) * near
+            source = self.operands.row(self.first_token + token)
+            step = k_block * plan.block_steps + inside // (2 * per_unit)
+            self._piece(stage, inside * tokens + token, source, begin + inside * UNIT_BYTES, step)
+
+    def _records(self, k_block: Value, stage: Value) -> None:
+        """Those of groups behind the last one are that one's."""
+        plan, b = self.plan, self.b
+        per_record = plan.weight.record_bytes // PIECE
+        per_tile = plan.block_groups * per_record
+        last = plan.weight.grouped.groups - 1
+        for piece in self._pieces(plan.block_tiles * per_tile):
+            tile, inside = piece // per_tile, piece % per_tile
+            group = b.min(k_block * plan.block_groups + inside // per_record, last)
+            at = group * plan.weight.record_bytes + inside % per_record * PIECE
+            source = b.at(self.operands.records(self.first_tile + tile), at)
+            b.copy_async(b.at(stage, piece * PIECE), source)
+
+    def _row_sums(self, k_block: Value, stage: Value) -> None:
+        """As `_records`. Sums begin at a multiple of 8 bytes."""
+        plan, b = self.plan, self.b
+        groups, last = plan.block_groups, plan.groups - 1
+        size = 8 if groups % 2 == 0 and plan.groups % groups == 0 else 4
+        per_token = 4 * groups // size
+        for piece in self._pieces(plan.schedule.block_m * per_token):
+            token, inside = piece // per_token, piece % per_token
+            group = b.min(k_block * groups + inside * (size // 4), last)
+            source = self.operands.row(self.first_token + token)
+            at = group * 4 + plan.rows.sums_offset
+            b.copy_async(b.at(stage, piece * size), b.at(source, at), size)
+
+    def _pieces(self, count: int) -> Iterator[Value]:
+        """The thread's pieces of `count`; each is worked on inside of what is yielded."""
+        threads = self.b.threads
+        for begin in range(0, count, threads):
+            piece = self.b.thread + begin
+            if begin + threads <= count:
+                yield piece
+            else:
+                with self.b.when(piece < count):
+                    yield piece
+
+    def _piece(self, stage: Value, to: Value, source: Value, at: Value, step: Value) -> None:
+        """Copy one piece; zeros where `step` is beyond the last one."""
+        b = self.b
+        target = b.at(stage, to * PIECE)
+        if not self.plan.ragged:
+            b.copy_async(target, b.at(source, at))
+            return
+        there = step < self.plan.weight.steps
+        size = b.select(there, b.const(PIECE, "i32"), 0)
+        b.copy_async(target, b.at(source, b.select(there, at, 0)), PIECE, size)

@@ -1,0 +1,1 @@
+"""Rows that threads share: norms, softmax, Hadamard transforms, sums over a row."""

@@ -1,0 +1,1 @@
+"""Products in tiles by `mma.sync`, K in stages, of strategies `int8` and `dequantize`."""

@@ -1,0 +1,1 @@
+"""Strategy `trellis`: trellis codes, decoded in shared memory."""

@@ -1,0 +1,1 @@
+"""The host function: what remains of `@main` after the kernels have left."""

@@ -1,0 +1,163 @@
+"""What passes ask a target; `cpu.py` and `cuda.py` meet it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ...dialects.cache_formats import CacheFormat
+from ...dialects.conv_spec import ConvSpec
+from ...dialects.formats import Float, QuantizedTensor, Scheme
+from ...dialects.norm_spec import NormSpec
+from ...dialects.scan_spec import ScanSpec
+from ..objects import ObjectMaker
+from ..scatter import ScatterKernels
+from ..strategy import Choice, Kernel, MatmulSpec, Variant
+
+if TYPE_CHECKING:
+    from ..gpu.attention.kernels import AttentionVariant
+    from ..gpu.attention.spec import MaskKind
+
+
+class Table(Protocol):
+    """How the rows of a table lie in memory, and the kernel that gathers them."""
+
+    @property
+    def kernel(self) -> Kernel: ...
+
+    def pack(self, table: QuantizedTensor | np.ndarray) -> np.ndarray:
+        """The table, [rows, columns] of codes or f32, as bytes."""
+        ...
+
+
+class Target(Protocol):
+    """A frozen description of what code is made for. Kernels that it does not have are None."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def max_norm_columns(self) -> int:
+        """Of rows that a kernel of `abq.norm` takes; 0: there is none."""
+        ...
+
+    @property
+    def cache_types(self) -> tuple[Float, ...]:
+        """Types that the second operand of `abq.batch_matmul` may have."""
+        ...
+
+    @property
+    def rounds_floats(self) -> bool:
+        """Whether activations that stay float are rounded to 16 bits beside weights of codes."""
+        ...
+
+    @property
+    def cost_model_status(self) -> str:
+        """What choices rest on, for people."""
+        ...
+
+    @property
+    def objects(self) -> ObjectMaker:
+        """How kernels are compiled."""
+        ...
+
+    def choose(
+        self, specs: Sequence[MatmulSpec], *, nodes: Sequence[str], working_set: int = 0
+    ) -> list[Choice]:
+        """The cheapest strategy for each; RecipeError, with its node, where there is none.
+
+        `working_set` are the bytes of all weights of the model, which decide whether the next run
+        finds them in a cache.
+        """
+        ...
+
+    def seconds(self, choice: Choice, m: int, *, working_set: int = 0) -> float:
+        """What a product of m rows takes, by the cost model."""
+        ...
+
+    def batch_matmul(self, transposed: bool, stored: Any) -> tuple[Variant, ...]:
+        """The kernels of products of two activations: the second one of a type of `cache_types`, or
+        what `cache_rows` gives."""
+        ...
+
+    def cache_rows(self, format: CacheFormat, columns: int) -> Any | None:
+        """How products outside of attention read rows of a quantized cache."""
+        ...
+
+    def selective_scan(self, spec: ScanSpec) -> Kernel:
+        """The kernel of `abq.selective_scan`."""
+        ...
+
+    def direct_conv(self, spec: ConvSpec) -> Kernel | None:
+        """The kernel of a convolution in float that reads planes (passes/direct_conv.py)."""
+        ...
+
+    def norm_pack(
+        self,
+        packs: Sequence[Kernel],
+        spec: NormSpec,
+        *,
+        keeps_row: bool,
+    ) -> Kernel | None:
+        """The kernel of a normalization whose rows these kernels pack. `keeps_row`: the normalized
+        rows are needed by others too."""
+        ...
+
+    def measure(self, format_text: str) -> Kernel:
+        """The kernel that finds one scale and zero point for each sample of an activation."""
+        ...
+
+    def gather(
+        self, columns: int, scheme: Scheme | None, scale_bits: int, index_bits: int
+    ) -> Table:
+        """The layout and the kernel of a table whose rows are gathered."""
+        ...
+
+    def panel_gather(self, strategy: str, spec: MatmulSpec) -> Kernel | None:
+        """The kernel that gathers rows from a matmul's packed weight."""
+        ...
+
+
+class DeviceTarget(Target, Protocol):
+    """A GPU, which has kernels where a CPU runs loops."""
+
+    def attention(
+        self,
+        head: int,
+        value_head: int,
+        mask: MaskKind,
+        *,
+        half: bool,
+        guarded: bool = False,
+        keys: CacheFormat | None = None,
+        values: CacheFormat | None = None,
+    ) -> tuple[AttentionVariant, ...]:
+        """The kernels of attention; `half`: activations may be halves. `keys`, `values`: formats
+        of quantized caches that are read in place of f32."""
+        ...
+
+    def norm(self, spec: NormSpec) -> Kernel:
+        """The kernel of a normalization of rows."""
+        ...
+
+    def softmax(self) -> Kernel:
+        """The kernel of a softmax over rows."""
+        ...
+
+    def arg_extreme(self, element: str, *, largest: bool) -> tuple[Variant, ...]:
+        """The kernels of ArgMax and ArgMin over rows, by the length of a row."""
+        ...
+
+    def scan(self, element: str) -> tuple[Variant, ...]:
+        """The kernels of running sums, by the number of neighbouring lines."""
+        ...
+
+    def top_k(self, element: str, *, largest: bool) -> tuple[Variant, ...]:
+        """The kernels of the first k of sorted lines, by the length of a line."""
+        ...
+
+    def scatter(self, rank: int, index: str, element: str, combine: str) -> ScatterKernels:
+        """The kernels of updates at positions that come from data."""
+        ...

@@ -1,0 +1,1 @@
+"""Text from compiled language models: what `abqc generate` does."""

@@ -1,0 +1,137 @@
+"""A prompt in, a text out, piece by piece, with the time that it took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from abqc.compiler.generation.detokenizer import Detokenizer, StopTexts
+from abqc.errors import InputError
+from abqc.runtime.decoder import Decoder, Runnable
+
+DEFAULT_TOKENS = 256
+
+
+@dataclass
+class Timing:
+    """Tokens of the prompt and made ones; seconds until the first of these, and until the last."""
+
+    prompt: int
+    made: int = 0
+    first: float = 0.0
+    last: float = 0.0
+
+    def __str__(self) -> str:
+        text = f"prompt {self.prompt} tokens"
+        if self.made:
+            text += f", {self.prompt / self.first:.1f} tokens/s, first token after "
+            text += f"{self.first:.3f} s; generated {self.made} tokens"
+        if self.made > 1:
+            text += f", {(self.made - 1) / (self.last - self.first):.1f} tokens/s"
+        return text
+
+
+class TextGeneration:
+    """Iterate for the pieces of text that follow `prompt`; `timing` is right at every moment.
+
+    It ends with a token of `end_tokens`, before a text of `stop`, after `max_tokens`, or when
+    prompt and text fill `context` (None: not known) or the model's caches; `ended_by` says which:
+    "end token", "stop text", "max tokens", "context". A stop text that is one token of the
+    vocabulary, such as <|im_end|>, is an end token. `rest()` is the text that an interrupted
+    iteration holds back. InputError where the model is no decoder, the prompt is empty or fills the
+    context, or the tokenizer has more tokens than the model.
+    """
+
+    def __init__(
+        self,
+        model: Runnable,
+        tokenizer: Any,
+        prompt: str,
+        sampler: Callable[[np.ndarray], int],
+        *,
+        max_tokens: int = DEFAULT_TOKENS,
+        end_tokens: Sequence[int] | frozenset[int] = (),
+        stop: Sequence[str] = (),
+        context: int | None = None,
+    ) -> None:
+        self._ids = _encode(tokenizer, prompt)
+        self._sampler = sampler
+        self._decoder = Decoder(model, room=len(self._ids) + max_tokens)
+        _check_vocabulary(tokenizer, self._ids, self._decoder.vocabulary)
+        self._max_tokens = max_tokens
+        known = [size for size in (context, self._decoder.limit) if size is not None]
+        self._room = min(known) - len(self._ids) if known else max_tokens
+        if self._room < 1:
+            raise InputError(
+                f"the prompt has {len(self._ids)} tokens, the model's context is {min(known)}",
+                hint="a shorter prompt leaves room for an answer",
+            )
+        tokens = {text: tokenizer.token_to_id(text) for text in stop}
+        self._end = {*end_tokens, *(t for t in tokens.values() if t is not None)}
+        self._stop = StopTexts(stop)
+        self._text = Detokenizer(tokenizer, self._ids)
+        self.timing = Timing(len(self._ids))
+        self.ended_by = ""
+
+    @property
+    def has_caches(self) -> bool:
+        """Whether a token costs one step of the model, not a run over the whole sequence."""
+        return self._decoder.has_caches
+
+    def __iter__(self) -> Iterator[str]:
+        started = time.perf_counter()
+        ids = self._ids
+        while not self.ended_by:
+            token = self._sampler(self._decoder.step(ids))
+            self._note(time.perf_counter() - started)
+            ids = [token]
+            if token in self._end:
+                self.ended_by = "end token"
+                break
+            if text := self._stop.add(self._text.add(token)):
+                yield text
+            self.ended_by = self._why_to_end()
+        if text := self.rest():
+            yield text
+
+    def rest(self) -> str:
+        """What is held back of the text: an incomplete character, the beginning of a stop text."""
+        return self._stop.add(self._text.rest()) + self._stop.rest()
+
+    def _note(self, seconds: float) -> None:
+        self.timing.made += 1
+        self.timing.last = seconds
+        if self.timing.made == 1:
+            self.timing.first = seconds
+
+    def _why_to_end(self) -> str:
+        if self._stop.found:
+            return "stop text"
+        if self.timing.made >= self._max_tokens:
+            return "max tokens"
+        return "context" if self.timing.made >= self._room else ""
+
+
+def _encode(tokenizer: Any, prompt: str) -> list[int]:
+    try:
+        ids = list(tokenizer.encode(prompt).ids) if prompt else []
+    except (TypeError, UnicodeError) as error:  # lone surrogates: bytes that are no UTF-8
+        raise InputError("the prompt is no UTF-8 text") from error
+    if not ids:
+        raise InputError("the prompt is empty", hint="give at least one word to go on from")
+    return ids
+
+
+def _check_vocabulary(tokenizer: Any, ids: Sequence[int], size: int | None) -> None:
+    """Tokens that were added later may have no row in a model that was never trained on them."""
+    if size is None:
+        return
+    most = max(max(ids) + 1, tokenizer.get_vocab_size(with_added_tokens=False))
+    if most > size:
+        raise InputError(
+            f"the tokenizer has {most} tokens, the model's vocabulary {size}",
+            hint="it belongs to another model; --tokenizer names the right one",
+        )

@@ -1,0 +1,1 @@
+"""Channels of values: where they are written and read, and linear maps of them."""

@@ -1,0 +1,1 @@
+"""Kernels out of loops, their launches and checks."""

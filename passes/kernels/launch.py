@@ -1,0 +1,66 @@
+"""Launches of grid functions from the host.
+
+A launch is `func.call @kernel(%grid, arguments...)` on a private declaration that carries the unit
+attribute `abq.kernel`. (An abq operation would be the natural form, but IRDL gives all operands of
+a variadic group one type.)
+"""
+
+from __future__ import annotations
+
+from abqc.dialects.mlir import func, ir
+
+KERNEL = "abq.kernel"
+
+# Attributes of a GPU kernel: threads of a block, bytes of dynamic shared memory.
+KERNEL_THREADS = "abq.threads"
+KERNEL_SHARED = "abq.shared"
+
+# Prefix of the kernels made by outline-kernels. Their last argument, which they do not read, says
+# how many elements one grid index touches.
+LOOPS = "loops_"
+
+# Prefix of the functions that append to a cache, one per element type and rank
+# (codegen/host/entry.py).
+APPEND = "abqc_append."
+UPDATE = f"{APPEND}update."
+
+
+def launch(module: ir.Operation, kernel: str, grid: ir.Value, arguments: list[ir.Value]) -> None:
+    """Run `kernel` for 0 <= i < grid; declares it in `module` at its first launch."""
+    operands = [grid, *arguments]
+    declare(module, kernel, [o.type for o in operands], [], kernel=True)
+    func.CallOp([], ir.FlatSymbolRefAttr.get(kernel), operands)
+
+
+def declare(
+    module: ir.Operation,
+    name: str,
+    types: list[ir.Type],
+    results: list[ir.Type],
+    *,
+    kernel: bool = False,
+) -> None:
+    """Declare a private function unless the module has it."""
+    if name in ir.SymbolTable(module):
+        return
+    with ir.InsertionPoint.at_block_begin(module.regions[0].blocks[0]), ir.Location.unknown():
+        declaration = func.FuncOp(name, ir.FunctionType.get(types, results), visibility="private")
+        if kernel:
+            declaration.operation.attributes[KERNEL] = ir.UnitAttr.get()
+
+
+def launched_kernel(op: ir.Operation, kernels: frozenset[str]) -> str | None:
+    """The kernel that a call launches, None for other operations."""
+    if op.name != "func.call":
+        return None
+    callee = ir.FlatSymbolRefAttr(op.attributes["callee"]).value
+    return callee if callee in kernels else None
+
+
+def kernel_names(module: ir.Operation) -> frozenset[str]:
+    """All kernels that the module declares."""
+    return frozenset(
+        ir.StringAttr(op.attributes["sym_name"]).value
+        for op in module.regions[0].blocks[0].operations
+        if KERNEL in op.attributes
+    )

@@ -1,0 +1,1 @@
+"""Loops over tensors: what they compute, and new ones; slices, shapes, constants."""

@@ -1,0 +1,1 @@
+"""The rules of `lower-abq`, an operation each, and the loops that CPUs run for some."""

@@ -1,0 +1,200 @@
+"""`abq.attention` becomes launches of the kernels that the target has for it.
+
+Queries, keys, values and results are passed with strides, so that heads between rows and columns,
+and caches with room to grow, are read where they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from abqc.dialects import abq
+from abqc.dialects.cache_formats import CacheFormat, parse_cache_format
+from abqc.dialects.mlir import arith, cf, ir, memref, scf
+
+from ..infrastructure import blame, defining_op
+from ..loops.generics import dims
+from ..resolve_dims import dimension_or_query, index
+from .rules import Lowering, by_rows, ceil_div, product
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """[B, H, M, D] in a flat buffer: sizes in this order, strides of batch, head and row."""
+
+    buffer: ir.Value
+    sizes: list[ir.Value]
+    strides: list[ir.Value]
+
+
+def lower_attention(low: Lowering, op: ir.Operation) -> None:
+    """Launch the variant for the number of rows, and what merges its splits."""
+    view = op.opview
+    of_q, of_k, of_v, of_y = ir.DenseI64ArrayAttr(op.attributes["rows_first"])
+    q, k, v = (
+        _heads(low, op, value, rows_first)
+        for value, rows_first in ((view.q, of_q), (view.k, of_k), (view.v, of_v))
+    )
+    batch, heads, m, _ = q.sizes
+    _, shared, t, _ = k.sizes
+    for other in (k.sizes[0], v.sizes[0]):
+        same = arith.CmpIOp(arith.CmpIPredicate.eq, batch, other).result
+        cf.AssertOp(same, f"{blame(op)}: queries, keys and values differ in batch")
+    for size, other in zip(k.sizes[1:3], v.sizes[1:3], strict=True):
+        same = arith.CmpIOp(arith.CmpIPredicate.eq, size, other).result
+        cf.AssertOp(same, f"{blame(op)}: keys and values differ in heads or rows")
+    e = dimension_or_query(op.results[0], 3)
+    y_sizes = _stored([batch, heads, m, e], of_y)
+    y = _packed(low.allocate(product(y_sizes), ir.F32Type.get()), y_sizes, of_y)
+    group = arith.DivUIOp(heads, arith.MaxUIOp(shared, index(1)).result).result
+    kind = ir.StringAttr(view.mask_kind).value
+    guarded = bool(ir.IntegerAttr(view.guarded).value)
+    mask, mask_strides = _mask(low, op)
+    scale = arith.ConstantOp(ir.F32Type.get(), op.attributes["scale"]).result
+    common = [q.buffer, k.buffer, v.buffer, *mask, y.buffer, m, t, heads, group, scale]
+    common += [*q.strides, *k.strides, *v.strides, *y.strides, *mask_strides]
+    head, value_head = (abq.shape(x)[3] for x in (view.q, view.result))
+    keys, values = _formats(op)
+    variants = low.unit.device_target.attention(
+        head, value_head, kind, half=_is_half(low), guarded=guarded, keys=keys, values=values
+    )
+    blocks = arith.MulIOp(batch, heads).result
+
+    def launch_variant(i: int) -> None:
+        variant = variants[i]
+        if variant.split:
+            _launch_split(low, variant, common, blocks, m, t, heads, y)
+            return
+        grid = arith.MulIOp(blocks, ceil_div(m, variant.kernel.block[0])).result
+        low.launch(variant.kernel.name, grid, common)
+
+    for variant in variants:
+        for kernel in (variant.kernel, variant.merge):
+            if kernel is not None:
+                low.unit.kernels[kernel.name] = kernel
+    by_rows(m, len(variants), [x.max_rows or 0 for x in variants], launch_variant)
+    low.finish(op, y.buffer, y_sizes)
+
+
+def _launch_split(
+    low: Lowering,
+    variant: Any,
+    common: list[ir.Value],
+    blocks: ir.Value,
+    m: ir.Value,
+    t: ir.Value,
+    heads: ir.Value,
+    y: _Heads,
+) -> None:
+    """Blocks that share the keys, and where there are several of a head, their merging."""
+    one = index(1)
+    splits = arith.MaxUIOp(ceil_div(t, variant.split), one).result
+    grid = arith.MulIOp(blocks, splits).result
+    rows = product([grid, m])
+    floats = arith.MulIOp(rows, index(variant.workspace_floats)).result
+    workspace = low.allocate(floats, ir.F32Type.get())
+    low.launch(variant.kernel.name, grid, [*common, workspace, splits])
+    several = scf.IfOp(arith.CmpIOp(arith.CmpIPredicate.ugt, splits, one).result)
+    with ir.InsertionPoint(several.then_block):
+        merge = variant.merge.name
+        arguments = [workspace, y.buffer, m, t, heads, splits, *y.strides]
+        low.launch(merge, arith.MulIOp(blocks, m).result, arguments)
+        scf.YieldOp([])
+
+
+def _formats(op: ir.Operation) -> list[CacheFormat | None]:
+    """Of keys and values; None where they are floats."""
+    if abq.ROWS not in op.attributes:
+        return [None, None]
+    texts = [ir.StringAttr(text).value for text in ir.ArrayAttr(op.attributes[abq.ROWS])]
+    return [parse_cache_format(text) if text else None for text in texts]
+
+
+def _is_half(low: Lowering) -> bool:
+    """Whether the recipe lets activations be f16: some matmuls take them so, the others f32."""
+    taken = {x["activation"] for x in low.unit.operations if x["kind"] != "gather"}
+    return "f16" in taken and taken <= {"f16", "f32"}
+
+
+def _stored(sizes: list[ir.Value], rows_first: int) -> list[ir.Value]:
+    """Sizes by (b, h, m, d) in the order of memory; the same the other way."""
+    batch, heads, rows, columns = sizes
+    return [batch, rows, heads, columns] if rows_first else sizes
+
+
+def _packed(buffer: ir.Value, stored: list[ir.Value], rows_first: int) -> _Heads:
+    """A compact buffer of these sizes."""
+    outer = product([stored[1], stored[2], stored[3]])
+    middle = arith.MulIOp(stored[2], stored[3]).result
+    inner = stored[3]
+    heads, rows = (inner, middle) if rows_first else (middle, inner)
+    return _Heads(buffer, _stored(stored, rows_first), [outer, heads, rows])
+
+
+def _heads(low: Lowering, op: ir.Operation, value: ir.Value, rows_first: int) -> _Heads:
+    cache = _cache(value)
+    if cache is None:
+        return _packed(low.buffer(value), low.sizes(value), rows_first)
+    _, _, *rest = memref.ExtractStridedMetadataOp(cache).operation.results
+    sizes, strides = rest[:4], rest[4:]
+    flat = ir.MemRefType.get([abq.DYNAMIC], ir.MemRefType(cache.type).element_type)
+    last = [
+        arith.MulIOp(size, stride).result
+        for size, stride in zip(sizes[:3], strides[:3], strict=True)
+    ]
+    length = arith.AddIOp(arith.AddIOp(*last[:2]).result, last[2]).result
+    buffer = memref.ReinterpretCastOp(flat, cache, [], [length], [], [0], [abq.DYNAMIC], [1]).result
+    _check_alignment(op, cache, sizes[:3], strides[:3])
+    heads, rows = (strides[2], strides[1]) if rows_first else (strides[1], strides[2])
+    return _Heads(buffer, _stored(sizes, rows_first), [strides[0], heads, rows])
+
+
+def _check_alignment(
+    op: ir.Operation, cache: ir.Value, sizes: list[ir.Value], strides: list[ir.Value]
+) -> None:
+    """Kernels load 16 bytes where the columns are a multiple of 4, and words of quantized rows. A
+    cache lies where the caller has put it: a misaligned load would end all work on the GPU."""
+    type_ = ir.MemRefType(cache.type)
+    is_bytes = type_.element_type == ir.IntegerType.get_signless(8)
+    if type_.shape[3] % 4:
+        return
+    unit = 4 if is_bytes else 16
+    message = f"{blame(op)}: a cache and its rows must start at multiples of {unit} bytes on a GPU"
+
+    def is_multiple(value: ir.Value, unit: int) -> ir.Value:
+        rest = arith.RemUIOp(value, index(unit)).result
+        return arith.CmpIOp(arith.CmpIPredicate.eq, rest, index(0)).result
+
+    address = memref.ExtractAlignedPointerAsIndexOp(cache).result
+    cf.AssertOp(is_multiple(address, unit), message)
+    for size, stride in zip(sizes, strides, strict=True):
+        few = arith.CmpIOp(arith.CmpIPredicate.ule, size, index(1)).result
+        cf.AssertOp(arith.OrIOp(is_multiple(stride, 4), few).result, message)
+
+
+def _cache(value: ir.Value) -> ir.Value | None:
+    """The strided buffer behind a cache that grows; None for other tensors."""
+    made = defining_op(value)
+    if made is None or made.name != "bufferization.to_tensor":
+        return None
+    buffer = made.operands[0]
+    strided = isinstance(ir.MemRefType(buffer.type).layout, ir.StridedLayoutAttr)
+    return buffer if strided else None
+
+
+def _mask(low: Lowering, op: ir.Operation) -> tuple[list[ir.Value], list[ir.Value]]:
+    """The buffer of the mask and its strides by (b, h, m, t); nothing where there is none."""
+    mask = op.opview.mask
+    if mask is None:
+        return [], []
+    map_ = ir.AffineMapAttr(op.attributes["mask_map"]).value
+    assert dims(map_) is not None, "a mask is read at loops and zeros"
+    strides = [index(0)] * 4
+    distance = index(1)
+    axes = list(zip(map_.results, low.sizes(mask), strict=True))
+    for result, size in reversed(axes):
+        if isinstance(result, ir.AffineDimExpr):
+            strides[ir.AffineDimExpr(result).position] = distance
+        distance = arith.MulIOp(distance, size).result
+    return [low.buffer(mask)], strides

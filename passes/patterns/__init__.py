@@ -1,0 +1,1 @@
+"""What models spell out in many operations, recognized: norms, softmax, caches, scans."""

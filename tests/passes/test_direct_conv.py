@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from abqc.codegen.targets.cpu import CpuTarget
+from abqc.dialects.weight_store import WeightStore
+from abqc.passes.infrastructure import Unit
+from facts import Facts, after
+
+
+def conv(
+    folder: Path,
+    x: str,
+    w: str,
+    y: str,
+    *,
+    strides: str = "1, 1",
+    pads: str = "1, 1, 1, 1",
+    groups: int = 1,
+) -> tuple[Facts, Unit]:
+    unit = Unit(store=WeightStore(folder), target=CpuTarget())
+    shape = [int(size) for size in w.split("x")[:-1]]
+    unit.store.add("w", np.ones(shape, np.float32))
+    rank = len(shape) - 2
+    text = f"""func.func @main(%x: tensor<{x}>) -> tensor<{y}> {{
+      %w = "abq.weight"() {{sym = "w"}} : () -> tensor<{w}>
+      %y = "abq.conv"(%x, %w) {{node = "c", strides = array<i64: {strides}>,
+          dilations = array<i64: {", ".join("1" * rank)}>, pads = array<i64: {pads}>,
+          groups = {groups} : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0>}}
+          : (tensor<{x}>, tensor<{w}>) -> tensor<{y}>
+      return %y : tensor<{y}>
+    }}"""
+    return after(text, "direct-conv", unit=unit), unit
+
+
+def test_planes_are_the_image_with_zeros(tmp_path: Path) -> None:
+    facts, unit = conv(tmp_path, "?x3x8x9xf32", "5x3x3x3xf32", "?x5x8x9xf32")
+    (op,) = facts("abq.direct_conv")
+    assert list(op.operands[0].type.shape)[1:] == [3, 10, 11]
+    assert list(op.operands[1].type.shape) == [8 * 3 * 9]  # channels are filled up to a block
+    assert not facts("abq.conv") and not facts("linalg.generic")
+    (record,) = unit.operations
+    assert (record["strategy"], record["n"], record["k"]) == ("direct", 5, 27)
+    assert list(unit.kernels) == ["direct_conv_n8_w3x3_s1x1_d1x1"]
+
+
+def test_strides_cut_planes_into_phases(tmp_path: Path) -> None:
+    facts, _ = conv(tmp_path, "1x3x8x9xf32", "4x3x3x3xf32", "1x4x4x5xf32", strides="2, 2")
+    (op,) = facts("abq.direct_conv")
+    assert list(op.operands[0].type.shape) == [1, 12, 5, 6]
+    assert len(facts("linalg.generic")) == 1
+
+
+def test_an_image_that_needs_no_zeros_is_read_as_it_is(tmp_path: Path) -> None:
+    facts, _ = conv(tmp_path, "1x3x8x9xf32", "4x3x1x1xf32", "1x4x8x9xf32", pads="0, 0, 0, 0")
+    (op,) = facts("abq.direct_conv")
+    assert list(op.operands[0].type.shape) == [1, 3, 8, 9]
+    assert not facts("tensor.pad")
+
+
+def test_sizes_known_at_run_time(tmp_path: Path) -> None:
+    facts, _ = conv(tmp_path, "1x3x?x?xf32", "4x3x3x3xf32", "1x4x?x?xf32", strides="2, 1")
+    assert len(facts("abq.direct_conv")) == 1
+    assert len(facts("arith.ceildivui")) == 1  # up to a whole number of steps of 2
+    assert facts.messages() == ["the model: the input is smaller than the window"] * 2
+
+
+def test_one_axis(tmp_path: Path) -> None:
+    facts, _ = conv(tmp_path, "1x3x20xf32", "4x3x5xf32", "1x4x20xf32", strides="1", pads="2, 2")
+    (op,) = facts("abq.direct_conv")
+    assert list(op.operands[0].type.shape) == [1, 3, 1, 24]
+
+
+def test_groups_stay_float(tmp_path: Path) -> None:
+    facts, unit = conv(tmp_path, "1x4x8x8xf32", "8x2x3x3xf32", "1x8x8x8xf32", groups=2)
+    assert len(facts("abq.direct_conv")) == 1
+    assert [entry["node"] for entry in unit.floats] == ["c"] and not unit.operations
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "y", "pads"),
+    [
+        ("1x3x3x3xf32", "4x3x3x3xf32", "1x4x3x3xf32", "1, 1, 1, 1"),  # few outputs
+        ("1x3x8x8x8xf32", "4x3x1x1x1xf32", "1x4x8x8x8xf32", "0, 0, 0, 0, 0, 0"),
+    ],
+)
+def test_others_are_left_alone(tmp_path: Path, x: str, w: str, y: str, pads: str) -> None:
+    strides = ", ".join("1" * (len(w.split("x")) - 3))
+    facts, _ = conv(tmp_path, x, w, y, pads=pads, strides=strides)
+    assert len(facts("abq.conv")) == 1 and not facts("abq.direct_conv")

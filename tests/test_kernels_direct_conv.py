@@ -1,0 +1,93 @@
+"""Convolutions over planes against sums of products in numpy."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import product
+
+import numpy as np
+import pytest
+from abqc.codegen.cpu.float_products.direct_conv import OUTPUTS, direct_conv_kernel
+from abqc.codegen.isa import Isa
+from abqc.codegen.llvm import Jit
+from abqc.dialects.conv_spec import ConvSpec
+from kernel_cases import ISAS, compile_jit
+
+# The specification, batch, height and width, zeros around: begins, then ends.
+CASES = [
+    (ConvSpec(1, 13, 5, (3, 3), (1, 1), (1, 1)), (2, 19, 33), (1, 2, 0, 1)),
+    (ConvSpec(1, 8, 3, (3, 3), (1, 1), (1, 1)), (1, 30, 80), (1, 1, 1, 1)),
+    (ConvSpec(1, 20, 7, (1, 1), (1, 1), (1, 1)), (1, 1, OUTPUTS + 5), (0, 0, 0, 0)),
+    # More outputs than a grid index has, which no step of a tile divides.
+    (ConvSpec(1, 4, 3, (3, 3), (1, 1), (1, 1)), (1, 31, 31), (0, 0, 0, 0)),
+    (ConvSpec(2, 1, 1, (3, 3), (1, 1), (1, 1)), (1, 40, 31), (1, 1, 1, 1)),
+    (ConvSpec(6, 1, 1, (5, 5), (2, 2), (1, 1)), (1, 9, 11), (2, 3, 2, 3)),
+    (ConvSpec(3, 4, 2, (3, 3), (2, 1), (2, 1)), (1, 12, 9), (1, 1, 1, 1)),
+    (ConvSpec(1, 3, 4, (1, 7), (1, 3), (1, 2)), (2, 2, 40), (0, 3, 0, 1)),
+]
+
+
+@cache
+def jit(isa: Isa, spec: ConvSpec) -> Jit:
+    return compile_jit(isa, [direct_conv_kernel(spec)])
+
+
+def planes_of(x: np.ndarray, spec: ConvSpec, pads: tuple[int, int, int, int]) -> np.ndarray:
+    """Images [B, C, H, W] as the kernel reads them: [B, C, phases, rows, pitch]."""
+    padded = np.pad(x, ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
+    (sy, sx), size = spec.strides, padded.shape[2:]
+    padded = np.pad(padded, ((0, 0), (0, 0), (0, -size[0] % sy), (0, -size[1] % sx)))
+    phases = [padded[:, :, y::sy, x::sx] for y, x in product(range(sy), range(sx))]
+    return np.ascontiguousarray(np.stack(phases, axis=2))
+
+
+def convolved(
+    x: np.ndarray, w: np.ndarray, spec: ConvSpec, pads: tuple[int, int, int, int]
+) -> np.ndarray:
+    """In f64, without a bias."""
+    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
+    reach = [d * (v - 1) for d, v in zip(spec.dilations, spec.window, strict=True)]
+    height, width = (
+        (size - over - 1) // stride + 1
+        for size, over, stride in zip(padded.shape[2:], reach, spec.strides, strict=True)
+    )
+    y = np.zeros((len(x), spec.groups, spec.outputs, height, width))
+    grouped = padded.reshape(len(x), spec.groups, spec.channels, *padded.shape[2:])
+    weights = w.astype(np.float64).reshape(spec.groups, spec.outputs, spec.channels, *spec.window)
+    for dy, dx in product(*map(range, spec.window)):
+        rows = dy * spec.dilations[0] + np.arange(height) * spec.strides[0]
+        columns = dx * spec.dilations[1] + np.arange(width) * spec.strides[1]
+        seen = grouped[:, :, :, rows[:, None], columns]
+        y += np.einsum("bgchw,gnc->bgnhw", seen, weights[..., dy, dx])
+    return y.reshape(len(x), -1, height, width)
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize(("spec", "size", "pads"), CASES, ids=str)
+def test_agrees(
+    isa: Isa, spec: ConvSpec, size: tuple[int, int, int], pads: tuple[int, int, int, int]
+) -> None:
+    rng = np.random.default_rng(0)
+    batch, *image = size
+    n = spec.groups * spec.outputs
+    x = rng.standard_normal((batch, spec.groups * spec.channels, *image), np.float32)
+    w = rng.standard_normal((n, spec.channels, *spec.window), np.float32)
+    bias = rng.standard_normal(n, np.float32)
+    expected = convolved(x, w, spec, pads) + bias[:, None, None]
+    allowed = 1e-6 * (convolved(abs(x), abs(w), spec, pads) + abs(bias)[:, None, None])
+    planes = planes_of(x, spec, pads)
+    rows, pitch = planes.shape[3:]
+    height, width = expected.shape[2:]
+    y = np.full(expected.size + 16, np.nan, np.float32)
+    kernel = direct_conv_kernel(spec)
+    counts = spec.groups, spec.outputs, spec.channels
+    jit(isa, spec).run(
+        kernel.name,
+        kernel.grid(batch, (height - 1) * pitch + width, spec.blocks),
+        [
+            *(planes.reshape(-1), spec.pack_weight(w), bias, y[:-16]),
+            *(*counts, pitch, rows * pitch, height, width),
+        ],
+    )
+    assert np.isnan(y[-16:]).all()
+    assert (np.abs(y[:-16].reshape(expected.shape) - expected) <= allowed).all()
