@@ -1,4 +1,4 @@
-"""Trellis codes: weights of k = 1..4 bits that are better than any scalar code, in numpy.
+"""Trellis codes: weights of k = 1..6 bits that are better than any scalar code, in numpy.
 
 A tail-biting bitshift trellis with a computed code, after QTIP (Tseng et al., 2024, sections 3.1
 and 3.2), made so that a weight decodes to an int8: products of codes stay exact integers.
@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 Symbols = NDArray[np.uint8]
 
-RATES = (1, 2, 3, 4)  # bits of a weight
+RATES = (1, 2, 3, 4, 5, 6)  # bits of a weight
 STATE_BITS = 12
 MULTIPLIER = 1135
 TABLE_SIZE = 128

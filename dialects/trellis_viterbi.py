@@ -4,9 +4,10 @@
     state = m' 2^k + x,  m = state mod 2^(L-k)    (L bits of state, k of them a symbol, x)
 
 State m' 2^k + x with m' = b J + j follows joint m = j 2^k + x, J joints for each of the 2^k values
-of b. So 16 lanes run over j: the costs are taken apart by x once a row, and the values lie in the
-order [b][j / 16][x][16]. Which predecessor was best is not stored but found again on the way back,
-from the costs of every row, which stay in the second-level cache.
+of b. So 16 lanes run over m', that is over j, and from k = 5 on, where J is below 16, over several
+b: the costs are taken apart by x once a row, and the values lie in the order [m' / 16][x][16].
+Which predecessor was best is not stored but found again on the way back, from the costs of every
+row, which stay in the second-level cache.
 
 Compiled without fast-math flags: no product is contracted with a sum, so that costs are those of
 numpy's f32. Needs llvmlite, nothing of MLIR.
@@ -70,10 +71,9 @@ class ViterbiSearch:
 
 @cache
 def _by_lanes(rate: int) -> F32:
-    """The states' values in the order [b][j / 16][x][16]."""
-    copies = 1 << rate
-    states = trellis.state_values().reshape(copies, -1, LANES, copies)
-    return np.ascontiguousarray(states.transpose(0, 1, 3, 2))
+    """The states' values in the order [m' / 16][x][16]."""
+    states = trellis.state_values().reshape(-1, LANES, 1 << rate)
+    return np.ascontiguousarray(states.transpose(0, 2, 1))
 
 
 @dataclass(frozen=True)
@@ -127,18 +127,22 @@ class _Emitter:
         function = self._function("forward", ir.VoidType(), [POINTER, I64, POINTER, POINTER])
         x, rows, values, costs = function.args
         b = _Builder(function)
-        per_copy = self.joints // self.copies // LANES  # vectors
+        per_copy = self.joints // self.copies
+        blocks = max(1, per_copy // LANES)  # vectors of j
         with b.loop(rows) as row:
             target = b.splat(b.load_float(x, row))
             before = b.at(costs, b.mul(row, I64(self.joints)))
             after = b.at(before, I64(self.joints))
-            with b.loop(I64(per_copy)) as block:
-                first = b.mul(block, I64(LANES * self.copies))
-                apart = b.deinterleave(
-                    [b.load_vector(before, first, i * LANES) for i in range(self.copies)]
-                )
-                with b.loop(I64(self.copies)) as copy:
-                    at = b.mul(copy, I64(per_copy))
+            with b.loop(I64(blocks)) as block:
+                if per_copy < LANES:
+                    apart = [self._joints(b, before, symbol) for symbol in range(self.copies)]
+                else:
+                    first = b.mul(block, I64(LANES * self.copies))
+                    apart = b.deinterleave(
+                        [b.load_vector(before, first, i * LANES) for i in range(self.copies)]
+                    )
+                with b.loop(I64(self.joints // LANES // blocks)) as copy:
+                    at = b.mul(copy, I64(blocks))
                     at = b.add(at, block)
                     base = b.mul(at, I64(LANES * self.copies))
                     best = None
@@ -150,6 +154,15 @@ class _Emitter:
                     b.store_vector(best, after, b.mul(at, I64(LANES)))
         b.ret_void()
         return function
+
+    def _joints(self, b: _Builder, costs: ir.Value, symbol: int) -> ir.Value:
+        """The costs of the joints of `symbol`, as often as they fit in the lanes."""
+        per_copy = self.joints // self.copies
+        vector: ir.Value = ir.Constant(VECTOR, ir.Undefined)
+        for j in range(per_copy):
+            cost = b.load_float(costs, I64(j * self.copies + symbol))
+            vector = b.insert_element(vector, cost, ir.IntType(32)(j))
+        return b.shuffle_vector(vector, vector, _mask([lane % per_copy for lane in range(LANES)]))
 
     def _trace(self) -> ir.Function:
         """trace(x, last row + 1, first row, values, costs, joint, symbols) -> joint before."""

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 # The standard deviation, in multiples of the table's, that a Gaussian weight has in units of its
 # scale for the least error (measured): at more bits it is the tails that cost.
-REACH = {1: 1.1, 2: 0.95, 3: 0.9, 4: 0.85}
+REACH = {1: 1.1, 2: 0.95, 3: 0.9, 4: 0.85, 5: 0.75, 6: 0.65}
 # What a search multiplies all scales by, as long as it helps: longer tails want larger scales. (To
 # choose for each channel is worse: the errors of one differ by chance more than by the factor.)
 SEARCHED = (1.0, 1.15, 1.3, 1.5, 1.8, 2.2, 2.6)

@@ -73,10 +73,7 @@ def test_the_table_holds_every_format_of_the_page() -> None:
         "fp8",
         "fp8e5m2",
         "nf4",
-        "1v",
-        "2v",
-        "3v",
-        "4v",
+        *(f"{rate}v" for rate in range(1, 7)),
     )
     assert {(r.width, r.symmetric) for r in FORMATS.values()} == integers | {
         (width, True) for width in others

@@ -43,6 +43,8 @@ def run(
         ("w3v:g33", "a8", 2, 40, 97, SM_80),
         ("w1v", "a4", 3, 17, 20, SM_80),
         ("w4v:g64", "a1", 1, 260, 70, SM_80),
+        ("w5v", "a8", 3, 35, 50, SM_80),
+        ("w6v:g20", "a4", 2, 260, 30, SM_80),
     ],
 )
 def test_exact(weight: str, activation: str, m: int, n: int, k: int, arch: GpuArch) -> None:
@@ -60,7 +62,12 @@ def test_exact(weight: str, activation: str, m: int, n: int, k: int, arch: GpuAr
 
 @pytest.mark.parametrize(
     ("weight", "half", "m", "n", "k"),
-    [("w2v", "f16", 1, 70, 50), ("w3v:g20", "bf16", 3, 20, 70), ("w1v", "f16", 4, 260, 9)],
+    [
+        ("w2v", "f16", 1, 70, 50),
+        ("w3v:g20", "bf16", 3, 20, 70),
+        ("w1v", "f16", 4, 260, 9),
+        ("w5v", "f16", 2, 260, 20),
+    ],
 )
 def test_float_activations(weight: str, half: str, m: int, n: int, k: int) -> None:
     spec = MatmulSpec(n, k, parse_scheme(weight), None, half=half)  # type: ignore[arg-type]

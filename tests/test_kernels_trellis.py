@@ -14,6 +14,7 @@ from abqc.codegen.cpu.trellis.strategy import TrellisStrategy
 from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import kernel_assembly
 from abqc.codegen.strategy import MatmulSpec
+from abqc.dialects import trellis
 from abqc.dialects.formats import parse_scheme, quantize_weight
 from abqc.dialects.mlir import ir, make_context
 from kernel_cases import (
@@ -41,6 +42,8 @@ each_isa = pytest.mark.parametrize("isa", DOT_ISAS, ids=lambda isa: isa.name)
         ("w3v:g33", "a8:token:sym", 11, 300, 97),
         ("w1v", "a4", 3, 17, 33),
         ("w4v:g64", "a1", 2, 260, 130),
+        ("w5v", "a8", 5, 300, 37),
+        ("w6v:g20", "a4", 2, 35, 70),
         ("w3v:tensor", "a2", 9, 1, 5),
     ],
 )
@@ -57,7 +60,7 @@ def test_sums_that_need_64_bits(m: int) -> None:
 
 @pytest.mark.slow
 @each_isa
-@pytest.mark.parametrize("rate", [1, 2, 3, 4])
+@pytest.mark.parametrize("rate", trellis.RATES)
 def test_exact_everywhere(isa: Isa, rate: int) -> None:
     rng = np.random.default_rng(rate)
     for bits in (3, 7):
@@ -102,6 +105,8 @@ def float_matmul(
         ("w3v:g50", 2, 20, 130),
         ("w1v", 1, 300, 7),
         ("w4v", 130, 33, 20),
+        ("w5v:g16", 2, 270, 40),
+        ("w6v", 9, 20, 33),
     ],
 )
 def test_float_activations(isa: Isa, text: str, m: int, n: int, k: int) -> None:
@@ -119,17 +124,17 @@ def test_true_bits_of_a_weight() -> None:
 
 
 def test_who_takes_what() -> None:
-    trellis, scalar = parse_scheme("w2v"), parse_scheme("w2")
+    vector, scalar = parse_scheme("w2v"), parse_scheme("w2")
     a8 = parse_scheme("a8")
     for strategy in (Int8Strategy(), BitplaneStrategy(), Dequantize()):
         for activation in (a8, None):
-            assert strategy.unsupported(MatmulSpec(32, 64, trellis, activation))
-    assert TRELLIS.unsupported(MatmulSpec(32, 64, trellis, a8)) is None
-    assert FLOAT.unsupported(MatmulSpec(32, 64, trellis, None)) is None
+            assert strategy.unsupported(MatmulSpec(32, 64, vector, activation))
+    assert TRELLIS.unsupported(MatmulSpec(32, 64, vector, a8)) is None
+    assert FLOAT.unsupported(MatmulSpec(32, 64, vector, None)) is None
     for strategy in (TRELLIS, FLOAT):
         assert strategy.unsupported(MatmulSpec(32, 64, scalar, a8))
-    assert FLOAT.unsupported(MatmulSpec(32, 64, trellis, None, hadamard_block=64))
-    assert "stack" in str(TRELLIS.unsupported(MatmulSpec(32, MAX_K + 1, trellis, a8)))
+    assert FLOAT.unsupported(MatmulSpec(32, 64, vector, None, hadamard_block=64))
+    assert "stack" in str(TRELLIS.unsupported(MatmulSpec(32, MAX_K + 1, vector, a8)))
 
 
 @pytest.mark.parametrize("isa", isas.ALL, ids=lambda isa: isa.name)

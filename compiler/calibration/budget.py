@@ -28,7 +28,7 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 # What a product may have.
-TRELLIS_CODES = "w2v", "w3v", "w4v"
+TRELLIS_CODES = "w2v", "w3v", "w4v", "w5v", "w6v"
 SCALARS = "w2:g64", "w3", "w4", "w4:g32", "w5:g64", "w6:g64", "w8:g128"
 CANDIDATES = tuple(map(parse_scheme, (*TRELLIS_CODES, *SCALARS)))
 SAMPLED_COLUMNS = 64  # of a weight, which show what a trellis code leaves of it

@@ -280,7 +280,7 @@ def trellis_panels(n: int) -> list[int]:
 def trellis_cases(draw: random.Random) -> list[dict[str, Any]]:
     """Symbols of a column, and what they decode to."""
     cases = []
-    for rate, n in ((1, 16), (2, 20), (3, 270), (4, 33)):
+    for rate, n in ((1, 16), (2, 20), (3, 270), (4, 33), (5, 40), (6, 17)):
         symbols: list[int] = []
         q: list[int] = []
         for rows in trellis_panels(n):

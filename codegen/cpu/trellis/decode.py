@@ -1,6 +1,6 @@
 """Decodes trellis codes to bytes in vectors: 16 channels of 4 columns, a quad of strategy `int8`.
 
-Of a column, the symbols of 16 channels and those behind them are at most 10 bytes. A shuffle gives
+Of a column, the symbols of 16 channels and those behind them are at most 14 bytes. A shuffle gives
 every channel's lane the 4 bytes that its window begins in, a shift by lanes the window, and windows
 of two columns share a multiplication of 16 bits. The byte above the product's low one is an index
 into the table of 128 (its top bit does not count): VPERMI2B with AVX-512, VPSHUFB with AVX2,
