@@ -41,7 +41,7 @@ class Int8Kernel(PanelKernel):
         """
         if isa.dot_u8i8 and isa.registers >= 32:
             # A single row takes its weights from several panels at once: several streams fetch
-            # better than one with software prefetching (measured).
+            # better than one (measured).
             return Tile(1, 4, chains=2) if self.block[0] == 1 else Tile(4, 4)
         if self.block[0] == 1:
             return Tile(1, 2)
@@ -110,6 +110,7 @@ class Int8Body(PanelBody):
             vectors[part] = []
             for _ in range(count):
                 vectors[part].append(b.load_as(self.w, at + offset, vec(PANEL, "i32")))
+                self.prefetch_next(at + offset)
                 offset += PANEL * QUAD
         return vectors
 

@@ -188,6 +188,7 @@ class BitplaneBody(PanelBody):
                 for half in range(HALVES):
                     at = w_at[c] + (bit * PANEL + half * HALF) * 8
                     w = b.load_as(self.w, at, vec(HALF, "i64"))
+                    self.prefetch_next(at)
                     for r in range(self.tile.rows):
                         counts = acc[(r * self.tile.panels + c) * HALVES + half]
                         for number, plane in enumerate(planes):

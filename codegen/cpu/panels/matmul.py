@@ -18,6 +18,8 @@ from .scales import load_scales
 
 T = TypeVar("T")
 
+PREFETCHED_BYTES = 128 << 10  # panels of a tile of bytes, at most
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -113,6 +115,17 @@ class PanelBody:
             b.min(panel + c, all_panels - 1) * self.weight.panel_bytes
             for c in range(self.tile.panels)
         ]
+
+    def prefetch_next(self, at: Value) -> None:
+        """Fetch the line of the next tile's panels that lies where byte `at` does in this one's.
+
+        Panels are too short for the prefetchers of CPUs to find their streams: of one row and 4
+        bits on Zen 4, K = 576 takes 0.70 of the time without, K = 4096 and 11008 0.9 to 1.0. Long
+        panels of 8 bits lose a seventh, and come by themselves.
+        """
+        ahead = self.tile.panels * self.weight.panel_bytes
+        if self.weight.value.bits < 8 or ahead <= PREFETCHED_BYTES:
+            self.b.prefetch(self.w, at + ahead, locality=2)
 
     def _rows_at(self, row: Value) -> list[Value]:
         """Where the packed rows of a tile are; rows beyond the end repeat the last one."""
