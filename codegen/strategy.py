@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -52,6 +52,29 @@ class Variant:
     max_rows: int | None
     split: int = 1
     reduce: Kernel | None = None
+
+    def covers(self, rows: int) -> bool:
+        return self.min_rows <= rows and (self.max_rows is None or rows <= self.max_rows)
+
+
+MaskKind = Literal["none", "add", "replace"]  # of attention's scores
+
+
+@dataclass(frozen=True)
+class AttentionVariant:
+    """A kernel of attention for `min_rows <= m <= max_rows` (None: any), and what its launch needs.
+
+    A block does `kernel.block[0]` rows of a query head; where it is `grouped`, of all heads that
+    share keys.
+    """
+
+    kernel: Kernel
+    min_rows: int
+    max_rows: int | None
+    split: int = 0  # keys of a block; 0: a block goes over all keys
+    merge: Kernel | None = None
+    workspace_floats: int = 0  # of a row of a split
+    grouped: bool = False
 
     def covers(self, rows: int) -> bool:
         return self.min_rows <= rows and (self.max_rows is None or rows <= self.max_rows)

@@ -99,6 +99,8 @@ GPU_FUSIONS = (
     "fold-transposes",
     TIDY,
 )
+# Calibration, which looks at models before this, knows the products and the softmax.
+CPU_FUSIONS = ("fuse-attention", TIDY, "share-heads")
 PACK_FUSIONS = ("fuse-norm-pack",)
 
 
@@ -110,8 +112,9 @@ def stages(on_device: bool) -> dict[str, tuple[str, ...]]:
         if on_device
         else (*RECOGNIZE, *CACHES, *ROTATE, *DECOMPOSE, *CPU_DECOMPOSE, *SIMPLIFY)
     )
+    quantize = QUANTIZE if on_device else (*CPU_FUSIONS, *QUANTIZE)
     return {
         "simplified": simplify,
-        "quantized": (*QUANTIZE, *PACK_FUSIONS),
+        "quantized": (*quantize, *PACK_FUSIONS),
         "host": (*LOWER, *kernels),
     }

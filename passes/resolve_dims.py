@@ -83,6 +83,16 @@ def _reshape(op: ir.Operation, axis: int) -> ir.Value | None:
     return arith.IndexCastOp(ir.IndexType.get(), element).result
 
 
+def _collapse(op: ir.Operation, axis: int) -> ir.Value | None:
+    """Not asked of the result, which would have to be made for it: of a cache, by a copy."""
+    (first, *others) = ir.ArrayAttr(ir.ArrayAttr(op.attributes["reassociation"])[axis])
+    size = dimension_or_query(op.operands[0], ir.IntegerAttr(first).value)
+    for other in others:
+        more = dimension_or_query(op.operands[0], ir.IntegerAttr(other).value)
+        size = arith.MulIOp(size, more).result
+    return size
+
+
 def _samples(op: ir.Operation, axis: int) -> ir.Value | None:
     return dimension_or_query(op.operands[0], 0)
 
@@ -141,5 +151,6 @@ _RULES = {
     "abq.scatter": _of_first_operand,
     "abq.top_k": _top_k,
     "abq.update": _update,
+    "tensor.collapse_shape": _collapse,
     "tensor.reshape": _reshape,
 }

@@ -16,11 +16,14 @@ from abqc.dialects.formats import Float, Scheme, parse_scheme
 
 from ...dialects.norm_spec import NormSpec
 from ...dialects.scan_spec import ScanSpec
-from ..cpu.float_products.batch_matmul import Stored, batch_matmul_kernels
+from ..cpu.attention.kernels import attention_kernels
+from ..cpu.attention.spec import AttentionSpec
+from ..cpu.float_products.batch_matmul import batch_matmul_kernels
 from ..cpu.float_products.cache_rows import CacheRows
 from ..cpu.float_products.dequantize import Dequantize
 from ..cpu.float_products.direct_conv import direct_conv_kernel
 from ..cpu.float_products.matmul import FloatMatmul
+from ..cpu.float_products.matrix import Stored
 from ..cpu.gather import TableLayout, table_layout
 from ..cpu.gather_panels import panel_gather_kernel
 from ..cpu.int8.strategy import Int8Strategy
@@ -32,7 +35,16 @@ from ..cpu.trellis.float_strategy import TrellisFloatStrategy
 from ..cpu.trellis.strategy import TrellisStrategy
 from ..isa import ALL, Isa
 from ..objects import CpuObjects, ObjectMaker
-from ..strategy import Choice, Kernel, MatmulSpec, MatmulStrategy, Variant, able_to_do
+from ..strategy import (
+    AttentionVariant,
+    Choice,
+    Kernel,
+    MaskKind,
+    MatmulSpec,
+    MatmulStrategy,
+    Variant,
+    able_to_do,
+)
 
 # What a choice is judged by: rows of decoding, of a short prompt and of a long one, on one thread.
 # The packed weights, and with them the choice, are the same for all instruction sets; it is judged
@@ -150,6 +162,25 @@ class CpuTarget:
     def cache_rows(self, format: CacheFormat, columns: int) -> CacheRows | None:
         """How products read rows of a cache; None where they cannot."""
         return CacheRows(format, columns)
+
+    def attention(
+        self,
+        head: int,
+        value_head: int,
+        mask: MaskKind,
+        *,
+        half: bool,
+        guarded: bool = False,
+        keys: CacheFormat | Float = "f32",
+        values: CacheFormat | Float = "f32",
+    ) -> tuple[AttentionVariant, ...]:
+        """The kernels of attention, in f32 whatever `half` says. `keys` and `values` are of a type
+        of `cache_types`, or rows of quantized caches."""
+        stored = [
+            CacheRows(rows, columns) if isinstance(rows, CacheFormat) else rows
+            for rows, columns in ((keys, head), (values, value_head))
+        ]
+        return attention_kernels(AttentionSpec(head, value_head, mask, guarded, *stored))
 
     def selective_scan(self, spec: ScanSpec) -> Kernel:
         """The kernel of `abq.selective_scan`."""

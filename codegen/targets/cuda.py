@@ -17,8 +17,8 @@ from ...dialects.norm_spec import MAX_COLUMNS, NormSpec
 from ...dialects.scan_spec import ScanSpec
 from ..gpu.arch import ALL, SM_75, GpuArch
 from ..gpu.assembly.objects import GpuObjects
-from ..gpu.attention.kernels import AttentionVariant, attention_kernels, precision_on
-from ..gpu.attention.spec import AttentionSpec, MaskKind
+from ..gpu.attention.kernels import attention_kernels, precision_on
+from ..gpu.attention.spec import AttentionSpec
 from ..gpu.float_products.batch_matmul import batch_matmul_kernels
 from ..gpu.float_products.matmul import FloatMatmul
 from ..gpu.indexing.gather import TableLayout, table_layout
@@ -40,7 +40,15 @@ from ..gpu.rows.softmax import softmax_kernel
 from ..gpu.trellis.strategy import TrellisMatmul
 from ..objects import ObjectMaker
 from ..scatter import ScatterKernels
-from ..strategy import Choice, Kernel, MatmulSpec, Variant, able_to_do
+from ..strategy import (
+    AttentionVariant,
+    Choice,
+    Kernel,
+    MaskKind,
+    MatmulSpec,
+    Variant,
+    able_to_do,
+)
 
 # Rows that a choice is judged by: decoding, a small batch, a prompt.
 TYPICAL_ROWS = (1, 16, 512)
@@ -180,13 +188,14 @@ class CudaTarget:
         *,
         half: bool,
         guarded: bool = False,
-        keys: CacheFormat | None = None,
-        values: CacheFormat | None = None,
+        keys: CacheFormat | Float = "f32",
+        values: CacheFormat | Float = "f32",
     ) -> tuple[AttentionVariant, ...]:
-        """The kernels of attention; `half`: activations may be halves. `keys`, `values`: formats
-        of quantized caches that are read in place of f32."""
+        """The kernels of attention; `half`: activations may be halves. `keys` and `values` are of
+        a type of `cache_types`, or rows of quantized caches."""
         precision = precision_on(self.archs, half=half)
-        spec = AttentionSpec(head, value_head, mask, precision, guarded, keys, values)
+        rows = [stored if isinstance(stored, CacheFormat) else None for stored in (keys, values)]
+        spec = AttentionSpec(head, value_head, mask, precision, guarded, *rows)
         return attention_kernels(spec)
 
     def norm(self, spec: NormSpec) -> Kernel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,11 +14,7 @@ from ...dialects.norm_spec import NormSpec
 from ...dialects.scan_spec import ScanSpec
 from ..objects import ObjectMaker
 from ..scatter import ScatterKernels
-from ..strategy import Choice, Kernel, MatmulSpec, Variant
-
-if TYPE_CHECKING:
-    from ..gpu.attention.kernels import AttentionVariant
-    from ..gpu.attention.spec import MaskKind
+from ..strategy import AttentionVariant, Choice, Kernel, MaskKind, MatmulSpec, Variant
 
 
 class Table(Protocol):
@@ -86,6 +82,21 @@ class Target(Protocol):
         """How products outside of attention read rows of a quantized cache."""
         ...
 
+    def attention(
+        self,
+        head: int,
+        value_head: int,
+        mask: MaskKind,
+        *,
+        half: bool,
+        guarded: bool = False,
+        keys: CacheFormat | Float = "f32",
+        values: CacheFormat | Float = "f32",
+    ) -> tuple[AttentionVariant, ...]:
+        """The kernels of attention; `half`: activations may be halves. `keys` and `values` are of
+        a type of `cache_types`, or rows of quantized caches."""
+        ...
+
     def selective_scan(self, spec: ScanSpec) -> Kernel:
         """The kernel of `abq.selective_scan`."""
         ...
@@ -122,21 +133,6 @@ class Target(Protocol):
 
 class DeviceTarget(Target, Protocol):
     """A GPU, which has kernels where a CPU runs loops."""
-
-    def attention(
-        self,
-        head: int,
-        value_head: int,
-        mask: MaskKind,
-        *,
-        half: bool,
-        guarded: bool = False,
-        keys: CacheFormat | None = None,
-        values: CacheFormat | None = None,
-    ) -> tuple[AttentionVariant, ...]:
-        """The kernels of attention; `half`: activations may be halves. `keys`, `values`: formats
-        of quantized caches that are read in place of f32."""
-        ...
 
     def norm(self, spec: NormSpec) -> Kernel:
         """The kernel of a normalization of rows."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from abqc.dialects import abq
-from abqc.dialects.cache_formats import CacheFormat, parse_cache_format
+from abqc.dialects.cache_formats import parse_cache_format
 from abqc.dialects.mlir import arith, cf, ir, memref, scf
 
 from ..infrastructure import blame, defining_op
@@ -55,19 +55,23 @@ def lower_attention(low: Lowering, op: ir.Operation) -> None:
     common = [q.buffer, k.buffer, v.buffer, *mask, y.buffer, m, t, heads, group, scale]
     common += [*q.strides, *k.strides, *v.strides, *y.strides, *mask_strides]
     head, value_head = (abq.shape(x)[3] for x in (view.q, view.result))
-    keys, values = _formats(op)
-    variants = low.unit.device_target.attention(
+    keys, values = _stored_types(op)
+    variants = low.unit.known_target.attention(
         head, value_head, kind, half=_is_half(low), guarded=guarded, keys=keys, values=values
     )
-    blocks = arith.MulIOp(batch, heads).result
 
     def launch_variant(i: int) -> None:
         variant = variants[i]
+        blocks = product([batch, heads])
+        if variant.grouped:
+            rows = ceil_div(arith.MulIOp(group, m).result, variant.kernel.block[0])
+            blocks = product([batch, shared, rows])
         if variant.split:
-            _launch_split(low, variant, common, blocks, m, t, heads, y)
+            _launch_split(low, variant, common, blocks, t, y)
             return
-        grid = arith.MulIOp(blocks, ceil_div(m, variant.kernel.block[0])).result
-        low.launch(variant.kernel.name, grid, common)
+        if not variant.grouped:
+            blocks = arith.MulIOp(blocks, ceil_div(m, variant.kernel.block[0])).result
+        low.launch(variant.kernel.name, blocks, common)
 
     for variant in variants:
         for kernel in (variant.kernel, variant.merge):
@@ -82,16 +86,14 @@ def _launch_split(
     variant: Any,
     common: list[ir.Value],
     blocks: ir.Value,
-    m: ir.Value,
     t: ir.Value,
-    heads: ir.Value,
     y: _Heads,
 ) -> None:
     """Blocks that share the keys, and where there are several of a head, their merging."""
-    one = index(1)
+    one, (batch, heads, m, _) = index(1), y.sizes
     splits = arith.MaxUIOp(ceil_div(t, variant.split), one).result
     grid = arith.MulIOp(blocks, splits).result
-    rows = product([grid, m])
+    rows = product([batch, heads, splits, m])
     floats = arith.MulIOp(rows, index(variant.workspace_floats)).result
     workspace = low.allocate(floats, ir.F32Type.get())
     low.launch(variant.kernel.name, grid, [*common, workspace, splits])
@@ -99,16 +101,20 @@ def _launch_split(
     with ir.InsertionPoint(several.then_block):
         merge = variant.merge.name
         arguments = [workspace, y.buffer, m, t, heads, splits, *y.strides]
-        low.launch(merge, arith.MulIOp(blocks, m).result, arguments)
+        low.launch(merge, product([batch, heads, m]), arguments)
         scf.YieldOp([])
 
 
-def _formats(op: ir.Operation) -> list[CacheFormat | None]:
-    """Of keys and values; None where they are floats."""
+def _stored_types(op: ir.Operation) -> list[Any]:
+    """Of keys and values: element types, or formats of the rows of quantized caches."""
+    elements = [abq.element_text(value) for value in (op.opview.k, op.opview.v)]
     if abq.ROWS not in op.attributes:
-        return [None, None]
+        return elements
     texts = [ir.StringAttr(text).value for text in ir.ArrayAttr(op.attributes[abq.ROWS])]
-    return [parse_cache_format(text) if text else None for text in texts]
+    return [
+        parse_cache_format(text) if text else element
+        for text, element in zip(texts, elements, strict=True)
+    ]
 
 
 def _is_half(low: Lowering) -> bool:
@@ -145,7 +151,8 @@ def _heads(low: Lowering, op: ir.Operation, value: ir.Value, rows_first: int) ->
     ]
     length = arith.AddIOp(arith.AddIOp(*last[:2]).result, last[2]).result
     buffer = memref.ReinterpretCastOp(flat, cache, [], [length], [], [0], [abq.DYNAMIC], [1]).result
-    _check_alignment(op, cache, sizes[:3], strides[:3])
+    if low.unit.known_target.objects.on_device:
+        _check_alignment(op, cache, sizes[:3], strides[:3])
     heads, rows = (strides[2], strides[1]) if rows_first else (strides[1], strides[2])
     return _Heads(buffer, _stored(sizes, rows_first), [strides[0], heads, rows])
 

@@ -75,6 +75,14 @@ ROWS = (
         "better than one format of the size",
         budget="4bpw",
     ),
+    decoder(  # the size of w4v for all
+        "budget-4.03bpw",
+        OFFGRID,
+        "w4 a8 rotate gptq",
+        True,
+        "better than w4v",
+        budget="4.03bpw",
+    ),
     decoder(
         "budget-3bpw",
         OFFGRID,

@@ -20,6 +20,28 @@ def test_rows_of_a_matmul_are_those_of_its_input() -> None:
     assert not facts("abq.matmul")  # pure, so dead by now
 
 
+def test_sizes_of_a_collapse_are_products() -> None:
+    """A cache would be copied for its collapse to be asked."""
+    facts = after(
+        """func.func @main(%x: tensor<?x3x?x8xf32>) -> (index, index) {
+          %c0 = arith.constant 0 : index
+          %c1 = arith.constant 1 : index
+          %y = tensor.collapse_shape %x [[0, 1], [2], [3]]
+              : tensor<?x3x?x8xf32> into tensor<?x?x8xf32>
+          %d = tensor.dim %y, %c0 : tensor<?x?x8xf32>
+          %e = tensor.dim %y, %c1 : tensor<?x?x8xf32>
+          return %d, %e : index, index
+        }""",
+        "resolve-dims",
+        "canonicalize",
+    )
+    assert not facts("tensor.collapse_shape")
+    (heads,) = facts("arith.muli")
+    returned = facts("func.return")[0].operands
+    assert returned[0] == heads.results[0]
+    assert returned[1] in [dim.results[0] for dim in facts("tensor.dim")]
+
+
 def test_sizes_of_a_reshape_are_those_it_was_given() -> None:
     facts = after(
         """func.func @main(%x: tensor<?xf32>, %a: index, %b: i64) -> (index, index) {

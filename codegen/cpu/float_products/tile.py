@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from abqc.codegen.builder import Builder, Value
+from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel, Variant
 from abqc.dialects.formats import Float
 
@@ -23,6 +24,12 @@ TILE_ROWS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "avx2": ((), (6, 4, 2, 1)),
     "plain": ((), (2, 1)),
 }
+
+
+def tile_rows(isa: Isa, panels: int) -> tuple[int, ...]:
+    """The rows of register tiles of three panels or of one, falling; none where there are none."""
+    wide, narrow = TILE_ROWS[isa.name]
+    return wide if panels == TILE_PANELS else narrow
 
 
 def row_variants(
@@ -109,6 +116,28 @@ def cover_block(b: Builder, rows: Span, columns: Span, tile: Tile) -> None:
         row_tiles(b, row, row_end, narrow, partial(tile, panels.i, 1))
 
 
+def multiply_rows(
+    b: Builder,
+    x: Value,
+    x_at: Sequence[Value],
+    vectors: Callable[[Value], Sequence[Value]],
+    terms: Value | int,
+    start: Sequence[Value],
+) -> list[Value]:
+    """`start` [row][panel] and the sums over the terms of x[x_at[row] + term] times a panel of
+    `vectors(term)`, in registers."""
+    with b.loop(0, terms, 1, start) as loop:
+        panels = list(vectors(loop.i))
+        factors = [broadcast(b, x, at + loop.i) for at in x_at]
+        products = [(factor, panel) for factor in factors for panel in panels]
+        sums = [
+            multiply_add(b, factor, panel, total)
+            for (factor, panel), total in zip(products, loop.args, strict=True)
+        ]
+        loop.carry(*sums)
+    return loop.results
+
+
 # Row `at` of the piece, 16 columns from `column` of the block on.
 Weights = Callable[[Value, Value], Value]
 
@@ -173,13 +202,10 @@ class Product:
         y_at = [(row + r) * self.n for r in range(height)]
         x_at = [(row + r) * self.k + begin for r in range(height)]
         start = [load_columns(b, self.y, y_at[r], column + p * PANEL, known) for r, p in places]
-        with b.loop(0, terms, 1, start) as loop:
-            vectors = [weights(loop.i, block_column + p * PANEL) for p in range(panels)]
-            factors = [broadcast(b, self.x, base + loop.i) for base in x_at]
-            sums = [
-                multiply_add(b, factors[r], vectors[p], total)
-                for (r, p), total in zip(places, loop.args, strict=True)
-            ]
-            loop.carry(*sums)
-        for (r, p), total in zip(places, loop.results, strict=True):
+
+        def vectors(term: Value) -> list[Value]:
+            return [weights(term, block_column + p * PANEL) for p in range(panels)]
+
+        sums = multiply_rows(b, self.x, x_at, vectors, terms, start)
+        for (r, p), total in zip(places, sums, strict=True):
             store_columns(b, total, self.y, y_at[r], column + p * PANEL, self.n)

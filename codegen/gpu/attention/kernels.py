@@ -27,9 +27,8 @@ are added in f32 before the maximum is subtracted, as a softmax without fusion d
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from abqc.codegen.strategy import Kernel
+from abqc.codegen.strategy import AttentionVariant
 
 from ..arch import GpuArch
 from .mma import HALF, mma_kernel, mma_unsupported
@@ -37,25 +36,10 @@ from .rows import SPLIT_KEYS, merge_kernel, partial_pitch, rows_kernel
 from .simt import simt_kernel
 from .spec import AttentionSpec, Precision
 
-__all__ = ["AttentionSpec", "AttentionVariant", "attention_kernels", "precision_on"]
+__all__ = ["AttentionSpec", "attention_kernels", "precision_on"]
 
 # Numbers of rows that have kernels of their own: decoding, with rows of grouped heads merged.
 FEW_ROWS = (1, 2, 4, 8)
-
-
-@dataclass(frozen=True)
-class AttentionVariant:
-    """A kernel for `min_rows <= m <= max_rows` (None: any), and what its launch needs."""
-
-    kernel: Kernel
-    min_rows: int
-    max_rows: int | None
-    split: int = 0  # keys of a block; 0: a block goes over all keys
-    merge: Kernel | None = None
-    workspace_floats: int = 0  # of a row of a split
-
-    def covers(self, rows: int) -> bool:
-        return self.min_rows <= rows and (self.max_rows is None or rows <= self.max_rows)
 
 
 def precision_on(archs: Iterable[GpuArch], *, half: bool) -> Precision:

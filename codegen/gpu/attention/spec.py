@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from abqc.codegen.builder import Value
+from abqc.codegen.strategy import MaskKind
 from abqc.dialects.cache_formats import CacheFormat
 
 from ..builder import POINTER, GpuBuilder
 from ..rows.chunks import load4
 from .cache_rows import load4_decoded
 
-MaskKind = Literal["none", "add", "replace"]
 Precision = Literal["f32", "bf16x3", "f16"]
 
 MAX_HEAD = 256  # columns; fuse-attention leaves wider heads alone

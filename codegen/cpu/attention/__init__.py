@@ -1,0 +1,1 @@
+"""Attention: queries times keys, a softmax and values, in one pass over the keys."""

@@ -1,0 +1,245 @@
+"""The kernels of attention, by numbers of rows of a head.
+
+    many rows   grid units * ceil(group * m / block[0]); a block goes over all keys. Keys are
+                transposed on the stack, so that a register has the scores of 16.
+    few rows    grid units * ceil(group * m / block[0]) * splits, splits = ceil(t / split), at least
+                1: blocks share the keys of a long cache. Scores are dot products with rows of keys,
+                read in place. Where there are several splits a row's sums, greatest score and total
+                go into the workspace, and `merge` (grid batch * heads * m) makes y of them:
+
+                    (i, workspace, y: memref<?xf32>, m, t, heads, splits: index, strides of y)
+
+units = batch * heads / group. A row of the workspace has `workspace_floats`; that of row r of head
+h in split s is number ((batch * heads + h) * splits + s) * m + r.
+
+Keys that an added mask hides from all rows of a block, by -1e30 or less (as a causal mask does
+beyond its diagonal), are not looked at where every row sees another one: their weights are 0.
+
+Rows whose scores are all minus infinity become NaN, as do those with a NaN or plus infinity, unless
+they are guarded. A mask's large finite numbers are added in f32 before the maximum is subtracted,
+as a softmax without fusion does.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from abqc.codegen.builder import INDEX, Builder, Value, buffer, function
+from abqc.codegen.isa import Isa
+from abqc.codegen.strategy import AttentionVariant, Kernel
+
+from ..float_products.matrix import Matrix, copy_transposed, dot_products, row_bases
+from ..float_products.tile import (
+    COLUMN_BLOCK,
+    PANEL,
+    TILE_PANELS,
+    multiply_rows,
+    row_tiles,
+    stack_block,
+    tile_rows,
+)
+from .online import MINUS_INFINITY, OnlineSoftmax, exp, padded_columns, store_result
+from .spec import AttentionSpec, Problem
+
+MANY_ROWS = 64  # of a block
+MANY_KEYS = 2 * COLUMN_BLOCK  # that come at a time
+FEW_ROWS = 8  # of a block
+MOST_FEW = 4  # rows of a head, up to which there are few
+FEW_KEYS = 128  # that come at a time
+SPLIT_KEYS = 512  # of a block of few rows
+LINE_BYTES = 64
+
+
+def attention_kernels(spec: AttentionSpec) -> tuple[AttentionVariant, ...]:
+    """The kernels of `spec`, which cover every m >= 1 once."""
+    few = f"attention_few_{spec.name}"
+    merge = f"attention_merge_{spec.output_name}"
+    many = f"attention_{spec.name}"
+    return (
+        AttentionVariant(
+            Kernel(few, (FEW_ROWS,), partial(_emit_few, few, spec)),
+            1,
+            MOST_FEW,
+            SPLIT_KEYS,
+            Kernel(merge, (1,), partial(_emit_merge, merge, spec)),
+            workspace_floats(spec),
+            grouped=True,
+        ),
+        AttentionVariant(
+            Kernel(many, (MANY_ROWS,), partial(_emit_many, many, spec)),
+            MOST_FEW + 1,
+            None,
+            grouped=True,
+        ),
+    )
+
+
+def workspace_floats(spec: AttentionSpec) -> int:
+    """Of a row of a split: sums, greatest score, total."""
+    return padded_columns(spec) + 2
+
+
+def _emit_many(name: str, spec: AttentionSpec, module: Any, isa: Isa) -> None:
+    with function(module, isa, name, spec.arguments) as (b, i, *arguments):
+        problem = Problem(b, spec, arguments)
+        block = b.alloca(spec.head * COLUMN_BLOCK, "f32")
+        blocks = (problem.group * problem.m + (MANY_ROWS - 1)) // MANY_ROWS
+        unit, first = i // blocks, i % blocks * MANY_ROWS
+        rows = problem.rows(unit, first, MANY_ROWS)
+        keys, values = problem.operands(unit)
+        state = OnlineSoftmax.begin(b, problem, rows, MANY_ROWS, MANY_KEYS)
+        no_row_is_blind = _all(b, state, 0, problem.t) if spec.mask == "add" else None
+        with b.loop(0, problem.t, MANY_KEYS) as loop:
+            end = b.min(loop.i + MANY_KEYS, problem.t)
+
+            def add() -> None:
+                with b.loop(loop.i, end, COLUMN_BLOCK) as some:
+                    depth = b.index(0), b.index(spec.head)
+                    copy_transposed(b, keys, block, depth, some.i, problem.t)
+                    _multiply_keys(b, problem, state, block, some.i - loop.i)
+                state.add(loop.i, problem.t, values)
+
+            if no_row_is_blind is None:
+                add()
+            else:
+                with b.when(_any(b, state, loop.i, end) | (no_row_is_blind ^ 1)):
+                    add()
+        state.finish()
+
+
+def _all(b: Builder, state: OnlineSoftmax, begin: Value | int, end: Value) -> Value:
+    """Whether every row sees one of the keys."""
+    with b.loop(0, state.rows.count, carry=[b.const(1, "i1")]) as row:
+        row.carry(row.args[0] & state.sees(row.i, begin, end))
+    return row.results[0]
+
+
+def _any(b: Builder, state: OnlineSoftmax, begin: Value | int, end: Value) -> Value:
+    """Whether a row sees one of the keys."""
+    with b.loop(0, state.rows.count, carry=[b.const(0, "i1")]) as row:
+        row.carry(row.args[0] | state.sees(row.i, begin, end))
+    return row.results[0]
+
+
+def _multiply_keys(
+    b: Builder, problem: Problem, state: OnlineSoftmax, block: Value, to: Value
+) -> None:
+    """The products of all queries with the keys of a block, as scores from column `to` on."""
+    weights, zeros = stack_block(b, block), b.const(0.0, f"vector<{PANEL}xf32>")
+    wide = tile_rows(b.isa, TILE_PANELS)
+    at_once = TILE_PANELS if wide else 1
+    for first in range(0, TILE_PANELS, at_once):
+        columns = [(first + p) * PANEL for p in range(at_once)]
+
+        def vectors(term: Value, columns: list[int] = columns) -> list[Value]:
+            return [weights(term, b.index(column)) for column in columns]
+
+        def tile(row: Value, size: int, columns: list[int] = columns) -> None:
+            queries = [problem.entry(state.rows.queries, row + r) for r in range(size)]
+            start = [zeros] * (size * len(columns))
+            found = multiply_rows(b, problem.q, queries, vectors, problem.spec.head, start)
+            for r in range(size):
+                for p, column in enumerate(columns):
+                    place = (row + r) * MANY_KEYS + to + column
+                    b.store(found[r * len(columns) + p], state.scores, place)
+
+        row_tiles(b, b.index(0), state.rows.count, wide or tile_rows(b.isa, 1), tile)
+
+
+def _emit_few(name: str, spec: AttentionSpec, module: Any, isa: Isa) -> None:
+    arguments = [*spec.arguments, buffer("f32"), INDEX]
+    with function(module, isa, name, arguments) as (b, i, *given, workspace, splits):
+        problem = Problem(b, spec, given)
+        blocks = (problem.group * problem.m + (FEW_ROWS - 1)) // FEW_ROWS
+        split, place = i % splits, i // splits
+        unit, first = place // blocks, place % blocks * FEW_ROWS
+        rows = problem.rows(unit, first, FEW_ROWS)
+        keys, values = problem.operands(unit)
+        state = OnlineSoftmax.begin(b, problem, rows, FEW_ROWS, FEW_KEYS)
+        end = b.min((split + 1) * SPLIT_KEYS, problem.t)
+        with b.loop(split * SPLIT_KEYS, end, FEW_KEYS) as loop:
+            _fetch(b, values, loop.i, spec.value_bytes)
+            _fetch(b, keys, loop.i + FEW_KEYS, spec.key_bytes)
+            _dot_keys(b, problem, state, keys, loop.i, end)
+            state.add(loop.i, end, values)
+        with b.when(splits == 1):
+            state.finish()
+        with b.when(splits != 1):
+            _keep(b, problem, state, workspace, unit, first, split, splits)
+
+
+def _fetch(b: Builder, matrix: Matrix, first: Value, row_bytes: int) -> None:
+    """Rows that are needed soon: too short a stream for the prefetchers of CPUs."""
+    with b.loop(first, first + FEW_KEYS) as row:
+        base = matrix.row(row.i)
+        for line in range(0, row_bytes, LINE_BYTES):
+            b.prefetch(matrix.data, base + line // matrix.element_bytes, locality=2)
+
+
+def _dot_keys(
+    b: Builder, problem: Problem, state: OnlineSoftmax, keys: Matrix, key: Value, end: Value
+) -> None:
+    """The products of all queries with the keys from `key` on, as scores."""
+    lanes = keys.lanes(b.isa)
+    with b.loop(key, b.min(key + FEW_KEYS, end), lanes) as some:
+        bases = row_bases(b, keys, some.i, lanes, problem.t)
+        with b.loop(0, state.rows.count) as row:
+            query = problem.entry(state.rows.queries, row.i)
+            products = dot_products(b, problem.q, query, keys, bases)
+            b.store(products, state.scores, row.i * FEW_KEYS + (some.i - key))
+
+
+def _keep(
+    b: Builder,
+    problem: Problem,
+    state: OnlineSoftmax,
+    workspace: Value,
+    unit: Value,
+    first: Value,
+    split: Value,
+    splits: Value,
+) -> None:
+    """The state of all rows, into the workspace."""
+    columns, floats = padded_columns(problem.spec), workspace_floats(problem.spec)
+    with b.loop(0, state.rows.count) as row:
+        number = first + row.i
+        head = unit * problem.group + number // problem.m
+        at = ((head * splits + split) * problem.m + number % problem.m) * floats
+        for column in range(0, columns, PANEL):
+            value = b.load(state.sums, row.i * columns + column, PANEL)
+            b.store(value, workspace, at + column)
+        b.store(b.load(state.greatest, row.i), workspace, at + columns)
+        b.store(b.load(state.totals, row.i), workspace, at + (columns + 1))
+
+
+def _emit_merge(name: str, spec: AttentionSpec, module: Any, isa: Isa) -> None:
+    """One row of y from its splits."""
+    arguments = [buffer("f32")] * 2 + [INDEX] * 7
+    columns, floats = padded_columns(spec), workspace_floats(spec)
+    with function(module, isa, name, arguments) as (b, i, workspace, y, *rest):
+        m, t, heads, splits, of_batch, of_head, of_row = rest
+        head, row = i // m, i % m
+
+        def at(split: Value) -> Value:
+            return ((head * splits + split) * m + row) * floats
+
+        with b.loop(0, splits, carry=[b.const(MINUS_INFINITY, "f32")]) as loop:
+            loop.carry(b.max(b.load(workspace, at(loop.i) + columns), loop.args[0]))
+        greatest = loop.results[0]
+        shift = b.select(greatest == MINUS_INFINITY, b.const(0.0, "f32"), greatest)
+        panels = range(0, columns, PANEL)
+        zeros = [b.const(0.0, f"vector<{PANEL}xf32>")] * len(panels)
+        with b.loop(0, splits, carry=[b.const(0.0, "f32"), *zeros]) as loop:
+            place = at(loop.i)
+            factor = exp(b.load(workspace, place + columns) - shift)
+            total = loop.args[0] + b.load(workspace, place + (columns + 1)) * factor
+            sums = [
+                known + b.load(workspace, place + column, PANEL) * b.splat(factor, PANEL)
+                for column, known in zip(panels, loop.args[1:], strict=True)
+            ]
+            loop.carry(total, *sums)
+        total, *sums = loop.results
+        to = head // heads * of_batch + head % heads * of_head + row * of_row
+        for column, value in zip(panels, sums, strict=True):
+            store_result(b, spec, y, to, column, value, total, t)
