@@ -18,9 +18,9 @@ from .infrastructure import Unit, blame, defining_op, is_used, register, walk
 from .kernels.checks import check_arguments
 from .kernels.launch import APPEND, UPDATE, declare
 from .loops.constant_values import zeros_symbol
-from .loops.slices import dynamic_size, is_beginning, static_sizes
 from .lowering.arg_extreme import lower_arg_extreme
 from .lowering.attention import lower_attention
+from .lowering.cache_buffers import buffer_of
 from .lowering.direct_conv import lower_direct_conv
 from .lowering.non_max_suppression_loops import non_max_suppression_loops
 from .lowering.norm import lower_norm, lower_norm_pack, lower_softmax
@@ -216,36 +216,13 @@ def _matrices(low: Lowering, value: ir.Value, packed: ir.Value) -> tuple[ir.Valu
     return buffer, strides[1]
 
 
-def _buffer_of(value: ir.Value) -> ir.Value | None:
-    """The buffer of a tensor: one of its own, or the beginning of another one's."""
-    made = defining_op(value)
-    if made is None:
-        return None
-    if made.name == "bufferization.to_tensor":
-        return made.operands[0]
-    shape = abq.shape(value)
-    if made.name != "tensor.extract_slice" or len(static_sizes(made)) != len(shape):
-        return None
-    whole = _buffer_of(made.operands[0])
-    if whole is None or not all(is_beginning(made, axis) for axis in range(len(shape))):
-        return None
-    type_ = ir.MemRefType(whole.type)
-    if not isinstance(type_.layout, ir.StridedLayoutAttr):
-        return None
-    dynamic = [dynamic_size(made, i) for i, size in enumerate(shape) if size == abq.DYNAMIC]
-    return memref.SubViewOp(
-        ir.MemRefType.get(shape, type_.element_type, type_.layout), whole, [], dynamic, [],
-        [0] * len(shape), shape, [1] * len(shape),
-    ).result  # fmt: skip
-
-
 def _cache_behind(value: ir.Value) -> ir.Value | None:
     """The strided buffer [B, H, T, D], or the first T rows of one, that `value`, [B * H, T, D],
     is a view of."""
     collapse = defining_op(value)
     if collapse is None or collapse.name != "tensor.collapse_shape":
         return None
-    cache = _buffer_of(collapse.operands[0])
+    cache = buffer_of(collapse.operands[0])
     if cache is None:
         return None
     type_ = ir.MemRefType(cache.type)

@@ -66,6 +66,15 @@ def test_caches_change_no_token(cached: Model, without: Model) -> None:
     assert with_caches.tokens == whole.tokens == (*PROMPT, *tokens[:-1])
 
 
+@pytest.mark.parametrize(("name", "past", "present"), [("gqa-P", "P", "T"), ("fixed", 16, 16)])
+def test_attention_reads_caches(build: Compiled, name: str, past: Any, present: Any) -> None:
+    """In one kernel, where they are."""
+    model = build(name, grouped_query_model(VOCABULARY, past, present))
+    kernels = [launch.get("kernel", "") for launch in model.manifest["launches"]]
+    assert any(kernel.startswith("attention_few") for kernel in kernels)
+    assert not any(kernel.startswith("batch_matmul") for kernel in kernels)
+
+
 def test_caches_grow_beyond_their_room(cached: Model) -> None:
     assert greedy(Decoder(cached, room=1), 40) == greedy(Decoder(cached, room=64), 40)
 

@@ -13,9 +13,10 @@ from abqc.dialects import abq
 from abqc.dialects.cache_formats import parse_cache_format
 from abqc.dialects.mlir import arith, cf, ir, memref, scf
 
-from ..infrastructure import blame, defining_op
+from ..infrastructure import blame
 from ..loops.generics import dims
 from ..resolve_dims import dimension_or_query, index
+from .cache_buffers import buffer_of
 from .rules import Lowering, by_rows, ceil_div, product
 
 
@@ -181,11 +182,10 @@ def _check_alignment(
 
 
 def _cache(value: ir.Value) -> ir.Value | None:
-    """The strided buffer behind a cache that grows; None for other tensors."""
-    made = defining_op(value)
-    if made is None or made.name != "bufferization.to_tensor":
+    """The strided buffer of a cache, or of its first rows; None for other tensors."""
+    buffer = buffer_of(value)
+    if buffer is None:
         return None
-    buffer = made.operands[0]
     strided = isinstance(ir.MemRefType(buffer.type).layout, ir.StridedLayoutAttr)
     return buffer if strided else None
 

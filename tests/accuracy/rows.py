@@ -96,6 +96,7 @@ ROWS = (
     decoder("original-w8a8-rotate", ORIGINAL, "w8a8 rotate", bar="0.01"),
     decoder("original-w4a8-default", ORIGINAL, "w4a8", True, head=False),
     decoder("original-w4a8-balance", ORIGINAL, "w4a8 balance gptq", True, head=False),
+    decoder("original-w4a8-rotate", ORIGINAL, "w4a8 rotate gptq", True, head=False),
     decoder("original-w4a4-rtn", ORIGINAL, "w4:channel a4"),
     decoder(
         "original-w4a4", ORIGINAL, "w4:channel a4 rotate shift clip gptq", True, "0.8; 85 % closed"
