@@ -61,6 +61,12 @@ def test_help_has_examples(abqc: Run, command: str) -> None:
     assert f"abqc {command}" in out.partition("examples:")[2]
 
 
+def test_python_m_is_the_command(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "abqc", "--version"]
+    found = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert found.stdout.startswith("abqc ")
+
+
 def test_commands_are_those_of_the_design(abqc: Run) -> None:
     _, out, _ = abqc("--help")
     for name in ("compile", "run", "generate", "bench", "inspect", "eval", "tune", "opt", "doctor"):
