@@ -21,6 +21,7 @@ from ..cpu.float_products.cache_rows import CacheRows
 from ..cpu.float_products.dequantize import Dequantize
 from ..cpu.float_products.direct_conv import direct_conv_kernel
 from ..cpu.float_products.matmul import FloatMatmul
+from ..cpu.float_products.polyphase import polyphase_kernel
 from ..cpu.gather import TableLayout, table_layout
 from ..cpu.gather_panels import panel_gather_kernel
 from ..cpu.int8.strategy import Int8Strategy
@@ -158,6 +159,10 @@ class CpuTarget:
     def direct_conv(self, spec: ConvSpec) -> Kernel | None:
         """The kernel of a convolution in float, which reads planes (passes/direct_conv.py)."""
         return direct_conv_kernel(spec)
+
+    def polyphase(self, strides: tuple[int, int]) -> Kernel | None:
+        """The kernel that makes the planes which a convolution with these strides reads."""
+        return polyphase_kernel(strides)
 
     def norm_pack(
         self,

@@ -196,6 +196,9 @@ class CudaTarget:
     def direct_conv(self, spec: ConvSpec) -> None:
         """None: convolutions are products with patches."""
 
+    def polyphase(self, strides: tuple[int, int]) -> None:
+        """None: no convolution reads planes."""
+
     def norm_pack(
         self,
         packs: Sequence[Kernel],

@@ -94,6 +94,10 @@ class Target(Protocol):
         """The kernel of a convolution in float that reads planes (passes/direct_conv.py)."""
         ...
 
+    def polyphase(self, strides: tuple[int, int]) -> Kernel | None:
+        """The kernel that makes the planes which a convolution with these strides reads."""
+        ...
+
     def norm_pack(
         self,
         packs: Sequence[Kernel],

@@ -1,31 +1,50 @@
-"""`abq.direct_conv` becomes one launch."""
+"""`abq.polyphase` and `abq.direct_conv` become one launch each."""
 
 from __future__ import annotations
 
 from abqc.dialects import abq
+from abqc.dialects.abq_conv import conv_spec
 from abqc.dialects.mlir import arith, ir
 
 from ..resolve_dims import index
 from .rules import Lowering, ceil_div, product
 
 
+def lower_polyphase(low: Lowering, op: ir.Operation) -> None:
+    """An index of the grid has some rows of all phases of a channel."""
+    view = op.opview
+    strides, before = (
+        tuple(ir.DenseI64ArrayAttr(op.attributes[name])) for name in ("strides", "before")
+    )
+    kernel = low.unit.known_target.polyphase(strides)
+    assert kernel is not None, "direct-conv asks the target before"
+    low.unit.kernels[kernel.name] = kernel
+    batch, channels, height, width = low.sizes(view.x)
+    y = low.allocate(
+        product([batch, index(abq.shape(view.result)[1]), view.rows, view.pitch]), ir.F32Type.get()
+    )
+    grid = product([batch, channels, ceil_div(view.rows, kernel.block[1])])
+    sizes = [height, width, view.rows, view.pitch, *map(index, before)]
+    low.launch(kernel.name, grid, [low.buffer(view.x), y, *sizes])
+    low.finish(op, y, low.sizes(view.result))
+
+
 def lower_direct_conv(low: Lowering, op: ir.Operation) -> None:
     """Outputs are numbered by the planes' pitch, as the kernel does."""
     view = op.opview
-    kernel = low.unit.kernels[ir.StringAttr(view.kernel).value]
+    spec = conv_spec(view)
+    kernel = low.unit.known_target.direct_conv(spec)
+    assert kernel is not None, "direct-conv asks the target before"
+    low.unit.kernels[kernel.name] = kernel
     batch, _, rows, pitch = low.sizes(view.planes)
     height, width = view.height, view.width
-    groups = ir.IntegerAttr(view.groups).value
-    n, phases = abq.shape(op.results[0])[1], ir.IntegerAttr(view.phases).value
-    channels = index(n)
+    channels = index(spec.groups * spec.outputs)
     above = arith.MulIOp(arith.SubIOp(height, index(1)).result, pitch).result
     outputs = ceil_div(arith.AddIOp(above, width).result, kernel.block[1])
-    blocks = index(ir.IntegerAttr(view.blocks).value)
     plane = arith.MulIOp(rows, pitch).result
     arguments = [low.buffer(value) for value in (view.planes, view.w, view.bias)]
-    of_group = (groups, n // groups, abq.shape(view.planes)[1] // (phases * groups))
-    counts = [index(count) for count in of_group]
+    counts = [index(count) for count in (spec.groups, spec.outputs, spec.channels)]
     y = low.allocate(product([batch, channels, height, width]), ir.F32Type.get())
-    grid = product([batch, outputs, blocks])
+    grid = product([batch, outputs, index(spec.blocks)])
     low.launch(kernel.name, grid, [*arguments, y, *counts, pitch, plane, height, width])
-    low.finish(op, y, [batch, channels, height, width])
+    low.finish(op, y, low.sizes(view.result))

@@ -27,7 +27,7 @@ from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel
 from abqc.dialects.conv_spec import ConvSpec
 
-from .tile import broadcast, multiply_add
+from .tile import broadcast, cover, multiply_add
 
 OUTPUTS = 768  # of a grid index
 MANY_TAPS = 16  # a window with more is a loop over its rows
@@ -176,7 +176,9 @@ class _Body:
             to = (batch * (self.groups * self.outputs) + channel + n.i) * size
             to = to + rows.i * self.width - rows.i * self.pitch
             source = n.i * OUTPUTS - first
-            with b.loop(begin, end, lanes) as loop:
-                mask = b.mask(lanes, end - loop.i)
-                value = b.load(self.scratch, source + loop.i, lanes, mask)
-                b.store(value, self.y, to + loop.i, mask)
+
+            def store(at: Value, mask: Value | None) -> None:
+                value = b.load(self.scratch, source + at, lanes, mask)
+                b.store(value, self.y, to + at, mask)
+
+            cover(b, begin, end, lanes, store)

@@ -69,6 +69,17 @@ def row_tiles(
         begin = stop
 
 
+def cover(
+    b: Builder, begin: Value, end: Value, lanes: int, emit: Callable[[Value, Value | None], None]
+) -> None:
+    """Call `emit(i, None)` for whole vectors of begin .. end, and with a mask for what is left."""
+    stop = begin + b.max(end - begin, 0) // lanes * lanes
+    with b.loop(begin, stop, lanes) as loop:
+        emit(loop.i, None)
+    with b.when(stop < end):
+        emit(stop, b.mask(lanes, end - stop))
+
+
 def ceil_div(x: Value, y: int) -> Value:
     return (x + (y - 1)) // y
 
