@@ -11,7 +11,7 @@ from .conv_spec import ConvSpec
 from .mlir import ext, ir
 
 __all__ = [
-    "MAX_EPILOGUE_INPUTS",
+    "EPILOGUE_INPUTS",
     "Abq",
     "DirectConvOp",
     "PolyphaseOp",
@@ -61,11 +61,13 @@ class PolyphaseOp(VerifiedOperation, name="polyphase", traits=[ext.Pure]):
 
 _STEPS = ("strides", "before")
 
-# What an epilogue has operands for: IRDL gives all operands of a variadic group one type.
-MAX_EPILOGUE_INPUTS = 4
+# The operands that an epilogue has: IRDL would give all of a variadic group one type.
+EPILOGUE_INPUTS = ("first", "second", "third", "fourth")
 
 
-class DirectConvOp(VerifiedOperation, name="direct_conv", traits=[ext.Pure]):
+class DirectConvOp(
+    VerifiedOperation, name="direct_conv", traits=[ext.Pure, ir.IsIsolatedFromAboveTrait]
+):
     """A convolution of images, B x N x `height` x `width`, by a kernel that reads planes of them.
 
     `planes` are B x (C * phases) x rows x pitch: the image with its zeros, cut into phases by the
@@ -123,7 +125,8 @@ def conv_spec(op: Any) -> ConvSpec:
 
 def epilogue_inputs(op: Any) -> list[ir.Value]:
     """What the epilogue of a direct_conv (its view) reads besides the result."""
-    return [value for value in (op.first, op.second, op.third, op.fourth) if value is not None]
+    values = [getattr(op, name) for name in EPILOGUE_INPUTS]
+    return [value for value in values if value is not None]
 
 
 def epilogue_maps(op: Any) -> list[ir.AffineMap]:

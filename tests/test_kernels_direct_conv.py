@@ -11,6 +11,7 @@ from abqc.codegen.cpu.float_products.direct_conv import OUTPUTS, direct_conv_ker
 from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import Jit
 from abqc.dialects.conv_spec import ConvSpec
+from abqc.dialects.epilogue import Epilogue
 from kernel_cases import ISAS, compile_jit
 
 # The specification, batch, height and width, zeros around: begins, then ends.
@@ -27,9 +28,27 @@ CASES = [
 ]
 
 
+# tanh(y + e) * s + c * b - one: inputs of all kinds.
+EPILOGUE = Epilogue(
+    """func.func @epilogue(%y: f32, %e: f32, %s: f32, %c: f32, %b: f32, %one: f32) -> f32 {
+      %half = arith.constant 0.5 : f32
+      %1 = arith.addf %y, %e : f32
+      %2 = math.tanh %1 : f32
+      %3 = arith.mulf %2, %s : f32
+      %4 = arith.mulf %c, %b : f32
+      %5 = arith.addf %3, %4 : f32
+      %small = arith.cmpf olt, %5, %half : f32
+      %6 = arith.select %small, %5, %half : f32
+      %7 = arith.subf %6, %one : f32
+      return %7 : f32
+    }""",
+    ("element", "sample channel", "channel", "sample", "one"),
+)
+
+
 @cache
-def jit(isa: Isa, spec: ConvSpec) -> Jit:
-    return compile_jit(isa, [direct_conv_kernel(spec)])
+def jit(isa: Isa, spec: ConvSpec, epilogue: Epilogue | None = None) -> Jit:
+    return compile_jit(isa, [direct_conv_kernel(spec, epilogue)])
 
 
 def planes_of(x: np.ndarray, spec: ConvSpec, pads: tuple[int, int, int, int]) -> np.ndarray:
@@ -64,8 +83,13 @@ def convolved(
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 @pytest.mark.parametrize(("spec", "size", "pads"), CASES, ids=str)
+@pytest.mark.parametrize("epilogue", [None, EPILOGUE], ids=["alone", "epilogue"])
 def test_agrees(
-    isa: Isa, spec: ConvSpec, size: tuple[int, int, int], pads: tuple[int, int, int, int]
+    isa: Isa,
+    spec: ConvSpec,
+    size: tuple[int, int, int],
+    pads: tuple[int, int, int, int],
+    epilogue: Epilogue | None,
 ) -> None:
     rng = np.random.default_rng(0)
     batch, *image = size
@@ -75,18 +99,26 @@ def test_agrees(
     bias = rng.standard_normal(n, np.float32)
     expected = convolved(x, w, spec, pads) + bias[:, None, None]
     allowed = 1e-6 * (convolved(abs(x), abs(w), spec, pads) + abs(bias)[:, None, None])
+    inputs: list[np.ndarray] = []
+    if epilogue is not None:
+        shapes = (expected.shape, (batch, n, 1, 1), (n, 1, 1), (batch, 1, 1, 1), (1,))
+        inputs = [rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes]
+        e, s, c, b, one = inputs
+        expected = np.minimum(np.tanh(expected + e) * s + c * b, 0.5) - one
+        allowed += 1e-6
     planes = planes_of(x, spec, pads)
     rows, pitch = planes.shape[3:]
     height, width = expected.shape[2:]
     y = np.full(expected.size + 16, np.nan, np.float32)
-    kernel = direct_conv_kernel(spec)
+    kernel = direct_conv_kernel(spec, epilogue)
     counts = spec.groups, spec.outputs, spec.channels
-    jit(isa, spec).run(
+    jit(isa, spec, epilogue).run(
         kernel.name,
         kernel.grid(batch, (height - 1) * pitch + width, spec.blocks),
         [
-            *(planes.reshape(-1), spec.pack_weight(w), bias, y[:-16]),
-            *(*counts, pitch, rows * pitch, height, width),
+            *(planes.reshape(-1), spec.pack_weight(w), bias),
+            *(each.reshape(-1) for each in inputs),
+            *(y[:-16], *counts, pitch, rows * pitch, height, width),
         ],
     )
     assert np.isnan(y[-16:]).all()

@@ -12,6 +12,7 @@ from abqc.costmodel.load import model_for
 from abqc.costmodel.ranking import Ranking
 from abqc.dialects.cache_formats import CacheFormat
 from abqc.dialects.conv_spec import ConvSpec
+from abqc.dialects.epilogue import Epilogue
 from abqc.dialects.formats import Float, Scheme, parse_scheme
 
 from ...dialects.norm_spec import NormSpec
@@ -156,9 +157,9 @@ class CpuTarget:
         """The kernel of `abq.selective_scan`."""
         return selective_scan_kernel(spec)
 
-    def direct_conv(self, spec: ConvSpec) -> Kernel | None:
+    def direct_conv(self, spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernel | None:
         """The kernel of a convolution in float, which reads planes (passes/direct_conv.py)."""
-        return direct_conv_kernel(spec)
+        return direct_conv_kernel(spec, epilogue)
 
     def polyphase(self, strides: tuple[int, int]) -> Kernel | None:
         """The kernel that makes the planes which a convolution with these strides reads."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abqc.dialects import abq
-from abqc.dialects.abq_conv import conv_spec
+from abqc.dialects.abq_conv import conv_spec, epilogue_inputs, epilogue_maps
 from abqc.dialects.mlir import arith, ir
 
+from ..loops.epilogues import epilogue, inputs_of
 from ..resolve_dims import index
 from .rules import Lowering, ceil_div, product
 
@@ -33,7 +34,10 @@ def lower_direct_conv(low: Lowering, op: ir.Operation) -> None:
     """Outputs are numbered by the planes' pitch, as the kernel does."""
     view = op.opview
     spec = conv_spec(view)
-    kernel = low.unit.known_target.direct_conv(spec)
+    further = epilogue_inputs(view)
+    given = inputs_of(further, epilogue_maps(view), abq.shape(view.result))
+    made = epilogue(op.regions[0], [each.read for each in given])
+    kernel = low.unit.known_target.direct_conv(spec, made)
     assert kernel is not None, "direct-conv asks the target before"
     low.unit.kernels[kernel.name] = kernel
     batch, _, rows, pitch = low.sizes(view.planes)
@@ -42,7 +46,7 @@ def lower_direct_conv(low: Lowering, op: ir.Operation) -> None:
     above = arith.MulIOp(arith.SubIOp(height, index(1)).result, pitch).result
     outputs = ceil_div(arith.AddIOp(above, width).result, kernel.block[1])
     plane = arith.MulIOp(rows, pitch).result
-    arguments = [low.buffer(value) for value in (view.planes, view.w, view.bias)]
+    arguments = [low.buffer(value) for value in (view.planes, view.w, view.bias, *further)]
     counts = [index(count) for count in (spec.groups, spec.outputs, spec.channels)]
     y = low.allocate(product([batch, channels, height, width]), ir.F32Type.get())
     grid = product([batch, outputs, index(spec.blocks)])

@@ -1,7 +1,7 @@
 """Convolutions in f32 without a matrix of patches: `y[b, n] = bias[n] + sum of w[n, c, v] x[...]`.
 
-    kernel (i, x: memref<?xf32>, w: memref<?xf32>, bias: memref<?xf32>, y: memref<?xf32>,
-            groups, outputs, channels, pitch, plane, height, width: index)
+    kernel (i, x: memref<?xf32>, w: memref<?xf32>, bias: memref<?xf32>, inputs: memref<?xf32>...,
+            y: memref<?xf32>, groups, outputs, channels, pitch, plane, height, width: index)
 
 `x` are planes: an image with its zeros around it, one for each batch, channel and phase. A phase
 holds every s-th row and column, where s are the strides, so that what an output's neighbour reads
@@ -13,6 +13,9 @@ lies between the rows is computed and not stored. `outputs` and `channels` are t
 A register tile is some output channels times some vectors of p. `w` has for every block of channels
 [C][taps][channels]; groups have blocks of their own. The grid is `Kernel.grid(batch, blocks of
 outputs, blocks of channels)`, channels first; an index does OUTPUTS outputs of one block.
+
+Outputs wait on the stack and go from there to `y`, row by row, through the epilogue if there is
+one, which reads `inputs`.
 """
 
 from __future__ import annotations
@@ -23,9 +26,11 @@ from itertools import product
 from typing import Any
 
 from abqc.codegen.builder import INDEX, Builder, Value, buffer, function
+from abqc.codegen.epilogue import apply_epilogue
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel
 from abqc.dialects.conv_spec import ConvSpec
+from abqc.dialects.epilogue import Epilogue, Read
 
 from .tile import broadcast, cover, multiply_add
 
@@ -33,24 +38,28 @@ OUTPUTS = 768  # of a grid index
 MANY_TAPS = 16  # a window with more is a loop over its rows
 
 
-def direct_conv_kernel(spec: ConvSpec) -> Kernel:
+def direct_conv_kernel(spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernel:
     """The kernel; its grid is over batches, outputs and blocks of channels."""
-    return Kernel(spec.name, (1, OUTPUTS, 1), partial(_emit, spec))
+    name = spec.name if epilogue is None else f"{spec.name}_{epilogue.name}"
+    return Kernel(name, (1, OUTPUTS, 1), partial(_emit, name, spec, epilogue))
 
 
-def _emit(spec: ConvSpec, module: Any, isa: Isa) -> None:
-    arguments = [buffer("f32")] * 4 + [INDEX] * 7
-    with function(module, isa, spec.name, arguments) as (b, i, x, w, bias, y, *sizes):
-        _Body(b, spec, x, w, bias, y, *sizes).emit(i)
+def _emit(name: str, spec: ConvSpec, epilogue: Epilogue | None, module: Any, isa: Isa) -> None:
+    count = 0 if epilogue is None else len(epilogue.reads)
+    arguments = [buffer("f32")] * (4 + count) + [INDEX] * 7
+    with function(module, isa, name, arguments) as (b, i, x, w, bias, *rest):
+        _Body(b, spec, epilogue, x, w, bias, rest[:count], *rest[count:]).emit(i)
 
 
 @dataclass
 class _Body:
     b: Builder
     spec: ConvSpec
+    epilogue: Epilogue | None
     x: Value
     w: Value
     bias: Value
+    inputs: list[Value]
     y: Value
     groups: Value
     outputs: Value
@@ -167,18 +176,46 @@ class _Body:
         b, spec, lanes = self.b, self.spec, self.lanes
         size = self.height * self.width
         channels = b.min((group + 1) * self.outputs - channel, spec.block)
-        with (
-            b.loop(0, channels) as n,
-            b.loop(first // self.pitch, (last + (self.pitch - 1)) // self.pitch) as rows,
-        ):
-            begin = b.max(rows.i * self.pitch, first)
-            end = b.min(rows.i * self.pitch + self.width, last)
-            to = (batch * (self.groups * self.outputs) + channel + n.i) * size
-            to = to + rows.i * self.width - rows.i * self.pitch
-            source = n.i * OUTPUTS - first
+        with b.loop(0, channels) as n:
+            image = batch * (self.groups * self.outputs) + channel + n.i
+            steady = self._steady(batch, channel + n.i, image)
+            with b.loop(first // self.pitch, (last + (self.pitch - 1)) // self.pitch) as rows:
+                begin = b.max(rows.i * self.pitch, first)
+                end = b.min(rows.i * self.pitch + self.width, last)
+                to = image * size + rows.i * self.width - rows.i * self.pitch
+                source = n.i * OUTPUTS - first
 
-            def store(at: Value, mask: Value | None) -> None:
-                value = b.load(self.scratch, source + at, lanes, mask)
-                b.store(value, self.y, to + at, mask)
+                def store(
+                    at: Value, mask: Value | None, to: Value = to, source: Value = source
+                ) -> None:
+                    value = b.load(self.scratch, source + at, lanes, mask)
+                    b.store(self._finished(value, steady, to + at, mask), self.y, to + at, mask)
 
-            cover(b, begin, end, lanes, store)
+                cover(b, begin, end, lanes, store)
+
+    def _steady(self, batch: Value, channel: Value, image: Value) -> list[Value | None]:
+        """The epilogue's inputs that are the same for all outputs of an image's channel; None for
+        the others."""
+        places: dict[Read, Value | int] = {
+            "sample channel": image,
+            "channel": channel,
+            "sample": batch,
+            "one": 0,
+        }
+        reads = self.epilogue.reads if self.epilogue is not None else ()
+        return [
+            None if read == "element" else broadcast(self.b, source, places[read], self.lanes)
+            for source, read in zip(self.inputs, reads, strict=True)
+        ]
+
+    def _finished(
+        self, value: Value, steady: list[Value | None], at: Value, mask: Value | None
+    ) -> Value:
+        """What the epilogue makes of the outputs from `at` on."""
+        if self.epilogue is None:
+            return value
+        inputs = [
+            self.b.load(source, at, self.lanes, mask) if known is None else known
+            for source, known in zip(self.inputs, steady, strict=True)
+        ]
+        return apply_epilogue(self.epilogue, value, inputs)
