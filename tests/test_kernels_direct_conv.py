@@ -19,6 +19,12 @@ CASES = [
     (ConvSpec(1, 13, 5, (3, 3), (1, 1), (1, 1)), (2, 19, 33), (1, 2, 0, 1)),
     (ConvSpec(1, 8, 3, (3, 3), (1, 1), (1, 1)), (1, 30, 80), (1, 1, 1, 1)),
     (ConvSpec(1, 20, 7, (1, 1), (1, 1), (1, 1)), (1, 1, OUTPUTS + 5), (0, 0, 0, 0)),
+    # A last tile of every width.
+    *(
+        (ConvSpec(1, outputs, 3, (1, 1), (1, 1), (1, 1)), (1, 1, 16 * k + 3), (0, 0, 0, 0))
+        for outputs in (1, 9)
+        for k in range(9)
+    ),
     # More outputs than a grid index has, which no step of a tile divides.
     (ConvSpec(1, 4, 3, (3, 3), (1, 1), (1, 1)), (1, 31, 31), (0, 0, 0, 0)),
     (ConvSpec(2, 1, 1, (3, 3), (1, 1), (1, 1)), (1, 40, 31), (1, 1, 1, 1)),

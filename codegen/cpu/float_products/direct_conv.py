@@ -20,6 +20,7 @@ one, which reads `inputs`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -90,15 +91,27 @@ class _Body:
         planes = (batch * self.groups + group) * (self.channels * spec.phases)
         last = b.min(first + OUTPUTS, reach)
         step = self.vectors * self.lanes
+        stop = first + (last - first) // step * step
         for begin in range(0, spec.block, self.at_once):
             count = min(self.at_once, spec.block - begin)
-            with b.loop(first, last, step) as tiles:
-                whole = tiles.i + step <= last
-                for condition, masked in ((whole, False), (whole ^ 1, True)):
-                    with b.when(condition):
-                        end = last if masked else None
-                        self._tile(planes, block, channel, begin, count, tiles.i, first, end)
+            tile = partial(self._tile, planes, block, channel, begin, count, first)
+            with b.loop(first, stop, step) as tiles:
+                tile(tiles.i, [None] * self.vectors)
+            self._rest(stop, last, tile)
         self._store(batch, channel, group, first, last)
+
+    def _rest(
+        self, begin: Value, end: Value, tile: Callable[[Value, list[Value | None]], None]
+    ) -> None:
+        """A tile of the outputs from `begin` on, fewer than a whole one has: as narrow as may be
+        of some widths."""
+        b, lanes, rest = self.b, self.lanes, end - begin
+        widths = [*(2**i for i in range(4) if 2**i < self.vectors), self.vectors]
+        for below, vectors in zip([0, *widths], widths, strict=False):
+            with b.when((rest > below * lanes) & (rest <= vectors * lanes)):
+                partly = range(below, vectors)
+                masks = [b.mask(lanes, rest - v * lanes) for v in partly]
+                tile(begin, [*[None] * below, *masks])
 
     def _tile(
         self,
@@ -107,22 +120,18 @@ class _Body:
         channel: Value,
         begin: int,
         count: int,
-        p: Value,
         first: Value,
-        end: Value | None,
+        p: Value,
+        masks: list[Value | None],
     ) -> None:
-        """`count` channels of a block from channel `begin` on, for the outputs from `p` on, up to
-        `end` if that is in a tile's way."""
-        b, spec, lanes = self.b, self.spec, self.lanes
-        masks = [
-            b.mask(lanes, end - (p + v * lanes)) if end is not None else None
-            for v in range(self.vectors)
-        ]
+        """`count` channels of a block from channel `begin` on, for the outputs from `p` on: a
+        vector for each of `masks`, which say how much of it there is."""
+        b, spec, lanes, vectors = self.b, self.spec, self.lanes, len(masks)
         last = self.groups * self.outputs - 1
         start = [
             broadcast(b, self.bias, b.min(channel + begin + n, last), lanes)
             for n in range(count)
-            for _ in range(self.vectors)
+            for _ in range(vectors)
         ]
         taps = list(product(range(spec.window[0]), range(spec.window[1])))
         with b.loop(0, self.channels, carry=start) as channels:
@@ -144,21 +153,20 @@ class _Body:
                 acc = rows.results
             channels.carry(*acc)
         for n in range(count):
-            for v in range(self.vectors):
+            for v, mask in enumerate(masks):
                 to = (begin + n) * OUTPUTS + (p - first) + v * lanes
-                value = channels.results[n * self.vectors + v]
-                b.store(value, self.scratch, to, masks[v])
+                b.store(channels.results[n * vectors + v], self.scratch, to, mask)
 
     def _tap(
         self, acc: list[Value], at: Value, w_at: Value, count: int, masks: list[Value | None]
     ) -> list[Value]:
         b, lanes = self.b, self.lanes
-        xs = [b.load(self.x, at + v * lanes, lanes, masks[v]) for v in range(self.vectors)]
+        xs = [b.load(self.x, at + v * lanes, lanes, mask) for v, mask in enumerate(masks)]
         result = []
         for n in range(count):
             weight = broadcast(b, self.w, w_at + n, lanes)
             for v, x in enumerate(xs):
-                result.append(multiply_add(b, x, weight, acc[n * self.vectors + v]))
+                result.append(multiply_add(b, x, weight, acc[n * len(xs) + v]))
         return result
 
     def _row(self, dy: Value) -> Value:
