@@ -105,7 +105,7 @@ def _of_phase(x: ir.Value, axis: int, around: int, stride: int) -> int | ir.Valu
 
 def _packed(w: ir.Value, spec: ConvSpec, unit: Unit) -> ir.Value:
     """The weight in the kernel's layout, which all convolutions with it share."""
-    symbol = f"{symbol_of(w)}.direct.{spec.groups}"
+    symbol = _packed_symbol(w, spec)
     if symbol not in unit.store:
         store, source = unit.store, str(symbol_of(w))
         store.add_lazy(
@@ -114,26 +114,31 @@ def _packed(w: ir.Value, spec: ConvSpec, unit: Unit) -> ir.Value:
     return weight(symbol, [spec.packed_size])
 
 
+def _packed_symbol(w: ir.Value, spec: ConvSpec) -> str:
+    return f"{symbol_of(w)}.direct.{spec.groups}"
+
+
 def _record(op: ir.Operation, spec: ConvSpec, unit: Unit) -> None:
-    """For the manifest."""
-    node = ir.StringAttr(op.opview.node).value
+    """For the manifest: what it is as a product, and why it is one of floats."""
+    n, k = spec.groups * spec.outputs, spec.channels * prod(spec.window)
+    product = {
+        "symbol": _packed_symbol(op.opview.w, spec),
+        "n": n,
+        "k": k,
+        "weight": "f32",
+        "activation": "f32",
+        "strategy": "direct",
+        "bytes": 4 * spec.packed_size,
+    }
     if spec.groups > 1:
-        unit.floats.append(Conv.of(op).stays_float())
+        unit.floats.append(product | Conv.of(op).stays_float())
         return
-    n, k = spec.outputs, spec.channels * prod(spec.window)
-    unit.operations.append(
-        {
-            "node": node,
-            "kind": "conv",
-            "n": n,
-            "k": k,
-            "weight": "f32",
-            "activation": "f32",
-            "rotated": 0,
-            "stream": False,
-            "strategy": "direct",
-            "why": "direct: the only strategy for convolutions in float",
-            "bytes": 4 * spec.packed_size,
-            "bpw": round(32 * spec.packed_size / (n * k), 4),
-        }
-    )
+    about = {
+        "node": ir.StringAttr(op.opview.node).value,
+        "kind": "conv",
+        "rotated": 0,
+        "stream": False,
+        "why": "direct: the only strategy for convolutions in float",
+        "bpw": round(32 * spec.packed_size / (n * k), 4),
+    }
+    unit.operations.append(about | product)

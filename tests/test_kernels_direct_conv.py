@@ -124,7 +124,7 @@ def test_agrees(
         [
             *(planes.reshape(-1), spec.pack_weight(w), bias),
             *(each.reshape(-1) for each in inputs),
-            *(y[:-16], *counts, pitch, rows * pitch, height, width),
+            *(y[:-16], *counts, pitch, rows * pitch, height, width, batch * height * width),
         ],
     )
     assert np.isnan(y[-16:]).all()

@@ -50,5 +50,6 @@ def lower_direct_conv(low: Lowering, op: ir.Operation) -> None:
     counts = [index(count) for count in (spec.groups, spec.outputs, spec.channels)]
     y = low.allocate(product([batch, channels, height, width]), ir.F32Type.get())
     grid = product([batch, outputs, index(spec.blocks)])
-    low.launch(kernel.name, grid, [*arguments, y, *counts, pitch, plane, height, width])
+    numbers = [*counts, pitch, plane, height, width, product([batch, height, width])]
+    low.launch(kernel.name, grid, [*arguments, y, *numbers])
     low.finish(op, y, low.sizes(view.result))

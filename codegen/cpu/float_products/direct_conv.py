@@ -1,14 +1,16 @@
 """Convolutions in f32 without a matrix of patches: `y[b, n] = bias[n] + sum of w[n, c, v] x[...]`.
 
     kernel (i, x: memref<?xf32>, w: memref<?xf32>, bias: memref<?xf32>, inputs: memref<?xf32>...,
-            y: memref<?xf32>, groups, outputs, channels, pitch, plane, height, width: index)
+            y: memref<?xf32>,
+            groups, outputs, channels, pitch, plane, height, width, rows: index)
 
 `x` are planes: an image with its zeros around it, one for each batch, channel and phase. A phase
 holds every s-th row and column, where s are the strides, so that what an output's neighbour reads
 lies next to what it reads. Rows of a plane are `pitch` elements apart, planes `plane`. The output
 at row r and column c then reads, for every tap of the window, element r * pitch + c + a constant:
 outputs are numbered so, p = r * pitch + c, and vectors run over p across the ends of rows. What
-lies between the rows is computed and not stored. `outputs` and `channels` are those of a group.
+lies between the rows is computed and not stored. `outputs` and `channels` are those of a group;
+`rows`, batch * height * width, is there for profiles.
 
 A register tile is some output channels times some vectors of p. `w` has for every block of channels
 [C][taps][channels]; groups have blocks of their own. The grid is `Kernel.grid(batch, blocks of
@@ -47,8 +49,8 @@ def direct_conv_kernel(spec: ConvSpec, epilogue: Epilogue | None = None) -> Kern
 
 def _emit(name: str, spec: ConvSpec, epilogue: Epilogue | None, module: Any, isa: Isa) -> None:
     count = 0 if epilogue is None else len(epilogue.reads)
-    arguments = [buffer("f32")] * (4 + count) + [INDEX] * 7
-    with function(module, isa, name, arguments) as (b, i, x, w, bias, *rest):
+    arguments = [buffer("f32")] * (4 + count) + [INDEX] * 8
+    with function(module, isa, name, arguments) as (b, i, x, w, bias, *rest, _):
         _Body(b, spec, epilogue, x, w, bias, rest[:count], *rest[count:]).emit(i)
 
 
