@@ -9,6 +9,8 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+MANY_DEPTHWISE_TAPS = 64
+
 
 @dataclass(frozen=True)
 class ConvSpec:
@@ -24,6 +26,12 @@ class ConvSpec:
     @property
     def phases(self) -> int:
         return prod(self.strides)
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether a channel is all that is read for one, by a window that a kernel can spell out
+        for some rows of outputs at a time."""
+        return self.outputs == self.channels == 1 and prod(self.window) <= MANY_DEPTHWISE_TAPS
 
     @property
     def block(self) -> int:
@@ -44,7 +52,8 @@ class ConvSpec:
             return "x".join(map(str, pair))
 
         steps = f"s{text(self.strides)}_d{text(self.dilations)}"
-        return f"direct_conv_n{self.block}_w{text(self.window)}_{steps}"
+        kind = "depthwise" if self.depthwise else f"n{self.block}"
+        return f"direct_conv_{kind}_w{text(self.window)}_{steps}"
 
     @property
     def packed_size(self) -> int:

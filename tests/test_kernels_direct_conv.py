@@ -7,9 +7,11 @@ from itertools import product
 
 import numpy as np
 import pytest
-from abqc.codegen.cpu.float_products.direct_conv import OUTPUTS, direct_conv_kernel
+from abqc.codegen.cpu.float_products.direct_conv import OUTPUTS
 from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import Jit
+from abqc.codegen.strategy import Kernel
+from abqc.codegen.targets.cpu import CpuTarget
 from abqc.dialects.conv_spec import ConvSpec
 from abqc.dialects.epilogue import Epilogue
 from kernel_cases import ISAS, compile_jit
@@ -29,6 +31,10 @@ CASES = [
     (ConvSpec(1, 4, 3, (3, 3), (1, 1), (1, 1)), (1, 31, 31), (0, 0, 0, 0)),
     (ConvSpec(2, 1, 1, (3, 3), (1, 1), (1, 1)), (1, 40, 31), (1, 1, 1, 1)),
     (ConvSpec(6, 1, 1, (5, 5), (2, 2), (1, 1)), (1, 9, 11), (2, 3, 2, 3)),
+    (ConvSpec(5, 1, 1, (7, 7), (1, 1), (1, 1)), (2, 10, 10), (3, 3, 3, 3)),
+    (ConvSpec(3, 1, 1, (3, 2), (3, 2), (2, 3)), (1, 70, 80), (1, 0, 2, 1)),
+    (ConvSpec(2, 1, 1, (9, 9), (1, 1), (1, 1)), (1, 21, 37), (4, 4, 4, 4)),
+    (ConvSpec(2, 1, 1, (1, 5), (1, 1), (1, 1)), (1, 1, 300), (0, 2, 0, 2)),
     (ConvSpec(3, 4, 2, (3, 3), (2, 1), (2, 1)), (1, 12, 9), (1, 1, 1, 1)),
     (ConvSpec(1, 3, 4, (1, 7), (1, 3), (1, 2)), (2, 2, 40), (0, 3, 0, 1)),
 ]
@@ -54,7 +60,13 @@ EPILOGUE = Epilogue(
 
 @cache
 def jit(isa: Isa, spec: ConvSpec, epilogue: Epilogue | None = None) -> Jit:
-    return compile_jit(isa, [direct_conv_kernel(spec, epilogue)])
+    return compile_jit(isa, [kernel_of(spec, epilogue)])
+
+
+def kernel_of(spec: ConvSpec, epilogue: Epilogue | None) -> Kernel:
+    kernel = CpuTarget().direct_conv(spec, epilogue)
+    assert kernel is not None
+    return kernel
 
 
 def planes_of(x: np.ndarray, spec: ConvSpec, pads: tuple[int, int, int, int]) -> np.ndarray:
@@ -115,12 +127,13 @@ def test_agrees(
     planes = planes_of(x, spec, pads)
     rows, pitch = planes.shape[3:]
     height, width = expected.shape[2:]
+    reach = height if spec.depthwise else (height - 1) * pitch + width
     y = np.full(expected.size + 16, np.nan, np.float32)
-    kernel = direct_conv_kernel(spec, epilogue)
+    kernel = kernel_of(spec, epilogue)
     counts = spec.groups, spec.outputs, spec.channels
     jit(isa, spec, epilogue).run(
         kernel.name,
-        kernel.grid(batch, (height - 1) * pitch + width, spec.blocks),
+        kernel.grid(batch, reach, spec.blocks),
         [
             *(planes.reshape(-1), spec.pack_weight(w), bias),
             *(each.reshape(-1) for each in inputs),

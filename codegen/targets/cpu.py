@@ -19,6 +19,7 @@ from ...dialects.norm_spec import NormSpec
 from ...dialects.scan_spec import ScanSpec
 from ..cpu.float_products.batch_matmul import Stored, batch_matmul_kernels
 from ..cpu.float_products.cache_rows import CacheRows
+from ..cpu.float_products.depthwise_conv import depthwise_conv_kernel
 from ..cpu.float_products.dequantize import Dequantize
 from ..cpu.float_products.direct_conv import direct_conv_kernel
 from ..cpu.float_products.matmul import FloatMatmul
@@ -159,7 +160,8 @@ class CpuTarget:
 
     def direct_conv(self, spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernel | None:
         """The kernel of a convolution in float, which reads planes (passes/direct_conv.py)."""
-        return direct_conv_kernel(spec, epilogue)
+        make = depthwise_conv_kernel if spec.depthwise else direct_conv_kernel
+        return make(spec, epilogue)
 
     def polyphase(self, strides: tuple[int, int]) -> Kernel | None:
         """The kernel that makes the planes which a convolution with these strides reads."""

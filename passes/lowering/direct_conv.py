@@ -31,7 +31,7 @@ def lower_polyphase(low: Lowering, op: ir.Operation) -> None:
 
 
 def lower_direct_conv(low: Lowering, op: ir.Operation) -> None:
-    """Outputs are numbered by the planes' pitch, as the kernel does."""
+    """Outputs are numbered by the planes' pitch, as the kernel does, or counted in rows."""
     view = op.opview
     spec = conv_spec(view)
     further = epilogue_inputs(view)
@@ -44,12 +44,12 @@ def lower_direct_conv(low: Lowering, op: ir.Operation) -> None:
     height, width = view.height, view.width
     channels = index(spec.groups * spec.outputs)
     above = arith.MulIOp(arith.SubIOp(height, index(1)).result, pitch).result
-    outputs = ceil_div(arith.AddIOp(above, width).result, kernel.block[1])
+    reach = height if spec.depthwise else arith.AddIOp(above, width).result
     plane = arith.MulIOp(rows, pitch).result
     arguments = [low.buffer(value) for value in (view.planes, view.w, view.bias, *further)]
     counts = [index(count) for count in (spec.groups, spec.outputs, spec.channels)]
     y = low.allocate(product([batch, channels, height, width]), ir.F32Type.get())
-    grid = product([batch, outputs, index(spec.blocks)])
+    grid = product([batch, ceil_div(reach, kernel.block[1]), index(spec.blocks)])
     numbers = [*counts, pitch, plane, height, width, product([batch, height, width])]
     low.launch(kernel.name, grid, [*arguments, y, *numbers])
     low.finish(op, y, low.sizes(view.result))

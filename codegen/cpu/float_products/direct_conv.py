@@ -22,20 +22,19 @@ one, which reads `inputs`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from typing import Any
 
 from abqc.codegen.builder import INDEX, Builder, Value, buffer, function
-from abqc.codegen.epilogue import apply_epilogue
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel
 from abqc.dialects.conv_spec import ConvSpec
-from abqc.dialects.epilogue import Epilogue, Read
+from abqc.dialects.epilogue import Epilogue
 
-from .tile import broadcast, cover, multiply_add
+from .finish import Finish
+from .tile import broadcast, cover, cover_by_tiles, multiply_add
 
 OUTPUTS = 768  # of a grid index
 MANY_TAPS = 16  # a window with more is a loop over its rows
@@ -51,18 +50,18 @@ def _emit(name: str, spec: ConvSpec, epilogue: Epilogue | None, module: Any, isa
     count = 0 if epilogue is None else len(epilogue.reads)
     arguments = [buffer("f32")] * (4 + count) + [INDEX] * 8
     with function(module, isa, name, arguments) as (b, i, x, w, bias, *rest, _):
-        _Body(b, spec, epilogue, x, w, bias, rest[:count], *rest[count:]).emit(i)
+        finish = Finish(b, epilogue, rest[:count], isa.lanes(32))
+        _Body(b, spec, finish, x, w, bias, *rest[count:]).emit(i)
 
 
 @dataclass
 class _Body:
     b: Builder
     spec: ConvSpec
-    epilogue: Epilogue | None
+    finish: Finish
     x: Value
     w: Value
     bias: Value
-    inputs: list[Value]
     y: Value
     groups: Value
     outputs: Value
@@ -92,28 +91,11 @@ class _Body:
         channel = group * self.outputs + block % per_group * spec.block
         planes = (batch * self.groups + group) * (self.channels * spec.phases)
         last = b.min(first + OUTPUTS, reach)
-        step = self.vectors * self.lanes
-        stop = first + (last - first) // step * step
         for begin in range(0, spec.block, self.at_once):
             count = min(self.at_once, spec.block - begin)
             tile = partial(self._tile, planes, block, channel, begin, count, first)
-            with b.loop(first, stop, step) as tiles:
-                tile(tiles.i, [None] * self.vectors)
-            self._rest(stop, last, tile)
+            cover_by_tiles(b, first, last, self.lanes, self.vectors, tile)
         self._store(batch, channel, group, first, last)
-
-    def _rest(
-        self, begin: Value, end: Value, tile: Callable[[Value, list[Value | None]], None]
-    ) -> None:
-        """A tile of the outputs from `begin` on, fewer than a whole one has: as narrow as may be
-        of some widths."""
-        b, lanes, rest = self.b, self.lanes, end - begin
-        widths = [*(2**i for i in range(4) if 2**i < self.vectors), self.vectors]
-        for below, vectors in zip([0, *widths], widths, strict=False):
-            with b.when((rest > below * lanes) & (rest <= vectors * lanes)):
-                partly = range(below, vectors)
-                masks = [b.mask(lanes, rest - v * lanes) for v in partly]
-                tile(begin, [*[None] * below, *masks])
 
     def _tile(
         self,
@@ -188,7 +170,9 @@ class _Body:
         channels = b.min((group + 1) * self.outputs - channel, spec.block)
         with b.loop(0, channels) as n:
             image = batch * (self.groups * self.outputs) + channel + n.i
-            steady = self._steady(batch, channel + n.i, image)
+            steady = self.finish.steady(
+                {"sample channel": image, "channel": channel + n.i, "sample": batch, "one": 0}
+            )
             with b.loop(first // self.pitch, (last + (self.pitch - 1)) // self.pitch) as rows:
                 begin = b.max(rows.i * self.pitch, first)
                 end = b.min(rows.i * self.pitch + self.width, last)
@@ -199,33 +183,6 @@ class _Body:
                     at: Value, mask: Value | None, to: Value = to, source: Value = source
                 ) -> None:
                     value = b.load(self.scratch, source + at, lanes, mask)
-                    b.store(self._finished(value, steady, to + at, mask), self.y, to + at, mask)
+                    b.store(self.finish(value, steady, to + at, mask), self.y, to + at, mask)
 
                 cover(b, begin, end, lanes, store)
-
-    def _steady(self, batch: Value, channel: Value, image: Value) -> list[Value | None]:
-        """The epilogue's inputs that are the same for all outputs of an image's channel; None for
-        the others."""
-        places: dict[Read, Value | int] = {
-            "sample channel": image,
-            "channel": channel,
-            "sample": batch,
-            "one": 0,
-        }
-        reads = self.epilogue.reads if self.epilogue is not None else ()
-        return [
-            None if read == "element" else broadcast(self.b, source, places[read], self.lanes)
-            for source, read in zip(self.inputs, reads, strict=True)
-        ]
-
-    def _finished(
-        self, value: Value, steady: list[Value | None], at: Value, mask: Value | None
-    ) -> Value:
-        """What the epilogue makes of the outputs from `at` on."""
-        if self.epilogue is None:
-            return value
-        inputs = [
-            self.b.load(source, at, self.lanes, mask) if known is None else known
-            for source, known in zip(self.inputs, steady, strict=True)
-        ]
-        return apply_epilogue(self.epilogue, value, inputs)
