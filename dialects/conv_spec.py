@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MANY_DEPTHWISE_TAPS = 64
+BLOCKS = (8, 6, 4)  # of more than two channels
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,11 @@ class ConvSpec:
     @property
     def block(self) -> int:
         """Output channels of a register tile, the same for all instruction sets: with 8 of them
-        accumulators fit 32 registers."""
-        return next((block for block in (1, 2, 4) if self.outputs <= block), 8)
+        accumulators fit 32 registers. Fewer where a multiple of 8 would be mostly more channels
+        than there are: all blocks read the image, which counts as half a channel each."""
+        if self.outputs <= 2:
+            return self.outputs
+        return min(BLOCKS, key=lambda block: -(-self.outputs // block) * (block + 0.5))
 
     @property
     def blocks(self) -> int:
