@@ -96,7 +96,8 @@ static abqc_block *find(const abqc_arena *arena, size_t lines) {
     bool fits = same && same->lines >= lines;
     if (fits && same->above) return same;
     abqc_block *other = first_of(arena, p.class, arena->bins[p.class] & (uint32_t)(0xfeu << p.bin));
-    return other && (other->above || !fits) ? other : fits ? same : NULL;
+    if (!fits) return other;
+    return other && other->above ? other : same;
 }
 
 static abqc_block *block_at(void *line) { return line; }
