@@ -37,8 +37,8 @@ class ConvSpec:
     @property
     def block(self) -> int:
         """Output channels of a register tile, the same for all instruction sets: with 8 of them
-        accumulators fit 32 registers. Fewer where a multiple of 8 would be mostly more channels
-        than there are: all blocks read the image, which counts as half a channel each."""
+        accumulators fit 32 registers. Fewer where less is filled up so: the cost of a block is
+        that of its channels, and about half a channel's for reading the image."""
         if self.outputs <= 2:
             return self.outputs
         return min(BLOCKS, key=lambda block: -(-self.outputs // block) * (block + 0.5))
