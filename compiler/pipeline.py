@@ -45,6 +45,7 @@ QUANTIZE = (
     "decompose-conv",
     "resolve-dims",
     "func.func(resolve-shaped-type-result-dims,linalg-fuse-elementwise-ops,canonicalize,cse)",
+    "fuse-epilogues",
     "pack-layouts",
     "decompose-gather",
     TIDY,  # packs of one activation for several matmuls become one

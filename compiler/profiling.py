@@ -24,9 +24,9 @@ class Row:
     """What a node or a kernel takes in a run: launches and seconds (the median of the runs).
 
     `parts` are the kernels of a node, the nodes of a kernel. `bytes` of weights are read; None for
-    rows of a table. `operations` are those of products with weights, a multiply-add is two. `limit`
-    is how long these take on the machine that the cost model describes: the longer of the
-    arithmetic and of reading the weights; None where nothing is known.
+    rows of a table. `operations` are those of products and convolutions with weights, a
+    multiply-add is two. `limit` is how long these take on the machine that the cost model
+    describes: the longer of the arithmetic and of reading the weights; None where nothing is known.
     """
 
     name: str
@@ -175,7 +175,8 @@ class _Limits:
     def __init__(self, manifest: Mapping[str, Any], isa: str, threads: int) -> None:
         self._model = AnalyticModel()
         self.machine = self._model.machine
-        self._products = {op["symbol"]: op for op in manifest["ops"] if "symbol" in op}
+        listed = [*manifest["ops"], *manifest["float"]]
+        self._products = {op["symbol"]: op for op in listed if "symbol" in op}
         self._working_set = manifest["bytes"]["weights"]
         # What tiles do beyond avx512 is not described.
         self._isa = "avx512" if isa == "amx" else isa

@@ -100,6 +100,7 @@ def _bitplane(f: MatmulFeatures, rates: IsaRates) -> float:
 
 COMPUTE: dict[str, Callable[[MatmulFeatures, IsaRates], float]] = {
     "float": _float,
+    "direct": _float,
     "dequantize": _dequantize,
     "int8": _int8,
     "bitplane": _bitplane,

@@ -341,32 +341,6 @@ class ConvOp(VerifiedOperation, name="conv", traits=[ext.Pure]):
         _check_scales(op)
 
 
-class DirectConvOp(VerifiedOperation, name="direct_conv", traits=[ext.Pure]):
-    """A convolution of images, B x N x `height` x `width`, by a kernel that reads planes of them.
-
-    `planes` are B x (C * phases) x rows x pitch: the image with its zeros, cut into phases by the
-    strides. `w` is what the kernel's layout makes of the weight.
-    """
-
-    planes: Tensor
-    w: Tensor
-    bias: Tensor
-    height: ext.Operand[ir.IndexType]
-    width: ext.Operand[ir.IndexType]
-    kernel: ir.StringAttr
-    groups: ir.IntegerAttr
-    phases: ir.IntegerAttr
-    blocks: ir.IntegerAttr  # of output channels, in all groups
-    result: TensorResult
-
-    @staticmethod
-    def check(op: Any) -> None:
-        planes, y = shape(op.planes), shape(op.result)
-        _require(len(planes) == len(y) == 4, "planes and the result have rank 4")
-        _require(len(shape(op.w)) == 1, "w is packed")
-        _require(shape(op.bias) == [y[1]], f"bias must have {y[1]} elements")
-
-
 class GatherOp(VerifiedOperation, name="gather", traits=[ext.Pure]):
     """Rows of a table: `y[i..., :] = table[indices[i...], :]`, dequantized if the table has codes.
 

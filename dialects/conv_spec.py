@@ -9,6 +9,9 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+MANY_DEPTHWISE_TAPS = 64
+BLOCKS = (8, 6, 4)  # of more than two channels
+
 
 @dataclass(frozen=True)
 class ConvSpec:
@@ -26,10 +29,19 @@ class ConvSpec:
         return prod(self.strides)
 
     @property
+    def depthwise(self) -> bool:
+        """Whether a channel is all that is read for one, by a window that a kernel can spell out
+        for some rows of outputs at a time."""
+        return self.outputs == self.channels == 1 and prod(self.window) <= MANY_DEPTHWISE_TAPS
+
+    @property
     def block(self) -> int:
         """Output channels of a register tile, the same for all instruction sets: with 8 of them
-        accumulators fit 32 registers."""
-        return next((block for block in (1, 2, 4) if self.outputs <= block), 8)
+        accumulators fit 32 registers. Fewer where less is filled up so: the cost of a block is
+        that of its channels, and about half a channel's for reading the image."""
+        if self.outputs <= 2:
+            return self.outputs
+        return min(BLOCKS, key=lambda block: -(-self.outputs // block) * (block + 0.5))
 
     @property
     def blocks(self) -> int:
@@ -44,7 +56,8 @@ class ConvSpec:
             return "x".join(map(str, pair))
 
         steps = f"s{text(self.strides)}_d{text(self.dilations)}"
-        return f"direct_conv_n{self.block}_w{text(self.window)}_{steps}"
+        kind = "depthwise" if self.depthwise else f"n{self.block}"
+        return f"direct_conv_{kind}_w{text(self.window)}_{steps}"
 
     @property
     def packed_size(self) -> int:

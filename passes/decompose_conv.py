@@ -52,12 +52,10 @@ def pad(
     type_: ir.RankedTensorType,
     low: list[int],
     high: list[int],
-    dynamic: list[ir.Value],
     value: Callable[[], ir.Value],
 ) -> ir.Value:
-    """`x` with what `value` emits around it; `dynamic` are the ends of `high` that only a run
-    knows."""
-    padded = tensor.PadOp(type_, x, [], dynamic, low, high).operation
+    """`x` with what `value` emits around it."""
+    padded = tensor.PadOp(type_, x, [], [], low, high).operation
     indices = [ir.IndexType.get()] * type_.rank
     block = padded.regions[0].blocks.append(*indices, arg_locs=[padded.location] * type_.rank)
     with ir.InsertionPoint(block):
@@ -161,7 +159,7 @@ class Conv:
             for s, before, after in zip(type_.shape, low, high, strict=True)
         ]
         padded = ir.RankedTensorType.get(shape, type_.element_type)
-        return pad(self.x, padded, low, high, [], self._zero)
+        return pad(self.x, padded, low, high, self._zero)
 
     def _zero(self) -> ir.Value:
         if self.quantize is not None and abq.holds_codes(self.x):

@@ -54,6 +54,7 @@ PASS_FILES = (
     "fuse_bias",
     "fuse_caches",
     "fuse_concat",
+    "fuse_epilogues",
     "fuse_norm",
     "fuse_norm_pack",
     "guard_divisions",

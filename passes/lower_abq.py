@@ -21,7 +21,7 @@ from .loops.constant_values import zeros_symbol
 from .lowering.arg_extreme import lower_arg_extreme
 from .lowering.attention import lower_attention
 from .lowering.cache_buffers import buffer_of
-from .lowering.direct_conv import lower_direct_conv
+from .lowering.direct_conv import lower_direct_conv, lower_polyphase
 from .lowering.non_max_suppression_loops import non_max_suppression_loops
 from .lowering.norm import lower_norm, lower_norm_pack, lower_softmax
 from .lowering.rules import Lowering, by_rows, ceil_div, contiguous, dynamic, product
@@ -329,6 +329,7 @@ _RULES: dict[str, Rule] = {
     "abq.softmax": lower_softmax,
     "abq.arg_extreme": lower_arg_extreme,
     "abq.scan": lower_scan,
+    "abq.polyphase": lower_polyphase,
     "abq.direct_conv": lower_direct_conv,
     "abq.selective_scan": lower_selective_scan,
     "abq.scatter": _on_device_or(lower_scatter, scatter_loops),

@@ -123,9 +123,17 @@ def _selective_scan(op: ir.Operation, axis: int) -> ir.Value | None:
 
 
 def _direct_conv(op: ir.Operation, axis: int) -> ir.Value | None:
-    """Samples are those of the planes, channels are static."""
+    """Samples are those of the planes, channels are static, the last axis is the width."""
     view = op.opview
-    return (None, None, view.height, view.width)[axis] or dimension_or_query(view.planes, 0)
+    if axis == 0:
+        return dimension_or_query(view.planes, 0)
+    return view.width if axis == len(abq.shape(view.result)) - 1 else view.height
+
+
+def _polyphase(op: ir.Operation, axis: int) -> ir.Value | None:
+    """Samples are those of the image, planes are static."""
+    view = op.opview
+    return (None, None, view.rows, view.pitch)[axis] or dimension_or_query(view.x, 0)
 
 
 _RULES = {
@@ -147,6 +155,7 @@ _RULES = {
     "abq.dequantize": _of_first_operand,
     "abq.fake_quantize": _of_first_operand,
     "abq.direct_conv": _direct_conv,
+    "abq.polyphase": _polyphase,
     "abq.gather": _gather,
     "abq.scatter": _of_first_operand,
     "abq.top_k": _top_k,

@@ -7,10 +7,13 @@ from itertools import product
 
 import numpy as np
 import pytest
-from abqc.codegen.cpu.float_products.direct_conv import OUTPUTS, direct_conv_kernel
+from abqc.codegen.cpu.float_products.direct_conv import OUTPUTS
 from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import Jit
+from abqc.codegen.strategy import Kernel
+from abqc.codegen.targets.cpu import CpuTarget
 from abqc.dialects.conv_spec import ConvSpec
+from abqc.dialects.epilogue import Epilogue
 from kernel_cases import ISAS, compile_jit
 
 # The specification, batch, height and width, zeros around: begins, then ends.
@@ -18,18 +21,56 @@ CASES = [
     (ConvSpec(1, 13, 5, (3, 3), (1, 1), (1, 1)), (2, 19, 33), (1, 2, 0, 1)),
     (ConvSpec(1, 8, 3, (3, 3), (1, 1), (1, 1)), (1, 30, 80), (1, 1, 1, 1)),
     (ConvSpec(1, 20, 7, (1, 1), (1, 1), (1, 1)), (1, 1, OUTPUTS + 5), (0, 0, 0, 0)),
+    # A last tile of every width.
+    *(
+        (ConvSpec(1, outputs, 3, (1, 1), (1, 1), (1, 1)), (1, 1, 16 * k + 3), (0, 0, 0, 0))
+        for outputs in (1, 9)
+        for k in range(9)
+    ),
     # More outputs than a grid index has, which no step of a tile divides.
     (ConvSpec(1, 4, 3, (3, 3), (1, 1), (1, 1)), (1, 31, 31), (0, 0, 0, 0)),
     (ConvSpec(2, 1, 1, (3, 3), (1, 1), (1, 1)), (1, 40, 31), (1, 1, 1, 1)),
     (ConvSpec(6, 1, 1, (5, 5), (2, 2), (1, 1)), (1, 9, 11), (2, 3, 2, 3)),
+    *(
+        (ConvSpec(2, n, 3, (2, 2), (1, 1), (1, 1)), (1, 9, 11), (1, 0, 0, 1))
+        for n in (3, 5, 10, 12)
+    ),
+    (ConvSpec(5, 1, 1, (7, 7), (1, 1), (1, 1)), (2, 10, 10), (3, 3, 3, 3)),
+    (ConvSpec(3, 1, 1, (3, 2), (3, 2), (2, 3)), (1, 70, 80), (1, 0, 2, 1)),
+    (ConvSpec(2, 1, 1, (9, 9), (1, 1), (1, 1)), (1, 21, 37), (4, 4, 4, 4)),
+    (ConvSpec(2, 1, 1, (1, 5), (1, 1), (1, 1)), (1, 1, 300), (0, 2, 0, 2)),
     (ConvSpec(3, 4, 2, (3, 3), (2, 1), (2, 1)), (1, 12, 9), (1, 1, 1, 1)),
     (ConvSpec(1, 3, 4, (1, 7), (1, 3), (1, 2)), (2, 2, 40), (0, 3, 0, 1)),
 ]
 
 
+# tanh(y + e) * s + c * b - one: inputs of all kinds.
+EPILOGUE = Epilogue(
+    """func.func @epilogue(%y: f32, %e: f32, %s: f32, %c: f32, %b: f32, %one: f32) -> f32 {
+      %half = arith.constant 0.5 : f32
+      %1 = arith.addf %y, %e : f32
+      %2 = math.tanh %1 : f32
+      %3 = arith.mulf %2, %s : f32
+      %4 = arith.mulf %c, %b : f32
+      %5 = arith.addf %3, %4 : f32
+      %small = arith.cmpf olt, %5, %half : f32
+      %6 = arith.select %small, %5, %half : f32
+      %7 = arith.subf %6, %one : f32
+      return %7 : f32
+    }""",
+    ("element", "sample channel", "channel", "sample", "one"),
+)
+
+
 @cache
-def jit(isa: Isa, spec: ConvSpec) -> Jit:
-    return compile_jit(isa, [direct_conv_kernel(spec)])
+def jit(isa: Isa, spec: ConvSpec, epilogue: Epilogue | None = None) -> Jit:
+    return compile_jit(isa, [kernel_of(spec, epilogue)])
+
+
+def kernel_of(spec: ConvSpec, epilogue: Epilogue | None) -> Kernel:
+    kernel = CpuTarget().direct_conv(spec, epilogue)
+    assert kernel is not None
+    return kernel
 
 
 def planes_of(x: np.ndarray, spec: ConvSpec, pads: tuple[int, int, int, int]) -> np.ndarray:
@@ -64,8 +105,13 @@ def convolved(
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 @pytest.mark.parametrize(("spec", "size", "pads"), CASES, ids=str)
+@pytest.mark.parametrize("epilogue", [None, EPILOGUE], ids=["alone", "epilogue"])
 def test_agrees(
-    isa: Isa, spec: ConvSpec, size: tuple[int, int, int], pads: tuple[int, int, int, int]
+    isa: Isa,
+    spec: ConvSpec,
+    size: tuple[int, int, int],
+    pads: tuple[int, int, int, int],
+    epilogue: Epilogue | None,
 ) -> None:
     rng = np.random.default_rng(0)
     batch, *image = size
@@ -75,18 +121,27 @@ def test_agrees(
     bias = rng.standard_normal(n, np.float32)
     expected = convolved(x, w, spec, pads) + bias[:, None, None]
     allowed = 1e-6 * (convolved(abs(x), abs(w), spec, pads) + abs(bias)[:, None, None])
+    inputs: list[np.ndarray] = []
+    if epilogue is not None:
+        shapes = (expected.shape, (batch, n, 1, 1), (n, 1, 1), (batch, 1, 1, 1), (1,))
+        inputs = [rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes]
+        e, s, c, b, one = inputs
+        expected = np.minimum(np.tanh(expected + e) * s + c * b, 0.5) - one
+        allowed += 1e-6
     planes = planes_of(x, spec, pads)
     rows, pitch = planes.shape[3:]
     height, width = expected.shape[2:]
+    reach = height if spec.depthwise else (height - 1) * pitch + width
     y = np.full(expected.size + 16, np.nan, np.float32)
-    kernel = direct_conv_kernel(spec)
+    kernel = kernel_of(spec, epilogue)
     counts = spec.groups, spec.outputs, spec.channels
-    jit(isa, spec).run(
+    jit(isa, spec, epilogue).run(
         kernel.name,
-        kernel.grid(batch, (height - 1) * pitch + width, spec.blocks),
+        kernel.grid(batch, reach, spec.blocks),
         [
-            *(planes.reshape(-1), spec.pack_weight(w), bias, y[:-16]),
-            *(*counts, pitch, rows * pitch, height, width),
+            *(planes.reshape(-1), spec.pack_weight(w), bias),
+            *(each.reshape(-1) for each in inputs),
+            *(y[:-16], *counts, pitch, rows * pitch, height, width, batch * height * width),
         ],
     )
     assert np.isnan(y[-16:]).all()

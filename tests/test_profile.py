@@ -10,12 +10,14 @@ from typing import Any
 
 import abqc
 import numpy as np
+import onnx
 import pytest
 from abqc.compiler import cli
 from abqc.compiler.profiling import Row, alike, break_down, profile_runs, trace
 from abqc.errors import AbqcError, InputError
 from abqc.runtime.model import Model
 from abqc.runtime.profile import LAUNCH, Profile
+from front_end import image_graph
 
 DIGITS = Path(__file__).parent / "models" / "data" / "digits_mlp.onnx"
 
@@ -58,6 +60,21 @@ def test_a_run_notes_its_launches_in_order(model: Model, threads: int) -> None:
             seen[entry["node"]] = entry["bytes"]
     assert seen.keys() == products.keys()
     assert all(seen[node] >= products[node]["bytes"] for node in seen)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_convolutions_have_operations_and_limits(groups: int, tmp_path: Path) -> None:
+    graph = image_graph.Graph(channels=8)
+    weight, attributes = graph.constant(16, 8 // groups, 3, 3), {"group": groups, "strides": [2, 2]}
+    graph.add("Conv", "x", weight, name="conv", **attributes)
+    onnx.save(graph.model(), tmp_path / "model.onnx")
+    model = abqc.compile(tmp_path / "model.onnx", cpu="native")
+    (feeds,) = image_graph.images(graph, (3, 8, 41, 33))
+    runs, spans = profile_runs(lambda profile: model.run(feeds, profile=profile), 0.0)
+    found = break_down(model.manifest, runs, spans, isa="avx2", threads=1)
+    (row,) = [row for row in found.kernels if row.name.startswith("direct_conv")]
+    assert row.operations == 2 * (3 * 20 * 16) * 16 * (8 // groups * 9)
+    assert row.limit is not None and row.limit > 0
 
 
 def test_each_run_begins_anew(model: Model) -> None:
@@ -109,6 +126,7 @@ TABLE = {
         {"symbol": "up", "n": 32, "k": 32, "weight": "float", "activation": "f32",
          "strategy": "float", "bytes": 4096}
     ],
+    "float": [],
     "bytes": {"weights": 50 << 20},
 }  # fmt: skip
 

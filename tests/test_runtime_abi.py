@@ -196,6 +196,11 @@ int main(void) {
     if (!abqc_arena_alloc(&arena, capacity - 4096) || arena.capacity != capacity)
         printf("in pieces\n");
     abqc_arena_begin(&arena);
+    void *most = abqc_arena_alloc(&arena, capacity / 4 * 3);
+    abqc_arena_alloc(&arena, 64);
+    abqc_arena_free(&arena, most);
+    if (abqc_arena_alloc(&arena, capacity / 8) != most) printf("memory not used before\n");
+    abqc_arena_begin(&arena);
     if (abqc_arena_alloc(&arena, (size_t)1 << 46)) printf("more than there is\n");
     abqc_arena_destroy(&arena);
     printf("done\n");

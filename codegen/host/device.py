@@ -58,7 +58,7 @@ class DeviceHost(Host):
         )
         op.results[0].replace_all_uses_with(_from_bits(call.results[0], element))
 
-    def _site(self, op: ir.Operation, number: int) -> None:
+    def _site(self, op: ir.Operation, name: str, number: int) -> None:
         """Launches on a GPU are not timed here."""
 
     def _launch(self, op: ir.Operation, name: str, slots: Slots) -> None:

@@ -9,7 +9,14 @@ from typing import Any
 
 from ...dialects.mlir import arith, func, ir, memref
 from ...passes.infrastructure import defining_op, main_function, node_name, walk
-from ...passes.kernels.launch import APPEND, KERNEL, LOOPS, kernel_names, launched_kernel
+from ...passes.kernels.launch import (
+    APPEND,
+    DIRECT_CONV,
+    KERNEL,
+    LOOPS,
+    kernel_names,
+    launched_kernel,
+)
 from ...passes.resolve_dims import index
 
 _LOOPS = ("scf.for", "scf.while")
@@ -49,7 +56,7 @@ class Host:
         slots = self._slots(max((self._count(op) for op, _ in launches), default=1))
         for number, (op, name) in enumerate(launches):
             with ir.InsertionPoint(op), op.location:
-                self._site(op, number)
+                self._site(op, name, number)
                 self._launch(op, name, slots)
             op.erase()
         for op in walk(self.main):
@@ -93,9 +100,12 @@ class Host:
             address = self._integer(memref.ExtractAlignedPointerAsIndexOp(buffer).result)
             return Slots(buffer, address, [index(position) for position in range(count)])
 
-    def _site(self, op: ir.Operation, number: int) -> None:
+    def _site(self, op: ir.Operation, name: str, number: int) -> None:
         """Says which launch comes, for a run that is profiled."""
-        rows = op.operands[-2] if _is_product(op) else index(0)
+        if name.startswith(DIRECT_CONV):
+            rows = op.operands[-1]
+        else:
+            rows = op.operands[-2] if _is_product(op) else index(0)
         self._call("abqc_rt_site", [self.context, self._constant(number), self._integer(rows)])
 
     def _launch(self, op: ir.Operation, name: str, slots: Slots) -> None:

@@ -12,6 +12,7 @@ from abqc.costmodel.load import model_for
 from abqc.costmodel.ranking import Ranking
 from abqc.dialects.cache_formats import CacheFormat
 from abqc.dialects.conv_spec import ConvSpec
+from abqc.dialects.epilogue import Epilogue
 from abqc.dialects.formats import Float, Scheme, parse_scheme
 
 from ...dialects.norm_spec import NormSpec
@@ -20,10 +21,12 @@ from ..cpu.attention.kernels import attention_kernels
 from ..cpu.attention.spec import AttentionSpec
 from ..cpu.float_products.batch_matmul import batch_matmul_kernels
 from ..cpu.float_products.cache_rows import CacheRows
+from ..cpu.float_products.depthwise_conv import depthwise_conv_kernel
 from ..cpu.float_products.dequantize import Dequantize
 from ..cpu.float_products.direct_conv import direct_conv_kernel
 from ..cpu.float_products.matmul import FloatMatmul
 from ..cpu.float_products.matrix import Stored
+from ..cpu.float_products.polyphase import polyphase_kernel
 from ..cpu.gather import TableLayout, table_layout
 from ..cpu.gather_panels import panel_gather_kernel
 from ..cpu.int8.strategy import Int8Strategy
@@ -186,9 +189,14 @@ class CpuTarget:
         """The kernel of `abq.selective_scan`."""
         return selective_scan_kernel(spec)
 
-    def direct_conv(self, spec: ConvSpec) -> Kernel | None:
+    def direct_conv(self, spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernel | None:
         """The kernel of a convolution in float, which reads planes (passes/direct_conv.py)."""
-        return direct_conv_kernel(spec)
+        make = depthwise_conv_kernel if spec.depthwise else direct_conv_kernel
+        return make(spec, epilogue)
+
+    def polyphase(self, strides: tuple[int, int]) -> Kernel | None:
+        """The kernel that makes the planes which a convolution with these strides reads."""
+        return polyphase_kernel(strides)
 
     def norm_pack(
         self,

@@ -11,6 +11,7 @@ from abqc.costmodel.load import model_for
 from abqc.costmodel.ranking import Ranking
 from abqc.dialects.cache_formats import CacheFormat
 from abqc.dialects.conv_spec import ConvSpec
+from abqc.dialects.epilogue import Epilogue
 from abqc.dialects.formats import Float, Scheme, parse_scheme
 
 from ...dialects.norm_spec import MAX_COLUMNS, NormSpec
@@ -202,8 +203,11 @@ class CudaTarget:
         """The kernel of a normalization of rows."""
         return norm_kernel(spec)
 
-    def direct_conv(self, spec: ConvSpec) -> None:
+    def direct_conv(self, spec: ConvSpec, epilogue: Epilogue | None = None) -> None:
         """None: convolutions are products with patches."""
+
+    def polyphase(self, strides: tuple[int, int]) -> None:
+        """None: no convolution reads planes."""
 
     def norm_pack(
         self,

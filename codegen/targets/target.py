@@ -9,6 +9,7 @@ import numpy as np
 
 from ...dialects.cache_formats import CacheFormat
 from ...dialects.conv_spec import ConvSpec
+from ...dialects.epilogue import Epilogue
 from ...dialects.formats import Float, QuantizedTensor, Scheme
 from ...dialects.norm_spec import NormSpec
 from ...dialects.scan_spec import ScanSpec
@@ -101,8 +102,12 @@ class Target(Protocol):
         """The kernel of `abq.selective_scan`."""
         ...
 
-    def direct_conv(self, spec: ConvSpec) -> Kernel | None:
+    def direct_conv(self, spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernel | None:
         """The kernel of a convolution in float that reads planes (passes/direct_conv.py)."""
+        ...
+
+    def polyphase(self, strides: tuple[int, int]) -> Kernel | None:
+        """The kernel that makes the planes which a convolution with these strides reads."""
         ...
 
     def norm_pack(

@@ -19,6 +19,10 @@ KERNEL_SHARED = "abq.shared"
 # how many elements one grid index touches.
 LOOPS = "loops_"
 
+# Prefix of the kernels of convolutions over planes (dialects/conv_spec.py). Their last argument,
+# which they do not read either, says how many outputs a channel has in all samples.
+DIRECT_CONV = "direct_conv_"
+
 # Prefix of the functions that append to a cache, one per element type and rank
 # (codegen/host/entry.py).
 APPEND = "abqc_append."

@@ -1,31 +1,55 @@
-"""`abq.direct_conv` becomes one launch."""
+"""`abq.polyphase` and `abq.direct_conv` become one launch each."""
 
 from __future__ import annotations
 
 from abqc.dialects import abq
+from abqc.dialects.abq_conv import conv_spec, epilogue_inputs, epilogue_maps
 from abqc.dialects.mlir import arith, ir
 
+from ..loops.epilogues import epilogue, inputs_of
 from ..resolve_dims import index
 from .rules import Lowering, ceil_div, product
 
 
-def lower_direct_conv(low: Lowering, op: ir.Operation) -> None:
-    """Outputs are numbered by the planes' pitch, as the kernel does."""
+def lower_polyphase(low: Lowering, op: ir.Operation) -> None:
+    """An index of the grid has some rows of all phases of a channel."""
     view = op.opview
-    kernel = low.unit.kernels[ir.StringAttr(view.kernel).value]
+    strides, before = (
+        tuple(ir.DenseI64ArrayAttr(op.attributes[name])) for name in ("strides", "before")
+    )
+    kernel = low.unit.known_target.polyphase(strides)
+    assert kernel is not None, "direct-conv asks the target before"
+    low.unit.kernels[kernel.name] = kernel
+    batch, channels, height, width = low.sizes(view.x)
+    y = low.allocate(
+        product([batch, index(abq.shape(view.result)[1]), view.rows, view.pitch]), ir.F32Type.get()
+    )
+    grid = product([batch, channels, ceil_div(view.rows, kernel.block[1])])
+    sizes = [height, width, view.rows, view.pitch, *map(index, before)]
+    low.launch(kernel.name, grid, [low.buffer(view.x), y, *sizes])
+    low.finish(op, y, low.sizes(view.result))
+
+
+def lower_direct_conv(low: Lowering, op: ir.Operation) -> None:
+    """Outputs are numbered by the planes' pitch, as the kernel does, or counted in rows."""
+    view = op.opview
+    spec = conv_spec(view)
+    further = epilogue_inputs(view)
+    given = inputs_of(further, epilogue_maps(view), abq.shape(view.result))
+    made = epilogue(op.regions[0], [each.read for each in given])
+    kernel = low.unit.known_target.direct_conv(spec, made)
+    assert kernel is not None, "direct-conv asks the target before"
+    low.unit.kernels[kernel.name] = kernel
     batch, _, rows, pitch = low.sizes(view.planes)
     height, width = view.height, view.width
-    groups = ir.IntegerAttr(view.groups).value
-    n, phases = abq.shape(op.results[0])[1], ir.IntegerAttr(view.phases).value
-    channels = index(n)
+    channels = index(spec.groups * spec.outputs)
     above = arith.MulIOp(arith.SubIOp(height, index(1)).result, pitch).result
-    outputs = ceil_div(arith.AddIOp(above, width).result, kernel.block[1])
-    blocks = index(ir.IntegerAttr(view.blocks).value)
+    reach = height if spec.depthwise else arith.AddIOp(above, width).result
     plane = arith.MulIOp(rows, pitch).result
-    arguments = [low.buffer(value) for value in (view.planes, view.w, view.bias)]
-    of_group = (groups, n // groups, abq.shape(view.planes)[1] // (phases * groups))
-    counts = [index(count) for count in of_group]
+    arguments = [low.buffer(value) for value in (view.planes, view.w, view.bias, *further)]
+    counts = [index(count) for count in (spec.groups, spec.outputs, spec.channels)]
     y = low.allocate(product([batch, channels, height, width]), ir.F32Type.get())
-    grid = product([batch, outputs, blocks])
-    low.launch(kernel.name, grid, [*arguments, y, *counts, pitch, plane, height, width])
-    low.finish(op, y, [batch, channels, height, width])
+    grid = product([batch, ceil_div(reach, kernel.block[1]), index(spec.blocks)])
+    numbers = [*counts, pitch, plane, height, width, product([batch, height, width])]
+    low.launch(kernel.name, grid, [*arguments, y, *numbers])
+    low.finish(op, y, low.sizes(view.result))

@@ -65,20 +65,39 @@ static void take(abqc_arena *arena, abqc_block *block) {
     if (!arena->bins[p.class]) arena->classes &= ~(1ull << p.class);
 }
 
+/* The first block of the bins in `bins` of `class`, and of all later classes, that is not the last one
+ * of its chunk; that one where there is no other. NULL where all are empty. */
+static abqc_block *first_of(const abqc_arena *arena, uint32_t class, uint32_t bins) {
+    abqc_block *last = NULL;
+    uint64_t classes = arena->classes & (~1ull << class);
+    for (;;) {
+        for (; bins; bins &= bins - 1) {
+            abqc_block *block = arena->free[class][__builtin_ctz(bins)];
+            for (; block; block = block->free_next) {
+                if (block->above) return block;
+                last = block;
+            }
+        }
+        if (!classes) return last;
+        class = (uint32_t)__builtin_ctzll(classes);
+        classes &= classes - 1;
+        bins = arena->bins[class];
+    }
+}
+
 /* A free block of at least `lines`: the last freed one of its own bin where that is large enough
- * (equal layers ask for equal sizes), else any of the next bin that has some. */
+ * (equal layers ask for equal sizes), else one of the next bin that has some. The end of a chunk is
+ * left alone while any other block will do: memory that was used is in caches, and what is not used
+ * need not be there (the wilderness of Korn and Vo, "In search of a better malloc", 1985). A chunk has
+ * one such block, so few are passed over. */
 static abqc_block *find(const abqc_arena *arena, size_t lines) {
     place p = place_of(lines);
     abqc_block *same = arena->free[p.class][p.bin];
-    if (same && same->lines >= lines) return same;
-    uint32_t bins = arena->bins[p.class] & (uint32_t)(0xfeu << p.bin);
-    if (!bins) {
-        uint64_t classes = arena->classes & (~1ull << p.class);
-        if (!classes) return NULL;
-        p.class = (uint32_t)__builtin_ctzll(classes);
-        bins = arena->bins[p.class];
-    }
-    return arena->free[p.class][__builtin_ctz(bins)];
+    bool fits = same && same->lines >= lines;
+    if (fits && same->above) return same;
+    abqc_block *other = first_of(arena, p.class, arena->bins[p.class] & (uint32_t)(0xfeu << p.bin));
+    if (!fits) return other;
+    return other && other->above ? other : same;
 }
 
 static abqc_block *block_at(void *line) { return line; }

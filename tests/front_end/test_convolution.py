@@ -71,3 +71,51 @@ def test_other_ranks(rank: int, tmp_path: Path) -> None:
     graph.add("MaxPool", "x", kernel_shape=window, strides=[2] * rank, ceil_mode=1)
     graph.add("AveragePool", "x", kernel_shape=window, pads=[1] * (2 * rank))
     check(graph.model(), images(graph, (1, 2, *[7, 5, 6][:rank])), tmp_path)
+
+
+def test_what_follows_a_convolution_element_by_element(tmp_path: Path) -> None:
+    graph = Graph(channels=8)
+    c = graph.constant
+
+    def conv(x: str, *shape: int, **attributes: object) -> str:
+        return graph.add("Conv", x, c(*shape), c(shape[0]), show=False, **attributes)
+
+    same = {"pads": [1, 1, 1, 1]}
+    for activation in ("HardSwish", "Gelu", "Mish", "Softplus"):
+        graph.add(activation, conv("x", 8, 8, 3, 3, **same))
+    y = conv("x", 8, 8, 3, 3, **same)
+    graph.add("Mul", y, graph.add("Sigmoid", y, show=False))
+    graph.add("PRelu", conv("x", 12, 8, 1, 1), c(12, 1, 1))
+    # A residual that is computed after the convolution, and one that is a convolution.
+    y = graph.add("Relu", conv("x", 8, 8, 3, 3, **same), show=False)
+    graph.add("Add", conv(y, 8, 1, 3, 3, group=8, **same), graph.add("Tanh", "x", show=False))
+    graph.add("Relu", graph.add("Add", conv("x", 6, 8, 1, 1), conv("x", 6, 8, 1, 1), show=False))
+    # Squeeze and excite: what is pooled is read again, what the gate is for elsewhere is not.
+    y = graph.add("Relu", conv("x", 8, 8, 3, 3, **same), show=False)
+    gate = conv(graph.add("GlobalAveragePool", y, show=False), 8, 8, 1, 1)
+    gate = graph.add("HardSigmoid", gate, show=False)
+    graph.add("Mul", y, gate)
+    graph.add("Add", graph.add("Mul", conv("x", 8, 8, 1, 1), gate, show=False), "x")
+    y = conv("x", 8, 2, 3, 3, group=4, strides=[2, 2], **same)
+    graph.add("Mul", graph.add("Clip", y, show=False), graph.add("ReduceMean", "x", show=False))
+    model = check(
+        graph.model(20), images(graph, (2, 8, 17, 13), (1, 8, 12, 40), (3, 8, 4, 5)), tmp_path
+    )
+    kernels = [launch["kernel"] for launch in model.manifest["launches"]]
+    assert sum("epilogue" in kernel for kernel in kernels) >= 11
+    (feeds,) = images(graph, (2, 8, 33, 29))
+    for one, two in zip(model.run(feeds, threads=1), model.run(feeds, threads=2), strict=True):
+        assert np.array_equal(one, two)
+
+
+def test_what_follows_a_convolution_of_one_axis(tmp_path: Path) -> None:
+    graph = Graph(channels=4, rank=1)
+    c = graph.constant
+    y = graph.add("Conv", "x", c(4, 4, 5), c(4), pads=[2, 2], show=False)
+    y = graph.add("Mul", y, graph.add("Sigmoid", y, show=False), show=False)
+    graph.add("Add", y, "x")
+    y = graph.add("Conv", "x", c(6, 4, 3), strides=[3], show=False)
+    graph.add("Relu", graph.add("Add", y, c(6, 1), show=False))
+    model = check(graph.model(), images(graph, (2, 4, 50), (1, 4, 333)), tmp_path)
+    kernels = [launch["kernel"] for launch in model.manifest["launches"]]
+    assert sum("epilogue" in kernel for kernel in kernels) == 2

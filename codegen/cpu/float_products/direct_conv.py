@@ -1,18 +1,23 @@
 """Convolutions in f32 without a matrix of patches: `y[b, n] = bias[n] + sum of w[n, c, v] x[...]`.
 
-    kernel (i, x: memref<?xf32>, w: memref<?xf32>, bias: memref<?xf32>, y: memref<?xf32>,
-            groups, outputs, channels, pitch, plane, height, width: index)
+    kernel (i, x: memref<?xf32>, w: memref<?xf32>, bias: memref<?xf32>, inputs: memref<?xf32>...,
+            y: memref<?xf32>,
+            groups, outputs, channels, pitch, plane, height, width, rows: index)
 
 `x` are planes: an image with its zeros around it, one for each batch, channel and phase. A phase
 holds every s-th row and column, where s are the strides, so that what an output's neighbour reads
 lies next to what it reads. Rows of a plane are `pitch` elements apart, planes `plane`. The output
 at row r and column c then reads, for every tap of the window, element r * pitch + c + a constant:
 outputs are numbered so, p = r * pitch + c, and vectors run over p across the ends of rows. What
-lies between the rows is computed and not stored. `outputs` and `channels` are those of a group.
+lies between the rows is computed and not stored. `outputs` and `channels` are those of a group;
+`rows`, batch * height * width, is there for profiles.
 
 A register tile is some output channels times some vectors of p. `w` has for every block of channels
 [C][taps][channels]; groups have blocks of their own. The grid is `Kernel.grid(batch, blocks of
 outputs, blocks of channels)`, channels first; an index does OUTPUTS outputs of one block.
+
+Outputs wait on the stack and go from there to `y`, row by row, through the epilogue if there is
+one, which reads `inputs`.
 """
 
 from __future__ import annotations
@@ -26,28 +31,34 @@ from abqc.codegen.builder import INDEX, Builder, Value, buffer, function
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel
 from abqc.dialects.conv_spec import ConvSpec
+from abqc.dialects.epilogue import Epilogue
 
-from .tile import broadcast, multiply_add
+from .finish import Finish
+from .tile import broadcast, cover, cover_by_tiles, multiply_add
 
 OUTPUTS = 768  # of a grid index
 MANY_TAPS = 16  # a window with more is a loop over its rows
 
 
-def direct_conv_kernel(spec: ConvSpec) -> Kernel:
+def direct_conv_kernel(spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernel:
     """The kernel; its grid is over batches, outputs and blocks of channels."""
-    return Kernel(spec.name, (1, OUTPUTS, 1), partial(_emit, spec))
+    name = spec.name if epilogue is None else f"{spec.name}_{epilogue.name}"
+    return Kernel(name, (1, OUTPUTS, 1), partial(_emit, name, spec, epilogue))
 
 
-def _emit(spec: ConvSpec, module: Any, isa: Isa) -> None:
-    arguments = [buffer("f32")] * 4 + [INDEX] * 7
-    with function(module, isa, spec.name, arguments) as (b, i, x, w, bias, y, *sizes):
-        _Body(b, spec, x, w, bias, y, *sizes).emit(i)
+def _emit(name: str, spec: ConvSpec, epilogue: Epilogue | None, module: Any, isa: Isa) -> None:
+    count = 0 if epilogue is None else len(epilogue.reads)
+    arguments = [buffer("f32")] * (4 + count) + [INDEX] * 8
+    with function(module, isa, name, arguments) as (b, i, x, w, bias, *rest, _):
+        finish = Finish(b, epilogue, rest[:count], isa.lanes(32))
+        _Body(b, spec, finish, x, w, bias, *rest[count:]).emit(i)
 
 
 @dataclass
 class _Body:
     b: Builder
     spec: ConvSpec
+    finish: Finish
     x: Value
     w: Value
     bias: Value
@@ -80,15 +91,10 @@ class _Body:
         channel = group * self.outputs + block % per_group * spec.block
         planes = (batch * self.groups + group) * (self.channels * spec.phases)
         last = b.min(first + OUTPUTS, reach)
-        step = self.vectors * self.lanes
         for begin in range(0, spec.block, self.at_once):
             count = min(self.at_once, spec.block - begin)
-            with b.loop(first, last, step) as tiles:
-                whole = tiles.i + step <= last
-                for condition, masked in ((whole, False), (whole ^ 1, True)):
-                    with b.when(condition):
-                        end = last if masked else None
-                        self._tile(planes, block, channel, begin, count, tiles.i, first, end)
+            tile = partial(self._tile, planes, block, channel, begin, count, first)
+            cover_by_tiles(b, first, last, self.lanes, self.vectors, tile)
         self._store(batch, channel, group, first, last)
 
     def _tile(
@@ -98,22 +104,18 @@ class _Body:
         channel: Value,
         begin: int,
         count: int,
-        p: Value,
         first: Value,
-        end: Value | None,
+        p: Value,
+        masks: list[Value | None],
     ) -> None:
-        """`count` channels of a block from channel `begin` on, for the outputs from `p` on, up to
-        `end` if that is in a tile's way."""
-        b, spec, lanes = self.b, self.spec, self.lanes
-        masks = [
-            b.mask(lanes, end - (p + v * lanes)) if end is not None else None
-            for v in range(self.vectors)
-        ]
+        """`count` channels of a block from channel `begin` on, for the outputs from `p` on: a
+        vector for each of `masks`, which say how much of it there is."""
+        b, spec, lanes, vectors = self.b, self.spec, self.lanes, len(masks)
         last = self.groups * self.outputs - 1
         start = [
             broadcast(b, self.bias, b.min(channel + begin + n, last), lanes)
             for n in range(count)
-            for _ in range(self.vectors)
+            for _ in range(vectors)
         ]
         taps = list(product(range(spec.window[0]), range(spec.window[1])))
         with b.loop(0, self.channels, carry=start) as channels:
@@ -135,21 +137,20 @@ class _Body:
                 acc = rows.results
             channels.carry(*acc)
         for n in range(count):
-            for v in range(self.vectors):
+            for v, mask in enumerate(masks):
                 to = (begin + n) * OUTPUTS + (p - first) + v * lanes
-                value = channels.results[n * self.vectors + v]
-                b.store(value, self.scratch, to, masks[v])
+                b.store(channels.results[n * vectors + v], self.scratch, to, mask)
 
     def _tap(
         self, acc: list[Value], at: Value, w_at: Value, count: int, masks: list[Value | None]
     ) -> list[Value]:
         b, lanes = self.b, self.lanes
-        xs = [b.load(self.x, at + v * lanes, lanes, masks[v]) for v in range(self.vectors)]
+        xs = [b.load(self.x, at + v * lanes, lanes, mask) for v, mask in enumerate(masks)]
         result = []
         for n in range(count):
             weight = broadcast(b, self.w, w_at + n, lanes)
             for v, x in enumerate(xs):
-                result.append(multiply_add(b, x, weight, acc[n * self.vectors + v]))
+                result.append(multiply_add(b, x, weight, acc[n * len(xs) + v]))
         return result
 
     def _row(self, dy: Value) -> Value:
@@ -167,16 +168,21 @@ class _Body:
         b, spec, lanes = self.b, self.spec, self.lanes
         size = self.height * self.width
         channels = b.min((group + 1) * self.outputs - channel, spec.block)
-        with (
-            b.loop(0, channels) as n,
-            b.loop(first // self.pitch, (last + (self.pitch - 1)) // self.pitch) as rows,
-        ):
-            begin = b.max(rows.i * self.pitch, first)
-            end = b.min(rows.i * self.pitch + self.width, last)
-            to = (batch * (self.groups * self.outputs) + channel + n.i) * size
-            to = to + rows.i * self.width - rows.i * self.pitch
-            source = n.i * OUTPUTS - first
-            with b.loop(begin, end, lanes) as loop:
-                mask = b.mask(lanes, end - loop.i)
-                value = b.load(self.scratch, source + loop.i, lanes, mask)
-                b.store(value, self.y, to + loop.i, mask)
+        with b.loop(0, channels) as n:
+            image = batch * (self.groups * self.outputs) + channel + n.i
+            steady = self.finish.steady(
+                {"sample channel": image, "channel": channel + n.i, "sample": batch, "one": 0}
+            )
+            with b.loop(first // self.pitch, (last + (self.pitch - 1)) // self.pitch) as rows:
+                begin = b.max(rows.i * self.pitch, first)
+                end = b.min(rows.i * self.pitch + self.width, last)
+                to = image * size + rows.i * self.width - rows.i * self.pitch
+                source = n.i * OUTPUTS - first
+
+                def store(
+                    at: Value, mask: Value | None, to: Value = to, source: Value = source
+                ) -> None:
+                    value = b.load(self.scratch, source + at, lanes, mask)
+                    b.store(self.finish(value, steady, to + at, mask), self.y, to + at, mask)
+
+                cover(b, begin, end, lanes, store)

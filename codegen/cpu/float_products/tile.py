@@ -76,6 +76,39 @@ def row_tiles(
         begin = stop
 
 
+def cover(
+    b: Builder, begin: Value, end: Value, lanes: int, emit: Callable[[Value, Value | None], None]
+) -> None:
+    """Call `emit(i, None)` for whole vectors of begin .. end, and with a mask for what is left."""
+    stop = begin + b.max(end - begin, 0) // lanes * lanes
+    with b.loop(begin, stop, lanes) as loop:
+        emit(loop.i, None)
+    with b.when(stop < end):
+        emit(stop, b.mask(lanes, end - stop))
+
+
+def cover_by_tiles(
+    b: Builder,
+    begin: Value,
+    end: Value,
+    lanes: int,
+    vectors: int,
+    tile: Callable[[Value, list[Value | None]], None],
+) -> None:
+    """Call `tile(i, masks)` for tiles of begin .. end, a mask for each vector: None for whole ones.
+
+    Tiles have `vectors` vectors, what is left over a power of two of them or as many."""
+    stop = begin + (end - begin) // (vectors * lanes) * (vectors * lanes)
+    with b.loop(begin, stop, vectors * lanes) as tiles:
+        tile(tiles.i, [None] * vectors)
+    rest = end - stop
+    widths = [*(2**i for i in range(vectors.bit_length()) if 2**i < vectors), vectors]
+    for below, width in zip([0, *widths], widths, strict=False):
+        with b.when((rest > below * lanes) & (rest <= width * lanes)):
+            masks = [b.mask(lanes, rest - v * lanes) for v in range(below, width)]
+            tile(stop, [*[None] * below, *masks])
+
+
 def ceil_div(x: Value, y: int) -> Value:
     return (x + (y - 1)) // y
 

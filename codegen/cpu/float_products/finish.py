@@ -1,0 +1,43 @@
+"""How CPU kernels of products apply an epilogue to what they store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from abqc.codegen.builder import Builder, Value
+from abqc.codegen.epilogue import apply_epilogue
+from abqc.dialects.epilogue import Epilogue, Read
+
+from .tile import broadcast
+
+Steady = list[Value | None]
+
+
+@dataclass(frozen=True)
+class Finish:
+    """An epilogue and the buffers of its inputs; without one, results stay as they are."""
+
+    b: Builder
+    epilogue: Epilogue | None
+    inputs: list[Value]
+    lanes: int
+
+    def steady(self, places: Mapping[Read, Value | int]) -> Steady:
+        """The inputs that are the same wherever the result has these places, in vectors; None for
+        those that are read element by element."""
+        reads = self.epilogue.reads if self.epilogue is not None else ()
+        return [
+            None if read == "element" else broadcast(self.b, source, places[read], self.lanes)
+            for source, read in zip(self.inputs, reads, strict=True)
+        ]
+
+    def __call__(self, value: Value, steady: Steady, at: Value, mask: Value | None) -> Value:
+        """What becomes of the vector `value`, elements of the result from `at` on."""
+        if self.epilogue is None:
+            return value
+        inputs = [
+            self.b.load(source, at, self.lanes, mask) if known is None else known
+            for source, known in zip(self.inputs, steady, strict=True)
+        ]
+        return apply_epilogue(self.epilogue, value, inputs)

@@ -1,0 +1,133 @@
+"""Operations of the abq dialect that convolutions in float become on CPUs.
+
+(No postponed annotations here: the bindings read them as Python objects.)
+"""
+
+from typing import Any
+
+from .abq import Tensor, TensorResult, VerifiedOperation, _agree, _require, element, shape
+from .abq_integers import Abq
+from .conv_spec import ConvSpec
+from .mlir import ext, ir
+
+__all__ = [
+    "EPILOGUE_INPUTS",
+    "Abq",
+    "DirectConvOp",
+    "PolyphaseOp",
+    "YieldOp",
+    "conv_spec",
+    "epilogue_inputs",
+    "epilogue_maps",
+]
+
+Index = ext.Operand[ir.IndexType]
+
+
+class YieldOp(Abq.Operation, name="yield", traits=[ir.IsTerminatorTrait]):
+    """Ends the region of an operation and says what an element becomes."""
+
+    value: ext.Operand[ir.F32Type]
+
+
+class PolyphaseOp(VerifiedOperation, name="polyphase", traits=[ext.Pure]):
+    """Images with zeros around them as the polyphase components that strides cut them into.
+
+    `x` is B x C x H x W, the result B x (C * phases) x `rows` x `pitch`:
+
+        result[b, (c * sy + py) * sx + px, r, q] = x[b, c, r * sy + py - top, q * sx + px - left]
+
+    and zero where that is outside of the image. A convolution with these strides reads neighbours
+    in the result where outputs are neighbours.
+    """
+
+    x: Tensor
+    rows: Index
+    pitch: Index
+    strides: Any  # array<i64: sy, sx>
+    before: Any  # array<i64: top, left>
+    result: TensorResult
+
+    @staticmethod
+    def check(op: Any) -> None:
+        x, y = shape(op.x), shape(op.result)
+        (sy, sx), before = (list(ir.DenseI64ArrayAttr(op.attributes[n])) for n in _STEPS)
+        _require(len(x) == len(y) == 4 and len(before) == 2, "images and planes have rank 4")
+        _require(_agree(x[0], y[0]), "x and the result have the same samples")
+        _require(
+            y[1] == x[1] * sy * sx, f"{x[1]} channels in {sy} x {sx} phases, not {y[1]} planes"
+        )
+
+
+_STEPS = ("strides", "before")
+
+# The operands that an epilogue has: IRDL would give all of a variadic group one type.
+EPILOGUE_INPUTS = ("first", "second", "third", "fourth")
+
+
+class DirectConvOp(
+    VerifiedOperation, name="direct_conv", traits=[ext.Pure, ir.IsIsolatedFromAboveTrait]
+):
+    """A convolution of images, B x N x `height` x `width`, by a kernel that reads planes of them.
+
+    `planes` are B x (C * phases) x rows x pitch: the image with its zeros, cut into phases by the
+    strides (`polyphase`). `w` is what `ConvSpec.pack_weight` makes of the weight. A result of rank
+    3, B x N x `width`, has one row.
+
+    `epilogue`, where it has a block, says what an element becomes: an f32 of itself and of an
+    element of each of `first` to `fourth`, which `maps` finds by the indices of the result.
+    """
+
+    planes: Tensor
+    w: Tensor
+    bias: Tensor
+    height: Index
+    width: Index
+    groups: ir.IntegerAttr
+    window: Any  # array<i64> of two, as are strides and dilations
+    strides: Any
+    dilations: Any
+    result: TensorResult
+    epilogue: ext.Region
+    maps: ir.ArrayAttr = ext.attribute(default_factory=lambda: ir.ArrayAttr.get([]))
+    first: Tensor | None = None
+    second: Tensor | None = None
+    third: Tensor | None = None
+    fourth: Tensor | None = None
+
+    @staticmethod
+    def check(op: Any) -> None:
+        planes, y = shape(op.planes), shape(op.result)
+        _require(len(planes) == 4 and len(y) in (3, 4), "planes have rank 4, the result 3 or 4")
+        _require(len(shape(op.w)) == 1, "w is packed")
+        _require(shape(op.bias) == [y[1]], f"bias must have {y[1]} elements")
+        inputs, maps, blocks = epilogue_inputs(op), epilogue_maps(op), list(op.regions[0].blocks)
+        _require(len(inputs) == len(maps), "a map for every input of the epilogue")
+        _require(bool(blocks) or not inputs, "inputs belong to an epilogue")
+        for value, map_ in zip(inputs, maps, strict=True):
+            _require(isinstance(element(value), ir.F32Type), "an epilogue reads f32")
+            fits = map_.n_dims == len(y) and len(map_.results) == len(shape(value))
+            _require(fits, "a map leads from indices of the result to those of an input")
+        if blocks:
+            _require(len(blocks[0].arguments) == 1 + len(inputs), "an argument for each input")
+
+
+def conv_spec(op: Any) -> ConvSpec:
+    """Of a direct_conv (its view)."""
+    groups, n = ir.IntegerAttr(op.groups).value, shape(op.result)[1]
+    names = ("window", "strides", "dilations")
+    window, strides, dilations = (
+        tuple(ir.DenseI64ArrayAttr(op.attributes[name])) for name in names
+    )
+    channels = shape(op.planes)[1] // (strides[0] * strides[1] * groups)
+    return ConvSpec(groups, n // groups, channels, window, strides, dilations)
+
+
+def epilogue_inputs(op: Any) -> list[ir.Value]:
+    """What the epilogue of a direct_conv (its view) reads besides the result."""
+    values = [getattr(op, name) for name in EPILOGUE_INPUTS]
+    return [value for value in values if value is not None]
+
+
+def epilogue_maps(op: Any) -> list[ir.AffineMap]:
+    return [ir.AffineMapAttr(map_).value for map_ in ir.ArrayAttr(op.attributes["maps"])]

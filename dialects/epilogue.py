@@ -1,0 +1,26 @@
+"""What kernels do to every element of a result before they store it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+# Where an input's element lies: at the result's place, or at the same one for all elements of a
+# channel of a sample, of a channel, of a sample, or of the result.
+Read = Literal["element", "sample channel", "channel", "sample", "one"]
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """`body` is the text of a module with a `func.func`: f32 of the element and one of each input,
+    to f32, by operations of arith and math on scalars. `reads` says how each input is read."""
+
+    body: str
+    reads: tuple[Read, ...]
+
+    @property
+    def name(self) -> str:
+        """A part of the names of kernels that have it."""
+        text = "\0".join((self.body, *self.reads))
+        return f"epilogue_{hashlib.sha256(text.encode()).hexdigest()[:12]}"

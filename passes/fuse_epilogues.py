@@ -1,0 +1,90 @@
+"""Loops over the result of a convolution become its epilogue: what it stores is final.
+
+A loop is taken where nothing else reads the result. It may read other tensors in the same place, or
+numbers for each channel or sample; the convolution then stands where the loop was, so that these
+are there. Loops one after another all go the same way.
+"""
+
+from __future__ import annotations
+
+from abqc.dialects import abq
+from abqc.dialects.abq_conv import (
+    EPILOGUE_INPUTS,
+    DirectConvOp,
+    epilogue_inputs,
+    epilogue_maps,
+)
+from abqc.dialects.mlir import ir
+
+from .infrastructure import Unit, constant_index, defining_op, register, users, walk
+from .loops.epilogues import Input, extend_epilogue, inputs_of, is_epilogue, other_inputs
+from .loops.generics import inputs
+from .resolve_dims import dimension_or_query
+
+
+@register
+def fuse_epilogues(module: ir.Operation, unit: Unit) -> None:
+    """Loops over convolutions' results become their epilogues."""
+    for loop in walk(module, "linalg.generic"):
+        if not is_epilogue(loop):
+            continue
+        for conv in _producers(loop):
+            given = _inputs(conv, loop)
+            if given is not None:
+                _fuse(conv, loop, given)
+                break
+
+
+def _producers(loop: ir.Operation) -> list[ir.Operation]:
+    """The convolutions whose results this loop alone reads, the last one first."""
+    found: list[ir.Operation] = []
+    for value in inputs(loop):
+        op = defining_op(value)
+        if op is None or op.name != "abq.direct_conv" or op in found or op.block != loop.block:
+            continue
+        readers = [user.operation for user in users(value)]
+        alone = all(user == loop or user.name == "tensor.dim" for user in readers)
+        if alone and value.type == loop.results[0].type:
+            found.append(op)
+    return sorted(found, key=lambda op: sum(op.is_before_in_block(other) for other in found))
+
+
+def _inputs(conv: ir.Operation, loop: ir.Operation) -> list[Input] | None:
+    """What the epilogue of both reads; None where that cannot be."""
+    view = conv.opview
+    given = inputs_of(epilogue_inputs(view), epilogue_maps(view), abq.shape(view.result))
+    more = other_inputs(loop, view.result)
+    if more is None:
+        return None
+    given += [each for each in dict.fromkeys(more) if each not in given]
+    return given if len(given) <= len(EPILOGUE_INPUTS) else None
+
+
+def _fuse(conv: ir.Operation, loop: ir.Operation, given: list[Input]) -> None:
+    view, result = conv.opview, conv.results[0]
+    with ir.InsertionPoint(conv), conv.location:
+        _resolve_dims(result)
+    with ir.InsertionPoint(loop), ir.Location.fused([conv.location, loop.location]):
+        names = ("groups", "window", "strides", "dilations")
+        fused = DirectConvOp(
+            *(view.planes, view.w, view.bias, view.height, view.width),
+            *(conv.attributes[name] for name in names),
+            result.type,
+            maps=ir.ArrayAttr.get([ir.AffineMapAttr.get(each.map) for each in given]),
+            **{name: each.value for name, each in zip(EPILOGUE_INPUTS, given, strict=False)},
+        ).operation
+    extend_epilogue(fused.regions[0], conv.regions[0], loop, result, given)
+    loop.results[0].replace_all_uses_with(fused.results[0])
+    loop.erase()
+    conv.erase()
+
+
+def _resolve_dims(value: ir.Value) -> None:
+    """Sizes of a result that moves are those of what makes it."""
+    for user in list(users(value)):
+        op = user.operation
+        if op.name == "tensor.dim":
+            axis = constant_index(op.operands[1])
+            assert axis is not None, "axes are constants"
+            op.results[0].replace_all_uses_with(dimension_or_query(value, axis))
+            op.erase()

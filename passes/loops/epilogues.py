@@ -1,0 +1,178 @@
+"""Loops over a result, element by element, as an epilogue of the operation that makes it.
+
+An operation with epilogues has a region, f32 of an element and one of each further input, and maps
+that find these by the indices of the result (`abq.direct_conv`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from abqc.dialects import abq
+from abqc.dialects.abq_conv import YieldOp
+from abqc.dialects.epilogue import Epilogue, Read
+from abqc.dialects.mlir import func, ir
+
+from ..infrastructure import defining_op
+from .generics import dims, ignores_init, inputs, is_elementwise, is_identity, maps
+
+_SCALARS = (ir.F32Type, ir.IntegerType)
+
+
+@dataclass(frozen=True)
+class Input:
+    """A tensor that an epilogue reads by `map`, and how that is."""
+
+    value: ir.Value
+    map: ir.AffineMap
+    read: Read
+
+
+def is_epilogue(loop: ir.Operation) -> bool:
+    """Whether a linalg.generic computes every element of its result by itself, from f32 to f32."""
+    return (
+        is_elementwise(loop)
+        and ignores_init(loop)
+        and isinstance(abq.element(loop.results[0]), ir.F32Type)
+        and all(_is_scalar(inner.operation) for inner in _body(loop))
+    )
+
+
+def other_inputs(loop: ir.Operation, value: ir.Value) -> list[Input] | None:
+    """What `loop` reads besides `value`, at whose place it must read that; None where it reads
+    anything in a way that epilogues cannot."""
+    found = []
+    for other, map_ in zip(inputs(loop), maps(loop), strict=False):
+        if other == value:
+            if not is_identity(map_):
+                return None
+            continue
+        read = _read(other, map_, abq.shape(loop.results[0]))
+        if read is None:
+            return None
+        found.append(Input(other, map_, read))
+    return found
+
+
+def inputs_of(
+    values: list[ir.Value], all_maps: list[ir.AffineMap], shape: list[int]
+) -> list[Input]:
+    """The inputs of an epilogue that an operation with a result of `shape` has."""
+    found = []
+    for value, map_ in zip(values, all_maps, strict=True):
+        read = _read(value, map_, shape)
+        assert read is not None, "an epilogue reads what other_inputs lets through"
+        found.append(Input(value, map_, read))
+    return found
+
+
+def extend_epilogue(
+    region: ir.Region, before: ir.Region, loop: ir.Operation, value: ir.Value, given: list[Input]
+) -> None:
+    """Make `region`, empty now, do what `before` does and then `loop` to what was `value`.
+
+    `given` are the inputs of `region`, those of `before` first.
+    """
+    types = [ir.F32Type.get()] * (1 + len(given))
+    block = region.blocks.append(*types, arg_locs=[loop.location] * len(types))
+    element, *others = block.arguments
+    places = {
+        (each.value, each.map): argument for each, argument in zip(given, others, strict=True)
+    }
+    with ir.InsertionPoint(block):
+        if len(before.blocks):
+            earlier = before.blocks[0]
+            arguments = [element, *others[: len(earlier.arguments) - 1]]
+            element = _cloned(earlier, dict(zip(earlier.arguments, arguments, strict=True)))
+        body = loop.regions[0].blocks[0]
+        known = {
+            argument: element if other == value else places[other, map_]
+            for other, map_, argument in zip(inputs(loop), maps(loop), body.arguments, strict=False)
+        }
+        YieldOp(_cloned(body, known))
+
+
+def epilogue(region: ir.Region, reads: list[Read]) -> Epilogue | None:
+    """A region for kernels; None where it is empty."""
+    if not len(region.blocks):
+        return None
+    block = region.blocks[0]
+    module = ir.Module.create()
+    types = [argument.type for argument in block.arguments]
+    with ir.InsertionPoint(module.body):
+        function = func.FuncOp("epilogue", ir.FunctionType.get(types, types[:1]))
+        entry = function.add_entry_block()
+    with ir.InsertionPoint(entry):
+        func.ReturnOp([_cloned(block, dict(zip(block.arguments, entry.arguments, strict=True)))])
+    return Epilogue(module.operation.get_asm(), tuple(reads))
+
+
+def _body(loop: ir.Operation) -> list[ir.OpView]:
+    return list(loop.regions[0].blocks[0].operations)[:-1]
+
+
+def _is_scalar(op: ir.Operation) -> bool:
+    """Whether it is an operation on numbers that vectors have too, of what is in its block or
+    constant."""
+    if op.name.partition(".")[0] not in ("arith", "math") or len(op.results) != 1:
+        return False
+    values = [*op.operands, *op.results]
+    return all(isinstance(value.type, _SCALARS) for value in values) and all(
+        value.owner == op.block or _made_in(value, op.block) for value in op.operands
+    )
+
+
+def _made_in(value: ir.Value, block: ir.Block) -> bool:
+    op = defining_op(value)
+    return op is not None and (op.block == block or op.name == "arith.constant")
+
+
+def _read(value: ir.Value, map_: ir.AffineMap, shape: list[int]) -> Read | None:
+    """How a tensor is read by the indices of a result: axes of size 1 are no matter."""
+    if not isinstance(value.type, ir.RankedTensorType):
+        return None
+    found, axes = dims(map_), abq.shape(value)
+    if found is None or not isinstance(abq.element(value), ir.F32Type):
+        return None
+    fixed = [
+        size
+        for size, result in zip(axes, map_.results, strict=True)
+        if isinstance(result, ir.AffineConstantExpr)
+    ]
+    wide = [axis for axis in found if shape[axis] != 1]
+    if wide != sorted(set(wide)) or any(size != 1 for size in fixed):
+        return None
+    if wide == [axis for axis, size in enumerate(shape) if size != 1]:
+        return "element"
+    return _READS.get(tuple(wide))
+
+
+_READS: dict[tuple[int, ...], Read] = {
+    (0, 1): "sample channel",
+    (1,): "channel",
+    (0,): "sample",
+    (): "one",
+}
+
+
+def _cloned(block: ir.Block, known: dict[ir.Value, ir.Value]) -> ir.Value:
+    """Clone a body of scalars at the insertion point, constants from outside with it; what it
+    yields."""
+    for inner in block.operations:
+        op = inner.operation
+        operands = [_inside(operand, known) for operand in op.operands]
+        if not len(op.results):
+            return operands[0]
+        clone = op.clone()
+        for i, operand in enumerate(operands):
+            clone.operation.operands[i] = operand
+        known[op.results[0]] = clone.operation.results[0]
+    raise AssertionError("a body ends in a terminator")
+
+
+def _inside(value: ir.Value, known: dict[ir.Value, ir.Value]) -> ir.Value:
+    if value not in known:
+        constant = defining_op(value)
+        assert constant is not None and constant.name == "arith.constant"
+        known[value] = constant.clone().operation.results[0]
+    return known[value]
