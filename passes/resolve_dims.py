@@ -118,6 +118,18 @@ def _direct_conv(op: ir.Operation, axis: int) -> ir.Value | None:
     return (None, None, view.height, view.width)[axis] or dimension_or_query(view.planes, 0)
 
 
+def _code_conv(op: ir.Operation, axis: int) -> ir.Value | None:
+    """Likewise; the last axis is one of columns."""
+    if axis < 2:
+        return None if axis else dimension_or_query(op.opview.planes, 0)
+    rank = ir.RankedTensorType(op.results[0].type).rank
+    return op.opview.width if axis == rank - 1 else op.opview.height
+
+
+def _pack_planes(op: ir.Operation, axis: int) -> ir.Value | None:
+    return dimension_or_query(op.operands[0], 0) if axis == 0 else None
+
+
 _RULES = {
     "abq.attention": _attention,
     "abq.measure": _samples,
@@ -137,6 +149,8 @@ _RULES = {
     "abq.dequantize": _of_first_operand,
     "abq.fake_quantize": _of_first_operand,
     "abq.direct_conv": _direct_conv,
+    "abq.code_conv": _code_conv,
+    "abq.pack_planes": _pack_planes,
     "abq.gather": _gather,
     "abq.scatter": _of_first_operand,
     "abq.top_k": _top_k,

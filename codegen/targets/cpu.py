@@ -24,6 +24,7 @@ from ..cpu.float_products.matmul import FloatMatmul
 from ..cpu.gather import TableLayout, table_layout
 from ..cpu.gather_panels import panel_gather_kernel
 from ..cpu.int8.strategy import Int8Strategy
+from ..cpu.int8_conv.strategy import Int8Conv
 from ..cpu.packing.activations import measure_kernel
 from ..cpu.packing.norm_pack import norm_pack_kernel
 from ..cpu.panels.bitplane import BitplaneStrategy
@@ -32,7 +33,15 @@ from ..cpu.trellis.float_strategy import TrellisFloatStrategy
 from ..cpu.trellis.strategy import TrellisStrategy
 from ..isa import ALL, Isa
 from ..objects import CpuObjects, ObjectMaker
-from ..strategy import Choice, Kernel, MatmulSpec, MatmulStrategy, Variant, able_to_do
+from ..strategy import (
+    Choice,
+    ConvStrategy,
+    Kernel,
+    MatmulSpec,
+    MatmulStrategy,
+    Variant,
+    able_to_do,
+)
 
 # What a choice is judged by: rows of decoding, of a short prompt and of a long one, on one thread.
 # The packed weights, and with them the choice, are the same for all instruction sets; it is judged
@@ -158,6 +167,11 @@ class CpuTarget:
     def direct_conv(self, spec: ConvSpec) -> Kernel | None:
         """The kernel of a convolution in float, which reads planes (passes/direct_conv.py)."""
         return direct_conv_kernel(spec)
+
+    @property
+    def code_conv(self) -> ConvStrategy:
+        """How convolutions of codes are done without patches (passes/direct_code_conv.py)."""
+        return Int8Conv()
 
     def norm_pack(
         self,

@@ -196,6 +196,10 @@ class CudaTarget:
     def direct_conv(self, spec: ConvSpec) -> None:
         """None: convolutions are products with patches."""
 
+    @property
+    def code_conv(self) -> None:
+        """None: so are those of codes."""
+
     def norm_pack(
         self,
         packs: Sequence[Kernel],

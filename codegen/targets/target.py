@@ -14,7 +14,7 @@ from ...dialects.norm_spec import NormSpec
 from ...dialects.scan_spec import ScanSpec
 from ..objects import ObjectMaker
 from ..scatter import ScatterKernels
-from ..strategy import Choice, Kernel, MatmulSpec, Variant
+from ..strategy import Choice, ConvStrategy, Kernel, MatmulSpec, Variant
 
 if TYPE_CHECKING:
     from ..gpu.attention.kernels import AttentionVariant
@@ -92,6 +92,11 @@ class Target(Protocol):
 
     def direct_conv(self, spec: ConvSpec) -> Kernel | None:
         """The kernel of a convolution in float that reads planes (passes/direct_conv.py)."""
+        ...
+
+    @property
+    def code_conv(self) -> ConvStrategy | None:
+        """How convolutions of codes are done without patches (passes/direct_code_conv.py)."""
         ...
 
     def norm_pack(
