@@ -95,11 +95,6 @@ class ConvStrategy(Protocol):
         """In manifests."""
         ...
 
-    @property
-    def products(self) -> str:
-        """The strategy of matmuls that it takes the place of."""
-        ...
-
     def unsupported(self, spec: CodeConvSpec) -> str | None:
         """Why it leaves `spec` to a matrix of patches, as a sentence; None if it does not."""
         ...

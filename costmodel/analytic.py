@@ -102,6 +102,7 @@ COMPUTE: dict[str, Callable[[MatmulFeatures, IsaRates], float]] = {
     "float": _float,
     "dequantize": _dequantize,
     "int8": _int8,
+    "int8-direct": _int8,  # of convolutions, without patches: no more quantizations than these
     "bitplane": _bitplane,
     "trellis": _trellis,
     "trellis-float": _trellis_float,

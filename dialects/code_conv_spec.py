@@ -46,9 +46,23 @@ class CodeConvSpec:
         return self.k // self.taps
 
     @property
+    def kept(self) -> tuple[int, int]:
+        """Phases of rows and columns that outputs read: one where the window has one."""
+        rows, columns = (
+            stride if size > 1 else 1
+            for stride, size in zip(self.strides, self.window, strict=True)
+        )
+        return rows, columns
+
+    @property
     def phases(self) -> int:
         """Planes that the strides cut an image into."""
-        return prod(self.strides)
+        return prod(self.kept)
+
+    @property
+    def block(self) -> int:
+        """Output channels of a register tile, where registers are many."""
+        return next((block for block in (1, 2, 4) if self.n <= block), 8)
 
     @property
     def weight(self) -> Scheme:

@@ -3,9 +3,8 @@
     x [B, C, ..] --abq.pack_planes--> bytes of planes --abq.code_conv--> [B, N, ..]
 
 An image is quantized once, not once for each place of the window, and nothing is transposed. The
-results are those of products with patches, to the bit. Which strategy patches would get decides:
-this way takes the place of one strategy alone (`ConvStrategy.products`). What it leaves to
-`decompose-conv` gets the reason as an attribute, which `abqc inspect` shows.
+results are those of products with patches, to the bit. What the target leaves to `decompose-conv`
+gets the reason as an attribute, which `abqc inspect` shows.
 """
 
 from __future__ import annotations
@@ -24,28 +23,28 @@ from .pack_layouts import pack_weight, spec_of, weight_bytes, weight_symbol
 from .resolve_dims import dimension_or_query, index
 
 FEW_OUTPUTS = 16  # do not fill a vector
-MANY_COLUMNS = 32  # of a window, all of which a kernel spells out
 
 
 @register
 def direct_code_conv(module: ir.Operation, unit: Unit) -> None:
     """Rewrite abq.conv of codes as planes and abq.code_conv."""
-    strategy = unit.target.code_conv if unit.target is not None else None
-    if strategy is None:
+    if unit.target is None:
         return
     convs = [op for op in walk(module, "abq.conv") if _has_codes(op)]
     products = [*walk(module, "abq.matmul"), *convs]
     working_set = sum(weight_bytes(spec_of(op)) for op in products)
     for op in convs:
-        reason = _shape_reason(op)
-        spec = None if reason else _spec(op)
-        if spec is not None:
-            reason = _reason(op, spec, strategy, unit, working_set)
-        if spec is None or reason is not None:
-            op.attributes[PATCHES] = ir.StringAttr.get(reason or "")
+        spec = _spec(op)
+        node = ir.StringAttr(op.opview.node).value
+        found = unit.target.code_conv(spec, node=node, working_set=working_set)
+        if found is None:
+            continue
+        reason = found if isinstance(found, str) else _refused_sizes(op)
+        if reason is not None:
+            op.attributes[PATCHES] = ir.StringAttr.get(reason)
             continue
         with ir.InsertionPoint(op), op.location:
-            op.results[0].replace_all_uses_with(_planned(op, spec, strategy, unit))
+            op.results[0].replace_all_uses_with(_planned(op, spec, found, unit))
         op.erase()
 
 
@@ -56,15 +55,11 @@ def _has_codes(op: ir.Operation) -> bool:
     return None not in formats and ir.IntegerAttr(view.groups).value == 1
 
 
-def _shape_reason(op: ir.Operation) -> str | None:
+def _refused_sizes(op: ir.Operation) -> str | None:
     """Why kernels over planes do not take its sizes."""
-    view = op.opview
-    _, _, *window = abq.shape(view.w)
-    outputs = abq.shape(view.result)[2:]
-    if len(window) > 2:
+    outputs = abq.shape(op.opview.result)[2:]
+    if len(outputs) > 2:
         return "planes have two axes"
-    if window[-1] > MANY_COLUMNS:
-        return f"windows of planes have {MANY_COLUMNS} columns at most"
     if abq.DYNAMIC not in outputs and prod(outputs) < FEW_OUTPUTS:
         return f"vectors take {FEW_OUTPUTS} outputs of a channel"
     return None
@@ -76,23 +71,10 @@ def _spec(op: ir.Operation) -> CodeConvSpec:
         [list(ir.DenseI64ArrayAttr(op.attributes[name])) for name in names]
         for names in (("strides", "dilations"), ("pads",))
     )
-    (y, x), strides, dilations = ([1, *pair][-2:] for pair in (window, *steps))
-    flat = (y, x) == (1, 1) and prod(strides) == 1 and not any(pads[0])
-    return CodeConvSpec(spec_of(op), (y, x), tuple(strides), tuple(dilations), flat)
-
-
-def _reason(
-    op: ir.Operation, spec: CodeConvSpec, strategy: Any, unit: Unit, working_set: int
-) -> str | None:
-    """Why patches are better, or all that there is."""
-    refusal: str | None = strategy.unsupported(spec)
-    if refusal is not None:
-        return refusal
-    node = ir.StringAttr(op.opview.node).value
-    (choice,) = unit.known_target.choose([spec.product], nodes=[node], working_set=working_set)
-    if choice.strategy.name != strategy.products:
-        return f"strategy '{choice.strategy.name}' is faster by the cost model"
-    return None
+    taps = prod(window[:-1]), window[-1]  # those of more axes are refused by their sizes
+    strides, dilations = ([1, *pair][-2:] for pair in steps)
+    flat = taps == (1, 1) and prod(strides) == 1 and not any(pads[0])
+    return CodeConvSpec(spec_of(op), taps, tuple(strides), tuple(dilations), flat)
 
 
 def _planned(op: ir.Operation, spec: CodeConvSpec, strategy: Any, unit: Unit) -> ir.Value:
@@ -158,6 +140,6 @@ def _record(
         "rotated": 0,
         "stream": False,
         "strategy": strategy.name,
-        "why": f"in place of strategy '{strategy.products}' over patches",
+        "why": "no matrix of patches",
         **stats,
     }

@@ -76,13 +76,19 @@ class Shape:
         return np.ascontiguousarray(stacked.transpose(0, 2, 1))
 
 
+PADDED = Shape(16, 5, (9, 13), (3, 3), pads=(1, 2, 0, 1), batch=2)
+STRIDED = Shape(7, 3, (12, 33), (3, 3), strides=(2, 2), pads=(1, 1, 1, 1))
+FLAT = Shape(17, 20, (1, OUTPUTS + 37), (1, 1), batch=2)
 SHAPES = [
-    Shape(16, 5, (9, 13), (3, 3), pads=(1, 2, 0, 1), batch=2),
-    Shape(7, 3, (12, 33), (3, 3), strides=(2, 2), pads=(1, 1, 1, 1)),
+    Shape(20, 9, (13, 40), (1, 1), strides=(2, 2)),  # phases that are not read
+    Shape(2, 6, (9, 21), (1, 3), strides=(2, 2), pads=(0, 1, 0, 1)),
+    Shape(4, 6, (9, 21), (3, 1), strides=(2, 2), pads=(1, 0, 1, 0)),
+    PADDED,
+    STRIDED,
+    FLAT,
     Shape(40, 17, (23, 25)),
     Shape(1, 1, (6, 70), (5, 1), strides=(1, 3), pads=(2, 0, 2, 0), batch=2),
     Shape(16, 5, (7, 30), (2, 2), strides=(3, 2), dilations=(2, 3), pads=(0, 4, 1, 0)),
-    Shape(17, 20, (1, OUTPUTS + 37), (1, 1), batch=2),
     Shape(7, 6, (11, 19), (5, 5), pads=(2, 2, 2, 2)),  # a loop over the window's rows
     Shape(24, 33, (30, 20), (3, 3), pads=(1, 1, 1, 1)),  # several indices, across rows
     Shape(5, 4, (1, 700), (1, 4), strides=(1, 4)),  # more columns than are cut at a time
@@ -237,7 +243,7 @@ def test_shapes(isa: Isa, shape: Shape) -> None:
 
 @pytest.mark.parametrize("isa", DOT_ISAS, ids=lambda isa: isa.name)
 @pytest.mark.parametrize(("weight", "activation", "static"), FORMATS)
-@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[5]], ids=["3x3", "1x1"])
+@pytest.mark.parametrize("shape", [PADDED, FLAT], ids=["3x3", "1x1"])
 def test_formats(isa: Isa, shape: Shape, weight: str, activation: str, static) -> None:
     case = Case.random(isa, shape, weight, activation, static)
     if case.weight.scale.shape[1] == 1:
@@ -248,7 +254,7 @@ def test_formats(isa: Isa, shape: Shape, weight: str, activation: str, static) -
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 @pytest.mark.parametrize("activation", ["a8:tensor", "a4:tensor:sym"])
-@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[5]], ids=["3x3", "1x1"])
+@pytest.mark.parametrize("shape", [STRIDED, FLAT], ids=["3x3", "1x1"])
 def test_stored_codes(isa: Isa, shape: Shape, activation: str) -> None:
     zero = 0 if activation.endswith("sym") else 100
     case = Case.random(isa, shape, "w8", activation, (0.02, zero))
@@ -259,7 +265,7 @@ def test_stored_codes(isa: Isa, shape: Shape, activation: str) -> None:
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 def test_one_image_with_nan_leaves_the_others_alone(isa: Isa) -> None:
-    case = Case.random(isa, SHAPES[0], "w8", "a8", None)
+    case = Case.random(isa, PADDED, "w8", "a8", None)
     whole = case.run()
     case.x[0, 0, 0, 0] = np.nan
     case.scale[0], case.zero[0] = np.nan, 0

@@ -11,6 +11,7 @@ from abqc.costmodel.interface import MatmulFeatures
 from abqc.costmodel.load import model_for
 from abqc.costmodel.ranking import Ranking
 from abqc.dialects.cache_formats import CacheFormat
+from abqc.dialects.code_conv_spec import CodeConvSpec
 from abqc.dialects.conv_spec import ConvSpec
 from abqc.dialects.formats import Float, Scheme, parse_scheme
 
@@ -168,10 +169,23 @@ class CpuTarget:
         """The kernel of a convolution in float, which reads planes (passes/direct_conv.py)."""
         return direct_conv_kernel(spec)
 
-    @property
-    def code_conv(self) -> ConvStrategy:
-        """How convolutions of codes are done without patches (passes/direct_code_conv.py)."""
-        return Int8Conv()
+    def code_conv(
+        self, spec: CodeConvSpec, *, node: str, working_set: int = 0
+    ) -> ConvStrategy | str:
+        """How a convolution of codes is done without patches (passes/direct_code_conv.py), or why
+        it takes patches: another strategy is so much faster that they pay."""
+        direct = Int8Conv()
+        refusal = direct.unsupported(spec)
+        if refusal is not None:
+            return refusal
+        chosen = self._choose(spec.product, node, working_set)
+        m = TYPICAL_ROWS[-1]
+        patches = m * (spec.k + spec.n) / self.cost_model.cpu.patch_elements
+        patches += self.seconds(chosen, m, working_set=working_set)
+        same_products = Choice(Int8Strategy(), spec.product)
+        if self.seconds(same_products, m, working_set=working_set) > patches:
+            return f"strategy '{chosen.strategy.name}' over them is faster by the cost model"
+        return direct
 
     def norm_pack(
         self,

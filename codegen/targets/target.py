@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ...dialects.cache_formats import CacheFormat
+from ...dialects.code_conv_spec import CodeConvSpec
 from ...dialects.conv_spec import ConvSpec
 from ...dialects.formats import Float, QuantizedTensor, Scheme
 from ...dialects.norm_spec import NormSpec
@@ -94,9 +95,11 @@ class Target(Protocol):
         """The kernel of a convolution in float that reads planes (passes/direct_conv.py)."""
         ...
 
-    @property
-    def code_conv(self) -> ConvStrategy | None:
-        """How convolutions of codes are done without patches (passes/direct_code_conv.py)."""
+    def code_conv(
+        self, spec: CodeConvSpec, *, node: str, working_set: int = 0
+    ) -> ConvStrategy | str | None:
+        """How a convolution of codes is done without patches (passes/direct_code_conv.py); or why
+        it takes patches, as a sentence. None: all do."""
         ...
 
     def norm_pack(

@@ -78,7 +78,7 @@ def test_readers_of_one_image_share_its_planes_by_their_kernel(tmp_path: Path) -
     _, one = conv(tmp_path / "a", "1x8x8x9", "4x8x1x1", "1x4x8x9", pads="0, 0, 0, 0")
     _, other = conv(tmp_path / "b", "1x16x8x9", "32x16x3x3", "1x32x8x9", weight="w4")
     shared = set(one.kernels) & set(other.kernels)
-    assert shared == {"int8_conv_planes_uint8_s1x1"}
+    assert shared == {"int8_conv_planes_uint8_s1x1_p1x1"}
 
 
 def test_sizes_known_at_run_time(tmp_path: Path) -> None:
@@ -113,13 +113,13 @@ def test_the_reason_for_patches_is_listed(
     assert why in op.attributes["patches"].value and not facts("abq.code_conv")
 
 
-def test_the_cost_model_may_prefer_another_strategy(tmp_path: Path) -> None:
-    sizes = "1x256x32x32", "256x256x1x1", "1x256x32x32"
-    facts, _ = conv(
-        tmp_path, *sizes, weight="w1:channel", activation="a1:image:sym", pads="0, 0, 0, 0"
-    )
-    (op,) = facts("abq.conv")
-    assert op.attributes["patches"].value == "strategy 'bitplane' is faster by the cost model"
+@pytest.mark.parametrize("n", [24, 512])
+def test_the_cost_model_may_prefer_another_strategy_over_patches(tmp_path: Path, n: int) -> None:
+    sizes = "1x512x32x32", f"{n}x512x3x3", f"1x{n}x32x32"
+    facts, _ = conv(tmp_path, *sizes, weight="w1:channel", activation="a1:image:sym")
+    reasons = [op.attributes["patches"].value for op in facts("abq.conv")]
+    bitplane = "strategy 'bitplane' over them is faster by the cost model"
+    assert reasons == ([bitplane] if n == 512 else [])
 
 
 def test_the_product_of_patches_keeps_the_reason(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from typing import Any
 
 from abqc.codegen.builder import INDEX, Builder, Value, buffer, function, vec
@@ -35,7 +34,8 @@ from .layout import SCALE_AT, ZERO_AT, ConvWeights
 from .panel import Panel
 
 OUTPUTS = 480  # of a grid index; a multiple of all tiles
-MANY_TAPS = 16  # a window with more is a loop over its rows
+VECTORS = (10, 6, 5, 3, 2, 1)  # of a tile
+MANY_TAPS = 4  # with more, LLVM's schedule of one straight piece spills accumulators (measured)
 
 
 def conv_kernel(spec: CodeConvSpec, name: str) -> Kernel:
@@ -68,11 +68,13 @@ class _Body:
     def __post_init__(self) -> None:
         b, spec, isa = self.b, self.spec, self.b.isa
         self.lanes = min(PANEL, isa.lanes(32))
-        # Accumulators, vectors of pixels and a weight fit the registers.
-        self.at_once, self.vectors = (8, 3) if isa.registers >= 32 else (4, 2)
         self.layout = ConvWeights.of(spec)
         format = spec.activation.format
         self.panel = Panel(b, self.layout, format.qmax - format.qmin, self.w)
+        self.at_once = spec.block if isa.registers >= 32 else min(spec.block, 4)
+        # Of each vector there are accumulators, pixels and what sums of u take; and a weight.
+        of_vector = self.at_once + (1 if isa.dot_u8i8 else 2) + (0 if self.layout.symmetric else 1)
+        self.vectors = next(v for v in VECTORS if of_vector * v + 2 <= isa.registers)
         self.element = "i32" if spec.product.accumulators else "f32"
         self.biases = b.alloca(PANEL, "f32")
         tile = self.at_once * self.vectors * self.lanes
@@ -117,7 +119,8 @@ class _Body:
     def _tile(
         self, channel: Value, begin: Value, p: Value, first: Value, last: Value, vectors: int
     ) -> None:
-        """The outputs of some vectors from `p` on."""
+        """The outputs of some vectors from `p` on. What is computed from each of them alone before
+        it is stored would be computed from `results`."""
         results = (
             self._one_group(begin, p, vectors)
             if self.layout.groups == 1
@@ -184,24 +187,10 @@ class _Body:
         ]
         start += [self._each(b.const(0, "i32"))] * (vectors if summed else 0)
         first, last = panel.group(group)
-        taps = list(product(range(spec.window[0]), range(spec.window[1])))
         with b.loop(first, last, carry=start) as blocks:
-            acc = list(blocks.args)
             x_at = self.planes + (blocks.i * spec.phases * self.plane + p) * QUAD
-            w_at = weights + (blocks.i - first) * (len(taps) * QUAD_CODES) + begin * QUAD
-            if len(taps) <= MANY_TAPS:
-                for tap, (dy, dx) in enumerate(taps):
-                    at = x_at + (self._row(b.index(dy)) + self._column(dx)) * QUAD
-                    acc = self._tap(acc, at, w_at + tap * QUAD_CODES, vectors, summed)
-            else:
-                with b.loop(0, spec.window[0], carry=acc) as rows:
-                    acc, row = list(rows.args), self._row(rows.i)
-                    w_row = w_at + rows.i * (spec.window[1] * QUAD_CODES)
-                    for dx in range(spec.window[1]):
-                        at = x_at + (row + self._column(dx)) * QUAD
-                        acc = self._tap(acc, at, w_row + dx * QUAD_CODES, vectors, summed)
-                    rows.carry(*acc)
-                acc = rows.results
+            w_at = weights + (blocks.i - first) * (spec.taps * QUAD_CODES) + begin * QUAD
+            acc = self._block(list(blocks.args), x_at, w_at, vectors, summed)
             blocks.carry(*acc)
         acc = blocks.results
         if not summed:
@@ -209,6 +198,35 @@ class _Body:
         sums, count = acc[-vectors:], self.at_once * vectors
         offsets = [self._each(b.load(panel.offset, begin + c)) for c in range(self.at_once)]
         return [acc[at] - offsets[at // vectors] * sums[at % vectors] for at in range(count)]
+
+    def _block(
+        self, acc: list[Value], x_at: Value, w_at: Value, vectors: int, summed: bool
+    ) -> list[Value]:
+        """The products of a block at all taps of the window."""
+        b, (height, width) = self.b, self.spec.window
+
+        def row(dy: Value, w_at: Value, acc: list[Value]) -> list[Value]:
+            at, columns = x_at + self._row(dy) * QUAD, range(width)
+            if width <= MANY_TAPS:
+                for dx in columns:
+                    tap_at = w_at + dx * QUAD_CODES
+                    acc = self._tap(
+                        acc, at + self._column(b.index(dx)) * QUAD, tap_at, vectors, summed
+                    )
+                return acc
+            with b.loop(0, width, carry=acc) as loop:
+                tap_at = w_at + loop.i * QUAD_CODES
+                x = at + self._column(loop.i) * QUAD
+                loop.carry(*self._tap(loop.args, x, tap_at, vectors, summed))
+            return loop.results
+
+        if height * width <= MANY_TAPS:
+            for dy in range(height):
+                acc = row(b.index(dy), w_at + dy * width * QUAD_CODES, acc)
+            return acc
+        with b.loop(0, height, carry=acc) as rows:
+            rows.carry(*row(rows.i, w_at + rows.i * (width * QUAD_CODES), rows.args))
+        return rows.results
 
     def _tap(
         self, acc: Sequence[Value], at: Value, w_at: Value, vectors: int, summed: bool
@@ -234,12 +252,12 @@ class _Body:
         y, stride = dy * self.spec.dilations[0], self.spec.strides[0]
         if stride == 1:
             return y * self.pitch
-        phase = y % stride * self.spec.strides[1]
+        phase = y % stride * self.spec.kept[1]
         return phase * self.plane + y // stride * self.pitch
 
-    def _column(self, dx: int) -> Value:
+    def _column(self, dx: Value) -> Value:
         x, stride = dx * self.spec.dilations[1], self.spec.strides[1]
-        return self.plane * (x % stride) + x // stride
+        return x if stride == 1 else x % stride * self.plane + x // stride
 
     def _each(self, scalar: Value) -> Value:
         return self.b.splat(scalar, self.lanes)

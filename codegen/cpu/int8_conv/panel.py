@@ -123,7 +123,8 @@ class Panel:
         ones = dot.activations(b.const(ONES, "i32"))
         with b.loop(0, quads, carry=dot.zero()) as loop:
             quad = b.load_as(self.buffer, at + loop.i * QUAD_CODES, vec(PANEL, "i32"))
-            loop.carry(*dot.accumulate(loop.args, ones, dot.weights(quad)))
+            products = dot.accumulate(dot.zero(), ones, dot.weights(quad))
+            loop.carry(*dot.add([loop.args, products]))  # a sum is sooner ready than a product
         return dot.join(loop.results)
 
     def _offsets(self, at: Value) -> Value:

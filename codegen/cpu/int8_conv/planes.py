@@ -31,14 +31,17 @@ CHUNK = 512  # columns of an image that are cut into phases at a time
 def planes_kernel(spec: CodeConvSpec) -> Kernel:
     format, stored = spec.activation.format, spec.product.stored_codes
     kind = "stored_planes" if stored else "planes"
-    name = f"int8_conv_{kind}_{format.name}_s{spec.strides[0]}x{spec.strides[1]}"
-    return Kernel(name, (1, 1, ROWS), partial(_emit, name, format, spec.strides, stored))
+    (sy, sx), (ky, kx) = spec.strides, spec.kept
+    name = f"int8_conv_{kind}_{format.name}_s{sy}x{sx}_p{ky}x{kx}"
+    emit = partial(_emit, name, format, spec.strides, spec.kept, stored)
+    return Kernel(name, (1, 1, ROWS), emit)
 
 
 def _emit(
     name: str,
     format: NumberFormat,
     strides: tuple[int, int],
+    kept: tuple[int, int],
     stored: bool,
     module: Any,
     isa: Isa,
@@ -47,7 +50,7 @@ def _emit(
     arguments = [values, buffer("f32"), buffer("i32"), buffer("i8"), *[INDEX] * 8]
     with function(module, isa, name, arguments) as (b, i, x, scale, zero, q, *sizes):
         codes = (StoredCodes if stored else RowCodes)(b, format, x, b.index(0), b.index(0))
-        _Body(b, codes, strides, scale, zero, q, *sizes).emit(i)
+        _Body(b, codes, strides, kept, scale, zero, q, *sizes).emit(i)
 
 
 @dataclass
@@ -55,6 +58,7 @@ class _Body:
     b: Builder
     codes: RowCodes
     strides: tuple[int, int]
+    kept: tuple[int, int]  # phases of rows and columns
     scale: Value
     zero: Value
     q: Value
@@ -72,12 +76,12 @@ class _Body:
         self.scratch = self.b.alloca(CHUNK * QUAD, "i8") if self.strides[1] > 1 else None
 
     def emit(self, i: Value) -> None:
-        b, (sy, sx) = self.b, self.strides
+        b, sy, (ky, kx) = self.b, self.strides[0], self.kept
         blocks = (self.channels + (QUAD - 1)) // QUAD
         across = (self.rows + (ROWS - 1)) // ROWS
         first, block, sample = i % across * ROWS, i // across % blocks, i // across // blocks
         plane = self.rows * self.pitch
-        sample_at = sample * (blocks * plane * (sy * sx * QUAD) + HEADER)
+        sample_at = sample * (blocks * plane * (ky * kx * QUAD) + HEADER)
         entry = sample // self.samples
         row = self.codes.given(b.load(self.scale, entry), b.load(self.zero, entry))
         with b.when((block + first) == 0):  # one index of a sample writes its header
@@ -85,14 +89,14 @@ class _Body:
             b.store_as(row.zero, self.q, sample_at + ZERO_AT)
         last = b.min(first + ROWS, self.rows)
         zeros = row.zero * 0x01010101
-        with b.loop(first, last) as rows, b.loop(0, sy) as phases:
+        with b.loop(first, last) as rows, b.loop(0, ky) as phases:
             above = rows.i * sy + phases.i
-            at = (block * (sy * sx) + phases.i * sx) * plane + rows.i * self.pitch
+            at = (block * (ky * kx) + phases.i * kx) * plane + rows.i * self.pitch
             at = sample_at + HEADER + at * QUAD
             inside = (above >= self.top) & (above < self.top + self.height)
             with b.when(inside):
                 self._row(sample, block, above - self.top, row, zeros, at, plane * QUAD)
-            with b.when(inside ^ 1), b.loop(0, sx) as columns:
+            with b.when(inside ^ 1), b.loop(0, kx) as columns:
                 self._fill(zeros, at + columns.i * (plane * QUAD), b.index(0), self.pitch)
 
     def _row(
@@ -112,7 +116,7 @@ class _Body:
             channel = block * QUAD + c
             begin = sample * self.channels + b.min(channel, self.channels - 1)
             sources.append((channel < self.channels, (begin * self.height + line) * self.width))
-        for phase in range(sx):
+        for phase in range(self.kept[1]):
             target = at + phase_bytes * phase
             self._fill(zeros, target, b.index(0), self._reach(self.left, phase))
             self._fill(zeros, target, self._reach(end, phase), self.pitch)
@@ -123,7 +127,7 @@ class _Body:
             last = b.min(chunks.i + CHUNK, self.width)
             self._quads(sources, row, chunks.i, last - chunks.i, self.scratch, b.index(0))
             begin = self.left + chunks.i
-            for phase in range(sx):
+            for phase in range(self.kept[1]):
                 target = at + phase_bytes * phase
                 stop = self._reach(self.left + last, phase)
                 with b.loop(self._reach(begin, phase), stop) as loop:

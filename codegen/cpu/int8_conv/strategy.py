@@ -23,7 +23,6 @@ class Int8Conv:
     """Exact accumulators and the results of strategy `int8` over patches, to the bit."""
 
     name: str = "int8-direct"
-    products: str = Int8Strategy.name  # the strategy that it takes the place of
 
     def unsupported(self, spec: CodeConvSpec) -> str | None:
         """Why it leaves `spec` to a matrix of patches, as a sentence; None if it does not."""
@@ -56,7 +55,7 @@ def _name(spec: CodeConvSpec) -> str:
     """Equal for equal bodies: N and sizes are arguments."""
     weight, product = spec.weight, spec.product
     parts = [
-        f"int8_conv_{weight.format.name}",
+        f"int8_conv_n{spec.block}_{weight.format.name}",
         f"g{min(weight.group_size or spec.k, spec.k)}",
         spec.product.scale_name,
         f"c{spec.channels}",
