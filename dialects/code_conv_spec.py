@@ -19,15 +19,14 @@ class CodeConvSpec:
     """A convolution of images in codes, in one group.
 
     `product` is the matmul of its patches: N output channels, K = input channels x window, as ONNX
-    stores the weight. `flat` says that outputs lie as inputs do: a window of 1 x 1 that takes every
-    element, without zeros around the image.
+    stores the weight. `padded`: there are zeros around the image.
     """
 
     product: MatmulSpec
     window: tuple[int, int]
     strides: tuple[int, int]
     dilations: tuple[int, int]
-    flat: bool = False
+    padded: bool = False
 
     @property
     def n(self) -> int:
@@ -73,6 +72,11 @@ class CodeConvSpec:
     def activation(self) -> Scheme:
         assert self.product.activation is not None
         return self.product.activation
+
+    @property
+    def flat(self) -> bool:
+        """Whether outputs lie as inputs do: each reads the element at its own place."""
+        return self.taps == prod(self.strides) == 1 and not self.padded
 
     @property
     def groups(self) -> int:

@@ -73,8 +73,7 @@ def _spec(op: ir.Operation) -> CodeConvSpec:
     )
     taps = prod(window[:-1]), window[-1]  # those of more axes are refused by their sizes
     strides, dilations = ([1, *pair][-2:] for pair in steps)
-    flat = taps == (1, 1) and prod(strides) == 1 and not any(pads[0])
-    return CodeConvSpec(spec_of(op), taps, tuple(strides), tuple(dilations), flat)
+    return CodeConvSpec(spec_of(op), taps, tuple(strides), tuple(dilations), any(pads[0]))
 
 
 def _planned(op: ir.Operation, spec: CodeConvSpec, strategy: Any, unit: Unit) -> ir.Value:

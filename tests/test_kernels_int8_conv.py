@@ -45,10 +45,6 @@ class Shape:
         return self.channels * self.window[0] * self.window[1]
 
     @property
-    def flat(self) -> bool:
-        return self.window == (1, 1) and self.strides == (1, 1) and not any(self.pads)
-
-    @property
     def outputs(self) -> tuple[int, int]:
         sizes = []
         for axis, size in enumerate(self.image):
@@ -141,7 +137,8 @@ class Case:
 
     def spec(self, **changes: bool) -> CodeConvSpec:
         shape, made = self.shape, MatmulSpec(**{**vars(self.product), **changes})
-        return CodeConvSpec(made, shape.window, shape.strides, shape.dilations, shape.flat)
+        padded = any(shape.pads)
+        return CodeConvSpec(made, shape.window, shape.strides, shape.dilations, padded)
 
     @property
     def zeros(self) -> np.ndarray:
@@ -172,7 +169,7 @@ class Case:
         x = self.codes().astype(np.uint8) if stored else self.x
         shared = -(-shape.batch // len(self.scale))
         grid, geometry = planes.grid(shape.batch, blocks, rows), (h, w, rows, pitch, top, left)
-        if shape.flat:
+        if spec.flat:
             grid, geometry = planes.grid(shape.batch, blocks, 1), (1, h * w, 1, h * w, 0, 0)
         jit.run(
             planes.name,

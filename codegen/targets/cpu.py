@@ -178,6 +178,8 @@ class CpuTarget:
         refusal = direct.unsupported(spec)
         if refusal is not None:
             return refusal
+        if spec.padded and spec.activation.format.kind == "binary":
+            return direct  # patches cannot hold the zero point, which no code of one bit is
         chosen = self._choose(spec.product, node, working_set)
         m = TYPICAL_ROWS[-1]
         patches = m * (spec.k + spec.n) / self.cost_model.cpu.patch_elements

@@ -115,11 +115,18 @@ def test_the_reason_for_patches_is_listed(
 
 @pytest.mark.parametrize("n", [24, 512])
 def test_the_cost_model_may_prefer_another_strategy_over_patches(tmp_path: Path, n: int) -> None:
-    sizes = "1x512x32x32", f"{n}x512x3x3", f"1x{n}x32x32"
-    facts, _ = conv(tmp_path, *sizes, weight="w1:channel", activation="a1:image:sym")
+    sizes = "1x512x32x32", f"{n}x512x3x3", f"1x{n}x30x30"
+    formats = {"weight": "w1:channel", "activation": "a1:image:sym"}
+    facts, _ = conv(tmp_path, *sizes, **formats, pads="0, 0, 0, 0")
     reasons = [op.attributes["patches"].value for op in facts("abq.conv")]
     bitplane = "strategy 'bitplane' over them is faster by the cost model"
     assert reasons == ([bitplane] if n == 512 else [])
+
+
+def test_patches_of_one_bit_have_no_code_for_the_zeros_around_an_image(tmp_path: Path) -> None:
+    sizes = "1x512x32x32", "512x512x3x3", "1x512x32x32"
+    facts, _ = conv(tmp_path, *sizes, weight="w1:channel", activation="a1:image:sym")
+    assert len(facts("abq.code_conv")) == 1
 
 
 def test_the_product_of_patches_keeps_the_reason(tmp_path: Path) -> None:
