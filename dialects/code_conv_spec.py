@@ -59,6 +59,11 @@ class CodeConvSpec:
         return prod(self.kept)
 
     @property
+    def gap(self) -> int:
+        """Columns of a plane between the outputs of two rows, at least."""
+        return self.dilations[1] * (self.window[1] - 1) // self.strides[1]
+
+    @property
     def block(self) -> int:
         """Output channels of a register tile, where registers are many."""
         return next((block for block in (1, 2, 4) if self.n <= block), 8)

@@ -87,6 +87,8 @@ SHAPES = [
     Shape(16, 5, (7, 30), (2, 2), strides=(3, 2), dilations=(2, 3), pads=(0, 4, 1, 0)),
     Shape(7, 6, (11, 19), (5, 5), pads=(2, 2, 2, 2)),  # a loop over the window's rows
     Shape(24, 33, (30, 20), (3, 3), pads=(1, 1, 1, 1)),  # several indices, across rows
+    Shape(9, 7, (35, 33), (3, 3), dilations=(18, 20), pads=(18, 20, 18, 20)),  # row by row
+    Shape(3, 5, (3, 170), (1, 2), dilations=(1, 330), pads=(0, 330, 0, 330)),
     Shape(5, 4, (1, 700), (1, 4), strides=(1, 4)),  # more columns than are cut at a time
 ]
 FORMATS = [
@@ -238,9 +240,12 @@ def test_shapes(isa: Isa, shape: Shape) -> None:
     np.testing.assert_array_equal(case.run(), case.of_patches())
 
 
-@pytest.mark.parametrize("isa", DOT_ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize(
+    ("isa", "shape"),
+    [*((isa, PADDED) for isa in DOT_ISAS), (ISAS[0], FLAT)],
+    ids=lambda value: getattr(value, "name", "flat" if value is FLAT else "padded"),
+)
 @pytest.mark.parametrize(("weight", "activation", "static"), FORMATS)
-@pytest.mark.parametrize("shape", [PADDED, FLAT], ids=["3x3", "1x1"])
 def test_formats(isa: Isa, shape: Shape, weight: str, activation: str, static) -> None:
     case = Case.random(isa, shape, weight, activation, static)
     if case.weight.scale.shape[1] == 1:

@@ -11,12 +11,15 @@ a channel, is for profiles and not read.
 Outputs are numbered by the pitch, p = row * pitch + column, as in float convolutions
 (`float_products/direct_conv.py`): lanes are consecutive p, across the ends of rows, and what an
 output's neighbour reads lies next to what it reads. A register tile is some channels times some
-vectors of p; a quad of weights of one channel meets vectors of quads of pixels.
+vectors of p; a quad of weights of one channel meets vectors of quads of pixels. What lies between
+rows is computed and not stored; where that is much, as with wide dilations, tiles begin anew at
+every row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,7 +37,9 @@ from .layout import SCALE_AT, ZERO_AT, ConvWeights
 from .panel import Panel
 
 OUTPUTS = 480  # of a grid index; a multiple of all tiles
-VECTORS = (10, 6, 5, 3, 2, 1)  # of a tile
+VECTORS = (10, 6, 5, 3, 2)  # of a tile
+WIDE_GAP = 24  # columns between rows; more cost more than the last tile of each row (measured)
+LINE = OUTPUTS + VECTORS[0] * PANEL  # the outputs of a channel, and what the last tile has beyond
 MANY_TAPS = 4  # with more, LLVM's schedule of one straight piece spills accumulators (measured)
 
 
@@ -80,7 +85,7 @@ class _Body:
         tile = self.at_once * self.vectors * self.lanes
         self.totals = b.alloca(tile, "f32") if self.layout.groups > 1 else None
         # Outputs between rows are left out when they are stored from here.
-        self.lines = None if spec.flat else b.alloca(self.at_once * OUTPUTS, self.element)
+        self.lines = None if spec.flat else b.alloca(self.at_once * LINE, self.element)
 
     def emit(self, i: Value) -> None:
         b, spec = self.b, self.spec
@@ -106,21 +111,39 @@ class _Body:
 
     def _channels(self, channel: Value, begin: Value, first: Value, last: Value) -> None:
         """`at_once` channels of a panel, from its channel `begin` on."""
-        b, lanes = self.b, self.lanes
-        count = (last - first + (lanes - 1)) // lanes
-        wide = (count + (self.vectors - 2)) // self.vectors * self.vectors
-        with b.loop(0, wide, self.vectors) as tiles:
-            self._tile(channel, begin, first + tiles.i * lanes, first, last, self.vectors)
-        with b.when(wide < count):
-            self._tile(channel, begin, first + wide * lanes, first, last, 1)
+        if self.spec.gap < WIDE_GAP:
+            self._tiles(channel, begin, first, first, last)
+        else:
+            with self._rows_of(first, last) as (_, start, stop):
+                self._tiles(channel, begin, first, start, stop)
         if self.lines is not None:
             self._store_lines(channel + begin, first, last, self.lines)
+
+    @contextmanager
+    def _rows_of(self, first: Value, last: Value) -> Iterator[tuple[Value, Value, Value]]:
+        """For each row with outputs `first` to `last`: its number, the first one and the one behind
+        the last one; in order."""
+        b, pitch = self.b, self.pitch
+        with b.loop(first // pitch, (last + (pitch - 1)) // pitch) as rows:
+            start = b.max(rows.i * pitch, first)
+            stop = b.min(rows.i * pitch + self.width, last)
+            yield rows.i, start, b.max(start, stop)
+
+    def _tiles(self, channel: Value, begin: Value, first: Value, start: Value, stop: Value) -> None:
+        """The outputs `start` to `stop`. Tiles may have more, which the next ones overwrite."""
+        b, lanes = self.b, self.lanes
+        count = (stop - start + (lanes - 1)) // lanes
+        wide = (count + (self.vectors - 2)) // self.vectors * self.vectors
+        with b.loop(0, wide, self.vectors) as tiles:
+            self._tile(channel, begin, start + tiles.i * lanes, first, stop, self.vectors)
+        with b.when(wide < count):
+            self._tile(channel, begin, start + wide * lanes, first, stop, 1)
 
     def _tile(
         self, channel: Value, begin: Value, p: Value, first: Value, last: Value, vectors: int
     ) -> None:
-        """The outputs of some vectors from `p` on. What is computed from each of them alone before
-        it is stored would be computed from `results`."""
+        """The outputs of some vectors from `p` on. An elementwise epilogue belongs behind
+        `results`, which have every output once, before anything is stored."""
         results = (
             self._one_group(begin, p, vectors)
             if self.layout.groups == 1
@@ -131,7 +154,7 @@ class _Body:
             return
         for c in range(self.at_once):
             for v in range(vectors):
-                at = c * OUTPUTS + (p - first) + v * self.lanes
+                at = c * LINE + (p - first) + v * self.lanes
                 self.b.store(results[c * vectors + v], self.lines, at)
 
     # Sums
@@ -285,16 +308,14 @@ class _Body:
         size = self.height * self.width
         with (
             b.loop(0, b.min(self.n - channel, self.at_once)) as c,
-            b.loop(first // self.pitch, (last + (self.pitch - 1)) // self.pitch) as rows,
+            self._rows_of(first, last) as (row, start, stop),
         ):
-            begin = b.max(rows.i * self.pitch, first)
-            end = b.min(rows.i * self.pitch + self.width, last)
-            source = c.i * OUTPUTS + begin - first
+            source = c.i * LINE + start - first
             to = (self.sample * self.n + channel + c.i) * size
-            to = to + rows.i * self.width + (begin - rows.i * self.pitch)
+            to = to + row * self.width + (start - row * self.pitch)
 
             def copy(i: Value, mask: Value | None, source=source, to=to) -> tuple[()]:
                 b.store(b.load(lines, source + i, PANEL, mask), self.y, to + i, mask)
                 return ()
 
-            sweep(b, b.max(end - begin, 0), False, copy)
+            sweep(b, stop - start, False, copy)
