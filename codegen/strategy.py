@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 
 from ..costmodel.ranking import Ranking
+from ..dialects.code_conv_spec import CodeConvSpec
 from ..dialects.formats import QuantizedTensor
 from ..dialects.matmul_spec import MatmulSpec
 from ..errors import RecipeError
@@ -106,6 +107,31 @@ class MatmulStrategy(Protocol):
 
     def matmul_kernels(self, spec: MatmulSpec) -> tuple[Variant, ...]:
         """The kernels by ranges of M."""
+        ...
+
+
+class ConvStrategy(Protocol):
+    """A way to compute convolutions of codes without a matrix of patches."""
+
+    @property
+    def name(self) -> str:
+        """In manifests."""
+        ...
+
+    def unsupported(self, spec: CodeConvSpec) -> str | None:
+        """Why it leaves `spec` to a matrix of patches, as a sentence; None if it does not."""
+        ...
+
+    def pack_weight(self, spec: CodeConvSpec, weight: QuantizedTensor | np.ndarray) -> np.ndarray:
+        """The weight, codes [N, K] as ONNX stores them, as a one-dimensional uint8 blob."""
+        ...
+
+    def planes_kernel(self, spec: CodeConvSpec) -> Kernel:
+        """The kernel of `abq.pack_planes`."""
+        ...
+
+    def conv_kernel(self, spec: CodeConvSpec) -> Kernel:
+        """The kernel of `abq.code_conv`."""
         ...
 
 

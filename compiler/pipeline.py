@@ -42,6 +42,7 @@ QUANTIZE = (
     "integer-only",
     TIDY,
     "direct-conv",
+    "direct-code-conv",
     "decompose-conv",
     "resolve-dims",
     "func.func(resolve-shaped-type-result-dims,linalg-fuse-elementwise-ops,canonicalize,cse)",

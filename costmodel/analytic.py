@@ -68,13 +68,18 @@ def _dequantize(f: MatmulFeatures, rates: IsaRates) -> float:
 
 
 def _int8(f: MatmulFeatures, rates: IsaRates) -> float:
+    return _int8_direct(f, rates) + f.m * f.k / rates.quantizations
+
+
+def _int8_direct(f: MatmulFeatures, rates: IsaRates) -> float:
+    """Of convolutions, whose images are quantized once for all places of a window."""
     k = _padded_k(f, BYTE_UNIT)
     narrow = f.weight_bits + f.activation_bits <= NARROW_BITS
     products = f.m * f.n * k / (rates.narrow_macs if narrow else rates.wide_macs)
     # Bytes need no decoding; what is narrower is decoded once for every block of rows.
     passes = 0 if f.weight_bits == 8 else math.ceil(f.m / rates.row_block)
     decode = f.n * k * passes / rates.decodes
-    return products + decode + _scale(f, rates) + f.m * f.k / rates.quantizations
+    return products + decode + _scale(f, rates)
 
 
 def _trellis(f: MatmulFeatures, rates: IsaRates) -> float:
@@ -103,6 +108,7 @@ COMPUTE: dict[str, Callable[[MatmulFeatures, IsaRates], float]] = {
     "direct": _float,
     "dequantize": _dequantize,
     "int8": _int8,
+    "int8-direct": _int8_direct,
     "bitplane": _bitplane,
     "trellis": _trellis,
     "trellis-float": _trellis_float,

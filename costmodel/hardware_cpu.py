@@ -53,6 +53,7 @@ class Cpu:
     name: str
     levels: tuple[CacheLevel, ...]
     launch_seconds: float  # a parallel loop that does nothing
+    patch_elements: float  # of a convolution's patches written, or results transposed; per second
     isas: Mapping[str, IsaRates] = field(default_factory=dict)
 
     def level_for(self, working_set: float) -> CacheLevel:
@@ -68,6 +69,7 @@ ZEN4 = Cpu(
         CacheLevel("DRAM", math.inf, 22 * GIGA, 39 * GIGA),
     ),
     launch_seconds=2e-6,
+    patch_elements=2.5 * GIGA,
     isas={
         "avx512": IsaRates(
             flops=110 * GIGA,

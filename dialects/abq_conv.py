@@ -1,11 +1,20 @@
-"""Operations of the abq dialect that convolutions in float become on CPUs.
+"""Operations of the abq dialect that convolutions become on CPUs.
 
 (No postponed annotations here: the bindings read them as Python objects.)
 """
 
 from typing import Any
 
-from .abq import Tensor, TensorResult, VerifiedOperation, _agree, _require, element, shape
+from .abq import (
+    Tensor,
+    TensorResult,
+    VerifiedOperation,
+    _agree,
+    _require,
+    element,
+    is_packed,
+    shape,
+)
 from .abq_integers import Abq
 from .conv_spec import ConvSpec
 from .mlir import ext, ir
@@ -13,7 +22,9 @@ from .mlir import ext, ir
 __all__ = [
     "EPILOGUE_INPUTS",
     "Abq",
+    "CodeConvOp",
     "DirectConvOp",
+    "PackPlanesOp",
     "PolyphaseOp",
     "YieldOp",
     "conv_spec",
@@ -131,3 +142,52 @@ def epilogue_inputs(op: Any) -> list[ir.Value]:
 
 def epilogue_maps(op: Any) -> list[ir.AffineMap]:
     return [ir.AffineMapAttr(map_).value for map_ in ir.ArrayAttr(op.attributes["maps"])]
+
+
+class PackPlanesOp(Abq.Operation, name="pack_planes", traits=[ext.Pure]):
+    """Images to planes of codes, quantized on the way, by one `kernel`.
+
+    `x` is B x C x spatial, floats or stored codes, of B x C x `height` x `width`. Around it come
+    `top` rows, `left` columns, and what fills planes of `rows` x `pitch`. The result is a sample's
+    bytes, [B, ?], of `!abq.packed<layout>`.
+    """
+
+    x: Tensor
+    x_scale: Tensor
+    x_zero: Tensor
+    height: ext.Operand[ir.IndexType]
+    width: ext.Operand[ir.IndexType]
+    rows: ext.Operand[ir.IndexType]
+    pitch: ext.Operand[ir.IndexType]
+    kernel: ir.StringAttr
+    channels: ir.IntegerAttr
+    top: ir.IntegerAttr
+    left: ir.IntegerAttr
+    phases: ir.IntegerAttr
+    result: TensorResult
+
+
+class CodeConvOp(VerifiedOperation, name="code_conv", traits=[ext.Pure]):
+    """A convolution of codes, B x N x spatial, by a kernel that reads planes of `rows` x `pitch`
+    (`abq.pack_planes`); `height` x `width` are outputs.
+
+    `w` is what the kernel's layout makes of the weight. A result of i32 holds accumulators.
+    """
+
+    planes: Tensor
+    w: Tensor
+    bias: Tensor
+    rows: ext.Operand[ir.IndexType]
+    pitch: ext.Operand[ir.IndexType]
+    height: ext.Operand[ir.IndexType]
+    width: ext.Operand[ir.IndexType]
+    kernel: ir.StringAttr
+    node: ir.StringAttr
+    result: TensorResult
+
+    @staticmethod
+    def check(op: Any) -> None:
+        y = shape(op.result)
+        _require(is_packed(op.planes) and is_packed(op.w), "planes and w are packed")
+        _require(len(y) in (3, 4), "the result has one or two spatial axes")
+        _require(shape(op.bias) == [y[1]], f"bias must have {y[1]} elements")

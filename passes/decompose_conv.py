@@ -28,6 +28,10 @@ from .loops.row_loops import widened
 from .quantize import HALF
 from .resolve_dims import dimension_or_query, index
 
+# The attribute of a convolution of codes, and of its product, that says why it takes patches where
+# the target has a way without (`direct-code-conv`).
+PATCHES = "patches"
+
 
 @register
 def decompose_conv(module: ir.Operation, unit: Unit) -> None:
@@ -190,33 +194,43 @@ class Conv:
         product = abq.MatmulOp(
             patches, flat, self.op.attributes["node"], product_type, bias=self.bias, **scales
         )
-        if HALF in self.op.attributes:
-            product.operation.attributes[HALF] = self.op.attributes[HALF]
+        for name in (HALF, PATCHES):
+            if name in self.op.attributes:
+                product.operation.attributes[name] = self.op.attributes[name]
         return self._channels_first(product.result, batch, sizes)
 
     def _quantize_patches(self, patches: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         assert self.quantize is not None
         codes, scale, zero = self.quantize.results
-        code = ir.RankedTensorType(codes.type).element_type
-        if parse_scheme(abq.code_format(codes) or "").group_size is not None:
-            raise RecipeError(
-                "activations in blocks are for matmuls: a convolution's rows are windows",
-                node=ir.StringAttr(self.op.attributes["node"]).value,
-                hint="give convolutions a rule of their own, such as a8",
-            )
-        x_scale, x_zero = self.quantize.opview.x_scale, self.quantize.opview.x_zero
-        if x_scale is None:
-            measured = abq.MeasureOp(self.x, code.format, scale.type, zero.type)
-            x_scale, x_zero = measured.scale, measured.zero
+        x_scale, x_zero = self.activation_scales()
         quantized = abq.QuantizeOp(
             patches,
-            ir.RankedTensorType.get(abq.shape(patches), code),
+            ir.RankedTensorType.get(abq.shape(patches), abq.element(codes)),
             scale.type,
             zero.type,
             x_scale=x_scale,
             x_zero=x_zero,
         )
         return quantized.codes, quantized.scale, quantized.zero
+
+    def activation_scales(self) -> tuple[ir.Value, ir.Value]:
+        """Scales and zero points of the codes: the model's, fixed ones, or those of images.
+
+        RecipeError where blocks of activations have scales of their own.
+        """
+        assert self.quantize is not None
+        codes, scale, zero = self.quantize.results
+        if parse_scheme(abq.code_format(codes) or "").group_size is not None:
+            raise RecipeError(
+                "activations in blocks are for matmuls: a convolution's rows are windows",
+                node=ir.StringAttr(self.op.attributes["node"]).value,
+                hint="give convolutions a rule of their own, such as a8",
+            )
+        view = self.quantize.opview
+        if view.x_scale is not None:
+            return view.x_scale, view.x_zero
+        measured = abq.MeasureOp(self.x, abq.element(codes).format, scale.type, zero.type)
+        return measured.scale, measured.zero
 
     def _patches(self, batch: ir.Value, sizes: list[ir.Value], k: int) -> ir.Value:
         """[B, O..., C * W...]: what the window sees at every place."""

@@ -45,6 +45,7 @@ PASS_FILES = (
     "decompose_permute_channels",
     "decompose_softmax",
     "decompose_update",
+    "direct_code_conv",
     "direct_conv",
     "externalize_constants",
     "fill_constants",

@@ -21,6 +21,7 @@ from .loops.constant_values import zeros_symbol
 from .lowering.arg_extreme import lower_arg_extreme
 from .lowering.attention import lower_attention
 from .lowering.cache_buffers import buffer_of
+from .lowering.code_conv import lower_code_conv, lower_pack_planes
 from .lowering.direct_conv import lower_direct_conv, lower_polyphase
 from .lowering.non_max_suppression_loops import non_max_suppression_loops
 from .lowering.norm import lower_norm, lower_norm_pack, lower_softmax
@@ -331,6 +332,8 @@ _RULES: dict[str, Rule] = {
     "abq.scan": lower_scan,
     "abq.polyphase": lower_polyphase,
     "abq.direct_conv": lower_direct_conv,
+    "abq.pack_planes": lower_pack_planes,
+    "abq.code_conv": lower_code_conv,
     "abq.selective_scan": lower_selective_scan,
     "abq.scatter": _on_device_or(lower_scatter, scatter_loops),
     "abq.top_k": _on_device_or(lower_top_k, top_k_loops),

@@ -10,6 +10,7 @@ and `cse` merges them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from abqc.dialects.mlir import ir
 from abqc.dialects.weight_noise import weight_noise
 from abqc.errors import ModelError
 
+from .decompose_conv import PATCHES
 from .infrastructure import Unit, defining_op, register, walk
 from .quantize import DEFAULT_HALF, HALF
 from .rotate_stream import ROTATED
@@ -50,7 +52,7 @@ def pack_layouts(module: ir.Operation, unit: Unit) -> None:
         _pack_table(op, packed, unit)
 
 
-def _weight_symbol(value: ir.Value) -> str:
+def weight_symbol(value: ir.Value) -> str:
     owner = defining_op(value)
     assert owner is not None and owner.name == "abq.weight", "the importer makes weights constant"
     return ir.StringAttr(owner.attributes["sym"]).value
@@ -81,7 +83,7 @@ def _choose(matmuls: list[ir.Operation], unit: Unit) -> list[Any]:
     readers: dict[ir.Value, list[int]] = {}
     for at, op in enumerate(matmuls):
         readers.setdefault(op.opview.x, []).append(at)
-    working_set = sum(_weight_bytes(spec_of(op)) for op in matmuls)
+    working_set = sum(weight_bytes(spec_of(op)) for op in matmuls)
     choices: list[Any] = [None] * len(matmuls)
     for group in readers.values():
         nodes = [ir.StringAttr(matmuls[at].opview.node).value for at in group]
@@ -93,17 +95,19 @@ def _choose(matmuls: list[ir.Operation], unit: Unit) -> list[Any]:
     return choices
 
 
-def _weight_bytes(spec: MatmulSpec) -> int:
+def weight_bytes(spec: MatmulSpec) -> int:
     """Of the codes alone."""
     return spec.n * spec.k * spec.weight_bits // 8
 
 
 def spec_of(op: ir.Operation) -> MatmulSpec:
-    """What an `abq.matmul` that is not packed yet is to strategies."""
+    """What an `abq.matmul` that is not packed yet is to strategies; of an `abq.conv` in one group,
+    what the product of its patches is."""
     view = op.opview
     text = abq.code_format(view.w)
     source, activation, block, _ = _activation(view.x)
-    n, k = abq.shape(view.w)
+    n, *columns = abq.shape(view.w)
+    k = prod(columns)
     half: Any = ir.StringAttr(op.attributes[HALF]).value if HALF in op.attributes else DEFAULT_HALF
     return MatmulSpec(
         n,
@@ -128,7 +132,7 @@ def _float_type(w: ir.Value) -> Float:
 def _pack_matmul(op: ir.Operation, choice: Any, packed: dict[str, _Packed], unit: Unit) -> None:
     view = op.opview
     node = ir.StringAttr(view.node).value
-    in_stream = ROTATED in op.attributes
+    in_stream, patches = ROTATED in op.attributes, _reason_for_patches(op)
     x, _, _, quantize = _activation(view.x)
     strategy, spec = choice.strategy, choice.spec
     variants = strategy.matmul_kernels(spec)
@@ -138,8 +142,8 @@ def _pack_matmul(op: ir.Operation, choice: Any, packed: dict[str, _Packed], unit
                 unit.kernels[kernel.name] = kernel
     with ir.InsertionPoint(op), op.location:
         packed_x = _pack_activation(x, quantize, strategy, spec, unit)
-        symbol = _weight_symbol(view.w)
-        blob, stats = _pack_weight(symbol, strategy, spec, unit, node)
+        symbol = weight_symbol(view.w)
+        blob, stats = pack_weight(symbol, strategy, spec, unit, node)
         new = abq.MatmulOp(
             packed_x,
             blob,
@@ -177,10 +181,18 @@ def _pack_matmul(op: ir.Operation, choice: Any, packed: dict[str, _Packed], unit
             "stream": in_stream,  # rotated in the weights around it
             "strategy": strategy.name,
             "why": choice.why,
+            **patches,
             "predicted": [ranking.as_manifest() for ranking in choice.rankings],
             "shares_layout": choice.shares_layout,
             **stats,
         }
+    )
+
+
+def _reason_for_patches(op: ir.Operation) -> dict[str, str]:
+    """Of a convolution that the target has a way without patches for."""
+    return (
+        {PATCHES: ir.StringAttr(op.attributes[PATCHES]).value} if PATCHES in op.attributes else {}
     )
 
 
@@ -213,7 +225,7 @@ def _encode(encoding: Any, unit: Unit, node: str, floats: np.ndarray | None = No
         raise ModelError(f"the weight cannot be quantized: {error}", node=node) from error
 
 
-def _pack_weight(
+def pack_weight(
     symbol: str, strategy: Any, spec: Any, unit: Unit, node: str
 ) -> tuple[ir.Value, dict[str, Any]]:
     packed_symbol = f"{symbol}.{strategy.name}"
@@ -252,7 +264,7 @@ def _pack_table(op: ir.Operation, packed: dict[str, _Packed], unit: Unit) -> Non
     view = op.opview
     rows, columns = abq.shape(view.table)
     text = abq.code_format(view.table)
-    symbol = _weight_symbol(view.table)
+    symbol = weight_symbol(view.table)
     encoding = unit.encodings.get(symbol)
     node = ir.StringAttr(view.node).value
     index_bits = ir.IntegerType(abq.element(view.indices)).width

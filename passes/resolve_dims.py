@@ -136,6 +136,18 @@ def _polyphase(op: ir.Operation, axis: int) -> ir.Value | None:
     return (None, None, view.rows, view.pitch)[axis] or dimension_or_query(view.x, 0)
 
 
+def _code_conv(op: ir.Operation, axis: int) -> ir.Value | None:
+    """Likewise; the last axis is one of columns."""
+    if axis < 2:
+        return None if axis else dimension_or_query(op.opview.planes, 0)
+    rank = ir.RankedTensorType(op.results[0].type).rank
+    return op.opview.width if axis == rank - 1 else op.opview.height
+
+
+def _pack_planes(op: ir.Operation, axis: int) -> ir.Value | None:
+    return dimension_or_query(op.operands[0], 0) if axis == 0 else None
+
+
 _RULES = {
     "abq.attention": _attention,
     "abq.measure": _samples,
@@ -156,6 +168,8 @@ _RULES = {
     "abq.fake_quantize": _of_first_operand,
     "abq.direct_conv": _direct_conv,
     "abq.polyphase": _polyphase,
+    "abq.code_conv": _code_conv,
+    "abq.pack_planes": _pack_planes,
     "abq.gather": _gather,
     "abq.scatter": _of_first_operand,
     "abq.top_k": _top_k,

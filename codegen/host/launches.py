@@ -266,13 +266,11 @@ def _weights(op: ir.Operation, known: Mapping[str, str]) -> dict[str, int]:
 
 def _is_product(op: ir.Operation) -> bool:
     """Whether a launch has the arguments of a product's kernel: activations, weight, bias and
-    result, m and n (docs/architecture.md)."""
-    flat = [
-        isinstance(o.type, ir.MemRefType) and ir.MemRefType(o.type).rank == 1 for o in op.operands
-    ]
-    return flat == [False, True, True, True, True, False, False] and all(
-        isinstance(op.operands[i].type, ir.IndexType) for i in (5, 6)
-    )
+    result, sizes of images if it convolves, m and n (docs/architecture.md)."""
+    _, *operands = op.operands
+    flat = [isinstance(o.type, ir.MemRefType) and ir.MemRefType(o.type).rank == 1 for o in operands]
+    sizes = [isinstance(o.type, ir.IndexType) for o in operands[4:]]
+    return flat[:4] == [True] * 4 and len(sizes) >= 2 and all(sizes)
 
 
 def symbol(op: ir.Operation) -> str:

@@ -11,6 +11,7 @@ from abqc.costmodel.interface import MatmulFeatures
 from abqc.costmodel.load import model_for
 from abqc.costmodel.ranking import Ranking
 from abqc.dialects.cache_formats import CacheFormat
+from abqc.dialects.code_conv_spec import CodeConvSpec
 from abqc.dialects.conv_spec import ConvSpec
 from abqc.dialects.epilogue import Epilogue
 from abqc.dialects.formats import Float, Scheme, parse_scheme
@@ -30,6 +31,7 @@ from ..cpu.float_products.polyphase import polyphase_kernel
 from ..cpu.gather import TableLayout, table_layout
 from ..cpu.gather_panels import panel_gather_kernel
 from ..cpu.int8.strategy import Int8Strategy
+from ..cpu.int8_conv.strategy import Int8Conv
 from ..cpu.packing.activations import measure_kernel
 from ..cpu.packing.norm_pack import norm_pack_kernel
 from ..cpu.panels.bitplane import BitplaneStrategy
@@ -41,6 +43,7 @@ from ..objects import CpuObjects, ObjectMaker
 from ..strategy import (
     AttentionVariant,
     Choice,
+    ConvStrategy,
     Kernel,
     MaskKind,
     MatmulSpec,
@@ -197,6 +200,26 @@ class CpuTarget:
     def polyphase(self, strides: tuple[int, int]) -> Kernel | None:
         """The kernel that makes the planes which a convolution with these strides reads."""
         return polyphase_kernel(strides)
+
+    def code_conv(
+        self, spec: CodeConvSpec, *, node: str, working_set: int = 0
+    ) -> ConvStrategy | str:
+        """How a convolution of codes is done without patches (passes/direct_code_conv.py), or why
+        it takes patches: another strategy is so much faster that they pay."""
+        direct = Int8Conv()
+        refusal = direct.unsupported(spec)
+        if refusal is not None:
+            return refusal
+        if spec.padded and spec.activation.format.kind == "binary":
+            return direct  # patches cannot hold the zero point, which no code of one bit is
+        chosen = self._choose(spec.product, node, working_set)
+        m = TYPICAL_ROWS[-1]
+        patches = m * (spec.k + spec.n) / self.cost_model.cpu.patch_elements
+        patches += self.seconds(chosen, m, working_set=working_set)
+        same_products = Choice(Int8Strategy(), spec.product)
+        if self.seconds(same_products, m, working_set=working_set) > patches:
+            return f"strategy '{chosen.strategy.name}' over them is faster by the cost model"
+        return direct
 
     def norm_pack(
         self,

@@ -10,6 +10,7 @@ from abqc.costmodel.interface import CostModel
 from abqc.costmodel.load import model_for
 from abqc.costmodel.ranking import Ranking
 from abqc.dialects.cache_formats import CacheFormat
+from abqc.dialects.code_conv_spec import CodeConvSpec
 from abqc.dialects.conv_spec import ConvSpec
 from abqc.dialects.epilogue import Epilogue
 from abqc.dialects.formats import Float, Scheme, parse_scheme
@@ -208,6 +209,9 @@ class CudaTarget:
 
     def polyphase(self, strides: tuple[int, int]) -> None:
         """None: no convolution reads planes."""
+
+    def code_conv(self, spec: CodeConvSpec, *, node: str, working_set: int = 0) -> None:
+        """None: so are those of codes."""
 
     def norm_pack(
         self,

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...dialects.cache_formats import CacheFormat
+from ...dialects.code_conv_spec import CodeConvSpec
 from ...dialects.conv_spec import ConvSpec
 from ...dialects.epilogue import Epilogue
 from ...dialects.formats import Float, QuantizedTensor, Scheme
@@ -15,7 +16,15 @@ from ...dialects.norm_spec import NormSpec
 from ...dialects.scan_spec import ScanSpec
 from ..objects import ObjectMaker
 from ..scatter import ScatterKernels
-from ..strategy import AttentionVariant, Choice, Kernel, MaskKind, MatmulSpec, Variant
+from ..strategy import (
+    AttentionVariant,
+    Choice,
+    ConvStrategy,
+    Kernel,
+    MaskKind,
+    MatmulSpec,
+    Variant,
+)
 
 
 class Table(Protocol):
@@ -108,6 +117,13 @@ class Target(Protocol):
 
     def polyphase(self, strides: tuple[int, int]) -> Kernel | None:
         """The kernel that makes the planes which a convolution with these strides reads."""
+        ...
+
+    def code_conv(
+        self, spec: CodeConvSpec, *, node: str, working_set: int = 0
+    ) -> ConvStrategy | str | None:
+        """How a convolution of codes is done without patches (passes/direct_code_conv.py); or why
+        it takes patches, as a sentence. None: all do."""
         ...
 
     def norm_pack(

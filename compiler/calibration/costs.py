@@ -94,6 +94,7 @@ class Costs:
         passes = stages(self.target.objects.on_device)
         quantized = passes["quantized"]
         before = quantized[: quantized.index("pack-layouts")]
+        before = tuple(name for name in before if name != "direct-code-conv")  # all are matmuls
         module = imported.module.operation
         run_pipeline(module, (*passes["simplified"], *before), unit)
         with imported.module.context:

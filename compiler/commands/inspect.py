@@ -195,6 +195,8 @@ def operation_table(operations: list[Mapping[str, Any]]) -> str:
     groups: dict[tuple[object, ...], list[str]] = {}
     for op in operations:
         why = "predicted time" if op.get("predicted") else op["why"]
+        if "patches" in op:
+            why += f"; patches: {op['patches']}"
         key = (op["kind"], _size(op), _formats(op), round(op["bpw"], 2), op["strategy"], why)
         groups.setdefault(key, []).append(op["node"])
     rows = [(_nodes(nodes), *key) for key, nodes in groups.items()]

@@ -47,6 +47,17 @@ class Dot:
         """Operands made of the 64 bytes of a quad (vector<16xi32>), by register."""
         return [self._weight_operands(register) for register in self.split(quad)]
 
+    def pixels(self, quads: Value) -> tuple[Value, ...]:
+        """Operands made of a register of activations, each lane 4 bytes of a pixel of its own."""
+        if self.b.isa.dot_u8i8 or self._madd_bytes:
+            return (self._bytes(quads),)
+        words = self._words(quads)
+        return (words & 0x00FF, words >> 8)
+
+    def weight(self, quad: Value) -> tuple[Value, ...]:
+        """Operands made of 4 weight bytes (i32) for all lanes."""
+        return self._weight_operands(self.b.splat(quad, self._lanes))
+
     def _weight_operands(self, register: Value) -> tuple[Value, ...]:
         if self.b.isa.dot_u8i8 or self._madd_bytes:
             return (self._bytes(register),)
@@ -62,7 +73,7 @@ class Dot:
     def accumulate(
         self, acc: list[Value], a: tuple[Value, ...], w: list[tuple[Value, ...]]
     ) -> list[Value]:
-        return [self._one(acc[i], a, w[i]) for i in range(len(acc))]
+        return [self.add_products(acc[i], a, w[i]) for i in range(len(acc))]
 
     def add(self, parts: Sequence[list[Value]]) -> list[Value]:
         """The sum of several accumulators."""
@@ -81,7 +92,8 @@ class Dot:
         """Accumulators as one vector<16xi32>."""
         return self.b.join(*acc)
 
-    def _one(self, acc: Value, a: tuple[Value, ...], w: tuple[Value, ...]) -> Value:
+    def add_products(self, acc: Value, a: tuple[Value, ...], w: tuple[Value, ...]) -> Value:
+        """One register of accumulators, with the products of operands added."""
         b = self.b
         if b.isa.dot_u8i8:
             return b.intrinsic(b.isa.dot_u8i8, acc.type, acc, a[0], w[0])

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from abqc.codegen.builder import Value, vec
-from abqc.codegen.codes.bit_parts import BitPart
+from abqc.codegen.builder import Value
 from abqc.codegen.isa import Isa
 
-from ..panels.layout import PANEL
-from ..panels.look_up import integer_values
+from ..panels.layout import PANEL, VECTOR_BYTES
 from ..panels.matmul import PanelBody, PanelKernel, Tile, split
 from .dot import Dot
-from .layout import QUAD, value_parts, value_quads
+from .layout import QUAD, value_quads
+from .units import load_unit, unit_quad
 
 ONES = 0x01010101  # four activations of 1
 
@@ -83,8 +82,12 @@ class Int8Body(PanelBody):
     def quads(self, w_at: Sequence[Value], segment: Value, unit: Value) -> Quads:
         """The weights of a unit of a segment, for each panel."""
         offset = segment * self.weight.segment_bytes + unit * self.weight.unit_bytes
-        vectors = [self._load_unit(at + offset) for at in w_at]
-        return lambda panel, quad: self._quad(vectors[panel], quad)
+        b, value = self.b, self.weight.value
+        units = [load_unit(b, self.w, at + offset, value) for at in w_at]
+        for at in w_at:
+            for line in range(0, self.weight.unit_bytes, VECTOR_BYTES):
+                self.prefetch_next(at + (offset + line))
+        return lambda panel, quad: unit_quad(b, units[panel], quad, value)
 
     def _unit(self, acc: list[list[Value]], q_at: Sequence[Value], quads: Quads) -> None:
         """Add the products of one unit to `acc`, [chain, row, panel][register]."""
@@ -100,28 +103,3 @@ class Int8Body(PanelBody):
                 for c in range(tile.panels):
                     x = first + r * tile.panels + c
                     acc[x] = dot.accumulate(acc[x], a, weights[c])
-
-    def _load_unit(self, at: Value) -> dict[BitPart, list[Value]]:
-        """The vectors of a unit, by part."""
-        b, offset = self.b, 0
-        vectors: dict[BitPart, list[Value]] = {}
-        for part in value_parts(self.weight.value):
-            count = value_quads(self.weight.value) // part.quads
-            vectors[part] = []
-            for _ in range(count):
-                vectors[part].append(b.load_as(self.w, at + offset, vec(PANEL, "i32")))
-                self.prefetch_next(at + offset)
-                offset += PANEL * QUAD
-        return vectors
-
-    def _quad(self, vectors: dict[BitPart, list[Value]], quad: int) -> Value:
-        """The values of a quad as bytes, vector<16xi32>."""
-        values = None
-        for part, loaded in vectors.items():
-            bits = part.emit(loaded[quad // part.quads], quad % part.quads)
-            values = bits if values is None else values | bits
-        assert values is not None
-        indexed = self.weight.value.indexed
-        if indexed is None:
-            return values
-        return integer_values(self.b, values, indexed)

@@ -1,0 +1,67 @@
+"""Convolutions of codes by products of strategy `int8`, without a matrix of patches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from abqc.codegen.strategy import Kernel
+from abqc.dialects.code_conv_spec import CodeConvSpec
+from abqc.dialects.formats import QuantizedTensor
+
+from ..int8.strategy import Int8Strategy
+from ..panels.reduction import SEGMENT_TERMS
+from .kernel import conv_kernel
+from .layout import ConvWeights, scratch_bytes
+from .planes import planes_kernel
+
+MAX_SCRATCH = 1 << 18  # bytes of the stack
+
+
+@dataclass(frozen=True)
+class Int8Conv:
+    """Exact accumulators and the results of strategy `int8` over patches, to the bit."""
+
+    name: str = "int8-direct"
+
+    def unsupported(self, spec: CodeConvSpec) -> str | None:
+        """Why it leaves `spec` to a matrix of patches, as a sentence; None if it does not."""
+        refusal = Int8Strategy().unsupported(spec.product)
+        if refusal is not None:
+            return refusal
+        if spec.k > SEGMENT_TERMS:
+            return f"sums of more than {SEGMENT_TERMS} terms need 64 bits"
+        if spec.groups > 1 and not spec.weight.symmetric:
+            return "asymmetric weights have scales in several groups"
+        if scratch_bytes(ConvWeights.of(spec)) > MAX_SCRATCH:
+            return "decoding the weights of 16 channels needs too much stack"
+        return None
+
+    def pack_weight(self, spec: CodeConvSpec, weight: QuantizedTensor | np.ndarray) -> np.ndarray:
+        """The weight, codes [N, K] as ONNX stores them, as a blob of bytes."""
+        assert isinstance(weight, QuantizedTensor), "panels hold quantized weights"
+        return ConvWeights.of(spec).pack(weight)
+
+    def planes_kernel(self, spec: CodeConvSpec) -> Kernel:
+        """What quantizes an image and lays it out."""
+        return planes_kernel(spec)
+
+    def conv_kernel(self, spec: CodeConvSpec) -> Kernel:
+        """What convolves planes."""
+        return conv_kernel(spec, _name(spec))
+
+
+def _name(spec: CodeConvSpec) -> str:
+    """Equal for equal bodies: N and sizes are arguments."""
+    weight, product = spec.weight, spec.product
+    parts = [
+        f"int8_conv_n{spec.block}_{weight.format.name}",
+        f"g{min(weight.group_size or spec.k, spec.k)}",
+        spec.product.scale_name,
+        f"c{spec.channels}",
+    ]
+    for letter, pair in zip("wsd", (spec.window, spec.strides, spec.dilations), strict=True):
+        parts.append(f"{letter}{pair[0]}x{pair[1]}")
+    parts.append(spec.activation.format.name)
+    parts += ["flat"] * spec.flat + ["acc"] * product.accumulators
+    return "_".join(parts)

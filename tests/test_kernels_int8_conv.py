@@ -1,0 +1,291 @@
+"""Convolutions of codes over planes: accumulators against numpy, results against products of
+patches, to the bit."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import pytest
+from abqc.codegen.cpu.int8.strategy import Int8Strategy
+from abqc.codegen.cpu.int8_conv.kernel import OUTPUTS
+from abqc.codegen.cpu.int8_conv.strategy import Int8Conv
+from abqc.codegen.isa import Isa
+from abqc.codegen.strategy import MatmulSpec
+from abqc.dialects.code_conv_spec import HEADER, SLACK, CodeConvSpec
+from abqc.dialects.formats import (
+    QuantizedTensor,
+    parse_scheme,
+    quantize_activation,
+    quantize_weight,
+)
+from kernel_cases import DOT_ISAS, ISAS, compile_jit, variant_for
+
+STRATEGY = Int8Conv()
+GARBAGE = 0x5A
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Images [batch, channels, *image], zeros around them (begins, then ends), and the window."""
+
+    n: int
+    channels: int
+    image: tuple[int, int]
+    window: tuple[int, int] = (1, 1)
+    strides: tuple[int, int] = (1, 1)
+    dilations: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    batch: int = 1
+
+    @property
+    def k(self) -> int:
+        return self.channels * self.window[0] * self.window[1]
+
+    @property
+    def outputs(self) -> tuple[int, int]:
+        sizes = []
+        for axis, size in enumerate(self.image):
+            around = self.pads[axis] + self.pads[2 + axis]
+            span = size + around - self.dilations[axis] * (self.window[axis] - 1) - 1
+            sizes.append(span // self.strides[axis] + 1)
+        return sizes[0], sizes[1]
+
+    def patches(self, x: np.ndarray, around: np.ndarray) -> np.ndarray:
+        """[batch, outputs, C * window] of [batch, C, *image], with `around` [batch] beside it."""
+        b, c, height, width = x.shape
+        top, left, below, behind = self.pads
+        padded = np.empty((b, c, top + height + below, left + width + behind), x.dtype)
+        padded[:] = around[:, None, None, None]
+        padded[:, :, top : top + height, left : left + width] = x
+        rows, columns = (
+            np.arange(size) * stride
+            for size, stride in zip(self.outputs, self.strides, strict=True)
+        )
+        seen = [
+            padded[:, :, dy * self.dilations[0] + rows[:, None], dx * self.dilations[1] + columns]
+            for dy, dx in product(range(self.window[0]), range(self.window[1]))
+        ]
+        stacked = np.stack(seen, axis=2).reshape(b, self.k, -1)
+        return np.ascontiguousarray(stacked.transpose(0, 2, 1))
+
+
+PADDED = Shape(16, 5, (9, 13), (3, 3), pads=(1, 2, 0, 1), batch=2)
+STRIDED = Shape(7, 3, (12, 33), (3, 3), strides=(2, 2), pads=(1, 1, 1, 1))
+FLAT = Shape(17, 20, (1, OUTPUTS + 37), (1, 1), batch=2)
+SHAPES = [
+    Shape(20, 9, (13, 40), (1, 1), strides=(2, 2)),  # phases that are not read
+    Shape(2, 6, (9, 21), (1, 3), strides=(2, 2), pads=(0, 1, 0, 1)),
+    Shape(4, 6, (9, 21), (3, 1), strides=(2, 2), pads=(1, 0, 1, 0)),
+    PADDED,
+    STRIDED,
+    FLAT,
+    Shape(40, 17, (23, 25)),
+    Shape(1, 1, (6, 70), (5, 1), strides=(1, 3), pads=(2, 0, 2, 0), batch=2),
+    Shape(16, 5, (7, 30), (2, 2), strides=(3, 2), dilations=(2, 3), pads=(0, 4, 1, 0)),
+    Shape(7, 6, (11, 19), (5, 5), pads=(2, 2, 2, 2)),  # a loop over the window's rows
+    Shape(24, 33, (30, 20), (3, 3), pads=(1, 1, 1, 1)),  # several indices, across rows
+    Shape(9, 7, (35, 33), (3, 3), dilations=(18, 20), pads=(18, 20, 18, 20)),  # row by row
+    Shape(3, 5, (3, 170), (1, 2), dilations=(1, 330), pads=(0, 330, 0, 330)),
+    Shape(5, 4, (1, 700), (1, 4), strides=(1, 4)),  # more columns than are cut at a time
+]
+FORMATS = [
+    ("w8", "a8", None),
+    ("w8", "a8:tensor:sym", (0.021, 0)),
+    ("w8:asym", "a7:token:sym", None),
+    ("w4:channel", "a8", None),
+    ("w4:g32", "a8:tensor", (0.013, 77)),  # whose groups begin inside of blocks
+    ("w4:g12", "a8", None),
+    ("w3:channel:asym", "a5", None),
+    ("w1:channel", "a4", None),
+    ("w5:channel", "a8", None),
+    ("w6:channel", "a2", None),
+    ("w7:channel", "a8:tensor:sym", (0.02, 0)),
+    ("wt5", "a8", None),
+    ("w2*:channel", "a1:token:sym", None),
+    ("wfp4:g32:e8m0", "a8", None),
+    ("wfp4:g16:e4m3", "a6", None),
+]
+
+
+@dataclass
+class Case:
+    isa: Isa
+    shape: Shape
+    product: MatmulSpec
+    weight: QuantizedTensor
+    x: np.ndarray
+    bias: np.ndarray
+    scale: np.ndarray
+    zero: np.ndarray
+
+    @staticmethod
+    def random(isa: Isa, shape: Shape, weight: str, activation: str, static) -> Case:
+        rng = np.random.default_rng(shape.k + shape.n)
+        w_scheme, a_scheme = parse_scheme(weight), parse_scheme(activation)
+        w = rng.standard_normal((shape.n, shape.k), np.float32)
+        x = rng.standard_normal((shape.batch, shape.channels, *shape.image), np.float32) + 0.4
+        x[0] *= 2
+        x = x.astype(np.float32)
+        bias = rng.standard_normal(shape.n, np.float32)
+        if static is None:
+            _, scale, zero = quantize_activation(x.reshape(len(x), -1), parse_scheme(activation))
+        else:
+            scale, zero = np.array([static[0]], np.float32), np.array([static[1]], np.int32)
+        spec = MatmulSpec(shape.n, shape.k, w_scheme, a_scheme)
+        return Case(isa, shape, spec, quantize_weight(w, w_scheme), x, bias, scale, zero)
+
+    def spec(self, **changes: bool) -> CodeConvSpec:
+        shape, made = self.shape, MatmulSpec(**{**vars(self.product), **changes})
+        padded = any(shape.pads)
+        return CodeConvSpec(made, shape.window, shape.strides, shape.dilations, padded)
+
+    @property
+    def zeros(self) -> np.ndarray:
+        return np.broadcast_to(self.zero, self.shape.batch).astype(np.int32)
+
+    def codes(self) -> np.ndarray:
+        """q of x, [B, C, H, W]."""
+        format = self.spec().activation.format
+        scale = np.broadcast_to(self.scale, len(self.x))[:, None, None, None]
+        if format.kind == "binary":
+            return np.where(self.x < 0, -1, 1)
+        q = np.rint(self.x / scale) + self.zeros[:, None, None, None]
+        return np.clip(q, format.qmin, format.qmax).astype(np.int64)
+
+    def run(self, *, stored: bool = False, accumulators: bool = False) -> np.ndarray:
+        """y or acc [batch, N, *outputs]."""
+        shape = self.shape
+        spec = self.spec(stored_codes=stored, accumulators=accumulators)
+        assert STRATEGY.unsupported(spec) is None
+        planes, conv = STRATEGY.planes_kernel(spec), STRATEGY.conv_kernel(spec)
+        jit = compile_jit(self.isa, [planes, conv])
+        (h, w), (top, left, below, behind) = shape.image, shape.pads
+        rows = -(-(h + top + below) // shape.strides[0])
+        pitch = -(-(w + left + behind) // shape.strides[1])
+        blocks = -(-shape.channels // 4)
+        size = shape.batch * (HEADER + 4 * blocks * spec.phases * rows * pitch)
+        q = np.full(size + SLACK, GARBAGE, np.uint8)
+        x = self.codes().astype(np.uint8) if stored else self.x
+        shared = -(-shape.batch // len(self.scale))
+        grid, geometry = planes.grid(shape.batch, blocks, rows), (h, w, rows, pitch, top, left)
+        if spec.flat:
+            grid, geometry = planes.grid(shape.batch, blocks, 1), (1, h * w, 1, h * w, 0, 0)
+        jit.run(
+            planes.name,
+            grid,
+            [x.reshape(-1), self.scale, self.zero, q, shared, shape.channels, *geometry],
+        )
+        assert (q[size:] == GARBAGE).all()
+        height, width = shape.outputs
+        count = shape.batch * shape.n * height * width
+        y = np.full(count + 64, GARBAGE, np.int32 if accumulators else np.float32)
+        jit.run(
+            conv.name,
+            conv.grid(shape.batch, (height - 1) * pitch + width, shape.n),
+            [
+                *(q, STRATEGY.pack_weight(spec, self.weight), self.bias, y),
+                *(rows, pitch, height, width, shape.batch * height * width, shape.n),
+            ],
+        )
+        assert (y[count:] == GARBAGE).all()
+        return y[:count].reshape(shape.batch, shape.n, height, width)
+
+    def accumulators(self) -> np.ndarray:
+        """The exact sums of one group."""
+        centred = self.codes() - self.zeros[:, None, None, None]
+        patches = self.shape.patches(centred, np.zeros(len(self.x), np.int64))
+        weight = self.weight
+        w = weight.scheme.format.integers(weight.codes).astype(np.int64)
+        if weight.zero is not None:
+            w -= weight.zero.astype(np.int64)
+        y = np.einsum("bpk,nk->bnp", patches, w)
+        return y.reshape(len(y), self.shape.n, *self.shape.outputs)
+
+    @property
+    def exact_patches(self) -> bool:
+        """Whether floats of zero around the image have the zero point as their code."""
+        binary = self.spec().activation.format.kind == "binary"
+        return not (binary and any(self.shape.pads))
+
+    def of_patches(self) -> np.ndarray:
+        """y by the matmul of strategy `int8`."""
+        strategy, spec, shape = Int8Strategy(), self.product, self.shape
+        patches = shape.patches(self.x, np.zeros(len(self.x), np.float32))
+        rows = patches.shape[0] * patches.shape[1]
+        pack = strategy.scaled_pack_kernel(spec)
+        matmul = variant_for(strategy.matmul_kernels(spec), rows)
+        jit = compile_jit(self.isa, [pack, matmul])
+        q = np.zeros(rows * strategy.row_bytes(spec), np.uint8)
+        shared = -(-rows // len(self.scale))
+        jit.run(
+            pack.name,
+            pack.grid(rows),
+            [patches.reshape(-1), self.scale, self.zero, q, rows, shared],
+        )
+        y = np.zeros(rows * spec.n, np.float32)
+        blob = strategy.pack_weight(spec, self.weight)
+        jit.run(matmul.name, matmul.grid(rows, spec.n), [q, blob, self.bias, y, rows, spec.n])
+        channels_last = y.reshape(shape.batch, -1, shape.n)
+        return channels_last.transpose(0, 2, 1).reshape(shape.batch, shape.n, *shape.outputs)
+
+
+@pytest.mark.parametrize("isa", DOT_ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_shapes(isa: Isa, shape: Shape) -> None:
+    case = Case.random(isa, shape, "w8", "a8", None)
+    np.testing.assert_array_equal(case.run(accumulators=True), case.accumulators())
+    np.testing.assert_array_equal(case.run(), case.of_patches())
+
+
+@pytest.mark.parametrize(
+    ("isa", "shape"),
+    [*((isa, PADDED) for isa in DOT_ISAS), (ISAS[0], FLAT)],
+    ids=lambda value: getattr(value, "name", "flat" if value is FLAT else "padded"),
+)
+@pytest.mark.parametrize(("weight", "activation", "static"), FORMATS)
+def test_formats(isa: Isa, shape: Shape, weight: str, activation: str, static) -> None:
+    case = Case.random(isa, shape, weight, activation, static)
+    if case.weight.scale.shape[1] == 1:
+        np.testing.assert_array_equal(case.run(accumulators=True), case.accumulators())
+    if case.exact_patches:
+        np.testing.assert_array_equal(case.run(), case.of_patches())
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("activation", ["a8:tensor", "a4:tensor:sym"])
+@pytest.mark.parametrize("shape", [STRIDED, FLAT], ids=["3x3", "1x1"])
+def test_stored_codes(isa: Isa, shape: Shape, activation: str) -> None:
+    zero = 0 if activation.endswith("sym") else 100
+    case = Case.random(isa, shape, "w8", activation, (0.02, zero))
+    acc = case.run(stored=True, accumulators=True)
+    np.testing.assert_array_equal(acc, case.accumulators())
+    np.testing.assert_array_equal(acc, case.run(accumulators=True))
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+def test_one_image_with_nan_leaves_the_others_alone(isa: Isa) -> None:
+    case = Case.random(isa, PADDED, "w8", "a8", None)
+    whole = case.run()
+    case.x[0, 0, 0, 0] = np.nan
+    case.scale[0], case.zero[0] = np.nan, 0
+    y = case.run()
+    assert np.isnan(y[0]).all()
+    np.testing.assert_array_equal(y[1], whole[1])
+
+
+@pytest.mark.parametrize(
+    ("weight", "k", "why"),
+    [
+        ("wnf4", 64, "no integers|which .* has not"),
+        ("w8", 32769, "64 bits"),
+        ("w4:g32:asym", 64, "several groups"),
+        ("w4:channel", 20000, "stack"),
+    ],
+)
+def test_what_it_leaves_to_patches(weight: str, k: int, why: str) -> None:
+    product = MatmulSpec(8, k, parse_scheme(weight), parse_scheme("a8"))
+    spec = CodeConvSpec(product, (1, 1), (1, 1), (1, 1))
+    assert re.search(why, str(STRATEGY.unsupported(spec)))
