@@ -188,6 +188,45 @@ def check_measured_scales(strategy: Any, isa: Isa, activation: str, weight: str 
     np.testing.assert_allclose(y.reshape(expected.shape), expected, rtol=1e-4, atol=1e-4)
 
 
+def check_scales_far_from_the_data(strategy: Any, isa: Isa) -> None:
+    """Fixed scales, and values any number of steps away."""
+    case = Case.random(strategy, isa, "w4:g32", "a8:tensor", 3, 20, 70)
+    scale, zero = np.float32(1e-6), 7
+    steps = [
+        0,
+        5.4,
+        -9e6,
+        -1.3e7,
+        -2e7,
+        -2.6e7,
+        -1e30,
+        -1e38,
+        9e6,
+        1.3e7,
+        2e7,
+        1e30,
+        2**22,
+        -(2**22),
+    ]
+    for row, first in enumerate((0, 5, 9)):
+        case.x[row] = np.resize(np.roll(steps, -first), 70).astype(np.float32) * scale
+    pack = strategy.scaled_pack_kernel(case.spec)
+    matmul = variant_for(strategy.matmul_kernels(case.spec), case.m)
+    jit = compile_jit(isa, [pack, matmul])
+    q = np.zeros(case.m * strategy.row_bytes(case.spec), np.uint8)
+    fixed = np.array([scale]), np.array([zero], np.int32)
+    jit.run(pack.name, pack.grid(case.m), [case.x.reshape(-1), *fixed, q, case.m, case.m])
+    y = np.zeros(case.m * case.spec.n, np.float32)
+    blob = strategy.pack_weight(case.spec, case.weight)
+    grid = matmul.grid(case.m, case.spec.n)
+    jit.run(matmul.name, grid, [q, blob, case.bias, y, case.m, case.spec.n])
+    with np.errstate(over="ignore"):
+        codes = np.clip(np.rint(case.x / scale).astype(np.float64) + zero, 0, 255).astype(np.uint8)
+    scales, zeros = (np.repeat(x, case.m) for x in fixed)
+    expected = reference.matmul(codes, scales, zeros, case.weight, case.bias)
+    np.testing.assert_allclose(y.reshape(expected.shape), expected, rtol=1e-5, atol=1e-6)
+
+
 def check_packed_rows_are_deterministic(strategy: Any, isa: Isa) -> None:
     """Two matmuls over rows packed into different garbage agree."""
     case = Case.random(strategy, isa, "w3:g50", "a5", 5, 17, 130)

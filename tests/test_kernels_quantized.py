@@ -11,6 +11,7 @@ from abqc.codegen import isa as isas
 from abqc.codegen.codes.bit_parts import bit_parts
 from abqc.codegen.cpu.int8.strategy import Int8Strategy
 from abqc.codegen.cpu.panels.bitplane import BitplaneStrategy
+from abqc.codegen.cpu.panels.strategy import PanelStrategy
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects import formats
 from abqc.dialects.formats import parse_scheme
@@ -26,6 +27,7 @@ from kernel_cases import (
     check_measured_scales,
     check_packed_rows_are_deterministic,
     check_rotated_rows,
+    check_scales_far_from_the_data,
 )
 
 INT8, BITPLANE = Int8Strategy(), BitplaneStrategy()
@@ -141,6 +143,12 @@ def test_rows_that_are_not_finite(isa, strategy, activation):
 )
 def test_scales_shared_by_rows(isa, strategy, activation):
     check_measured_scales(strategy, isa, activation)
+
+
+@each_isa
+@each_strategy
+def test_fixed_scales_far_from_the_data(isa: isas.Isa, strategy: PanelStrategy) -> None:
+    check_scales_far_from_the_data(strategy, isa)
 
 
 @each_isa

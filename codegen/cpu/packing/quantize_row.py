@@ -20,6 +20,7 @@ MAGNITUDE_BITS = 0x7FFFFFFF
 # x + 1.5 * 2^23 rounds |x| < 2^22 half to even and leaves the integer in the low bits.
 ROUNDER = 12582912.0
 ROUNDER_BITS = 0x4B400000
+LOWEST_STEPS = -4194304.0  # -2^22
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class RowScale:
     divisor: Value
     zero: Value
     broken: Value
+    measured: bool  # on these floats, which are then few steps
 
 
 def sweep(
@@ -96,18 +98,18 @@ class RowCodes:
         if not self.format.symmetric:
             lowest = b.select(broken, b.const(0.0, "f32"), low)
             zero = self._clamp(self._round(-lowest / divisor))
-        return self._row_scale(scale, zero, broken)
+        return self._row_scale(scale, zero, broken, measured=True)
 
     def given(self, scale: Value, zero: Value) -> RowScale:
         """A scale (f32, NaN: broken) and a zero point of q (i32) that were measured before."""
         broken = (self.b.bitcast(scale, "i32") & MAGNITUDE_BITS) >= INFINITY_BITS
-        return self._row_scale(scale, zero + self.shift, broken)
+        return self._row_scale(scale, zero + self.shift, broken, measured=False)
 
-    def _row_scale(self, scale: Value, zero: Value, broken: Value) -> RowScale:
+    def _row_scale(self, scale: Value, zero: Value, broken: Value, *, measured: bool) -> RowScale:
         b = self.b
         nan, one = b.const(float("nan"), "f32"), b.const(1.0, "f32")
         divisor = b.select(broken, one, scale)
-        return RowScale(b.select(broken, nan, scale), divisor, zero, broken)
+        return RowScale(b.select(broken, nan, scale), divisor, zero, broken, measured)
 
     def vector(self, i: Value, row: RowScale, mask: Value | None = None) -> Value:
         """Codes u of elements i .. i + 16, vector<16xi32>; 0 off the mask."""
@@ -117,8 +119,10 @@ class RowCodes:
         if self.format.kind == "binary":
             codes = b.select(x < 0.0, b.const(0, vec(LANES, "i32")), b.const(2, vec(LANES, "i32")))
         else:
-            steps = self._round(x / b.splat(row.divisor, LANES))
-            codes = self._clamp(steps + b.splat(row.zero, LANES))
+            steps = x / b.splat(row.divisor, LANES)
+            if not row.measured:  # what is below the rounder's range would come out above it
+                steps = b.max(b.const(LOWEST_STEPS, steps.type), steps)
+            codes = self._clamp(self._round(steps) + b.splat(row.zero, LANES))
         return codes if mask is None else b.select(mask, codes, b.const(0, codes.type))
 
     def _round(self, steps: Value) -> Value:
