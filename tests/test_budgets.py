@@ -140,7 +140,7 @@ def mlp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compiled(
-    mlp: Path, folder: Path, budget: str, target: str = "cpu", recipe: str = "w4a8"
+    mlp: Path, folder: Path, budget: str, target: str = "cpu", recipe: str = "w4a8 gptq"
 ) -> tuple[Path, str]:
     """The library, and the recipe that was written beside it."""
     x = np.random.default_rng(1).standard_normal((500, WIDTH), np.float32)

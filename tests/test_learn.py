@@ -134,10 +134,8 @@ def first_block(tmp_path: Path, recipe: str) -> tuple[Learner, Segment, Stream]:
     rng = np.random.default_rng(5)
     feeds = [{"ids": rng.integers(0, 40, (2, 5))} for _ in range(6)]
     masks = [None, *(np.array([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]) for _ in range(5))]
-    learner = learner_of(
-        model.module, model.unit, feeds, masks, tmp_path, segments, model.products, set()
-    )
-    return learner, segments[0], Stream(feeds, tmp_path)
+    learner = learner_of(model.module, model.unit, feeds, masks, segments, model.products, set())
+    return learner, segments[0], Stream.of(feeds, tmp_path)
 
 
 def test_a_block_with_attention_is_learned(tmp_path: Path) -> None:

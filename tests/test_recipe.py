@@ -302,11 +302,34 @@ def test_calibration_data_change_what_a_rule_leaves_open() -> None:
     calibrated = recipe.with_calibration()
     found = [calibrated.resolve(name, "matmul") for name in ("x", "a", "b", "c", "d")]
     assert [op.gptq for op in found] == [True, True, False, False, False]
-    assert [op.rotate for op in found] == [False, True, False, False, False]
+    assert [op.rotate for op in found] == [True, True, False, False, False]
     assert [op.clip for op in found] == [False, True, False, False, False]
     assert [op.shift for op in found] == [False, True, False, False, False]
     assert found[1].words == "a4:token:asym rotate shift clip gptq"
     assert calibrated.needs_data and calibrated.with_calibration() == calibrated
+
+
+@pytest.mark.parametrize(
+    ("rule", "rotated"),
+    [
+        ("w4a8", True),
+        ("w7a8", True),
+        ("w3:g32:asym a8:tensor", True),
+        ("w8a8", False),
+        ("w8a4", True),
+        ("w4a16", False),
+        ("w2v a16", True),
+        ("mxfp4 a8", False),
+        ("bfp5:g64 a8", False),
+        ("wta8", False),
+        ("w4a8 balance", False),
+        ("w4a8 sort", False),
+        ("w4 a8:channel", False),
+    ],
+)
+def test_few_bits_are_rotated_with_data(rule: str, rotated: bool) -> None:
+    op = parse_recipe(rule).with_calibration().resolve("x", "matmul")
+    assert op.gptq and op.rotate == rotated
 
 
 def test_what_is_learned_is_rounded_as_the_rule_says() -> None:

@@ -144,4 +144,5 @@ ROWS = (
     Row("ocr-w8a8-integer", OCR, "w8 a8:tensor integer", True, "0.002 above float"),
     Row("ocr-w4a8-rtn", OCR, "w4a8"),
     Row("ocr-w4a8", OCR, "w4a8 gptq", True, "0.005 above float"),
+    Row("ocr-w4a8-default", OCR, "w4a8", True, "0.005 above float"),
 )
