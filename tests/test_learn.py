@@ -165,6 +165,9 @@ def test_a_block_with_an_unknown_operation_is_not_learned(
     learner.before(segment, stream, stream)
     assert not learner.learned
     assert "without learning: its block has" in learner.unit.notes[0]["note"]
+
+    (tmp_path / "strict").mkdir()
+    learner, segment, stream = first_block(tmp_path / "strict", "w3a4 learn rtn")
     learner.unit.strict = True
     with pytest.raises(RecipeError, match="without learning"):
         learner.before(segment, stream, stream)
