@@ -13,6 +13,7 @@ import numpy as np
 
 from ..costmodel.ranking import Ranking
 from ..dialects.code_conv_spec import CodeConvSpec
+from ..dialects.epilogue import Epilogue
 from ..dialects.formats import QuantizedTensor
 from ..dialects.matmul_spec import MatmulSpec
 from ..errors import RecipeError
@@ -56,6 +57,13 @@ class Variant:
 
     def covers(self, rows: int) -> bool:
         return self.min_rows <= rows and (self.max_rows is None or rows <= self.max_rows)
+
+
+@dataclass(frozen=True)
+class ConvKernel(Kernel):
+    """The kernel of an `abq.code_conv`; `with_epilogue` gives the one that applies it."""
+
+    with_epilogue: Callable[[Epilogue], Kernel] = field(kw_only=True)
 
 
 MaskKind = Literal["none", "add", "replace"]  # of attention's scores
@@ -130,7 +138,7 @@ class ConvStrategy(Protocol):
         """The kernel of `abq.pack_planes`."""
         ...
 
-    def conv_kernel(self, spec: CodeConvSpec) -> Kernel:
+    def conv_kernel(self, spec: CodeConvSpec) -> ConvKernel:
         """The kernel of `abq.code_conv`."""
         ...
 

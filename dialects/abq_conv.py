@@ -112,15 +112,20 @@ class DirectConvOp(
         _require(len(planes) == 4 and len(y) in (3, 4), "planes have rank 4, the result 3 or 4")
         _require(len(shape(op.w)) == 1, "w is packed")
         _require(shape(op.bias) == [y[1]], f"bias must have {y[1]} elements")
-        inputs, maps, blocks = epilogue_inputs(op), epilogue_maps(op), list(op.regions[0].blocks)
-        _require(len(inputs) == len(maps), "a map for every input of the epilogue")
-        _require(bool(blocks) or not inputs, "inputs belong to an epilogue")
-        for value, map_ in zip(inputs, maps, strict=True):
-            _require(isinstance(element(value), ir.F32Type), "an epilogue reads f32")
-            fits = map_.n_dims == len(y) and len(map_.results) == len(shape(value))
-            _require(fits, "a map leads from indices of the result to those of an input")
-        if blocks:
-            _require(len(blocks[0].arguments) == 1 + len(inputs), "an argument for each input")
+        _check_epilogue(op)
+
+
+def _check_epilogue(op: Any) -> None:
+    y = shape(op.result)
+    inputs, maps, blocks = epilogue_inputs(op), epilogue_maps(op), list(op.regions[0].blocks)
+    _require(len(inputs) == len(maps), "a map for every input of the epilogue")
+    _require(bool(blocks) or not inputs, "inputs belong to an epilogue")
+    for value, map_ in zip(inputs, maps, strict=True):
+        _require(isinstance(element(value), ir.F32Type), "an epilogue reads f32")
+        fits = map_.n_dims == len(y) and len(map_.results) == len(shape(value))
+        _require(fits, "a map leads from indices of the result to those of an input")
+    if blocks:
+        _require(len(blocks[0].arguments) == 1 + len(inputs), "an argument for each input")
 
 
 def conv_spec(op: Any) -> ConvSpec:
@@ -135,7 +140,7 @@ def conv_spec(op: Any) -> ConvSpec:
 
 
 def epilogue_inputs(op: Any) -> list[ir.Value]:
-    """What the epilogue of a direct_conv (its view) reads besides the result."""
+    """What the epilogue of a convolution (its view) reads besides the result."""
     values = [getattr(op, name) for name in EPILOGUE_INPUTS]
     return [value for value in values if value is not None]
 
@@ -167,11 +172,14 @@ class PackPlanesOp(Abq.Operation, name="pack_planes", traits=[ext.Pure]):
     result: TensorResult
 
 
-class CodeConvOp(VerifiedOperation, name="code_conv", traits=[ext.Pure]):
+class CodeConvOp(
+    VerifiedOperation, name="code_conv", traits=[ext.Pure, ir.IsIsolatedFromAboveTrait]
+):
     """A convolution of codes, B x N x spatial, by a kernel that reads planes of `rows` x `pitch`
     (`abq.pack_planes`); `height` x `width` are outputs.
 
-    `w` is what the kernel's layout makes of the weight. A result of i32 holds accumulators.
+    `w` is what the kernel's layout makes of the weight. A result of i32 holds accumulators; one of
+    f32 may have an `epilogue`, as `abq.direct_conv` has it.
     """
 
     planes: Tensor
@@ -184,6 +192,12 @@ class CodeConvOp(VerifiedOperation, name="code_conv", traits=[ext.Pure]):
     kernel: ir.StringAttr
     node: ir.StringAttr
     result: TensorResult
+    epilogue: ext.Region
+    maps: ir.ArrayAttr = ext.attribute(default_factory=lambda: ir.ArrayAttr.get([]))
+    first: Tensor | None = None
+    second: Tensor | None = None
+    third: Tensor | None = None
+    fourth: Tensor | None = None
 
     @staticmethod
     def check(op: Any) -> None:
@@ -191,3 +205,6 @@ class CodeConvOp(VerifiedOperation, name="code_conv", traits=[ext.Pure]):
         _require(is_packed(op.planes) and is_packed(op.w), "planes and w are packed")
         _require(len(y) in (3, 4), "the result has one or two spatial axes")
         _require(shape(op.bias) == [y[1]], f"bias must have {y[1]} elements")
+        floats = isinstance(element(op.result), ir.F32Type)
+        _require(floats or not len(op.regions[0].blocks), "an epilogue is of floats")
+        _check_epilogue(op)

@@ -1,4 +1,4 @@
-"""Loops over the result of a convolution become its epilogue: what it stores is final.
+"""Loops over the result of a convolution, of floats or of codes, become its epilogue: what it stores is final.
 
 A loop is taken where nothing else reads the result. It may read other tensors in the same place, or
 numbers for each channel or sample; the convolution then stands where the loop was, so that these
@@ -7,9 +7,12 @@ are there. Loops one after another all go the same way.
 
 from __future__ import annotations
 
+from typing import Any
+
 from abqc.dialects import abq
 from abqc.dialects.abq_conv import (
     EPILOGUE_INPUTS,
+    CodeConvOp,
     DirectConvOp,
     epilogue_inputs,
     epilogue_maps,
@@ -40,7 +43,7 @@ def _producers(loop: ir.Operation) -> list[ir.Operation]:
     found: list[ir.Operation] = []
     for value in inputs(loop):
         op = defining_op(value)
-        if op is None or op.name != "abq.direct_conv" or op in found or op.block != loop.block:
+        if op is None or op.name not in _AGAIN or op in found or op.block != loop.block:
             continue
         readers = [user.operation for user in users(value)]
         alone = all(user == loop or user.name == "tensor.dim" for user in readers)
@@ -65,11 +68,8 @@ def _fuse(conv: ir.Operation, loop: ir.Operation, given: list[Input]) -> None:
     with ir.InsertionPoint(conv), conv.location:
         _resolve_dims(result)
     with ir.InsertionPoint(loop), ir.Location.fused([conv.location, loop.location]):
-        names = ("groups", "window", "strides", "dilations")
-        fused = DirectConvOp(
-            *(view.planes, view.w, view.bias, view.height, view.width),
-            *(conv.attributes[name] for name in names),
-            result.type,
+        fused = _AGAIN[conv.name](
+            view,
             maps=ir.ArrayAttr.get([ir.AffineMapAttr.get(each.map) for each in given]),
             **{name: each.value for name, each in zip(EPILOGUE_INPUTS, given, strict=False)},
         ).operation
@@ -88,3 +88,24 @@ def _resolve_dims(value: ir.Value) -> None:
             assert axis is not None, "axes are constants"
             op.results[0].replace_all_uses_with(dimension_or_query(value, axis))
             op.erase()
+
+
+def _direct(view: Any, **epilogue: Any) -> DirectConvOp:
+    names = ("groups", "window", "strides", "dilations")
+    return DirectConvOp(
+        *(view.planes, view.w, view.bias, view.height, view.width),
+        *(view.operation.attributes[name] for name in names),
+        view.result.type,
+        **epilogue,
+    )
+
+
+def _of_codes(view: Any, **epilogue: Any) -> CodeConvOp:
+    return CodeConvOp(
+        *(view.planes, view.w, view.bias, view.rows, view.pitch, view.height, view.width),
+        *(view.kernel, view.node, view.result.type),
+        **epilogue,
+    )
+
+
+_AGAIN = {"abq.direct_conv": _direct, "abq.code_conv": _of_codes}  # the same with an epilogue

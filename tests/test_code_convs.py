@@ -100,6 +100,47 @@ def test_agrees(
                     np.testing.assert_allclose(y, expected, **close, err_msg=f"{isa} {size}")
 
 
+@pytest.mark.parametrize("weight", ["w8", "w4:g16"])
+def test_loops_behind_are_epilogues(tmp_path: Path, weight: str) -> None:
+    """An activation, a scale for each channel of a sample, and a residual, in one kernel."""
+    nodes, outputs, constants = [], [], {}
+    scale = np.random.default_rng(3).standard_normal(33).astype(np.float32)
+    for conv in IMAGES[:2]:
+        geometry, name = conv.geometry, conv.name
+        steps = {key: list(getattr(geometry, key)) for key in ("strides", "dilations", "pads")}
+        nodes += [
+            node("Conv", f"x {name}.w {name}.b", name, name, **steps),
+            node("Relu", name, f"{name}.r"),
+            node("Mul", f"{name}.r {name}.s", f"{name}.m"),
+            node("Add", f"{name}.m {name}.given", f"{name}.y"),
+        ]
+        sizes = ["n", conv.outputs, f"{name}h", f"{name}w"]
+        outputs.append((f"{name}.y", np.float32, sizes))
+        channels = scale[: conv.outputs].reshape(1, -1, 1, 1)
+        constants |= {f"{name}.w": conv.weight, f"{name}.b": conv.bias, f"{name}.s": channels}
+    given = [(f"{name}.given", np.float32, sizes) for (name, _, sizes) in outputs]
+    given = [(name.replace(".y.given", ".given"), dtype, sizes) for name, dtype, sizes in given]
+    proto = model(nodes, [("x", np.float32, ["n", CHANNELS, "h", "w"]), *given], outputs, constants)
+    onnx.save(proto, tmp_path / "model.onnx")
+    output, cpu = tmp_path / "model.so", ",".join(ISAS)
+    library = compile_file(tmp_path / "model.onnx", quant=f"{weight} a8", output=output, cpu=cpu)
+    kernels = [launch.get("kernel", "") for launch in manifest_of(library)["launches"]]
+    assert sum("_epilogue_" in kernel for kernel in kernels) == 2
+    rng = np.random.default_rng(0)
+    for size in [(1, CHANNELS, 23, 37), (3, CHANNELS, 5, 8)]:
+        feeds = {"x": rng.standard_normal(size, np.float32)}
+        expected = []
+        for conv in IMAGES[:2]:
+            y = np.maximum(conv.expected(feeds["x"], weight), 0)
+            given_ = rng.standard_normal(y.shape, np.float32)
+            feeds[f"{conv.name}.given"] = given_
+            expected.append(y * scale[: conv.outputs].reshape(1, -1, 1, 1) + given_)
+        for isa in ISAS:
+            with abqc.load(library, isa=isa, threads=2) as loaded:
+                for y, exact in zip(loaded.run(feeds), expected, strict=True):
+                    np.testing.assert_allclose(y, exact, rtol=0, atol=1e-6 * np.abs(exact).max())
+
+
 def test_images_without_samples_have_no_outputs(tmp_path: Path) -> None:
     library = compiled(tmp_path, IMAGES[:2], ["h", "w"], "w8a8")
     with abqc.load(library) as loaded:

@@ -63,6 +63,21 @@ def test_a_loop_becomes_the_epilogue() -> None:
     assert body(op) == ["arith.constant", "arith.maximumf", "abq.yield"]
 
 
+def test_convolutions_of_codes_have_them_too() -> None:
+    planes = """%q = "abq.weight"() {sym = "q"} : () -> tensor<1x64x!abq.packed<"planes">>
+      %k8 = "abq.weight"() {sym = "w"} : () -> tensor<64x!abq.packed<"conv">>
+    """
+    codes = f"""%x = "abq.code_conv"(%q, %k8, %bias, %h, %w, %h, %w) ({{}}) {{kernel = "conv",
+        node = "n", maps = [], operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0>}}
+      : (tensor<1x64x!abq.packed<"planes">>, tensor<64x!abq.packed<"conv">>, tensor<8xf32>, index,
+         index, index, index) -> {IMAGE}
+    """
+    facts = fused(planes, codes, loop("z0", "%x", RELU), loop("y", "%z0, %r", ADD))
+    (op,) = facts("abq.code_conv")
+    assert not facts("linalg.generic") and op.opview.first is not None
+    assert body(op) == ["arith.constant", "arith.maximumf", "arith.addf", "abq.yield"]
+
+
 def test_loops_one_after_another() -> None:
     facts = fused(conv("x"), loop("z0", "%x", RELU), loop("y", "%z0, %r", ADD))
     (op,) = facts("abq.direct_conv")

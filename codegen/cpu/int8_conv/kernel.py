@@ -1,12 +1,12 @@
 """Convolutions of codes over planes: `acc[b, n] = sum over c and taps of w[n, c, v] x[...]`, exact.
 
-    kernel (i, q: memref<?xi8>, w: memref<?xi8>, bias: memref<?xf32>, y: memref<?xf32>,
+    kernel (i, q: memref<?xi8>, w: memref<?xi8>, bias: memref<?xf32>, inputs..., y: memref<?xf32>,
             rows, pitch, height, width, m, n: index)
 
 `q` are planes and `w` panels (`layout.py`); y is [B, n, height, width], with `accumulators`
-memref<?xi32> and exact sums. `rows` and `pitch` are those of planes. The grid is
-`Kernel.grid(batch, (height - 1) * pitch + width, n)`, channels first; `m`, the number of outputs of
-a channel, is for profiles and not read.
+memref<?xi32> and exact sums; `inputs` are those of an epilogue. `rows` and `pitch` are those of
+planes. The grid is `Kernel.grid(batch, (height - 1) * pitch + width, n)`, channels first; `m`, the
+number of outputs of a channel, is for profiles and not read.
 
 Outputs are numbered by the pitch, p = row * pitch + column, as in float convolutions
 (`float_products/direct_conv.py`): lanes are consecutive p, across the ends of rows, and what an
@@ -26,9 +26,11 @@ from typing import Any
 
 from abqc.codegen.builder import INDEX, Builder, Value, buffer, function, vec
 from abqc.codegen.isa import Isa
-from abqc.codegen.strategy import Kernel
+from abqc.codegen.strategy import ConvKernel
 from abqc.dialects.code_conv_spec import HEADER, QUAD, CodeConvSpec
+from abqc.dialects.epilogue import Epilogue
 
+from ..float_products.finish import Finish, Steady
 from ..int8.kernels import ONES
 from ..int8.layout import QUAD_CODES
 from ..packing.quantize_row import sweep
@@ -43,22 +45,33 @@ LINE = OUTPUTS + VECTORS[0] * PANEL  # the outputs of a channel, and what the la
 MANY_TAPS = 4  # with more, LLVM's schedule of one straight piece spills accumulators (measured)
 
 
-def conv_kernel(spec: CodeConvSpec, name: str) -> Kernel:
-    emit = partial(_emit, name, spec)
-    return Kernel(name, (1, OUTPUTS, PANEL), emit, uses=frozenset({"dot"}))
+def conv_kernel(spec: CodeConvSpec, name: str, epilogue: Epilogue | None = None) -> ConvKernel:
+    """`name` is that of the kernel without an epilogue."""
+    own = name if epilogue is None else f"{name}_{epilogue.name}"
+    return ConvKernel(
+        own,
+        (1, OUTPUTS, PANEL),
+        partial(_emit, own, spec, epilogue),
+        uses=frozenset({"dot"}),
+        with_epilogue=partial(conv_kernel, spec, name),
+    )
 
 
-def _emit(name: str, spec: CodeConvSpec, module: Any, isa: Isa) -> None:
+def _emit(name: str, spec: CodeConvSpec, epilogue: Epilogue | None, module: Any, isa: Isa) -> None:
     result = buffer("i32" if spec.product.accumulators else "f32")
-    arguments = [buffer("i8"), buffer("i8"), buffer("f32"), result, *[INDEX] * 6]
-    with function(module, isa, name, arguments) as (b, i, q, w, bias, y, *sizes):
-        _Body(b, spec, q, w, bias, y, *sizes).emit(i)
+    inputs = [buffer("f32")] * (len(epilogue.reads) if epilogue is not None else 0)
+    arguments = [buffer("i8"), buffer("i8"), buffer("f32"), *inputs, result, *[INDEX] * 6]
+    with function(module, isa, name, arguments) as (b, i, q, w, bias, *rest):
+        given, (y, *sizes) = rest[: len(inputs)], rest[len(inputs) :]
+        finish = Finish(b, epilogue, given, PANEL)
+        _Body(b, spec, finish, q, w, bias, y, *sizes).emit(i)
 
 
 @dataclass
 class _Body:
     b: Builder
     spec: CodeConvSpec
+    finish: Finish
     q: Value
     w: Value
     bias: Value
@@ -84,8 +97,10 @@ class _Body:
         self.biases = b.alloca(PANEL, "f32")
         tile = self.at_once * self.vectors * self.lanes
         self.totals = b.alloca(tile, "f32") if self.layout.groups > 1 else None
-        # Outputs between rows are left out when they are stored from here.
-        self.lines = None if spec.flat else b.alloca(self.at_once * LINE, self.element)
+        # Outputs between rows are left out when they are stored from here; and an epilogue, which
+        # may be long, is emitted for one vector, not for all of a tile.
+        direct = spec.flat and self.finish.epilogue is None
+        self.lines = None if direct else b.alloca(self.at_once * LINE, self.element)
 
     def emit(self, i: Value) -> None:
         b, spec = self.b, self.spec
@@ -142,8 +157,7 @@ class _Body:
     def _tile(
         self, channel: Value, begin: Value, p: Value, first: Value, last: Value, vectors: int
     ) -> None:
-        """The outputs of some vectors from `p` on. An elementwise epilogue belongs behind
-        `results`, which have every output once, before anything is stored."""
+        """The outputs of some vectors from `p` on."""
         results = (
             self._one_group(begin, p, vectors)
             if self.layout.groups == 1
@@ -306,16 +320,31 @@ class _Body:
         """The outputs `first` to `last` that are in rows, of the channels that exist."""
         b = self.b
         size = self.height * self.width
-        with (
-            b.loop(0, b.min(self.n - channel, self.at_once)) as c,
-            self._rows_of(first, last) as (row, start, stop),
-        ):
-            source = c.i * LINE + start - first
-            to = (self.sample * self.n + channel + c.i) * size
-            to = to + row * self.width + (start - row * self.pitch)
+        with b.loop(0, b.min(self.n - channel, self.at_once)) as c:
+            number = self.sample * self.n + channel + c.i
+            steady = self.finish.steady(
+                {
+                    "sample channel": number,
+                    "channel": channel + c.i,
+                    "sample": self.sample,
+                    "one": 0,
+                }
+            )
+            line = c.i * LINE - first
+            if self.spec.flat:
+                self._finish(lines, line + first, number * size + first, last - first, steady)
+            else:
+                with self._rows_of(first, last) as (row, start, stop):
+                    to = number * size + row * self.width + (start - row * self.pitch)
+                    self._finish(lines, line + start, to, stop - start, steady)
 
-            def copy(i: Value, mask: Value | None, source=source, to=to) -> tuple[()]:
-                b.store(b.load(lines, source + i, PANEL, mask), self.y, to + i, mask)
-                return ()
+    def _finish(self, lines: Value, source: Value, to: Value, count: Value, steady: Steady) -> None:
+        """`count` outputs of a channel from element `source` of the lines to element `to` of y."""
+        b = self.b
 
-            sweep(b, stop - start, False, copy)
+        def copy(i: Value, mask: Value | None) -> tuple[()]:
+            value = b.load(lines, source + i, PANEL, mask)
+            b.store(self.finish(value, steady, to + i, mask), self.y, to + i, mask)
+            return ()
+
+        sweep(b, count, False, copy)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from abqc.codegen.strategy import Kernel
+from abqc.codegen.strategy import ConvKernel, Kernel
 from abqc.dialects.code_conv_spec import CodeConvSpec
 from abqc.dialects.formats import QuantizedTensor
 
@@ -46,7 +46,7 @@ class Int8Conv:
         """What quantizes an image and lays it out."""
         return planes_kernel(spec)
 
-    def conv_kernel(self, spec: CodeConvSpec) -> Kernel:
+    def conv_kernel(self, spec: CodeConvSpec) -> ConvKernel:
         """What convolves planes."""
         return conv_kernel(spec, _name(spec))
 
