@@ -1,8 +1,9 @@
-"""Loops over the result of a convolution, of floats or of codes, become its epilogue: what it stores is final.
+"""Loops over the result of a convolution become its epilogue: what it stores is final.
 
-A loop is taken where nothing else reads the result. It may read other tensors in the same place, or
-numbers for each channel or sample; the convolution then stands where the loop was, so that these
-are there. Loops one after another all go the same way.
+That goes for convolutions of floats and of codes. A loop is taken where nothing else reads the
+result. It may read other tensors in the same place, or numbers for each channel or sample; the
+convolution then stands where the loop was, so that these are there. Loops one after another all go
+the same way.
 """
 
 from __future__ import annotations
