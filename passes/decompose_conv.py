@@ -202,6 +202,13 @@ class Conv:
     def _quantize_patches(self, patches: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         assert self.quantize is not None
         codes, scale, zero = self.quantize.results
+        format = parse_scheme(abq.code_format(codes) or "").format
+        if format.kind == "binary" and any(self.pads):
+            raise RecipeError(
+                "patches of symmetric codes of one bit have none for the zeros around an image",
+                node=ir.StringAttr(self.op.attributes["node"]).value,
+                hint="give the convolution a rule of its own, such as a1:asym or a2",
+            )
         x_scale, x_zero = self.activation_scales()
         quantized = abq.QuantizeOp(
             patches,

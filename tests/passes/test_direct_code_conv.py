@@ -5,6 +5,7 @@ import pytest
 from abqc.codegen.targets.cpu import CpuTarget
 from abqc.dialects.formats import parse_scheme
 from abqc.dialects.weight_store import WeightStore
+from abqc.errors import RecipeError
 from abqc.passes.infrastructure import Unit
 from abqc.passes.quantization.encoding import Encoding
 from facts import Facts, after
@@ -138,3 +139,13 @@ def test_the_product_of_patches_keeps_the_reason(tmp_path: Path) -> None:
         "int8",
         "vectors take 16 outputs of a channel",
     )
+
+
+def test_patches_of_one_bit_have_no_zeros(tmp_path: Path) -> None:
+    """No code of one symmetric bit stands for the zeros around an image: they would count as 1."""
+    options = {"activation": "a1:image:sym", "passes": "decompose-conv"}
+    with pytest.raises(RecipeError, match=r"zeros around an image .node 'c'.*a1:asym"):
+        conv(tmp_path, "2x5x8x9", "20x5x3x3", "2x20x8x9", **options)
+    facts, _ = conv(tmp_path / "inside", "2x5x8x9", "20x5x3x3", "2x20x6x7", pads="0, 0, 0, 0",
+                    **options)  # fmt: skip
+    assert facts("abq.matmul")
