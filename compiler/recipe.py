@@ -99,6 +99,7 @@ class Rule:
     embed: Scheme | None
     line: int
     text: str
+    implied: frozenset[str] = frozenset()  # of the flags, those that came with calibration data
 
     @property
     def decides_products(self) -> bool:
@@ -290,7 +291,7 @@ def _with_calibration(rule: Rule) -> Rule:
         added |= {"rotate", "shift", "clip"}
     if _gains_by_rotation(rule):
         added.add("rotate")
-    return replace(rule, flags=rule.flags | added)
+    return replace(rule, flags=rule.flags | added, implied=frozenset(added) - rule.flags)
 
 
 def _gains_by_rotation(rule: Rule) -> bool:

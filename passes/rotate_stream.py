@@ -403,8 +403,12 @@ def _note(asked: Sequence[_Stream], unit: Unit) -> None:
     blocker = blocked[0].blockers[0]
     op = blocker.op if blocker.op is not None else blocked[0].readers[0].norm.op
     count = sum(len(stream.products) for stream in blocked)
-    unit.refuse(
-        node_name(op) or op.name,
+    node = node_name(op) or op.name
+    note = (
         "keeps the residual stream from being rotated in the weights, so that "
-        f"{count} products rotate what they read in every run: {blocker.why}",
+        f"{count} products rotate what they read in every run: {blocker.why}"
     )
+    if any("rotate" in rule.flags - rule.implied for rule in unit.recipe.rules):
+        unit.refuse(node, note)
+    else:  # nobody has asked for it by name
+        unit.notes.append({"node": node, "note": note})

@@ -13,6 +13,7 @@ from abqc.dialects.abq_conv import YieldOp
 from abqc.dialects.epilogue import Epilogue, Read
 from abqc.dialects.mlir import func, ir
 
+from ..guard_divisions import SIGNED, UNSIGNED
 from ..infrastructure import defining_op
 from .generics import dims, ignores_init, inputs, is_elementwise, is_identity, maps
 
@@ -113,8 +114,14 @@ def _body(loop: ir.Operation) -> list[ir.OpView]:
 
 def _is_scalar(op: ir.Operation) -> bool:
     """Whether it is an operation on numbers that vectors have too, of what is in its block or
-    constant."""
+    constant.
+
+    Divisions of integers are not: they trap, in lanes too that are masked and hold zeros, and
+    `guard-divisions` comes later and sees no kernels.
+    """
     if op.name.partition(".")[0] not in ("arith", "math") or len(op.results) != 1:
+        return False
+    if op.name in SIGNED | UNSIGNED:
         return False
     values = [*op.operands, *op.results]
     return all(isinstance(value.type, _SCALARS) for value in values) and all(

@@ -63,6 +63,19 @@ def test_a_loop_becomes_the_epilogue() -> None:
     assert body(op) == ["arith.constant", "arith.maximumf", "abq.yield"]
 
 
+@pytest.mark.parametrize("division", ["divsi", "remui"])
+def test_divisions_of_integers_stay_loops(division: str) -> None:
+    """They trap; `guard-divisions` sees loops, not kernels with lanes that hold nothing."""
+    text = f"""%1 = arith.fptosi %a : f32 to i32
+      %2 = arith.fptosi %b : f32 to i32
+      %3 = arith.{division} %1, %2 : i32
+      %4 = arith.sitofp %3 : i32 to f32
+      linalg.yield %4 : f32"""
+    facts = fused(conv("x"), loop("y", "%x, %r", text))
+    (op,) = facts("abq.direct_conv")
+    assert facts("linalg.generic") and not len(op.regions[0].blocks)
+
+
 def test_convolutions_of_codes_have_them_too() -> None:
     planes = """%q = "abq.weight"() {sym = "q"} : () -> tensor<1x64x!abq.packed<"planes">>
       %k8 = "abq.weight"() {sym = "w"} : () -> tensor<64x!abq.packed<"conv">>

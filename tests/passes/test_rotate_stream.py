@@ -16,7 +16,7 @@ from abqc.codegen.isa import PLAIN
 from abqc.codegen.targets.cpu import CpuTarget
 from abqc.compiler.onnx_import.importer import import_model
 from abqc.compiler.pipeline import ROTATE, TIDY, stages
-from abqc.compiler.recipe import parse_recipe
+from abqc.compiler.recipe import Recipe, parse_recipe
 from abqc.dialects.mlir import ir
 from abqc.errors import RecipeError
 from abqc.passes.infrastructure import Unit, run_pipeline, walk
@@ -30,7 +30,7 @@ class Rotated:
         self,
         model: onnx.ModelProto,
         folder: Path,
-        recipe: str = "w4a4 rotate",
+        recipe: str | Recipe = "w4a4 rotate",
         strict: bool = False,
     ) -> None:
         self.model, self.folder = model, folder
@@ -41,7 +41,7 @@ class Rotated:
         self.module = imported.module.operation
         self.unit = Unit(
             store=imported.store,
-            recipe=parse_recipe(recipe),
+            recipe=parse_recipe(recipe) if isinstance(recipe, str) else recipe,
             target=CpuTarget(isas=(PLAIN,)),
             node_kinds={node.name: node.kind for node in imported.nodes},
             inputs=imported.inputs,
@@ -156,6 +156,17 @@ def test_norms_behind_the_branch_are_named(tmp_path: Path) -> None:
     assert rotated.online() > 0
     with pytest.raises(RecipeError, match=r"keeps the residual stream .*"):
         Rotated(small.decoder("layer", post=True), tmp_path / "strict", strict=True)
+
+
+def test_a_rotation_that_data_imply_is_not_insisted_on(tmp_path: Path) -> None:
+    """It is a default; `--strict` is about what the recipe asks for."""
+    recipe = parse_recipe("w4a8").with_calibration()
+    rotated = Rotated(small.decoder("layer", post=True), tmp_path, recipe, strict=True)
+    (note,) = rotated.notes
+    assert "keeps the residual stream from being rotated" in note
+    with pytest.raises(RecipeError, match=r"keeps the residual stream .*"):
+        recipe = parse_recipe("w4a8 rotate").with_calibration()
+        Rotated(small.decoder("layer", post=True), tmp_path / "asked", recipe, strict=True)
 
 
 def test_gains_that_come_from_the_stream_prevent_it(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ h in split s is number ((batch * heads + h) * splits + s) * m + r.
 Keys that an added mask hides from all rows of a block, by -1e30 or less (as a causal mask does
 beyond its diagonal), are not looked at where every row sees another one: their weights are 0.
 
-Rows whose scores are all minus infinity become NaN, as do those with a NaN or plus infinity, unless
-they are guarded. A mask's large finite numbers are added in f32 before the maximum is subtracted,
+Rows whose scores are all minus infinity become NaN, as do those with a NaN or plus infinity among
+the keys that are looked at, unless they are guarded. A mask's large finite numbers are added in f32 before the maximum is subtracted,
 as a softmax without fusion does.
 """
 
