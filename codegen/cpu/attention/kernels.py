@@ -16,8 +16,8 @@ Keys that an added mask hides from all rows of a block, by -1e30 or less (as a c
 beyond its diagonal), are not looked at where every row sees another one: their weights are 0.
 
 Rows whose scores are all minus infinity become NaN, as do those with a NaN or plus infinity among
-the keys that are looked at, unless they are guarded. A mask's large finite numbers are added in f32 before the maximum is subtracted,
-as a softmax without fusion does.
+the keys that are looked at, unless they are guarded. A mask's large finite numbers are added in f32
+before the maximum is subtracted, as a softmax without fusion does.
 """
 
 from __future__ import annotations
