@@ -24,3 +24,8 @@ class Epilogue:
         """A part of the names of kernels that have it."""
         text = "\0".join((self.body, *self.reads))
         return f"epilogue_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def name_with(kernel: str, epilogue: Epilogue | None) -> str:
+    """The name of a kernel that has this epilogue, if any."""
+    return kernel if epilogue is None else f"{kernel}_{epilogue.name}"

@@ -10,13 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from abqc.dialects import abq
 from abqc.dialects.abq_conv import (
     EPILOGUE_INPUTS,
     CodeConvOp,
     DirectConvOp,
-    epilogue_inputs,
-    epilogue_maps,
 )
 from abqc.dialects.mlir import ir
 
@@ -55,9 +52,7 @@ def _producers(loop: ir.Operation) -> list[ir.Operation]:
 
 def _inputs(conv: ir.Operation, loop: ir.Operation) -> list[Input] | None:
     """What the epilogue of both reads; None where that cannot be."""
-    view = conv.opview
-    given = inputs_of(epilogue_inputs(view), epilogue_maps(view), abq.shape(view.result))
-    more = other_inputs(loop, view.result)
+    given, more = inputs_of(conv), other_inputs(loop, conv.results[0])
     if more is None:
         return None
     given += [each for each in dict.fromkeys(more) if each not in given]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from abqc.dialects import abq
-from abqc.dialects.abq_conv import YieldOp
+from abqc.dialects.abq_conv import YieldOp, epilogue_inputs, epilogue_maps
 from abqc.dialects.epilogue import Epilogue, Read
 from abqc.dialects.mlir import func, ir
 
@@ -55,13 +55,11 @@ def other_inputs(loop: ir.Operation, value: ir.Value) -> list[Input] | None:
     return found
 
 
-def inputs_of(
-    values: list[ir.Value], all_maps: list[ir.AffineMap], shape: list[int]
-) -> list[Input]:
-    """The inputs of an epilogue that an operation with a result of `shape` has."""
-    found = []
-    for value, map_ in zip(values, all_maps, strict=True):
-        read = _read(value, map_, shape)
+def inputs_of(op: ir.Operation) -> list[Input]:
+    """The inputs of the epilogue that an operation has."""
+    view, found = op.opview, []
+    for value, map_ in zip(epilogue_inputs(view), epilogue_maps(view), strict=True):
+        read = _read(value, map_, abq.shape(op.results[0]))
         assert read is not None, "an epilogue reads what other_inputs lets through"
         found.append(Input(value, map_, read))
     return found
@@ -93,11 +91,11 @@ def extend_epilogue(
         YieldOp(_cloned(body, known))
 
 
-def epilogue(region: ir.Region, reads: list[Read]) -> Epilogue | None:
-    """A region for kernels; None where it is empty."""
-    if not len(region.blocks):
+def epilogue(op: ir.Operation) -> Epilogue | None:
+    """The epilogue of an operation, for kernels; None where it has none."""
+    if not len(op.regions[0].blocks):
         return None
-    block = region.blocks[0]
+    block = op.regions[0].blocks[0]
     module = ir.Module.create()
     types = [argument.type for argument in block.arguments]
     with ir.InsertionPoint(module.body):
@@ -105,7 +103,7 @@ def epilogue(region: ir.Region, reads: list[Read]) -> Epilogue | None:
         entry = function.add_entry_block()
     with ir.InsertionPoint(entry):
         func.ReturnOp([_cloned(block, dict(zip(block.arguments, entry.arguments, strict=True)))])
-    return Epilogue(module.operation.get_asm(), tuple(reads))
+    return Epilogue(module.operation.get_asm(), tuple(each.read for each in inputs_of(op)))
 
 
 def _body(loop: ir.Operation) -> list[ir.OpView]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abqc.dialects import abq
-from abqc.dialects.abq_conv import epilogue_inputs, epilogue_maps
+from abqc.dialects.abq_conv import epilogue_inputs
 from abqc.dialects.code_conv_spec import HEADER, QUAD, SLACK
 from abqc.dialects.mlir import arith, ir
 
 from ..infrastructure import defining_op
-from ..loops.epilogues import epilogue, inputs_of
+from ..loops.epilogues import epilogue
 from ..resolve_dims import dimension_or_query, index
 from .rules import Lowering, ceil_div, product
 
@@ -47,9 +47,7 @@ def lower_code_conv(low: Lowering, op: ir.Operation) -> None:
     blocks = (
         ceil_div(size, b) for size, b in zip((reach, index(n)), kernel.block[1:], strict=True)
     )
-    further = epilogue_inputs(view)
-    given = inputs_of(further, epilogue_maps(view), abq.shape(view.result))
-    made = epilogue(op.regions[0], [each.read for each in given])
+    further, made = epilogue_inputs(view), epilogue(op)
     if made is not None:
         kernel = kernel.with_epilogue(made)
         low.unit.kernels[kernel.name] = kernel

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abqc.dialects import abq
-from abqc.dialects.abq_conv import conv_spec, epilogue_inputs, epilogue_maps
+from abqc.dialects.abq_conv import conv_spec, epilogue_inputs
 from abqc.dialects.mlir import arith, ir
 
-from ..loops.epilogues import epilogue, inputs_of
+from ..loops.epilogues import epilogue
 from ..resolve_dims import index
 from .rules import Lowering, ceil_div, product
 
@@ -34,9 +34,7 @@ def lower_direct_conv(low: Lowering, op: ir.Operation) -> None:
     """Outputs are numbered by the planes' pitch, as the kernel does, or counted in rows."""
     view = op.opview
     spec = conv_spec(view)
-    further = epilogue_inputs(view)
-    given = inputs_of(further, epilogue_maps(view), abq.shape(view.result))
-    made = epilogue(op.regions[0], [each.read for each in given])
+    further, made = epilogue_inputs(view), epilogue(op)
     kernel = low.unit.known_target.direct_conv(spec, made)
     assert kernel is not None, "direct-conv asks the target before"
     low.unit.kernels[kernel.name] = kernel

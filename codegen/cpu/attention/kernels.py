@@ -39,7 +39,14 @@ from ..float_products.tile import (
     stack_block,
     tile_rows,
 )
-from .online import MINUS_INFINITY, OnlineSoftmax, exp, padded_columns, store_result
+from .online import (
+    MINUS_INFINITY,
+    OnlineSoftmax,
+    exp,
+    padded_columns,
+    shift_of,
+    store_result,
+)
 from .spec import AttentionSpec, Problem
 
 MANY_ROWS = 64  # of a block
@@ -48,7 +55,6 @@ FEW_ROWS = 8  # of a block
 MOST_FEW = 4  # rows of a head, up to which there are few
 FEW_KEYS = 128  # that come at a time
 SPLIT_KEYS = 512  # of a block of few rows
-LINE_BYTES = 64
 
 
 def attention_kernels(spec: AttentionSpec) -> tuple[AttentionVariant, ...]:
@@ -89,7 +95,7 @@ def _emit_many(name: str, spec: AttentionSpec, module: Any, isa: Isa) -> None:
         rows = problem.rows(unit, first, MANY_ROWS)
         keys, values = problem.operands(unit)
         state = OnlineSoftmax.begin(b, problem, rows, MANY_ROWS, MANY_KEYS)
-        no_row_is_blind = _all(b, state, 0, problem.t) if spec.mask == "add" else None
+        blind = _seeing(b, state, 0, problem.t) < rows.count if spec.mask == "add" else None
         with b.loop(0, problem.t, MANY_KEYS) as loop:
             end = b.min(loop.i + MANY_KEYS, problem.t)
 
@@ -100,25 +106,18 @@ def _emit_many(name: str, spec: AttentionSpec, module: Any, isa: Isa) -> None:
                     _multiply_keys(b, problem, state, block, some.i - loop.i)
                 state.add(loop.i, problem.t, values)
 
-            if no_row_is_blind is None:
+            if blind is None:
                 add()
             else:
-                with b.when(_any(b, state, loop.i, end) | (no_row_is_blind ^ 1)):
+                with b.when((_seeing(b, state, loop.i, end) > 0) | blind):
                     add()
         state.finish()
 
 
-def _all(b: Builder, state: OnlineSoftmax, begin: Value | int, end: Value) -> Value:
-    """Whether every row sees one of the keys."""
-    with b.loop(0, state.rows.count, carry=[b.const(1, "i1")]) as row:
-        row.carry(row.args[0] & state.sees(row.i, begin, end))
-    return row.results[0]
-
-
-def _any(b: Builder, state: OnlineSoftmax, begin: Value | int, end: Value) -> Value:
-    """Whether a row sees one of the keys."""
-    with b.loop(0, state.rows.count, carry=[b.const(0, "i1")]) as row:
-        row.carry(row.args[0] | state.sees(row.i, begin, end))
+def _seeing(b: Builder, state: OnlineSoftmax, begin: Value | int, end: Value) -> Value:
+    """How many rows see one of the keys."""
+    with b.loop(0, state.rows.count, carry=[b.index(0)]) as row:
+        row.carry(row.args[0] + b.select(state.sees(row.i, begin, end), b.index(1), 0))
     return row.results[0]
 
 
@@ -159,22 +158,12 @@ def _emit_few(name: str, spec: AttentionSpec, module: Any, isa: Isa) -> None:
         state = OnlineSoftmax.begin(b, problem, rows, FEW_ROWS, FEW_KEYS)
         end = b.min((split + 1) * SPLIT_KEYS, problem.t)
         with b.loop(split * SPLIT_KEYS, end, FEW_KEYS) as loop:
-            _fetch(b, values, loop.i, spec.value_bytes)
-            _fetch(b, keys, loop.i + FEW_KEYS, spec.key_bytes)
             _dot_keys(b, problem, state, keys, loop.i, end)
             state.add(loop.i, end, values)
         with b.when(splits == 1):
             state.finish()
         with b.when(splits != 1):
             _keep(b, problem, state, workspace, unit, first, split, splits)
-
-
-def _fetch(b: Builder, matrix: Matrix, first: Value, row_bytes: int) -> None:
-    """Rows that are needed soon: too short a stream for the prefetchers of CPUs."""
-    with b.loop(first, first + FEW_KEYS) as row:
-        base = matrix.row(row.i)
-        for line in range(0, row_bytes, LINE_BYTES):
-            b.prefetch(matrix.data, base + line // matrix.element_bytes, locality=2)
 
 
 def _dot_keys(
@@ -226,8 +215,7 @@ def _emit_merge(name: str, spec: AttentionSpec, module: Any, isa: Isa) -> None:
 
         with b.loop(0, splits, carry=[b.const(MINUS_INFINITY, "f32")]) as loop:
             loop.carry(b.max(b.load(workspace, at(loop.i) + columns), loop.args[0]))
-        greatest = loop.results[0]
-        shift = b.select(greatest == MINUS_INFINITY, b.const(0.0, "f32"), greatest)
+        shift = shift_of(b, loop.results[0])
         panels = range(0, columns, PANEL)
         zeros = [b.const(0.0, f"vector<{PANEL}xf32>")] * len(panels)
         with b.loop(0, splits, carry=[b.const(0.0, "f32"), *zeros]) as loop:

@@ -37,6 +37,12 @@ def across(b: Builder, lanes: Value, combine: Callable[[Value, Value], Value]) -
     return combine(b.extract(lanes, 0), b.extract(lanes, 1))
 
 
+def shift_of(b: Builder, greatest: Value) -> Value:
+    """What is subtracted from scores: the greatest one. Where there is none yet but minus infinity,
+    exp(x - 0) is 0 too, and no NaN."""
+    return b.select(greatest == MINUS_INFINITY, b.const(0.0, "f32"), greatest)
+
+
 def padded_columns(spec: AttentionSpec) -> int:
     """Of the sums of a row."""
     return -(-spec.value_head // PANEL) * PANEL
@@ -101,8 +107,7 @@ class OnlineSoftmax:
             loop.carry(b.max(score, loop.args[0]))
         before = b.load(self.greatest, row)
         greatest = b.max(across(b, loop.results[0], b.max), before)
-        # Where there is none yet but minus infinity, exp(x - 0) is 0 too, and no NaN.
-        shift = b.select(greatest == MINUS_INFINITY, b.const(0.0, "f32"), greatest)
+        shift = shift_of(b, greatest)
         with b.loop(0, count, PANEL, carry=[b.const(0.0, vector)]) as loop:
             weight = exp(b.load(self.scores, at + loop.i, PANEL) - b.splat(shift, PANEL))
             b.store(weight, self.scores, at + loop.i)

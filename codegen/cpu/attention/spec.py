@@ -25,7 +25,7 @@ from abqc.codegen.strategy import MaskKind
 from abqc.dialects.formats import Float
 
 from ..float_products.cache_rows import CacheRows
-from ..float_products.matrix import Matrix, Stored, element_of, row_bytes
+from ..float_products.matrix import Matrix, Stored, element_of
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,6 @@ class AttentionSpec:
     def output_name(self) -> str:
         """The part that says what becomes of the sums."""
         return f"e{self.value_head}" + ("_guarded" if self.guarded else "")
-
-    @property
-    def key_bytes(self) -> int:
-        """Of a row."""
-        return row_bytes(self.keys, self.head)
-
-    @property
-    def value_bytes(self) -> int:
-        """Of a row."""
-        return row_bytes(self.values, self.value_head)
 
     @property
     def arguments(self) -> list[Any]:

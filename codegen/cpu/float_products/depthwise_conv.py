@@ -23,7 +23,7 @@ from abqc.codegen.builder import INDEX, Builder, Value, buffer, function
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel
 from abqc.dialects.conv_spec import ConvSpec
-from abqc.dialects.epilogue import Epilogue
+from abqc.dialects.epilogue import Epilogue, name_with
 
 from .finish import Finish, Steady
 from .tile import broadcast, cover_by_tiles, multiply_add
@@ -37,7 +37,7 @@ Source = tuple[int, int]  # the phase of rows, and how many rows below the tile'
 
 def depthwise_conv_kernel(spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernel:
     """The kernel; its grid is over batches, rows and channels."""
-    name = spec.name if epilogue is None else f"{spec.name}_{epilogue.name}"
+    name = name_with(spec.name, epilogue)
     return Kernel(name, (1, ROWS, 1), partial(_emit, name, spec, epilogue))
 
 
@@ -75,9 +75,7 @@ class _Body:
         channel, first = i % self.groups, i // self.groups % across * ROWS
         batch = i // self.groups // across
         image = batch * self.groups + channel
-        steady = self.finish.steady(
-            {"sample channel": image, "channel": channel, "sample": batch, "one": 0}
-        )
+        steady = self.finish.steady(batch, channel, image)
         last = b.min(first + ROWS, self.height)
         with b.loop(first, last, TILE_ROWS) as rows:
             begins = self._begins(image, rows.i)

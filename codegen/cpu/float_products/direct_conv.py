@@ -31,7 +31,7 @@ from abqc.codegen.builder import INDEX, Builder, Value, buffer, function
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel
 from abqc.dialects.conv_spec import ConvSpec
-from abqc.dialects.epilogue import Epilogue
+from abqc.dialects.epilogue import Epilogue, name_with
 
 from .finish import Finish
 from .tile import broadcast, cover, cover_by_tiles, multiply_add
@@ -42,7 +42,7 @@ MANY_TAPS = 16  # a window with more is a loop over its rows
 
 def direct_conv_kernel(spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernel:
     """The kernel; its grid is over batches, outputs and blocks of channels."""
-    name = spec.name if epilogue is None else f"{spec.name}_{epilogue.name}"
+    name = name_with(spec.name, epilogue)
     return Kernel(name, (1, OUTPUTS, 1), partial(_emit, name, spec, epilogue))
 
 
@@ -170,9 +170,7 @@ class _Body:
         channels = b.min((group + 1) * self.outputs - channel, spec.block)
         with b.loop(0, channels) as n:
             image = batch * (self.groups * self.outputs) + channel + n.i
-            steady = self.finish.steady(
-                {"sample channel": image, "channel": channel + n.i, "sample": batch, "one": 0}
-            )
+            steady = self.finish.steady(batch, channel + n.i, image)
             with b.loop(first // self.pitch, (last + (self.pitch - 1)) // self.pitch) as rows:
                 begin = b.max(rows.i * self.pitch, first)
                 end = b.min(rows.i * self.pitch + self.width, last)

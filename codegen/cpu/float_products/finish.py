@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from abqc.codegen.builder import Builder, Value
@@ -23,9 +22,16 @@ class Finish:
     inputs: list[Value]
     lanes: int
 
-    def steady(self, places: Mapping[Read, Value | int]) -> Steady:
-        """The inputs that are the same wherever the result has these places, in vectors; None for
-        those that are read element by element."""
+    def steady(self, sample: Value, channel: Value, image: Value) -> Steady:
+        """The inputs that are the same in all of a channel of a sample, in vectors; None for those
+        that are read element by element. `image` is the number of that channel among all samples.
+        """
+        places: dict[Read, Value | int] = {
+            "sample channel": image,
+            "channel": channel,
+            "sample": sample,
+            "one": 0,
+        }
         reads = self.epilogue.reads if self.epilogue is not None else ()
         return [
             None if read == "element" else broadcast(self.b, source, places[read], self.lanes)

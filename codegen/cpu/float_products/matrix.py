@@ -14,21 +14,12 @@ from .tile import COLUMN_BLOCK, PANEL, multiply_add
 
 Stored = Float | CacheRows  # how a matrix is stored
 
-ELEMENT_BYTES = {"f32": 4, "i16": 2, "i8": 1}
-
 
 def element_of(stored: Stored) -> str:
     """The element type of its buffer."""
     if isinstance(stored, CacheRows):
         return "i8"
     return stored if stored == "f32" else "i16"  # LLVM has no masked loads of bf16
-
-
-def row_bytes(stored: Stored, columns: int) -> int:
-    """Of a row of so many columns."""
-    if isinstance(stored, CacheRows):
-        return stored.row_bytes
-    return columns * ELEMENT_BYTES[element_of(stored)]
 
 
 @dataclass(frozen=True)
@@ -50,10 +41,6 @@ class Matrix:
     def lanes(self, isa: Isa) -> int:
         """Elements of a row that are loaded at a time."""
         return PANEL if isinstance(self.stored, CacheRows) else isa.lanes(32)
-
-    @property
-    def element_bytes(self) -> int:
-        return ELEMENT_BYTES[element_of(self.stored)]
 
     def load(self, b: Builder, row: Value, column: Value) -> Value:
         """An element of the row that begins at `row`, as f32."""

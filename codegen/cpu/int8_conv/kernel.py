@@ -28,7 +28,7 @@ from abqc.codegen.builder import INDEX, Builder, Value, buffer, function, vec
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import ConvKernel
 from abqc.dialects.code_conv_spec import HEADER, QUAD, CodeConvSpec
-from abqc.dialects.epilogue import Epilogue
+from abqc.dialects.epilogue import Epilogue, name_with
 
 from ..float_products.finish import Finish, Steady
 from ..int8.kernels import ONES
@@ -47,7 +47,7 @@ MANY_TAPS = 4  # with more, LLVM's schedule of one straight piece spills accumul
 
 def conv_kernel(spec: CodeConvSpec, name: str, epilogue: Epilogue | None = None) -> ConvKernel:
     """`name` is that of the kernel without an epilogue."""
-    own = name if epilogue is None else f"{name}_{epilogue.name}"
+    own = name_with(name, epilogue)
     return ConvKernel(
         own,
         (1, OUTPUTS, PANEL),
@@ -322,14 +322,7 @@ class _Body:
         size = self.height * self.width
         with b.loop(0, b.min(self.n - channel, self.at_once)) as c:
             number = self.sample * self.n + channel + c.i
-            steady = self.finish.steady(
-                {
-                    "sample channel": number,
-                    "channel": channel + c.i,
-                    "sample": self.sample,
-                    "one": 0,
-                }
-            )
+            steady = self.finish.steady(self.sample, channel + c.i, number)
             line = c.i * LINE - first
             if self.spec.flat:
                 self._finish(lines, line + first, number * size + first, last - first, steady)
