@@ -24,6 +24,13 @@ class MatmulFeatures:
     groups along K that have a scale of their own. `working_set` is the number of bytes that pass
     between two runs of this operation (all weights of the model): it decides from which level of
     the memory the weights come; 0 means that nothing else runs in between.
+
+    `schedule` names one of several that the strategy has, and the numbers after it are that
+    schedule: a tile of `tile_m` rows by `tile_n` columns is accumulated in registers, in `chains`
+    independent sums each; a grid index does `block_m` rows by `block_n` columns; weights are
+    fetched `prefetch` tiles ahead; with `decode_once` they are unpacked once for all rows of a
+    block. 0 where there is no such choice. `operations` is the histogram of the kernel's MLIR:
+    how often it has an operation of a name.
     """
 
     strategy: str
@@ -37,6 +44,15 @@ class MatmulFeatures:
     isa: str = "avx512"
     threads: int = 1
     working_set: int = 0
+    schedule: str = ""
+    tile_m: int = 0
+    tile_n: int = 0
+    chains: int = 0
+    block_m: int = 0
+    block_n: int = 0
+    prefetch: int = 0
+    decode_once: bool = False
+    operations: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
