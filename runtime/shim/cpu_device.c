@@ -65,7 +65,7 @@ static int32_t forced_isa(const char *name, const abqc_isa **isa) {
         if (strcmp(name, all[i].name) != 0) continue;
         const abqc_isa *found = &all[i];
         bool runs = abqc_cpu_has(found);
-        if (runs && !found->kernels && found->extends >= 0) found = &all[found->extends];
+        while (!found->kernels && found->extends >= 0) found = &all[found->extends];
         if (!found->kernels)
             return abqc_error(ABQC_E_ISA, "the model has no kernels for '%s'; it has: %s", name,
                               abqc_meta.info.isas);
