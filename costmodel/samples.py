@@ -18,11 +18,10 @@ _KIND_NAMES = {kind: name for name, kind in KINDS.items()}
 
 def to_json(sample: Sample) -> dict[str, Any]:
     """One line of a file."""
-    return {
-        "format": FORMAT,
-        "kind": _KIND_NAMES[type(sample.features)],
-        **dataclasses.asdict(sample),
-    }
+    data = dataclasses.asdict(sample)
+    if not data["features"].get("operations", True):
+        del data["features"]["operations"]
+    return {"format": FORMAT, "kind": _KIND_NAMES[type(sample.features)], **data}
 
 
 def from_json(data: dict[str, Any]) -> Sample:
@@ -47,6 +46,9 @@ def features_from_json(kind: str, data: dict[str, Any]) -> Features:
     """Raises ValueError or TypeError for a kind or fields that do not exist."""
     if kind not in KINDS:
         raise ValueError(f"'{kind}' is no kind of features")
+    if "operations" in data:
+        pairs = tuple((str(name), int(count)) for name, count in data["operations"])
+        data = {**data, "operations": pairs}
     features = KINDS[kind](**data)
     for field in dataclasses.fields(features):
         value = getattr(features, field.name)

@@ -171,7 +171,9 @@ def test_fit_refuses_nothing_and_others():
 
 def test_samples_survive_a_file(tmp_path: Path):
     path = tmp_path / "samples.jsonl"
-    written = [*measured()[:3], Sample(kernels()[0], 1e-5, "NVIDIA A100", "13.0", "2026-11-24", 5)]
+    counted = replace(measured()[0].features, operations=(("arith.addf", 8), ("scf.for", 2)))
+    gpu = Sample(kernels()[0], 1e-5, "NVIDIA A100", "13.0", "2026-11-24", 5)
+    written = [*measured()[:3], Sample(counted, 1e-5), gpu]
     samples.write(path, written[:2])
     samples.write(path, written[2:])
     assert samples.read(path) == written
