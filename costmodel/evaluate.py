@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from .features import category
 from .interface import Features, MatmulFeatures, Sample
+from .residual import FitTrees
 from .roofline import Roofline
-from .trees import Growth
+from .trees import fit
 
 FOLDS = 5
 
@@ -50,12 +51,12 @@ class Evaluation:
 
 
 def evaluate(
-    model: Roofline[Any], samples: Sequence[Sample], growth: Growth | None = None
+    model: Roofline[Any], samples: Sequence[Sample], fit_trees: FitTrees = fit
 ) -> Evaluation:
     """The analytic part of `model` against a residual, which is cross-validated on `samples`."""
     measured = np.array([sample.seconds for sample in samples])
     analytic = _predictions(without_residual(model), samples)
-    learned = _held_out(model, samples, growth)
+    learned = _held_out(model, samples, fit_trees)
     groups = [category(sample.features) for sample in samples]
     comparisons = []
     for name in (*sorted(set(groups)), "all"):
@@ -120,11 +121,11 @@ def without_residual(model: Roofline[Any]) -> Roofline[Any]:
 
 
 def _predictions(model: Roofline[Any], samples: Sequence[Sample]) -> NDArray[np.float64]:
-    return np.array([model.predict(sample.features) for sample in samples])
+    return np.array(model.predict_all([sample.features for sample in samples]))
 
 
 def _held_out(
-    model: Roofline[Any], samples: Sequence[Sample], growth: Growth | None
+    model: Roofline[Any], samples: Sequence[Sample], fit_trees: FitTrees
 ) -> NDArray[np.float64]:
     """Each sample predicted by a residual that was fitted to other ones."""
     fold = np.random.default_rng(0).permutation(len(samples)) % min(FOLDS, len(samples))
@@ -134,7 +135,7 @@ def _held_out(
         own = [s for s, f in zip(samples, fold, strict=True) if f == number]
         trained = without_residual(model)
         if others:
-            trained.fit(others, growth)
+            trained.fit(others, fit_trees)
         predicted[fold == number] = _predictions(trained, own)
     return predicted
 

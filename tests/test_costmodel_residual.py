@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from abqc.costmodel.load import model_for, model_path
 from abqc.errors import ArtifactError, InputError
 from test_costmodel_gpu import rows, tile
 
-QUICK = trees.Growth(trees=40)
+QUICK = partial(trees.fit, growth=trees.Growth(trees=40))
 
 
 def matmuls() -> list[MatmulFeatures]:
@@ -85,7 +86,7 @@ def test_few_samples_give_their_mean():
 
 def test_trees_survive_json():
     x = np.random.default_rng(2).standard_normal((50, 3))
-    forest = trees.fit(x, x[:, 0] * x[:, 1], QUICK)
+    forest = QUICK(x, x[:, 0] * x[:, 1])
     again = trees.Trees.from_json(json.loads(json.dumps(forest.to_json())), features=3)
     np.testing.assert_array_equal(again.predict(x), forest.predict(x))
     with pytest.raises(ValueError, match="features that do not exist"):
