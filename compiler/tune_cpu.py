@@ -16,7 +16,7 @@ from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import Jit
 from abqc.codegen.strategy import Kernel, MatmulSpec, MatmulStrategy
 from abqc.codegen.targets.cpu import CpuTarget
-from abqc.compiler.tune import Device
+from abqc.compiler.tune import Device, spread
 from abqc.costmodel.analytic import AnalyticModel
 from abqc.costmodel.interface import MatmulFeatures, Sample
 from abqc.dialects.formats import QuantizedTensor, Scheme, parse_scheme
@@ -112,6 +112,7 @@ class _Matmul:
             features=self._features(rows, self.weight.nbytes * count if cold else 0),
             seconds=statistics.median(times),
             repetitions=len(times),
+            spread=spread(times),
         )
 
     def _calls(self, rows: int, weights: Sequence[np.ndarray]) -> list[Callable[[], None]]:

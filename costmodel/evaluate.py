@@ -31,7 +31,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The analytic model beside the one with a residual, on samples that it was not trained on."""
+    """A model beside one with a residual fitted now, on samples that that was not fitted to."""
 
     group: str
     before: Quality
@@ -49,13 +49,17 @@ class Evaluation:
     regret_before: float
     regret_after: float
 
+    @property
+    def total(self) -> Comparison:
+        return self.comparisons[-1]
+
 
 def evaluate(
     model: Roofline[Any], samples: Sequence[Sample], fit_trees: FitTrees = fit
 ) -> Evaluation:
-    """The analytic part of `model` against a residual, which is cross-validated on `samples`."""
+    """`model` as it is against its analytic part with a residual cross-validated on `samples`."""
     measured = np.array([sample.seconds for sample in samples])
-    analytic = _predictions(without_residual(model), samples)
+    before = _predictions(model, samples)
     learned = _held_out(model, samples, fit_trees)
     groups = [category(sample.features) for sample in samples]
     comparisons = []
@@ -63,14 +67,14 @@ def evaluate(
         at = np.array([name in (group, "all") for group in groups])
         comparisons.append(
             Comparison(
-                name, _quality(analytic[at], measured[at]), _quality(learned[at], measured[at])
+                name, _quality(before[at], measured[at]), _quality(learned[at], measured[at])
             )
         )
     problems = _problems(samples)
     return Evaluation(
         tuple(comparisons),
         len(problems),
-        _regret(problems, analytic, measured),
+        _regret(problems, before, measured),
         _regret(problems, learned, measured),
     )
 

@@ -154,6 +154,11 @@ class CostModel(Protocol[F]):
         """What the predictions rest on, such as `analytic only`."""
         ...
 
+    @property
+    def warning(self) -> str:
+        """Why they do not rest on what the user has tuned; empty where they do."""
+        ...
+
     def predict(self, features: F) -> float:
         """Seconds of one run."""
         ...

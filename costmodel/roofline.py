@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self
 
@@ -13,18 +14,21 @@ from .ranking import Prediction, explained
 from .residual import FitTrees, Residual
 from .trees import fit
 
-FORMAT = "abqc-cost-model-1"
+FORMAT = "abqc-cost-model-2"
 
 
 class Roofline(Generic[F]):
     """A cost model: an analytic prediction times a residual, where one was fitted.
 
     A subclass has a `machine` (its name is written into files), the class of its features and
-    `estimate`.
+    `estimate`. `origin` says where the residual comes from, `warning` why it is not the one that
+    the user has.
     """
 
     features_class: ClassVar[type]
     residual: Residual | None
+    origin: str = ""
+    warning: str = ""
 
     @property
     def machine(self) -> str:
@@ -43,10 +47,11 @@ class Roofline(Generic[F]):
     @property
     def status(self) -> str:
         """`analytic only`, or what the residual was fitted to."""
-        r = self.residual
-        if r is None:
+        if self.residual is None:
             return "analytic only"
-        return f"analytic x residual ({r.samples} samples, {r.device}, {r.date})"
+        r = self.residual
+        trained = f"analytic x residual ({r.samples} samples, {r.device}, {r.date})"
+        return f"{trained}, {self.origin}" if self.origin else trained
 
     def predict(self, features: F) -> float:
         return self.predict_all([features])[0]
@@ -88,13 +93,17 @@ class Roofline(Generic[F]):
         estimates = [self.estimate(sample.features) for sample in samples]  # type: ignore[arg-type]
         self.residual = Residual.fit(samples, estimates, fit_trees)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, trained: Mapping[str, Any] | None = None) -> None:
+        """Write a file whole or not at all; `trained` is for people, how it came to be."""
         data = {
             "format": FORMAT,
             "machine": self.machine,
+            "trained": dict(trained or {}),
             "residual": self.residual.to_json() if self.residual else None,
         }
-        path.write_text(json.dumps(data))
+        new = path.with_name(f".{path.name}.{os.getpid()}")
+        new.write_text(json.dumps(data))
+        new.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -150,12 +150,12 @@ class _Bins:
         sums = np.bincount(slots.ravel(), np.repeat(rest, width), width * BINS).reshape(shape)
         left, left_sum = counts.cumsum(axis=1)[:, :-1], sums.cumsum(axis=1)[:, :-1]
 
-        def score(sums: F64 | float, counts: NDArray[np.int64] | int) -> F64 | float:
+        def score(sums: F64, counts: NDArray[np.int64]) -> F64:
             return sums**2 / (counts + growth.regularization)
 
         everything = rest.sum()
         gain = score(left_sum, left) + score(everything - left_sum, total - left)
-        gain -= score(everything, total)
+        gain -= everything**2 / (total + growth.regularization)
         allowed = (left >= growth.min_leaf) & (total - left >= growth.min_leaf)
         gain = np.where(allowed, gain, 0.0)
         feature, at = np.unravel_index(np.argmax(gain), gain.shape)

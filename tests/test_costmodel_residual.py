@@ -16,7 +16,7 @@ from abqc.costmodel.evaluate import evaluate, spearman
 from abqc.costmodel.gpu_analytic import GpuAnalyticModel
 from abqc.costmodel.hardware import gpu_for
 from abqc.costmodel.interface import KernelFeatures, MatmulFeatures, Sample
-from abqc.costmodel.load import model_for, model_path
+from abqc.costmodel.load import model_for, model_path, shipped_model
 from abqc.errors import ArtifactError, InputError
 from test_costmodel_gpu import rows, tile
 
@@ -220,12 +220,12 @@ def test_evaluation_is_held_out_and_by_strategy():
 
 def test_a_target_gets_the_tuned_model_where_there_is_one(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("ABQC_CACHE", str(tmp_path))
-    assert model_for("cpu").status == "analytic only"
+    assert "tuned on this machine" not in model_for("cpu").status
     assert isinstance(model_for("sm_90a"), GpuAnalyticModel)
     path = model_path("cpu")
     path.parent.mkdir(parents=True)
     fitted().save(path)
-    assert model_for("cpu").residual is not None
+    assert model_for("cpu").status.endswith("(108 samples, box, 2026-11-24), tuned on this machine")
     path.write_text("{}")
-    with pytest.raises(ArtifactError, match="abqc tune"):
-        model_for("cpu")
+    assert "abqc tune" in model_for("cpu").warning
+    assert model_for("cpu").status == shipped_model("cpu").status

@@ -82,6 +82,11 @@ class CpuTarget:
         threads = f"{TYPICAL_THREADS} thread" + ("s" if TYPICAL_THREADS > 1 else "")
         return f"{self.cost_model.status}, for {self.judged_isa} on {threads}"
 
+    @property
+    def cost_model_warning(self) -> str:
+        """See `Target`."""
+        return self.cost_model.warning
+
     @cached_property
     def judged_isa(self) -> str:
         """The best instruction set of all kernels that the cost model was fitted to; the best one
