@@ -25,7 +25,7 @@ from .roofline import Roofline
 TRELLIS_DECODE = 16  # of the time that unpacking bits takes
 NARROW_BITS = 14  # 2 * 2^p * 2^q fits 16 signed bits
 QUAD = 4  # products that a lane of bytes adds up at once
-OVERLAP = 0.9  # of what the units of a core do beside the busiest one
+CONTENTION = 0.2  # of what a unit does beyond half of the busiest one's time
 STORED = 1.3  # decoding to memory, of the time of decoding to registers
 PLANE_TILE = 6  # rows for one panel: what `IsaRates.operand_loads` was measured with
 
@@ -55,9 +55,10 @@ class CpuEstimate:
 
 
 def _together(*units: float) -> float:
-    """Seconds of units that work at the same time."""
+    """Seconds of units that work at the same time; they hinder each other if both are busy."""
     busiest = max(units)
-    return busiest + (1 - OVERLAP) * (sum(units) - busiest)
+    beside = sum(max(0.0, unit - busiest / 2) for unit in units) - busiest / 2
+    return busiest + CONTENTION * beside
 
 
 def _scale(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> float:
