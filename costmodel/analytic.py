@@ -27,7 +27,6 @@ NARROW_BITS = 14  # 2 * 2^p * 2^q fits 16 signed bits
 QUAD = 4  # products that a lane of bytes adds up at once
 CONTENTION = 0.2  # of what a unit does beyond half of the busiest one's time
 STORED = 1.3  # decoding to memory, of the time of decoding to registers
-PLANE_TILE = 6  # rows for one panel: what `IsaRates.operand_loads` was measured with
 
 
 @dataclass(frozen=True)
@@ -128,11 +127,10 @@ def _trellis_float(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> float:
 def _bitplane(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> float:
     pairs = t.rows * t.columns * padded_k(f, PLANE_UNIT)
     products = pairs * f.weight_bits * f.activation_bits / rates.bit_products
-    operands = (1 / t.tile_m + 1 / t.panels) / (1 / PLANE_TILE + 1)
-    loads = pairs * operands / rates.operand_loads
+    loads = pairs * f.weight_bits / t.tile_m / rates.operand_loads
     planes = f.m * f.k * f.activation_bits / rates.transpositions
     pack = planes + f.m * f.k / rates.quantizations
-    return products + loads + _scale(f, t, rates) + pack
+    return _together(products, loads) + _scale(f, t, rates) + pack
 
 
 COMPUTE: dict[str, Callable[[MatmulFeatures, Tiling, IsaRates], float]] = {

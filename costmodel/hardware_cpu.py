@@ -21,7 +21,7 @@ class IsaRates:
     wide_macs: float  # bytes, products too large for pairs to be added in 16 bits
     narrow_macs: float  # bytes, where two products always fit 16 bits
     bit_products: float  # AND, population count, accumulate
-    operand_loads: float  # pairs of operands fetched for bit products, whatever their planes
+    operand_loads: float  # bits of weights loaded, which serve all rows of a tile
     decodes: float  # codes in one part (`analytic._unpacked`) unpacked to bytes
     float_decodes: float  # codes unpacked to f32
     scalings: float  # int32 accumulators centred, converted, scaled and added in f32
@@ -101,7 +101,7 @@ ZEN4 = Cpu(
             flops=110 * GIGA,
             wide_macs=226 * GIGA,
             narrow_macs=226 * GIGA,
-            bit_products=1050 * GIGA,
+            bit_products=1180 * GIGA,
             operand_loads=900 * GIGA,
             decodes=146 * GIGA,
             float_decodes=50 * GIGA,
@@ -116,7 +116,7 @@ ZEN4 = Cpu(
             flops=105 * GIGA,
             wide_macs=55 * GIGA,
             narrow_macs=98 * GIGA,
-            bit_products=345 * GIGA,
+            bit_products=290 * GIGA,
             operand_loads=735 * GIGA,
             decodes=100 * GIGA,
             float_decodes=32 * GIGA,
@@ -131,7 +131,7 @@ ZEN4 = Cpu(
             flops=37 * GIGA,
             wide_macs=21 * GIGA,
             narrow_macs=21 * GIGA,
-            bit_products=85 * GIGA,
+            bit_products=72 * GIGA,
             operand_loads=150 * GIGA,
             decodes=50 * GIGA,
             float_decodes=13 * GIGA,
