@@ -26,7 +26,7 @@ from ..isa import Isa
 from ..strategy import MatmulSpec
 
 SETTLED = 1.04  # as often as long as the best one: not worth another kernel
-SHOWN = 8  # candidates of a ranking
+SHOWN = 4  # candidates of a ranking, which is in the manifest of every product
 
 
 @dataclass(frozen=True)
