@@ -115,7 +115,8 @@ def build_with(
         progress=report,
         started=started,
     )
-    return [f"node '{note['node']}' {note['note']}" for note in unit.notes]
+    warning = [target.cost_model_warning] if target.cost_model_warning else []
+    return warning + [f"node '{note['node']}' {note['note']}" for note in unit.notes]
 
 
 def resolve_target(name: str, cpu: str | None = None) -> Target:

@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 from abqc.codegen.gpu.arch import GpuArch, by_name
 from abqc.compiler.cuda_driver import L2_BYTES, Cuda, Launch, Resolve
-from abqc.compiler.tune import Device
+from abqc.compiler.tune import Device, spread
 from abqc.compiler.tune_jobs import BuiltKernel, GpuJob
 from abqc.costmodel.interface import Sample
 from abqc.errors import AbqcError, InputError
@@ -81,7 +81,8 @@ class GpuRunner:
             launch for i in range(copies) for launch in self._launches(job, weights + i * stride)
         ]
         runs = [s / copies for s in self._cuda.time_graph(launches, self._repetitions)]
-        return [Sample(f, statistics.median(runs), repetitions=copies * len(runs))]
+        seconds, repetitions = statistics.median(runs), copies * len(runs)
+        return [Sample(f, seconds, repetitions=repetitions, spread=spread(runs))]
 
     def _launches(self, job: GpuJob, weight: int) -> list[Launch]:
         """The matmul and, after a split, the reduction; arguments are those of docs/gpu.md."""

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from .features import category
 from .interface import Features, MatmulFeatures, Sample
+from .residual import FitTrees
 from .roofline import Roofline
-from .trees import Growth
+from .trees import fit
 
 FOLDS = 5
 
@@ -30,7 +31,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The analytic model beside the one with a residual, on samples that it was not trained on."""
+    """A model beside one with a residual fitted now, on samples that that was not fitted to."""
 
     group: str
     before: Quality
@@ -48,28 +49,32 @@ class Evaluation:
     regret_before: float
     regret_after: float
 
+    @property
+    def total(self) -> Comparison:
+        return self.comparisons[-1]
+
 
 def evaluate(
-    model: Roofline[Any], samples: Sequence[Sample], growth: Growth | None = None
+    model: Roofline[Any], samples: Sequence[Sample], fit_trees: FitTrees = fit
 ) -> Evaluation:
-    """The analytic part of `model` against a residual, which is cross-validated on `samples`."""
+    """`model` as it is against its analytic part with a residual cross-validated on `samples`."""
     measured = np.array([sample.seconds for sample in samples])
-    analytic = _predictions(without_residual(model), samples)
-    learned = _held_out(model, samples, growth)
+    before = _predictions(model, samples)
+    learned = _held_out(model, samples, fit_trees)
     groups = [category(sample.features) for sample in samples]
     comparisons = []
     for name in (*sorted(set(groups)), "all"):
         at = np.array([name in (group, "all") for group in groups])
         comparisons.append(
             Comparison(
-                name, _quality(analytic[at], measured[at]), _quality(learned[at], measured[at])
+                name, _quality(before[at], measured[at]), _quality(learned[at], measured[at])
             )
         )
     problems = _problems(samples)
     return Evaluation(
         tuple(comparisons),
         len(problems),
-        _regret(problems, analytic, measured),
+        _regret(problems, before, measured),
         _regret(problems, learned, measured),
     )
 
@@ -120,11 +125,11 @@ def without_residual(model: Roofline[Any]) -> Roofline[Any]:
 
 
 def _predictions(model: Roofline[Any], samples: Sequence[Sample]) -> NDArray[np.float64]:
-    return np.array([model.predict(sample.features) for sample in samples])
+    return np.array(model.predict_all([sample.features for sample in samples]))
 
 
 def _held_out(
-    model: Roofline[Any], samples: Sequence[Sample], growth: Growth | None
+    model: Roofline[Any], samples: Sequence[Sample], fit_trees: FitTrees
 ) -> NDArray[np.float64]:
     """Each sample predicted by a residual that was fitted to other ones."""
     fold = np.random.default_rng(0).permutation(len(samples)) % min(FOLDS, len(samples))
@@ -134,7 +139,7 @@ def _held_out(
         own = [s for s, f in zip(samples, fold, strict=True) if f == number]
         trained = without_residual(model)
         if others:
-            trained.fit(others, growth)
+            trained.fit(others, fit_trees)
         predicted[fold == number] = _predictions(trained, own)
     return predicted
 

@@ -1,23 +1,31 @@
 """What the residual looks at: one line a feature.
 
 Sizes are logarithms to base 2. Adding, removing or renaming a feature makes stored trees refuse to
-load. `SHARES` are parts of the analytic prediction; the other features describe what is asked, and
-they alone decide whether a query lies within the range of the training set. Registers are no
-feature: whoever asks has not assembled the kernel yet.
+load. `SHARES` are parts of the analytic prediction, `OPERATIONS` of the kernel's MLIR, as powers of
+two; the other features describe what is asked, and they alone decide whether a query lies within
+the range of the training set. Registers are no feature: whoever asks has not assembled the kernel
+yet.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 from .interface import Estimate, Features, KernelFeatures, MatmulFeatures
 
+VECTOR_BITS = {"amx": 512, "avx512": 512, "avxvnni": 256, "avx2": 256, "plain": 128}
 COLD = 26.0  # 64 MiB: beyond the caches, more bytes make no difference
 
 
 def _log(value: float) -> float:
     return math.log2(max(value, 1))
+
+
+def _used(size: int, unit: int) -> float:
+    """The part of whole units that `size` fills."""
+    return size / (-(-size // unit) * unit) if unit else 1.0
 
 
 MATMUL: dict[str, Callable[[MatmulFeatures], float]] = {
@@ -29,6 +37,27 @@ MATMUL: dict[str, Callable[[MatmulFeatures], float]] = {
     "group_size": lambda f: _log(f.k / f.groups),
     "threads": lambda f: f.threads,
     "cold_bytes": lambda f: min(_log(f.working_set), COLD),
+    "vector_bits": lambda f: VECTOR_BITS.get(f.isa, 128),
+    "tile_m": lambda f: f.tile_m,
+    "tile_n": lambda f: f.tile_n,
+    "chains": lambda f: f.chains,
+    "block_m": lambda f: _log(f.block_m),
+    "block_n": lambda f: _log(f.block_n),
+    "block_k": lambda f: _log(f.block_k),
+    "prefetch": lambda f: f.prefetch,
+    "decode_once": lambda f: f.decode_once,
+    "by_columns": lambda f: f.by_columns,
+}
+
+# Follow from the above, in ways that trees find hard to see.
+MATMUL_DERIVED: dict[str, Callable[[MatmulFeatures], float]] = {
+    "bits": lambda f: f.weight_bits * f.activation_bits,
+    "accumulators": lambda f: f.tile_m * f.tile_n * f.chains * 32 / VECTOR_BITS.get(f.isa, 128),
+    "row_use": lambda f: _used(f.m, f.tile_m),
+    "column_use": lambda f: _used(f.n, f.tile_n),
+    "weight_size": lambda f: _log(f.weight_bytes),
+    "blocks": lambda f: _log(-(-f.m // f.block_m) * -(-f.n // f.block_n)) if f.block_n else 0.0,
+    "row_passes": lambda f: _log(-(-f.m // f.tile_m)) if f.tile_m else 0.0,
 }
 
 KERNEL: dict[str, Callable[[KernelFeatures], float]] = {
@@ -56,6 +85,24 @@ SHARES: dict[type, tuple[str, ...]] = {
     ),
 }
 
+# Kinds of operations: the beginnings of their names.
+OPERATIONS: dict[str, tuple[str, ...]] = {
+    "loops": ("scf.for",),
+    "branches": ("scf.if",),
+    "loads": ("vector.load", "memref.load", "vector.masked", "vector.transfer", "vector.gather"),
+    "stores": ("vector.store", "memref.store"),
+    "prefetches": ("memref.prefetch",),
+    "intrinsics": ("llvm.x86",),
+    "float multiplications": ("math.fma", "arith.mulf"),
+    "float additions": ("arith.addf", "arith.subf"),
+    "counts": ("math.ctpop",),
+    "integer multiplications": ("arith.muli",),
+    "integer additions": ("arith.addi", "arith.subi"),
+    "bits": ("arith.and", "arith.or", "arith.xor", "arith.sh"),
+    "conversions": ("arith.ext", "arith.trunc", "arith.sitofp", "arith.uitofp", "arith.fpto"),
+    "moves": ("vector.bitcast", "vector.shuffle", "vector.broadcast", "vector.extract"),
+}
+
 # What is not a number: a category of its own each.
 CATEGORIES: dict[type, Callable[[Features], str]] = {
     MatmulFeatures: lambda f: f"{f.strategy} {f.isa}",  # type: ignore[union-attr]
@@ -70,20 +117,44 @@ def asked_names(kind: type) -> tuple[str, ...]:
 
 def names(kind: type) -> tuple[str, ...]:
     """All numeric features, those that describe what is asked first."""
-    return asked_names(kind) + tuple(f"{share} share" for share in SHARES[kind])
+    shares = tuple(f"{share} share" for share in SHARES[kind])
+    if kind is not MatmulFeatures:
+        return asked_names(kind) + shares
+    operations = tuple(f"{name} of the kernel" for name in OPERATIONS)
+    return asked_names(kind) + shares + (*MATMUL_DERIVED, *operations)
 
 
 def numbers(features: Features, estimate: Estimate) -> list[float]:
     """The values of `names`, in that order."""
-    if isinstance(features, MatmulFeatures):
-        asked = [float(value(features)) for value in MATMUL.values()]
-    else:
-        asked = [float(value(features)) for value in KERNEL.values()]
-    return asked + _shares(estimate.terms, estimate.seconds, SHARES[type(features)])
+    shares = _shares(estimate.terms, estimate.seconds, SHARES[type(features)])
+    if not isinstance(features, MatmulFeatures):
+        return [float(value(features)) for value in KERNEL.values()] + shares
+    asked = [float(value(features)) for value in MATMUL.values()]
+    derived = [float(value(features)) for value in MATMUL_DERIVED.values()]
+    return [*asked, *shares, *derived, *_operations(features.operations)]
 
 
 def _shares(terms: Mapping[str, float], seconds: float, keys: tuple[str, ...]) -> list[float]:
     return [terms.get(key, 0.0) / seconds for key in keys]
+
+
+@lru_cache(maxsize=4096)
+def _operations(histogram: tuple[tuple[str, int], ...]) -> tuple[float, ...]:
+    """By kind, logarithms; -1 for all where nobody looked."""
+    if not histogram:
+        return (-1.0,) * len(OPERATIONS)
+    return tuple(
+        _log(1 + sum(count for name, count in histogram if name.startswith(prefixes)))
+        for prefixes in OPERATIONS.values()
+    )
+
+
+def flag(features: Features) -> str:
+    """What gets a feature of its own, 0 or 1: the category, without the ISA, whose width is a
+    feature already, so that what is learned of one helps with another."""
+    if isinstance(features, MatmulFeatures):
+        return features.strategy
+    return category(features)
 
 
 def category(features: Features) -> str:

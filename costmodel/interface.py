@@ -27,10 +27,12 @@ class MatmulFeatures:
 
     `schedule` names one of several that the strategy has, and the numbers after it are that
     schedule: a tile of `tile_m` rows by `tile_n` columns is accumulated in registers, in `chains`
-    independent sums each; a grid index does `block_m` rows by `block_n` columns; weights are
+    independent sums each; a grid index does `block_m` rows by `block_n` columns, of which the next
+    does its neighbour in the same rows or, `by_columns`, in the same columns; weights are
     fetched `prefetch` tiles ahead; with `decode_once` they are unpacked once for all rows of a
-    block. 0 where there is no such choice. `operations` is the histogram of the kernel's MLIR:
-    how often it has an operation of a name.
+    block, `block_k` terms at a time (0: all). 0 where there is no such choice. `operations` is the
+    histogram of the kernel's MLIR: how often it has an operation of a name; empty where nobody
+    looked.
     """
 
     strategy: str
@@ -52,6 +54,8 @@ class MatmulFeatures:
     block_n: int = 0
     prefetch: int = 0
     decode_once: bool = False
+    block_k: int = 0
+    by_columns: bool = False
     operations: tuple[tuple[str, int], ...] = ()
 
 
@@ -115,7 +119,8 @@ F = TypeVar("F", MatmulFeatures, KernelFeatures)
 
 @dataclass(frozen=True)
 class Sample:
-    """A measured cost in seconds: the median of `repetitions` runs on `device` at `date` (ISO)."""
+    """A measured cost in seconds: the median of `repetitions` runs on `device` at `date` (ISO).
+    `spread` is the range of the middle half of the runs over the median; 0 where nobody looked."""
 
     features: Features
     seconds: float
@@ -123,6 +128,7 @@ class Sample:
     driver: str = ""
     date: str = ""
     repetitions: int = 1
+    spread: float = 0.0
 
 
 class Estimate(Protocol):
@@ -148,8 +154,17 @@ class CostModel(Protocol[F]):
         """What the predictions rest on, such as `analytic only`."""
         ...
 
+    @property
+    def warning(self) -> str:
+        """Why they do not rest on what the user has tuned; empty where they do."""
+        ...
+
     def predict(self, features: F) -> float:
         """Seconds of one run."""
+        ...
+
+    def predict_all(self, candidates: Sequence[F]) -> list[float]:
+        """Seconds of each: faster than one by one."""
         ...
 
     def rank(self, candidates: Sequence[F]) -> list[F]:

@@ -1,4 +1,5 @@
-"""The cost model of a target: the one that `abqc tune` has saved on this machine, or the analytic.
+"""The cost model of a target: the user's, saved by `abqc tune`; else one that comes with the package
+for this CPU or the nearest; else the analytic one.
 
 Saved models stand in the user's cache folder (`runtime/environment.py`).
 """
@@ -7,10 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..errors import ArtifactError
 from ..runtime.environment import cache_folder
 from .analytic import AnalyticModel
+from .cpu_identity import CpuIdentity
 from .gpu_analytic import GpuAnalyticModel
 from .hardware import gpu_for
+from .shipped import shipped_for
 
 AnyModel = AnalyticModel | GpuAnalyticModel
 
@@ -31,8 +35,36 @@ def analytic_model(target: str, device: str = "") -> AnyModel:
     return AnalyticModel() if target == "cpu" else GpuAnalyticModel(gpu_for(target, device))
 
 
+def shipped_model(target: str, device: str = "") -> AnyModel:
+    """What there is without the user's: the model that comes with the package for this CPU or the
+    nearest, else the analytic one."""
+    cpu = CpuIdentity.of_this_machine()
+    shipped = shipped_for(cpu) if target == "cpu" else None
+    if cpu is None or shipped is None:
+        return analytic_model(target, device)
+    try:
+        model = AnalyticModel.load(shipped.path)
+    except ArtifactError as error:
+        model = AnalyticModel()
+        model.warning = f"the cost model that comes with the package is not used: {error}"
+        return model
+    model.origin = f"shipped for {shipped.name}"
+    if not shipped.matches(cpu):
+        model.origin += f", the nearest to {cpu.text}"
+    return model
+
+
 def model_for(target: str) -> AnyModel:
-    """The tuned model of a target where there is one. ArtifactError where it cannot be read."""
+    """The tuned model of a target where there is one that can be read, else `shipped_model`, which
+    then says in `warning` what the matter was."""
     path = model_path(target)
-    model = analytic_model(target)
-    return type(model).load(path) if path.exists() else model
+    if not path.exists():
+        return shipped_model(target)
+    try:
+        model = type(analytic_model(target)).load(path)
+    except ArtifactError as error:
+        fallback = shipped_model(target)
+        fallback.warning = f"the tuned cost model is not used: {error}"
+        return fallback
+    model.origin = "tuned on this machine"
+    return model

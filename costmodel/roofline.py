@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self
 
 from ..errors import ArtifactError, InputError
 from .interface import Estimate, F, Sample
 from .ranking import Prediction, explained
-from .residual import Residual
-from .trees import Growth
+from .residual import FitTrees, Residual
+from .trees import fit
 
-FORMAT = "abqc-cost-model-1"
+FORMAT = "abqc-cost-model-2"
 
 
 class Roofline(Generic[F]):
     """A cost model: an analytic prediction times a residual, where one was fitted.
 
     A subclass has a `machine` (its name is written into files), the class of its features and
-    `estimate`.
+    `estimate`. `origin` says where the residual comes from, `warning` why it is not the one that
+    the user has.
     """
 
     features_class: ClassVar[type]
     residual: Residual | None
+    origin: str = ""
+    warning: str = ""
 
     @property
     def machine(self) -> str:
@@ -43,44 +47,63 @@ class Roofline(Generic[F]):
     @property
     def status(self) -> str:
         """`analytic only`, or what the residual was fitted to."""
-        r = self.residual
-        if r is None:
+        if self.residual is None:
             return "analytic only"
-        return f"analytic x residual ({r.samples} samples, {r.device}, {r.date})"
+        r = self.residual
+        trained = f"analytic x residual ({r.samples} samples, {r.device}, {r.date})"
+        return f"{trained}, {self.origin}" if self.origin else trained
 
     def predict(self, features: F) -> float:
-        estimate = self.estimate(features)
-        factor = self.residual.factor(features, estimate) if self.residual else 1.0
-        return estimate.seconds * factor
+        return self.predict_all([features])[0]
+
+    def predict_all(self, candidates: Sequence[F]) -> list[float]:
+        estimates = [self.estimate(f) for f in candidates]
+        return self._seconds(candidates, estimates)
+
+    def _seconds(self, candidates: Sequence[F], estimates: Sequence[Estimate]) -> list[float]:
+        seconds = [estimate.seconds for estimate in estimates]
+        if self.residual is None:
+            return seconds
+        factors = self.residual.factors(candidates, estimates)
+        return [s * float(factor) for s, factor in zip(seconds, factors, strict=True)]
 
     def rank(self, candidates: Sequence[F]) -> list[F]:
-        return sorted(candidates, key=self.predict)
+        seconds = self.predict_all(candidates)
+        order = sorted(range(len(candidates)), key=seconds.__getitem__)
+        return [candidates[i] for i in order]
 
     def predictions(self, candidates: Sequence[F]) -> list[Prediction]:
-        return [
-            Prediction(label(f), self.predict(f), self.estimate(f).bound)
-            for f in self.rank(candidates)
+        estimates = [self.estimate(f) for f in candidates]
+        seconds = self._seconds(candidates, estimates)
+        predicted = [
+            Prediction(label(f), s, e.bound, f.strategy)
+            for f, s, e in zip(candidates, seconds, estimates, strict=True)
         ]
+        return sorted(predicted, key=lambda prediction: prediction.seconds)
 
     def explain(self, candidates: Sequence[F]) -> str:
         return explained(self.predictions(candidates))
 
-    def fit(self, samples: Sequence[Sample], growth: Growth | None = None) -> None:
+    def fit(self, samples: Sequence[Sample], fit_trees: FitTrees = fit) -> None:
         """Fit a residual to samples of one machine, in place of the one there was."""
         if not samples:
             raise InputError("there are no samples to fit the cost model to")
         if not all(isinstance(sample.features, self.features_class) for sample in samples):
             raise InputError(f"the samples are not of {self.machine}")
         estimates = [self.estimate(sample.features) for sample in samples]  # type: ignore[arg-type]
-        self.residual = Residual.fit(samples, estimates, growth)
+        self.residual = Residual.fit(samples, estimates, fit_trees)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, trained: Mapping[str, Any] | None = None) -> None:
+        """Write a file whole or not at all; `trained` is for people, how it came to be."""
         data = {
             "format": FORMAT,
             "machine": self.machine,
+            "trained": dict(trained or {}),
             "residual": self.residual.to_json() if self.residual else None,
         }
-        path.write_text(json.dumps(data))
+        new = path.with_name(f".{path.name}.{os.getpid()}")
+        new.write_text(json.dumps(data))
+        new.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,10 @@ _KIND_NAMES = {kind: name for name, kind in KINDS.items()}
 
 def to_json(sample: Sample) -> dict[str, Any]:
     """One line of a file."""
-    return {
-        "format": FORMAT,
-        "kind": _KIND_NAMES[type(sample.features)],
-        **dataclasses.asdict(sample),
-    }
+    data = dataclasses.asdict(sample)
+    if not data["features"].get("operations", True):
+        del data["features"]["operations"]
+    return {"format": FORMAT, "kind": _KIND_NAMES[type(sample.features)], **data}
 
 
 def from_json(data: dict[str, Any]) -> Sample:
@@ -40,6 +40,7 @@ def from_json(data: dict[str, Any]) -> Sample:
         driver=str(data["driver"]),
         date=str(data["date"]),
         repetitions=int(data["repetitions"]),
+        spread=float(data.get("spread", 0.0)),
     )
 
 
@@ -47,6 +48,9 @@ def features_from_json(kind: str, data: dict[str, Any]) -> Features:
     """Raises ValueError or TypeError for a kind or fields that do not exist."""
     if kind not in KINDS:
         raise ValueError(f"'{kind}' is no kind of features")
+    if "operations" in data:
+        pairs = tuple((str(name), int(count)) for name, count in data["operations"])
+        data = {**data, "operations": pairs}
     features = KINDS[kind](**data)
     for field in dataclasses.fields(features):
         value = getattr(features, field.name)
@@ -61,26 +65,36 @@ def to_text(samples: Iterable[Sample]) -> str:
 
 
 def write(path: Path, samples: Iterable[Sample]) -> None:
-    """Append to `path`, one line a sample."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(to_text(samples))
+    """Append to `path`, one line a sample; a line that was cut short stays apart."""
+    with open(path, "a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")
+        file.write(to_text(samples).encode())
 
 
 def read(path: Path) -> list[Sample]:
     """All samples of a file. Raises InputError with the line that is none."""
+    samples, problems = read_whole(path)
+    if problems:
+        raise InputError(problems[0], hint="docs/cost-model.md describes the format")
+    return samples
+
+
+def read_whole(path: Path) -> tuple[list[Sample], list[str]]:
+    """The samples of a file, and what is wrong with each line that is none. Raises InputError for
+    a file that cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
-    samples = []
+    samples, problems = [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             samples.append(from_json(json.loads(line)))
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"line {number} of {path} is no sample: {error}",
-                hint="docs/cost-model.md describes the format",
-            ) from error
-    return samples
+            problems.append(f"line {number} of {path} is no sample: {error}")
+    return samples, problems

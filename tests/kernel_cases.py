@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from abqc.codegen import isa as isas
 from abqc.codegen.cpu.packing.activations import measure_kernel
+from abqc.codegen.cpu.schedule import CpuSchedule, KernelSchedule, RangeSchedule
 from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import Jit
 from abqc.codegen.strategy import Kernel, MatmulSpec, Variant
@@ -31,6 +33,12 @@ def variant_for(variants: tuple[Variant, ...], rows: int) -> Kernel:
     return kernel
 
 
+def on_isa(schedule: CpuSchedule, isa: Isa) -> tuple[RangeSchedule, ...]:
+    """One schedule, of one instruction set: for one row or for any number."""
+    last = 1 if schedule.block_m == 1 else None
+    return (RangeSchedule(1, last, KernelSchedule(((isa.vector_bits, schedule),))),)
+
+
 @dataclass
 class Case:
     """One quantized matmul with random operands, compiled for one instruction set."""
@@ -41,6 +49,7 @@ class Case:
     weight: QuantizedTensor
     x: np.ndarray
     bias: np.ndarray
+    schedules: Sequence[RangeSchedule] | None = None
 
     @staticmethod
     def random(
@@ -63,9 +72,9 @@ class Case:
         spec, m = self.spec, self.m
         pack = self.strategy.pack_kernel(spec)
         variants = (
-            self.strategy.accumulator_kernels(spec)
+            self.strategy.accumulator_kernels(spec, self.schedules)
             if accumulators
-            else self.strategy.matmul_kernels(spec)
+            else self.strategy.matmul_kernels(spec, self.schedules)
         )
         matmul = variant_for(variants, m)
         jit = compile_jit(self.isa, [pack, matmul])

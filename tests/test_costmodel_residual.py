@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ from abqc.costmodel.evaluate import evaluate, spearman
 from abqc.costmodel.gpu_analytic import GpuAnalyticModel
 from abqc.costmodel.hardware import gpu_for
 from abqc.costmodel.interface import KernelFeatures, MatmulFeatures, Sample
-from abqc.costmodel.load import model_for, model_path
+from abqc.costmodel.load import model_for, model_path, shipped_model
 from abqc.errors import ArtifactError, InputError
 from test_costmodel_gpu import rows, tile
 
-QUICK = trees.Growth(trees=40)
+QUICK = partial(trees.fit, growth=trees.Growth(trees=40))
 
 
 def matmuls() -> list[MatmulFeatures]:
@@ -85,7 +86,7 @@ def test_few_samples_give_their_mean():
 
 def test_trees_survive_json():
     x = np.random.default_rng(2).standard_normal((50, 3))
-    forest = trees.fit(x, x[:, 0] * x[:, 1], QUICK)
+    forest = QUICK(x, x[:, 0] * x[:, 1])
     again = trees.Trees.from_json(json.loads(json.dumps(forest.to_json())), features=3)
     np.testing.assert_array_equal(again.predict(x), forest.predict(x))
     with pytest.raises(ValueError, match="features that do not exist"):
@@ -171,7 +172,9 @@ def test_fit_refuses_nothing_and_others():
 
 def test_samples_survive_a_file(tmp_path: Path):
     path = tmp_path / "samples.jsonl"
-    written = [*measured()[:3], Sample(kernels()[0], 1e-5, "NVIDIA A100", "13.0", "2026-11-24", 5)]
+    counted = replace(measured()[0].features, operations=(("arith.addf", 8), ("scf.for", 2)))
+    gpu = Sample(kernels()[0], 1e-5, "NVIDIA A100", "13.0", "2026-11-24", 5)
+    written = [*measured()[:3], Sample(counted, 1e-5), gpu]
     samples.write(path, written[:2])
     samples.write(path, written[2:])
     assert samples.read(path) == written
@@ -217,12 +220,12 @@ def test_evaluation_is_held_out_and_by_strategy():
 
 def test_a_target_gets_the_tuned_model_where_there_is_one(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("ABQC_CACHE", str(tmp_path))
-    assert model_for("cpu").status == "analytic only"
+    assert "tuned on this machine" not in model_for("cpu").status
     assert isinstance(model_for("sm_90a"), GpuAnalyticModel)
     path = model_path("cpu")
     path.parent.mkdir(parents=True)
     fitted().save(path)
-    assert model_for("cpu").residual is not None
+    assert model_for("cpu").status.endswith("(108 samples, box, 2026-11-24), tuned on this machine")
     path.write_text("{}")
-    with pytest.raises(ArtifactError, match="abqc tune"):
-        model_for("cpu")
+    assert "abqc tune" in model_for("cpu").warning
+    assert model_for("cpu").status == shipped_model("cpu").status

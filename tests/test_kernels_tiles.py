@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from abqc.codegen.cpu.int8.strategy import ROWS, Int8Strategy
+from abqc.codegen.cpu.int8.schedules import ROWS
+from abqc.codegen.cpu.int8.strategy import Int8Strategy
 from abqc.codegen.cpu.int8.tiles import CHUNK, FEW_ROWS, Depth
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import MatmulSpec

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import onnx_models
 import pytest
 from abqc.codegen.gpu.arch import SM_90A
 from abqc.codegen.gpu.assembly.tools import find_tool
@@ -17,20 +18,31 @@ from abqc.codegen.targets.cpu import CpuTarget
 from abqc.compiler import tune, tune_cpu, tune_gpu, tune_jobs
 from abqc.compiler.cli import main
 from abqc.compiler.cuda_driver import Cuda, Resolve
+from abqc.compiler.tune_cpu import CpuJob, time_calls
 from abqc.compiler.tune_device import GpuRunner
 from abqc.costmodel import samples
-from abqc.costmodel.interface import KernelFeatures
+from abqc.costmodel.analytic import AnalyticModel
+from abqc.costmodel.interface import KernelFeatures, Sample
 from abqc.costmodel.load import model_for, model_path, samples_path
 from abqc.dialects.formats import parse_scheme
 from abqc.errors import AbqcError, InputError
 from abqc.runtime.ptx.driver import PtxDriver
 from test_costmodel_gpu import rows
+from test_costmodel_residual import matmuls
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setenv("ABQC_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def nothing_shipped(monkeypatch) -> None:
+    """Whatever was fitted is compared with the analytic model, however busy the machine is."""
+    monkeypatch.setattr("abqc.costmodel.shipped.CPUS", ())
+    monkeypatch.setattr("abqc.costmodel.load.shipped_for", lambda cpu: None)
+    monkeypatch.setattr(tune, "SPREAD_LIMIT", float("inf"))
 
 
 def quiet(step: str, done: int = 0, total: int = 1) -> None:
@@ -40,11 +52,13 @@ def quiet(step: str, done: int = 0, total: int = 1) -> None:
 # --- CPU
 
 
-def test_cpu_is_measured_fitted_and_found(capsys, monkeypatch):
+def test_cpu_is_measured_fitted_and_found(capsys, monkeypatch, nothing_shipped):
     monkeypatch.setattr(tune_cpu, "SHAPES", ((128, 128),))
     monkeypatch.setattr(tune_cpu, "ROWS", (1, 8))
     monkeypatch.setattr(tune_cpu, "COLD_BYTES", 1 << 20)
     monkeypatch.setattr(tune_cpu, "SECONDS", 0.001)
+    slow_machine = lambda calls: [3 * seconds for seconds in time_calls(calls)]  # noqa: E731
+    monkeypatch.setattr(tune_cpu, "time_calls", slow_machine)
     assert main(["tune", "--limit", "3", "--report"]) == 0
     output = capsys.readouterr().out
     assert "fitted rank" in output and "analytic x residual" in output
@@ -60,15 +74,74 @@ def test_cpu_is_measured_fitted_and_found(capsys, monkeypatch):
     assert len(samples.read(samples_path("cpu"))) == len(measured)
 
 
-def test_a_stale_model_is_tuned_anew(monkeypatch):
-    monkeypatch.setattr(tune_cpu, "ROWS", (1,))
+@pytest.mark.parametrize("text", ["{}", '{"format": "abqc-cost-model-1"}', "\x00"])
+def test_an_unreadable_model_is_passed_over_and_kept(monkeypatch, nothing_shipped, text):
+    monkeypatch.setattr(tune_cpu, "ROWS", (1, 4))
     monkeypatch.setattr(tune_cpu, "COLD_BYTES", 1 << 20)
+    path = model_path("cpu")
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert CpuTarget().cost_model.residual is None
+    assert f"not used: {path} is no cost model" in CpuTarget().cost_model_warning
+    found = [Sample(f, 3 * AnalyticModel().predict(f), "box", "", "2026-11-24") for f in matmuls()]
+    assert tune.fit_and_save("cpu", found).path == path
+    assert CpuTarget().cost_model.residual is not None and not CpuTarget().cost_model_warning
+    assert path.with_suffix(".unreadable.json").read_text() == text
+
+
+def test_a_compile_says_that_the_tuned_model_is_not_used(tmp_path: Path, capsys):
     model_path("cpu").parent.mkdir(parents=True)
     model_path("cpu").write_text("{}")
-    with pytest.raises(AbqcError, match="no cost model"):
-        CpuTarget()
-    assert main(["tune", "--limit", "1"]) == 0
-    assert CpuTarget().cost_model.residual is not None
+    model = onnx_models.save(onnx_models.mlp(), tmp_path)
+    output = tmp_path / "model.so"
+    assert main(["compile", str(model), "-o", str(output), "--cpu", "native"]) == 0
+    assert "the tuned cost model is not used" in capsys.readouterr().err
+
+
+class Clock:
+    """A runner whose samples spread as much as it is told."""
+
+    device = tune.Device("clock")
+
+    def __init__(self, spread: float, calls: int = 1000) -> None:
+        self.spread, self.calls = spread, calls
+
+    def measure(self, job: CpuJob) -> list[Sample]:
+        if not self.calls:
+            raise KeyboardInterrupt
+        self.calls -= 1
+        f = matmuls()[self.calls % len(matmuls())]
+        return [Sample(f, AnalyticModel().predict(f), spread=self.spread)]
+
+
+def test_a_busy_machine_is_not_learned_from(monkeypatch, capsys):
+    monkeypatch.setattr(tune_cpu, "CpuRunner", lambda: Clock(0.6))
+    assert main(["tune", "--limit", "9"]) == 1
+    message = capsys.readouterr().err
+    assert "too busy: 9 of 9 measurements spread by more than 25%, 60% in the middle" in message
+    assert not samples_path("cpu").exists() and not model_path("cpu").exists()
+
+
+def test_an_interrupt_keeps_what_was_measured(monkeypatch, capsys):
+    monkeypatch.setattr(tune_cpu, "CpuRunner", lambda: Clock(0.1, calls=4))
+    assert main(["tune"]) == 130
+    assert f"kept in {samples_path('cpu')}, the cost model stays" in capsys.readouterr().err
+    assert len(samples.read(samples_path("cpu"))) == 4 and not model_path("cpu").exists()
+
+
+def test_damaged_lines_of_the_cache_are_left_out(monkeypatch, capsys, nothing_shipped):
+    samples_path("cpu").parent.mkdir(parents=True)
+    samples_path("cpu").write_text('{"format": "abqc-sam')
+    monkeypatch.setattr(tune_cpu, "CpuRunner", lambda: Clock(0.1))
+    assert main(["tune", "--limit", "5"]) == 0
+    assert "1 lines are left out: line 1 of" in capsys.readouterr().err
+
+
+def test_what_is_worse_than_the_present_model_is_not_installed(nothing_shipped, capsys):
+    found = [Sample(f, AnalyticModel().predict(f), "box", "", "2026-11-24") for f in matmuls()]
+    tuned = tune.fit_and_save("cpu", found)
+    assert tuned.path is None and not model_path("cpu").exists()
+    assert "nothing is installed: analytic only predicts with an error of 0.0%" in tuned.text
 
 
 def test_budget_ends_measuring():

@@ -89,6 +89,11 @@ class CudaTarget:
         return "; ".join(statuses)
 
     @property
+    def cost_model_warning(self) -> str:
+        """See `Target`."""
+        return "; ".join(dict.fromkeys(model.warning for model in self.models if model.warning))
+
+    @property
     def objects(self) -> ObjectMaker:
         """How kernels are compiled."""
         return GpuObjects(self.archs)

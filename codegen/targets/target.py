@@ -65,6 +65,11 @@ class Target(Protocol):
         ...
 
     @property
+    def cost_model_warning(self) -> str:
+        """Why these are not what the user has tuned; empty where they are."""
+        ...
+
+    @property
     def objects(self) -> ObjectMaker:
         """How kernels are compiled."""
         ...

@@ -9,7 +9,8 @@ measured elsewhere (--jobs).
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,13 +62,27 @@ def run(args: argparse.Namespace) -> int:
     if args.build_only:
         return build(args.target, args.build_only, budget)
     with Progress() as progress:
-        samples = collect(args, budget, progress)
+        try:
+            samples = collect(args, budget, progress)
+        except KeyboardInterrupt:
+            return interrupted(args.target)
         progress("fit")
         tuned = fit_and_save(args.target, samples)
     if args.report:
         print(describe(tuned.evaluation))
-    print(f"{tuned.path}: {tuned.model.status}")
+    print(tuned.text)
     return 0
+
+
+def interrupted(target: str) -> int:
+    from abqc.costmodel.load import model_for, samples_path
+
+    print(
+        f"abqc: interrupted; what was measured is kept in {samples_path(target)}, the cost model "
+        f"stays: {model_for(target).status}",
+        file=sys.stderr,
+    )
+    return 130
 
 
 def build(target: str, folder: Path, budget: Budget) -> int:
@@ -89,24 +104,26 @@ def collect(args: argparse.Namespace, budget: Budget, progress: Progress) -> Seq
 
     if args.samples:
         return samples.read(args.samples)
-    measured = list(measure(args.target, args.jobs, budget, progress))
     path = samples_path(args.target)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    samples.write(path, measured)
-    return tune.same_device(samples.read(path), measured[0].device)
+    kept = tune.keep(measure(args.target, args.jobs, budget, progress), path)
+    found, problems = samples.read_whole(path)
+    if problems:
+        print(f"abqc: {len(problems)} lines are left out: {problems[0]}", file=sys.stderr)
+    return tune.same_device(found, kept.samples[0].device)
 
 
-def measure(target: str, jobs: Path | None, budget: Budget, progress: Progress) -> Sequence[Sample]:
+def measure(target: str, jobs: Path | None, budget: Budget, progress: Progress) -> Iterator[Sample]:
     from abqc.compiler import tune
 
     if target == "cpu":
         from abqc.compiler import tune_cpu
 
-        return list(tune.measure(tune_cpu.CpuRunner(), tune_cpu.jobs(), budget, progress))
+        yield from tune.measure(tune_cpu.CpuRunner(), tune_cpu.jobs(), budget, progress)
+        return
     from abqc.compiler import tune_gpu
 
     with tune_gpu.open_jobs(target, jobs, budget.jobs, progress) as (runner, found):
-        return list(tune.measure(runner, found, budget, progress))
+        yield from tune.measure(runner, found, budget, progress)
 
 
 def describe(evaluation: Evaluation) -> str:
@@ -116,6 +133,6 @@ def describe(evaluation: Evaluation) -> str:
     e = evaluation
     return (
         f"{table(HEADER, report_rows(e))}\n"
-        f"chosen over best, {e.problems} problems: {e.regret_before:.3f} analytic, "
+        f"chosen over best, {e.problems} problems: {e.regret_before:.3f} before, "
         f"{e.regret_after:.3f} fitted (held out)"
     )

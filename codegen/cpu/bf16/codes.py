@@ -3,13 +3,13 @@
     y[m, n] = bias[n] + sum over g of s[n, g] * sum over k in g of bf16(x[m, k]) * (q - z)[n, k]
 
 One row decodes in registers and multiplies in f32, to which the row is widened. More share a piece
-of 256 x 48 weights, decoded to pairs on the stack. Weights lie as strategies `dequantize` and
+of 48 columns of weights, decoded to pairs on the stack. Weights lie as strategies `dequantize` and
 `trellis-float` pack them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,30 +21,36 @@ from abqc.codegen.strategy import MatmulSpec, Variant
 from abqc.dialects.formats import QuantizedTensor
 
 from ..float_products.dequantize import CodePanel, one_row_of_codes, weight_layout
+from ..float_products.schedules import FloatSchedules, block, row_variants
 from ..float_products.tile import (
     COLUMN_BLOCK,
-    DEPTH_BLOCK,
-    ONE_ROW_COLUMNS,
     PANEL,
     Product,
     broadcast,
     ceil_div,
     load_columns,
-    row_variants,
     stack_block,
     store_columns,
 )
 from ..int8.layout import QUAD, pack_codes
 from ..panels.layout import WeightLayout, pack_weight
+from ..schedule import KernelSchedule, RangeSchedule
 from ..trellis.decode import table_on_stack
 from ..trellis.float_strategy import TrellisPanel, one_row_of_trellis
 from ..trellis.layout import TrellisLayout
 from .dot import PAIR, dot_steps, low_half, pairs_of
-from .matmul import ROW_BLOCK, row_pairs
+from .matmul import row_pairs
 from .rows import VALUE_BYTES, Bf16Rows
 from .weights import bf16_bits
 
 MAX_WIDENED_K = 16384  # 64 KB of stack
+CODE_SCHEDULES = FloatSchedules(
+    chains=QUAD,
+    decodes=True,
+    prefetches=(1, 0, 2),
+    row_blocks=(128, 64, 256),
+    depths=(256, 128, 512),
+)
 
 ARGUMENTS = [buffer("i8"), buffer("i8"), buffer("f32"), buffer("f32"), INDEX, INDEX]
 
@@ -70,7 +76,9 @@ def pack_code_weight(spec: MatmulSpec, weight: QuantizedTensor) -> np.ndarray:
     return pack_weight(layout, weight, pack_codes)
 
 
-def code_kernels(spec: MatmulSpec, rows: Bf16Rows) -> tuple[Variant, ...]:
+def code_kernels(
+    spec: MatmulSpec, rows: Bf16Rows, schedules: Sequence[RangeSchedule]
+) -> tuple[Variant, ...]:
     """The kernels for weights that `pack_code_weight` packs."""
     assert spec.weight is not None
     layout = code_layout(spec)
@@ -79,7 +87,7 @@ def code_kernels(spec: MatmulSpec, rows: Bf16Rows) -> tuple[Variant, ...]:
     )
     return row_variants(
         name,
-        ROW_BLOCK,
+        schedules,
         _emit_one_row,
         _emit_many_rows,
         layout,
@@ -104,11 +112,16 @@ class _Panels:
         return _Panels(b, layout, w, n, table)
 
     def one_row(
-        self, panel: Value, x: Callable[[Value], Value], bias: Value, rows: Bf16Rows
+        self,
+        panel: Value,
+        x: Callable[[Value], Value],
+        bias: Value,
+        prefetch: int,
+        rows: Bf16Rows,
     ) -> Value:
         if isinstance(self.layout, TrellisLayout):
             return one_row_of_trellis(self._trellis(self.layout, panel), x, bias, rows.at)
-        return one_row_of_codes(self._codes(panel), x, bias, rows.at)
+        return one_row_of_codes(self._codes(panel), x, bias, prefetch, rows.at)
 
     def scale(self, panel: Value, group: Value) -> Value:
         if isinstance(self.layout, TrellisLayout):
@@ -135,7 +148,7 @@ class _Panels:
         zero = codes.zero(segment // reduction.segments_per_group)
         with b.loop(0, count, reduction.unit) as loop:
             unit = (first + loop.i) // reduction.unit
-            put(loop.i, codes.unit(segment, unit, zero, prefetch=False))
+            put(loop.i, codes.unit(segment, unit, zero))
 
     def _codes(self, panel: Value) -> CodePanel:
         return CodePanel(self.b, self.layout, self.w, panel * self.layout.panel_bytes)
@@ -144,14 +157,22 @@ class _Panels:
         return TrellisPanel.of(self.b, layout, self.w, self.n, panel, self.table)
 
 
-def _emit_one_row(name: str, layout: WeightLayout, rows: Bf16Rows, module: Any, isa: Isa) -> None:
-    with function(module, isa, name, ARGUMENTS) as (b, i, q, w, bias, y, _m, n):
+def _emit_one_row(
+    name: str,
+    schedule: KernelSchedule,
+    layout: WeightLayout,
+    rows: Bf16Rows,
+    module: Any,
+    isa: Isa,
+) -> None:
+    with function(module, isa, name, ARGUMENTS) as (b, i, q, w, bias, y, m, n):
         panels = _Panels.of(b, layout, w, n)
         factor = _factors(b, q, rows)
-        begin = i * ONE_ROW_COLUMNS
-        with b.loop(begin, b.min(begin + ONE_ROW_COLUMNS, n), PANEL) as columns:
+        _, span = block(b, schedule, i, m, n)
+        prefetch = schedule.on(isa).prefetch
+        with b.loop(*span, PANEL) as columns:
             total = load_columns(b, bias, 0, columns.i, n)
-            total = panels.one_row(columns.i // PANEL, factor, total, rows)
+            total = panels.one_row(columns.i // PANEL, factor, total, prefetch, rows)
             store_columns(b, total, y, 0, columns.i, n)
 
 
@@ -173,18 +194,23 @@ def _factors(b: Builder, q: Value, rows: Bf16Rows) -> Callable[[Value], Value]:
     return partial(broadcast, b, row)
 
 
-def _emit_many_rows(name: str, layout: WeightLayout, rows: Bf16Rows, module: Any, isa: Isa) -> None:
-    """Blocks of 128 rows and 48 columns; y begins as the bias, and pieces of K add to it."""
-    reduction = layout.reduction
-    piece = DEPTH_BLOCK - DEPTH_BLOCK % reduction.unit  # whole units
+def _emit_many_rows(
+    name: str,
+    schedule: KernelSchedule,
+    layout: WeightLayout,
+    rows: Bf16Rows,
+    module: Any,
+    isa: Isa,
+) -> None:
+    """Blocks of rows and 48 columns; y begins as the bias, and pieces of K add to it."""
+    reduction, depth_block = layout.reduction, schedule.on(isa).block_k
+    piece = depth_block - depth_block % reduction.unit  # whole units
     with function(module, isa, name, ARGUMENTS) as (b, i, q, w, bias, y, m, n):
-        block = b.alloca(DEPTH_BLOCK // PAIR * COLUMN_BLOCK, "i32")
+        decoded = b.alloca(depth_block // PAIR * COLUMN_BLOCK, "i32")
         scales = b.alloca(COLUMN_BLOCK, "f32")
         panels = _Panels.of(b, layout, w, n)
-        across = ceil_div(n, COLUMN_BLOCK)
-        row, column = i // across * ROW_BLOCK, i % across * COLUMN_BLOCK
-        row_span = row, b.min(row + ROW_BLOCK, m)
-        columns = column, b.min(column + COLUMN_BLOCK, n)
+        row_span, columns = block(b, schedule, i, m, n)
+        column = columns[0]
         product = Product(b, row_pairs(b, q, rows, m), y, n, rows.row_pairs, dot_steps(isa))
         product.begin(row_span, columns, bias)
 
@@ -201,7 +227,7 @@ def _emit_many_rows(name: str, layout: WeightLayout, rows: Bf16Rows, module: Any
                         for j in range(0, len(values), PAIR):
                             pair = pairs_of(b, values[j], values[j + 1])
                             at = (term + j) // PAIR * COLUMN_BLOCK + (each.i - column)
-                            b.store(pair, block, at)
+                            b.store(pair, decoded, at)
 
                     panels.decode(each.i // PANEL, segment, begin, (depth.i, count), put)
                 first_pair = rows.at(begin + depth.i) // PAIR
@@ -209,7 +235,7 @@ def _emit_many_rows(name: str, layout: WeightLayout, rows: Bf16Rows, module: Any
                     row_span,
                     columns,
                     (first_pair, ceil_div(count, PAIR)),
-                    stack_block(b, block),
+                    stack_block(b, decoded),
                     scale=lambda at: b.load(scales, at - column, PANEL),
                 )
 

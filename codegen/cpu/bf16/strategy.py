@@ -5,12 +5,16 @@ It alone takes what a recipe has in bf16 (`none:bf16`, `a16:bf16`), and nothing 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel, MatmulSpec, Variant
 from abqc.dialects.formats import QuantizedTensor
 
-from .codes import code_kernels, pack_code_weight
-from .matmul import float_kernels
+from ..schedule import CpuSchedule, RangeSchedule, RowRange, default_schedules
+from .codes import CODE_SCHEDULES, code_kernels, pack_code_weight
+from .matmul import FLOAT_SCHEDULES, float_kernels
 from .rows import Bf16Rows, bf16_pack_kernel
 from .weights import pack_bf16
 
@@ -39,6 +43,15 @@ class Bf16Strategy:
     def pack_kernel(self, spec: MatmulSpec) -> Kernel | None:
         return bf16_pack_kernel(Bf16Rows.of(spec.k, spec.weight))
 
-    def matmul_kernels(self, spec: MatmulSpec) -> tuple[Variant, ...]:
+    def schedules(self, spec: MatmulSpec, rows: RowRange, isa: Isa) -> tuple[CpuSchedule, ...]:
+        enumerate = FLOAT_SCHEDULES if spec.weight is None else CODE_SCHEDULES
+        return enumerate(spec, rows, isa)
+
+    def matmul_kernels(
+        self, spec: MatmulSpec, schedules: Sequence[RangeSchedule] | None = None
+    ) -> tuple[Variant, ...]:
         rows = Bf16Rows.of(spec.k, spec.weight)
-        return float_kernels(rows) if spec.weight is None else code_kernels(spec, rows)
+        schedules = schedules or default_schedules(spec, self.schedules)
+        if spec.weight is None:
+            return float_kernels(rows, schedules)
+        return code_kernels(spec, rows, schedules)

@@ -13,12 +13,12 @@ import numpy as np
 from abqc.codegen.align import align
 from abqc.codegen.builder import Builder, Value, vec
 
+from ..float_products.schedules import PREFETCH_BYTES
 from ..float_products.tile import PANEL
 from .dot import PAIR
 from .rows import STEP, VALUE_BYTES
 
 PAIR_BYTES = PANEL * PAIR * VALUE_BYTES
-PREFETCH_BYTES = 4096
 
 
 def bf16_bits(x: np.ndarray) -> np.ndarray:
@@ -55,9 +55,10 @@ class Bf16Panels:
         """Pair `at` of a panel's channels, vector<16xi32>."""
         return b.load_as(w, self.byte(panel, at), vec(PANEL, "i32"))
 
-    def prefetch(self, b: Builder, w: Value, panel: Value, at: Value) -> None:
+    def prefetch(self, b: Builder, w: Value, panel: Value, at: Value, steps: int) -> None:
         """What a loop that is at pair `at` needs soon."""
-        b.prefetch(w, self.byte(panel, at) + PREFETCH_BYTES)
+        if steps:
+            b.prefetch(w, self.byte(panel, at) + steps * PREFETCH_BYTES)
 
     def byte(self, panel: Value, at: Value | int) -> Value:
         """Where pair `at` of a panel is."""

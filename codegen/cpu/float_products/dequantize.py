@@ -4,8 +4,8 @@ Weights lie as strategy `int8` packs them (`panels/layout.py`, `int8/layout.py`)
 vector holds four consecutive codes of channel n, one a byte, so that every byte becomes a vector of
 16 floats by a shift, a mask and an exact trick: the bits of 2^23 + u are those of 2^23, or'ed with
 u. Codes of indexed formats are looked up (`indexed_values`). With one row they are multiplied at
-once, and every group's sum by its scale; with more, a piece of 256 x 48 weights is decoded to the
-stack and shared by up to 128 rows.
+once, and every group's sum by its scale; with more, a piece of K x 48 weights is decoded to the
+stack and shared by all rows of a block.
 
 Quantized activations meet weights without integers here, and activations in blocks all weights:
 their rows are packed as the floats that their codes stand for (`rounded_rows`, `block_rows`).
@@ -13,7 +13,7 @@ their rows are packed as the floats that their codes stand for (`rounded_rows`, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,24 +32,28 @@ from ..panels.look_up import indexed_values
 from ..panels.reduction import Reduction
 from ..panels.scales import load_scales
 from ..panels.strategy import MAX_ROTATED_K
+from ..schedule import CpuSchedule, KernelSchedule, RangeSchedule, RowRange, default_schedules
+from .schedules import PREFETCH_BYTES, FloatSchedules, block, row_variants
 from .tile import (
     COLUMN_BLOCK,
-    DEPTH_BLOCK,
-    ONE_ROW_COLUMNS,
     PANEL,
     Product,
     broadcast,
     ceil_div,
     load_columns,
     multiply_add,
-    row_variants,
     stack_block,
     store_columns,
     sum_pairwise,
 )
 
-ROW_BLOCK = 128
-PREFETCH_BYTES = 2048
+SCHEDULES = FloatSchedules(
+    chains=QUAD,
+    decodes=True,
+    prefetches=(1, 0, 2),
+    row_blocks=(128, 64, 256),
+    depths=(256, 128, 512),
+)
 TWO_23, TWO_23_BITS = 2.0**23, 0x4B000000
 SIGN_BITS = 0x80808080  # turns signed bytes into unsigned ones that are 128 larger
 
@@ -94,7 +98,12 @@ class Dequantize:
         """Packs by scales that `activations.measure_kernel` found: per image, per tensor."""
         return rounded_scaled_pack_kernel(spec)
 
-    def matmul_kernels(self, spec: MatmulSpec) -> tuple[Variant, ...]:
+    def schedules(self, spec: MatmulSpec, rows: RowRange, isa: Isa) -> tuple[CpuSchedule, ...]:
+        return SCHEDULES(spec, rows, isa)
+
+    def matmul_kernels(
+        self, spec: MatmulSpec, schedules: Sequence[RangeSchedule] | None = None
+    ) -> tuple[Variant, ...]:
         layout = weight_layout(spec)
         name = (
             f"dequantize_{_weight(spec).format.name}_g{layout.reduction.group_size}"
@@ -103,7 +112,8 @@ class Dequantize:
         packed = spec.activation is not None
         if packed:
             name = f"{name}_packed"
-        return row_variants(name, ROW_BLOCK, _emit_one_row, _emit_many_rows, layout, packed)
+        schedules = schedules or default_schedules(spec, self.schedules)
+        return row_variants(name, schedules, _emit_one_row, _emit_many_rows, layout, packed)
 
 
 def _weight(spec: MatmulSpec) -> Scheme:
@@ -149,13 +159,13 @@ class CodePanel:
         at = self.base + (group * PANEL + layout.zeros_offset)
         return constant + b.to_float(b.zext(b.load_as(self.w, at, vec(PANEL, "i8")), "i32"))
 
-    def unit(self, segment: Value, unit: Value, zero: Value, prefetch: bool) -> list[Value]:
+    def unit(self, segment: Value, unit: Value, zero: Value, prefetch: int = 0) -> list[Value]:
         """q - z of all k of a unit, f32 vectors over the channels."""
         b, layout = self.b, self.layout
         at = self.base + (segment * layout.segment_bytes + unit * layout.unit_bytes)
         if prefetch:
             for line in range(0, layout.unit_bytes, 64):
-                b.prefetch(self.w, at + (line + PREFETCH_BYTES))
+                b.prefetch(self.w, at + (line + prefetch * PREFETCH_BYTES))
         values = []
         for quad in range(value_quads(layout.value)):
             packed = self._quad(at, quad)
@@ -186,20 +196,27 @@ def _arguments(packed: bool) -> list[Any]:
     return [buffer("i8") if packed else buffer("f32"), *ARGUMENTS]
 
 
-def _emit_one_row(name: str, layout: WeightLayout, packed: bool, module: Any, isa: Isa) -> None:
+def _emit_one_row(
+    name: str, schedule: KernelSchedule, layout: WeightLayout, packed: bool, module: Any, isa: Isa
+) -> None:
     """One row: all weights are read once and in order."""
     with function(module, isa, name, _arguments(packed)) as (b, i, x, w, bias, y, m, n):
         x = b.view(x, "f32", m * layout.reduction.k) if packed else x
-        begin = i * ONE_ROW_COLUMNS
-        with b.loop(begin, b.min(begin + ONE_ROW_COLUMNS, n), PANEL) as columns:
+        _, span = block(b, schedule, i, m, n)
+        with b.loop(*span, PANEL) as columns:
             panel = CodePanel(b, layout, w, columns.i // PANEL * layout.panel_bytes)
             total = load_columns(b, bias, 0, columns.i, n)
-            total = one_row_of_codes(panel, partial(broadcast, b, x), total)
+            prefetch = schedule.on(isa).prefetch
+            total = one_row_of_codes(panel, partial(broadcast, b, x), total, prefetch)
             store_columns(b, total, y, 0, columns.i, n)
 
 
 def one_row_of_codes(
-    panel: CodePanel, x: Factor, bias: Value, place: Callable[[Value], Value] = lambda k: k
+    panel: CodePanel,
+    x: Factor,
+    bias: Value,
+    prefetch: int,
+    place: Callable[[Value], Value] = lambda k: k,
 ) -> Value:
     """bias + sum over groups of scale * sum over k of x * (q - z), for one panel.
 
@@ -212,20 +229,28 @@ def one_row_of_codes(
         part = segments.i % per_group
         begin = group * reduction.group_size + part * reduction.segment_size
         terms = reduction.emit_terms(b, group, part)
-        total = _one_row_segment(panel, x, segments.i, place(begin), terms, panel.zero(group))
+        zero = panel.zero(group)
+        total = _one_row_segment(panel, x, segments.i, place(begin), terms, zero, prefetch)
         segments.carry(multiply_add(b, panel.scale(group), total, segments.args[0]))
     return segments.results[0]
 
 
 def _one_row_segment(
-    panel: CodePanel, x: Factor, segment: Value, begin: Value, terms: Value, zero: Value
+    panel: CodePanel,
+    x: Factor,
+    segment: Value,
+    begin: Value,
+    terms: Value,
+    zero: Value,
+    prefetch: int,
 ) -> Value:
     """Sum of x * (q - z) over a segment: four partial sums over whole units, then the rest."""
     b, unit = panel.b, panel.layout.reduction.unit
 
     def add(sums: list[Value], index: Value, ragged: bool) -> list[Value]:
         sums = list(sums)
-        for j, weights in enumerate(panel.unit(segment, index, zero, prefetch=not ragged)):
+        ahead = 0 if ragged else prefetch
+        for j, weights in enumerate(panel.unit(segment, index, zero, ahead)):
             k = index * unit + j
             if ragged:
                 factor = b.select(k < terms, x(begin + b.min(k, terms - 1)), 0.0)
@@ -244,17 +269,16 @@ def _one_row_segment(
     return sum_pairwise(rest.results)
 
 
-def _emit_many_rows(name: str, layout: WeightLayout, packed: bool, module: Any, isa: Isa) -> None:
-    """Blocks of 128 rows and 48 columns; y begins as the bias, and pieces of K add to it."""
-    k, unit = layout.reduction.k, layout.reduction.unit
-    piece = DEPTH_BLOCK - DEPTH_BLOCK % unit  # whole units
+def _emit_many_rows(
+    name: str, schedule: KernelSchedule, layout: WeightLayout, packed: bool, module: Any, isa: Isa
+) -> None:
+    """Blocks of rows and 48 columns; y begins as the bias, and pieces of K add to it."""
+    k, unit, depth_block = layout.reduction.k, layout.reduction.unit, schedule.on(isa).block_k
+    piece = depth_block - depth_block % unit  # whole units
     with function(module, isa, name, _arguments(packed)) as (b, i, x, w, bias, y, m, n):
         x = b.view(x, "f32", m * k) if packed else x
-        block = b.alloca(DEPTH_BLOCK * COLUMN_BLOCK, "f32")
-        across = ceil_div(n, COLUMN_BLOCK)
-        row, column = i // across * ROW_BLOCK, i % across * COLUMN_BLOCK
-        rows = row, b.min(row + ROW_BLOCK, m)
-        columns = column, b.min(column + COLUMN_BLOCK, n)
+        decoded = b.alloca(depth_block * COLUMN_BLOCK, "f32")
+        rows, columns = block(b, schedule, i, m, n)
         product = Product(b, x, y, n, k)
         product.begin(rows, columns, bias)
 
@@ -263,9 +287,9 @@ def _emit_many_rows(name: str, layout: WeightLayout, packed: bool, module: Any, 
                 count = b.min(terms - depth.i, piece)
                 with b.loop(*columns, PANEL) as panels:
                     panel = CodePanel(b, layout, w, panels.i // PANEL * layout.panel_bytes)
-                    target = panels.i - column
-                    _decode(panel, segment, (depth.i, count), block, target)
-                product.add(rows, columns, (begin + depth.i, count), stack_block(b, block))
+                    target = panels.i - columns[0]
+                    _decode(panel, segment, (depth.i, count), decoded, target)
+                product.add(rows, columns, (begin + depth.i, count), stack_block(b, decoded))
 
         layout.reduction.emit_segments(b, segment)
 
@@ -273,12 +297,12 @@ def _emit_many_rows(name: str, layout: WeightLayout, packed: bool, module: Any, 
 def _decode(
     panel: CodePanel, segment: Value, depth: tuple[Value, Value], block: Value, column: Value
 ) -> None:
-    """Scaled weights of a piece of a segment to columns of `[DEPTH_BLOCK][48]`."""
+    """Scaled weights of a piece of a segment to columns of `[block_k][48]`."""
     b, reduction = panel.b, panel.layout.reduction
     group = segment // reduction.segments_per_group
     zero, scale = panel.zero(group), panel.scale(group)
     first, count = depth
     with b.loop(0, count, reduction.unit) as loop:
         unit = (first + loop.i) // reduction.unit
-        for j, weights in enumerate(panel.unit(segment, unit, zero, prefetch=False)):
+        for j, weights in enumerate(panel.unit(segment, unit, zero)):
             b.store(weights * scale, block, (loop.i + j) * COLUMN_BLOCK + column)

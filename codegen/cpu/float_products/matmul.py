@@ -9,6 +9,7 @@ products; a register tile of several rows and panels uses each loaded vector for
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,25 +19,27 @@ from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel, MatmulSpec, Variant
 from abqc.dialects.formats import FLOAT_BYTES, Float, QuantizedTensor
 
+from ..schedule import CpuSchedule, KernelSchedule, RangeSchedule, RowRange, default_schedules
+from .schedules import PREFETCH_BYTES, FloatSchedules, block, row_variants
 from .tile import (
-    COLUMN_BLOCK,
-    ONE_ROW_COLUMNS,
     PANEL,
     Product,
     broadcast,
-    ceil_div,
     load_columns,
     load_floats,
     multiply_add,
-    row_variants,
     store_columns,
     sum_pairwise,
 )
 
-ROW_BLOCK = 64
-DEPTH = 1536  # of a piece of K
 ONE_ROW_UNROLL = 8  # independent sums: FMA latency times FMAs a cycle
-PREFETCH_BYTES = 4096
+SCHEDULES = FloatSchedules(
+    chains=ONE_ROW_UNROLL,
+    decodes=False,
+    prefetches=(2, 0, 1, 4),
+    row_blocks=(64, 32, 128, 256),
+    depths=(1536, 768, 384),
+)
 
 
 def pack_panels(weight: np.ndarray) -> np.ndarray:
@@ -73,10 +76,16 @@ class FloatMatmul:
     def pack_kernel(self, spec: MatmulSpec) -> Kernel | None:
         return None
 
-    def matmul_kernels(self, spec: MatmulSpec) -> tuple[Variant, ...]:
+    def schedules(self, spec: MatmulSpec, rows: RowRange, isa: Isa) -> tuple[CpuSchedule, ...]:
+        return SCHEDULES(spec, rows, isa)
+
+    def matmul_kernels(
+        self, spec: MatmulSpec, schedules: Sequence[RangeSchedule] | None = None
+    ) -> tuple[Variant, ...]:
         panels = Panels(spec.k, spec.weight_float)
         name = f"float_matmul_{panels.name}"
-        return row_variants(name, ROW_BLOCK, _emit_one_row, _emit_many_rows, panels)
+        schedules = schedules or default_schedules(spec, self.schedules)
+        return row_variants(name, schedules, _emit_one_row, _emit_many_rows, panels)
 
 
 @dataclass(frozen=True)
@@ -102,9 +111,10 @@ class Panels:
         """Row `at` of a panel, as f32."""
         return load_floats(b, w, self._byte(panel, at), self.element)
 
-    def prefetch(self, b: Builder, w: Value, panel: Value, at: Value) -> None:
+    def prefetch(self, b: Builder, w: Value, panel: Value, at: Value, steps: int) -> None:
         """What a loop that is at row `at` needs soon."""
-        b.prefetch(w, self._byte(panel, at) + PREFETCH_BYTES)
+        if steps:
+            b.prefetch(w, self._byte(panel, at) + steps * PREFETCH_BYTES)
 
     def _byte(self, panel: Value, at: Value | int) -> Value:
         return (panel * self.k + at) * self.row_bytes
@@ -113,18 +123,22 @@ class Panels:
 ARGUMENTS = [buffer("f32"), buffer("i8"), buffer("f32"), buffer("f32"), INDEX, INDEX]
 
 
-def _emit_one_row(name: str, panels: Panels, module: Any, isa: Isa) -> None:
+def _emit_one_row(
+    name: str, schedule: KernelSchedule, panels: Panels, module: Any, isa: Isa
+) -> None:
     """One row: every weight is read once and in order, so that memory is the only limit."""
-    with function(module, isa, name, ARGUMENTS) as (b, i, x, w, bias, y, _m, n):
-        begin = i * ONE_ROW_COLUMNS
-        with b.loop(begin, b.min(begin + ONE_ROW_COLUMNS, n), PANEL) as columns:
+    with function(module, isa, name, ARGUMENTS) as (b, i, x, w, bias, y, m, n):
+        _, span = block(b, schedule, i, m, n)
+        with b.loop(*span, PANEL) as columns:
             panel = columns.i // PANEL
-            sums = _one_row_sums(b, x, w, panel, panels)
+            sums = _one_row_sums(b, x, w, panel, panels, schedule.on(isa).prefetch)
             total = sum_pairwise(sums) + load_columns(b, bias, 0, columns.i, n)
             store_columns(b, total, y, 0, columns.i, n)
 
 
-def _one_row_sums(b: Builder, x: Value, w: Value, panel: Value, panels: Panels) -> list[Value]:
+def _one_row_sums(
+    b: Builder, x: Value, w: Value, panel: Value, panels: Panels, prefetch: int
+) -> list[Value]:
     """Eight partial sums: number j has the terms k = j modulo 8."""
     zero, k = b.const(0.0, f"vector<{PANEL}xf32>"), panels.k
     sums = [zero] * ONE_ROW_UNROLL
@@ -134,7 +148,7 @@ def _one_row_sums(b: Builder, x: Value, w: Value, panel: Value, panels: Panels) 
             terms = []
             for j, total in enumerate(loop.args):
                 at = loop.i + j
-                panels.prefetch(b, w, panel, at)
+                panels.prefetch(b, w, panel, at, prefetch)
                 vector = panels.row(b, w, panel, at)
                 terms.append(multiply_add(b, broadcast(b, x, at), vector, total))
             loop.carry(*terms)
@@ -145,27 +159,26 @@ def _one_row_sums(b: Builder, x: Value, w: Value, panel: Value, panels: Panels) 
     return sums
 
 
-def _emit_many_rows(name: str, panels: Panels, module: Any, isa: Isa) -> None:
-    """Blocks of 64 rows and 48 columns: what a piece of K needs of both stays in the cache."""
+def _emit_many_rows(
+    name: str, schedule: KernelSchedule, panels: Panels, module: Any, isa: Isa
+) -> None:
+    """Blocks of rows and 48 columns: what a piece of K needs of both stays in the cache."""
     k = panels.k
     with function(module, isa, name, ARGUMENTS) as (b, i, x, w, bias, y, m, n):
-        across = ceil_div(n, COLUMN_BLOCK)
-        row, column = i // across * ROW_BLOCK, i % across * COLUMN_BLOCK
-        rows = row, b.min(row + ROW_BLOCK, m)
-        columns = column, b.min(column + COLUMN_BLOCK, n)
+        rows, columns = block(b, schedule, i, m, n)
         product = Product(b, x, y, n, k)
         product.begin(rows, columns, bias)
-        size = piece_size(k)
+        size = piece_size(k, schedule.on(isa).block_k)
         with b.loop(0, k, size) as pieces:
             terms = b.index(size) if k % size == 0 else b.min(k - pieces.i, b.index(size))
 
             def weights(at: Value, block_column: Value) -> Value:
-                panel = (column + block_column) // PANEL
+                panel = (columns[0] + block_column) // PANEL
                 return panels.row(b, w, panel, pieces.i + at)
 
             product.add(rows, columns, (pieces.i, terms), weights)
 
 
-def piece_size(k: int) -> int:
-    """K in equal pieces of at most `DEPTH` terms, but for the last one."""
-    return -(-k // -(-k // DEPTH))
+def piece_size(k: int, most: int) -> int:
+    """K in equal pieces of at most `most` terms, but for the last one."""
+    return -(-k // -(-k // most))

@@ -8,7 +8,6 @@ from functools import partial
 
 from abqc.codegen.builder import Builder, Value, vec
 from abqc.codegen.isa import Isa
-from abqc.codegen.strategy import Kernel, Variant
 from abqc.dialects.formats import Float
 
 PANEL = 16  # columns side by side; one zmm, two ymm, four xmm
@@ -33,23 +32,10 @@ def tile_rows(isa: Isa, panels: int) -> tuple[int, ...]:
     return wide if panels == TILE_PANELS else narrow
 
 
-def row_variants(
-    name: str,
-    row_block: int,
-    emit_one: Callable[..., None],
-    emit_many: Callable[..., None],
-    *details: object,
-    uses: frozenset[str] = frozenset(),
-) -> tuple[Variant, ...]:
-    """A kernel for one row and 32 columns, and one for blocks of `row_block` rows and 48 columns.
-
-    They are emitted by `emit(kernel's name, *details, module, isa)`; `uses` as in `Kernel`.
-    """
-    one_name = f"{name}_one_row"
-    emit_one, emit_many = partial(emit_one, one_name, *details), partial(emit_many, name, *details)
-    one = Kernel(one_name, (1, ONE_ROW_COLUMNS), emit_one, uses=uses)
-    many = Kernel(name, (row_block, COLUMN_BLOCK), emit_many, uses=uses)
-    return (Variant(one, 1, 1), Variant(many, 2, None))
+def largest_tile(isa: Isa) -> tuple[int, int]:
+    """Rows and panels of the largest register tile."""
+    wide, narrow = TILE_ROWS[isa.vector_bits]
+    return (wide[0], TILE_PANELS) if wide else (narrow[0], 1)
 
 
 def multiply_add(b: Builder, x: Value, y: Value, z: Value) -> Value:

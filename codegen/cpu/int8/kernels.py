@@ -1,15 +1,19 @@
-"""Products of strategy `int8`: bytes unpacked in registers, then VPDPBUSD or its like."""
+"""Products of strategy `int8`: bytes unpacked in registers, then VPDPBUSD or its like.
+
+They are unpacked where they are multiplied, for each tile of rows anew; or, as the schedule may
+say, to the stack, once for all rows of a block.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from abqc.codegen.builder import Value
+from abqc.codegen.builder import Value, vec
 from abqc.codegen.isa import Isa
 
 from ..panels.layout import PANEL, VECTOR_BYTES
-from ..panels.matmul import PanelBody, PanelKernel, Tile, split
+from ..panels.matmul import PanelBody, PanelKernel, split
 from .dot import Dot
 from .layout import QUAD, value_quads
 from .units import load_unit, unit_quad
@@ -30,24 +34,7 @@ class Int8Kernel(PanelKernel):
         return frozenset({"dot"})
 
     def body(self, isa: Isa) -> type[PanelBody]:
-        return Int8Body
-
-    def tile(self, isa: Isa) -> Tile:
-        """Accumulators, packed and unpacked weights and an activation must fit the registers.
-
-        With 32 registers 4 x 4 accumulators leave room for a quad of 4 panels, packed and unpacked;
-        larger tiles spill, and unpacking to memory first is slower (measured).
-        """
-        if isa.dot_u8i8 and isa.registers >= 32:
-            # A single row takes its weights from several panels at once: several streams fetch
-            # better than one (measured).
-            return Tile(1, 4, chains=2) if self.block[0] == 1 else Tile(4, 4)
-        if self.block[0] == 1:
-            return Tile(1, 2)
-        per_panel = PANEL // isa.lanes(32)
-        operands = 1 if isa.dot_u8i8 else 2  # or even and odd halves of a quad
-        free = isa.registers - operands * (per_panel + 1) - 2
-        return Tile(max(1, min(4, free // per_panel)), 1)
+        return DecodedBody if self.schedule.on(isa).decode_once else Int8Body
 
 
 class Int8Body(PanelBody):
@@ -103,3 +90,41 @@ class Int8Body(PanelBody):
                 for c in range(tile.panels):
                     x = first + r * tile.panels + c
                     acc[x] = dot.accumulate(acc[x], a, weights[c])
+
+
+class DecodedBody(Int8Body):
+    """Unpacks the panels of a tile to the stack, all of K: quad by quad, panel beside panel."""
+
+    def emit(self, i: Value) -> None:
+        b = self.b
+        size = self.reduction.padded_k * PANEL * self.tile.panels
+        self.decoded = b.alloca(size, "i8")
+        first_row, first_panel, last_panel, all_panels = self.block(i)
+        with b.loop(first_panel, last_panel, self.tile.panels) as panels:
+            w_at = self.panels_at(panels.i, all_panels)
+            self._decode(w_at)
+            with b.loop(first_row, self.last_row, self.tile.rows) as rows:
+                self._tile(rows.i, panels.i, w_at)
+
+    def _decode(self, w_at: Sequence[Value]) -> None:
+        b, unit = self.b, self.reduction.unit
+
+        def segment(segment: Value, begin: Value, terms: Value) -> None:
+            with b.loop(0, (terms + (unit - 1)) // unit) as loop:
+                quads = super(DecodedBody, self).quads(w_at, segment, loop.i)
+                for quad in range(unit // QUAD):
+                    for panel in range(self.tile.panels):
+                        at = self._decoded_at(segment, loop.i, quad, panel)
+                        b.store_as(quads(panel, quad), self.decoded, at)
+
+        self.reduction.emit_segments(b, segment)
+
+    def quads(self, w_at: Sequence[Value], segment: Value, unit: Value) -> Quads:
+        return lambda panel, quad: self.b.load_as(
+            self.decoded, self._decoded_at(segment, unit, quad, panel), vec(PANEL, "i32")
+        )
+
+    def _decoded_at(self, segment: Value, unit: Value, quad: int, panel: int) -> Value:
+        reduction, panels = self.reduction, self.tile.panels
+        begin = (segment * reduction.segment_pitch + unit * reduction.unit) * (PANEL * panels)
+        return begin + (quad * panels + panel) * VECTOR_BYTES

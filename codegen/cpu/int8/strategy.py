@@ -5,24 +5,24 @@ Exact for every weight and activation format up to 8 bits, every group size and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from abqc.codegen.builder import Builder, Value, vec
 from abqc.codegen.codes.bit_parts import StoredValue
+from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects.formats import NumberFormat, Scheme
 
 from ..packing.quantize_row import LANES, RowCodes, RowScale, sweep
 from ..panels.layout import RowLayout, WeightLayout
 from ..panels.matmul import PanelKernel
-from ..panels.strategy import COLUMNS, PanelRows, PanelStrategy, activation_of
+from ..panels.strategy import PanelRows, PanelStrategy, activation_of
+from ..schedule import CpuSchedule, KernelSchedule, RowRange
+from . import schedules
 from .kernels import Int8Kernel
 from .layout import QUAD, pack_codes, stored_value, value_quads
 from .tiles import TiledKernel
-
-ROWS = 128  # of a grid index, where there are several
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Int8Strategy(PanelStrategy):
     """See the module."""
 
     name = "int8"
-    kernel: type[Int8Kernel] = Int8Kernel
+    kernel_of_rows: type[Int8Kernel] = Int8Kernel
     kernel_of_many_rows: type[Int8Kernel] = TiledKernel
 
     def unit(self, weight: Scheme) -> int:
@@ -77,14 +77,19 @@ class Int8Strategy(PanelStrategy):
     def rows(self, layout: RowLayout, activation: NumberFormat) -> PanelRows:
         return Int8Rows(layout)
 
-    def kernels(
-        self, spec: MatmulSpec, weight: WeightLayout, row: RowLayout, accumulators: bool
-    ) -> Sequence[tuple[int | None, PanelKernel]]:
+    def schedules(self, spec: MatmulSpec, rows: RowRange, isa: Isa) -> tuple[CpuSchedule, ...]:
+        return schedules.schedules(self.weight_layout(spec), spec.n, rows, isa)
+
+    def kernel(
+        self,
+        spec: MatmulSpec,
+        weight: WeightLayout,
+        row: RowLayout,
+        schedule: KernelSchedule,
+        accumulators: bool,
+    ) -> PanelKernel:
         format = activation_of(spec).format
         highest = format.qmax - format.qmin
-        one_segment = weight.reduction.segments_per_group == 1
-        many = self.kernel_of_many_rows if one_segment else self.kernel
-        return [
-            (1, self.kernel(weight, row, (1, COLUMNS), accumulators, highest)),
-            (None, many(weight, row, (ROWS, COLUMNS), accumulators, highest)),
-        ]
+        tiled = schedule.block[0] > 1 and weight.reduction.segments_per_group == 1
+        kind = self.kernel_of_many_rows if tiled else self.kernel_of_rows
+        return kind(weight, row, schedule, accumulators, highest)

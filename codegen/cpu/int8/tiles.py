@@ -81,7 +81,8 @@ class TiledKernel(Int8Kernel):
         return TiledBody if isa.tiles else super().body(isa)
 
     def tile(self, isa: Isa) -> Tile:
-        return Tile(4, PANELS) if isa.tiles else super().tile(isa)
+        tile = super().tile(isa)
+        return Tile(4, PANELS, prefetch=tile.prefetch) if isa.tiles else tile
 
 
 class TiledBody(Int8Body):
@@ -91,7 +92,7 @@ class TiledBody(Int8Body):
         b = self.b
         cut = Depth.of(self.reduction, self.row)
         self.depth, self.chunk = cut.depth, cut.chunk
-        rows = self.kernel.block[0]
+        rows = self.kernel.schedule.block[0]
         if not self.direct:
             self.decoded = b.alloca(PANELS * self.groups_at_once * self.chunk * PANEL, "i8")
         self.accumulators = b.alloca(rows * ACCUMULATOR_BYTES, "i8")

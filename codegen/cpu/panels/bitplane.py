@@ -23,16 +23,13 @@ from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects.formats import NumberFormat, Scheme
 
 from ..packing.quantize_row import LANES, RowCodes, RowScale
+from ..schedule import CpuSchedule, KernelSchedule, RowRange
+from .bitplane_schedules import HALF, HALVES, Tiles
 from .layout import PANEL, RowLayout, WeightLayout
-from .matmul import PanelBody, PanelKernel, Tile, split
-from .strategy import COLUMNS, PanelRows, PanelStrategy, activation_of
+from .matmul import PanelBody, PanelKernel, split
+from .strategy import PanelRows, PanelStrategy, activation_of
 
 WORD = 64  # elements of K in one word
-HALF = 8  # channels of a vector of words
-HALVES = PANEL // HALF
-# Largest M and rows of a grid index of each variant.
-ROW_VARIANTS = ((1, 1), (None, 48))
-MAX_TILE_ROWS, MAX_TILE_PANELS = 6, 2
 
 
 def activation_planes(format: NumberFormat) -> tuple[int, ...]:
@@ -113,14 +110,27 @@ class BitplaneStrategy(PanelStrategy):
     def rows(self, layout: RowLayout, activation: NumberFormat) -> PanelRows:
         return PlaneRows(layout, activation_planes(activation))
 
-    def kernels(
-        self, spec: MatmulSpec, weight: WeightLayout, row: RowLayout, accumulators: bool
-    ) -> Sequence[tuple[int | None, PanelKernel]]:
+    def schedules(self, spec: MatmulSpec, rows: RowRange, isa: Isa) -> tuple[CpuSchedule, ...]:
         planes = activation_planes(activation_of(spec).format)
-        return [
-            (last, BitplaneKernel(weight, row, (rows, COLUMNS), accumulators, planes))
-            for last, rows in ROW_VARIANTS
-        ]
+        weight = self.weight_layout(spec)
+        tiles = Tiles(weight, len(diagonals(planes, weight)), isa)
+        return tiles.schedules(spec.n, rows)
+
+    def kernel(
+        self,
+        spec: MatmulSpec,
+        weight: WeightLayout,
+        row: RowLayout,
+        schedule: KernelSchedule,
+        accumulators: bool,
+    ) -> PanelKernel:
+        planes = activation_planes(activation_of(spec).format)
+        return BitplaneKernel(weight, row, schedule, accumulators, planes)
+
+
+def diagonals(planes: Sequence[int], weight: WeightLayout) -> range:
+    """All i + j of an activation's bit i and a weight's bit j."""
+    return range(planes[0], planes[-1] + weight.value.bits)
 
 
 @dataclass(frozen=True)
@@ -131,22 +141,10 @@ class BitplaneKernel(PanelKernel):
 
     @property
     def diagonals(self) -> range:
-        """All i + j of an activation's bit i and a weight's bit j."""
-        return range(self.planes[0], self.planes[-1] + self.weight.value.bits)
+        return diagonals(self.planes, self.weight)
 
     def body(self, isa: Isa) -> type[PanelBody]:
         return BitplaneBody
-
-    def tile(self, isa: Isa) -> Tile:
-        """An accumulator for each diagonal of 8 channels of a row, and some registers to work."""
-        register_pairs = (isa.registers - 6) * isa.vector_bits // 512
-        per_row = HALVES * len(self.diagonals)
-        if self.block[0] == 1:
-            # Panels hide the latency of each other's groups; one long group needs no help.
-            panels = register_pairs // per_row if self.weight.reduction.n_groups > 1 else 1
-            return Tile(1, max(1, min(COLUMNS // PANEL, panels)))
-        panels = MAX_TILE_PANELS if register_pairs >= 2 * MAX_TILE_PANELS * per_row else 1
-        return Tile(max(1, min(MAX_TILE_ROWS, register_pairs // (panels * per_row))), panels)
 
 
 class BitplaneBody(PanelBody):

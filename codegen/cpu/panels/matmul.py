@@ -13,6 +13,7 @@ from abqc.codegen.builder import INDEX, Builder, Value, buffer, function, vec
 from abqc.codegen.isa import Isa
 from abqc.dialects.mlir import ir
 
+from ..schedule import KernelSchedule
 from .layout import PANEL, RowLayout, WeightLayout
 from .scales import load_scales
 
@@ -23,30 +24,45 @@ PREFETCHED_BYTES = 128 << 10  # panels of a tile of bytes, at most
 
 @dataclass(frozen=True)
 class Tile:
-    """`rows` x `panels` accumulators, `chains` of each so that latency is hidden."""
+    """`rows` x `panels` accumulators, `chains` of each so that latency is hidden; weights are
+    fetched `prefetch` tiles ahead."""
 
     rows: int
     panels: int
     chains: int = 1
+    prefetch: int = 0
+
+
+def prefetch_pays(weight: WeightLayout, rows: int, panels: int) -> bool:
+    """Whether fetching the next tile's weights is the default.
+
+    Panels are short streams to the prefetchers of CPUs, and decoding is slow ones. Of the time
+    without, on Zen 4, a row takes 0.70 where K = 576 and 4 bits, 0.72 to 0.85 where K = 4096
+    and 3 bits or fewer; 4 rows of 4 bits 0.77. Long panels that are decoded as fast as they
+    come lose by it: 1.1 for a row of 4 bits and K = 4096, 1.15 for 4 rows of 8.
+    """
+    fast_bits = 4 if rows == 1 else 8
+    return weight.value.bits < fast_bits or panels * weight.panel_bytes <= PREFETCHED_BYTES
 
 
 @dataclass(frozen=True)
 class PanelKernel:
-    """One kernel: a grid index does `block` rows x channels, in register tiles.
+    """One kernel: a grid index does `schedule.block` rows x channels, in register tiles.
 
     With `accumulators`, y is memref<?xi32> and gets acc [groups, m, n]; no scale and bias counts.
     """
 
     weight: WeightLayout
     row: RowLayout
-    block: tuple[int, int]
+    schedule: KernelSchedule
     accumulators: bool
 
     def body(self, isa: Isa) -> type[PanelBody]:
         raise NotImplementedError
 
     def tile(self, isa: Isa) -> Tile:
-        raise NotImplementedError
+        schedule = self.schedule.on(isa)
+        return Tile(schedule.tile_m, schedule.panels, schedule.chains, schedule.prefetch)
 
     @property
     def uses(self) -> frozenset[str]:
@@ -99,12 +115,18 @@ class PanelBody:
         """What grid index `i` does: its first row, its first panel and the one behind its last,
         and how many panels there are. `last_row` is set."""
         b = self.b
-        block_rows, block_columns = self.kernel.block
-        across = (self.n + (block_columns - 1)) // block_columns
-        first_row = (i // across) * block_rows
+        schedule = self.kernel.schedule
+        block_rows, block_columns = schedule.block
+        if schedule.by_columns:
+            down = (self.m + (block_rows - 1)) // block_rows
+            row_block, column_block = i % down, i // down
+        else:
+            across = (self.n + (block_columns - 1)) // block_columns
+            row_block, column_block = i // across, i % across
+        first_row = row_block * block_rows
         self.last_row = b.min(first_row + block_rows, self.m)
         all_panels = (self.n + (PANEL - 1)) // PANEL
-        first_panel = (i % across) * (block_columns // PANEL)
+        first_panel = column_block * (block_columns // PANEL)
         last_panel = b.min(first_panel + block_columns // PANEL, all_panels)
         return first_row, first_panel, last_panel, all_panels
 
@@ -117,16 +139,10 @@ class PanelBody:
         ]
 
     def prefetch_next(self, at: Value) -> None:
-        """Fetch the line of the next tile's panels that lies where byte `at` does in this one's.
-
-        Panels are short streams to the prefetchers of CPUs, and decoding is slow ones. Of the time
-        without, on Zen 4, a row takes 0.70 where K = 576 and 4 bits, 0.72 to 0.85 where K = 4096
-        and 3 bits or fewer; 4 rows of 4 bits 0.77. Long panels that are decoded as fast as they
-        come lose by it: 1.1 for a row of 4 bits and K = 4096, 1.15 for 4 rows of 8.
-        """
-        ahead = self.tile.panels * self.weight.panel_bytes
-        fast_bits = 4 if self.tile.rows == 1 else 8
-        if self.weight.value.bits < fast_bits or ahead <= PREFETCHED_BYTES:
+        """Where the schedule says so, fetch the line of a later tile's panels that lies where byte
+        `at` does in this one's."""
+        if self.tile.prefetch:
+            ahead = self.tile.prefetch * self.tile.panels * self.weight.panel_bytes
             self.b.prefetch(self.w, at + ahead, locality=2)
 
     def _rows_at(self, row: Value) -> list[Value]:

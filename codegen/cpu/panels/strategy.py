@@ -1,4 +1,4 @@
-"""What strategies over panels share: layouts, kernel names, variants by rows."""
+"""What strategies over panels share: layouts, kernel names, variants by rows and schedules."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import Any, Protocol
 import numpy as np
 from abqc.codegen.builder import Builder, Value
 from abqc.codegen.codes.bit_parts import StoredValue
+from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel, MatmulSpec, Variant
 from abqc.dialects.formats import NumberFormat, QuantizedTensor, Scheme
 
 from ..packing.activations import ROWS, PackKernel, ScaledPackKernel, rows_kernel
 from ..packing.quantize_row import RowCodes, RowScale
+from ..schedule import CpuSchedule, KernelSchedule, RangeSchedule, RowRange, default_schedules
 from .layout import RowLayout, WeightLayout, pack_weight
 from .matmul import PanelKernel
 from .reduction import Reduction
 
 MAX_ROTATED_K = 1 << 16  # a row of floats on the stack
-COLUMNS = 64  # output channels of a grid index
 
 
 class _Emits(Protocol):
@@ -86,14 +87,19 @@ class PanelStrategy:
     def rows(self, layout: RowLayout, activation: NumberFormat) -> PanelRows:
         raise NotImplementedError
 
-    def kernels(
+    def schedules(self, spec: MatmulSpec, rows: RowRange, isa: Isa) -> tuple[CpuSchedule, ...]:
+        """See `CpuStrategy`."""
+        raise NotImplementedError
+
+    def kernel(
         self,
         spec: MatmulSpec,
         weight: WeightLayout,
         row: RowLayout,
+        schedule: KernelSchedule,
         accumulators: bool,
-    ) -> Sequence[tuple[int | None, PanelKernel]]:
-        """Kernels with the largest M of each, ascending."""
+    ) -> PanelKernel:
+        """The kernel of a schedule."""
         raise NotImplementedError
 
     def unsupported(self, spec: MatmulSpec) -> str | None:
@@ -141,12 +147,16 @@ class PanelStrategy:
         name = f"{self.name}_{kind}_pack_{self._row_name(spec)}_h{block}"
         return _kernel(kernel, name, (ROWS,))
 
-    def matmul_kernels(self, spec: MatmulSpec) -> tuple[Variant, ...]:
-        return self._variants(spec, accumulators=spec.accumulators)
+    def matmul_kernels(
+        self, spec: MatmulSpec, schedules: Sequence[RangeSchedule] | None = None
+    ) -> tuple[Variant, ...]:
+        return self._variants(spec, schedules, accumulators=spec.accumulators)
 
-    def accumulator_kernels(self, spec: MatmulSpec) -> tuple[Variant, ...]:
+    def accumulator_kernels(
+        self, spec: MatmulSpec, schedules: Sequence[RangeSchedule] | None = None
+    ) -> tuple[Variant, ...]:
         """Like `matmul_kernels`, but y is memref<?xi32> and gets acc [groups, m, n]."""
-        return self._variants(spec, accumulators=True)
+        return self._variants(spec, schedules, accumulators=True)
 
     def weight_layout(self, spec: MatmulSpec) -> WeightLayout:
         weight = weight_of(spec)
@@ -163,17 +173,20 @@ class PanelStrategy:
     def _rows(self, spec: MatmulSpec) -> PanelRows:
         return self.rows(self.row_layout(spec), activation_of(spec).format)
 
-    def _variants(self, spec: MatmulSpec, accumulators: bool) -> tuple[Variant, ...]:
+    def _variants(
+        self, spec: MatmulSpec, schedules: Sequence[RangeSchedule] | None, accumulators: bool
+    ) -> tuple[Variant, ...]:
         weight, row = self.weight_layout(spec), self.row_layout(spec)
         prefix = (
             f"{self.name}_{weight_of(spec).format.name}_g{weight.reduction.group_size}"
             f"_{spec.scale_name}_k{spec.k}_{activation_of(spec).format.name}"
         )
-        variants, first = [], 1
-        for last, body in self.kernels(spec, weight, row, accumulators):
-            name = f"{prefix}_m{first}{'_acc' if accumulators else ''}"
-            variants.append(Variant(_kernel(body, name, body.block, body.uses), first, last))
-            first = (last or 0) + 1
+        variants = []
+        for each in schedules or default_schedules(spec, self.schedules):
+            body = self.kernel(spec, weight, row, each.schedule, accumulators)
+            name = f"{prefix}_{each.schedule.name}{'_acc' if accumulators else ''}"
+            kernel = _kernel(body, name, each.schedule.block, body.uses)
+            variants.append(Variant(kernel, each.first, each.last))
         return tuple(variants)
 
     def _row_name(self, spec: MatmulSpec) -> str:

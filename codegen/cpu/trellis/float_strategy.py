@@ -1,12 +1,12 @@
 """Strategy `trellis-float`: trellis codes and f32 activations.
 
-Pieces of 256 columns are decoded to bytes and floats. With one row they are multiplied at once, and
-every group's sum by its scale; with more, 48 channels of a piece are shared by up to 128 rows.
+Pieces of K are decoded to bytes and floats. With one row they are multiplied at once, and
+every group's sum by its scale; with more, 48 channels of a piece are shared by all rows of a block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,26 +18,30 @@ from abqc.codegen.strategy import Kernel, MatmulSpec, Variant
 from abqc.dialects.formats import QuantizedTensor
 
 from ..float_products.dequantize import Factor
+from ..float_products.schedules import FloatSchedules, block, row_variants
 from ..float_products.tile import (
     COLUMN_BLOCK,
-    DEPTH_BLOCK,
-    ONE_ROW_COLUMNS,
     Product,
     broadcast,
-    ceil_div,
     load_columns,
     multiply_add,
-    row_variants,
     stack_block,
     store_columns,
     sum_pairwise,
 )
 from ..int8.layout import QUAD
 from ..panels.layout import PANEL
+from ..schedule import CpuSchedule, KernelSchedule, RangeSchedule, RowRange, default_schedules
 from .decode import Decoder, table_on_stack
 from .layout import StreamPlace, TrellisLayout
 
-ROW_BLOCK = 128
+SCHEDULES = FloatSchedules(
+    chains=QUAD,
+    decodes=True,
+    prefetches=(0,),
+    row_blocks=(128, 256),
+    depths=(256, 128),
+)
 ARGUMENTS = [buffer("f32"), buffer("i8"), buffer("f32"), buffer("f32"), INDEX, INDEX]
 
 
@@ -67,10 +71,16 @@ class TrellisFloatStrategy:
     def pack_kernel(self, spec: MatmulSpec) -> Kernel | None:
         return None
 
-    def matmul_kernels(self, spec: MatmulSpec) -> tuple[Variant, ...]:
+    def schedules(self, spec: MatmulSpec, rows: RowRange, isa: Isa) -> tuple[CpuSchedule, ...]:
+        return SCHEDULES(spec, rows, isa)
+
+    def matmul_kernels(
+        self, spec: MatmulSpec, schedules: Sequence[RangeSchedule] | None = None
+    ) -> tuple[Variant, ...]:
         layout = TrellisLayout.of(spec)
         name = f"trellis{layout.rate}_float_g{layout.reduction.group_size}_k{spec.k}"
-        return row_variants(name, ROW_BLOCK, _emit_one_row, _emit_many_rows, layout)
+        schedules = schedules or default_schedules(spec, self.schedules)
+        return row_variants(name, schedules, _emit_one_row, _emit_many_rows, layout)
 
 
 @dataclass(frozen=True)
@@ -101,11 +111,13 @@ class TrellisPanel:
         return [b.to_float((quad << (24 - 8 * t)).sar(24)) for t in range(QUAD)]
 
 
-def _emit_one_row(name: str, layout: TrellisLayout, module: Any, isa: Isa) -> None:
-    with function(module, isa, name, ARGUMENTS) as (b, i, x, w, bias, y, _m, n):
+def _emit_one_row(
+    name: str, schedule: KernelSchedule, layout: TrellisLayout, module: Any, isa: Isa
+) -> None:
+    with function(module, isa, name, ARGUMENTS) as (b, i, x, w, bias, y, m, n):
         table = table_on_stack(b)
-        begin = i * ONE_ROW_COLUMNS
-        with b.loop(begin, b.min(begin + ONE_ROW_COLUMNS, n), PANEL) as columns:
+        _, span = block(b, schedule, i, m, n)
+        with b.loop(*span, PANEL) as columns:
             panel = TrellisPanel.of(b, layout, w, n, columns.i // PANEL, table)
             total = load_columns(b, bias, 0, columns.i, n)
             total = one_row_of_trellis(panel, partial(broadcast, b, x), total)
@@ -159,27 +171,27 @@ def _one_row_segment(
     return sum_pairwise(rest.results)
 
 
-def _emit_many_rows(name: str, layout: TrellisLayout, module: Any, isa: Isa) -> None:
-    """Blocks of 128 rows and 48 columns; y begins as the bias, and pieces of K add to it."""
-    k = layout.reduction.k
+def _emit_many_rows(
+    name: str, schedule: KernelSchedule, layout: TrellisLayout, module: Any, isa: Isa
+) -> None:
+    """Blocks of rows and 48 columns; y begins as the bias, and pieces of K add to it."""
+    k, depth_block = layout.reduction.k, schedule.on(isa).block_k
     with function(module, isa, name, ARGUMENTS) as (b, i, x, w, bias, y, m, n):
-        block = b.alloca(DEPTH_BLOCK * COLUMN_BLOCK, "f32")
+        decoded = b.alloca(depth_block * COLUMN_BLOCK, "f32")
         table = table_on_stack(b)
-        across = ceil_div(n, COLUMN_BLOCK)
-        row, column = i // across * ROW_BLOCK, i % across * COLUMN_BLOCK
-        rows = row, b.min(row + ROW_BLOCK, m)
-        columns = column, b.min(column + COLUMN_BLOCK, n)
+        rows, columns = block(b, schedule, i, m, n)
         product = Product(b, x, y, n, k)
         product.begin(rows, columns, bias)
 
         def segment(segment: Value, begin: Value, terms: Value) -> None:
             group = segment // layout.reduction.segments_per_group
-            with b.loop(0, terms, DEPTH_BLOCK) as depth:
-                count = b.min(terms - depth.i, DEPTH_BLOCK)
+            with b.loop(0, terms, depth_block) as depth:
+                count = b.min(terms - depth.i, depth_block)
                 with b.loop(*columns, PANEL) as panels:
                     panel = TrellisPanel.of(b, layout, w, n, panels.i // PANEL, table)
-                    _decode(panel, group, begin + depth.i, count, block, panels.i - column)
-                product.add(rows, columns, (begin + depth.i, count), stack_block(b, block))
+                    target = panels.i - columns[0]
+                    _decode(panel, group, begin + depth.i, count, decoded, target)
+                product.add(rows, columns, (begin + depth.i, count), stack_block(b, decoded))
 
         layout.reduction.emit_segments(b, segment)
 
@@ -187,7 +199,7 @@ def _emit_many_rows(name: str, layout: TrellisLayout, module: Any, isa: Isa) -> 
 def _decode(
     panel: TrellisPanel, group: Value, first: Value, count: Value, block: Value, column: Value
 ) -> None:
-    """Scaled weights of a piece of a group to columns of `[DEPTH_BLOCK][48]`."""
+    """Scaled weights of a piece of a group to columns of `[block_k][48]`."""
     b = panel.decoder.b
     scale = panel.scale(group)
     with b.loop(0, count, QUAD) as loop:

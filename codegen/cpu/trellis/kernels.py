@@ -14,8 +14,10 @@ from abqc.codegen.isa import Isa
 
 from ..int8.kernels import Int8Body, Int8Kernel, Quads
 from ..int8.layout import QUAD
+from ..int8.schedules import ROWS, fits
 from ..panels.layout import PANEL
-from ..panels.matmul import PanelBody, Tile
+from ..panels.matmul import PanelBody
+from ..schedule import COLUMNS, CpuSchedule, RowRange, block_columns, distinct
 from .decode import Decoder, table_on_stack
 from .layout import StreamPlace, TrellisLayout
 
@@ -27,12 +29,27 @@ class TrellisKernel(Int8Kernel):
     """See the module."""
 
     def body(self, isa: Isa) -> type[PanelBody]:
-        return OneRowBody if self.block[0] == 1 else RowsBody
+        return OneRowBody if self.schedule.block[0] == 1 else RowsBody
 
-    def tile(self, isa: Isa) -> Tile:
-        if self.block[0] == 1:
-            return Tile(1, 4 if isa.registers >= 32 else 1)
-        return Tile(8, 1) if isa.registers >= 32 else super().tile(isa)
+
+def schedules(weight: TrellisLayout, n: int, rows: RowRange, isa: Isa) -> tuple[CpuSchedule, ...]:
+    """Those for `n` channels, the default first."""
+    if rows.one:
+        most = 4 if isa.registers >= 32 else 1
+        tiles = [panels for panels in (4, 2, 1) if panels <= most]
+        return distinct(
+            CpuSchedule(1, panels * PANEL, 1, 1, block_columns(n, panels * PANEL, wanted))
+            for panels in tiles
+            for wanted in (COLUMNS, 128)
+        )
+    most = 8 if isa.registers >= 32 else 4
+    heights = [height for height in (8, 6, 4, 3, 2) if height <= most]
+    heights = [height for height in heights if fits(weight, height, 1, 1, isa)] or [1]
+    return distinct(
+        CpuSchedule(height, PANEL, 1, block_m, columns, decode_once=True)
+        for height in heights
+        for block_m, columns in ((ROWS, COLUMNS), (2 * ROWS, COLUMNS), (ROWS, 2 * PANEL))
+    )
 
 
 class TrellisBody(Int8Body):
@@ -77,13 +94,7 @@ class RowsBody(TrellisBody):
         assert isinstance(layout, TrellisLayout)
         self._decoded = b.alloca(layout.decoded_bytes, "i8")
         table = table_on_stack(b)
-        block_rows, block_columns = self.kernel.block
-        across = (self.n + (block_columns - 1)) // block_columns
-        first_row = i // across * block_rows
-        self.last_row = b.min(first_row + block_rows, self.m)
-        first = i % across * (block_columns // PANEL)
-        all_panels = (self.n + (PANEL - 1)) // PANEL
-        last = b.min(first + block_columns // PANEL, all_panels)
+        first_row, first, last, _ = self.block(i)
         with b.loop(first, last) as panels:
             self._decode(self.decoder(panels.i, table))
             with b.loop(first_row, self.last_row, self.tile.rows) as rows:

@@ -6,13 +6,15 @@ Codes are decoded to the bytes that strategy `int8` multiplies (`kernels.py`).
 from __future__ import annotations
 
 import numpy as np
+from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects.formats import QuantizedTensor, Scheme
 
 from ..int8.layout import QUAD, unit_quads
 from ..int8.strategy import Int8Strategy
 from ..panels.strategy import MAX_ROTATED_K
-from .kernels import MAX_K, TrellisKernel
+from ..schedule import CpuSchedule, RowRange
+from .kernels import MAX_K, TrellisKernel, schedules
 from .layout import BYTE_BITS, TrellisLayout
 
 
@@ -20,7 +22,7 @@ class TrellisStrategy(Int8Strategy):
     """See the module."""
 
     name = "trellis"
-    kernel = kernel_of_many_rows = TrellisKernel
+    kernel_of_rows = kernel_of_many_rows = TrellisKernel
 
     def unsupported(self, spec: MatmulSpec) -> str | None:
         if not spec.trellis:
@@ -44,3 +46,6 @@ class TrellisStrategy(Int8Strategy):
 
     def weight_layout(self, spec: MatmulSpec) -> TrellisLayout:
         return TrellisLayout.of(spec)
+
+    def schedules(self, spec: MatmulSpec, rows: RowRange, isa: Isa) -> tuple[CpuSchedule, ...]:
+        return schedules(self.weight_layout(spec), spec.n, rows, isa)
