@@ -39,7 +39,7 @@ from ..panels.layout import WeightLayout, pack_weight
 from ..trellis.decode import table_on_stack
 from ..trellis.float_strategy import TrellisPanel, one_row_of_trellis
 from ..trellis.layout import TrellisLayout
-from .dot import PAIR, dot_steps, low_half, pairs_of
+from .dot import PAIR, dot_steps, low_half, max_tile_rows, pairs_of
 from .matmul import ROW_BLOCK, row_pairs
 from .rows import VALUE_BYTES, Bf16Rows
 from .weights import bf16_bits
@@ -185,7 +185,9 @@ def _emit_many_rows(name: str, layout: WeightLayout, rows: Bf16Rows, module: Any
         row, column = i // across * ROW_BLOCK, i % across * COLUMN_BLOCK
         row_span = row, b.min(row + ROW_BLOCK, m)
         columns = column, b.min(column + COLUMN_BLOCK, n)
-        product = Product(b, row_pairs(b, q, rows, m), y, n, rows.row_pairs, dot_steps(isa))
+        product = Product(
+            b, row_pairs(b, q, rows, m), y, n, rows.row_pairs, dot_steps(isa), max_tile_rows(isa)
+        )
         product.begin(row_span, columns, bias)
 
         def segment(segment: Value, begin: Value, terms: Value) -> None:

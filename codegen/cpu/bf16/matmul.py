@@ -25,7 +25,7 @@ from ..float_products.tile import (
     store_columns,
     sum_pairwise,
 )
-from .dot import dot_steps
+from .dot import dot_steps, max_tile_rows
 from .rows import Bf16Rows
 from .tiles import add_tiled_products
 from .weights import Bf16Panels
@@ -86,7 +86,9 @@ def _emit_many_rows(name: str, rows: Bf16Rows, module: Any, isa: Isa) -> None:
         row, column = i // across * ROW_BLOCK, i % across * COLUMN_BLOCK
         row_span = row, b.min(row + ROW_BLOCK, m)
         columns = column, b.min(column + COLUMN_BLOCK, n)
-        product = Product(b, row_pairs(b, q, rows, m), y, n, pairs, dot_steps(isa))
+        product = Product(
+            b, row_pairs(b, q, rows, m), y, n, pairs, dot_steps(isa), max_tile_rows(isa)
+        )
         product.begin(row_span, columns, bias)
 
         def by_pairs() -> None:
