@@ -38,7 +38,7 @@ from ..schedule import KernelSchedule, RangeSchedule
 from ..trellis.decode import table_on_stack
 from ..trellis.float_strategy import TrellisPanel, one_row_of_trellis
 from ..trellis.layout import TrellisLayout
-from .dot import PAIR, dot_steps, low_half, pairs_of
+from .dot import PAIR, dot_steps, low_half, max_tile_rows, pairs_of
 from .matmul import row_pairs
 from .rows import VALUE_BYTES, Bf16Rows
 from .weights import bf16_bits
@@ -211,7 +211,9 @@ def _emit_many_rows(
         panels = _Panels.of(b, layout, w, n)
         row_span, columns = block(b, schedule, i, m, n)
         column = columns[0]
-        product = Product(b, row_pairs(b, q, rows, m), y, n, rows.row_pairs, dot_steps(isa))
+        product = Product(
+            b, row_pairs(b, q, rows, m), y, n, rows.row_pairs, dot_steps(isa), max_tile_rows(isa)
+        )
         product.begin(row_span, columns, bias)
 
         def segment(segment: Value, begin: Value, terms: Value) -> None:

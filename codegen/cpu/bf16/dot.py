@@ -10,15 +10,19 @@ from __future__ import annotations
 from abqc.codegen.builder import Builder, Value, vec
 from abqc.codegen.isa import Isa
 
-from ..float_products.tile import PANEL, MultiplyAdd, multiply_add
+from ..float_products.tile import MAX_TILE_ROWS, PANEL, MultiplyAdd, multiply_add
 
 PAIR = 2  # consecutive k in 32 bits, the first one below
 
 
 def dot_steps(isa: Isa) -> tuple[MultiplyAdd, ...]:
-    """The steps that add the products of 16 pairs of x and of w, vector<16xi32>, to sums. A tile
-    takes each for all of its pairs: halves of all of them at once do not fit the registers."""
+    """The steps that add the products of 16 pairs of x and of w, vector<16xi32>, to sums."""
     return (_dot,) if isa.dot_bf16 else (_multiply_low, _multiply_high)
+
+
+def max_tile_rows(isa: Isa) -> int:
+    """Of a register tile: halves of pairs need registers that sums would fill."""
+    return MAX_TILE_ROWS if isa.dot_bf16 else MAX_TILE_ROWS // 2
 
 
 def _dot(b: Builder, x: Value, w: Value, total: Value) -> Value:

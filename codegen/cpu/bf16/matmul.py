@@ -24,7 +24,7 @@ from ..float_products.tile import (
     sum_pairwise,
 )
 from ..schedule import KernelSchedule, RangeSchedule
-from .dot import PAIR, dot_steps
+from .dot import PAIR, dot_steps, max_tile_rows
 from .rows import Bf16Rows
 from .tiles import add_tiled_products
 from .weights import Bf16Panels
@@ -94,7 +94,9 @@ def _emit_many_rows(
     depth = schedule.on(isa).block_k // PAIR
     with function(module, isa, name, ARGUMENTS) as (b, i, q, w, bias, y, m, n):
         row_span, columns = block(b, schedule, i, m, n)
-        product = Product(b, row_pairs(b, q, rows, m), y, n, pairs, dot_steps(isa))
+        product = Product(
+            b, row_pairs(b, q, rows, m), y, n, pairs, dot_steps(isa), max_tile_rows(isa)
+        )
         product.begin(row_span, columns, bias)
 
         def by_pairs() -> None:

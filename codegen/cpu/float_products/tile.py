@@ -24,6 +24,7 @@ TILE_ROWS: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {
     256: ((), (6, 4, 2, 1)),
     128: ((), (2, 1)),
 }
+MAX_TILE_ROWS = 8
 
 
 def tile_rows(isa: Isa, panels: int) -> tuple[int, ...]:
@@ -128,10 +129,14 @@ Span = tuple[Value, Value]  # begin, end
 Tile = Callable[[Value, int, Value, int], None]  # column, panels, row, rows
 
 
-def cover_block(b: Builder, rows: Span, columns: Span, tile: Tile) -> None:
-    """Cover rows and columns (at most 48) with register tiles."""
+def cover_block(
+    b: Builder, rows: Span, columns: Span, tile: Tile, max_rows: int = MAX_TILE_ROWS
+) -> None:
+    """Cover rows and columns (at most 48) with register tiles of at most `max_rows`."""
     (row, row_end), (column, column_end) = rows, columns
-    wide, narrow = TILE_ROWS[b.isa.vector_bits]
+    wide, narrow = (
+        tuple(size for size in sizes if size <= max_rows) for sizes in TILE_ROWS[b.isa.vector_bits]
+    )
     if wide:
         full = column + (TILE_PANELS - 1) * PANEL < column_end
         with b.when(full):
@@ -189,6 +194,7 @@ class Product:
     n: Value
     k: Value | int
     multiply: Sequence[MultiplyAdd] = (multiply_add,)
+    max_rows: int = MAX_TILE_ROWS  # of a register tile
 
     def begin(self, rows: Span, columns: Span, bias: Value) -> None:
         """y = bias."""
@@ -218,7 +224,7 @@ class Product:
             sums = self.n if known is None else known
             self._tile((row, column), places, column - columns[0], depth, weights, sums, scale)
 
-        cover_block(self.b, rows, columns, tile)
+        cover_block(self.b, rows, columns, tile, self.max_rows)
 
     def _tile(
         self,
