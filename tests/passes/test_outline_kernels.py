@@ -1,6 +1,9 @@
+from pathlib import Path
+
 from abqc.dialects.mlir import ir, make_context
 from abqc.passes.infrastructure import Unit, run_pipeline
 from facts import Facts, after
+from operator_graph import Graph, normal
 
 REDUCE = """  linalg.generic {{
       indexing_maps = [#id, #row], iterator_types = ["parallel", "reduction"]}}
@@ -305,3 +308,11 @@ def test_what_may_be_repeated_is_decided_before_the_loops() -> None:
     selects = [op for op in kernels("arith.select") if str(op.results[0].type) == "index"]
     (select,) = selects
     assert select.parent.parent == choice
+
+
+def test_sizes_that_a_run_decides_are_repeated_or_not(tmp_path: Path) -> None:
+    graph = Graph(x=("float32", "a", "h", 3, "w"), y=("float32", "b", "i", 3, "v"))
+    graph("Add", "x", "y")
+    shapes = [(2, 3, 3, 5), (1, 3, 3, 5), (2, 1, 3, 5), (2, 3, 3, 1), (1, 1, 3, 1)]
+    feeds = [{"x": normal(*x), "y": normal(*y, seed=1)} for x in shapes for y in shapes]
+    graph.check(tmp_path, *feeds)

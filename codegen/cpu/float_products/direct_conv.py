@@ -38,6 +38,7 @@ from .tile import broadcast, cover, cover_by_tiles, multiply_add
 
 OUTPUTS = 768  # of a grid index
 MANY_TAPS = 16  # a window with more is a loop over its rows
+MANY_TAPS_OF_PHASES = 4  # with more, LLVM's schedule of one straight piece spills accumulators
 
 
 def direct_conv_kernel(spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernel:
@@ -122,7 +123,7 @@ class _Body:
             at = (planes + channels.i * spec.phases) * self.plane + p
             w_at = ((block * self.channels + channels.i) * len(taps)) * spec.block + begin
             acc = list(channels.args)
-            if len(taps) <= MANY_TAPS:
+            if len(taps) <= (MANY_TAPS if spec.phases == 1 else MANY_TAPS_OF_PHASES):
                 for tap, (dy, dx) in enumerate(taps):
                     offset = self._row(b.index(dy)) + self._column(dx)
                     acc = self._tap(acc, at + offset, w_at + tap * spec.block, count, masks)
