@@ -66,6 +66,7 @@ PASS_FILES = (
     "lower_abq",
     "outline_gpu_kernels",
     "outline_kernels",
+    "outline_sequences",
     "outline_serial_code",
     "pack_layouts",
     "quantize",
@@ -76,6 +77,7 @@ PASS_FILES = (
     "share_heads",
     "simplify_broadcasts",
     "sort_channels",
+    "version_loops",
 )
 
 
