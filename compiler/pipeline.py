@@ -72,13 +72,14 @@ LOWER = (
     "func.func(canonicalize)",
     "forward-copies",
     "func.func(linalg-generalize-named-ops)",
+    "version-loops",  # while loops show what they touch
     "guard-indices",
     "guard-divisions",
     "check-sizes",
 )
 
 # and loops grid functions.
-CPU_KERNELS = ("outline-kernels", TIDY, "insert-frees")
+CPU_KERNELS = ("outline-kernels", TIDY, "outline-sequences", TIDY, "insert-frees")
 GPU_KERNELS = (
     "outline-gpu-kernels",
     "outline-serial-code",

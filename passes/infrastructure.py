@@ -66,6 +66,7 @@ PASS_FILES = (
     "lower_abq",
     "outline_gpu_kernels",
     "outline_kernels",
+    "outline_sequences",
     "outline_serial_code",
     "pack_layouts",
     "quantize",
@@ -77,6 +78,7 @@ PASS_FILES = (
     "simplify_broadcasts",
     "sink_transposes",
     "sort_channels",
+    "version_loops",
 )
 
 

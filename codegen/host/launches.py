@@ -14,6 +14,8 @@ from ...passes.kernels.launch import (
     DIRECT_CONV,
     KERNEL,
     LOOPS,
+    SEQUENCE_KERNEL,
+    THREADS,
     kernel_names,
     launched_kernel,
 )
@@ -62,7 +64,7 @@ class Host:
         for op in walk(self.main):
             if op.name in _LOOPS:
                 self._poll(op)
-        self._give_context_to_appends()
+        self._give_context()
         for op in walk(self.main, "cf.assert"):
             with ir.InsertionPoint(op), op.location:
                 self._check(op)
@@ -102,7 +104,9 @@ class Host:
 
     def _site(self, op: ir.Operation, name: str, number: int) -> None:
         """Says which launch comes, for a run that is profiled."""
-        if name.startswith(DIRECT_CONV):
+        if name.startswith(SEQUENCE_KERNEL):
+            rows = index(0)
+        elif name.startswith(DIRECT_CONV):
             rows = op.operands[-1]
         else:
             rows = op.operands[-2] if _is_product(op) else index(0)
@@ -120,7 +124,7 @@ class Host:
     def launch_operands(self, op: ir.Operation, name: str, slots: Slots) -> list[ir.Value]:
         """Stores the arguments; context, kernel, grid and the address of the arguments."""
         grid, *arguments = op.operands
-        by_hand = not name.startswith(LOOPS)
+        by_hand = not name.startswith((LOOPS, SEQUENCE_KERNEL))
         values = [slot for argument in arguments for slot in self._expand(argument, by_hand)]
         for position, value in enumerate(values):
             if value is not None:
@@ -167,11 +171,12 @@ class Host:
             return value
         return arith.ExtUIOp(self.i64, value).result
 
-    def _give_context_to_appends(self) -> None:
-        """Calls and declarations of appends get the context as their first argument."""
+    def _give_context(self) -> None:
+        """Calls and declarations of appends and of `THREADS` get the context as their first
+        argument."""
         for op in walk(self.main, "func.call"):
             callee = ir.FlatSymbolRefAttr(op.attributes["callee"]).value
-            if callee.startswith(APPEND):
+            if callee.startswith((APPEND, THREADS)):
                 with ir.InsertionPoint(op), op.location:
                     new = func.CallOp(
                         [r.type for r in op.results],
@@ -182,7 +187,7 @@ class Host:
                 op.erase()
         for op in self.module.body.operations:
             function = op.operation
-            if function.name == "func.func" and symbol(function).startswith(APPEND):
+            if function.name == "func.func" and symbol(function).startswith((APPEND, THREADS)):
                 type_ = ir.TypeAttr(function.attributes["function_type"]).value
                 function.attributes["function_type"] = ir.TypeAttr.get(
                     ir.FunctionType.get([self.i64, *type_.inputs], list(type_.results))

@@ -36,6 +36,7 @@ from ..cpu.packing.norm_pack import norm_pack_kernel
 from ..cpu.panels.bitplane import BitplaneStrategy
 from ..cpu.schedule import BASE_ISAS, CpuStrategy
 from ..cpu.selective_scan import selective_scan_kernel
+from ..cpu.sequence import sequence_kernel
 from ..cpu.trellis.float_strategy import TrellisFloatStrategy
 from ..cpu.trellis.strategy import TrellisStrategy
 from ..isa import ALL, Isa
@@ -73,6 +74,7 @@ class CpuTarget:
     max_norm_columns: int = 0  # rows of abq.norm that a kernel takes: none here
     cache_types: tuple[Float, ...] = ("f32", "f16", "bf16")  # of `c` of abq.batch_matmul
     rounds_floats: bool = False  # of activations, to 16 bits, where weights are codes
+    has_sequences: bool = True  # loops over launches that are a kernel
     isas: tuple[Isa, ...] = ALL
     cost_model: AnalyticModel = field(default_factory=_cost_model, repr=False)
 
@@ -189,6 +191,10 @@ class CpuTarget:
     def selective_scan(self, spec: ScanSpec) -> Kernel:
         """The kernel of `abq.selective_scan`."""
         return selective_scan_kernel(spec)
+
+    def sequence(self, name: str, text: str, launched: Sequence[Kernel]) -> Kernel:
+        """The kernel of a loop over launches."""
+        return sequence_kernel(name, text, launched)
 
     def direct_conv(self, spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernel | None:
         """The kernel of a convolution in float, which reads planes (passes/direct_conv.py)."""

@@ -68,6 +68,7 @@ class CudaTarget:
     max_norm_columns: int = MAX_COLUMNS  # rows of abq.norm that a kernel takes
     cache_types: tuple[Float, ...] = ("f32",)  # of `c` of abq.batch_matmul
     rounds_floats: bool = True  # of activations, to 16 bits, where weights are codes
+    has_sequences: bool = False  # loops over launches that are a kernel
 
     @staticmethod
     def named(name: str) -> CudaTarget | None:
@@ -208,6 +209,9 @@ class CudaTarget:
     def norm(self, spec: NormSpec) -> Kernel:
         """The kernel of a normalization of rows."""
         return norm_kernel(spec)
+
+    def sequence(self, name: str, text: str, launched: Sequence[Kernel]) -> Kernel:
+        raise NotImplementedError("loops over launches stay with the host")
 
     def direct_conv(self, spec: ConvSpec, epilogue: Epilogue | None = None) -> None:
         """None: convolutions are products with patches."""

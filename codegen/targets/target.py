@@ -116,6 +116,17 @@ class Target(Protocol):
         """The kernel of `abq.selective_scan`."""
         ...
 
+    @property
+    def has_sequences(self) -> bool:
+        """Whether a loop over launches can be a kernel."""
+        ...
+
+    def sequence(self, name: str, text: str, launched: Sequence[Kernel]) -> Kernel:
+        """The kernel of a loop over launches, which has `text`: a module with the function `name`,
+        which calls other kernels, those of them that loops became, and declarations of those in
+        `launched`."""
+        ...
+
     def direct_conv(self, spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernel | None:
         """The kernel of a convolution in float that reads planes (passes/direct_conv.py)."""
         ...

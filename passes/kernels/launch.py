@@ -19,6 +19,14 @@ KERNEL_SHARED = "abq.shared"
 # how many elements one grid index touches.
 LOOPS = "loops_"
 
+# Prefix of the kernels made by outline-sequences: loops over launches of other kernels. On a loop,
+# the attribute says that it is to become one.
+SEQUENCE_KERNEL = "sequence_"
+SEQUENCE = "abq.sequence"
+
+# The function that says on how many threads a run launches kernels, an index.
+THREADS = "abqc_rt_threads"
+
 # Prefix of the kernels of convolutions over planes (dialects/conv_spec.py). Their last argument,
 # which they do not read either, says how many outputs a channel has in all samples.
 DIRECT_CONV = "direct_conv_"

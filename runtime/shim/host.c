@@ -49,6 +49,8 @@ void abqc_rt_launch(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t 
     check_run(ctx);
 }
 
+int64_t abqc_rt_threads(abqc_ctx *ctx) { return ctx->work->team.size; }
+
 /* Vectorized loops do about an element in a fraction of a nanosecond; handing work to another thread
  * and waiting for it takes a microsecond or two. */
 enum { ABQC_FEW_ELEMENTS = 8192 };

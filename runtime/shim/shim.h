@@ -321,6 +321,7 @@ void abqc_rt_launch(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t 
 /* The same for a kernel that touches `work` elements in all: a few are done by the calling thread. */
 void abqc_rt_launch_loops(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t *args,
                           int64_t work);
+int64_t abqc_rt_threads(abqc_ctx *ctx); /* CPUs: that launches run on */
 void abqc_rt_check(abqc_ctx *ctx, int32_t condition, const char *message);
 /* Where kernels note the smallest number of a failed check (atomically; all ones: none failed). A
  * CPU looks at it after every launch, a GPU, in whose memory it is, at the end of the run. */

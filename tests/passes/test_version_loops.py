@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import pytest
+from abqc.codegen.targets.cpu import CpuTarget
+from abqc.dialects.mlir import ir
+from abqc.passes.infrastructure import Unit
+from facts import Facts, after
+
+HEAD = """
+func.func private @product(index, memref<?xf32>, memref<?xi8>, memref<?xf32>, memref<?xf32>,
+                           index, index) attributes {abq.kernel}
+func.func private @other(index)
+memref.global "public" constant @w : memref<1024xi8> {alignment = 64 : i64}
+memref.global "public" constant @bias : memref<16xf32> {alignment = 64 : i64}
+"""
+
+# A step: a product with the state, then a loop that makes the next state of it in a new buffer.
+STEP = """
+    %rows = memref.dim %h, %c0 : memref<?x16xf32>
+    %flat = memref.collapse_shape %h [[0, 1]] : memref<?x16xf32> into memref<?xf32>
+    %wide = arith.muli %rows, %c16 : index
+    %y = memref.alloc(%wide) {alignment = 64 : i64} : memref<?xf32>
+    %w = memref.get_global @w : memref<1024xi8>
+    %bytes = memref.cast %w : memref<1024xi8> to memref<?xi8>
+    %b = memref.get_global @bias : memref<16xf32>
+    %flat_b = memref.cast %b : memref<16xf32> to memref<?xf32>
+    func.call @product(%rows, %flat, %bytes, %flat_b, %y, %rows, %c16)
+      : (index, memref<?xf32>, memref<?xi8>, memref<?xf32>, memref<?xf32>, index, index) -> ()
+    %square = memref.expand_shape %y [[0, 1]] output_shape [%rows, 16]
+      : memref<?xf32> into memref<?x16xf32>
+    %next = memref.alloc(%n) {alignment = 64 : i64} : memref<?x16xf32>
+    linalg.generic {indexing_maps = [#id, #id], iterator_types = ["parallel", "parallel"]}
+      ins(%square : memref<?x16xf32>) outs(%next : memref<?x16xf32>) {
+      ^bb0(%in: f32, %out: f32):
+        %t = math.tanh %in : f32
+        linalg.yield %t : f32
+    }
+    scf.yield %next : memref<?x16xf32>
+"""
+
+CARRY = "iter_args(%h = %init) -> (memref<?x16xf32>)"
+
+
+def loop(result: str, step: str = STEP, carry: str = CARRY) -> str:
+    return f"%{result} = scf.for %i = %c0 to %steps step %c1 {carry} {{{step}}}\n"
+
+
+def versioned(
+    *loops: str, results: str = "%r", signature: str = "%init: memref<?x16xf32>"
+) -> Facts:
+    types = ", ".join("memref<?x16xf32>" for _ in results.split(","))
+    text = f"""#id = affine_map<(d0, d1) -> (d0, d1)>
+      {HEAD}
+      func.func @main({signature}, %steps: index, %n: index) -> ({types}) {{
+        %c0 = arith.constant 0 : index
+        %c1 = arith.constant 1 : index
+        %c16 = arith.constant 16 : index
+        {"".join(loops)}
+        return {results} : {types}
+      }}"""
+    return after(text, "version-loops", unit=Unit(target=CpuTarget()))
+
+
+def test_a_version_allocates_and_carries_nothing() -> None:
+    facts = versioned(loop("r"))
+    (choice,) = facts("scf.if")
+    sequence, usual = facts("scf.for")
+    assert "abq.sequence" in sequence.attributes and "abq.sequence" not in usual.attributes
+    assert not sequence.results and len(usual.results) == 1
+    assert "memref.alloc" not in [op.name for op in _inside(sequence)]
+    assert [op.name for op in _inside(usual)].count("memref.alloc") == 2
+    # The next state is made where the last one was, which nothing reads any more.
+    state, _ = (op for op in facts("memref.copy"))
+    (generic, _) = facts("linalg.generic")
+    assert generic.operands[1] == state.operands[1]
+    assert list(facts("func.return")[0].operands) == list(choice.results)
+
+
+def test_a_state_that_is_read_while_the_next_one_is_made_is_copied() -> None:
+    step = STEP.replace("ins(%square :", "ins(%h :")
+    facts = versioned(loop("r", step))
+    sequence, _ = facts("scf.for")
+    assert [op.name for op in _inside(sequence)].count("memref.copy") == 1
+
+
+def test_loops_side_by_side_are_one_choice() -> None:
+    facts = versioned(
+        loop("r"),
+        loop("s", carry=CARRY.replace("%init", "%other")),
+        results="%r, %s",
+        signature="%init: memref<?x16xf32>, %other: memref<?x16xf32>",
+    )
+    assert len(facts("scf.if")) == 1 and len(facts("scf.for")) == 4
+
+
+def test_a_loop_behind_another_one_is_a_choice_of_its_own() -> None:
+    facts = versioned(loop("q"), loop("r", carry=CARRY.replace("%init", "%q")))
+    assert len(facts("scf.if")) == 2
+
+
+@pytest.mark.parametrize(
+    ("part", "instead"),
+    [
+        ("memref.alloc(%wide)", "memref.alloc(%i)"),
+        ("scf.yield %next", "func.call @other(%c0) : (index) -> ()\n scf.yield %next"),
+        ("scf.yield %next", "scf.yield %init"),
+        ("memref.alloc(%n)", "memref.alloc(%i)"),
+    ],
+)
+def test_other_loops_stay(part: str, instead: str) -> None:
+    facts = versioned(loop("r", STEP.replace(part, instead)))
+    assert not facts("scf.if") and len(facts("scf.for")) == 1
+
+
+def test_numbers_that_are_carried_stay() -> None:
+    step = STEP.replace("scf.yield %next : memref<?x16xf32>",
+                        "%m = arith.addi %k, %c1 : index\n"
+                        "scf.yield %next, %m : memref<?x16xf32>, index")  # fmt: skip
+    carry = "iter_args(%h = %init, %k = %c0) -> (memref<?x16xf32>, index)"
+    assert not versioned(loop("r:2", step, carry), results="%r#0")("scf.if")
+
+
+def _inside(loop: ir.Operation) -> list[ir.OpView]:
+    return list(loop.regions[0].blocks[0].operations)
