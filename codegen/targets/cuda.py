@@ -12,7 +12,7 @@ from abqc.costmodel.ranking import Ranking
 from abqc.dialects.cache_formats import CacheFormat
 from abqc.dialects.code_conv_spec import CodeConvSpec
 from abqc.dialects.conv_spec import ConvSpec
-from abqc.dialects.epilogue import Epilogue
+from abqc.dialects.epilogue import Epilogue, Stage
 from abqc.dialects.formats import Float, Scheme, parse_scheme
 
 from ...dialects.norm_spec import MAX_COLUMNS, NormSpec
@@ -212,6 +212,9 @@ class CudaTarget:
 
     def code_conv(self, spec: CodeConvSpec, *, node: str, working_set: int = 0) -> None:
         """None: so are those of codes."""
+
+    def fused_product(self, stages: Sequence[Stage]) -> None:
+        """None: what follows products are loops."""
 
     def norm_pack(
         self,

@@ -64,9 +64,16 @@ class Lowering:
         i8 = ir.IntegerType.get_signless(8)
         return self.allocate(arith.MulIOp(rows, index(row_bytes)).result, i8)
 
-    def launch(self, kernel: str, grid: ir.Value, arguments: list[ir.Value]) -> None:
+    def launch(
+        self,
+        kernel: str,
+        grid: ir.Value,
+        arguments: list[ir.Value],
+        *,
+        with_next: bool = False,
+    ) -> None:
         flat = [dynamic(a) if isinstance(a.type, ir.MemRefType) else a for a in arguments]
-        launch(self.module, kernel, grid, flat)
+        launch(self.module, kernel, grid, flat, with_next=with_next)
 
     def finish(
         self, op: ir.Operation, buffer: ir.Value, sizes: list[ir.Value], result: int = 0
