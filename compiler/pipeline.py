@@ -62,6 +62,7 @@ LOWER = (
     "decompose-update",
     "decompose-concat",
     TIDY,
+    "merge-products",
     "lower-abq",
     TIDY,
     "separate-fills",  # after the last cse, which would merge them again

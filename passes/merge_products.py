@@ -16,12 +16,11 @@ Members of a group stand one behind the other and have the same number in the at
 
 from __future__ import annotations
 
-from abqc.dialects.abq_conv import epilogue_inputs
 from abqc.dialects.epilogue import Stage
 from abqc.dialects.mlir import ir
 
-from .infrastructure import Unit, defining_op, register, users, walk
-from .loops.epilogues import PRODUCTS
+from .infrastructure import Unit, defining_op, register, walk
+from .loops.epilogues import PRODUCTS, inputs_of
 
 GROUP = "group"
 
@@ -36,3 +35,92 @@ def members(op: ir.Operation) -> list[ir.Operation]:
         if GROUP in other.operation.attributes
         and other.operation.attributes[GROUP] == op.attributes[GROUP]
     ]
+
+
+@register
+def merge_products(module: ir.Operation, unit: Unit) -> None:
+    """Products that read the same activations are launched as one."""
+    alike: dict[tuple[ir.Value, tuple[int, ...]], list[ir.Operation]] = {}
+    for op in walk(module):
+        if op.name in PRODUCTS and "splits" not in op.attributes:
+            limits = tuple(ir.DenseI64ArrayAttr(op.attributes["max_rows"]))
+            alike.setdefault((op.operands[0], limits), []).append(op)
+    number = 0
+    for products in alike.values():
+        while products:
+            first, *others = products
+            group, products = [first], []
+            for op in others:
+                (group if _joins(op, group, unit) else products).append(op)
+            if len(group) > 1:
+                _mark(group, number)
+                number += 1
+
+
+def _joins(op: ir.Operation, group: list[ir.Operation], unit: Unit) -> bool:
+    """Whether `op` can be launched with `group`, where that stands."""
+    first = group[0]
+    if op.block != first.block or not unit.known_target.merges_products:
+        return False
+    results = [member.results[0] for member in group]
+    sources = [value for value in op.operands if value in results]
+    if not all(_is_known(value, first) for value in op.operands if value not in sources):
+        return False
+    return not sources or _chains(op, group, unit)
+
+
+def _is_known(value: ir.Value, place: ir.Operation) -> bool:
+    """Whether `value` is there at `place`; weights can be."""
+    made = defining_op(value)
+    if made is None or made.name == "abq.weight" or made.block != place.block:
+        return True
+    return made.is_before_in_block(place)
+
+
+def _chains(op: ir.Operation, group: list[ir.Operation], unit: Unit) -> bool:
+    """Whether one kernel computes `op` and those of the group that its epilogue reads.
+
+    They are one chain, of equal n and with equal blocks, and read element by element.
+    """
+    chains = chains_of(group)
+    read = [chain for chain in chains if any(m.results[0] in list(op.operands) for m in chain)]
+    if len(read) != 1 or any(member.attributes["n"] != op.attributes["n"] for member in read[0]):
+        return False
+    members = [member.results[0] for member in read[0]]
+    if any(each.value in members and each.read != "element" for each in inputs_of(op)):
+        return False
+    kernels = [ir.ArrayAttr(each.attributes["kernels"]) for each in (*read[0], op)]
+    return all(
+        unit.known_target.fused_product(
+            [Stage(unit.kernels[ir.StringAttr(name).value]) for name in variant]
+        )
+        is not None
+        for variant in zip(*kernels, strict=True)
+    )
+
+
+def chains_of(group: list[ir.Operation]) -> list[list[ir.Operation]]:
+    """The members of a group by kernel: an epilogue reads results of its own chain."""
+    chains: list[list[ir.Operation]] = []
+    for op in group:
+        read = list(op.operands)
+        chain = next((c for c in chains if any(each.results[0] in read for each in c)), None)
+        if chain is None:
+            chains.append([op])
+        else:
+            chain.append(op)
+    return chains
+
+
+def _mark(group: list[ir.Operation], number: int) -> None:
+    """Bring the members of a group together, with their weights in front."""
+    first, last = group[0], group[0]
+    for op in group[1:]:
+        for value in op.operands:
+            made = defining_op(value)
+            if made is not None and made.name == "abq.weight" and first.is_before_in_block(made):
+                made.move_before(first)
+        op.move_after(last)
+        last = op
+    for op in group:
+        op.attributes[GROUP] = ir.IntegerAttr.get(ir.IntegerType.get_signless(64), number)

@@ -73,6 +73,7 @@ class CpuTarget:
     name: str = "cpu"
     max_norm_columns: int = 0  # rows of abq.norm that a kernel takes: none here
     cache_types: tuple[Float, ...] = ("f32", "f16", "bf16")  # of `c` of abq.batch_matmul
+    merges_products: bool = True
     rounds_floats: bool = False  # of activations, to 16 bits, where weights are codes
     isas: tuple[Isa, ...] = ALL
     cost_model: AnalyticModel = field(default_factory=_cost_model, repr=False)

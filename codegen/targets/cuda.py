@@ -67,6 +67,7 @@ class CudaTarget:
     models: tuple[CostModel, ...] = field(repr=False)
     max_norm_columns: int = MAX_COLUMNS  # rows of abq.norm that a kernel takes
     cache_types: tuple[Float, ...] = ("f32",)  # of `c` of abq.batch_matmul
+    merges_products: bool = False
     rounds_floats: bool = True  # of activations, to 16 bits, where weights are codes
 
     @staticmethod

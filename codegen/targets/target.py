@@ -55,6 +55,11 @@ class Target(Protocol):
         ...
 
     @property
+    def merges_products(self) -> bool:
+        """Whether products of the same activations are launched as one (`merge-products`)."""
+        ...
+
+    @property
     def rounds_floats(self) -> bool:
         """Whether activations that stay float are rounded to 16 bits beside weights of codes."""
         ...

@@ -6,7 +6,7 @@ reads another one's result, and side by side where they are independent.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from abqc.dialects import abq
@@ -17,7 +17,7 @@ from abqc.dialects.mlir import arith, ir
 from ..infrastructure import defining_op
 from ..loops.constant_values import zeros_symbol
 from ..loops.epilogues import epilogue
-from ..merge_products import members
+from ..merge_products import chains_of, members
 from ..resolve_dims import index
 from .rules import Lowering, by_rows, ceil_div, product
 
@@ -32,15 +32,7 @@ def lower_matmul(low: Lowering, op: ir.Operation) -> None:
     source = view.x if made is None else made.operands[0]
     *lead, _ = low.sizes(source)
     rows, x = product(lead), low.buffer(view.x)
-    chains: list[_Chain] = []
-    for each in ops:
-        n = ir.IntegerAttr(each.attributes["n"]).value
-        y = low.allocate(arith.MulIOp(rows, index(n)).result, abq.element(each.results[0]))
-        chain = next((chain for chain in chains if chain.feeds(each)), None)
-        if chain is None:
-            chain = _Chain(n)
-            chains.append(chain)
-        chain.add(low, each, y)
+    chains = [_Chain.of(low, chain, rows) for chain in chains_of(ops)]
     limits = list(ir.DenseI64ArrayAttr(op.attributes["max_rows"]))
     splits = _splits(op, len(limits))
 
@@ -61,37 +53,32 @@ def lower_matmul(low: Lowering, op: ir.Operation) -> None:
             low.finish(each, y, [*lead, index(chain.n)])
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Chain:
     """Products of `n` columns that one kernel computes: each one's epilogue may read the results of
-    those before. `arguments` are those of the kernel between x and m."""
+    those before. `arguments` are those of the kernel between x and m, `earlier` what
+    `Stage.earlier` says."""
 
     n: int
-    ops: list[ir.Operation] = field(default_factory=list)
-    results: list[ir.Value] = field(default_factory=list)
-    arguments: list[ir.Value] = field(default_factory=list)
-    earlier: list[tuple[int | None, ...]] = field(default_factory=list)
+    ops: list[ir.Operation]
+    results: list[ir.Value]
+    arguments: list[ir.Value]
+    earlier: list[tuple[int | None, ...]]
 
-    def feeds(self, op: ir.Operation) -> bool:
-        """Whether the epilogue of `op` reads one of the results."""
-        return any(source is not None for source in self._sources(op))
-
-    def add(self, low: Lowering, op: ir.Operation, y: ir.Value) -> None:
-        """Compute `op` too, to the buffer `y`."""
-        sources, view = self._sources(op), op.opview
-        others = [
-            low.buffer(value)
-            for value, source in zip(_inputs(op), sources, strict=True)
-            if source is None
-        ]
-        self.arguments += [low.buffer(view.w), _bias(low, view.bias, self.n), *others, y]
-        self.earlier.append(sources)
-        self.ops.append(op)
-        self.results.append(y)
-
-    def _sources(self, op: ir.Operation) -> tuple[int | None, ...]:
-        made = [op.results[0] for op in self.ops]
-        return tuple(made.index(value) if value in made else None for value in _inputs(op))
+    @staticmethod
+    def of(low: Lowering, ops: list[ir.Operation], rows: ir.Value) -> _Chain:
+        """Of these products; allocates their results."""
+        n = ir.IntegerAttr(ops[0].attributes["n"]).value
+        chain, made = _Chain(n, ops, [], [], []), [op.results[0] for op in ops]
+        for op in ops:
+            view, inputs = op.opview, _inputs(op)
+            size = arith.MulIOp(rows, index(n)).result
+            y = low.allocate(size, abq.element(op.results[0]))
+            others = [low.buffer(value) for value in inputs if value not in made]
+            chain.arguments.extend([low.buffer(view.w), _bias(low, view.bias, n), *others, y])
+            chain.earlier.append(tuple(made.index(v) if v in made else None for v in inputs))
+            chain.results.append(y)
+        return chain
 
     def kernel(self, low: Lowering, i: int) -> str:
         """The kernel of variant `i`, now known to the unit."""
