@@ -10,8 +10,8 @@ all threads, and grids, which then share these evenly. Products are merged where
 read are packed alike, after strategies have been chosen, and where ranges of rows are the same;
 targets that cannot do so keep them apart (`Target.merges_products`).
 
-Members of a group stand one behind the other and have the same number in the attribute `group`;
-`lower-abq` comes next.
+Members of a group stand one behind the other, all but the last with the attribute `abq.with_next`,
+which launches have then; `lower-abq` comes next.
 """
 
 from __future__ import annotations
@@ -20,21 +20,8 @@ from abqc.dialects.epilogue import Stage
 from abqc.dialects.mlir import ir
 
 from .infrastructure import Unit, defining_op, register, walk
+from .kernels.launch import WITH_NEXT
 from .loops.epilogues import PRODUCTS, inputs_of
-
-GROUP = "group"
-
-
-def members(op: ir.Operation) -> list[ir.Operation]:
-    """The products that are launched with `op`, itself included, in order."""
-    if GROUP not in op.attributes:
-        return [op]
-    return [
-        other.operation
-        for other in op.block.operations
-        if GROUP in other.operation.attributes
-        and other.operation.attributes[GROUP] == op.attributes[GROUP]
-    ]
 
 
 @register
@@ -45,7 +32,6 @@ def merge_products(module: ir.Operation, unit: Unit) -> None:
         if op.name in PRODUCTS and "splits" not in op.attributes:
             limits = tuple(ir.DenseI64ArrayAttr(op.attributes["max_rows"]))
             alike.setdefault((op.operands[0], limits), []).append(op)
-    number = 0
     for products in alike.values():
         while products:
             first, *others = products
@@ -53,8 +39,7 @@ def merge_products(module: ir.Operation, unit: Unit) -> None:
             for op in others:
                 (group if _joins(op, group, unit) else products).append(op)
             if len(group) > 1:
-                _mark(group, number)
-                number += 1
+                _mark(group)
 
 
 def _joins(op: ir.Operation, group: list[ir.Operation], unit: Unit) -> bool:
@@ -86,8 +71,8 @@ def _chains(op: ir.Operation, group: list[ir.Operation], unit: Unit) -> bool:
     read = [chain for chain in chains if any(m.results[0] in list(op.operands) for m in chain)]
     if len(read) != 1 or any(member.attributes["n"] != op.attributes["n"] for member in read[0]):
         return False
-    members = [member.results[0] for member in read[0]]
-    if any(each.value in members and each.read != "element" for each in inputs_of(op)):
+    results = [member.results[0] for member in read[0]]
+    if any(each.value in results and each.read != "element" for each in inputs_of(op)):
         return False
     kernels = [ir.ArrayAttr(each.attributes["kernels"]) for each in (*read[0], op)]
     return all(
@@ -112,7 +97,7 @@ def chains_of(group: list[ir.Operation]) -> list[list[ir.Operation]]:
     return chains
 
 
-def _mark(group: list[ir.Operation], number: int) -> None:
+def _mark(group: list[ir.Operation]) -> None:
     """Bring the members of a group together, with their weights in front."""
     first, last = group[0], group[0]
     for op in group[1:]:
@@ -122,5 +107,5 @@ def _mark(group: list[ir.Operation], number: int) -> None:
                 made.move_before(first)
         op.move_after(last)
         last = op
-    for op in group:
-        op.attributes[GROUP] = ir.IntegerAttr.get(ir.IntegerType.get_signless(64), number)
+    for op in group[:-1]:
+        op.attributes[WITH_NEXT] = ir.UnitAttr.get()

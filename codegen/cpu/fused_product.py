@@ -45,21 +45,24 @@ def _name(stage: Stage) -> str:
 
 
 def _emit(name: str, stages: tuple[Stage, ...], module: ir.Module, isa: Isa) -> None:
-    bodies = {stage.kernel.name: _body(stage.kernel, module, isa) for stage in stages}
-    x = ir.TypeAttr(next(iter(bodies.values())).attributes["function_type"]).value.inputs[1]
-    types: list[Any] = [x]
-    for stage in stages:
-        inputs = sum(source is None for source in stage.sources)
-        types += [buffer("i8"), *[buffer("f32")] * (2 + inputs)]
+    bodies = {kernel.name: _body(kernel, module, isa) for kernel in _kernels(stages)}
+    first = ir.TypeAttr(bodies[stages[0].kernel.name].attributes["function_type"]).value
+    types: list[Any] = [first.inputs[1]]
+    counts = [sum(source is None for source in stage.sources) for stage in stages]
+    for count in counts:
+        types += [buffer("i8"), *[buffer("f32")] * (2 + count)]
     with function(module, isa, name, [*types, INDEX, INDEX]) as (b, i, x, *rest, m, n):
         block = _Block.of(b, i, stages[0].kernel.block, m, n)
         results: list[Value] = []
-        for stage in stages:
-            count = sum(source is None for source in stage.sources)
-            (w, bias), given, y = rest[:2], rest[2 : 2 + count], rest[2 + count]
-            rest, arguments = rest[3 + count :], [i, x, w, bias, y, m, n]
-            callee = ir.FlatSymbolRefAttr.get(stage.kernel.name)
-            func.CallOp([], callee, [argument.ir for argument in arguments])
+        for stage, count in zip(stages, counts, strict=True):
+            (w, bias, *given, y), rest = rest[: 3 + count], rest[3 + count :]
+            callee = bodies[stage.kernel.name].attributes["sym_name"]
+            arguments = [i, x, w, bias, y, m, n]
+            func.CallOp(
+                [],
+                ir.FlatSymbolRefAttr.get(ir.StringAttr(callee).value),
+                [argument.ir for argument in arguments],
+            )
             if stage.epilogue is not None:
                 others = iter(given)
                 inputs = [next(others) if s is None else results[s] for s in stage.sources]
@@ -67,13 +70,24 @@ def _emit(name: str, stages: tuple[Stage, ...], module: ir.Module, isa: Isa) -> 
             results.append(y)
 
 
+def _kernels(stages: Sequence[Stage]) -> list[Kernel]:
+    """Each kernel once."""
+    return list({stage.kernel.name: stage.kernel for stage in stages}.values())
+
+
 def _body(kernel: Kernel, module: ir.Module, isa: Isa) -> ir.Operation:
-    """The function of a kernel, in the module once."""
+    """The function of a kernel, in the module under a name of its own: there it is no entry."""
+    name = f"{kernel.name}.body"
     table = ir.SymbolTable(module.operation)
-    if kernel.name not in table:
-        kernel.emit(module, isa)
-        table = ir.SymbolTable(module.operation)
-    return table[kernel.name].operation
+    if name in table:
+        return table[name].operation
+    with module.context, ir.Location.unknown():
+        alone = ir.Module.create()
+        kernel.emit(alone, isa)
+        body = ir.SymbolTable(alone.operation)[kernel.name].operation.clone()
+        body.attributes["sym_name"] = ir.StringAttr.get(name)
+        module.body.append(body)
+    return ir.SymbolTable(module.operation)[name].operation
 
 
 @dataclass(frozen=True)

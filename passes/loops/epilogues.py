@@ -156,13 +156,20 @@ def _read(op: ir.Operation, value: ir.Value, map_: ir.AffineMap) -> Read | None:
     if wide == every:
         return "element"
     if op.name in PRODUCTS:
-        last = len(shape) - 1
-        rows = [axis for axis in every if axis != last]
-        return "sample" if wide == rows else {(last,): "channel", (): "one"}.get(tuple(wide))
+        return _read_of_product(wide, every, len(shape) - 1)
     return _READS.get(tuple(wide))
 
 
 PRODUCTS = ("abq.matmul", "abq.fused_matmul")
+
+
+def _read_of_product(wide: list[int], every: list[int], last: int) -> Read | None:
+    """How an input with the axes `wide` is read, of the axes `every`, rows and the `last` one."""
+    if not wide:
+        return "one"
+    if wide == [last]:
+        return "channel"
+    return "sample" if wide == [axis for axis in every if axis != last] else None
 
 
 _READS: dict[tuple[int, ...], Read] = {

@@ -15,18 +15,20 @@ from abqc.dialects.epilogue import Stage
 from abqc.dialects.mlir import arith, ir
 
 from ..infrastructure import defining_op
+from ..kernels.launch import WITH_NEXT
 from ..loops.constant_values import zeros_symbol
 from ..loops.epilogues import epilogue
-from ..merge_products import chains_of, members
+from ..merge_products import chains_of
 from ..resolve_dims import index
 from .rules import Lowering, by_rows, ceil_div, product
 
 
 def lower_matmul(low: Lowering, op: ir.Operation) -> None:
     """The last one of some that are launched together launches them all."""
-    ops = members(op)
-    if op != ops[-1]:
+    low.together.append(op)
+    if WITH_NEXT in op.attributes:
         return
+    ops, low.together = low.together, []
     view = op.opview
     made = defining_op(view.x) if view.x in low.buffers else None
     source = view.x if made is None else made.operands[0]

@@ -1,8 +1,8 @@
 from abqc.codegen.strategy import Kernel
 from abqc.codegen.targets.cpu import CpuTarget
 from abqc.passes.infrastructure import Unit
-from abqc.passes.merge_products import GROUP, members
-from facts import Facts, after
+from abqc.passes.kernels.launch import WITH_NEXT
+from facts import after
 
 KERNELS = {
     name: Kernel(name, block, lambda module, isa: None)
@@ -49,19 +49,15 @@ def groups(*parts: str, results: str = "%a, %b, %c") -> list[list[str]]:
     """The nodes of each group, whose members must stand one behind the other."""
     text = TEXT.format(rows=ROWS, body="".join(parts), results=results)
     facts = after(text, "merge-products", unit=Unit(target=CpuTarget(), kernels=dict(KERNELS)))
-    found = {}
-    for op in products(facts):
-        together = members(op)
-        if GROUP in op.attributes:
-            found[op.attributes[GROUP].value] = [each.attributes["node"].value for each in together]
-            block = [each.operation for each in op.block.operations]
-            first = block.index(together[0])
-            assert block[first : first + len(together)] == together
-    return list(found.values())
-
-
-def products(facts: Facts) -> list:
-    return [*facts("abq.matmul"), *facts("abq.fused_matmul")]
+    found: list[list[str]] = [[]]
+    for op in facts.function().regions[0].blocks[0].operations:
+        if "node" in op.operation.attributes:
+            found[-1].append(op.operation.attributes["node"].value)
+        else:
+            assert len(found[-1]) == 0, "members stand one behind the other"
+        if found[-1] and WITH_NEXT not in op.operation.attributes:
+            found.append([])
+    return [group for group in found if len(group) > 1]
 
 
 def test_products_of_the_same_rows() -> None:
