@@ -53,6 +53,10 @@ STRATEGIES = [
 ]
 
 
+def _id(value: Any) -> str:
+    return value.name if hasattr(value, "name") else str(value)
+
+
 class Operands:
     """The operands of a product of m rows, and its kernel."""
 
@@ -101,12 +105,12 @@ def fused(*stages: Stage) -> Kernel:
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
-@pytest.mark.parametrize(("strategy", "weight", "activation"), STRATEGIES, ids=str)
-@pytest.mark.parametrize(("m", "n"), [(1, 64), (1, 83), (130, 131)])
+@pytest.mark.parametrize(("strategy", "weight", "activation"), STRATEGIES, ids=_id)
+@pytest.mark.parametrize(("m", "n"), [(1, 83), (130, 131)])
 def test_epilogues(
     isa: Isa, strategy: Any, weight: str | None, activation: str | None, m: int, n: int
 ) -> None:
-    """To the bit what numpy makes of the product alone, all blocks ragged or none."""
+    """To the bit what numpy makes of the product alone, all blocks ragged or whole."""
     case = Operands(strategy, weight, activation, m, n)
     kernel = fused(Stage(case.kernel, EVERY_READ))
     jit = case.jit(isa, case.kernel, kernel)
@@ -121,7 +125,7 @@ def test_epilogues(
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
-@pytest.mark.parametrize(("strategy", "weight", "activation"), STRATEGIES[:3:2], ids=str)
+@pytest.mark.parametrize(("strategy", "weight", "activation"), STRATEGIES[:3:2], ids=_id)
 @pytest.mark.parametrize(("m", "n"), [(1, 83), (130, 70)])
 def test_gates(
     isa: Isa, strategy: Any, weight: str | None, activation: str | None, m: int, n: int

@@ -1,8 +1,7 @@
 import pytest
-from abqc.codegen.gpu.arch import SM_80
 from abqc.codegen.strategy import Kernel
 from abqc.codegen.targets.cpu import CpuTarget
-from abqc.codegen.targets.cuda import CudaTarget
+from abqc.compiler.build import resolve_target
 from abqc.passes.infrastructure import Unit
 from abqc.passes.loops.epilogues import inputs_of
 from facts import Facts, after, maker
@@ -199,10 +198,10 @@ def product(name: str) -> str:
 
 
 def fused_product(inputs: str, types: str, maps: str, body: str, target: object) -> Facts:
-    """Of %x, a product, and what `inputs` name: rows %r, numbers %c for columns, %t for rows."""
+    """A loop over `inputs`: %x, a product; %r; %cols and %rows, numbers for these; %some."""
     arguments = ", ".join(f"%{chr(ord('a') + i)}: f32" for i in range(len(inputs.split(","))))
-    text = f"""func.func @main(%b96: tensor<96xf32>, %r: {ROWS}, %c: tensor<96xf32>,
-        %t: tensor<?x?xf32>, %s: tensor<?x96xf32>, %empty: {ROWS}) -> {ROWS} {{
+    text = f"""func.func @main(%b96: tensor<96xf32>, %r: {ROWS}, %cols: tensor<96xf32>,
+        %rows: tensor<?x?xf32>, %some: tensor<?x96xf32>, %empty: {ROWS}) -> {ROWS} {{
       %zero = arith.constant 0.0 : f32
       %q = "abq.weight"() {{sym = "q"}} : () -> tensor<?x?x64x!abq.packed<"rows">>
       %w8 = "abq.weight"() {{sym = "w"}} : () -> tensor<64x!abq.packed<"int8">>
@@ -229,17 +228,17 @@ ALL = """%1 = arith.addf %a, %b : f32
 def test_products_have_them_where_the_target_has_kernels() -> None:
     maps = f"{HERE}, {HERE}, affine_map<(b, s, n) -> (n)>, affine_map<(b, s, n) -> (b, s)>"
     types = f"{ROWS}, {ROWS}, tensor<96xf32>, tensor<?x?xf32>"
-    facts = fused_product("%x, %r, %c, %t", types, maps, ALL, CpuTarget())
+    facts = fused_product("%x, %r, %cols, %rows", types, maps, ALL, CpuTarget())
     assert not facts("linalg.generic") and not facts("abq.matmul")
     (op,) = facts("abq.fused_matmul")
     assert [each.read for each in inputs_of(op)] == ["element", "channel", "sample"]
     assert "kernels" in op.attributes and "max_rows" in op.attributes
-    facts = fused_product("%x, %r, %c, %t", types, maps, ALL, CudaTarget(SM_80))
+    facts = fused_product("%x, %r, %cols, %rows", types, maps, ALL, resolve_target("sm_80"))
     assert facts("linalg.generic") and facts("abq.matmul")
 
 
 def test_a_product_and_what_some_of_its_axes_have() -> None:
     """Rows of a product are numbered through: what the second axis alone has stays a loop."""
     maps = f"{HERE}, affine_map<(b, s, n) -> (s, n)>"
-    facts = fused_product("%x, %s", f"{ROWS}, tensor<?x96xf32>", maps, ADD, CpuTarget())
+    facts = fused_product("%x, %some", f"{ROWS}, tensor<?x96xf32>", maps, ADD, CpuTarget())
     assert facts("linalg.generic") and facts("abq.matmul")
