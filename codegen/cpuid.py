@@ -29,9 +29,11 @@ _BITS = {
     "avx512_vnni": ("7.ecx", 11),
     "avx512_bitalg": ("7.ecx", 12),
     "avx512_vpopcntdq": ("7.ecx", 14),
+    "amx_bf16": ("7.edx", 22),
     "amx_tile": ("7.edx", 24),
     "amx_int8": ("7.edx", 25),
     "avx_vnni": ("7.1.eax", 4),
+    "avx512_bf16": ("7.1.eax", 5),
     "abm": ("80000001.ecx", 5),
 }
 

@@ -12,7 +12,8 @@ from typing import Literal
 
 from abqc.errors import AbqcError
 
-Use = Literal["tiles", "dot"]  # tile registers; products of bytes added up in fours
+# Tile registers; products of bytes added up in fours; products of bf16 added up in pairs.
+Use = Literal["tiles", "dot", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Isa:
     their number.
 
     One that `extends` another has kernels of its own where these make use of what it `adds`; all
-    others are those of the other one.
+    others are those of the other one, which may extend a third.
     """
 
     name: str
@@ -38,7 +39,10 @@ class Isa:
     madd_i16: str  # LLVM intrinsic: products of i16 pairs, added in pairs to i32 (VPMADDWD)
     madd_u8i8: str | None = None  # products of u8 by i8, added in pairs to i16, saturating
     dot_u8i8: str | None = None  # products of u8 by i8, added in fours to i32 (VPDPBUSD)
+    # LLVM intrinsic: products of bf16 pairs, added in pairs to f32 (VDPBF16PS)
+    dot_bf16: str | None = None
     tiles: Literal["", "amx", "memory"] = ""  # tile registers, or what acts for them
+    bf16_tiles: bool = False  # which multiply bf16 too
     extends: str | None = None
     adds: Use | None = None
 
@@ -97,6 +101,16 @@ AVX512 = Isa(
     dot_u8i8="llvm.x86.avx512.vpdpbusd.512",
 )
 
+AVX512BF16 = replace(
+    AVX512,
+    name="avx512bf16",
+    llvm_features=(*AVX512.llvm_features, "+avx512bf16"),
+    cpu_flags=(*AVX512.cpu_flags, "avx512_bf16"),
+    dot_bf16="llvm.x86.avx512bf16.dpbf16ps.512",
+    extends="avx512",
+    adds="bf16",
+)
+
 AMX = replace(
     AVX512,
     name="amx",
@@ -105,6 +119,17 @@ AMX = replace(
     tiles="amx",
     extends="avx512",
     adds="tiles",
+)
+
+AMXBF16 = replace(
+    AMX,
+    name="amxbf16",
+    llvm_features=(*AMX.llvm_features, "+avx512bf16", "+amx-bf16"),
+    cpu_flags=(*AMX.cpu_flags, "avx512_bf16", "amx_bf16"),
+    dot_bf16=AVX512BF16.dot_bf16,
+    bf16_tiles=True,
+    extends="amx",
+    adds="bf16",
 )
 
 AVXVNNI = replace(
@@ -129,7 +154,7 @@ PLAIN = Isa(
     madd_i16="llvm.x86.sse2.pmadd.wd",
 )
 
-ALL = (AMX, AVX512, AVXVNNI, AVX2, PLAIN)  # best first
+ALL = (AMXBF16, AMX, AVX512BF16, AVX512, AVXVNNI, AVX2, PLAIN)  # best first
 
 # The best that all CPUs of a level of the x86-64 psABI have; of v4 only some have VNNI.
 LEVELS = {"x86-64": PLAIN, "x86-64-v2": PLAIN, "x86-64-v3": AVX2, "x86-64-v4": AVX2}
@@ -153,7 +178,7 @@ def of_cpu(text: str) -> tuple[Isa, ...]:
         return ALL
     if text == "native":
         base = available()[0]
-        return (*(isa for isa in extending() if isa.extends == base.name), base)
+        return (*(isa for isa in extending() if base in lineage(isa)), base)
     if text in LEVELS:
         return (LEVELS[text],)
     try:
@@ -164,8 +189,13 @@ def of_cpu(text: str) -> tuple[Isa, ...]:
             f"'{text}' names no CPU",
             hint=f"say native, all, one of {', '.join(LEVELS)}, or instruction sets: {names}",
         ) from None
-    wanted = {isa.name for isa in named} | {isa.extends for isa in named}
+    wanted = {ancestor.name for isa in named for ancestor in lineage(isa)}
     return tuple(isa for isa in ALL if isa.name in wanted)
+
+
+def lineage(isa: Isa) -> tuple[Isa, ...]:
+    """It, what it extends, what that extends, and so on; the last one has all kernels."""
+    return (isa,) if isa.extends is None else (isa, *lineage(by_name(isa.extends)))
 
 
 def available() -> tuple[Isa, ...]:
@@ -185,7 +215,7 @@ def runs_here(isa: Isa) -> bool:
 
 def tiled() -> tuple[Isa, ...]:
     """Those that have tiles, of which memory's run anywhere; asks the system for the others."""
-    in_memory = replace(available()[0], name="tiles in memory", tiles="memory")
+    in_memory = replace(available()[0], name="tiles in memory", tiles="memory", bf16_tiles=True)
     return (in_memory, *(isa for isa in extending() if isa.tiles == "amx"))
 
 

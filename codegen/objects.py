@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .elf import loaded_bytes
-from .isa import Isa
+from .isa import Isa, lineage
 from .kernel_job import Job, KernelJob, kernel_symbol
 from .link import GpuMeta
 from .llvm import compile_table
@@ -82,9 +82,13 @@ class CpuObjects:
         for isa in isas:
             own = made[isa]
             code_bytes += sum(map(loaded_bytes, own.values()))
-            owners = [isa.name if name in own else isa.extends or isa.name for name in names]
+            line = lineage(isa)
+            owners = [
+                next((each for each in line[:-1] if name in made.get(each, ())), line[-1])
+                for name in names
+            ]
             symbols = [
-                kernel_symbol(name, owner) for name, owner in zip(names, owners, strict=True)
+                kernel_symbol(name, owner.name) for name, owner in zip(names, owners, strict=True)
             ]
             table = compile_table(symbols, f"abqc_kernels_{isa.name}")
             for number, content in enumerate([*own.values(), table]):

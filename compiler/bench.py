@@ -1,7 +1,9 @@
 """Times a compiled model, alone or interleaved with onnxruntime on the model it came from.
 
 Both sides are timed in alternating blocks, so that a slow spell of the machine hits both, and a
-block's first run is not counted: it pays for the other side's threads and cache lines.
+block's first run is not counted: it pays for the other side's threads and cache lines. After the
+peer's block there is a rest: onnxruntime's threads go on spinning for some 20 ms behind a run, on
+cores that the next one would use.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from statistics import median
 from typing import Any
 
 BLOCK_SECONDS = 0.03
+REST_SECONDS = 0.06
 MIN_ROUNDS = 5
 MAX_ROUNDS = 200
 
@@ -51,6 +54,7 @@ def interleave(own: Run, peer: Run | None, seconds: float) -> Timing:
         own_seconds += time_block(own, BLOCK_SECONDS)
         if peer is not None:
             peer_seconds += time_block(peer, BLOCK_SECONDS)
+            time.sleep(REST_SECONDS)
     return Timing(tuple(own_seconds), tuple(peer_seconds))
 
 

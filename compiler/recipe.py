@@ -40,8 +40,8 @@ DEFAULT_EMBED = parse_scheme("w8:channel:sym")
 class OpRecipe:
     """What one operation gets. `weight` None: it stays float; `activation` None: they stay float.
 
-    `rule` is the text of the rule that decided, with its line, for messages. `half` is what a GPU
-    rounds float activations to.
+    `rule` is the text of the rule that decided, with its line, for messages. `half` is what kernels
+    of 16 bits round floats to: those of a GPU, and of bf16 those of a CPU.
     """
 
     weight: Scheme | None
@@ -337,8 +337,9 @@ def _resolve_gather(matching: list[Rule]) -> OpRecipe:
 
 
 def _float(rule: Rule | None) -> OpRecipe:
-    text = "no rule matches" if rule is None else str(rule)
-    return OpRecipe(None, None, False, False, False, text)
+    if rule is None:
+        return OpRecipe(None, None, False, False, False, "no rule matches")
+    return OpRecipe(None, None, False, False, False, str(rule), half=rule.half)
 
 
 def _for_conv(activation: Scheme | None) -> Scheme | None:

@@ -13,13 +13,14 @@ from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedInput
 
 from .recipe import PER_CHANNEL, RANGES, Recipe, Rule
 
-# Activations that stay float, and the 16-bit type that GPUs round them to.
+# Products that stay float, activations that do beside codes: what kernels of 16 bits round them to.
+FLOATS: dict[str, Half] = {"none": "f16", "none:bf16": "bf16"}
 FLOAT_ACTIVATIONS: dict[str, Half] = {"a16": "f16", "a16:f16": "f16", "a16:bf16": "bf16"}
 
 # What each terminal of the grammar is called in messages, in the order in which they are listed.
 TERMINALS = {
     "PATTERN": 'a quoted pattern ("*mlp*")',
-    "NONE": "none",
+    "NONE": "none, none:bf16",
     "WEIGHTS": "weights (w4, w2*, w4:g64:asym, mxfp4)",
     "ACTIVATIONS": "activations (a8, a8:token:sym, a8:channel, amxfp8, a16, a16:bf16)",
     "FLAG": "learn, balance, rotate, shift, clip, sort, search, gptq, rtn, minmax, percentile or "
@@ -91,6 +92,7 @@ def _rule(tree: Tree, lines: list[str], source: str) -> Rule:
     if PER_CHANNEL in words.get("ACTIVATIONS", "").split(":"):
         flags.add(PER_CHANNEL)
     _check_range(words, flags, activation, source)
+    activations = words.get("ACTIVATIONS", "")
     first = tree.children[0]
     assert isinstance(first, Token) and first.line is not None
     embed = words.get("EMBED")
@@ -99,7 +101,9 @@ def _rule(tree: Tree, lines: list[str], source: str) -> Rule:
         stays_float="NONE" in words,
         weight=_weight(words.get("WEIGHTS"), source),
         activation=activation,
-        half=FLOAT_ACTIVATIONS.get(words.get("ACTIVATIONS", ""), "f16"),
+        half=FLOATS[words["NONE"]]
+        if "NONE" in words
+        else FLOAT_ACTIVATIONS.get(activations, "f16"),
         flags=frozenset(flags),
         cache=_cache(words.get("CACHE"), source),
         decides_embed=embed is not None,
@@ -141,7 +145,8 @@ def _check_words(words: dict[str, Token], flags: set[str], source: str) -> None:
         if key not in words or (key == "WEIGHTS" and "NONE" not in words):
             continue
         if "NONE" in words:
-            raise _error(words[key], source, f"'{words[key]}' contradicts 'none'")
+            none = words["NONE"]
+            raise _error(words[key], source, f"'{words[key]}' contradicts '{none}'")
         if weights is None:
             raise _error(words[key], source, f"'{words[key]}' belongs to formats such as w4a8")
 

@@ -62,6 +62,13 @@ def _float(f: MatmulFeatures, rates: IsaRates) -> float:
     return 2 * f.m * f.n * f.k / rates.flops
 
 
+def _bf16(f: MatmulFeatures, rates: IsaRates) -> float:
+    products = 2 * f.m * f.n * f.k / rates.bf16_flops
+    # Floats need no decoding.
+    passes = 0 if f.weight_bits == 16 else math.ceil(f.m / FLOAT_ROW_BLOCK)
+    return products + f.n * f.k * passes / rates.float_decodes + _scale(f, rates)
+
+
 def _dequantize(f: MatmulFeatures, rates: IsaRates) -> float:
     decode = f.n * f.k * math.ceil(f.m / FLOAT_ROW_BLOCK) / rates.float_decodes
     return _float(f, rates) + decode
@@ -107,6 +114,7 @@ COMPUTE: dict[str, Callable[[MatmulFeatures, IsaRates], float]] = {
     "float": _float,
     "direct": _float,
     "dequantize": _dequantize,
+    "bf16": _bf16,
     "int8": _int8,
     "int8-direct": _int8_direct,
     "bitplane": _bitplane,

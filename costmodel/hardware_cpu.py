@@ -18,6 +18,7 @@ class IsaRates:
     """One core running the kernels of one instruction set; per second."""
 
     flops: float  # f32 multiply-adds count two
+    bf16_flops: float  # the same of bf16; of the best set that extends this one
     wide_macs: float  # bytes, products too large for pairs to be added in 16 bits
     narrow_macs: float  # bytes, where two products always fit 16 bits
     bit_products: float  # AND, population count, accumulate
@@ -73,6 +74,7 @@ ZEN4 = Cpu(
     isas={
         "avx512": IsaRates(
             flops=110 * GIGA,
+            bf16_flops=210 * GIGA,
             wide_macs=216 * GIGA,
             narrow_macs=216 * GIGA,
             bit_products=1050 * GIGA,
@@ -86,6 +88,7 @@ ZEN4 = Cpu(
         ),
         "avx2": IsaRates(
             flops=105 * GIGA,
+            bf16_flops=95 * GIGA,
             wide_macs=55 * GIGA,
             narrow_macs=98 * GIGA,
             bit_products=345 * GIGA,
@@ -99,6 +102,7 @@ ZEN4 = Cpu(
         ),
         "plain": IsaRates(
             flops=37 * GIGA,
+            bf16_flops=35 * GIGA,
             wide_macs=21 * GIGA,
             narrow_macs=21 * GIGA,
             bit_products=85 * GIGA,

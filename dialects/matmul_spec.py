@@ -15,9 +15,10 @@ class MatmulSpec:
     `weight` and `activation` are None where that side stays float. `hadamard_block` rotates
     activations in blocks of that many columns before they are quantized; 0: no rotation.
     `scale_bits` is 16, or 32 for imported weights whose scales f16 cannot hold. `half` is what
-    kernels of 16 bits (GPUs only) round float activations to. `weight_float` is how a weight that
-    stays float is stored: as the model has it. Activations that are `stored_codes` come as bytes
-    of codes, not as floats; with `accumulators` y is int32: exact sums, without scales and bias.
+    kernels of 16 bits round float activations to; on CPUs there are none of f16, and f32 stays.
+    `weight_float` is the type that the model has a weight in that stays float. Activations that are
+    `stored_codes` come as bytes of codes, not as floats; with `accumulators` y is int32: exact
+    sums, without scales and bias.
     """
 
     n: int
@@ -35,6 +36,11 @@ class MatmulSpec:
     def trellis(self) -> bool:
         """Whether the weight is a trellis code, which has strategies of its own."""
         return self.weight is not None and self.weight.format.kind == "trellis"
+
+    @property
+    def in_bf16(self) -> bool:
+        """Whether activations, and weights that stay float, are rounded to bf16."""
+        return self.activation is None and self.half == "bf16"
 
     @property
     def blocks(self) -> bool:
@@ -63,9 +69,14 @@ class MatmulSpec:
     @property
     def weight_text(self) -> str:
         """The format of the weight, for people: that of its codes, or the type of its floats."""
-        return self.weight.text if self.weight else self.weight_float
+        return self.weight.text if self.weight else self._float_type
 
     @property
     def weight_bits(self) -> int:
         """Bits of one element of the weight, scales not counted."""
-        return self.weight.bits if self.weight else 8 * FLOAT_BYTES[self.weight_float]
+        return self.weight.bits if self.weight else 8 * FLOAT_BYTES[self._float_type]
+
+    @property
+    def _float_type(self) -> Float:
+        """How a weight that stays float is stored."""
+        return "bf16" if self.in_bf16 else self.weight_float

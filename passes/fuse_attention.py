@@ -18,42 +18,54 @@ from abqc.dialects import abq
 from abqc.dialects.mlir import ir, tensor
 
 from .infrastructure import Unit, defining_op, register, users, walk
-from .loops.generics import dims, expression, groups, inputs, is_elementwise
+from .loops.generics import dims, groups, is_elementwise
+from .patterns.heads import (
+    IN_BATCH,
+    Heads,
+    collapse_from_four_axes,
+    collapse_of_heads,
+    match_heads,
+    permutation,
+)
 from .patterns.score_chain import Chain, Mask, match_chain
-from .patterns.softmax import match_softmax, operand_in_order
-from .resolve_dims import expand_shape
+from .patterns.softmax import match_softmax
+from .resolve_dims import mixed_sizes
 from .share_heads import GROUP
 
 # Wider heads have no kernel (codegen/gpu/attention/spec.py).
 MAX_HEAD = 256
 
-_HEADS_IN_BATCH = [[0, 1], [2], [3]]
 _ROWS_AND_HEADS = (0, 2, 1, 3)
 
 
 @dataclass(frozen=True)
-class _Operand:
-    """A factor of a product as [B, H, M, D], or [B, M, H, D]; `scale` times it is the factor."""
-
-    value: ir.Value
-    rows_first: int = 0
-    scale: float = 1.0
-
-
-@dataclass(frozen=True)
 class _Match:
-    q: _Operand
-    k: _Operand
-    v: _Operand
-    apart: bool  # heads are an axis; otherwise all are one batch's
+    q: Heads
+    k: Heads
+    v: Heads
     chain: Chain | None
     guarded: bool
+
+    @property
+    def factors(self) -> tuple[Heads, Heads, Heads]:
+        return self.q, self.k, self.v
+
+    @property
+    def apart(self) -> bool:
+        """Heads are an axis of a factor; otherwise all are those of one batch."""
+        return not all(factor.flat for factor in self.factors)
+
+    @property
+    def alike(self) -> bool:
+        """Heads are an axis of all factors or of none."""
+        return len({factor.flat for factor in self.factors}) == 1
 
 
 @register
 def fuse_attention(module: ir.Operation, unit: Unit) -> None:
     """Turn softmax(q k^T) v into abq.attention."""
     for product in walk(module, "abq.batch_matmul"):
+        collapse_from_four_axes(product)
         match = _match(product)
         if match is not None:
             _rewrite(product, match)
@@ -64,7 +76,7 @@ def _match(product: ir.Operation) -> _Match | None:
     p, v = product.operands
     if _is_transposed(product):
         return None
-    collapse = _collapse_of_heads(p)
+    collapse = collapse_of_heads(p)
     weights = collapse.operands[0] if collapse is not None else p
     softmax = match_softmax(weights)
     if softmax is None or not _has_one_user(p) or not _has_one_user(weights):
@@ -73,7 +85,7 @@ def _match(product: ir.Operation) -> _Match | None:
     chain = match_chain(x) if is_elementwise(x) else None
     scores = defining_op(chain.scores if chain is not None else softmax.x)
     if scores is not None and scores.name == "tensor.expand_shape":
-        if groups(scores) != _HEADS_IN_BATCH:
+        if groups(scores) != IN_BATCH:
             return None
         scores = defining_op(scores.operands[0])
     if scores is None or scores.name != "abq.batch_matmul" or not _share_alike(scores, product):
@@ -82,68 +94,12 @@ def _match(product: ir.Operation) -> _Match | None:
     columns = (abq.shape(q)[2], abq.shape(v)[2])
     if max(columns) > MAX_HEAD or abq.DYNAMIC in columns:
         return None
-    swapped = not _is_transposed(scores)
-    for apart, read in ((True, _heads), (False, _one_batch)):
-        queries, values = read(q, scaled=True), read(v)
-        keys = read(k, scaled=True, swapped=swapped)
-        if queries is not None and keys is not None and values is not None:
-            return _Match(queries, keys, values, apart, chain, softmax.guarded)
-    return None
-
-
-def _heads(value: ir.Value, *, scaled: bool = False, swapped: bool = False) -> _Operand | None:
-    """The heads that were collapsed into the batch of `value`, [B * H, M, D].
-
-    `scaled`: a factor may be taken off them. `swapped`: `value` is [B * H, D, M], which must be a
-    transpose.
-    """
-    collapse = _collapse_of_heads(value)
-    if collapse is None:
+    queries, values = match_heads(q, scaled=True), match_heads(v)
+    keys = match_heads(k, scaled=True, swapped=not _is_transposed(scores))
+    if queries is None or keys is None or values is None:
         return None
-    value, scale = _unscaled(collapse.operands[0]) if scaled else (collapse.operands[0], 1.0)
-    order = _permutation(value)
-    in_place = {(0, 1, 3, 2): 0, (0, 2, 3, 1): 1} if swapped else {(0, 2, 1, 3): 1}
-    if order not in in_place:
-        return None if swapped else _Operand(value, scale=scale)
-    source, more = _unscaled(_source(value)) if scaled else (_source(value), 1.0)
-    return _Operand(source, in_place[order], scale * more)
-
-
-def _one_batch(value: ir.Value, *, scaled: bool = False, swapped: bool = False) -> _Operand | None:
-    """[H, M, D] as the heads of one batch; not yet expanded."""
-    value, scale = _unscaled(value) if scaled else (value, 1.0)
-    if not swapped:
-        return _Operand(value, scale=scale)
-    return _Operand(_source(value), scale=scale) if _permutation(value) == (0, 2, 1) else None
-
-
-def _unscaled(value: ir.Value) -> tuple[ir.Value, float]:
-    """What a loop multiplied by a constant, and the constant."""
-    op = defining_op(value)
-    if not is_elementwise(op):
-        return value, 1.0
-    tree, source = expression(op), operand_in_order(op, 0) if inputs(op) else None
-    if source is None or len(tree) != 3 or tree[0] != "arith.mulf":
-        return value, 1.0
-    factors = [side[1] for side in tree[1:] if side[0] == "const"]
-    if len(factors) != 1 or ("in", 0) not in tree or source.type != value.type:
-        return value, 1.0
-    return source, factors[0]
-
-
-def _permutation(value: ir.Value) -> tuple[int, ...] | None:
-    """Of the transpose that makes `value`."""
-    op = defining_op(value)
-    if op is None or op.name != "linalg.transpose":
-        return None
-    return tuple(ir.DenseI64ArrayAttr(op.attributes["permutation"]))
-
-
-def _source(value: ir.Value) -> ir.Value:
-    """What a transpose reads."""
-    op = defining_op(value)
-    assert op is not None
-    return op.operands[0]
+    match = _Match(queries, keys, values, chain, softmax.guarded)
+    return match if GROUP not in product.attributes or match.alike else None
 
 
 def _share_alike(scores: ir.Operation, product: ir.Operation) -> bool:
@@ -163,14 +119,6 @@ def _has_one_user(value: ir.Value) -> bool:
     return sum(1 for user in users(value) if user.operation.name != "tensor.dim") == 1
 
 
-def _collapse_of_heads(value: ir.Value) -> ir.Operation | None:
-    """The reshape [B, H, ., .] -> [B * H, ., .] that makes `value`."""
-    op = defining_op(value)
-    if op is None or op.name != "tensor.collapse_shape" or groups(op) != _HEADS_IN_BATCH:
-        return None
-    return op
-
-
 def _rewrite(product: ir.Operation, match: _Match) -> None:
     mask = match.chain.mask() if match.chain is not None else None
     if mask is not None:
@@ -178,17 +126,18 @@ def _rewrite(product: ir.Operation, match: _Match) -> None:
         if mask is None:
             return  # it tells batches from heads, q does not
     with ir.InsertionPoint(product), product.location:
-        if not match.apart:
-            flat = (match.q, match.k, match.v)
-            q, k, v = (replace(x, value=_with_batch(x.value)) for x in flat)
-            match = replace(match, q=q, k=k, v=v)
-        expand, transpose = _output(product) if match.apart else (None, None)
+        q, k, v = (factor.made() for factor in match.factors)
+        told = next((factor for factor in (q, k, v) if not factor.flat), None)
+        sizes = told.batch_and_heads() if told is not None else None
+        q, k, v = (x.apart(sizes or [1, *mixed_sizes(x.value)[:1]]) for x in (q, k, v))
+        match = replace(match, q=q, k=k, v=v)
+        expand, transpose = _output(product) if told is not None else (None, None)
         y = _attention(match, mask, transpose, expand, product)
         if transpose is not None:
             transpose.results[0].replace_all_uses_with(y)
             return
         product.results[0].replace_all_uses_with(
-            tensor.CollapseShapeOp(product.results[0].type, y, _HEADS_IN_BATCH).result
+            tensor.CollapseShapeOp(product.results[0].type, y, IN_BATCH).result
         )
 
 
@@ -217,21 +166,16 @@ def _mask_of_heads(mask: Mask, apart: bool) -> Mask | None:
     return Mask(mask.value, ir.AffineMap.get(4, 0, results))
 
 
-def _with_batch(value: ir.Value) -> ir.Value:
-    """[H, M, D] as [1, H, M, D]."""
-    return expand_shape(value, _HEADS_IN_BATCH, [1, *abq.shape(value)])
-
-
 def _output(product: ir.Operation) -> tuple[ir.Operation | None, ir.Operation | None]:
     """The reshape of y to [B, H, M, E] if that is its only use, and likewise the transpose to
     [B, M, H, E] after it."""
     expand = _only_user(product)
-    if expand is None or expand.name != "tensor.expand_shape" or groups(expand) != _HEADS_IN_BATCH:
+    if expand is None or expand.name != "tensor.expand_shape" or groups(expand) != IN_BATCH:
         return None, None
     transpose = _only_user(expand)
     if transpose is None or transpose.name != "linalg.transpose":
         return expand, None
-    if _permutation(transpose.results[0]) != _ROWS_AND_HEADS:
+    if permutation(transpose.results[0]) != _ROWS_AND_HEADS:
         return expand, None
     return expand, transpose
 

@@ -38,7 +38,7 @@ from .rotate_stream import ROTATED
 
 SCALE_TYPES = {"f16": ir.F16Type, "e8m0": ir.Float8E8M0FNUType, "e4m3": ir.Float8E4M3FNType}
 
-# The attribute of a matmul or convolution that says what a GPU rounds float activations to.
+# The attribute of a matmul or convolution that says what kernels of 16 bits round floats to.
 HALF = "half"
 DEFAULT_HALF: Half = "f16"
 
@@ -89,7 +89,7 @@ def _quantize_matmul(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) ->
     n, k = abq.shape(view.w)
     encoding = matmul_encoding(op, tables, unit)
     if encoding is None:
-        _without_codes(op)
+        _keep_half(_without_codes(op), recipe)
         return
     block = encoding.hadamard_block
     with ir.InsertionPoint(op), op.location:
@@ -127,11 +127,11 @@ def _quantize_matmul(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) ->
     op.erase()
 
 
-def _without_codes(op: ir.Operation) -> None:
-    """A weight stays float, so that no kernel takes the activation's codes."""
+def _without_codes(op: ir.Operation) -> ir.Operation:
+    """A weight stays float, so that no kernel takes the activation's codes; the operation now."""
     view = op.opview
     if abq.code_format(view.x) is None:
-        return
+        return op
     kept = {"bias": view.bias} if view.bias is not None else {}
     quantized = defining_op(view.x)
     assert quantized is not None
@@ -146,10 +146,11 @@ def _without_codes(op: ir.Operation) -> None:
             )
     op.results[0].replace_all_uses_with(new.result)
     op.erase()
+    return new.operation
 
 
 def _keep_half(op: ir.Operation, recipe: Any) -> None:
-    """Say what a GPU rounds float activations to, where the recipe does not leave it at f16."""
+    """Say what float activations are rounded to, where the recipe does not leave it at f16."""
     if recipe.activation is None and recipe.half != DEFAULT_HALF:
         op.attributes[HALF] = ir.StringAttr.get(recipe.half)
 

@@ -79,7 +79,7 @@ class _InstanceOptions(ctypes.Structure):
     ]
 
 
-class _RunOptions(ctypes.Structure):
+class RunOptions(ctypes.Structure):
     _fields_ = [
         ("struct_size", ctypes.c_uint32),
         ("threads", ctypes.c_int32),
@@ -116,7 +116,7 @@ class _Api(ctypes.Structure):
                 ctypes.c_int32,
                 ctypes.c_void_p,
                 ctypes.c_int32,
-                ctypes.POINTER(_RunOptions),
+                ctypes.POINTER(RunOptions),
             ),
         ),
         (
@@ -208,9 +208,9 @@ class Library:
     def run_options_size(self) -> int:
         """How much of the options of a run it knows: older ones know no profile, or no flags."""
         if self.manifest.get("profiles", False):
-            return ctypes.sizeof(_RunOptions)
+            return ctypes.sizeof(RunOptions)
         known = self.manifest.get("interruptible", False)
-        return (_RunOptions.profile if known else _RunOptions.flags).offset
+        return (RunOptions.profile if known else RunOptions.flags).offset
 
     def __del__(self) -> None:
         self.release()
@@ -350,41 +350,25 @@ class Instance:
         self.library.check(self.library._api.statistics(self._pointer, ctypes.byref(table)))
         return RunStatistics.of(table)
 
+    def run_options(self) -> RunOptions:
+        """Options for `run`, to be set and kept: threads of the instance, its own device."""
+        return RunOptions(struct_size=self.library.run_options_size)
+
     def run(
-        self,
-        inputs: int,
-        input_count: int,
-        outputs: int,
-        output_count: int,
-        *,
-        threads: int = 0,
-        device: tuple[int, int] = (0, 0),
-        stream: int = 0,
-        profile: int = 0,
+        self, inputs: int, input_count: int, outputs: int, output_count: int, options: RunOptions
     ) -> None:
         """abqc_api.run on arrays of pointers to tensors, given by their addresses.
 
         In the main thread Ctrl-C ends the run: KeyboardInterrupt.
         """
-        options = _RunOptions(
-            struct_size=self.library.run_options_size,
-            threads=threads,
-            device=_DLDevice(*device),
-            stream=stream or None,
-            # Python calls handlers of signals in its main thread alone.
-            flags=_INTERRUPTIBLE if threading.current_thread() is threading.main_thread() else 0,
-            profile=profile or None,
+        # Python calls handlers of signals in its main thread alone.
+        is_main = threading.get_ident() == threading.main_thread().ident
+        options.flags = _INTERRUPTIBLE if is_main else 0
+        status = self.library._run(
+            self._pointer, inputs or None, input_count, outputs or None, output_count, options
         )
-        self._check(
-            self.library._run(
-                self._pointer,
-                inputs or None,
-                input_count,
-                outputs or None,
-                output_count,
-                ctypes.byref(options),
-            )
-        )
+        if status or self.driver is not None:
+            self._check(status)
 
 
 def _unused_path(descriptor: int) -> str:

@@ -30,7 +30,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import InputError
-from .element_types import numpy_dtype
+from .dlpack import FirstRows
+from .element_types import by_name, numpy_dtype
 from .tensor_spec import Dim, TensorSpec
 
 IDS, MASK, POSITIONS, LOGITS = "input_ids", "attention_mask", "position_ids", "logits"
@@ -238,6 +239,7 @@ class _Cache:
 
     past: str
     present: str
+    type: str
     dtype: np.dtype
     shape: tuple[int, ...]
     axis: int | None
@@ -264,6 +266,7 @@ class _Cache:
         return _Cache(
             past.name,
             present.name,
+            past.dtype,
             numpy_dtype(past.dtype),
             tuple(size if isinstance(size, int) else 1 for size in dims),
             axis,
@@ -283,6 +286,11 @@ class _Cache:
         assert self.axis is not None
         return buffer[(slice(None),) * self.axis + (slice(rows),)]
 
+    def growing(self, buffer: np.ndarray) -> FirstRows:
+        """The first rows of a buffer, as many as it is told before each run."""
+        assert self.axis is not None
+        return FirstRows(buffer, self.axis, by_name(self.type).dlpack)
+
 
 def _fixed_axis(past: TensorSpec) -> int | None:
     """The axis of the rows of a cache whose sizes the model fixes; None for a state."""
@@ -297,18 +305,20 @@ class _InPlace:
         self._room = room
         self._caches = [cache for cache in caches if cache.axis is not None]
         self._buffers = [cache.buffer(room) for cache in self._caches]
+        self._describe()
         self._states = _Returned([cache for cache in caches if cache.axis is None], room, outputs)
         self.limit = min((c.rows for c in caches if c.rows is not None), default=None)
 
     def run(self, model: Runnable, feeds: dict[str, Any], past: int, total: int) -> Sequence[Any]:
         if total > self._room:
             self._grow(past, max(total, 2 * self._room))
-        outputs = {}
-        for cache, buffer in zip(self._caches, self._buffers, strict=True):
-            feeds[cache.past] = buffer if cache.whole else cache.first(buffer, past)
-            outputs[cache.present] = buffer if cache.whole else cache.first(buffer, total)
+        for rows in self._growing_pasts:
+            rows.rows = past
+        for rows in self._growing_presents:
+            rows.rows = total
+        feeds.update(self._pasts)
         self._states.give(feeds)
-        results = model.run(feeds, outputs=outputs)
+        results = model.run(feeds, outputs=self._presents)
         self._states.take(results)
         return results
 
@@ -318,6 +328,22 @@ class _InPlace:
             cache.first(larger, rows)[...] = cache.first(self._buffers[i], rows)
             self._buffers[i] = larger
         self._room = room
+        self._describe()
+
+    def _describe(self) -> None:
+        """What runs are given, made once for all steps in these buffers."""
+        self._pasts: dict[str, Any] = {}
+        self._presents: dict[str, Any] = {}
+        self._growing_pasts: list[FirstRows] = []
+        self._growing_presents: list[FirstRows] = []
+        for cache, buffer in zip(self._caches, self._buffers, strict=True):
+            past: Any = buffer
+            present: Any = buffer
+            if not cache.whole:
+                past, present = cache.growing(buffer), cache.growing(buffer)
+                self._growing_pasts.append(past)
+                self._growing_presents.append(present)
+            self._pasts[cache.past], self._presents[cache.present] = past, present
 
 
 class _Returned:

@@ -1,7 +1,8 @@
 """DLPack's structures, packed straight into memory (`element_types.py` has its types).
 
 Layouts are those of DLPack 1.0 on a 64-bit machine (`shim/abqc.h` has the C side). A run of a
-decoder passes over a hundred tensors, so they are packed with `struct`, not set field by field.
+decoder passes over a hundred tensors, so they are packed with `struct`, not set field by field, and
+what is as in the run before is left as it is.
 """
 
 from __future__ import annotations
@@ -22,6 +23,13 @@ _TENSOR = struct.Struct("=QiiiBBHQQQ")
 TENSOR_SIZE = _TENSOR.size
 MANAGED_SIZE = TENSOR_SIZE + 16  # and manager context, deleter
 
+# numpy's array interface in C: `data` of PyArrayInterface
+_ARRAY_DATA = 40
+_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_capsule_pointer.restype = ctypes.c_size_t
+_capsule_pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
+_word_at = ctypes.c_size_t.from_address
+
 
 class DType(NamedTuple):
     """A DLDataType."""
@@ -32,46 +40,48 @@ class DType(NamedTuple):
 
 
 _SIZES = [struct.Struct(f"={rank}q") for rank in range(2 * MAX_RANK + 1)]
-_POINTER = struct.Struct("=Q")
 
 
-class Borrowed(Protocol):
+class Described(Protocol):
     """A tensor whose DLManagedTensor is at `address` as long as this object lives."""
 
     address: int
 
 
 class TensorTable:
-    """An array of pointers to DLTensors (or DLManagedTensors) over numpy arrays.
+    """An array of pointers to DLTensors (or DLManagedTensors) of these types, used run after run.
 
-    Entries that are None become NULL, borrowed tensors are pointed to where they are. Arrays hold
-    elements of `types` in native byte order, and are of at most MAX_RANK dimensions and strided by
-    whole elements. The table owns its structures, not the tensors' memory.
+    The table owns its structures, not the tensors' memory, nor references to them.
     """
 
-    def __init__(
-        self,
-        arrays: Sequence[np.ndarray | Borrowed | None],
-        types: Sequence[DType],
-        *,
-        managed: bool = False,
-    ) -> None:
-        count = len(arrays)
+    def __init__(self, types: Sequence[DType], *, managed: bool = False) -> None:
+        count = len(types)
         item = MANAGED_SIZE if managed else TENSOR_SIZE
-        tensors = 8 * count
-        dims = tensors + item * count
+        self._types = types
+        self._tensors = [8 * count + item * i for i in range(count)]
+        dims = 8 * count + item * count
+        self._dims = [dims + 16 * MAX_RANK * i for i in range(count)]
         self._memory = bytearray(dims + 16 * MAX_RANK * count)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory)) if count else 0
-        for i, array in enumerate(arrays):
-            if isinstance(array, np.ndarray):
-                tensor_at = tensors + item * i
-                _POINTER.pack_into(self._memory, 8 * i, self.address + tensor_at)
-                self._pack(array, types[i], tensor_at, dims + 16 * MAX_RANK * i)
-            elif array is not None:
-                _POINTER.pack_into(self._memory, 8 * i, array.address)
+        self._words = (ctypes.c_uint64 * (len(self._memory) // 8)).from_buffer(self._memory)
+        self._layouts: list[tuple[object, object]] = [((), None)] * count
+        self.address = ctypes.addressof(self._words) if count else 0
 
-    def _pack(self, array: np.ndarray, dtype: DType, tensor_at: int, shape_at: int) -> None:
-        rank = array.ndim
+    def describes(self, i: int, array: np.ndarray) -> bool:
+        """Whether entry i was last set to an array of the same shape and strides."""
+        return self._layouts[i] == (array.shape, array.strides)
+
+    def point(self, i: int, array: np.ndarray) -> None:
+        """Entry i becomes `array`, which it `describes`."""
+        at = self._tensors[i]
+        self._words[at // 8] = _word_at(
+            _capsule_pointer(array.__array_struct__, None) + _ARRAY_DATA
+        ).value
+        self._words[i] = self.address + at
+
+    def describe(self, i: int, array: np.ndarray) -> None:
+        """Entry i becomes `array`: elements of its type in native byte order, at most MAX_RANK
+        dimensions, strided by whole elements."""
+        rank, at, shape_at = array.ndim, self._tensors[i], self._dims[i]
         _SIZES[rank].pack_into(self._memory, shape_at, *array.shape)
         strides = 0  # NULL: compact
         if not array.flags.c_contiguous:
@@ -79,16 +89,55 @@ class TensorTable:
             elements = [stride // array.itemsize for stride in array.strides]
             _SIZES[rank].pack_into(self._memory, strides_at, *elements)
             strides = self.address + strides_at
-        data = array.__array_interface__["data"][0]
+        code, bits, lanes = self._types[i]
         shape = self.address + shape_at
-        code, bits, lanes = dtype
-        _TENSOR.pack_into(
-            self._memory, tensor_at, data, CPU, 0, rank, code, bits, lanes, shape, strides, 0
-        )
+        _TENSOR.pack_into(self._memory, at, 0, CPU, 0, rank, code, bits, lanes, shape, strides, 0)
+        self._layouts[i] = array.shape, array.strides
+        self.point(i, array)
+
+    def borrow(self, i: int, tensor: Described | None) -> None:
+        """Entry i becomes a tensor described elsewhere, or NULL."""
+        self._words[i] = 0 if tensor is None else tensor.address
 
     def pointer(self, i: int) -> int:
         """Entry i: the address of a structure, or 0."""
-        return _POINTER.unpack_from(self._memory, 8 * i)[0]
+        return self._words[i]
+
+
+class FirstRows:
+    """The first rows of a buffer, a tensor that is described once and taken by runs on a CPU as it
+    is, as an input and as an output.
+
+    `buffer` is an array of at most MAX_RANK dimensions, strided by whole elements of `dtype`; the
+    rows lie along `axis`. `rows` are set before a run, at most as many as the buffer has.
+    """
+
+    def __init__(self, buffer: np.ndarray, axis: int, dtype: DType) -> None:
+        rank = buffer.ndim
+        self._buffer = buffer
+        self._axis = axis
+        self._words = (ctypes.c_uint64 * (MANAGED_SIZE // 8 + 2 * rank))()
+        self._rows_at = MANAGED_SIZE // 8 + axis
+        self.address = ctypes.addressof(self._words)
+        shape = self.address + MANAGED_SIZE
+        _TENSOR.pack_into(
+            *(self._words, 0, buffer.__array_interface__["data"][0], CPU, 0, rank, *dtype),
+            *(shape, shape + 8 * rank, 0),
+        )
+        _SIZES[rank].pack_into(self._words, MANAGED_SIZE, *buffer.shape)
+        strides = [stride // buffer.itemsize for stride in buffer.strides]
+        _SIZES[rank].pack_into(self._words, MANAGED_SIZE + 8 * rank, *strides)
+
+    @property
+    def rows(self) -> int:
+        return int(self._words[self._rows_at])
+
+    @rows.setter
+    def rows(self, rows: int) -> None:
+        self._words[self._rows_at] = rows
+
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
+        return self._buffer[(slice(None),) * self._axis + (slice(self.rows),)]
 
 
 def expressible(array: np.ndarray) -> np.ndarray:

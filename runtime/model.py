@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -11,9 +12,10 @@ import numpy as np
 
 from ..errors import InputError
 from .abi import DriverTable, Instance, Library
+from .call import Call
 from .device import choose
 from .device_array import DeviceArray, borrow, on_gpu
-from .dlpack import CUDA, ManagedTensor, TensorTable, expressible
+from .dlpack import CUDA, FirstRows, ManagedTensor, TensorTable, expressible
 from .element_types import by_name, numpy_dtype, seen_as
 from .profile import Profile
 from .statistics import RunStatistics
@@ -85,6 +87,9 @@ class Model:
         self._output_types = [by_name(spec.dtype).dlpack for spec in self.outputs]
         self._input_dtypes = [numpy_dtype(spec.dtype) for spec in self.inputs]
         self._output_dtypes = [numpy_dtype(spec.dtype) for spec in self.outputs]
+        self._input_names = dict.fromkeys(spec.name for spec in self.inputs)
+        self._lent = [_Lent(spec) for spec in self.outputs]
+        self._calls: list[Call] = []  # that no run uses
 
     def run(
         self,
@@ -123,36 +128,66 @@ class Model:
                 hint="compile it again for the CPU, with this version",
             )
         target = self._device.of_outputs(device)
-        values = _in_order("input", self.inputs, inputs)
-        given = [
-            borrow(spec.name, value, stream) if on_gpu(value) else _input_array(spec, dtype, value)
-            for spec, dtype, value in zip(self.inputs, self._input_dtypes, values, strict=True)
-        ]
-        values = _buffers(self.outputs, outputs)
-        buffers = [
-            borrow(spec.name, value, stream)
-            if on_gpu(value)
-            else _output_buffer(spec, dtype, value)
-            for spec, dtype, value in zip(self.outputs, self._output_dtypes, values, strict=True)
-        ]
-        input_table = TensorTable(given, self._input_types)
-        output_table = TensorTable(buffers, self._output_types, managed=True)
-        instance.run(
-            input_table.address,
-            len(given),
-            output_table.address,
-            len(buffers),
-            threads=_thread_count(threads),
-            device=target,
-            stream=stream,
-            profile=0 if profile is None else profile.address,
-        )
-        return [
-            self._allocated(instance, i, output_table.pointer(i), stream)
-            if value is None
-            else value
-            for i, value in enumerate(values)
-        ]
+        if isinstance(inputs, dict) and inputs.keys() == self._input_names.keys():
+            given = [inputs[name] for name in self._input_names]
+        else:
+            given = _in_order("input", self.inputs, inputs)
+        buffers = _buffers(self.outputs, outputs)
+        try:
+            call = self._calls.pop()
+        except IndexError:
+            call = Call(instance, self._input_types, self._output_types)
+        try:
+            kept = self._set_inputs(call.inputs, given, stream)  # copies, others' tensors
+            kept += self._set_outputs(call.outputs, buffers, stream)
+            address = 0 if profile is None else profile.address
+            call.run(instance, _thread_count(threads), target, stream, address)
+            del kept
+            return [
+                self._allocated(instance, i, call.outputs.pointer(i), stream)
+                if value is None
+                else value
+                for i, value in enumerate(buffers)
+            ]
+        finally:
+            self._calls.append(call)
+
+    def _set_inputs(self, table: TensorTable, values: list[Any], stream: int) -> list[Any]:
+        """Point the table to the values; what must live as long as the run."""
+        kept: list[Any] = []
+        for i, value in enumerate(values):
+            if isinstance(value, np.ndarray):
+                dtype = self._input_dtypes[i]
+                if value.dtype == dtype and table.describes(i, value):
+                    table.point(i, value)
+                    continue
+            elif isinstance(value, FirstRows):
+                table.borrow(i, value)
+                continue
+            elif on_gpu(value):
+                tensor = borrow(self.inputs[i].name, value, stream)
+                table.borrow(i, tensor)
+                kept.append(tensor)
+                continue
+            array = _input_array(self.inputs[i], self._input_dtypes[i], value)
+            table.describe(i, array)
+            kept.append(array)
+        return kept
+
+    def _set_outputs(self, table: TensorTable, values: list[Any], stream: int) -> list[Any]:
+        """The same for buffers, None where the model is to allocate."""
+        kept: list[Any] = []
+        for i, value in enumerate(values):
+            if value is None or isinstance(value, FirstRows):
+                table.borrow(i, value)
+            elif on_gpu(value):
+                tensor = borrow(self.outputs[i].name, value, stream)
+                table.borrow(i, tensor)
+                kept.append(tensor)
+            else:
+                _check_buffer(self.outputs[i], self._output_dtypes[i], value)
+                (table.point if table.describes(i, value) else table.describe)(i, value)
+        return kept
 
     @property
     def statistics(self) -> RunStatistics:
@@ -161,12 +196,12 @@ class Model:
 
     def _allocated(self, instance: Instance, i: int, address: int, stream: int) -> Any:
         """What the model allocated for output i."""
-        dtype = self._output_dtypes[i]
-        if ManagedTensor.from_address(address).device[0] == CUDA:
+        dtype, lent = self._output_dtypes[i], self._lent[i]
+        tensor = ManagedTensor.from_address(address)
+        if self._device.dlpack[0] == CUDA and tensor.device[0] == CUDA:
             return DeviceArray(instance, dtype, address, stream)
-        storage = by_name(self.outputs[i].dtype).storage
-        array = np.asarray(_Allocation(instance.library, storage, address))
-        return array if dtype == storage else array.view(dtype)
+        array = np.asarray(_Allocation(instance.library, lent, address, tensor))
+        return array if dtype == lent.storage else array.view(dtype)
 
     def close(self) -> None:
         """Release the model once its runs have ended and its outputs are gone."""
@@ -189,20 +224,30 @@ class Model:
         return f"<abqc.Model '{self.path}': ({inputs}) -> ({outputs})>"
 
 
+class _Lent:
+    """What is the same for all of an output's allocations."""
+
+    def __init__(self, spec: TensorSpec) -> None:
+        self.storage = by_name(spec.dtype).storage
+        self.typestr = self.storage.str
+        self.sizes = ctypes.c_int64 * len(spec.shape)
+
+
 class _Allocation:
     """Memory that the model allocated for an output (row-major), lent to numpy, released with the
     array."""
 
-    def __init__(self, library: Library, storage: np.dtype, address: int) -> None:
-        tensor = ManagedTensor.from_address(address)
+    __slots__ = ("__array_interface__", "_address", "_deleter", "_library")
+
+    def __init__(self, library: Library, lent: _Lent, address: int, tensor: ManagedTensor) -> None:
         self._library = library
         self._address = address
         self._deleter = tensor.deleter
         library.retain()
         self.__array_interface__ = {
             "version": 3,
-            "typestr": storage.str,
-            "shape": tensor.sizes(),
+            "typestr": lent.typestr,
+            "shape": tuple(lent.sizes.from_address(tensor.shape)),
             "data": (tensor.data, False),
         }
 
@@ -282,9 +327,7 @@ def _as_array(spec: TensorSpec, value: Any) -> np.ndarray:
         raise InputError(f"input '{spec.name}' is no array: {error}") from error
 
 
-def _output_buffer(spec: TensorSpec, dtype: np.dtype, value: Any) -> np.ndarray | None:
-    if value is None:
-        return None
+def _check_buffer(spec: TensorSpec, dtype: np.dtype, value: Any) -> None:
     role = "the buffer for output"
     if not isinstance(value, np.ndarray):
         raise InputError(f"{role} '{spec.name}' is no numpy array")
@@ -295,7 +338,6 @@ def _output_buffer(spec: TensorSpec, dtype: np.dtype, value: Any) -> np.ndarray 
     _check_rank(role, spec, value)
     if expressible(value) is not value:
         raise InputError(f"{role} '{spec.name}' has strides of partial elements")
-    return value
 
 
 def _check_rank(role: str, spec: TensorSpec, array: np.ndarray) -> None:

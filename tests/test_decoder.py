@@ -141,8 +141,8 @@ class Fake:
         self.table = np.eye(4, dtype=np.float32)
 
     def run(self, inputs: Any, *, outputs: Any = None, device: str | None = None) -> list[Any]:
-        self.feeds.append(dict(inputs))
-        self.given.append(dict(outputs or {}))
+        self.feeds.append({name: np.asarray(value) for name, value in inputs.items()})
+        self.given.append({name: np.asarray(value) for name, value in (outputs or {}).items()})
         made = [np.full((1, 2, 3), len(self.feeds), np.float32) for _ in self.outputs[1:]]
         return [self.table[inputs["input_ids"]], *made]
 

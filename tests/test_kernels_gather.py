@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from abqc.codegen import isa as isas
+from abqc.codegen.cpu.bf16.strategy import Bf16Strategy
 from abqc.codegen.cpu.float_products.dequantize import Dequantize
 from abqc.codegen.cpu.float_products.matmul import FloatMatmul
 from abqc.codegen.cpu.gather import TableLayout, table_layout
@@ -144,6 +145,21 @@ def test_rows_of_a_matmul_weight_in_16_bits(isa, element):
     kernel = panel_gather_kernel("float", spec)
     assert kernel is not None
     check(run(isa, kernel, FloatMatmul().pack_weight(spec, weight), 150), weight.astype(np.float32))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("text", [None, "w4", "wfp6"])
+def test_rows_of_a_matmul_weight_of_the_strategy_bf16(isa, text):
+    scheme = parse_scheme(text) if text else None
+    spec = MatmulSpec(7, 149, scheme, None, half="bf16")
+    weight = quantize_weight(table(149), scheme) if scheme else table(149)
+    kernel = panel_gather_kernel("bf16", spec)
+    assert kernel is not None
+    y = run(isa, kernel, Bf16Strategy().pack_weight(spec, weight), 149)
+    if isinstance(weight, QuantizedTensor):
+        check(y, weight.dequantize())
+    else:
+        check(y, weight.astype(ml_dtypes.bfloat16).astype(np.float32))
 
 
 def test_other_layouts_have_no_rows():

@@ -96,10 +96,18 @@ def test_the_last_match_wins(node: str, kind: Kind, expected: Any, line: int) ->
 
 @pytest.mark.parametrize(
     ("text", "half"),
-    [("w4a16", "f16"), ("w4a16:f16", "f16"), ("w4:g64 a16:bf16 search", "bf16"), ("w4a8", "f16")],
+    [
+        ("w4a16", "f16"),
+        ("w4a16:f16", "f16"),
+        ("w4:g64 a16:bf16 search", "bf16"),
+        ("w4a8", "f16"),
+        ("none", "f16"),
+        ("none:bf16", "bf16"),
+        ("none:bf16 kv8 embed=w8", "bf16"),
+    ],
 )
 @pytest.mark.parametrize("kind", ["matmul", "conv"])
-def test_what_a_gpu_rounds_float_activations_to(text: str, half: str, kind: Kind) -> None:
+def test_what_floats_are_rounded_to(text: str, half: str, kind: Kind) -> None:
     assert parse_recipe(text).resolve("n", kind).half == half
 
 
@@ -145,6 +153,7 @@ def test_nodes_that_no_rule_matches_stay_float() -> None:
 def test_whether_it_quantizes() -> None:
     assert not parse_recipe("none").quantizes
     assert not parse_recipe('none embed=none\n"x" none').quantizes
+    assert not parse_recipe("none:bf16").quantizes
     assert parse_recipe("none embed=w8").quantizes and parse_recipe(RULES).quantizes
 
 
@@ -230,9 +239,11 @@ def test_files(tmp_path: Path, newline: str) -> None:
         ("w8 a8:tensor minmax percentile", "one of minmax and percentile, not both"),
         ("none w4a8", "column 6: 'w4' contradicts 'none'"),
         ("none rotate", "column 6: 'rotate' contradicts 'none'"),
+        ("none:bf16 w4a8", "column 11: 'w4' contradicts 'none:bf16'"),
+        ("none:f16", "column 1: 'none:f16' is not expected here"),
         ("w4a8 w8a8", "column 6: 'w8' comes second"),
         ("w4a8 rotate rotate", "column 13: 'rotate' comes second"),
-        ("w4a8 rotat", "column 6: 'rotat' is not expected here; expected none, weights"),
+        ("w4a8 rotat", "column 6: 'rotat' is not expected here; expected none, none:bf16, weights"),
         ("w4a8 kv9", "'kv9': a cache has 2 to 8 bits"),
         ("kv-bfp1", "'kv-bfp1': a cache has 2 to 8 bits"),
         ("kv-nf4", "'kv-nf4': a cache has 2 to 8 bits"),
@@ -250,7 +261,10 @@ def test_files(tmp_path: Path, newline: str) -> None:
         ("w8 a8:channel integer", "'integer' has one scale for a tensor"),
         ("w4a8:channel:token", "what shares a scale is given twice"),
         ("w2*:asym a8", "width '2*' is always symmetric"),
-        ('"x"', "column 4: the end of the line is not expected here; expected none, weights"),
+        (
+            '"x"',
+            "column 4: the end of the line is not expected here; expected none, none:bf16, weights",
+        ),
         ('w4a8\n"x" bar', "line 2, column 5: 'bar' is not expected here"),
         ('w4a8\n"x w8a8', "line 2, column 1: '\"x' is not expected here"),
         ('w4a8 "x"', "column 6: '\"x\"' is not expected here"),

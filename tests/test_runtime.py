@@ -313,7 +313,7 @@ def test_isa_is_chosen_and_forced(monkeypatch) -> None:
         abqc.load(handmade.layer())
     monkeypatch.setenv("ABQC_ISA", "sse9")
     with pytest.raises(
-        ArtifactError, match="unknown instruction set 'sse9', expected one of amx, "
+        ArtifactError, match="unknown instruction set 'sse9', expected one of amxbf16, "
     ):
         abqc.load(handmade.layer())
 

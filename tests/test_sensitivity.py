@@ -333,4 +333,4 @@ def test_segments_are_for_what_libraries_would_use(
     own = own_isa()
     assert own.extends is None
     if isas.runs_here(isa):
-        assert own.name == (isa.extends or isa.name)
+        assert own == isas.lineage(isa)[-1]

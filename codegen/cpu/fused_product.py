@@ -46,11 +46,14 @@ def _name(stage: Stage) -> str:
 
 def _emit(name: str, stages: tuple[Stage, ...], module: ir.Module, isa: Isa) -> None:
     bodies = {kernel.name: _body(kernel, module, isa) for kernel in _kernels(stages)}
-    first = ir.TypeAttr(bodies[stages[0].kernel.name].attributes["function_type"]).value
-    types: list[Any] = [first.inputs[1]]
+    inputs_of = {
+        kernel: ir.TypeAttr(body.attributes["function_type"]).value.inputs
+        for kernel, body in bodies.items()
+    }
+    types: list[Any] = [inputs_of[stages[0].kernel.name][1]]
     counts = [sum(source is None for source in stage.sources) for stage in stages]
-    for count in counts:
-        types += [buffer("i8"), *[buffer("f32")] * (2 + count)]
+    for stage, count in zip(stages, counts, strict=True):
+        types += [inputs_of[stage.kernel.name][2], *[buffer("f32")] * (2 + count)]
     with function(module, isa, name, [*types, INDEX, INDEX]) as (b, i, x, *rest, m, n):
         block = _Block.of(b, i, stages[0].kernel.block, m, n)
         results: list[Value] = []

@@ -3,9 +3,9 @@
     kernel (i, w: memref<?xi8>, indices: memref<?xi64>, y: memref<?xf32>, count, rows,
             flag: memref<?xi32>, number)
 
-The contract is that of `gather`; `w` is the weight as strategy `float`, `int8` or `dequantize`
-packs it, so that the table is stored once. Row n is channel n; in a panel of floats its values lie
-16 elements apart, else quads of them 64 bytes.
+The contract is that of `gather`; `w` is the weight as strategy `float`, `bf16`, `int8` or
+`dequantize` packs it, so that the table is stored once. Row n is channel n; in a panel of floats
+its values lie 16 elements apart, else pairs (bf16) or quads of them 64 bytes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from abqc.codegen.align import align
 from abqc.dialects.formats import FLOAT_BYTES
 from abqc.dialects.scale_types import SCALE_BYTES
 
 from ..builder import INDEX, Builder, Value, buffer, function, vec
 from ..isa import Isa
 from ..strategy import Kernel, MatmulSpec
+from .bf16.dot import PAIR
+from .bf16.rows import STEP, VALUE_BYTES
+from .bf16.weights import PAIR_BYTES, Bf16Panels
 from .float_products.dequantize import SIGN_BITS, weight_layout
 from .float_products.matmul import Panels
 from .float_products.tile import PANEL, load_floats
@@ -42,7 +46,11 @@ def panel_gather_kernel(strategy: str, spec: MatmulSpec) -> Kernel | None:
         panels = Panels(spec.k, spec.weight_float)
         name, panel_bytes = f"gather_float_panels_{panels.name}", panels.panel_bytes
         decode: Decode = partial(_float_row, panels)
-    elif strategy in ("int8", "dequantize"):
+    elif strategy == "bf16" and spec.weight is None:
+        pairs = Bf16Panels(align(spec.k, STEP))
+        name, panel_bytes = f"gather_bf16_panels_k{spec.k}", pairs.panel_bytes
+        decode = partial(_bf16_row, spec.k)
+    elif strategy in ("int8", "dequantize", "bf16") and not spec.trellis:
         layout = weight_layout(spec)
         assert spec.weight is not None
         name = (
@@ -80,6 +88,14 @@ def _float_row(
     with b.loop(0, panels.k) as loop:
         at = base + loop.i * panels.row_bytes + lane * FLOAT_BYTES[element]
         b.store(b.extract(load_floats(b, w, at, element, 1), 0), y, target + loop.i)
+
+
+def _bf16_row(
+    k: int, b: Builder, w: Value, base: Value, lane: Value, y: Value, target: Value
+) -> None:
+    with b.loop(0, k) as loop:
+        at = base + loop.i // PAIR * PAIR_BYTES + (lane * PAIR + loop.i % PAIR) * VALUE_BYTES
+        b.store(b.extract(load_floats(b, w, at, "bf16", 1), 0), y, target + loop.i)
 
 
 def _quantized_row(

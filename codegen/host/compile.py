@@ -17,6 +17,7 @@ from ...passes.infrastructure import main_function
 from ..arithmetic.half_floats import lower_half_floats
 from ..isa import PLAIN
 from ..llvm import lower, parse, target_machine, to_llvm_ir
+from .claims import claim_outputs
 from .device import DeviceHost, ask_for_weights
 from .entry import MAX_RANK, define_appends, entry
 from .launches import Host
@@ -69,7 +70,11 @@ def compile_host(
         types = ir.TypeAttr(main_function(module.operation).attributes["function_type"]).value
         inputs, outputs = list(types.inputs), list(types.results)
         _check_types([*inputs, *outputs])
-        (DeviceHost if on_device else Host)(module, kernels).rewrite()
+        kept = list(range(len(outputs))) if kept_outputs is None else list(kept_outputs)
+        host = (DeviceHost if on_device else Host)(module, kernels)
+        host.rewrite()
+        if not on_device:
+            claim_outputs(host, kept)
     lower(module, _LOWER_AFFINE)
     with module.context, ir.Location.unknown():
         guard_divisions(module.operation)
@@ -81,7 +86,6 @@ def compile_host(
         if on_device:
             ask_for_weights(module, context)
         text = to_llvm_ir(module)
-    kept = list(range(len(outputs))) if kept_outputs is None else list(kept_outputs)
     text = define_appends(text)
     text += entry(inputs, list(zip(kept, outputs, strict=True)), text)
     machine = target_machine(PLAIN, optimize=False)

@@ -50,11 +50,11 @@ class DeviceHost(Host):
         bytes_ = max(1, width // 8)
         offset = arith.MulIOp(offset, index(bytes_)).result
         base = memref.ExtractAlignedPointerAsIndexOp(buffer).result
-        address = self._integer(arith.AddIOp(base, offset).result)
+        address = self.integer(arith.AddIOp(base, offset).result)
         call = func.CallOp(
             [self.i64],
             ir.FlatSymbolRefAttr.get("abqc_rt_read"),
-            [self.context, address, self._constant(bytes_)],
+            [self.context, address, self.constant(bytes_)],
         )
         op.results[0].replace_all_uses_with(_from_bits(call.results[0], element))
 

@@ -129,7 +129,7 @@ def _descriptor(rank: int) -> str:
 def _output(i: int, number: int, type_: ir.MemRefType, result: str, count: int) -> list[str]:
     """Hand field `i` of `%r` to the shim as output `number`."""
     at = f"{i}, " if count > 1 else ""
-    rank, size = type_.rank, _bytes(type_.element_type)
+    rank, size = type_.rank, element_bytes(type_.element_type)
     lines = [
         f"  %o{i} = extractvalue {result} %r, {at}1",
         f"  %f{i} = extractvalue {result} %r, {at}2",
@@ -155,7 +155,7 @@ def _output(i: int, number: int, type_: ir.MemRefType, result: str, count: int) 
     return lines
 
 
-def _bytes(element: ir.Type) -> int:
+def element_bytes(element: ir.Type) -> int:
     if not isinstance(element, ir.IntegerType | ir.FloatType):
         raise CompileError(f"an output has elements of type {element}")
     return max(1, element.width // 8)

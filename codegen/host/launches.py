@@ -114,7 +114,7 @@ class Host:
         """Made once for all launches, which keeps the function short."""
         with ir.InsertionPoint.at_block_begin(self.main.regions[0].blocks[0]):
             buffer = memref.AllocaOp(ir.MemRefType.get([count], self.i64), [], []).result
-            address = self._integer(memref.ExtractAlignedPointerAsIndexOp(buffer).result)
+            address = self.integer(memref.ExtractAlignedPointerAsIndexOp(buffer).result)
             return Slots(buffer, address, [index(position) for position in range(count)])
 
     def _site(self, op: ir.Operation, name: str, number: int) -> None:
@@ -123,7 +123,7 @@ class Host:
             rows = op.operands[-1]
         else:
             rows = op.operands[-2] if _is_product(op, name) else index(0)
-        self._call("abqc_rt_site", [self.context, self._constant(number), self._integer(rows)])
+        self._call("abqc_rt_site", [self.context, self.constant(number), self.integer(rows)])
 
     def _launch(self, op: ir.Operation, name: str, slots: Slots) -> None:
         arguments = list(op.operands)[1:]
@@ -132,7 +132,7 @@ class Host:
             self._call("abqc_rt_launch_with_next", operands)
         elif name.startswith(LOOPS):
             work = arith.MulIOp(op.operands[0], arguments[-1]).result
-            self._call("abqc_rt_launch_loops", [*operands, self._integer(work)])
+            self._call("abqc_rt_launch_loops", [*operands, self.integer(work)])
         else:
             self._call("abqc_rt_launch", operands)
 
@@ -144,10 +144,10 @@ class Host:
         for position, value in enumerate(values):
             if value is not None:
                 memref.StoreOp(value, slots.buffer, [slots.positions[position]])
-        number = self._constant(self.numbers[name])
-        return [self.context, number, self._integer(grid), slots.address()]
+        number = self.constant(self.numbers[name])
+        return [self.context, number, self.integer(grid), slots.address()]
 
-    def _constant(self, value: int) -> ir.Value:
+    def constant(self, value: int) -> ir.Value:
         return arith.ConstantOp(self.i32, ir.IntegerAttr.get(self.i32, value)).result
 
     def _expand(self, value: ir.Value, pointer_only: bool) -> list[ir.Value | None]:
@@ -160,10 +160,10 @@ class Host:
         if not isinstance(type_, ir.MemRefType):
             if isinstance(type_, ir.FloatType):
                 bits = ir.IntegerType.get_signless(type_.width)
-                return [self._integer(arith.BitcastOp(bits, value).result)]
-            return [self._integer(value)]
+                return [self.integer(arith.BitcastOp(bits, value).result)]
+            return [self.integer(value)]
         rank = ir.MemRefType(type_).rank
-        pointer = self._integer(memref.ExtractAlignedPointerAsIndexOp(value).result)
+        pointer = self.integer(memref.ExtractAlignedPointerAsIndexOp(value).result)
         slots: list[ir.Value | None] = [None, pointer, None, *[None] * (2 * rank)]
         if pointer_only:
             return slots
@@ -171,15 +171,15 @@ class Host:
         dynamic = ir.ShapedType.get_dynamic_stride_or_offset()
         metadata = memref.ExtractStridedMetadataOp(value).operation.results
         if offset == dynamic:
-            slots[2] = self._integer(metadata[1])
+            slots[2] = self.integer(metadata[1])
         for i, (size, stride) in enumerate(zip(type_.shape, strides, strict=True)):
             if size == ir.ShapedType.get_dynamic_size():
-                slots[3 + i] = self._integer(metadata[2 + i])
+                slots[3 + i] = self.integer(metadata[2 + i])
             if stride == dynamic:
-                slots[3 + rank + i] = self._integer(metadata[2 + rank + i])
+                slots[3 + rank + i] = self.integer(metadata[2 + rank + i])
         return slots
 
-    def _integer(self, value: ir.Value) -> ir.Value:
+    def integer(self, value: ir.Value) -> ir.Value:
         if isinstance(value.type, ir.IndexType):
             return arith.IndexCastUIOp(self.i64, value).result
         if ir.IntegerType(value.type).width == 64:
@@ -218,7 +218,7 @@ class Host:
         message = memref.GetGlobalOp(
             *self._message(ir.StringAttr(op.attributes["msg"]).value)
         ).result
-        address = self._integer(memref.ExtractAlignedPointerAsIndexOp(message).result)
+        address = self.integer(memref.ExtractAlignedPointerAsIndexOp(message).result)
         self._call("abqc_rt_check", [self.context, condition, address])
 
     def _message(self, text: str) -> tuple[ir.Type, str]:

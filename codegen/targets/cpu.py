@@ -20,6 +20,7 @@ from ...dialects.norm_spec import NormSpec
 from ...dialects.scan_spec import ScanSpec
 from ..cpu.attention.kernels import attention_kernels
 from ..cpu.attention.spec import AttentionSpec
+from ..cpu.bf16.strategy import Bf16Strategy
 from ..cpu.float_products.batch_matmul import batch_matmul_kernels
 from ..cpu.float_products.cache_rows import CacheRows
 from ..cpu.float_products.depthwise_conv import depthwise_conv_kernel
@@ -106,6 +107,7 @@ class CpuTarget:
             BitplaneStrategy(),
             TrellisStrategy(),
             TrellisFloatStrategy(),
+            Bf16Strategy(),
         )
 
     def choose(
@@ -115,14 +117,14 @@ class CpuTarget:
 
         `working_set` are the bytes of all weights of the model, which decide whether the next run
         finds them in a cache. What strategies cost includes their packing, which they share if they
-        choose alike. Float activations are f32 here, whatever `half` says.
+        choose alike.
         """
         return [self._choose(s, node, working_set) for s, node in zip(specs, nodes, strict=True)]
 
     def _choose(self, spec: MatmulSpec, node: str, working_set: int) -> Choice:
         able = able_to_do(spec, self.strategies, node=node)
         if len(able) == 1:
-            return Choice(able[0], spec)
+            return Choice(able[0], spec, float_type="bf16" if spec.in_bf16 else "f32")
         scores = {
             s.name: [self._features(s, spec, m, working_set) for m in TYPICAL_ROWS] for s in able
         }

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from abqc.codegen.artifact import build_artifact
-from abqc.codegen.isa import ALL, Isa, available, by_name
+from abqc.codegen.isa import ALL, Isa, available, by_name, lineage
 from abqc.codegen.targets.cpu import CpuTarget
 from abqc.compiler.pipeline import stages
 from abqc.compiler.recipe import Recipe
@@ -72,7 +72,7 @@ def own_isa() -> Isa:
     """The ISA whose kernels a library with all of them would use here."""
     isas, name = available(), ISA.get()
     if name in {isa.name for isa in ALL}:
-        name = by_name(name).extends or name
+        name = lineage(by_name(name))[-1].name
     return next((isa for isa in isas if isa.name == name), isas[0])
 
 

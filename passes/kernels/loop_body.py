@@ -7,7 +7,8 @@ from abqc.dialects.mlir import affine, arith, ir, memref, scf
 from ..infrastructure import constant_index, defining_op, is_used, walk
 from ..loops.generics import loops_read
 from ..resolve_dims import index
-from .loop_nest import Nest
+from .loop_nest import TILE_BLOCK, Nest
+from .transposed import emit_tiles
 
 # Flags with which LLVM vectorizes a reduction: of the operation that accumulates, of others. A
 # maximum needs no `nnan`, so that a NaN in a row is not lost; its zero may have either sign.
@@ -34,6 +35,7 @@ class Body:
         self.grid_index = grid_index
         self.extents = [self._local(e) for e in extents]
         self.ivs: dict[int, ir.Value] = {}
+        self.tile_bounds: list[tuple[ir.Value, ir.Value]] = []
         self.known: dict[ir.Value, ir.Value] = {}  # values of the generic's body made before a loop
 
     def _local(self, value: ir.Value) -> ir.Value:
@@ -42,7 +44,9 @@ class Body:
 
     def emit(self) -> None:
         self._delinearize()
-        if self.nest.register:
+        if self.nest.tiled:
+            self._tiles()
+        elif self.nest.register:
             self._reduce_in_register()
         else:
             if self.nest.init is not None:
@@ -54,6 +58,8 @@ class Body:
 
     def _delinearize(self) -> None:
         rest, block = self.grid_index, self.nest.block
+        if self.nest.tiled:
+            rest = self._delinearize_tiles(rest)
         if block is not None:
             number = rest
             if self.nest.grid:
@@ -68,6 +74,29 @@ class Body:
             rest = arith.DivUIOp(rest, size).result
         if self.nest.grid:
             self.ivs[self.nest.grid[0]] = rest
+
+    def _delinearize_tiles(self, rest: ir.Value) -> ir.Value:
+        """Bounds of the two loops that are cut into tiles; what is left of the grid's index."""
+        self.tile_bounds = []
+        for dim in reversed(self.nest.inner):
+            blocks = arith.CeilDivUIOp(self.extents[dim], index(TILE_BLOCK)).result
+            number = arith.RemUIOp(rest, blocks).result
+            rest = arith.DivUIOp(rest, blocks).result
+            begin = arith.MulIOp(number, index(TILE_BLOCK)).result
+            end = arith.AddIOp(begin, index(TILE_BLOCK)).result
+            self.tile_bounds.insert(0, (begin, arith.MinUIOp(end, self.extents[dim]).result))
+        return rest
+
+    def _tiles(self) -> None:
+        emit_tiles(self.nest, self.inside, self.tile_bounds, self._indices_at, self._tile_point)
+
+    def _indices_at(self, map_: ir.AffineMap, i: ir.Value, j: ir.Value) -> list[ir.Value]:
+        self.ivs.update(zip(self.nest.inner, (i, j), strict=True))
+        return self._indices(map_)
+
+    def _tile_point(self, i: ir.Value, j: ir.Value) -> None:
+        self.ivs.update(zip(self.nest.inner, (i, j), strict=True))
+        self._point_through_memory()
 
     def _bounds(self, dim: int) -> tuple[ir.Value, ir.Value]:
         if self.nest.block is None or dim != self.nest.inner[0]:

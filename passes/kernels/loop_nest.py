@@ -6,7 +6,9 @@ for LLVM to vectorize:
 * the last parallel axis of the output, contiguous, is the inner loop, and reductions run around it
   over memory; unless
 * a reduction runs over the contiguous axis of an input: then it is the inner loop and accumulates
-  in a register.
+  in a register; or
+* an input is contiguous along another parallel axis than the output: then the kernel has both, in
+  square tiles (`transposed.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from ..infrastructure import defining_op, users
 from ..resolve_dims import index
 
 FLAT_BLOCK = 4096  # elements that one grid index covers where a loop is cut into blocks
+TILE = 16  # iterations of either axis that a square tile has
+TILE_BLOCK = 64  # and one grid index, of tiles
 MIN_INNER = 64  # small static inner axes are kept inside until this many elements are
 
 
@@ -40,6 +44,7 @@ class Nest:
     inner: list[int] = field(default_factory=list)  # inside the kernel, outermost first
     register: bool = False  # reductions accumulate in a register
     block: int | None = None  # iterations of inner[0] that one grid index covers; None: all
+    tiled: bool = False  # `inner` is two axes, of which one grid index covers TILE_BLOCK each
 
     @property
     def written(self) -> list[int]:
@@ -74,6 +79,9 @@ def analyse(op: ir.Operation) -> Nest:
         nest.grid, nest.inner = parallel, reductions
     elif reductions:
         nest.grid, nest.inner = parallel[:-1], [*reductions, *parallel[-1:]]
+    elif axes := _transposed_axes(nest):
+        nest.grid, nest.inner = [d for d in parallel if d not in axes], axes
+        nest.tiled = True
     else:
         nest.grid, nest.inner = parallel[:-1], parallel[-1:]
         _keep_small_axes_inside(nest)
@@ -90,6 +98,32 @@ def parallel_in_output_order(nest: Nest) -> list[int]:
             order.append(expr.position)
     rest = [d for d, k in enumerate(nest.kinds) if k == "parallel" and d not in order]
     return [*rest, *order]
+
+
+def _transposed_axes(nest: Nest) -> list[int] | None:
+    """The axis along which an input is contiguous, and that of the output, where they are two loops
+    of both, and neither is known to be short."""
+    outputs = {_last(map_) for map_ in nest.maps[-nest.n_outputs :]}
+    if len(outputs) != 1 or None in outputs:
+        return None
+    (last,) = outputs
+    found = []
+    for map_ in nest.maps[: -nest.n_outputs]:
+        axis = _last(map_)
+        both = {e.position for e in map_.results if isinstance(e, ir.AffineDimExpr)}
+        if axis is not None and axis != last and last in both:
+            found.append(axis)
+    if not found or nest.kinds[found[0]] != "parallel":
+        return None
+    axes = [found[0], last]
+    short = any((static_extent(nest, d) or TILE) < TILE for d in axes)
+    return None if short else axes
+
+
+def _last(map_: ir.AffineMap) -> int | None:
+    """The loop that is a map's last axis, if it is one."""
+    last = map_.results[-1] if map_.results else None
+    return last.position if isinstance(last, ir.AffineDimExpr) else None
 
 
 def is_contiguous(nest: Nest, reductions: list[int]) -> bool:
@@ -235,11 +269,17 @@ def grid_size(nest: Nest, sizes: dict[int, ir.Value]) -> ir.Value:
     if nest.block is not None:
         blocks = arith.CeilDivUIOp(sizes[nest.inner[0]], index(nest.block)).result
         total = arith.MulIOp(total, blocks).result
+    if nest.tiled:
+        for dim in nest.inner:
+            blocks = arith.CeilDivUIOp(sizes[dim], index(TILE_BLOCK)).result
+            total = arith.MulIOp(total, blocks).result
     return total
 
 
 def grid_work(nest: Nest, sizes: dict[int, ir.Value]) -> ir.Value:
     """How many elements one grid index touches: the host starts no threads for a few."""
+    if nest.tiled:
+        return index(TILE_BLOCK * TILE_BLOCK)
     work = index(1) if nest.block is None else index(nest.block)
     for dim in nest.inner if nest.block is None else nest.inner[1:]:
         work = arith.MulIOp(work, sizes[dim]).result

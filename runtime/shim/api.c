@@ -112,6 +112,7 @@ int32_t abqc_call_host(abqc_ctx *ctx) {
     memset(ctx->view_ready, 0, sizeof *ctx->view_ready * (size_t)info->input_count);
     memset(ctx->slots, 0, sizeof *ctx->slots * (size_t)info->output_count);
     ctx->status = ABQC_OK;
+    ctx->claimed = NULL;
     if (setjmp(ctx->escape)) return ctx->status; /* abqc_fail() has set it */
     int32_t code = abqc_host_main(ctx);
     if (code) abqc_fail(ctx, ABQC_E_INTERNAL, "the model's host function returned %d", (int)code);

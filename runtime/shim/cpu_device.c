@@ -65,7 +65,7 @@ static int32_t forced_isa(const char *name, const abqc_isa **isa) {
         if (strcmp(name, all[i].name) != 0) continue;
         const abqc_isa *found = &all[i];
         bool runs = abqc_cpu_has(found);
-        if (runs && !found->kernels && found->extends >= 0) found = &all[found->extends];
+        while (!found->kernels && found->extends >= 0) found = &all[found->extends];
         if (!found->kernels)
             return abqc_error(ABQC_E_ISA, "the model has no kernels for '%s'; it has: %s", name,
                               abqc_meta.info.isas);
@@ -161,6 +161,32 @@ void abqc_output_place(abqc_ctx *ctx, int32_t i, int32_t rank, const int64_t *si
         ctx->slots[i].allocated = true;
     }
     abqc_view_of(&ctx->outputs[i]->dl_tensor, view);
+}
+
+/* The caller's buffer, or one allocated for as many bytes. NULL where kernels cannot write there. */
+static void *output_memory(abqc_ctx *ctx, int32_t i, int64_t bytes) {
+    static const int64_t none[ABQC_MAX_RANK];
+    const abqc_tensor_info *info = &abqc_meta.info.outputs[i];
+    abqc_view view;
+    if (!ctx->outputs[i]) { /* abqc_rt_output() will tell the sizes */
+        ctx->outputs[i] = abqc_allocate_tensor(info->dtype, info->ndim, none, (size_t)bytes);
+        ctx->slots[i].allocated = ctx->outputs[i] != NULL;
+        return ctx->outputs[i] ? ctx->outputs[i]->dl_tensor.data : NULL;
+    }
+    abqc_view_of(&ctx->outputs[i]->dl_tensor, &view);
+    if (abqc_byte_count(info->ndim, view.sizes, abqc_item_size(info->dtype)) != bytes ||
+        !abqc_is_compact(info->ndim, view.sizes, view.strides) ||
+        (uintptr_t)view.data % ABQC_ALIGNMENT || abqc_output_overlaps_input(ctx, i) ||
+        abqc_output_overlaps_output(ctx, i))
+        return NULL;
+    return view.data;
+}
+
+void abqc_rt_claim(abqc_ctx *ctx, int32_t i, int64_t bytes) {
+    abqc_output_slot *slot = &ctx->slots[i];
+    if (bytes < 0 || bytes > ABQC_MAX_BYTES) return; /* the allocation will say so */
+    if (slot->state != ABQC_OUTPUT_OPEN || slot->claimed) return;
+    ctx->claimed = slot->claimed = output_memory(ctx, i, bytes);
 }
 
 size_t abqc_input_alignment(size_t item) { return item; }

@@ -5,6 +5,9 @@
 void *abqc_rt_alloc(abqc_ctx *ctx, int64_t bytes) {
     abqc_check_bytes(ctx, bytes);
     abqc_rt_poll(ctx);
+    void *claimed = ctx->claimed;
+    ctx->claimed = NULL;
+    if (claimed) return claimed;
     void *data = abqc_arena_alloc(&ctx->work->arena, (size_t)bytes);
     if (!data)
         abqc_fail(ctx, ABQC_E_MEMORY, "out of memory for %lld bytes inside the model",

@@ -45,7 +45,8 @@ static bool same_sizes(int32_t rank, const int64_t *a, const int64_t *b) {
 
 static void check_buffer_sizes(abqc_ctx *ctx, int32_t i, int32_t rank, const int64_t *sizes) {
     char got[256], expected[256];
-    if (!ctx->outputs[i] || same_sizes(rank, ctx->outputs[i]->dl_tensor.shape, sizes)) return;
+    if (!abqc_output_given(ctx, i) || same_sizes(rank, ctx->outputs[i]->dl_tensor.shape, sizes))
+        return;
     abqc_fail(ctx, ABQC_E_OUTPUT, "the buffer for output '%s' is %s, but the output is %s",
               abqc_meta.info.outputs[i].name,
               abqc_format_sizes(rank, ctx->outputs[i]->dl_tensor.shape, got, sizeof got),
@@ -88,12 +89,41 @@ void abqc_release_outputs(abqc_ctx *ctx) {
     }
 }
 
+/* The first input that overlaps the caller's buffer for an output; -1 where there is none. */
+static int32_t overlapped_input(const abqc_ctx *ctx, int32_t output) {
+    for (int32_t i = 0; i < abqc_meta.info.input_count; i++)
+        if (abqc_overlap(&ctx->outputs[output]->dl_tensor, ctx->inputs[i])) return i;
+    return -1;
+}
+
+bool abqc_output_overlaps_input(abqc_ctx *ctx, int32_t i) { return overlapped_input(ctx, i) >= 0; }
+
+bool abqc_output_overlaps_output(const abqc_ctx *ctx, int32_t i) {
+    for (int32_t j = 0; j < abqc_meta.info.output_count; j++)
+        if (j != i && ctx->outputs[j] &&
+            abqc_overlap(&ctx->outputs[i]->dl_tensor, &ctx->outputs[j]->dl_tensor))
+            return true;
+    return false;
+}
+
 static void refuse_overlap(abqc_ctx *ctx, int32_t output) {
     if (!abqc_output_given(ctx, output)) return;
-    for (int32_t i = 0; i < abqc_meta.info.input_count; i++)
-        if (abqc_overlap(&ctx->outputs[output]->dl_tensor, ctx->inputs[i]))
-            abqc_fail(ctx, ABQC_E_OUTPUT, "the buffer for output '%s' overlaps input '%s'",
-                      abqc_meta.info.outputs[output].name, abqc_meta.info.inputs[i].name);
+    int32_t input = overlapped_input(ctx, output);
+    if (input >= 0)
+        abqc_fail(ctx, ABQC_E_OUTPUT, "the buffer for output '%s' overlaps input '%s'",
+                  abqc_meta.info.outputs[output].name, abqc_meta.info.inputs[input].name);
+}
+
+/* Output i was made where it belongs. */
+static void deliver_claimed(abqc_ctx *ctx, int32_t i, const void *data, int32_t rank,
+                            const int64_t *sizes, const int64_t *strides) {
+    const DLTensor *tensor = &ctx->outputs[i]->dl_tensor;
+    if (data != ctx->slots[i].claimed || !abqc_is_compact(rank, sizes, strides))
+        abqc_fail(ctx, ABQC_E_INTERNAL, "output '%s' is not where its memory was asked for",
+                  abqc_meta.info.outputs[i].name);
+    if (!ctx->slots[i].allocated) return;
+    for (int32_t d = 0; d < rank; d++) tensor->shape[d] = sizes[d];
+    abqc_compact_strides(rank, sizes, tensor->strides);
 }
 
 void abqc_rt_output(abqc_ctx *ctx, int32_t i, const void *data, int32_t rank, const int64_t *sizes,
@@ -106,6 +136,10 @@ void abqc_rt_output(abqc_ctx *ctx, int32_t i, const void *data, int32_t rank, co
     abqc_view view;
     checked_bytes(ctx, i, rank, sizes);
     slot->state = ABQC_OUTPUT_DONE;
+    if (slot->claimed) {
+        deliver_claimed(ctx, i, data, rank, sizes, strides);
+        return;
+    }
     if (!appended) refuse_overlap(ctx, i);
     if (!appended && abqc_output_stays(ctx, i, data, rank, sizes, strides)) return;
     abqc_output_view(ctx, i, rank, sizes, &view);

@@ -204,6 +204,7 @@ typedef enum { ABQC_OUTPUT_OPEN, ABQC_OUTPUT_APPENDED, ABQC_OUTPUT_DONE } abqc_o
 typedef struct {
     abqc_output_state state;
     bool allocated; /* by us, in this run */
+    void *claimed;  /* the output's own memory, where the host function makes it there; or NULL */
     int32_t axis;
     int64_t kept; /* along `axis` the caller's buffer already has that much: it is an input, grown */
 } abqc_output_slot;
@@ -223,6 +224,7 @@ struct abqc_ctx {
     int32_t *symbol_inputs;
     int32_t status;
     const char *allocating; /* the ONNX node whose buffer is being allocated, or NULL */
+    void *claimed;          /* what the next allocation gets, or NULL */
     bool catches;        /* SIGINT ends this run */
     uint32_t interrupts; /* before it */
     abqc_statistics counted; /* what this run adds to its instance's */
@@ -266,6 +268,10 @@ void abqc_output_view(abqc_ctx *ctx, int32_t i, int32_t rank, const int64_t *siz
 static inline bool abqc_output_given(const abqc_ctx *ctx, int32_t i) {
     return ctx->outputs[i] && !ctx->slots[i].allocated;
 }
+/* Whether the caller's buffer for output i has bytes in common with an input, or with the buffer of
+ * another output. */
+bool abqc_output_overlaps_input(abqc_ctx *ctx, int32_t i);
+bool abqc_output_overlaps_output(const abqc_ctx *ctx, int32_t i);
 _Noreturn void abqc_fail_output_memory(abqc_ctx *ctx, int32_t i, int32_t rank,
                                        const int64_t *sizes);
 void abqc_release_outputs(abqc_ctx *ctx);
@@ -308,6 +314,9 @@ int32_t abqc_host_main(abqc_ctx *ctx);
 const abqc_view *abqc_rt_input(abqc_ctx *ctx, int32_t i);
 void abqc_rt_output(abqc_ctx *ctx, int32_t i, const void *data, int32_t rank, const int64_t *sizes,
                     const int64_t *strides);
+/* On a CPU: the next allocation is of output i, `bytes` without padding, and nothing else is in it. It
+ * gets the output's own memory where that can be, which saves the copy. */
+void abqc_rt_claim(abqc_ctx *ctx, int32_t i, int64_t bytes);
 void *abqc_rt_alloc(abqc_ctx *ctx, int64_t bytes);
 /* The same; errors name the ONNX node. */
 void *abqc_rt_alloc_for(abqc_ctx *ctx, int64_t bytes, const char *node);

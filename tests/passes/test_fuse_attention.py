@@ -134,6 +134,68 @@ def test_transposes_are_read_in_place() -> None:
     assert facts.names().count("linalg.transpose") == facts.names().count("linalg.generic") == 0
 
 
+def test_values_whose_heads_are_in_the_batch_get_those_of_queries() -> None:
+    """As MultiheadAttention of PyTorch has them."""
+    text = (
+        attention()
+        .replace("%v: tensor<?x?x4x8xf32>", "%v: tensor<?x?x8xf32>")
+        .replace("ins(%v : tensor<?x?x4x8xf32>)", "ins(%k : tensor<?x?x4x8xf32>)")
+        .replace("(%wc, %vc)", "(%wc, %v)")
+    )
+    facts = fused(text)
+    (op,) = facts("abq.attention")
+    assert maker(op.operands[2]) == "tensor.expand_shape"
+    assert str(op.operands[2].type) == "tensor<?x4x?x8xf32>"
+
+
+def test_keys_in_another_order_are_transposed_to_rows() -> None:
+    """[T, B, H, D] by [1, 2, 3, 0]: no order that attention reads in place."""
+    text = (
+        attention()
+        .replace("%k: tensor<?x?x4x8xf32>", "%k: tensor<?x?x4x8xf32>, %ek: tensor<?x4x8x?xf32>")
+        .replace(
+            "%kt = linalg.transpose ins(%k : tensor<?x?x4x8xf32>) outs(%e : tensor<?x4x?x8xf32>)\n"
+            "      permutation = [0, 2, 1, 3]",
+            "%kt = linalg.transpose ins(%k : tensor<?x?x4x8xf32>) outs(%ek : tensor<?x4x8x?xf32>)"
+            " permutation = [1, 2, 3, 0]",
+        )
+        .replace(
+            "%kt [[0, 1], [2], [3]] : tensor<?x4x?x8xf32> into tensor<?x?x8xf32>",
+            "%kt [[0, 1], [2], [3]] : tensor<?x4x8x?xf32> into tensor<?x8x?xf32>",
+        )
+        .replace("(%qc, %kc) {transposed = 1", "(%qc, %kc) {transposed = 0")
+        .replace(
+            "(tensor<?x?x8xf32>, tensor<?x?x8xf32>) -> tensor<?x?x?xf32>",
+            "(tensor<?x?x8xf32>, tensor<?x8x?xf32>) -> tensor<?x?x?xf32>",
+            1,
+        )
+    )
+    facts = fused(text)
+    (transpose,) = facts("linalg.transpose")
+    assert list(transpose.attributes["permutation"]) == [1, 2, 0, 3]
+
+
+def test_heads_that_are_repeated_once_are_no_axis() -> None:
+    text = (
+        attention()
+        .replace("%v: tensor<?x?x4x8xf32>", "%v: tensor<?x1x?x4x8xf32>, %ev: tensor<?x4x1x?x8xf32>")
+        .replace(
+            "%vt = linalg.transpose ins(%v : tensor<?x?x4x8xf32>) outs(%e : tensor<?x4x?x8xf32>)\n"
+            "      permutation = [0, 2, 1, 3]",
+            "%vt = linalg.transpose ins(%v : tensor<?x1x?x4x8xf32>)"
+            " outs(%ev : tensor<?x4x1x?x8xf32>) permutation = [0, 3, 1, 2, 4]",
+        )
+        .replace(
+            "%vt [[0, 1], [2], [3]] : tensor<?x4x?x8xf32>",
+            "%vt [[0, 1, 2], [3], [4]] : tensor<?x4x1x?x8xf32>",
+        )
+    )
+    facts = fused(text)
+    (op,) = facts("abq.attention")
+    assert list(op.attributes["rows_first"]) == [1, 1, 1, 1]
+    assert maker(op.operands[2]) == "tensor.collapse_shape" and not facts("linalg.transpose")
+
+
 def test_a_mask_that_is_added_keeps_its_broadcast() -> None:
     facts = fused(attention())
     (op,) = facts("abq.attention")

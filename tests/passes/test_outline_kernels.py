@@ -227,3 +227,36 @@ def test_a_size_that_an_inner_loop_strides_over_stays() -> None:
     two = "  %two = arith.constant 2 : index\n"
     _, kernels = outlined(two + scaled(8, "(b, w, c)") + scaled(24, "(b, w, c)"))
     assert len(kernels("func.func")) == 2
+
+
+def test_a_transpose_is_cut_into_tiles() -> None:
+    """Whole tiles of 16 rows are turned in registers, what is left goes element by element."""
+    body = """  linalg.generic {
+      indexing_maps = [affine_map<(i, j) -> (j, i)>, #id],
+      iterator_types = ["parallel", "parallel"]}
+      ins(%x : memref<?x?xf32>) outs(%out : memref<?x?xf32>) {
+  ^bb0(%a: f32, %old: f32):
+    linalg.yield %a : f32
+  }
+"""
+    size = "  %c3 = arith.constant 3 : index\n  %out = memref.alloc(%c3, %c3) : memref<?x?xf32>\n"
+    _, kernels = outlined(size + body)
+    assert len(kernels("vector.load")) == len(kernels("vector.store")) == 16
+    assert len(kernels("vector.shuffle")) == 4 * 16
+    assert len(kernels("memref.load")) == len(kernels("memref.store")) == 1
+
+
+def test_a_transposed_operand_is_read_in_tiles_too() -> None:
+    body = """  linalg.generic {
+      indexing_maps = [affine_map<(i, j) -> (j, i)>, #id, #id],
+      iterator_types = ["parallel", "parallel"]}
+      ins(%x, %out : memref<?x?xf32>, memref<?x?xf32>) outs(%out : memref<?x?xf32>) {
+  ^bb0(%a: f32, %b: f32, %old: f32):
+    %s = arith.addf %a, %b : f32
+    linalg.yield %s : f32
+  }
+"""
+    size = "  %c3 = arith.constant 3 : index\n  %out = memref.alloc(%c3, %c3) : memref<?x?xf32>\n"
+    _, kernels = outlined(size + body)
+    assert not kernels("vector.load")
+    assert len(kernels("scf.for")) == 4  # tiles, and the elements of one

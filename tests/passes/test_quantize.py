@@ -52,10 +52,14 @@ def test_equal_quantizations_become_one(store: WeightStore) -> None:
     assert len(facts("abq.matmul")) == 2  # of two nodes
 
 
-def test_float_activations_that_a_gpu_rounds_to_bf16_say_so(store: WeightStore) -> None:
+def test_float_activations_that_are_rounded_to_bf16_say_so(store: WeightStore) -> None:
     facts, _ = quantized(store, '"*" w4a16\n"first" w4a16:bf16', "canonicalize", "cse")
     first, other = facts("abq.matmul")
     assert first.attributes["half"].value == "bf16" and "half" not in other.attributes
+    facts, _ = quantized(store, '"*" none\n"first" none:bf16')
+    assert [m.attributes["half"].value for m in facts("abq.matmul") if "half" in m.attributes] == [
+        "bf16"
+    ]
 
 
 def test_none_changes_nothing(store: WeightStore) -> None:

@@ -13,7 +13,9 @@ their rows are packed as the floats that their codes stand for (`rounded_rows`, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -64,6 +66,8 @@ class Dequantize:
             return "strategy 'dequantize' needs quantized weights"
         if spec.integer_products:
             return "strategy 'dequantize' takes quantized activations only where weights are floats"
+        if spec.in_bf16:
+            return "strategy 'dequantize' does not round activations to bf16"
         if spec.hadamard_block and spec.activation is None:
             return "strategy 'dequantize' does not rotate activations that stay float"
         if spec.hadamard_block and spec.k > MAX_ROTATED_K:
@@ -115,8 +119,12 @@ def weight_layout(spec: MatmulSpec) -> WeightLayout:
     return WeightLayout(value, weight.symmetric, spec.scale, reduction)
 
 
+# Element k of a row, in all lanes.
+Factor = Callable[[Value], Value]
+
+
 @dataclass(frozen=True)
-class _Panel:
+class CodePanel:
     """Decodes the panel that begins at byte `base` of `w`."""
 
     b: Builder
@@ -184,13 +192,19 @@ def _emit_one_row(name: str, layout: WeightLayout, packed: bool, module: Any, is
         x = b.view(x, "f32", m * layout.reduction.k) if packed else x
         begin = i * ONE_ROW_COLUMNS
         with b.loop(begin, b.min(begin + ONE_ROW_COLUMNS, n), PANEL) as columns:
-            panel = _Panel(b, layout, w, columns.i // PANEL * layout.panel_bytes)
+            panel = CodePanel(b, layout, w, columns.i // PANEL * layout.panel_bytes)
             total = load_columns(b, bias, 0, columns.i, n)
-            store_columns(b, _one_row(panel, x, total), y, 0, columns.i, n)
+            total = one_row_of_codes(panel, partial(broadcast, b, x), total)
+            store_columns(b, total, y, 0, columns.i, n)
 
 
-def _one_row(panel: _Panel, x: Value, bias: Value) -> Value:
-    """bias + sum over groups of scale * sum over k of x * (q - z), for one panel."""
+def one_row_of_codes(
+    panel: CodePanel, x: Factor, bias: Value, place: Callable[[Value], Value] = lambda k: k
+) -> Value:
+    """bias + sum over groups of scale * sum over k of x * (q - z), for one panel.
+
+    `place(k)` is what x wants instead of the k that a segment begins with.
+    """
     b, reduction = panel.b, panel.layout.reduction
     per_group = reduction.segments_per_group
     with b.loop(0, reduction.n_segments, carry=[bias]) as segments:
@@ -198,13 +212,13 @@ def _one_row(panel: _Panel, x: Value, bias: Value) -> Value:
         part = segments.i % per_group
         begin = group * reduction.group_size + part * reduction.segment_size
         terms = reduction.emit_terms(b, group, part)
-        total = _one_row_segment(panel, x, segments.i, begin, terms, panel.zero(group))
+        total = _one_row_segment(panel, x, segments.i, place(begin), terms, panel.zero(group))
         segments.carry(multiply_add(b, panel.scale(group), total, segments.args[0]))
     return segments.results[0]
 
 
 def _one_row_segment(
-    panel: _Panel, x: Value, segment: Value, begin: Value, terms: Value, zero: Value
+    panel: CodePanel, x: Factor, segment: Value, begin: Value, terms: Value, zero: Value
 ) -> Value:
     """Sum of x * (q - z) over a segment: four partial sums over whole units, then the rest."""
     b, unit = panel.b, panel.layout.reduction.unit
@@ -214,10 +228,9 @@ def _one_row_segment(
         for j, weights in enumerate(panel.unit(segment, index, zero, prefetch=not ragged)):
             k = index * unit + j
             if ragged:
-                factor = b.load(x, begin + b.min(k, terms - 1))
-                factor = b.splat(b.select(k < terms, factor, 0.0), PANEL)
+                factor = b.select(k < terms, x(begin + b.min(k, terms - 1)), 0.0)
             else:
-                factor = broadcast(b, x, begin + k)
+                factor = x(begin + k)
             sums[j % QUAD] = multiply_add(b, factor, weights, sums[j % QUAD])
         return sums
 
@@ -249,7 +262,7 @@ def _emit_many_rows(name: str, layout: WeightLayout, packed: bool, module: Any, 
             with b.loop(0, terms, piece) as depth:
                 count = b.min(terms - depth.i, piece)
                 with b.loop(*columns, PANEL) as panels:
-                    panel = _Panel(b, layout, w, panels.i // PANEL * layout.panel_bytes)
+                    panel = CodePanel(b, layout, w, panels.i // PANEL * layout.panel_bytes)
                     target = panels.i - column
                     _decode(panel, segment, (depth.i, count), block, target)
                 product.add(rows, columns, (begin + depth.i, count), stack_block(b, block))
@@ -258,7 +271,7 @@ def _emit_many_rows(name: str, layout: WeightLayout, packed: bool, module: Any, 
 
 
 def _decode(
-    panel: _Panel, segment: Value, depth: tuple[Value, Value], block: Value, column: Value
+    panel: CodePanel, segment: Value, depth: tuple[Value, Value], block: Value, column: Value
 ) -> None:
     """Scaled weights of a piece of a segment to columns of `[DEPTH_BLOCK][48]`."""
     b, reduction = panel.b, panel.layout.reduction

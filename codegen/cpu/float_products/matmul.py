@@ -57,6 +57,8 @@ class FloatMatmul:
             return "strategy 'float' takes float weights only"
         if spec.activation is not None:
             return "strategy 'float' takes float activations only"
+        if spec.in_bf16:
+            return "strategy 'float' does not round activations to bf16"
         if spec.hadamard_block:
             return "strategy 'float' does not rotate activations"
         return None

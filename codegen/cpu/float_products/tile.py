@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from abqc.codegen.builder import Builder, Value
+from abqc.codegen.builder import Builder, Value, vec
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel, Variant
 from abqc.dialects.formats import Float
@@ -17,18 +17,19 @@ COLUMN_BLOCK = TILE_PANELS * PANEL
 DEPTH_BLOCK = 256
 ONE_ROW_COLUMNS = 2 * PANEL
 
-# The largest register tile of each ISA, as rows for three panels and for one. Accumulators, one
-# vector of each panel and one broadcast fit the registers; smaller tiles do what rows are left.
-TILE_ROWS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    "avx512": ((8, 4, 2, 1), (8, 4, 2, 1)),
-    "avx2": ((), (6, 4, 2, 1)),
-    "plain": ((), (2, 1)),
+# The largest register tile by the bits of a register, as rows for three panels and for one.
+# Accumulators, one vector of each panel and one broadcast fit the registers; smaller tiles do what
+# rows are left.
+TILE_ROWS: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    512: ((8, 4, 2, 1), (8, 4, 2, 1)),
+    256: ((), (6, 4, 2, 1)),
+    128: ((), (2, 1)),
 }
 
 
 def tile_rows(isa: Isa, panels: int) -> tuple[int, ...]:
     """The rows of register tiles of three panels or of one, falling; none where there are none."""
-    wide, narrow = TILE_ROWS[isa.name]
+    wide, narrow = TILE_ROWS[isa.vector_bits]
     return wide if panels == TILE_PANELS else narrow
 
 
@@ -38,20 +39,25 @@ def row_variants(
     emit_one: Callable[..., None],
     emit_many: Callable[..., None],
     *details: object,
+    uses: frozenset[str] = frozenset(),
 ) -> tuple[Variant, ...]:
     """A kernel for one row and 32 columns, and one for blocks of `row_block` rows and 48 columns.
 
-    They are emitted by `emit(kernel's name, *details, module, isa)`.
+    They are emitted by `emit(kernel's name, *details, module, isa)`; `uses` as in `Kernel`.
     """
     one_name = f"{name}_one_row"
-    one = Kernel(one_name, (1, ONE_ROW_COLUMNS), partial(emit_one, one_name, *details))
-    many = Kernel(name, (row_block, COLUMN_BLOCK), partial(emit_many, name, *details))
+    emit_one, emit_many = partial(emit_one, one_name, *details), partial(emit_many, name, *details)
+    one = Kernel(one_name, (1, ONE_ROW_COLUMNS), emit_one, uses=uses)
+    many = Kernel(name, (row_block, COLUMN_BLOCK), emit_many, uses=uses)
     return (Variant(one, 1, 1), Variant(many, 2, None))
 
 
 def multiply_add(b: Builder, x: Value, y: Value, z: Value) -> Value:
     """`x * y + z`; in two roundings where the CPU has no fused instruction."""
     return b.fma(x, y, z) if b.isa.fma else x * y + z
+
+
+MultiplyAdd = Callable[[Builder, Value, Value, Value], Value]
 
 
 def broadcast(b: Builder, source: Value, at: Value | int, lanes: int = PANEL) -> Value:
@@ -139,7 +145,7 @@ Tile = Callable[[Value, int, Value, int], None]  # column, panels, row, rows
 def cover_block(b: Builder, rows: Span, columns: Span, tile: Tile) -> None:
     """Cover rows and columns (at most 48) with register tiles."""
     (row, row_end), (column, column_end) = rows, columns
-    wide, narrow = TILE_ROWS[b.isa.name]
+    wide, narrow = TILE_ROWS[b.isa.vector_bits]
     if wide:
         full = column + (TILE_PANELS - 1) * PANEL < column_end
         with b.when(full):
@@ -156,17 +162,20 @@ def multiply_rows(
     vectors: Callable[[Value], Sequence[Value]],
     terms: Value | int,
     start: Sequence[Value],
+    multiply: Sequence[MultiplyAdd] = (multiply_add,),
 ) -> list[Value]:
     """`start` [row][panel] and the sums over the terms of x[x_at[row] + term] times a panel of
-    `vectors(term)`, in registers."""
+    `vectors(term)`, in registers; terms that take several steps take them one after the other."""
     with b.loop(0, terms, 1, start) as loop:
         panels = list(vectors(loop.i))
         factors = [broadcast(b, x, at + loop.i) for at in x_at]
         products = [(factor, panel) for factor in factors for panel in panels]
-        sums = [
-            multiply_add(b, factor, panel, total)
-            for (factor, panel), total in zip(products, loop.args, strict=True)
-        ]
+        sums = loop.args
+        for step in multiply:
+            sums = [
+                step(b, factor, panel, total)
+                for (factor, panel), total in zip(products, sums, strict=True)
+            ]
         loop.carry(*sums)
     return loop.results
 
@@ -184,7 +193,8 @@ def stack_block(b: Builder, block: Value) -> Weights:
 class Product:
     """`y += x * weights`, a piece of K at a time; sums wait in `y` meanwhile.
 
-    `x` has rows of `k` elements, `y` of `n`.
+    `x` has rows of `k` elements, `y` of `n`. The steps of `multiply` add the products of an element
+    of `x`, in all lanes, and weights.
     """
 
     b: Builder
@@ -192,6 +202,7 @@ class Product:
     y: Value
     n: Value
     k: Value | int
+    multiply: Sequence[MultiplyAdd] = (multiply_add,)
 
     def begin(self, rows: Span, columns: Span, bias: Value) -> None:
         """y = bias."""
@@ -208,8 +219,10 @@ class Product:
         depth: tuple[Value | int, Value | int],
         weights: Weights,
         known: Value | None = None,
+        scale: Callable[[Value], Value] | None = None,
     ) -> None:
-        """Add the products of a piece of K, `depth` being its begin and number of terms.
+        """Add the products of a piece of K, `depth` being its begin and number of terms; times
+        `scale(column)` of 16 columns where there is one.
 
         Columns of y from `known` on hold no sums yet and count as zero; by default all do.
         """
@@ -217,7 +230,7 @@ class Product:
         def tile(column: Value, panels: int, row: Value, height: int) -> None:
             places = [(r, p) for r in range(height) for p in range(panels)]
             sums = self.n if known is None else known
-            self._tile((row, column), places, column - columns[0], depth, weights, sums)
+            self._tile((row, column), places, column - columns[0], depth, weights, sums, scale)
 
         cover_block(self.b, rows, columns, tile)
 
@@ -229,16 +242,27 @@ class Product:
         depth: tuple[Value | int, Value | int],
         weights: Weights,
         known: Value,
+        scale: Callable[[Value], Value] | None,
     ) -> None:
         b, (row, column), (begin, terms) = self.b, corner, depth
         height, panels = places[-1][0] + 1, places[-1][1] + 1
         y_at = [(row + r) * self.n for r in range(height)]
         x_at = [(row + r) * self.k + begin for r in range(height)]
-        start = [load_columns(b, self.y, y_at[r], column + p * PANEL, known) for r, p in places]
 
         def vectors(term: Value) -> list[Value]:
             return [weights(term, block_column + p * PANEL) for p in range(panels)]
 
-        sums = multiply_rows(b, self.x, x_at, vectors, terms, start)
+        def so_far() -> list[Value]:
+            return [load_columns(b, self.y, y_at[r], column + p * PANEL, known) for r, p in places]
+
+        zeros = [b.const(0.0, vec(PANEL, "f32"))] * len(places)
+        start = so_far() if scale is None else zeros
+        sums = multiply_rows(b, self.x, x_at, vectors, terms, start, self.multiply)
+        if scale is not None:
+            scales = [scale(column + p * PANEL) for p in range(panels)]
+            sums = [
+                multiply_add(b, scales[p], total, first)
+                for (_, p), total, first in zip(places, sums, so_far(), strict=True)
+            ]
         for (r, p), total in zip(places, sums, strict=True):
             store_columns(b, total, self.y, y_at[r], column + p * PANEL, self.n)

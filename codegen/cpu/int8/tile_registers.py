@@ -6,6 +6,8 @@ Eight registers of up to 16 rows of 64 bytes:
     A0, A1   u8 [height, depth], four consecutive k in 4 bytes
     B0, B1   i8 [depth / 4, 16, 4]
 
+or, of bf16, C f32, A [height, depth / 2] and B [depth / 4, 16, 2], `depth` being bytes.
+
 A kernel configures them, and releases them at its end: whoever runs on the thread next may not know
 of tiles. (Intel Architecture Instruction Set Extensions, chapter on AMX.)
 """
@@ -55,6 +57,10 @@ class Tiles(ABC):
         """C[m, n] += sum over k of A[m, k] B[k / 4, n, k % 4]."""
 
     @abstractmethod
+    def dot_bf16(self, c: int, a: int, b: int) -> None:
+        """C[m, n] += sum over k of A[m, k] B[k / 2, n, k % 2]: of f32, A and B having bf16."""
+
+    @abstractmethod
     def release(self) -> None: ...
 
 
@@ -95,6 +101,9 @@ class HardwareTiles(Tiles):
     def dot(self, c: int, a: int, b: int) -> None:
         self.b.effect("llvm.x86.tdpbusd", *map(self._name, (c, a, b)))
 
+    def dot_bf16(self, c: int, a: int, b: int) -> None:
+        self.b.effect("llvm.x86.tdpbf16ps", *map(self._name, (c, a, b)))
+
     def release(self) -> None:
         self.b.effect("llvm.x86.tilerelease")
 
@@ -109,7 +118,7 @@ class HardwareTiles(Tiles):
 
 @dataclass(frozen=True)
 class MemoryTiles(Tiles):
-    """The same to the bit, on the stack. Slow."""
+    """The same on the stack, integers to the bit. Slow."""
 
     memory: Value
 
@@ -140,6 +149,22 @@ class MemoryTiles(Tiles):
             for byte in range(4):
                 code = build.splat((four >> 8 * byte) & 0xFF, WIDTH)
                 total = total + code * (weights << (24 - 8 * byte)).sar(24)
+            build.store_as(total, self.memory, at)
+
+    def dot_bf16(self, c: int, a: int, b: int) -> None:
+        build, line = self.b, vec(WIDTH, "i32")
+        with build.loop(0, self.height) as rows, build.loop(0, self.depth // 4) as pairs:
+            at = self._at(c, rows.i)
+            total = build.load_as(self.memory, at, vec(WIDTH, "f32"))
+            pair = build.load_as(self.memory, self._at(a, rows.i) + pairs.i * 4, "i32")
+            factors = build.splat(pair, WIDTH)
+            weights = build.load_as(self.memory, self._at(b, pairs.i), line)
+            for half in range(2):
+                x, w = (
+                    build.bitcast((v << (16 - 16 * half)) & 0xFFFF0000, total.type)
+                    for v in (factors, weights)
+                )
+                total = total + x * w
             build.store_as(total, self.memory, at)
 
     def release(self) -> None:

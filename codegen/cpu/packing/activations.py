@@ -32,6 +32,15 @@ from .quantize_row import LANES, RowCodes, RowScale, StoredCodes, sweep
 ROWS = 4  # of one grid index
 
 
+class RowPacker(Protocol):
+    """What packs rows that others make."""
+
+    def writer_of(self, b: Builder, x: Value) -> Callable[[Value, Value, Value], None]:
+        """Packs, of the element of x that a row begins with, this row as a row of q, given its
+        number. To be asked for outside of loops: it may have memory on the stack."""
+        ...
+
+
 class RowWriter(Protocol):
     """A strategy's layout of packed rows."""
 
@@ -60,8 +69,7 @@ class PackKernel:
                 write(rows.i * self.k, q, rows.i)
 
     def writer_of(self, b: Builder, x: Value) -> Callable[[Value, Value, Value], None]:
-        """Packs, of the element of x that a row begins with, this row as a row of q, given its
-        number. To be asked for outside of loops: it has memory on the stack."""
+        """As `RowPacker` has it."""
         floats = rotated_rows(b, x, self.k, self.hadamard_block)
 
         def write(begin: Value, q: Value, number: Value) -> None:
@@ -76,7 +84,7 @@ class PackKernel:
 class RowsKernel(Kernel):
     """A kernel that packs rows one by one, which others can do with rows that they make."""
 
-    body: PackKernel
+    body: RowPacker
 
 
 def rows_kernel(body: PackKernel, name: str) -> RowsKernel:

@@ -6,7 +6,9 @@ every group's sum by its scale; with more, 48 channels of a piece are shared by 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel, MatmulSpec, Variant
 from abqc.dialects.formats import QuantizedTensor
 
+from ..float_products.dequantize import Factor
 from ..float_products.tile import (
     COLUMN_BLOCK,
     DEPTH_BLOCK,
@@ -48,6 +51,8 @@ class TrellisFloatStrategy:
             return "strategy 'trellis-float' takes trellis codes only"
         if spec.activation is not None:
             return "strategy 'trellis-float' takes float activations only"
+        if spec.in_bf16:
+            return "strategy 'trellis-float' does not round activations to bf16"
         if spec.hadamard_block:
             return "strategy 'trellis-float' does not rotate activations"
         return None
@@ -69,7 +74,7 @@ class TrellisFloatStrategy:
 
 
 @dataclass(frozen=True)
-class _Panel:
+class TrellisPanel:
     """The 16 channels from 16 `panel` on, of `n`."""
 
     decoder: Decoder
@@ -78,9 +83,9 @@ class _Panel:
     @staticmethod
     def of(
         b: Builder, layout: TrellisLayout, w: Value, n: Value, panel: Value, table: Value | None
-    ) -> _Panel:
+    ) -> TrellisPanel:
         place = StreamPlace.of(b, layout, panel, n)
-        return _Panel(Decoder(b, layout, w, place, table), panel * layout.panel_bytes)
+        return TrellisPanel(Decoder(b, layout, w, place, table), panel * layout.panel_bytes)
 
     def scale(self, group: Value) -> Value:
         """The scales of a group, f32."""
@@ -101,13 +106,19 @@ def _emit_one_row(name: str, layout: TrellisLayout, module: Any, isa: Isa) -> No
         table = table_on_stack(b)
         begin = i * ONE_ROW_COLUMNS
         with b.loop(begin, b.min(begin + ONE_ROW_COLUMNS, n), PANEL) as columns:
-            panel = _Panel.of(b, layout, w, n, columns.i // PANEL, table)
+            panel = TrellisPanel.of(b, layout, w, n, columns.i // PANEL, table)
             total = load_columns(b, bias, 0, columns.i, n)
-            store_columns(b, _one_row(panel, x, total), y, 0, columns.i, n)
+            total = one_row_of_trellis(panel, partial(broadcast, b, x), total)
+            store_columns(b, total, y, 0, columns.i, n)
 
 
-def _one_row(panel: _Panel, x: Value, bias: Value) -> Value:
-    """bias + sum over groups of scale * sum over k of x * q, for one panel."""
+def one_row_of_trellis(
+    panel: TrellisPanel, x: Factor, bias: Value, place: Callable[[Value], Value] = lambda k: k
+) -> Value:
+    """bias + sum over groups of scale * sum over k of x * q, for one panel.
+
+    `place(k)` is what x wants instead of the k that a segment begins with.
+    """
     b, reduction = panel.decoder.b, panel.decoder.layout.reduction
     per_group = reduction.segments_per_group
     with b.loop(0, reduction.n_segments, carry=[bias]) as segments:
@@ -115,12 +126,14 @@ def _one_row(panel: _Panel, x: Value, bias: Value) -> Value:
         part = segments.i % per_group
         begin = group * reduction.group_size + part * reduction.segment_size
         terms = reduction.emit_terms(b, group, part)
-        total = _one_row_segment(panel, x, begin, terms)
+        total = _one_row_segment(panel, x, begin, place(begin), terms)
         segments.carry(multiply_add(b, panel.scale(group), total, segments.args[0]))
     return segments.results[0]
 
 
-def _one_row_segment(panel: _Panel, x: Value, begin: Value, terms: Value) -> Value:
+def _one_row_segment(
+    panel: TrellisPanel, x: Factor, begin: Value, x_begin: Value, terms: Value
+) -> Value:
     """Sum of x * q over a segment: a partial sum for each column of a quad."""
     b = panel.decoder.b
 
@@ -129,10 +142,9 @@ def _one_row_segment(panel: _Panel, x: Value, begin: Value, terms: Value) -> Val
         for t, weights in enumerate(panel.values(begin + first)):
             k = first + t
             if ragged:
-                factor = b.load(x, begin + b.min(k, terms - 1))
-                factor = b.splat(b.select(k < terms, factor, 0.0), PANEL)
+                factor = b.select(k < terms, x(x_begin + b.min(k, terms - 1)), 0.0)
             else:
-                factor = broadcast(b, x, begin + k)
+                factor = x(x_begin + k)
             out.append(multiply_add(b, factor, weights, sums[t]))
         return out
 
@@ -165,7 +177,7 @@ def _emit_many_rows(name: str, layout: TrellisLayout, module: Any, isa: Isa) -> 
             with b.loop(0, terms, DEPTH_BLOCK) as depth:
                 count = b.min(terms - depth.i, DEPTH_BLOCK)
                 with b.loop(*columns, PANEL) as panels:
-                    panel = _Panel.of(b, layout, w, n, panels.i // PANEL, table)
+                    panel = TrellisPanel.of(b, layout, w, n, panels.i // PANEL, table)
                     _decode(panel, group, begin + depth.i, count, block, panels.i - column)
                 product.add(rows, columns, (begin + depth.i, count), stack_block(b, block))
 
@@ -173,7 +185,7 @@ def _emit_many_rows(name: str, layout: TrellisLayout, module: Any, isa: Isa) -> 
 
 
 def _decode(
-    panel: _Panel, group: Value, first: Value, count: Value, block: Value, column: Value
+    panel: TrellisPanel, group: Value, first: Value, count: Value, block: Value, column: Value
 ) -> None:
     """Scaled weights of a piece of a group to columns of `[DEPTH_BLOCK][48]`."""
     b = panel.decoder.b

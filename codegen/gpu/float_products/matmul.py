@@ -51,6 +51,8 @@ class FloatMatmul:
             return "strategy 'float' takes float weights only"
         if spec.activation is not None:
             return "strategy 'float' takes float activations only"
+        if spec.in_bf16:
+            return "products of floats in bf16 ('none:bf16') are made for CPUs"
         if spec.hadamard_block:
             return "strategy 'float' does not rotate activations"
         return None
