@@ -36,7 +36,7 @@ def gated() -> tuple[object, dict[str, np.ndarray]]:
     return onnx_models.model(nodes, inputs, outputs, constants), constants
 
 
-@pytest.mark.parametrize("quant", ["none", "w8a8"])
+@pytest.mark.parametrize("quant", ["none", "none:bf16", "w8a8"])
 def test_gates_and_residuals(quant: str, tmp_path: Path) -> None:
     proto, w = gated()
     path = onnx_models.save(proto, tmp_path)  # type: ignore[arg-type]
