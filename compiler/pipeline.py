@@ -46,8 +46,8 @@ QUANTIZE = (
     "decompose-conv",
     "resolve-dims",
     "func.func(resolve-shaped-type-result-dims,linalg-fuse-elementwise-ops,canonicalize,cse)",
-    "fuse-epilogues",
     "pack-layouts",
+    "fuse-epilogues",  # after products have their kernels
     "decompose-gather",
     TIDY,  # packs of one activation for several matmuls become one
 )
@@ -62,6 +62,7 @@ LOWER = (
     "decompose-update",
     "decompose-concat",
     TIDY,
+    "merge-products",
     "lower-abq",
     TIDY,
     "separate-fills",  # after the last cse, which would merge them again

@@ -187,11 +187,12 @@ class _Limits:
         rows."""
         name, parts, size = entry["node"] or "(no node)", (entry["kernel"],), entry["bytes"]
         total = None if size is None else calls * size
-        product = next((self._products[w] for w in entry["weights"] if w in self._products), None)
-        if product is not None and rows:
-            operations = 2 * calls * rows * product["n"] * product["k"]
-            limit = self._limit(product, rows)
-            best = None if limit is None else calls * limit
+        products = [self._products[w] for w in entry["weights"] if w in self._products]
+        if products and rows:
+            operations = 2 * calls * rows * sum(product["n"] * product["k"] for product in products)
+            limits = [self._limit(product, rows) for product in products]
+            known = [limit for limit in limits if limit is not None]
+            best = calls * sum(known) if len(known) == len(limits) else None
             return Row(name, parts, calls, seconds, total, operations, best)
         return Row(name, parts, calls, seconds, total)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 # Where an input's element lies: at the result's place, or at the same one for all elements of a
 # channel of a sample, of a channel, of a sample, or of the result.
@@ -24,6 +24,25 @@ class Epilogue:
         """A part of the names of kernels that have it."""
         text = "\0".join((self.body, *self.reads))
         return f"epilogue_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of several products of the same x, of equal n, that a kernel computes one after another.
+
+    `kernel` (a `codegen.strategy.Kernel`) is that of the product alone. `earlier` says of each
+    input of the epilogue which stage's result it is; None: none, another tensor.
+    """
+
+    kernel: Any
+    epilogue: Epilogue | None = None
+    earlier: tuple[int | None, ...] = ()
+
+    @property
+    def sources(self) -> tuple[int | None, ...]:
+        """`earlier`, None for all where it is not given."""
+        reads = self.epilogue.reads if self.epilogue is not None else ()
+        return self.earlier or (None,) * len(reads)
 
 
 def name_with(kernel: str, epilogue: Epilogue | None) -> str:

@@ -93,7 +93,7 @@ def make_context() -> ir.Context:
 
     It starts no threads, so that the process can fork (codegen/kernel_job.py).
     """
-    from .abq_conv import Abq  # with the operations of all files that it imports
+    from .abq_products import Abq  # with the operations of all files that it imports
 
     context = ir.Context()
     context.enable_multithreading(False)

@@ -1,43 +1,49 @@
-"""Loops over the result of a convolution become its epilogue: what it stores is final.
+"""Loops over the result of a convolution or a product become its epilogue: what it stores is final.
 
-That goes for convolutions of floats and of codes. A loop is taken where nothing else reads the
-result. It may read other tensors in the same place, or numbers for each channel or sample; the
-convolution then stands where the loop was, so that these are there. Loops one after another all go
-the same way.
+That goes for convolutions of floats and of codes, and for products of both where the target has
+kernels for it. A loop is taken where nothing else reads the result. It may read other tensors in
+the same place, or numbers for each channel or sample (of a product: each row); the operation then
+stands where the loop was, so that these are there. Loops one after another all go the same way.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from abqc.dialects.abq_conv import (
-    EPILOGUE_INPUTS,
-    CodeConvOp,
-    DirectConvOp,
-)
+from abqc.dialects import abq
+from abqc.dialects.abq_conv import EPILOGUE_INPUTS, CodeConvOp, DirectConvOp
+from abqc.dialects.abq_products import FusedMatmulOp
+from abqc.dialects.epilogue import Stage
 from abqc.dialects.mlir import ir
 
 from .infrastructure import Unit, constant_index, defining_op, register, users, walk
-from .loops.epilogues import Input, extend_epilogue, inputs_of, is_epilogue, other_inputs
+from .loops.epilogues import (
+    PRODUCTS,
+    Input,
+    extend_epilogue,
+    inputs_of,
+    is_epilogue,
+    other_inputs,
+)
 from .loops.generics import inputs
 from .resolve_dims import dimension_or_query
 
 
 @register
 def fuse_epilogues(module: ir.Operation, unit: Unit) -> None:
-    """Loops over convolutions' results become their epilogues."""
+    """Loops over results of convolutions and products become their epilogues."""
     for loop in walk(module, "linalg.generic"):
         if not is_epilogue(loop):
             continue
-        for conv in _producers(loop):
+        for conv in _producers(loop, unit):
             given = _inputs(conv, loop)
             if given is not None:
                 _fuse(conv, loop, given)
                 break
 
 
-def _producers(loop: ir.Operation) -> list[ir.Operation]:
-    """The convolutions whose results this loop alone reads, the last one first."""
+def _producers(loop: ir.Operation, unit: Unit) -> list[ir.Operation]:
+    """The operations whose results this loop alone reads, the last one first."""
     found: list[ir.Operation] = []
     for value in inputs(loop):
         op = defining_op(value)
@@ -45,9 +51,19 @@ def _producers(loop: ir.Operation) -> list[ir.Operation]:
             continue
         readers = [user.operation for user in users(value)]
         alone = all(user == loop or user.name == "tensor.dim" for user in readers)
-        if alone and value.type == loop.results[0].type:
+        able = op.name not in PRODUCTS or _has_kernels(op, unit)
+        if alone and able and value.type == loop.results[0].type:
             found.append(op)
     return sorted(found, key=lambda op: sum(op.is_before_in_block(other) for other in found))
+
+
+def _has_kernels(op: ir.Operation, unit: Unit) -> bool:
+    """Whether a product's kernels can be followed by an epilogue."""
+    if not abq.is_packed(op.opview.w):
+        return False
+    names = [ir.StringAttr(name).value for name in ir.ArrayAttr(op.attributes["kernels"])]
+    alone = [[Stage(unit.kernels[name], None)] for name in names]
+    return all(unit.known_target.fused_product(stages) is not None for stages in alone)
 
 
 def _inputs(conv: ir.Operation, loop: ir.Operation) -> list[Input] | None:
@@ -69,7 +85,7 @@ def _fuse(conv: ir.Operation, loop: ir.Operation, given: list[Input]) -> None:
             maps=ir.ArrayAttr.get([ir.AffineMapAttr.get(each.map) for each in given]),
             **{name: each.value for name, each in zip(EPILOGUE_INPUTS, given, strict=False)},
         ).operation
-    extend_epilogue(fused.regions[0], conv.regions[0], loop, result, given)
+    extend_epilogue(fused.regions[0], conv, loop, result, given)
     loop.results[0].replace_all_uses_with(fused.results[0])
     loop.erase()
     conv.erase()
@@ -104,4 +120,17 @@ def _of_codes(view: Any, **epilogue: Any) -> CodeConvOp:
     )
 
 
-_AGAIN = {"abq.direct_conv": _direct, "abq.code_conv": _of_codes}  # the same with an epilogue
+def _product(view: Any, **epilogue: Any) -> FusedMatmulOp:
+    op = view.operation
+    bias = {"bias": view.bias} if view.bias is not None else {}
+    new = FusedMatmulOp(view.x, view.w, view.node, view.result.type, **bias, **epilogue)
+    for name in ("kernels", "max_rows", "n", "k"):
+        new.operation.attributes[name] = op.attributes[name]
+    return new
+
+
+_AGAIN = {  # the same with an epilogue
+    "abq.direct_conv": _direct,
+    "abq.code_conv": _of_codes,
+    **dict.fromkeys(PRODUCTS, _product),
+}

@@ -64,6 +64,7 @@ PASS_FILES = (
     "insert_frees",
     "integer_only",
     "lower_abq",
+    "merge_products",
     "outline_gpu_kernels",
     "outline_kernels",
     "outline_sequences",

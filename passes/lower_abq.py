@@ -17,12 +17,12 @@ from abqc.dialects.mlir import arith, bufferization, cf, func, ir, memref
 from .infrastructure import Unit, blame, defining_op, is_used, register, walk
 from .kernels.checks import check_arguments
 from .kernels.launch import APPEND, UPDATE, declare
-from .loops.constant_values import zeros_symbol
 from .lowering.arg_extreme import lower_arg_extreme
 from .lowering.attention import lower_attention
 from .lowering.cache_buffers import buffer_of
 from .lowering.code_conv import lower_code_conv, lower_pack_planes
 from .lowering.direct_conv import lower_direct_conv, lower_polyphase
+from .lowering.matmul import lower_matmul
 from .lowering.non_max_suppression_loops import non_max_suppression_loops
 from .lowering.norm import lower_norm, lower_norm_pack, lower_softmax
 from .lowering.rules import Lowering, by_rows, ceil_div, contiguous, dynamic, product
@@ -67,13 +67,6 @@ def _weight(low: Lowering, op: ir.Operation) -> None:
     op.results[0].replace_all_uses_with(tensor_value)
 
 
-def _bias(low: Lowering, bias: ir.Value | None, n: int) -> ir.Value:
-    """Kernels always add a bias; without one they add the zeros that all matmuls share."""
-    if bias is not None:
-        return low.buffer(bias)
-    return low.constant(zeros_symbol(n, low.unit.store), [n], ir.F32Type.get())
-
-
 def _pack(low: Lowering, op: ir.Operation) -> None:
     view = op.opview
     kernel = low.unit.kernels[ir.StringAttr(view.kernel).value]
@@ -102,47 +95,6 @@ def _measure(low: Lowering, op: ir.Operation) -> None:
     low.launch(kernel.name, samples, [low.buffer(view.x), scale, zero, product(rest)])
     low.finish(op, scale, [samples], 0)
     low.finish(op, zero, [samples], 1)
-
-
-def _matmul(low: Lowering, op: ir.Operation) -> None:
-    view = op.opview
-    n = ir.IntegerAttr(op.attributes["n"]).value
-    source = view.x.owner.operands[0] if view.x in low.buffers else view.x
-    *lead, _ = low.sizes(source)
-    rows = product(lead)
-    x, w = low.buffer(view.x), low.buffer(view.w)
-    bias = _bias(low, view.bias, n)
-    y = low.allocate(arith.MulIOp(rows, index(n)).result, abq.element(view.result))
-    names = [ir.StringAttr(a).value for a in ir.ArrayAttr(op.attributes["kernels"])]
-    limits = list(ir.DenseI64ArrayAttr(op.attributes["max_rows"]))
-
-    splits = _splits(op, len(names))
-
-    def grid_of(name: str) -> ir.Value:
-        block_m, block_n = low.unit.kernels[name].block
-        return arith.MulIOp(ceil_div(rows, block_m), ceil_div(index(n), block_n)).result
-
-    def launch_variant(i: int) -> None:
-        split, reduce = splits[i]
-        if split == 1:
-            low.launch(names[i], grid_of(names[i]), [x, w, bias, y, rows, index(n)])
-            return
-        words = product([index(split), rows, index(n)])
-        parts = low.allocate(words, ir.IntegerType.get_signless(32))
-        grid = arith.MulIOp(grid_of(names[i]), index(split)).result
-        low.launch(names[i], grid, [x, w, bias, parts, rows, index(n)])
-        low.launch(reduce, grid_of(reduce), [parts, x, w, bias, y, rows, index(n)])
-
-    by_rows(rows, len(names), limits, launch_variant)
-    low.finish(op, y, [*lead, index(n)])
-
-
-def _splits(op: ir.Operation, count: int) -> list[tuple[int, str]]:
-    """Of each variant of a matmul: the parts of its grid and the kernel that adds them."""
-    if "splits" not in op.attributes:
-        return [(1, "")] * count
-    reduces = [ir.StringAttr(a).value for a in ir.ArrayAttr(op.attributes["reduces"])]
-    return list(zip(ir.DenseI64ArrayAttr(op.attributes["splits"]), reduces, strict=True))
 
 
 def _batch_matmul(low: Lowering, op: ir.Operation) -> None:
@@ -322,7 +274,8 @@ _RULES: dict[str, Rule] = {
     "abq.weight": _weight,
     "abq.pack": _pack,
     "abq.measure": _measure,
-    "abq.matmul": _matmul,
+    "abq.matmul": lower_matmul,
+    "abq.fused_matmul": lower_matmul,
     "abq.batch_matmul": _batch_matmul,
     "abq.attention": lower_attention,
     "abq.norm": lower_norm,

@@ -152,6 +152,7 @@ _RULES = {
     "abq.attention": _attention,
     "abq.measure": _samples,
     "abq.matmul": _of_first_operand,
+    "abq.fused_matmul": _of_first_operand,
     "abq.norm": _of_first_operand,
     "abq.norm_pack": _of_first_operand,
     "abq.selective_scan": _selective_scan,

@@ -57,6 +57,19 @@ COUNTING = ArtifactMeta(
 )
 
 
+# The same in groups of launches that run at the same time, of more than there is room for, too.
+COUNTING_TOGETHER = COUNTING_HOST.replace(
+    "abqc_rt_launch(ctx, 0, grid, args);",
+    """uint64_t later[11][1];
+        for (int64_t k = 0; k <= l % 11; k++) {
+            int64_t begin = grid * k / (l % 11 + 1), end = grid * (k + 1) / (l % 11 + 1);
+            later[k][0] = (uint64_t)(counts + begin);
+            if (k < l % 11) abqc_rt_launch_with_next(ctx, 0, end - begin, later[k]);
+            else abqc_rt_launch(ctx, 0, end - begin, later[k]);
+        }""",
+).replace("        const uint64_t args[] = {(uint64_t)counts};\n", "")
+
+
 @pytest.fixture(scope="module")
 def counting(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("counting") / "counting.so"
@@ -70,6 +83,12 @@ def test_every_index_runs_once(counting: Path, threads: int) -> None:
         for _ in range(10):
             grids = np.concatenate([random.integers(0, 40, 200), random.integers(0, 5000, 20)])
             assert model.run([random.permutation(grids)])[0] == 0
+
+
+def test_launches_at_the_same_time(tmp_path: Path) -> None:
+    path = build(tmp_path / "m.so", COUNTING_TOGETHER, COUNTING, kernels=COUNTING_KERNELS)
+    for threads in (1, 2, 3):
+        test_every_index_runs_once(path, threads)
 
 
 def run_and_check(model: abqc.Model, seed: int, runs: int, **options) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...dialects.mlir import arith, func, ir, memref
@@ -16,6 +16,7 @@ from ...passes.kernels.launch import (
     LOOPS,
     SEQUENCE_KERNEL,
     THREADS,
+    WITH_NEXT,
     kernel_names,
     launched_kernel,
 )
@@ -28,11 +29,24 @@ _VIEWS = ("memref.cast", "memref.collapse_shape", "memref.expand_shape")
 @dataclass(frozen=True)
 class Slots:
     """The buffer that launches pass their arguments in, its address as an integer, and the indices
-    of its elements."""
+    of its elements, from the first that a launch has."""
 
     buffer: ir.Value
-    address: ir.Value
+    begin: ir.Value
     positions: Sequence[ir.Value]
+    first: int = 0
+
+    def behind(self, first: int) -> Slots:
+        """Those from the slot `first` on."""
+        return replace(self, positions=self.positions[first:], first=first)
+
+    def address(self) -> ir.Value:
+        """Of the first slot, at the insertion point."""
+        if not self.first:
+            return self.begin
+        i64 = ir.IntegerType.get_signless(64)
+        offset = arith.ConstantOp(i64, ir.IntegerAttr.get(i64, 8 * self.first)).result
+        return arith.AddIOp(self.begin, offset).result
 
 
 class Host:
@@ -50,16 +64,19 @@ class Host:
         self._add_context()
         launch = [self.i64, self.i32, self.i64, self.i64]
         self._declare("abqc_rt_launch", launch)
+        self._declare("abqc_rt_launch_with_next", launch)
         self._declare("abqc_rt_launch_loops", [*launch, self.i64])
         self._declare("abqc_rt_site", [self.i64, self.i32, self.i64])
         self._declare("abqc_rt_check", [self.i64, self.i32, self.i64])
         self._declare("abqc_rt_poll", [self.i64])
         launches = launches_of(self.module)
-        slots = self._slots(max((self._count(op) for op, _ in launches), default=1))
-        for number, (op, name) in enumerate(launches):
+        counts = [self._count(op) for op, _ in launches]
+        firsts = _first_slots([op for op, _ in launches], counts)
+        slots = self._slots(max(map(sum, zip(firsts, counts, strict=True)), default=1))
+        for number, (first, (op, name)) in enumerate(zip(firsts, launches, strict=True)):
             with ir.InsertionPoint(op), op.location:
                 self._site(op, name, number)
-                self._launch(op, name, slots)
+                self._launch(op, name, slots.behind(first))
             op.erase()
         for op in walk(self.main):
             if op.name in _LOOPS:
@@ -109,13 +126,15 @@ class Host:
         elif name.startswith(DIRECT_CONV):
             rows = op.operands[-1]
         else:
-            rows = op.operands[-2] if _is_product(op) else index(0)
+            rows = op.operands[-2] if _is_product(op, name) else index(0)
         self._call("abqc_rt_site", [self.context, self.constant(number), self.integer(rows)])
 
     def _launch(self, op: ir.Operation, name: str, slots: Slots) -> None:
         arguments = list(op.operands)[1:]
         operands = self.launch_operands(op, name, slots)
-        if name.startswith(LOOPS):
+        if WITH_NEXT in op.attributes:
+            self._call("abqc_rt_launch_with_next", operands)
+        elif name.startswith(LOOPS):
             work = arith.MulIOp(op.operands[0], arguments[-1]).result
             self._call("abqc_rt_launch_loops", [*operands, self.integer(work)])
         else:
@@ -130,7 +149,7 @@ class Host:
             if value is not None:
                 memref.StoreOp(value, slots.buffer, [slots.positions[position]])
         number = self.constant(self.numbers[name])
-        return [self.context, number, self.integer(grid), slots.address]
+        return [self.context, number, self.integer(grid), slots.address()]
 
     def constant(self, value: int) -> ir.Value:
         return arith.ConstantOp(self.i32, ir.IntegerAttr.get(self.i32, value)).result
@@ -227,6 +246,15 @@ class Host:
         func.CallOp([], ir.FlatSymbolRefAttr.get(name), operands)
 
 
+def _first_slots(launches: Sequence[ir.Operation], counts: Sequence[int]) -> list[int]:
+    """The first slot of each launch: those that run at the same time have their own."""
+    firsts, first = [], 0
+    for op, count in zip(launches, counts, strict=True):
+        firsts.append(first)
+        first = first + count if WITH_NEXT in op.attributes else 0
+    return firsts
+
+
 def launches_of(module: ir.Module) -> list[tuple[ir.Operation, str]]:
     """The launches of @main and their kernels, in the order that numbers them."""
     names = kernel_names(module.operation)
@@ -269,13 +297,14 @@ def _weights(op: ir.Operation, known: Mapping[str, str]) -> dict[str, int]:
     return found
 
 
-def _is_product(op: ir.Operation) -> bool:
-    """Whether a launch has the arguments of a product's kernel: activations, weight, bias and
-    result, sizes of images if it convolves, m and n (docs/architecture.md)."""
+def _is_product(op: ir.Operation, name: str) -> bool:
+    """Whether a launch has the arguments of a product's kernel: activations, weight, bias, inputs
+    of its epilogue and result, sizes of images if it convolves, m and n (docs/architecture.md)."""
     _, *operands = op.operands
     flat = [isinstance(o.type, ir.MemRefType) and ir.MemRefType(o.type).rank == 1 for o in operands]
-    sizes = [isinstance(o.type, ir.IndexType) for o in operands[4:]]
-    return flat[:4] == [True] * 4 and len(sizes) >= 2 and all(sizes)
+    buffers = flat.index(False) if False in flat else len(flat)
+    sizes = [isinstance(o.type, ir.IndexType) for o in operands[buffers:]]
+    return not name.startswith(LOOPS) and buffers >= 4 and len(sizes) >= 2 and all(sizes)
 
 
 def symbol(op: ir.Operation) -> str:

@@ -11,7 +11,7 @@ from abqc.costmodel.load import model_for
 from abqc.dialects.cache_formats import CacheFormat
 from abqc.dialects.code_conv_spec import CodeConvSpec
 from abqc.dialects.conv_spec import ConvSpec
-from abqc.dialects.epilogue import Epilogue
+from abqc.dialects.epilogue import Epilogue, Stage
 from abqc.dialects.formats import Float, Scheme, parse_scheme
 
 from ...dialects.norm_spec import NormSpec
@@ -27,6 +27,7 @@ from ..cpu.float_products.direct_conv import direct_conv_kernel
 from ..cpu.float_products.matmul import FloatMatmul
 from ..cpu.float_products.matrix import Stored
 from ..cpu.float_products.polyphase import polyphase_kernel
+from ..cpu.fused_product import fused_product_kernel
 from ..cpu.gather import TableLayout, table_layout
 from ..cpu.gather_panels import panel_gather_kernel
 from ..cpu.int8.strategy import Int8Strategy
@@ -73,6 +74,7 @@ class CpuTarget:
     name: str = "cpu"
     max_norm_columns: int = 0  # rows of abq.norm that a kernel takes: none here
     cache_types: tuple[Float, ...] = ("f32", "f16", "bf16")  # of `c` of abq.batch_matmul
+    merges_products: bool = True
     rounds_floats: bool = False  # of activations, to 16 bits, where weights are codes
     has_sequences: bool = True  # loops over launches that are a kernel
     isas: tuple[Isa, ...] = ALL
@@ -223,6 +225,10 @@ class CpuTarget:
         if self._seconds(Int8Strategy(), spec.product, m, working_set) > patches:
             return f"strategy '{chosen.strategy.name}' over them is faster by the cost model"
         return direct
+
+    def fused_product(self, stages: Sequence[Stage]) -> Kernel | None:
+        """The kernel of products of one x with equal n, each with its epilogue."""
+        return fused_product_kernel(stages)
 
     def norm_pack(
         self,

@@ -12,7 +12,7 @@ from abqc.costmodel.ranking import Ranking
 from abqc.dialects.cache_formats import CacheFormat
 from abqc.dialects.code_conv_spec import CodeConvSpec
 from abqc.dialects.conv_spec import ConvSpec
-from abqc.dialects.epilogue import Epilogue
+from abqc.dialects.epilogue import Epilogue, Stage
 from abqc.dialects.formats import Float, Scheme, parse_scheme
 
 from ...dialects.norm_spec import MAX_COLUMNS, NormSpec
@@ -67,6 +67,7 @@ class CudaTarget:
     models: tuple[CostModel, ...] = field(repr=False)
     max_norm_columns: int = MAX_COLUMNS  # rows of abq.norm that a kernel takes
     cache_types: tuple[Float, ...] = ("f32",)  # of `c` of abq.batch_matmul
+    merges_products: bool = False
     rounds_floats: bool = True  # of activations, to 16 bits, where weights are codes
     has_sequences: bool = False  # loops over launches that are a kernel
 
@@ -221,6 +222,9 @@ class CudaTarget:
 
     def code_conv(self, spec: CodeConvSpec, *, node: str, working_set: int = 0) -> None:
         """None: so are those of codes."""
+
+    def fused_product(self, stages: Sequence[Stage]) -> None:
+        """None: what follows products are loops."""
 
     def norm_pack(
         self,

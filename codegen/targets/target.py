@@ -10,7 +10,7 @@ import numpy as np
 from ...dialects.cache_formats import CacheFormat
 from ...dialects.code_conv_spec import CodeConvSpec
 from ...dialects.conv_spec import ConvSpec
-from ...dialects.epilogue import Epilogue
+from ...dialects.epilogue import Epilogue, Stage
 from ...dialects.formats import Float, QuantizedTensor, Scheme
 from ...dialects.norm_spec import NormSpec
 from ...dialects.scan_spec import ScanSpec
@@ -52,6 +52,11 @@ class Target(Protocol):
     @property
     def cache_types(self) -> tuple[Float, ...]:
         """Types that the second operand of `abq.batch_matmul` may have."""
+        ...
+
+    @property
+    def merges_products(self) -> bool:
+        """Whether products of the same activations are launched as one (`merge-products`)."""
         ...
 
     @property
@@ -140,6 +145,11 @@ class Target(Protocol):
     ) -> ConvStrategy | str | None:
         """How a convolution of codes is done without patches (passes/direct_code_conv.py); or why
         it takes patches, as a sentence. None: all do."""
+        ...
+
+    def fused_product(self, stages: Sequence[Stage]) -> Kernel | None:
+        """The kernel of products of one x with equal n, each with its epilogue
+        (docs/architecture.md)."""
         ...
 
     def norm_pack(

@@ -11,6 +11,9 @@ from abqc.dialects.mlir import func, ir
 
 KERNEL = "abq.kernel"
 
+# Attribute of a launch that runs at the same time as the one behind it.
+WITH_NEXT = "abq.with_next"
+
 # Attributes of a GPU kernel: threads of a block, bytes of dynamic shared memory.
 KERNEL_THREADS = "abq.threads"
 KERNEL_SHARED = "abq.shared"
@@ -37,11 +40,24 @@ APPEND = "abqc_append."
 UPDATE = f"{APPEND}update."
 
 
-def launch(module: ir.Operation, kernel: str, grid: ir.Value, arguments: list[ir.Value]) -> None:
-    """Run `kernel` for 0 <= i < grid; declares it in `module` at its first launch."""
+def launch(
+    module: ir.Operation,
+    kernel: str,
+    grid: ir.Value,
+    arguments: list[ir.Value],
+    *,
+    with_next: bool = False,
+) -> None:
+    """Run `kernel` for 0 <= i < grid; declares it in `module` at its first launch.
+
+    `with_next`: at the same time as the next launch of the block, on CPUs; neither reads what the
+    other writes.
+    """
     operands = [grid, *arguments]
     declare(module, kernel, [o.type for o in operands], [], kernel=True)
-    func.CallOp([], ir.FlatSymbolRefAttr.get(kernel), operands)
+    call = func.CallOp([], ir.FlatSymbolRefAttr.get(kernel), operands)
+    if with_next:
+        call.operation.attributes[WITH_NEXT] = ir.UnitAttr.get()
 
 
 def declare(

@@ -1,7 +1,8 @@
 """Loops over a result, element by element, as an epilogue of the operation that makes it.
 
 An operation with epilogues has a region, f32 of an element and one of each further input, and maps
-that find these by the indices of the result (`abq.direct_conv`).
+that find these by the indices of the result (`abq.direct_conv`). Channels are axis 1 of what a
+convolution makes and the last one of a product, whose rows are its samples.
 """
 
 from __future__ import annotations
@@ -43,12 +44,14 @@ def other_inputs(loop: ir.Operation, value: ir.Value) -> list[Input] | None:
     """What `loop` reads besides `value`, at whose place it must read that; None where it reads
     anything in a way that epilogues cannot."""
     found = []
+    op = defining_op(value)
+    assert op is not None, "an operation that may have an epilogue makes it"
     for other, map_ in zip(inputs(loop), maps(loop), strict=False):
         if other == value:
             if not is_identity(map_):
                 return None
             continue
-        read = _read(other, map_, abq.shape(loop.results[0]))
+        read = _read(op, other, map_)
         if read is None:
             return None
         found.append(Input(other, map_, read))
@@ -57,18 +60,20 @@ def other_inputs(loop: ir.Operation, value: ir.Value) -> list[Input] | None:
 
 def inputs_of(op: ir.Operation) -> list[Input]:
     """The inputs of the epilogue that an operation has."""
+    if not len(op.regions):
+        return []
     view, found = op.opview, []
     for value, map_ in zip(epilogue_inputs(view), epilogue_maps(view), strict=True):
-        read = _read(value, map_, abq.shape(op.results[0]))
+        read = _read(op, value, map_)
         assert read is not None, "an epilogue reads what other_inputs lets through"
         found.append(Input(value, map_, read))
     return found
 
 
 def extend_epilogue(
-    region: ir.Region, before: ir.Region, loop: ir.Operation, value: ir.Value, given: list[Input]
+    region: ir.Region, before: ir.Operation, loop: ir.Operation, value: ir.Value, given: list[Input]
 ) -> None:
-    """Make `region`, empty now, do what `before` does and then `loop` to what was `value`.
+    """Make `region`, empty now, do what that of `before` does and then `loop` to what was `value`.
 
     `given` are the inputs of `region`, those of `before` first.
     """
@@ -79,8 +84,8 @@ def extend_epilogue(
         (each.value, each.map): argument for each, argument in zip(given, others, strict=True)
     }
     with ir.InsertionPoint(block):
-        if len(before.blocks):
-            earlier = before.blocks[0]
+        if len(before.regions) and len(before.regions[0].blocks):
+            earlier = before.regions[0].blocks[0]
             arguments = [element, *others[: len(earlier.arguments) - 1]]
             element = _cloned(earlier, dict(zip(earlier.arguments, arguments, strict=True)))
         body = loop.regions[0].blocks[0]
@@ -93,7 +98,7 @@ def extend_epilogue(
 
 def epilogue(op: ir.Operation) -> Epilogue | None:
     """The epilogue of an operation, for kernels; None where it has none."""
-    if not len(op.regions[0].blocks):
+    if not len(op.regions) or not len(op.regions[0].blocks):
         return None
     block = op.regions[0].blocks[0]
     module = ir.Module.create()
@@ -132,11 +137,11 @@ def _made_in(value: ir.Value, block: ir.Block) -> bool:
     return op is not None and (op.block == block or op.name == "arith.constant")
 
 
-def _read(value: ir.Value, map_: ir.AffineMap, shape: list[int]) -> Read | None:
-    """How a tensor is read by the indices of a result: axes of size 1 are no matter."""
+def _read(op: ir.Operation, value: ir.Value, map_: ir.AffineMap) -> Read | None:
+    """How a tensor is read by the indices of the result of `op`: axes of size 1 are no matter."""
     if not isinstance(value.type, ir.RankedTensorType):
         return None
-    found, axes = dims(map_), abq.shape(value)
+    found, axes, shape = dims(map_), abq.shape(value), abq.shape(op.results[0])
     if found is None or not isinstance(abq.element(value), ir.F32Type):
         return None
     fixed = [
@@ -147,9 +152,24 @@ def _read(value: ir.Value, map_: ir.AffineMap, shape: list[int]) -> Read | None:
     wide = [axis for axis in found if shape[axis] != 1]
     if wide != sorted(set(wide)) or any(size != 1 for size in fixed):
         return None
-    if wide == [axis for axis, size in enumerate(shape) if size != 1]:
+    every = [axis for axis, size in enumerate(shape) if size != 1]
+    if wide == every:
         return "element"
+    if op.name in PRODUCTS:
+        return _read_of_product(wide, every, len(shape) - 1)
     return _READS.get(tuple(wide))
+
+
+PRODUCTS = ("abq.matmul", "abq.fused_matmul")
+
+
+def _read_of_product(wide: list[int], every: list[int], last: int) -> Read | None:
+    """How an input with the axes `wide` is read, of the axes `every`, rows and the `last` one."""
+    if not wide:
+        return "one"
+    if wide == [last]:
+        return "channel"
+    return "sample" if wide == [axis for axis in every if axis != last] else None
 
 
 _READS: dict[tuple[int, ...], Read] = {

@@ -22,6 +22,7 @@ class Lowering:
         self.module = module
         self.unit = unit
         self.buffers: dict[ir.Value, ir.Value] = {}
+        self.together: list[ir.Operation] = []  # products that wait for the next one
 
     def constant(self, symbol: str, shape: list[int], element: ir.Type) -> ir.Value:
         """The buffer of a weight, an external symbol of the object file.
@@ -64,9 +65,16 @@ class Lowering:
         i8 = ir.IntegerType.get_signless(8)
         return self.allocate(arith.MulIOp(rows, index(row_bytes)).result, i8)
 
-    def launch(self, kernel: str, grid: ir.Value, arguments: list[ir.Value]) -> None:
+    def launch(
+        self,
+        kernel: str,
+        grid: ir.Value,
+        arguments: list[ir.Value],
+        *,
+        with_next: bool = False,
+    ) -> None:
         flat = [dynamic(a) if isinstance(a.type, ir.MemRefType) else a for a in arguments]
-        launch(self.module, kernel, grid, flat)
+        launch(self.module, kernel, grid, flat, with_next=with_next)
 
     def finish(
         self, op: ir.Operation, buffer: ir.Value, sizes: list[ir.Value], result: int = 0

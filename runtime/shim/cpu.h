@@ -4,6 +4,8 @@
 
 #include "shim.h"
 
+enum { ABQC_MAX_PARTS = 8 };
+
 struct abqc_device {
     const abqc_isa *isa;
     int32_t threads;
@@ -13,6 +15,8 @@ struct abqc_work {
     abqc_team team;
     abqc_arena arena;
     const abqc_kernel *kernels;
+    int32_t waiting; /* parts of the next launch that are known already */
+    abqc_part parts[ABQC_MAX_PARTS];
     _Atomic uint32_t error_flag; /* of this run: the smallest number of a kernel's failed check */
 };
 

@@ -134,6 +134,7 @@ int32_t abqc_work_run(abqc_ctx *ctx, const abqc_run_options *options) {
     int32_t threads = options->threads ? options->threads : ctx->device->threads;
     abqc_arena_begin(&ctx->work->arena);
     ctx->work->error_flag = ABQC_NO_ERROR;
+    ctx->work->waiting = 0;
     if (!abqc_team_begin(&ctx->work->team, threads))
         return abqc_error(ABQC_E_MEMORY, "cannot start %d threads", (int)threads);
     return abqc_call_host(ctx);

@@ -43,13 +43,27 @@ static void note_launch(abqc_ctx *ctx, int64_t begin) {
 }
 
 void abqc_rt_launch(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t *args) {
+    abqc_work *work = ctx->work;
     int64_t begin = ctx->profile ? abqc_now_ns() : 0;
-    abqc_team_launch(&ctx->work->team, ctx->work->kernels[kernel], grid, args);
+    int32_t count = work->waiting + 1;
+    work->parts[work->waiting] = (abqc_part){work->kernels[kernel], grid, args};
+    work->waiting = 0;
+    abqc_team_launch_parts(&work->team, count, work->parts);
     if (ctx->profile) note_launch(ctx, begin);
     check_run(ctx);
 }
 
 int64_t abqc_rt_threads(abqc_ctx *ctx) { return ctx->work->team.size; }
+
+/* A run that is profiled has them one after the other, each with its time. */
+void abqc_rt_launch_with_next(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t *args) {
+    abqc_work *work = ctx->work;
+    if (ctx->profile || work->waiting == ABQC_MAX_PARTS - 1) {
+        abqc_rt_launch(ctx, kernel, grid, args);
+        return;
+    }
+    work->parts[work->waiting++] = (abqc_part){work->kernels[kernel], grid, args};
+}
 
 /* Vectorized loops do about an element in a fraction of a nanosecond; handing work to another thread
  * and waiting for it takes a microsecond or two. */

@@ -125,6 +125,13 @@ int64_t abqc_now_ns(void); /* CLOCK_MONOTONIC */
 
 typedef struct abqc_worker abqc_worker;
 
+/* One of some launches that run at the same time. */
+typedef struct {
+    abqc_kernel kernel;
+    int64_t grid;
+    const uint64_t *args;
+} abqc_part;
+
 typedef struct {
     /* High half: number of the launch; low half: chunks of it that nobody has taken. */
     _Alignas(ABQC_CACHE_LINE) _Atomic uint64_t work;
@@ -132,9 +139,8 @@ typedef struct {
     _Alignas(ABQC_CACHE_LINE) _Atomic int32_t sleepers;
     _Atomic uint32_t closed;
     /* The launch. Stable while a chunk of it is taken and not done. */
-    _Alignas(ABQC_CACHE_LINE) abqc_kernel kernel;
-    const uint64_t *args;
-    int64_t grid;
+    _Alignas(ABQC_CACHE_LINE) const abqc_part *parts;
+    int64_t grid; /* of all parts, one behind the other */
     int32_t chunks;
     int32_t size;    /* threads of this run, the leader included */
     int32_t threads; /* of the open region, its keeper included; 0: none is open */
@@ -147,6 +153,7 @@ typedef struct {
 /* Before a run on `threads` threads, this one included. false: no thread could be made. */
 bool abqc_team_begin(abqc_team *team, int32_t threads);
 void abqc_team_launch(abqc_team *team, abqc_kernel kernel, int64_t grid, const uint64_t *args);
+void abqc_team_launch_parts(abqc_team *team, int32_t count, const abqc_part *parts);
 void abqc_team_close(abqc_team *team);
 
 /* ---- tensor.c: DLTensors against the signature ---- */
@@ -318,7 +325,10 @@ void abqc_rt_free(abqc_ctx *ctx, void *data);
 /* On a CPU before each launch: which one comes, and its rows where it is a product with weights. */
 void abqc_rt_site(abqc_ctx *ctx, int32_t launch, int64_t rows);
 void abqc_rt_launch(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t *args);
-/* The same for a kernel that touches `work` elements in all: a few are done by the calling thread. */
+/* On a CPU: this launch runs at the same time as the next one, which may be another of these.
+ * `args` stay as they are until then. */
+void abqc_rt_launch_with_next(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t *args);
+/* abqc_rt_launch for a kernel that touches `work` elements in all: a few are done by the calling thread. */
 void abqc_rt_launch_loops(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t *args,
                           int64_t work);
 int64_t abqc_rt_threads(abqc_ctx *ctx); /* CPUs: that launches run on */

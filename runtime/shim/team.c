@@ -109,6 +109,17 @@ static void await_count(_Atomic int32_t *counter, int32_t value) {
     while (atomic_load_explicit(counter, memory_order_acquire) < value) wait_a_little(start);
 }
 
+/* Indices of the grids of all parts, one behind the other. */
+static void run_indices(const abqc_part *part, int64_t begin, int64_t end) {
+    for (;; part++) {
+        if (begin < part->grid)
+            part->kernel(begin, end < part->grid ? end : part->grid, part->args);
+        if (end <= part->grid) return;
+        begin = begin < part->grid ? 0 : begin - part->grid;
+        end -= part->grid;
+    }
+}
+
 /* Takes chunks until none is left. Compare-and-swap on launch number and remaining chunks together:
  * success means that the chunk belongs to the launch that was read. */
 static void take_chunks(abqc_team *team) {
@@ -121,7 +132,7 @@ static void take_chunks(abqc_team *team) {
         int64_t chunk = team->chunks - (int64_t)chunks_of(work);
         int64_t base = team->grid / team->chunks, more = team->grid % team->chunks;
         int64_t begin = chunk * base + (chunk < more ? chunk : more);
-        team->kernel(begin, begin + base + (chunk < more), team->args);
+        run_indices(team->parts, begin, begin + base + (chunk < more));
         finished++;
         work = atomic_load_explicit(&team->work, memory_order_acquire);
     }
@@ -133,16 +144,17 @@ static void publish(abqc_team *team, uint32_t chunks) {
     atomic_store(&team->work, (uint64_t)(launch_of(work) + 1) << 32 | chunks);
 }
 
-void abqc_team_launch(abqc_team *team, abqc_kernel kernel, int64_t grid, const uint64_t *args) {
+void abqc_team_launch_parts(abqc_team *team, int32_t count, const abqc_part *parts) {
+    int64_t grid = 0;
+    for (int32_t i = 0; i < count; i++) grid += parts[i].grid;
     if (grid <= 0) return;
     if (team->size == 1 || grid == 1) {
-        kernel(0, grid, args);
+        run_indices(parts, 0, grid);
         return;
     }
     int32_t most = team->size * CHUNKS_PER_THREAD;
     int32_t chunks = grid < most ? (int32_t)grid : most;
-    team->kernel = kernel;
-    team->args = args;
+    team->parts = parts;
     team->grid = grid;
     team->chunks = chunks;
     atomic_store_explicit(&team->done, 0, memory_order_relaxed);
@@ -150,6 +162,10 @@ void abqc_team_launch(abqc_team *team, abqc_kernel kernel, int64_t grid, const u
     wake_sleepers(team, chunks < team->size ? chunks - 1 : team->size - 1);
     take_chunks(team);
     await_count(&team->done, chunks);
+}
+
+void abqc_team_launch(abqc_team *team, abqc_kernel kernel, int64_t grid, const uint64_t *args) {
+    abqc_team_launch_parts(team, 1, &(abqc_part){kernel, grid, args});
 }
 
 static void follow(abqc_team *team, abqc_worker *self) {

@@ -1,4 +1,9 @@
 import pytest
+from abqc.codegen.strategy import Kernel
+from abqc.codegen.targets.cpu import CpuTarget
+from abqc.compiler.build import resolve_target
+from abqc.passes.infrastructure import Unit
+from abqc.passes.loops.epilogues import inputs_of
 from facts import Facts, after, maker
 
 IMAGE = "tensor<?x8x?x?xf32>"
@@ -176,3 +181,64 @@ def test_others_stay_loops(parts: tuple[str, ...]) -> None:
     (op,) = facts("abq.direct_conv")
     assert len(facts("linalg.generic")) == len(parts)
     assert not len(op.regions[0].blocks)
+
+
+ROWS = "tensor<?x?x96xf32>"
+HERE = "affine_map<(b, s, n) -> (b, s, n)>"
+
+
+def product(name: str) -> str:
+    """A product of codes, %q times a packed weight."""
+    return f"""%{name} = "abq.matmul"(%q, %w8, %b96) {{node = "n", kernels = ["one", "many"],
+        max_rows = array<i64: 1, 0>, n = 96 : index, k = 64 : index,
+        operandSegmentSizes = array<i32: 1, 1, 1, 0, 0, 0, 0>}}
+      : (tensor<?x?x64x!abq.packed<"rows">>, tensor<64x!abq.packed<"int8">>, tensor<96xf32>)
+        -> {ROWS}
+    """
+
+
+def fused_product(inputs: str, types: str, maps: str, body: str, target: object) -> Facts:
+    """A loop over `inputs`: %x, a product; %r; %cols and %rows, numbers for these; %some."""
+    arguments = ", ".join(f"%{chr(ord('a') + i)}: f32" for i in range(len(inputs.split(","))))
+    text = f"""func.func @main(%b96: tensor<96xf32>, %r: {ROWS}, %cols: tensor<96xf32>,
+        %rows: tensor<?x?xf32>, %some: tensor<?x96xf32>, %empty: {ROWS}) -> {ROWS} {{
+      %zero = arith.constant 0.0 : f32
+      %q = "abq.weight"() {{sym = "q"}} : () -> tensor<?x?x64x!abq.packed<"rows">>
+      %w8 = "abq.weight"() {{sym = "w"}} : () -> tensor<64x!abq.packed<"int8">>
+      {product("x")}
+      %y = linalg.generic {{indexing_maps = [{maps}, {HERE}],
+          iterator_types = ["parallel", "parallel", "parallel"]}}
+        ins({inputs} : {types}) outs(%empty : {ROWS}) {{
+      ^bb0({arguments}, %out: f32):
+        {body}
+      }} -> {ROWS}
+      return %y : {ROWS}
+    }}"""
+    kernels = {name: Kernel(name, (1, 64), lambda module, isa: None) for name in ("one", "many")}
+    unit = Unit(target=target, kernels=kernels)  # type: ignore[arg-type]
+    return after(text, "fuse-epilogues", "func.func(canonicalize,cse)", unit=unit)
+
+
+ALL = """%1 = arith.addf %a, %b : f32
+  %2 = arith.mulf %1, %c : f32
+  %3 = arith.mulf %2, %d : f32
+  linalg.yield %3 : f32"""
+
+
+def test_products_have_them_where_the_target_has_kernels() -> None:
+    maps = f"{HERE}, {HERE}, affine_map<(b, s, n) -> (n)>, affine_map<(b, s, n) -> (b, s)>"
+    types = f"{ROWS}, {ROWS}, tensor<96xf32>, tensor<?x?xf32>"
+    facts = fused_product("%x, %r, %cols, %rows", types, maps, ALL, CpuTarget())
+    assert not facts("linalg.generic") and not facts("abq.matmul")
+    (op,) = facts("abq.fused_matmul")
+    assert [each.read for each in inputs_of(op)] == ["element", "channel", "sample"]
+    assert "kernels" in op.attributes and "max_rows" in op.attributes
+    facts = fused_product("%x, %r, %cols, %rows", types, maps, ALL, resolve_target("sm_80"))
+    assert facts("linalg.generic") and facts("abq.matmul")
+
+
+def test_a_product_and_what_some_of_its_axes_have() -> None:
+    """Rows of a product are numbered through: what the second axis alone has stays a loop."""
+    maps = f"{HERE}, affine_map<(b, s, n) -> (s, n)>"
+    facts = fused_product("%x, %some", f"{ROWS}, tensor<?x96xf32>", maps, ADD, CpuTarget())
+    assert facts("linalg.generic") and facts("abq.matmul")
