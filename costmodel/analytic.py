@@ -19,10 +19,13 @@ from .interface import MatmulFeatures
 from .residual import Residual
 from .roofline import Roofline
 
-BYTE_UNIT, PLANE_UNIT = 16, 64  # groups are filled up to so many codes
+BYTE_UNIT, LOOK_UP_UNIT, PLANE_UNIT = 16, 32, 64  # groups are filled up to so many codes
+LOOK_UP_ROWS = 4  # that share indices
 FLOAT_ROW_BLOCK = 128  # rows that share weights decoded to floats
 TRELLIS_DECODE = 16  # of the time that unpacking bits takes
 NARROW_BITS = 14  # 2 * 2^p * 2^q fits 16 signed bits
+LOOKED_UP = 4  # products that a table has the sums of
+ONE_TABLE_BITS = 5  # of activations whose sums are in one table
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,17 @@ def _bitplane(f: MatmulFeatures, rates: IsaRates) -> float:
     return products + loads + _scale(f, rates) + planes + f.m * f.k / rates.quantizations
 
 
+def _look_up(f: MatmulFeatures, rates: IsaRates) -> float:
+    parts = 1 if f.activation_bits <= ONE_TABLE_BITS else 2
+    tables = f.m * f.k * parts / rates.quantizations
+    if not rates.look_ups:
+        return _int8(f, rates) + tables
+    pairs = f.n * _padded_k(f, LOOK_UP_UNIT) / LOOKED_UP
+    products = f.m * pairs * parts / rates.look_ups
+    indices = pairs * math.ceil(f.m / LOOK_UP_ROWS) / rates.decodes
+    return products + indices + _scale(f, rates) + f.m * f.k / rates.quantizations + tables
+
+
 COMPUTE: dict[str, Callable[[MatmulFeatures, IsaRates], float]] = {
     "float": _float,
     "direct": _float,
@@ -110,6 +124,7 @@ COMPUTE: dict[str, Callable[[MatmulFeatures, IsaRates], float]] = {
     "int8": _int8,
     "int8-direct": _int8_direct,
     "bitplane": _bitplane,
+    "look-up": _look_up,
     "trellis": _trellis,
     "trellis-float": _trellis_float,
 }

@@ -21,6 +21,7 @@ class IsaRates:
     wide_macs: float  # bytes, products too large for pairs to be added in 16 bits
     narrow_macs: float  # bytes, where two products always fit 16 bits
     bit_products: float  # AND, population count, accumulate
+    look_ups: float  # bytes looked up in tables and added; 0: not done
     operand_loads: float  # pairs of operands fetched for bit products, whatever their planes
     decodes: float  # codes unpacked to bytes
     float_decodes: float  # codes unpacked to f32
@@ -76,6 +77,7 @@ ZEN4 = Cpu(
             wide_macs=216 * GIGA,
             narrow_macs=216 * GIGA,
             bit_products=1050 * GIGA,
+            look_ups=95 * GIGA,
             operand_loads=900 * GIGA,
             decodes=180 * GIGA,
             float_decodes=50 * GIGA,
@@ -89,6 +91,7 @@ ZEN4 = Cpu(
             wide_macs=55 * GIGA,
             narrow_macs=98 * GIGA,
             bit_products=345 * GIGA,
+            look_ups=36 * GIGA,
             operand_loads=735 * GIGA,
             decodes=100 * GIGA,
             float_decodes=32 * GIGA,
@@ -102,6 +105,7 @@ ZEN4 = Cpu(
             wide_macs=21 * GIGA,
             narrow_macs=21 * GIGA,
             bit_products=85 * GIGA,
+            look_ups=0,
             operand_loads=150 * GIGA,
             decodes=50 * GIGA,
             float_decodes=13 * GIGA,

@@ -3,9 +3,9 @@
     kernel (i, w: memref<?xi8>, indices: memref<?xi64>, y: memref<?xf32>, count, rows,
             flag: memref<?xi32>, number)
 
-The contract is that of `gather`; `w` is the weight as strategy `float`, `int8` or `dequantize`
-packs it, so that the table is stored once. Row n is channel n; in a panel of floats its values lie
-16 elements apart, else quads of them 64 bytes.
+The contract is that of `gather`; `w` is the weight as strategy `float`, `int8`, `look-up` or
+`dequantize` packs it, so that the table is stored once. Row n is channel n; in a panel of floats
+its values lie 16 elements apart, else quads of them 64 bytes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def panel_gather_kernel(strategy: str, spec: MatmulSpec) -> Kernel | None:
         panels = Panels(spec.k, spec.weight_float)
         name, panel_bytes = f"gather_float_panels_{panels.name}", panels.panel_bytes
         decode: Decode = partial(_float_row, panels)
-    elif strategy in ("int8", "dequantize"):
+    elif strategy in ("int8", "look-up", "dequantize"):
         layout = weight_layout(spec)
         assert spec.weight is not None
         name = (

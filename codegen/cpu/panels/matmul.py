@@ -124,10 +124,22 @@ class PanelBody:
         and 3 bits or fewer; 4 rows of 4 bits 0.77. Long panels that are decoded as fast as they
         come lose by it: 1.1 for a row of 4 bits and K = 4096, 1.15 for 4 rows of 8.
         """
-        ahead = self.tile.panels * self.weight.panel_bytes
         fast_bits = 4 if self.tile.rows == 1 else 8
-        if self.weight.value.bits < fast_bits or ahead <= PREFETCHED_BYTES:
-            self.b.prefetch(self.w, at + ahead, locality=2)
+        if self.weight.value.bits < fast_bits or self._bytes_ahead <= PREFETCHED_BYTES:
+            self.b.prefetch(self.w, at + self._bytes_ahead, locality=2)
+
+    @property
+    def _bytes_ahead(self) -> int:
+        """From a panel of a tile to that of the next tile."""
+        return self.tile.panels * self.weight.panel_bytes
+
+    def _prefetch_group(self, at: Value) -> None:
+        """Like `prefetch_next`, for what a panel has by groups: its streams are the shortest.
+
+        Of the time without, on Zen 4, a row of K = 4096 takes 0.84 to 0.92 with 1 to 4 bits.
+        """
+        if self.reduction.n_groups > 1:
+            self.b.prefetch(self.w, at + self._bytes_ahead, locality=2)
 
     def _rows_at(self, row: Value) -> list[Value]:
         """Where the packed rows of a tile are; rows beyond the end repeat the last one."""
@@ -238,6 +250,7 @@ class PanelBody:
         """sum of v over a segment of a panel, vector<16xi32>."""
         b, layout = self.b, self.weight
         at = w_at + (segment * layout.sum_bytes + layout.sums_offset)
+        self._prefetch_group(at)
         return b.sext(b.load_as(self.w, at, vec(PANEL, f"i{layout.sum_bits}")), "i32")
 
     @property
@@ -344,6 +357,7 @@ class PanelBody:
         """Scales of a group of a panel's integers, vector<16xf32>."""
         layout = self.weight
         at = w_at + (group * layout.scale_bytes + layout.scales_offset)
+        self._prefetch_group(at)
         whole = w_at + layout.tensor_scale_offset
         scales = load_scales(self.b, self.w, at, layout.scale, PANEL, whole)
         indexed = layout.value.indexed
