@@ -14,10 +14,7 @@ the best of them.
 from __future__ import annotations
 
 import argparse
-import mmap
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,18 +26,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import few_rows_peers
 from abqc.codegen import isa as isas
-from abqc.codegen.builder import Builder, buffer, function, vec
 from abqc.codegen.isa import Isa
-from abqc.codegen.strategy import Kernel, MatmulSpec
+from abqc.codegen.strategy import MatmulSpec
 from abqc.codegen.targets.cpu import CpuTarget
 from abqc.dialects import formats
 from kernel_cases import compile_jit, variant_for
+from machine_rates import POOL_BYTES, Machine, Pool, timed
 
 SHAPES = ("4096x4096", "4096x11008", "11008x4096", "4096x14336", "576x1536")
-POOL_BYTES, PEER_BYTES = 192 << 20, 96 << 20
-RATE_STEPS = 1 << 16
-CHAINS = 16  # independent sums of the kernel that measures the rate
-STREAM_BLOCK = 1 << 16  # bytes of a grid index of the kernel that reads
+PEER_BYTES = 96 << 20
 LEAST_SHARE = {1: 0.55, 2: 0.7}  # of the limit in the time; more bits: 0.8
 STEP, HALVES = 1.02, {8: 0.62, 4: 0.65}
 FASTER_THAN_PEERS = {4: 1.2, 2: 2.0}
@@ -61,115 +55,6 @@ class Product:
     @property
     def seconds(self) -> float:
         return float(np.median(self.times)) / self.products
-
-
-class Pool:
-    """Bytes of a mapped file, handed out so that none comes again before all others have."""
-
-    def __init__(self) -> None:
-        with tempfile.TemporaryFile() as file:
-            rng = np.random.default_rng(0)
-            for _ in range(POOL_BYTES >> 20):
-                file.write(rng.bytes(1 << 20))
-            file.flush()
-            mapped = mmap.mmap(file.fileno(), POOL_BYTES, prot=mmap.PROT_READ)
-        self.bytes = np.frombuffer(mapped, np.uint8)
-        self._next = 0
-        int(self.bytes.view(np.uint64).sum())
-
-    def take(self, size: int) -> np.ndarray:
-        if self._next + size > POOL_BYTES:
-            self._next = 0
-        begin = self._next
-        self._next += -(-size // 4096) * 4096
-        return self.bytes[begin : begin + size]
-
-
-def timed(run: Callable[[], None]) -> float:
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
-
-
-# The machine
-
-
-def _emit_stream(name: str, module, isa: Isa) -> None:
-    """Reads STREAM_BLOCK bytes from i * STREAM_BLOCK on, in four streams, ahead of their use."""
-    lanes, streams = isa.lanes(32), 4
-    part = STREAM_BLOCK // streams
-    with function(module, isa, name, [buffer("i8"), buffer("i8")]) as (b, i, x, y):
-        start = [b.const(0, vec(lanes, "i32"))] * streams
-        with b.loop(0, part, 64, carry=start) as loop:
-            sums = list(loop.args)
-            for s in range(streams):
-                at = i * STREAM_BLOCK + (loop.i + s * part)
-                b.prefetch(x, at + STREAM_BLOCK, locality=2)
-                for line in range(0, 64, 4 * lanes):
-                    sums[s] = sums[s] | b.load_as(x, at + line, vec(lanes, "i32"))
-            loop.carry(*sums)
-        b.store_as(sum_of(loop.results), y, 0)
-
-
-def _emit_rate(name: str, module, isa: Isa) -> None:
-    """CHAINS dot products of registers in each of RATE_STEPS steps."""
-    lanes = isa.lanes(32)
-    with function(module, isa, name, [buffer("i8"), buffer("i8")]) as (b, _, x, y):
-        a, w = (b.load_as(x, at, vec(lanes, "i32")) for at in (0, 4 * lanes))
-        start = [b.load_as(x, c, vec(lanes, "i32")) for c in range(CHAINS)]
-        with b.loop(0, RATE_STEPS, carry=start) as loop:
-            loop.carry(*(_dot(b, acc, a, w) for acc in loop.args))
-        b.store_as(sum_of(loop.results), y, 0)
-
-
-def _dot(b: Builder, acc, a, w):
-    if b.isa.dot_u8i8:
-        bytes_ = [b.bitcast(x, vec(4 * acc.lanes, "i8")) for x in (a, w)]
-        return b.intrinsic(b.isa.dot_u8i8, acc.type, acc, *bytes_)
-    words = [b.bitcast(x, vec(2 * acc.lanes, "i16")) for x in (a, w)]
-    return acc + b.intrinsic(b.isa.madd_i16, acc.type, *words)
-
-
-def sum_of(values):
-    total = values[0]
-    for value in values[1:]:
-        total = total + value
-    return total
-
-
-class Machine:
-    """Bandwidth and rate of one core, bytes and multiply-adds a second."""
-
-    def __init__(self, isa: Isa, pool: Pool) -> None:
-        kernels = [
-            Kernel(name, (1,), partial(emit, name))
-            for name, emit in (("stream", _emit_stream), ("rate", _emit_rate))
-        ]
-        jit = compile_jit(isa, kernels)
-        y = np.zeros(64, np.uint8)
-        blocks = POOL_BYTES // 4 // STREAM_BLOCK - 1
-        self._read_bytes = blocks * STREAM_BLOCK
-        operands = 4 if isa.dot_u8i8 else 2
-        self._macs = RATE_STEPS * CHAINS * isa.lanes(32) * operands
-        self._read = lambda: jit.run("stream", blocks, [pool.take(POOL_BYTES // 4), y])
-        self._rate = jit.prepare("rate", 1, [pool.bytes, y])
-        self.reads: list[float] = []
-        self.rates: list[float] = []
-
-    def measure(self) -> None:
-        self.reads.append(self._read_bytes / timed(self._read))
-        self.rates.append(self._macs / timed(self._rate))
-
-    @property
-    def bandwidth(self) -> float:
-        return float(np.median(self.reads))
-
-    @property
-    def rate(self) -> float:
-        return float(np.median(self.rates))
-
-    def limit(self, product: Product) -> float:
-        return max(product.weight_bytes / self.bandwidth, product.macs / self.rate)
 
 
 # Ours
@@ -241,7 +126,10 @@ def missed(products: Sequence[Product], machine: Machine, peers: dict[int, float
     out = []
     times = {p.bits: p.seconds for p in products}
     for p in products:
-        share, least = machine.limit(p) / p.seconds, LEAST_SHARE.get(p.bits, 0.8)
+        share, least = (
+            machine.limit(p.weight_bytes, p.macs) / p.seconds,
+            LEAST_SHARE.get(p.bits, 0.8),
+        )
         if share < least:
             out.append(f"w{p.bits}: {share:.2f} of the limit, not {least}")
         if p.bits - 1 in times and times[p.bits - 1] > STEP * p.seconds:
@@ -266,7 +154,7 @@ def report(m: int, shape: str, products, machine: Machine, peers: Sequence[Produ
         print(
             f"  w{p.bits} {p.name:9} {p.seconds * 1e6:8.1f} us (least {min(p.times) * 1e6:8.1f}) "
             f"{p.weight_bytes / p.seconds / 1e9:5.1f} GB/s {p.macs / p.seconds / 1e9:6.1f} GMAC/s "
-            f"limit / time {machine.limit(p) / p.seconds:.2f}"
+            f"limit / time {machine.limit(p.weight_bytes, p.macs) / p.seconds:.2f}"
         )
     best: dict[int, float] = {}
     for peer in peers:
@@ -330,6 +218,7 @@ def main() -> None:
     pool, isa = Pool(), isas.by_name(args.isa)
     machine = Machine(isa, pool)
     for r in rounds(args, pool, isa):
+        machine.clear()
         r.measure(machine, args.calls)
         report(r.m, r.shape, r.products, machine, r.peers)
 
