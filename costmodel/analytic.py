@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from ..errors import CompileError
-from .cpu_work import BYTE_UNIT, PLANE_UNIT, Tiling, padded_k, streams
+from .cpu_work import BYTE_UNIT, LOOK_UP_UNIT, PLANE_UNIT, Tiling, padded_k, streams
 from .hardware import cpu_named
 from .hardware_cpu import ZEN4, Cpu, IsaRates
 from .interface import MatmulFeatures
@@ -27,6 +27,8 @@ NARROW_BITS = 14  # 2 * 2^p * 2^q fits 16 signed bits
 QUAD = 4  # products that a lane of bytes adds up at once
 CONTENTION = 0.2  # of what a unit does beyond half of the busiest one's time
 STORED = 1.3  # decoding to memory, of the time of decoding to registers
+LOOKED_UP = 4  # products that a table has the sums of
+ONE_TABLE_BITS = 5  # of activations whose sums are in one table
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,18 @@ def _bitplane(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> float:
     return _together(products, loads) + _scale(f, t, rates) + pack
 
 
+def _look_up(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> float:
+    parts = 1 if f.activation_bits <= ONE_TABLE_BITS else 2
+    tables = f.m * f.k * parts / rates.quantizations
+    if not rates.look_ups:
+        return _int8(f, t, rates) + tables
+    pairs = t.columns * padded_k(f, LOOK_UP_UNIT) / LOOKED_UP
+    products = t.rows * pairs * parts / rates.look_ups
+    indices = pairs * t.row_tiles / rates.decodes
+    pack = f.m * f.k / rates.quantizations
+    return products + indices + _scale(f, t, rates) + pack + tables
+
+
 COMPUTE: dict[str, Callable[[MatmulFeatures, Tiling, IsaRates], float]] = {
     "float": _float,
     "direct": _float,
@@ -148,6 +162,7 @@ COMPUTE: dict[str, Callable[[MatmulFeatures, Tiling, IsaRates], float]] = {
     "int8": _int8,
     "int8-direct": _int8_direct,
     "bitplane": _bitplane,
+    "look-up": _look_up,
     "trellis": _trellis,
     "trellis-float": _trellis_float,
 }

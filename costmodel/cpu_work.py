@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .interface import MatmulFeatures
 
 PANEL = 16
-BYTE_UNIT, PLANE_UNIT = 16, 64  # groups are filled up to so many codes
+BYTE_UNIT, LOOK_UP_UNIT, PLANE_UNIT = 16, 32, 64  # groups are filled up to so many codes
 DEFAULT_BLOCK = (128, 64)  # where the features name no schedule
 DEFAULT_TILES = dict.fromkeys(("float", "dequantize", "trellis-float", "bf16"), (8, 48))
 DEFAULT_TILE = (4, 64)

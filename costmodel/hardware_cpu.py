@@ -22,6 +22,7 @@ class IsaRates:
     wide_macs: float  # bytes, products too large for pairs to be added in 16 bits
     narrow_macs: float  # bytes, where two products always fit 16 bits
     bit_products: float  # AND, population count, accumulate
+    look_ups: float  # bytes looked up in tables and added; 0: not done
     operand_loads: float  # bits of weights loaded, which serve all rows of a tile
     decodes: float  # codes in one part (`analytic._unpacked`) unpacked to bytes
     float_decodes: float  # codes unpacked to f32
@@ -104,6 +105,7 @@ ZEN4 = Cpu(
             wide_macs=226 * GIGA,
             narrow_macs=226 * GIGA,
             bit_products=1180 * GIGA,
+            look_ups=95 * GIGA,
             operand_loads=900 * GIGA,
             decodes=146 * GIGA,
             float_decodes=50 * GIGA,
@@ -120,6 +122,7 @@ ZEN4 = Cpu(
             wide_macs=55 * GIGA,
             narrow_macs=98 * GIGA,
             bit_products=290 * GIGA,
+            look_ups=36 * GIGA,
             operand_loads=735 * GIGA,
             decodes=100 * GIGA,
             float_decodes=32 * GIGA,
@@ -136,6 +139,7 @@ ZEN4 = Cpu(
             wide_macs=21 * GIGA,
             narrow_macs=21 * GIGA,
             bit_products=72 * GIGA,
+            look_ups=0,
             operand_loads=150 * GIGA,
             decodes=50 * GIGA,
             float_decodes=13 * GIGA,

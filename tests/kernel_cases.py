@@ -236,9 +236,9 @@ def check_scales_far_from_the_data(strategy: Any, isa: Isa) -> None:
     np.testing.assert_allclose(y.reshape(expected.shape), expected, rtol=1e-5, atol=1e-6)
 
 
-def check_packed_rows_are_deterministic(strategy: Any, isa: Isa) -> None:
+def check_packed_rows_are_deterministic(strategy: Any, isa: Isa, weight: str = "w3:g50") -> None:
     """Two matmuls over rows packed into different garbage agree."""
-    case = Case.random(strategy, isa, "w3:g50", "a5", 5, 17, 130)
+    case = Case.random(strategy, isa, weight, "a5", 5, 17, 130)
     pack = strategy.pack_kernel(case.spec)
     matmul = variant_for(strategy.matmul_kernels(case.spec), case.m)
     jit = compile_jit(isa, [pack, matmul])

@@ -3,9 +3,9 @@
     kernel (i, w: memref<?xi8>, indices: memref<?xi64>, y: memref<?xf32>, count, rows,
             flag: memref<?xi32>, number)
 
-The contract is that of `gather`; `w` is the weight as strategy `float`, `bf16`, `int8` or
-`dequantize` packs it, so that the table is stored once. Row n is channel n; in a panel of floats
-its values lie 16 elements apart, else pairs (bf16) or quads of them 64 bytes.
+The contract is that of `gather`; `w` is the weight as strategy `float`, `bf16`, `int8`,
+`look-up` or `dequantize` packs it, so that the table is stored once. Row n is channel n; in a panel
+of floats its values lie 16 elements apart, else pairs (bf16) or quads of them 64 bytes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def panel_gather_kernel(strategy: str, spec: MatmulSpec) -> Kernel | None:
         pairs = Bf16Panels(align(spec.k, STEP))
         name, panel_bytes = f"gather_bf16_panels_k{spec.k}", pairs.panel_bytes
         decode = partial(_bf16_row, spec.k)
-    elif strategy in ("int8", "dequantize", "bf16") and not spec.trellis:
+    elif strategy in ("int8", "look-up", "dequantize", "bf16") and not spec.trellis:
         layout = weight_layout(spec)
         assert spec.weight is not None
         name = (

@@ -32,6 +32,7 @@ from ..cpu.gather import TableLayout, table_layout
 from ..cpu.gather_panels import panel_gather_kernel
 from ..cpu.int8.strategy import Int8Strategy
 from ..cpu.int8_conv.strategy import Int8Conv
+from ..cpu.look_up.strategy import LookUpStrategy
 from ..cpu.packing.activations import measure_kernel
 from ..cpu.packing.norm_pack import norm_pack_kernel
 from ..cpu.panels.bitplane import BitplaneStrategy
@@ -122,6 +123,7 @@ class CpuTarget:
             FloatMatmul(),
             Dequantize(),
             Int8Strategy(),
+            LookUpStrategy(),
             BitplaneStrategy(),
             TrellisStrategy(),
             TrellisFloatStrategy(),

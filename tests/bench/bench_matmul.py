@@ -20,12 +20,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from abqc.codegen import isa as isas
 from abqc.codegen.cpu.int8.strategy import Int8Strategy
+from abqc.codegen.cpu.look_up.strategy import LookUpStrategy
 from abqc.codegen.cpu.panels.bitplane import BitplaneStrategy
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects import formats
 from kernel_cases import compile_jit, variant_for
 
-STRATEGIES = {s.name: s for s in (Int8Strategy(), BitplaneStrategy())}
+STRATEGIES = {s.name: s for s in (Int8Strategy(), LookUpStrategy(), BitplaneStrategy())}
 COLD_BYTES = 64 << 20
 
 

@@ -11,16 +11,16 @@ LANES = 16
 _PERMUTE = "llvm.x86.avx512.permvar.sf.512"  # VPERMPS: 16 floats by 16 indices
 _PERMUTE_BYTES = "llvm.x86.avx512.permvar.qi.512"  # VPERMB: 64 bytes by 64 indices
 # VPSHUFB: in each 16 bytes of a register, those of a table by the low four bits of indices.
-_SHUFFLE_BYTES = {512: "llvm.x86.avx512.pshuf.b.512", 256: "llvm.x86.avx2.pshuf.b"}
+SHUFFLE_BYTES = {512: "llvm.x86.avx512.pshuf.b.512", 256: "llvm.x86.avx2.pshuf.b"}
 
 
 def integer_values(b: Builder, codes: Value, format: NumberFormat) -> Value:
     """The integers (signed bytes) of the 64 codes that are the bytes of a vector<16xi32>."""
     table = format.integers(np.arange(1 << format.bits, dtype=np.uint8)).tolist()
     width = b.isa.vector_bits
-    if len(table) <= LANES and width in _SHUFFLE_BYTES:
+    if len(table) <= LANES and width in SHUFFLE_BYTES:
         values = b.consts(table * (width // 8 // LANES), "i8")
-        return _by_register(b, codes, values, _SHUFFLE_BYTES[width])
+        return _by_register(b, codes, values, SHUFFLE_BYTES[width])
     if width == 512:
         return _by_register(b, codes, b.consts(table, "i8"), _PERMUTE_BYTES)
     assert format.minifloat is not None, f"{format.name} has no integers"

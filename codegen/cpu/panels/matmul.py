@@ -142,8 +142,19 @@ class PanelBody:
         """Where the schedule says so, fetch the line of a later tile's panels that lies where byte
         `at` does in this one's."""
         if self.tile.prefetch:
-            ahead = self.tile.prefetch * self.tile.panels * self.weight.panel_bytes
-            self.b.prefetch(self.w, at + ahead, locality=2)
+            self._prefetch(at, self.tile.prefetch)
+
+    def _prefetch_group(self, at: Value) -> None:
+        """Likewise, for what a panel has by groups: its streams are the shortest, always fetched.
+
+        Of the time without, on Zen 4, a row of K = 4096 takes 0.84 to 0.92 with 1 to 4 bits.
+        """
+        if self.reduction.n_groups > 1:
+            self._prefetch(at, max(1, self.tile.prefetch))
+
+    def _prefetch(self, at: Value, tiles: int) -> None:
+        ahead = tiles * self.tile.panels * self.weight.panel_bytes
+        self.b.prefetch(self.w, at + ahead, locality=2)
 
     def _rows_at(self, row: Value) -> list[Value]:
         """Where the packed rows of a tile are; rows beyond the end repeat the last one."""
@@ -254,6 +265,7 @@ class PanelBody:
         """sum of v over a segment of a panel, vector<16xi32>."""
         b, layout = self.b, self.weight
         at = w_at + (segment * layout.sum_bytes + layout.sums_offset)
+        self._prefetch_group(at)
         return b.sext(b.load_as(self.w, at, vec(PANEL, f"i{layout.sum_bits}")), "i32")
 
     @property
@@ -360,6 +372,7 @@ class PanelBody:
         """Scales of a group of a panel's integers, vector<16xf32>."""
         layout = self.weight
         at = w_at + (group * layout.scale_bytes + layout.scales_offset)
+        self._prefetch_group(at)
         whole = w_at + layout.tensor_scale_offset
         scales = load_scales(self.b, self.w, at, layout.scale, PANEL, whole)
         indexed = layout.value.indexed

@@ -1,0 +1,1 @@
+"""Strategy `look-up`: sums of activations in tables, looked up by weights of one bit."""
