@@ -114,7 +114,8 @@ def _transposed_axes(nest: Nest) -> list[int] | None:
     if len(outputs) != 1 or None in outputs:
         return None
     (last,) = outputs
-    found = []
+    assert last is not None
+    found: list[int] = []
     for map_ in nest.maps[: -nest.n_outputs]:
         axis = _last(map_)
         both = {e.position for e in map_.results if isinstance(e, ir.AffineDimExpr)}
