@@ -42,7 +42,9 @@ def check(y: np.ndarray, x: np.ndarray, w: np.ndarray) -> None:
 def test_floats_in_bf16(product: Path, tmp_path: Path) -> None:
     """Every instruction set rounds both sides, and those with products of bf16 have kernels."""
     library = tmp_path / "model.so"
-    abqc.compile(product, quant="none:bf16", output=library, cpu="amxbf16,avx512bf16,avx2,plain").close()
+    abqc.compile(
+        product, quant="none:bf16", output=library, cpu="amxbf16,avx512bf16,avx2,plain"
+    ).close()
     for isa in isas.ALL:
         if isas.runs_here(isa):
             with abqc.load(library, isa=isa.name) as loaded:

@@ -1,4 +1,4 @@
-"""Measurements that the benchmarks share: compiling in a process of its own, decoding steps."""
+"""Compiling in a process of its own, measured."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from abqc.runtime.artifact import manifest_of
-from abqc.runtime.model import Model
 
 POLL_SECONDS = 0.05
-
-Feeds = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -72,29 +68,3 @@ def _pss(entry: Path) -> int:
         if line.startswith("Pss:"):
             return 1024 * int(line.split()[1])
     return 0
-
-
-class Decoder:
-    """smollm2 with caches in fixed buffers that the model grows in place."""
-
-    def __init__(self, model: Model, capacity: int) -> None:
-        self.model = model
-        names = [spec.name for spec in model.inputs if spec.name.startswith("past")]
-        self.caches = {name: np.zeros((1, 3, capacity, 64), np.float32) for name in names}
-        self.length = 0
-
-    def step(self, ids: np.ndarray) -> np.ndarray:
-        """Append the tokens `ids` [count]; logits [count, vocabulary]."""
-        begin, end = self.length, self.length + len(ids)
-        feeds = {
-            "input_ids": ids[None],
-            "attention_mask": np.ones((1, end), np.int64),
-            "position_ids": np.arange(begin, end)[None],
-        }
-        past = {name: cache[:, :, :begin] for name, cache in self.caches.items()}
-        present = {
-            name.replace("past_key_values", "present"): cache[:, :, :end]
-            for name, cache in self.caches.items()
-        }
-        self.length = end
-        return self.model.run(feeds | past, outputs=present)[0][0]
