@@ -11,13 +11,14 @@ from abqc.codegen.cpu.int8.strategy import Int8Strategy
 from abqc.codegen.strategy import MatmulSpec
 from abqc.costmodel.hardware_cpu import ZEN4
 from abqc.dialects import formats
-from bench.bench_matmul import COLD_BYTES, measure
+from bench.bench_matmul import measure
 from kernel_cases import compile_jit, variant_for
 
 K = N = 4096
 BITS = tuple(range(1, 9))
 ROWS = (1, 128)
 SECONDS = 0.4
+COLD_BYTES = 384 << 20  # of copies of the weights, more than any cache
 
 
 def matmul_rows() -> list[dict[str, float | str]]:

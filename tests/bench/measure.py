@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -40,7 +39,7 @@ def compile_model(model: Path, recipe: str, library: Path) -> Compiled:
     peak = 0
     with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as process:
         while process.poll() is None:
-            peak = max(peak, memory_of_group(process.pid))
+            peak = max(peak, memory_of_tree(process.pid))
             time.sleep(POLL_SECONDS)
         seconds = time.perf_counter() - started
         if process.returncode:
@@ -49,22 +48,31 @@ def compile_model(model: Path, recipe: str, library: Path) -> Compiled:
     return Compiled(library, seconds, peak)
 
 
-def memory_of_group(group: int) -> int:
-    """Bytes in use by the processes of a group, shared pages counted once (PSS)."""
-    total = 0
+def memory_of_tree(root: int) -> int:
+    """Bytes in use by a process and all that it started, shared pages counted once (PSS)."""
+    children: dict[int, list[Path]] = {}
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            if os.getpgid(int(entry.name)) == group:
-                total += _pss(entry)
-        except (OSError, ProcessLookupError):
-            continue
+        if entry.name.isdigit():
+            children.setdefault(_parent(entry), []).append(entry)
+    total, waiting = 0, [Path("/proc") / str(root)]
+    while waiting:
+        entry = waiting.pop()
+        waiting += children.get(int(entry.name), [])
+        total += _pss(entry)
     return total
 
 
+def _parent(entry: Path) -> int:
+    """Of a process; 0 where it has ended."""
+    try:
+        return int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
 def _pss(entry: Path) -> int:
-    for line in (entry / "smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return 1024 * int(line.split()[1])
-    return 0
+    try:
+        lines = (entry / "smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0  # it has ended
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
