@@ -102,7 +102,13 @@ GPU_FUSIONS = (
     TIDY,
 )
 # Calibration, which looks at models before this, knows the products and the softmax.
-CPU_FUSIONS = ("fuse-attention", TIDY, "share-heads")
+CPU_FUSIONS = (
+    "fuse-attention",
+    TIDY,
+    "share-heads",
+    "sink-transposes",  # a GPU's convolutions have channels last themselves
+    "func.func(canonicalize,cse,linalg-fuse-elementwise-ops,canonicalize,cse)",
+)
 PACK_FUSIONS = ("fuse-norm-pack",)
 
 

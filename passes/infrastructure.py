@@ -75,6 +75,7 @@ PASS_FILES = (
     "separate_fills",
     "share_heads",
     "simplify_broadcasts",
+    "sink_transposes",
     "sort_channels",
 )
 

@@ -200,3 +200,21 @@ def test_loops_are_vectorized(name):
         text = kernel_assembly(module, isas.AVX512, ["f"])
     assert f"{name}f" not in text
     assert "zmm" in text
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["erf", "tanh"])
+def test_arguments_over_a_constant_are_multiplied(isa, name):
+    body = f"""%root = arith.constant 1.41421354 : f32
+    %q = arith.divf %a, %root : f32
+    %r = math.{name} %q : f32"""
+    x = spread(-8, 8)
+    y = np.empty_like(x)
+    compile_body(isa, body).run("f", 1, [x, x, y])
+    exact = {"erf": erf, "tanh": np.tanh}[name](x.astype(np.float64) / np.float32(1.41421354))
+    assert np.nanmax(np.abs(y - exact)) <= 5e-7
+    with make_context(), ir.Location.unknown():
+        module = ir.Module.parse(LOOP.format(body=body))
+        expand_math(module)
+        divisions = [line for line in str(module).splitlines() if "arith.divf %a" in line]
+    assert len(divisions) <= 1  # of x itself, which nothing reads

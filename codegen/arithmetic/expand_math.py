@@ -34,6 +34,9 @@ UNARY: dict[str, Callable[[Expr], Expr]] = {
     "math.tanh": polynomials.tanh,
 }
 
+# What a last bit of the argument moves by less than one of the result: x f'(x) / f(x) is at most 1.
+SATURATING = frozenset({"math.erf", "math.tanh"})
+
 
 def expand_math(module: ir.Module) -> int:
     """Replace the f32 operations listed above and powers, scalars and vectors; returns how many
@@ -62,8 +65,20 @@ def _expansion(op: ir.Operation) -> Callable[[ir.Operation], Expr] | None:
     if not len(op.results) or not _is_f32(op.results[0].type):
         return None
     if op.name in UNARY:
-        return lambda op: UNARY[op.name](Expr(op.operands[0]))
+        argument = _saturating_argument if op.name in SATURATING else Expr
+        return lambda op: UNARY[op.name](argument(op.operands[0]))
     return {"math.powf": _expand_powf, "math.fpowi": _expand_fpowi}.get(op.name)
+
+
+def _saturating_argument(value: ir.Value) -> Expr:
+    """x / c for a constant c is x times f32(1 / c): a division would take as long as the rest."""
+    op = None if isinstance(value.owner, ir.Block) else value.owner
+    if op is None or op.name != "arith.divf":
+        return Expr(value)
+    divisor = _constant_number(op.operands[1])
+    if divisor is None or not 2.0**-100 < abs(divisor) < 2.0**100:
+        return Expr(value)
+    return Expr(op.operands[0]) * (1 / divisor)
 
 
 def _expand_powf(op: ir.Operation) -> Expr:

@@ -1,9 +1,9 @@
 """Compile an ONNX model into one shared library.
 
 The quantization recipe says what becomes of the weights (w) and activations (a): `none`, `w8a8`,
-`w4a8`, `w4a4 rotate`, `w4:g64:asym a8`; `a16` leaves activations float, which a GPU rounds to f16,
-or to bf16 for `a16:bf16`. A recipe file holds one rule a line, a pattern over ONNX
-node names and a recipe; the last rule that matches wins.
+`w4a8`, `w4a4 rotate`, `w4:g64:asym a8`; `a16` leaves activations float, which a GPU rounds to f16;
+`a16:bf16` rounds them to bf16, `none:bf16` weights and activations. A recipe file holds one rule a
+line, a pattern over ONNX node names and a recipe; the last rule that matches wins.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ NAME = "compile"
 SUMMARY = "compile an ONNX model into a shared library"
 EXAMPLES = """examples:
   abqc compile model.onnx -o model.so --quant w4a8
+  abqc compile model.onnx -o model.so --quant none:bf16
   abqc compile model.onnx -o model.so --quant "w4a4 rotate"
   abqc compile model.onnx -o model.so --recipe recipe.txt --shape x=1x3x224x224
   abqc compile model.onnx -o model.so --quant w2a8 --target sm_90a
@@ -34,7 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="the ONNX file; external data stand beside it")
     parser.add_argument("-o", "--output", type=Path, help="default: beside the model, .so")
     recipe = parser.add_mutually_exclusive_group()
-    recipe.add_argument("--quant", metavar="RECIPE", default="none", help="default: none (float)")
+    recipe.add_argument(
+        "--quant",
+        metavar="RECIPE",
+        default="none",
+        help="default: none (float); none:bf16 has matrix products in bf16",
+    )
     recipe.add_argument("--recipe", metavar="FILE", type=Path, help="a file with rules")
     parser.add_argument(
         "--target",

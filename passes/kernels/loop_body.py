@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 from abqc.dialects.mlir import affine, arith, ir, memref, scf
 
 from ..infrastructure import constant_index, defining_op, is_used, walk
 from ..loops.generics import loops_read
 from ..resolve_dims import index
-from .loop_nest import TILE_BLOCK, Nest
+from .loop_nest import TILE_BLOCK, Nest, static_extent
 from .transposed import emit_tiles
 
 # Flags with which LLVM vectorizes a reduction: of the operation that accumulates, of others. A
@@ -18,6 +20,7 @@ _FLAGS = {
     "arith.maximumf": ("nsz", "none"),
     "arith.minimumf": ("nsz", "none"),
 }
+_EXTREMES = ("arith.maximumf", "arith.minimumf")
 
 
 class Body:
@@ -37,6 +40,7 @@ class Body:
         self.ivs: dict[int, ir.Value] = {}
         self.tile_bounds: list[tuple[ir.Value, ir.Value]] = []
         self.known: dict[ir.Value, ir.Value] = {}  # values of the generic's body made before a loop
+        self.places: dict[ir.Value, int] = {}  # selects of the body that are the number of a loop
 
     def _local(self, value: ir.Value) -> ir.Value:
         constant = constant_index(value)
@@ -44,10 +48,37 @@ class Body:
 
     def emit(self) -> None:
         self._delinearize()
+        choices = broadcasts(self.nest)
+        if not choices:
+            self._emit_loops()
+            return
+        # Chosen once, not for each element: a loop over selects is no loop over vectors.
+        branches = scf.IfOp(self._nothing_repeats(choices), has_else=True)
+        for block, places in (
+            (branches.then_block, {op.results[0]: dim for op, dim in choices}),
+            (branches.else_block, {}),
+        ):
+            with ir.InsertionPoint(block):
+                self.places = places
+                self._emit_loops()
+                scf.YieldOp([])
+
+    def _nothing_repeats(self, choices: list[tuple[ir.Operation, int]]) -> ir.Value:
+        """Whether each of these selects is the number of its loop throughout."""
+        result = _true()
+        for op, dim in choices:
+            once = arith.CmpIOp(arith.CmpIPredicate.eq, self.extents[dim], index(1)).result
+            same = arith.SelectOp(self._map(op.operands[0], {}), once, _true()).result
+            result = arith.AndIOp(result, same).result
+        return result
+
+    def _emit_loops(self) -> None:
         if self.nest.tiled:
             self._tiles()
         elif self.nest.register:
             self._reduce_in_register()
+        elif self.nest.window:
+            self._loops(self.nest.inner, self._point_of_window)
         else:
             if self.nest.init is not None:
                 self._loops(self._output_loops(), self._store_init)
@@ -145,6 +176,8 @@ class Body:
             assert op is not None
             if op.name == "linalg.index":
                 mapping[value] = self.ivs[ir.IntegerAttr(op.attributes["dim"]).value]
+            elif value in self.places:
+                mapping[value] = self.ivs[self.places[value]]
             else:
                 (mapping[value],) = self._clone_op(op, mapping)
         return mapping
@@ -186,6 +219,20 @@ class Body:
         first = len(self.nest.operands) - self.nest.n_outputs
         for i, value in enumerate(self._clone_body(arguments)):
             self._store(first + i, value)
+
+    def _point_of_window(self) -> None:
+        """An element of the result, from all places of its window."""
+        last = len(self.nest.operands) - 1
+        value = self._load(last) if self.nest.init is None else self._clone_constant(self.nest.init)
+        extents = [static_extent(self.nest, dim) for dim in self.nest.window]
+        for turn in product(*(range(extent or 0) for extent in extents)):
+            self.ivs |= {dim: index(i) for dim, i in zip(self.nest.window, turn, strict=True)}
+            arguments = [
+                self._load(i) if is_used(argument) else None
+                for i, argument in enumerate(self.nest.arguments[:last])
+            ]
+            (value,) = self._clone_body([*arguments, value])
+        self._store(last, value)
 
     def _reduce_in_register(self) -> None:
         first = len(self.nest.operands) - self.nest.n_outputs
@@ -236,6 +283,8 @@ class Body:
         }
         mapping.update(self.known)
         accumulating = self._accumulating()
+        in_register = self.nest.register and not self.nest.written
+        relaxed = _FLAGS if in_register else _EXTREMES if self.nest.window else ()
         for inner in block.operations:
             op = inner.operation
             if op.name == "linalg.yield":
@@ -245,8 +294,11 @@ class Body:
             if op.name == "linalg.index":
                 mapping[op.results[0]] = self.ivs[ir.IntegerAttr(op.attributes["dim"]).value]
                 continue
+            if len(op.results) == 1 and op.results[0] in self.places:
+                mapping[op.results[0]] = self.ivs[self.places[op.results[0]]]
+                continue
             results = self._clone_op(op, mapping)
-            if self.nest.register and op.name in _FLAGS and not self.nest.written:
+            if op.name in relaxed:
                 _relax(results[0].owner, accumulates=op in accumulating)
             mapping.update(zip(op.results, results, strict=True))
         raise AssertionError("a linalg body ends in linalg.yield")
@@ -294,6 +346,30 @@ class Body:
 def _relax(op: ir.Operation, *, accumulates: bool) -> None:
     flags = _FLAGS[op.name][not accumulates]
     op.attributes["fastmath"] = ir.Attribute.parse(f"#arith.fastmath<{flags}>")
+
+
+def _true() -> ir.Value:
+    i1 = ir.IntegerType.get_signless(1)
+    return arith.ConstantOp(i1, ir.IntegerAttr.get(i1, 1)).result
+
+
+def broadcasts(nest: Nest) -> list[tuple[ir.Operation, int]]:
+    """Selects `c ? 0 : number of a loop` of the body, with the loops, where c comes from outside:
+    so a tensor is read that has one element or all along an axis, as a run decides."""
+    operations = [inner.operation for inner in nest.op.regions[0].blocks[0].operations]
+    inside = set(nest.arguments).union(*(op.results for op in operations))
+    found = []
+    for op in operations:
+        if op.name != "arith.select" or op.operands[0] in inside:
+            continue
+        place = defining_op(op.operands[2])
+        if (
+            place is not None
+            and place.name == "linalg.index"
+            and constant_index(op.operands[1]) == 0
+        ):
+            found.append((op, ir.IntegerAttr(place.attributes["dim"]).value))
+    return found
 
 
 def invariant(nest: Nest, dim: int) -> list[ir.Value]:

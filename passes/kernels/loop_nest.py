@@ -7,6 +7,7 @@ for LLVM to vectorize:
   over memory; unless
 * a reduction runs over the contiguous axis of an input: then it is the inner loop and accumulates
   in a register; or
+* reductions are over a small window: then its places are spelled out in the inner loop; or
 * an input is contiguous along another parallel axis than the output: then the kernel has both, in
   square tiles (`transposed.py`).
 """
@@ -25,6 +26,8 @@ from ..resolve_dims import index
 FLAT_BLOCK = 4096  # elements that one grid index covers where a loop is cut into blocks
 TILE = 16  # iterations of either axis that a square tile has
 TILE_BLOCK = 64  # and one grid index, of tiles
+MAX_WINDOW = 25  # places of a window that are spelled out
+MAX_WINDOW_OPERATIONS = 128  # of all of its places together
 MIN_INNER = 64  # small static inner axes are kept inside until this many elements are
 
 
@@ -43,6 +46,7 @@ class Nest:
     grid: list[int] = field(default_factory=list)
     inner: list[int] = field(default_factory=list)  # inside the kernel, outermost first
     register: bool = False  # reductions accumulate in a register
+    window: list[int] = field(default_factory=list)  # reductions that are spelled out
     block: int | None = None  # iterations of inner[0] that one grid index covers; None: all
     tiled: bool = False  # `inner` is two axes, of which one grid index covers TILE_BLOCK each
 
@@ -77,6 +81,9 @@ def analyse(op: ir.Operation) -> Nest:
     nest.register = bool(reductions) and is_contiguous(nest, reductions)
     if nest.register:
         nest.grid, nest.inner = parallel, reductions
+    elif _is_window(nest, reductions):
+        nest.grid, nest.inner, nest.window = parallel[:-1], parallel[-1:], reductions
+        _keep_small_axes_inside(nest)
     elif reductions:
         nest.grid, nest.inner = parallel[:-1], [*reductions, *parallel[-1:]]
     elif axes := _transposed_axes(nest):
@@ -140,6 +147,16 @@ def is_contiguous(nest: Nest, reductions: list[int]) -> bool:
             if isinstance(last, ir.AffineDimExpr) and last.position in reductions:
                 return True
     return all(k == "reduction" for k in nest.kinds)
+
+
+def _is_window(nest: Nest, reductions: list[int]) -> bool:
+    """Whether the reductions are over few places, all known, and leave a loop."""
+    sizes = [static_extent(nest, dim) or MAX_WINDOW + 1 for dim in reductions]
+    if not reductions or len(reductions) == len(nest.kinds) or nest.n_outputs != 1 or nest.written:
+        return False
+    body = len(list(nest.op.regions[0].blocks[0].operations))
+    count = math.prod(sizes)
+    return count <= MAX_WINDOW and count * body <= MAX_WINDOW_OPERATIONS
 
 
 def _slides_along_last(nest: Nest) -> bool:

@@ -260,3 +260,48 @@ def test_a_transposed_operand_is_read_in_tiles_too() -> None:
     _, kernels = outlined(size + body)
     assert not kernels("vector.load")
     assert len(kernels("scf.for")) == 4  # tiles, and the elements of one
+
+
+def windowed(places: int) -> Facts:
+    """The kernels of y[c, i] = max over k of x[c, 2 i + k]."""
+    body = f"""  %n = arith.constant 9 : index
+  %x2 = memref.alloc(%n, %n) : memref<?x?xf32>
+  %y2 = memref.alloc(%n, %n) : memref<?x?xf32>
+  %w = memref.alloc() : memref<{places}x1xf32>
+  linalg.generic {{
+      indexing_maps = [affine_map<(c, i, k) -> (c, i * 2 + k)>, affine_map<(c, i, k) -> (k, 0)>,
+                       affine_map<(c, i, k) -> (c, i)>],
+      iterator_types = ["parallel", "parallel", "reduction"]}}
+      ins(%x2, %w : memref<?x?xf32>, memref<{places}x1xf32>) outs(%y2 : memref<?x?xf32>) {{
+  ^bb0(%a: f32, %unused: f32, %top: f32):
+    %m = arith.maximumf %a, %top : f32
+    linalg.yield %m : f32
+  }}
+"""
+    return outlined(body)[1]
+
+
+def test_a_small_window_is_spelled_out() -> None:
+    kernels = windowed(3)
+    assert len(kernels("arith.maximumf")) == 3
+    assert len(kernels("memref.store")) == len(kernels("scf.for")) == 1
+    assert len(windowed(40)("arith.maximumf")) == 1
+
+
+def test_what_may_be_repeated_is_decided_before_the_loops() -> None:
+    body = """  %zero_index = arith.constant 0 : index
+  linalg.generic {indexing_maps = [#line], iterator_types = ["parallel"]}
+      outs(%y : memref<?xf32>) {
+  ^bb0(%old: f32):
+    %i = linalg.index 0 : index
+    %at = arith.select %c, %zero_index, %i : index
+    %a = memref.load %z[%at] : memref<?xf32>
+    linalg.yield %a : f32
+  }
+"""
+    _, kernels = outlined(body)
+    (choice,) = kernels("scf.if")
+    assert len(kernels("scf.for")) == 2
+    selects = [op for op in kernels("arith.select") if str(op.results[0].type) == "index"]
+    (select,) = selects
+    assert select.parent.parent == choice

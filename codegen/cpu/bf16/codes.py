@@ -2,14 +2,16 @@
 
     y[m, n] = bias[n] + sum over g of s[n, g] * sum over k in g of bf16(x[m, k]) * (q - z)[n, k]
 
-One row decodes in registers and multiplies in f32. More share a piece of 256 x 48 weights, decoded
-to pairs on the stack. Weights lie as strategies `dequantize` and `trellis-float` pack them.
+One row decodes in registers and multiplies in f32, to which the row is widened. More share a piece
+of 256 x 48 weights, decoded to pairs on the stack. Weights lie as strategies `dequantize` and
+`trellis-float` pack them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from ..float_products.tile import (
     ONE_ROW_COLUMNS,
     PANEL,
     Product,
+    broadcast,
     ceil_div,
     load_columns,
     row_variants,
@@ -36,10 +39,12 @@ from ..panels.layout import WeightLayout, pack_weight
 from ..trellis.decode import table_on_stack
 from ..trellis.float_strategy import TrellisPanel, one_row_of_trellis
 from ..trellis.layout import TrellisLayout
-from .dot import PAIR, dot_pairs, low_half, pairs_of
+from .dot import PAIR, dot_steps, low_half, pairs_of
 from .matmul import ROW_BLOCK, row_pairs
-from .rows import Bf16Rows
+from .rows import VALUE_BYTES, Bf16Rows
 from .weights import bf16_bits
+
+MAX_WIDENED_K = 16384  # 64 KB of stack
 
 ARGUMENTS = [buffer("i8"), buffer("i8"), buffer("f32"), buffer("f32"), INDEX, INDEX]
 
@@ -140,19 +145,32 @@ class _Panels:
 
 
 def _emit_one_row(name: str, layout: WeightLayout, rows: Bf16Rows, module: Any, isa: Isa) -> None:
-    with function(module, isa, name, ARGUMENTS) as (b, i, q, w, bias, y, m, n):
-        words = b.view(q, "i16", m * rows.padded_k)
+    with function(module, isa, name, ARGUMENTS) as (b, i, q, w, bias, y, _m, n):
         panels = _Panels.of(b, layout, w, n)
-
-        def factor(k: Value) -> Value:
-            twice = b.splat(b.load(words, k), PAIR * PANEL)
-            return low_half(b, b.bitcast(twice, vec(PANEL, "i32")))
-
+        factor = _factors(b, q, rows)
         begin = i * ONE_ROW_COLUMNS
         with b.loop(begin, b.min(begin + ONE_ROW_COLUMNS, n), PANEL) as columns:
             total = load_columns(b, bias, 0, columns.i, n)
             total = panels.one_row(columns.i // PANEL, factor, total, rows)
             store_columns(b, total, y, 0, columns.i, n)
+
+
+def _factors(b: Builder, q: Value, rows: Bf16Rows) -> Callable[[Value], Value]:
+    """Gives element k of a packed row, f32 in all lanes: from the stack, where the row is widened
+    once for all panels of a grid index, or, where it is too long for that, from the row."""
+    if rows.padded_k > MAX_WIDENED_K:
+        words = b.view(q, "i16", b.index(rows.padded_k))
+
+        def widened(k: Value) -> Value:
+            twice = b.splat(b.load(words, k), PAIR * PANEL)
+            return low_half(b, b.bitcast(twice, vec(PANEL, "i32")))
+
+        return widened
+    row = b.alloca(rows.padded_k, "f32")
+    with b.loop(0, rows.padded_k, PANEL) as loop:
+        values = b.load_as(q, loop.i * VALUE_BYTES, vec(PANEL, "i16"))
+        b.store(b.bitcast(b.zext(values, "i32") << 16, vec(PANEL, "f32")), row, loop.i)
+    return partial(broadcast, b, row)
 
 
 def _emit_many_rows(name: str, layout: WeightLayout, rows: Bf16Rows, module: Any, isa: Isa) -> None:
@@ -167,7 +185,7 @@ def _emit_many_rows(name: str, layout: WeightLayout, rows: Bf16Rows, module: Any
         row, column = i // across * ROW_BLOCK, i % across * COLUMN_BLOCK
         row_span = row, b.min(row + ROW_BLOCK, m)
         columns = column, b.min(column + COLUMN_BLOCK, n)
-        product = Product(b, row_pairs(b, q, rows, m), y, n, rows.row_pairs, dot_pairs)
+        product = Product(b, row_pairs(b, q, rows, m), y, n, rows.row_pairs, dot_steps(isa))
         product.begin(row_span, columns, bias)
 
         def segment(segment: Value, begin: Value, terms: Value) -> None:

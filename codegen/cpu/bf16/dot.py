@@ -8,21 +8,32 @@ upper half of an f32's bits, and f32 multiply-adds do the same.
 from __future__ import annotations
 
 from abqc.codegen.builder import Builder, Value, vec
+from abqc.codegen.isa import Isa
 
-from ..float_products.tile import PANEL, multiply_add
+from ..float_products.tile import PANEL, MultiplyAdd, multiply_add
 
 PAIR = 2  # consecutive k in 32 bits, the first one below
 
 
-def dot_pairs(b: Builder, x: Value, w: Value, total: Value) -> Value:
-    """`total` and the products of 16 pairs of x and of w, which are vector<16xi32>."""
-    if b.isa.dot_bf16:
-        halves = vec(PAIR * PANEL, "bf16")
-        operands = b.bitcast(x, halves), b.bitcast(w, halves)
-        return b.intrinsic(b.isa.dot_bf16, total.type, total, *operands)
-    for half in (low_half, high_half):
-        total = multiply_add(b, half(b, x), half(b, w), total)
-    return total
+def dot_steps(isa: Isa) -> tuple[MultiplyAdd, ...]:
+    """The steps that add the products of 16 pairs of x and of w, vector<16xi32>, to sums. A tile
+    takes each for all of its pairs: halves of all of them at once do not fit the registers."""
+    return (_dot,) if isa.dot_bf16 else (_multiply_low, _multiply_high)
+
+
+def _dot(b: Builder, x: Value, w: Value, total: Value) -> Value:
+    halves = vec(PAIR * PANEL, "bf16")
+    assert b.isa.dot_bf16 is not None
+    operands = b.bitcast(x, halves), b.bitcast(w, halves)
+    return b.intrinsic(b.isa.dot_bf16, total.type, total, *operands)
+
+
+def _multiply_low(b: Builder, x: Value, w: Value, total: Value) -> Value:
+    return multiply_add(b, low_half(b, x), low_half(b, w), total)
+
+
+def _multiply_high(b: Builder, x: Value, w: Value, total: Value) -> Value:
+    return multiply_add(b, high_half(b, x), high_half(b, w), total)
 
 
 def low_half(b: Builder, pairs: Value) -> Value:

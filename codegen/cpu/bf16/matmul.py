@@ -25,7 +25,7 @@ from ..float_products.tile import (
     store_columns,
     sum_pairwise,
 )
-from .dot import dot_pairs
+from .dot import dot_steps
 from .rows import Bf16Rows
 from .tiles import add_tiled_products
 from .weights import Bf16Panels
@@ -70,7 +70,10 @@ def _one_row(b: Builder, x: Value, w: Value, panel: Value, panels: Bf16Panels) -
         for j, total in enumerate(loop.args):
             at = loop.i + j
             panels.prefetch(b, w, panel, at)
-            sums.append(dot_pairs(b, broadcast(b, x, at), panels.pairs(b, w, panel, at), total))
+            factor, weights = broadcast(b, x, at), panels.pairs(b, w, panel, at)
+            for step in dot_steps(b.isa):
+                total = step(b, factor, weights, total)
+            sums.append(total)
         loop.carry(*sums)
     return sum_pairwise(loop.results)
 
@@ -83,7 +86,7 @@ def _emit_many_rows(name: str, rows: Bf16Rows, module: Any, isa: Isa) -> None:
         row, column = i // across * ROW_BLOCK, i % across * COLUMN_BLOCK
         row_span = row, b.min(row + ROW_BLOCK, m)
         columns = column, b.min(column + COLUMN_BLOCK, n)
-        product = Product(b, row_pairs(b, q, rows, m), y, n, pairs, dot_pairs)
+        product = Product(b, row_pairs(b, q, rows, m), y, n, pairs, dot_steps(isa))
         product.begin(row_span, columns, bias)
 
         def by_pairs() -> None:

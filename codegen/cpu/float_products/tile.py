@@ -162,18 +162,20 @@ def multiply_rows(
     vectors: Callable[[Value], Sequence[Value]],
     terms: Value | int,
     start: Sequence[Value],
-    multiply: MultiplyAdd = multiply_add,
+    multiply: Sequence[MultiplyAdd] = (multiply_add,),
 ) -> list[Value]:
     """`start` [row][panel] and the sums over the terms of x[x_at[row] + term] times a panel of
-    `vectors(term)`, in registers."""
+    `vectors(term)`, in registers; terms that take several steps take them one after the other."""
     with b.loop(0, terms, 1, start) as loop:
         panels = list(vectors(loop.i))
         factors = [broadcast(b, x, at + loop.i) for at in x_at]
         products = [(factor, panel) for factor in factors for panel in panels]
-        sums = [
-            multiply(b, factor, panel, total)
-            for (factor, panel), total in zip(products, loop.args, strict=True)
-        ]
+        sums = loop.args
+        for step in multiply:
+            sums = [
+                step(b, factor, panel, total)
+                for (factor, panel), total in zip(products, sums, strict=True)
+            ]
         loop.carry(*sums)
     return loop.results
 
@@ -191,8 +193,8 @@ def stack_block(b: Builder, block: Value) -> Weights:
 class Product:
     """`y += x * weights`, a piece of K at a time; sums wait in `y` meanwhile.
 
-    `x` has rows of `k` elements, `y` of `n`. `multiply` adds the products of an element of `x`, in
-    all lanes, and weights.
+    `x` has rows of `k` elements, `y` of `n`. The steps of `multiply` add the products of an element
+    of `x`, in all lanes, and weights.
     """
 
     b: Builder
@@ -200,7 +202,7 @@ class Product:
     y: Value
     n: Value
     k: Value | int
-    multiply: MultiplyAdd = multiply_add
+    multiply: Sequence[MultiplyAdd] = (multiply_add,)
 
     def begin(self, rows: Span, columns: Span, bias: Value) -> None:
         """y = bias."""
