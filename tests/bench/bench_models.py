@@ -29,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import abqc
 import numpy as np
 from abqc.compiler.bench import BLOCK_SECONDS, REST_SECONDS, time_block
-from abqc.compiler.onnxruntime_peer import Peer
+from abqc.compiler.evaluation.metrics import cosine
+from abqc.compiler.onnxruntime_peer import Peer, quantized
 from abqc.errors import AbqcError
 from abqc.runtime.decoder import Decoder
 from abqc.runtime.environment import cache_folder
@@ -184,6 +185,32 @@ def run_of(engine: Any, feeds: Feeds) -> Run:
     return lambda: engine.run(feeds)
 
 
+# ---- accuracy of an encoder ----
+
+SENTENCES = Path(__file__).resolve().parent.parent / "models" / "data" / "sentences.npz"
+EMBEDDING = 3  # of minilm-l3's outputs
+
+
+def cosine_part(bench: Bench, name: str) -> None:
+    """Bytes, and the mean cosine of sentences' embeddings to the float model's."""
+    if bench.has(name):
+        return
+    path = model_file("minilm-l3")
+    sentences = dict(np.load(SENTENCES))
+    expected = Peer(path).run(sentences)[EMBEDDING]
+    figures: dict[str, tuple[int, float]] = {}
+    for kind in ("float", "int8"):
+        actual = Peer(path, kind).run(sentences)[EMBEDDING]
+        size = quantized(path, kind).stat().st_size
+        figures[f"onnxruntime {kind}"] = size, float(cosine(expected, actual).mean())
+    for recipe in (*RECIPES, "w4a4", "w4a4 rotate"):
+        library = bench.library("minilm-l3", recipe)
+        actual = abqc.load(library).run(sentences)[EMBEDDING]
+        score = float(cosine(expected, actual).mean())
+        figures[f"abqc {recipe}"] = library.stat().st_size, score
+    bench.results.keep(name, figures)
+
+
 # ---- the decoder ----
 
 
@@ -300,6 +327,7 @@ def matmul_part(bench: Bench, name: str) -> None:
 
 PARTS: dict[str, Callable[[Bench, str], None]] = {
     **dict.fromkeys(SIZES, model_part),
+    "cosine": cosine_part,
     "smollm2": smollm2_part,
     "matmul": matmul_part,
 }

@@ -33,6 +33,7 @@ def write_page(values: Values, about: str, missing: Mapping[str, str]) -> None:
         "is in [accuracy.md](accuracy.md); all models of the zoo beside onnxruntime are timed by "
         "`tests/bench/bench_zoo.py`.",
         *latencies(values),
+        *cosines(values),
         *decoder(values),
         *matmul(values),
         *compiling(values),
@@ -66,6 +67,18 @@ def latencies(values: Values) -> list[str]:
         header = ["milliseconds", *(f"{size}, {threads} thr." for size, threads in columns)]
         sections.append(f"## {model}\n\n{markdown(header, rows)}")
     return sections
+
+
+def cosines(values: Values) -> list[str]:
+    found = values.get("cosine")
+    if not found:
+        return []
+    rows = [[code(e), byte_count(size), f"{score:.4f}"] for e, (size, score) in found.items()]
+    table = markdown(["minilm-l3", "size", "mean cosine to float"], rows)
+    return [
+        "## Accuracy of minilm-l3\n\nOn 200 sentences of the Jargon File "
+        f"(`tests/models/data/sentences.txt`), without calibration.\n\n{table}"
+    ]
 
 
 def code(engine: str) -> str:
