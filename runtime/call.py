@@ -23,6 +23,8 @@ class Call:
         self._counts = len(input_types), len(output_types)
         self._options = instance.run_options()
         self._set = (0, (0, 0), 0, 0)
+        # Of small outputs of the last run, whose inputs had the layouts that the table describes.
+        self.shapes: list[tuple[int, ...] | None] = [None] * len(output_types)
 
     def run(
         self, instance: Instance, threads: int, device: tuple[int, int], stream: int, profile: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,13 +16,15 @@ from .abi import DriverTable, Instance, Library
 from .call import Call
 from .device import choose
 from .device_array import DeviceArray, borrow, on_gpu
-from .dlpack import CUDA, FirstRows, ManagedTensor, TensorTable, expressible
+from .dlpack import CUDA, FirstRows, ManagedTensor, expressible
 from .element_types import by_name, numpy_dtype, seen_as
 from .profile import Profile
 from .statistics import RunStatistics
-from .tensor_spec import TensorSpec
+from .tensor_spec import Dim, TensorSpec
 
 Arrays = Mapping[str, Any] | Sequence[Any]
+
+SMALL_BYTES = 1 << 14  # of an output that numpy's own memory suits better: it is made faster
 
 
 def load(
@@ -88,7 +91,7 @@ class Model:
         self._input_dtypes = [numpy_dtype(spec.dtype) for spec in self.inputs]
         self._output_dtypes = [numpy_dtype(spec.dtype) for spec in self.outputs]
         self._input_names = dict.fromkeys(spec.name for spec in self.inputs)
-        self._lent = [_Lent(spec) for spec in self.outputs]
+        self._lent = [_Lent(spec, self.inputs) for spec in self.outputs]
         self._calls: list[Call] = []  # that no run uses
 
     def run(
@@ -138,33 +141,34 @@ class Model:
         except IndexError:
             call = Call(instance, self._input_types, self._output_types)
         try:
-            kept = self._set_inputs(call.inputs, given, stream)  # copies, others' tensors
-            kept += self._set_outputs(call.outputs, buffers, stream)
+            kept = self._set_inputs(call, given, stream)  # copies, others' tensors
+            kept += self._set_outputs(call, buffers, stream)
             address = 0 if profile is None else profile.address
             call.run(instance, _thread_count(threads), target, stream, address)
             del kept
             return [
-                self._allocated(instance, i, call.outputs.pointer(i), stream)
-                if value is None
-                else value
+                self._allocated(instance, call, i, stream) if value is None else value
                 for i, value in enumerate(buffers)
             ]
         finally:
             self._calls.append(call)
 
-    def _set_inputs(self, table: TensorTable, values: list[Any], stream: int) -> list[Any]:
-        """Point the table to the values; what must live as long as the run."""
+    def _set_inputs(self, call: Call, values: list[Any], stream: int) -> list[Any]:
+        """Point the call's table to the values; what must live as long as the run."""
+        table = call.inputs
         kept: list[Any] = []
+        unknown: list[tuple[int, ...] | None] = [None] * len(call.shapes)
         for i, value in enumerate(values):
             if isinstance(value, np.ndarray):
                 dtype = self._input_dtypes[i]
                 if value.dtype == dtype and table.describes(i, value):
                     table.point(i, value)
                     continue
-            elif isinstance(value, FirstRows):
+            call.shapes = unknown
+            if isinstance(value, FirstRows):
                 table.borrow(i, value)
                 continue
-            elif on_gpu(value):
+            if on_gpu(value):
                 tensor = borrow(self.inputs[i].name, value, stream)
                 table.borrow(i, tensor)
                 kept.append(tensor)
@@ -174,11 +178,17 @@ class Model:
             kept.append(array)
         return kept
 
-    def _set_outputs(self, table: TensorTable, values: list[Any], stream: int) -> list[Any]:
-        """The same for buffers, None where the model is to allocate."""
+    def _set_outputs(self, call: Call, values: list[Any], stream: int) -> list[Any]:
+        """The same for buffers, None where the model is to allocate; small ones that will be as
+        in the run before are put in their places."""
+        table = call.outputs
         kept: list[Any] = []
         for i, value in enumerate(values):
-            if value is None or isinstance(value, FirstRows):
+            shape = call.shapes[i]
+            if value is None and shape is not None:
+                values[i] = made = np.empty(shape, self._output_dtypes[i])
+                (table.point if table.describes(i, made) else table.describe)(i, made)
+            elif value is None or isinstance(value, FirstRows):
                 table.borrow(i, value)
             elif on_gpu(value):
                 tensor = borrow(self.outputs[i].name, value, stream)
@@ -194,13 +204,15 @@ class Model:
         """How the runs on a GPU went so far: whether they were graphs, and if not, why."""
         return RunStatistics() if self._instance is None else self._instance.statistics()
 
-    def _allocated(self, instance: Instance, i: int, address: int, stream: int) -> Any:
+    def _allocated(self, instance: Instance, call: Call, i: int, stream: int) -> Any:
         """What the model allocated for output i."""
-        dtype, lent = self._output_dtypes[i], self._lent[i]
+        dtype, lent, address = self._output_dtypes[i], self._lent[i], call.outputs.pointer(i)
         tensor = ManagedTensor.from_address(address)
         if self._device.dlpack[0] == CUDA and tensor.device[0] == CUDA:
             return DeviceArray(instance, dtype, address, stream)
         array = np.asarray(_Allocation(instance.library, lent, address, tensor))
+        if lent.follows and array.nbytes <= SMALL_BYTES and self._device.dlpack[0] != CUDA:
+            call.shapes[i] = array.shape
         return array if dtype == lent.storage else array.view(dtype)
 
     def close(self) -> None:
@@ -227,10 +239,18 @@ class Model:
 class _Lent:
     """What is the same for all of an output's allocations."""
 
-    def __init__(self, spec: TensorSpec) -> None:
+    def __init__(self, spec: TensorSpec, inputs: Sequence[TensorSpec]) -> None:
         self.storage = by_name(spec.dtype).storage
         self.typestr = self.storage.str
         self.sizes = ctypes.c_int64 * len(spec.shape)
+        # Whether its sizes follow from those of the inputs.
+        known = {word for each in inputs for size in each.shape for word in _words(size)}
+        self.follows = all(d is not None and _words(d) <= known for d in spec.shape)
+
+
+def _words(size: Dim) -> set[str]:
+    """The names in a size or in an expression of sizes."""
+    return set(re.findall(r"[^\W\d][\w.]*", size)) if isinstance(size, str) else set()
 
 
 class _Allocation:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from abqc.errors import InputError
@@ -88,3 +90,28 @@ def test_other_layouts_than_in_the_run_before(model: Model) -> None:
         with pytest.raises(InputError):
             model.run([wrong])
         check(model.run([x]), x)
+
+
+def test_sizes_that_a_run_decides(tmp_path: Path) -> None:
+    """Inputs of the same layout, outputs of other sizes."""
+    graph = Graph(x=("float32", "n"))
+    graph("NonZero", "x")
+    model, _ = graph.compile(tmp_path)
+    for count in (3, 5, 5, 0, 7):
+        x = np.zeros(9, np.float32)
+        x[:count] = 1
+        assert model.run([x])[0].tolist() == [list(range(count))]
+
+
+def test_a_refused_run_does_not_mix_up_the_next(tmp_path: Path) -> None:
+    """One input is as before, of the other only the refused run knew the layout."""
+    graph = Graph(x=("float32", "n", 2), y=("float32", 1, 2))
+    graph("Add", "x", "y")
+    model, _ = graph.compile(tmp_path)
+    x, y = normal(3, 2), normal(1, 2)
+    model.run([x, y])
+    longer = normal(5, 2)
+    with pytest.raises(InputError):
+        model.run([longer, y[0]])
+    np.testing.assert_array_equal(model.run([longer, y])[0], longer + y)
+    np.testing.assert_array_equal(model.run([longer, y])[0], longer + y)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from ...dialects.mlir import arith, func, ir
 from ...passes.infrastructure import defining_op
@@ -10,6 +11,7 @@ from ...passes.resolve_dims import index
 from .entry import element_bytes
 from .launches import Host
 
+_MOST = 1 << 62
 _VIEWS = ("memref.cast", "memref.collapse_shape", "memref.expand_shape")  # of all of a buffer
 
 
@@ -27,6 +29,8 @@ def claim_outputs(host: Host, numbers: Sequence[int]) -> None:
         made = _allocation(value)
         if made is None or made.block != block or made in claimed:
             continue
+        if _fixed_bytes(made) > _MOST:
+            continue  # the allocation will be refused
         claimed.append(made)
         with ir.InsertionPoint(made), made.location:
             operands = [host.context, host.constant(number), host.integer(_bytes(made))]
@@ -47,14 +51,16 @@ def _is_identity(type_: ir.Type) -> bool:
     return ir.MemRefType(type_).affine_map == ir.AffineMap.get_identity(ir.MemRefType(type_).rank)
 
 
+def _fixed_bytes(made: ir.Operation) -> int:
+    """Of an element, times the sizes that are known."""
+    type_ = ir.MemRefType(made.results[0].type)
+    sizes = [type_.get_dim_size(d) for d in range(type_.rank) if not type_.is_dynamic_dim(d)]
+    return element_bytes(type_.element_type) * prod(sizes)
+
+
 def _bytes(made: ir.Operation) -> ir.Value:
     """Of an allocation's elements, as an index."""
-    type_ = ir.MemRefType(made.results[0].type)
-    fixed = element_bytes(type_.element_type)
-    for d in range(type_.rank):
-        if not type_.is_dynamic_dim(d):
-            fixed *= type_.get_dim_size(d)
-    size = index(fixed)
+    size = index(_fixed_bytes(made))
     for dynamic in made.operands:
         size = arith.MulIOp(size, dynamic).result
     return size

@@ -6,10 +6,10 @@ out. One without caches runs the whole sequence for every token. The text comes 
 stdout; how fast it was stands on stderr.
 
 The tokenizer.json beside the library, or another one, makes tokens of the prompt, which is taken as
-it is: a chat template must be in it. The text ends with an end token, which
-generation_config.json, config.json or tokenizer_config.json beside the tokenizer name, with a text
-of --stop, after --max-tokens, or where the context that config.json states is full. The likeliest
-token is taken unless --temperature is given.
+it is, or with --chat as a message in the model's chat template. The text ends with an end token,
+which generation_config.json, config.json or tokenizer_config.json beside the tokenizer name, with a
+text of --stop, after --max-tokens, or where the context that config.json states is full. The
+likeliest token is taken unless --temperature is given.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ NAME = "generate"
 SUMMARY = "generate text with a compiled language model"
 EXAMPLES = """examples:
   abqc generate model.so --prompt "The capital of France is" --max-tokens 32
+  abqc generate model.so --chat --prompt "Why is the sky blue?"
   abqc generate model.so --prompt "Once upon a time" --temperature 0.8 --top-p 0.95 --seed 7
   abqc generate model.so --tokenizer tokenizer.json --stop "<|im_end|>" --prompt - < chat.txt
 """
@@ -38,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="the library that `abqc compile` wrote")
     parser.add_argument(
         "--prompt", metavar="TEXT", required=True, help="what to go on from; - reads it from stdin"
+    )
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="the prompt is a user's message: put it into the chat template of "
+        "tokenizer_config.json (or chat_template.jinja) beside the tokenizer",
     )
     parser.add_argument(
         "--tokenizer",
@@ -88,6 +95,7 @@ def token_count(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    from abqc.compiler.generation.chat import chat_prompt
     from abqc.compiler.generation.generate import DEFAULT_TOKENS, TextGeneration
     from abqc.compiler.generation.model_files import read_model_facts
     from abqc.compiler.tokenizer import BESIDE, load_tokenizer
@@ -99,15 +107,19 @@ def run(args: argparse.Namespace) -> int:
     path = args.tokenizer or args.model.with_name("tokenizer.json")
     tokenizer = load_tokenizer(path, hint=f"{BESIDE}; --tokenizer names another one")
     facts = read_model_facts(path, tokenizer)
+    prompt = read_prompt(args.prompt)
+    if args.chat:
+        prompt = chat_prompt(path, prompt)
     generation = TextGeneration(
         model,
         tokenizer,
-        read_prompt(args.prompt),
+        prompt,
         sampler,
         max_tokens=args.max_tokens or DEFAULT_TOKENS,
         end_tokens=facts.end_tokens,
         stop=args.stop,
         context=facts.context,
+        special_tokens=not args.chat,
     )
     if not generation.has_caches:
         print("note: no caches, so every token runs the whole sequence", file=sys.stderr)

@@ -40,9 +40,10 @@ class TextGeneration:
     It ends with a token of `end_tokens`, before a text of `stop`, after `max_tokens`, or when
     prompt and text fill `context` (None: not known) or the model's caches; `ended_by` says which:
     "end token", "stop text", "max tokens", "context". A stop text that is one token of the
-    vocabulary, such as <|im_end|>, is an end token. `rest()` is the text that an interrupted
-    iteration holds back. InputError where the model is no decoder, the prompt is empty or fills the
-    context, or the tokenizer has more tokens than the model.
+    vocabulary, such as <|im_end|>, is an end token. Without `special_tokens` the tokenizer adds
+    none of its own to the prompt: those of a chat template are in it. `rest()` is the text that an
+    interrupted iteration holds back. InputError where the model is no decoder, the prompt is empty
+    or fills the context, or the tokenizer has more tokens than the model.
     """
 
     def __init__(
@@ -56,8 +57,9 @@ class TextGeneration:
         end_tokens: Sequence[int] | frozenset[int] = (),
         stop: Sequence[str] = (),
         context: int | None = None,
+        special_tokens: bool = True,
     ) -> None:
-        self._ids = _encode(tokenizer, prompt)
+        self._ids = _encode(tokenizer, prompt, special_tokens)
         self._sampler = sampler
         self._decoder = Decoder(model, room=len(self._ids) + max_tokens)
         _check_vocabulary(tokenizer, self._ids, self._decoder.vocabulary)
@@ -115,9 +117,10 @@ class TextGeneration:
         return "context" if self.timing.made >= self._room else ""
 
 
-def _encode(tokenizer: Any, prompt: str) -> list[int]:
+def _encode(tokenizer: Any, prompt: str, special_tokens: bool) -> list[int]:
+    options = {} if special_tokens else {"add_special_tokens": False}
     try:
-        ids = list(tokenizer.encode(prompt).ids) if prompt else []
+        ids = list(tokenizer.encode(prompt, **options).ids) if prompt else []
     except (TypeError, UnicodeError) as error:  # lone surrogates: bytes that are no UTF-8
         raise InputError("the prompt is no UTF-8 text") from error
     if not ids:

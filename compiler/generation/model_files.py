@@ -28,14 +28,15 @@ def read_model_facts(tokenizer: Path, reader: Any) -> ModelFacts:
     the number of one that is named by its text. Raises InputError for a file that is no JSON.
     """
     generation, config, names = (
-        _read(tokenizer.with_name(f"{name}.json"))
+        read_object(tokenizer.with_name(f"{name}.json"))
         for name in ("generation_config", "config", "tokenizer_config")
     )
     end = _ids(generation.get("eos_token_id")) or _ids(config.get("eos_token_id"))
     return ModelFacts(end or _named(names.get("eos_token"), reader), _context(config))
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def read_object(path: Path) -> Mapping[str, Any]:
+    """The object of a JSON file, empty where there is no file. Raises InputError."""
     if not path.is_file():
         return {}
     try:

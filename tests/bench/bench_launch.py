@@ -1,4 +1,5 @@
-"""What a launch costs: in a row, after a gap inside a run, and first thing after a pause.
+"""What a launch costs: in a row, after a gap inside a run, and first thing after a pause; and what
+a run costs that launches nothing.
 
     python tests/bench/bench_launch.py [threads]
 
@@ -86,6 +87,13 @@ def main() -> None:
         for grid, task in (1, 0), (8, 0), (64, 0), (8, 1000), (8, 20_000), (64, 20_000):
             times = run(300, 0, grid, task)[20:-1] / 1e3
             show(f"launch in a row, grid {grid}", grid * task / 1e3, list(times))
+        nothing = [np.zeros(4, np.int64)]
+        whole = []
+        for _ in range(3000):
+            begin = time.perf_counter_ns()
+            model.run(nothing)
+            whole.append((time.perf_counter_ns() - begin) / 1e3)
+        show("run without launches, from Python", 0, whole)
         for gap in 5, 50, 200, 2000:
             times = run(100, gap * 1000, 8, 5000)[5:-1] / 1e3
             show(f"launch after {gap} us of host code, grid 8", 40, list(times))

@@ -1,373 +1,376 @@
 """Measure what docs/benchmarks.md says and write it.
 
-    make bench                                       # everything, about ten minutes
-    python tests/bench/bench_models.py minilm        # one part, to standard output
+    make bench                                          # all that is missing, then the page
+    python tests/bench/bench_models.py minilm-l3        # the parts whose names begin so
+    python tests/bench/bench_models.py --page           # nothing measured: the page alone
 
-Every part compares with onnxruntime in the same run. The part `smollm2` needs the model that
-tests/models/export_smollm2.py writes and the text of tests/accuracy/texts.py.
+Libraries and results (`results.jsonl`) are kept in the cache folder (`--folder`), so that it goes
+on where it stopped; `--again` measures what is there too. All engines of a table are timed in one
+process in turns. Engines that are not installed are left out and named: peers.py says what they
+need, ABQC_BENCH_GGUF names SmolLM2's GGUF file. tests/models/export_smollm2.py writes smollm2.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
 import platform
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
-from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
-from typing import Protocol
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import abqc
 import numpy as np
-import onnxruntime
-from abqc.compiler.bench import interleave
-from abqc.compiler.commands.table import byte_count
-from abqc.compiler.evaluation.metrics import cosine, relative_error
-from abqc.compiler.evaluation.text import evaluate_text, tokenize
+from abqc.compiler.bench import BLOCK_SECONDS, REST_SECONDS, time_block
+from abqc.compiler.evaluation.metrics import cosine
 from abqc.compiler.onnxruntime_peer import Peer, quantized
-from accuracy.texts import fetch_text
-from bench.measure import Compiled, Decoder, Feeds, compile_model
+from abqc.errors import AbqcError
+from abqc.runtime.decoder import Decoder
+from abqc.runtime.environment import cache_folder
+from accuracy import make_models
+from bench.benchmarks_page import PAGE, write_page
+from bench.matmul_rows import matmul_rows
+from bench.measure import compile_model
+from bench.peers import Llama, OpenVino, requantized
 from models.fetch import Unavailable, fetch
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-DATA = ROOT / "tests" / "models" / "data"
-PAGE = ROOT / "docs" / "benchmarks.md"
-EMBEDDING = 3
-SECONDS = 5.0
-WINDOWS = 10
-
-LLAMA_CPP: list[tuple[object, ...]] = [
-    ("llama.cpp Q8_0", "", 498, 112),
-    ("llama.cpp Q4_0", "92 MB", 723, 160),
-]
+RECIPES = ("none", "none:bf16", "w8a8", "w4a8", "w2a8")
+ROUNDS = 7
+PROMPT, GENERATED = 128, 32
+Feeds = dict[str, np.ndarray]
+Run = Callable[[], object]
 
 
-def markdown(header: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
-    lines = [header, tuple("---" for _ in header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+def model_file(name: str) -> Path:
+    """The ONNX file. Raises Unavailable."""
+    return make_models.minilm() if name == "minilm-l6" else fetch(name)
 
 
-def tokens(length: int) -> Feeds:
-    ids = np.random.default_rng(0).integers(1000, 30000, (1, length))
-    return {"input_ids": ids, "attention_mask": np.ones((1, length), np.int64)}
+class Results:
+    """JSON objects by key, one a line; the last line of a key counts."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self.values: dict[str, Any] = {}
+        for line in lines:
+            entry = json.loads(line)
+            self.values[entry["key"]] = entry["value"]
+
+    def keep(self, key: str, value: Any) -> None:
+        self.values[key] = value
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"key": key, "value": value}) + "\n")
 
 
 class Bench:
-    """Compiles every pair of model and recipe once."""
+    """Compiles, measures and keeps what is missing; `missing` says what could not be had."""
 
-    def __init__(self, directory: Path) -> None:
-        self.compiled = cache(
-            lambda name, recipe: compile_model(
-                self.path(name), recipe, directory / f"{name}-{recipe.replace(' ', '-')}.so"
-            )
-        )
+    def __init__(self, folder: Path, *, again: bool) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.again = again
+        self.results = Results(folder / "results.jsonl")
+        self.missing: dict[str, str] = {}
 
-    @staticmethod
-    def path(name: str) -> Path:
-        return DATA / f"{name}.onnx" if name.startswith("digits") else fetch(name)
+    def has(self, key: str) -> bool:
+        return not self.again and key in self.results.values
 
-    def load(self, name: str, recipe: str, threads: int | None = None) -> abqc.Model:
-        return abqc.load(self.compiled(name, recipe).library, threads=threads)
+    def library(self, name: str, recipe: str) -> Path:
+        """The compiled model; what compiling took is a result."""
+        path = self.folder / f"{name}-{recipe.replace(' ', '-').replace(':', '-')}.so"
+        key = f"compile/{name}/{recipe}"
+        if not path.exists() or not self.has(key):
+            source = model_file(name)
+            made = compile_model(source, recipe, path)
+            files = source.parent.glob(f"{source.name}*")
+            figures = {
+                "seconds": made.seconds,
+                "peak": made.peak_bytes,
+                "bytes": made.bytes,
+                "overhead": made.overhead,
+                "source": sum(f.stat().st_size for f in files),
+            }
+            self.results.keep(key, figures)
+        return path
 
-
-def float_errors(bench: Bench) -> str:
-    """`--quant none` against onnxruntime's float."""
-    images = np.load(DATA / "digits.npz")["images"]
-    sentences = dict(np.load(DATA / "sentences.npz"))
-    cases = {
-        "digits_mlp": {"X": images},
-        "digits_cnn": {"image": images.reshape(-1, 1, 8, 8)},
-        "minilm-l3": sentences,
-    }
-    rows = []
-    for name, feeds in cases.items():
-        expected = Peer(bench.path(name)).run(feeds)
-        actual = bench.load(name, "none").run(feeds)
-        rows.append((name, f"{worst(expected, actual):.1e}", "1e-4"))
-    text = markdown(("model", "largest error of the output's range", "bar"), rows)
-    return f"## Float\n\n`--quant none` against onnxruntime's float.\n\n{text}"
-
-
-def worst(expected: list[np.ndarray], actual: list[np.ndarray]) -> float:
-    return max(relative_error(e, a) for e, a in zip(expected, actual, strict=True))
-
-
-def minilm(bench: Bench) -> str:
-    """Size, accuracy on 200 sentences, and latency of minilm-l3."""
-    name = "minilm-l3"
-    sentences = dict(np.load(DATA / "sentences.npz"))
-    expected = Peer(bench.path(name)).run(sentences)[EMBEDDING]
-    rows: list[tuple[object, ...]] = []
-    for kind in ("float", "int8"):
-        actual = Peer(bench.path(name), kind).run(sentences)[EMBEDDING]
-        size = quantized(bench.path(name), kind).stat().st_size
-        rows.append((f"onnxruntime {kind}", byte_count(size), mean_cosine(expected, actual), ""))
-    bars = {"w8a8": "0.997", "w4a8": "0.93"}
-    for recipe in ("none", "w8a8", "w4a8", "w4a4", "w4a4 rotate"):
-        actual = bench.load(name, recipe).run(sentences)[EMBEDDING]
-        size = bench.compiled(name, recipe).bytes
-        score = mean_cosine(expected, actual)
-        rows.append((f"`{recipe}`", byte_count(size), score, bars.get(recipe, "")))
-    accuracy = markdown(("model", "size", "mean cosine to float", "bar"), rows)
-    return "\n\n".join(
-        (
-            "## minilm-l3: paraphrase-MiniLM-L3-v2, a sentence encoder",
-            "Accuracy on 200 sentences of the Jargon File (`tests/models/data/sentences.txt`).",
-            accuracy,
-            "Latency over 1 x 128 tokens, milliseconds, both sides timed in turns.",
-            markdown(("recipe", "peer", "threads", "ms", "peer ms", "ratio", "bar"), speed(bench)),
-        )
-    )
+    def sides(self, makers: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+        """What the makers make; those that cannot be had are noted."""
+        made = {}
+        for name, make in makers.items():
+            try:
+                made[name] = make()
+            except (Unavailable, AbqcError) as error:
+                self.missing[name] = str(error)
+                print(f"{name} left out: {error}", file=sys.stderr)
+        return made
 
 
-def mean_cosine(expected: np.ndarray, actual: np.ndarray) -> str:
-    return f"{cosine(expected, actual).mean():.4f}"
+def in_turns(sides: Mapping[str, Run], *, rest: float = REST_SECONDS) -> dict[str, float]:
+    """Medians in milliseconds; a rest behind other engines' blocks, for threads to fall asleep."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(ROUNDS):
+        for name, run in sides.items():
+            seconds[name] += time_block(run, BLOCK_SECONDS)
+            if not name.startswith("abqc"):
+                time.sleep(rest)
+    return {name: 1e3 * median(all_) for name, all_ in seconds.items()}
 
 
-def speed(bench: Bench) -> list[tuple[object, ...]]:
-    feeds = tokens(128)
-    rows: list[tuple[object, ...]] = []
-    for recipe, kind, bar in (
-        ("none", "float", "2"),
-        ("w8a8", "int8", "1.5"),
-        ("w4a8", "int8", ""),
-        ("w4a8", "nbits4", ""),
-        ("w4a4 rotate", "int8", ""),
-    ):
-        for threads in (1, 2):
-            peer = Peer(bench.path("minilm-l3"), kind, threads)
-            model = bench.load("minilm-l3", recipe, threads)
-            timing = interleave(run_of(model.run, feeds), run_of(peer.run, feeds), SECONDS)
-            own, other = 1e3 * median(timing.own), 1e3 * median(timing.peer)
-            ratio = f"{own / other:.2f}"
-            rows.append((f"`{recipe}`", kind, threads, f"{own:.2f}", f"{other:.2f}", ratio, bar))
-    return rows
+# ---- models that are run whole ----
 
 
-def run_of(run: Callable[[Feeds], object], feeds: Feeds) -> Callable[[], object]:
-    return lambda: run(feeds)
-
-
-def smollm2(bench: Bench) -> str:
-    """Cache, speed and perplexity of the decoder."""
-    recipes = ("none", "w8a8", "w4a8")
-    sides: dict[str, tuple[Generator, str]] = {
-        f"`{recipe}`": (
-            OwnGenerator(bench.load("smollm2", recipe, 2)),
-            byte_count(bench.compiled("smollm2", recipe).bytes),
-        )
-        for recipe in recipes
-    }
-    sides["onnxruntime float"] = PeerGenerator(Peer(bench.path("smollm2"), "float", 2)), "538 MB"
-    speeds = tokens_per_second({name: side for name, (side, _) in sides.items()})
-    rows = [(name, size, *speeds[name]) for name, (_, size) in sides.items()] + LLAMA_CPP
-    header = ("model", "size", "prompt of 128, tokens/s", "generating 32, tokens/s")
-    return "\n\n".join(
-        (
-            "## smollm2: SmolLM2-135M-Instruct, a decoder",
-            "Logits of 64 single steps, caches updated in place, against onnxruntime's of the "
-            f"whole sequence: largest error {step_error(bench):.1e} of their range (bar 3e-4).",
-            "Two threads. abqc and onnxruntime compute the logits of all positions of a prompt, "
-            "llama.cpp only the last; its figures are of another day, on a machine of this kind.",
-            markdown(header, rows),
-            perplexity(bench),
-        )
-    )
-
-
-def random_ids(count: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 49000, count)
-
-
-def empty_caches(peer: Peer) -> Feeds:
-    names = [i.name for i in peer.session.get_inputs() if i.name.startswith("past")]
-    return {name: np.zeros((1, 3, 0, 64), np.float32) for name in names}
-
-
-def sequence(ids: np.ndarray, begin: int, end: int) -> Feeds:
+def tokens(rows: int, length: int) -> Feeds:
+    ids = np.random.default_rng(0).integers(1000, 30000, (rows, length))
     return {
-        "input_ids": ids[None, begin:end],
-        "attention_mask": np.ones((1, end), np.int64),
-        "position_ids": np.arange(begin, end)[None],
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "token_type_ids": np.zeros_like(ids),
     }
 
 
-def step_error(bench: Bench) -> float:
-    ids = random_ids(64)
-    peer = Peer(bench.path("smollm2"))
-    expected = peer.run(sequence(ids, 0, 64) | empty_caches(peer))[0][0]
-    decoder = Decoder(bench.load("smollm2", "none"), 64)
-    return relative_error(
-        expected, np.concatenate([decoder.step(ids[i : i + 1]) for i in range(64)])
-    )
+def image(*shape: int) -> Feeds:
+    return {"x": np.random.default_rng(0).standard_normal(shape, np.float32)}
 
 
-class Generator(Protocol):
-    """A decoder that starts from an empty cache at every call."""
-
-    def prompt(self, ids: np.ndarray) -> object:
-        """One run over all tokens."""
-
-    def generate(self, ids: np.ndarray) -> object:
-        """One run for each token."""
-
-
-class OwnGenerator:
-    def __init__(self, model: abqc.Model) -> None:
-        self.model = model
-
-    def prompt(self, ids: np.ndarray) -> None:
-        Decoder(self.model, len(ids)).step(ids)
-
-    def generate(self, ids: np.ndarray) -> None:
-        decoder = Decoder(self.model, len(ids))
-        for i in range(len(ids)):
-            decoder.step(ids[i : i + 1])
+SIZES: dict[str, dict[str, Feeds]] = {
+    "minilm-l3": {"1 x 128": tokens(1, 128), "8 x 128": tokens(8, 128)},
+    "minilm-l6": {"1 x 128": tokens(1, 128), "8 x 128": tokens(8, 128)},
+    "ocr-det": {"320 x 320": image(1, 3, 320, 320)},
+    "ocr-rec": {"48 x 320": image(1, 3, 48, 320)},
+    "ocr-cls": {"48 x 192": image(1, 3, 48, 192)},
+}
 
 
-class PeerGenerator:
-    def __init__(self, peer: Peer) -> None:
-        self.peer = peer
-        self.empty = empty_caches(peer)
-
-    def prompt(self, ids: np.ndarray) -> None:
-        self.peer.run(sequence(ids, 0, len(ids)) | self.empty)
-
-    def generate(self, ids: np.ndarray) -> None:
-        past = self.empty
-        for i in range(len(ids)):
-            _, *present = self.peer.run(sequence(ids, i, i + 1) | past)
-            past = dict(zip(self.empty, present, strict=True))
+def model_part(bench: Bench, name: str) -> None:
+    for size, feeds in SIZES[name].items():
+        for threads in (1, 2):
+            key = f"latency/{name}/{size}/{threads}"
+            if bench.has(key):
+                continue
+            sides = bench.sides(engines(bench, name, threads))
+            runs = {side: run_of(engine, feeds) for side, engine in sides.items()}
+            bench.results.keep(key, in_turns(runs))
 
 
-def tokens_per_second(
-    sides: Mapping[str, Generator], rounds: int = 9
-) -> dict[str, tuple[str, str]]:
-    """Medians over a prompt of 128 tokens and over 32 single steps, all sides in turns."""
-    ids = random_ids(128)
-    prompts: dict[str, list[float]] = {name: [] for name in sides}
-    steps: dict[str, list[float]] = {name: [] for name in sides}
+def engines(bench: Bench, name: str, threads: int) -> dict[str, Callable[[], Any]]:
+    """Makers of all engines; convolution networks have no weights of 4 bits, which are matmuls'."""
+    path = model_file(name)
+    few = name.startswith("ocr")
+    makers: dict[str, Callable[[], Any]] = {
+        f"abqc {recipe}": lambda recipe=recipe: abqc.load(  # type: ignore[misc]
+            bench.library(name, recipe), threads=threads
+        )
+        for recipe in RECIPES
+    }
+    for kind in ("float",) if few else ("float", "int8", "nbits4"):
+        makers[f"onnxruntime {kind}"] = lambda kind=kind: Peer(path, kind, threads)  # type: ignore[misc]
+    for kind in ("f32", "bf16") if few else ("f32", "bf16", "int8", "int4"):
+        makers[f"OpenVINO {kind}"] = lambda kind=kind: OpenVino(  # type: ignore[misc]
+            path, kind, threads, bench.folder
+        )
+    return makers
+
+
+def run_of(engine: Any, feeds: Feeds) -> Run:
+    if isinstance(engine, abqc.Model):
+        feeds = {spec.name: feeds[spec.name] for spec in engine.inputs}
+    return lambda: engine.run(feeds)
+
+
+# ---- accuracy of an encoder ----
+
+SENTENCES = Path(__file__).resolve().parent.parent / "models" / "data" / "sentences.npz"
+EMBEDDING = 3  # of minilm-l3's outputs
+
+
+def cosine_part(bench: Bench, name: str) -> None:
+    """Bytes, and the mean cosine of sentences' embeddings to the float model's."""
+    if bench.has(name):
+        return
+    path = model_file("minilm-l3")
+    sentences = dict(np.load(SENTENCES))
+    expected = Peer(path).run(sentences)[EMBEDDING]
+    figures: dict[str, tuple[int, float]] = {}
+    for kind in ("float", "int8"):
+        actual = Peer(path, kind).run(sentences)[EMBEDDING]
+        size = quantized(path, kind).stat().st_size
+        figures[f"onnxruntime {kind}"] = size, float(cosine(expected, actual).mean())
+    for recipe in (*RECIPES, "w4a4", "w4a4 rotate"):
+        library = bench.library("minilm-l3", recipe)
+        actual = abqc.load(library).run(sentences)[EMBEDDING]
+        score = float(cosine(expected, actual).mean())
+        figures[f"abqc {recipe}"] = library.stat().st_size, score
+    bench.results.keep(name, figures)
+
+
+# ---- the decoder ----
+
+
+class OwnSteps:
+    """Every engine: forget all, then append tokens."""
+
+    def __init__(self, library: Path, threads: int) -> None:
+        self._decoder = Decoder(abqc.load(library, threads=threads), room=PROMPT + GENERATED)
+
+    def reset(self) -> None:
+        self._decoder.reset()
+
+    def step(self, ids: np.ndarray, begin: int) -> None:
+        self._decoder.step(ids)
+
+
+class OnnxSteps:
+    """An engine that runs the ONNX model: caches come out of a run and go into the next."""
+
+    def __init__(self, engine: Peer | OpenVino, names: list[str]) -> None:
+        self._engine = engine
+        self._past = [name for name in names if name.startswith("past")]
+        self.reset()
+
+    def reset(self) -> None:
+        self._caches = {name: np.zeros((1, 3, 0, 64), np.float32) for name in self._past}
+
+    def step(self, ids: np.ndarray, begin: int) -> None:
+        end = begin + len(ids)
+        feeds = {
+            "input_ids": ids[None],
+            "attention_mask": np.ones((1, end), np.int64),
+            "position_ids": np.arange(begin, end)[None],
+        }
+        _, *present = self._engine.run(feeds | self._caches)
+        if isinstance(self._engine, OpenVino):  # its outputs are overwritten by the next run
+            present = [array.copy() for array in present]
+        self._caches = dict(zip(self._past, present, strict=True))
+
+
+def smollm2_part(bench: Bench, name: str) -> None:
+    for threads in (1, 2):
+        key = f"decoder/{name}/{threads}"
+        if bench.has(key):
+            continue
+        sides = bench.sides(decoders(bench, name, threads))
+        bench.results.keep(key, tokens_per_second(sides))
+
+
+def decoders(bench: Bench, name: str, threads: int) -> dict[str, Callable[[], Any]]:
+    path = model_file(name)
+
+    def onnxruntime(kind: str) -> OnnxSteps:
+        peer = Peer(path, kind, threads)
+        return OnnxSteps(peer, [i.name for i in peer.session.get_inputs()])
+
+    def openvino(kind: str) -> OnnxSteps:
+        engine = OpenVino(path, kind, threads, bench.folder)
+        return OnnxSteps(engine, engine.names)
+
+    def llama(kind: str) -> Llama:
+        source = os.environ.get("ABQC_BENCH_GGUF")
+        if source is None:
+            raise Unavailable("ABQC_BENCH_GGUF names no file")
+        return Llama(requantized(Path(source), kind, bench.folder), threads, PROMPT + GENERATED)
+
+    makers: dict[str, Callable[[], Any]] = {}
+    for recipe in RECIPES:
+        makers[f"abqc {recipe}"] = lambda recipe=recipe: OwnSteps(  # type: ignore[misc]
+            bench.library(name, recipe), threads
+        )
+    for kind in ("float", "int8", "nbits4"):
+        makers[f"onnxruntime {kind}"] = lambda kind=kind: onnxruntime(kind)  # type: ignore[misc]
+    for kind in ("f32", "bf16", "int8", "int4"):
+        makers[f"OpenVINO {kind}"] = lambda kind=kind: openvino(kind)  # type: ignore[misc]
+    for kind in ("Q8_0", "Q4_0"):
+        makers[f"llama.cpp {kind}"] = lambda kind=kind: llama(kind)  # type: ignore[misc]
+    return makers
+
+
+def tokens_per_second(sides: Mapping[str, Any], rounds: int = 5) -> dict[str, tuple[float, float]]:
+    """Medians over a prompt of 128 tokens and over 32 single steps after an empty cache."""
+    ids = np.random.default_rng(0).integers(0, 49000, PROMPT)
+    seconds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
-            side.prompt(ids[:1])  # pays for the other side's threads
-            prompts[name].append(seconds_of(side.prompt, ids))
-            steps[name].append(seconds_of(side.generate, ids[:32]))
+            side.reset()
+            side.step(ids[:1], 0)  # wakes threads
+            for begin, taken in ((0, seconds[name][0]), (1, seconds[name][1])):
+                side.reset()
+                if begin:
+                    side.step(ids[:1], 0)
+                started = time.perf_counter()
+                if begin:
+                    for i in range(begin, begin + GENERATED):
+                        side.step(ids[i : i + 1], i)
+                else:
+                    side.step(ids, 0)
+                taken.append(time.perf_counter() - started)
+            time.sleep(REST_SECONDS)
     return {
-        name: (f"{128 / median(prompts[name]):.0f}", f"{32 / median(steps[name]):.0f}")
-        for name in sides
+        name: (PROMPT / median(prompt), GENERATED / median(steps))
+        for name, (prompt, steps) in seconds.items()
     }
 
 
-def seconds_of(run: Callable[[np.ndarray], object], ids: np.ndarray) -> float:
-    started = time.perf_counter()
-    run(ids)
-    return time.perf_counter() - started
+# ---- products ----
 
 
-def perplexity(bench: Bench) -> str:
-    text = fetch_text("handbook")
-    model = bench.path("smollm2")
-    ids = tokenize(text, model.with_name("tokenizer.json"))
-    peer = Peer(model, threads=2)
-    rows: list[tuple[object, ...]] = []
-    for recipe in ("w8a8", "w4a8", "w4a8 rotate"):
-        compiled = bench.load("smollm2", recipe, 2)
-        (result,) = evaluate_text(peer, [compiled], ids, 512, WINDOWS)
-        if not rows:
-            rows.append(("float", f"{result.perplexity_expected:.2f}", "", "", ""))
-        rows.append(
-            (
-                f"`{recipe}`",
-                f"{result.perplexity_actual:.2f}",
-                f"{result.nll_difference:+.4f} ± {result.standard_error:.4f}",
-                f"{result.kl:.4f}",
-                f"{result.agreement:.3f}",
-            )
-        )
-    header = ("recipe", "perplexity", "NLL difference (nats a token)", "KL", "top-1 agreement")
-    return (
-        f"Perplexity on {WINDOWS} windows of 512 tokens of the Debian handbook; differences are "
-        "paired by window. The float model was itself dequantized from 4 bits (Q4_1), rounding is "
-        f"to nearest, the head is quantized too.\n\n{markdown(header, rows)}"
-    )
+def matmul_part(bench: Bench, name: str) -> None:
+    if not bench.has(name):
+        bench.results.keep(name, matmul_rows())
 
 
-def compiling(bench: Bench) -> str:
-    """What compiling costs, and what an artifact holds besides its weights."""
-    rows = []
-    for name, seconds in (("minilm-l3", "15"), ("smollm2", "90")):
-        for recipe in ("none", "w8a8", "w4a8"):
-            try:
-                rows.append(compile_row(bench, name, recipe, seconds))
-            except Unavailable:
-                break
-    header = (
-        "model",
-        "recipe",
-        "seconds",
-        "bar",
-        "peak memory",
-        "of the ONNX file",
-        "overhead",
-        "of the artifact",
-    )
-    return (
-        "## Compiling\n\nSeconds of the whole command. Peak memory is of all its processes, "
-        "with mapped files. Overhead is what an artifact holds beyond weights and constants "
-        f"(bars: 2.5 times the file for smollm2, 2 MB and 3 %).\n\n{markdown(header, rows)}"
-    )
+PARTS: dict[str, Callable[[Bench, str], None]] = {
+    **dict.fromkeys(SIZES, model_part),
+    "cosine": cosine_part,
+    "smollm2": smollm2_part,
+    "matmul": matmul_part,
+}
 
 
-def compile_row(bench: Bench, name: str, recipe: str, bar: str) -> tuple[object, ...]:
-    result: Compiled = bench.compiled(name, recipe)
-    folder = bench.path(name).parent
-    source = sum(f.stat().st_size for f in folder.glob(f"{bench.path(name).name}*"))
-    return (
-        name,
-        f"`{recipe}`",
-        f"{result.seconds:.1f}",
-        bar,
-        byte_count(result.peak_bytes),
-        f"{result.peak_bytes / source:.2f}",
-        byte_count(result.overhead),
-        f"{100 * result.overhead / result.bytes:.1f} %",
-    )
-
-
-def machine() -> str:
+def about() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((x.partition(": ")[2] for x in lines if x.startswith("model name")), "a CPU")
+    cpu = next((x.partition(": ")[2] for x in lines if x.startswith("model name")), "a CPU")
     cores = sum(x.startswith("processor") for x in lines)
-    versions = f"abqc {abqc.__version__}, onnxruntime {onnxruntime.__version__}"
+    names = ("onnxruntime", "openvino", "llama-cpp-python")
+    versions = [f"abqc {abqc.__version__}", *(f"{n} {v}" for n in names if (v := installed(n)))]
     date = time.strftime("%Y-%m-%d")
-    return f"{model}, {cores} cores; {versions}, Python {platform.python_version()}; {date}."
+    return (
+        f"{cpu}, {cores} cores; {', '.join(versions)}, Python {platform.python_version()}; {date}."
+    )
 
 
-PARTS = {"float": float_errors, "minilm": minilm, "smollm2": smollm2, "compiling": compiling}
+def installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
 
 
 def main() -> None:
-    chosen = sys.argv[1:]
-    if unknown := set(chosen) - set(PARTS):
-        sys.exit(f"no part {', '.join(sorted(unknown))}; they are {', '.join(PARTS)}")
-    sections = [f"# Benchmarks\n\n`make bench` measures and writes this page. {machine()}"]
-    with tempfile.TemporaryDirectory() as directory:
-        bench = Bench(Path(directory))
-        for name in chosen or PARTS:
-            try:
-                sections.append(PARTS[name](bench))
-            except Unavailable as error:
-                print(f"{name} left out: {error}", file=sys.stderr)
-    text = "\n\n".join(sections) + "\n"
-    if chosen:
-        print(text)
-    else:
-        PAGE.write_text(text, encoding="utf-8")
-        print(f"written to {PAGE}")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--folder", type=Path, default=cache_folder() / "bench")
+    parser.add_argument("--again", action="store_true", help="what is there already too")
+    parser.add_argument("--page", action="store_true", help="write the page of what is there")
+    args = parser.parse_args()
+    bench = Bench(args.folder, again=args.again)
+    for name, part in PARTS.items():
+        if args.page or (args.parts and not name.startswith(tuple(args.parts))):
+            continue
+        try:
+            part(bench, name)
+            print(f"{name} done", flush=True)
+        except Unavailable as error:
+            bench.missing[name] = str(error)
+            print(f"{name} left out: {error}", file=sys.stderr)
+    write_page(bench.results.values, about(), bench.missing)
+    print(f"written to {PAGE}")
 
 
 if __name__ == "__main__":

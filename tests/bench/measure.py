@@ -1,21 +1,16 @@
-"""Measurements that the benchmarks share: compiling in a process of its own, decoding steps."""
+"""Compiling in a process of its own, measured."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from abqc.runtime.artifact import manifest_of
-from abqc.runtime.model import Model
 
 POLL_SECONDS = 0.05
-
-Feeds = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ def compile_model(model: Path, recipe: str, library: Path) -> Compiled:
     peak = 0
     with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as process:
         while process.poll() is None:
-            peak = max(peak, memory_of_group(process.pid))
+            peak = max(peak, memory_of_tree(process.pid))
             time.sleep(POLL_SECONDS)
         seconds = time.perf_counter() - started
         if process.returncode:
@@ -53,48 +48,31 @@ def compile_model(model: Path, recipe: str, library: Path) -> Compiled:
     return Compiled(library, seconds, peak)
 
 
-def memory_of_group(group: int) -> int:
-    """Bytes in use by the processes of a group, shared pages counted once (PSS)."""
-    total = 0
+def memory_of_tree(root: int) -> int:
+    """Bytes in use by a process and all that it started, shared pages counted once (PSS)."""
+    children: dict[int, list[Path]] = {}
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            if os.getpgid(int(entry.name)) == group:
-                total += _pss(entry)
-        except (OSError, ProcessLookupError):
-            continue
+        if entry.name.isdigit():
+            children.setdefault(_parent(entry), []).append(entry)
+    total, waiting = 0, [Path("/proc") / str(root)]
+    while waiting:
+        entry = waiting.pop()
+        waiting += children.get(int(entry.name), [])
+        total += _pss(entry)
     return total
 
 
+def _parent(entry: Path) -> int:
+    """Of a process; 0 where it has ended."""
+    try:
+        return int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
 def _pss(entry: Path) -> int:
-    for line in (entry / "smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return 1024 * int(line.split()[1])
-    return 0
-
-
-class Decoder:
-    """smollm2 with caches in fixed buffers that the model grows in place."""
-
-    def __init__(self, model: Model, capacity: int) -> None:
-        self.model = model
-        names = [spec.name for spec in model.inputs if spec.name.startswith("past")]
-        self.caches = {name: np.zeros((1, 3, capacity, 64), np.float32) for name in names}
-        self.length = 0
-
-    def step(self, ids: np.ndarray) -> np.ndarray:
-        """Append the tokens `ids` [count]; logits [count, vocabulary]."""
-        begin, end = self.length, self.length + len(ids)
-        feeds = {
-            "input_ids": ids[None],
-            "attention_mask": np.ones((1, end), np.int64),
-            "position_ids": np.arange(begin, end)[None],
-        }
-        past = {name: cache[:, :, :begin] for name, cache in self.caches.items()}
-        present = {
-            name.replace("past_key_values", "present"): cache[:, :, :end]
-            for name, cache in self.caches.items()
-        }
-        self.length = end
-        return self.model.run(feeds | past, outputs=present)[0][0]
+    try:
+        lines = (entry / "smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0  # it has ended
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
