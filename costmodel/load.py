@@ -1,5 +1,5 @@
-"""The cost model of a target: the user's, saved by `abqc tune`; else one that comes with the package
-for this CPU or the nearest; else the analytic one.
+"""The cost model of a target: the user's, saved by `abqc tune`; else one that comes with the
+package for this CPU or the nearest; else the analytic one.
 
 Saved models stand in the user's cache folder (`runtime/environment.py`).
 """
