@@ -50,7 +50,7 @@ def trees_only(training: Sequence[Timed], fit: FitTrees | None = None) -> Predic
 def roofline_and_trees(training: Sequence[Timed], fit: FitTrees | None = None) -> Predictor:
     """The analytic model times a residual, which answers whatever it is asked."""
     model = AnalyticModel()
-    model.fit([each.sample for each in training], fit or Boosting())
+    fit_seeing_and_blind(model, training, fit)
     assert model.residual is not None
     everywhere = unlimited(model.residual)
 
@@ -64,11 +64,22 @@ def roofline_and_trees(training: Sequence[Timed], fit: FitTrees | None = None) -
     return predict
 
 
+def fit_seeing_and_blind(
+    model: AnalyticModel, training: Sequence[Timed], fit: FitTrees | None = None
+) -> None:
+    """Fit a residual to timings with and without the operations of their kernels, so that it can be
+    asked both ways."""
+    samples = [each.sample for each in training]
+    model.fit([*samples, *(blind(each).sample for each in training)], fit or Boosting())
+    assert model.residual is not None
+    model.residual = dataclasses.replace(model.residual, samples=len(samples))
+
+
 def without_operations(fit: Fit) -> Fit:
-    """A model that is not told of the kernel's operations."""
+    """A model that is asked without the operations of kernels."""
 
     def blindly(training: Sequence[Timed]) -> Predictor:
-        predict = fit([blind(each) for each in training])
+        predict = fit(training)
         return lambda timed: predict([blind(each) for each in timed])
 
     return blindly
