@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +85,7 @@ class TokenModel:
     def save(self, path: Path) -> None:
         """Write a .npz, in 16 bits but for what numbers are scaled by."""
         words = [token for token, _ in sorted(self.vocabulary.items(), key=lambda item: item[1])]
-        arrays = {
+        arrays: dict[str, Any] = {
             name: array if name in ("mean", "scale") else array.astype(np.float16)
             for name, array in self.arrays.items()
         }
