@@ -62,6 +62,8 @@ def main() -> None:
             rows.append((name, label, *columns(scores(predict, tasks))))
             print("  ".join(rows[-1]), flush=True)
     print(table(("held out", "model", "pick", f"best of {TOP}", "rank", "error"), rows))
+    if args.tokens:
+        print(table(*token_training.allocation_table(found)))
     predict = models.roofline_and_trees(found.training)
     print(f"ranking 500 candidates: {1e3 * ranking_seconds(predict, found.timed):.0f} ms")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from abqc.costmodel import features as feature_list
 from abqc.costmodel.analytic import AnalyticModel
+from abqc.costmodel.evaluate import spearman
 from abqc.costmodel.token_model import (
     OUTPUTS,
     STRIDE,
@@ -19,7 +21,7 @@ from abqc.costmodel.token_model import (
     TokenModel,
     kernel_numbers,
 )
-from data import Key, Timed, blind
+from data import Data, Key, Timed, blind
 from torch import nn
 
 EMBEDDING, FIRST, SECOND, HIDDEN = 16, 32, 48, 64
@@ -44,6 +46,32 @@ def fits(kernels: Kernels, boosted: models.Fit) -> dict[str, models.Fit]:
         return lambda asked: np.sqrt(first(asked) * second(asked))
 
     return {"roofline x tokens": alone, "roofline x trees and tokens": both}
+
+
+def allocation_table(found: Data) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows: the token model's registers and spills of kernels of the tasks that are held
+    out, beside guessing the median of training for the ISA."""
+    held_out = {each.kernel for timed in found.tasks.values() for each in timed}
+    training = {key: row for key, row in found.kernels.items() if key not in held_out}
+    model = fit(training, found.training)
+    keys = sorted(held_out)
+    true = np.array([[found.kernels[key][name] for name in OUTPUTS] for key in keys])
+    described = (model.describe(found.kernels[key]["tokens"], key[1]) for key in keys)
+    predicted = [dataclasses.astuple(model.allocation(kernel)) for kernel in described]
+    guessed = [medians(training, key[1]) for key in keys]
+    rows = []
+    for label, values in (("median", np.array(guessed)), ("tokens", np.array(predicted))):
+        errors = np.abs(values - true).mean(axis=0)
+        ranks = (spearman(values[:, i], true[:, i]) for i in range(len(OUTPUTS)))
+        rows.append((label, *(f"{e:.1f} ({r:.2f})" for e, r in zip(errors, ranks, strict=True))))
+    rows.append(("mean of the true ones", *(f"{mean:.1f}" for mean in true.mean(axis=0))))
+    header = (f"{len(keys)} kernels, {len(training)} in training: error (rank)", *OUTPUTS)
+    return header, rows
+
+
+def medians(kernels: Kernels, isa: str) -> list[float]:
+    own = [[row[name] for name in OUTPUTS] for key, row in kernels.items() if key[1] == isa]
+    return np.median(own, axis=0).tolist()
 
 
 def allowed(kernels: Kernels, timed: Sequence[Timed]) -> Kernels:
