@@ -149,6 +149,7 @@ class Choice:
     float activations.
 
     `rankings` are what the cost model says of all that are able, by rows; none where one alone is.
+    `scheduled` are the kernels where a schedule was chosen with the strategy.
     `shares_layout`: a cheaper one would pack the activation in a layout of its own.
     """
 
@@ -157,6 +158,12 @@ class Choice:
     rankings: tuple[Ranking, ...] = ()
     float_type: str = "f32"
     shares_layout: bool = False
+    scheduled: tuple[Variant, ...] = ()
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """The kernels by ranges of M."""
+        return self.scheduled or self.strategy.matmul_kernels(self.spec)
 
     @property
     def why(self) -> str:

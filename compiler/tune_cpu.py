@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 from abqc.codegen import isa as isas
+from abqc.codegen.cpu.schedule import ROW_RANGES, CpuStrategy, KernelSchedule, RangeSchedule
 from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import Jit
-from abqc.codegen.strategy import Kernel, MatmulSpec, MatmulStrategy
+from abqc.codegen.strategy import MatmulSpec
 from abqc.codegen.targets.cpu import CpuTarget
+from abqc.codegen.targets.cpu_plans import matmul_features
 from abqc.compiler.tune import Device, spread
 from abqc.costmodel.analytic import AnalyticModel
 from abqc.costmodel.interface import MatmulFeatures, Sample
@@ -40,6 +43,7 @@ PAIRS: tuple[tuple[str | None, str | None], ...] = (
 )
 SHAPES = ((384, 384), (1536, 384), (384, 1536), (1024, 1024), (4096, 576), (2048, 2048))  # N, K
 ROWS = (1, 4, 16, 48, 128)
+DRAWS = 6  # of schedules: the default ones, and others by chance
 COLD_BYTES = 64 << 20  # weights that pass before the same ones are read again
 
 MIN_CALLS, MAX_CALLS, SECONDS = 5, 50, 0.02  # of one sample
@@ -48,18 +52,32 @@ MIN_CALLS, MAX_CALLS, SECONDS = 5, 50, 0.02  # of one sample
 @dataclass(frozen=True)
 class CpuJob:
     """Matmuls of one kind with the kernels of one ISA: every strategy that can do them is measured
-    for all `ROWS`, warm and cold."""
+    for all `ROWS`, warm and cold. Of its schedules for a range of rows it takes the default
+    (`draw` 0) or one drawn by chance, another in each draw."""
 
     spec: MatmulSpec
     isa: Isa
+    draw: int = 0
+
+    def schedules(self, strategy: CpuStrategy) -> tuple[RangeSchedule, ...]:
+        """What is measured of a strategy, by ranges of rows."""
+        out = []
+        for rows in ROW_RANGES:
+            default, *others = strategy.schedules(self.spec, rows, self.isa)
+            seed = f"{self.spec} {self.isa.name} {rows.first}"
+            drawn = [default, *random.Random(seed).sample(others, min(DRAWS, len(others)))]
+            schedule = KernelSchedule(((self.isa.vector_bits, drawn[self.draw % len(drawn)]),))
+            out.append(RangeSchedule(rows.first, rows.last, schedule))
+        return tuple(out)
 
 
 def jobs(shapes: Sequence[tuple[int, int]] = SHAPES) -> list[CpuJob]:
-    """All pairs of schemes and shapes, for every ISA that this CPU has."""
+    """All pairs of schemes and shapes, for every ISA that this CPU has, and draws of schedules."""
     return [
-        CpuJob(MatmulSpec(n, k, _scheme(weight), _scheme(activation)), isa)
+        CpuJob(MatmulSpec(n, k, _scheme(weight), _scheme(activation)), isa, draw)
         for (weight, activation), (n, k) in itertools.product(PAIRS, shapes)
         for isa in isas.available()
+        for draw in range(1 + DRAWS)
     ]
 
 
@@ -87,11 +105,12 @@ class CpuRunner:
 class _Matmul:
     """One strategy's kernels, compiled, and its weight."""
 
-    def __init__(self, strategy: MatmulStrategy, job: CpuJob) -> None:
+    def __init__(self, strategy: CpuStrategy, job: CpuJob) -> None:
         self.strategy = strategy
         self.job = job
         self.pack = strategy.pack_kernel(job.spec)
-        self.variants = strategy.matmul_kernels(job.spec)
+        self.schedules = job.schedules(strategy)
+        self.variants = strategy.matmul_kernels(job.spec, self.schedules)
         self.weight = strategy.pack_weight(job.spec, random_weight(job.spec))
         self.copies = [self.weight]
         kernels = [variant.kernel for variant in self.variants]
@@ -126,7 +145,7 @@ class _Matmul:
         if self.pack:
             q = np.zeros(rows * strategy.row_bytes(spec), np.uint8)
             pack = self.jit.prepare(self.pack.name, self.pack.grid(rows), [x, q, rows])
-        kernel = self._kernel_for(rows)
+        kernel = next(variant.kernel for variant in self.variants if variant.covers(rows))
         grid = kernel.grid(rows, spec.n)
         matmuls = [
             self.jit.prepare(kernel.name, grid, [q, w, bias, y, rows, spec.n]) for w in weights
@@ -138,21 +157,15 @@ class _Matmul:
 
         return [lambda matmul=matmul: both(matmul) for matmul in matmuls]  # type: ignore[misc]
 
-    def _kernel_for(self, rows: int) -> Kernel:
-        return next(variant.kernel for variant in self.variants if variant.covers(rows))
-
     def _features(self, rows: int, working_set: int) -> MatmulFeatures:
-        spec = self.job.spec
-        return MatmulFeatures(
-            strategy=self.strategy.name,
-            m=rows,
-            n=spec.n,
-            k=spec.k,
-            weight_bits=spec.weight.bits if spec.weight else 32,
-            activation_bits=spec.activation.bits if spec.activation else 32,
+        of_rows = next(s for s in self.schedules if s.last is None or rows <= s.last)
+        return matmul_features(
+            self.strategy.name,
+            self.job.spec,
+            of_rows.schedule.on(self.job.isa),
+            rows,
+            self.job.isa,
             weight_bytes=self.weight.nbytes,
-            groups=spec.weight.n_groups(spec.k) if spec.weight else 1,
-            isa=self.job.isa.name,
             working_set=working_set,
         )
 

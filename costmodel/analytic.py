@@ -1,8 +1,10 @@
 """The roofline: an operation takes as long as its slower half, arithmetic or memory.
 
 Williams, Waterman, Patterson: "Roofline: an insightful visual performance model" (CACM 2009). The
-arithmetic of each strategy is counted by one function below; memory is the packed weight from the
-level of the memory that the model's weights live in, and the activations from the nearest one.
+arithmetic of each strategy is counted by one function below, under the schedule that the features
+name (`cpu_work.py`): the units of a core overlap, so that most of the time is that of the busiest.
+Memory is the packed weight from the level of the memory that the model's weights live in, and what
+tiles and blocks read again from the caches that keep it.
 """
 
 from __future__ import annotations
@@ -13,16 +15,19 @@ from dataclasses import dataclass
 from typing import Self
 
 from ..errors import CompileError
+from .cpu_work import BYTE_UNIT, PLANE_UNIT, Tiling, padded_k, streams
 from .hardware import cpu_named
 from .hardware_cpu import ZEN4, Cpu, IsaRates
 from .interface import MatmulFeatures
 from .residual import Residual
 from .roofline import Roofline
 
-BYTE_UNIT, PLANE_UNIT = 16, 64  # groups are filled up to so many codes
-FLOAT_ROW_BLOCK = 128  # rows that share weights decoded to floats
 TRELLIS_DECODE = 16  # of the time that unpacking bits takes
 NARROW_BITS = 14  # 2 * 2^p * 2^q fits 16 signed bits
+QUAD = 4  # products that a lane of bytes adds up at once
+OVERLAP = 0.95  # of what the units of a core do beside the busiest one
+STORED = 1.3  # decoding to memory, of the time of decoding to registers
+PLANE_TILE = 6  # rows for one panel: what `IsaRates.operand_loads` was measured with
 
 
 @dataclass(frozen=True)
@@ -49,61 +54,84 @@ class CpuEstimate:
         return {"compute": self.compute, "memory": self.memory, "launch": self.launch}
 
 
-def _padded_k(f: MatmulFeatures, unit: int) -> int:
-    """K with every group filled up to whole units."""
-    return f.groups * math.ceil(math.ceil(f.k / f.groups) / unit) * unit
+def _together(*units: float) -> float:
+    """Seconds of units that work at the same time."""
+    busiest = max(units)
+    return busiest + (1 - OVERLAP) * (sum(units) - busiest)
 
 
-def _scale(f: MatmulFeatures, rates: IsaRates) -> float:
-    return f.m * f.n * f.groups / rates.scalings
+def _scale(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> float:
+    return t.rows * t.columns * f.groups / rates.scalings
 
 
-def _float(f: MatmulFeatures, rates: IsaRates) -> float:
-    return 2 * f.m * f.n * f.k / rates.flops
+def _waits(t: Tiling, chains: int, rates: IsaRates) -> float:
+    """How much longer products take that wait for each other: too few accumulators."""
+    vectors = t.tile_m * t.panels * max(1, chains) * 512 / rates.vector_bits
+    return max(1.0, rates.product_latency / vectors)
 
 
-def _dequantize(f: MatmulFeatures, rates: IsaRates) -> float:
-    decode = f.n * f.k * math.ceil(f.m / FLOAT_ROW_BLOCK) / rates.float_decodes
-    return _float(f, rates) + decode
+def _unpacked(f: MatmulFeatures) -> float:
+    """Instructions that unpack a code, of those that unpack one that is in one part of 1, 2 or 4
+    bits: each part takes two, and one that joins it to the others."""
+    parts = f.weight_bits.bit_count()
+    return 0.0 if f.weight_bits == 8 else (3 * parts - 1) / 2
 
 
-def _int8(f: MatmulFeatures, rates: IsaRates) -> float:
-    return _int8_direct(f, rates) + f.m * f.k / rates.quantizations
+def _passes(f: MatmulFeatures, t: Tiling) -> float:
+    """How often weights are decoded."""
+    return STORED * t.row_blocks if f.decode_once else t.row_tiles
 
 
-def _int8_direct(f: MatmulFeatures, rates: IsaRates) -> float:
+def _float(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> float:
+    return 2 * t.rows * t.columns * f.k / rates.flops
+
+
+def _dequantize(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> float:
+    return _float(f, t, rates) + t.columns * f.k * t.row_blocks / rates.float_decodes
+
+
+def _int8(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> float:
+    return _int8_direct(f, t, rates) + f.m * f.k / rates.quantizations
+
+
+def _int8_direct(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> float:
     """Of convolutions, whose images are quantized once for all places of a window."""
-    k = _padded_k(f, BYTE_UNIT)
+    decode = t.columns * _unpacked(f) * _passes(f, t) * padded_k(f, BYTE_UNIT) / rates.decodes
+    return _byte_products(f, t, rates, decode) + _scale(f, t, rates)
+
+
+def _byte_products(f: MatmulFeatures, t: Tiling, rates: IsaRates, decode: float) -> float:
+    """Products of bytes, what they load, and the decoding beside them."""
+    k = padded_k(f, BYTE_UNIT)
     narrow = f.weight_bits + f.activation_bits <= NARROW_BITS
-    products = f.m * f.n * k / (rates.narrow_macs if narrow else rates.wide_macs)
-    # Bytes need no decoding; what is narrower is decoded once for every block of rows.
-    passes = 0 if f.weight_bits == 8 else math.ceil(f.m / rates.row_block)
-    decode = f.n * k * passes / rates.decodes
-    return products + decode + _scale(f, rates)
+    products = t.rows * t.columns * k / (rates.narrow_macs if narrow else rates.wide_macs)
+    operands = t.tile_m + t.panels * 512 / rates.vector_bits
+    loads = t.tiles * (k / QUAD) * operands / rates.loads
+    return _together(products * _waits(t, f.chains, rates), loads, decode)
 
 
-def _trellis(f: MatmulFeatures, rates: IsaRates) -> float:
-    k = _padded_k(f, BYTE_UNIT)
-    passes = math.ceil(f.m / rates.row_block)
-    decode = f.n * k * passes * TRELLIS_DECODE / rates.decodes
-    products = f.m * f.n * k / rates.wide_macs
-    return products + decode + _scale(f, rates) + f.m * f.k / rates.quantizations
+def _trellis(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> float:
+    decode = t.columns * f.k * _passes(f, t) * TRELLIS_DECODE / rates.decodes
+    products = _byte_products(f, t, rates, 0.0)
+    return products + decode + _scale(f, t, rates) + f.m * f.k / rates.quantizations
 
 
-def _trellis_float(f: MatmulFeatures, rates: IsaRates) -> float:
-    passes = math.ceil(f.m / FLOAT_ROW_BLOCK)
-    return _float(f, rates) + f.n * f.k * passes * TRELLIS_DECODE / rates.decodes
+def _trellis_float(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> float:
+    decode = t.columns * f.k * t.row_blocks * TRELLIS_DECODE / rates.decodes
+    return _float(f, t, rates) + decode
 
 
-def _bitplane(f: MatmulFeatures, rates: IsaRates) -> float:
-    pairs = f.m * f.n * _padded_k(f, PLANE_UNIT)
+def _bitplane(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> float:
+    pairs = t.rows * t.columns * padded_k(f, PLANE_UNIT)
     products = pairs * f.weight_bits * f.activation_bits / rates.bit_products
-    loads = pairs / rates.operand_loads
+    operands = (1 / t.tile_m + 1 / t.panels) / (1 / PLANE_TILE + 1)
+    loads = pairs * operands / rates.operand_loads
     planes = f.m * f.k * f.activation_bits / rates.transpositions
-    return products + loads + _scale(f, rates) + planes + f.m * f.k / rates.quantizations
+    pack = planes + f.m * f.k / rates.quantizations
+    return products + loads + _scale(f, t, rates) + pack
 
 
-COMPUTE: dict[str, Callable[[MatmulFeatures, IsaRates], float]] = {
+COMPUTE: dict[str, Callable[[MatmulFeatures, Tiling, IsaRates], float]] = {
     "float": _float,
     "direct": _float,
     "dequantize": _dequantize,
@@ -144,12 +172,29 @@ class AnalyticModel(Roofline[MatmulFeatures]):
             raise CompileError(f"the cost model knows no strategy '{features.strategy}'")
         if rates is None:
             raise CompileError(f"{self.cpu.name} has no rates for instruction set '{features.isa}'")
-        level = self.cpu.level_for(max(features.working_set, features.weight_bytes))
-        activations = 4 * features.m * (features.k + features.n)
-        near = self.cpu.levels[0].throughput(features.threads)
+        tiling = Tiling.of(features)
+        cpu, threads = self.cpu, features.threads
+        calls = tiling.tiles * cpu.tile_seconds + tiling.blocks * cpu.block_seconds
+        level = cpu.level_for(max(features.working_set, features.weight_bytes))
+        bandwidth = level.throughput(threads)
+        if features.m == 1 and level.capacity == math.inf:
+            bandwidth *= _fetched(features, tiling, cpu)
+        waits = 0.0
+        if features.m > 1 and features.prefetch == 0:
+            waits = cpu.waits * features.weight_bytes / bandwidth
+        read = 4 * features.m * (features.k + features.n) / cpu.levels[0].throughput(threads)
+        for stream in streams(features, tiling):
+            read += stream.traffic / cpu.level_for(stream.between).throughput(threads)
         return CpuEstimate(
-            compute=compute(features, rates) / features.threads,
-            memory=features.weight_bytes / level.throughput(features.threads) + activations / near,
-            launch=self.cpu.launch_seconds * (2 if features.activation_bits <= 8 else 1),
+            compute=(compute(features, tiling, rates) + calls) / threads + waits,
+            memory=features.weight_bytes / bandwidth + read,
+            launch=cpu.launch_seconds * (2 if features.activation_bits <= 8 else 1),
             level=level.name,
         )
+
+
+def _fetched(f: MatmulFeatures, t: Tiling, cpu: Cpu) -> float:
+    """The part of the memory's bandwidth that one row gets. The CPU follows one stream of panels by
+    itself, and is disturbed by prefetching; several short ones need it."""
+    helped = (t.panels == 1) == (f.prefetch == 0)
+    return 1.0 if helped or not f.schedule or f.activation_bits > 8 else cpu.badly_fetched

@@ -22,12 +22,14 @@ class IsaRates:
     narrow_macs: float  # bytes, where two products always fit 16 bits
     bit_products: float  # AND, population count, accumulate
     operand_loads: float  # pairs of operands fetched for bit products, whatever their planes
-    decodes: float  # codes unpacked to bytes
+    decodes: float  # codes in one part (`analytic._unpacked`) unpacked to bytes
     float_decodes: float  # codes unpacked to f32
     scalings: float  # int32 accumulators centred, converted, scaled and added in f32
     quantizations: float  # activations rounded to codes and stored
     transpositions: float  # activation codes laid out as one bit plane
-    row_block: int  # rows of activations that share one decoded weight
+    loads: float  # registers loaded, or filled with one number
+    vector_bits: int
+    product_latency: int  # products of bytes under way that keep the units busy
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,12 @@ class Cpu:
     name: str
     levels: tuple[CacheLevel, ...]
     launch_seconds: float  # a parallel loop that does nothing
+    tile_seconds: float  # beginning and end of a tile's loop
+    block_seconds: float  # a call of a kernel
+    badly_fetched: (
+        float  # of the memory's bandwidth, where neither hardware nor kernel fetches well
+    )
+    waits: float  # the part of the memory's time that products of several rows do not hide
     patch_elements: float  # of a convolution's patches written, or results transposed; per second
     isas: Mapping[str, IsaRates] = field(default_factory=dict)
 
@@ -64,11 +72,16 @@ class Cpu:
 ZEN4 = Cpu(
     name="Zen 4",
     levels=(
+        CacheLevel("L1", 32 * KIB, 220 * GIGA),
         CacheLevel("L2", 1 * MIB, 100 * GIGA),
         CacheLevel("L3", 32 * MIB, 60 * GIGA, 240 * GIGA),
         CacheLevel("DRAM", math.inf, 22 * GIGA, 39 * GIGA),
     ),
     launch_seconds=2e-6,
+    tile_seconds=8e-9,
+    block_seconds=20e-9,
+    badly_fetched=0.7,
+    waits=0.25,
     patch_elements=2.5 * GIGA,
     isas={
         "avx512": IsaRates(
@@ -77,12 +90,14 @@ ZEN4 = Cpu(
             narrow_macs=216 * GIGA,
             bit_products=1050 * GIGA,
             operand_loads=900 * GIGA,
-            decodes=180 * GIGA,
+            decodes=146 * GIGA,
             float_decodes=50 * GIGA,
             scalings=14 * GIGA,
             quantizations=4.3 * GIGA,
             transpositions=90 * GIGA,
-            row_block=48,
+            loads=5.5 * GIGA,
+            vector_bits=512,
+            product_latency=4,
         ),
         "avx2": IsaRates(
             flops=105 * GIGA,
@@ -95,7 +110,9 @@ ZEN4 = Cpu(
             scalings=10 * GIGA,
             quantizations=3.4 * GIGA,
             transpositions=60 * GIGA,
-            row_block=48,
+            loads=9 * GIGA,
+            vector_bits=256,
+            product_latency=4,
         ),
         "plain": IsaRates(
             flops=37 * GIGA,
@@ -108,7 +125,9 @@ ZEN4 = Cpu(
             scalings=5 * GIGA,
             quantizations=1.7 * GIGA,
             transpositions=15 * GIGA,
-            row_block=48,
+            loads=9 * GIGA,
+            vector_bits=128,
+            product_latency=4,
         ),
     },
 )

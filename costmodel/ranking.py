@@ -19,6 +19,7 @@ class Prediction:
     candidate: str
     seconds: float
     bound: str
+    strategy: str = ""
 
     @property
     def text(self) -> str:
@@ -27,25 +28,42 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The candidates for `rows` rows (M), cheapest first."""
+    """The candidates for `rows` rows (M), cheapest first.
+
+    `chosen` names the one that is used, where that is known: it may be a slower one, as it is used
+    for other rows too. Of the schedules of a strategy those far behind are counted alone (`more`).
+    """
 
     rows: int
     candidates: tuple[Prediction, ...]
+    chosen: str = ""
+    more: int = 0
 
     @property
     def text(self) -> str:
-        return f"M={self.rows}: {explained(self.candidates)}"
+        """The candidate that is used, the cheapest one of each strategy, and how many others."""
+        used = [each for each in self.candidates if each.candidate == self.chosen]
+        seen = {each.strategy for each in used if each.strategy}
+        others = []
+        for each in self.candidates:
+            if each not in used and (not each.strategy or each.strategy not in seen):
+                others.append(each)
+                seen.add(each.strategy)
+        rejected = len(self.candidates) - len(used) - len(others) + self.more
+        text = f"M={self.rows}: {explained([*used, *others])}"
+        return f"{text}; {rejected} other schedules" if rejected else text
 
     def as_manifest(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def of_manifest(cls, data: Mapping[str, Any]) -> Ranking:
-        return cls(data["rows"], tuple(Prediction(**each) for each in data["candidates"]))
+        candidates = tuple(Prediction(**each) for each in data["candidates"])
+        return cls(data["rows"], candidates, data.get("chosen", ""), data.get("more", 0))
 
 
 def explained(ranked: Sequence[Prediction]) -> str:
-    """One sentence that says what each candidate costs and why; `ranked`: cheapest first."""
+    """One sentence that says what each candidate costs and why."""
     text = "; ".join(each.text for each in ranked[:NAMED])
     rest = len(ranked) - NAMED
     return f"{text}; {rest} slower ones" if rest > 0 else text

@@ -76,7 +76,7 @@ class Roofline(Generic[F]):
         estimates = [self.estimate(f) for f in candidates]
         seconds = self._seconds(candidates, estimates)
         predicted = [
-            Prediction(label(f), s, e.bound)
+            Prediction(label(f), s, e.bound, f.strategy)
             for f, s, e in zip(candidates, seconds, estimates, strict=True)
         ]
         return sorted(predicted, key=lambda prediction: prediction.seconds)

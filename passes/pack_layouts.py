@@ -135,7 +135,7 @@ def _pack_matmul(op: ir.Operation, choice: Any, packed: dict[str, _Packed], unit
     in_stream, patches = ROTATED in op.attributes, _reason_for_patches(op)
     x, _, _, quantize = _activation(view.x)
     strategy, spec = choice.strategy, choice.spec
-    variants = strategy.matmul_kernels(spec)
+    variants = choice.variants
     for variant in variants:
         for kernel in (variant.kernel, variant.reduce):
             if kernel is not None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from abqc.codegen.cpu.int8.strategy import Int8Strategy
+from abqc.codegen.cpu.panels.bitplane import BitplaneStrategy
+from abqc.codegen.cpu.schedule import ROW_RANGES
+from abqc.codegen.isa import by_name
 from abqc.codegen.strategy import Choice
 from abqc.codegen.targets.cpu import CpuTarget
+from abqc.codegen.targets.cpu_plans import matmul_features
 from abqc.codegen.targets.cuda import CudaTarget
 from abqc.costmodel.analytic import AnalyticModel
-from abqc.costmodel.interface import MatmulFeatures, Sample
+from abqc.costmodel.interface import Sample
 from abqc.dialects.formats import parse_scheme
 from abqc.dialects.matmul_spec import MatmulSpec
 from abqc.errors import RecipeError
@@ -71,17 +74,25 @@ def tuned(isa: str, fastest: str) -> AnalyticModel:
     one instruction set."""
     model = AnalyticModel()
     samples = []
-    for strategy in ("int8", "bitplane"):
-        for rows in (1, 4, 16, 64, 128):
-            for size in (256, 512, 1024):
-                for working_set in (0, 1 << 26):
-                    f = MatmulFeatures(
-                        strategy, rows, size, size, 4, 8, size * size // 2, size // 128, isa
-                    )
-                    f = replace(f, working_set=working_set)
-                    factor = 0.01 if strategy == fastest else 1.0
-                    seconds = factor * model.estimate(f).seconds
-                    samples.append(Sample(f, seconds, "a CPU", date="2026-11-28"))
+    of_isa = by_name(isa)
+    for strategy in (Int8Strategy(), BitplaneStrategy()):
+        for size in (256, 512, 1024):
+            spec = matmul(size, k=size)
+            for rows in ROW_RANGES:
+                for schedule in strategy.schedules(spec, rows, of_isa):
+                    for working_set in (0, 1 << 26):
+                        f = matmul_features(
+                            strategy.name,
+                            spec,
+                            schedule,
+                            rows.typical,
+                            of_isa,
+                            weight_bytes=size * size // 2,
+                            working_set=working_set,
+                        )
+                        factor = 0.01 if strategy.name == fastest else 1.0
+                        seconds = factor * model.estimate(f).seconds
+                        samples.append(Sample(f, seconds, "a CPU", date="2026-11-28"))
     model.fit(samples)
     return model
 

@@ -18,7 +18,7 @@ from abqc.codegen.targets.cpu import CpuTarget
 from abqc.compiler import tune, tune_cpu, tune_gpu, tune_jobs
 from abqc.compiler.cli import main
 from abqc.compiler.cuda_driver import Cuda, Resolve
-from abqc.compiler.tune_cpu import CpuJob
+from abqc.compiler.tune_cpu import CpuJob, time_calls
 from abqc.compiler.tune_device import GpuRunner
 from abqc.costmodel import samples
 from abqc.costmodel.analytic import AnalyticModel
@@ -57,6 +57,8 @@ def test_cpu_is_measured_fitted_and_found(capsys, monkeypatch, nothing_shipped):
     monkeypatch.setattr(tune_cpu, "ROWS", (1, 8))
     monkeypatch.setattr(tune_cpu, "COLD_BYTES", 1 << 20)
     monkeypatch.setattr(tune_cpu, "SECONDS", 0.001)
+    slow_machine = lambda calls: [3 * seconds for seconds in time_calls(calls)]  # noqa: E731
+    monkeypatch.setattr(tune_cpu, "time_calls", slow_machine)
     assert main(["tune", "--limit", "3", "--report"]) == 0
     output = capsys.readouterr().out
     assert "fitted rank" in output and "analytic x residual" in output

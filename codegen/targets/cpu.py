@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from abqc.costmodel.analytic import AnalyticModel
-from abqc.costmodel.interface import MatmulFeatures
 from abqc.costmodel.load import model_for
-from abqc.costmodel.ranking import Ranking
 from abqc.dialects.cache_formats import CacheFormat
 from abqc.dialects.code_conv_spec import CodeConvSpec
 from abqc.dialects.conv_spec import ConvSpec
@@ -35,6 +33,7 @@ from ..cpu.int8_conv.strategy import Int8Conv
 from ..cpu.packing.activations import measure_kernel
 from ..cpu.packing.norm_pack import norm_pack_kernel
 from ..cpu.panels.bitplane import BitplaneStrategy
+from ..cpu.schedule import BASE_ISAS, CpuStrategy
 from ..cpu.selective_scan import selective_scan_kernel
 from ..cpu.trellis.float_strategy import TrellisFloatStrategy
 from ..cpu.trellis.strategy import TrellisStrategy
@@ -47,16 +46,16 @@ from ..strategy import (
     Kernel,
     MaskKind,
     MatmulSpec,
-    MatmulStrategy,
     Variant,
     able_to_do,
 )
+from .cpu_plans import Plan, Planner, rankings
 
-# What a choice is judged by: rows of decoding, of a short prompt and of a long one, on one thread.
-# The packed weights, and with them the choice, are the same for all instruction sets; it is judged
-# by `judged_isa`.
-TYPICAL_ROWS = (1, 16, 128)
+# What a choice is judged by: rows of decoding, of a short prompt and of a long one
+# (`schedule.ROW_RANGES`), on one thread. The packed weights, and with them the strategy, are the
+# same for all instruction sets; it is judged by `judged_isa`.
 TYPICAL_THREADS = 1
+MANY_ROWS = 128
 
 
 def _cost_model() -> AnalyticModel:
@@ -95,13 +94,25 @@ class CpuTarget:
         names = [isa.name for isa in self.isas if isa.extends is None]
         return next((name for name in names if name in fitted), names[0])
 
+    @cached_property
+    def _planner(self) -> Planner:
+        widths = {isa.vector_bits for isa in self.isas}
+        isas = tuple(isa for isa in BASE_ISAS if isa.vector_bits in widths)
+        judged = next(isa for isa in isas if isa.name == self.judged_isa)
+        return Planner(self.cost_model, isas, judged, TYPICAL_THREADS)
+
+    @cached_property
+    def _plans(self) -> dict[tuple[str, MatmulSpec, int], Plan]:
+        """Those that were made: layers of a model are alike."""
+        return {}
+
     @property
     def objects(self) -> ObjectMaker:
         """How kernels are compiled."""
         return CpuObjects(self.isas)
 
     @cached_property
-    def strategies(self) -> tuple[MatmulStrategy, ...]:
+    def strategies(self) -> tuple[CpuStrategy, ...]:
         return (
             FloatMatmul(),
             Dequantize(),
@@ -124,46 +135,25 @@ class CpuTarget:
 
     def _choose(self, spec: MatmulSpec, node: str, working_set: int) -> Choice:
         able = able_to_do(spec, self.strategies, node=node)
-        if len(able) == 1:
-            return Choice(able[0], spec)
-        scores = {
-            s.name: [self._features(s, spec, m, working_set) for m in TYPICAL_ROWS] for s in able
-        }
-        best = min(able, key=lambda s: self._score(scores[s.name]))
-        rankings = (
-            Ranking(m, tuple(self.cost_model.predictions([scores[s.name][i] for s in able])))
-            for i, m in enumerate(TYPICAL_ROWS)
-        )
-        return Choice(best, spec, tuple(rankings))
+        plans = [self._plan(strategy, spec, working_set) for strategy in able]
+        best = min(plans, key=lambda plan: plan.score)
+        kernels = best.strategy.matmul_kernels(spec, best.schedules)
+        return Choice(best.strategy, spec, rankings(plans, best), scheduled=kernels)
+
+    def _plan(self, strategy: CpuStrategy, spec: MatmulSpec, working_set: int) -> Plan:
+        key = strategy.name, spec, working_set
+        if key not in self._plans:
+            self._plans[key] = self._planner.plan(strategy, spec, working_set)
+        return self._plans[key]
 
     def seconds(self, choice: Choice, m: int, *, working_set: int = 0) -> float:
         """What the cost model says of `m` rows, packing included, on one thread."""
-        features = self._features(choice.strategy, choice.spec, m, working_set)
-        return self.cost_model.predict(features)
+        (strategy,) = [s for s in self.strategies if s.name == choice.strategy.name]
+        return self._seconds(strategy, choice.spec, m, working_set)
 
-    def _features(
-        self, strategy: MatmulStrategy, spec: MatmulSpec, m: int, working_set: int
-    ) -> MatmulFeatures:
-        return MatmulFeatures(
-            strategy=strategy.name,
-            m=m,
-            n=spec.n,
-            k=spec.k,
-            weight_bits=spec.weight_bits,
-            activation_bits=spec.activation.bits if spec.activation else 32,
-            weight_bytes=spec.n * spec.k * spec.weight_bits // 8,
-            groups=spec.weight.n_groups(spec.k) if spec.weight else 1,
-            isa=self.judged_isa,
-            threads=TYPICAL_THREADS,
-            working_set=working_set,
-        )
-
-    def _score(self, features: list[MatmulFeatures]) -> float:
-        """The product of the times: no number of rows outweighs another."""
-        score = 1.0
-        for f in features:
-            score *= self.cost_model.predict(f)
-        return score
+    def _seconds(self, strategy: CpuStrategy, spec: MatmulSpec, m: int, working_set: int) -> float:
+        plan = self._plan(strategy, spec, working_set)
+        return self._planner.seconds(plan, spec, m, working_set)
 
     def batch_matmul(self, transposed: bool, stored: Stored) -> tuple[Variant, ...]:
         """The kernels of products of two activations: the second one of a type of `cache_types`, or
@@ -218,11 +208,10 @@ class CpuTarget:
         if spec.padded and spec.activation.format.kind == "binary":
             return direct  # patches cannot hold the zero point, which no code of one bit is
         chosen = self._choose(spec.product, node, working_set)
-        m = TYPICAL_ROWS[-1]
+        m = MANY_ROWS
         patches = m * (spec.k + spec.n) / self.cost_model.cpu.patch_elements
         patches += self.seconds(chosen, m, working_set=working_set)
-        same_products = Choice(Int8Strategy(), spec.product)
-        if self.seconds(same_products, m, working_set=working_set) > patches:
+        if self._seconds(Int8Strategy(), spec.product, m, working_set) > patches:
             return f"strategy '{chosen.strategy.name}' over them is faster by the cost model"
         return direct
 

@@ -15,7 +15,7 @@ HALF = 8  # channels of a vector of words
 HALVES = PANEL // HALF
 ROWS = 48  # of a grid index, by default
 MAX_TILE_ROWS, MAX_TILE_PANELS = 6, 2  # by default
-TILE_ROWS, TILE_PANELS = (1, 2, 3, 4, 6, 8, 12), (1, 2, 4)
+TILE_ROWS, TILE_PANELS = (1, 2, 3, 4, 6, 8), (1, 2, 4)
 BLOCKS = ((ROWS, COLUMNS, False), (96, COLUMNS, False), (ROWS, 128, False), (ROWS, COLUMNS, True))
 
 

@@ -42,8 +42,8 @@ def schedules(weight: TrellisLayout, n: int, rows: RowRange, isa: Isa) -> tuple[
             for panels in tiles
             for wanted in (COLUMNS, 128)
         )
-    most = 16 if isa.registers >= 32 else 4
-    heights = [height for height in (8, 12, 16, 4, 3, 2) if height <= most]
+    most = 8 if isa.registers >= 32 else 4
+    heights = [height for height in (8, 6, 4, 3, 2) if height <= most]
     heights = [height for height in heights if fits(weight, height, 1, 1, isa)] or [1]
     return distinct(
         CpuSchedule(height, PANEL, 1, block_m, columns, decode_once=True)
