@@ -23,7 +23,7 @@ from .features import VECTOR_BITS
 F32 = NDArray[np.float32]
 
 WIDTH, STRIDE = 5, 2  # of both convolutions
-SHORTEST, LONGEST = 32, 1536  # tokens: shorter texts are filled up, of longer ones the rest is cut
+SHORTEST, LONGEST = 32, 1024  # tokens: shorter texts are filled up, of longer ones the rest is cut
 UNKNOWN = 0  # the index of tokens that training had not, and of those that fill up
 OUTPUTS = ("vector_registers", "spills", "spilled_bytes")
 

@@ -1,11 +1,12 @@
 """How well cost models choose: the table of docs/cost-model.md.
 
-    python tests/bench/costmodel/evaluate.py FOLDER [--tokens]
+    python tests/bench/costmodel/evaluate.py FOLDER [--tokens costmodel/weights/zen4-tokens.npz]
 
 Of tasks all of whose candidates were timed, and none of whose sizes is in training: the time of
 the best candidate over that of the one picked, over that of the best among the first five; the
 rank correlation within a task; the mean absolute error. Means over tasks. `widths`: training had
-no weights of 3 and 6 bits, the tasks have; `ISA`: the same of AVX2.
+no weights of 3 and 6 bits, the tasks have; `ISA`: the same of AVX2. The token model is trained
+on kernels of training alone, by PyTorch, and judged for `shapes`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--tokens", action="store_true", help="the token model too (torch)")
+    parser.add_argument("--tokens", type=Path, help="train the token model too, and save it there")
     args = parser.parse_args()
     found = data.load(args.folder)
     fits: dict[str, models.Fit] = {
@@ -47,23 +48,25 @@ def main() -> None:
         "roofline x trees, no operations": models.without_operations(models.roofline_and_trees),
         "roofline x trees": models.roofline_and_trees,
     }
-    if args.tokens:
-        import token_training
-
-        fits |= token_training.fits(found.kernels, models.roofline_and_trees)
     rows = []
     for name, (training, tasks) in splits(found).items():
         candidates = [len(timed) for timed in tasks.values()]
         print(f"{name}: {len(training)} timings, {len(tasks)} tasks, candidates {candidates}")
         rows += [(name, "random", *columns([random_choice(t) for t in tasks.values()]))]
         rows += [(name, "default", *columns([default_choice(t) for t in tasks.values()]))]
-        for label, fit in fits.items():
+        own = fits
+        if args.tokens is not None and name == "shapes":
+            import token_training
+
+            tokens = token_training.fit(token_training.allowed(found.kernels, training), training)
+            tokens.save(args.tokens)
+            own = fits | token_training.fits(tokens, found.kernels, models.roofline_and_trees)
+            print(table(*token_training.allocation_table(tokens, found)), flush=True)
+        for label, fit in own.items():
             predict = fit(training)
             rows.append((name, label, *columns(scores(predict, tasks))))
             print("  ".join(rows[-1]), flush=True)
     print(table(("held out", "model", "pick", f"best of {TOP}", "rank", "error"), rows))
-    if args.tokens:
-        print(table(*token_training.allocation_table(found)))
     predict = models.roofline_and_trees(found.training)
     print(f"ranking 500 candidates: {1e3 * ranking_seconds(predict, found.timed):.0f} ms")
 
