@@ -54,6 +54,7 @@ def main() -> None:
         print(f"{name}: {len(training)} timings, {len(tasks)} tasks, candidates {candidates}")
         rows += [(name, "random", *columns([random_choice(t) for t in tasks.values()]))]
         rows += [(name, "default", *columns([default_choice(t) for t in tasks.values()]))]
+        rows += [(name, "measured again", *columns(measured_again(tasks)))]
         own = fits
         if args.tokens is not None and name == "shapes":
             import token_training
@@ -86,15 +87,25 @@ def splits(found: data.Data) -> dict[str, tuple[list[Timed], Tasks]]:
 
 
 def scores(predict: models.Predictor, tasks: Tasks) -> Scores:
+    return [score(predict(timed), data.seconds(timed)) for timed in tasks.values()]
+
+
+def score(predicted: np.ndarray, seconds: np.ndarray) -> tuple[float, float, float, float]:
+    order = np.argsort(predicted, kind="stable")
+    best = seconds.min()
+    error = float(np.abs(predicted / seconds - 1).mean())
+    pick, first = best / seconds[order[0]], best / seconds[order[:TOP]].min()
+    return pick, first, spearman(predicted, seconds), error
+
+
+def measured_again(tasks: Tasks) -> Scores:
+    """A second measurement as a prediction of the first: what noise leaves possible."""
     found = []
     for timed in tasks.values():
-        predicted, seconds = predict(timed), data.seconds(timed)
-        order = np.argsort(predicted, kind="stable")
-        best = seconds.min()
-        error = float(np.abs(predicted / seconds - 1).mean())
-        pick, first = best / seconds[order[0]], best / seconds[order[:TOP]].min()
-        found.append((pick, first, spearman(predicted, seconds), error))
-    return found
+        both = np.array([each.seconds[:2] for each in timed if len(each.seconds) > 1])
+        if len(both) > 1:
+            found.append(score(both[:, 1], both[:, 0]))
+    return found or [(float("nan"),) * 4]
 
 
 def random_choice(timed: Sequence[Timed]) -> tuple[float, float, float, float]:

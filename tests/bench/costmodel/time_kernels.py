@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=5000, help="as for compile_kernels.py")
     parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--again", action="store_true", help="measure what is held out once more")
     args = parser.parse_args()
     end = time.perf_counter() + args.seconds
     rows = compile_kernels.read(args.folder / "kernels.jsonl.gz")
@@ -57,11 +58,11 @@ def main() -> None:
         for row in rows
     }
     path = args.folder / "samples.jsonl"
-    known = {key(line) for line in read(path)}
+    known = {key(line) for line in read(path)} if not args.again else set()
     timer = Timer(args.folder)
     device, date = CpuRunner().device.name, datetime.date.today().isoformat()
     with open(path, "a", encoding="utf-8") as file:
-        for timing, held_out in wanted(args.count):
+        for timing, held_out in wanted(0 if args.again else args.count):
             candidate = timing.candidate
             histogram = operations.get((candidate.kernel.name, candidate.task.isa.name))
             if histogram is None:
