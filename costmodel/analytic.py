@@ -25,9 +25,8 @@ from .roofline import Roofline
 TRELLIS_DECODE = 16  # of the time that unpacking bits takes
 NARROW_BITS = 14  # 2 * 2^p * 2^q fits 16 signed bits
 QUAD = 4  # products that a lane of bytes adds up at once
-OVERLAP = 0.95  # of what the units of a core do beside the busiest one
+CONTENTION = 0.2  # of what a unit does beyond half of the busiest one's time
 STORED = 1.3  # decoding to memory, of the time of decoding to registers
-PLANE_TILE = 6  # rows for one panel: what `IsaRates.operand_loads` was measured with
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,10 @@ class CpuEstimate:
 
 
 def _together(*units: float) -> float:
-    """Seconds of units that work at the same time."""
+    """Seconds of units that work at the same time; they hinder each other if both are busy."""
     busiest = max(units)
-    return busiest + (1 - OVERLAP) * (sum(units) - busiest)
+    beside = sum(max(0.0, unit - busiest / 2) for unit in units) - busiest / 2
+    return busiest + CONTENTION * beside
 
 
 def _scale(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> float:
@@ -97,7 +97,10 @@ def _int8(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> float:
 def _int8_direct(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> float:
     """Of convolutions, whose images are quantized once for all places of a window."""
     decode = t.columns * _unpacked(f) * _passes(f, t) * padded_k(f, BYTE_UNIT) / rates.decodes
-    return _byte_products(f, t, rates, decode) + _scale(f, t, rates)
+    scale = _scale(f, t, rates)
+    if f.decode_once:
+        return _byte_products(f, t, rates, 0.0) + decode + scale
+    return _byte_products(f, t, rates, decode) + scale
 
 
 def _byte_products(f: MatmulFeatures, t: Tiling, rates: IsaRates, decode: float) -> float:
@@ -124,11 +127,10 @@ def _trellis_float(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> float:
 def _bitplane(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> float:
     pairs = t.rows * t.columns * padded_k(f, PLANE_UNIT)
     products = pairs * f.weight_bits * f.activation_bits / rates.bit_products
-    operands = (1 / t.tile_m + 1 / t.panels) / (1 / PLANE_TILE + 1)
-    loads = pairs * operands / rates.operand_loads
+    loads = pairs * f.weight_bits / t.tile_m / rates.operand_loads
     planes = f.m * f.k * f.activation_bits / rates.transpositions
     pack = planes + f.m * f.k / rates.quantizations
-    return products + loads + _scale(f, t, rates) + pack
+    return _together(products, loads) + _scale(f, t, rates) + pack
 
 
 COMPUTE: dict[str, Callable[[MatmulFeatures, Tiling, IsaRates], float]] = {
@@ -177,10 +179,12 @@ class AnalyticModel(Roofline[MatmulFeatures]):
         calls = tiling.tiles * cpu.tile_seconds + tiling.blocks * cpu.block_seconds
         level = cpu.level_for(max(features.working_set, features.weight_bytes))
         bandwidth = level.throughput(threads)
-        if features.m == 1 and level.capacity == math.inf:
-            bandwidth *= _fetched(features, tiling, cpu)
         waits = 0.0
-        if features.m > 1 and features.prefetch == 0:
+        if features.m == 1 and level.capacity == math.inf:
+            part = _fetched(features, tiling, cpu)
+            waits = (1 / part - 1) * features.weight_bytes / bandwidth
+            bandwidth *= part
+        elif features.m > 1 and features.prefetch == 0:
             waits = cpu.waits * features.weight_bytes / bandwidth
         read = 4 * features.m * (features.k + features.n) / cpu.levels[0].throughput(threads)
         for stream in streams(features, tiling):
@@ -194,7 +198,7 @@ class AnalyticModel(Roofline[MatmulFeatures]):
 
 
 def _fetched(f: MatmulFeatures, t: Tiling, cpu: Cpu) -> float:
-    """The part of the memory's bandwidth that one row gets. The CPU follows one stream of panels by
-    itself, and is disturbed by prefetching; several short ones need it."""
-    helped = (t.panels == 1) == (f.prefetch == 0)
-    return 1.0 if helped or not f.schedule or f.activation_bits > 8 else cpu.badly_fetched
+    """The part of the memory's bandwidth that one row of products of bytes gets."""
+    if not f.schedule or f.strategy != "int8":
+        return 1.0
+    return cpu.one_row_fetching.get((f.groups > 1, t.panels, f.prefetch > 0), 1.0)

@@ -21,7 +21,7 @@ class IsaRates:
     wide_macs: float  # bytes, products too large for pairs to be added in 16 bits
     narrow_macs: float  # bytes, where two products always fit 16 bits
     bit_products: float  # AND, population count, accumulate
-    operand_loads: float  # pairs of operands fetched for bit products, whatever their planes
+    operand_loads: float  # bits of weights loaded, which serve all rows of a tile
     decodes: float  # codes in one part (`analytic._unpacked`) unpacked to bytes
     float_decodes: float  # codes unpacked to f32
     scalings: float  # int32 accumulators centred, converted, scaled and added in f32
@@ -57,12 +57,12 @@ class Cpu:
     launch_seconds: float  # a parallel loop that does nothing
     tile_seconds: float  # beginning and end of a tile's loop
     block_seconds: float  # a call of a kernel
-    badly_fetched: (
-        float  # of the memory's bandwidth, where neither hardware nor kernel fetches well
-    )
     waits: float  # the part of the memory's time that products of several rows do not hide
     patch_elements: float  # of a convolution's patches written, or results transposed; per second
     isas: Mapping[str, IsaRates] = field(default_factory=dict)
+    # The part of DRAM's bandwidth that one row gets: whether K has groups, panels of weights that
+    # are read at once, whether they are prefetched by instructions.
+    one_row_fetching: Mapping[tuple[bool, int, bool], float] = field(default_factory=dict)
 
     def level_for(self, working_set: float) -> CacheLevel:
         """The smallest level that holds `working_set` bytes."""
@@ -75,20 +75,33 @@ ZEN4 = Cpu(
         CacheLevel("L1", 32 * KIB, 220 * GIGA),
         CacheLevel("L2", 1 * MIB, 100 * GIGA),
         CacheLevel("L3", 32 * MIB, 60 * GIGA, 240 * GIGA),
-        CacheLevel("DRAM", math.inf, 22 * GIGA, 39 * GIGA),
+        CacheLevel("DRAM", math.inf, 30 * GIGA, 39 * GIGA),
     ),
     launch_seconds=2e-6,
     tile_seconds=8e-9,
     block_seconds=20e-9,
-    badly_fetched=0.7,
     waits=0.25,
+    one_row_fetching={
+        (False, 1, False): 1.0,
+        (False, 1, True): 0.7,
+        (False, 2, False): 0.7,
+        (False, 2, True): 0.77,
+        (False, 4, False): 0.8,
+        (False, 4, True): 0.85,
+        (True, 1, False): 0.65,
+        (True, 1, True): 0.8,
+        (True, 2, False): 0.78,
+        (True, 2, True): 0.78,
+        (True, 4, False): 0.85,
+        (True, 4, True): 0.78,
+    },
     patch_elements=2.5 * GIGA,
     isas={
         "avx512": IsaRates(
             flops=110 * GIGA,
-            wide_macs=216 * GIGA,
-            narrow_macs=216 * GIGA,
-            bit_products=1050 * GIGA,
+            wide_macs=226 * GIGA,
+            narrow_macs=226 * GIGA,
+            bit_products=1180 * GIGA,
             operand_loads=900 * GIGA,
             decodes=146 * GIGA,
             float_decodes=50 * GIGA,
@@ -103,7 +116,7 @@ ZEN4 = Cpu(
             flops=105 * GIGA,
             wide_macs=55 * GIGA,
             narrow_macs=98 * GIGA,
-            bit_products=345 * GIGA,
+            bit_products=290 * GIGA,
             operand_loads=735 * GIGA,
             decodes=100 * GIGA,
             float_decodes=32 * GIGA,
@@ -118,7 +131,7 @@ ZEN4 = Cpu(
             flops=37 * GIGA,
             wide_macs=21 * GIGA,
             narrow_macs=21 * GIGA,
-            bit_products=85 * GIGA,
+            bit_products=72 * GIGA,
             operand_loads=150 * GIGA,
             decodes=50 * GIGA,
             float_decodes=13 * GIGA,

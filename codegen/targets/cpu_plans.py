@@ -26,7 +26,7 @@ from ..isa import Isa
 from ..strategy import MatmulSpec
 
 SETTLED = 1.04  # as often as long as the best one: not worth another kernel
-SHOWN = 8  # candidates of a ranking
+SHOWN = 4  # candidates of a ranking, which is in the manifest of every product
 
 
 @dataclass(frozen=True)
@@ -217,10 +217,12 @@ def rankings(plans: Sequence[Plan], best: Plan) -> tuple[Ranking, ...]:
 
 
 def _chosen(candidates: Sequence[Candidates]) -> list[CpuSchedule]:
-    """A schedule for each range of rows; that of many serves fewer too, where it is as good."""
+    """A schedule for each range of rows; few and many share one, where it is good for both."""
     one, few, many = candidates
     of_few, of_many = few.settled, many.settled
-    if of_many in few.predictions and few.seconds(of_many) <= SETTLED * few.seconds(of_few):
+    if of_few in many.predictions and many.seconds(of_few) <= SETTLED * many.seconds(of_many):
+        of_many = of_few
+    elif of_many in few.predictions and few.seconds(of_many) <= SETTLED * few.seconds(of_few):
         of_few = of_many
     return [one.settled, of_few, of_many]
 
