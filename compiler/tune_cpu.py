@@ -22,6 +22,7 @@ from abqc.codegen.targets.cpu_plans import matmul_features
 from abqc.compiler.tune import Device, spread
 from abqc.costmodel.analytic import AnalyticModel
 from abqc.costmodel.interface import MatmulFeatures, Sample
+from abqc.dialects import trellis
 from abqc.dialects.formats import QuantizedTensor, Scheme, parse_scheme
 from abqc.dialects.mlir import ir
 
@@ -192,4 +193,9 @@ def random_weight(spec: MatmulSpec) -> QuantizedTensor | np.ndarray:
     groups = (spec.n, spec.weight.n_groups(spec.k))
     scale = np.full(groups, 0.01, np.float16 if spec.scale_bits == 16 else np.float32)
     zero = None if spec.weight.symmetric else np.zeros(groups, np.uint8)
-    return QuantizedTensor(codes, scale, zero, spec.weight)
+    symbols = None
+    if spec.trellis:
+        shape = trellis.Panels(spec.n).padded_n, spec.k
+        symbols = rng.integers(0, 1 << spec.weight.bits, shape, np.uint8)
+        codes = trellis.decode(symbols, spec.n, spec.weight.bits)
+    return QuantizedTensor(codes, scale, zero, spec.weight, symbols=symbols)

@@ -15,13 +15,15 @@ from .interface import Estimate, Features, Sample
 from .trees import F64, Trees
 
 TOLERANCE = 1e-6
+OPEN = frozenset({"m", "n", "k", "group_size"})  # larger ones are like the largest measured
 
 FitTrees = Callable[[F64, F64], Trees]  # from rows [samples, features] and targets [samples]
 
 
 @dataclass(frozen=True)
 class Residual:
-    """A factor for each query, 1 where the query lies outside of what was measured.
+    """A factor for each query, 1 where the query lies outside of what was measured; sizes beyond
+    the largest are answered as that.
 
     `names` are the numeric features, `categories` the strategies (with their ISAs) that were
     measured; each of `flags` is a feature, 0 or 1. `low` and `high` are the ranges of the features
@@ -89,7 +91,9 @@ class Residual:
 
     @cached_property
     def _highest(self) -> F64:
-        return np.array(self.high) + TOLERANCE
+        names = self.names[: len(self.high)]
+        ends = zip(names, self.high, strict=True)
+        return np.array([math.inf if name in OPEN else high + TOLERANCE for name, high in ends])
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -104,12 +104,20 @@ def test_residual_learns_a_machine():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"m": 4096}, {"n": 64}, {"threads": 2}, {"activation_bits": 4}, {"isa": "avx2"}],
+    [{"n": 64}, {"threads": 2}, {"weight_bits": 1}, {"activation_bits": 4}, {"isa": "avx2"}],
     ids=str,
 )
 def test_residual_is_one_outside_of_what_was_measured(changes):
     f = replace(matmuls()[0], **changes)
     assert fitted().predict(f) == AnalyticModel().predict(f)
+
+
+def test_sizes_beyond_the_largest_are_answered_as_that():
+    large = replace(matmuls()[0], m=128, n=4096, k=1024)
+    larger = replace(large, m=4096, n=50_000, k=8192)
+    analytic, model = AnalyticModel(), fitted()
+    factor = model.predict(large) / analytic.predict(large)
+    assert model.predict(larger) / analytic.predict(larger) == pytest.approx(factor, rel=0.3)
 
 
 def test_status_names_samples_device_and_date():

@@ -1,21 +1,25 @@
-"""Compile kernels and count what became of them: the data set of the token model.
+"""Compile kernels, and count what became of them: the data of the token model, and of timings.
 
-    python tests/bench/costmodel/compile_kernels.py kernels.jsonl.gz --count 5000 [--seconds 200]
+    python tests/bench/costmodel/compile_kernels.py FOLDER --count 5000 [--seconds 200]
 
-Appends a line for each kernel that the file does not have yet: its strategy, formats, ISA and
-schedule, its operations and tokens (costmodel/kernel_text.py), and, counted in LLVM's assembly,
-the distinct vector and general registers, the spills (stores to the stack that the register
-allocator added) and their bytes. Stop it at any time and start it again.
+Adds to FOLDER/kernels.jsonl.gz a line for each kernel that it does not have yet: its strategy,
+task, ISA and schedule, its operations and tokens (costmodel/kernel_text.py), and, counted in LLVM's
+assembly, the distinct vector registers, the spills (stores to the stack that register allocation
+added) and their bytes. FOLDER/objects gets what it was compiled to, if it can run here. Kernels of
+the tasks that are held out come first, then `--count` of training. Stop it at any time and start
+it again.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import json
 import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,33 +27,48 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import kernel_set
 from abqc.codegen.arithmetic.half_floats import lower_half_floats
+from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import kernels_to_llvm
+from abqc.codegen.strategy import Kernel
 from abqc.costmodel import kernel_text
 from abqc.dialects.mlir import ir
 
 _SPILL = re.compile(r"# (?:(\d+)-byte|\w+) (?:Folded )?Spill")
 _VECTOR = re.compile(r"%[xyz]mm(\d+)")
-_GENERAL = re.compile(r"%(?:[er]?([abcd])[xl]|[er]?([sd]i|[sb]p)l?|r(\d+)[dwb]?)\b")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_RAW)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--count", type=int, default=5000)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--count", type=int, default=5000, help="of kernels in training")
     parser.add_argument("--seconds", type=float, default=float("inf"))
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     end = time.perf_counter() + args.seconds
-    known = {(row["kernel"], row["isa"]) for row in read(args.file)}
-    with gzip.open(args.file, "at", encoding="utf-8") as file:
-        for candidate in kernel_set.sampled(args.seed):
-            if len(known) >= args.count or time.perf_counter() > end:
-                break
-            key = candidate.kernel.name, candidate.isa.name
-            if key not in known:
-                known.add(key)
-                file.write(json.dumps(compiled(candidate)) + "\n")
-    print(f"{args.file}: {len(known)} kernels")
+    (args.folder / "objects").mkdir(parents=True, exist_ok=True)
+    path = args.folder / "kernels.jsonl.gz"
+    known = {(row["kernel"], row["isa"]) for row in read(path)}
+    for candidate in wanted(args.count):
+        key = candidate.kernel.name, candidate.task.isa.name
+        if time.perf_counter() > end:
+            break
+        pack = candidate.strategy.pack_kernel(candidate.task.spec)
+        if pack and not object_path(args.folder, pack, candidate.task.isa).exists():
+            compiled(pack, candidate.task.isa, args.folder)
+        if key not in known:
+            known.add(key)
+            row = compiled(candidate.kernel, candidate.task.isa, args.folder)
+            with gzip.open(path, "at", encoding="utf-8") as file:  # a member of its own, whole
+                file.write(json.dumps(described(candidate) | row) + "\n")
+    else:
+        print("all of them")
+    print(f"{path}: {len(known)} kernels")
+
+
+def wanted(count: int) -> Iterator[kernel_set.Candidate]:
+    """Those held out, and the first `count` of training."""
+    yield from (timing.candidate for timing in kernel_set.exhaustive())
+    yield from itertools.islice((timing.candidate for timing in kernel_set.training()), count)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -66,24 +85,36 @@ def read(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def compiled(candidate: kernel_set.Candidate) -> dict[str, Any]:
-    """The line of a kernel."""
-    kernel, isa = candidate.kernel, candidate.isa
+def object_path(folder: Path, kernel: Kernel, isa: Isa) -> Path:
+    return folder / "objects" / f"{kernel.name}.{isa.name}.o"
+
+
+def described(candidate: kernel_set.Candidate) -> dict[str, Any]:
+    task = candidate.task
+    return {
+        "kernel": candidate.kernel.name,
+        "isa": task.isa.name,
+        "strategy": candidate.strategy.name,
+        "weight": task.weight,
+        "activation": task.activation,
+        "k": task.k,
+        "schedule": candidate.schedule.name,
+        "rows": task.rows.typical,
+    }
+
+
+def compiled(kernel: Kernel, isa: Isa, folder: Path) -> dict[str, Any]:
+    """What there is to say of a kernel; writes its object."""
     with ir.Context(), ir.Location.unknown():
         module = ir.Module.create()
         kernel.emit(module, isa)
         text = str(module)
         lower_half_floats(module, isa)
         llvm, machine = kernels_to_llvm(module, isa, [kernel.name])
+        object_path(folder, kernel, isa).write_bytes(machine.emit_object(llvm))
         machine.set_asm_verbosity(True)
         assembly = machine.emit_assembly(llvm)
     return {
-        "kernel": kernel.name,
-        "isa": isa.name,
-        "strategy": candidate.strategy.name,
-        "weight": candidate.weight,
-        "activation": candidate.activation,
-        "k": candidate.spec.k,
         **counts(assembly),
         "operations": kernel_text.operations(text),
         "tokens": kernel_text.tokens(text),
@@ -93,17 +124,12 @@ def compiled(candidate: kernel_set.Candidate) -> dict[str, Any]:
 def counts(assembly: str) -> dict[str, int]:
     """What register allocation came to."""
     spills = [int(match[1] or 8) for match in _SPILL.finditer(assembly)]
-    general = {next(filter(None, match.groups())) for match in _GENERAL.finditer(assembly)}
     return {
         "vector_registers": len(set(_VECTOR.findall(assembly))),
-        "general_registers": len(general),
         "spills": len(spills),
         "spilled_bytes": sum(spills),
-        "assembly_lines": assembly.count("\n"),
     }
 
-
-_RAW = argparse.RawDescriptionHelpFormatter
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,9 @@
-"""The kernels that cost models are trained on: matmuls of many formats, sizes and schedules."""
+"""The matmul kernels that cost models are trained on and judged by.
+
+A task is a product on one instruction set; its candidates are the kernels of all strategies and
+schedules that can do it. Training takes a few candidates of many tasks at random; `HELD_OUT` are
+tasks of sizes that no task of training has, and all of their candidates.
+"""
 
 from __future__ import annotations
 
@@ -8,87 +13,188 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from abqc.codegen import isa as isas
+from abqc.codegen.cpu.schedule import (
+    ROW_RANGES,
+    CpuSchedule,
+    CpuStrategy,
+    KernelSchedule,
+    RangeSchedule,
+    RowRange,
+)
 from abqc.codegen.isa import Isa
-from abqc.codegen.strategy import Kernel, MatmulSpec, MatmulStrategy, Variant
+from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.codegen.targets.cpu import CpuTarget
 from abqc.costmodel.analytic import AnalyticModel
+from abqc.costmodel.interface import MatmulFeatures
 from abqc.dialects.formats import parse_scheme
 
+COLD_BYTES = 64 << 20  # weights that pass before the same ones are read again
+
 WIDTHS = range(1, 9)
-GROUPS = ("", ":channel", ":g32", ":g64", ":g256")
-OTHER_WEIGHTS = (
-    "wnf4",
-    "wfp4:g32",
-    "wt:g64",
-    "w4v",
-    "w2v",
-    "w4:asym",
-    "w3:g64:asym",
-    "w8:channel:asym",
+GROUPS = ("", "", ":channel", ":g32", ":g64")
+OTHER_WEIGHTS = ("wnf4", "wfp4:g32", "wt:g64", "w4v", "w2v", "w4:asym", "w3:g64:asym")
+WEIGHTS = (
+    None,
+    None,
+    *(f"w{bits}{group}" for bits, group in itertools.product(WIDTHS, GROUPS)),
+    *OTHER_WEIGHTS,
 )
-ACTIVATIONS = (None, *(f"a{bits}" for bits in WIDTHS))
-DEPTHS = (64, 100, 256, 384, 576, 768, 1024, 1536, 2048, 3072, 4096)
+ACTIVATIONS = (None, None, "a8", "a8", *(f"a{bits}" for bits in WIDTHS))
+SIZES = (192, 256, 384, 512, 768, 1000, 1024, 1536, 2048, 3072, 4096)  # N
+DEPTHS = (100, 256, 384, 576, 768, 1024, 1536, 2048, 3072, 4096)  # K
+LARGEST = {"avx512": 6 << 20, "avx2": 4 << 20, "plain": 3 << 19}  # N * K
+ROWS = {1: (1,), 31: (2, 3, 4, 6, 8, 12, 16, 24, 31), None: (32, 48, 64, 100, 128, 200, 256)}
+CANDIDATES = 4  # of a task in training
+TIMES = 2  # numbers of rows for which a candidate of training is timed
+
+
+@dataclass(frozen=True)
+class Task:
+    """Products of `weight` [n, k] and `activation`, texts of schemes or None for floats."""
+
+    weight: str | None
+    activation: str | None
+    n: int
+    k: int
+    isa: Isa
+    rows: RowRange
+
+    @property
+    def spec(self) -> MatmulSpec:
+        weight, activation = (
+            parse_scheme(text) if text else None for text in (self.weight, self.activation)
+        )
+        return MatmulSpec(self.n, self.k, weight, activation)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A kernel of one strategy for one ISA; `weight` and `activation` are texts of schemes."""
+    """A kernel that does a task."""
 
-    strategy: MatmulStrategy
-    spec: MatmulSpec
-    weight: str | None
-    activation: str | None
-    variant: Variant
-    isa: Isa
+    task: Task
+    strategy: CpuStrategy
+    schedule: CpuSchedule
+    default: bool
+    kernel: Kernel
 
-    @property
-    def kernel(self) -> Kernel:
-        return self.variant.kernel
+    def features(
+        self, m: int, working_set: int, operations: tuple[tuple[str, int], ...]
+    ) -> MatmulFeatures:
+        """What a cost model is told of `m` rows."""
+        spec, s = self.task.spec, self.schedule
+        return MatmulFeatures(
+            strategy=self.strategy.name,
+            m=m,
+            n=spec.n,
+            k=spec.k,
+            weight_bits=spec.weight_bits,
+            activation_bits=spec.activation.bits if spec.activation else 32,
+            weight_bytes=spec.n * spec.k * spec.weight_bits // 8,
+            groups=spec.weight.n_groups(spec.k) if spec.weight else 1,
+            isa=self.task.isa.name,
+            working_set=working_set,
+            schedule=s.name,
+            tile_m=s.tile_m,
+            tile_n=s.tile_n,
+            chains=s.chains,
+            block_m=s.block_m,
+            block_n=s.block_n,
+            prefetch=s.prefetch,
+            decode_once=s.decode_once,
+            block_k=s.block_k,
+            by_columns=s.by_columns,
+            operations=operations,
+        )
 
 
-def strategies() -> tuple[MatmulStrategy, ...]:
-    """Those of the target, which are the same whatever the cost model says."""
-    return CpuTarget(cost_model=AnalyticModel()).strategies
+def candidates(task: Task) -> list[Candidate]:
+    """All of a task."""
+    spec, found = task.spec, []
+    strategies = CpuTarget(cost_model=AnalyticModel()).strategies
+    for strategy in strategies:
+        if strategy.unsupported(spec) is not None:
+            continue
+        for number, schedule in enumerate(strategy.schedules(spec, task.rows, task.isa)):
+            one = KernelSchedule(((task.isa.vector_bits, schedule),))
+            ranges = [RangeSchedule(task.rows.first, task.rows.last, one)]
+            (variant,) = strategy.matmul_kernels(spec, ranges)
+            found.append(Candidate(task, strategy, schedule, number == 0, variant.kernel))
+    return found
 
 
-def all_isas() -> list[Isa]:
-    """Those that can be compiled for; not all run here."""
-    return list(isas.ALL)
+@dataclass(frozen=True)
+class Timing:
+    """A candidate to be timed: rows, and whether its weight comes from DRAM."""
+
+    candidate: Candidate
+    m: int
+    cold: bool
 
 
-def sampled(seed: int) -> Iterator[Candidate]:
-    """All kernels, each once, in random order; strategies and ISAs take turns."""
-    kinds: dict[tuple[str, str], list[Candidate]] = {}
-    for candidate in _all(seed):
-        kinds.setdefault((candidate.strategy.name, candidate.isa.name), []).append(candidate)
-    for turn in itertools.zip_longest(*kinds.values()):
-        yield from filter(None, turn)
+def training(seed: int = 0) -> Iterator[Timing]:
+    """Without end: tasks at random, a few candidates of each, strategies as often as each other."""
+    rng = random.Random(seed)
+    here = {isa.name: isa for isa in isas.available()}
+    while True:
+        weight = rng.choice(WEIGHTS)
+        activation = rng.choice(ACTIVATIONS) if weight else None
+        n, k = rng.choice(SIZES), rng.choice(DEPTHS)
+        isa = here[rng.choice([*LARGEST, "avx512"])]
+        rows = rng.choice(ROW_RANGES)
+        if n * k > LARGEST[isa.name]:
+            continue
+        try:
+            able = candidates(Task(weight, activation, n, k, isa, rows))
+        except ValueError:  # groups that do not divide, such as those of some formats
+            continue
+        for name in rng.choices(sorted({c.strategy.name for c in able}), k=CANDIDATES):
+            candidate = rng.choice([c for c in able if c.strategy.name == name])
+            cold = rng.random() < 0.5
+            for m in rng.sample(ROWS[rows.last], min(TIMES, len(ROWS[rows.last]))):
+                yield Timing(candidate, m, cold)
 
 
-def _all(seed: int) -> Iterator[Candidate]:
-    weights = [f"w{bits}{group}" for bits, group in itertools.product(WIDTHS, GROUPS)]
-    weights = [None, *weights, *OTHER_WEIGHTS]
-    specs = [
-        (weight, activation, k)
-        for weight, activation, k in itertools.product(weights, ACTIVATIONS, DEPTHS)
-        if weight is not None or activation is None
+def _held_out() -> tuple[tuple[Task, int, bool], ...]:
+    one, few, many = ROW_RANGES
+    rows: list[tuple[Isa, str | None, str | None, int, int, RowRange, int, bool]] = [
+        (isas.AVX512, "w4", "a8", 1280, 896, one, 1, True),
+        (isas.AVX512, "w4", "a8", 960, 640, many, 128, True),
+        (isas.AVX512, "w8:channel", "a8", 640, 1920, many, 80, True),
+        (isas.AVX512, "w3", "a3", 448, 1344, few, 16, False),
+        (isas.AVX512, "w2", "a2", 960, 1152, many, 112, True),
+        (isas.AVX512, "w1:g64", "a1", 1280, 896, many, 128, True),
+        (isas.AVX512, "w6", "a6", 2304, 448, few, 10, True),
+        (isas.AVX512, "w5", None, 1792, 1152, one, 1, True),
+        (isas.AVX512, "w4", None, 960, 640, many, 128, True),
+        (isas.AVX512, None, None, 1280, 448, many, 72, True),
+        (isas.AVX512, "w3:g64", "a8", 1792, 640, many, 144, True),
+        (isas.AVX512, "w4:g32", "a8", 640, 1920, few, 5, False),
+        (isas.AVX512, "w1", "a8", 1280, 448, many, 40, False),
+        (isas.AVX512, "w2", "a4", 2304, 448, many, 60, True),
+        (isas.AVX512, "w7", "a5", 448, 1344, one, 1, False),
+        (isas.AVX2, "w4", "a8", 1280, 896, one, 1, True),
+        (isas.AVX2, "w4", "a8", 640, 640, many, 128, True),
+        (isas.AVX2, "w2", "a2", 448, 1344, few, 16, True),
+        (isas.AVX2, "w8", None, 960, 640, many, 96, True),
+        (isas.PLAIN, "w8", "a8", 448, 640, many, 64, True),
+        (isas.PLAIN, "w1", "a1", 960, 896, few, 8, False),
+        (isas.AVX512, "w3", None, 1280, 896, one, 1, True),
+        (isas.AVX512, "w6", "a8", 1792, 640, many, 90, True),
+        (isas.AVX512, "w3", "a2", 960, 1152, many, 128, True),
+        (isas.AVX2, "w6", None, 1280, 448, few, 12, True),
+        (isas.AVX2, "w8:channel", "a8", 2304, 448, few, 20, True),
     ]
-    random.Random(seed).shuffle(specs)
-    able = strategies()
-    seen: set[tuple[str, str]] = set()
-    for weight, activation, k in specs:
-        spec = MatmulSpec(1024, k, _scheme(weight), _scheme(activation))
-        for strategy in able:
-            if strategy.unsupported(spec) is not None:
-                continue
-            for variant, isa in itertools.product(strategy.matmul_kernels(spec), all_isas()):
-                if isa.extends is not None and isa.adds not in variant.kernel.uses:
-                    continue
-                key = variant.kernel.name, isa.name
-                if key not in seen:
-                    seen.add(key)
-                    yield Candidate(strategy, spec, weight, activation, variant, isa)
+    return tuple(
+        (Task(weight, activation, n, k, isa, ranges), m, cold)
+        for isa, weight, activation, n, k, ranges, m, cold in rows
+    )
 
 
-def _scheme(text: str | None):
-    return parse_scheme(text) if text else None
+HELD_OUT = _held_out()
+
+
+def exhaustive() -> Iterator[Timing]:
+    """Every candidate of the tasks that are held out."""
+    for task, m, cold in HELD_OUT:
+        if task.isa in isas.available():
+            yield from (Timing(candidate, m, cold) for candidate in candidates(task))

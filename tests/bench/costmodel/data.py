@@ -1,0 +1,90 @@
+"""The data set that `compile_kernels.py` and `time_kernels.py` have written, joined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import compile_kernels
+import kernel_set
+import numpy as np
+import time_kernels
+from abqc.costmodel import samples
+from abqc.costmodel.interface import MatmulFeatures, Sample
+
+SPREAD_LIMIT = 0.5  # of a sample's times: beyond it, even the least is doubtful
+
+Key = tuple[str, str]  # a kernel's name and ISA
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A sample, its kernel, and the number of its task if that is held out. `seconds` are those of
+    all its measurements, of which the sample has the least."""
+
+    sample: Sample
+    kernel: Key
+    task: int | None
+    default: bool
+    seconds: tuple[float, ...] = ()
+
+    @property
+    def features(self) -> MatmulFeatures:
+        assert isinstance(self.sample.features, MatmulFeatures)
+        return self.sample.features
+
+
+@dataclass(frozen=True)
+class Data:
+    """`kernels` are the lines of kernels.jsonl.gz by name and ISA."""
+
+    kernels: Mapping[Key, Mapping[str, Any]]
+    timed: Sequence[Timed]
+
+    @property
+    def training(self) -> list[Timed]:
+        return [each for each in self.timed if each.task is None]
+
+    @property
+    def tasks(self) -> dict[int, list[Timed]]:
+        """All candidates of each task that is held out."""
+        found: dict[int, list[Timed]] = {}
+        for each in self.timed:
+            if each.task is not None:
+                found.setdefault(each.task, []).append(each)
+        return dict(sorted(found.items()))
+
+
+def load(folder: Path) -> Data:
+    """Of the tasks that are held out, the candidates that there are today."""
+    today = {(t.candidate.kernel.name, t.candidate.task.isa.name) for t in kernel_set.exhaustive()}
+    rows = compile_kernels.read(folder / "kernels.jsonl.gz")
+    kernels = {(row["kernel"], row["isa"]): row for row in rows}
+    lines: dict[tuple, list[dict[str, Any]]] = {}
+    for line in time_kernels.read(folder / "samples.jsonl"):
+        lines.setdefault(time_kernels.key(line), []).append(line)
+    timed = []
+    for again in lines.values():
+        line = min(again, key=lambda line: line["seconds"])
+        sample = samples.from_json(line)
+        if line["task"] is None and sample.spread > SPREAD_LIMIT:
+            continue
+        assert isinstance(sample.features, MatmulFeatures)
+        kernel = line["kernel"], sample.features.isa
+        if line["task"] is not None and kernel not in today:
+            continue
+        every = tuple(line["seconds"] for line in again)
+        timed.append(Timed(sample, kernel, line["task"], line["default"], every))
+    return Data(kernels, timed)
+
+
+def blind(timed: Timed) -> Timed:
+    """The same where nobody looked at the kernel's operations."""
+    features = replace(timed.features, operations=())
+    return replace(timed, sample=replace(timed.sample, features=features))
+
+
+def seconds(timed: Sequence[Timed]) -> np.ndarray:
+    return np.array([each.sample.seconds for each in timed])

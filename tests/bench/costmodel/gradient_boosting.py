@@ -1,0 +1,71 @@
+"""Boosted trees by LightGBM, as the arrays of costmodel/trees.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import lightgbm
+import numpy as np
+from abqc.costmodel.trees import F64, Trees
+
+DIGITS = 6  # of thresholds and leaves
+
+
+@dataclass(frozen=True)
+class Boosting:
+    """A `FitTrees` (costmodel/residual.py)."""
+
+    trees: int = 300
+    depth: int = 6
+    leaves: int = 32
+    rate: float = 0.06
+
+    def __call__(self, rows: F64, targets: F64) -> Trees:
+        base = float(targets.mean())
+        parameters = {
+            "objective": "l2",
+            "max_depth": self.depth,
+            "num_leaves": self.leaves,
+            "learning_rate": self.rate,
+            "min_data_in_leaf": 6,
+            "lambda_l2": 0.5,
+            "feature_fraction": 0.5,
+            "bagging_fraction": 0.8,
+            "bagging_freq": 1,
+            "boost_from_average": False,
+            "num_threads": 1,
+            "deterministic": True,
+            "seed": 1,
+            "verbose": -1,
+        }
+        data = lightgbm.Dataset(rows, targets - base)
+        booster = lightgbm.train(parameters, data, self.trees)
+        return self._arrays(base, booster.dump_model()["tree_info"])
+
+    def _arrays(self, base: float, dumped: list[dict[str, Any]]) -> Trees:
+        inner = (1 << self.depth) - 1
+        feature = np.zeros((len(dumped), inner), np.int64)
+        threshold = np.full((len(dumped), inner), np.inf)
+        leaf = np.zeros((len(dumped), inner + 1))
+
+        def fill(tree: int, node: int, part: dict[str, Any]) -> None:
+            if node >= inner:
+                leaf[tree, node - inner] = _rounded(part["leaf_value"])
+                return
+            if "leaf_value" in part:  # of a smaller depth: all that comes goes left
+                fill(tree, 2 * node + 1, part)
+                return
+            assert part["decision_type"] == "<="
+            feature[tree, node] = part["split_feature"]
+            threshold[tree, node] = _rounded(part["threshold"])
+            fill(tree, 2 * node + 1, part["left_child"])
+            fill(tree, 2 * node + 2, part["right_child"])
+
+        for number, tree in enumerate(dumped):
+            fill(number, 0, tree["tree_structure"])
+        return Trees(base, feature, threshold, leaf)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")

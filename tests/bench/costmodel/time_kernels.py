@@ -1,0 +1,185 @@
+"""Time kernels that `compile_kernels.py` has compiled, one thread, nothing else running.
+
+    python tests/bench/costmodel/time_kernels.py FOLDER [--seconds 60]
+
+Adds to FOLDER/samples.jsonl a line for each timing that it does not have yet: a sample of the cost
+model (docs/cost-model.md) with the kernel's name and the number of its task, if that is held out.
+A sample is packing and matmul, the least of several calls each in time of the thread: on a machine
+that others use too, the least is what the kernel takes. Stop it at any time and start it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import datetime
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import compile_kernels
+import kernel_set
+from abqc.codegen.cpu.schedule import CpuStrategy
+from abqc.codegen.isa import Isa
+from abqc.codegen.llvm import initialize, pack_arguments
+from abqc.codegen.strategy import Kernel, MatmulSpec
+from abqc.compiler.tune import spread
+from abqc.compiler.tune_cpu import CpuRunner, random_weight
+from abqc.costmodel import samples
+from abqc.costmodel.interface import Sample
+from abqc.dialects.jit import load
+
+MIN_CALLS, MAX_CALLS, SECONDS = 4, 30, 0.012
+
+PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+
+
+def main() -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--count", type=int, default=5000, help="as for compile_kernels.py")
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--again", action="store_true", help="measure what is held out once more")
+    args = parser.parse_args()
+    end = time.perf_counter() + args.seconds
+    rows = compile_kernels.read(args.folder / "kernels.jsonl.gz")
+    operations = {
+        (row["kernel"], row["isa"]): tuple((name, n) for name, n in row["operations"])
+        for row in rows
+    }
+    path = args.folder / "samples.jsonl"
+    known = {key(line) for line in read(path)} if not args.again else set()
+    timer = Timer(args.folder)
+    device, date = CpuRunner().device.name, datetime.date.today().isoformat()
+    with open(path, "a", encoding="utf-8") as file:
+        for timing, held_out in wanted(0 if args.again else args.count):
+            candidate = timing.candidate
+            histogram = operations.get((candidate.kernel.name, candidate.task.isa.name))
+            if histogram is None:
+                continue
+            if time.perf_counter() > end:
+                break
+            working_set = kernel_set.COLD_BYTES if timing.cold else 0
+            features = candidate.features(timing.m, working_set, histogram)
+            about = {
+                "kernel": candidate.kernel.name,
+                "task": held_out,
+                "default": candidate.default,
+            }
+            line = samples.to_json(Sample(features, 1.0)) | about
+            if key(line) in known:
+                continue
+            known.add(key(line))
+            seconds, wide, calls = timer.time(timing)
+            sample = Sample(features, seconds, device, "", date, calls, wide)
+            file.write(json.dumps(samples.to_json(sample) | about) + "\n")
+        else:
+            print("all of them")
+    print(f"{path}: {len(known)} samples")
+
+
+def wanted(count: int) -> Iterator[tuple[kernel_set.Timing, int | None]]:
+    """Timings, and the number of the task for those held out."""
+    numbers = {task: number for number, (task, _, _) in enumerate(kernel_set.HELD_OUT)}
+    for timing in kernel_set.exhaustive():
+        yield timing, numbers[timing.candidate.task]
+    for timing in itertools.islice(kernel_set.training(), count):
+        yield timing, None
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def key(line: dict) -> tuple:
+    f = line["features"]
+    return line["kernel"], f["isa"], f["m"], f["n"], f["working_set"] > 0, line["task"]
+
+
+class Timer:
+    """Calls compiled kernels."""
+
+    def __init__(self, folder: Path) -> None:
+        initialize()
+        self.folder = folder
+        self.weights = lru_cache(maxsize=4)(self._weights)
+        self.packing = lru_cache(maxsize=64)(self._packing)
+
+    def time(self, timing: kernel_set.Timing) -> tuple[float, float, int]:
+        """Seconds of packing and matmul, the spread of the matmul's, its calls."""
+        candidate, m = timing.candidate, timing.m
+        spec, isa, strategy = candidate.task.spec, candidate.task.isa, candidate.strategy
+        packing, q = self.packing(strategy, spec, isa, m)
+        weights = self.weights(strategy, spec)
+        y, bias = np.zeros(m * spec.n, np.float32), np.zeros(spec.n, np.float32)
+        prepare = self._loaded(candidate.kernel, isa)
+        grid = candidate.kernel.grid(m, spec.n)
+        calls = [
+            prepare(grid, [q, weight, bias, y, m, spec.n])
+            for weight in (weights if timing.cold else weights[:1])
+        ]
+        times = call_times(calls)
+        return packing + min(times), spread(times), len(times)
+
+    def _weights(self, strategy: CpuStrategy, spec: MatmulSpec) -> list[np.ndarray]:
+        """Copies of a packed weight, as many as are read before the first comes again."""
+        weight = strategy.pack_weight(spec, random_weight(spec))
+        count = -(-kernel_set.COLD_BYTES // weight.nbytes)
+        return [weight, *(weight.copy() for _ in range(count - 1))]
+
+    def _packing(
+        self, strategy: CpuStrategy, spec: MatmulSpec, isa: Isa, m: int
+    ) -> tuple[float, np.ndarray]:
+        """Seconds of packing `m` rows, and the rows."""
+        x = np.random.default_rng(1).standard_normal(m * spec.k, np.float32)
+        pack = strategy.pack_kernel(spec)
+        if pack is None:
+            return 0.0, x
+        q = np.zeros(m * strategy.row_bytes(spec), np.uint8)
+        return min(call_times([self._loaded(pack, isa)(pack.grid(m), [x, q, m])])), q
+
+    def _loaded(
+        self, kernel: Kernel, isa: Isa
+    ) -> Callable[[int, Sequence[np.ndarray | int]], Callable[[], None]]:
+        content = compile_kernels.object_path(self.folder, kernel, isa).read_bytes()
+        code = load(content, [kernel.name])
+        entry = PROTOTYPE(code[kernel.name])
+
+        def prepare(grid: int, arguments: Sequence[np.ndarray | int]) -> Callable[[], None]:
+            slots = pack_arguments(arguments)
+
+            def call() -> None:
+                assert code and arguments  # which it keeps alive
+                entry(0, grid, slots.ctypes.data)
+
+            return call
+
+        return prepare
+
+
+def call_times(calls: Sequence[Callable[[], None]]) -> list[float]:
+    """Seconds of the thread in each of several calls, which take turns, after one that warms up."""
+    calls[0]()
+    times: list[float] = []
+    end = time.perf_counter() + SECONDS
+    while len(times) < MIN_CALLS or (time.perf_counter() < end and len(times) < MAX_CALLS):
+        call = calls[(len(times) + 1) % len(calls)]
+        begin = time.thread_time()
+        call()
+        times.append(time.thread_time() - begin)
+    assert statistics.median(times) > 0
+    return times
+
+
+if __name__ == "__main__":
+    main()
