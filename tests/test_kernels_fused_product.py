@@ -106,7 +106,7 @@ def fused(*stages: Stage) -> Kernel:
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 @pytest.mark.parametrize(("strategy", "weight", "activation"), STRATEGIES, ids=_id)
-@pytest.mark.parametrize(("m", "n"), [(1, 83), (130, 131)])
+@pytest.mark.parametrize(("m", "n"), [(1, 83), (130, 131), (66, 240)])
 def test_epilogues(
     isa: Isa, strategy: Any, weight: str | None, activation: str | None, m: int, n: int
 ) -> None:

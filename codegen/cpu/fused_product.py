@@ -142,8 +142,14 @@ class _Block:
 
             first, last = self.columns
             whole = last - first == self.width
-            at_once = lanes * min(VECTORS, self.width // lanes)
+            at_once = lanes * _at_once(self.width // lanes)
             with b.when(whole), b.loop(first, last, at_once) as columns:
                 tile(columns.i, [None] * (at_once // lanes))
             with b.when(whole ^ 1):
                 cover(b, first, last, lanes, lambda column, mask: tile(column, [mask]))
+
+
+def _at_once(vectors: int) -> int:
+    """Of the vectors that a whole row of a block has, how many are computed at once: all groups are
+    full ones."""
+    return max(count for count in range(1, VECTORS + 1) if vectors % count == 0)
