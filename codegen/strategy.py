@@ -24,7 +24,8 @@ class Kernel:
     """A grid function: `emit(module, isa)` adds `func.func @name` to an MLIR module.
 
     Two kernels with one name have one body. `block` is how many units (rows; or rows and columns)
-    one grid index covers. `isa` is a `codegen.isa.Isa` or a `codegen.gpu.arch.GpuArch`.
+    one grid index covers; the next one covers a neighbour in the same rows, or, `by_columns`, in
+    the same columns. `isa` is a `codegen.isa.Isa` or a `codegen.gpu.arch.GpuArch`.
     `uses`: what its body is another one with, where a CPU has it (`codegen.isa.Use`).
     """
 
@@ -32,6 +33,7 @@ class Kernel:
     block: tuple[int, ...]
     emit: Callable[[Any, Any], None]
     uses: frozenset[str] = field(default=frozenset(), kw_only=True)
+    by_columns: bool = field(default=False, kw_only=True)
 
     def grid(self, *sizes: int) -> int:
         """The grid's size for a problem of `sizes`, which pair with `block`."""

@@ -12,6 +12,7 @@ from abqc.codegen.cpu.float_products.matmul import FloatMatmul
 from abqc.codegen.cpu.fused_product import fused_product_kernel
 from abqc.codegen.cpu.int8.strategy import Int8Strategy
 from abqc.codegen.cpu.panels.bitplane import BitplaneStrategy
+from abqc.codegen.cpu.schedule import KernelSchedule, default_schedules
 from abqc.codegen.cpu.trellis.strategy import TrellisStrategy
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel, MatmulSpec
@@ -124,6 +125,40 @@ def test_epilogues(
     assert y[-1] == 7
 
 
+def down_the_columns(strategy: Any, spec: MatmulSpec, m: int) -> Kernel:
+    """The kernel whose grid indices do the blocks of a column one after another."""
+    ranges = [
+        replace(
+            each,
+            schedule=KernelSchedule(
+                tuple((w, replace(s, by_columns=True)) for w, s in each.schedule.by_width)
+            ),
+        )
+        for each in default_schedules(spec, strategy.schedules)
+    ]
+    return variant_for(strategy.matmul_kernels(spec, ranges), m)
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize(("strategy", "weight", "activation"), STRATEGIES, ids=_id)
+def test_grids_down_the_columns(
+    isa: Isa, strategy: Any, weight: str | None, activation: str | None
+) -> None:
+    """An epilogue finishes the block that its product has stored, in whatever order they come."""
+    case = Operands(strategy, weight, activation, 300, 131)
+    case.kernel = down_the_columns(strategy, case.spec, case.m)
+    assert case.kernel.by_columns
+    kernel = fused(Stage(case.kernel, EVERY_READ))
+    jit = case.jit(isa, case.kernel, kernel)
+    w, x = case.weight(), case.rows(jit)
+    e, s, c, one = (case.normal(count) for count in (300 * 131, 300, 131, 1))
+    y = np.zeros(300 * 131, np.float32)
+    jit.run(kernel.name, kernel.grid(300, 131), [x, *w, e, s, c, one, y, 300, 131])
+    alone = case.alone(jit, x, w).reshape(300, 131)
+    expected = (alone + e.reshape(300, 131)) * s[:, None] + c - one
+    np.testing.assert_array_equal(y.reshape(300, 131), expected)
+
+
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 @pytest.mark.parametrize(("strategy", "weight", "activation"), STRATEGIES[:3:2], ids=_id)
 @pytest.mark.parametrize(("m", "n"), [(1, 83), (130, 70)])
@@ -142,6 +177,10 @@ def test_gates(
     np.testing.assert_array_equal(y, np.maximum(alone, 0) * case.alone(jit, x, up_w))
 
 
-def test_blocks_must_be_equal() -> None:
-    one, many = (Operands(FloatMatmul(), None, None, m, 64).kernel for m in (1, 64))
+def test_blocks_and_their_order_must_be_equal() -> None:
+    cases = [Operands(FloatMatmul(), None, None, m, 64) for m in (1, 64)]
+    one, many = (case.kernel for case in cases)
     assert fused_product_kernel([Stage(one), Stage(many)]) is None
+    other = down_the_columns(FloatMatmul(), cases[1].spec, 64)
+    assert other.block == many.block
+    assert fused_product_kernel([Stage(many), Stage(other)]) is None

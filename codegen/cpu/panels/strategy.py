@@ -185,7 +185,13 @@ class PanelStrategy:
         for each in schedules or default_schedules(spec, self.schedules):
             body = self.kernel(spec, weight, row, each.schedule, accumulators)
             name = f"{prefix}_{each.schedule.name}{'_acc' if accumulators else ''}"
-            kernel = _kernel(body, name, each.schedule.block, body.uses)
+            kernel = Kernel(
+                name,
+                each.schedule.block,
+                partial(_emit, body, name),
+                uses=body.uses,
+                by_columns=each.schedule.by_columns,
+            )
             variants.append(Variant(kernel, each.first, each.last))
         return tuple(variants)
 
@@ -195,10 +201,8 @@ class PanelStrategy:
         return f"{format.name}_k{spec.k}_g{reduction.group_size}_u{reduction.unit}"
 
 
-def _kernel(
-    body: _Emits, name: str, block: tuple[int, ...], uses: frozenset[str] = frozenset()
-) -> Kernel:
-    return Kernel(name, block, partial(_emit, body, name), uses=uses)
+def _kernel(body: _Emits, name: str, block: tuple[int, ...]) -> Kernel:
+    return Kernel(name, block, partial(_emit, body, name))
 
 
 def _emit(body: _Emits, name: str, module: Any, isa: Any) -> None:
