@@ -26,12 +26,14 @@ class Kernel:
     Two kernels with one name have one body. `block` is how many units (rows; or rows and columns)
     one grid index covers. `isa` is a `codegen.isa.Isa` or a `codegen.gpu.arch.GpuArch`.
     `uses`: what its body is another one with, where a CPU has it (`codegen.isa.Use`).
+    `by_columns`: of a product; the next grid index does the block below, not the one beside.
     """
 
     name: str
     block: tuple[int, ...]
     emit: Callable[[Any, Any], None]
     uses: frozenset[str] = field(default=frozenset(), kw_only=True)
+    by_columns: bool = field(default=False, kw_only=True)
 
     def grid(self, *sizes: int) -> int:
         """The grid's size for a problem of `sizes`, which pair with `block`."""

@@ -30,12 +30,14 @@ VECTORS = 4  # of a row that are computed at once: the functions in epilogues ar
 
 def fused_product_kernel(stages: Sequence[Stage]) -> Kernel | None:
     """The kernel of these stages; None where their blocks differ."""
-    blocks = {stage.kernel.block for stage in stages}
+    blocks = {(stage.kernel.block, stage.kernel.by_columns) for stage in stages}
     if len(blocks) > 1:
         return None
+    block, by_columns = blocks.pop()
     name = "_then_".join(map(_name, stages))
     uses = frozenset[str]().union(*(stage.kernel.uses for stage in stages))
-    return Kernel(name, blocks.pop(), partial(_emit, name, tuple(stages)), uses=uses)
+    emit = partial(_emit, name, tuple(stages))
+    return Kernel(name, block, emit, uses=uses, by_columns=by_columns)
 
 
 def _name(stage: Stage) -> str:
@@ -55,7 +57,7 @@ def _emit(name: str, stages: tuple[Stage, ...], module: ir.Module, isa: Isa) -> 
     for stage, count in zip(stages, counts, strict=True):
         types += [inputs_of[stage.kernel.name][2], *[buffer("f32")] * (2 + count)]
     with function(module, isa, name, [*types, INDEX, INDEX]) as (b, i, x, *rest, m, n):
-        block = _Block.of(b, i, stages[0].kernel.block, m, n)
+        block = _Block.of(b, i, stages[0].kernel, m, n)
         results: list[Value] = []
         for stage, count in zip(stages, counts, strict=True):
             (w, bias, *given, y), rest = rest[: 3 + count], rest[3 + count :]
@@ -104,10 +106,14 @@ class _Block:
     n: Value
 
     @staticmethod
-    def of(b: Builder, i: Value, block: tuple[int, ...], m: Value, n: Value) -> _Block:
-        height, width = block
-        across = (n + (width - 1)) // width
-        row, column = i // across * height, i % across * width
+    def of(b: Builder, i: Value, kernel: Kernel, m: Value, n: Value) -> _Block:
+        height, width = kernel.block
+        if kernel.by_columns:
+            down = (m + (height - 1)) // height
+            row, column = i % down * height, i // down * width
+        else:
+            across = (n + (width - 1)) // width
+            row, column = i // across * height, i % across * width
         last = b.min(row + height, m), b.min(column + width, n)
         return _Block(b, (row, last[0]), (column, last[1]), width, n)
 
@@ -142,7 +148,7 @@ class _Block:
 
             first, last = self.columns
             whole = last - first == self.width
-            at_once = lanes * min(VECTORS, self.width // lanes)
+            at_once = lanes * max(v for v in range(1, VECTORS + 1) if self.width % (lanes * v) == 0)
             with b.when(whole), b.loop(first, last, at_once) as columns:
                 tile(columns.i, [None] * (at_once // lanes))
             with b.when(whole ^ 1):

@@ -80,7 +80,7 @@ def row_variants(
     def kernel(schedule: KernelSchedule, emit: Callable[..., None]) -> Kernel:
         full_name = f"{name}_{schedule.name}"
         emit = partial(emit, full_name, schedule, *details)
-        return Kernel(full_name, schedule.block, emit, uses=uses)
+        return Kernel(full_name, schedule.block, emit, uses=uses, by_columns=schedule.by_columns)
 
     return tuple(
         Variant(kernel(s.schedule, emit_one if s.last == 1 else emit_many), s.first, s.last)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -185,7 +185,10 @@ class PanelStrategy:
         for each in schedules or default_schedules(spec, self.schedules):
             body = self.kernel(spec, weight, row, each.schedule, accumulators)
             name = f"{prefix}_{each.schedule.name}{'_acc' if accumulators else ''}"
-            kernel = _kernel(body, name, each.schedule.block, body.uses)
+            kernel = replace(
+                _kernel(body, name, each.schedule.block, body.uses),
+                by_columns=each.schedule.by_columns,
+            )
             variants.append(Variant(kernel, each.first, each.last))
         return tuple(variants)
 
