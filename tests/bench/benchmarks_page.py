@@ -21,7 +21,7 @@ STYLE = (
 Values = Mapping[str, Any]
 
 
-def write_page(values: Values, about: str, missing: Mapping[str, str]) -> None:
+def write_page(values: Values, about: str, missing: Mapping[str, str], zoo: str) -> None:
     PLOTS.mkdir(exist_ok=True)
     sections = [
         f"# Benchmarks\n\n`make bench` measures and writes this page. {about}",
@@ -30,14 +30,19 @@ def write_page(values: Values, about: str, missing: Mapping[str, str]) -> None:
         "int8 and int4 are weights compressed by NNCF (symmetric; groups of 64 for int4), its "
         "activations are its own choice. onnxruntime's int8 is dynamic quantization, nbits4 "
         "MatMulNBits with blocks of 32 and accuracy_level 4. What each recipe costs in accuracy "
-        "is in [accuracy.md](accuracy.md); all models of the zoo beside onnxruntime are timed by "
-        "`tests/bench/bench_zoo.py`.",
+        "is in [accuracy.md](accuracy.md).",
         *latencies(values),
         *cosines(values),
         *decoder(values),
         *matmul(values),
         *compiling(values),
     ]
+    if zoo:
+        sections.append(
+            "## Models of the zoo\n\nMilliseconds of the recipe and of onnxruntime in float, and "
+            "their quotient, by recipe and threads (`tests/bench/bench_zoo.py` in turns, medians). "
+            f"Under `w8a8` a model without products of its own stays float.\n\n{zoo}"
+        )
     if missing:
         lines = [f"- {name}: {why}" for name, why in sorted(missing.items())]
         sections.append("## Left out\n\n" + "\n".join(lines))
