@@ -25,6 +25,7 @@ import data
 import models
 from abqc.compiler.commands.table import table
 from abqc.costmodel.evaluate import spearman
+from abqc.costmodel.token_model import TokenModel
 from data import Timed
 
 HELD_OUT_WIDTHS = (3, 6)
@@ -39,7 +40,7 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--tokens", type=Path, help="train the token model too, and save it there")
+    parser.add_argument("--tokens", type=Path, help="the token model; trained if it is not there")
     args = parser.parse_args()
     found = data.load(args.folder)
     fits: dict[str, models.Fit] = {
@@ -59,8 +60,10 @@ def main() -> None:
         if args.tokens is not None and name == "shapes":
             import token_training
 
-            tokens = token_training.fit(token_training.allowed(found.kernels, training), training)
-            tokens.save(args.tokens)
+            if not args.tokens.exists():
+                kernels = token_training.allowed(found.kernels, training)
+                token_training.fit(kernels, training).save(args.tokens)
+            tokens = TokenModel.load(args.tokens)
             own = fits | token_training.fits(tokens, found.kernels, models.roofline_and_trees)
             print(table(*token_training.allocation_table(tokens, found)), flush=True)
         for label, fit in own.items():
