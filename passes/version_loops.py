@@ -4,7 +4,7 @@ A recurrence launches a few small kernels in every step. In its second version a
 nothing, and hands nothing from step to step but what lies in buffers that stay where they are:
 
     cond = as few threads as loops, or steps so short that waking others costs more than they do,
-           and not so many of them that an interrupted run would have to wait
+           and not so much to do that an interrupted run would have to wait
     result = scf.if cond {
       state, buffers... = alloc; copy(initial, state)
       scf.for { ... } {abq.sequence}          // outline-sequences makes a kernel of it
@@ -33,8 +33,10 @@ from .resolve_dims import index
 # a launch on several threads costs (tests/bench/bench_launch.py) is a good part of their time.
 SHORT_STEP = 1 << 20
 
-# Steps that run without asking whether the run was interrupted: a tenth of a second to a second.
+# Steps that run without asking whether the run was interrupted, and the bytes that all of them may
+# touch: a tenth of a second to a second or two.
 MOST_STEPS = 1 << 16
+MOST_BYTES = 1 << 35
 
 ALIGNMENT = 64
 
@@ -93,9 +95,17 @@ def _condition(module: ir.Operation, group: Sequence[LoopVersion]) -> ir.Value:
     condition = _compare("ule", call.results[0], index(len(group)))
     short = [_compare("ule", version.work, index(SHORT_STEP)) for version in group]
     condition = arith.OrIOp(condition, _all(short)).result
-    few = [_compare("ule", _span(version.loop), index(MOST_STEPS)) for version in group]
+    few = [check for version in group for check in _are_soon_done(version)]
     same = [_compare("eq", *pair) for version in group for pair in version.sizes]
     return _all([condition, *few, *same])
+
+
+def _are_soon_done(version: LoopVersion) -> list[ir.Value]:
+    """Whether all steps together are few enough. (Only a number of steps that is too large makes
+    the product wrap around.)"""
+    steps = _span(version.loop)
+    total = arith.MulIOp(steps, version.work).result
+    return [_compare("ule", steps, index(MOST_STEPS)), _compare("ule", total, index(MOST_BYTES))]
 
 
 def _span(loop: ir.Operation) -> ir.Value:

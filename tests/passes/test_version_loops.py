@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 from abqc.codegen.targets.cpu import CpuTarget
 from abqc.dialects.mlir import ir
-from abqc.passes.infrastructure import Unit
+from abqc.passes.infrastructure import Unit, constant_index
+from abqc.passes.version_loops import MOST_BYTES, MOST_STEPS
 from facts import Facts, after
 
 HEAD = """
@@ -81,6 +82,12 @@ def test_a_state_that_is_read_while_the_next_one_is_made_is_copied() -> None:
     facts = versioned(loop("r", step))
     sequence, _ = facts("scf.for")
     assert [op.name for op in _inside(sequence)].count("memref.copy") == 1
+
+
+def test_no_version_runs_long_without_asking_for_interrupts() -> None:
+    facts = versioned(loop("r"))
+    limits = [constant_index(op.operands[1]) for op in facts("arith.cmpi")]
+    assert {MOST_STEPS, MOST_BYTES} <= set(limits)
 
 
 def test_loops_side_by_side_are_one_choice() -> None:
