@@ -107,10 +107,10 @@ class Model:
         """Run the model: a dict by name or a list in order in, the list of outputs out.
 
         Inputs are read where they lie; their types must be exact. Arrays in `outputs` (None or
-        absent: allocated) are filled and returned in their places. They must not overlap inputs,
-        with one exception: a cache that comes back grown may start where it came from
-        (`past = cache[:, :, :n]`, `present = cache[:, :, :n + 1]`), and only the new part is
-        written.
+        absent: allocated) are filled and returned in their places. No two of them may share
+        elements (that is not checked), nor may they overlap inputs, with one exception: a cache
+        that comes back grown may start where it came from (`past = cache[:, :, :n]`,
+        `present = cache[:, :, :n + 1]`), and only the new part is written.
 
         A model on a GPU takes arrays on the host and, through DLPack, tensors on that GPU, in any
         mixture. Outputs that it allocates are numpy arrays, or `DeviceArray`s where an input is on

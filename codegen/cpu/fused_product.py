@@ -25,6 +25,7 @@ from abqc.dialects.epilogue import Epilogue, Stage, name_with
 from abqc.dialects.mlir import func, ir
 
 from .float_products.tile import broadcast, cover
+from .grid_block import grid_block
 
 VECTORS = 4  # of a row that are computed at once: the functions in epilogues are long chains
 
@@ -107,15 +108,8 @@ class _Block:
 
     @staticmethod
     def of(b: Builder, i: Value, kernel: Kernel, m: Value, n: Value) -> _Block:
-        height, width = kernel.block
-        if kernel.by_columns:
-            down = (m + (height - 1)) // height
-            row, column = i % down * height, i // down * width
-        else:
-            across = (n + (width - 1)) // width
-            row, column = i // across * height, i % across * width
-        last = b.min(row + height, m), b.min(column + width, n)
-        return _Block(b, (row, last[0]), (column, last[1]), width, n)
+        rows, columns = grid_block(b, kernel, i, m, n)
+        return _Block(b, rows, columns, kernel.block[1], n)
 
     def finish(self, epilogue: Epilogue, inputs: Sequence[Value], y: Value) -> None:
         """Replace the elements of y by what the epilogue makes of them."""

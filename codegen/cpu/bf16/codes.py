@@ -21,7 +21,7 @@ from abqc.codegen.strategy import MatmulSpec, Variant
 from abqc.dialects.formats import QuantizedTensor
 
 from ..float_products.dequantize import CodePanel, one_row_of_codes, weight_layout
-from ..float_products.schedules import FloatSchedules, block, row_variants
+from ..float_products.schedules import FloatSchedules, row_variants
 from ..float_products.tile import (
     COLUMN_BLOCK,
     PANEL,
@@ -32,6 +32,7 @@ from ..float_products.tile import (
     stack_block,
     store_columns,
 )
+from ..grid_block import grid_block
 from ..int8.layout import QUAD, pack_codes
 from ..panels.layout import WeightLayout, pack_weight
 from ..schedule import KernelSchedule, RangeSchedule
@@ -168,7 +169,7 @@ def _emit_one_row(
     with function(module, isa, name, ARGUMENTS) as (b, i, q, w, bias, y, m, n):
         panels = _Panels.of(b, layout, w, n)
         factor = _factors(b, q, rows)
-        _, span = block(b, schedule, i, m, n)
+        _, span = grid_block(b, schedule, i, m, n)
         prefetch = schedule.on(isa).prefetch
         with b.loop(*span, PANEL) as columns:
             total = load_columns(b, bias, 0, columns.i, n)
@@ -209,7 +210,7 @@ def _emit_many_rows(
         decoded = b.alloca(depth_block // PAIR * COLUMN_BLOCK, "i32")
         scales = b.alloca(COLUMN_BLOCK, "f32")
         panels = _Panels.of(b, layout, w, n)
-        row_span, columns = block(b, schedule, i, m, n)
+        row_span, columns = grid_block(b, schedule, i, m, n)
         column = columns[0]
         product = Product(
             b, row_pairs(b, q, rows, m), y, n, rows.row_pairs, dot_steps(isa), max_tile_rows(isa)

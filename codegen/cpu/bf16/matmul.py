@@ -14,7 +14,7 @@ from abqc.codegen.builder import INDEX, Builder, Value, buffer, function, vec
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Variant
 
-from ..float_products.schedules import FloatSchedules, block, row_variants
+from ..float_products.schedules import FloatSchedules, row_variants
 from ..float_products.tile import (
     PANEL,
     Product,
@@ -23,6 +23,7 @@ from ..float_products.tile import (
     store_columns,
     sum_pairwise,
 )
+from ..grid_block import grid_block
 from ..schedule import KernelSchedule, RangeSchedule
 from .dot import PAIR, dot_steps, max_tile_rows
 from .rows import Bf16Rows
@@ -62,7 +63,7 @@ def _emit_one_row(
     panels = Bf16Panels(rows.padded_k)
     with function(module, isa, name, ARGUMENTS) as (b, i, q, w, bias, y, m, n):
         x = row_pairs(b, q, rows, m)
-        _, span = block(b, schedule, i, m, n)
+        _, span = grid_block(b, schedule, i, m, n)
         with b.loop(*span, PANEL) as columns:
             total = _one_row(b, x, w, columns.i // PANEL, panels, schedule.on(isa).prefetch)
             total = total + load_columns(b, bias, 0, columns.i, n)
@@ -93,7 +94,7 @@ def _emit_many_rows(
     panels, pairs = Bf16Panels(rows.padded_k), rows.row_pairs
     depth = schedule.on(isa).block_k // PAIR
     with function(module, isa, name, ARGUMENTS) as (b, i, q, w, bias, y, m, n):
-        row_span, columns = block(b, schedule, i, m, n)
+        row_span, columns = grid_block(b, schedule, i, m, n)
         product = Product(
             b, row_pairs(b, q, rows, m), y, n, pairs, dot_steps(isa), max_tile_rows(isa)
         )

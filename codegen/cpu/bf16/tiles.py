@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from abqc.codegen.builder import Builder, Value, vec
 
-from ..float_products.tile import PANEL, Product, Span, load_columns, store_columns
+from ..float_products.tile import PANEL, Product, load_columns, store_columns
+from ..grid_block import Span
 from ..int8.tile_registers import HEIGHT, ROW_BYTES, A, B, C, Tiles, tiles
 from .rows import Bf16Rows
 from .weights import Bf16Panels

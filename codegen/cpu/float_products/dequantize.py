@@ -24,6 +24,7 @@ from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel, MatmulSpec, Variant
 from abqc.dialects.formats import QuantizedTensor, Scheme
 
+from ..grid_block import grid_block
 from ..int8.layout import QUAD, pack_codes, stored_value, value_parts, value_quads
 from ..packing.block_rows import block_pack_kernel
 from ..packing.rounded_rows import RoundedRows, rounded_pack_kernel, rounded_scaled_pack_kernel
@@ -33,7 +34,7 @@ from ..panels.reduction import Reduction
 from ..panels.scales import load_scales
 from ..panels.strategy import MAX_ROTATED_K
 from ..schedule import CpuSchedule, KernelSchedule, RangeSchedule, RowRange, default_schedules
-from .schedules import PREFETCH_BYTES, FloatSchedules, block, row_variants
+from .schedules import PREFETCH_BYTES, FloatSchedules, row_variants
 from .tile import (
     COLUMN_BLOCK,
     PANEL,
@@ -202,7 +203,7 @@ def _emit_one_row(
     """One row: all weights are read once and in order."""
     with function(module, isa, name, _arguments(packed)) as (b, i, x, w, bias, y, m, n):
         x = b.view(x, "f32", m * layout.reduction.k) if packed else x
-        _, span = block(b, schedule, i, m, n)
+        _, span = grid_block(b, schedule, i, m, n)
         with b.loop(*span, PANEL) as columns:
             panel = CodePanel(b, layout, w, columns.i // PANEL * layout.panel_bytes)
             total = load_columns(b, bias, 0, columns.i, n)
@@ -278,7 +279,7 @@ def _emit_many_rows(
     with function(module, isa, name, _arguments(packed)) as (b, i, x, w, bias, y, m, n):
         x = b.view(x, "f32", m * k) if packed else x
         decoded = b.alloca(depth_block * COLUMN_BLOCK, "f32")
-        rows, columns = block(b, schedule, i, m, n)
+        rows, columns = grid_block(b, schedule, i, m, n)
         product = Product(b, x, y, n, k)
         product.begin(rows, columns, bias)
 

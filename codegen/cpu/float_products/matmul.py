@@ -19,8 +19,9 @@ from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel, MatmulSpec, Variant
 from abqc.dialects.formats import FLOAT_BYTES, Float, QuantizedTensor
 
+from ..grid_block import grid_block
 from ..schedule import CpuSchedule, KernelSchedule, RangeSchedule, RowRange, default_schedules
-from .schedules import PREFETCH_BYTES, FloatSchedules, block, row_variants
+from .schedules import PREFETCH_BYTES, FloatSchedules, row_variants
 from .tile import (
     PANEL,
     Product,
@@ -128,7 +129,7 @@ def _emit_one_row(
 ) -> None:
     """One row: every weight is read once and in order, so that memory is the only limit."""
     with function(module, isa, name, ARGUMENTS) as (b, i, x, w, bias, y, m, n):
-        _, span = block(b, schedule, i, m, n)
+        _, span = grid_block(b, schedule, i, m, n)
         with b.loop(*span, PANEL) as columns:
             panel = columns.i // PANEL
             sums = _one_row_sums(b, x, w, panel, panels, schedule.on(isa).prefetch)
@@ -165,7 +166,7 @@ def _emit_many_rows(
     """Blocks of rows and 48 columns: what a piece of K needs of both stays in the cache."""
     k = panels.k
     with function(module, isa, name, ARGUMENTS) as (b, i, x, w, bias, y, m, n):
-        rows, columns = block(b, schedule, i, m, n)
+        rows, columns = grid_block(b, schedule, i, m, n)
         product = Product(b, x, y, n, k)
         product.begin(rows, columns, bias)
         size = piece_size(k, schedule.on(isa).block_k)

@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from abqc.codegen.builder import Builder, Value
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel, MatmulSpec, Variant
 
 from ..schedule import CpuSchedule, KernelSchedule, RangeSchedule, RowRange, distinct
-from .tile import COLUMN_BLOCK, ONE_ROW_COLUMNS, PANEL, Span, ceil_div, largest_tile
+from .tile import COLUMN_BLOCK, ONE_ROW_COLUMNS, PANEL, largest_tile
 
 PREFETCH_BYTES = 2048  # a step of `CpuSchedule.prefetch`
 ORDERS = (False, True)
@@ -86,15 +85,3 @@ def row_variants(
         Variant(kernel(s.schedule, emit_one if s.last == 1 else emit_many), s.first, s.last)
         for s in schedules
     )
-
-
-def block(b: Builder, schedule: KernelSchedule, i: Value, m: Value, n: Value) -> tuple[Span, Span]:
-    """The rows and columns that grid index `i` does."""
-    block_m, block_n = schedule.block
-    if schedule.by_columns:
-        down = ceil_div(m, block_m)
-        row, column = i % down * block_m, i // down * block_n
-    else:
-        across = ceil_div(n, block_n)
-        row, column = i // across * block_m, i % across * block_n
-    return (row, b.min(row + block_m, m)), (column, b.min(column + block_n, n))

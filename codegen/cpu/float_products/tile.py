@@ -10,6 +10,8 @@ from abqc.codegen.builder import Builder, Value, vec
 from abqc.codegen.isa import Isa
 from abqc.dialects.formats import Float
 
+from ..grid_block import Span
+
 PANEL = 16  # columns side by side; one zmm, two ymm, four xmm
 TILE_PANELS = 3
 COLUMN_BLOCK = TILE_PANELS * PANEL
@@ -125,7 +127,6 @@ def sum_pairwise(values: Sequence[Value]) -> Value:
     return values[0]
 
 
-Span = tuple[Value, Value]  # begin, end
 Tile = Callable[[Value, int, Value, int], None]  # column, panels, row, rows
 
 

@@ -13,6 +13,7 @@ from abqc.codegen.builder import INDEX, Builder, Value, buffer, function, vec
 from abqc.codegen.isa import Isa
 from abqc.dialects.mlir import ir
 
+from ..grid_block import grid_block
 from ..schedule import KernelSchedule
 from .layout import PANEL, RowLayout, WeightLayout
 from .scales import load_scales
@@ -115,20 +116,11 @@ class PanelBody:
         """What grid index `i` does: its first row, its first panel and the one behind its last,
         and how many panels there are. `last_row` is set."""
         b = self.b
-        schedule = self.kernel.schedule
-        block_rows, block_columns = schedule.block
-        if schedule.by_columns:
-            down = (self.m + (block_rows - 1)) // block_rows
-            row_block, column_block = i % down, i // down
-        else:
-            across = (self.n + (block_columns - 1)) // block_columns
-            row_block, column_block = i // across, i % across
-        first_row = row_block * block_rows
-        self.last_row = b.min(first_row + block_rows, self.m)
+        rows, columns = grid_block(b, self.kernel.schedule, i, self.m, self.n)
+        first_row, self.last_row = rows
         all_panels = (self.n + (PANEL - 1)) // PANEL
-        first_panel = column_block * (block_columns // PANEL)
-        last_panel = b.min(first_panel + block_columns // PANEL, all_panels)
-        return first_row, first_panel, last_panel, all_panels
+        last_panel = (columns[1] + (PANEL - 1)) // PANEL
+        return first_row, columns[0] // PANEL, last_panel, all_panels
 
     def panels_at(self, panel: Value, all_panels: Value) -> list[Value]:
         """Where the panels of a tile are; those beyond the end repeat the last one."""

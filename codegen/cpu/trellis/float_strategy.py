@@ -18,7 +18,7 @@ from abqc.codegen.strategy import Kernel, MatmulSpec, Variant
 from abqc.dialects.formats import QuantizedTensor
 
 from ..float_products.dequantize import Factor
-from ..float_products.schedules import FloatSchedules, block, row_variants
+from ..float_products.schedules import FloatSchedules, row_variants
 from ..float_products.tile import (
     COLUMN_BLOCK,
     Product,
@@ -29,6 +29,7 @@ from ..float_products.tile import (
     store_columns,
     sum_pairwise,
 )
+from ..grid_block import grid_block
 from ..int8.layout import QUAD
 from ..panels.layout import PANEL
 from ..schedule import CpuSchedule, KernelSchedule, RangeSchedule, RowRange, default_schedules
@@ -116,7 +117,7 @@ def _emit_one_row(
 ) -> None:
     with function(module, isa, name, ARGUMENTS) as (b, i, x, w, bias, y, m, n):
         table = table_on_stack(b)
-        _, span = block(b, schedule, i, m, n)
+        _, span = grid_block(b, schedule, i, m, n)
         with b.loop(*span, PANEL) as columns:
             panel = TrellisPanel.of(b, layout, w, n, columns.i // PANEL, table)
             total = load_columns(b, bias, 0, columns.i, n)
@@ -179,7 +180,7 @@ def _emit_many_rows(
     with function(module, isa, name, ARGUMENTS) as (b, i, x, w, bias, y, m, n):
         decoded = b.alloca(depth_block * COLUMN_BLOCK, "f32")
         table = table_on_stack(b)
-        rows, columns = block(b, schedule, i, m, n)
+        rows, columns = grid_block(b, schedule, i, m, n)
         product = Product(b, x, y, n, k)
         product.begin(rows, columns, bias)
 
