@@ -70,11 +70,6 @@ class ConvSpec:
         return min(BLOCKS, key=lambda block: -(-self.outputs // block) * (block + 0.5))
 
     @property
-    def most_channels(self) -> int:
-        """What a kernel of Winograd's algorithm has room for: a power of two, from 64 on."""
-        return max(64, 1 << (self.channels - 1).bit_length())
-
-    @property
     def blocks(self) -> int:
         """Of all groups."""
         return self.groups * -(-self.outputs // self.block)
@@ -87,7 +82,7 @@ class ConvSpec:
             return "x".join(map(str, pair))
 
         if self.winograd:
-            return f"direct_conv_winograd_n{self.block}_c{self.most_channels}"
+            return f"direct_conv_winograd_n{self.outputs}_c{self.channels}"
         steps = f"s{text(self.strides)}_d{text(self.dilations)}"
         kind = "depthwise" if self.depthwise else f"n{self.block}"
         return f"direct_conv_{kind}_w{text(self.window)}_{steps}"
