@@ -27,6 +27,7 @@ from ..cpu.float_products.direct_conv import direct_conv_kernel
 from ..cpu.float_products.matmul import FloatMatmul
 from ..cpu.float_products.matrix import Stored
 from ..cpu.float_products.polyphase import polyphase_kernel
+from ..cpu.float_products.winograd_conv import winograd_conv_kernel
 from ..cpu.fused_product import fused_product_kernel
 from ..cpu.gather import TableLayout, table_layout
 from ..cpu.gather_panels import panel_gather_kernel
@@ -202,6 +203,8 @@ class CpuTarget:
 
     def direct_conv(self, spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernel | None:
         """The kernel of a convolution in float, which reads planes (passes/direct_conv.py)."""
+        if spec.winograd:
+            return winograd_conv_kernel(spec, epilogue)
         make = depthwise_conv_kernel if spec.depthwise else direct_conv_kernel
         return make(spec, epilogue)
 

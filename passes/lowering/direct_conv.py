@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abqc.dialects import abq
 from abqc.dialects.abq_conv import conv_spec, epilogue_inputs
+from abqc.dialects.conv_spec import WINOGRAD_EDGE, ConvSpec
 from abqc.dialects.mlir import arith, ir
 
 from ..loops.epilogues import epilogue
@@ -31,7 +32,7 @@ def lower_polyphase(low: Lowering, op: ir.Operation) -> None:
 
 
 def lower_direct_conv(low: Lowering, op: ir.Operation) -> None:
-    """Outputs are numbered by the planes' pitch, as the kernel does, or counted in rows."""
+    """The grid counts outputs of an image as its kernel does."""
     view = op.opview
     spec = conv_spec(view)
     further, made = epilogue_inputs(view), epilogue(op)
@@ -41,13 +42,23 @@ def lower_direct_conv(low: Lowering, op: ir.Operation) -> None:
     batch, _, rows, pitch = low.sizes(view.planes)
     height, width = view.height, view.width
     channels = index(spec.groups * spec.outputs)
-    above = arith.MulIOp(arith.SubIOp(height, index(1)).result, pitch).result
-    reach = height if spec.depthwise else arith.AddIOp(above, width).result
+    reach = _reach(spec, height, width, pitch)
     plane = arith.MulIOp(rows, pitch).result
     arguments = [low.buffer(value) for value in (view.planes, view.w, view.bias, *further)]
     counts = [index(count) for count in (spec.groups, spec.outputs, spec.channels)]
     y = low.allocate(product([batch, channels, height, width]), ir.F32Type.get())
-    grid = product([batch, ceil_div(reach, kernel.block[1]), index(spec.blocks)])
+    blocks = -(-spec.blocks // kernel.block[2])
+    grid = product([batch, ceil_div(reach, kernel.block[1]), index(blocks)])
     numbers = [*counts, pitch, plane, height, width, product([batch, height, width])]
     low.launch(kernel.name, grid, [*arguments, y, *numbers])
     low.finish(op, y, low.sizes(view.result))
+
+
+def _reach(spec: ConvSpec, height: ir.Value, width: ir.Value, pitch: ir.Value) -> ir.Value:
+    """Tiles, rows, or outputs as the planes' pitch numbers them."""
+    if spec.winograd:
+        return product([ceil_div(height, WINOGRAD_EDGE), ceil_div(width, WINOGRAD_EDGE)])
+    if spec.depthwise:
+        return height
+    above = arith.MulIOp(arith.SubIOp(height, index(1)).result, pitch).result
+    return arith.AddIOp(above, width).result

@@ -70,6 +70,26 @@ def test_sizes_known_at_run_time(tmp_path: Path) -> None:
     assert facts.messages() == ["the model: the input is smaller than the window"] * 2
 
 
+@pytest.mark.parametrize(
+    ("w", "size", "name"),
+    [
+        ("40x16x3x3xf32", 48 * 16 * 16, "direct_conv_winograd_n40_c16"),
+        ("31x16x3x3xf32", 32 * 16 * 9, "direct_conv_n8_w3x3_s1x1_d1x1"),
+        ("40x15x3x3xf32", 40 * 15 * 9, "direct_conv_n8_w3x3_s1x1_d1x1"),
+        ("40x16x3x1xf32", 40 * 16 * 3, "direct_conv_n8_w3x1_s1x1_d1x1"),
+    ],
+)
+def test_many_channels_take_winograds_algorithm(
+    tmp_path: Path, w: str, size: int, name: str
+) -> None:
+    n, c, _, columns = w.split("x")[:4]
+    pads = "1, 1, 1, 1" if columns == "3" else "1, 0, 1, 0"
+    facts, _ = conv(tmp_path, f"1x{c}x20x20xf32", w, f"1x{n}x20x20xf32", pads=pads)
+    (op,) = facts("abq.direct_conv")
+    assert conv_spec(op.opview).name == name
+    assert list(op.operands[1].type.shape) == [size]
+
+
 def test_one_axis(tmp_path: Path) -> None:
     facts, _ = conv(tmp_path, "1x3x20xf32", "4x3x5xf32", "1x4x20xf32", strides="1", pads="2, 2")
     (op,) = facts("abq.direct_conv")
