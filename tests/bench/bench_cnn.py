@@ -24,7 +24,8 @@ import numpy as np
 import openvino
 from abqc.compiler.bench import time_block
 from abqc.compiler.onnxruntime_peer import Peer
-from bench.bench_models import machine, markdown, run_of
+from bench.bench_models import about, run_of
+from bench.benchmarks_page import markdown
 from bench.measure import Feeds, compile_model
 from openvino import properties
 from zoo.feeds import make_feeds
@@ -151,7 +152,7 @@ def main() -> None:
     if rows:
         peers = ("onnxruntime", "OpenVINO f32", "OpenVINO bf16")
         header = ("model", "threads", *RECIPES, *peers, "float: ratio", "w8a8: ratio")
-        print(f"{machine()} OpenVINO {openvino.__version__}.\n\n{markdown(header, rows)}")
+        print(f"{about()}\n\n{markdown(header, rows)}")
 
 
 if __name__ == "__main__":
