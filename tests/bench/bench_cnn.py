@@ -24,9 +24,9 @@ import numpy as np
 import openvino
 from abqc.compiler.bench import time_block
 from abqc.compiler.onnxruntime_peer import Peer
-from bench.bench_models import about, run_of
+from bench.bench_models import Feeds, about, run_of
 from bench.benchmarks_page import markdown
-from bench.measure import Feeds, compile_model
+from bench.measure import compile_model
 from openvino import properties
 from zoo.feeds import make_feeds
 from zoo.make import path_of
