@@ -170,12 +170,17 @@ class _Matmul:
         )
 
 
-def time_calls(calls: Sequence[Callable[[], None]]) -> list[float]:
+def time_calls(
+    calls: Sequence[Callable[[], None]],
+    fewest: int = MIN_CALLS,
+    most: int = MAX_CALLS,
+    seconds: float = SECONDS,
+) -> list[float]:
     """Seconds of the thread in each of several calls, which take turns, after one that warms up."""
     calls[0]()
     times: list[float] = []
-    end = time.perf_counter() + SECONDS
-    while len(times) < MIN_CALLS or (time.perf_counter() < end and len(times) < MAX_CALLS):
+    end = time.perf_counter() + seconds
+    while len(times) < fewest or (time.perf_counter() < end and len(times) < most):
         call = calls[(len(times) + 1) % len(calls)]
         begin = time.thread_time()
         call()

@@ -33,7 +33,7 @@ from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import initialize, pack_arguments
 from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.compiler.tune import spread
-from abqc.compiler.tune_cpu import CpuRunner, random_weight
+from abqc.compiler.tune_cpu import CpuRunner, random_weight, time_calls
 from abqc.costmodel import samples
 from abqc.costmodel.interface import Sample
 from abqc.dialects.jit import load
@@ -168,15 +168,8 @@ class Timer:
 
 
 def call_times(calls: Sequence[Callable[[], None]]) -> list[float]:
-    """Seconds of the thread in each of several calls, which take turns, after one that warms up."""
-    calls[0]()
-    times: list[float] = []
-    end = time.perf_counter() + SECONDS
-    while len(times) < MIN_CALLS or (time.perf_counter() < end and len(times) < MAX_CALLS):
-        call = calls[(len(times) + 1) % len(calls)]
-        begin = time.thread_time()
-        call()
-        times.append(time.thread_time() - begin)
+    """`time_calls`, of many samples in little time."""
+    times = time_calls(calls, MIN_CALLS, MAX_CALLS, SECONDS)
     assert statistics.median(times) > 0
     return times
 
