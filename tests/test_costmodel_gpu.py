@@ -118,10 +118,9 @@ def flip(arch: str) -> int:
 
 
 def test_planes_and_int8_flip_where_rates_say():
-    """A100: b1 does 8 times the operations of s8; on Hopper, by mma.sync, less."""
+    """b1 does 8 times the operations of s8, on an A100 and, by mma.sync, on an H200."""
     assert 6 <= flip("sm_80") <= 9
-    assert 4 <= flip("sm_90a") <= 7
-    assert flip("sm_90a") < flip("sm_80")
+    assert 6 <= flip("sm_90a") <= 9
 
 
 @BOTH
