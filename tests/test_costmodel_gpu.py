@@ -144,8 +144,8 @@ def test_one_row_of_a_large_weight_runs_at_memory_speed(arch):
 
 @BOTH
 def test_large_products_are_bound_by_tensor_cores(arch):
-    f = tile("int8", 8192, 8192, 8192, 8, 8, arch=arch, block=(256, 128))
-    assert "tensor-core" in model(arch).estimate(replace(f, threads=256)).bound
+    f = tile("int8", 8192, 8192, 8192, 8, 8, arch=arch, block=(256, 256), stages=2)
+    assert "tensor-core" in model(arch).estimate(replace(f, threads=512)).bound
 
 
 def test_few_bytes_in_flight_are_bound_by_latency():
