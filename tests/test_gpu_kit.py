@@ -47,6 +47,7 @@ TINY = Plan(
     formats=("W4A16", "W4A8", "W2A2"),
     following=1,
     max_kernels=14,
+    sampled=0,
     check_rows=140,
     wide_n=37,
     turns=1,
