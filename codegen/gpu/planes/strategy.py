@@ -92,7 +92,7 @@ class Planes:
     def features(self, spec: MatmulSpec, schedule: Schedule, m: int) -> KernelFeatures:
         return planes_features(PlanesPlan(spec, schedule), m)
 
-    def code(self, spec: MatmulSpec, schedule: Schedule) -> KernelCode:
+    def code(self, spec: MatmulSpec, schedule: Schedule) -> KernelCode | None:
         """What the kernel's machine code depends on."""
         return planes_code(PlanesPlan(spec, schedule))
 

@@ -63,8 +63,10 @@ class TileStrategy:
             return rows_features(spec, schedule, m, self.activation)
         return tile_features(spec, schedule, m, self.name, self.activation)
 
-    def code(self, spec: MatmulSpec, schedule: Schedule) -> KernelCode:
+    def code(self, spec: MatmulSpec, schedule: Schedule) -> KernelCode | None:
         """What the kernel's machine code depends on."""
+        if spec.accumulators or spec.blocks or spec.scale not in ("f16", "f32"):
+            return None
         if schedule.kind == "rows":
             return rows_code(spec, schedule, self.activation)
         return tile_code(spec, plan_of(spec, schedule, self.activation), self.activation)

@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "gpu")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "gpu"))
+sys.path.insert(0, str(Path(__file__).parent))
 
 import compile_kernels
 from abqc.codegen.gpu.matmul.schedule import Schedule
@@ -23,8 +23,11 @@ from abqc.codegen.gpu.matmul.strategy import KnownCode
 from abqc.codegen.gpu.weights.layout import WeightLayout
 from abqc.codegen.targets.cuda import CudaTarget
 from abqc.costmodel.assembly import KernelCode
-from gpu_kernel_set import TARGETS, GpuTask
+from gpu_kernel_set import HELD_OUT_DEPTHS, HELD_OUT_RAGGED, TARGETS, GpuTask
 from gpubuild.machine_loops import Turn
+
+HELD_OUT = frozenset((*HELD_OUT_DEPTHS, *HELD_OUT_RAGGED))
+
 
 @dataclass(frozen=True)
 class Assembled:
@@ -44,7 +47,12 @@ class Assembled:
     @property
     def held_out(self) -> bool:
         """By its K."""
-        return bool(self.row["held_out"])
+        return self.row["task"]["k"] in HELD_OUT
+
+    @property
+    def usual(self) -> bool:
+        """Whether its formats are usual ones."""
+        return bool(self.row["usual"])
 
     @property
     def target(self) -> str:
