@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .flights import RegisterFlights
 from .lanes import WARP
 from .memory import LocalMemory, WindowMemory
 from .operands import Slot
 from .shared import SharedMemory
+from .warpgroup import THREADS as WARPGROUP
 
 if TYPE_CHECKING:
     from .device import Device
@@ -60,7 +62,8 @@ class Launch:
 
     @property
     def padded_threads(self) -> int:
-        return -(-self.threads // WARP) * WARP
+        unit = WARPGROUP if self.program.uses_warpgroups else WARP
+        return -(-self.threads // unit) * unit
 
     @property
     def blocks(self) -> int:
@@ -88,6 +91,7 @@ class Batch:
         self.thread_of_lane = np.tile(np.arange(self.padded), blocks)
         self.exists = self.thread_of_lane < launch.threads
         self.registers = _registers(launch.program, self.lanes)
+        self.flights = RegisterFlights(launch.program.warpgroup_registers, self.lanes // WARPGROUP)
         self.carry = np.zeros(self.lanes, np.bool_)
         self.accesses: list | None = None
         self.line = 0  # of the instruction that accesses memory, for messages about races
@@ -104,6 +108,7 @@ class Batch:
         self.first_block = first_block
         for (name, _), array in self._specials.items():
             array[...] = self._compute_special(name)
+        self.flights.reset()
         self.shared.restart()
         self.local.reset()
 

@@ -21,6 +21,7 @@ from .errors import LaneFault, PtxFault
 from .lanes import WARP, Lanes, put, take
 from .operands import Slot
 from .program import Block, Decoded
+from .warpgroup import THREADS as WARPGROUP
 
 # So often the group at the earliest block is chosen before another one gets its turn: lanes that
 # spin until others have done something would keep these from doing it.
@@ -164,7 +165,7 @@ class Scheduler:
         return bound
 
     def _bind_step(self, step: Decoded) -> Run:
-        run = step.operation.bind(self.batch)
+        run = self._watched(step, step.operation.bind(self.batch))
         if step.guard is None:
             return run
         guard, total = step.guard, self.batch.lanes
@@ -180,6 +181,20 @@ class Scheduler:
 
         return guarded
 
+    def _watched(self, step: Decoded, run: Run) -> Run:
+        """The same, after a look whether registers that it touches are in flight."""
+        operation, flights = step.operation, self.batch.flights
+        rows = flights.rows_of(operation.reads | operation.writes)
+        if operation.in_flight or not len(rows):
+            return run
+        line = step.instruction.line
+
+        def watched(lanes: Lanes | None) -> None:
+            flights.access(rows, lanes, line)
+            run(lanes)
+
+        return watched
+
     # -- instructions for whole warps
 
     def _bind_rendezvous(self, step: Decoded) -> Callable[[Lanes], Lanes | None] | None:
@@ -188,6 +203,8 @@ class Scheduler:
         batch = self.batch
         if not operation.needs_others:
             return None
+        if operation.whole_warpgroup:
+            return self._missing_of_warpgroup
         whole = np.asarray(np.uint32(0xFFFF_FFFF))
         members = operation.rendezvous.array(batch) if operation.rendezvous else whole
 
@@ -206,6 +223,11 @@ class Scheduler:
             return Lanes(lanes.indices[incomplete[warps]], batch.lanes)
 
         return waiting
+
+    def _missing_of_warpgroup(self, lanes: Lanes) -> Lanes | None:
+        complete = np.repeat(lanes.mask.reshape(-1, WARPGROUP).all(axis=1), WARPGROUP)
+        waiting = lanes.mask & ~complete
+        return Lanes.where(waiting) if waiting.any() else None
 
     def _meet(self, index: int, bound: _Bound, lanes: Lanes | None) -> tuple[Lanes | None, bool]:
         """The lanes that can go on; the others are parked. False where none can."""
@@ -296,16 +318,19 @@ class Scheduler:
     def _check_nobody_waits(self) -> None:
         for index, lanes in self.parked.items():
             step = self.program.blocks[index].steps[0]
+            whom = "warpgroup" if step.operation.whole_warpgroup else "warp (or of the member mask)"
             raise self._fault(
-                "divergence: not all lanes of the warp (or of the member mask) come to this "
-                "instruction",
-                step,
-                lanes,
+                f"divergence: not all lanes of the {whom} come to this instruction", step, lanes
             )
         waiting = self.barriers.waiting()
         if waiting is not None:
             step, lane, reason = waiting
             raise self._fault(reason, step, lane=lane)
+        unfinished = self.batch.flights.unfinished()
+        if unfinished is not None:
+            lane, what = unfinished
+            step = self.program.blocks[-1].steps[-1]
+            raise self._fault(f"the kernel ends while the {what} is in flight", step, lane=lane)
 
     def _fault(
         self, reason: str, step: Decoded, lanes: Lanes | None = None, lane: int | None = None

@@ -17,6 +17,7 @@ from . import (
     move,
     pairs,
     warps,
+    wgmma,
 )
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "move",
     "pairs",
     "warps",
+    "wgmma",
 ]

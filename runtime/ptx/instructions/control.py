@@ -50,11 +50,25 @@ def trap(i: Decoder) -> Operation:
     return Trap()
 
 
-@instruction("brkpt", "nanosleep", "pmevent", "membar", "fence", "griddepcontrol", "setmaxnreg")
+@instruction("brkpt", "nanosleep", "pmevent", "membar", "griddepcontrol", "setmaxnreg")
 def nothing(i: Decoder) -> Operation:
     """What changes no value here: memory is sequentially consistent, whatever the scope."""
     i.rest().clear()
     return Effect(lambda batch: lambda lanes: None)
+
+
+@instruction("fence")
+def fence(i: Decoder) -> Operation:
+    """Of the asynchronous proxy: what this thread wrote, bulk copies and wgmma may now read."""
+    if not i.flag("proxy"):
+        return nothing(i)
+    is_async = {"async", "async::generic"} & {*i.rest()}
+    if not is_async or "global" in i.rest():
+        return nothing(i)
+    i.rest().clear()
+    operation = Effect(lambda batch: batch.shared.proxy_fence)
+    operation.asynchronous = True
+    return operation
 
 
 @instruction("bar", "barrier")
