@@ -9,6 +9,7 @@ import numpy as np
 
 from .flights import RegisterFlights
 from .lanes import WARP
+from .mbarriers import Mbarriers
 from .memory import LocalMemory, WindowMemory
 from .operands import Slot
 from .shared import SharedMemory
@@ -102,6 +103,7 @@ class Batch:
         self.shared: SharedMemory
         self.local: WindowMemory
         self._fresh_memory()
+        self.mbarriers = Mbarriers(self)
 
     def start(self, first_block: int) -> None:
         """Makes these the blocks from `first_block` on, at their beginning."""
@@ -110,6 +112,7 @@ class Batch:
             array[...] = self._compute_special(name)
         self.flights.reset()
         self.shared.restart()
+        self.mbarriers.reset()
         self.local.reset()
 
     def _fresh_memory(self) -> None:

@@ -45,6 +45,7 @@ class ClockRaces(RaceDetector):
         self.known = np.zeros((len(thread_of_lane), padded + _SPARE), np.int32)
         self.clock = np.ones(len(thread_of_lane), np.int64)
         self.fenced = np.zeros(len(thread_of_lane), np.int64)  # the last clock before a proxy fence
+        self.fenced_inits = self.fenced.copy()  # the same of mbarriers' initializations
         self.columns: dict[Hashable, int] = {}
         self.kinds: dict[int, str] = {}
         self.rendezvous: dict[tuple[int, int], np.ndarray] = {}
@@ -107,7 +108,7 @@ class ClockRaces(RaceDetector):
         for block, number in {*zip(blocks.tolist(), numbers.tolist(), strict=True)}:
             told = self.release(indices[(blocks == block) & (numbers == number)])
             before = self.rendezvous.get((block, number))
-            self.rendezvous[block, number] = told if before is None else _join(before, told)
+            self.rendezvous[block, number] = told if before is None else join(before, told)
 
     def opened(self, numbers: np.ndarray, indices: np.ndarray) -> None:
         blocks = self.block[indices]
@@ -123,11 +124,13 @@ class ClockRaces(RaceDetector):
         self.known[indices] = np.repeat(told, np.diff(np.append(starts, len(indices))), axis=0)
         self._advance(indices)
 
-    def proxy_fence(self, lanes: Lanes | None) -> None:
+    def proxy_fence(self, lanes: Lanes | None, only_inits: bool = False) -> None:
         """`fence.proxy.async`: what these lanes wrote is visible to the asynchronous proxy, once
-        it is ordered before it."""
+        it is ordered before it. `only_inits`: the mbarriers that they initialized are."""
         indices = slice(None) if lanes is None else lanes.indices
-        self.fenced[indices] = self.clock[indices]
+        self.fenced_inits[indices] = self.clock[indices]
+        if not only_inits:
+            self.fenced[indices] = self.clock[indices]
         self._advance(indices)
 
     # -- the asynchronous proxy
@@ -233,7 +236,7 @@ class ClockRaces(RaceDetector):
         )
 
 
-def _join(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def join(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The larger of each; a column that one does not know yet is 0 there."""
     short, long = (a, b) if len(a) < len(b) else (b, a)
     joined = long.copy()

@@ -127,9 +127,9 @@ class SharedMemory(WindowMemory):
         columns = self._warpgroup_columns()[groups % (self.batch.padded // WARPGROUP)]
         self.clocks.reach(indices, columns, completed[groups])
 
-    def proxy_fence(self, lanes: Lanes | None) -> None:
+    def proxy_fence(self, lanes: Lanes | None, only_inits: bool = False) -> None:
         if self.clocks is not None:
-            self.clocks.proxy_fence(lanes)
+            self.clocks.proxy_fence(lanes, only_inits)
 
     def _warpgroup_columns(self) -> np.ndarray:
         """The columns of a block's warpgroups."""

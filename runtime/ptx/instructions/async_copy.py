@@ -12,6 +12,7 @@ from ..operands import Source
 from ..syntax import Integer, Not, Register
 from ..types import TYPES
 from .load_store import address_of, load, note_access, take_hints
+from .mbarrier import arrive_after_copies
 
 _U32 = TYPES["u32"]
 
@@ -19,6 +20,8 @@ _U32 = TYPES["u32"]
 @instruction("cp")
 def cp(i: Decoder) -> Operation:
     i.need("async")
+    if i.flag("mbarrier"):
+        return arrive_after_copies(i)
     if i.flag("commit_group"):
         return Effect(lambda batch: batch.shared.commit_copies)
     if i.flag("wait_group"):
