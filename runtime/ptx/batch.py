@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .accesses import Access
+from .bulk import BulkGroups
 from .flights import RegisterFlights
 from .lanes import WARP
 from .mbarriers import Mbarriers
@@ -104,6 +106,7 @@ class Batch:
         self.local: WindowMemory
         self._fresh_memory()
         self.mbarriers = Mbarriers(self)
+        self.bulk_groups = BulkGroups(self)
 
     def start(self, first_block: int) -> None:
         """Makes these the blocks from `first_block` on, at their beginning."""
@@ -113,6 +116,7 @@ class Batch:
         self.flights.reset()
         self.shared.restart()
         self.mbarriers.reset()
+        self.bulk_groups.reset()
         self.local.reset()
 
     def _fresh_memory(self) -> None:
@@ -126,6 +130,20 @@ class Batch:
     @property
     def warps(self) -> int:
         return self.lanes // WARP
+
+    def note_async(
+        self,
+        space: str,
+        addresses: np.ndarray,
+        size: int,
+        is_write: bool,
+        lanes: np.ndarray | int,
+    ) -> None:
+        """Tells counters, where there are any, of what the asynchronous proxy does for lanes."""
+        if self.accesses is not None:
+            space = "shared::async" if space == "shared" else space
+            named = np.broadcast_to(np.asarray(lanes), addresses.shape)
+            self.accesses.append(Access(space, addresses, size, is_write, named))
 
     # -- what operations read when they are bound
 

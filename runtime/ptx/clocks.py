@@ -153,14 +153,9 @@ class ClockRaces(RaceDetector):
         self._enter_reads(granules, np.broadcast_to(tags, granules.shape))
 
     def async_write(
-        self,
-        granules: np.ndarray,
-        lanes: np.ndarray,
-        columns: np.ndarray,
-        clocks: np.ndarray,
-        line: int,
+        self, granules: np.ndarray, lanes: np.ndarray, column: int, clock: int, line: int
     ) -> None:
-        """Writes of granules [n, k] by copies of these lanes, visible with the columns' clocks."""
+        """Writes of granules [n, k] by copies of these lanes, visible with a column's clock."""
         self._note_reads()
         own = self.now[lanes][:, None]
         some = Lanes(lanes, len(self.clock))
@@ -171,8 +166,7 @@ class ClockRaces(RaceDetector):
         ):
             self._check(owners, granules, own, some, "copies over what", did)
         self._check_fenced(granules, lanes)
-        tags = (clocks << _CLOCK | columns << THREAD | min(line, LINES))[:, None]
-        self.writer[granules] = tags
+        self.writer[granules] = clock << _CLOCK | column << THREAD | min(line, LINES)
 
     def claim(self, granules: np.ndarray, lanes: Lanes | None, line: int) -> None:
         """Granules that become part of an mbarrier: nobody may touch them any other way."""

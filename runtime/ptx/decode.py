@@ -29,6 +29,7 @@ from .syntax import (
     Register,
     Sink,
     Symbol,
+    TensorAddress,
     Vector,
 )
 from .types import TYPES, ScalarType
@@ -363,6 +364,11 @@ def _named(operand: Operand, names: Names) -> Operand:
         return Vector(tuple(_named(element, names) for element in operand.elements))
     if isinstance(operand, Pair):
         return Pair(_named(operand.first, names), _named(operand.second, names))
+    if isinstance(operand, TensorAddress):
+        base = operand.base
+        if isinstance(base, Symbol) and names.register(base.name) is not None:
+            base = Register(base.name)
+        return TensorAddress(base, tuple(_named(one, names) for one in operand.coordinates))
     if isinstance(operand, Address) and isinstance(operand.base, Symbol):
         register = names.register(operand.base.name)
         return Address(Register(operand.base.name), operand.offset) if register else operand

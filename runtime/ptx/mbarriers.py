@@ -215,10 +215,15 @@ class Mbarriers:
         phase = self.objects[key].phase
         self.deliveries.append(_Delivery(key, nbytes, phase, lane, self.batch.line))
 
-    def deliver(self) -> None:
+    def deliver(self, somebody_runs: bool) -> None:
         """The bytes of all bulk copies that are on their way arrive."""
         ready, self.deliveries = self.deliveries, []
         for delivery in ready:
+            if not somebody_runs:
+                raise LaneFault(
+                    "the kernel ends while this bulk copy into shared memory is in flight",
+                    *(delivery.lane, delivery.line),
+                )
             found = self.objects[delivery.key]
             if found.phase != delivery.phase:
                 raise LaneFault(

@@ -100,7 +100,7 @@ class Scheduler:
         """Bulk copies arrive, and lanes that wait try again; False where there is nobody left."""
         mbarriers = self.batch.mbarriers
         try:
-            mbarriers.deliver()
+            mbarriers.deliver(somebody_runs=bool(self.alive.any()))
         except LaneFault as fault:
             raise self._fault_of(fault, self.program.blocks[0].steps[0]) from None
         progress = self.progress + mbarriers.events
@@ -416,6 +416,13 @@ class Scheduler:
             lane, what = unfinished
             step = self.program.blocks[-1].steps[-1]
             raise self._fault(f"the kernel ends while the {what} is in flight", step, lane=lane)
+        lane = self.batch.bulk_groups.unfinished()
+        if lane is not None:
+            late = LaneFault(
+                "the kernel ends while this bulk copy may still read shared memory",
+                *(lane, self.batch.bulk_groups.line),
+            )
+            raise self._fault_of(late, self.program.blocks[-1].steps[-1])
 
     def _fault_of(self, fault: LaneFault, step: Decoded) -> PtxFault:
         """At `step`, or at the instruction that is to blame."""

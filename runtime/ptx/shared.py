@@ -101,22 +101,39 @@ class SharedMemory(WindowMemory):
     def clocks(self) -> ClockRaces | None:
         return self.races if isinstance(self.races, ClockRaces) else None
 
-    def async_load(self, addresses: np.ndarray, first: np.ndarray) -> np.ndarray:
-        """16-byte chunks that wgmma reads, for each warpgroup (its first lane) as many."""
-        flat = addresses.reshape(-1)
-        named = np.repeat(first, addresses.shape[1])
-        lanes = Lanes(named, self.batch.lanes)
-        units = self.offsets(flat, CHUNK, lanes) // CHUNK
+    def async_load(
+        self, addresses: np.ndarray, lanes: Lanes, columns: np.ndarray, clocks: np.ndarray
+    ) -> np.ndarray:
+        """16-byte chunks that are read for these lanes until the columns' clocks come."""
+        units = self.offsets(addresses, CHUNK, lanes) // CHUNK
         states = self.states[CHUNK].take(units, axis=0)
         if not self._all(states, CHUNK, WRITTEN_8):
-            self._fault(flat, states, CHUNK, lanes, "read")
+            self._fault(addresses, states, CHUNK, lanes, "read")
         if self.clocks is not None:
-            groups = named // WARPGROUP
+            granules = self.clocks.granules(units, CHUNK)
+            self.clocks.async_read(granules, lanes.indices, columns, clocks, self.batch.line)
+        return self.rows[CHUNK].take(units, axis=0)
+
+    def async_store(
+        self, addresses: np.ndarray, rows: np.ndarray, lanes: Lanes, column: int, clock: int
+    ) -> None:
+        """16-byte chunks that are there once the column's clock has come."""
+        units = self.offsets(addresses, CHUNK, lanes) // CHUNK
+        self.mark(addresses, units, CHUNK, lanes)
+        if self.clocks is not None:
+            granules = self.clocks.granules(units, CHUNK)
+            self.clocks.async_write(granules, lanes.indices, column, clock, self.batch.line)
+        self.rows[CHUNK][units] = rows
+
+    def load_for_warpgroups(self, addresses: np.ndarray, first: np.ndarray) -> np.ndarray:
+        """16-byte chunks that wgmma reads, for each warpgroup (its first lane) as many."""
+        lanes = Lanes(np.repeat(first, addresses.shape[1]), self.batch.lanes)
+        groups = lanes.indices // WARPGROUP
+        columns = clocks = groups
+        if self.clocks is not None:
             columns = self._warpgroup_columns()[groups % (self.batch.padded // WARPGROUP)]
             clocks = self.batch.flights.committed[groups] + 1
-            granules = self.clocks.granules(units, CHUNK)
-            self.clocks.async_read(granules, named, columns, clocks, self.batch.line)
-        return self.rows[CHUNK].take(units, axis=0)
+        return self.async_load(addresses.reshape(-1), lanes, columns, clocks)
 
     def warpgroups_waited(self, lanes: Lanes | None, completed: np.ndarray) -> None:
         """So many groups of wgmma of each warpgroup are complete, and these lanes know it."""

@@ -16,7 +16,6 @@ from ..syntax import Integer, Register, Vector
 from ..tensor import UnsupportedMma
 from ..types import TYPES
 from ..warpgroup import A_REGISTERS, CHUNK, THREADS, MatrixDescriptor, WgmmaForm
-from .load_store import note_access
 
 _U32, _U64 = TYPES["u32"], TYPES["u64"]
 _SHAPE = re.compile(r"m64n(\d+)k(\d+)")
@@ -242,8 +241,8 @@ def _rows(
     addresses = np.stack([layouts[word] for word in bits.tolist()])
     per_group = addresses.shape[1]
     named = np.repeat(first, per_group)
-    note_access(batch, "shared", addresses.reshape(-1), CHUNK, False, named)
-    chunks = batch.shared.async_load(addresses, first)
+    batch.note_async("shared", addresses.reshape(-1), CHUNK, False, named)
+    chunks = batch.shared.load_for_warpgroups(addresses, first)
     octets = np.ascontiguousarray(chunks).view(np.uint8)
     if transposed:
         return warpgroup.rows_of_transposed(octets.reshape(-1, rows // 8, 16, CHUNK))
