@@ -14,8 +14,8 @@ _MOST = 255
 
 
 class RegisterPool:
-    """Registers a thread of each warp. A block starts with as many as its launch gives it: those of
-    `.maxnreg`, or as `.maxntid` (or `.reqntid`) and `.minnctapersm` allow."""
+    """Registers a thread of each warp. A block starts with as many as ptxas gives it: those of
+    `.maxnreg`, or as `.minnctapersm` blocks of `.maxntid` (or `.reqntid`) threads may have each."""
 
     def __init__(
         self, bounds: dict[str, Sequence[int]], registers_per_sm: int, lanes_per_block: int
@@ -30,8 +30,8 @@ class RegisterPool:
         """Which of `lanes` have their registers now; the others' warps must wait for some."""
         if not self.start:
             raise LaneFault(
-                "setmaxnreg in a kernel whose registers nothing bounds: .maxnreg, .maxntid or "
-                ".reqntid is missing",
+                "setmaxnreg in a kernel whose registers nothing bounds, so that ptxas ignores it: "
+                ".maxnreg is missing, or .minnctapersm with .maxntid or .reqntid",
                 int(lanes.indices[0]),
             )
         given = np.zeros(len(lanes.indices), np.bool_)
@@ -56,8 +56,7 @@ def _registers_at_start(bounds: dict[str, Sequence[int]], registers_per_sm: int)
     if "maxnreg" in bounds:
         return bounds["maxnreg"][0]
     threads = bounds.get("reqntid") or bounds.get("maxntid")
-    if not threads:
+    if not threads or "minnctapersm" not in bounds:
         return 0
-    blocks = bounds.get("minnctapersm", (1,))[0]
-    share = registers_per_sm // (int(np.prod(threads)) * blocks)
+    share = registers_per_sm // (int(np.prod(threads)) * bounds["minnctapersm"][0])
     return min(share, _MOST + 1) // _UNIT * _UNIT
