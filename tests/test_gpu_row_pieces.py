@@ -1,4 +1,4 @@
-"""Where planes kernels hold rows in shared memory: every piece has its place, all banks are used."""
+"""Where planes kernels hold rows in shared memory: each piece has a place, all banks are used."""
 
 from __future__ import annotations
 
