@@ -81,8 +81,8 @@ class GpuImage:
 
     `specific`: it runs on exactly this compute capability (the suffix `a`). `blocks`: of every
     kernel of the artifact, by number; a kernel may take more shared memory on one target than on
-    another. `waits`: every kernel waits for those that it depends on, before it touches anything but
-    weights, so that it can be launched before they have ended.
+    another. `waits`: every kernel waits for those that it depends on, before it touches anything
+    but weights, so that it can be launched before they have ended.
     """
 
     name: str

@@ -343,7 +343,7 @@ class Instance:
         return (name.value or b"").decode()
 
     def statistics(self) -> RunStatistics:
-        """How its runs went; of artifacts that were compiled before there was this, what they know."""
+        """How its runs went; of artifacts compiled before there was this, what they know."""
         if not self.library.has_statistics:
             return RunStatistics()
         get = self.library._api.statistics

@@ -46,8 +46,8 @@ class RunStatistics:
     `graph_runs` were one CUDA graph. `launched_runs` went kernel by kernel: those of a new sequence
     of kernels (the first run of all), and those whose sizes depend on data. `graph_error`: what the
     driver said when it first refused to make or to change a graph ("cuGraphCreate:
-    CUDA_ERROR_..."); None if it never did. Without graphs a model is right, but slower. `graph`: what
-    the last run was that was one.
+    CUDA_ERROR_..."); None if it never did. Without graphs a model is right, but slower. `graph` is
+    that of the last run that was one.
     """
 
     graph_runs: int = 0

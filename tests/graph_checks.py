@@ -13,11 +13,13 @@ from abqc.runtime.ptx.driver import Graph, PtxDriver
 
 
 class GraphWatch:
-    """The graphs that a driver launches, in a random order that their edges allow, and every byte of
-    global memory that their launches read or write."""
+    """The graphs that a driver launches, in a random order that their edges allow, and every byte
+    of global memory that their launches read or write."""
 
-    def __init__(self, capability: tuple[int, int] = (9, 0), seed: int = 0) -> None:
-        self.driver = PtxDriver(capability, separate_buffers=False, schedule=self._schedule)
+    def __init__(self, capability: tuple[int, int] = (9, 0), seed: int = 0, **options: Any) -> None:
+        self.driver = PtxDriver(
+            capability, separate_buffers=False, schedule=self._schedule, **options
+        )
         self.driver.machine.counters = self  # type: ignore[attr-defined]
         self.graph: Graph = {}
         self.checked = 0
@@ -57,7 +59,7 @@ class GraphWatch:
     # -- checks of the last graph
 
     def check(self) -> None:
-        """Any two launches of which one writes what the other reads or writes are ordered by edges."""
+        """Any two launches of which one writes what the other reads or writes are ordered."""
         assert self.graph and len(self._bytes) == len(self.graph)
         touched = {
             handle: [np.unique(np.concatenate([*parts, np.empty(0, np.int64)])) for parts in kinds]

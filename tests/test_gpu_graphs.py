@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from abqc.compiler.driver import compile_file
-from decoder import DecoderSizes, decoder, feeds
+from decoder import DecoderSizes, decoder
 from fake_gpu import GpuTensor
 from graph_checks import GraphWatch
 

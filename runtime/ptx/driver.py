@@ -483,6 +483,7 @@ class PtxDriver(Driver):
         intercept: Intercept | None = None,
         progress: Progress | None = None,
         schedule: Schedule | None = None,
+        without: Container[str] = (),
     ) -> None:
         installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self.device = Device(capability, memory_bytes or installed // 4)
@@ -492,6 +493,7 @@ class PtxDriver(Driver):
             intercept=intercept,
             progress=progress,
             schedule=schedule,
+            without=without,
         )
 
 

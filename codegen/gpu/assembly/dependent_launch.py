@@ -1,17 +1,18 @@
-"""Programmatic dependent launch: a kernel starts while those before it still run, and waits for them
-by itself (`griddepcontrol`, from capability 9.0 on).
+"""Programmatic dependent launch: a kernel starts while those before it still run, and waits for
+them by itself (`griddepcontrol`, from capability 9.0 on).
 
 `griddepcontrol.wait` returns when all grids that this one depends on have ended and what they wrote
 is seen. Every thread of every kernel executes it, so that no grid ends before those that it depends
-on itself: dependencies reach through the kernels between. Before it a kernel may touch weights alone,
-which nothing ever writes. Kernels may say where they wait (`GpuBuilder.wait`); the others do it first.
+on itself: dependencies reach through the kernels between. Before it a kernel may touch weights
+alone, which nothing ever writes. Kernels may say where they wait (`GpuBuilder.wait`); the others do
+it first.
 
-`griddepcontrol.launch_dependents` is the first instruction of all kernels: the next grid begins when
-every block of this one has begun, in the room that is left.
+`griddepcontrol.launch_dependents` is the first instruction of all kernels: the next grid begins
+when every block of this one has begun, in the room that is left.
 
-Loads through the read-only path (`ld.global.nc`) may be moved to before the wait, by LLVM and by ptxas,
-so they are for weights alone. LLVM makes such loads of any `noalias` parameter that is never written;
-so the wait is given all pointers but those of weights, as something that may write there.
+Loads through the read-only path (`ld.global.nc`) may be moved to before the wait, by LLVM and by
+ptxas, so they are for weights alone. LLVM makes such loads of any `noalias` parameter that is never
+written; so the wait is given all pointers but those of weights, as something that may write there.
 """
 
 from __future__ import annotations

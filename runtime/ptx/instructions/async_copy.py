@@ -11,6 +11,7 @@ from ..lanes import Lanes, lane_number, spread, take
 from ..operands import Source
 from ..syntax import Integer, Not, Register
 from ..types import TYPES
+from .bulk_prefetch import bulk_prefetch
 from .load_store import address_of, load, note_access, take_hints
 
 _U32 = TYPES["u32"]
@@ -19,6 +20,8 @@ _U32 = TYPES["u32"]
 @instruction("cp")
 def cp(i: Decoder) -> Operation:
     i.need("async")
+    if "prefetch" in i.rest():
+        return bulk_prefetch(i)
     if i.flag("commit_group"):
         return Effect(lambda batch: batch.shared.commit_copies)
     if i.flag("wait_group"):
