@@ -18,15 +18,15 @@ from abqc.dialects.mlir import ir
 
 from ..arch import WARP, GpuArch
 from ..atoms import MmaStep, mma_step
-from ..builder import POINTER, GpuBuilder, kernel
+from ..builder import POINTER, WEIGHT, GpuBuilder, kernel
 from ..weights.layout import TILE_COLUMNS
 from ..weights.pointers import PackedWeight
 from .lanes import DotLanes, Lanes, MmaLanes, RowPointers
 from .plan import RowsPlan
 from .values import HalfValues, Int8Values, RowValues
 
-ARGUMENTS = [POINTER] * 4 + ["i32"] * 2
-REDUCE_ARGUMENTS = [POINTER] * 5 + ["i32"] * 2
+ARGUMENTS = [POINTER, WEIGHT, WEIGHT, POINTER, "i32", "i32"]
+REDUCE_ARGUMENTS = [POINTER, *ARGUMENTS]
 REDUCE_THREADS = 128
 ROW_PITCH = TILE_COLUMNS + 4  # of sums in shared memory: rows 2 apart begin 8 banks apart
 
@@ -202,9 +202,11 @@ class _Stream:
         begin = b.min(part * plan.run, b.const(plan.layout.chunks, "i32"))
         end = b.min(begin + plan.run, b.const(plan.layout.chunks, "i32"))
         totals = [b.const(0.0, "f32")] * self.lanes.totals if plan.grouped else []
+        self._prefetch(begin, end)
         state = _State(self._zeros(), totals)
         only = [] if plan.grouped else self.lanes.group(self.weight, 0, self.tile)
         words = self._load_turn(begin, end)
+        b.wait()
         tables = self._load_groups(begin, end)
         count, known = len(state.flat()), len(state.flat()) + len(words)
         with b.loop(begin, end, plan.ahead, [*state.flat(), *words, *tables]) as loop:
@@ -216,6 +218,13 @@ class _Stream:
             loop.carry(*made.flat(), *following)
         state = state.like(loop.results[:count])
         return state.totals if plan.grouped else self.lanes.whole(state.sums)
+
+    def _prefetch(self, begin: Value, end: Value) -> None:
+        """The first chunks of the part."""
+        b, size = self.b, self.plan.layout.chunk_bytes
+        with b.when((b.lane == 0) & (begin < end)):
+            first = b.at(self.weight.tile(self.tile), b.wide(begin) * size)
+            b.prefetch(first, (end - begin) * size)
 
     def _zeros(self) -> list[Value]:
         return [self.b.const(0, self.values.accumulator)] * self.lanes.sums
