@@ -163,9 +163,7 @@ def _predict(family: Family, kernels: Sequence[KernelCode], arch: str) -> list[A
         registers[again] = np.where(spills[again], bounds, raised)
     return [
         Assembly(int(r), int(bound), bool(spilled), float(factor))
-        for r, bound, spilled, factor in zip(
-            registers, rows[:, BOUND], spills, slots, strict=True
-        )
+        for r, bound, spilled, factor in zip(registers, rows[:, BOUND], spills, slots, strict=True)
     ]
 
 

@@ -26,6 +26,7 @@ from abqc.costmodel.assembly import KernelCode
 from gpu_kernel_set import TARGETS, GpuTask
 from gpubuild.machine_loops import Turn
 
+
 @dataclass(frozen=True)
 class Assembled:
     """A kernel, bounded as it was assembled, with what became of it."""
