@@ -8,7 +8,9 @@ import numpy as np
 
 from .errors import LaneFault
 from .lanes import WARP, Lanes
+from .warpgroup import THREADS
 
+_WARPS = THREADS // WARP
 _UNIT = 8
 _MOST = 255
 
@@ -27,7 +29,7 @@ class RegisterPool:
         self.held = np.full(blocks * self.warps_per_block, self.start)
 
     def change(self, count: int, more: bool, lanes: Lanes) -> np.ndarray:
-        """Which of `lanes` have their registers now; the others' warps must wait for some."""
+        """Which of `lanes` have their registers now; the others must wait for some."""
         if not self.start:
             raise LaneFault(
                 "setmaxnreg in a kernel whose registers nothing bounds, so that ptxas ignores it: "
@@ -35,20 +37,20 @@ class RegisterPool:
                 int(lanes.indices[0]),
             )
         given = np.zeros(len(lanes.indices), np.bool_)
-        warp_of_lane = lanes.indices // WARP
-        for warp in np.unique(warp_of_lane).tolist():
-            here = warp_of_lane == warp
-            if count < self.held[warp] if more else count > self.held[warp]:
+        groups = lanes.indices // THREADS
+        for group in np.unique(groups).tolist():
+            held = self.held[group * _WARPS : (group + 1) * _WARPS]
+            now = int(held[0])
+            if count < now if more else count > now:
                 word = "inc" if more else "dec"
                 raise LaneFault(
-                    f"setmaxnreg.{word} from {self.held[warp]} to {count} registers",
-                    int(lanes.indices[here][0]),
+                    f"setmaxnreg.{word} from {now} to {count} registers", group * THREADS
                 )
-            block = warp // self.warps_per_block * self.warps_per_block
-            others = self.held[block : block + self.warps_per_block].sum() - self.held[warp]
-            if others + count <= self.start * self.warps_per_block:
-                self.held[warp] = count
-                given |= here
+            block = group * _WARPS // self.warps_per_block * self.warps_per_block
+            all_held = int(self.held[block : block + self.warps_per_block].sum())
+            if all_held + _WARPS * (count - now) <= self.start * self.warps_per_block:
+                held[...] = count
+                given |= groups == group
         return given
 
 
