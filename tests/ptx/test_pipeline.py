@@ -1,4 +1,4 @@
-"""Bulk copies, mbarriers, wgmma and setmaxnreg together, and what is wrong with one of them missing."""
+"""Bulk copies, mbarriers, wgmma and setmaxnreg together, and each of them done wrong."""
 
 from __future__ import annotations
 
