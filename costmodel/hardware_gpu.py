@@ -1,7 +1,7 @@
 """GPUs as data: what a multiprocessor (SM) computes per cycle, and how memory feeds it.
 
 Rates are operations per SM and cycle; a multiply-add is two. Tensor rates are those of `mma.sync`,
-not of `wgmma` or `tcgen05`. Where a comment says "datasheet", the rate is the datasheet's dense
+but for those called `wgmma`. Where a comment says "datasheet", the rate is the datasheet's dense
 peak divided by SMs and clock; "guide" is the CUDA C++ Programming Guide (throughput of arithmetic
 instructions). "Assumed" means that nobody has measured it for us yet:
 `abqc tune` corrects what follows from it.
@@ -30,6 +30,7 @@ class Gpu(GpuLimits):
     """One GPU. `rates` are keyed by unit; a unit that is missing is not native there.
 
     b1, s8, f16   `mma.sync`; f16 with f32 accumulators
+    wgmma_s8, wgmma_f16   the same by `wgmma`
     f32, dp4a, alu, special   CUDA cores: flops; byte products; shifts, logic, additions; MUFU
     issue         instructions of threads
     shared        bytes between shared memory and registers
@@ -168,6 +169,9 @@ H200 = Gpu(
         # Datasheet: 8,192 (1,979 TOPS) and 4,096 (989 TFLOPS) with wgmma; 62 % by mma.sync [L].
         "s8": 5080.0,
         "f16": 2540.0,
+        # Measured: 1,840 TOPS and 811 TFLOPS, below the datasheet's by the clock under such load.
+        "wgmma_s8": 7617.0,
+        "wgmma_f16": 3357.0,
     },
     dram_datasheet=4.8 * TERA,
     dram_bandwidth=4.3 * TERA,  # copied, measured
