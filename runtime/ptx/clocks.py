@@ -170,7 +170,8 @@ class ClockRaces(RaceDetector):
 
     def claim(self, granules: np.ndarray, lanes: Lanes | None, line: int) -> None:
         """Granules that become part of an mbarrier: nobody may touch them any other way."""
-        self.write(granules, self.granule, None, lanes, line)
+        for column in granules.T:
+            self.write(column, self.granule, None, lanes, line)
         column = self.column("mbarrier objects", "an mbarrier lies there since")
         self.writer[granules] = _NEVER << _CLOCK | column << THREAD | min(line, LINES)
 

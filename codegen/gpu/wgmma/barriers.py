@@ -45,11 +45,11 @@ class Barriers:
         """Until the phase of this parity (i32) is complete; what was copied is seen then."""
         text = """{
             .reg .pred complete;
-            again:
+            again_${:uid}:
             mbarrier.try_wait.parity.shared::cta.b64 complete, [$0], $1;
-            @complete bra done;
-            bra again;
-            done:
+            @complete bra done_${:uid};
+            bra again_${:uid};
+            done_${:uid}:
             }"""
         self.b.asm(text, f"r,r,{MEMORY}", [], self._at(index), phase, effects=True)
 

@@ -81,9 +81,10 @@ class Wgmma:
         return b.asm(text, ",".join(constraints), types, *operands, effects=True)
 
 
-def begin_products(b: GpuBuilder) -> None:
-    """Before the first `wgmma` that reads registers written since the one before."""
-    b.asm("wgmma.fence.sync.aligned;", MEMORY, [], effects=True)
+def begin_products(b: GpuBuilder, registers: Sequence[Value]) -> list[Value]:
+    """Before products that read or add to these registers, written since those before: they, to be
+    used only so (copies of them must not come later)."""
+    return _pass_through(b, "wgmma.fence.sync.aligned;", registers)
 
 
 def commit_products(b: GpuBuilder) -> None:
@@ -98,12 +99,14 @@ def wait_products(b: GpuBuilder, pending: int) -> None:
 
 def finished(b: GpuBuilder, accumulators: Sequence[Value]) -> list[Value]:
     """Wait for all products; the accumulators, to be read only so."""
-    types = [str(value.type) for value in accumulators]
+    return _pass_through(b, "wgmma.wait_group.sync.aligned 0;", accumulators)
+
+
+def _pass_through(b: GpuBuilder, text: str, registers: Sequence[Value]) -> list[Value]:
+    types = [str(value.type) for value in registers]
     kinds = ["f" if type_ == "f32" else "r" for type_ in types]
     constraints = [f"={kind}" for kind in kinds] + [str(i) for i in range(len(types))]
-    text = "wgmma.wait_group.sync.aligned 0;"
-    constraints.append(MEMORY)
-    return b.asm(text, ",".join(constraints), types, *accumulators, effects=True)
+    return b.asm(text, ",".join([*constraints, MEMORY]), types, *registers, effects=True)
 
 
 def descriptor_bits(atom_bytes: int) -> int:

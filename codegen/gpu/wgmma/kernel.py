@@ -26,6 +26,7 @@ from .context import WgmmaContext
 from .copy import StageCopies, is_copying
 from .fragments import words_of_half
 from .instructions import (
+    A_REGISTERS,
     Wgmma,
     begin_products,
     commit_products,
@@ -240,11 +241,13 @@ class _Products:
                 for half in range(plan.halves)
             ]
             adds = self._adds(state, unit) if step == 0 else True
-            begin_products(b)
+            flat = begin_products(b, [*sums, *(register for half in a for register in half)])
+            sums, registers = flat[: plan.accumulators], flat[plan.accumulators :]
             for half in range(plan.halves):
                 own = slice(half * count, (half + 1) * count)
+                of_half = registers[half * A_REGISTERS : (half + 1) * A_REGISTERS]
                 at = rows + (offset >> 4)
-                sums[own] = self.instruction.emit(b, a[half], at, sums[own], adds)
+                sums[own] = self.instruction.emit(b, of_half, at, sums[own], adds)
             commit_products(b)
             wait_products(b, 1)
         return sums
