@@ -35,7 +35,7 @@ from ..gpu.matmul.int8 import Int8Matmul
 from ..gpu.matmul.merged import MAX_PARTS, merged_matmul, merged_reduce
 from ..gpu.matmul.strategy import GpuStrategy, Scheduled
 from ..gpu.packing.measure import measure_kernel
-from ..gpu.packing.pack import PackKernel
+from ..gpu.packing.pack import PackKernel, fused_pack_kernel
 from ..gpu.planes.strategy import Planes
 from ..gpu.rows.norm import norm_kernel
 from ..gpu.rows.norm_pack import norm_pack_kernel
@@ -257,6 +257,10 @@ class CudaTarget:
         if len(packings) < len(packs):
             return None
         return norm_pack_kernel(spec, packings, self.archs, keeps_row=keeps_row)
+
+    def fused_pack(self, pack: Kernel, prologue: Epilogue) -> Kernel | None:
+        """The kernel that packs rows as `pack` does, after the prologue."""
+        return fused_pack_kernel(pack, prologue) if isinstance(pack, PackKernel) else None
 
     def softmax(self) -> Kernel:
         """The kernel of a softmax over rows."""
