@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from ..batch import Batch
 from ..decode import Decoder, Effect, Operation, Run
 from ..errors import LaneFault, PtxFault
