@@ -296,6 +296,10 @@ class GpuTensor:
 
     def __dlpack__(self, *, stream: int | None = None) -> Any:
         self.streams.append(stream)
+        return _new_capsule(ctypes.addressof(self.structure()), b"dltensor", None)
+
+    def structure(self) -> ManagedTensor:
+        """The tensor in DLPack's form; it lives as long as this object."""
         rank = self.part.ndim
         sizes = (ctypes.c_int64 * max(rank, 1))(*self.part.shape)
         steps = [stride // self.part.itemsize for stride in self.part.strides]
@@ -306,7 +310,7 @@ class GpuTensor:
         tensor.dtype[:] = [code, bits, lanes, 0]
         tensor.shape, tensor.strides = ctypes.addressof(sizes), ctypes.addressof(strides)
         self.kept.append((tensor, sizes, strides))
-        return _new_capsule(ctypes.addressof(tensor), b"dltensor", None)
+        return tensor
 
 
 _new_capsule = ctypes.pythonapi.PyCapsule_New

@@ -93,6 +93,30 @@ def test_strided_arrays_on_the_host(model) -> None:
         y[:] = 0
 
 
+def test_small_arrays_pass_through_page_locked_memory(model, calls) -> None:
+    inputs = layer_inputs()
+    for _ in range(3):
+        model.run(inputs)
+    assert calls["cuMemAllocHost_v2"] == 1  # of a context
+    calls.clear()
+    check(model.run(inputs), inputs)
+    assert calls["cuStreamSynchronize"] == 1
+
+
+def test_arrays_that_page_locked_memory_has_no_room_for(machine, calls) -> None:
+    with abqc.load(fake_gpu.layer(), device=driver(machine, intercept=calls)) as model:
+        for rows in 60000, 3, 60000:  # 3.84 MB of x and as much of y
+            inputs = layer_inputs(rows=rows)
+            check(model.run(inputs), inputs)
+
+    def refuse(name, arguments) -> int | None:
+        return 2 if name == "cuMemAllocHost_v2" else None
+
+    with abqc.load(fake_gpu.layer(), device=driver(machine, intercept=refuse)) as model:
+        for _ in range(3):
+            check(model.run(layer_inputs()), layer_inputs())
+
+
 def test_empty_tensors(model) -> None:
     inputs = layer_inputs(past=0, new=2)
     for _ in range(3):

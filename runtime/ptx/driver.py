@@ -107,6 +107,7 @@ class Driver:
         self._objects: dict[int, Any] = {}
         self._handles = itertools.count(0x1000, 0x10)
         self._captures: dict[int, dict[int, GraphNode]] = {}
+        self._page_locked: dict[int, Any] = {}
         self._contexts = threading.local()
         self._faults: dict[int, BaseException] = {}
         self._names = {
@@ -315,6 +316,14 @@ class Driver:
         if stream:
             self._get(stream)
         self.cuMemFree_v2(pointer)
+
+    def cuMemAllocHost_v2(self, pointer: int, nbytes: int) -> None:
+        memory = (ctypes.c_uint8 * nbytes)()
+        self._page_locked[ctypes.addressof(memory)] = memory
+        _put(pointer, c_void_p, ctypes.addressof(memory))
+
+    def cuMemFreeHost(self, pointer: int) -> int | None:
+        return None if self._page_locked.pop(pointer, None) is not None else INVALID_VALUE
 
     def cuMemcpyHtoD_v2(self, to: int, source: int, nbytes: int) -> None:
         self.machine.write(to, _bytes_at(source, nbytes))

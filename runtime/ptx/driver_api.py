@@ -63,6 +63,8 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuMemPoolTrimTo": (c_void_p, c_size_t),
     "cuMemAllocFromPoolAsync": (c_void_p, c_size_t, c_void_p, c_void_p),
     "cuMemFreeAsync": (_DEVICE_POINTER, c_void_p),
+    "cuMemAllocHost_v2": (c_void_p, c_size_t),
+    "cuMemFreeHost": (c_void_p,),
     "cuMemcpyHtoD_v2": (_DEVICE_POINTER, c_void_p, c_size_t),
     "cuMemcpyDtoH_v2": (c_void_p, _DEVICE_POINTER, c_size_t),
     "cuMemcpyHtoDAsync_v2": (_DEVICE_POINTER, c_void_p, c_size_t, c_void_p),

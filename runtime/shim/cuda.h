@@ -110,6 +110,8 @@ enum {
     F(cuMemAllocFromPoolAsync, pool_allocate,                                                    \
       (CUdeviceptr *, size_t bytes, CUmemoryPool, CUstream))                                     \
     F(cuMemFreeAsync, release_async, (CUdeviceptr, CUstream))                                    \
+    F(cuMemAllocHost_v2, host_allocate, (void **, size_t bytes))                                 \
+    F(cuMemFreeHost, host_release, (void *))                                                     \
     F(cuMemcpyHtoD_v2, upload, (CUdeviceptr to, const void *from, size_t bytes))                 \
     F(cuMemcpyHtoDAsync_v2, upload_async,                                                        \
       (CUdeviceptr to, const void *from, size_t bytes, CUstream))                                \
@@ -420,6 +422,7 @@ typedef struct { /* where an output is when the host function has ended */
     int64_t sizes[ABQC_MAX_RANK];
     int32_t axis; /* as in abqc_output_slot */
     int64_t kept;
+    const char *locked; /* where it comes to the host, until it is unpacked; NULL: elsewhere */
 } abqc_result;
 
 /* Of the results of a run. */
@@ -456,6 +459,20 @@ void abqc_plans_keep(abqc_ctx *ctx, int64_t bytes);
  * graph goes where there are too many. */
 void abqc_plans_give(abqc_ctx *ctx, abqc_plan *plan, abqc_graph *graph);
 
+/* ---- cuda_locked.c: page-locked memory, through which tensors between host and device pass ---- */
+
+typedef struct {
+    char *data; /* NULL: not asked for yet, or refused */
+    size_t used;
+    bool refused;
+} abqc_locked;
+
+/* All of it is free again: the run before has ended. */
+void abqc_locked_begin(abqc_locked *locked);
+/* Memory until the next begin(); NULL where there is no room. */
+void *abqc_locked_take(const abqc_device *device, abqc_locked *locked, int64_t bytes);
+void abqc_locked_destroy(const abqc_device *device, abqc_locked *locked);
+
 /* ---- cuda_run.c ---- */
 
 typedef struct {      /* an input that lies on the host */
@@ -490,6 +507,7 @@ struct abqc_work {
     abqc_places places;
     abqc_stage *stages;   /* by input */
     abqc_result *results; /* by output */
+    abqc_locked locked;
     abqc_touch *tensors;  /* those of the caller that lie on the device: where */
     int32_t tensor_count;
     void **parameters;    /* room for those of any kernel */
@@ -526,8 +544,10 @@ int32_t abqc_stage_inputs(abqc_ctx *ctx); /* gives places to inputs that lie on 
 /* The compact data of an input that lies on the host; NULL: out of memory. */
 const void *abqc_stage_host(abqc_ctx *ctx, int32_t i);
 int32_t abqc_upload_inputs(abqc_ctx *ctx);
-/* Brings outputs to where they belong; waits for those that belong to the host. */
+/* Sends outputs to where they belong; waits for some of those that belong to the host. */
 int32_t abqc_deliver_outputs(abqc_ctx *ctx);
+/* Once the run has been waited for: those that came to page-locked memory. */
+void abqc_unpack_outputs(abqc_ctx *ctx);
 void abqc_free_stages(abqc_ctx *ctx);
 
 #endif /* ABQC_CUDA_H */

@@ -57,6 +57,7 @@ static void give_back(const abqc_device *device, abqc_work *work) {
     abqc_updatable_graphs_destroy(device, &work->updatable);
     abqc_gpu_arena_destroy(device, &work->arena);
     abqc_flag_destroy(work);
+    abqc_locked_destroy(device, &work->locked);
     if (work->done) device->cuda.event_destroy(work->done);
     if (work->own) device->cuda.stream_destroy(work->own);
 }
@@ -243,11 +244,13 @@ static int32_t run_entered(abqc_ctx *ctx, bool wait) {
     abqc_work *work = ctx->work;
     int32_t status = follow_earlier_run(work);
     if (status) return status;
+    abqc_locked_begin(&work->locked);
     abqc_plan *known = abqc_plans_find(ctx);
     bool again = known && known->graph && abqc_gpu_arena_fits(&work->arena, known->bytes);
     status = again ? run_again(ctx, known) : run_recorded(ctx, known);
     if (!status) status = abqc_deliver_outputs(ctx);
     if (!status) status = finish(work, wait);
+    if (!status) abqc_unpack_outputs(ctx);
     if (!status && wait) status = abqc_flag_look(work);
     else if (status == ABQC_E_CHECK) status = earlier_error(work, status);
     if (!status) return ABQC_OK;

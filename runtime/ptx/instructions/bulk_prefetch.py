@@ -13,9 +13,9 @@ UNIT = 16  # bytes, of addresses and sizes
 
 
 def bulk_prefetch(i: Decoder) -> Operation:
-    """Faults where a piece is not whole units or does not lie in one allocation."""
-    for word in ("bulk", "prefetch", "L2", "global"):
-        i.need(word)
+    """What stands behind `prefetch`. Faults where a piece is not whole units or does not lie in one allocation."""
+    i.need("L2")
+    i.need("global")
     take_hints(i)
     i.arity(2)
     origin, line = address_of(i, 0), i.instruction.line
