@@ -143,7 +143,7 @@ class ClockRaces(RaceDetector):
         clocks: np.ndarray,
         line: int,
     ) -> None:
-        """Reads of granules [n, k], each row by a lane's order, done when its column's clock comes."""
+        """Reads of granules [n, k]: each row by a lane, done when its column's clock comes."""
         self._note_reads()
         own = self.now[lanes][:, None]
         some = Lanes(lanes, len(self.clock))

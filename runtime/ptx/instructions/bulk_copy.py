@@ -80,7 +80,7 @@ def _issued(line: int, bind: Callable[[Batch, Lanes | None], Issue]) -> Operatio
 
 
 def _run_of_bytes(i: Decoder) -> Operation:
-    """`cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [to], [from], size, [mbar]`
+    """`cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [to], [from], size, [at]`
     or `cp.async.bulk.global.shared::cta.bulk_group [to], [from], size`."""
     is_load = _direction(i)
     _take_hint(i)

@@ -13,7 +13,8 @@ UNIT = 16  # bytes, of addresses and sizes
 
 
 def bulk_prefetch(i: Decoder) -> Operation:
-    """What stands behind `prefetch`. Faults where a piece is not whole units or does not lie in one allocation."""
+    """What stands behind `prefetch`. Faults where a piece is not whole units or does not lie in one
+    allocation."""
     i.need("L2")
     i.need("global")
     take_hints(i)
