@@ -90,6 +90,13 @@ class AttentionVariant:
     blocks: int = 0
     most_keys: int = 0  # of a block, where there are `blocks`
 
+    def splits_of(self, parts: int, keys: int) -> tuple[int, int]:
+        """How many blocks share the keys of each of `parts`, and how many each takes, as the host
+        computes it (passes/lowering/attention.py) where there are `blocks`."""
+        wanted = min(self.blocks // max(parts, 1), -(-keys // self.split))
+        each = -(-keys // max(wanted, -(-keys // self.most_keys), 1))
+        return max(1, -(-keys // max(each, 1))), each
+
     def covers(self, rows: int) -> bool:
         return self.min_rows <= rows and (self.max_rows is None or rows <= self.max_rows)
 
