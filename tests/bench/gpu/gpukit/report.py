@@ -231,11 +231,11 @@ def _attention(records: Records) -> list[str]:
             continue
         bandwidth = r["cache_bytes_per_second"]
         share = bandwidth / copied if copied else None
-        figures = [_number(r["seconds"], 1e6), _number(bandwidth, 1e-12, 2), _number(share, 1, 2)]
-        figures += [_number(r["operations_per_second"], 1e-12)]
-        peer = _number(peers.get((r["rows"], r["keys"])), 1e6)
+        figures = [number(r["seconds"], 1e6), number(bandwidth, 1e-12, 2), number(share, 1, 2)]
+        figures += [number(r["operations_per_second"], 1e-12)]
+        peer = number(peers.get((r["rows"], r["keys"])), 1e6)
         rows.append([r["name"], r["kernel"], *figures, peer])
-    return _rows(head, rows)
+    return rows_of(head, rows)
 
 
 def _table(records: Records) -> list[str]:
