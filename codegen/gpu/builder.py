@@ -124,6 +124,10 @@ class GpuBuilder(Emitter):
         )
         return self.vector(words)
 
+    def prefetch(self, pointer: Value) -> None:
+        """Start to bring the line at `pointer` (global memory) to L2."""
+        self.asm("prefetch.global.L2 [$0];", "l", [], pointer, effects=True)
+
     def store(
         self, value: Value, pointer: Value, offset: Value | int = 0, *, align: int = 0
     ) -> None:

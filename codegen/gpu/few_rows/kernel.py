@@ -63,6 +63,8 @@ def emit_rows_kernel(
         lanes = _lanes(arch, values, pointers, schedule.block_m, by_mma)
         # A warp behind the last tile reads that one, and stores nothing.
         known = b.min(tile, weight.tiles - 1)
+        if schedule.split == 1:  # else the reduction adds the bias
+            b.prefetch(b.at(bias, b.wide(b.min(tile * TILE_COLUMNS + b.lane, n - 1)) * 4))
         stream = _Stream(b, lanes, values, plan, weight, known)
         sums = stream.run(split * schedule.warps_k + warp // schedule.warps_n)
 

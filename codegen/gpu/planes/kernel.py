@@ -48,6 +48,8 @@ def emit_matmul(module: Any, arch: GpuArch, name: str, plan: PlanesPlan) -> None
             in_split = blocks_m * blocks_n
             split, block = block // in_split, block % in_split
         block_m, block_n = place(block, blocks_m, blocks_n, plan.group_m, b.min)
+        if schedule.split == 1:  # else the reduction adds the bias
+            operands.prefetch_bias(block_n * schedule.block_n + b.thread % schedule.block_n)
         body = PlanesBody(plan, b, operands, target, block_m, block_n, split)
         body.finish(body.main_loop())
 
