@@ -45,7 +45,7 @@ MMAS_IN_FLIGHT = 16
 WARPS_IN_FLIGHT = 8
 ACCUMULATORS = 16 * 8  # of one MMA
 EFFICIENCY = 0.85  # of a unit's rate that a loop reaches beside its address arithmetic
-LOADED_LATENCY = 2.0  # of a memory under load, over that of an idle one
+LOADED_LATENCY = 3.5  # of a memory under load, over that of an idle one (1.1 us on an H200)
 STEP_CYCLES = 100  # of one stage of a tile: wait, barrier, ldmatrix (33), dependent MMA (33)
 START_CYCLES = 700  # of a block: its arguments, its addresses, its epilogue
 # Registers of a thread before it is assembled. ptxas gives tile kernels of s8 with 16, 32 and 64

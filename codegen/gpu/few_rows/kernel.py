@@ -19,6 +19,7 @@ from abqc.dialects.mlir import ir
 from ..arch import WARP, GpuArch
 from ..atoms import MmaStep, mma_step
 from ..builder import POINTER, GpuBuilder, kernel
+from ..matmul.reduction import Finish, Finisher
 from ..weights.layout import TILE_COLUMNS
 from ..weights.pointers import PackedWeight
 from .lanes import DotLanes, Lanes, MmaLanes, RowPointers
@@ -26,8 +27,6 @@ from .plan import RowsPlan
 from .values import HalfValues, Int8Values, RowValues
 
 ARGUMENTS = [POINTER] * 4 + ["i32"] * 2
-REDUCE_ARGUMENTS = [POINTER] * 5 + ["i32"] * 2
-REDUCE_THREADS = 128
 ROW_PITCH = TILE_COLUMNS + 4  # of sums in shared memory: rows 2 apart begin 8 banks apart
 
 
@@ -101,34 +100,20 @@ def rows_mma_step(values: RowValues, arch: GpuArch) -> MmaStep | None:
     return mma_step(arch, values.element)
 
 
-def emit_reduce_kernel(
-    name: str, values: RowValues, split: int, module: Any, arch: GpuArch
-) -> None:
-    """Adds the parts of a split in order; a thread makes one element of y."""
-    with kernel(module, arch, name, REDUCE_ARGUMENTS, threads=REDUCE_THREADS) as (
-        b,
-        block,
-        workspace,
-        q,
-        w,
-        bias,
-        y,
-        m,
-        n,
-    ):
-        blocks_n = b.ceil_div(n, REDUCE_THREADS)
-        row, column = block // blocks_n, block % blocks_n * REDUCE_THREADS + b.thread
-        with b.when(column < n):
-            at = (b.wide(row) * b.wide(n) + b.wide(column)) * 4
-            plane = b.wide(m) * b.wide(n) * 4
-            type_ = "f32" if values.layout.grouped.groups > 1 else values.accumulator
-            total = _sum(
-                [b.load(workspace, type_, at + plane * s, cache="nc") for s in range(split)]
-            )
-            weight = PackedWeight(b, values.layout, w, n)
+def finisher(values: RowValues) -> Finisher:
+    """How the sums of a split become y."""
+
+    def of(b: GpuBuilder, q: Value, w: Value, bias: Value, _m: Value, n: Value) -> Finish:
+        weight = PackedWeight(b, values.layout, w, n)
+
+        def finish(total: Value, row: Value, column: Value) -> Value:
             offset = b.load(bias, "f32", b.wide(column) * 4, cache="nc")
             pointer = b.at(q, b.wide(row) * values.row_bytes)
-            b.store(values.finish(b, total, pointer, weight, column, offset), y, at)
+            return values.finish(b, total, pointer, weight, column, offset)
+
+        return finish
+
+    return of
 
 
 def _combine(
