@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from . import instructions as _  # noqa: F401  registers what opcodes mean
 from .allocation import share_storage
@@ -72,6 +73,26 @@ class Program:
     local_bytes: int
     parameter_offsets: dict[str, int]
     parameter_bytes: int
+
+    @cached_property
+    def uses_warpgroups(self) -> bool:
+        return any(operation.whole_warpgroup for operation in self._operations())
+
+    @cached_property
+    def is_asynchronous(self) -> bool:
+        """Whether something is ordered otherwise than by barriers of blocks and warps."""
+        return any(operation.asynchronous for operation in self._operations())
+
+    @cached_property
+    def warpgroup_registers(self) -> dict[int, str]:
+        """Numbers and names of the registers that wgmma accumulates in or reads A from."""
+        found: dict[int, str] = {}
+        for operation in self._operations():
+            found |= operation.in_flight
+        return found
+
+    def _operations(self) -> Iterator[Operation]:
+        return (step.operation for block in self.blocks for step in block.steps)
 
     @property
     def register_bytes(self) -> int:

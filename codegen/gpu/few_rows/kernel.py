@@ -18,7 +18,7 @@ from abqc.dialects.mlir import ir
 
 from ..arch import WARP, GpuArch
 from ..atoms import MmaStep, mma_step
-from ..builder import POINTER, GpuBuilder, kernel
+from ..builder import POINTER, WEIGHT, GpuBuilder, kernel
 from ..matmul.reduction import Finish, Finisher
 from ..weights.layout import TILE_COLUMNS
 from ..weights.pointers import PackedWeight
@@ -26,7 +26,7 @@ from .lanes import DotLanes, Lanes, MmaLanes, RowPointers
 from .plan import RowsPlan
 from .values import HalfValues, Int8Values, RowValues
 
-ARGUMENTS = [POINTER] * 4 + ["i32"] * 2
+ARGUMENTS = [POINTER, WEIGHT, WEIGHT, POINTER, "i32", "i32"]
 ROW_PITCH = TILE_COLUMNS + 4  # of sums in shared memory: rows 2 apart begin 8 banks apart
 
 
@@ -63,7 +63,7 @@ def emit_rows_kernel(
         # A warp behind the last tile reads that one, and stores nothing.
         known = b.min(tile, weight.tiles - 1)
         if schedule.split == 1:  # else the reduction adds the bias
-            b.prefetch(b.at(bias, b.wide(b.min(tile * TILE_COLUMNS + b.lane, n - 1)) * 4))
+            b.prefetch_line(b.at(bias, b.wide(b.min(tile * TILE_COLUMNS + b.lane, n - 1)) * 4))
         stream = _Stream(b, lanes, values, plan, weight, known)
         sums = stream.run(split * schedule.warps_k + warp // schedule.warps_n)
 
@@ -189,9 +189,11 @@ class _Stream:
         begin = b.min(part * plan.run, b.const(plan.layout.chunks, "i32"))
         end = b.min(begin + plan.run, b.const(plan.layout.chunks, "i32"))
         totals = [b.const(0.0, "f32")] * self.lanes.totals if plan.grouped else []
+        self._prefetch(begin, end)
         state = _State(self._zeros(), totals)
         only = [] if plan.grouped else self.lanes.group(self.weight, 0, self.tile)
         words = self._load_turn(begin, end)
+        b.wait()
         tables = self._load_groups(begin, end)
         count, known = len(state.flat()), len(state.flat()) + len(words)
         with b.loop(begin, end, plan.ahead, [*state.flat(), *words, *tables]) as loop:
@@ -203,6 +205,13 @@ class _Stream:
             loop.carry(*made.flat(), *following)
         state = state.like(loop.results[:count])
         return state.totals if plan.grouped else self.lanes.whole(state.sums)
+
+    def _prefetch(self, begin: Value, end: Value) -> None:
+        """The first chunks of the part."""
+        b, size = self.b, self.plan.layout.chunk_bytes
+        with b.when((b.lane == 0) & (begin < end)):
+            first = b.at(self.weight.tile(self.tile), b.wide(begin) * size)
+            b.prefetch(first, (end - begin) * size)
 
     def _zeros(self) -> list[Value]:
         return [self.b.const(0, self.values.accumulator)] * self.lanes.sums

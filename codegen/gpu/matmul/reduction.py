@@ -15,7 +15,7 @@ from typing import Any
 from abqc.codegen.builder import Value, vec
 
 from ..arch import GpuArch
-from ..builder import POINTER, GpuBuilder, kernel
+from ..builder import POINTER, WEIGHT, GpuBuilder, kernel
 
 THREADS = 128
 PER_THREAD = 4
@@ -30,7 +30,7 @@ def emit_reduction(
     name: str, split: int, element: str, finisher: Finisher, module: Any, arch: GpuArch
 ) -> None:
     """Parts are of type `element` (i32 or f32)."""
-    arguments = [POINTER] * 5 + ["i32"] * 2
+    arguments = [POINTER, POINTER, WEIGHT, WEIGHT, POINTER, "i32", "i32"]
     with kernel(module, arch, name, arguments, threads=THREADS) as (b, block, workspace, *operands):
         q, w, bias, y, m, n = operands
         finish = finisher(b, q, w, bias, m, n)

@@ -71,7 +71,7 @@ class PlaneOperands:
     def prefetch_bias(self, column: Value) -> None:
         """Start to bring a column's bias to L2."""
         b = self.b
-        b.prefetch(b.at(self.bias, b.wide(b.min(column, self.n - 1)) * 4))
+        b.prefetch_line(b.at(self.bias, b.wide(b.min(column, self.n - 1)) * 4))
 
     # Sums and factors
 
