@@ -134,6 +134,10 @@ class GpuBuilder(Emitter):
         )
         return self.vector(words)
 
+    def prefetch_line(self, weight: Value) -> None:
+        """Start to bring the line at `weight` to L2."""
+        self.asm("prefetch.global.L2 [$0];", "l", [], weight, effects=True)
+
     def store(
         self, value: Value, pointer: Value, offset: Value | int = 0, *, align: int = 0
     ) -> None:
