@@ -8,6 +8,7 @@ import gc
 import subprocess
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import abqc
@@ -661,8 +662,12 @@ def test_a_graph_that_cannot_be_set_is_made_anew(machine) -> None:
             inputs = layer_inputs(rows=rows)
             check(model.run(inputs), inputs)
         error = "cuGraphExecKernelNodeSetParams: CUDA_ERROR_NOT_SUPPORTED"
-        assert model.statistics == RunStatistics(3, 1, error)
+        assert runs(model) == RunStatistics(3, 1, error)
     assert (calls["cuGraphInstantiateWithFlags"], calls["cuGraphLaunch"]) == (3, 3)
+
+
+def runs(model: Model) -> RunStatistics:
+    return replace(model.statistics, graph=None)
 
 
 def test_runs_are_counted(model) -> None:
@@ -671,7 +676,7 @@ def test_runs_are_counted(model) -> None:
         model.run(layer_inputs(rows=rows))
     with pytest.raises(InputError):
         model.run(layer_inputs(rows=0))
-    assert model.statistics == RunStatistics(4, 1)
+    assert runs(model) == RunStatistics(4, 1)
     model.close()
     assert model.statistics == RunStatistics()
 
