@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from abqc.costmodel import assembly
 from abqc.costmodel.token_model import LONGEST, SHORTEST, UNKNOWN
-from gpu_assembly_data import Assembled
+from gpu_assembly_data import Assembled, Expected, Predictor
 from token_training import BATCH, RAREST, RATE, Network
 from torch import nn
-from train_assembly import Expected, Predictor
 
-EPOCHS = 30
+EPOCHS = 8
 REGISTERS = 64.0  # what registers are divided by
 
 

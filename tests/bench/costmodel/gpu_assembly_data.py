@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -70,12 +70,27 @@ class Assembled:
         if self.code.family == "rows":
             layout = WeightLayout.of(self.task.spec)
             part = turn.streamed_bytes / (layout.chunk_bytes * self.code.numbers["ahead"])
+        elif self.code.family == "wgmma":
+            multiplied = sum(n for name, n in turn.counts.items() if "GMMA" in name)
+            part = multiplied / self.code.numbers["steps"]
         elif self.code.family == "planes":
             part = turn.of("mma") / self.code.numbers["products"]
         else:
             block = schedule.block_m * schedule.block_n * schedule.block_k
             part = turn.mma_operations / (2 * block / self.code.numbers["warps"])
         return turn.issued / part / self.code.numbers["instructions"] if part else float("nan")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What is predicted of one kernel."""
+
+    registers: float
+    spills: bool
+    slots: float
+
+
+Predictor = Callable[[Sequence[Assembled]], list[Expected]]
 
 
 def load(folder: Path) -> list[Assembled]:
