@@ -1,6 +1,6 @@
 """Train `costmodel/weights/assembly.npz`, and print how well it predicts what it was not shown.
 
-    python tests/bench/costmodel/train_assembly.py FOLDER [--tokens] [--evaluate-only | --train-only]
+    python tests/bench/costmodel/train_assembly.py FOLDER [--tokens] [--train-only]
 
 FOLDER is that of `assemble_gpu_kernels.py`. Held out: `shapes`, the K that training has not;
 `widths`, weights of 3 and 6 bits; `target`, sm_89. Of each prediction: registers within 8, mean
