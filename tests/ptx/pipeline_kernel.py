@@ -1,5 +1,5 @@
 """A matrix product as Hopper's kernels are built: a thread copies tiles of A and B by tensor maps,
-two warpgroups multiply them by wgmma, mbarriers count tiles that are full, stages that are empty."""
+two warpgroups multiply them by wgmma, mbarriers count full tiles and empty stages."""
 
 from __future__ import annotations
 

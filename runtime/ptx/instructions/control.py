@@ -7,6 +7,7 @@ import numpy as np
 from ..batch import Batch
 from ..control import Barrier, Branch, Exit, SetRegisters, Switch, Trap
 from ..decode import Decoder, Effect, Operation, Run, instruction
+from ..lanes import Lanes
 from ..operands import Constant
 from ..syntax import Integer, Symbol
 from ..types import TYPES
@@ -51,7 +52,7 @@ def trap(i: Decoder) -> Operation:
     return Trap()
 
 
-@instruction("brkpt", "nanosleep", "pmevent", "membar", "griddepcontrol")
+@instruction("brkpt", "nanosleep", "pmevent", "membar")
 def nothing(i: Decoder) -> Operation:
     """What changes no value here: memory is sequentially consistent, whatever the scope."""
     i.rest().clear()
@@ -81,6 +82,22 @@ def _proxy_fence(only_inits: bool) -> Operation:
     operation = Effect(bind)
     operation.asynchronous = True
     return operation
+
+
+@instruction("griddepcontrol")
+def dependent_launches(i: Decoder) -> Operation:
+    kind = i.need("wait", "launch_dependents")
+    i.arity(0)
+
+    def bind(batch: Batch) -> Run:
+        def run(lanes: Lanes | None) -> None:
+            dependence = batch.global_memory.dependence
+            if dependence is not None:
+                (dependence.wait if kind == "wait" else dependence.trigger)(lanes)
+
+        return run
+
+    return Effect(bind)
 
 
 @instruction("setmaxnreg")
