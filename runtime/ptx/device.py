@@ -183,6 +183,9 @@ def _check_extents(
         raise PtxFault(
             f"a block of {threads} threads, .reqntid says {kernel.required_threads}", kernel=name
         )
+    cluster = kernel.function.bounds.get("reqnctapercluster", (1,))
+    if max(cluster) > 1:
+        raise PtxFault(f"clusters of {cluster} blocks are not supported", kernel=name)
     shared, most = kernel.shared_bytes + shared_bytes, limits.shared_per_block
     if shared > most:
         raise PtxFault(f"{shared} bytes of shared memory, at most {most}", kernel=name)

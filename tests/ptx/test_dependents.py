@@ -98,7 +98,7 @@ def test_a_read_before_the_wait(name: str) -> None:
     chain.launch(name, 1)  # that depends on it without overlap
     record = chain.launch("early", 2)
     with pytest.raises(
-        PtxFault, match="that early writes.*griddepcontrol.wait is missing"
+        PtxFault, match=r"that early writes.*griddepcontrol\.wait is missing"
     ) as fault:
         chain.launch(name, 3, [record])
     assert "ld.global.b32" in fault.value.text
@@ -130,10 +130,10 @@ def test_a_launch_that_nobody_waited_for() -> None:
     chain = Chain()
     first = chain.launch("early", 0)
     second = chain.launch("ignorant", 0, [first])
-    with pytest.raises(PtxFault, match="without griddepcontrol.wait"):
+    with pytest.raises(PtxFault, match=r"without griddepcontrol\.wait"):
         chain.launch("late", 1, [second])
     third = chain.launch("ignorant", 0, complete=[second])
-    with pytest.raises(PtxFault, match="without griddepcontrol.wait"):
+    with pytest.raises(PtxFault, match=r"without griddepcontrol\.wait"):
         chain.launch("late", 1, complete=[third])
     chain.launch("late", 1, complete=[first, second])
 
