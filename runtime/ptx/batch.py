@@ -9,6 +9,7 @@ import numpy as np
 
 from .accesses import Access
 from .bulk import BulkGroups
+from .errors import LaneFault
 from .flights import RegisterFlights
 from .lanes import WARP
 from .mbarriers import Mbarriers
@@ -197,6 +198,18 @@ class Batch:
         return (self.first_block + self.block_of_lane) % _MULTIPROCESSORS
 
     # -- for messages
+
+    def unfinished(self) -> LaneFault | None:
+        """What is in flight although the kernel has ended."""
+        flying = self.flights.unfinished()
+        if flying is not None:
+            lane, line = flying
+            return LaneFault("the kernel ends while this wgmma is in flight", lane, line)
+        reader = self.bulk_groups.unfinished()
+        if reader is not None:
+            what = "the kernel ends while this bulk copy may still read shared memory"
+            return LaneFault(what, reader, self.bulk_groups.line)
+        return None
 
     def block_and_thread(self, lane: int) -> tuple[Dim3, Dim3]:
         block = self.first_block + lane // self.padded

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .decode import Operation
-from .lanes import Lanes
+from .lanes import Lanes, put, take
 from .operands import RegisterView, Source
 
 if TYPE_CHECKING:
@@ -109,6 +109,19 @@ class MbarrierTest(Control):
         self.is_parity = is_parity
         self.acquires = acquires
         self.result = result
+
+    def test(self, batch: Batch, lanes: Lanes | None, line: int) -> np.ndarray:
+        """Whether the phase is complete, for each lane, which is told."""
+        batch.line = line
+        complete = batch.mbarriers.test(
+            self.place(batch)(lanes),
+            take(self.value.array(batch), lanes),
+            lanes,
+            is_parity=self.is_parity,
+            acquires=self.acquires,
+        )
+        put(self.result.array(batch), lanes, complete)
+        return complete
 
 
 class SetRegisters(Control):

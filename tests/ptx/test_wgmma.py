@@ -214,5 +214,5 @@ def test_the_kernel_must_wait_before_it_ends() -> None:
     ret;
 """
     word = descriptor(0, 128, 256)
-    with pytest.raises(PtxFault, match="ends while the wgmma"):
+    with pytest.raises(PtxFault, match="ends while this wgmma"):
         run(8, image, body, word, word)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..batch import Batch
-from ..control import CLUSTER, Barrier, Branch, Exit, SetRegisters, Switch, Trap
+from ..control import Barrier, Branch, Exit, SetRegisters, Switch, Trap
 from ..decode import Decoder, Effect, Operation, Run, instruction
-from ..errors import LaneFault
 from ..lanes import Lanes
-from ..operands import Constant
 from ..syntax import Integer, Symbol
 from ..types import TYPES
+from .clusters import cluster_barrier
 
 _U32 = TYPES["u32"]
 
@@ -122,7 +119,7 @@ def barrier(i: Decoder) -> Operation:
 
         return synchronize_warp(i)
     if i.flag("cluster"):
-        return _cluster(i)
+        return cluster_barrier(i)
     i.flag("cta")
     aligned = i.flag("aligned") or i.opcode == "bar"
     kind = i.choose("sync", "arrive", "red")
@@ -149,25 +146,3 @@ def _reduction(i: Decoder, aligned: bool) -> Operation:
         predicate=i.predicate_source(i.operands[-1]),
         result=i.result(0, type),
     )
-
-
-def _cluster(i: Decoder) -> Operation:
-    """A cluster is one block here: its barrier is one more of the block, at the wait."""
-    kind = i.need("arrive", "wait")
-    aligned = i.flag("aligned")
-    i.ignore("acquire", "release", "relaxed")
-    i.arity(0)
-    if kind == "wait":
-        return Barrier(Constant(np.uint32(CLUSTER)), None, aligned=aligned)
-
-    def bind(batch: Batch) -> Run:
-        def run(lanes: Lanes | None) -> None:
-            indices = np.arange(batch.lanes) if lanes is None else lanes.indices
-            twice = indices[batch.cluster_arrived[indices]]
-            if len(twice):
-                raise LaneFault("barrier.cluster.arrive again before the wait", int(twice[0]))
-            batch.cluster_arrived[indices] = True
-
-        return run
-
-    return Effect(bind)
