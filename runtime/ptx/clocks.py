@@ -143,7 +143,7 @@ class ClockRaces(RaceDetector):
         clocks: np.ndarray,
         line: int,
     ) -> None:
-        """Reads of granules [n, k], each row by a lane's order, done when its column's clock comes."""
+        """Reads of granules [n, k]: each row by a lane, done when its column's clock comes."""
         self._note_reads()
         own = self.now[lanes][:, None]
         some = Lanes(lanes, len(self.clock))
@@ -168,15 +168,17 @@ class ClockRaces(RaceDetector):
         self._check_fenced(granules, lanes)
         self.writer[granules] = clock << _CLOCK | column << THREAD | min(line, LINES)
 
-    def claim(self, granules: np.ndarray, lanes: Lanes | None, line: int) -> None:
-        """Granules that become part of an mbarrier: nobody may touch them any other way."""
-        for column in granules.T:
-            self.write(column, self.granule, None, lanes, line)
+    def claim(self, units: np.ndarray, size: int, lanes: Lanes | None, line: int) -> None:
+        """Bytes become part of an mbarrier: nobody may touch them any other way."""
+        self.write(units, size, None, lanes, line)
         column = self.column("mbarrier objects", "an mbarrier lies there since")
-        self.writer[granules] = _NEVER << _CLOCK | column << THREAD | min(line, LINES)
+        tag = _NEVER << _CLOCK | column << THREAD | min(line, LINES)
+        self.writer[self.granules(units, size)] = tag
 
-    def disclaim(self, granules: np.ndarray, lanes: Lanes | None, line: int) -> None:
-        self.writer[granules] = take(self.now, lanes) | min(line, LINES)
+    def disclaim(self, units: np.ndarray, size: int, lanes: Lanes | None, line: int) -> None:
+        """They are memory like any other again."""
+        tags = take(self.now, lanes) | min(line, LINES)
+        self.writer[self.granules(units, size)] = tags[:, None]
 
     def _check_fenced(self, granules: np.ndarray, lanes: np.ndarray) -> None:
         tags = self.writer[granules]
