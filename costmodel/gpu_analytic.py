@@ -47,10 +47,14 @@ WGMMA_UNITS = ("wgmma_s8", "wgmma_f16")
 MMAS_IN_FLIGHT = 16
 WARPS_IN_FLIGHT = 8
 ACCUMULATORS = 16 * 8  # of one MMA
-EFFICIENCY = 0.85  # of a unit's rate that a loop reaches beside its address arithmetic
+EFFICIENCY = 0.6  # of a unit's rate that a loop reaches, as instructions wait for each other
+# Of the shorter of MMAs and other instructions: a warp waits for its MMAs where a group ends, and
+# few warps share a scheduler.
+ALTERNATING = 0.7
+PORT_EFFICIENCY = 0.85  # of the port of an SM to L2
 LOADED_LATENCY = 2.0  # of a memory under load, over that of an idle one
 STEP_CYCLES = 100  # of one stage of a tile: wait, barrier, ldmatrix (33), dependent MMA (33)
-START_CYCLES = 700  # of a block: its arguments, its addresses, its epilogue
+START_CYCLES = 1500  # of a block: its arguments, its addresses, its epilogue
 # Registers of a thread before it is assembled. ptxas gives tile kernels of s8 with 16, 32 and 64
 # accumulators a thread 64 to 100, 124 to 143 and 168 to 255: fragments and decoded weights ahead.
 BASE_REGISTERS, REGISTERS_PER_ACCUMULATOR = 40, 2.5
@@ -227,7 +231,7 @@ class _Kernel:
         if unit not in TENSOR_UNITS:
             return EFFICIENCY * min(1.0, blocks * warps / WARPS_IN_FLIGHT)
         chains = max(1.0, f.block_m * f.block_n * f.warps_k / ACCUMULATORS / warps)
-        return EFFICIENCY * min(1.0, blocks * warps * min(chains, 4.0) / MMAS_IN_FLIGHT)
+        return min(1.0, blocks * warps * min(chains, 4.0) / MMAS_IN_FLIGHT)
 
     def wave(self, blocks: int) -> dict[str, float]:
         """Seconds of each resource for a wave of `blocks` blocks."""
@@ -239,8 +243,12 @@ class _Kernel:
             for unit, ops in ((unit, getattr(f, name)) for unit, name in UNITS.items())
             if ops
         }
+        alternating = [unit for unit in (*TENSOR_UNITS, "issue") if unit in seconds]
+        if len(alternating) > 1:
+            shorter, longer = sorted(alternating, key=lambda unit: seconds[unit])
+            seconds[longer] += ALTERNATING * seconds[shorter]
         seconds["DRAM"] = self.dram * share / gpu.dram_bandwidth
-        port = busiest * self.traffic / f.blocks / (gpu.rate("l2") * EFFICIENCY)
+        port = busiest * self.traffic / f.blocks / (gpu.rate("l2") * PORT_EFFICIENCY)
         seconds["L2"] = max(port, self.traffic * share / gpu.l2_bandwidth)
         seconds["latency"] = self.latency
         return seconds

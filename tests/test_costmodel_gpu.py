@@ -118,10 +118,9 @@ def flip(arch: str) -> int:
 
 
 def test_planes_and_int8_flip_where_rates_say():
-    """A100: b1 does 8 times the operations of s8; on Hopper, by mma.sync, less."""
+    """b1 does 8 times the operations of s8, on an A100 and, by mma.sync, on an H200."""
     assert 6 <= flip("sm_80") <= 9
-    assert 4 <= flip("sm_90a") <= 7
-    assert flip("sm_90a") < flip("sm_80")
+    assert 6 <= flip("sm_90a") <= 9
 
 
 @BOTH
@@ -145,8 +144,8 @@ def test_one_row_of_a_large_weight_runs_at_memory_speed(arch):
 
 @BOTH
 def test_large_products_are_bound_by_tensor_cores(arch):
-    f = tile("int8", 8192, 8192, 8192, 8, 8, arch=arch, block=(256, 128))
-    assert "tensor-core" in model(arch).estimate(replace(f, threads=256)).bound
+    f = tile("int8", 8192, 8192, 8192, 8, 8, arch=arch, block=(256, 256), stages=2)
+    assert "tensor-core" in model(arch).estimate(replace(f, threads=512)).bound
 
 
 def test_few_bytes_in_flight_are_bound_by_latency():

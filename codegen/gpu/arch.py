@@ -40,6 +40,11 @@ class GpuArch(GpuLimits):
     def llvm_features(self) -> str:
         return f"+ptx{self.ptx_version}"
 
+    @property
+    def dependent_launch(self) -> bool:
+        """Whether kernels can be launched before those they depend on have ended."""
+        return self.capability >= (9, 0)
+
     def has(self, *forms: str) -> bool:
         """Whether all these forms of `mma.sync` are native."""
         return self.mma.issuperset(forms)

@@ -96,6 +96,7 @@ class Batch:
         self.registers = _registers(launch.program, self.lanes)
         self.flights = RegisterFlights(launch.program.warpgroup_registers, self.lanes // WARPGROUP)
         self.carry = np.zeros(self.lanes, np.bool_)
+        self.cluster_arrived = np.zeros(self.lanes, np.bool_)
         self.accesses: list | None = None
         self.line = 0  # of the instruction that accesses memory, for messages about races
         self.first_block = 0
@@ -113,6 +114,7 @@ class Batch:
         self.first_block = first_block
         for (name, _), array in self._specials.items():
             array[...] = self._compute_special(name)
+        self.cluster_arrived[:] = False
         self.flights.reset()
         self.shared.restart()
         self.mbarriers.reset()

@@ -14,6 +14,7 @@ from .operands import RegisterView, Source
 if TYPE_CHECKING:
     from .batch import Batch
 
+CLUSTER = 16  # behind the numbers of a block's barriers
 Predicate = Callable[["Batch"], Callable]
 
 
@@ -55,7 +56,8 @@ class Trap(Control):
 
 
 class Barrier(Control):
-    """`barrier.sync`, `.arrive` and `.red` of a block.
+    """`barrier.sync`, `.arrive` and `.red` of a block; that of a cluster of one has the number
+    `CLUSTER`.
 
     `number` and `threads` (None: all threads of the block) are read per lane. `waits` is false for
     `.arrive`. Where `aligned`, all lanes of a warp that still run must come to it together.

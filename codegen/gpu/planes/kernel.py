@@ -15,7 +15,7 @@ from typing import Any
 from abqc.codegen.builder import Value, vec
 
 from ..arch import WARP, GpuArch
-from ..builder import POINTER, GpuBuilder, kernel
+from ..builder import POINTER, WEIGHT, GpuBuilder, kernel
 from ..matmul.block_order import place
 from .copy import PlaneCopies
 from .layout import HALVES, TILE_COLUMNS
@@ -30,7 +30,7 @@ RowSums = list[list[Value | None]]  # of tokens, [token tile][token]; None where
 def emit_matmul(module: Any, arch: GpuArch, name: str, plan: PlanesPlan) -> None:
     """The matmul, or its part of a split."""
     schedule = plan.schedule
-    arguments = [POINTER, POINTER, POINTER, POINTER, "i32", "i32"]
+    arguments = [POINTER, WEIGHT, WEIGHT, POINTER, "i32", "i32"]
     with kernel(
         module,
         arch,
@@ -48,8 +48,21 @@ def emit_matmul(module: Any, arch: GpuArch, name: str, plan: PlanesPlan) -> None
             in_split = blocks_m * blocks_n
             split, block = block // in_split, block % in_split
         block_m, block_n = place(block, blocks_m, blocks_n, plan.group_m, b.min)
+        _prefetch(operands, block_n, split)
+        b.wait()
         body = PlanesBody(plan, b, operands, target, block_m, block_n, split)
         body.finish(body.main_loop())
+
+
+def _prefetch(operands: PlaneOperands, block_n: Value, split: Value) -> None:
+    """What the block reads first of each tile of columns; a thread has one."""
+    plan, b = operands.plan, operands.b
+    block_bytes = plan.block_steps * plan.weight.step_bytes
+    begin = split * plan.split_blocks * block_bytes
+    end = b.min(begin + plan.split_blocks * block_bytes, b.const(plan.weight.tile_bytes, "i32"))
+    with b.when((b.thread < plan.block_tiles) & (begin < end)):
+        tile = operands.tile(block_n * plan.block_tiles + b.thread)
+        b.prefetch(b.at(tile, begin), end - begin)
 
 
 @dataclass
@@ -343,7 +356,7 @@ class PlanesBody:
 def emit_reduce(module: Any, arch: GpuArch, name: str, plan: PlanesPlan) -> None:
     """The parts of a split added in order, corrected and scaled: one result a thread."""
     threads, schedule = 128, plan.schedule
-    arguments = [POINTER, POINTER, POINTER, POINTER, POINTER, "i32", "i32"]
+    arguments = [POINTER, POINTER, WEIGHT, WEIGHT, POINTER, "i32", "i32"]
     with kernel(module, arch, name, arguments, threads=threads) as (
         b,
         block,

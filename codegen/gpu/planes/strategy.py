@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 from abqc.codegen.strategy import Kernel, MatmulSpec
+from abqc.costmodel.assembly import KernelCode
 from abqc.costmodel.interface import KernelFeatures
 from abqc.dialects.formats import QuantizedTensor
 
 from ..arch import GpuArch
+from ..matmul.code_numbers import planes_code
 from ..matmul.schedule import Schedule
 from ..packing.pack import pack_kernel, scaled_pack_kernel
 from .kernel import emit_matmul, emit_reduce
@@ -89,6 +91,10 @@ class Planes:
 
     def features(self, spec: MatmulSpec, schedule: Schedule, m: int) -> KernelFeatures:
         return planes_features(PlanesPlan(spec, schedule), m)
+
+    def code(self, spec: MatmulSpec, schedule: Schedule) -> KernelCode:
+        """What the kernel's machine code depends on."""
+        return planes_code(PlanesPlan(spec, schedule))
 
 
 def _block(schedule: Schedule) -> tuple[int, int]:

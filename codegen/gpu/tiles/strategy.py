@@ -9,11 +9,13 @@ from functools import partial
 
 import numpy as np
 from abqc.codegen.strategy import Kernel, MatmulSpec
+from abqc.costmodel.assembly import KernelCode
 from abqc.costmodel.interface import KernelFeatures
 from abqc.dialects.formats import QuantizedTensor
 
 from ..arch import GpuArch
 from ..few_rows.schedules import rows_features, rows_kernel, rows_reduce_kernel, rows_schedules
+from ..matmul.code_numbers import rows_code, tile_code
 from ..matmul.schedule import Schedule
 from ..packing.layout import Activation, rows_of
 from ..packing.pack import pack_kernel
@@ -67,6 +69,12 @@ class TileStrategy:
         if schedule.kind == "wgmma":
             return wgmma_features(spec, schedule, m, self.name, self.activation)
         return tile_features(spec, schedule, m, self.name, self.activation)
+
+    def code(self, spec: MatmulSpec, schedule: Schedule) -> KernelCode:
+        """What the kernel's machine code depends on."""
+        if schedule.kind == "rows":
+            return rows_code(spec, schedule, self.activation)
+        return tile_code(spec, plan_of(spec, schedule, self.activation), self.activation)
 
     def arithmetic(self, spec: MatmulSpec) -> Arithmetic:
         """How tiles are multiplied."""

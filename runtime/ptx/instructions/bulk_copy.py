@@ -18,6 +18,7 @@ from ..syntax import Integer, Symbol, TensorAddress
 from ..tensor_map import MAP_ALIGNMENT, MAP_BYTES, BadTensorMap, TensorMap
 from ..types import TYPES
 from ..warpgroup import CHUNK
+from .bulk_prefetch import bulk_prefetch
 from .load_store import address_of
 
 _U32, _S32, _U64 = TYPES["u32"], TYPES["s32"], TYPES["u64"]
@@ -43,11 +44,7 @@ def bulk_copy(i: Decoder) -> Operation:
     if i.flag("tensor"):
         return _tensor(i, is_prefetch)
     if is_prefetch:
-        i.need("L2")
-        i.need("global")
-        _take_hint(i)
-        i.arity(2)
-        return Effect(lambda batch: lambda lanes: None)
+        return bulk_prefetch(i)
     return _run_of_bytes(i)
 
 
@@ -83,7 +80,7 @@ def _issued(line: int, bind: Callable[[Batch, Lanes | None], Issue]) -> Operatio
 
 
 def _run_of_bytes(i: Decoder) -> Operation:
-    """`cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [to], [from], size, [mbar]`
+    """`cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [to], [from], size, [at]`
     or `cp.async.bulk.global.shared::cta.bulk_group [to], [from], size`."""
     is_load = _direction(i)
     _take_hint(i)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from ..batch import Batch
-from ..control import Barrier, Branch, Exit, SetRegisters, Switch, Trap
+from ..control import CLUSTER, Barrier, Branch, Exit, SetRegisters, Switch, Trap
 from ..decode import Decoder, Effect, Operation, Run, instruction
+from ..errors import LaneFault
+from ..lanes import Lanes
 from ..operands import Constant
 from ..syntax import Integer, Symbol
 from ..types import TYPES
@@ -51,7 +53,7 @@ def trap(i: Decoder) -> Operation:
     return Trap()
 
 
-@instruction("brkpt", "nanosleep", "pmevent", "membar", "griddepcontrol")
+@instruction("brkpt", "nanosleep", "pmevent", "membar")
 def nothing(i: Decoder) -> Operation:
     """What changes no value here: memory is sequentially consistent, whatever the scope."""
     i.rest().clear()
@@ -81,6 +83,22 @@ def _proxy_fence(only_inits: bool) -> Operation:
     operation = Effect(bind)
     operation.asynchronous = True
     return operation
+
+
+@instruction("griddepcontrol")
+def dependent_launches(i: Decoder) -> Operation:
+    kind = i.need("wait", "launch_dependents")
+    i.arity(0)
+
+    def bind(batch: Batch) -> Run:
+        def run(lanes: Lanes | None) -> None:
+            dependence = batch.global_memory.dependence
+            if dependence is not None:
+                (dependence.wait if kind == "wait" else dependence.trigger)(lanes)
+
+        return run
+
+    return Effect(bind)
 
 
 @instruction("setmaxnreg")
@@ -134,9 +152,22 @@ def _reduction(i: Decoder, aligned: bool) -> Operation:
 
 
 def _cluster(i: Decoder) -> Operation:
-    """A cluster is one block here: its barrier is a barrier of the block, at the wait."""
+    """A cluster is one block here: its barrier is one more of the block, at the wait."""
     kind = i.need("arrive", "wait")
-    i.ignore("aligned", "acquire", "release", "relaxed")
-    if kind == "arrive":
-        return Effect(lambda batch: lambda lanes: None)
-    return Barrier(Constant(np.uint32(15)), None)
+    aligned = i.flag("aligned")
+    i.ignore("acquire", "release", "relaxed")
+    i.arity(0)
+    if kind == "wait":
+        return Barrier(Constant(np.uint32(CLUSTER)), None, aligned=aligned)
+
+    def bind(batch: Batch) -> Run:
+        def run(lanes: Lanes | None) -> None:
+            indices = np.arange(batch.lanes) if lanes is None else lanes.indices
+            twice = indices[batch.cluster_arrived[indices]]
+            if len(twice):
+                raise LaneFault("barrier.cluster.arrive again before the wait", int(twice[0]))
+            batch.cluster_arrived[indices] = True
+
+        return run
+
+    return Effect(bind)

@@ -1,4 +1,4 @@
-"""Matrix instructions of warpgroups (PTX ISA, "wgmma"); what they compute stands in warpgroup.py."""
+"""Matrix instructions of warpgroups (PTX ISA, "wgmma"); what they compute is in warpgroup.py."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _immediates(i: Decoder, form: WgmmaForm, from_registers: bool) -> tuple[int,
 
 
 def _multiply(i: Decoder) -> Operation:
-    """`d, a-desc or {a}, b-desc, scale-d {, imm-scale-a, imm-scale-b, imm-trans-a, imm-trans-b}`."""
+    """`d, a-desc or {a}, b-desc, scale-d {, imm-scale-a, imm-scale-b, imm-trans-a, imm-trans-b}`"""
     form = _form(i)
     if len(i.operands) < 4:
         raise i.error("D, A, B and scale-d are expected")
