@@ -52,7 +52,7 @@ EFFICIENCY = 0.6  # of a unit's rate that a loop reaches, as instructions wait f
 # few warps share a scheduler.
 ALTERNATING = 0.7
 PORT_EFFICIENCY = 0.85  # of the port of an SM to L2
-LOADED_LATENCY = 2.0  # of a memory under load, over that of an idle one
+LOADED_LATENCY = 3.5  # of a memory under load, over that of an idle one: 1.1 us on an H200
 STEP_CYCLES = 100  # of one stage of a tile: wait, barrier, ldmatrix (33), dependent MMA (33)
 START_CYCLES = 1500  # of a block: its arguments, its addresses, its epilogue
 # Registers of a thread before it is assembled. ptxas gives tile kernels of s8 with 16, 32 and 64
