@@ -18,6 +18,7 @@ from ..planes.plan import ADDRESSES, PlanesPlan
 from ..tiles.plan import TilePlan
 from ..weights import issue_counts
 from ..weights.layout import WeightLayout
+from ..wgmma.plan import WgmmaPlan
 from .schedule import Schedule
 
 MANY = 64  # turns of a loop, or units of a group: more make no difference to the code
@@ -118,6 +119,32 @@ def tile_code(spec: MatmulSpec, plan: TilePlan, activation: Activation) -> Kerne
             "instructions": issue_counts.tile_stage(plan),
         },
         plan.schedule.threads,
+    )
+
+
+def wgmma_code(spec: MatmulSpec, plan: WgmmaPlan, activation: Activation) -> KernelCode:
+    """Of wgmma/."""
+    ends = plan.stage_units / plan.group_units if plan.grouped else 0.0
+    return KernelCode(
+        "wgmma",
+        {
+            **_weight_numbers(spec, activation),
+            **_schedule_numbers(plan.schedule),
+            "planned_registers": plan.registers,
+            "accumulators": plan.accumulators,
+            "halves": plan.halves,
+            "stage_units": plan.stage_units,
+            "stage_chunks": plan.stage_chunks,
+            "atom_bytes": plan.atom_bytes,
+            "pieces": plan.pieces,
+            "turns": min(plan.split_iterations, MANY),
+            "ends": ends,
+            "runs_over": plan.runs_over,
+            "ends_inside": plan.ends_inside,
+            "instructions": issue_counts.wgmma_stage(plan),
+        },
+        plan.schedule.threads,
+        plan.launch_registers,
     )
 
 

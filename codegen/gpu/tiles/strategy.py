@@ -15,11 +15,12 @@ from abqc.dialects.formats import QuantizedTensor
 
 from ..arch import GpuArch
 from ..few_rows.schedules import rows_features, rows_kernel, rows_reduce_kernel, rows_schedules
-from ..matmul.code_numbers import rows_code, tile_code
+from ..matmul.code_numbers import rows_code, tile_code, wgmma_code
 from ..matmul.schedule import Schedule
 from ..packing.layout import Activation, rows_of
 from ..packing.pack import pack_kernel
 from ..weights.layout import WeightLayout, pack
+from ..wgmma.schedules import plan_of as wgmma_plan_of
 from ..wgmma.schedules import wgmma_features, wgmma_kernel, wgmma_schedules
 from .half_arithmetic import HalfArithmetic
 from .int8_arithmetic import Int8Arithmetic
@@ -74,6 +75,9 @@ class TileStrategy:
         """What the kernel's machine code depends on."""
         if schedule.kind == "rows":
             return rows_code(spec, schedule, self.activation)
+        if schedule.kind == "wgmma":
+            plan = wgmma_plan_of(spec, schedule, self.activation)
+            return wgmma_code(spec, plan, self.activation)
         return tile_code(spec, plan_of(spec, schedule, self.activation), self.activation)
 
     def arithmetic(self, spec: MatmulSpec) -> Arithmetic:
