@@ -82,6 +82,8 @@ LOWER = (
 # and loops grid functions.
 CPU_KERNELS = ("outline-kernels", TIDY, "outline-sequences", TIDY, "insert-frees")
 GPU_KERNELS = (
+    "write-appends",
+    "merge-loops",
     "outline-gpu-kernels",
     "outline-serial-code",
     TIDY,

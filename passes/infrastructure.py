@@ -65,6 +65,7 @@ PASS_FILES = (
     "insert_frees",
     "integer_only",
     "lower_abq",
+    "merge_loops",
     "merge_products",
     "outline_gpu_kernels",
     "outline_kernels",
@@ -81,6 +82,7 @@ PASS_FILES = (
     "sink_transposes",
     "sort_channels",
     "version_loops",
+    "write_appends",
 )
 
 
