@@ -145,6 +145,11 @@ class GpuBuilder(Emitter):
         )
         return Value(op.result)
 
+    def fence(self) -> None:
+        """What the thread did to memory before is seen by all of the GPU before what it does after;
+        what others did before theirs, by this thread after it."""
+        llvm.FenceOp(llvm.AtomicOrdering.acq_rel, syncscope="device")
+
     def copy_async(
         self,
         shared: Value,

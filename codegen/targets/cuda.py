@@ -208,8 +208,7 @@ class CudaTarget:
         """The kernels of attention; `half`: activations may be halves. `keys` and `values` are of
         a type of `cache_types`, or rows of quantized caches."""
         precision = precision_on(self.archs, half=half)
-        rows = [stored if isinstance(stored, CacheFormat) else None for stored in (keys, values)]
-        spec = AttentionSpec(head, value_head, mask, precision, guarded, *rows)
+        spec = AttentionSpec(head, value_head, mask, precision, guarded, keys, values)
         return attention_kernels(spec)
 
     def merges_products(self, products: Sequence[Sequence[Kernel]]) -> bool:

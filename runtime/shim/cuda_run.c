@@ -54,6 +54,7 @@ static void give_back(const abqc_device *device, abqc_work *work) {
     abqc_updatable_graphs_destroy(device, &work->updatable);
     abqc_gpu_arena_destroy(device, &work->arena);
     abqc_flag_destroy(work);
+    abqc_counters_destroy(work);
     if (work->done) device->cuda.event_destroy(work->done);
     if (work->own) device->cuda.stream_destroy(work->own);
 }

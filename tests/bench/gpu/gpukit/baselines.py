@@ -44,7 +44,7 @@ def measure(kit: Kit, index: int) -> dict[str, Any]:
         for i in range(count):
             multiply(x, weights[i % len(weights)].t())
 
-    seconds, runs = _graph_seconds(torch, every)
+    seconds, runs = graph_seconds(torch, every)
     return {
         **{"kind": kind, "m": m, "n": n, "k": k},
         "seconds": seconds / count,
@@ -59,7 +59,7 @@ def _random(torch: Any, kind: str, rows: int, columns: int) -> Any:
     return torch.randint(-128, 128, (rows, columns), dtype=torch.int8, device="cuda")
 
 
-def _graph_seconds(torch: Any, work: Any) -> tuple[float, int]:
+def graph_seconds(torch: Any, work: Any) -> tuple[float, int]:
     """The median of a CUDA graph of `work`; a first run is not counted."""
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import (
+    attention,
+    attention_peers,
     baselines,
     check,
     launch_times,
@@ -47,6 +49,8 @@ PARTS = {
     "check": Part(check.names, check.measure, True),
     "table": Part(table.names, table.measure, True),
     "baselines": Part(baselines.names, baselines.measure, False),
+    "attention": Part(attention.names, attention.measure, True),
+    "attention-peers": Part(attention_peers.names, attention_peers.measure, False),
     "operators": Part(operators.names, operators.measure, False),
     "sanitizer": Part(sanitizer.names, sanitizer.measure, False, item_seconds=60.0),
     "models": Part(models.names, models.measure, False, item_seconds=20.0),
