@@ -52,6 +52,7 @@ PASS_FILES = (
     "fold_transposes",
     "forward_copies",
     "fuse_attention",
+    "fuse_attention_pack",
     "fuse_bias",
     "fuse_caches",
     "fuse_concat",

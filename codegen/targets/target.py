@@ -195,6 +195,10 @@ class Target(Protocol):
 class DeviceTarget(Target, Protocol):
     """A GPU, which has kernels where a CPU runs loops."""
 
+    def attention_pack(self, variant: AttentionVariant, mask: bool, pack: Kernel) -> Kernel | None:
+        """The kernel of `variant` with the `pack` of its rows; None where there is none."""
+        ...
+
     def norm(self, spec: NormSpec) -> Kernel:
         """The kernel of a normalization of rows."""
         ...

@@ -15,7 +15,6 @@ from abqc.dialects.abq_conv import epilogue_inputs
 from abqc.dialects.epilogue import Stage
 from abqc.dialects.mlir import arith, ir
 
-from ..infrastructure import defining_op
 from ..kernels.launch import WITH_NEXT
 from ..loops.constant_values import zeros_symbol
 from ..loops.epilogues import epilogue
@@ -31,9 +30,7 @@ def lower_matmul(low: Lowering, op: ir.Operation) -> None:
         return
     ops, low.together = low.together, []
     view = op.opview
-    made = defining_op(view.x) if view.x in low.buffers else None
-    source = view.x if made is None else made.operands[0]
-    *lead, _ = low.sizes(source)
+    *lead, _ = low.sizes(view.x)
     rows, x = product(lead), low.buffer(view.x)
     chains = [_Chain.of(low, chain, rows) for chain in chains_of(ops)]
     limits = list(ir.DenseI64ArrayAttr(op.attributes["max_rows"]))
