@@ -63,6 +63,7 @@ LOWER = (
     "decompose-concat",
     TIDY,
     "merge-products",
+    "gate-products",
     "lower-abq",
     TIDY,
     "separate-fills",  # after the last cse, which would merge them again

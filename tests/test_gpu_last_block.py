@@ -1,4 +1,4 @@
-"""The last block of a kernel packs the rows that all have written, with the bytes of a pack alone."""
+"""The last block of a kernel packs the rows that all have written, as a pack alone does."""
 
 from __future__ import annotations
 

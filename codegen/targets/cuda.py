@@ -32,6 +32,7 @@ from ..gpu.lines.scan import scan_kernels
 from ..gpu.lines.selective_scan import selective_scan_kernel
 from ..gpu.lines.top_k import top_k_kernels
 from ..gpu.matmul.dequantize import DequantizeMatmul
+from ..gpu.matmul.gated import gate_of, gated
 from ..gpu.matmul.int8 import Int8Matmul
 from ..gpu.matmul.merged import MAX_PARTS, merged_matmul, merged_reduce
 from ..gpu.matmul.strategy import GpuStrategy, Scheduled
@@ -231,6 +232,21 @@ class CudaTarget:
     def merged_reduce(self, kernel: Kernel, parts: int) -> Kernel:
         """What adds the splits of `parts` products."""
         return merged_reduce(kernel, parts)
+
+    def gated_product(
+        self,
+        kernel: Kernel,
+        parts: int,
+        pack: Kernel,
+        prologue: Epilogue,
+        order: tuple[int, ...],
+        *,
+        reduces: bool,
+    ) -> Kernel | None:
+        """The kernel of `parts` products with this `kernel`, which has no split or `reduces` one,
+        that packs rows of 16-bit floats; None for other rows."""
+        gate = gate_of(pack, prologue, order) if isinstance(pack, PackKernel) else None
+        return None if gate is None else gated(kernel, parts, gate, reduces=reduces)
 
     def norm(self, spec: NormSpec) -> Kernel:
         """The kernel of a normalization of rows."""

@@ -18,7 +18,7 @@ from ..infrastructure import walk
 COUNTERS = "abqc_counters"
 COUNTERS_EACH = 1024
 
-TAKES = ("abq.attention", "abq.attention_pack")
+TAKES = ("abq.attention", "abq.attention_pack", "abq.fused_pack")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from abqc.dialects.mlir import func, ir, nvvm
 
 from ..arch import WARP, GpuArch
 from ..builder import POINTER, SHARED, THREADS, GpuBuilder, declare_shared
+from ..matmul.merged import move_into
 from ..rows.threads import CHUNK, Chunk, Place, Row, RowSweep, RowThreads, load_four, span_positions
 from .pack import PackKernel
 from .row import PackRow, RowPacking
@@ -55,11 +56,7 @@ def _emit(
         function = ir.SymbolTable(apart.operation)[kernel.name]
         assert ir.IntegerAttr(function.attributes[THREADS]).value == threads
         _append(function, apart, rows, packing, arch)
-        function.attributes["sym_name"] = ir.StringAttr.get(name)
-        known = ir.SymbolTable(module.operation)
-        for op in list(apart.body.operations):
-            if ir.StringAttr(op.attributes["sym_name"]).value not in known:
-                module.body.append(op)
+        move_into(module, apart, function, name)
 
 
 def _append(
