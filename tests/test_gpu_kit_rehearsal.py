@@ -30,6 +30,7 @@ SMALL = Plan(
     operators=("copies",),
     following=0,
     max_kernels=6,
+    sampled=0,
     check_rows=36,
     wide_n=37,
     turns=1,
