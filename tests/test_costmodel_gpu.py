@@ -43,12 +43,12 @@ def tile(
 
 
 def rows(m: int, n: int, k: int, p: int, *, arch: str = "sm_80", split: int = 1) -> KernelFeatures:
-    """A CUDA-core kernel: four warps, two columns each, two loads of 16 bytes a thread ahead."""
+    """A CUDA-core kernel: four warps, two columns each, four loads of 16 bytes a thread ahead."""
     return KernelFeatures(
         arch=arch, strategy="int8", schedule=f"rows{m}", kind="rows",
         m=m, n=n, k=k, weight_bits=p, activation_bits=8, block_m=m, block_n=8, block_k=512,
         blocks=math.ceil(n / 8) * split, threads=128, weight_bytes=n * k * p // 8 + 2 * n,
-        activation_bytes=m * k, written_bytes=4 * m * n, bytes_in_flight=128 * 32,
+        activation_bytes=m * k, written_bytes=4 * m * n, bytes_in_flight=128 * 64,
         dp4a_ops=2.0 * m * n * k, alu_ops=0.5 * n * k, split=split, launches=1 + (split > 1),
         workspace_bytes=4 * split * m * n if split > 1 else 0,
     )  # fmt: skip

@@ -19,6 +19,7 @@ from abqc.dialects.mlir import ir
 from ..arch import WARP, GpuArch
 from ..atoms import MmaStep, mma_step
 from ..builder import POINTER, WEIGHT, GpuBuilder, kernel
+from ..matmul.reduction import Finish, Finisher
 from ..weights.layout import TILE_COLUMNS
 from ..weights.pointers import PackedWeight
 from .lanes import DotLanes, Lanes, MmaLanes, RowPointers
@@ -26,8 +27,6 @@ from .plan import RowsPlan
 from .values import HalfValues, Int8Values, RowValues
 
 ARGUMENTS = [POINTER, WEIGHT, WEIGHT, POINTER, "i32", "i32"]
-REDUCE_ARGUMENTS = [POINTER, *ARGUMENTS]
-REDUCE_THREADS = 128
 ROW_PITCH = TILE_COLUMNS + 4  # of sums in shared memory: rows 2 apart begin 8 banks apart
 
 
@@ -63,6 +62,8 @@ def emit_rows_kernel(
         lanes = _lanes(arch, values, pointers, schedule.block_m, by_mma)
         # A warp behind the last tile reads that one, and stores nothing.
         known = b.min(tile, weight.tiles - 1)
+        if schedule.split == 1:  # else the reduction adds the bias
+            b.prefetch_line(b.at(bias, b.wide(b.min(tile * TILE_COLUMNS + b.lane, n - 1)) * 4))
         stream = _Stream(b, lanes, values, plan, weight, known)
         sums = stream.run(split * schedule.warps_k + warp // schedule.warps_n)
 
@@ -99,34 +100,20 @@ def rows_mma_step(values: RowValues, arch: GpuArch) -> MmaStep | None:
     return mma_step(arch, values.element)
 
 
-def emit_reduce_kernel(
-    name: str, values: RowValues, split: int, module: Any, arch: GpuArch
-) -> None:
-    """Adds the parts of a split in order; a thread makes one element of y."""
-    with kernel(module, arch, name, REDUCE_ARGUMENTS, threads=REDUCE_THREADS) as (
-        b,
-        block,
-        workspace,
-        q,
-        w,
-        bias,
-        y,
-        m,
-        n,
-    ):
-        blocks_n = b.ceil_div(n, REDUCE_THREADS)
-        row, column = block // blocks_n, block % blocks_n * REDUCE_THREADS + b.thread
-        with b.when(column < n):
-            at = (b.wide(row) * b.wide(n) + b.wide(column)) * 4
-            plane = b.wide(m) * b.wide(n) * 4
-            type_ = "f32" if values.layout.grouped.groups > 1 else values.accumulator
-            total = _sum(
-                [b.load(workspace, type_, at + plane * s, cache="nc") for s in range(split)]
-            )
-            weight = PackedWeight(b, values.layout, w, n)
+def finisher(values: RowValues) -> Finisher:
+    """How the sums of a split become y."""
+
+    def of(b: GpuBuilder, q: Value, w: Value, bias: Value, _m: Value, n: Value) -> Finish:
+        weight = PackedWeight(b, values.layout, w, n)
+
+        def finish(total: Value, row: Value, column: Value) -> Value:
             offset = b.load(bias, "f32", b.wide(column) * 4, cache="nc")
             pointer = b.at(q, b.wide(row) * values.row_bytes)
-            b.store(values.finish(b, total, pointer, weight, column, offset), y, at)
+            return values.finish(b, total, pointer, weight, column, offset)
+
+        return finish
+
+    return of
 
 
 def _combine(
