@@ -70,7 +70,7 @@ class CudaTarget:
     archs: tuple[GpuArch, ...]
     models: tuple[CostModel, ...] = field(repr=False)
     max_norm_columns: int = MAX_COLUMNS  # rows of abq.norm that a kernel takes
-    cache_types: tuple[Float, ...] = ("f32",)  # of `c` of abq.batch_matmul
+    cache_types: tuple[Float, ...] = ("f32", "f16", "bf16")  # of `c` of abq.batch_matmul
     rounds_floats: bool = True  # of activations, to 16 bits, where weights are codes
     has_sequences: bool = False  # loops over launches that are a kernel
 
@@ -192,7 +192,7 @@ class CudaTarget:
     def batch_matmul(self, transposed: bool, element: Float) -> tuple[Variant, ...]:
         """The kernels of products of two activations, the second one of a type of `cache_types`."""
         assert element in self.cache_types
-        return batch_matmul_kernels(transposed)
+        return batch_matmul_kernels(transposed, element)
 
     def cache_rows(self, format: CacheFormat, columns: int) -> None:
         """How products outside of attention read rows of a quantized cache: not as they are."""

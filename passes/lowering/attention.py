@@ -298,13 +298,15 @@ def _heads(low: Lowering, op: ir.Operation, value: ir.Value, rows_first: int) ->
 def _check_alignment(
     op: ir.Operation, cache: ir.Value, sizes: list[ir.Value], strides: list[ir.Value]
 ) -> None:
-    """Kernels load 16 bytes where the columns are a multiple of 4, and words of quantized rows. A
-    cache lies where the caller has put it: a misaligned load would end all work on the GPU."""
+    """Kernels load 16 bytes of floats where these are whole rows, 8 bytes of rows of 16 bits that
+    are a multiple of 4, and words of quantized rows. A cache lies where the caller has put it: a
+    misaligned load would end all work on the GPU."""
     type_ = ir.MemRefType(cache.type)
-    is_bytes = type_.element_type == ir.IntegerType.get_signless(8)
-    if type_.shape[3] % 4:
+    columns, item = type_.shape[3], type_.element_type.width // 8
+    together = 4 if item in (1, 4) or columns % 8 else 8  # elements of a load
+    if columns % together:
         return
-    unit = 4 if is_bytes else 16
+    unit = together * item
     message = f"{blame(op)}: a cache and its rows must start at multiples of {unit} bytes on a GPU"
 
     def is_multiple(value: ir.Value, unit: int) -> ir.Value:
@@ -315,7 +317,7 @@ def _check_alignment(
     cf.AssertOp(is_multiple(address, unit), message)
     for size, stride in zip(sizes, strides, strict=True):
         few = arith.CmpIOp(arith.CmpIPredicate.ule, size, index(1)).result
-        cf.AssertOp(arith.OrIOp(is_multiple(stride, 4), few).result, message)
+        cf.AssertOp(arith.OrIOp(is_multiple(stride, together), few).result, message)
 
 
 def _cache(value: ir.Value) -> ir.Value | None:
