@@ -20,7 +20,6 @@ from ..matmul.schedule import Schedule
 from ..packing.layout import Activation, rows_of
 from ..packing.pack import pack_kernel
 from ..weights.layout import WeightLayout, pack
-from ..wgmma.schedules import plan_of as wgmma_plan_of
 from ..wgmma.schedules import wgmma_features, wgmma_kernel, wgmma_schedules
 from .half_arithmetic import HalfArithmetic
 from .int8_arithmetic import Int8Arithmetic
@@ -71,13 +70,14 @@ class TileStrategy:
             return wgmma_features(spec, schedule, m, self.name, self.activation)
         return tile_features(spec, schedule, m, self.name, self.activation)
 
-    def code(self, spec: MatmulSpec, schedule: Schedule) -> KernelCode:
+    def code(self, spec: MatmulSpec, schedule: Schedule) -> KernelCode | None:
         """What the kernel's machine code depends on."""
+        if spec.accumulators or spec.blocks or spec.scale not in ("f16", "f32"):
+            return None
         if schedule.kind == "rows":
             return rows_code(spec, schedule, self.activation)
         if schedule.kind == "wgmma":
-            plan = wgmma_plan_of(spec, schedule, self.activation)
-            return wgmma_code(spec, plan, self.activation)
+            return wgmma_code(spec, schedule, self.activation)
         return tile_code(spec, plan_of(spec, schedule, self.activation), self.activation)
 
     def arithmetic(self, spec: MatmulSpec) -> Arithmetic:
