@@ -18,6 +18,7 @@ from .kit import Kit
 from .peer import Case, Launch, Operands, Peer
 from .peer_gemlite import GemLite
 from .peer_humming import Humming
+from .peer_machete import Machete
 from .peer_marlin import Marlin, Qqq
 from .peer_torch import Fp8, Tinygemm
 from .pytorch import NoPyTorch, pytorch
@@ -55,14 +56,17 @@ GROUPED = Case("W4A16", group=128)
 # In the order of what they are worth: there may be no time for the last ones.
 TURNS = (
     Turn(Marlin, (W4A16,), SHAPES[:2]),
+    Turn(Machete, (W4A16,), SHAPES[:2]),
     Turn(Humming, (W4A16, W4A8, W2A8, W1A8, W8A8), SHAPES[:2]),
     Turn(Qqq, (W4A8,), SHAPES[:2]),
     Turn(Tinygemm, (GROUPED,), SHAPES[:2]),
     Turn(Fp8, (W8A8,), SHAPES[:2]),
     Turn(GemLite, (GROUPED, W8A8), SHAPES[1:2], FEW),
     Turn(Marlin, (W4A16,), SHAPES[2:3]),
+    Turn(Machete, (W4A16,), SHAPES[2:3]),
     Turn(Humming, (W4A16, W4A8, W2A8, W1A8, W8A8), SHAPES[2:3]),
     Turn(Marlin, (GROUPED,), SHAPES[:2]),
+    Turn(Machete, (GROUPED,), SHAPES[:2]),
     Turn(Humming, (GROUPED,), SHAPES[:2]),
     Turn(Qqq, (Case("W4A8", group=128),), SHAPES[:2]),
     Turn(GemLite, (GROUPED, W8A8), SHAPES[:1], FEW),
