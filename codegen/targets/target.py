@@ -54,9 +54,18 @@ class Target(Protocol):
         """Types that the second operand of `abq.batch_matmul` may have."""
         ...
 
-    @property
-    def merges_products(self) -> bool:
-        """Whether products of the same activations are launched as one (`merge-products`)."""
+    def merges_products(self, products: Sequence[Sequence[Kernel]]) -> bool:
+        """Whether products of the same activations, with these kernels by ranges of rows (and what
+        adds their splits), are launched as one (`merge-products`)."""
+        ...
+
+    def merged_matmul(self, kernel: Kernel, parts: int, split: int) -> Kernel | None:
+        """The kernel of `parts` products that `merges_products`, all with this `kernel`; None: they
+        are launched side by side."""
+        ...
+
+    def merged_reduce(self, kernel: Kernel, parts: int) -> Kernel:
+        """What adds the splits of `parts` products."""
         ...
 
     @property
@@ -161,6 +170,11 @@ class Target(Protocol):
     ) -> Kernel | None:
         """The kernel of a normalization whose rows these kernels pack. `keeps_row`: the normalized
         rows are needed by others too."""
+        ...
+
+    def fused_pack(self, pack: Kernel, prologue: Epilogue) -> Kernel | None:
+        """The kernel that packs rows as `pack` does, which it makes of others before: of elements,
+        and of inputs that are read by elements and channels."""
         ...
 
     def measure(self, format_text: str) -> Kernel:

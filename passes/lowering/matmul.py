@@ -1,7 +1,8 @@
 """`abq.matmul` and `abq.fused_matmul` become launches of their kernels, by ranges of rows.
 
 Those that `merge-products` has marked become one launch: of one kernel where a product's epilogue
-reads another one's result, and side by side where they are independent.
+reads another one's result, and side by side where they are independent, on a GPU by a kernel whose
+grid has the blocks of all (codegen/gpu/matmul/merged.py).
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def lower_matmul(low: Lowering, op: ir.Operation) -> None:
 
     def launch_variant(i: int) -> None:
         split, reduce = splits[i]
-        if split > 1:
-            _launch_split(low, chains[0], i, split, reduce, x, rows)
+        if low.unit.known_target.objects.on_device:
+            _launch_on_device(low, chains, i, split, reduce, x, rows)
             return
         for chain in chains:
             kernel = chain.kernel(low, i)
@@ -110,22 +111,58 @@ def _grid(low: Lowering, kernel: str, rows: ir.Value, n: int) -> ir.Value:
     return arith.MulIOp(ceil_div(rows, block_m), ceil_div(index(n), block_n)).result
 
 
-def _launch_split(
+def _launch_on_device(
     low: Lowering,
-    chain: _Chain,
+    chains: list[_Chain],
     i: int,
     split: int,
     reduce: str,
     x: ir.Value,
     rows: ir.Value,
 ) -> None:
-    """Partial sums of `split` parts of the grid, and the kernel that adds them."""
-    (op,), (w, bias, y) = chain.ops, chain.arguments
-    name, n = _kernels(op)[i], index(chain.n)
-    parts = low.allocate(product([index(split), rows, n]), ir.IntegerType.get_signless(32))
-    grid = arith.MulIOp(_grid(low, name, rows, chain.n), index(split)).result
-    low.launch(name, grid, [x, w, bias, parts, rows, n])
-    low.launch(reduce, _grid(low, reduce, rows, chain.n), [parts, x, w, bias, y, rows, n])
+    """One launch for all products; where K has `split` parts, which give partial sums, another
+    one that adds them."""
+    target, parts, ns = low.unit.known_target, len(chains), [index(chain.n) for chain in chains]
+    names = {_kernels(chain.ops[0])[i] for chain in chains}
+    assert len(names) == 1, "merge-products asks the target before"
+    kernel = low.unit.kernels[names.pop()]
+    outputs = [chain.results[0] for chain in chains]
+    partial = outputs
+    if split > 1:
+        i32 = ir.IntegerType.get_signless(32)
+        partial = [low.allocate(product([index(split), rows, n]), i32) for n in ns]
+    weights = [chain.arguments[:2] for chain in chains]
+    merged = kernel if parts == 1 else target.merged_matmul(kernel, parts, split)
+    first, *more = ([*both, y, rows, n] for both, y, n in zip(weights, partial, ns, strict=True))
+    arguments = [x, *first, *(value for w, bias, y, _, n in more for value in (w, bias, y, n))]
+    _launch_grids(low, merged, rows, ns, split, arguments)
+    if split == 1:
+        return
+    kernel = low.unit.kernels[reduce]
+    merged = kernel if parts == 1 else target.merged_reduce(kernel, parts)
+    every = list(zip(partial, weights, outputs, ns, strict=True))
+    sums, both, y, n = every[0]
+    arguments = [sums, x, *both, y, rows, n]
+    for sums, both, y, n in every[1:]:
+        arguments += [sums, *both, y, n]
+    _launch_grids(low, merged, rows, ns, 1, arguments)
+
+
+def _launch_grids(
+    low: Lowering,
+    kernel: Any,
+    rows: ir.Value,
+    ns: list[ir.Value],
+    split: int,
+    arguments: list[ir.Value],
+) -> None:
+    """Launch `kernel` with the blocks of products of so many columns each, times `split`."""
+    low.unit.kernels[kernel.name] = kernel
+    grid = index(0)
+    for n in ns:
+        blocks = product([ceil_div(rows, kernel.block[0]), ceil_div(n, kernel.block[1])])
+        grid = arith.AddIOp(grid, product([blocks, index(split)])).result
+    low.launch(kernel.name, grid, arguments)
 
 
 def _splits(op: ir.Operation, count: int) -> list[tuple[int, str]]:

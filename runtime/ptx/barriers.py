@@ -76,6 +76,7 @@ class Barriers:
         indices: np.ndarray,
         lanes: Lanes | None,
     ) -> None:
+        self.batch.shared.arriving(numbers, indices)
         blocks = self.batch.block_of_lane[indices]
         np.add.at(self.arrived, (blocks, numbers), 1)
         if operation.threads is not None:
@@ -113,6 +114,8 @@ class Barriers:
         waits = self.barrier >= 0
         opened = waits & complete[self.batch.block_of_lane, np.where(waits, self.barrier, 0)]
         released = self._released(opened)
+        going = np.flatnonzero(opened)
+        self.batch.shared.opened(self.barrier[going], going)
         self.barrier[opened] = -1
         self.arrived[complete] = 0
         self.contributors[complete] = 0

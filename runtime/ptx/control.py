@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .decode import Operation
+from .lanes import Lanes
 from .operands import RegisterView, Source
 
 if TYPE_CHECKING:
@@ -80,6 +83,41 @@ class Barrier(Control):
     @property
     def needs_others(self) -> bool:
         return self.aligned
+
+
+class MbarrierTest(Control):
+    """`mbarrier.test_wait` and `.try_wait` into the predicate `result`.
+
+    Lanes for which the phase is not complete give way to all others.
+    """
+
+    asynchronous = True
+    shared_size = 8
+
+    def __init__(
+        self,
+        place: Callable[[Batch], Callable[[Lanes | None], np.ndarray]],
+        value: Source,
+        is_parity: bool,
+        acquires: bool,
+        result: RegisterView,
+    ) -> None:
+        self.place = place
+        self.value = value
+        self.is_parity = is_parity
+        self.acquires = acquires
+        self.result = result
+
+
+class SetRegisters(Control):
+    """`setmaxnreg`: the warps' registers a thread become `count`, more or fewer than before."""
+
+    whole_warp = True
+    whole_warpgroup = True
+
+    def __init__(self, count: int, more: bool) -> None:
+        self.count = count
+        self.more = more
 
 
 def successors(operation: Control, guarded: bool) -> tuple[Sequence[str], bool]:

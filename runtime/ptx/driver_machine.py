@@ -37,10 +37,11 @@ class Machine(Protocol):
 
 
 class PtxMachine:
-    """A `Device` as a Machine."""
+    """A `Device` as a Machine; launches are told to `counters` (counters.py), if there are any."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
+        self.counters: Any = None
         self.capability = device.capability
         self.free, self.write, self.read = device.free, device.write, device.read
 
@@ -64,7 +65,7 @@ class PtxMachine:
     def launch(
         self, kernel: Any, grid: Extents, block: Extents, parameters: list[bytes], shared: int
     ) -> None:
-        self.device.launch(kernel, grid, block, parameters, shared)
+        self.device.launch(kernel, grid, block, parameters, shared, self.counters)
 
 
 @lru_cache(maxsize=4)

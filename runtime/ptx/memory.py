@@ -23,7 +23,7 @@ WINDOW_BYTES = 1 << 32
 _EXISTS = 0x01
 _WRITTEN = 0x03
 _EXISTS_8 = 0x0101_0101_0101_0101
-_WRITTEN_8 = 0x0303_0303_0303_0303
+WRITTEN_8 = 0x0303_0303_0303_0303
 _ROW_TYPES: dict[int, type[np.unsignedinteger]] = {
     1: np.uint8,
     2: np.uint16,
@@ -75,7 +75,7 @@ class Memory:
         units = self.offsets(addresses, size, lanes) >> (size.bit_length() - 1)
         if not self.complete:
             states = self.states[size].take(units, axis=0, mode="clip")
-            if not self._all(states, size, _WRITTEN_8):
+            if not self._all(states, size, WRITTEN_8):
                 self._fault(addresses, states, size, lanes, "read")
         self.reading(units, size, lanes)
         return self.rows[size].take(units, axis=0, mode="clip")
@@ -94,7 +94,7 @@ class Memory:
         """Places of atomic operations, as numbers of rows of `size` bytes."""
         units = self.offsets(addresses, size, lanes) >> (size.bit_length() - 1)
         states = self.states[size].take(units, axis=0, mode="clip")
-        if not self._all(states, size, _WRITTEN_8):
+        if not self._all(states, size, WRITTEN_8):
             self._fault(addresses, states, size, lanes, "read")
         self.atomic(units, size, lanes)
         return units
@@ -104,11 +104,11 @@ class Memory:
     ) -> None:
         """Notes that the bytes are written; LaneFault where some do not exist."""
         states = self.states[size].take(units, axis=0, mode="clip")
-        if self._all(states, size, _WRITTEN_8):
+        if self._all(states, size, WRITTEN_8):
             return
         if not (states & self._pattern(size, _EXISTS_8) == self._pattern(size, _EXISTS_8)).all():
             self._fault(addresses, states, size, lanes, "write")
-        self.states[size][units] = self._pattern(size, _WRITTEN_8)
+        self.states[size][units] = self._pattern(size, WRITTEN_8)
 
     def reading(self, units: np.ndarray, size: int, lanes: Lanes | None) -> None:
         """Called for each read, before it happens."""

@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from abqc.codegen.strategy import Kernel, MatmulSpec, Variant
+from abqc.costmodel.assembly import KernelCode
 from abqc.costmodel.interface import CostModel, KernelFeatures
 from abqc.dialects.formats import QuantizedTensor
 
@@ -65,6 +66,15 @@ class GpuStrategy(Protocol):
 
     def features(self, spec: MatmulSpec, schedule: Schedule, m: int) -> KernelFeatures:
         """What the cost model needs to know of `m` rows; its `arch` is left open ("")."""
+        ...
+
+
+@runtime_checkable
+class KnownCode(Protocol):
+    """A GpuStrategy of whose machine code something was learned (costmodel/assembly.py)."""
+
+    def code(self, spec: MatmulSpec, schedule: Schedule) -> KernelCode:
+        """What a kernel's machine code depends on."""
         ...
 
 

@@ -33,6 +33,7 @@ from .layout import (
     plane_weights,
     reach,
 )
+from .row_pieces import RowPieces
 
 MMA_COLUMNS = 8
 FORM = "b1.m16n8k256"
@@ -270,6 +271,11 @@ class PlanesPlan:
     @property
     def row_stage_bytes(self) -> int:
         return self.schedule.block_m * self.schedule.block_k // UNIT * self.rows.unit_bytes
+
+    @cached_property
+    def row_pieces(self) -> RowPieces:
+        """Rows in a stage."""
+        return RowPieces(self.schedule.block_m, 2 * self.block_steps * self.row_planes)
 
     @property
     def block_groups(self) -> int:

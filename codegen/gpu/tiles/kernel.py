@@ -18,7 +18,7 @@ from abqc.codegen.builder import Value
 
 from ..arch import GpuArch
 from ..atoms import MmaStep
-from ..builder import POINTER, GpuBuilder, kernel
+from ..builder import POINTER, WEIGHT, GpuBuilder, kernel
 from ..matmul.block_order import place
 from ..weights.layout import BLOCKS, TILE_COLUMNS
 from ..weights.pointers import PackedWeight
@@ -90,7 +90,7 @@ def emit_tile_kernel(
     module: Any, arch: GpuArch, name: str, plan: TilePlan, arithmetic: Arithmetic
 ) -> None:
     """Add the kernel (q, w, bias, y or workspace, m, n) of docs/gpu.md to `module`."""
-    arguments = [POINTER, POINTER, POINTER, POINTER, "i32", "i32"]
+    arguments = [POINTER, WEIGHT, WEIGHT, POINTER, "i32", "i32"]
     s = plan.schedule
     with kernel(module, arch, name, arguments, threads=s.threads, shared=plan.shared_bytes) as (
         b,
@@ -149,6 +149,8 @@ class _TileLoop:
         """All turns of this block's split: accumulators, or totals where there are groups."""
         b, plan = self.b, self.plan
         begin, end = self._turns()
+        self._prefetch(begin, end)
+        b.wait()
         ahead = plan.schedule.stages - 1
         for turn in range(ahead):
             stage = b.const(turn * plan.stage_bytes, "i32")
@@ -169,6 +171,15 @@ class _TileLoop:
         _, *values = loop.results
         state = self._last_flush(state.with_values(values))
         return state.totals if plan.grouped else state.sums
+
+    def _prefetch(self, begin: Value, end: Value) -> None:
+        """What the first turns read of each tile of columns; a thread has one."""
+        b, plan, context = self.b, self.plan, self.context
+        with b.when((b.thread < plan.block_tiles) & (begin < end)):
+            tile = b.min(context.first_tile + b.thread, context.weight.tiles - 1)
+            at = begin * plan.stage_tile_bytes
+            left = b.min(end * plan.stage_tile_bytes, b.const(plan.weights.tile_bytes, "i32")) - at
+            b.prefetch(b.at(context.weight.tile(tile), at), left)
 
     def _turns(self) -> tuple[Value, Value]:
         """The turns of the K loop that are this split's."""

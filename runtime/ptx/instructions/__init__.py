@@ -6,6 +6,7 @@ from . import (
     async_copy,
     atomics,
     bits,
+    bulk_copy,
     compare,
     control,
     convert,
@@ -14,15 +15,18 @@ from . import (
     integers,
     load_store,
     matrix,
+    mbarrier,
     move,
     pairs,
     warps,
+    wgmma,
 )
 
 __all__ = [
     "async_copy",
     "atomics",
     "bits",
+    "bulk_copy",
     "compare",
     "control",
     "convert",
@@ -31,7 +35,9 @@ __all__ = [
     "integers",
     "load_store",
     "matrix",
+    "mbarrier",
     "move",
     "pairs",
     "warps",
+    "wgmma",
 ]
