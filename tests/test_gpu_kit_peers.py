@@ -14,7 +14,6 @@ from abqc.errors import InputError
 
 sys.path.insert(0, str(Path(__file__).parent / "bench" / "gpu"))
 import build
-from gpukit import kit as kits
 from gpukit import peer_report, peers, report, work
 from gpukit.parts import PARTS, Part
 from gpukit.peer import Case, Operands, Peer
@@ -111,7 +110,7 @@ class Broken(Exact):
 def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """With three peers and one product of 64 by 32."""
     cases = (Case("W4A16"), Case("W4A8"))
-    turns = [peers.Turn(peer, cases, ((64, 32),)) for peer in (Exact, Wrong, Broken)]
+    turns = [peers.Turn(peer, cases, ((64, 32),), (1, 100)) for peer in (Exact, Wrong, Broken)]
     monkeypatch.setattr(peers, "TURNS", tuple(turns))
     monkeypatch.setattr(peers, "_opened", {})
     monkeypatch.setattr(peers, "_prepared", {})
@@ -284,21 +283,7 @@ def test_ours_beside_the_others(kit: Any, tmp_path: Path):
     assert "1 of 2 products agree" in text and "- Z: it is not in the kit" in text
     assert "- X W4A8: no kernel" in text and "- not tried: x" in text
     machine = {"device": "x", "driver": "y", "date": "z"}
-    real = kits.Kit(
-        tmp_path,
-        "sm_90a",
-        (9, 0),
-        True,
-        "now",
-        1,
-        1,
-        kits.ProbeSizes(),
-        *({}, [], []),
-        [],
-        [],
-        [],
-        [],
-    )
+    real = SimpleNamespace(folder=tmp_path, table=[], target="sm_90a", date="now", notes=[])
     report.write(real, machine, {"peers": records["peers"]}, tmp_path)
     assert "## Other engines" in (tmp_path / "results.md").read_text()
     assert json.loads((tmp_path / "results.json").read_text())["failures"] == []

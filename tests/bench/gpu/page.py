@@ -67,8 +67,22 @@ def _formats(records: Records) -> list[str]:
 
 
 def _shapes(records: Records) -> list[Shape]:
-    found = {(r["k"], r["n"]) for r in records["table"]}
+    """Those with most formats, not what is there for the cost model to learn from."""
+    formats: dict[Shape, set[str]] = {}
+    for r in records["table"]:
+        formats.setdefault((r["k"], r["n"]), set()).add(r["format"])
+    found = [shape for shape, own in formats.items() if 2 * len(own) > len(_formats(records))]
     return sorted(found, key=lambda shape: shape[0] * shape[1])
+
+
+def _counts(records: Records, shape: Shape) -> list[int]:
+    """Likewise of a shape's rows."""
+    formats: dict[int, set[str]] = {}
+    for r in records["table"]:
+        if (r["k"], r["n"]) == shape:
+            formats.setdefault(r["m"], set()).add(r["format"])
+    most = max(map(len, formats.values()))
+    return sorted(m for m, own in formats.items() if 2 * len(own) >= most)
 
 
 def _seconds(records: Records) -> Callable[[str, Shape, int], float | None]:
@@ -139,7 +153,7 @@ def _rows(records: Records, name: str, plots: dict[str, str]) -> list[str]:
     cublas = {kind: peer_report.cublas_seconds(records, of) for kind, of in _KINDS.items()}
     text = ["## By rows", "Likewise, for the smallest and the largest of the shapes."]
     for shape in dict.fromkeys((shapes[0], shapes[-1])):
-        counts = sorted({r["m"] for r in records["table"] if (r["k"], r["n"]) == shape})
+        counts = _counts(records, shape)
         table, base = [], cublas["f16"]
         for m in counts:
             own = base.get((*shape, m))

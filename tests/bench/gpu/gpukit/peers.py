@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from . import baselines
@@ -36,18 +37,19 @@ SHAPES: tuple[Shape, ...] = (
     (4096, 11008),
     (11008, 4096),
 )
+ROWS = (1, 4, 8, 16, 64, 256, 4096)
 FEW = (1, 16, 256, 4096)
 ONE = (1,)
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Some cases of a peer at some of SHAPES; `rows` None: of all rows of the table."""
+    """Some cases of a peer at some of SHAPES."""
 
     peer: type[Peer]
     cases: tuple[Case, ...]
     shapes: tuple[Shape, ...]
-    rows: tuple[int, ...] | None = None
+    rows: tuple[int, ...] = ROWS
 
 
 W4A16, W4A8, W2A8, W1A8, W8A8 = map(Case, ("W4A16", "W4A8", "W2A8", "W1A8", "W8A8"))
@@ -96,28 +98,25 @@ class Item:
 
 
 @cache
-def items(kit_shapes: tuple[Shape, ...], kit_rows: tuple[int, ...], folder: Any) -> list[Item]:
-    """Of the table's shapes and rows; one item for a peer that is not here."""
+def items(products: frozenset[tuple[int, int, int]], folder: Path) -> list[Item]:
+    """Those of `products` (m, n, k) that are in the turns; one item for a peer that is not here."""
     found = []
     for turn in TURNS:
         if why := turn.peer.missing(folder):
             found.append(Item(turn.peer, missing=why))
             continue
-        rows = [m for m in turn.rows or kit_rows if m in kit_rows]
         found += [
             Item(turn.peer, case, m, n, k)
             for k, n in turn.shapes
-            if (k, n) in kit_shapes
             for case in turn.cases
-            for m in rows
+            for m in turn.rows
+            if (m, n, k) in products
         ]
     return list(dict.fromkeys(found))
 
 
 def items_of(kit: Kit) -> list[Item]:
-    shapes = baselines.shapes(kit)
-    rows = tuple(sorted({m for m, _, _ in shapes}))
-    return items(tuple({(k, n): None for _, n, k in shapes}), rows, kit.folder / FOLDER)
+    return items(frozenset(baselines.shapes(kit)), kit.folder / FOLDER)
 
 
 def names(kit: Kit) -> list[str]:
