@@ -40,6 +40,7 @@ SHAPES: tuple[Shape, ...] = (
 ROWS = (1, 4, 8, 16, 64, 256, 4096)
 FEW = (1, 16, 256, 4096)
 ONE = (1,)
+NOT_MANY = ROWS[:-1]  # tinygemm is for few rows, and takes long for many
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ TURNS = (
     Turn(Machete, (W4A16,), SHAPES[:2]),
     Turn(Humming, (W4A16, W4A8, W2A8, W1A8, W8A8), SHAPES[:2]),
     Turn(Qqq, (W4A8,), SHAPES[:2]),
-    Turn(Tinygemm, (GROUPED,), SHAPES[:2]),
+    Turn(Tinygemm, (GROUPED,), SHAPES[:2], NOT_MANY),
     Turn(Fp8, (W8A8,), SHAPES[:2]),
     Turn(GemLite, (GROUPED, W8A8), SHAPES[1:2], FEW),
     Turn(Marlin, (W4A16,), SHAPES[2:3]),
