@@ -99,6 +99,16 @@ class Wrong(Exact):
         return (lambda i: 2 * x.float() @ operands.weights[i].t()), None
 
 
+class NoNumber(Exact):
+    """Right alone, but not with quantizing its rows."""
+
+    name = "NoNumber"
+
+    def launches(self, case: Case, operands: Operands, x: Any) -> Any:
+        multiply, _ = super().launches(case, operands, x)
+        return multiply, lambda i: float("nan") * multiply(i)
+
+
 class Broken(Exact):
     name = "Broken"
 
@@ -106,11 +116,14 @@ class Broken(Exact):
         raise ValueError("first line\nno kernel for this")
 
 
+ENGINES = (Exact, Wrong, NoNumber, Broken)
+
+
 @pytest.fixture
 def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """With three peers and one product of 64 by 32."""
+    """With a few peers and one product of 64 by 32."""
     cases = (Case("W4A16"), Case("W4A8"))
-    turns = [peers.Turn(peer, cases, ((64, 32),), (1, 100)) for peer in (Exact, Wrong, Broken)]
+    turns = [peers.Turn(peer, cases, ((64, 32),), (1, 100)) for peer in ENGINES]
     monkeypatch.setattr(peers, "TURNS", tuple(turns))
     monkeypatch.setattr(peers, "_opened", {})
     monkeypatch.setattr(peers, "_prepared", {})
@@ -139,6 +152,8 @@ def test_every_product_is_checked_and_timed(kit: Any, monkeypatch: pytest.Monkey
     assert len(exact) == 4 and all(r["values_agree"] and not r["graph"] for r in exact)
     assert exact[0]["seconds"] == pytest.approx(0.016 / 16) == exact[0]["total_seconds"]
     assert not any(r["values_agree"] for r in records if r["peer"] == "Wrong")
+    infinite = [r for r in records if r["peer"] == "NoNumber"]
+    assert not any(r["values_agree"] or r["deviation"] for r in infinite)
     broken = [r["failed"] for r in records if r["peer"] == "Broken"]
     assert len(broken) == 4 and all("no kernel for this (launches" in text for text in broken)
     assert report.failures({"peers": records}) == []

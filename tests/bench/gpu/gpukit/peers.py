@@ -6,6 +6,7 @@ is installed. Their failures are theirs: they are said in the results, and are n
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -168,9 +169,9 @@ def _measured(torch: Any, kit: Kit, item: Item, case: Case) -> dict[str, Any]:
     operands = _operands(torch, peer, case, item.n, item.k)
     x = torch.randn(item.m, item.k, dtype=getattr(torch, peer.dtype), device="cuda")
     multiply, together = peer.launches(case, operands, x)
-    deviation = max(
+    deviations = [
         _deviation(torch, launch(0), x, operands.dense) for launch in (multiply, together) if launch
-    )
+    ]
     seconds, runs, graph = _seconds(torch, multiply, len(operands.weights))
     total = _seconds(torch, together, len(operands.weights))[0] if together else seconds
     return {
@@ -179,8 +180,8 @@ def _measured(torch: Any, kit: Kit, item: Item, case: Case) -> dict[str, Any]:
         "total_seconds": total,
         "repetitions": runs,
         "graph": graph,
-        "deviation": deviation,
-        "values_agree": deviation <= peer.tolerance(case),
+        "deviation": max(deviations) if all(map(math.isfinite, deviations)) else None,
+        "values_agree": all(value <= peer.tolerance(case) for value in deviations),
     }
 
 
