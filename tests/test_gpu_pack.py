@@ -92,7 +92,9 @@ def test_divisions_are_exact_at_every_magnitude(activation: str) -> None:
     spec = spec_of("w4:g64:asym", activation, 128)
     layout = Int8Rows.of(spec)
     codes, scale, zero = formats.quantize_activation(x, spec.activation)
-    np.testing.assert_array_equal(packed(spec, layout, x), layout.pack_reference(codes, scale, zero))
+    np.testing.assert_array_equal(
+        packed(spec, layout, x), layout.pack_reference(codes, scale, zero)
+    )
 
 
 SHAPES = [

@@ -1,7 +1,8 @@
 """Quantizing rows on the device (docs/numerics.md, "Quantizing at run time").
 
-Exact IEEE f32: divisions are correctly rounded, roundings half to even. A row (or sample) with NaN,
-infinity or a range that f32 cannot hold is *broken*: its scale is NaN, its codes are those of zeros.
+Exact IEEE f32: divisions are correctly rounded, roundings half to even. A row (or sample) with
+NaN, infinity or a range that f32 cannot hold is *broken*: its scale is NaN, its codes are those of
+zeros.
 """
 
 from __future__ import annotations
