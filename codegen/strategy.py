@@ -76,16 +76,26 @@ class AttentionVariant:
     """A kernel of attention for `min_rows <= m <= max_rows` (None: any), and what its launch needs.
 
     A block does `kernel.block[0]` rows of a query head; where it is `grouped`, of all heads that
-    share keys.
+    share keys. Where `blocks` is not 0, so many fill the GPU: keys are split for that (`splits_of`)
+    and ranges of m are those of all rows that share keys, for up to `max_rows` of a head.
     """
 
     kernel: Kernel
     min_rows: int
     max_rows: int | None
-    split: int = 0  # keys of a block; 0: a block goes over all keys
+    split: int = 0  # keys of a block, at least where there are `blocks`; 0: a block does all keys
     merge: Kernel | None = None
     workspace_floats: int = 0  # of a row of a split
     grouped: bool = False
+    blocks: int = 0
+    most_keys: int = 0  # of a block, where there are `blocks`
+
+    def splits_of(self, parts: int, keys: int) -> tuple[int, int]:
+        """How many blocks share the keys of each of `parts`, and how many each takes, as the host
+        computes it (passes/lowering/attention.py) where there are `blocks`."""
+        wanted = min(self.blocks // max(parts, 1), -(-keys // self.split))
+        each = -(-keys // max(wanted, -(-keys // self.most_keys), 1))
+        return max(1, -(-keys // max(each, 1))), each
 
     def covers(self, rows: int) -> bool:
         return self.min_rows <= rows and (self.max_rows is None or rows <= self.max_rows)

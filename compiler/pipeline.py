@@ -111,7 +111,7 @@ CPU_FUSIONS = (
     "sink-transposes",  # a GPU's convolutions have channels last themselves
     "func.func(canonicalize,cse,linalg-fuse-elementwise-ops,canonicalize,cse)",
 )
-PACK_FUSIONS = ("fuse-norm-pack",)
+PACK_FUSIONS = ("fuse-norm-pack", "fuse-pack")
 
 
 def stages(on_device: bool) -> dict[str, tuple[str, ...]]:

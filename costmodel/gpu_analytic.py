@@ -29,6 +29,8 @@ UNITS = {
     "b1": "b1_ops",
     "s8": "s8_ops",
     "f16": "f16_ops",
+    "wgmma_s8": "wgmma_s8_ops",
+    "wgmma_f16": "wgmma_f16_ops",
     "f32": "f32_ops",
     "dp4a": "dp4a_ops",
     "alu": "alu_ops",
@@ -37,6 +39,7 @@ UNITS = {
     "shared": "shared_traffic",
 }
 TENSOR_UNITS = ("b1", "s8", "f16")
+WGMMA_UNITS = ("wgmma_s8", "wgmma_f16")
 
 # An MMA takes about 33 cycles and a scheduler can start one every 8: four schedulers are busy with
 # 16 independent ones. Other instructions take 4 to 6 cycles; 8 warps with some independent
@@ -58,7 +61,12 @@ BASE_REGISTERS, REGISTERS_PER_ACCUMULATOR = 40, 2.5
 L1_SHARE = 0.25  # of an SM's memory that is left to L1
 L2_SHARE = 0.75  # of L2 that one kernel's operands keep
 SERIAL = 0.05  # of the work of faster resources, which does not overlap with the slowest
-BOUNDS = {unit: f"{unit} tensor-core" for unit in TENSOR_UNITS} | {
+# Of a warpgroup that is alone on an SM: while it decodes and waits, nothing is multiplied.
+ALONE = 0.65
+WARPGROUP = 4 * WARP
+# By rows of a block, the part of wgmma's rate: measured on an H200, both operands in shared memory.
+WGMMA_PART = {8: 0.27, 16: 0.48, 32: 0.74, 64: 0.96}
+BOUNDS = {unit: f"{unit} tensor-core" for unit in (*TENSOR_UNITS, *WGMMA_UNITS)} | {
     "f32": "FMA",
     "dp4a": "dp4a",
     "alu": "integer",
@@ -207,7 +215,7 @@ class _Kernel:
         near = max(0.0, self.traffic - self.dram)
         waits = self.dram * gpu.dram_latency + near * gpu.l2_latency
         loads = waits * LOADED_LATENCY / f.blocks / max(1, f.bytes_in_flight)
-        if f.kind != "tile":
+        if f.kind == "rows":
             return loads
         steps = math.ceil(f.k / (f.split * f.block_k * f.warps_k))
         return max(loads, steps * STEP_CYCLES / gpu.clock)
@@ -216,6 +224,10 @@ class _Kernel:
         """Of a unit's rate, by the warps of `blocks` blocks on one SM."""
         f = self.f
         warps = f.threads / WARP
+        if unit in WGMMA_UNITS:
+            part = max((p for rows, p in WGMMA_PART.items() if rows <= f.block_m), default=1.0)
+            multiplying = blocks * (f.threads // WARPGROUP - 1)
+            return EFFICIENCY * part * (ALONE if multiplying == 1 else 1.0)
         if unit not in TENSOR_UNITS:
             return EFFICIENCY * min(1.0, blocks * warps / WARPS_IN_FLIGHT)
         chains = max(1.0, f.block_m * f.block_n * f.warps_k / ACCUMULATORS / warps)

@@ -1,7 +1,7 @@
 """GPUs as data: what a multiprocessor (SM) computes per cycle, and how memory feeds it.
 
 Rates are operations per SM and cycle; a multiply-add is two. Tensor rates are those of `mma.sync`,
-not of `wgmma` or `tcgen05`. Where a comment says "datasheet", the rate is the datasheet's dense
+but for those called `wgmma`. Where a comment says "datasheet", the rate is the datasheet's dense
 peak divided by SMs and clock; "guide" is the CUDA C++ Programming Guide (throughput of arithmetic
 instructions). "Assumed" means that nobody has measured it for us yet:
 `abqc tune` corrects what follows from it.
@@ -30,6 +30,7 @@ class Gpu(GpuLimits):
     """One GPU. `rates` are keyed by unit; a unit that is missing is not native there.
 
     b1, s8, f16   `mma.sync`; f16 with f32 accumulators
+    wgmma_s8, wgmma_f16   the same by `wgmma`
     f32, dp4a, alu, special   CUDA cores: flops; byte products; shifts, logic, additions; MUFU
     issue         instructions of threads
     shared        bytes between shared memory and registers
@@ -169,6 +170,9 @@ H200 = Gpu(
         # Measured: 1,290 TOPS and 651 TFLOPS, 65 % of the datasheet's for wgmma.
         "s8": 4936.0,
         "f16": 2490.0,
+        # Measured: 1,840 TOPS and 811 TFLOPS (below the datasheet's by the clock under such load).
+        "wgmma_s8": 7040.0,
+        "wgmma_f16": 3103.0,
     },
     dram_datasheet=4.8 * TERA,
     dram_bandwidth=4.2 * TERA,  # measured: copied, by a kernel 4.08, by the driver 4.24

@@ -58,6 +58,7 @@ PASS_FILES = (
     "fuse_epilogues",
     "fuse_norm",
     "fuse_norm_pack",
+    "fuse_pack",
     "guard_divisions",
     "guard_indices",
     "insert_fake_quantize",

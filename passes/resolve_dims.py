@@ -164,6 +164,7 @@ _RULES = {
     "abq.dequantize_cache": _of_first_operand,
     "abq.permute_channels": _of_first_operand,
     "abq.pack": _of_first_operand,
+    "abq.fused_pack": _of_first_operand,
     "abq.quantize": _of_first_operand,
     "abq.dequantize": _of_first_operand,
     "abq.fake_quantize": _of_first_operand,

@@ -26,9 +26,11 @@ class GraphWatch:
         self._random = random.Random(seed)
         self._order: list[int] = []
         self._bytes: dict[int, tuple[list[np.ndarray], list[np.ndarray]]] = {}
+        self._early: list[np.ndarray] = []  # bytes that threads read before they waited
+        self._waiting: set[int] = set()  # threads that have not
 
     def _schedule(self, graph: Graph) -> Sequence[int]:
-        self.graph, self._order, self._bytes = graph, [], {}
+        self.graph, self._order, self._bytes, self._early = graph, [], {}, []
         left = dict(graph)
         while left:
             ready = [handle for handle, node in left.items() if not node.before & left.keys()]
@@ -49,12 +51,27 @@ class GraphWatch:
     ) -> None:
         if not self._bytes:
             return
+        if instruction.opcode == "griddepcontrol":
+            self._synchronize(instruction, active)
         launch = self._bytes[next(reversed(self._bytes))]
         for access in accesses:
-            for space, _, addresses in by_space(access, active):
-                if space == "global":
-                    every = addresses.astype(np.int64)[:, None] + np.arange(access.size)
-                    launch[access.is_write].append(np.unique(every))
+            for space, lanes, addresses in by_space(access, active):
+                if space != "global":
+                    continue
+                every = addresses.astype(np.int64)[:, None] + np.arange(access.size)
+                launch[access.is_write].append(np.unique(every))
+                early = np.isin(lanes, list(self._waiting))
+                assert not access.is_write or not early.any(), "a store before the wait"
+                self._early.append(np.unique(every[early]))
+
+    def _synchronize(self, instruction: Any, active: np.ndarray) -> None:
+        """Threads begin with `launch_dependents`, and go on after `wait`."""
+        lanes = set(active.tolist())
+        if "wait" in instruction.modifiers:
+            self._waiting -= lanes
+        else:
+            assert not self._waiting & lanes, "a thread ended without a wait"
+            self._waiting |= lanes
 
     # -- checks of the last graph
 
@@ -65,6 +82,9 @@ class GraphWatch:
             handle: [np.unique(np.concatenate([*parts, np.empty(0, np.int64)])) for parts in kinds]
             for handle, kinds in self._bytes.items()
         }
+        written = np.unique(np.concatenate([writes for _, writes in touched.values()]))
+        early = np.unique(np.concatenate([*self._early, np.empty(0, np.int64)]))
+        assert not self._waiting and not len(np.intersect1d(early, written))
         followed = self.followed()
         for second, node in self.graph.items():
             for first in self.graph:

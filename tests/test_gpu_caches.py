@@ -29,7 +29,7 @@ CASES: list[tuple[str, str, Precision, int, int, int, int]] = [
 def test_rows_are_decoded(
     keys: str, values: str, precision: Precision, head: int, value_head: int, rows: int, count: int
 ) -> None:
-    formats = [parse_cache_format(text) if text else None for text in (keys, values)]
+    formats = [parse_cache_format(text) if text else "f32" for text in (keys, values)]
     spec = AttentionSpec(head, value_head, "add", precision, False, *formats)
     case = Case(spec, rows, count, batch=2, heads=4, group=2, room=3, mask_axes="bt")
     q, k, v, mask = inputs(case)
@@ -41,11 +41,11 @@ def test_rows_are_decoded(
     assert np.abs(y - want).max() <= tolerance * np.abs(want).max()
 
 
-def stored(format: CacheFormat | None, x: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+def stored(format: CacheFormat | str, x: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
     """The rows in a buffer with room that must not be read, and their values."""
-    rows = x if format is None else format.encode(x)
-    values = x if format is None else format.decode_stored(rows, x.shape[3])
+    rows = x if format == "f32" else format.encode(x)
+    values = x if format == "f32" else format.decode_stored(rows, x.shape[3])
     shape = (*x.shape[:2], x.shape[2] + room, rows.shape[3])
-    buffer = np.full(shape, np.nan if format is None else 255, rows.dtype)
+    buffer = np.full(shape, np.nan if format == "f32" else 255, rows.dtype)
     buffer[:, :, : x.shape[2]] = rows
     return buffer, values

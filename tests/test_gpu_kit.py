@@ -30,10 +30,21 @@ import run
 from gpubuild.images import Images
 from gpubuild.matmuls import select
 from gpubuild.memory_kernels import memory_kernels
-from gpubuild.plan import Plan
+from gpubuild.plan import AttentionPlan, Plan
 from gpubuild.rate_kernels import mma_rates
 from gpubuild.wgmma import wgmma_rates
-from gpukit import bars, check, probes, rates, report, sanitizer, table, work
+from gpukit import (
+    attention,
+    attention_peers,
+    bars,
+    check,
+    probes,
+    rates,
+    report,
+    sanitizer,
+    table,
+    work,
+)
 from gpukit import kit as kits
 from gpukit.device import KitDevice
 from gpukit.kit import ProbeSizes
@@ -58,6 +69,7 @@ TINY = Plan(
     others=("W3A8", "W6A16", "W4A8-asym", "W4A16-bf16", "W4A8-rotated"),
     other_shape=(256, 40),
     operators=(),
+    attention=AttentionPlan(4, 2, 16, keys=(40,), prompts=(20,)),
     minilm=False,
     decoder_layers=0,
 )
@@ -149,6 +161,18 @@ def test_copies_and_rates(kit: kits.Kit, device: KitDevice):
         record = rates.measure(device, number)
         assert record.get("values_agree", True), name
         assert record.get("bytes_per_second", 0) or record["operations_per_second"] > 0
+
+
+def test_attention_is_measured(kit: kits.Kit, device: KitDevice):
+    device.machine.part = "table"  # graphs are not executed: only times count
+    records = [{"name": name} for name in attention.names(kit)]
+    for number, record in enumerate(records):
+        record |= attention.measure(device, number)
+        assert record["wrong"] == "", record["name"]
+        assert record["cache_bytes_per_second"] > 0 and record["operations_per_second"] > 0
+    assert {r["format"] for r in records} == {"f32", "f16", "kv8", "kv4"}
+    assert len(report._attention({"attention": records})) == 2 + len(records)
+    assert len(attention_peers.names(kit)) == 2
 
 
 def test_probes(kit: kits.Kit, device: KitDevice):

@@ -12,7 +12,7 @@ from fake_torch import FakeTorch
 
 sys.path.insert(0, str(Path(__file__).parent / "bench" / "gpu"))
 import build
-from gpubuild.plan import OPERATORS, Plan
+from gpubuild.plan import OPERATORS, AttentionPlan, Plan
 from gpukit import kit as kits
 from gpukit import launch_times, model_times, models, operators
 from gpukit.device import KitDevice
@@ -29,6 +29,7 @@ ONE_LAYER = Plan(
     assembled=False,
     others=(),
     operators=(),
+    attention=AttentionPlan(heads=0),
     minilm=False,
     decoder_layers=1,
     decoder_recipes=("w4a8",),

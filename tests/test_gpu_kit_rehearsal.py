@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "bench" / "gpu"))
 import build
-from gpubuild.plan import Plan
+from gpubuild.plan import AttentionPlan, Plan
 from gpukit import kit as kits
 from gpukit.kit import ProbeSizes
 from gpukit.parts import PARTS
@@ -38,6 +38,7 @@ SMALL = Plan(
     probe=ProbeSizes(1 << 14, turns=5, spins=3, clock_turns=7, wait_turns=3),
     wgmma=False,
     assembled=False,
+    attention=AttentionPlan(heads=0),
     minilm=False,
     decoder_layers=0,
 )

@@ -36,9 +36,10 @@ SHARED = KERNEL_SHARED
 REGISTERS = "abq.registers"  # at most so many a thread; where it is missing, ptxas decides
 BLOCKS = "abq.blocks"  # so many blocks shall fit a multiprocessor's registers
 
-# The dynamic shared memory of all kernels of a module; aligned for whatever reads it.
+# The dynamic shared memory of all kernels of a module; aligned for whatever reads it (wgmma: atoms
+# of 8 rows of 128 bytes, swizzled).
 SHARED_SYMBOL = "abqc_shared"
-SHARED_ALIGNMENT = 128
+SHARED_ALIGNMENT = 1024
 
 FULL = -1  # member mask of a whole warp
 
@@ -161,6 +162,11 @@ class GpuBuilder(Emitter):
             syncscope="block" if shared else "device",
         )
         return Value(op.result)
+
+    def fence(self) -> None:
+        """What the thread did to memory before is seen by all of the GPU before what it does after;
+        what others did before theirs, by this thread after it."""
+        llvm.FenceOp(llvm.AtomicOrdering.acq_rel, syncscope="device")
 
     def copy_async(
         self,

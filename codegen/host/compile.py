@@ -21,7 +21,7 @@ from .claims import claim_outputs
 from .device import DeviceHost, ask_for_weights
 from .entry import MAX_RANK, define_appends, entry
 from .launches import Host
-from .llvm import allocate_from_arena, find_error_flag
+from .llvm import allocate_from_arena, find_context_memory
 
 # As codegen.llvm.LOWERING, for a module without vectors whose buffers come from the arena. After
 # the first part all divisions of sizes are in plain sight.
@@ -82,7 +82,7 @@ def compile_host(
     lower(module, _LOWERING)
     with module.context, ir.Location.unknown():
         context = allocate_from_arena(module)
-        find_error_flag(module, context)
+        find_context_memory(module, context)
         if on_device:
             ask_for_weights(module, context)
         text = to_llvm_ir(module)

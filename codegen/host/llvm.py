@@ -7,6 +7,7 @@ from ...errors import CompileError
 from ...passes.diagnostics import named
 from ...passes.infrastructure import walk
 from ...passes.kernels.checks import FLAG
+from ...passes.kernels.counters import COUNTERS
 from .launches import symbol
 
 BODY = "abqc_host_body"
@@ -90,24 +91,46 @@ class _Texts:
             )
 
 
-def find_error_flag(module: ir.Module, context: ir.Value) -> None:
-    """The address of the error flag becomes that of the run's."""
-    pointer = PointerType.get()
+def find_context_memory(module: ir.Module, context: ir.Value) -> None:
+    """The addresses of the error flag and of counters become those of the run's context."""
+    _replace_global(module, context, FLAG, "abqc_rt_error_flag")
+    _replace_global(module, context, COUNTERS, "abqc_rt_counters", sized=True)
+
+
+def _replace_global(
+    module: ir.Module, context: ir.Value, name: str, service: str, *, sized: bool = False
+) -> None:
+    """A global's address becomes what the shim says; `sized`: it is asked for so many bytes."""
+    pointer, i64 = PointerType.get(), ir.IntegerType.get_signless(64)
     uses = [
         op
         for op in walk(module.operation, "llvm.mlir.addressof")
-        if ir.FlatSymbolRefAttr(op.attributes["global_name"]).value == FLAG
+        if ir.FlatSymbolRefAttr(op.attributes["global_name"]).value == name
     ]
-    if uses:
-        declare_llvm(module, "abqc_rt_error_flag", "!llvm.func<ptr (ptr)>")
-        with ir.InsertionPoint.after(context.owner):
-            flag = call_llvm("abqc_rt_error_flag", [pointer], [context]).results[0]
-    for op in uses:
-        op.results[0].replace_all_uses_with(flag)
-        op.erase()
-    for op in list(module.body.operations):
-        if op.operation.name == "llvm.mlir.global" and symbol(op.operation) == FLAG:
-            op.operation.erase()
+    for declared in list(module.body.operations):
+        if declared.operation.name != "llvm.mlir.global" or symbol(declared.operation) != name:
+            continue
+        if uses:
+            declare_llvm(module, service, f"!llvm.func<ptr (ptr{', i64' * sized})>")
+            with ir.InsertionPoint.after(context.owner), ir.Location.unknown():
+                arguments = [context]
+                if sized:
+                    count = _words(declared.operation)
+                    value = {"value": ir.IntegerAttr.get(i64, 4 * count)}
+                    made = ir.Operation.create("llvm.mlir.constant", [i64], attributes=value)
+                    arguments.append(made.results[0])
+                address = call_llvm(service, [pointer], arguments).results[0]
+        for op in uses:
+            op.results[0].replace_all_uses_with(address)
+            op.erase()
+        declared.operation.erase()
+
+
+def _words(declared: ir.Operation) -> int:
+    """How many elements the array of a global has."""
+    from ...dialects.mlir import llvm
+
+    return llvm.ArrayType(ir.TypeAttr(declared.attributes["global_type"]).value).num_elements
 
 
 def call_llvm(name: str, results: list[ir.Type], operands: list[ir.Value]) -> ir.Operation:

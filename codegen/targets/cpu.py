@@ -255,6 +255,9 @@ class CpuTarget:
         `keeps_row`: the normalized rows are needed by others too."""
         return norm_pack_kernel(spec, packs, keeps_row=keeps_row)
 
+    def fused_pack(self, pack: Kernel, prologue: Epilogue) -> None:
+        """None: loops before packs are fused with what is before them."""
+
     def measure(self, format_text: str) -> Kernel:
         """The kernel that finds one scale and zero point for each sample of an activation."""
         return measure_kernel(parse_scheme(format_text).format)

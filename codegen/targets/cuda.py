@@ -35,7 +35,7 @@ from ..gpu.matmul.int8 import Int8Matmul
 from ..gpu.matmul.merged import MAX_PARTS, merged_matmul, merged_reduce
 from ..gpu.matmul.strategy import GpuStrategy, Scheduled
 from ..gpu.packing.measure import measure_kernel
-from ..gpu.packing.pack import PackKernel
+from ..gpu.packing.pack import PackKernel, fused_pack_kernel
 from ..gpu.planes.strategy import Planes
 from ..gpu.rows.norm import norm_kernel
 from ..gpu.rows.norm_pack import norm_pack_kernel
@@ -208,8 +208,7 @@ class CudaTarget:
         """The kernels of attention; `half`: activations may be halves. `keys` and `values` are of
         a type of `cache_types`, or rows of quantized caches."""
         precision = precision_on(self.archs, half=half)
-        rows = [stored if isinstance(stored, CacheFormat) else None for stored in (keys, values)]
-        spec = AttentionSpec(head, value_head, mask, precision, guarded, *rows)
+        spec = AttentionSpec(head, value_head, mask, precision, guarded, keys, values)
         return attention_kernels(spec)
 
     def merges_products(self, products: Sequence[Sequence[Kernel]]) -> bool:
@@ -257,6 +256,10 @@ class CudaTarget:
         if len(packings) < len(packs):
             return None
         return norm_pack_kernel(spec, packings, self.archs, keeps_row=keeps_row)
+
+    def fused_pack(self, pack: Kernel, prologue: Epilogue) -> Kernel | None:
+        """The kernel that packs rows as `pack` does, after the prologue."""
+        return fused_pack_kernel(pack, prologue) if isinstance(pack, PackKernel) else None
 
     def softmax(self) -> Kernel:
         """The kernel of a softmax over rows."""

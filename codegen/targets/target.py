@@ -172,6 +172,11 @@ class Target(Protocol):
         rows are needed by others too."""
         ...
 
+    def fused_pack(self, pack: Kernel, prologue: Epilogue) -> Kernel | None:
+        """The kernel that packs rows as `pack` does, which it makes of others before: of elements,
+        and of inputs that are read by elements and channels."""
+        ...
+
     def measure(self, format_text: str) -> Kernel:
         """The kernel that finds one scale and zero point for each sample of an activation."""
         ...

@@ -6,18 +6,23 @@ and caches with room to grow, are read where they are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from abqc.dialects import abq
 from abqc.dialects.cache_formats import parse_cache_format
 from abqc.dialects.mlir import arith, cf, ir, memref, scf
 
 from ..infrastructure import blame
+from ..kernels.counters import COUNTERS_EACH, counters_of
 from ..loops.generics import dims
 from ..resolve_dims import dimension_or_query, index
 from .cache_buffers import buffer_of
 from .rules import Lowering, by_rows, ceil_div, product
+
+if TYPE_CHECKING:
+    from abqc.codegen.strategy import AttentionVariant
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,9 @@ def lower_attention(low: Lowering, op: ir.Operation) -> None:
         if variant.grouped:
             rows = ceil_div(arith.MulIOp(group, m).result, variant.kernel.block[0])
             blocks = product([batch, shared, rows])
+        if variant.blocks:
+            _launch_filling(low, op, variant, common, blocks, t)
+            return
         if variant.split:
             _launch_split(low, variant, common, blocks, t, y)
             return
@@ -78,13 +86,65 @@ def lower_attention(low: Lowering, op: ir.Operation) -> None:
         for kernel in (variant.kernel, variant.merge):
             if kernel is not None:
                 low.unit.kernels[kernel.name] = kernel
-    by_rows(m, len(variants), [x.max_rows or 0 for x in variants], launch_variant)
+    by_rows(
+        _rows_of_ranges(variants, m, group),
+        len(variants),
+        [x.max_rows or 0 for x in variants],
+        launch_variant,
+    )
     low.finish(op, y.buffer, y_sizes)
+
+
+def _rows_of_ranges(variants: Sequence[AttentionVariant], m: ir.Value, group: ir.Value) -> ir.Value:
+    """The number by which variants are chosen."""
+    few = [variant.max_rows or 0 for variant in variants if variant.blocks]
+    if not few:
+        return m
+    most = index(max(few))
+    is_few = arith.CmpIOp(arith.CmpIPredicate.ule, m, most).result
+    rows = arith.MinUIOp(arith.MulIOp(group, m).result, most).result
+    return arith.SelectOp(is_few, rows, m).result
+
+
+def _launch_filling(
+    low: Lowering,
+    op: ir.Operation,
+    variant: AttentionVariant,
+    common: list[ir.Value],
+    parts: ir.Value,
+    t: ir.Value,
+) -> None:
+    """Blocks that share the keys, as many as fill the GPU, the last of which merge."""
+    one = index(1)
+
+    def divided(a: ir.Value, b: ir.Value) -> ir.Value:
+        return arith.CeilDivUIOp(a, arith.MaxUIOp(b, one).result).result
+
+    wanted = arith.DivUIOp(index(variant.blocks), arith.MaxUIOp(parts, one).result).result
+    wanted = arith.MinUIOp(wanted, ceil_div(t, variant.split)).result
+    needed = ceil_div(t, variant.most_keys)
+    keys = divided(t, arith.MaxUIOp(wanted, needed).result)
+    splits = arith.MaxUIOp(divided(t, keys), one).result
+    grid = arith.MulIOp(parts, splits).result
+    floats = arith.MulIOp(grid, index(variant.workspace_floats * variant.kernel.block[0])).result
+    workspace = low.allocate(floats, ir.F32Type.get())
+    counters = counters_of(low.module, op)
+    enough = arith.CmpIOp(arith.CmpIPredicate.ule, parts, index(COUNTERS_EACH)).result
+    first = arith.SelectOp(enough, index(counters.first), index(-1)).result
+    arguments = [*common, workspace, counters.buffer, first, splits, keys]
+    low.launch(variant.kernel.name, grid, arguments)
+    several = arith.CmpIOp(arith.CmpIPredicate.ugt, splits, one).result
+    not_enough = arith.CmpIOp(arith.CmpIPredicate.ugt, parts, index(COUNTERS_EACH)).result
+    merges = scf.IfOp(arith.AndIOp(several, not_enough).result)
+    with ir.InsertionPoint(merges.then_block):
+        assert variant.merge is not None
+        low.launch(variant.merge.name, parts, arguments)
+        scf.YieldOp([])
 
 
 def _launch_split(
     low: Lowering,
-    variant: Any,
+    variant: AttentionVariant,
     common: list[ir.Value],
     blocks: ir.Value,
     t: ir.Value,
@@ -100,9 +160,9 @@ def _launch_split(
     low.launch(variant.kernel.name, grid, [*common, workspace, splits])
     several = scf.IfOp(arith.CmpIOp(arith.CmpIPredicate.ugt, splits, one).result)
     with ir.InsertionPoint(several.then_block):
-        merge = variant.merge.name
+        assert variant.merge is not None
         arguments = [workspace, y.buffer, m, t, heads, splits, *y.strides]
-        low.launch(merge, product([batch, heads, m]), arguments)
+        low.launch(variant.merge.name, product([batch, heads, m]), arguments)
         scf.YieldOp([])
 
 

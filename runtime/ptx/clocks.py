@@ -168,14 +168,17 @@ class ClockRaces(RaceDetector):
         self._check_fenced(granules, lanes)
         self.writer[granules] = clock << _CLOCK | column << THREAD | min(line, LINES)
 
-    def claim(self, granules: np.ndarray, lanes: Lanes | None, line: int) -> None:
-        """Granules that become part of an mbarrier: nobody may touch them any other way."""
-        self.write(granules, self.granule, None, lanes, line)
+    def claim(self, units: np.ndarray, size: int, lanes: Lanes | None, line: int) -> None:
+        """Bytes become part of an mbarrier: nobody may touch them any other way."""
+        self.write(units, size, None, lanes, line)
         column = self.column("mbarrier objects", "an mbarrier lies there since")
-        self.writer[granules] = _NEVER << _CLOCK | column << THREAD | min(line, LINES)
+        tag = _NEVER << _CLOCK | column << THREAD | min(line, LINES)
+        self.writer[self.granules(units, size)] = tag
 
-    def disclaim(self, granules: np.ndarray, lanes: Lanes | None, line: int) -> None:
-        self.writer[granules] = take(self.now, lanes) | min(line, LINES)
+    def disclaim(self, units: np.ndarray, size: int, lanes: Lanes | None, line: int) -> None:
+        """They are memory like any other again."""
+        tags = take(self.now, lanes) | min(line, LINES)
+        self.writer[self.granules(units, size)] = tags[:, None]
 
     def _check_fenced(self, granules: np.ndarray, lanes: np.ndarray) -> None:
         tags = self.writer[granules]

@@ -48,8 +48,9 @@ class Operation:
 
     `rendezvous`: the member mask of an instruction for whole warps (None: the instruction needs
     nobody else). `whole_warp`: it needs all 32 lanes; `whole_warpgroup`: all 128 of four warps.
-    `asynchronous`: it has to do with mbarriers, bulk copies or wgmma. `ends_block`: control may
-    go elsewhere afterwards. `shared_size`: bytes of shared memory that it may access at once, 0 for none.
+    `asynchronous`: it has to do with mbarriers, bulk copies or wgmma. `ends_block`: control may go
+    elsewhere afterwards. `shared_size`: bytes of shared memory that it may access at once, 0 for
+    none.
     `reads`, `writes`: numbers of registers. `in_flight`: those (with their names) that a wgmma uses
     after it was issued.
     """

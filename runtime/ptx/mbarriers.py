@@ -310,7 +310,7 @@ class Mbarriers:
         units = shared.offsets(addresses, BYTES, lanes) // BYTES
         if self.clocks is not None:
             change = self.clocks.claim if claim else self.clocks.disclaim
-            change(self.clocks.granules(units, BYTES), lanes, self.batch.line)
+            change(units, BYTES, lanes, self.batch.line)
 
     def _fault(self, reason: str, indices: np.ndarray) -> NoReturn:
         raise LaneFault(reason, int(indices[0]))

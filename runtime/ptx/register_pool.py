@@ -8,14 +8,16 @@ import numpy as np
 
 from .errors import LaneFault
 from .lanes import WARP, Lanes
+from .warpgroup import THREADS
 
+_WARPS = THREADS // WARP
 _UNIT = 8
 _MOST = 255
 
 
 class RegisterPool:
-    """Registers a thread of each warp. A block starts with as many as its launch gives it: those of
-    `.maxnreg`, or as `.maxntid` (or `.reqntid`) and `.minnctapersm` allow."""
+    """Registers a thread of each warp. A block starts with as many as ptxas gives it: those of
+    `.maxnreg`, or as `.minnctapersm` blocks of `.maxntid` (or `.reqntid`) threads may have each."""
 
     def __init__(
         self, bounds: dict[str, Sequence[int]], registers_per_sm: int, lanes_per_block: int
@@ -27,28 +29,28 @@ class RegisterPool:
         self.held = np.full(blocks * self.warps_per_block, self.start)
 
     def change(self, count: int, more: bool, lanes: Lanes) -> np.ndarray:
-        """Which of `lanes` have their registers now; the others' warps must wait for some."""
+        """Which of `lanes` have their registers now; the others must wait for some."""
         if not self.start:
             raise LaneFault(
-                "setmaxnreg in a kernel whose registers nothing bounds: .maxnreg, .maxntid or "
-                ".reqntid is missing",
+                "setmaxnreg in a kernel whose registers nothing bounds, so that ptxas ignores it: "
+                ".maxnreg is missing, or .minnctapersm with .maxntid or .reqntid",
                 int(lanes.indices[0]),
             )
         given = np.zeros(len(lanes.indices), np.bool_)
-        warp_of_lane = lanes.indices // WARP
-        for warp in np.unique(warp_of_lane).tolist():
-            here = warp_of_lane == warp
-            if count < self.held[warp] if more else count > self.held[warp]:
+        groups = lanes.indices // THREADS
+        for group in np.unique(groups).tolist():
+            held = self.held[group * _WARPS : (group + 1) * _WARPS]
+            now = int(held[0])
+            if count < now if more else count > now:
                 word = "inc" if more else "dec"
                 raise LaneFault(
-                    f"setmaxnreg.{word} from {self.held[warp]} to {count} registers",
-                    int(lanes.indices[here][0]),
+                    f"setmaxnreg.{word} from {now} to {count} registers", group * THREADS
                 )
-            block = warp // self.warps_per_block * self.warps_per_block
-            others = self.held[block : block + self.warps_per_block].sum() - self.held[warp]
-            if others + count <= self.start * self.warps_per_block:
-                self.held[warp] = count
-                given |= here
+            block = group * _WARPS // self.warps_per_block * self.warps_per_block
+            all_held = int(self.held[block : block + self.warps_per_block].sum())
+            if all_held + _WARPS * (count - now) <= self.start * self.warps_per_block:
+                held[...] = count
+                given |= groups == group
         return given
 
 
@@ -56,8 +58,7 @@ def _registers_at_start(bounds: dict[str, Sequence[int]], registers_per_sm: int)
     if "maxnreg" in bounds:
         return bounds["maxnreg"][0]
     threads = bounds.get("reqntid") or bounds.get("maxntid")
-    if not threads:
+    if not threads or "minnctapersm" not in bounds:
         return 0
-    blocks = bounds.get("minnctapersm", (1,))[0]
-    share = registers_per_sm // (int(np.prod(threads)) * blocks)
+    share = registers_per_sm // (int(np.prod(threads)) * bounds["minnctapersm"][0])
     return min(share, _MOST + 1) // _UNIT * _UNIT

@@ -107,12 +107,20 @@ class Scheduler:
         self.idle_turns = self.idle_turns + 1 if progress == self.last_progress else 0
         self.last_progress = progress
         if self.waiting and self.idle_turns > _IDLE_TURNS:
-            _, lanes, step = self.waiting[0]
-            raise self._fault(f"nothing can go on: {self._awaited(step, lanes)}", step, lanes)
+            raise self._stuck()
         for index, lanes, _ in self.waiting:
             self._go(index, lanes)
         self.waiting = []
         return bool(self.ready)
+
+    def _stuck(self) -> PtxFault:
+        """Nobody can go on: the first that waits is to blame, all are named."""
+        reasons = {
+            step.instruction.line: f"PTX line {step.instruction.line}: {self._awaited(step, lanes)}"
+            for _, lanes, step in self.waiting
+        }
+        _, lanes, step = self.waiting[0]
+        return self._fault(f"nothing can go on: {'; '.join(reasons.values())}", step, lanes)
 
     def _awaited(self, step: Decoded, lanes: Lanes | None) -> str:
         if not isinstance(step.operation, MbarrierTest):

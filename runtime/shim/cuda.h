@@ -503,6 +503,7 @@ struct abqc_work {
     CUevent done;        /* after the work put into a caller's stream */
     bool pending;        /* nobody has waited for that */
     CUdeviceptr error_flag; /* 0: no kernel of the model checks anything */
+    CUdeviceptr counters;   /* 0: nobody has asked for any */
     abqc_gpu_arena arena;
     abqc_places places;
     abqc_stage *stages;   /* by input */
@@ -528,6 +529,10 @@ int32_t abqc_flag_create(abqc_work *work);
 void abqc_flag_destroy(const abqc_work *work);
 /* Waits for the run's work; the error of the first failed check, and the flag is as new. */
 int32_t abqc_flag_look(const abqc_work *work);
+
+/* ---- cuda_counters.c: words that are 0 between launches ---- */
+
+void abqc_counters_destroy(abqc_work *work);
 
 /* ---- cuda_output.c: outputs on the GPU that we allocate ---- */
 

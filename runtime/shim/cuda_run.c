@@ -58,6 +58,7 @@ static void give_back(const abqc_device *device, abqc_work *work) {
     abqc_gpu_arena_destroy(device, &work->arena);
     abqc_flag_destroy(work);
     abqc_locked_destroy(device, &work->locked);
+    abqc_counters_destroy(work);
     if (work->done) device->cuda.event_destroy(work->done);
     if (work->own) device->cuda.stream_destroy(work->own);
 }

@@ -346,6 +346,8 @@ void abqc_rt_check(abqc_ctx *ctx, int32_t condition, const char *message);
 /* Where kernels note the smallest number of a failed check (atomically; all ones: none failed). A
  * CPU looks at it after every launch, a GPU, in whose memory it is, at the end of the run. */
 uint32_t *abqc_rt_error_flag(abqc_ctx *ctx);
+/* On a GPU: `bytes` of words that are 0, of this context alone; always the same ones. */
+uint32_t *abqc_rt_counters(abqc_ctx *ctx, int64_t bytes);
 void *abqc_rt_append(abqc_ctx *ctx, int32_t input, int32_t output, int32_t axis, int32_t rank,
                      const void *data, const int64_t *sizes, const int64_t *strides,
                      abqc_view *result);

@@ -125,7 +125,7 @@ def test_mn_major(
 
 
 def test_steps_along_k_of_a_swizzled_tile(rng: np.random.Generator) -> None:
-    """Tiles with rows of 128 bytes, as bulk copies put them: a step along K adds 32 to the start."""
+    """Tiles of rows of 128 bytes, as bulk copies put them: a step along K adds 32 to the start."""
     a, b = (rng.integers(-128, 128, (rows, 128), np.int8) for rows in (64, 32))
 
     def place(tile: np.ndarray) -> np.ndarray:

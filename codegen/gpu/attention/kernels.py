@@ -2,7 +2,7 @@
 
 Arguments of a kernel, one slot each; `abq.attention` is lowered to them (passes/lower_abq.py):
 
-    q, k, v f32            pointers
+    q f32, k, v            pointers
     mask f32               pointer, only if the spec has a mask
     y f32                  pointer
     m, t, heads, group     i32: rows and keys of a head, query heads of a batch, query heads that
@@ -11,12 +11,15 @@ Arguments of a kernel, one slot each; `abq.attention` is lowered to them (passes
     strides                i64, in elements: batch, head, row of q, then of k, v and y; then, only
                            if the spec has a mask, its batch, head, row, column (0: broadcast)
 
-    tile (split 0)         grid batch * heads * ceil(m / block[0])
-    rows (split > 0)       two more arguments: workspace f32 (pointer), splits i32, which is
-                           max(1, ceil(t / split)); grid batch * heads * splits. Where splits > 1
-                           the workspace has batch * heads * splits * m * workspace_floats floats
-                           and `merge` follows, grid batch * heads * m, with the arguments
-                           (workspace, y pointers, m, t, heads, splits i32, strides of y 3 x i64)
+    tile                   grid batch * heads * ceil(m / block[0])
+    rows (`blocks` > 0)    rows of all heads that share keys: with parts = batch * heads / group *
+                           ceil(group * m / block[0]), grid parts * splits. Five more arguments:
+                           workspace f32, counters i32 (pointers), number of the first counter,
+                           splits and keys of a split (i32); splits = max(1, ceil(t / keys)). Where
+                           splits > 1 the workspace has parts * splits * block[0] * workspace_floats
+                           floats. Counters, one for each of the parts, are 0 and become 0 again;
+                           where the first one's number is negative there are none, and `merge`
+                           follows, grid parts, with the same arguments
 
 Rows whose scores are all minus infinity become NaN, as do rows with a NaN or plus infinity among
 their scores, unless the spec is guarded, which makes them 0. Large finite masks (-3.4e38, -1e9)
@@ -30,11 +33,14 @@ from collections.abc import Iterable
 
 from abqc.codegen.strategy import AttentionVariant
 
-from ..arch import GpuArch
+from ..arch import FEW_BLOCKS, GpuArch
+from .merge import merge_kernel, partial_pitch
 from .mma import HALF, mma_kernel, mma_unsupported
-from .rows import SPLIT_KEYS, merge_kernel, partial_pitch, rows_kernel
+from .row_lanes import RowLanes
+from .rows import most_keys, rows_kernel
 from .simt import simt_kernel
 from .spec import AttentionSpec, Precision
+from .stored_rows import StoredRows
 
 __all__ = ["AttentionSpec", "attention_kernels", "precision_on"]
 
@@ -59,11 +65,20 @@ def attention_kernels(spec: AttentionSpec) -> tuple[AttentionVariant, ...]:
                 rows_kernel(spec, rows),
                 fewer + 1,
                 rows,
-                SPLIT_KEYS,
-                merge_kernel(spec),
+                fewest_keys(spec, rows),
+                merge_kernel(spec, rows),
                 partial_pitch(spec),
+                grouped=True,
+                blocks=FEW_BLOCKS,
+                most_keys=most_keys(rows),
             )
         )
         fewer = rows
     tile = simt_kernel(spec) if mma_unsupported(spec) else mma_kernel(spec)
     return (*variants, AttentionVariant(tile, fewer + 1, None))
+
+
+def fewest_keys(spec: AttentionSpec, rows: int) -> int:
+    """That a block is worth: those whose loads are under way at once."""
+    keys, values = StoredRows(spec.keys, spec.head), StoredRows(spec.values, spec.value_head)
+    return max(RowLanes(stored, rows).turn for stored in (keys, values))

@@ -298,7 +298,7 @@ def _load2(b: GpuBuilder, row: Value, column: Value, columns: int) -> list[Value
 
 def _load4(b: GpuBuilder, matrix: Matrix, row: Value, column: Value, padded: int) -> list[Value]:
     """Four elements; without a comparison where columns are not padded."""
-    if matrix.format is None and matrix.columns == padded:
+    if matrix.rows.stored == "f32" and matrix.columns == padded:
         return b.lanes_of(b.load(row, "vector<4xf32>", column * 4))
     return matrix.load4(b, row, column)
 

@@ -1,87 +1,101 @@
-"""Attention of few rows (decoding): blocks share the keys, and a second kernel merges.
+"""Attention of few rows (decoding): blocks share the keys and the heads that read the same.
 
-A block takes SPLIT_KEYS keys of one head and all its rows, and in three steps has everything that
-is proportional to the keys read once, in runs of 16 bytes a lane:
+A block takes some keys of one unit (spec.py) and up to 8 of its rows, and in three steps has all
+that is proportional to the keys read once for all of these rows:
 
 1. groups of lanes compute scores, a key each, into shared memory;
 2. a warp a row turns them into weights and keeps their maximum and sum;
-3. threads own 4 columns of y and some of the keys; their sums are added in order.
+3. groups of lanes add up weighted values, a key each.
 
-With one split the block divides and writes y; otherwise it leaves sums, maximum and total in the
-workspace. Nothing depends on the order in which blocks run.
+Steps 1 and 3 load a turn's keys while they compute with those of the turn before, and step 3 its
+first ones before step 2. With one split the block divides and writes y. Otherwise it leaves sums,
+maximum and total in the workspace, and the last block of a unit's rows to do so, which a counter
+tells, adds up all splits in order (merge.py) and sets the counter back to 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from abqc.codegen.builder import Value
+from abqc.codegen.builder import Value, vec
 from abqc.codegen.strategy import Kernel
 
-from ..arch import GpuArch
-from ..builder import POINTER, GpuBuilder, kernel
+from ..arch import WARP, GpuArch
+from ..builder import GpuBuilder, kernel
 from ..rows.chunks import load4, store4
+from .merge import Merge, chunks_of, partial_pitch, split_types
+from .row_lanes import THREADS, WARPS, RowLanes, spread_sums
 from .spec import (
-    LOG2_E,
     MINUS_INFINITY,
     AttentionSpec,
-    Head,
     Problem,
     argument_types,
     finite,
     quotients,
     weight,
 )
+from .stored_rows import StoredRows
 
-SPLIT_KEYS = 128
-THREADS = 128
-WARPS = THREADS // 32
-UNROLL = 4
+UNROLL = 4  # scores of a lane in a turn of step 2
 
 
-def partial_pitch(spec: AttentionSpec) -> int:
-    """Floats of one row of one split in the workspace: sums, maximum, total; a multiple of 4."""
-    return -(-spec.value_head // 4) * 4 + 4
+def most_keys(rows: int) -> int:
+    """Of a block of so many rows: their scores are in shared memory."""
+    return 1024 if rows <= 4 else 512
 
 
 def rows_kernel(spec: AttentionSpec, rows: int) -> Kernel:
-    """Up to `rows` (at most 8) rows a head. See the file's head and kernels.py."""
+    """`rows` (at most 8) rows of a unit a block. See the file's head and kernels.py."""
     name = f"attention_rows{rows}_{spec.name}"
-    return Kernel(name, (1,), partial(_emit_rows, name, spec, rows))
+    return Kernel(name, (rows,), partial(_emit_rows, name, spec, rows))
 
 
 def _emit_rows(name: str, spec: AttentionSpec, rows: int, module: Any, arch: GpuArch) -> None:
-    types = [*argument_types(spec), POINTER, "i32"]
+    types = [*argument_types(spec), *split_types()]
     shared = _Shared(spec, rows)
     with kernel(module, arch, name, types, threads=THREADS, shared=shared.bytes) as (
         b,
         block,
         *arguments,
-        workspace,
-        splits,
     ):
-        problem = Problem(b, spec, arguments)
-        _Block(b, spec, rows, shared, problem, block // splits, block % splits).emit(
-            workspace, splits
-        )
+        problem = Problem(b, spec, arguments[: -len(split_types())])
+        workspace, counters, first_counter, splits, keys = arguments[-len(split_types()) :]
+        number, split = block // splits, block % splits
+        work = _Block(b, spec, rows, shared, problem, number, split * keys, keys)
+        work.emit(b.at(workspace, b.wide(block) * (rows * partial_pitch(spec) * 4)), splits)
+        with b.when((splits > 1) & (first_counter >= 0)):
+            b.fence()
+            b.barrier()
+            at = b.at(counters, b.wide(first_counter + number) * 4)
+            with b.when(b.thread == 0):
+                b.store(b.atomic("add", at, b.const(1, "i32")), b.shared, shared.totals)
+            b.barrier()
+            done = b.load(b.shared, "i32", shared.totals)
+            with b.when(done == splits - 1):
+                b.fence()
+                merge = Merge(b, spec, problem, rows, b.at(b.shared, shared.sums))
+                merge.emit(workspace, number, splits)
+                with b.when(b.thread == 0):
+                    b.store(b.const(0, "i32"), at)
 
 
 class _Shared:
-    """Offsets in shared memory, in bytes: scores [rows][SPLIT_KEYS], totals [rows][2], and the
-    sums of the threads [subset][rows][columns]."""
+    """Offsets in shared memory, in bytes: scores [keys][rows], totals [rows][2], and the sums of
+    the warps, [warp][values of a lane][lanes of a row]."""
 
     def __init__(self, spec: AttentionSpec, rows: int) -> None:
-        self.chunks = -(-spec.value_head // 4)
-        self.subsets = THREADS // self.chunks
-        self.totals = rows * SPLIT_KEYS * 4
-        self.sums = self.totals + rows * 16
-        self.bytes = self.sums + self.subsets * rows * self.chunks * 16
+        self.keys = RowLanes(StoredRows(spec.keys, spec.head), rows)
+        self.values = RowLanes(StoredRows(spec.values, spec.value_head), rows)
+        self.totals = most_keys(rows) * rows * 4
+        self.sums = self.totals + rows * 8 + 8 & ~15
+        self.warp_sums = rows * self.values.columns * self.values.lanes * 4
+        self.bytes = self.sums + max(WARPS * self.warp_sums, rows * 4)
 
 
 class _Block:
-    """One block's work: `head` number, `split` number."""
+    """`count` keys from `begin` on, of block of rows `number`, counted through all units."""
 
     def __init__(
         self,
@@ -91,50 +105,69 @@ class _Block:
         shared: _Shared,
         problem: Problem,
         number: Value,
-        split: Value,
+        begin: Value,
+        keys: Value,
     ) -> None:
-        self.b, self.spec, self.rows, self.shared = b, spec, rows, shared
-        self.problem, self.number, self.split = problem, number, split
-        self.head: Head = problem.head(number)
-        self.begin = split * SPLIT_KEYS
-        self.count = b.min(problem.keys - self.begin, SPLIT_KEYS)
+        self.b, self.spec, self.rows, self.shared, self.problem = b, spec, rows, shared, problem
+        blocks = b.ceil_div(problem.unit_rows, rows)
+        self.unit, self.first = number // blocks, number % blocks * rows
+        self.k, self.v = problem.shared(self.unit)
+        self.begin, self.count = begin, b.min(problem.keys - begin, keys)
 
-    def emit(self, workspace: Value, splits: Value) -> None:
-        self._scores()
-        self.b.barrier()
+    def emit(self, partial_sums: Value, splits: Value) -> None:
+        b = self.b
+        with b.when(self.count > 0):
+            self._scores()
+        loaded = self._first_values()
+        b.barrier()
         self._weights()
-        self.b.barrier()
-        self._partial_sums()
-        self.b.barrier()
-        self._finish(workspace, splits)
+        b.barrier()
+        self._sum_values(loaded)
+        b.barrier()
+        self._finish(partial_sums, splits)
+
+    # Scores
 
     def _scores(self) -> None:
-        b, columns = self.b, self.spec.head
-        lanes = min(32, 1 << (-(-columns // 4) - 1).bit_length())
-        steps = -(-columns // (4 * lanes))
-        at_once = THREADS // lanes
-        # A turn's keys stay in a row of scores: narrow heads have few lanes a key and many keys.
-        unroll = min(UNROLL, SPLIT_KEYS // at_once)
-        lane, group = b.thread % lanes, b.thread // lanes
-        at = [lane * 4 + step * lanes * 4 for step in range(steps)]
+        b, lanes = self.b, self.shared.keys
+        lane, group = b.thread % lanes.lanes, b.thread // lanes.lanes
+        at = lanes.at(lane)
         q = [self._query(row, at) for row in range(self.rows)]
-        last = self.problem.keys - 1
-        with b.loop(0, self.count, at_once * unroll) as loop:
-            keys = [loop.i + (group + u * at_once) for u in range(unroll)]
-            pointers = [self.head.k.row(b, b.max(b.min(key + self.begin, last), 0)) for key in keys]
-            loaded = [[v for c in at for v in self.head.k.load4(b, p, c)] for p in pointers]
-            for key, k in zip(keys, loaded, strict=True):
-                scores = [b.warp_sum(_dot(b, row, k), lanes) for row in q]
-                with b.when(lane == 0):
-                    for row, score in enumerate(scores):
-                        b.store(score, b.shared, key * 4 + row * SPLIT_KEYS * 4)
+
+        def load(first: Value) -> list[Value]:
+            return self._load(self.k, lanes, at, first + group)
+
+        with b.loop(0, self.count, lanes.turn, load(b.const(0, "i32"))) as loop:
+            upcoming = load(loop.i + lanes.turn)
+            each = len(loop.args) // lanes.unroll
+            scores = []
+            for u in range(lanes.unroll):
+                k = lanes.decode(b, loop.args[u * each : (u + 1) * each], at)
+                scores += [_dot(b, row, k) for row in q]
+            sums = spread_sums(b, scores, inner=1, outer=lanes.lanes)
+            for i, score in enumerate(sums.values):
+                number = sums.first + i
+                key = loop.i + group + number // self.rows * lanes.groups
+                b.store(score, b.shared, (key * self.rows + number % self.rows) * 4)
+            loop.carry(*upcoming)
 
     def _query(self, row: int, at: Sequence[Value]) -> list[Value]:
         """The lane's columns of a row of q, scaled; rows past the last repeat it."""
-        b = self.b
-        pointer = self.head.q.row(b, b.min(b.const(row, "i32"), self.problem.rows - 1))
-        loaded = [v for c in at for v in load4(b, pointer, c, self.spec.head)]
+        b, width = self.b, self.shared.keys.stored.width
+        number = b.min(self.first + row, self.problem.unit_rows - 1)
+        q = self.problem.query_row(self.unit, number).q
+        columns = [column + i for column in at for i in range(0, width, 4)]
+        loaded = [v for column in columns for v in load4(b, q, column, self.spec.head)]
         return [value * self.problem.scale for value in loaded]
+
+    def _load(self, matrix: Any, lanes: RowLanes, at: Sequence[Value], first: Value) -> list[Value]:
+        """A turn's rows from key `first` of the block on; keys past the last repeat it."""
+        b = self.b
+        last = self.count - 1
+        keys = [b.min(first + u * lanes.groups, last) + self.begin for u in range(lanes.unroll)]
+        return [word for key in keys for word in lanes.load(b, matrix.row(b, key), at)]
+
+    # Weights
 
     def _weights(self) -> None:
         b = self.b
@@ -149,99 +182,162 @@ class _Block:
     def _weights_of(self, row: Value) -> None:
         """Scores of one row become weights; one warp."""
         b, problem = self.b, self.problem
-        base = b.at(b.shared, row * (SPLIT_KEYS * 4))
-        mask_row = b.min(row, problem.rows - 1)
-        scores = []
-        for i in range(SPLIT_KEYS // 32):
-            key = b.lane + 32 * i
-            # What lies past the last key was not written by anybody.
-            (score,) = b.either(
-                key < self.count,
-                ["f32"],
-                lambda key=key: [b.load(base, "f32", key * 4)],  # type: ignore[misc]
-                lambda: [b.const(MINUS_INFINITY, "f32")],
-            )
-            scores.append(problem.masked(self.head, score, mask_row, key + self.begin))
-        largest = scores[0]
-        for score in scores[1:]:
-            largest = b.max(largest, score)
-        largest = b.warp_max(largest)
-        base_score = finite(b, largest)
-        total = b.const(0.0, "f32")
-        for i, score in enumerate(scores):
-            value = weight(b, score, base_score)
-            b.store(value, base, (b.lane + 32 * i) * 4)
-            total = total + value
-        total = b.warp_sum(total)
+        number = b.min(row + self.first, problem.unit_rows - 1)
+        query = problem.query_row(self.unit, number)
+        low = b.const(MINUS_INFINITY, "f32")
+
+        def at(key: Value) -> Value:
+            return (key * self.rows + row) * 4
+
+        def masked(key: Value) -> list[Value]:
+            score = b.load(b.shared, "f32", at(key))
+            if query.mask is None:
+                return [score]
+            score = problem.with_mask(query.mask, score, query.row, key + self.begin)
+            b.store(score, b.shared, at(key))
+            return [score]
+
+        def weighed(key: Value, base: Value) -> list[Value]:
+            value = weight(b, b.load(b.shared, "f32", at(key)), base)
+            b.store(value, b.shared, at(key))
+            return [value]
+
+        with b.loop(0, self.count, UNROLL * WARP, [low]) as loop:
+            keys = [loop.i + (b.lane + u * WARP) for u in range(UNROLL)]
+            found = [
+                b.either(key < self.count, ["f32"], partial(masked, key), lambda: [low])[0]
+                for key in keys
+            ]
+            top = loop.args[0]
+            for score in found:
+                top = b.max(top, score)
+            loop.carry(top)
+        largest = b.warp_max(loop.results[0])
+        base, zero = finite(b, largest), b.const(0.0, "f32")
+        with b.loop(0, self.count, UNROLL * WARP, [zero]) as loop:
+            keys = [loop.i + (b.lane + u * WARP) for u in range(UNROLL)]
+            found = [
+                b.either(key < self.count, ["f32"], partial(weighed, key, base), lambda: [zero])[0]
+                for key in keys
+            ]
+            total = loop.args[0]
+            for value in found:
+                total = total + value
+            loop.carry(total)
+        total = b.warp_sum(loop.results[0])
         with b.when(b.lane == 0):
-            b.store(b.vector([largest, total]), b.at(b.shared, row * 8 + self.shared.totals))
+            b.store(b.vector([largest, total]), b.shared, row * 8 + self.shared.totals)
 
-    def _partial_sums(self) -> None:
-        b, shared = self.b, self.shared
-        chunk, subset = b.thread % shared.chunks, b.thread // shared.chunks
-        if shared.subsets * shared.chunks == THREADS:
-            self._sum_keys(chunk, subset)
-        else:
-            with b.when(subset < shared.subsets):
-                self._sum_keys(chunk, subset)
+    # Sums of values
 
-    def _sum_keys(self, chunk: Value, subset: Value) -> None:
-        b, shared = self.b, self.shared
-        step = shared.subsets
+    def _first_values(self) -> list[Value]:
+        b, lanes = self.b, self.shared.values
+        at, group = lanes.at(b.thread % lanes.lanes), b.thread // lanes.lanes
+        zeros = [b.const(0, type_) for type_ in self._loaded_types()]
+        return b.either(
+            self.count > 0,
+            [value.type for value in zeros],
+            lambda: self._load(self.v, lanes, at, group),
+            lambda: zeros,
+        )
 
-        def add(sums: Sequence[Value], keys: Sequence[Value]) -> list[Value]:
-            rows = [self.head.v.row(b, key + self.begin) for key in keys]
-            loaded = [self.head.v.load4(b, row, chunk * 4) for row in rows]
-            sums = list(sums)
-            for key, v in zip(keys, loaded, strict=True):
-                for row in range(self.rows):
-                    p = b.load(b.shared, "f32", key * 4 + row * SPLIT_KEYS * 4)
-                    for i in range(4):
-                        sums[4 * row + i] = b.fma(p, v[i], sums[4 * row + i])
-            return sums
+    def _loaded_types(self) -> list[Any]:
+        lanes = self.shared.values
+        return lanes.stored.loaded_types() * (lanes.steps * lanes.unroll)
 
-        zeros = [b.const(0.0, "f32")] * (4 * self.rows)
-        sums = _unrolled(b, subset, self.count, step, zeros, add)
-        for row in range(self.rows):
-            place = ((subset * self.rows + row) * shared.chunks + chunk) * 16
-            b.store(b.vector(sums[4 * row : 4 * row + 4]), b.at(b.shared, place + shared.sums))
+    def _sum_values(self, loaded: Sequence[Value]) -> None:
+        """Weighted values to shared memory, by warps."""
+        b, lanes = self.b, self.shared.values
+        lane, group = b.thread % lanes.lanes, b.thread // lanes.lanes
+        at = lanes.at(lane)
+        each = len(loaded) // lanes.unroll
+        zeros = [b.const(0.0, "f32")] * (self.rows * lanes.columns)
 
-    def _finish(self, workspace: Value, splits: Value) -> None:
-        """Add the subsets' sums; a thread has 4 columns of a row."""
-        b, shared = self.b, self.shared
-        for first in range(0, self.rows * shared.chunks, THREADS):
+        def add(sums: Sequence[Value], words: Sequence[Value], key: Value) -> list[Value]:
+            weights = self._weights_at(key)
+            values = lanes.decode(b, words, at)
+            return [
+                b.fma(weights[i // lanes.columns], values[i % lanes.columns], old)
+                for i, old in enumerate(sums)
+            ]
+
+        def keys_of(first: Value) -> list[Value]:
+            return [first + (group + u * lanes.groups) for u in range(lanes.unroll)]
+
+        whole = b.max(self.count, 0) // lanes.turn * lanes.turn
+        with b.loop(0, whole, lanes.turn, [*loaded, *zeros]) as loop:
+            words, sums = loop.args[: len(loaded)], loop.args[len(loaded) :]
+            upcoming = self._load(self.v, lanes, at, loop.i + lanes.turn + group)
+            for u, key in enumerate(keys_of(loop.i)):
+                sums = add(sums, words[u * each : (u + 1) * each], key)
+            loop.carry(*upcoming, *sums)
+        words, sums = loop.results[: len(loaded)], loop.results[len(loaded) :]
+        for u, key in enumerate(keys_of(whole)):
+            mine = words[u * each : (u + 1) * each]
+            kept = sums
+            sums = b.either(
+                key < self.count,
+                ["f32"] * len(kept),
+                partial(add, kept, mine, key),
+                lambda kept=kept: kept,  # type: ignore[misc]
+            )
+        spread = spread_sums(b, sums, inner=lanes.lanes, outer=WARP)
+        base = b.at(b.shared, b.warp * self.shared.warp_sums + self.shared.sums)
+        for i, value in enumerate(spread.values):
+            b.store(value, base, ((spread.first + i) * lanes.lanes + lane) * 4)
+
+    def _weights_at(self, key: Value) -> list[Value]:
+        """Of all rows."""
+        b, at = self.b, key * (self.rows * 4)
+        wide = min(self.rows, 4)
+        return [
+            value
+            for row in range(0, self.rows, wide)
+            for value in b.lanes_of(b.load(b.shared, vec(wide, "f32"), at + row * 4))
+        ]
+
+    # Output
+
+    def _finish(self, partial_sums: Value, splits: Value) -> None:
+        """Add up the warps' sums; a thread has 4 columns of a row."""
+        b, chunks = self.b, chunks_of(self.spec)
+        for first in range(0, self.rows * chunks, THREADS):
             item = b.thread + first
-            row, chunk = item // shared.chunks, item % shared.chunks
-            wanted = b.min(self.problem.rows, self.rows)
+            row, chunk = item // chunks, item % chunks
+            wanted = b.min(self.problem.unit_rows - self.first, self.rows)
             with b.when(row < wanted):
-                self._finish_chunk(item, row, chunk, workspace, splits)
+                self._finish_chunk(row, chunk, partial_sums, splits)
 
-    def _finish_chunk(
-        self, item: Value, row: Value, chunk: Value, workspace: Value, splits: Value
-    ) -> None:
+    def _finish_chunk(self, row: Value, chunk: Value, partial_sums: Value, splits: Value) -> None:
         b, shared, problem = self.b, self.shared, self.problem
-        sums = [b.const(0.0, "f32")] * 4
-        for subset in range(shared.subsets):
-            place = (item + subset * self.rows * shared.chunks) * 16 + shared.sums
-            loaded = b.lanes_of(b.load(b.shared, "vector<4xf32>", place))
-            sums = [s + value for s, value in zip(sums, loaded, strict=True)]
-        largest, total = b.lanes_of(b.load(b.shared, "vector<2xf32>", row * 8 + shared.totals))
+        largest, total = b.lanes_of(b.load(b.shared, vec(2, "f32"), row * 8 + shared.totals))
+        sums = [self._sum(row, chunk * 4 + i) for i in range(4)]
 
         def divide() -> list[Value]:
             values = quotients(b, self.spec, sums, total, problem.keys)
-            store4(b, values, self.head.y.row(b, row), chunk * 4, self.spec.value_head)
+            y = problem.query_row(self.unit, row + self.first).y
+            store4(b, values, y, chunk * 4, self.spec.value_head)
             return []
 
         def leave() -> list[Value]:
-            pitch = partial_pitch(self.spec) * 4
-            place = (self.number * splits + self.split) * problem.rows + row
-            at = b.at(workspace, b.wide(place) * pitch)
+            at = b.at(partial_sums, row * (partial_pitch(self.spec) * 4))
             b.store(b.vector(sums), at, chunk * 16)
             with b.when(chunk == 0):
-                b.store(b.vector([largest, total]), at, shared.chunks * 16)
+                b.store(b.vector([largest, total]), at, chunks_of(self.spec) * 16)
             return []
 
         b.either(splits == 1, [], divide, leave)
+
+    def _sum(self, row: Value, column: Value) -> Value:
+        b, lanes = self.b, self.shared.values
+        width = lanes.stored.width
+        chunk, inner = column // width, column % width
+        number = row * lanes.columns + chunk // lanes.lanes * width + inner
+        at = (number * lanes.lanes + chunk % lanes.lanes) * 4 + self.shared.sums
+        total = b.load(b.shared, "f32", at)
+        for warp in range(1, WARPS):
+            total = total + b.load(b.shared, "f32", at + warp * self.shared.warp_sums)
+        return total
 
 
 def _dot(b: GpuBuilder, x: Sequence[Value], y: Sequence[Value]) -> Value:
@@ -249,62 +345,3 @@ def _dot(b: GpuBuilder, x: Sequence[Value], y: Sequence[Value]) -> Value:
     for a, c in zip(x[1:], y[1:], strict=True):
         total = b.fma(a, c, total)
     return total
-
-
-def _unrolled(
-    b: GpuBuilder,
-    begin: Value,
-    end: Value,
-    step: int,
-    carry: Sequence[Value],
-    body: Callable[[Sequence[Value], Sequence[Value]], list[Value]],
-) -> list[Value]:
-    """`for i in range(begin, end, step)`, UNROLL turns at a time while there are as many."""
-    distance = (UNROLL - 1) * step
-    with b.loop(begin, end - distance, UNROLL * step, carry) as loop:
-        turns = [loop.i + u * step for u in range(UNROLL)]
-        loop.carry(*body(loop.args, turns))
-    left = b.max(end - distance - begin + (UNROLL * step - 1), 0)
-    first = begin + left // (UNROLL * step) * (UNROLL * step)
-    with b.loop(first, end, step, loop.results) as tail:
-        tail.carry(*body(tail.args, [tail.i]))
-    return tail.results
-
-
-def merge_kernel(spec: AttentionSpec) -> Kernel:
-    """The splits of a row into a row of y; a block a row. See kernels.py for the arguments."""
-    name = f"attention_merge_{spec.output_name}"
-    return Kernel(name, (1,), partial(_emit_merge, name, spec))
-
-
-def _emit_merge(name: str, spec: AttentionSpec, module: Any, arch: GpuArch) -> None:
-    types = [POINTER, POINTER, "i32", "i32", "i32", "i32", "i64", "i64", "i64"]
-    with kernel(module, arch, name, types, threads=64) as (b, block, workspace, y, *numbers):
-        rows, keys, heads, splits, *strides = numbers
-        number, row = block // rows, block % rows
-        pitch = partial_pitch(spec) * 4
-        stats = spec.value_head + 3 & ~3
-        first = b.wide(number) * b.wide(splits) * b.wide(rows) + b.wide(row)
-        start, step = b.at(workspace, first * pitch), b.wide(rows) * pitch
-
-        def split_at(i: Value) -> Value:
-            return b.at(start, b.wide(i) * step)
-
-        with b.loop(0, splits, 1, [b.const(MINUS_INFINITY, "f32")]) as loop:
-            loop.carry(b.max(b.load(split_at(loop.i), "f32", stats * 4), loop.args[0]))
-        largest = finite(b, loop.results[0])
-        chunk = b.thread
-        zeros = [b.const(0.0, "f32")] * 5
-        with b.when(chunk < stats // 4):
-            with b.loop(0, splits, 1, zeros) as loop:
-                at = split_at(loop.i)
-                top, total = b.lanes_of(b.load(at, "vector<2xf32>", stats * 4))
-                factor = b.exp2((top - largest) * LOG2_E)
-                sums = b.lanes_of(b.load(at, "vector<4xf32>", chunk * 16))
-                added = zip([*sums, total], loop.args, strict=True)
-                loop.carry(*(b.fma(factor, value, old) for value, old in added))
-            *sums, total = loop.results
-            values = quotients(b, spec, sums, total, keys)
-            where = b.wide(number // heads) * strides[0] + b.wide(number % heads) * strides[1]
-            at = b.at(y, (where + b.wide(row) * strides[2]) * 4)
-            store4(b, values, at, chunk * 4, spec.value_head)

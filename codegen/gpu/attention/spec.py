@@ -2,10 +2,12 @@
 
     y[b, h] = softmax(scale * q[b, h] k[b, h / group]^T + mask[b, h]) v[b, h / group]
 
-q is M x D, k is T x D, v is T x E, y is M x E, all f32 with D and E innermost; everything else has
-strides (in elements), so that [B, H, M, D], [B, M, H, D] and caches with room to grow are read
-where they are. Rows start at multiples of 16 bytes where D (E) is a multiple of 4. Rows of k and v
-may be those of quantized caches: bytes, whose strides count bytes, from multiples of 4 bytes on.
+q is M x D, k is T x D, v is T x E, y is M x E, with D and E innermost; everything else has strides
+(in elements), so that [B, H, M, D], [B, M, H, D] and caches with room to grow are read where they
+are. q and y are f32, k and v f32, f16 or bf16, or rows of quantized caches: bytes, whose strides
+count bytes. Where rows start: stored_rows.py.
+
+Query heads that share k and v are one *unit*: the M rows of each of them, `group * M` rows.
 """
 
 from __future__ import annotations
@@ -16,11 +18,9 @@ from typing import Literal
 
 from abqc.codegen.builder import Value
 from abqc.codegen.strategy import MaskKind
-from abqc.dialects.cache_formats import CacheFormat
 
 from ..builder import POINTER, GpuBuilder
-from ..rows.chunks import load4
-from .cache_rows import load4_decoded
+from .stored_rows import Stored, StoredRows, label, unit_bytes
 
 Precision = Literal["f32", "bf16x3", "f16"]
 
@@ -45,15 +45,15 @@ class AttentionSpec:
     mask: MaskKind = "none"
     precision: Precision = "f32"
     guarded: bool = False
-    keys: CacheFormat | None = None
-    values: CacheFormat | None = None
+    keys: Stored = "f32"
+    values: Stored = "f32"
 
     @property
     def name(self) -> str:
         """Part of the names of its kernels."""
         mask = "" if self.mask == "none" else f"_{self.mask}"
         formats = [("k", self.keys, self.head), ("v", self.values, self.value_head)]
-        rows = "".join(f"_{of}_{f.label(columns)}" for of, f, columns in formats if f is not None)
+        rows = "".join(f"_{of}_{label(f, columns)}" for of, f, columns in formats if f != "f32")
         return f"d{self.head}_{self.output_name}{mask}{rows}"
 
     @property
@@ -71,18 +71,19 @@ def argument_types(spec: AttentionSpec) -> list[str]:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix of f32, or of rows of a quantized cache, that are `pitch` bytes (i64) apart."""
+    """Rows that are `pitch` bytes (i64) apart."""
 
     pointer: Value
     pitch: Value
-    columns: int
-    format: CacheFormat | None = None
+    rows: StoredRows
+
+    @property
+    def columns(self) -> int:
+        return self.rows.columns
 
     def load4(self, b: GpuBuilder, row: Value, column: Value) -> list[Value]:
         """Elements column .. column + 4 of the row at pointer `row`, as f32; 0 past its end."""
-        if self.format is not None:
-            return load4_decoded(b, self.format, row, column, self.columns)
-        return load4(b, row, column, self.columns)
+        return self.rows.load4(b, row, column)
 
     def row(self, b: GpuBuilder, row: Value) -> Value:
         """The pointer to a row (i32)."""
@@ -113,60 +114,105 @@ class Head:
     mask: Mask | None
 
 
+@dataclass(frozen=True)
+class QueryRow:
+    """A row of a query head: where q, y and the mask have it."""
+
+    q: Value
+    y: Value
+    mask: Mask | None
+    row: Value  # of the head, i32
+
+
 class Problem:
     """The arguments of a kernel, `argument_types` in order."""
 
     def __init__(self, b: GpuBuilder, spec: AttentionSpec, arguments: Sequence[Value]) -> None:
         values = iter(arguments)
         self._b, self._spec = b, spec
-        self.q, self.k, self.v = next(values), next(values), next(values)
-        self.mask = next(values) if spec.mask != "none" else None
-        self.y = next(values)
+        self._q, self._k, self._v = next(values), next(values), next(values)
+        self._mask = next(values) if spec.mask != "none" else None
+        self._y = next(values)
         self.rows, self.keys, self.heads, self.group = (next(values) for _ in range(4))
         self.scale = next(values)
-        stored = [None, spec.keys, spec.values, None]  # q, k, v, y: three strides each
-        sizes = [4 if format is None else 1 for format in stored for _ in range(3)] + [4] * 4
-        self._strides = [
-            v * size if size > 1 else v for v, size in zip(values, sizes, strict=False)
-        ]
+
+        def strides(count: int, bytes_: int) -> list[Value]:
+            taken = [next(values) for _ in range(count)]
+            return [v * bytes_ if bytes_ > 1 else v for v in taken]
+
+        self._q_strides = strides(3, 4)
+        self._k_strides = strides(3, unit_bytes(spec.keys))
+        self._v_strides = strides(3, unit_bytes(spec.values))
+        self._y_strides = strides(3, 4)
+        self._mask_strides = strides(4, 4) if self._mask is not None else []
 
     def head(self, number: Value) -> Head:
         """The matrices of query head `number` (i32) of all `batch * heads`."""
-        b, spec = self._b, self._spec
-        batch, head = b.wide(number // self.heads), b.wide(number % self.heads)
-        shared = b.wide(number % self.heads // self.group)
-        strides = iter(self._strides)
+        batch, head = number // self.heads, number % self.heads
+        k, v = self._shared(batch, head // self.group)
+        q = self._matrix(self._q, self._q_strides, batch, head, StoredRows("f32", self._spec.head))
+        rows = StoredRows("f32", self._spec.value_head)
+        y = self._matrix(self._y, self._y_strides, batch, head, rows)
+        return Head(q, k, v, y, self._mask_of(batch, head))
 
-        def matrix(
-            pointer: Value, head: Value, columns: int, format: CacheFormat | None = None
-        ) -> Matrix:
-            start = batch * next(strides) + head * next(strides)
-            return Matrix(b.at(pointer, start), next(strides), columns, format)
+    @property
+    def unit_rows(self) -> Value:
+        """Rows of queries that share keys and values (i32)."""
+        return self.group * self.rows
 
-        q = matrix(self.q, head, spec.head)
-        k = matrix(self.k, shared, spec.head, spec.keys)
-        v = matrix(self.v, shared, spec.value_head, spec.values)
-        y = matrix(self.y, head, spec.value_head)
-        mask = None
-        if self.mask is not None:
-            start = batch * next(strides) + head * next(strides)
-            mask = Mask(b.at(self.mask, start), next(strides), next(strides))
-        return Head(q, k, v, y, mask)
+    def shared(self, unit: Value) -> tuple[Matrix, Matrix]:
+        """The keys and values of a unit (i32)."""
+        heads = self.heads // self.group
+        return self._shared(unit // heads, unit % heads)
 
-    def masked(self, head: Head, score: Value, row: Value, key: Value) -> Value:
-        """The scaled `score` of `row` and `key` with the mask on it; minus infinity past the last
-        key, where the mask is not read."""
+    def query_row(self, unit: Value, number: Value) -> QueryRow:
+        """Row `number` (i32) of all that share the keys of a unit."""
+        b, heads = self._b, self.heads // self.group
+        batch = unit // heads
+        head, row = unit % heads * self.group + number // self.rows, number % self.rows
+
+        def at(pointer: Value, strides: Sequence[Value]) -> Value:
+            places = zip((batch, head, row), strides, strict=True)
+            offset = None
+            for place, stride in places:
+                step = b.wide(place) * stride
+                offset = step if offset is None else offset + step
+            assert offset is not None
+            return b.at(pointer, offset)
+
+        q, y = at(self._q, self._q_strides), at(self._y, self._y_strides)
+        return QueryRow(q, y, self._mask_of(batch, head), row)
+
+    def _shared(self, batch: Value, head: Value) -> tuple[Matrix, Matrix]:
+        spec = self._spec
+        keys, values = StoredRows(spec.keys, spec.head), StoredRows(spec.values, spec.value_head)
+        return (
+            self._matrix(self._k, self._k_strides, batch, head, keys),
+            self._matrix(self._v, self._v_strides, batch, head, values),
+        )
+
+    def _matrix(
+        self, pointer: Value, strides: Sequence[Value], batch: Value, head: Value, rows: StoredRows
+    ) -> Matrix:
         b = self._b
-        minus = b.const(MINUS_INFINITY, "f32")
-        inside = key < self.keys
-        mask = head.mask
-        if mask is None:
-            return b.select(inside, score, minus)
-        (value,) = b.either(inside, ["f32"], lambda: [mask.load(b, row, key)], lambda: [minus])
-        return self._with(value, score)
+        start = b.wide(batch) * strides[0] + b.wide(head) * strides[1]
+        return Matrix(b.at(pointer, start), strides[2], rows)
+
+    def _mask_of(self, batch: Value, head: Value) -> Mask | None:
+        if self._mask is None:
+            return None
+        b = self._b
+        of_batch, of_head, of_row, of_column = self._mask_strides
+        start = b.wide(batch) * of_batch + b.wide(head) * of_head
+        return Mask(b.at(self._mask, start), of_row, of_column)
+
+    def with_mask(self, mask: Mask | None, score: Value, row: Value, key: Value) -> Value:
+        """The scaled `score` of `row` and `key`, both of which there are, with the mask on it."""
+        return score if mask is None else self._with(mask.load(self._b, row, key), score)
 
     def masked_inside(self, head: Head, score: Value, row: Value, key: Value) -> Value:
-        """The same without a branch, where there is a key; rows past the last repeat it."""
+        """The scaled `score` of `row` and `key` with the mask on it; minus infinity past the last
+        key. Rows past the last repeat it."""
         b = self._b
         value = score
         if head.mask is not None:

@@ -23,6 +23,7 @@ import abqc  # noqa: E402
 from abqc.codegen.gpu.arch import GpuArch  # noqa: E402
 from abqc.codegen.targets.cuda import CudaTarget, target_names  # noqa: E402
 from abqc.errors import AbqcError, InputError  # noqa: E402
+from gpubuild.attention import attention_jobs  # noqa: E402
 from gpubuild.cases import check_cases  # noqa: E402
 from gpubuild.images import Images, Progress  # noqa: E402
 from gpubuild.matmuls import other_formats, sampled, select  # noqa: E402
@@ -74,6 +75,7 @@ def build(
         images.add_ptx(name, text, threads)
     rates, notes = _rates(plan, arch, images)
     progress("choosing schedules")
+    attention = attention_jobs(plan, target, images)
     chosen = [*select(plan, target), *sampled(plan, target)]
     checked = [*chosen, *other_formats(plan, target)]
     for kernel in (k for c in checked for k in c.kernels):
@@ -98,6 +100,7 @@ def build(
         [c.job(images) for c in chosen],
         feeds,
         operators,
+        attention,
         notes,
     )
     _copy_modules(folder)

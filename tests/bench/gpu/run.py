@@ -1,6 +1,6 @@
 """Measure a kit on the GPU of this machine.
 
-    python run.py [--only rates,check,table,peers,models] [--minutes 9] [--output results]
+    python run.py [--only rates,check,table,peers,attention,models] [--minutes 9] [--output DIR]
 
 Needs numpy and an NVIDIA driver; PyTorch for the columns of cuBLAS. Writes results.json, results.md
 and samples.jsonl, anew every few seconds. What matters most comes first; what is not reached in the
@@ -33,6 +33,7 @@ CHOICES = {
     "check": ["check", "operators", "sanitizer"],
     "table": ["table", "baselines"],
     "peers": ["peers"],
+    "attention": ["attention", "attention-peers"],
     "models": ["models", "launches"],
 }
 MACHINE = "machine"  # the part that comes before all others
@@ -94,7 +95,18 @@ def _steps(kit: kits.Kit, only: list[str]) -> list[tuple[str, int]]:
     everything = {name: len(part.names(kit)) for name, part in PARTS.items()}
     steps = [(name, everything[name]) for name in ("rates", "probes")]
     steps += [(name, first[name]) for name in ("check", "table", "baselines")]
-    rest = ("operators", "models", "launches", "check", "table", "baselines", "peers", "sanitizer")
+    rest = (
+        "operators",
+        "attention",
+        "attention-peers",
+        "models",
+        "launches",
+        "check",
+        "table",
+        "baselines",
+        "peers",
+        "sanitizer",
+    )
     steps += [(name, everything[name]) for name in rest]
     chosen = {part for choice in only for part in CHOICES[choice]}
     return [(name, end) for name, end in steps if name in chosen]

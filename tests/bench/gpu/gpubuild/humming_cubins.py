@@ -9,10 +9,11 @@ FOLDER/humming_cubins.tar.xz.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import sys
+import tarfile
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,9 +23,9 @@ sys.path.insert(0, str(HERE.parent))
 
 import torch  # noqa: E402
 from gpukit import peer_humming as peer  # noqa: E402
+from gpukit import peers  # noqa: E402
 from torch._subclasses import fake_tensor  # noqa: E402
 
-SHAPES = ((8192, 28672), (4096, 4096), (8192, 8192), (4096, 11008), (11008, 4096))  # (K, N)
 ROWS = (1, 4, 8, 16, 64, 256, 4096)
 
 CLOCK = 1_980_000  # kHz
@@ -150,24 +151,24 @@ def record(target: Path) -> dict[str, str]:
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    cubins = folder / peer.CUBINS
-    cubins.mkdir(parents=True, exist_ok=True)
-    pretend()
-    found = record(cubins)
+    folder.mkdir(parents=True, exist_ok=True)
     schedules: dict[str, Any] = {}
-    failed: dict[str, str] = {}
-    with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
-        for case in peer.Humming.cases:
-            for k, n in SHAPES:
-                try:
-                    _case(case, n, k, schedules)
-                except Exception as error:
-                    failed[peer.case_key(case, n, k, 0)] = f"{type(error).__name__}: {error}"
-                    print(case, n, k, failed[peer.case_key(case, n, k, 0)], flush=True)
-                    if "--stop" in sys.argv:
-                        raise
-                plan = {"cubins": found, "schedules": schedules, "failed": failed}
-                (folder / peer.PLAN).write_text(json.dumps(plan, indent=1))
+    with tempfile.TemporaryDirectory() as cubins:
+        pretend()
+        found = record(Path(cubins))
+        with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
+            for case, (k, n) in _products():
+                _case(case, n, k, schedules)
+        with tarfile.open(folder / peer.CUBINS, "w:xz") as archive:
+            archive.add(cubins, ".")
+    plan = {"cubins": found, "schedules": schedules}
+    (folder / peer.PLAN).write_text(json.dumps(plan, indent=1))
+
+
+def _products() -> list[tuple[Any, tuple[int, int]]]:
+    """Cases and their (K, N)."""
+    turns = [turn for turn in peers.TURNS if turn.peer is peer.Humming]
+    return [(case, shape) for turn in turns for case in turn.cases for shape in turn.shapes]
 
 
 def _case(case: Any, n: int, k: int, schedules: dict[str, Any]) -> None:
@@ -198,5 +199,4 @@ def _case(case: Any, n: int, k: int, schedules: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        main()
+    main()

@@ -51,6 +51,19 @@ OPERATORS = ("attention", "norms", "norm-packs", "embedding", "lines", "copies",
 
 
 @dataclass(frozen=True)
+class AttentionPlan:
+    """Heads that are timed: decoding with so many keys in caches of these formats, and prompts.
+    Nothing is timed where there are no heads."""
+
+    heads: int = 32
+    group: int = 4
+    head: int = 128
+    keys: tuple[int, ...] = (4096, 16384)
+    formats: tuple[str, ...] = ("f32", "f16", "kv8", "kv4")
+    prompts: tuple[int, ...] = (2048,)
+
+
+@dataclass(frozen=True)
 class Plan:
     """Sizes of a kit. `shapes` are (K, N).
 
@@ -88,6 +101,7 @@ class Plan:
     wgmma: bool = True
     assembled: bool = True  # cubins where there is a ptxas, else PTX
     operators: tuple[str, ...] = OPERATORS
+    attention: AttentionPlan = field(default_factory=AttentionPlan)
     minilm: bool = True
     decoder_layers: int = 3
     decoder_recipes: tuple[str, ...] = ("w4a8", "w2a8")

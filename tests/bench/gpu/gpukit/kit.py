@@ -109,6 +109,46 @@ class TableJob:
 
 
 @dataclass(frozen=True)
+class AttentionJob:
+    """A launch of attention: one batch, `heads` query heads of `head` columns, of which `group`
+    share keys and values.
+
+    `format`: of keys and values, f32, f16, kv8 or kv4, whose rows have `row_bytes`. `precision`: of
+    the products. `causal`: with a mask that is added and hides later keys. `splits` 0: blocks do
+    not share the keys; else splits of `split_keys` each, with `workspace_bytes`.
+    """
+
+    name: str
+    kernel: str
+    format: str
+    precision: str
+    heads: int
+    group: int
+    head: int
+    rows: int
+    keys: int
+    causal: bool
+    grid: int
+    row_bytes: int
+    splits: int = 0
+    split_keys: int = 0
+    workspace_bytes: int = 0
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of keys, and of values."""
+        return self.heads // self.group * self.keys * self.row_bytes
+
+    @property
+    def operations(self) -> int:
+        """A multiply-add is two; what a causal mask hides does not count."""
+        pairs = self.rows * self.keys
+        if self.causal:
+            pairs -= self.rows * (self.rows - 1) // 2
+        return 4 * self.heads * self.head * pairs
+
+
+@dataclass(frozen=True)
 class ModelFeed:
     """One run of a model, or `steps` runs each of which gets the caches of the one before:
     `models/<model>/<file>`.
@@ -172,6 +212,7 @@ class Kit:
     table: list[TableJob]
     feeds: list[ModelFeed]
     operators: list[ModelFeed]
+    attention: list[AttentionJob]
     notes: list[str]  # what is missing and why, kernels that spill
 
     def image(self, name: str, *, ptx: bool = False) -> bytes:
@@ -201,6 +242,7 @@ def read(folder: Path) -> Kit:
         data["table"] = [TableJob(**_with_launches(t)) for t in data["table"]]
         data["feeds"] = [ModelFeed(**f) for f in data["feeds"]]
         data["operators"] = [ModelFeed(**f) for f in data["operators"]]
+        data["attention"] = [AttentionJob(**j) for j in data["attention"]]
         return Kit(folder=folder, **data)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no kit: {error}", hint="build.py writes one") from error

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import (
+    attention,
+    attention_peers,
     baselines,
     check,
     launch_times,
@@ -56,6 +58,8 @@ PARTS = {
     "peers": Part(
         peers.names, peers.measure, False, item_seconds=20.0, seconds=75.0, skip=peers.skip
     ),
+    "attention": Part(attention.names, attention.measure, True),
+    "attention-peers": Part(attention_peers.names, attention_peers.measure, False),
     "operators": Part(operators.names, operators.measure, False),
     "sanitizer": Part(sanitizer.names, sanitizer.measure, False, item_seconds=60.0),
     "models": Part(models.names, models.measure, False, item_seconds=20.0),

@@ -18,10 +18,8 @@ from .rates import COPY_KERNEL
 
 Records = dict[str, list[Record]]
 MOST_FAILURES = 20  # in the summary
-SECTIONS = (
-    *("rates", "probes", "check", "operators", "table", "peers", "models", "launches"),
-    "sanitizer",
-)
+SUMMARY = ("rates", "probes", "check", "operators", "attention", "models")
+SECTIONS = (*SUMMARY, "table", "peers", "launches", "sanitizer")
 
 
 def failures(records: Records) -> list[str]:
@@ -86,7 +84,7 @@ def summary(kit: Kit, machine: dict[str, Any], records: Records) -> str:
     lines = _head(kit, machine, records, bars.judge(records), failed[:MOST_FAILURES])
     if len(failed) > MOST_FAILURES:
         lines += [f"- and {len(failed) - MOST_FAILURES} more"]
-    lines += _sections(records, ("rates", "probes", "check", "operators", "models"))
+    lines += _sections(records, SUMMARY)
     return "\n".join([*lines, "", "All is in results.md and results.json."])
 
 
@@ -131,6 +129,7 @@ def _sections(records: Records, names: tuple[str, ...]) -> list[str]:
         "launches": ("Launches", lambda: _launches(records["launches"])),
         "sanitizer": ("compute-sanitizer", lambda: [_sanitizer(records["sanitizer"])]),
         "operators": ("Operators", lambda: [_operators(records["operators"])]),
+        "attention": ("Attention", lambda: _attention(records)),
         "table": ("Matmuls", lambda: _table(records)),
         "peers": ("Other engines", lambda: peer_report.section(records)),
         "models": ("Models", lambda: _models(records["models"])),
@@ -213,6 +212,30 @@ def _sanitizer(items: list[Record]) -> str:
 def _operators(items: list[Record]) -> str:
     good = [r for r in items if not r.get("error") and not r.get("wrong")]
     return f"{len(good)} of {len(items)} runs agree, of {len({r['model'] for r in good})} models."
+
+
+def _attention(records: Records) -> list[str]:
+    head = ["run", "kernel", "us", "caches TB/s", "of copied", "TFLOP/s", "PyTorch f16 us"]
+    copied = max(
+        (r["bytes_per_second"] for r in records.get("rates", []) if "bytes_per_second" in r),
+        default=None,
+    )
+    peers = {
+        (r["rows"], r["keys"]): r["seconds"]
+        for r in records.get("attention-peers", [])
+        if "seconds" in r
+    }
+    rows = []
+    for r in records["attention"]:
+        if "error" in r:
+            continue
+        bandwidth = r["cache_bytes_per_second"]
+        share = bandwidth / copied if copied else None
+        figures = [number(r["seconds"], 1e6), number(bandwidth, 1e-12, 2), number(share, 1, 2)]
+        figures += [number(r["operations_per_second"], 1e-12)]
+        peer = number(peers.get((r["rows"], r["keys"])), 1e6)
+        rows.append([r["name"], r["kernel"], *figures, peer])
+    return rows_of(head, rows)
 
 
 def _table(records: Records) -> list[str]:

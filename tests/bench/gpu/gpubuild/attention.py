@@ -1,0 +1,94 @@
+"""Launches of attention that are timed by themselves."""
+
+from __future__ import annotations
+
+from abqc.codegen.strategy import AttentionVariant
+from abqc.codegen.targets.cuda import CudaTarget
+from abqc.dialects.cache_formats import CacheFormat, parse_cache_format
+from abqc.dialects.formats import FLOAT_BYTES, Float
+from gpukit.kit import AttentionJob
+
+from .images import Images
+from .plan import AttentionPlan, Plan
+
+
+def attention_jobs(plan: Plan, target: CudaTarget, images: Images) -> list[AttentionJob]:
+    """Decoding, then prompts; their kernels are added to `images`."""
+    sizes = plan.attention
+    jobs: list[AttentionJob] = []
+    if not sizes.heads:
+        return jobs
+    for format in sizes.formats:
+        for keys in sizes.keys:
+            jobs.append(_job(sizes, target, images, format, half=True, rows=1, keys=keys))
+    for rows in sizes.prompts:
+        for format, half in (("f32", False), ("f32", True), ("f16", True)):
+            jobs.append(_job(sizes, target, images, format, half=half, rows=rows, keys=rows))
+    return jobs
+
+
+def _job(
+    sizes: AttentionPlan,
+    target: CudaTarget,
+    images: Images,
+    format: str,
+    *,
+    half: bool,
+    rows: int,
+    keys: int,
+) -> AttentionJob:
+    stored = _stored(format)
+    causal = rows > 1
+    variants = target.attention(
+        sizes.head, sizes.head, "add" if causal else "none", half=half, keys=stored, values=stored
+    )
+    variant = _variant(variants, rows, sizes.group)
+    images.add(variant.kernel)
+    block = variant.kernel.block[0]
+    if not variant.blocks:
+        grid, splits, each, workspace = sizes.heads * -(-rows // block), 0, 0, 0
+    else:
+        parts = sizes.heads // sizes.group * -(-sizes.group * rows // block)
+        splits, each = variant.splits_of(parts, keys)
+        grid = parts * splits
+        workspace = 4 * grid * block * variant.workspace_floats
+    kind = "prompt" if causal else "decoding"
+    precision = ("f16" if half else "bf16x3") if causal else "f32"
+    return AttentionJob(
+        f"{kind} {format} {precision} {rows}x{keys}",
+        variant.kernel.name,
+        format,
+        precision,
+        sizes.heads,
+        sizes.group,
+        sizes.head,
+        rows,
+        keys,
+        causal,
+        grid,
+        _row_bytes(stored, sizes.head),
+        splits,
+        each,
+        workspace,
+    )
+
+
+def _variant(variants: tuple[AttentionVariant, ...], rows: int, group: int) -> AttentionVariant:
+    """As the host chooses it."""
+    most = max(variant.max_rows or 0 for variant in variants)
+    number = rows if rows > most else min(rows * group, most)
+    (found,) = [variant for variant in variants if variant.covers(number)]
+    return found
+
+
+def _stored(format: str) -> CacheFormat | Float:
+    for name in FLOAT_BYTES:
+        if format == name:
+            return name
+    return parse_cache_format(format)
+
+
+def _row_bytes(stored: CacheFormat | Float, columns: int) -> int:
+    if isinstance(stored, CacheFormat):
+        return stored.row_bytes(columns)
+    return FLOAT_BYTES[stored] * columns
