@@ -15,7 +15,7 @@ from gpu_assembly_data import Assembled, Expected, Predictor
 from token_training import BATCH, RAREST, RATE, Network
 from torch import nn
 
-EPOCHS = 8
+EPOCHS = 15
 LONGEST = 512  # tokens of a kernel that are looked at
 REGISTERS = 64.0  # what registers are divided by
 
