@@ -87,7 +87,6 @@ def test_a_stage_that_is_freed_before_wgmma_is_done() -> None:
 def test_every_instruction_that_orders_something_is_needed() -> None:
     """Each is left out in turn, and that is found. (Tests of mbarriers aside: their loops would not
     end.)"""
-
     kernel = kernel_of()
     steps = [
         step
