@@ -21,7 +21,7 @@ from .int8 import Int8Accumulators, Int8Products
 from .kernel import Arithmetic, emit_wgmma_kernel
 from .plan import WgmmaPlan
 
-BLOCK_ROWS = (16, 32, 64, 96, 128, 192, 256)
+BLOCK_ROWS = (16, 32, 64, 80, 96, 128, 192, 256)
 WARPGROUPS = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 1))  # and halves of each
 STAGES = (2, 3, 4, 6)
 
