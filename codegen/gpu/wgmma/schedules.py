@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 
@@ -80,7 +81,12 @@ def _kernel(
 ) -> Kernel:
     plan = plan_of(spec, schedule, activation)
     emit = partial(emit_wgmma_kernel, name=name, plan=plan, arithmetic=arithmetic)
-    return Kernel(name, (schedule.block_m, schedule.block_n), emit)
+    return WgmmaKernel(name, (schedule.block_m, schedule.block_n), emit)
+
+
+@dataclass(frozen=True)
+class WgmmaKernel(Kernel):
+    """A kernel whose warps have different numbers of registers: nothing can follow its body."""
 
 
 def wgmma_features(
