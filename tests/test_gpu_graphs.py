@@ -33,7 +33,10 @@ def small_feeds(batch: int, rows: int, past: int, layers: int) -> dict[str, np.n
     } | {name: cache.astype(np.float32) for name, cache in caches.items()}
 
 
-@pytest.mark.parametrize(("quant", "target"), [("w4a8", "sm_90a"), ("w4a16", "sm_80")])
+@pytest.mark.parametrize(
+    ("quant", "target"),
+    [("w4a8", "sm_90a"), pytest.param("w4a16", "sm_80", marks=pytest.mark.slow)],
+)
 def test_steps_of_a_decoder(tmp_path: Path, quant: str, target: str) -> None:
     """Caches grow in place on the GPU; a graph is set anew in every step."""
     onnx.save(decoder(2, SIZES), tmp_path / "decoder.onnx")
