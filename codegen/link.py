@@ -81,7 +81,8 @@ class GpuImage:
 
     `specific`: it runs on exactly this compute capability (the suffix `a`). `blocks`: of every
     kernel of the artifact, by number; a kernel may take more shared memory on one target than on
-    another.
+    another. `waits`: every kernel waits for those that it depends on, before it touches anything
+    but weights, so that it can be launched before they have ended.
     """
 
     name: str
@@ -91,14 +92,19 @@ class GpuImage:
     blocks: tuple[GpuBlock, ...]
     cubin: str | None = None
     cubin_bytes: int = 0
+    waits: bool = False
 
 
 @dataclass(frozen=True)
 class GpuKernelEntry:
-    """What a kernel is on all targets: its name, and `slots`, its number of 8-byte parameters."""
+    """What a kernel is on all targets: its name, and `slots`, its number of 8-byte parameters.
+
+    `accesses`: by parameter, ABQC_ACCESS_* of runtime/shim/shim.h; None: nothing is known.
+    """
 
     name: str
     slots: int
+    accesses: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -406,7 +412,7 @@ def _gpu_table(gpu: GpuMeta, weights: Sequence[tuple[str, int]], lines: list[str
         lines.append(f"static const abqc_gpu_block blocks_{number}[] = {{{blocks or '{0}'}}};")
     tables = {
         "image": [_image_row(number, image) for number, image in enumerate(gpu.images)],
-        "kernel": [f"{{{_c_string(k.name)}, {k.slots}}}" for k in gpu.kernels],
+        "kernel": [_kernel_row(k, number, lines) for number, k in enumerate(gpu.kernels)],
         "weight": [f"{{{symbol}, {size}}}" for symbol, size in weights],
     }
     fields = []
@@ -425,8 +431,17 @@ def _image_row(number: int, image: GpuImage) -> str:
     major, minor = image.capability
     return (
         f"{{{major}, {minor}, {int(image.specific)}, {_c_string(image.name)}, "
-        f"{image.ptx}, {image.cubin or 'NULL'}, {image.cubin_bytes}, blocks_{number}}}"
+        f"{image.ptx}, {image.cubin or 'NULL'}, {image.cubin_bytes}, blocks_{number}, "
+        f"{int(image.waits)}}}"
     )
+
+
+def _kernel_row(kernel: GpuKernelEntry, number: int, lines: list[str]) -> str:
+    if not kernel.accesses:
+        return f"{{{_c_string(kernel.name)}, {kernel.slots}, NULL}}"
+    accesses = ", ".join(str(int(access)) for access in kernel.accesses)
+    lines.append(f"static const uint8_t accesses_{number}[] = {{{accesses}}};")
+    return f"{{{_c_string(kernel.name)}, {kernel.slots}, accesses_{number}}}"
 
 
 def _c_string(text: str) -> str:

@@ -29,6 +29,8 @@ UNITS = {
     "b1": "b1_ops",
     "s8": "s8_ops",
     "f16": "f16_ops",
+    "wgmma_s8": "wgmma_s8_ops",
+    "wgmma_f16": "wgmma_f16_ops",
     "f32": "f32_ops",
     "dp4a": "dp4a_ops",
     "alu": "alu_ops",
@@ -37,6 +39,7 @@ UNITS = {
     "shared": "shared_traffic",
 }
 TENSOR_UNITS = ("b1", "s8", "f16")
+WGMMA_UNITS = ("wgmma_s8", "wgmma_f16")
 
 # An MMA takes about 33 cycles and a scheduler can start one every 8: four schedulers are busy with
 # 16 independent ones. Other instructions take 4 to 6 cycles; 8 warps with some independent
@@ -44,17 +47,27 @@ TENSOR_UNITS = ("b1", "s8", "f16")
 MMAS_IN_FLIGHT = 16
 WARPS_IN_FLIGHT = 8
 ACCUMULATORS = 16 * 8  # of one MMA
-EFFICIENCY = 0.85  # of a unit's rate that a loop reaches beside its address arithmetic
-LOADED_LATENCY = 2.0  # of a memory under load, over that of an idle one
+EFFICIENCY = 0.6  # of a unit's rate that a loop reaches, as instructions wait for each other
+# Of the shorter of MMAs and other instructions: a warp waits for its MMAs where a group ends, and
+# few warps share a scheduler.
+ALTERNATING = 0.7
+PORT_EFFICIENCY = 0.85  # of the port of an SM to L2
+LOADED_LATENCY = 3.5  # of a memory under load, over that of an idle one: 1.1 us on an H200
 STEP_CYCLES = 100  # of one stage of a tile: wait, barrier, ldmatrix (33), dependent MMA (33)
-START_CYCLES = 700  # of a block: its arguments, its addresses, its epilogue
+START_CYCLES = 1500  # of a block: its arguments, its addresses, its epilogue
 # Registers of a thread before it is assembled. ptxas gives tile kernels of s8 with 16, 32 and 64
 # accumulators a thread 64 to 100, 124 to 143 and 168 to 255: fragments and decoded weights ahead.
 BASE_REGISTERS, REGISTERS_PER_ACCUMULATOR = 40, 2.5
 L1_SHARE = 0.25  # of an SM's memory that is left to L1
 L2_SHARE = 0.75  # of L2 that one kernel's operands keep
 SERIAL = 0.05  # of the work of faster resources, which does not overlap with the slowest
-BOUNDS = {unit: f"{unit} tensor-core" for unit in TENSOR_UNITS} | {
+# Of wgmma's rate that warpgroups reach that decode in turns; of that, one that is alone on an SM:
+# while it decodes and waits, nothing is multiplied.
+WGMMA_EFFICIENCY, ALONE = 0.85, 0.65
+WARPGROUP = 4 * WARP
+# By rows of a block, the part of wgmma's rate: measured on an H200, both operands in shared memory.
+WGMMA_PART = {8: 0.27, 16: 0.48, 32: 0.74, 64: 0.96}
+BOUNDS = {unit: f"{unit} tensor-core" for unit in (*TENSOR_UNITS, *WGMMA_UNITS)} | {
     "f32": "FMA",
     "dp4a": "dp4a",
     "alu": "integer",
@@ -203,7 +216,7 @@ class _Kernel:
         near = max(0.0, self.traffic - self.dram)
         waits = self.dram * gpu.dram_latency + near * gpu.l2_latency
         loads = waits * LOADED_LATENCY / f.blocks / max(1, f.bytes_in_flight)
-        if f.kind != "tile":
+        if f.kind == "rows":
             return loads
         steps = math.ceil(f.k / (f.split * f.block_k * f.warps_k))
         return max(loads, steps * STEP_CYCLES / gpu.clock)
@@ -212,10 +225,14 @@ class _Kernel:
         """Of a unit's rate, by the warps of `blocks` blocks on one SM."""
         f = self.f
         warps = f.threads / WARP
+        if unit in WGMMA_UNITS:
+            part = max((p for rows, p in WGMMA_PART.items() if rows <= f.block_m), default=1.0)
+            multiplying = blocks * (f.threads // WARPGROUP - 1)
+            return WGMMA_EFFICIENCY * part * (ALONE if multiplying == 1 else 1.0)
         if unit not in TENSOR_UNITS:
             return EFFICIENCY * min(1.0, blocks * warps / WARPS_IN_FLIGHT)
         chains = max(1.0, f.block_m * f.block_n * f.warps_k / ACCUMULATORS / warps)
-        return EFFICIENCY * min(1.0, blocks * warps * min(chains, 4.0) / MMAS_IN_FLIGHT)
+        return min(1.0, blocks * warps * min(chains, 4.0) / MMAS_IN_FLIGHT)
 
     def wave(self, blocks: int) -> dict[str, float]:
         """Seconds of each resource for a wave of `blocks` blocks."""
@@ -227,8 +244,12 @@ class _Kernel:
             for unit, ops in ((unit, getattr(f, name)) for unit, name in UNITS.items())
             if ops
         }
+        alternating = [unit for unit in (*TENSOR_UNITS, "issue") if unit in seconds]
+        if len(alternating) > 1:
+            shorter, longer = sorted(alternating, key=lambda unit: seconds[unit])
+            seconds[longer] += ALTERNATING * seconds[shorter]
         seconds["DRAM"] = self.dram * share / gpu.dram_bandwidth
-        port = busiest * self.traffic / f.blocks / (gpu.rate("l2") * EFFICIENCY)
+        port = busiest * self.traffic / f.blocks / (gpu.rate("l2") * PORT_EFFICIENCY)
         seconds["L2"] = max(port, self.traffic * share / gpu.l2_bandwidth)
         seconds["latency"] = self.latency
         return seconds

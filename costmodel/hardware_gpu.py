@@ -1,7 +1,7 @@
 """GPUs as data: what a multiprocessor (SM) computes per cycle, and how memory feeds it.
 
 Rates are operations per SM and cycle; a multiply-add is two. Tensor rates are those of `mma.sync`,
-not of `wgmma` or `tcgen05`. Where a comment says "datasheet", the rate is the datasheet's dense
+but for those called `wgmma`. Where a comment says "datasheet", the rate is the datasheet's dense
 peak divided by SMs and clock; "guide" is the CUDA C++ Programming Guide (throughput of arithmetic
 instructions). "Assumed" means that nobody has measured it for us yet:
 `abqc tune` corrects what follows from it.
@@ -30,6 +30,7 @@ class Gpu(GpuLimits):
     """One GPU. `rates` are keyed by unit; a unit that is missing is not native there.
 
     b1, s8, f16   `mma.sync`; f16 with f32 accumulators
+    wgmma_s8, wgmma_f16   the same by `wgmma`
     f32, dp4a, alu, special   CUDA cores: flops; byte products; shifts, logic, additions; MUFU
     issue         instructions of threads
     shared        bytes between shared memory and registers
@@ -51,7 +52,8 @@ class Gpu(GpuLimits):
     l2_bandwidth: float
     l2_latency: float
     launch_seconds: float = 2.5 * MICRO  # assumed
-    graph_launch_seconds: float = 1.2 * MICRO  # assumed
+    # Measured on an H200: the shortest kernels take 3.3 us in a graph, 0.5 us of it a node alone.
+    graph_launch_seconds: float = 1.7 * MICRO
 
     def rate(self, unit: str) -> float:
         """Operations per second of one SM; CompileError where the unit is not native."""
@@ -159,21 +161,24 @@ H200 = Gpu(
     name="H200",
     arch="sm_90a",
     sms=132,
-    clock=1.83 * GIGA,  # the clock of the datasheet's peaks; it boosts to 1.98
+    clock=1.98 * GIGA,  # at most, and at rest
     rates=_CORES
     | {
         "f32": 256.0,  # datasheet: 67 TFLOPS at 1.98 GHz
-        # Published measurement of a GH200: 0.54 instructions m16n8k256 a cycle and SM, 9,200 TOPS.
-        "b1": 35389.0,
-        # Datasheet: 8,192 (1,979 TOPS) and 4,096 (989 TFLOPS) with wgmma; 62 % by mma.sync [L].
-        "s8": 5080.0,
-        "f16": 2540.0,
+        # Measured by the kit (docs/benchmarks.md): 10,360 TOPS of m16n8k256, 7,735 of m16n8k128.
+        "b1": 39640.0,
+        # Measured: 1,290 TOPS and 651 TFLOPS, 65 % of the datasheet's for wgmma.
+        "s8": 4936.0,
+        "f16": 2490.0,
+        # Measured: 1,840 TOPS and 811 TFLOPS (below the datasheet's by the clock under such load).
+        "wgmma_s8": 7040.0,
+        "wgmma_f16": 3103.0,
     },
     dram_datasheet=4.8 * TERA,
-    dram_bandwidth=4.3 * TERA,  # copied, measured
+    dram_bandwidth=4.2 * TERA,  # measured: copied, by a kernel 4.08, by the driver 4.24
     dram_latency=288 * NANO,  # [P]: 570 cycles; [D], a GH200: 690 cycles
     l2_bytes=50 * MIB,
-    l2_bandwidth=7.0 * TERA,  # assumed: 29 bytes a cycle and SM; [P] copied 3.6 TB/s within L2
+    l2_bandwidth=5.6 * TERA,  # copied, measured
     l2_latency=131 * NANO,  # [P]: 260 cycles; [D], a GH200: 281 cycles
     **vars(limits_of((9, 0))),
 )

@@ -25,6 +25,7 @@ from .lowering.direct_conv import lower_direct_conv, lower_polyphase
 from .lowering.matmul import lower_matmul
 from .lowering.non_max_suppression_loops import non_max_suppression_loops
 from .lowering.norm import lower_norm, lower_norm_pack, lower_softmax
+from .lowering.pack import lower_fused_pack, lower_pack
 from .lowering.rules import Lowering, by_rows, ceil_div, contiguous, dynamic, product
 from .lowering.scan import lower_scan
 from .lowering.scatter import lower_scatter
@@ -65,24 +66,6 @@ def _weight(low: Lowering, op: ir.Operation) -> None:
     buffer = low.constant(symbol, list(type_.shape), element)
     tensor_value = bufferization.ToTensorOp(type_, buffer, restrict=True).result
     op.results[0].replace_all_uses_with(tensor_value)
-
-
-def _pack(low: Lowering, op: ir.Operation) -> None:
-    view = op.opview
-    kernel = low.unit.kernels[ir.StringAttr(view.kernel).value]
-    *lead, _ = low.sizes(view.x)
-    rows = product(lead)
-    packed = low.allocate_rows(rows, op.results[0])
-    x = low.buffer(view.x)
-    grid = ceil_div(rows, kernel.block[0])
-    if view.x_scale is None:
-        low.launch(kernel.name, grid, [x, packed, rows])
-    else:
-        samples = dimension_or_query(view.x_scale, 0)
-        shared = arith.CeilDivUIOp(rows, arith.MaxUIOp(samples, index(1)).result).result
-        scale, zero = low.buffer(view.x_scale), low.buffer(view.x_zero)
-        low.launch(kernel.name, grid, [x, scale, zero, packed, rows, shared])
-    low.buffers[op.results[0]] = packed
 
 
 def _measure(low: Lowering, op: ir.Operation) -> None:
@@ -272,12 +255,14 @@ def _on_device_or(kernels: Rule, loops: Rule) -> Rule:
 
 _RULES: dict[str, Rule] = {
     "abq.weight": _weight,
-    "abq.pack": _pack,
+    "abq.pack": lower_pack,
+    "abq.fused_pack": lower_fused_pack,
     "abq.measure": _measure,
     "abq.matmul": lower_matmul,
     "abq.fused_matmul": lower_matmul,
     "abq.batch_matmul": _batch_matmul,
     "abq.attention": lower_attention,
+    "abq.attention_pack": lower_attention,
     "abq.norm": lower_norm,
     "abq.norm_pack": lower_norm_pack,
     "abq.softmax": lower_softmax,

@@ -7,14 +7,17 @@
 Nothing is concatenated: weights stay what they are (tied, imported, calibrated each for itself),
 and results are buffers of their own. What merges are launches, each of which ends with waiting for
 all threads, and grids, which then share these evenly. Products are merged where the rows that they
-read are packed alike, after strategies have been chosen, and where ranges of rows are the same;
-targets that cannot do so keep them apart (`Target.merges_products`).
+read are packed alike, after strategies have been chosen, and where ranges of rows are the same. On
+a GPU they must have the same kernels, one of which then knows several products
+(`Target.merges_products`); targets choose the schedules of such products together.
 
 Members of a group stand one behind the other, all but the last with the attribute `abq.with_next`,
 which launches have then; `lower-abq` comes next.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from abqc.dialects.epilogue import Stage
 from abqc.dialects.mlir import ir
@@ -29,7 +32,7 @@ def merge_products(module: ir.Operation, unit: Unit) -> None:
     """Products that read the same activations are launched as one."""
     alike: dict[tuple[ir.Value, tuple[int, ...]], list[ir.Operation]] = {}
     for op in walk(module):
-        if op.name in PRODUCTS and "splits" not in op.attributes:
+        if op.name in PRODUCTS:
             limits = tuple(ir.DenseI64ArrayAttr(op.attributes["max_rows"]))
             alike.setdefault((op.operands[0], limits), []).append(op)
     for products in alike.values():
@@ -45,13 +48,24 @@ def merge_products(module: ir.Operation, unit: Unit) -> None:
 def _joins(op: ir.Operation, group: list[ir.Operation], unit: Unit) -> bool:
     """Whether `op` can be launched with `group`, where that stands."""
     first = group[0]
-    if op.block != first.block or not unit.known_target.merges_products:
+    if op.block != first.block:
+        return False
+    if not unit.known_target.merges_products([_kernels(each, unit) for each in (*group, op)]):
         return False
     results = [member.results[0] for member in group]
     sources = [value for value in op.operands if value in results]
     if not all(_is_known(value, first) for value in op.operands if value not in sources):
         return False
     return not sources or _chains(op, group, unit)
+
+
+def _kernels(op: ir.Operation, unit: Unit) -> list[Any]:
+    """Those of a product by ranges of rows, and those that add its splits."""
+    names = [*ir.ArrayAttr(op.attributes["kernels"])]
+    if "reduces" in op.attributes:
+        names += ir.ArrayAttr(op.attributes["reduces"])
+    texts = [ir.StringAttr(name).value for name in names]
+    return [unit.kernels[text] for text in texts if text]
 
 
 def _is_known(value: ir.Value, place: ir.Operation) -> bool:

@@ -150,6 +150,7 @@ def _pack_planes(op: ir.Operation, axis: int) -> ir.Value | None:
 
 _RULES = {
     "abq.attention": _attention,
+    "abq.attention_pack": _attention,
     "abq.measure": _samples,
     "abq.matmul": _of_first_operand,
     "abq.fused_matmul": _of_first_operand,
@@ -164,6 +165,7 @@ _RULES = {
     "abq.dequantize_cache": _of_first_operand,
     "abq.permute_channels": _of_first_operand,
     "abq.pack": _of_first_operand,
+    "abq.fused_pack": _of_first_operand,
     "abq.quantize": _of_first_operand,
     "abq.dequantize": _of_first_operand,
     "abq.fake_quantize": _of_first_operand,

@@ -15,7 +15,7 @@ from ..errors import AbqcError, ArtifactError, DeviceError, InputError
 from .artifact import open_artifact, read_manifest, read_trailer, verify_checksum
 from .dlpack import DType
 from .element_types import by_dlpack
-from .statistics import RunStatistics, StatisticsTable
+from .statistics import OLDER_SIZE, RunStatistics, StatisticsTable
 from .tensor_spec import Dim, TensorSpec
 
 ABI_VERSION = 1
@@ -343,11 +343,14 @@ class Instance:
         return (name.value or b"").decode()
 
     def statistics(self) -> RunStatistics:
-        """How its runs went; nothing of artifacts that were compiled before there was this."""
+        """How its runs went; of artifacts compiled before there was this, what they know."""
         if not self.library.has_statistics:
             return RunStatistics()
+        get = self.library._api.statistics
         table = StatisticsTable(struct_size=ctypes.sizeof(StatisticsTable))
-        self.library.check(self.library._api.statistics(self._pointer, ctypes.byref(table)))
+        if get(self._pointer, ctypes.byref(table)):
+            table.struct_size = OLDER_SIZE
+            self.library.check(get(self._pointer, ctypes.byref(table)))
         return RunStatistics.of(table)
 
     def run_options(self) -> RunOptions:

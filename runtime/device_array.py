@@ -14,7 +14,8 @@ import numpy as np
 
 from ..errors import DeviceError, InputError
 from .abi import DriverTable, Instance
-from .dlpack import CUDA, ManagedTensor
+from .dlpack import CUDA, ManagedTensor, TensorTable
+from .exchange import Exchange, exchange_of
 
 _CAPSULE = b"dltensor"
 _LEGACY_STREAM = 1  # in DLPack's numbers of streams
@@ -35,28 +36,53 @@ _pointer_at = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_
 )
 
 
-class BorrowedTensor:
-    """Another package's tensor on a GPU, for one run."""
+class _Borrowed:
+    """Another package's tensor on a GPU, for one run, by its Python protocol."""
 
     def __init__(self, value: Any, stream: int) -> None:
         self._capsule = value.__dlpack__(stream=stream or _LEGACY_STREAM)
         self.address: int = _capsule_pointer(self._capsule, _CAPSULE)
 
 
-def on_gpu(value: Any) -> bool:
-    """Whether this is a tensor in a GPU's memory."""
-    if isinstance(value, np.ndarray):
-        return False
-    device = getattr(value, "__dlpack_device__", None)
-    return device is not None and int(device()[0]) == CUDA
+class Borrower:
+    """Takes other packages' tensors for one run in `stream` (0: the legacy default stream)."""
 
+    def __init__(self, stream: int) -> None:
+        self._stream = stream
+        self._ordered: set[tuple[Exchange, tuple[int, int]]] = set()
 
-def borrow(name: str, value: Any, stream: int) -> BorrowedTensor:
-    """The tensor in `value` (`on_gpu`), ready in `stream` (0: the legacy default stream)."""
-    try:
-        return BorrowedTensor(value, stream)
-    except (BufferError, TypeError, ValueError) as error:
-        raise InputError(f"'{name}' cannot be taken through DLPack: {error}") from error
+    def take(self, table: TensorTable, i: int, name: str, value: Any) -> Any:
+        """Entry i of the table becomes the tensor in `value`, ready in the stream; what must live
+        as long as the run. None where it does not lie on a GPU."""
+        package = exchange_of(type(value))
+        try:
+            # What wants gradients is refused by the Python protocol alone.
+            if package is None or getattr(value, "requires_grad", False):
+                return self._by_protocol(table, i, value)
+            device = table.exchange(i, package, value)
+            if device[0] != CUDA:
+                return None
+            if (package, device) not in self._ordered:
+                self._order(package, device, value)
+            return value
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"'{name}' cannot be taken through DLPack: {error}") from error
+
+    def _by_protocol(self, table: TensorTable, i: int, value: Any) -> _Borrowed | None:
+        device = getattr(value, "__dlpack_device__", None)
+        if device is None or int(device()[0]) != CUDA:
+            return None
+        tensor = _Borrowed(value, self._stream)
+        table.borrow(i, tensor)
+        return tensor
+
+    def _order(self, package: Exchange, device: tuple[int, int], value: Any) -> None:
+        """The run's work comes behind all that the package has put into its own stream: behind one
+        tensor's is behind all."""
+        current = package.current_stream(device)
+        if (current or _LEGACY_STREAM) != (self._stream or _LEGACY_STREAM):
+            value.__dlpack__(stream=self._stream or _LEGACY_STREAM)
+        self._ordered.add((package, device))
 
 
 class DeviceArray:

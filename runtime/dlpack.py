@@ -10,9 +10,11 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+from .exchange import Exchange
 
 CPU = 1
 CUDA = 2
@@ -98,6 +100,15 @@ class TensorTable:
     def borrow(self, i: int, tensor: Described | None) -> None:
         """Entry i becomes a tensor described elsewhere, or NULL."""
         self._words[i] = 0 if tensor is None else tensor.address
+
+    def exchange(self, i: int, package: Exchange, tensor: Any) -> tuple[int, int]:
+        """Entry i becomes another package's tensor, as that describes it; its device."""
+        at = self._tensors[i]
+        self._layouts[i] = (), None
+        package.describe(tensor, self.address + at)
+        self._words[i] = self.address + at
+        device = self._words[at // 8 + 1]  # type and id
+        return device & 0xFFFFFFFF, device >> 32
 
     def pointer(self, i: int) -> int:
         """Entry i: the address of a structure, or 0."""

@@ -52,6 +52,11 @@ CPU = Variable("ABQC_CPU", "what --cpu says where it is not given; all without i
 CUDA_GRAPHS = Variable(
     "ABQC_CUDA_GRAPHS", "0: kernels are launched one by one, not as CUDA graphs", _switch
 )
+CUDA_DEPENDENT_LAUNCH = Variable(
+    "ABQC_CUDA_DEPENDENT_LAUNCH",
+    "0: no kernel of a CUDA graph begins before those that it depends on have ended",
+    _switch,
+)
 CACHE = Variable(
     "ABQC_CACHE",
     "folder of what is kept: the tuned cost model, the compiled shim and kernels, what a failing "
@@ -67,6 +72,7 @@ VARIABLES: tuple[Variable, ...] = (
     ISA,
     CPU,
     CUDA_GRAPHS,
+    CUDA_DEPENDENT_LAUNCH,
     CACHE,
     XDG_CACHE_HOME,
     CC,

@@ -15,7 +15,7 @@ from ..errors import InputError
 from .abi import DriverTable, Instance, Library
 from .call import Call
 from .device import choose
-from .device_array import DeviceArray, borrow, on_gpu
+from .device_array import Borrower, DeviceArray
 from .dlpack import CUDA, FirstRows, ManagedTensor, expressible
 from .element_types import by_name, numpy_dtype, seen_as
 from .profile import Profile
@@ -141,8 +141,9 @@ class Model:
         except IndexError:
             call = Call(instance, self._input_types, self._output_types)
         try:
-            kept = self._set_inputs(call, given, stream)  # copies, others' tensors
-            kept += self._set_outputs(call, buffers, stream)
+            borrower = Borrower(stream)
+            kept = self._set_inputs(call, given, borrower)  # copies, others' tensors
+            kept += self._set_outputs(call, buffers, borrower)
             address = 0 if profile is None else profile.address
             call.run(instance, _thread_count(threads), target, stream, address)
             del kept
@@ -153,7 +154,7 @@ class Model:
         finally:
             self._calls.append(call)
 
-    def _set_inputs(self, call: Call, values: list[Any], stream: int) -> list[Any]:
+    def _set_inputs(self, call: Call, values: list[Any], borrower: Borrower) -> list[Any]:
         """Point the call's table to the values; what must live as long as the run."""
         table = call.inputs
         kept: list[Any] = []
@@ -168,17 +169,17 @@ class Model:
             if isinstance(value, FirstRows):
                 table.borrow(i, value)
                 continue
-            if on_gpu(value):
-                tensor = borrow(self.inputs[i].name, value, stream)
-                table.borrow(i, tensor)
-                kept.append(tensor)
-                continue
+            if not isinstance(value, np.ndarray):
+                tensor = borrower.take(table, i, self.inputs[i].name, value)
+                if tensor is not None:
+                    kept.append(tensor)
+                    continue
             array = _input_array(self.inputs[i], self._input_dtypes[i], value)
             table.describe(i, array)
             kept.append(array)
         return kept
 
-    def _set_outputs(self, call: Call, values: list[Any], stream: int) -> list[Any]:
+    def _set_outputs(self, call: Call, values: list[Any], borrower: Borrower) -> list[Any]:
         """The same for buffers, None where the model is to allocate; small ones that will be as
         in the run before are put in their places."""
         table = call.outputs
@@ -190,9 +191,10 @@ class Model:
                 (table.point if table.describes(i, made) else table.describe)(i, made)
             elif value is None or isinstance(value, FirstRows):
                 table.borrow(i, value)
-            elif on_gpu(value):
-                tensor = borrow(self.outputs[i].name, value, stream)
-                table.borrow(i, tensor)
+            elif (
+                not isinstance(value, np.ndarray)
+                and (tensor := borrower.take(table, i, self.outputs[i].name, value)) is not None
+            ):
                 kept.append(tensor)
             else:
                 _check_buffer(self.outputs[i], self._output_dtypes[i], value)

@@ -79,7 +79,14 @@ class FakeMachine:
         return [8] * kernel[2]
 
     def launch(
-        self, kernel: Any, grid: Extents, block: Extents, parameters: list[bytes], shared: int
+        self,
+        kernel: Any,
+        grid: Extents,
+        block: Extents,
+        parameters: list[bytes],
+        shared: int,
+        after: Sequence[Any],
+        complete: Sequence[Any],
     ) -> None:
         name, function, _ = kernel
         self.launches.append(name)
@@ -201,9 +208,12 @@ def build(
     cubins: Sequence[str] = (),
     ptx: str | None = None,
     blocks: Mapping[str, GpuBlock] | None = None,
+    accesses: Mapping[str, tuple[int, ...]] | None = None,
+    waits: bool = False,
 ) -> Path:
     """Link a GPU artifact. An image's PTX is `ptx`, else its name; so is its cubin, after ELF's
-    mark. `blocks`: of all kernels of an image, by its name."""
+    mark. `blocks`: of all kernels of an image, by its name. `accesses`: by kernel; `waits`: of
+    all images."""
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         objects = [handmade.c_object(work, "model_host", host), work / "code.o"]
@@ -224,6 +234,7 @@ def build(
                     blocks=(shape,) * len(kernels),
                     cubin=symbol,
                     cubin_bytes=len(cubin),
+                    waits=waits,
                 )
             )
         write_data_object(objects[1], data)
@@ -232,7 +243,8 @@ def build(
             size = write_data_object(work / "weights.o", weights)
             objects.append(work / "weights.o")
             sizes = [(weights[0][0], size)]
-        entries = [GpuKernelEntry(k, KERNELS[k][1]) for k in kernels]
+        known = accesses or {}
+        entries = [GpuKernelEntry(k, KERNELS[k][1], known.get(k)) for k in kernels]
         gpu = GpuMeta(tuple(table), tuple(entries))
         whole = ArtifactMeta(
             meta.inputs, meta.outputs, (), meta.strided_inputs, gpu=gpu, weights=sizes
@@ -291,6 +303,10 @@ class GpuTensor:
 
     def __dlpack__(self, *, stream: int | None = None) -> Any:
         self.streams.append(stream)
+        return _new_capsule(ctypes.addressof(self.structure()), b"dltensor", None)
+
+    def structure(self) -> ManagedTensor:
+        """The tensor in DLPack's form; it lives as long as this object."""
         rank = self.part.ndim
         sizes = (ctypes.c_int64 * max(rank, 1))(*self.part.shape)
         steps = [stride // self.part.itemsize for stride in self.part.strides]
@@ -301,7 +317,7 @@ class GpuTensor:
         tensor.dtype[:] = [code, bits, lanes, 0]
         tensor.shape, tensor.strides = ctypes.addressof(sizes), ctypes.addressof(strides)
         self.kept.append((tensor, sizes, strides))
-        return _new_capsule(ctypes.addressof(tensor), b"dltensor", None)
+        return tensor
 
 
 _new_capsule = ctypes.pythonapi.PyCapsule_New

@@ -11,6 +11,7 @@ from abqc.codegen.gpu.matmul.int8 import Int8Matmul
 from abqc.codegen.gpu.matmul.schedule import Schedule
 from abqc.codegen.gpu.packing.layout import FloatElement, FloatRows, round_to, rows_of
 from abqc.codegen.gpu.tiles.schedules import plan_of
+from abqc.codegen.gpu.wgmma.schedules import plan_of as wgmma_plan_of
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects import formats, reference
 from abqc.dialects.formats import QuantizedTensor, parse_scheme
@@ -73,7 +74,8 @@ class TileCase:
 
     def check(self) -> None:
         """y, and for integers the accumulators to the bit."""
-        problem = plan_of(self.spec, self.schedule, self.strategy.activation).problem(self.arch)
+        plan = wgmma_plan_of if self.schedule.kind == "wgmma" else plan_of
+        problem = plan(self.spec, self.schedule, self.strategy.activation).problem(self.arch)
         assert problem is None, f"{self}: {problem}"
         if self.spec.activation is None:
             self._check_float()

@@ -43,12 +43,12 @@ def tile(
 
 
 def rows(m: int, n: int, k: int, p: int, *, arch: str = "sm_80", split: int = 1) -> KernelFeatures:
-    """A CUDA-core kernel: four warps, two columns each, two loads of 16 bytes a thread ahead."""
+    """A CUDA-core kernel: four warps, two columns each, four loads of 16 bytes a thread ahead."""
     return KernelFeatures(
         arch=arch, strategy="int8", schedule=f"rows{m}", kind="rows",
         m=m, n=n, k=k, weight_bits=p, activation_bits=8, block_m=m, block_n=8, block_k=512,
         blocks=math.ceil(n / 8) * split, threads=128, weight_bytes=n * k * p // 8 + 2 * n,
-        activation_bytes=m * k, written_bytes=4 * m * n, bytes_in_flight=128 * 32,
+        activation_bytes=m * k, written_bytes=4 * m * n, bytes_in_flight=128 * 64,
         dp4a_ops=2.0 * m * n * k, alu_ops=0.5 * n * k, split=split, launches=1 + (split > 1),
         workspace_bytes=4 * split * m * n if split > 1 else 0,
     )  # fmt: skip
@@ -118,10 +118,9 @@ def flip(arch: str) -> int:
 
 
 def test_planes_and_int8_flip_where_rates_say():
-    """A100: b1 does 8 times the operations of s8; on Hopper, by mma.sync, less."""
+    """b1 does 8 times the operations of s8, on an A100 and, by mma.sync, on an H200."""
     assert 6 <= flip("sm_80") <= 9
-    assert 4 <= flip("sm_90a") <= 7
-    assert flip("sm_90a") < flip("sm_80")
+    assert 6 <= flip("sm_90a") <= 9
 
 
 @BOTH
@@ -145,8 +144,8 @@ def test_one_row_of_a_large_weight_runs_at_memory_speed(arch):
 
 @BOTH
 def test_large_products_are_bound_by_tensor_cores(arch):
-    f = tile("int8", 8192, 8192, 8192, 8, 8, arch=arch, block=(256, 128))
-    assert "tensor-core" in model(arch).estimate(replace(f, threads=256)).bound
+    f = tile("int8", 8192, 8192, 8192, 8, 8, arch=arch, block=(256, 256), stages=2)
+    assert "tensor-core" in model(arch).estimate(replace(f, threads=512)).bound
 
 
 def test_few_bytes_in_flight_are_bound_by_latency():

@@ -58,6 +58,7 @@ TINY = Plan(
     formats=("W4A16", "W4A8", "W2A2"),
     following=1,
     max_kernels=14,
+    sampled=0,
     check_rows=140,
     wide_n=37,
     turns=1,
@@ -381,15 +382,16 @@ def test_a_run_does_every_item_once(kit: kits.Kit, tmp_path: Path, monkeypatch, 
     every = list(run.CHOICES)
     steps = run._steps(kit, every)
     assert [name for name, _ in steps] == [
-        *("rates", "probes", "check", "table", "baselines", "operators", "models", "launches"),
-        *("check", "table", "baselines", "sanitizer"),
+        *("rates", "probes", "check", "table", "baselines", "operators"),
+        *("attention", "attention-peers", "models", "launches"),
+        *("check", "table", "baselines", "peers", "sanitizer"),
     ]
     assert run._run(kit, every, tmp_path, time.monotonic() + 60) == 1
     records = json.loads((tmp_path / "results.json").read_text())["records"]
     assert set(records) == set(PARTS) - {run.MACHINE}
     for name, part in ((name, PARTS[name]) for name in records):
         assert [r["item"] for r in records[name]] == list(range(len(part.names(kit))))
-    assert len(list(tmp_path.iterdir())) <= 13
+    assert len(list(tmp_path.iterdir())) <= 16
     assert len(capsys.readouterr().out) < 12_000
 
 

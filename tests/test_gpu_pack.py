@@ -9,11 +9,12 @@ from abqc.codegen.gpu.assembly.compile import assemble, compile_ptx
 from abqc.codegen.gpu.assembly.tools import find_tool
 from abqc.codegen.gpu.packing.layout import FloatRows, Int8Rows
 from abqc.codegen.gpu.packing.measure import measure_kernel
-from abqc.codegen.gpu.packing.pack import pack_kernel, scaled_pack_kernel
+from abqc.codegen.gpu.packing.pack import fused_pack_kernel, pack_kernel, scaled_pack_kernel
 from abqc.codegen.gpu.packing.row import RowLayout
 from abqc.codegen.gpu.planes.layout import PlaneRows
 from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.dialects import formats, hadamard
+from abqc.dialects.epilogue import Epilogue
 from abqc.dialects.formats import parse_scheme
 from abqc.dialects.mlir import ir
 from abqc.runtime.ptx import run_kernel
@@ -79,6 +80,22 @@ def test_every_format_packs_bytes_and_planes(activation: str) -> None:
     spec = spec_of("w4:g64:asym", activation, 200)
     check(Int8Rows.of(spec), spec, 3)
     check(PlaneRows.of(spec), spec, 3)
+
+
+@pytest.mark.parametrize("activation", ["a8", "a3", "a8:token:sym", "a4:token:sym:c37"])
+def test_divisions_are_exact_at_every_magnitude(activation: str) -> None:
+    """Codes near the middle between two, of rows from subnormal numbers to the end of the range."""
+    rng = np.random.default_rng(3)
+    exponents = np.linspace(-149, 126, 56).astype(int)[:, None]
+    x = np.ldexp(rng.integers(-255, 256, (56, 128)) * np.float32(0.5), exponents - 7)
+    x = x * np.where(rng.integers(0, 2, x.shape) == 1, 1, 1 + rng.integers(-3, 4, x.shape) * 2**-23)
+    x = x.astype(np.float32)
+    spec = spec_of("w4:g64:asym", activation, 128)
+    layout = Int8Rows.of(spec)
+    codes, scale, zero = formats.quantize_activation(x, spec.activation)
+    np.testing.assert_array_equal(
+        packed(spec, layout, x), layout.pack_reference(codes, scale, zero)
+    )
 
 
 SHAPES = [
@@ -168,6 +185,41 @@ def test_measured_scales_are_those_of_rotated_rows(layout) -> None:
         scale, zero = np.array([1.7], np.float32), np.array([7], np.int32)
         packed.append(run(kernel, kernel.grid(3), [values, scale, zero, q, 3, 3])[3])
     np.testing.assert_array_equal(*packed)
+
+
+PROLOGUE = Epilogue(
+    """module { func.func @f(%x: f32, %y: f32, %c: f32) -> f32 {
+      %one = arith.constant 1.0 : f32
+      %a = arith.addf %x, %one : f32
+      %b = arith.mulf %a, %y : f32
+      %z = arith.addf %b, %c : f32
+      func.return %z : f32
+    } }""",
+    ("element", "channel"),
+)
+
+
+@pytest.mark.parametrize(
+    ("weight", "activation", "k", "block"),
+    [
+        ("w4:g64:asym", "a8", 200, 0),
+        ("w4:g33:asym", "a5", 150, 0),
+        ("w8:channel", "a4:token:sym", 48, 16),
+        ("w4:g128:asym", "a8", 33000, 0),
+        ("w4:g128", None, 70, 0),
+    ],
+)
+def test_rows_that_are_made_first(weight: str, activation: str | None, k: int, block: int) -> None:
+    """Of elements and channels; what is 1 of zeros is not packed behind a row's end."""
+    spec = spec_of(weight, activation, k, block)
+    layout = Int8Rows.of(spec) if activation else FloatRows.of(spec, "f16")
+    m = 1 if k > 32768 else 3
+    x, y, channels = rows(m, k), rows(m, k, 1), rows(1, k, 2)[0] + np.float32(1)
+    kernel = fused_pack_kernel(pack_kernel(spec, layout), PROLOGUE)
+    q = np.full(m * layout.row_bytes, 0x55, np.uint8)
+    got = run(kernel, kernel.grid(m), [x, y, channels, q, m])[3].reshape(m, -1)
+    made = (x + np.float32(1)) * y + channels
+    np.testing.assert_array_equal(got, packed(spec, layout, made))
 
 
 @needs_ptxas

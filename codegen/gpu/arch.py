@@ -24,7 +24,8 @@ class GpuArch(GpuLimits):
     """One target: kernels ask for capabilities here and never look at the name.
 
     `mma` has the native forms of `mma.sync`, as "<type>.<shape>". `specific` says that code runs on
-    exactly this capability (the suffix `a`).
+    exactly this capability (the suffix `a`). Where there is `wgmma`, there are the instructions
+    around it too: mbarrier, bulk copies, setmaxnreg.
     """
 
     name: str
@@ -33,10 +34,21 @@ class GpuArch(GpuLimits):
     mma: frozenset[str]
     cp_async: bool
     specific: bool = False
+    wgmma: frozenset[str] = frozenset()  # types of native `wgmma.mma_async`
+
+    @property
+    def warp_reductions(self) -> bool:
+        """Whether `redux.sync` reduces integers over a warp in one instruction."""
+        return self.capability >= (8, 0)
 
     @property
     def llvm_features(self) -> str:
         return f"+ptx{self.ptx_version}"
+
+    @property
+    def dependent_launch(self) -> bool:
+        """Whether kernels can be launched before those they depend on have ended."""
+        return self.capability >= (9, 0)
 
     def has(self, *forms: str) -> bool:
         """Whether all these forms of `mma.sync` are native."""
@@ -47,10 +59,16 @@ _TURING = frozenset({"s8.m8n8k16", "f16.m16n8k8"})
 _BINARY = frozenset({"b1.m16n8k256", "b1.m16n8k128"})
 _AMPERE = _BINARY | {"s8.m16n8k32", "f16.m16n8k16", "bf16.m16n8k16"}
 _BLACKWELL = _AMPERE - _BINARY
+_WGMMA = frozenset({"b1", "s8", "f16", "bf16"})
 
 
 def _arch(
-    capability: tuple[int, int], ptx_version: int, mma: frozenset[str], *, specific: bool = False
+    capability: tuple[int, int],
+    ptx_version: int,
+    mma: frozenset[str],
+    *,
+    specific: bool = False,
+    wgmma: frozenset[str] = frozenset(),
 ) -> GpuArch:
     major, minor = capability
     return GpuArch(
@@ -60,6 +78,7 @@ def _arch(
         mma=mma,
         cp_async=capability >= (8, 0),
         specific=specific,
+        wgmma=wgmma,
         **vars(limits_of(capability)),
     )
 
@@ -68,7 +87,7 @@ SM_75 = _arch((7, 5), 75, _TURING)
 SM_80 = _arch((8, 0), 75, _AMPERE)
 SM_86 = _arch((8, 6), 75, _AMPERE)
 SM_89 = _arch((8, 9), 78, _AMPERE)
-SM_90A = _arch((9, 0), 80, _AMPERE, specific=True)
+SM_90A = _arch((9, 0), 84, _AMPERE, specific=True, wgmma=_WGMMA)
 SM_100A = _arch((10, 0), 86, _BLACKWELL, specific=True)
 SM_120A = _arch((12, 0), 87, _BLACKWELL, specific=True)
 

@@ -23,7 +23,12 @@ from ..builder import INDEX, Emitter, Value, bits_of, type_of, vec
 from .arch import WARP, GpuArch
 
 POINTER = "!llvm.ptr<1>"  # global memory
+WEIGHT = "abq.weight"  # as an argument: a POINTER to a weight of the model: nothing writes there
 SHARED_POINTER = "!llvm.ptr<3>"
+
+# Of a weight that a warp or a tile of columns begins with, fetched before the kernel waits: in the
+# 3 us that this may take an H200's memory gives 12 MB, and some 2000 to 4000 warps are running.
+PREFETCH_BYTES = 4096
 
 # Attributes of a kernel that codegen.gpu.compile and the launch read.
 THREADS = KERNEL_THREADS
@@ -31,11 +36,14 @@ SHARED = KERNEL_SHARED
 REGISTERS = "abq.registers"  # at most so many a thread; where it is missing, ptxas decides
 BLOCKS = "abq.blocks"  # so many blocks shall fit a multiprocessor's registers
 
-# The dynamic shared memory of all kernels of a module; aligned for whatever reads it.
+# The dynamic shared memory of all kernels of a module; aligned for whatever reads it (wgmma: atoms
+# of 8 rows of 128 bytes, swizzled).
 SHARED_SYMBOL = "abqc_shared"
-SHARED_ALIGNMENT = 128
+SHARED_ALIGNMENT = 1024
 
 FULL = -1  # member mask of a whole warp
+
+WAIT = "griddepcontrol.wait;"
 
 Cache = Literal["", "nc", "stream"]
 _DYNAMIC = -(2**31)  # LLVM's mark of a dynamic index
@@ -67,6 +75,10 @@ class GpuBuilder(Emitter):
     def wide(self, value: Value) -> Value:
         """A non-negative i32 as i64."""
         return self.zext(value, "i64")
+
+    def unsigned_max(self, a: Value, c: Value) -> Value:
+        """The larger one of two i32, unsigned."""
+        return self.intrinsic("llvm.umax.i32", "i32", a, c)
 
     def ceil_div(self, value: Value, by: int) -> Value:
         """`ceil(value / by)` of a non-negative i32."""
@@ -103,7 +115,9 @@ class GpuBuilder(Emitter):
         """A scalar or vector at byte `offset`, aligned to its size unless `align` (bytes) is given.
 
         `nc`: nothing writes there while the kernel runs. `stream`: likewise, and it is read once,
-        so that it shall not push others out of the L1 cache (4 x 32 bits in global memory only).
+        so that it shall not push others out of the L1 cache (4 x 32 bits of a `WEIGHT` only). On
+        targets with dependent launches only weights are read through the read-only path
+        (assembly/dependent_launch.py).
         """
         type_ = type_of(type_)
         at = self.at(pointer, offset)
@@ -123,6 +137,10 @@ class GpuBuilder(Emitter):
             pointer,
         )
         return self.vector(words)
+
+    def prefetch_line(self, weight: Value) -> None:
+        """Start to bring the line at `weight` to L2."""
+        self.asm("prefetch.global.L2 [$0];", "l", [], weight, effects=True)
 
     def store(
         self, value: Value, pointer: Value, offset: Value | int = 0, *, align: int = 0
@@ -144,6 +162,11 @@ class GpuBuilder(Emitter):
             syncscope="block" if shared else "device",
         )
         return Value(op.result)
+
+    def barrier_any(self, value: Value) -> Value:
+        """A barrier; not 0 (i32) in all threads of the block where `value` is not 0 in one."""
+        reduction = ir.Attribute.parse("#nvvm.reduction<or>")
+        return Value(nvvm.BarrierReductionOp(reduction, value.ir).operation.results[0])
 
     def fence(self) -> None:
         """What the thread did to memory before is seen by all of the GPU before what it does after;
@@ -177,6 +200,24 @@ class GpuBuilder(Emitter):
 
     # Threads
 
+    def wait(self) -> None:
+        """Wait for the kernels that this one depends on; every thread must come here.
+
+        Before it only arguments that are a `WEIGHT` may be read. A kernel that does not say where
+        waits at its start. Targets without dependent launches need none: nothing is emitted."""
+        if self.arch.dependent_launch:
+            self.asm(WAIT, "~{memory}", [], effects=True)
+
+    def prefetch(self, weight: Value, bytes_: Value | int) -> None:
+        """Have bytes of a weight brought to the L2 cache, at most `PREFETCH_BYTES`, by each thread
+        that comes here. They begin at a multiple of 16 bytes and are one. Like `wait`, only where
+        there are dependent launches."""
+        if not self.arch.dependent_launch:
+            return
+        most = self.min(self.index(bytes_), self.const(PREFETCH_BYTES, "i32"))
+        text = "cp.async.bulk.prefetch.L2.global [$0], $1;"
+        self.asm(text, "l,r", [], weight, most, effects=True)
+
     def barrier(self) -> None:
         """All threads of the block meet; what they wrote to shared memory is seen by all."""
         nvvm.BarrierOp()
@@ -201,11 +242,28 @@ class GpuBuilder(Emitter):
 
     def warp_sum(self, value: Value, lanes: int = WARP) -> Value:
         """The sum over each group of `lanes` neighbouring lanes, in all of them."""
+        if self._reduces(value, lanes):
+            return self._reduced("add", value)
         return self._butterfly(value, lanes, lambda a, c: a + c)
 
     def warp_max(self, value: Value, lanes: int = WARP) -> Value:
         """The maximum (signed) over each group of `lanes` neighbouring lanes, in all of them."""
+        if self._reduces(value, lanes):
+            return self._reduced("max", value)
         return self._butterfly(value, lanes, self.max)
+
+    def warp_unsigned_max(self, value: Value, lanes: int = WARP) -> Value:
+        """As `warp_max`, unsigned."""
+        if self._reduces(value, lanes):
+            return self._reduced("umax", value)
+        return self._butterfly(value, lanes, self.unsigned_max)
+
+    def _reduces(self, value: Value, lanes: int) -> bool:
+        return lanes == WARP and value.type == type_of("i32") and self.arch.warp_reductions
+
+    def _reduced(self, how: str, value: Value) -> Value:
+        mask = self.const(FULL, "i32")
+        return self.intrinsic(f"llvm.nvvm.redux.sync.{how}", "i32", value, mask)
 
     def _butterfly(self, value: Value, lanes: int, combine: Any) -> Value:
         distance = lanes // 2
@@ -328,6 +386,11 @@ def _byte_size(type_: ir.Type) -> int:
     return bits_of(type_) // 8
 
 
+def _argument_attributes(text: str) -> ir.DictAttr:
+    names = {POINTER: ["llvm.noalias"], WEIGHT: ["llvm.noalias", WEIGHT]}.get(text, [])
+    return ir.DictAttr.get({name: ir.UnitAttr.get() for name in names})
+
+
 def declare_shared(module: ir.Module) -> None:
     """Declare the dynamic shared memory, once a module."""
     if SHARED_SYMBOL in ir.SymbolTable(module.operation):
@@ -356,7 +419,7 @@ def kernel(
 ) -> Iterator[tuple[Any, ...]]:
     """Add a grid function to `module`; gives a GpuBuilder, the grid index (i32), the arguments.
 
-    `arguments` are types: POINTER, "i32", "i64", "f32". Pointers do not overlap each other.
+    `arguments` are types: POINTER, WEIGHT, "i32", "i64", "f32". Pointers do not overlap each other.
     `threads` a block, `shared` bytes of dynamic shared memory, at most `registers` a thread (0:
     what ptxas thinks best for occupancy, be it a few spills), or as many as let `blocks` blocks
     run on a multiprocessor (1: no spills for the sake of occupancy).
@@ -366,7 +429,8 @@ def kernel(
     with module.context, ir.Location.name(name):
         if shared:
             declare_shared(module)
-        types = [type_of(INDEX), *(type_of(text) for text in arguments)]
+        pointer = type_of(POINTER)
+        types = [pointer if text == WEIGHT else type_of(text) for text in (INDEX, *arguments)]
         with ir.InsertionPoint(module.body):
             op = func.FuncOp(name, ir.FunctionType.get(types, []))
         i32 = ir.IntegerType.get_signless(32)
@@ -376,9 +440,7 @@ def kernel(
             op.operation.attributes[REGISTERS] = ir.IntegerAttr.get(i32, registers)
         if blocks:
             op.operation.attributes[BLOCKS] = ir.IntegerAttr.get(i32, blocks)
-        noalias = {"llvm.noalias": ir.UnitAttr.get()}
-        pointer = type_of(POINTER)
-        op.arg_attrs = [ir.DictAttr.get(noalias if type_ == pointer else {}) for type_ in types]
+        op.arg_attrs = [_argument_attributes(text) for text in (INDEX, *arguments)]
         entry = op.add_entry_block()
         with ir.InsertionPoint(entry):
             block = Value(arith.index_cast(i32, entry.arguments[0]))

@@ -76,11 +76,20 @@ class CpuTarget:
     name: str = "cpu"
     max_norm_columns: int = 0  # rows of abq.norm that a kernel takes: none here
     cache_types: tuple[Float, ...] = ("f32", "f16", "bf16")  # of `c` of abq.batch_matmul
-    merges_products: bool = True
     rounds_floats: bool = False  # of activations, to 16 bits, where weights are codes
     has_sequences: bool = True  # loops over launches that are a kernel
     isas: tuple[Isa, ...] = ALL
     cost_model: AnalyticModel = field(default_factory=_cost_model, repr=False)
+
+    def merges_products(self, products: Sequence[Sequence[Kernel]]) -> bool:
+        """All are launched side by side."""
+        return True
+
+    def merged_matmul(self, kernel: Kernel, parts: int, split: int) -> None:
+        """None: side by side they have kernels of their own."""
+
+    def merged_reduce(self, kernel: Kernel, parts: int) -> Kernel:
+        raise NotImplementedError("products are not split on a CPU")
 
     @property
     def cost_model_status(self) -> str:
@@ -245,6 +254,9 @@ class CpuTarget:
         """The kernel of a normalization whose rows these kernels pack; None if there is none.
         `keeps_row`: the normalized rows are needed by others too."""
         return norm_pack_kernel(spec, packs, keeps_row=keeps_row)
+
+    def fused_pack(self, pack: Kernel, prologue: Epilogue) -> None:
+        """None: loops before packs are fused with what is before them."""
 
     def measure(self, format_text: str) -> Kernel:
         """The kernel that finds one scale and zero point for each sample of an activation."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from abqc.costmodel.interface import CostModel
@@ -20,6 +20,7 @@ from ...dialects.scan_spec import ScanSpec
 from ..gpu.arch import ALL, SM_75, GpuArch
 from ..gpu.assembly.objects import GpuObjects
 from ..gpu.attention.kernels import attention_kernels, precision_on
+from ..gpu.attention.row_lanes import THREADS as ROW_THREADS
 from ..gpu.attention.spec import AttentionSpec
 from ..gpu.float_products.batch_matmul import batch_matmul_kernels
 from ..gpu.float_products.matmul import FloatMatmul
@@ -31,10 +32,13 @@ from ..gpu.lines.scan import scan_kernels
 from ..gpu.lines.selective_scan import selective_scan_kernel
 from ..gpu.lines.top_k import top_k_kernels
 from ..gpu.matmul.dequantize import DequantizeMatmul
+from ..gpu.matmul.gated import gate_of, gated
 from ..gpu.matmul.int8 import Int8Matmul
+from ..gpu.matmul.merged import MAX_PARTS, merged_matmul, merged_reduce
 from ..gpu.matmul.strategy import GpuStrategy, Scheduled
+from ..gpu.packing.last_block import with_pack
 from ..gpu.packing.measure import measure_kernel
-from ..gpu.packing.pack import PackKernel
+from ..gpu.packing.pack import PackKernel, fused_pack_kernel
 from ..gpu.planes.strategy import Planes
 from ..gpu.rows.norm import norm_kernel
 from ..gpu.rows.norm_pack import norm_pack_kernel
@@ -67,7 +71,6 @@ class CudaTarget:
     models: tuple[CostModel, ...] = field(repr=False)
     max_norm_columns: int = MAX_COLUMNS  # rows of abq.norm that a kernel takes
     cache_types: tuple[Float, ...] = ("f32", "f16", "bf16")  # of `c` of abq.batch_matmul
-    merges_products: bool = False
     rounds_floats: bool = True  # of activations, to 16 bits, where weights are codes
     has_sequences: bool = False  # loops over launches that are a kernel
 
@@ -131,6 +134,7 @@ class CudaTarget:
             for spec, of_spec in zip(specs, able, strict=True)
         ]
         chosen = self._cheapest(specs, [each, *([s] * len(specs) for s in common)])
+        launched = _merged(specs, chosen)
         return [
             Choice(
                 strategy,
@@ -138,20 +142,24 @@ class CudaTarget:
                 self._rankings(of_spec, spec),
                 "f32" if spec.weight is None else spec.half,
                 shares_layout=strategy != own,
+                scheduled=strategy.matmul_kernels(together),
             )
-            for strategy, spec, of_spec, own in zip(chosen, specs, able, each, strict=True)
+            for (strategy, together), spec, of_spec, own in zip(
+                launched, specs, able, each, strict=True
+            )
         ]
 
     def _cheapest(
         self, specs: Sequence[MatmulSpec], assignments: list[list[Scheduled]]
     ) -> list[Scheduled]:
         """The strategies that take the least time together, by the product over rows and targets:
-        none of these outweighs another."""
+        none of these outweighs another. Products that are alike are launched as one."""
 
         def score(strategies: list[Scheduled]) -> float:
             product = 1.0
+            launched = {(s.name, spec): s for s, spec in _merged(specs, strategies)}
             for rows in TYPICAL_ROWS:
-                times = [s.seconds(spec, rows) for s, spec in zip(strategies, specs, strict=True)]
+                times = [s.seconds(spec, rows) for (_, spec), s in launched.items()]
                 packs = {
                     s.pack_name(spec): s.pack_seconds(spec, rows)
                     for s, spec in zip(strategies, specs, strict=True)
@@ -206,6 +214,40 @@ class CudaTarget:
         spec = AttentionSpec(head, value_head, mask, precision, guarded, keys, values)
         return attention_kernels(spec)
 
+    def attention_pack(self, variant: AttentionVariant, mask: bool, pack: Kernel) -> Kernel | None:
+        """The kernel of `variant` whose last block packs the rows; None where there is none."""
+        if not variant.blocks or not isinstance(pack, PackKernel):
+            return None
+        return with_pack(variant.kernel, ROW_THREADS, 4 if mask else 3, pack)
+
+    def merges_products(self, products: Sequence[Sequence[Kernel]]) -> bool:
+        """Those with the same kernels."""
+        names = [[kernel.name for kernel in kernels] for kernels in products]
+        return len(names) <= MAX_PARTS and all(other == names[0] for other in names)
+
+    def merged_matmul(self, kernel: Kernel, parts: int, split: int) -> Kernel:
+        """The kernel of so many products with this `kernel`."""
+        return merged_matmul(kernel, parts, split)
+
+    def merged_reduce(self, kernel: Kernel, parts: int) -> Kernel:
+        """What adds the splits of `parts` products."""
+        return merged_reduce(kernel, parts)
+
+    def gated_product(
+        self,
+        kernel: Kernel,
+        parts: int,
+        pack: Kernel,
+        prologue: Epilogue,
+        order: tuple[int, ...],
+        *,
+        reduces: bool,
+    ) -> Kernel | None:
+        """The kernel of `parts` products with this `kernel`, which has no split or `reduces` one,
+        that packs rows of 16-bit floats; None for other rows."""
+        gate = gate_of(pack, prologue, order) if isinstance(pack, PackKernel) else None
+        return None if gate is None else gated(kernel, parts, gate, reduces=reduces)
+
     def norm(self, spec: NormSpec) -> Kernel:
         """The kernel of a normalization of rows."""
         return norm_kernel(spec)
@@ -238,6 +280,10 @@ class CudaTarget:
         if len(packings) < len(packs):
             return None
         return norm_pack_kernel(spec, packings, self.archs, keeps_row=keeps_row)
+
+    def fused_pack(self, pack: Kernel, prologue: Epilogue) -> Kernel | None:
+        """The kernel that packs rows as `pack` does, after the prologue."""
+        return fused_pack_kernel(pack, prologue) if isinstance(pack, PackKernel) else None
 
     def softmax(self) -> Kernel:
         """The kernel of a softmax over rows."""
@@ -276,6 +322,20 @@ class CudaTarget:
     def panel_gather(self, strategy: str, spec: MatmulSpec) -> Kernel | None:
         """The kernel that gathers rows from a matmul's packed weight; None if there is none."""
         return panel_gather_kernel(strategy, spec)
+
+
+def _merged(
+    specs: Sequence[MatmulSpec], strategies: Sequence[Scheduled]
+) -> tuple[tuple[Scheduled, MatmulSpec], ...]:
+    """For each of these products of one activation, the one as which it is launched with those that
+    have the same kernels (`merge-products`): it has the columns of all."""
+    columns: dict[tuple[str, MatmulSpec], int] = {}
+    keys = [(s.name, replace(spec, n=0)) for s, spec in zip(strategies, specs, strict=True)]
+    for key, spec in zip(keys, specs, strict=True):
+        columns[key] = columns.get(key, 0) + spec.n
+    return tuple(
+        (s, replace(key[1], n=columns[key])) for s, key in zip(strategies, keys, strict=True)
+    )
 
 
 def target_names() -> str:

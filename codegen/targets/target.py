@@ -54,9 +54,18 @@ class Target(Protocol):
         """Types that the second operand of `abq.batch_matmul` may have."""
         ...
 
-    @property
-    def merges_products(self) -> bool:
-        """Whether products of the same activations are launched as one (`merge-products`)."""
+    def merges_products(self, products: Sequence[Sequence[Kernel]]) -> bool:
+        """Whether products of the same activations, with these kernels by ranges of rows (and what
+        adds their splits), are launched as one (`merge-products`)."""
+        ...
+
+    def merged_matmul(self, kernel: Kernel, parts: int, split: int) -> Kernel | None:
+        """The kernel of `parts` products that `merges_products`, all with this `kernel`; None: they
+        are launched side by side."""
+        ...
+
+    def merged_reduce(self, kernel: Kernel, parts: int) -> Kernel:
+        """What adds the splits of `parts` products."""
         ...
 
     @property
@@ -163,6 +172,11 @@ class Target(Protocol):
         rows are needed by others too."""
         ...
 
+    def fused_pack(self, pack: Kernel, prologue: Epilogue) -> Kernel | None:
+        """The kernel that packs rows as `pack` does, which it makes of others before: of elements,
+        and of inputs that are read by elements and channels."""
+        ...
+
     def measure(self, format_text: str) -> Kernel:
         """The kernel that finds one scale and zero point for each sample of an activation."""
         ...
@@ -180,6 +194,24 @@ class Target(Protocol):
 
 class DeviceTarget(Target, Protocol):
     """A GPU, which has kernels where a CPU runs loops."""
+
+    def gated_product(
+        self,
+        kernel: Kernel,
+        parts: int,
+        pack: Kernel,
+        prologue: Epilogue,
+        order: tuple[int, ...],
+        *,
+        reduces: bool,
+    ) -> Kernel | None:
+        """The kernel of `parts` products with this `kernel`, which has no split or `reduces` one,
+        that packs what the prologue makes of them in this `order`; None where there is none."""
+        ...
+
+    def attention_pack(self, variant: AttentionVariant, mask: bool, pack: Kernel) -> Kernel | None:
+        """The kernel of `variant` with the `pack` of its rows; None where there is none."""
+        ...
 
     def norm(self, spec: NormSpec) -> Kernel:
         """The kernel of a normalization of rows."""

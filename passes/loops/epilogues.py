@@ -7,6 +7,7 @@ convolution makes and the last one of a product, whose rows are its samples.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from abqc.dialects import abq
@@ -100,7 +101,12 @@ def epilogue(op: ir.Operation) -> Epilogue | None:
     """The epilogue of an operation, for kernels; None where it has none."""
     if not len(op.regions) or not len(op.regions[0].blocks):
         return None
-    block = op.regions[0].blocks[0]
+    return body_of(op.regions[0].blocks[0], [each.read for each in inputs_of(op)])
+
+
+def body_of(block: ir.Block, reads: Sequence[Read]) -> Epilogue:
+    """A body of scalars, for kernels: what it makes of its first argument, and of others, which are
+    read as `reads` says."""
     module = ir.Module.create()
     types = [argument.type for argument in block.arguments]
     with ir.InsertionPoint(module.body):
@@ -108,7 +114,7 @@ def epilogue(op: ir.Operation) -> Epilogue | None:
         entry = function.add_entry_block()
     with ir.InsertionPoint(entry):
         func.ReturnOp([_cloned(block, dict(zip(block.arguments, entry.arguments, strict=True)))])
-    return Epilogue(module.operation.get_asm(), tuple(each.read for each in inputs_of(op)))
+    return Epilogue(module.operation.get_asm(), tuple(reads))
 
 
 def _body(loop: ir.Operation) -> list[ir.OpView]:

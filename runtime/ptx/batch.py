@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .accesses import Access
+from .bulk import BulkGroups
+from .errors import LaneFault
+from .flights import RegisterFlights
 from .lanes import WARP
+from .mbarriers import Mbarriers
 from .memory import LocalMemory, WindowMemory
 from .operands import Slot
 from .shared import SharedMemory
+from .warpgroup import THREADS as WARPGROUP
 
 if TYPE_CHECKING:
     from .device import Device
@@ -60,7 +66,8 @@ class Launch:
 
     @property
     def padded_threads(self) -> int:
-        return -(-self.threads // WARP) * WARP
+        unit = WARPGROUP if self.program.uses_warpgroups else WARP
+        return -(-self.threads // unit) * unit
 
     @property
     def blocks(self) -> int:
@@ -88,7 +95,9 @@ class Batch:
         self.thread_of_lane = np.tile(np.arange(self.padded), blocks)
         self.exists = self.thread_of_lane < launch.threads
         self.registers = _registers(launch.program, self.lanes)
+        self.flights = RegisterFlights(launch.program.warpgroup_registers, self.lanes // WARPGROUP)
         self.carry = np.zeros(self.lanes, np.bool_)
+        self.cluster_arrived = np.zeros(self.lanes, np.bool_)
         self.accesses: list | None = None
         self.line = 0  # of the instruction that accesses memory, for messages about races
         self.first_block = 0
@@ -98,13 +107,19 @@ class Batch:
         self.shared: SharedMemory
         self.local: WindowMemory
         self._fresh_memory()
+        self.mbarriers = Mbarriers(self)
+        self.bulk_groups = BulkGroups(self)
 
     def start(self, first_block: int) -> None:
         """Makes these the blocks from `first_block` on, at their beginning."""
         self.first_block = first_block
         for (name, _), array in self._specials.items():
             array[...] = self._compute_special(name)
+        self.cluster_arrived[:] = False
+        self.flights.reset()
         self.shared.restart()
+        self.mbarriers.reset()
+        self.bulk_groups.reset()
         self.local.reset()
 
     def _fresh_memory(self) -> None:
@@ -118,6 +133,20 @@ class Batch:
     @property
     def warps(self) -> int:
         return self.lanes // WARP
+
+    def note_async(
+        self,
+        space: str,
+        addresses: np.ndarray,
+        size: int,
+        is_write: bool,
+        lanes: np.ndarray | int,
+    ) -> None:
+        """Tells counters, where there are any, of what the asynchronous proxy does for lanes."""
+        if self.accesses is not None:
+            space = "shared::async" if space == "shared" else space
+            named = np.broadcast_to(np.asarray(lanes), addresses.shape)
+            self.accesses.append(Access(space, addresses, size, is_write, named))
 
     # -- what operations read when they are bound
 
@@ -169,6 +198,18 @@ class Batch:
         return (self.first_block + self.block_of_lane) % _MULTIPROCESSORS
 
     # -- for messages
+
+    def unfinished(self) -> LaneFault | None:
+        """What is in flight although the kernel has ended."""
+        flying = self.flights.unfinished()
+        if flying is not None:
+            lane, line = flying
+            return LaneFault("the kernel ends while this wgmma is in flight", lane, line)
+        reader = self.bulk_groups.unfinished()
+        if reader is not None:
+            what = "the kernel ends while this bulk copy may still read shared memory"
+            return LaneFault(what, reader, self.bulk_groups.line)
+        return None
 
     def block_and_thread(self, lane: int) -> tuple[Dim3, Dim3]:
         block = self.first_block + lane // self.padded

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .decode import Operation
+from .lanes import Lanes, put, take
 from .operands import RegisterView, Source
 
 if TYPE_CHECKING:
     from .batch import Batch
 
+CLUSTER = 16  # behind the numbers of a block's barriers
 Predicate = Callable[["Batch"], Callable]
 
 
@@ -52,7 +56,8 @@ class Trap(Control):
 
 
 class Barrier(Control):
-    """`barrier.sync`, `.arrive` and `.red` of a block.
+    """`barrier.sync`, `.arrive` and `.red` of a block; that of a cluster of one has the number
+    `CLUSTER`.
 
     `number` and `threads` (None: all threads of the block) are read per lane. `waits` is false for
     `.arrive`. Where `aligned`, all lanes of a warp that still run must come to it together.
@@ -80,6 +85,54 @@ class Barrier(Control):
     @property
     def needs_others(self) -> bool:
         return self.aligned
+
+
+class MbarrierTest(Control):
+    """`mbarrier.test_wait` and `.try_wait` into the predicate `result`.
+
+    Lanes for which the phase is not complete give way to all others.
+    """
+
+    asynchronous = True
+    shared_size = 8
+
+    def __init__(
+        self,
+        place: Callable[[Batch], Callable[[Lanes | None], np.ndarray]],
+        value: Source,
+        is_parity: bool,
+        acquires: bool,
+        result: RegisterView,
+    ) -> None:
+        self.place = place
+        self.value = value
+        self.is_parity = is_parity
+        self.acquires = acquires
+        self.result = result
+
+    def test(self, batch: Batch, lanes: Lanes | None, line: int) -> np.ndarray:
+        """Whether the phase is complete, for each lane, which is told."""
+        batch.line = line
+        complete = batch.mbarriers.test(
+            self.place(batch)(lanes),
+            take(self.value.array(batch), lanes),
+            lanes,
+            is_parity=self.is_parity,
+            acquires=self.acquires,
+        )
+        put(self.result.array(batch), lanes, complete)
+        return complete
+
+
+class SetRegisters(Control):
+    """`setmaxnreg`: the warps' registers a thread become `count`, more or fewer than before."""
+
+    whole_warp = True
+    whole_warpgroup = True
+
+    def __init__(self, count: int, more: bool) -> None:
+        self.count = count
+        self.more = more
 
 
 def successors(operation: Control, guarded: bool) -> tuple[Sequence[str], bool]:

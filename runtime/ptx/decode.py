@@ -10,7 +10,7 @@ in functions that register themselves here:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from .syntax import (
     Register,
     Sink,
     Symbol,
+    TensorAddress,
     Vector,
 )
 from .types import TYPES, ScalarType
@@ -46,17 +47,23 @@ class Operation:
     """What an instruction does, before it is known on how many lanes.
 
     `rendezvous`: the member mask of an instruction for whole warps (None: the instruction needs
-    nobody else). `whole_warp`: it needs all 32 lanes. `ends_block`: control may go elsewhere
-    afterwards. `shared_size`: bytes of shared memory that it may access at once, 0 for none.
-    `reads`, `writes`: numbers of registers.
+    nobody else). `whole_warp`: it needs all 32 lanes; `whole_warpgroup`: all 128 of four warps.
+    `asynchronous`: it has to do with mbarriers, bulk copies or wgmma. `ends_block`: control may go
+    elsewhere afterwards. `shared_size`: bytes of shared memory that it may access at once, 0 for
+    none.
+    `reads`, `writes`: numbers of registers. `in_flight`: those (with their names) that a wgmma uses
+    after it was issued.
     """
 
     rendezvous: Source | None = None
     whole_warp = False
+    whole_warpgroup = False
+    asynchronous = False
     ends_block = False
     shared_size = 0
     reads: frozenset[int] = frozenset()
     writes: frozenset[int] = frozenset()
+    in_flight: Mapping[int, str] = {}
 
     @property
     def needs_others(self) -> bool:
@@ -358,6 +365,11 @@ def _named(operand: Operand, names: Names) -> Operand:
         return Vector(tuple(_named(element, names) for element in operand.elements))
     if isinstance(operand, Pair):
         return Pair(_named(operand.first, names), _named(operand.second, names))
+    if isinstance(operand, TensorAddress):
+        base = operand.base
+        if isinstance(base, Symbol) and names.register(base.name) is not None:
+            base = Register(base.name)
+        return TensorAddress(base, tuple(_named(one, names) for one in operand.coordinates))
     if isinstance(operand, Address) and isinstance(operand.base, Symbol):
         register = names.register(operand.base.name)
         return Address(Register(operand.base.name), operand.offset) if register else operand

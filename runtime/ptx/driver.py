@@ -14,8 +14,10 @@ import ctypes
 import itertools
 import os
 import threading
-from collections.abc import Callable, Sequence
-from ctypes import c_char_p, c_int, c_size_t, c_uint64, c_void_p
+from collections.abc import Callable, Container, Mapping, Sequence
+from ctypes import c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,20 +36,41 @@ from .driver_api import (
     OUT_OF_MEMORY,
     SIGNATURES,
     SUCCESS,
+    GraphEdgeData,
     KernelNodeParams,
 )
 from .driver_machine import Machine, PtxMachine
 from .errors import PtxSyntaxError
+from .tensor_map import MAP_ALIGNMENT, BadTensorMap, encode_tiled
 
 _MAJOR, _MINOR, _POOLS = 75, 76, 115  # CUdevice_attribute
 _MAX_DYNAMIC_SHARED = 8  # CUfunction_attribute
 _USUAL_SHARED = 48 << 10  # bytes that a launch may have without that
 _ERROR_LOG, _ERROR_LOG_BYTES = 5, 6  # CUjit_option
 _DRIVER_VERSION = 13000
+_PROGRAMMATIC = (1, 0, 1)  # port it leaves by, port it comes in by, CUgraphDependencyType
 _ELF = b"\x7fELF"
 
 Intercept = Callable[[str, Sequence[Any]], int | None]
 Progress = Callable[[str, int], None]
+Schedule = Callable[["Graph"], Sequence[int]]
+# What is to be done, with the records of the launches that it may overlap with, and of the others
+# that it follows; returns the launch's own.
+Work = Callable[[Sequence[Any], Sequence[Any]], Any]
+
+
+@dataclass
+class GraphNode:
+    """A launch of a graph: the handles of those that it follows, and of these the ones that it may
+    overlap with (programmatic edges)."""
+
+    name: str
+    work: Work
+    before: set[int] = field(default_factory=set)
+    overlapped: set[int] = field(default_factory=set)
+
+
+Graph = Mapping[int, GraphNode]
 
 
 class DriverError(Exception):
@@ -65,7 +88,9 @@ class Driver:
     created with it. `intercept(name, arguments)` sees every call first and may return an error
     code in its place. `progress(kernel, blocks)` is told of every launch. With `separate_buffers`
     every buffer of a run is an allocation, whose bounds the machine knows; else all are parts of
-    one, as on a GPU, and runs become graphs.
+    one, as on a GPU, and runs become graphs. Nodes of a graph are executed in the order that
+    `schedule(graph)` gives, which must be one that their edges allow; None: that of their making.
+    `without`: functions that the driver does not have.
     """
 
     def __init__(
@@ -75,15 +100,19 @@ class Driver:
         separate_buffers: bool = False,
         intercept: Intercept | None = None,
         progress: Progress | None = None,
+        schedule: Schedule | None = None,
+        without: Container[str] = (),
     ) -> None:
         self.machine = machine
+        self.schedule = schedule
         self.separate_buffers = separate_buffers
         self.intercept = intercept
         self.progress = progress
         self._lock = threading.RLock()
         self._objects: dict[int, Any] = {}
         self._handles = itertools.count(0x1000, 0x10)
-        self._captures: dict[int, dict[int, Callable[[], None]]] = {}
+        self._captures: dict[int, dict[int, GraphNode]] = {}
+        self._page_locked: dict[int, Any] = {}
         self._contexts = threading.local()
         self._faults: dict[int, BaseException] = {}
         self._names = {
@@ -94,6 +123,7 @@ class Driver:
         self._functions = {
             name: ctypes.CFUNCTYPE(c_int, *types)(self._guarded(name))
             for name, types in SIGNATURES.items()
+            if name not in without
         }
         self._resolve = ctypes.CFUNCTYPE(c_void_p, c_char_p)(self._address_of)
 
@@ -150,7 +180,8 @@ class Driver:
         """Do it now, or when the graph that captures it is launched."""
         capture = self._captures.get(stream or 0)
         if capture is not None:
-            capture[next(self._handles)] = work
+            node = GraphNode("", lambda after, complete: work(), set(list(capture)[-1:]))
+            capture[next(self._handles)] = node
         else:
             work()
 
@@ -292,6 +323,14 @@ class Driver:
             self._get(stream)
         self.cuMemFree_v2(pointer)
 
+    def cuMemAllocHost_v2(self, pointer: int, nbytes: int) -> None:
+        memory = (ctypes.c_uint8 * nbytes)()
+        self._page_locked[ctypes.addressof(memory)] = memory
+        _put(pointer, c_void_p, ctypes.addressof(memory))
+
+    def cuMemFreeHost(self, pointer: int) -> int | None:
+        return None if self._page_locked.pop(pointer, None) is not None else INVALID_VALUE
+
     def cuMemcpyHtoD_v2(self, to: int, source: int, nbytes: int) -> None:
         self.machine.write(to, _bytes_at(source, nbytes))
 
@@ -326,9 +365,10 @@ class Driver:
         launch = KernelNodeParams(
             function, (grid_x, grid_y, grid_z), (block_x, block_y, block_z), shared, parameters
         )
-        self._enqueue(stream, self._launch_of(launch))
+        work = self._launch_of(launch)
+        self._enqueue(stream, lambda: work((), ()))
 
-    def _launch_of(self, launch: KernelNodeParams) -> Callable[[], None]:
+    def _launch_of(self, launch: KernelNodeParams) -> Work:
         """The launch with the arguments as they are now."""
         name, kernel = self._get(launch.function)
         if launch.shared > self._shared_limits.get(launch.function, _USUAL_SHARED):
@@ -338,12 +378,45 @@ class Driver:
         values = [ctypes.string_at(p or 0, n) for p, n in zip(pointers, sizes, strict=True)]
         grid, block, shared = tuple(launch.grid), tuple(launch.block), launch.shared
 
-        def work() -> None:
-            self.machine.launch(kernel, grid, block, values, shared)
+        def work(after: Sequence[Any], complete: Sequence[Any]) -> Any:
+            record = self.machine.launch(kernel, grid, block, values, shared, after, complete)
             if self.progress is not None:
                 self.progress(name, grid[0])
+            return record
 
         return work
+
+    def cuTensorMapEncodeTiled(
+        self,
+        tensor_map: int,
+        data_type: int,
+        rank: int,
+        address: int | None,
+        sizes: int,
+        strides: int | None,
+        box: int,
+        steps: int,
+        interleave: int,
+        swizzle: int,
+        promotion: int,
+        fill: int,
+    ) -> int | None:
+        if tensor_map % MAP_ALIGNMENT or not 1 <= rank <= 5 or (rank > 1 and not strides):
+            return INVALID_VALUE
+        try:
+            words = encode_tiled(
+                data_type,
+                address or 0,
+                list((c_uint64 * rank).from_address(sizes)),
+                list((c_uint64 * (rank - 1)).from_address(strides)) if strides else [],
+                list((c_uint * rank).from_address(box)),
+                list((c_uint * rank).from_address(steps)),
+                *(interleave, swizzle, promotion, fill),
+            )
+        except BadTensorMap:
+            return INVALID_VALUE
+        ctypes.memmove(tensor_map, words, len(words))
+        return None
 
     # -- streams and events
 
@@ -370,7 +443,7 @@ class Driver:
     def cuEventSynchronize(self, event: int) -> None:
         self._get(event)
 
-    # -- graphs: chains of nodes, what is done by node
+    # -- graphs: nodes by handle
 
     def cuStreamBeginCapture_v2(self, stream: int, mode: int) -> None:
         self._get(stream)
@@ -388,13 +461,35 @@ class Driver:
     def cuGraphAddKernelNode(
         self, node: int, graph: int, dependencies: int | None, count: int, launch: int
     ) -> int | None:
-        nodes: dict[int, Callable[[], None]] = self._get(graph)
-        before = list((c_void_p * count).from_address(dependencies)) if dependencies else []
-        if before != list(nodes)[-1:]:
-            return INVALID_VALUE  # the machine knows no order but one behind the other
+        nodes: dict[int, GraphNode] = self._get(graph)
+        before = _handles_at(dependencies, count)
+        if len(set(before)) < count or not nodes.keys() >= set(before):
+            return INVALID_VALUE
         handle = next(self._handles)
-        nodes[handle] = self._launch_of(KernelNodeParams.from_address(launch))
+        nodes[handle] = self._node_of(launch, set(before))
         _put(node, c_void_p, handle)
+        return None
+
+    def _node_of(self, launch: int, before: set[int]) -> GraphNode:
+        parameters = KernelNodeParams.from_address(launch)
+        name, _ = self._get(parameters.function)
+        return GraphNode(name, self._launch_of(parameters), before)
+
+    def cuGraphAddDependencies_v2(
+        self, graph: int, sources: int, targets: int, data: int | None, count: int
+    ) -> int | None:
+        nodes: dict[int, GraphNode] = self._get(graph)
+        edges = (GraphEdgeData * count).from_address(data) if data else [GraphEdgeData()] * count
+        ends = zip(_handles_at(sources, count), _handles_at(targets, count), strict=True)
+        for (source, target), edge in zip(ends, edges, strict=True):
+            kind = (edge.from_port, edge.to_port, edge.type)
+            if source not in nodes or target not in nodes or source in nodes[target].before:
+                return INVALID_VALUE
+            if kind not in ((0, 0, 0), _PROGRAMMATIC) or any(edge.reserved):
+                return INVALID_VALUE
+            nodes[target].before.add(source)
+            if kind == _PROGRAMMATIC:
+                nodes[target].overlapped.add(source)
         return None
 
     def cuGraphInstantiateWithFlags(self, executable: int, graph: int, flags: int) -> None:
@@ -404,7 +499,8 @@ class Driver:
         nodes = self._get(executable)
         if node not in nodes:
             return INVALID_VALUE
-        nodes[node] = self._launch_of(KernelNodeParams.from_address(launch))
+        made = self._node_of(launch, nodes[node].before)
+        nodes[node] = replace(made, overlapped=nodes[node].overlapped)
         return None
 
     def cuGraphDestroy(self, graph: int) -> None:
@@ -414,8 +510,14 @@ class Driver:
         self._drop(executable)
 
     def cuGraphLaunch(self, executable: int, stream: int) -> None:
-        for work in self._get(executable).values():
-            self._enqueue(stream, work)
+        nodes: Graph = self._get(executable)
+        done: set[int] = set()
+        records: dict[int, Any] = {}
+        for handle in list(nodes) if self.schedule is None else self.schedule(nodes):
+            if not done >= nodes[handle].before:
+                raise DriverError(INVALID_VALUE)
+            done.add(handle)
+            self._enqueue(stream, partial(_execute, handle, nodes[handle], records))
 
 
 class PtxDriver(Driver):
@@ -430,6 +532,8 @@ class PtxDriver(Driver):
         separate_buffers: bool = True,
         intercept: Intercept | None = None,
         progress: Progress | None = None,
+        schedule: Schedule | None = None,
+        without: Container[str] = (),
     ) -> None:
         installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self.device = Device(capability, memory_bytes or installed // 4)
@@ -438,11 +542,25 @@ class PtxDriver(Driver):
             separate_buffers=separate_buffers,
             intercept=intercept,
             progress=progress,
+            schedule=schedule,
+            without=without,
         )
+
+
+def _execute(handle: int, node: GraphNode, records: dict[int, Any]) -> None:
+    """A node of a graph; `records` has those of the launches so far."""
+    after = [records[k] for k in node.overlapped if records[k] is not None]
+    others = node.before - node.overlapped
+    complete = [records[k] for k in others if records[k] is not None]
+    records[handle] = node.work(after, complete)
 
 
 def _put(pointer: int, kind: Any, value: int) -> None:
     kind.from_address(pointer).value = value
+
+
+def _handles_at(address: int | None, count: int) -> list[int]:
+    return list((c_void_p * count).from_address(address)) if address else []  # type: ignore[arg-type]
 
 
 def _bytes_at(address: int, nbytes: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctypes import Structure, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from ctypes import Structure, c_char_p, c_int, c_size_t, c_ubyte, c_uint, c_uint64, c_void_p
 from typing import Any
 
 # CUresult
@@ -63,6 +63,8 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuMemPoolTrimTo": (c_void_p, c_size_t),
     "cuMemAllocFromPoolAsync": (c_void_p, c_size_t, c_void_p, c_void_p),
     "cuMemFreeAsync": (_DEVICE_POINTER, c_void_p),
+    "cuMemAllocHost_v2": (c_void_p, c_size_t),
+    "cuMemFreeHost": (c_void_p,),
     "cuMemcpyHtoD_v2": (_DEVICE_POINTER, c_void_p, c_size_t),
     "cuMemcpyDtoH_v2": (c_void_p, _DEVICE_POINTER, c_size_t),
     "cuMemcpyHtoDAsync_v2": (_DEVICE_POINTER, c_void_p, c_size_t, c_void_p),
@@ -79,14 +81,30 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuEventDestroy_v2": (c_void_p,),
     "cuEventRecord": (c_void_p, c_void_p),
     "cuEventSynchronize": (c_void_p,),
+    "cuTensorMapEncodeTiled": (
+        *(c_void_p, c_int, c_uint, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
+        *(c_int, c_int, c_int, c_int),
+    ),
     "cuGraphCreate": (c_void_p, c_uint),
     "cuGraphAddKernelNode": (c_void_p, c_void_p, c_void_p, c_size_t, c_void_p),
+    "cuGraphAddDependencies_v2": (c_void_p, c_void_p, c_void_p, c_void_p, c_size_t),
     "cuGraphExecKernelNodeSetParams": (c_void_p, c_void_p, c_void_p),
     "cuGraphInstantiateWithFlags": (c_void_p, c_void_p, c_uint64),
     "cuGraphDestroy": (c_void_p,),
     "cuGraphExecDestroy": (c_void_p,),
     "cuGraphLaunch": (c_void_p, c_void_p),
 }
+
+
+class GraphEdgeData(Structure):
+    """CUgraphEdgeData."""
+
+    _fields_ = (
+        ("from_port", c_ubyte),
+        ("to_port", c_ubyte),
+        ("type", c_ubyte),
+        ("reserved", c_ubyte * 5),
+    )
 
 
 class KernelNodeParams(Structure):

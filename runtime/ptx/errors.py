@@ -52,11 +52,13 @@ class PtxFault(AbqcError):
 class LaneFault(Exception):
     """Inside a batch: `reason`, and the lane (a thread's number in the batch) that is to blame.
 
-    The scheduler knows the instruction and turns it into a `PtxFault`. `line` overrides the line.
+    The scheduler knows the instruction and turns it into a `PtxFault`. `line`: that of another
+    instruction, which is to blame.
     """
 
-    def __init__(self, reason: str, lane: int | None = None) -> None:
+    def __init__(self, reason: str, lane: int | None = None, line: int | None = None) -> None:
         super().__init__(reason)
+        self.line = line
         self.reason = reason
         self.lane = lane
 

@@ -35,6 +35,7 @@ from .syntax import (
     Statement,
     Symbol,
     Targets,
+    TensorAddress,
     Variable,
     Vector,
 )
@@ -335,6 +336,13 @@ def _leaf_address(tree: Tree, words: Words) -> Operand:
     return Address(base, _offset(tree.children[1:], words))
 
 
+def _leaf_tensor_address(tree: Tree, words: Words) -> Operand:
+    word = next(words)
+    base = _register(word) if word[0] == "%" else Symbol(word)
+    (vector,) = _trees(tree)
+    return TensorAddress(base, _elements(vector, words))
+
+
 def _leaf_negated(tree: Tree, words: Words) -> Operand:
     return Not(_register(next(words)))
 
@@ -351,6 +359,7 @@ _BUILDERS: dict[str, Callable[[Tree, Words], Operand]] = {
     "symbol": _leaf_symbol,
     "generic": _leaf_generic,
     "address": _leaf_address,
+    "tensor_address": _leaf_tensor_address,
     "negated": _leaf_negated,
     "vector": lambda tree, words: Vector(_elements(tree, words)),
     "pair": lambda tree, words: Pair(*_elements(tree, words)),

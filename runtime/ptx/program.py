@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from . import instructions as _  # noqa: F401  registers what opcodes mean
 from .allocation import share_storage
@@ -72,6 +73,26 @@ class Program:
     local_bytes: int
     parameter_offsets: dict[str, int]
     parameter_bytes: int
+
+    @cached_property
+    def uses_warpgroups(self) -> bool:
+        return any(operation.whole_warpgroup for operation in self._operations())
+
+    @cached_property
+    def is_asynchronous(self) -> bool:
+        """Whether something is ordered otherwise than by barriers of blocks and warps."""
+        return any(operation.asynchronous for operation in self._operations())
+
+    @cached_property
+    def warpgroup_registers(self) -> dict[int, str]:
+        """Numbers and names of the registers that wgmma accumulates in or reads A from."""
+        found: dict[int, str] = {}
+        for operation in self._operations():
+            found |= operation.in_flight
+        return found
+
+    def _operations(self) -> Iterator[Operation]:
+        return (step.operation for block in self.blocks for step in block.steps)
 
     @property
     def register_bytes(self) -> int:
@@ -157,6 +178,7 @@ class _Names:
         self.slots: dict[str, Slot] = {}
         self.places: dict[str, Place] = {}
         self.tables: dict[str, tuple[str, ...]] = {}
+        self.labels: dict[str, str] = {}
 
     def declare(self, variable: Variable) -> None:
         if variable.space == "reg":
@@ -185,7 +207,10 @@ class _Names:
         return self.places.get(name) or (self.outer.place(name) if self.outer else None)
 
     def label(self, name: str) -> str:
-        return f"{self.unit}{name}"
+        """Labels belong to the scope that they stand in, as registers do."""
+        if name in self.labels or self.outer is None or self.outer.unit != self.unit:
+            return self.labels.get(name, f"{self.unit}{name}")
+        return self.outer.label(name)
 
     def targets(self, name: str) -> tuple[str, ...]:
         if name in self.tables or self.outer is None:
@@ -201,6 +226,7 @@ class _Builder:
         self.shared = layout_shared(kernel)
         self.local_bytes = 0
         self.units = 0
+        self.labels = 0
         self.items: list[str | Decoded] = []
 
     def build(self) -> Program:
@@ -209,7 +235,7 @@ class _Builder:
             names.declare(variable)
         offsets, end = self._parameters(names)
         self._function(self.kernel.function, names, "", None, ())
-        blocks = _blocks(self.items, self.kernel)
+        blocks = _blocks(self.items)
         return Program(
             self.kernel,
             blocks,
@@ -275,7 +301,10 @@ class _Builder:
         for item in scope.items:
             if isinstance(item, Variable):
                 names.declare(item)
-            elif isinstance(item, Targets):
+            elif isinstance(item, Label):
+                names.labels[item.name] = self._unique_label(item, names)
+        for item in scope.items:
+            if isinstance(item, Targets):
                 names.tables[item.name] = tuple(names.label(label) for label in item.labels)
         for item in scope.items:
             if isinstance(item, Label):
@@ -288,6 +317,12 @@ class _Builder:
                 self._return(item, names, continuation)
             elif isinstance(item, Instruction):
                 self._add(item, decode(item, names), names)
+
+    def _unique_label(self, label: Label, names: _Names) -> str:
+        if label.name in names.labels:
+            raise PtxSyntaxError(f"label {label.name} stands twice", label.line)
+        self.labels += 1
+        return f"{names.unit}{self.labels}:{label.name}"
 
     def _add(self, instruction: Instruction, operation: Operation, names: _Names) -> None:
         self.items.append(Decoded(instruction, operation, self._guard(instruction, names)))
@@ -342,7 +377,7 @@ class _Builder:
 # ---- basic blocks
 
 
-def _blocks(items: list[str | Decoded], kernel: Kernel) -> list[Block]:
+def _blocks(items: list[str | Decoded]) -> list[Block]:
     """Cuts at labels, after control, and before instructions for whole warps."""
     blocks: list[Block] = [Block([])]
     at: dict[str, int] = {}
@@ -351,8 +386,6 @@ def _blocks(items: list[str | Decoded], kernel: Kernel) -> list[Block]:
         if isinstance(item, str):
             if last:
                 blocks.append(Block([]))
-            if item in at:
-                raise PtxSyntaxError(f"label {item} stands twice", kernel.function.line)
             at[item] = len(blocks) - 1
             continue
         if last and (last[-1].operation.ends_block or item.operation.needs_others):

@@ -28,10 +28,10 @@ import numpy as np
 from .errors import LaneFault
 from .lanes import WARP, Lanes, lane_number, take
 
-_EPOCH, _TIME, _THREAD = 42, 26, 16
-_IN_FLIGHT = 1 << 62
-_ATOMIC = 1 << 15
-_LINES = (1 << 15) - 1
+_EPOCH, _TIME, THREAD = 42, 26, 16
+IN_FLIGHT = 1 << 62
+ATOMIC = 1 << 15
+LINES = (1 << 15) - 1
 # Reads are noted when a write follows in the same epoch; so many may wait for that.
 _MOST_PENDING = 1 << 22
 
@@ -53,10 +53,12 @@ class _Reads:
 class RaceDetector:
     """Follows the accesses of one batch. All granules are numbered through, block after block."""
 
+    thread_mask = 0x3FF
+
     def __init__(self, nbytes: int, granule: int, thread_of_lane: np.ndarray, padded: int) -> None:
         self.granule = granule
         self.count = nbytes // granule
-        self.threads = thread_of_lane.astype(np.int64) << _THREAD
+        self.threads = thread_of_lane.astype(np.int64) << THREAD
         self.padded = padded
         self.writer = np.zeros(self.count, np.int64)
         self.reader = np.zeros(self.count, np.int64)
@@ -89,6 +91,12 @@ class RaceDetector:
             self.epoch += np.repeat(blocks, self.padded)
         self._tick()
 
+    def arrive(self, numbers: np.ndarray, indices: np.ndarray) -> None:
+        """Lanes come to the barriers of these numbers: their blocks' epochs say enough."""
+
+    def opened(self, numbers: np.ndarray, indices: np.ndarray) -> None:
+        """Lanes go on from the barriers of these numbers."""
+
     def warp_barrier(self, lanes: Lanes | None) -> None:
         self.time = self.time.copy()
         if lanes is None:
@@ -100,8 +108,8 @@ class RaceDetector:
     # -- accesses
 
     def read(self, units: np.ndarray, size: int, lanes: Lanes | None, line: int) -> None:
-        granules = self._granules(units, size)
-        reads = _Reads(granules, self.now, lanes, min(line, _LINES))
+        granules = self.granules(units, size)
+        reads = _Reads(granules, self.now, lanes, min(line, LINES))
         if self.written:
             self._check(self.writer, granules, reads.tags, lanes, "reads what", "wrote")
         self.pending.append(reads)
@@ -120,33 +128,34 @@ class RaceDetector:
     ) -> None:
         """`values` are None for copies in flight and atomics, of which `flags` tell."""
         self._note_reads()
-        granules = self._granules(units, size)
-        tags = (take(self.now, lanes) | min(line, _LINES) | (flags & _ATOMIC))[:, None]
+        granules = self.granules(units, size)
+        tags = (take(self.now, lanes) | min(line, LINES) | (flags & ATOMIC))[:, None]
         self._check(self.writer, granules, tags, lanes, "writes what", "wrote")
         self._check(self.reader, granules, tags, lanes, "writes what", "read")
         self._check(self.other_reader, granules, tags, lanes, "writes what", "read")
-        tags = np.broadcast_to(tags | (flags & _IN_FLIGHT), granules.shape)
+        tags = np.broadcast_to(tags | (flags & IN_FLIGHT), granules.shape)
         self.writer[granules] = tags
         self.written = True
-        if not flags & _ATOMIC and (self.writer[granules] != tags).any():
+        if not flags & ATOMIC and (self.writer[granules] != tags).any():
             self._check_same_values(units, values, lanes)
 
     def issue_copy(
         self, units: np.ndarray, size: int, lanes: Lanes | None, line: int
     ) -> np.ndarray:
         """A copy starts; returns its granules for `complete_copy`."""
-        self.write(units, size, None, lanes, line, _IN_FLIGHT)
+        self.write(units, size, None, lanes, line, IN_FLIGHT)
         self.in_flight += 1
-        return self._granules(units, size)
+        return self.granules(units, size)
 
     def complete_copy(self, granules: np.ndarray, lanes: np.ndarray, line: int) -> None:
         """The copies of these lanes arrived: plain writes from now on."""
-        self.writer[granules] = (self.now[lanes] | min(line, _LINES))[:, None]
+        self.writer[granules] = (self.now[lanes] | min(line, LINES))[:, None]
 
     def atomic(self, units: np.ndarray, size: int, lanes: Lanes | None, line: int) -> None:
-        self.write(units, size, None, lanes, line, _ATOMIC)
+        self.write(units, size, None, lanes, line, ATOMIC)
 
-    def _granules(self, units: np.ndarray, size: int) -> np.ndarray:
+    def granules(self, units: np.ndarray, size: int) -> np.ndarray:
+        """[n, k] of accesses of `size` bytes, given as numbers of rows of that size."""
         per_access = size // self.granule
         if per_access == 1:
             return units[:, None]
@@ -156,16 +165,17 @@ class RaceDetector:
 
     def _note_reads(self) -> None:
         for reads in self.pending:
-            granules = reads.granules
-            tags = np.broadcast_to(reads.tags, granules.shape)
-            before = self.reader[granules]
-            another = (before ^ tags) >> _THREAD & 0x3FF != 0
-            self.other_reader[granules[another]] = before[another]
-            self.reader[granules] = tags
-            lost = self.reader[granules] != tags
-            self.other_reader[granules[lost]] = tags[lost]
+            self._enter_reads(reads.granules, np.broadcast_to(reads.tags, reads.granules.shape))
         self.pending.clear()
         self.pending_size = 0
+
+    def _enter_reads(self, granules: np.ndarray, tags: np.ndarray) -> None:
+        before = self.reader[granules]
+        another = (before ^ tags) >> THREAD & self.thread_mask != 0
+        self.other_reader[granules[another]] = before[another]
+        self.reader[granules] = tags
+        lost = self.reader[granules] != tags
+        self.other_reader[granules[lost]] = tags[lost]
 
     def _check(
         self,
@@ -182,12 +192,12 @@ class RaceDetector:
         if not recent.any():
             return
         same_epoch = tags >> _EPOCH == own >> _EPOCH
-        another = (tags ^ own) >> _THREAD & 0x3FF != 0
-        same_warp = (tags ^ own) >> _THREAD & 0x3E0 == 0
+        another = (tags ^ own) >> THREAD & 0x3FF != 0
+        same_warp = (tags ^ own) >> THREAD & 0x3E0 == 0
         earlier = tags >> _TIME & 0xFFFF < own >> _TIME & 0xFFFF
         unordered = same_epoch & another & ~(same_warp & earlier)
-        both_atomic = tags & own & _ATOMIC != 0
-        conflict = (unordered & ~both_atomic) | (tags >= _IN_FLIGHT)
+        both_atomic = tags & own & ATOMIC != 0
+        conflict = (unordered & ~both_atomic) | (tags >= IN_FLIGHT)
         if conflict.any():
             row, column = np.argwhere(conflict)[0]
             self._report(int(tags[row, column]), granules[row, column], lanes, int(row), does, did)
@@ -196,16 +206,20 @@ class RaceDetector:
         self, tag: int, granule: int, lanes: Lanes | None, row: int, does: str, did: str
     ) -> None:
         lane = lane_number(lanes, row)
-        stride = self.count * self.granule // (len(self.threads) // self.padded)
-        address = int(granule) * self.granule % stride
-        thread, line = tag >> _THREAD & 0x3FF, tag & _LINES
-        if tag >= _IN_FLIGHT:
+        address = self._address(granule)
+        thread, line = tag >> THREAD & self.thread_mask, tag & LINES
+        if tag >= IN_FLIGHT:
             did = "is still copying there (cp.async without wait_group)"
         raise LaneFault(
             f"race in shared memory: this thread {does} thread {thread} {did} at PTX line {line}, "
             f"with no barrier between them: address {address:#x}",
             lane,
         )
+
+    def _address(self, granule: int) -> int:
+        """In its block's window."""
+        stride = self.count * self.granule // (len(self.threads) // self.padded)
+        return int(granule) * self.granule % stride
 
     def _check_same_values(
         self, units: np.ndarray, values: np.ndarray | None, lanes: Lanes | None

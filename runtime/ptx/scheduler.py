@@ -15,12 +15,15 @@ import numpy as np
 
 from .barriers import Barriers
 from .batch import Batch
-from .control import Barrier, Branch, Control, Exit, Switch, Trap
+from .control import Barrier, Branch, Control, Exit, MbarrierTest, SetRegisters, Switch, Trap
 from .decode import Operation, Run
 from .errors import LaneFault, PtxFault
 from .lanes import WARP, Lanes, put, take
 from .operands import Slot
 from .program import Block, Decoded
+from .register_pool import RegisterPool
+from .waiting import Waiting
+from .warpgroup import THREADS as WARPGROUP
 
 # So often the group at the earliest block is chosen before another one gets its turn: lanes that
 # spin until others have done something would keep these from doing it.
@@ -57,18 +60,29 @@ class Scheduler:
             Exit: self._exit,
             Trap: self._trap,
             Barrier: self._barrier,
+            MbarrierTest: self._test_mbarrier,
+            SetRegisters: self._set_registers,
         }
+        self.waiting = Waiting(batch)
+        kernel = self.program.kernel.function
+        self.pool = RegisterPool(
+            kernel.bounds, batch.launch.device.limits.registers_per_sm, batch.padded
+        )
 
     def run(self) -> None:
         """From the first block to the end of all lanes; PtxFault where one does wrong."""
         batch = self.batch
         self.instructions = 0
+        self.waiting.reset()
         self.barriers.reset()
+        self.pool.reset(batch.blocks)
         self.alive = batch.exists.copy()
         self._go(0, None if batch.exists.all() else Lanes.where(batch.exists))
         turns = 0
-        while self.ready:
+        while self.ready or self._wake():
             turns += 1
+            if turns % _TURNS == 0:
+                self._wake()
             index = max(self.ready) if turns % _TURNS == 0 else min(self.ready)
             lanes = self._merged(self.ready.pop(index))
             self._execute(index, lanes)
@@ -77,6 +91,16 @@ class Scheduler:
     def _go(self, index: int | None, lanes: Lanes | None) -> None:
         assert index is not None
         self.ready.setdefault(index, []).append(lanes)
+
+    def _wake(self) -> bool:
+        """Lanes that wait try again; False where there is nobody left."""
+        try:
+            woken = self.waiting.wake(somebody_runs=bool(self.alive.any()))
+        except LaneFault as fault:
+            raise self._fault_of(fault, self.program.blocks[0].steps[0]) from None
+        for index, lanes in woken:
+            self._go(index, lanes)
+        return bool(self.ready)
 
     def _merged(self, groups: list[Lanes | None]) -> Lanes | None:
         if len(groups) == 1:
@@ -122,8 +146,7 @@ class Scheduler:
                 run(lanes)
         except LaneFault as fault:
             assert run is not None
-            step = bound.steps[bound.runs.index(run)]
-            raise self._fault(fault.reason, step, lane=fault.lane) from None
+            raise self._fault_of(fault, bound.steps[bound.runs.index(run)]) from None
 
     def _run_counted(self, bound: _Bound, lanes: Lanes | None) -> None:
         for step, run in zip(bound.steps, bound.runs, strict=False):
@@ -138,7 +161,7 @@ class Scheduler:
             if run is not None:
                 run(lanes)
         except LaneFault as fault:
-            raise self._fault(fault.reason, step, lane=fault.lane) from None
+            raise self._fault_of(fault, step) from None
         accesses, batch.accesses = batch.accesses, None
         self.counters.record(step.instruction, executing, active, accesses)
 
@@ -164,7 +187,7 @@ class Scheduler:
         return bound
 
     def _bind_step(self, step: Decoded) -> Run:
-        run = step.operation.bind(self.batch)
+        run = self._watched(step, step.operation.bind(self.batch))
         if step.guard is None:
             return run
         guard, total = step.guard, self.batch.lanes
@@ -180,6 +203,20 @@ class Scheduler:
 
         return guarded
 
+    def _watched(self, step: Decoded, run: Run) -> Run:
+        """The same, after a look whether registers that it touches are in flight."""
+        operation, flights = step.operation, self.batch.flights
+        rows = flights.rows_of(operation.reads | operation.writes)
+        if operation.in_flight or not len(rows):
+            return run
+        line = step.instruction.line
+
+        def watched(lanes: Lanes | None) -> None:
+            flights.access(rows, lanes, line)
+            run(lanes)
+
+        return watched
+
     # -- instructions for whole warps
 
     def _bind_rendezvous(self, step: Decoded) -> Callable[[Lanes], Lanes | None] | None:
@@ -188,6 +225,8 @@ class Scheduler:
         batch = self.batch
         if not operation.needs_others:
             return None
+        if operation.whole_warpgroup:
+            return self._missing_of_warpgroup
         whole = np.asarray(np.uint32(0xFFFF_FFFF))
         members = operation.rendezvous.array(batch) if operation.rendezvous else whole
 
@@ -206,6 +245,11 @@ class Scheduler:
             return Lanes(lanes.indices[incomplete[warps]], batch.lanes)
 
         return waiting
+
+    def _missing_of_warpgroup(self, lanes: Lanes) -> Lanes | None:
+        complete = np.repeat(lanes.mask.reshape(-1, WARPGROUP).all(axis=1), WARPGROUP)
+        waiting = lanes.mask & ~complete
+        return Lanes.where(waiting) if waiting.any() else None
 
     def _meet(self, index: int, bound: _Bound, lanes: Lanes | None) -> tuple[Lanes | None, bool]:
         """The lanes that can go on; the others are parked. False where none can."""
@@ -270,6 +314,7 @@ class Scheduler:
 
     def _exit(self, bound: _Bound, step: Decoded, lanes: Lanes | None) -> None:
         put(self.alive, lanes, np.asarray(False))
+        self.waiting.progress += 1
         for index in list(self.parked):  # they may have waited for these
             self._go(index, self.parked.pop(index))
         self._release(self.barriers.leave(lanes))
@@ -282,12 +327,46 @@ class Scheduler:
         try:
             released = self.barriers.arrive(step, bound.block.next, lanes)
         except LaneFault as fault:
-            raise self._fault(fault.reason, step, lane=fault.lane) from None
+            raise self._fault_of(fault, step) from None
         if not step.operation.waits:
             self._go(bound.block.next, lanes)
         self._release(released)
 
+    def _test_mbarrier(self, bound: _Bound, step: Decoded, lanes: Lanes | None) -> None:
+        operation = step.operation
+        assert isinstance(operation, MbarrierTest) and bound.block.next is not None
+        try:
+            complete = operation.test(self.batch, lanes, step.instruction.line)
+        except LaneFault as fault:
+            raise self._fault_of(fault, step) from None
+        if complete.all():
+            self._go(bound.block.next, lanes)
+            return
+        if complete.any():
+            passing, lanes = self._split(complete, lanes)
+            self._go(bound.block.next, passing)
+        self.waiting.park(bound.block.next, lanes, step)
+
+    def _set_registers(self, bound: _Bound, step: Decoded, lanes: Lanes | None) -> None:
+        operation = step.operation
+        assert isinstance(operation, SetRegisters)
+        some = lanes or Lanes(np.arange(self.batch.lanes), self.batch.lanes)
+        try:
+            given = self.pool.change(operation.count, operation.more, some)
+        except LaneFault as fault:
+            raise self._fault_of(fault, step) from None
+        self.waiting.progress += int(given.any())
+        if given.all():
+            self._go(bound.block.next, lanes)
+            return
+        going, waiting = self._split(given, lanes)
+        if going.count:
+            self._go(bound.block.next, going)
+        index = next(k for k, block in enumerate(self.program.blocks) if block is bound.block)
+        self.waiting.park(index, waiting, step)
+
     def _release(self, released: list[tuple[int, Lanes | None]]) -> None:
+        self.waiting.progress += len(released)
         for index, lanes in released:
             self._go(index, lanes)
 
@@ -296,16 +375,24 @@ class Scheduler:
     def _check_nobody_waits(self) -> None:
         for index, lanes in self.parked.items():
             step = self.program.blocks[index].steps[0]
+            whom = "warpgroup" if step.operation.whole_warpgroup else "warp (or of the member mask)"
             raise self._fault(
-                "divergence: not all lanes of the warp (or of the member mask) come to this "
-                "instruction",
-                step,
-                lanes,
+                f"divergence: not all lanes of the {whom} come to this instruction", step, lanes
             )
         waiting = self.barriers.waiting()
         if waiting is not None:
             step, lane, reason = waiting
             raise self._fault(reason, step, lane=lane)
+        fault = self.batch.unfinished()
+        if fault is not None:
+            raise self._fault_of(fault, self.program.blocks[-1].steps[-1])
+
+    def _fault_of(self, fault: LaneFault, step: Decoded) -> PtxFault:
+        """At `step`, or at the instruction that is to blame."""
+        if fault.line is not None:
+            steps = (step for block in self.program.blocks for step in block.steps)
+            step = next((s for s in steps if s.instruction.line == fault.line), step)
+        return self._fault(fault.reason, step, lane=fault.lane)
 
     def _fault(
         self, reason: str, step: Decoded, lanes: Lanes | None = None, lane: int | None = None

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .clocks import ClockRaces
 from .lanes import Lanes
-from .memory import WindowMemory
+from .memory import WRITTEN_8, WindowMemory
 from .races import RaceDetector
+from .warpgroup import CHUNK
+from .warpgroup import THREADS as WARPGROUP
 
 if TYPE_CHECKING:
     from .batch import Batch
@@ -52,7 +55,8 @@ class SharedMemory(WindowMemory):
         self.unfinished = []
         if self.granule is not None and self.bytes:
             batch = self.batch
-            self.races = RaceDetector(self.size, self.granule, batch.thread_of_lane, batch.padded)
+            kind = ClockRaces if batch.launch.program.is_asynchronous else RaceDetector
+            self.races = kind(self.size, self.granule, batch.thread_of_lane, batch.padded)
 
     def reading(self, units: np.ndarray, size: int, lanes: Lanes | None) -> None:
         if self.races is not None:
@@ -72,6 +76,16 @@ class SharedMemory(WindowMemory):
         if self.races is not None:
             self.races.barrier(blocks)
 
+    def arriving(self, numbers: np.ndarray, lanes: np.ndarray) -> None:
+        """Lanes come to barriers of their block."""
+        if self.races is not None:
+            self.races.arrive(numbers, lanes)
+
+    def opened(self, numbers: np.ndarray, lanes: np.ndarray) -> None:
+        """Lanes go on from barriers."""
+        if self.races is not None:
+            self.races.opened(numbers, lanes)
+
     def warps_synchronized(self, lanes: Lanes | None) -> None:
         """The warps of these lanes passed a `bar.warp.sync`."""
         if self.races is not None:
@@ -80,6 +94,77 @@ class SharedMemory(WindowMemory):
     def atomic(self, units: np.ndarray, size: int, lanes: Lanes | None) -> None:
         if self.races is not None:
             self.races.atomic(units, size, lanes, self.batch.line)
+
+    # -- the asynchronous proxy
+
+    @property
+    def clocks(self) -> ClockRaces | None:
+        return self.races if isinstance(self.races, ClockRaces) else None
+
+    def async_load(
+        self,
+        addresses: np.ndarray,
+        lanes: Lanes,
+        columns: np.ndarray,
+        clocks: np.ndarray,
+        by_warpgroups: bool = False,
+    ) -> np.ndarray:
+        """16-byte chunks that are read for these lanes, or for their warpgroups, until the columns'
+        clocks come."""
+        units = self.offsets(addresses, CHUNK, lanes) // CHUNK
+        states = self.states[CHUNK].take(units, axis=0)
+        if not self._all(states, CHUNK, WRITTEN_8):
+            self._fault(addresses, states, CHUNK, lanes, "read")
+        if self.clocks is not None:
+            granules = self.clocks.granules(units, CHUNK)
+            line = self.batch.line
+            self.clocks.async_read(granules, lanes.indices, columns, clocks, line, by_warpgroups)
+        return self.rows[CHUNK].take(units, axis=0)
+
+    def async_store(
+        self, addresses: np.ndarray, rows: np.ndarray, lanes: Lanes, column: int, clock: int
+    ) -> None:
+        """16-byte chunks that are there once the column's clock has come."""
+        units = self.offsets(addresses, CHUNK, lanes) // CHUNK
+        self.mark(addresses, units, CHUNK, lanes)
+        if self.clocks is not None:
+            granules = self.clocks.granules(units, CHUNK)
+            self.clocks.async_write(granules, lanes.indices, column, clock, self.batch.line)
+        self.rows[CHUNK][units] = rows
+
+    def load_for_warpgroups(self, addresses: np.ndarray, first: np.ndarray) -> np.ndarray:
+        """16-byte chunks that wgmma reads, for each warpgroup (its first lane) as many."""
+        lanes = Lanes(np.repeat(first, addresses.shape[1]), self.batch.lanes)
+        groups = lanes.indices // WARPGROUP
+        columns = clocks = groups
+        if self.clocks is not None:
+            columns = self._warpgroup_columns()[groups % (self.batch.padded // WARPGROUP)]
+            clocks = self.batch.flights.committed[groups] + 1
+        return self.async_load(addresses.reshape(-1), lanes, columns, clocks, by_warpgroups=True)
+
+    def warpgroups_waited(self, lanes: Lanes | None, completed: np.ndarray) -> None:
+        """So many groups of wgmma of each warpgroup are complete, and these lanes know it."""
+        if self.clocks is None:
+            return
+        indices = np.arange(self.batch.lanes) if lanes is None else lanes.indices
+        groups = indices // WARPGROUP
+        columns = self._warpgroup_columns()[groups % (self.batch.padded // WARPGROUP)]
+        self.clocks.reach(indices, columns, completed[groups])
+
+    def proxy_fence(self, lanes: Lanes | None, only_inits: bool = False) -> None:
+        if self.clocks is not None:
+            self.clocks.proxy_fence(lanes, only_inits)
+
+    def _warpgroup_columns(self) -> np.ndarray:
+        """The columns of a block's warpgroups."""
+        assert self.clocks is not None
+        kind = "wgmma reads it, with no wgmma.wait_group yet that covers the one of"
+        return np.array(
+            [
+                self.clocks.column(("wgmma", group), kind)
+                for group in range(self.batch.padded // WARPGROUP)
+            ]
+        )
 
     # -- asynchronous copies
 

@@ -45,6 +45,14 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
+class TensorAddress:
+    """`[map, {c0, c1}]`: an element of a tensor."""
+
+    base: Register | Symbol
+    coordinates: tuple[Operand, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Vector:
     """`{a, b}`."""
 
@@ -78,7 +86,19 @@ class Arguments:
     elements: tuple[Operand, ...]
 
 
-Operand = Register | Integer | Float | Symbol | Address | Vector | Pair | Not | Sink | Arguments
+Operand = (
+    Register
+    | Integer
+    | Float
+    | Symbol
+    | Address
+    | TensorAddress
+    | Vector
+    | Pair
+    | Not
+    | Sink
+    | Arguments
+)
 
 
 @dataclass(frozen=True, slots=True)

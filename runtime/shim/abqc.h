@@ -175,6 +175,11 @@ typedef struct {
     int64_t graph_runs;           /* ended well as one graph */
     int64_t launched_runs; /* ended well, kernel by kernel: those of a new sequence of kernels (the
                               first of all), of sizes that depend on data, and with graph_error all */
+    /* Of the last run that was a graph: */
+    int64_t graph_launches;
+    int64_t graph_path;      /* launches of the longest path; all of them where it is a chain */
+    int64_t graph_edges;     /* those that follow from others not counted */
+    int64_t dependent_edges; /* of these: the launch behind may begin before the other has ended */
 } abqc_statistics;
 
 typedef struct abqc_instance abqc_instance;

@@ -84,6 +84,12 @@ static int32_t acquire_context(abqc_instance *instance, abqc_ctx **ctx) {
 static void count(abqc_statistics *all, const abqc_statistics *run) {
     all->graph_runs += run->graph_runs;
     all->launched_runs += run->launched_runs;
+    if (run->graph_runs) {
+        all->graph_launches = run->graph_launches;
+        all->graph_path = run->graph_path;
+        all->graph_edges = run->graph_edges;
+        all->dependent_edges = run->dependent_edges;
+    }
     if (all->graph_error || !run->graph_error) return;
     all->graph_error = run->graph_error;
     all->graph_call = run->graph_call;

@@ -38,6 +38,11 @@ typedef struct {
     uint8_t reserved[56];
 } CUmemPoolProps;
 
+typedef struct {
+    uint8_t from_port, to_port, type;
+    uint8_t reserved[5];
+} CUgraphEdgeData;
+
 enum { /* CUresult */
     CUDA_SUCCESS = 0,
     CUDA_ERROR_OUT_OF_MEMORY = 2,
@@ -71,7 +76,9 @@ enum {
     CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8,
     CU_JIT_ERROR_LOG_BUFFER = 5,
     CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES = 6,
-    CU_EVENT_DISABLE_TIMING = 2
+    CU_EVENT_DISABLE_TIMING = 2,
+    CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC = 1,
+    CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC = 1
 };
 
 /* Name in the driver, name in the table, parameters. */
@@ -103,6 +110,8 @@ enum {
     F(cuMemAllocFromPoolAsync, pool_allocate,                                                    \
       (CUdeviceptr *, size_t bytes, CUmemoryPool, CUstream))                                     \
     F(cuMemFreeAsync, release_async, (CUdeviceptr, CUstream))                                    \
+    F(cuMemAllocHost_v2, host_allocate, (void **, size_t bytes))                                 \
+    F(cuMemFreeHost, host_release, (void *))                                                     \
     F(cuMemcpyHtoD_v2, upload, (CUdeviceptr to, const void *from, size_t bytes))                 \
     F(cuMemcpyHtoDAsync_v2, upload_async,                                                        \
       (CUdeviceptr to, const void *from, size_t bytes, CUstream))                                \
@@ -133,9 +142,16 @@ enum {
     F(cuGraphExecDestroy, graph_exec_destroy, (CUgraphExec))                                     \
     F(cuGraphLaunch, graph_launch, (CUgraphExec, CUstream))
 
+/* Those that older drivers do not have: NULL. */
+#define ABQC_CUDA_NEWER_FUNCTIONS(F)                                                             \
+    F(cuGraphAddDependencies_v2, graph_depend, /* CUDA 12.3 */                                   \
+      (CUgraph, const CUgraphNode *from, const CUgraphNode *to, const CUgraphEdgeData *,         \
+       size_t count))
+
 typedef struct {
 #define ABQC_CUDA_MEMBER(name, member, parameters) CUresult(*member) parameters;
     ABQC_CUDA_FUNCTIONS(ABQC_CUDA_MEMBER)
+    ABQC_CUDA_NEWER_FUNCTIONS(ABQC_CUDA_MEMBER)
 #undef ABQC_CUDA_MEMBER
 } abqc_cuda;
 
@@ -167,6 +183,8 @@ struct abqc_device {
     int32_t most_slots;   /* of any kernel */
     CUmemoryPool pool;    /* of outputs; NULL: the GPU has none */
     bool graphs;          /* whether runs become graphs */
+    bool may_depend;      /* whether launches of these may begin before others have ended, */
+    bool dependent;       /* and kernels and driver can */
     bool separate;        /* whether buffers are allocations of their own, for what checks memory */
     _Atomic CUresult lost; /* the sticky error, or 0 */
     abqc_device *next;
@@ -208,18 +226,30 @@ const abqc_gpu_block *abqc_kernel_block(const abqc_device *device, int32_t kerne
 int32_t abqc_copy_kernel(size_t item);
 int32_t abqc_set_kernel(size_t item);
 
+typedef struct { /* a launch and the memory that one of its arguments leads to, all of it */
+    CUdeviceptr begin, end;
+    int32_t access; /* ABQC_ACCESS_* */
+} abqc_touch;
+
 typedef struct {
     int32_t kernel;
     int32_t grid;
     int32_t first; /* of its arguments, among all */
+    int32_t first_touch, touches;
+    bool early; /* it may begin before those that it depends on have ended */
 } abqc_launch;
 
 typedef struct {
     abqc_launch *launches;
     uint64_t *args;
+    abqc_touch *touches;
     int32_t count, room;
     int32_t arg_count, arg_room;
+    int32_t touch_count, touch_room;
 } abqc_launches;
+
+/* Room for `needed` elements of `item` bytes; false: out of memory. */
+bool abqc_make_room(void **data, int32_t *room, int64_t needed, size_t item);
 
 /* Adds a launch to those of a run that is recorded, or sends it to the device. Leaves the run where
  * that fails. */
@@ -229,6 +259,32 @@ int32_t abqc_launches_send(const abqc_work *work, const abqc_launches *launches)
 bool abqc_launches_copy(abqc_launches *to, const abqc_launches *from); /* false: out of memory */
 void abqc_launches_destroy(abqc_launches *launches);
 
+/* ---- cuda_touch.c: the memory that launches touch ---- */
+
+/* Looks where the caller's tensors of this run lie. */
+void abqc_tensors_begin(abqc_ctx *ctx);
+/* Of a launch, at most one by slot; how many. */
+int32_t abqc_touches_of(const abqc_work *work, const abqc_gpu_kernel *kernel, const uint64_t *args,
+                        abqc_touch *touches, bool *early);
+
+/* ---- cuda_edges.c: which launches must follow which ---- */
+
+typedef struct {
+    int32_t count;    /* of launches */
+    int32_t words;    /* of a row of `before` */
+    int32_t *first;   /* by launch, and one more: where its part of `from` begins */
+    int32_t *from;    /* the launches that each must follow, but for those that these follow */
+    uint64_t *before; /* by launch, a bit for each that it follows, directly or not; NULL: for all
+                         that come before it */
+} abqc_edges;
+
+/* false: out of memory; to be destroyed in any case. */
+bool abqc_edges_create(abqc_edges *edges, const abqc_launches *launches);
+void abqc_edges_destroy(abqc_edges *edges);
+/* Whether launches in the order of `edges` are in that of `needed`. */
+bool abqc_edges_cover(const abqc_edges *edges, const abqc_edges *needed);
+int32_t abqc_edges_path(const abqc_edges *edges); /* launches of the longest path */
+
 /* ---- cuda_graph.c: launches as one ---- */
 
 typedef struct abqc_graph abqc_graph;
@@ -237,6 +293,15 @@ typedef struct abqc_graph abqc_graph;
 abqc_graph *abqc_graph_create(abqc_work *work, const abqc_launches *launches);
 void abqc_graph_destroy(const abqc_device *device, abqc_graph *graph);
 CUresult abqc_graph_launch(const abqc_device *device, const abqc_graph *graph, CUstream stream);
+
+typedef struct {
+    int32_t launches;
+    int32_t path;      /* launches one behind the other, at most */
+    int32_t edges;     /* those that follow from others not counted */
+    int32_t dependent; /* of these: the launch behind begins before the other has ended */
+} abqc_graph_shape;
+
+abqc_graph_shape abqc_graph_shape_of(const abqc_graph *graph);
 
 /* Graphs whose arguments and grids are set anew before a launch: for runs of the same kernels in the
  * same order, whatever the sizes. A step of a decoder whose cache grows is one. */
@@ -285,6 +350,8 @@ bool abqc_ranges_extend(abqc_ranges *ranges, int64_t bytes);
 int64_t abqc_ranges_alloc(abqc_ranges *ranges, int64_t bytes); /* -1: nothing fits */
 bool abqc_ranges_free(abqc_ranges *ranges, int64_t offset);    /* false: not in use */
 bool abqc_ranges_hold(abqc_ranges *ranges, int64_t offset);    /* false: not in use */
+/* The range in use that an offset lies in, perhaps behind its beginning; NULL: none. */
+const abqc_range *abqc_ranges_find(const abqc_ranges *ranges, int64_t offset);
 void abqc_ranges_destroy(abqc_ranges *ranges);
 
 /* ---- cuda_arena.c: the device memory of a context ---- */
@@ -318,6 +385,9 @@ int32_t abqc_gpu_arena_alloc(const abqc_device *device, abqc_gpu_arena *arena, i
 /* Keeps what begins there to the end of the run, though it will be freed; false: no buffer does, or
  * buffers are allocations of their own. */
 bool abqc_gpu_arena_hold(const abqc_device *device, abqc_gpu_arena *arena, CUdeviceptr data);
+/* From where to where the buffer reaches that an address lies in; false: none does. */
+bool abqc_gpu_arena_find(const abqc_gpu_arena *arena, CUdeviceptr address, CUdeviceptr *begin,
+                         CUdeviceptr *end);
 bool abqc_gpu_arena_free(const abqc_device *device, abqc_gpu_arena *arena, CUdeviceptr data);
 void abqc_gpu_arena_destroy(const abqc_device *device, abqc_gpu_arena *arena);
 
@@ -352,6 +422,7 @@ typedef struct { /* where an output is when the host function has ended */
     int64_t sizes[ABQC_MAX_RANK];
     int32_t axis; /* as in abqc_output_slot */
     int64_t kept;
+    const char *locked; /* where it comes to the host, until it is unpacked; NULL: elsewhere */
 } abqc_result;
 
 /* Of the results of a run. */
@@ -388,6 +459,20 @@ void abqc_plans_keep(abqc_ctx *ctx, int64_t bytes);
  * graph goes where there are too many. */
 void abqc_plans_give(abqc_ctx *ctx, abqc_plan *plan, abqc_graph *graph);
 
+/* ---- cuda_locked.c: page-locked memory, through which tensors between host and device pass ---- */
+
+typedef struct {
+    char *data; /* NULL: not asked for yet, or refused */
+    size_t used;
+    bool refused;
+} abqc_locked;
+
+/* All of it is free again: the run before has ended. */
+void abqc_locked_begin(abqc_locked *locked);
+/* Memory until the next begin(); NULL where there is no room. */
+void *abqc_locked_take(const abqc_device *device, abqc_locked *locked, int64_t bytes);
+void abqc_locked_destroy(const abqc_device *device, abqc_locked *locked);
+
 /* ---- cuda_run.c ---- */
 
 typedef struct {      /* an input that lies on the host */
@@ -408,6 +493,8 @@ struct abqc_work {
     bool reads;          /* the host function read data: the next run may go another way */
     bool as_graph;       /* this run is one */
     bool refused;        /* the driver makes no graphs of this model */
+    bool dependent;      /* and takes programmatic edges in them, as far as is known */
+    abqc_graph_shape shape; /* of the last graph that was launched */
     CUresult graph_error;   /* the driver's first error in making or setting a graph; 0: none */
     const char *graph_call; /* what it was an answer to */
     bool results_on_gpu; /* outputs that we allocate */
@@ -421,6 +508,9 @@ struct abqc_work {
     abqc_places places;
     abqc_stage *stages;   /* by input */
     abqc_result *results; /* by output */
+    abqc_locked locked;
+    abqc_touch *tensors;  /* those of the caller that lie on the device: where */
+    int32_t tensor_count;
     void **parameters;    /* room for those of any kernel */
     abqc_launches launches; /* of this run */
     abqc_plans plans;
@@ -459,8 +549,10 @@ int32_t abqc_stage_inputs(abqc_ctx *ctx); /* gives places to inputs that lie on 
 /* The compact data of an input that lies on the host; NULL: out of memory. */
 const void *abqc_stage_host(abqc_ctx *ctx, int32_t i);
 int32_t abqc_upload_inputs(abqc_ctx *ctx);
-/* Brings outputs to where they belong; waits for those that belong to the host. */
+/* Sends outputs to where they belong; waits for some of those that belong to the host. */
 int32_t abqc_deliver_outputs(abqc_ctx *ctx);
+/* Once the run has been waited for: those that came to page-locked memory. */
+void abqc_unpack_outputs(abqc_ctx *ctx);
 void abqc_free_stages(abqc_ctx *ctx);
 
 #endif /* ABQC_CUDA_H */

@@ -154,6 +154,16 @@ static int64_t offset_of(const abqc_gpu_arena *arena, CUdeviceptr data) {
     return -1;
 }
 
+bool abqc_gpu_arena_find(const abqc_gpu_arena *arena, CUdeviceptr address, CUdeviceptr *begin,
+                         CUdeviceptr *end) {
+    int64_t offset = offset_of(arena, address);
+    const abqc_range *range = offset < 0 ? NULL : abqc_ranges_find(&arena->ranges, offset);
+    if (!range) return false;
+    *begin = address - (uint64_t)(offset - range->offset);
+    *end = *begin + (uint64_t)range->bytes;
+    return true;
+}
+
 bool abqc_gpu_arena_free(const abqc_device *device, abqc_gpu_arena *arena, CUdeviceptr data) {
     if (device->separate && !arena->planning) return free_piece(device, arena, data);
     return abqc_ranges_free(&arena->ranges, offset_of(arena, data));

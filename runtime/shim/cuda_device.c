@@ -200,7 +200,11 @@ static void dispose(abqc_device *device) {
     free(device);
 }
 
-static int32_t open_new(const abqc_instance_options *options, bool graphs, abqc_device **made) {
+typedef struct { /* by the environment */
+    bool graphs, dependent;
+} choices;
+
+static int32_t open_new(const abqc_instance_options *options, choices chosen, abqc_device **made) {
     abqc_device *device = calloc(1, sizeof *device);
     if (!device) return abqc_error(ABQC_E_MEMORY, "out of memory");
     device->resolver = options->driver;
@@ -208,10 +212,13 @@ static int32_t open_new(const abqc_instance_options *options, bool graphs, abqc_
     device->references = 1;
     device->forced = options->isa;
     device->separate = options->flags & ABQC_INSTANCE_SEPARATE_BUFFERS;
-    device->graphs = graphs && !device->separate;
+    device->graphs = chosen.graphs && !device->separate;
+    device->may_depend = chosen.dependent;
     int32_t status = abqc_cuda_load(&device->cuda, device->resolver);
     if (!status) status = find_device(device);
     if (!status) status = fill(device, options->isa);
+    if (!status)
+        device->dependent = chosen.dependent && device->image->waits && device->cuda.graph_depend;
     if (status) dispose(device);
     else *made = device;
     return status;
@@ -225,34 +232,38 @@ static int32_t check_device(DLDevice device) {
                       (int)device.device_type, (int)kDLCUDA);
 }
 
-static int32_t choose_graphs(bool *graphs) {
-    const char *text = getenv("ABQC_CUDA_GRAPHS");
-    *graphs = !text || strcmp(text, "0") != 0;
+/* A switch of the environment, on where it is not set. */
+static int32_t choose(const char *name, bool *on) {
+    const char *text = getenv(name);
+    *on = !text || strcmp(text, "0") != 0;
     if (!text || !*text || !strcmp(text, "0") || !strcmp(text, "1")) return ABQC_OK;
-    return abqc_error(ABQC_E_ARGUMENT, "ABQC_CUDA_GRAPHS is '%s', expected 0 or 1", text);
+    return abqc_error(ABQC_E_ARGUMENT, "%s is '%s', expected 0 or 1", name, text);
 }
 
-static bool serves(const abqc_device *device, const abqc_instance_options *options, bool graphs) {
+static bool serves(const abqc_device *device, const abqc_instance_options *options,
+                   choices chosen) {
     if (device->lost || device->resolver != options->driver) return false;
     if (device->ordinal != options->device.device_id) return false;
     bool separate = options->flags & ABQC_INSTANCE_SEPARATE_BUFFERS;
-    if (device->separate != separate || (device->graphs != graphs && !separate)) return false;
+    if (device->separate != separate || (device->graphs != chosen.graphs && !separate)) return false;
+    if (device->may_depend != chosen.dependent) return false;
     return options->isa ? !strcmp(options->isa, device->image->name) : !device->forced;
 }
 
 int32_t abqc_device_open(const abqc_instance_options *options, abqc_device **device) {
-    bool graphs;
+    choices chosen;
     int32_t status = check_device(options->device);
     if (!status) status = abqc_check_threads(options->threads, "the number of threads");
-    if (!status) status = choose_graphs(&graphs);
+    if (!status) status = choose("ABQC_CUDA_GRAPHS", &chosen.graphs);
+    if (!status) status = choose("ABQC_CUDA_DEPENDENT_LAUNCH", &chosen.dependent);
     if (status) return status;
     pthread_mutex_lock(&devices_lock);
     abqc_device *found = devices;
-    while (found && !serves(found, options, graphs)) found = found->next;
+    while (found && !serves(found, options, chosen)) found = found->next;
     if (found) {
         found->references++;
     } else {
-        status = open_new(options, graphs, &found);
+        status = open_new(options, chosen, &found);
         if (!status) {
             found->next = devices;
             devices = found;

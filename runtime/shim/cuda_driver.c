@@ -16,8 +16,12 @@ typedef struct {
 static const driver_function functions[] = {
 #define DRIVER_FUNCTION(name, member, parameters) {#name, offsetof(abqc_cuda, member)},
     ABQC_CUDA_FUNCTIONS(DRIVER_FUNCTION)
-#undef DRIVER_FUNCTION
 };
+
+static const driver_function newer_functions[] = {
+    ABQC_CUDA_NEWER_FUNCTIONS(DRIVER_FUNCTION)
+};
+#undef DRIVER_FUNCTION
 
 /* The library stays open: the driver does not survive being closed. */
 static int32_t open_library(void **library) {
@@ -26,15 +30,20 @@ static int32_t open_library(void **library) {
     return abqc_error(ABQC_E_DEVICE, "this model needs an NVIDIA GPU and its driver: %s", dlerror());
 }
 
+static bool find_function(abqc_cuda *cuda, abqc_cuda_resolver resolver, void *library,
+                          const driver_function *function) {
+    void *address = resolver ? resolver(function->name) : dlsym(library, function->name);
+    *(void **)((char *)cuda + function->offset) = address;
+    return address;
+}
+
 static int32_t find_functions(abqc_cuda *cuda, abqc_cuda_resolver resolver, void *library) {
-    for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {
-        const char *name = functions[i].name;
-        void *address = resolver ? resolver(name) : dlsym(library, name);
-        if (!address)
+    for (size_t i = 0; i < sizeof functions / sizeof *functions; i++)
+        if (!find_function(cuda, resolver, library, &functions[i]))
             return abqc_error(ABQC_E_DEVICE, "the NVIDIA driver has no function %s: it is too old "
-                              "(CUDA 11.4 is needed)", name);
-        *(void **)((char *)cuda + functions[i].offset) = address;
-    }
+                              "(CUDA 11.4 is needed)", functions[i].name);
+    for (size_t i = 0; i < sizeof newer_functions / sizeof *newer_functions; i++)
+        find_function(cuda, resolver, library, &newer_functions[i]);
     return ABQC_OK;
 }
 

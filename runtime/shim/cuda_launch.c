@@ -10,11 +10,15 @@
 
 enum { COPY_SLOTS = 4 + 3 * ABQC_MAX_RANK, SET_SLOTS = 2 };
 
+static const uint8_t copy_accesses[COPY_SLOTS] = {ABQC_ACCESS_WRITTEN, ABQC_ACCESS_READ};
+static const uint8_t set_accesses[SET_SLOTS] = {ABQC_ACCESS_WRITTEN};
+
+#define COPY(bytes) {"abqc_copy_" #bytes, COPY_SLOTS, copy_accesses}
+#define SET(bytes) {"abqc_set_" #bytes, SET_SLOTS, set_accesses}
+
 /* codegen/gpu/assembly/builtin.py makes them. */
 static const abqc_gpu_kernel builtins[ABQC_BUILTIN_KERNELS] = {
-    {"abqc_copy_1", COPY_SLOTS}, {"abqc_copy_2", COPY_SLOTS},   {"abqc_copy_4", COPY_SLOTS},
-    {"abqc_copy_8", COPY_SLOTS}, {"abqc_copy_16", COPY_SLOTS},  {"abqc_set_1", SET_SLOTS},
-    {"abqc_set_2", SET_SLOTS},   {"abqc_set_4", SET_SLOTS},     {"abqc_set_8", SET_SLOTS},
+    COPY(1), COPY(2), COPY(4), COPY(8), COPY(16), SET(1), SET(2), SET(4), SET(8),
 };
 
 static const abqc_gpu_block copy_block = {.threads = ABQC_COPY_THREADS};
@@ -61,8 +65,7 @@ static int32_t send(const abqc_work *work, int32_t kernel, int32_t grid, const u
 
 /* ---- many ---- */
 
-/* Room for `needed` elements of `item` bytes; false: out of memory. */
-static bool make_room(void **data, int32_t *room, int64_t needed, size_t item) {
+bool abqc_make_room(void **data, int32_t *room, int64_t needed, size_t item) {
     if (needed <= *room) return true;
     if (needed > (INT32_MAX - 64) / 2) return false;
     int32_t more = (int32_t)needed * 2 + 64;
@@ -73,17 +76,26 @@ static bool make_room(void **data, int32_t *room, int64_t needed, size_t item) {
     return true;
 }
 
-static bool make_rooms(abqc_launches *l, int64_t launches, int64_t args) {
-    return make_room((void **)&l->launches, &l->room, launches, sizeof *l->launches) &&
-           make_room((void **)&l->args, &l->arg_room, args, sizeof *l->args);
+static bool make_rooms(abqc_launches *l, int64_t launches, int64_t args, int64_t touches) {
+    return abqc_make_room((void **)&l->launches, &l->room, launches, sizeof *l->launches) &&
+           abqc_make_room((void **)&l->args, &l->arg_room, args, sizeof *l->args) &&
+           abqc_make_room((void **)&l->touches, &l->touch_room, touches, sizeof *l->touches);
 }
 
-static bool add(abqc_launches *l, int32_t kernel, int32_t grid, const uint64_t *args) {
-    int32_t slots = abqc_kernel_info(kernel)->slots;
-    if (!make_rooms(l, (int64_t)l->count + 1, (int64_t)l->arg_count + slots)) return false;
-    l->launches[l->count++] = (abqc_launch){kernel, grid, l->arg_count};
+static bool add(abqc_work *work, int32_t kernel, int32_t grid, const uint64_t *args) {
+    abqc_launches *l = &work->launches;
+    const abqc_gpu_kernel *info = abqc_kernel_info(kernel);
+    int32_t slots = info->slots;
+    if (!make_rooms(l, (int64_t)l->count + 1, (int64_t)l->arg_count + slots,
+                    (int64_t)l->touch_count + slots))
+        return false;
+    abqc_launch launch = {kernel, grid, .first = l->arg_count, .first_touch = l->touch_count};
+    launch.touches =
+        abqc_touches_of(work, info, args, &l->touches[l->touch_count], &launch.early);
+    l->launches[l->count++] = launch;
     if (slots) memcpy(&l->args[l->arg_count], args, (size_t)slots * sizeof *args);
     l->arg_count += slots;
+    l->touch_count += launch.touches;
     return true;
 }
 
@@ -94,7 +106,7 @@ void abqc_put_launch(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t
         abqc_fail(ctx, ABQC_E_CHECK, "a tensor inside the model is too large: %lld blocks of '%s'",
                   (long long)grid, abqc_kernel_info(kernel)->name);
     if (work->recording) {
-        if (!add(&work->launches, kernel, (int32_t)grid, args))
+        if (!add(work, kernel, (int32_t)grid, args))
             abqc_fail(ctx, ABQC_E_MEMORY, "out of memory");
         return;
     }
@@ -112,17 +124,21 @@ int32_t abqc_launches_send(const abqc_work *work, const abqc_launches *launches)
 }
 
 bool abqc_launches_copy(abqc_launches *to, const abqc_launches *from) {
-    if (!make_rooms(to, from->count, from->arg_count)) return false;
+    if (!make_rooms(to, from->count, from->arg_count, from->touch_count)) return false;
     if (from->count)
         memcpy(to->launches, from->launches, (size_t)from->count * sizeof *from->launches);
     if (from->arg_count) memcpy(to->args, from->args, (size_t)from->arg_count * sizeof *from->args);
+    if (from->touch_count)
+        memcpy(to->touches, from->touches, (size_t)from->touch_count * sizeof *from->touches);
     to->count = from->count;
     to->arg_count = from->arg_count;
+    to->touch_count = from->touch_count;
     return true;
 }
 
 void abqc_launches_destroy(abqc_launches *launches) {
     free(launches->launches);
     free(launches->args);
+    free(launches->touches);
     *launches = (abqc_launches){0};
 }

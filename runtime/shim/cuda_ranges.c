@@ -76,6 +76,16 @@ static int32_t find(const abqc_ranges *r, int64_t offset) {
     return low < r->count && r->ranges[low].offset == offset ? low : -1;
 }
 
+const abqc_range *abqc_ranges_find(const abqc_ranges *ranges, int64_t offset) {
+    int32_t low = 0, high = ranges->count;
+    while (low < high) {
+        int32_t middle = (low + high) / 2;
+        if (ranges->ranges[middle].offset + ranges->ranges[middle].bytes <= offset) low = middle + 1;
+        else high = middle;
+    }
+    return low < ranges->count && ranges->ranges[low].used ? &ranges->ranges[low] : NULL;
+}
+
 /* Joins range i with the one behind it where both are free and of one memory. */
 static void join(abqc_ranges *r, int32_t i) {
     if (i < 0 || i + 1 >= r->count) return;

@@ -21,7 +21,9 @@ static bool allocate_parts(abqc_work *work) {
     work->stages = calloc((size_t)info->input_count + 1, sizeof *work->stages);
     work->results = calloc((size_t)info->output_count + 1, sizeof *work->results);
     work->parameters = calloc((size_t)work->device->most_slots + 1, sizeof *work->parameters);
-    return work->stages && work->results && work->parameters &&
+    work->tensors = calloc((size_t)info->input_count + (size_t)info->output_count + 1,
+                           sizeof *work->tensors);
+    return work->stages && work->results && work->parameters && work->tensors &&
            abqc_plans_create(&work->plans) && abqc_places_create(&work->places);
 }
 
@@ -41,6 +43,7 @@ int32_t abqc_work_create(abqc_device *device, abqc_work **made) {
     abqc_work *work = calloc(1, sizeof *work);
     if (!work) return abqc_error(ABQC_E_MEMORY, "out of memory");
     work->device = device;
+    work->dependent = device->dependent;
     int32_t status =
         allocate_parts(work) ? create_streams(work) : abqc_error(ABQC_E_MEMORY, "out of memory");
     if (status) abqc_work_destroy(work);
@@ -54,6 +57,7 @@ static void give_back(const abqc_device *device, abqc_work *work) {
     abqc_updatable_graphs_destroy(device, &work->updatable);
     abqc_gpu_arena_destroy(device, &work->arena);
     abqc_flag_destroy(work);
+    abqc_locked_destroy(device, &work->locked);
     abqc_counters_destroy(work);
     if (work->done) device->cuda.event_destroy(work->done);
     if (work->own) device->cuda.stream_destroy(work->own);
@@ -71,6 +75,7 @@ void abqc_work_destroy(abqc_work *work) {
     free(work->stages);
     free(work->results);
     free(work->parameters);
+    free(work->tensors);
     free(work);
 }
 
@@ -108,7 +113,8 @@ static int32_t plan(abqc_ctx *ctx) {
 static int32_t record(abqc_ctx *ctx, int64_t *bytes) {
     abqc_work *work = ctx->work;
     work->reads = false;
-    work->launches.count = work->launches.arg_count = 0;
+    work->launches.count = work->launches.arg_count = work->launches.touch_count = 0;
+    abqc_tensors_begin(ctx);
     int32_t status = plan(ctx);
     work->recording = true;
     if (!status) status = call_host(ctx);
@@ -165,6 +171,7 @@ static abqc_graph *graph_of(abqc_ctx *ctx, abqc_plan *known) {
 
 static int32_t launch_graph(abqc_work *work, const abqc_graph *graph) {
     work->as_graph = true;
+    work->shape = abqc_graph_shape_of(graph);
     CUresult code = abqc_graph_launch(work->device, graph, abqc_run_stream(work));
     return code ? abqc_cuda_error(work->device, code, "cannot launch the model's graph") : ABQC_OK;
 }
@@ -238,11 +245,13 @@ static int32_t run_entered(abqc_ctx *ctx, bool wait) {
     abqc_work *work = ctx->work;
     int32_t status = follow_earlier_run(work);
     if (status) return status;
+    abqc_locked_begin(&work->locked);
     abqc_plan *known = abqc_plans_find(ctx);
     bool again = known && known->graph && abqc_gpu_arena_fits(&work->arena, known->bytes);
     status = again ? run_again(ctx, known) : run_recorded(ctx, known);
     if (!status) status = abqc_deliver_outputs(ctx);
     if (!status) status = finish(work, wait);
+    if (!status) abqc_unpack_outputs(ctx);
     if (!status && wait) status = abqc_flag_look(work);
     else if (status == ABQC_E_CHECK) status = earlier_error(work, status);
     if (!status) return ABQC_OK;
@@ -255,6 +264,12 @@ static void count(abqc_ctx *ctx, int32_t status) {
     const abqc_work *work = ctx->work;
     abqc_statistics *counted = &ctx->counted;
     if (!status) *(work->as_graph ? &counted->graph_runs : &counted->launched_runs) = 1;
+    if (work->as_graph) {
+        counted->graph_launches = work->shape.launches;
+        counted->graph_path = work->shape.path;
+        counted->graph_edges = work->shape.edges;
+        counted->dependent_edges = work->shape.dependent;
+    }
     if (!work->graph_error) return;
     counted->graph_error = work->graph_error;
     counted->graph_call = work->graph_call;

@@ -54,6 +54,8 @@ int32_t abqc_upload_inputs(abqc_ctx *ctx) {
         if (!stage->data || !stage->bytes) continue;
         const void *host = abqc_stage_host(ctx, i);
         if (!host) return abqc_error(ABQC_E_MEMORY, "out of memory");
+        void *locked = abqc_locked_take(device, &ctx->work->locked, stage->bytes);
+        if (locked) host = memcpy(locked, host, (size_t)stage->bytes);
         CUresult code = device->cuda.upload_async(stage->data, host, (size_t)stage->bytes, stream);
         if (code) return abqc_cuda_error(device, code, "cannot copy input '%s' to GPU %d",
                                          abqc_meta.info.inputs[i].name, (int)device->ordinal);
@@ -152,11 +154,16 @@ static void scatter(const abqc_result *result, const DLTensor *tensor, const cha
     abqc_host_copy(NULL, (size_t)item, tensor->ndim, view.sizes, to, view.strides, from, strides);
 }
 
-static CUresult download(abqc_work *work, const abqc_result *result, const DLTensor *tensor,
+static CUresult download(abqc_work *work, abqc_result *result, const DLTensor *tensor,
                          size_t bytes) {
     const abqc_cuda *cuda = &work->device->cuda;
     CUstream stream = abqc_run_stream(work);
     abqc_view view;
+    void *locked = abqc_locked_take(work->device, &work->locked, (int64_t)bytes);
+    if (locked) {
+        result->locked = locked;
+        return cuda->download_async(locked, result->data, bytes, stream);
+    }
     abqc_view_of(tensor, &view);
     if (!result->kept && abqc_is_compact(tensor->ndim, view.sizes, view.strides))
         return cuda->download_async(view.data, result->data, bytes, stream);
@@ -171,7 +178,8 @@ static CUresult download(abqc_work *work, const abqc_result *result, const DLTen
 
 static int32_t deliver(abqc_ctx *ctx, int32_t i) {
     abqc_work *work = ctx->work;
-    const abqc_result *result = &work->results[i];
+    abqc_result *result = &work->results[i];
+    result->locked = NULL;
     if (!ctx->outputs[i]) {
         int32_t status = allocate_output(ctx, i);
         if (status) return status;
@@ -194,4 +202,13 @@ int32_t abqc_deliver_outputs(abqc_ctx *ctx) {
         if (status) return status;
     }
     return ABQC_OK;
+}
+
+void abqc_unpack_outputs(abqc_ctx *ctx) {
+    for (int32_t i = 0; i < abqc_meta.info.output_count; i++) {
+        abqc_result *result = &ctx->work->results[i];
+        if (!result->staged || !result->locked) continue;
+        scatter(result, &ctx->outputs[i]->dl_tensor, result->locked);
+        result->locked = NULL;
+    }
 }

@@ -46,11 +46,19 @@ typedef struct { /* code for one target */
     const void *cubin;
     int64_t cubin_bytes; /* 0: there was no assembler */
     const abqc_gpu_block *blocks; /* by kernel: a target's code may take more of the GPU's memory */
+    int32_t waits; /* kernels wait for those before them, and until then they touch weights alone */
 } abqc_gpu_image;
+
+enum { /* what a kernel does with the memory that a parameter points to */
+    ABQC_ACCESS_READ = 1,
+    ABQC_ACCESS_WRITTEN = 2,
+    ABQC_ACCESS_EARLY = 4 /* maybe before it waits for other kernels: a weight must be there */
+};
 
 typedef struct {
     const char *name;
     int32_t slots; /* 8-byte parameters */
+    const uint8_t *accesses; /* by slot; NULL: nothing is known */
 } abqc_gpu_kernel;
 
 typedef struct { /* weights that lie one after the other */
@@ -176,6 +184,8 @@ static inline bool abqc_on_gpu(const DLTensor *tensor) {
     return tensor->device.device_type == kDLCUDA;
 }
 bool abqc_overlap(const DLTensor *a, const DLTensor *b);
+/* The bytes from the first to the last element of a tensor, either way; none of an empty one. */
+void abqc_span(const DLTensor *tensor, uintptr_t *begin, uintptr_t *end);
 int32_t abqc_check_inputs(const abqc_device *device, const DLTensor *const *inputs,
                           int64_t *symbol_sizes, int32_t *symbol_inputs);
 int32_t abqc_check_output_buffers(const abqc_device *device, DLManagedTensor *const *outputs);
@@ -341,7 +351,10 @@ uint32_t *abqc_rt_counters(abqc_ctx *ctx, int64_t bytes);
 void *abqc_rt_append(abqc_ctx *ctx, int32_t input, int32_t output, int32_t axis, int32_t rank,
                      const void *data, const int64_t *sizes, const int64_t *strides,
                      abqc_view *result);
-/* The same, but sample b's rows lie from begins[b] on in a cache of `capacity`, zeros behind the
+/* The same, but the new rows, of these `sizes`, are left to the caller, who writes them to the end. */
+void *abqc_rt_grow(abqc_ctx *ctx, int32_t input, int32_t output, int32_t axis, int32_t rank,
+                   const int64_t *sizes, abqc_view *result);
+/* As abqc_rt_append, but sample b's rows lie from begins[b] on in a cache of `capacity`, zeros behind the
  * input's; rows outside of it are left out. On the host only. */
 void *abqc_rt_update(abqc_ctx *ctx, int32_t input, int32_t output, int32_t axis, int32_t rank,
                      const void *data, const int64_t *sizes, const int64_t *strides,

@@ -48,8 +48,7 @@ void abqc_view_of(const DLTensor *tensor, abqc_view *view) {
     }
 }
 
-/* The bytes from the first to the last element of a tensor, either way. */
-static void span(const DLTensor *tensor, uintptr_t *begin, uintptr_t *end) {
+void abqc_span(const DLTensor *tensor, uintptr_t *begin, uintptr_t *end) {
     abqc_view view;
     int64_t low = 0, high = 0, item = (int64_t)abqc_item_size(tensor->dtype);
     abqc_view_of(tensor, &view);
@@ -66,8 +65,8 @@ static void span(const DLTensor *tensor, uintptr_t *begin, uintptr_t *end) {
 bool abqc_overlap(const DLTensor *a, const DLTensor *b) {
     uintptr_t a_begin, a_end, b_begin, b_end;
     if (abqc_on_gpu(a) != abqc_on_gpu(b)) return false;
-    span(a, &a_begin, &a_end);
-    span(b, &b_begin, &b_end);
+    abqc_span(a, &a_begin, &a_end);
+    abqc_span(b, &b_begin, &b_end);
     return a_begin < b_end && b_begin < a_end;
 }
 

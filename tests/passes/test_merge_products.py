@@ -1,5 +1,7 @@
 from abqc.codegen.strategy import Kernel
 from abqc.codegen.targets.cpu import CpuTarget
+from abqc.codegen.targets.target import Target
+from abqc.compiler.build import resolve_target
 from abqc.passes.infrastructure import Unit
 from abqc.passes.kernels.launch import WITH_NEXT
 from facts import after
@@ -8,6 +10,7 @@ KERNELS = {
     name: Kernel(name, block, lambda module, isa: None)
     for name, block in {"one": (1, 64), "many": (128, 64), "wide": (1, 128)}.items()
 }
+CPU = CpuTarget()
 ROWS = 'tensor<?x64x!abq.packed<"rows">>'
 TEXT = """func.func @main(%q: {rows}, %p: {rows}, %r: tensor<?x96xf32>)
     -> (tensor<?x96xf32>, tensor<?x96xf32>, tensor<?x96xf32>) {{
@@ -45,10 +48,10 @@ def twice(name: str, x: str) -> str:
     """
 
 
-def groups(*parts: str, results: str = "%a, %b, %c") -> list[list[str]]:
+def groups(*parts: str, results: str = "%a, %b, %c", target: Target = CPU) -> list[list[str]]:
     """The nodes of each group, whose members must stand one behind the other."""
     text = TEXT.format(rows=ROWS, body="".join(parts), results=results)
-    facts = after(text, "merge-products", unit=Unit(target=CpuTarget(), kernels=dict(KERNELS)))
+    facts = after(text, "merge-products", unit=Unit(target=target, kernels=dict(KERNELS)))
     found: list[list[str]] = [[]]
     for op in facts.function().regions[0].blocks[0].operations:
         if "node" in op.operation.attributes:
@@ -85,3 +88,9 @@ def test_what_an_epilogue_reads_must_be_there() -> None:
     parts = product("a"), twice("d", "a"), fused("b", "%d"), product("c")
     assert groups(*parts) == [["a", "c"]]
     assert groups(product("a"), product("c"), fused("b", "%r")) == [["a", "c", "b"]]
+
+
+def test_on_a_gpu_kernels_must_be_equal() -> None:
+    gpu = resolve_target("sm_80")
+    parts = product("a"), product("b", kernel="wide"), product("c")
+    assert groups(*parts, target=gpu) == [["a", "c"]]

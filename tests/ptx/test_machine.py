@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from abqc.runtime.ptx import Device, PtxFault, parse, run_kernel
+from abqc.runtime.ptx import Device, PtxFault, PtxSyntaxError, parse, run_kernel
 from abqc.runtime.ptx.order import weak_topological_order
 
 HEADER = ".version 8.6\n.target sm_90a\n.address_size 64\n"
@@ -79,6 +79,29 @@ def test_lanes_meet_again():
     activemask.b32 %v;
     """
     assert (run(lines) == 0xFFFFFFFF).all()
+
+
+def test_labels_belong_to_their_scope():
+    """Inline assembly has the same ones again and again."""
+    loop = """
+    {
+        .reg .pred %again;
+        mov.u32 %r1, 0;
+    AGAIN:
+        add.u32 %v, %v, 1;
+        add.u32 %r1, %r1, 1;
+        setp.ge.u32 %again, %r1, STEPS;
+        @%again bra DONE;
+        bra AGAIN;
+    DONE:
+    }
+    """
+    assert (run(loop.replace("STEPS", "3") + loop.replace("STEPS", "%n")) == 10).all()
+
+
+def test_a_label_that_stands_twice():
+    with pytest.raises(PtxSyntaxError, match="AGAIN stands twice"):
+        run("AGAIN:\nadd.u32 %v, %v, 1;\nAGAIN:\n")
 
 
 def test_switches():

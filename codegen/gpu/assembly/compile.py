@@ -20,6 +20,8 @@ from abqc.errors import CompileError, ToolchainError
 
 from ..arch import GpuArch
 from ..builder import BLOCKS, REGISTERS, SHARED, THREADS
+from .accesses import Access
+from .dependent_launch import accesses_of, wait_for_others
 from .tools import find_tool
 
 TRIPLE = "nvptx64-nvidia-cuda"
@@ -50,11 +52,15 @@ LOWERING = ",".join(
 @dataclass(frozen=True)
 class LaunchShape:
     """What a launch of a kernel needs to know: threads a block, bytes of dynamic shared memory, and
-    the number of its parameters."""
+    by parameter what the kernel does with the memory there."""
 
     threads: int
     shared: int
-    parameters: int
+    accesses: tuple[Access, ...]
+
+    @property
+    def parameters(self) -> int:
+        return len(self.accesses)
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ def compile_ptx(module: ir.Module, arch: GpuArch) -> Ptx:
     with module.context, ir.Location.unknown():
         shapes = _take_kernels(module)
         lower(module, LOWERING)
-        kernels = _mark_kernels(module, shapes)
+        kernels = _mark_kernels(module, shapes, arch)
         text = _keep_converged(to_llvm_ir(module))
     machine = _target_machine(arch)
     try:
@@ -129,8 +135,11 @@ def _index_by_block(function: ir.Operation) -> None:
         function.attributes["arg_attrs"] = ir.ArrayAttr.get(rest)
 
 
-def _mark_kernels(module: ir.Module, shapes: dict[str, tuple[int, int]]) -> dict[str, LaunchShape]:
+def _mark_kernels(
+    module: ir.Module, shapes: dict[str, tuple[int, int]], arch: GpuArch
+) -> dict[str, LaunchShape]:
     """Lowered functions of `shapes` become kernels, all others internal."""
+    find_accesses = wait_for_others if arch.dependent_launch else accesses_of
     kernels = {}
     for op in module.body.operations:
         function = op.operation
@@ -147,8 +156,7 @@ def _mark_kernels(module: ir.Module, shapes: dict[str, tuple[int, int]]) -> dict
             function.attributes["nvvm.maxnreg"] = function.attributes[REGISTERS]
         if BLOCKS in function.attributes:
             function.attributes["nvvm.minctasm"] = function.attributes[BLOCKS]
-        count = len(function.regions[0].blocks[0].arguments)
-        kernels[name] = LaunchShape(threads, shared, count)
+        kernels[name] = LaunchShape(threads, shared, find_accesses(function))
     return kernels
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,7 @@ class GpuObjects:
                     blocks=_blocks(code, names),
                     cubin=cubin,
                     cubin_bytes=len(code.machine.cubin) if code.machine is not None else 0,
+                    waits=arch.dependent_launch,
                 )
             )
         path = work / "gpu_code.o"
@@ -67,13 +70,14 @@ class GpuObjects:
 
 def _entries(codes: Sequence[GpuCode], names: Sequence[str]) -> tuple[GpuKernelEntry, ...]:
     """The model's kernels by number; the shim knows the builtin ones. The host function fills the
-    same parameters whatever the target."""
-    entries = [
-        tuple(GpuKernelEntry(name, code.ptx.kernels[name].parameters) for name in names)
-        for code in codes
-    ]
-    assert all(of_target == entries[0] for of_target in entries)
-    return entries[0]
+    same parameters whatever the target; what a kernel does with them on any is noted."""
+    entries = []
+    for name in names:
+        by_target = [code.ptx.kernels[name].accesses for code in codes]
+        assert len({len(accesses) for accesses in by_target}) == 1
+        union = tuple(int(reduce(or_, each)) for each in zip(*by_target, strict=True))
+        entries.append(GpuKernelEntry(name, len(union), union))
+    return tuple(entries)
 
 
 def _blocks(code: GpuCode, names: Sequence[str]) -> tuple[GpuBlock, ...]:

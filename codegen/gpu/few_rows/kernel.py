@@ -1,9 +1,10 @@
 """Kernels for a few rows: packed weights are streamed once, at memory speed.
 
 A warp streams tiles of 32 columns, 512 contiguous bytes a load; the loads of the next turn of the
-loop are under way while a turn is multiplied. Activations are read through the L1 cache, which the
-weights pass by: all blocks of an SM share them. `warps_k` warps and `split` blocks share the K of
-a tile; warps are added in shared memory, blocks by a second kernel, both in order.
+loop, and those of the scales of its groups, are under way while a turn is multiplied. Activations
+are read through the L1 cache, which the weights pass by: all blocks of an SM share them. `warps_k`
+warps and `split` blocks share the K of a tile; warps are added in shared memory, blocks by a second
+kernel, both in order.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from abqc.codegen.builder import Value
+from abqc.dialects.mlir import ir
 
 from ..arch import WARP, GpuArch
 from ..atoms import MmaStep, mma_step
-from ..builder import POINTER, GpuBuilder, kernel
+from ..builder import POINTER, WEIGHT, GpuBuilder, kernel
+from ..matmul.reduction import Finish, Finisher
 from ..weights.layout import TILE_COLUMNS
 from ..weights.pointers import PackedWeight
 from .lanes import DotLanes, Lanes, MmaLanes, RowPointers
 from .plan import RowsPlan
 from .values import HalfValues, Int8Values, RowValues
 
-ARGUMENTS = [POINTER] * 4 + ["i32"] * 2
-REDUCE_ARGUMENTS = [POINTER] * 5 + ["i32"] * 2
-REDUCE_THREADS = 128
+ARGUMENTS = [POINTER, WEIGHT, WEIGHT, POINTER, "i32", "i32"]
 ROW_PITCH = TILE_COLUMNS + 4  # of sums in shared memory: rows 2 apart begin 8 banks apart
 
 
@@ -61,6 +62,8 @@ def emit_rows_kernel(
         lanes = _lanes(arch, values, pointers, schedule.block_m, by_mma)
         # A warp behind the last tile reads that one, and stores nothing.
         known = b.min(tile, weight.tiles - 1)
+        if schedule.split == 1:  # else the reduction adds the bias
+            b.prefetch_line(b.at(bias, b.wide(b.min(tile * TILE_COLUMNS + b.lane, n - 1)) * 4))
         stream = _Stream(b, lanes, values, plan, weight, known)
         sums = stream.run(split * schedule.warps_k + warp // schedule.warps_n)
 
@@ -97,34 +100,20 @@ def rows_mma_step(values: RowValues, arch: GpuArch) -> MmaStep | None:
     return mma_step(arch, values.element)
 
 
-def emit_reduce_kernel(
-    name: str, values: RowValues, split: int, module: Any, arch: GpuArch
-) -> None:
-    """Adds the parts of a split in order; a thread makes one element of y."""
-    with kernel(module, arch, name, REDUCE_ARGUMENTS, threads=REDUCE_THREADS) as (
-        b,
-        block,
-        workspace,
-        q,
-        w,
-        bias,
-        y,
-        m,
-        n,
-    ):
-        blocks_n = b.ceil_div(n, REDUCE_THREADS)
-        row, column = block // blocks_n, block % blocks_n * REDUCE_THREADS + b.thread
-        with b.when(column < n):
-            at = (b.wide(row) * b.wide(n) + b.wide(column)) * 4
-            plane = b.wide(m) * b.wide(n) * 4
-            type_ = "f32" if values.layout.grouped.groups > 1 else values.accumulator
-            total = _sum(
-                [b.load(workspace, type_, at + plane * s, cache="nc") for s in range(split)]
-            )
-            weight = PackedWeight(b, values.layout, w, n)
+def finisher(values: RowValues) -> Finisher:
+    """How the sums of a split become y."""
+
+    def of(b: GpuBuilder, q: Value, w: Value, bias: Value, _m: Value, n: Value) -> Finish:
+        weight = PackedWeight(b, values.layout, w, n)
+
+        def finish(total: Value, row: Value, column: Value) -> Value:
             offset = b.load(bias, "f32", b.wide(column) * 4, cache="nc")
             pointer = b.at(q, b.wide(row) * values.row_bytes)
-            b.store(values.finish(b, total, pointer, weight, column, offset), y, at)
+            return values.finish(b, total, pointer, weight, column, offset)
+
+        return finish
+
+    return of
 
 
 def _combine(
@@ -200,16 +189,29 @@ class _Stream:
         begin = b.min(part * plan.run, b.const(plan.layout.chunks, "i32"))
         end = b.min(begin + plan.run, b.const(plan.layout.chunks, "i32"))
         totals = [b.const(0.0, "f32")] * self.lanes.totals if plan.grouped else []
+        self._prefetch(begin, end)
         state = _State(self._zeros(), totals)
         only = [] if plan.grouped else self.lanes.group(self.weight, 0, self.tile)
         words = self._load_turn(begin, end)
-        count = len(state.flat())
-        with b.loop(begin, end, plan.ahead, [*state.flat(), *words]) as loop:
+        b.wait()
+        tables = self._load_groups(begin, end)
+        count, known = len(state.flat()), len(state.flat()) + len(words)
+        with b.loop(begin, end, plan.ahead, [*state.flat(), *words, *tables]) as loop:
             following = self._load_turn(loop.i + plan.ahead, end)
-            made = self._turn(state.like(loop.args[:count]), loop.args[count:], loop.i, end, only)
+            following += self._load_groups(loop.i + plan.ahead, end)
+            groups = self._groups_of_turn(loop.args[known:])
+            words = loop.args[count:known]
+            made = self._turn(state.like(loop.args[:count]), words, loop.i, end, groups, only)
             loop.carry(*made.flat(), *following)
         state = state.like(loop.results[:count])
         return state.totals if plan.grouped else self.lanes.whole(state.sums)
+
+    def _prefetch(self, begin: Value, end: Value) -> None:
+        """The first chunks of the part."""
+        b, size = self.b, self.plan.layout.chunk_bytes
+        with b.when((b.lane == 0) & (begin < end)):
+            first = b.at(self.weight.tile(self.tile), b.wide(begin) * size)
+            b.prefetch(first, (end - begin) * size)
 
     def _zeros(self) -> list[Value]:
         return [self.b.const(0, self.values.accumulator)] * self.lanes.sums
@@ -238,11 +240,16 @@ class _Stream:
         return b.either(first < end, ["i32"] * count, load, lambda: zeros)
 
     def _turn(
-        self, state: _State, words: Sequence[Value], first: Value, end: Value, only: list[Value]
+        self,
+        state: _State,
+        words: Sequence[Value],
+        first: Value,
+        end: Value,
+        groups: dict[int, list[Value]],
+        only: list[Value],
     ) -> _State:
         """Multiply the chunks of a turn."""
         plan, count = self.plan, self.plan.layout.chunk_words
-        groups = self._groups_of_turn(first) if plan.grouped else {}
         for number in range(plan.ahead):
             chunk = first + number
             mine = words[number * count : (number + 1) * count]
@@ -294,18 +301,40 @@ class _Stream:
         types = [lanes.x_type] * lanes.x_values
         return b.either(inside, types, lambda: lanes.load(offset, at), lambda: zeros)
 
-    def _groups_of_turn(self, first: Value) -> dict[int, list[Value]]:
-        """What is known of the group of each unit of a turn: loaded ahead of its products."""
-        plan, layout = self.plan, self.plan.layout
+    def _load_groups(self, first: Value, end: Value) -> list[Value]:
+        """What is stored of the groups of the turn that begins with chunk `first`; those of chunks
+        from `end` on are the last one's again."""
+        b, loaded = self.b, []
+
+        def load(pointer: Value, type_: ir.Type, offset: Value | int) -> Value:
+            loaded.append(b.load(pointer, type_, offset, cache="nc"))
+            return loaded[-1]
+
+        weight = self.weight.loading(load)
+        for place in self._groups_begin:
+            number, unit = divmod(place, self.plan.layout.chunk_units)
+            group = self._group(b.min(first + number, end - 1), unit)
+            self.lanes.group(weight, group, self.tile)
+        return loaded
+
+    def _groups_of_turn(self, loaded: Sequence[Value]) -> dict[int, list[Value]]:
+        """What is known of the group of each unit of a turn, from what `_load_groups` gave."""
+        left = iter(loaded)
+        weight = self.weight.loading(lambda _pointer, _type, _offset: next(left))
         groups: dict[int, list[Value]] = {}
-        for number in range(plan.ahead):
-            for unit in range(layout.chunk_units):
-                place = number * layout.chunk_units + unit
-                if plan.may_begin_group(place):
-                    group = self._group(first + number, unit)
-                    known = self.lanes.group(self.weight, group, self.tile)
+        for place in range(self.plan.ahead * self.plan.layout.chunk_units):
+            if place in self._groups_begin:
+                known = self.lanes.group(weight, 0, self.tile)
+            if self._groups_begin:
                 groups[place] = known
         return groups
+
+    @property
+    def _groups_begin(self) -> list[int]:
+        """Units of a turn that may be of another group than those before; none with one group."""
+        plan = self.plan
+        units = range(plan.ahead * plan.layout.chunk_units)
+        return [place for place in units if plan.grouped and plan.may_begin_group(place)]
 
     def _group(self, chunk: Value, unit: int) -> Value:
         """The group of a unit of a chunk; the last one for what is behind it."""

@@ -14,6 +14,7 @@ from ..weights.layout import BLOCKS, LOAD_BYTES, WeightLayout
 HALF_TURN_UNITS = 8
 SM_REGISTERS = 65536
 GROUP_VALUES = 32  # scales, sums and zero points of a turn
+FEW_GROUP_VALUES = 16  # that fit into 128 registers beside 64 words
 MMA_ROWS = 8  # of schedules that multiply by mma.sync
 
 
@@ -72,15 +73,27 @@ class RowsPlan:
         return wanted
 
     @property
+    def _group_values(self) -> int:
+        """Scales, sums and zero points of a group that a lane has: of four columns by `mma.sync`,
+        else of one (16-bit weights need four zero points)."""
+        layout, columns = self.layout, BLOCKS if self.schedule.block_m == MMA_ROWS else 1
+        zeros = BLOCKS if layout.lane_bits == 16 else columns
+        return columns * (1 + layout.has_sums) + zeros * layout.has_zeros
+
+    @property
     def _groups_of_turn(self) -> int:
         """Groups whose scales, sums and zero points are loaded at once: their values take registers
-        too. By `mma.sync` a lane has four columns, else one; 16-bit weights need four zero points.
+        too, those of two turns at a time.
         """
-        layout, columns = self.layout, BLOCKS if self.schedule.block_m == MMA_ROWS else 1
-        if layout.lane_bits == 16 and layout.has_zeros:
+        if self.layout.lane_bits == 16 and self.layout.has_zeros:
             return 2
-        values = columns * (1 + layout.has_sums + layout.has_zeros)
-        return min(4, GROUP_VALUES // values)
+        return max(1, min(4, GROUP_VALUES // self._group_values))
+
+    @property
+    def _values_of_turn(self) -> int:
+        """Registers of what is known of a turn's groups."""
+        units = self.ahead * self.layout.chunk_units
+        return -(-units // self.layout.grouped.group_units) * self._group_values
 
     @property
     def even(self) -> bool:
@@ -119,7 +132,8 @@ class RowsPlan:
     def registers(self) -> int:
         """What a thread may have: enough to spill none, few enough for many warps.
 
-        Two turns of words are held; codes of several bit parts, floats, and rows need more.
+        Two turns of words are held, and what is known of their groups; codes of several bit parts,
+        floats, and rows need more.
         """
         parts, layout = len(self.layout.parts), self.layout
         if parts > 2 and layout.lane_bits == 16:
@@ -127,7 +141,7 @@ class RowsPlan:
         words, rows = 2 * self.ahead * layout.chunk_words, self.schedule.block_m
         many_values = rows == 4 or (rows == MMA_ROWS and self.grouped)
         if words >= 64 and rows == MMA_ROWS and self.grouped:
-            return 144
+            return 144 if self._values_of_turn > FEW_GROUP_VALUES else 128
         return 128 if parts > 1 or words >= 64 or many_values else 96
 
     @property

@@ -23,17 +23,13 @@ from abqc.costmodel.interface import KernelFeatures
 from abqc.dialects.scale_types import scale_label
 
 from ..arch import FEW_BLOCKS, WARP, GpuArch
+from ..matmul import reduction
+from ..matmul.reduction import emit_reduction
 from ..matmul.schedule import Schedule
 from ..packing.layout import K_UNIT, Activation
 from ..weights import issue_counts
 from ..weights.layout import TILE_COLUMNS, WeightLayout
-from .kernel import (
-    REDUCE_THREADS,
-    emit_reduce_kernel,
-    emit_rows_kernel,
-    rows_mma_step,
-    shared_bytes,
-)
+from .kernel import emit_rows_kernel, finisher, rows_mma_step, shared_bytes
 from .plan import MMA_ROWS, RowsPlan
 from .values import HalfValues, Int8Values, RowValues
 
@@ -89,8 +85,9 @@ def rows_reduce_kernel(
         return None
     values = _values(spec, activation)
     name = f"{_stem(spec, values)}_reduce{schedule.split}"
-    emit = partial(emit_reduce_kernel, name, values, schedule.split)
-    return Kernel(name, (1, REDUCE_THREADS), emit)
+    element = "f32" if values.layout.grouped.groups > 1 else values.accumulator
+    emit = partial(emit_reduction, name, schedule.split, element, finisher(values))
+    return Kernel(name, (1, reduction.COLUMNS), emit)
 
 
 def rows_features(

@@ -20,13 +20,13 @@ from abqc.dialects.formats import QuantizedTensor
 from abqc.errors import RecipeError
 
 from ..arch import WARP, GpuArch
-from ..builder import POINTER, GpuBuilder, kernel
+from ..builder import POINTER, WEIGHT, GpuBuilder, kernel
 from ..matmul import block_order
 from ..matmul.schedule import Schedule
 from . import dot_rows, simt_tile
 from .layout import FloatRows, pack_float
 
-ARGUMENTS = [POINTER] * 4 + ["i32"] * 2
+ARGUMENTS = [POINTER, WEIGHT, WEIGHT, POINTER, "i32", "i32"]
 QUAD = 4  # floats of 16 bytes
 
 FEW_ROWS = (1, 2, 4)

@@ -1,4 +1,5 @@
-"""Strategy `int8`: weights of 1 to 8 bits unpacked to bytes in registers, `mma.sync` s8 or dp4a.
+"""Strategy `int8`: weights of 1 to 8 bits unpacked to bytes in registers, `mma.sync` or
+`wgmma` s8, or dp4a.
 
 Exact integer accumulators for every format, group size and shape (docs/numerics.md).
 """
@@ -16,6 +17,7 @@ from ..packing.pack import scaled_pack_kernel
 from ..tiles.int8_arithmetic import AccumulatorProbe
 from ..tiles.schedules import SPLITS, plan_of, tile_schedules
 from ..tiles.strategy import TileStrategy
+from ..wgmma.schedules import wgmma_accumulator_kernel, wgmma_schedules
 from .long_sums import MAX_TERMS, long_reduce_kernel, needs_long_sums, parts_fit
 from .schedule import Schedule
 
@@ -55,6 +57,7 @@ class Int8Matmul(TileStrategy):
         are not split where accumulators are stored."""
         if spec.accumulators:
             every = tile_schedules(spec, arch, self.activation)
+            every += wgmma_schedules(spec, arch, self.activation)
             return [schedule for schedule in every if schedule.split == 1]
         if not needs_long_sums(spec):
             return super().schedules(spec, arch)
@@ -77,4 +80,6 @@ class Int8Matmul(TileStrategy):
     def accumulator_kernel(self, spec: MatmulSpec, schedule: Schedule) -> Kernel:
         """A tile kernel that stores acc, i32 [groups][m][n], in the place of y."""
         name = f"{self.kernel_stem(spec)}_{schedule.name}_acc"
+        if schedule.kind == "wgmma":
+            return wgmma_accumulator_kernel(name, spec, schedule)
         return self._tile_kernel(name, spec, schedule, AccumulatorProbe(spec))

@@ -9,7 +9,7 @@ from abqc.codegen.builder import Value
 from abqc.codegen.strategy import Kernel, MatmulSpec
 
 from ..arch import GpuArch
-from ..builder import POINTER, kernel
+from ..builder import POINTER, WEIGHT, kernel
 from ..packing.layout import GroupedK, Int8Rows
 from ..tiles.plan import TilePlan
 from ..weights.decode import s8_shift
@@ -38,7 +38,7 @@ def long_reduce_kernel(spec: MatmulSpec, schedule: Schedule, stem: str) -> Kerne
 
 
 def _emit(name: str, spec: MatmulSpec, split: int, module: Any, arch: GpuArch) -> None:
-    arguments = [POINTER] * 5 + ["i32"] * 2
+    arguments = [POINTER, POINTER, WEIGHT, WEIGHT, POINTER, "i32", "i32"]
     rows, layout = Int8Rows.of(spec), WeightLayout.of(spec)
     with kernel(module, arch, name, arguments, threads=THREADS) as (
         b,

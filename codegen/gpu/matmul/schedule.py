@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["rows", "tile"]
+Kind = Literal["rows", "tile", "wgmma"]
+
+PRODUCER_WARPS = 4  # of kernels by wgmma: they copy what the others multiply
 
 
 @dataclass(frozen=True, order=True)
@@ -14,8 +16,10 @@ class Schedule:
 
     `rows`: CUDA cores, at most `max_rows` rows (block_m) that every thread keeps; weights are
     streamed once. `tile`: MMA over tiles of block_m x block_n, block_k at a time, `stages` of them
-    in shared memory. `warps_m * warps_n * warps_k` warps a block; warps_k > 1 split K inside of the
-    block. `split` > 1 cuts K among blocks, whose sums a second kernel adds in order.
+    in shared memory. `wgmma`: the same by warpgroups of four warps, each of which has all rows and
+    64 or 128 columns; another four warps copy. `warps_m * warps_n * warps_k` warps a block; warps_k
+    > 1 split K inside of the block. `split` > 1 cuts K among blocks, whose sums a second kernel
+    adds in order.
     """
 
     kind: Kind
@@ -30,7 +34,8 @@ class Schedule:
 
     @property
     def threads(self) -> int:
-        return 32 * self.warps_m * self.warps_n * self.warps_k
+        copying = PRODUCER_WARPS if self.kind == "wgmma" else 0
+        return 32 * (self.warps_m * self.warps_n * self.warps_k + copying)
 
     @property
     def max_rows(self) -> int | None:

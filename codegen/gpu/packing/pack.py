@@ -1,24 +1,29 @@
 """Kernels that turn rows of f32 into packed rows, for all strategies (docs/gpu.md).
 
 pack          (x f32, q, m)                                   grid ceil(m / block[0])
+fused pack    (x f32, inputs f32..., q, m); rows are made of x and of inputs first (`fuse-pack`)
 scaled pack   (x f32, scale f32, zero i32, q, m, rows_per_scale)
 stored pack   (x i8: codes, and as scaled pack)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from abqc.codegen.builder import Value
+from abqc.codegen.epilogue import apply_epilogue
 from abqc.codegen.strategy import Kernel, MatmulSpec
+from abqc.dialects.epilogue import Epilogue, name_with
 from abqc.dialects.formats import NumberFormat
 
 from ..arch import GpuArch
 from ..builder import POINTER, GpuBuilder, kernel
 from ..rows.hadamard import Rotation
 from ..rows.threads import (
+    PER_LANE,
     Chunk,
     Place,
     Row,
@@ -48,6 +53,14 @@ def pack_kernel(spec: MatmulSpec, layout: RowLayout) -> PackKernel:
     return PackKernel(name, (packing.threads.rows,), partial(_emit, packing, name), packing)
 
 
+def fused_pack_kernel(pack: PackKernel, prologue: Epilogue) -> PackKernel:
+    """What `pack` does to rows that the prologue makes of elements of x, and of elements and
+    channels of its inputs."""
+    name = name_with(pack.name, prologue)
+    emit = partial(_emit, pack.packing, name, prologue=prologue)
+    return PackKernel(name, pack.block, emit, pack.packing)
+
+
 def scaled_pack_kernel(spec: MatmulSpec, layout: RowLayout) -> Kernel:
     """Rows of `layout` with scales that were measured before, rotated if `spec` asks for it, or of
     codes that are stored as bytes."""
@@ -64,13 +77,17 @@ def _format(spec: MatmulSpec, layout: RowLayout) -> NumberFormat | None:
     return spec.activation.format
 
 
-def _emit(packing: RowPacking, name: str, module: Any, arch: GpuArch) -> None:
+def _emit(
+    packing: RowPacking, name: str, module: Any, arch: GpuArch, prologue: Epilogue | None = None
+) -> None:
     rotation, shared = _rotation(packing, arch)
     threads = packing.threads.threads
-    types = [POINTER, POINTER, "i32"]
-    with kernel(module, arch, name, types, threads=threads, shared=shared) as (b, block, x, q, m):
+    reads = prologue.reads if prologue is not None else ()
+    types = [POINTER, *(POINTER for _ in reads), POINTER, "i32"]
+    with kernel(module, arch, name, types, threads=threads, shared=shared) as opened:
+        b, block, x, *inputs, q, m = opened
         body = _body(packing, b, block, q, m)
-        sweep = _sweep(body, rotation, x)
+        sweep = _sweep(body, rotation, x, prologue, inputs)
         body.run(sweep, body.measure(sweep))
 
 
@@ -105,17 +122,59 @@ def _rotation(packing: RowPacking, arch: GpuArch) -> tuple[Rotation | None, int]
     return rotation, scratch + rotation.shared_bytes
 
 
-def _sweep(body: PackRow, rotation: Rotation | None, x: Value) -> RowSweep:
-    """The values of a row of x, rotated where there is a rotation."""
+def _sweep(
+    body: PackRow,
+    rotation: Rotation | None,
+    x: Value,
+    prologue: Epilogue | None = None,
+    inputs: Sequence[Value] = (),
+) -> RowSweep:
+    """The values of a row of x, or what the prologue makes of them, rotated where there is a
+    rotation."""
     shape = body.packing.shape
     if body.packing.stored:
         codes = body.row.at(body.b, x, shape.k)
         return RowSweep(body.b, shape, body.place, lambda begin: _codes(body, shape, codes, begin))
-    row = body.row.at(body.b, x, 4 * shape.k)
+    load = _loads(body, x, prologue, inputs)
     if rotation is None:
-        return RowSweep(body.b, shape, body.place, lambda begin: _load(body, shape, row, begin))
+        return RowSweep(body.b, shape, body.place, lambda begin: load(shape, begin))
     unpadded, scratch = shape.unpadded, body.packing.scratch_bytes
-    return body.sweep(rotation, scratch, lambda begin: _load(body, unpadded, row, begin))
+    return body.sweep(rotation, scratch, lambda begin: load(unpadded, begin))
+
+
+def _loads(
+    body: PackRow, x: Value, prologue: Epilogue | None, inputs: Sequence[Value]
+) -> Callable[[RowShape, Value], list[Chunk]]:
+    """What gives the chunks of the row in the span at a position."""
+    b, row, row_bytes = body.b, body.row, 4 * body.packing.shape.k
+    first = row.at(b, x, row_bytes)
+    if prologue is None:
+        return lambda shape, begin: _load(body, shape, first, begin)
+    others = [
+        row.at(b, pointer, row_bytes) if read == "element" else pointer
+        for read, pointer in zip(prologue.reads, inputs, strict=True)
+    ]
+
+    def load(shape: RowShape, begin: Value) -> list[Chunk]:
+        given = [_load(body, shape, pointer, begin) for pointer in (first, *others)]
+        positions = span_positions(b, shape, body.place, begin)
+        return [
+            _inside(b, shape, position, b.lanes_of(apply_epilogue(prologue, values[0], values[1:])))
+            for position, *chunks in zip(positions, *given, strict=True)
+            for values in [[b.vector(chunk) for chunk in chunks]]
+        ]
+
+    return load
+
+
+def _inside(b: GpuBuilder, shape: RowShape, position: Value, chunk: Chunk) -> Chunk:
+    """The chunk with 0 where there is no element."""
+    elements = shape.elements(b, position)
+    there = [elements.there(b, i) for i in range(PER_LANE)]
+    return [
+        value if keep is None else b.select(keep, value, 0.0)
+        for value, keep in zip(chunk, there, strict=True)
+    ]
 
 
 def _codes(body: PackRow, shape: RowShape, x: Value, begin: Value) -> list[Chunk]:

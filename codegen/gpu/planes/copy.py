@@ -3,9 +3,12 @@
 A stage holds a block of K:
 
     weights   [tiles][steps][planes][lanes 32][16 bytes]     as in global memory
-    rows      [units][planes][tokens][16 bytes]              so that eight tokens are all 32 banks
+    rows      [units][planes][tokens][16 bytes]              swizzled (row_pieces.py)
     records   [tiles][groups][record]                        where a block of K is whole groups
     sums      [tokens][groups] i32                           likewise, if packed rows have them
+
+Tokens beyond the last one are zeros, of which nothing is read: what all blocks read comes from few
+lines of L2, and waits for its turn there.
 """
 
 from __future__ import annotations
@@ -21,7 +24,6 @@ from .operands import PlaneOperands
 from .plan import PlanesPlan
 
 PIECE = 16  # bytes of a copy
-NEIGHBOURS = 8  # tokens whose pieces neighbouring threads copy
 
 
 @dataclass(frozen=True)
@@ -56,18 +58,21 @@ class PlaneCopies:
             self._piece(stage, piece, source, inside * PIECE, step)
 
     def _rows(self, k_block: Value, stage: Value) -> None:
+        """Neighbouring threads copy neighbouring pieces of a row."""
         plan = self.plan
-        tokens = plan.schedule.block_m
-        near = min(NEIGHBOURS, tokens)
-        per_unit = plan.row_planes
-        per_token = 2 * plan.block_steps * per_unit
-        begin = k_block * (per_token * UNIT_BYTES)
-        for piece in self._pieces(tokens * per_token):
-            inside = piece // near % per_token
-            token = piece % near + piece // (near * per_token) * near
+        pieces = plan.row_pieces
+        begin = k_block * (pieces.per_token * UNIT_BYTES)
+        for piece in self._pieces(pieces.tokens * pieces.per_token):
+            token, inside = piece // pieces.per_token, piece % pieces.per_token
             source = self.operands.row(self.first_token + token)
-            step = k_block * plan.block_steps + inside // (2 * per_unit)
-            self._piece(stage, inside * tokens + token, source, begin + inside * UNIT_BYTES, step)
+            step = k_block * plan.block_steps + inside // (2 * plan.row_planes)
+            place = pieces.place(token, inside)
+            there = self._exists(token)
+            self._piece(stage, place, source, begin + inside * UNIT_BYTES, step, there)
+
+    def _exists(self, token: Value) -> Value:
+        """Whether there is a token `token` of the block."""
+        return self.first_token + token < self.operands.m
 
     def _records(self, k_block: Value, stage: Value) -> None:
         """Those of groups behind the last one are that one's."""
@@ -93,7 +98,8 @@ class PlaneCopies:
             group = b.min(k_block * groups + inside * (size // 4), last)
             source = self.operands.row(self.first_token + token)
             at = group * 4 + plan.rows.sums_offset
-            b.copy_async(b.at(stage, piece * size), b.at(source, at), size)
+            valid = b.select(self._exists(token), b.const(size, "i32"), 0)
+            b.copy_async(b.at(stage, piece * size), b.at(source, at), size, valid)
 
     def _pieces(self, count: int) -> Iterator[Value]:
         """The thread's pieces of `count`; each is worked on inside of what is yielded."""
@@ -106,13 +112,21 @@ class PlaneCopies:
                 with self.b.when(piece < count):
                     yield piece
 
-    def _piece(self, stage: Value, to: Value, source: Value, at: Value, step: Value) -> None:
-        """Copy one piece; zeros where `step` is beyond the last one."""
+    def _piece(
+        self,
+        stage: Value,
+        to: Value,
+        source: Value,
+        at: Value,
+        step: Value,
+        exists: Value | None = None,
+    ) -> None:
+        """Copy one piece; zeros where `step` is beyond the last one, or where it does not exist."""
         b = self.b
         target = b.at(stage, to * PIECE)
-        if not self.plan.ragged:
-            b.copy_async(target, b.at(source, at))
-            return
-        there = step < self.plan.weight.steps
-        size = b.select(there, b.const(PIECE, "i32"), 0)
-        b.copy_async(target, b.at(source, b.select(there, at, 0)), PIECE, size)
+        if self.plan.ragged:
+            there = step < self.plan.weight.steps
+            exists = there if exists is None else exists & there
+            at = b.select(there, at, 0)
+        size = None if exists is None else b.select(exists, b.const(PIECE, "i32"), 0)
+        b.copy_async(target, b.at(source, at), PIECE, size)

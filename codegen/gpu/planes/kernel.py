@@ -3,7 +3,7 @@
 matmul        (q, w, bias f32, y f32, m, n)
 split matmul  (q, w, bias f32, workspace, m, n)     i32 sums of planes' products, or with several
                                                     groups f32 sums over groups
-reduce        (workspace, q, w, bias f32, y f32, m, n)
+reduce        (workspace, q, w, bias f32, y f32, m, n)      matmul/reduction.py, with `finisher`
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 from abqc.codegen.builder import Value, vec
 
 from ..arch import WARP, GpuArch
-from ..builder import POINTER, GpuBuilder, kernel
+from ..builder import POINTER, WEIGHT, GpuBuilder, kernel
 from ..matmul.block_order import place
+from ..matmul.reduction import Finish, Finisher
 from .copy import PlaneCopies
 from .layout import HALVES, TILE_COLUMNS
 from .mma import Counts, PlaneProducts
@@ -30,7 +31,7 @@ RowSums = list[list[Value | None]]  # of tokens, [token tile][token]; None where
 def emit_matmul(module: Any, arch: GpuArch, name: str, plan: PlanesPlan) -> None:
     """The matmul, or its part of a split."""
     schedule = plan.schedule
-    arguments = [POINTER, POINTER, POINTER, POINTER, "i32", "i32"]
+    arguments = [POINTER, WEIGHT, WEIGHT, POINTER, "i32", "i32"]
     with kernel(
         module,
         arch,
@@ -48,8 +49,23 @@ def emit_matmul(module: Any, arch: GpuArch, name: str, plan: PlanesPlan) -> None
             in_split = blocks_m * blocks_n
             split, block = block // in_split, block % in_split
         block_m, block_n = place(block, blocks_m, blocks_n, plan.group_m, b.min)
+        _prefetch(operands, block_n, split)
+        if schedule.split == 1:  # else the reduction adds the bias
+            operands.prefetch_bias(block_n * schedule.block_n + b.thread % schedule.block_n)
+        b.wait()
         body = PlanesBody(plan, b, operands, target, block_m, block_n, split)
         body.finish(body.main_loop())
+
+
+def _prefetch(operands: PlaneOperands, block_n: Value, split: Value) -> None:
+    """What the block reads first of each tile of columns; a thread has one."""
+    plan, b = operands.plan, operands.b
+    block_bytes = plan.block_steps * plan.weight.step_bytes
+    begin = split * plan.split_blocks * block_bytes
+    end = b.min(begin + plan.split_blocks * block_bytes, b.const(plan.weight.tile_bytes, "i32"))
+    with b.when((b.thread < plan.block_tiles) & (begin < end)):
+        tile = operands.tile(block_n * plan.block_tiles + b.thread)
+        b.prefetch(b.at(tile, begin), end - begin)
 
 
 @dataclass
@@ -340,35 +356,12 @@ class PlanesBody:
         b.store(value, self.target, (line * b.wide(operands.n) + b.wide(column)) * 4)
 
 
-def emit_reduce(module: Any, arch: GpuArch, name: str, plan: PlanesPlan) -> None:
-    """The parts of a split added in order, corrected and scaled: one result a thread."""
-    threads, schedule = 128, plan.schedule
-    arguments = [POINTER, POINTER, POINTER, POINTER, POINTER, "i32", "i32"]
-    with kernel(module, arch, name, arguments, threads=threads) as (
-        b,
-        block,
-        workspace,
-        rows,
-        weight,
-        bias,
-        y,
-        m,
-        n,
-    ):
-        operands = PlaneOperands(plan, b, rows, weight, bias, m, n)
-        blocks_n = b.ceil_div(n, schedule.block_n)
-        first_token = block // blocks_n * schedule.block_m
-        first_column = block % blocks_n * schedule.block_n
-        element = "i32" if plan.one_group else "f32"
-        plane = b.wide(m) * b.wide(n) * 4
-        with b.loop(b.thread, schedule.block_m * schedule.block_n, threads) as loop:
-            token = first_token + loop.i // schedule.block_n
-            column = first_column + loop.i % schedule.block_n
-            with b.when((token < m) & (column < n)):
-                at = (b.wide(token) * b.wide(n) + b.wide(column)) * 4
-                here = b.at(workspace, at)
-                total = b.load(here, element)
-                for _ in range(schedule.split - 1):
-                    here = b.at(here, plane)
-                    total = total + b.load(here, element)
-                b.store(operands.scaled(total, token, column), y, at)
+def finisher(plan: PlanesPlan) -> Finisher:
+    """How the sums of a split become y."""
+
+    def of(b: GpuBuilder, q: Value, w: Value, bias: Value, m: Value, n: Value) -> Finish:
+        operands = PlaneOperands(plan, b, q, w, bias, m, n)
+        operands.prepare()
+        return operands.scaled
+
+    return of

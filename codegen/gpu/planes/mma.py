@@ -177,24 +177,21 @@ class PlaneProducts:
 
     def _row_words(self, stage: Value, step: int, token: int, bits: int) -> list[Value]:
         """B of a step: eight pairs of token and bit, a register of each unit."""
-        at = step * 2 * self._unit_stride + token * MMA_COLUMNS * UNIT_BYTES
-        return self.b.load_matrices(self.b.at(self._row_base(stage, bits), at), 2)
+        at = self._row_at(step, bits) + self.plan.weight_stage_bytes
+        row = self.b.at(self.b.at(stage, at), token * MMA_COLUMNS * UNIT_BYTES)
+        return self.b.load_matrices(row, 2)
 
-    @property
-    def _unit_stride(self) -> int:
-        return self.plan.rows.unit_bytes * self.plan.schedule.block_m
-
-    def _row_base(self, stage: Value, bits: int) -> Value:
-        """Where the lane's matrix row begins, in the warp's first unit of its first tokens."""
+    def _row_at(self, step: int, bits: int) -> Value:
+        """Where the lane's matrix row begins in a step's units of the warp's first tokens."""
         plan, b = self.plan, self.b
         column = b.lane & 7
         token, bit = column // plan.bits, column % plan.bits
         plane = b.min(bit + bits * plan.bits, plan.row_planes - 1)
         unit = (b.lane >> 3) & 1  # of the step; the first one where one is loaded
         units = self.k_warp * (2 * plan.warp_steps) + unit
-        place = plane * plan.schedule.block_m + self.token_warp * plan.warp_tokens + token
-        at = units * self._unit_stride + place * UNIT_BYTES
-        return b.at(stage, at + plan.weight_stage_bytes)
+        piece = units * plan.row_planes + plane
+        token = self.token_warp * plan.warp_tokens + token
+        return plan.row_pieces.place(token, piece, 2 * step * plan.row_planes) * UNIT_BYTES
 
 
 def _doubled(totals: list[Counts], times: int) -> list[Counts]:

@@ -68,6 +68,11 @@ class PlaneOperands:
         """The tile, or the last one, i64."""
         return self.b.wide(self.b.min(tile, self.tiles - 1))
 
+    def prefetch_bias(self, column: Value) -> None:
+        """Start to bring a column's bias to L2."""
+        b = self.b
+        b.prefetch_line(b.at(self.bias, b.wide(b.min(column, self.n - 1)) * 4))
+
     # Sums and factors
 
     def row_sum(self, token: Value, group: Value | int) -> Value:

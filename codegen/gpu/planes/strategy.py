@@ -15,16 +15,19 @@ from typing import Any
 
 import numpy as np
 from abqc.codegen.strategy import Kernel, MatmulSpec
+from abqc.costmodel.assembly import KernelCode
 from abqc.costmodel.interface import KernelFeatures
 from abqc.dialects.formats import QuantizedTensor
 
 from ..arch import GpuArch
+from ..matmul.code_numbers import planes_code
+from ..matmul.reduction import COLUMNS, emit_reduction
 from ..matmul.schedule import Schedule
 from ..packing.pack import pack_kernel, scaled_pack_kernel
-from .kernel import emit_matmul, emit_reduce
+from .kernel import emit_matmul, finisher
 from .layout import PlaneRows, PlaneWeights, grouped_by_planes, reach
 from .plan import FORM, PlanesPlan
-from .schedules import planes_features, planes_schedules
+from .schedules import plan_of, planes_features, planes_schedules
 
 LARGEST = 2**31 - 1
 
@@ -84,11 +87,17 @@ class Planes:
         if schedule.split == 1:
             return None
         plan = PlanesPlan(spec, schedule)
-        name = f"{_stem(plan)}_reduce{schedule.block_m}x{schedule.block_n}_split{schedule.split}"
-        return Kernel(name, _block(schedule), partial(_emit, emit_reduce, name, plan))
+        name = f"{_stem(plan)}_reduce{schedule.split}"
+        element = "i32" if plan.one_group else "f32"
+        emit = partial(emit_reduction, name, schedule.split, element, finisher(plan))
+        return Kernel(name, (1, COLUMNS), emit)
 
     def features(self, spec: MatmulSpec, schedule: Schedule, m: int) -> KernelFeatures:
-        return planes_features(PlanesPlan(spec, schedule), m)
+        return planes_features(plan_of(spec, schedule), m)
+
+    def code(self, spec: MatmulSpec, schedule: Schedule) -> KernelCode | None:
+        """What the kernel's machine code depends on."""
+        return planes_code(plan_of(spec, schedule))
 
 
 def _block(schedule: Schedule) -> tuple[int, int]:

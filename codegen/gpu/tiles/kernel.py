@@ -18,7 +18,7 @@ from abqc.codegen.builder import Value
 
 from ..arch import GpuArch
 from ..atoms import MmaStep
-from ..builder import POINTER, GpuBuilder, kernel
+from ..builder import POINTER, WEIGHT, GpuBuilder, kernel
 from ..matmul.block_order import place
 from ..weights.layout import BLOCKS, TILE_COLUMNS
 from ..weights.pointers import PackedWeight
@@ -90,7 +90,7 @@ def emit_tile_kernel(
     module: Any, arch: GpuArch, name: str, plan: TilePlan, arithmetic: Arithmetic
 ) -> None:
     """Add the kernel (q, w, bias, y or workspace, m, n) of docs/gpu.md to `module`."""
-    arguments = [POINTER, POINTER, POINTER, POINTER, "i32", "i32"]
+    arguments = [POINTER, WEIGHT, WEIGHT, POINTER, "i32", "i32"]
     s = plan.schedule
     with kernel(module, arch, name, arguments, threads=s.threads, shared=plan.shared_bytes) as (
         b,
@@ -149,6 +149,10 @@ class _TileLoop:
         """All turns of this block's split: accumulators, or totals where there are groups."""
         b, plan = self.b, self.plan
         begin, end = self._turns()
+        bytes_ = plan.stage_tile_bytes
+        weight, first_tile = self.context.weight, self.context.first_tile
+        weight.prefetch(first_tile, plan.block_tiles, begin * bytes_, end * bytes_)
+        b.wait()
         ahead = plan.schedule.stages - 1
         for turn in range(ahead):
             stage = b.const(turn * plan.stage_bytes, "i32")

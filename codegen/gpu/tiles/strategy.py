@@ -1,5 +1,6 @@
-"""What the strategies `int8` and `dequantize` have in common: one packed weight, two kinds of
-kernels over it (few_rows/ for 1 to 8 rows, kernel.py for more), one reduction of splits."""
+"""What the strategies `int8` and `dequantize` have in common: one packed weight, three kinds of
+kernels over it (few_rows/ for 1 to 8 rows, kernel.py for more, wgmma/ where that is native), one
+reduction of splits."""
 
 from __future__ import annotations
 
@@ -8,15 +9,18 @@ from functools import partial
 
 import numpy as np
 from abqc.codegen.strategy import Kernel, MatmulSpec
+from abqc.costmodel.assembly import KernelCode
 from abqc.costmodel.interface import KernelFeatures
 from abqc.dialects.formats import QuantizedTensor
 
 from ..arch import GpuArch
 from ..few_rows.schedules import rows_features, rows_kernel, rows_reduce_kernel, rows_schedules
+from ..matmul.code_numbers import rows_code, tile_code, wgmma_code
 from ..matmul.schedule import Schedule
 from ..packing.layout import Activation, rows_of
 from ..packing.pack import pack_kernel
 from ..weights.layout import WeightLayout, pack
+from ..wgmma.schedules import wgmma_features, wgmma_kernel, wgmma_schedules
 from .half_arithmetic import HalfArithmetic
 from .int8_arithmetic import Int8Arithmetic
 from .kernel import Arithmetic, emit_tile_kernel
@@ -45,12 +49,15 @@ class TileStrategy:
         return [
             *rows_schedules(spec, arch, self.activation),
             *tile_schedules(spec, arch, self.activation),
+            *wgmma_schedules(spec, arch, self.activation),
         ]
 
     def kernel(self, spec: MatmulSpec, schedule: Schedule) -> Kernel:
         if schedule.kind == "rows":
             return rows_kernel(spec, schedule, self.activation)
         name = f"{self.kernel_stem(spec)}_{schedule.name}"
+        if schedule.kind == "wgmma":
+            return wgmma_kernel(name, spec, schedule, self.activation)
         return self._tile_kernel(name, spec, schedule, self.arithmetic(spec))
 
     def reduce_kernel(self, spec: MatmulSpec, schedule: Schedule) -> Kernel | None:
@@ -59,7 +66,19 @@ class TileStrategy:
     def features(self, spec: MatmulSpec, schedule: Schedule, m: int) -> KernelFeatures:
         if schedule.kind == "rows":
             return rows_features(spec, schedule, m, self.activation)
+        if schedule.kind == "wgmma":
+            return wgmma_features(spec, schedule, m, self.name, self.activation)
         return tile_features(spec, schedule, m, self.name, self.activation)
+
+    def code(self, spec: MatmulSpec, schedule: Schedule) -> KernelCode | None:
+        """What the kernel's machine code depends on."""
+        if spec.accumulators or spec.blocks or spec.scale not in ("f16", "f32"):
+            return None
+        if schedule.kind == "rows":
+            return rows_code(spec, schedule, self.activation)
+        if schedule.kind == "wgmma":
+            return wgmma_code(spec, schedule, self.activation)
+        return tile_code(spec, plan_of(spec, schedule, self.activation), self.activation)
 
     def arithmetic(self, spec: MatmulSpec) -> Arithmetic:
         """How tiles are multiplied."""

@@ -21,7 +21,7 @@ from abqc.dialects.trellis import TABLE_SIZE
 from abqc.errors import RecipeError
 
 from ..arch import GpuArch
-from ..builder import POINTER, GpuBuilder, kernel
+from ..builder import POINTER, WEIGHT, GpuBuilder, kernel
 from ..matmul.long_sums import MAX_TERMS
 from ..matmul.schedule import Schedule
 from ..packing.layout import K_UNIT, Int8Rows
@@ -34,7 +34,7 @@ THREADS = COLUMNS * HALVES
 WORDS = K_UNIT // 4  # of a channel and unit, 4 codes each
 PITCH = 4 * (WORDS + 1)  # in shared memory: threads read different banks
 SHARED_BYTES = TABLE_SIZE + COLUMNS * PITCH
-ARGUMENTS = [POINTER] * 4 + ["i32"] * 2
+ARGUMENTS = [POINTER, WEIGHT, WEIGHT, POINTER, "i32", "i32"]
 SCHEDULES = (
     Schedule("rows", HALVES, COLUMNS, K_UNIT, 1, THREADS // 32),
     Schedule("tile", 16 * HALVES, COLUMNS, K_UNIT, 1, THREADS // 32),

@@ -6,8 +6,11 @@ are of a lane; `decode` is by code, the rest by unit of K (32 codes) or by stage
 
 from __future__ import annotations
 
+from ..arch import WARP
+from ..packing.layout import K_UNIT
 from ..tiles.plan import TilePlan
-from .layout import BLOCKS, LANE_CODES, WORDS_PER_LOAD, WeightLayout
+from ..wgmma.plan import HALF_BLOCKS, WgmmaPlan
+from .layout import BLOCK_COLUMNS, BLOCKS, LANE_CODES, WORDS_PER_LOAD, WeightLayout
 
 # To decode a code, by bits (decode.py). Of f16, HALF_FLOAT of it is no integer instruction.
 S8_DECODE = (0.47, 0.44, 0.95, 0.38, 0.95, 0.95, 1.45, 0.0)
@@ -19,6 +22,9 @@ HALF_ZERO, HALF_FLOAT = 0.5, 0.5
 # bytes; for a turn of the loop.
 FLUSH, CORRECTION = 2.0, 1.0
 FLUSH_COLUMNS, COPY, TURN = 8.0, 4.0, 30.0
+
+# Of wgmma: around an instruction, its descriptor and the waits; for a turn of the loop.
+WGMMA_STEP, WGMMA_TURN = 5.0, 30.0
 
 # Of rows: a unit's addresses, and the end of a group by dot products and by MMA, for each row.
 ROWS_UNIT = 3.0
@@ -81,4 +87,17 @@ def tile_stage(plan: TilePlan) -> float:
     if plan.grouped:
         ends = plan.stage_units / plan.group_units
         total += ends * (flush(layout) * plan.accumulators + FLUSH_COLUMNS * plan.column_blocks)
+    return total
+
+
+def wgmma_stage(plan: WgmmaPlan) -> float:
+    """Of a kernel by wgmma for a stage, of a thread that multiplies."""
+    layout = plan.weights
+    steps = plan.stage_units * plan.k_steps
+    codes = plan.halves * plan.stage_units * K_UNIT * HALF_BLOCKS * BLOCK_COLUMNS / WARP
+    total = (WGMMA_STEP + plan.halves) * steps + decode(layout) * codes + WGMMA_TURN
+    total += plan.stage_chunks * layout.chunk_loads
+    if plan.grouped:
+        ends = plan.stage_units / plan.group_units
+        total += ends * (flush(layout) * plan.accumulators + 2 * plan.halves * FLUSH_COLUMNS)
     return total

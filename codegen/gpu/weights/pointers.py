@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Self
+
 from abqc.codegen.builder import Value, vec
 
 from ..builder import GpuBuilder
 from .layout import TILE_COLUMNS, WARP_LOAD_BYTES, WORDS_PER_LOAD, WeightLayout
-from .scales import load_scales
+from .scales import Load, load_constant, load_scales
 
 
 class PackedWeight:
@@ -28,10 +31,26 @@ class PackedWeight:
         self._zeros = b.at(self._sums, self._padded_n * sums_bytes)
         zeros_bytes = groups if layout.has_zeros else 0
         self._tensor_scale = b.at(self._zeros, self._padded_n * zeros_bytes)
+        self._load = load_constant(b)
+
+    def loading(self, load: Load) -> Self:
+        """The same weight whose scales, sums and zero points are loaded by `load`."""
+        weight = copy.copy(self)
+        weight._load = load
+        return weight
 
     def tile(self, index: Value) -> Value:
         """The pointer to the codes of a tile; chunks and loads follow each other."""
         return self.b.at(self.base, self.b.wide(index) * self.layout.tile_bytes)
+
+    def prefetch(self, first_tile: Value, tiles: int, begin: Value, end: Value) -> None:
+        """Have bytes `begin` to `end` (i32; `end` may be too large) of the codes of some tiles
+        fetched to the L2 cache, the first of them: a thread has a tile (`GpuBuilder.prefetch`)."""
+        b = self.b
+        with b.when((b.thread < tiles) & (begin < end)):
+            tile = b.min(first_tile + b.thread, self.tiles - 1)
+            left = b.min(end, b.const(self.layout.tile_bytes, "i32")) - begin
+            b.prefetch(b.at(self.tile(tile), begin), left)
 
     def chunk_words(self, chunk: Value, offset: int = 0, *, cache: str = "nc") -> list[Value]:
         """This lane's words of the chunk at pointer `chunk` + `offset`: i32, for `decode`."""
@@ -51,7 +70,9 @@ class PackedWeight:
         b, layout = self.b, self.layout
         size = layout.scale_bytes
         pointer = self._row(self._scales, group, column, size)
-        loaded = load_scales(b, pointer, layout.scale, offset * size, count, self._tensor_scale)
+        loaded = load_scales(
+            b, pointer, layout.scale, offset * size, count, self._tensor_scale, self._load
+        )
         if layout.scale_unit == 1.0:
             return loaded
         return [scale * layout.scale_unit for scale in loaded]
@@ -62,7 +83,7 @@ class PackedWeight:
         """Sums of the codes (i32), as `scales`; where the layout has them."""
         b, size = self.b, self.layout.sum_bytes
         pointer = self._row(self._sums, group, column, size)
-        loaded = b.load(pointer, vec(count, f"i{8 * size}"), offset * size, cache="nc")
+        loaded = self._load(pointer, vec(count, f"i{8 * size}"), offset * size)
         return b.lanes_of(b.sext(loaded, "i32"))
 
     def zeros(
@@ -70,7 +91,7 @@ class PackedWeight:
     ) -> list[Value]:
         """Zero points (i32), as `scales`; of asymmetric formats."""
         pointer = self._row(self._zeros, group, column, 1)
-        loaded = self.b.load(pointer, vec(count, "i8"), offset, cache="nc")
+        loaded = self._load(pointer, vec(count, "i8"), offset)
         return self.b.lanes_of(self.b.zext(loaded, "i32"))
 
     def _row(self, base: Value, group: Value | int, column: Value, size: int) -> Value:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from abqc.codegen.builder import Value, vec
 from abqc.codegen.codes.stored_values import e4m3_scale, power_of_two
+from abqc.dialects.mlir import ir
 from abqc.dialects.scale_types import StoredScale
 
 from ..builder import GpuBuilder
+
+Load = Callable[[Value, ir.Type, "Value | int"], Value]  # (pointer, type, offset in bytes)
+
+
+def load_constant(b: GpuBuilder) -> Load:
+    """Loads of what nothing writes."""
+    return lambda pointer, type_, offset: b.load(pointer, type_, offset, cache="nc")
 
 
 def load_scales(
@@ -16,13 +26,15 @@ def load_scales(
     offset: Value | int,
     count: int,
     tensor_scale: Value,
+    load: Load | None = None,
 ) -> list[Value]:
     """`count` neighbouring scales from byte `offset` behind `pointer` on, f32.
 
-    `tensor_scale` points to that of the tensor, which e4m3 alone has.
+    `tensor_scale` points to that of the tensor, which e4m3 alone has. `load`: how the others are
+    loaded, if not just so.
     """
     element = stored if stored in ("f16", "f32") else "i8"
-    loaded = b.load(pointer, vec(count, element), offset, cache="nc")
+    loaded = (load or load_constant(b))(pointer, vec(count, element), offset)
     if stored in ("f16", "f32"):
         return b.lanes_of(b.extend(loaded))
     wide = b.lanes_of(b.zext(loaded, "i32"))

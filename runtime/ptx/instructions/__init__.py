@@ -6,6 +6,8 @@ from . import (
     async_copy,
     atomics,
     bits,
+    bulk_copy,
+    clusters,
     compare,
     control,
     convert,
@@ -14,15 +16,19 @@ from . import (
     integers,
     load_store,
     matrix,
+    mbarrier,
     move,
     pairs,
     warps,
+    wgmma,
 )
 
 __all__ = [
     "async_copy",
     "atomics",
     "bits",
+    "bulk_copy",
+    "clusters",
     "compare",
     "control",
     "convert",
@@ -31,7 +37,9 @@ __all__ = [
     "integers",
     "load_store",
     "matrix",
+    "mbarrier",
     "move",
     "pairs",
     "warps",
+    "wgmma",
 ]

@@ -11,7 +11,9 @@ from ..lanes import Lanes, lane_number, spread, take
 from ..operands import Source
 from ..syntax import Integer, Not, Register
 from ..types import TYPES
+from .bulk_copy import bulk_copy
 from .load_store import address_of, load, note_access, take_hints
+from .mbarrier import arrive_after_copies
 
 _U32 = TYPES["u32"]
 
@@ -19,6 +21,10 @@ _U32 = TYPES["u32"]
 @instruction("cp")
 def cp(i: Decoder) -> Operation:
     i.need("async")
+    if i.flag("mbarrier"):
+        return arrive_after_copies(i)
+    if i.flag("bulk"):
+        return bulk_copy(i)
     if i.flag("commit_group"):
         return Effect(lambda batch: batch.shared.commit_copies)
     if i.flag("wait_group"):

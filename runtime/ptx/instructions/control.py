@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from ..control import Barrier, Branch, Exit, Switch, Trap
-from ..decode import Decoder, Effect, Operation, instruction
-from ..operands import Constant
-from ..syntax import Symbol
+from ..batch import Batch
+from ..control import Barrier, Branch, Exit, SetRegisters, Switch, Trap
+from ..decode import Decoder, Effect, Operation, Run, instruction
+from ..lanes import Lanes
+from ..syntax import Integer, Symbol
 from ..types import TYPES
+from .clusters import cluster_barrier
 
 _U32 = TYPES["u32"]
 
@@ -50,11 +50,65 @@ def trap(i: Decoder) -> Operation:
     return Trap()
 
 
-@instruction("brkpt", "nanosleep", "pmevent", "membar", "fence", "griddepcontrol", "setmaxnreg")
+@instruction("brkpt", "nanosleep", "pmevent", "membar")
 def nothing(i: Decoder) -> Operation:
     """What changes no value here: memory is sequentially consistent, whatever the scope."""
     i.rest().clear()
     return Effect(lambda batch: lambda lanes: None)
+
+
+@instruction("fence")
+def fence(i: Decoder) -> Operation:
+    """Of the asynchronous proxy: what this thread wrote, bulk copies and wgmma may now read."""
+    if i.flag("mbarrier_init"):
+        i.need("release")
+        i.need("cluster")
+        return _proxy_fence(only_inits=True)
+    if not i.flag("proxy"):
+        return nothing(i)
+    is_async = {"async", "async::generic"} & {*i.rest()}
+    if not is_async or "global" in i.rest():
+        return nothing(i)
+    i.rest().clear()
+    return _proxy_fence(only_inits=False)
+
+
+def _proxy_fence(only_inits: bool) -> Operation:
+    def bind(batch: Batch) -> Run:
+        return lambda lanes: batch.shared.proxy_fence(lanes, only_inits)
+
+    operation = Effect(bind)
+    operation.asynchronous = True
+    return operation
+
+
+@instruction("griddepcontrol")
+def dependent_launches(i: Decoder) -> Operation:
+    kind = i.need("wait", "launch_dependents")
+    i.arity(0)
+
+    def bind(batch: Batch) -> Run:
+        def run(lanes: Lanes | None) -> None:
+            dependence = batch.global_memory.dependence
+            if dependence is not None:
+                (dependence.wait if kind == "wait" else dependence.trigger)(lanes)
+
+        return run
+
+    return Effect(bind)
+
+
+@instruction("setmaxnreg")
+def set_registers(i: Decoder) -> Operation:
+    more = i.need("inc", "dec") == "inc"
+    for word in ("sync", "aligned", "u32"):
+        i.need(word)
+    i.arity(1)
+    operand = i.operands[0]
+    count = operand.value if isinstance(operand, Integer) else 0
+    if count % 8 or not 24 <= count <= 256:
+        raise i.error("a multiple of 8 from 24 to 256 is expected")
+    return SetRegisters(count, more)
 
 
 @instruction("bar", "barrier")
@@ -65,7 +119,7 @@ def barrier(i: Decoder) -> Operation:
 
         return synchronize_warp(i)
     if i.flag("cluster"):
-        return _cluster(i)
+        return cluster_barrier(i)
     i.flag("cta")
     aligned = i.flag("aligned") or i.opcode == "bar"
     kind = i.choose("sync", "arrive", "red")
@@ -92,12 +146,3 @@ def _reduction(i: Decoder, aligned: bool) -> Operation:
         predicate=i.predicate_source(i.operands[-1]),
         result=i.result(0, type),
     )
-
-
-def _cluster(i: Decoder) -> Operation:
-    """A cluster is one block here: its barrier is a barrier of the block, at the wait."""
-    kind = i.need("arrive", "wait")
-    i.ignore("aligned", "acquire", "release", "relaxed")
-    if kind == "arrive":
-        return Effect(lambda batch: lambda lanes: None)
-    return Barrier(Constant(np.uint32(15)), None)

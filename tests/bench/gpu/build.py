@@ -1,6 +1,6 @@
 """Build a kit that measures the kernels on a GPU which is elsewhere.
 
-    python tests/bench/gpu/build.py [--target sm_90a] [--output kit]
+    python tests/bench/gpu/build.py [--target sm_90a] [--output kit] [--peers FOLDER]
 
 Needs abqc, and no GPU. The folder is complete: copy it to where the GPU is, and run run.py there.
 """
@@ -26,7 +26,7 @@ from abqc.errors import AbqcError, InputError  # noqa: E402
 from gpubuild.attention import attention_jobs  # noqa: E402
 from gpubuild.cases import check_cases  # noqa: E402
 from gpubuild.images import Images, Progress  # noqa: E402
-from gpubuild.matmuls import other_formats, select  # noqa: E402
+from gpubuild.matmuls import other_formats, sampled, select  # noqa: E402
 from gpubuild.memory_kernels import memory_kernels  # noqa: E402
 from gpubuild.models import model_feeds  # noqa: E402
 from gpubuild.operators import operator_feeds  # noqa: E402
@@ -35,6 +35,7 @@ from gpubuild.probes import probes  # noqa: E402
 from gpubuild.rate_kernels import mma_rates  # noqa: E402
 from gpubuild.wgmma import wgmma_rates  # noqa: E402
 from gpukit.kit import Kit, RateJob  # noqa: E402
+from gpukit.peers import FOLDER as PEERS  # noqa: E402
 
 RESERVED = 1 << 20  # bytes of a kit that are left free
 
@@ -52,8 +53,11 @@ MODULES = (
 )
 
 
-def build(plan: Plan, target_name: str, folder: Path, progress: Progress) -> Kit:
-    """Write a kit to `folder`, which must not exist or be empty."""
+def build(
+    plan: Plan, target_name: str, folder: Path, progress: Progress, peers: Path | None = None
+) -> Kit:
+    """Write a kit to `folder`, which must not exist or be empty. `peers`: a folder with other
+    engines, which is copied."""
     target = CudaTarget.named(target_name)
     if target is None or len(target.archs) != 1:
         raise InputError(
@@ -61,6 +65,8 @@ def build(plan: Plan, target_name: str, folder: Path, progress: Progress) -> Kit
         )
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty")
+    if peers is not None:
+        copy_peers(peers, folder)
     arch = target.archs[0]
     images = Images(arch, folder, plan.assembled, progress)
     for kernel in memory_kernels():
@@ -70,7 +76,7 @@ def build(plan: Plan, target_name: str, folder: Path, progress: Progress) -> Kit
     rates, notes = _rates(plan, arch, images)
     progress("choosing schedules")
     attention = attention_jobs(plan, target, images)
-    chosen = select(plan, target)
+    chosen = [*select(plan, target), *sampled(plan, target)]
     checked = [*chosen, *other_formats(plan, target)]
     for kernel in (k for c in checked for k in c.kernels):
         images.add(kernel)
@@ -121,6 +127,13 @@ def _rates(plan: Plan, arch: GpuArch, images: Images) -> tuple[list[RateJob], li
     return jobs, []
 
 
+def copy_peers(peers: Path, folder: Path) -> None:
+    """Into a kit: what gpukit/peers.py looks for."""
+    if not peers.is_dir():
+        raise InputError(f"{peers} is no folder with other engines")
+    shutil.copytree(peers, folder / PEERS, dirs_exist_ok=True)
+
+
 def _copy_modules(folder: Path) -> None:
     """run.py, its package, and what these need of abqc."""
     shutil.copy(HERE / "run.py", folder)
@@ -144,11 +157,12 @@ def main() -> int:
     parser.add_argument("--target", default="sm_90a")
     parser.add_argument("--output", type=Path, default=Path("kit"))
     parser.add_argument("--max-kernels", type=int, default=Plan.max_kernels)
+    parser.add_argument("--peers", type=Path, help="a folder with other engines to measure")
     arguments = parser.parse_args()
     begin = time.monotonic()
     try:
         plan = Plan(max_kernels=arguments.max_kernels)
-        kit = build(plan, arguments.target, arguments.output, _progress)
+        kit = build(plan, arguments.target, arguments.output, _progress, arguments.peers)
     except AbqcError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return error.exit_code

@@ -1,6 +1,6 @@
 """Measure a kit on the GPU of this machine.
 
-    python run.py [--only rates,check,table,attention,models] [--minutes 9] [--output results]
+    python run.py [--only rates,check,table,peers,attention,models] [--minutes 9] [--output DIR]
 
 Needs numpy and an NVIDIA driver; PyTorch for the columns of cuBLAS. Writes results.json, results.md
 and samples.jsonl, anew every few seconds. What matters most comes first; what is not reached in the
@@ -32,6 +32,7 @@ CHOICES = {
     "rates": ["rates", "probes"],
     "check": ["check", "operators", "sanitizer"],
     "table": ["table", "baselines"],
+    "peers": ["peers"],
     "attention": ["attention", "attention-peers"],
     "models": ["models", "launches"],
 }
@@ -103,6 +104,7 @@ def _steps(kit: kits.Kit, only: list[str]) -> list[tuple[str, int]]:
         "check",
         "table",
         "baselines",
+        "peers",
         "sanitizer",
     )
     steps += [(name, everything[name]) for name in rest]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -73,7 +74,7 @@ def select(plan: Plan, target: CudaTarget) -> list[Chosen]:
     """The best schedule of every line of the table and, where there are many rows, of every
     strategy; then those that follow, until there are `max_kernels` kernels. Lines that bars need
     come first, one row before many."""
-    lines = list(_lines(plan, target))
+    lines = list(_lines(plan, target, plan.formats, plan.shapes, plan.rows))
     chosen = [every[0] for every in lines]
     for every in lines:
         if every[0].features.m == max(plan.rows):
@@ -87,6 +88,19 @@ def select(plan: Plan, target: CudaTarget) -> list[Chosen]:
                     kernels |= added
                     chosen.append(every[rank])
     return sorted(dict.fromkeys(chosen), key=_urgency)
+
+
+def sampled(plan: Plan, target: CudaTarget) -> list[Chosen]:
+    """The best schedule of a line, and some of the better third that are drawn at random, the same
+    in every kit."""
+    draw = random.Random(0)
+    chosen: list[Chosen] = []
+    if not plan.sampled:
+        return chosen
+    for every in _lines(plan, target, plan.sampled_formats, plan.sampled_shapes, plan.sampled_rows):
+        better = every[1 : max(plan.sampled, len(every) // 3)]
+        chosen += every[:1] + draw.sample(better, min(plan.sampled - 1, len(better)))
+    return chosen
 
 
 def other_formats(plan: Plan, target: CudaTarget) -> list[Chosen]:
@@ -137,13 +151,19 @@ def _best_of_others(every: list[Chosen]) -> list[Chosen]:
     return [c for name, c in first.items() if name != every[0].strategy.name]
 
 
-def _lines(plan: Plan, target: CudaTarget) -> Iterator[list[Chosen]]:
+def _lines(
+    plan: Plan,
+    target: CudaTarget,
+    formats: Sequence[str],
+    shapes: Sequence[tuple[int, int]],
+    rows: Sequence[int],
+) -> Iterator[list[Chosen]]:
     """For each line of the table its candidates, best first."""
-    for format in plan.formats:
-        for k, n in plan.shapes:
+    for format in formats:
+        for k, n in shapes:
             spec = plan.spec(format, n, k)
             able = [s for s in target.strategies if s.unsupported(spec) is None]
-            for m in plan.rows:
+            for m in rows:
                 found = [c for s in able for c in _candidates(format, spec, s, m, target)]
                 found.sort(key=lambda c: c.predicted)
                 yield [replace(c, rank=rank) for rank, c in enumerate(found)]
@@ -152,8 +172,8 @@ def _lines(plan: Plan, target: CudaTarget) -> Iterator[list[Chosen]]:
 def _candidates(
     format: str, spec: MatmulSpec, scheduled: Scheduled, m: int, target: CudaTarget
 ) -> Iterator[Chosen]:
-    strategy, arch, model = scheduled.strategy, target.archs[0], target.models[0]
-    for schedule in scheduled.candidates(spec):
-        if schedule.max_rows is None or m <= schedule.max_rows:
-            features = replace(strategy.features(spec, schedule, m), arch=arch.name)
-            yield Chosen(format, spec, strategy, schedule, features, model.predict(features))
+    schedules = scheduled.able(spec, m)
+    features = [scheduled.described(spec, schedule, m)[0] for schedule in schedules]
+    predicted = target.models[0].predict_all(features)
+    for schedule, described, seconds in zip(schedules, features, predicted, strict=True):
+        yield Chosen(format, spec, scheduled.strategy, schedule, described, seconds)

@@ -67,6 +67,8 @@ class AttentionPlan:
 class Plan:
     """Sizes of a kit. `shapes` are (K, N).
 
+    `sampled`: how many schedules are drawn, for each of `sampled_formats`, `sampled_shapes` and
+    `sampled_rows`, of the better third: the cost model learns from them too.
     `following`: how many schedules after the predicted best are measured too, as long as there are
     fewer than `max_kernels` kernels. `wide_n` columns of the first K and `narrow_n` of every other
     are checked. `decoder_layers` 0: no decoder. `decoding`: rows of the cache and how many steps
@@ -84,6 +86,10 @@ class Plan:
     formats: tuple[str, ...] = tuple(FORMATS)
     others: tuple[str, ...] = tuple(OTHERS)  # checked for one row and for the most
     other_shape: tuple[int, int] = (1024, 4096)
+    sampled: int = 4
+    sampled_formats: tuple[str, ...] = ("W4A16", "W8A8", "W4A8")
+    sampled_shapes: tuple[tuple[int, int], ...] = ((576, 1536), (1536, 576), (4096, 4096))
+    sampled_rows: tuple[int, ...] = (1, 16, 128, 512)
     following: int = 2
     max_kernels: int = 460
     check_rows: int = 261

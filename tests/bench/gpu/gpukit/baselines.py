@@ -59,8 +59,9 @@ def _random(torch: Any, kind: str, rows: int, columns: int) -> Any:
     return torch.randint(-128, 128, (rows, columns), dtype=torch.int8, device="cuda")
 
 
-def graph_seconds(torch: Any, work: Any) -> tuple[float, int]:
-    """The median of a CUDA graph of `work`; a first run is not counted."""
+def graph_seconds(torch: Any, work: Any, spent: float = SECONDS) -> tuple[float, int]:
+    """The median of a CUDA graph of `work` that repeats for `spent` seconds, and how often it ran;
+    a first run is not counted."""
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         work()  # cuBLAS makes its handle and workspace outside of the capture
@@ -69,15 +70,20 @@ def graph_seconds(torch: Any, work: Any) -> tuple[float, int]:
     with torch.cuda.graph(graph):
         work()
     graph.replay()
-    first = _replay(torch, graph)
-    runs = max(FEWEST, min(MOST, int(SECONDS / max(first, 1e-6))))
-    return statistics.median(_replay(torch, graph) for _ in range(runs)), runs
+    return repeated_seconds(torch, graph.replay, spent)
 
 
-def _replay(torch: Any, graph: Any) -> float:
+def repeated_seconds(torch: Any, run: Any, spent: float) -> tuple[float, int]:
+    """The median of `run` by events around it, and how often it ran."""
+    first = _seconds(torch, run)
+    runs = max(FEWEST, min(MOST, int(spent / max(first, 1e-6))))
+    return statistics.median(_seconds(torch, run) for _ in range(runs)), runs
+
+
+def _seconds(torch: Any, run: Any) -> float:
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     begin.record()
-    graph.replay()
+    run()
     end.record()
     end.synchronize()
     return begin.elapsed_time(end) / 1e3

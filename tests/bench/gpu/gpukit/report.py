@@ -10,21 +10,24 @@ from typing import Any
 from abqc.costmodel import samples
 from abqc.costmodel.interface import KernelFeatures, Sample
 
-from . import bars
+from . import bars, peer_report
 from .kit import Kit
+from .markdown import number, rows_of
 from .parts import PARTS, Record
 from .rates import COPY_KERNEL
 
 Records = dict[str, list[Record]]
 MOST_FAILURES = 20  # in the summary
 SUMMARY = ("rates", "probes", "check", "operators", "attention", "models")
-SECTIONS = (*SUMMARY, "table", "launches", "sanitizer")
+SECTIONS = (*SUMMARY, "table", "peers", "launches", "sanitizer")
 
 
 def failures(records: Records) -> list[str]:
-    """What failed or gave wrong results, a line each."""
+    """What failed or gave wrong results, a line each; not what other engines did not manage."""
     lines = []
     for name, items in records.items():
+        if name == "peers":
+            continue
         untried: dict[str, int] = {}
         for r in items:
             why = r.get("error") or r.get("wrong") or ""
@@ -103,7 +106,7 @@ def _head(
     lines += [f"- kit: {kit.target}, built {kit.date}"]
     lines += [f"- note: {note}" for note in kit.notes]
     lines += [f"- not reached: {text}" for text in unreached(kit, records)]
-    lines += ["", "## Bars", "", *_rows(["what", "bar", "measured", ""], map(_bar, measured))]
+    lines += ["", "## Bars", "", *rows_of(["what", "bar", "measured", ""], map(_bar, measured))]
     lines += ["", "## Failures", ""]
     return lines + ([f"- {text}" for text in failed] or ["None in what ran."])
 
@@ -128,6 +131,7 @@ def _sections(records: Records, names: tuple[str, ...]) -> list[str]:
         "operators": ("Operators", lambda: [_operators(records["operators"])]),
         "attention": ("Attention", lambda: _attention(records)),
         "table": ("Matmuls", lambda: _table(records)),
+        "peers": ("Other engines", lambda: peer_report.section(records)),
         "models": ("Models", lambda: _models(records["models"])),
     }
     lines = []
@@ -141,15 +145,6 @@ def _sections(records: Records, names: tuple[str, ...]) -> list[str]:
 def _bar(bar: bars.Bar) -> list[str]:
     value = "-" if bar.measured is None else f"{bar.measured:.2f}"
     return [bar.what, f"{bar.limit:g}", value, bar.verdict]
-
-
-def _rows(head: list[str], rows: Any) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(cells) + " |" for cells in lines]
-
-
-def _number(value: float | None, scale: float = 1.0, digits: int = 1) -> str:
-    return "-" if value is None else f"{value * scale:.{digits}f}"
 
 
 def _exponent(value: float | None) -> str:
@@ -166,13 +161,13 @@ def _rates(items: list[Record]) -> list[str]:
     rows = [
         [
             r["name"],
-            _number(r.get("operations_per_second"), 1e-12),
+            number(r.get("operations_per_second"), 1e-12),
             {True: "yes", False: "NO"}.get(r.get("values_agree"), "-"),
         ]
         for r in items
         if r not in copies and COPY_KERNEL not in r["name"]
     ]
-    return [*lines, "", *_rows(["instruction", "10^12 operations/s", "values agree"], rows)]
+    return [*lines, "", *rows_of(["instruction", "10^12 operations/s", "values agree"], rows)]
 
 
 def _check(items: list[Record]) -> str:
@@ -191,8 +186,8 @@ def _probes(items: list[Record]) -> list[str]:
     for r in items:
         if "error" not in r:
             scale, unit = _UNITS[r["unit"]]
-            lines.append([r["name"], _number(r["value"], scale, 3), unit])
-    return _rows(["what", "measured", ""], lines)
+            lines.append([r["name"], number(r["value"], scale, 3), unit])
+    return rows_of(["what", "measured", ""], lines)
 
 
 def _launches(items: list[Record]) -> list[str]:
@@ -203,8 +198,8 @@ def _launches(items: list[Record]) -> list[str]:
             r.get("kernels", {}).items(), key=lambda entry: -entry[1][1]
         ):
             share = f"{100 * seconds / r['seconds']:.0f} %" if r["seconds"] else "-"
-            rows.append([r["name"], name, str(count), _number(seconds, 1e6, 1), share])
-    return _rows(["run", "kernel", "launches", "us", "of all"], rows)
+            rows.append([r["name"], name, str(count), number(seconds, 1e6, 1), share])
+    return rows_of(["run", "kernel", "launches", "us", "of all"], rows)
 
 
 def _sanitizer(items: list[Record]) -> str:
@@ -236,11 +231,11 @@ def _attention(records: Records) -> list[str]:
             continue
         bandwidth = r["cache_bytes_per_second"]
         share = bandwidth / copied if copied else None
-        figures = [_number(r["seconds"], 1e6), _number(bandwidth, 1e-12, 2), _number(share, 1, 2)]
-        figures += [_number(r["operations_per_second"], 1e-12)]
-        peer = _number(peers.get((r["rows"], r["keys"])), 1e6)
+        figures = [number(r["seconds"], 1e6), number(bandwidth, 1e-12, 2), number(share, 1, 2)]
+        figures += [number(r["operations_per_second"], 1e-12)]
+        peer = number(peers.get((r["rows"], r["keys"])), 1e6)
         rows.append([r["name"], r["kernel"], *figures, peer])
-    return _rows(head, rows)
+    return rows_of(head, rows)
 
 
 def _table(records: Records) -> list[str]:
@@ -251,25 +246,33 @@ def _table(records: Records) -> list[str]:
         if "error" in r:
             continue
         names = [str(r["k"]), str(r["n"]), str(r["m"]), r["format"]]
-        times = [_number(r[f"{t}_seconds"], 1e6) for t in ("pack", "matmul", "total")]
+        times = [number(r[f"{t}_seconds"], 1e6) for t in ("pack", "matmul", "total")]
         shares = [bars.bandwidth_share(records, r), bars.rate_share(records, r)]
         peers = [bars.speed_over(records, r, kind) for kind in ("f16", "int8")]
         kernel = f"{r['strategy']} {r['schedule']}"
-        figures = [_number(value, 1, 2) for value in (*shares, *peers)]
+        figures = [number(value, 1, 2) for value in (*shares, *peers)]
         rows.append([*names, kernel, str(r["rank"]), *times, *figures])
-    return _rows(head, rows)
+    return rows_of(head, rows)
+
+
+def _shape(shape: dict[str, int] | None) -> list[str]:
+    """Of a graph, as runtime/statistics.py has it."""
+    keys = ("launches", "path", "edges", "dependent")
+    return [str(shape[key]) for key in keys] if shape else [""] * len(keys)
 
 
 def _models(items: list[Record]) -> list[str]:
     head = ["run", "error / range", "allowed", "host us", "again", "GPU us", "again"]
+    head += ["launches", "longest path", "edges", "early"]
     keys = ("host_seconds", "host_again_seconds", "device_seconds", "device_again_seconds")
     rows = [
         [
             r["name"],
             *(_exponent(r.get(key)) for key in ("deviation", "tolerance")),
-            *(_number(r.get(key), 1e6) for key in keys),
+            *(number(r.get(key), 1e6) for key in keys),
+            *_shape(r.get("shape")),
         ]
         for r in items
     ]
     missing = dict.fromkeys(r["device_missing"] for r in items if r.get("device_missing"))
-    return [*_rows(head, rows), "", *(f"- no times on the GPU: {why}" for why in missing)]
+    return [*rows_of(head, rows), "", *(f"- no times on the GPU: {why}" for why in missing)]

@@ -41,7 +41,8 @@ def work(kit: Kit, name: str, begin: int, end: int, results: Path, part: Part | 
     """Do the items `begin` to `end` of a part; the status of the process."""
     part = part or PARTS[name]
     items = part.names(kit)[:end]
-    with open(results / f"{name}.jsonl", "a", encoding="utf-8") as file:
+    path = results / f"{name}.jsonl"
+    with open(path, "a", encoding="utf-8") as file:
         try:
             context = part.open(kit)
         except Exception as error:  # no GPU, no driver, another GPU: no item can be done
@@ -50,7 +51,8 @@ def work(kit: Kit, name: str, begin: int, end: int, results: Path, part: Part | 
         for number in range(begin, len(items)):
             record: Record = {"item": number, "name": items[number]}
             try:
-                record |= part.measure(context, number)
+                why = part.skip(kit, number, read(path)) if part.skip else ""
+                record |= {"missing": why} if why else part.measure(context, number)
             except Exception as error:  # whatever it is, the next item has its chance
                 record |= _said(error)
             _append(file, record)
@@ -114,6 +116,7 @@ def supervise(
     items = part.names(kit)[:end]
     path = results / f"{name}.jsonl"
     records = read(path)
+    deadline = min(deadline, time.monotonic() + part.seconds)
     silent = failed = 0
     while len(records) < len(items) and time.monotonic() < deadline:
         begin = len(records)

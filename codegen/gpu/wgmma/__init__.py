@@ -1,0 +1,1 @@
+"""Products in tiles by `wgmma` (sm_90a), schedules of the strategies `int8` and `dequantize`."""

@@ -1,0 +1,189 @@
+"""What the copying warpgroup does: stages of both operands from global to shared memory.
+
+Weights are contiguous, a run for each tile: bulk copies. Rows are copied 16 bytes at a time, to
+where the swizzle of wgmma's descriptors has them: `cp.async`, `LAG` stages of which are under way
+before the first of them is waited for.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from abqc.codegen.builder import Value
+
+from ..arch import WARP
+from ..builder import GpuBuilder
+from ..tiles.plan import PIECE_BYTES
+from ..weights.pointers import PackedWeight
+from .barriers import fence_async
+from .plan import PRODUCERS, WgmmaPlan
+from .ring import Place, Ring
+
+LAG = 2  # stages, at most
+
+
+@dataclass(frozen=True)
+class RowPiece:
+    """16 bytes that a thread copies in every stage: their row in the block, where from (behind the
+    first row) and where to; whether the row exists; where some threads have no piece, whether this
+    one has."""
+
+    row: Value
+    offset: Value
+    shared: Value
+    along_k: Value
+    exists: Value
+    present: Value | None
+
+
+class StageCopies:
+    """A copying thread's part of a block's stages."""
+
+    def __init__(
+        self,
+        ring: Ring,
+        rows: Value,
+        weight: PackedWeight,
+        first_row: Value,
+        first_tile: Value,
+        m: Value,
+    ) -> None:
+        """Rows beyond the last are zeros, tiles repeat it."""
+        self.ring, self.b, self.plan = ring, ring.b, ring.plan
+        self.weight, self.first_tile = weight, first_tile
+        b = self.b
+        self.thread = b.thread - self.plan.schedule.threads + PRODUCERS
+        self.rows = b.at(rows, b.wide(first_row) * self.plan.row_bytes)
+        self.pieces = self._row_pieces(m - 1 - first_row)
+
+    @property
+    def lag(self) -> int:
+        return min(LAG, self.plan.schedule.stages - 1)
+
+    def run(self, begin: Value, end: Value, place: Place) -> Place:
+        """Copy all stages from turn `begin` on; where the next one goes."""
+        b, lag = self.b, self.lag
+        # Not a constant to LLVM, which would unroll the loop: it needs its registers for addresses.
+        (count,) = b.asm(f"mov.b32 $0, {lag};", "=r", ["i32"])
+        ahead = b.min(begin + count, end)
+        with b.loop(begin, ahead, carry=place.values) as loop:
+            place = self.ring.place(loop.args)
+            self._copy(loop.i, place)
+            loop.carry(*self.ring.next(place).values)
+        with b.loop(ahead, end, carry=loop.results) as loop:
+            place = self.ring.place(loop.args)
+            self._copy(loop.i, place)
+            b.wait_copies(lag)
+            self._complete(self._before(place, lag))
+            loop.carry(*self.ring.next(place).values)
+        place = self.ring.place(loop.results)
+        for late in range(lag, 0, -1):
+            with b.when(end - begin >= late):
+                b.wait_copies(late - 1)
+                self._complete(self._before(place, late))
+        return place
+
+    def _copy(self, turn: Value, place: Place) -> None:
+        """Start to copy a stage, when it is empty."""
+        self.ring.empty.wait(place.stage, place.phase ^ 1)
+        self._copy_weights(turn, place)
+        self._copy_rows(turn, place)
+        self.b.commit_copies()
+
+    def _before(self, place: Place, count: int) -> Value:
+        """The number of the stage `count` before."""
+        stage = place.stage - count
+        return self.b.select(stage < 0, stage + self.plan.schedule.stages, stage)
+
+    def _complete(self, stage: Value) -> None:
+        """This warp's rows of a stage are there."""
+        b = self.b
+        fence_async(b)
+        b.warp_barrier()
+        with b.when(b.lane == 0):
+            self.ring.full.arrive(stage)
+
+    # Weights
+
+    def _copy_weights(self, turn: Value, place: Place) -> None:
+        """A lane of the first warp for each tile."""
+        b, plan, full = self.b, self.plan, self.ring.full
+        with b.when(self.thread == 0):
+            full.expect(place.stage, plan.weights_bytes)
+        with b.when(self.thread < plan.block_tiles):
+            tile = b.min(self.first_tile + self.thread, self.weight.tiles - 1)
+            source = self.weight.tile(tile)
+            size = plan.stage_tile_bytes
+            target = self.ring.base + self.ring.offset(place) + plan.rows_bytes
+            target = target + self.thread * size
+            at = b.at(source, turn * size)
+            rest = plan.weights.tile_bytes % size
+            if not rest:
+                full.copy(place.stage, target, at, size)
+                return
+            # What the last stage lacks is some other weights, whose rows are zeros.
+            last = turn == plan.iterations - 1
+            full.copy(place.stage, target, at, b.select(last, b.const(rest, "i32"), size))
+            with b.when(last):
+                full.copy(place.stage, target + rest, source, size - rest)
+
+    # Rows
+
+    def _row_pieces(self, last_row: Value) -> list[RowPiece]:
+        """`last_row` of the matrix, counted from the block's first one."""
+        plan = self.plan
+        per_row, per_atom = plan.stage_row_bytes // PIECE_BYTES, plan.atom_bytes // PIECE_BYTES
+        count = plan.schedule.block_m * per_row
+        step = PRODUCERS // per_row  # rows between a thread's pieces, where it is a whole number
+        regular = PRODUCERS % per_row == 0 and step * plan.atom_bytes % plan.swizzle.period == 0
+        pieces: list[RowPiece] = []
+        for turn in range(plan.pieces):
+            number = self.thread + turn * PRODUCERS
+            if regular and pieces:
+                first = pieces[0]
+                row = first.row + turn * step
+                offset = first.offset + turn * step * plan.row_bytes
+                shared, along_k = first.shared + turn * step * plan.atom_bytes, first.along_k
+            else:
+                row, along = number // per_row, number % per_row
+                along_k = along * PIECE_BYTES
+                offset = row * plan.row_bytes + along_k
+                inside = row * plan.atom_bytes + along % per_atom * PIECE_BYTES
+                swizzle = plan.swizzle
+                inside = inside ^ ((inside & swizzle.source_mask) >> swizzle.shift)
+                shared = inside + along // per_atom * (plan.schedule.block_m * plan.atom_bytes)
+            whole = (turn + 1) * PRODUCERS <= count
+            present = None if whole else number < count
+            exists = row <= last_row
+            pieces.append(RowPiece(row, offset, shared, along_k, exists, present))
+        return pieces
+
+    def _copy_rows(self, turn: Value, place: Place) -> None:
+        b, plan = self.b, self.plan
+        source = b.at(self.rows, b.wide(turn * plan.stage_row_bytes))
+        target = b.at(b.shared, self.ring.offset(place))
+        for piece in self.pieces:
+            with self._where(piece):
+                from_, to = b.at(source, b.wide(piece.offset)), b.at(target, piece.shared)
+                b.copy_async(to, from_, PIECE_BYTES, self._valid(piece, turn))
+
+    def _valid(self, piece: RowPiece, turn: Value) -> Value:
+        """How many of the piece's bytes exist; the others are zeros, and not read: as many blocks
+        as wait for one row would wait for one slice of L2."""
+        b, plan = self.b, self.plan
+        exists = piece.exists
+        if plan.code_bytes % plan.stage_row_bytes:
+            exists = exists & (turn * plan.stage_row_bytes + piece.along_k < plan.code_bytes)
+        return b.select(exists, b.const(PIECE_BYTES, "i32"), 0)
+
+    def _where(self, piece: RowPiece) -> AbstractContextManager[None]:
+        return nullcontext() if piece.present is None else self.b.when(piece.present)
+
+
+def is_copying(b: GpuBuilder, plan: WgmmaPlan) -> Value:
+    """Whether the thread is of the warpgroup that copies: the last one."""
+    return b.thread >= plan.schedule.threads - PRODUCERS
+
+
+assert PRODUCERS % WARP == 0

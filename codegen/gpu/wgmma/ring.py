@@ -1,0 +1,77 @@
+"""The stages of shared memory, which go round between those who copy and those who multiply.
+
+A stage is *full* when what was copied is there, and *empty* when all have multiplied it. The scheme
+is that of CUTLASS's warp-specialized kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from abqc.codegen.builder import Value
+
+from ..builder import GpuBuilder
+from .barriers import BARRIER_BYTES, Barriers, publish_barriers
+from .instructions import WARPGROUP_WARPS
+from .plan import WgmmaPlan
+
+
+@dataclass(frozen=True)
+class Place:
+    """A stage of the ring: its number, and the parity of the rounds."""
+
+    stage: Value
+    phase: Value
+
+    @property
+    def values(self) -> list[Value]:
+        return [self.stage, self.phase]
+
+
+@dataclass(frozen=True)
+class Ring:
+    """`base` is the address of shared memory (i32)."""
+
+    b: GpuBuilder
+    plan: WgmmaPlan
+    base: Value
+
+    @property
+    def full(self) -> Barriers:
+        stages = self.plan.schedule.stages
+        return Barriers(self.b, self.base + self.plan.barriers_offset, stages)
+
+    @property
+    def empty(self) -> Barriers:
+        stages = self.plan.schedule.stages
+        offset = self.plan.barriers_offset + stages * BARRIER_BYTES
+        return Barriers(self.b, self.base + offset, stages)
+
+    def initialize(self) -> None:
+        """Before anything else, by all threads of the block."""
+        b = self.b
+        with b.when(b.thread == 0):
+            # Each copying warp arrives, and one of them once more with the bytes of weights.
+            self.full.initialize(WARPGROUP_WARPS + 1)
+            self.empty.initialize(WARPGROUP_WARPS * self.plan.consumers)
+            publish_barriers(b)
+        b.barrier()
+
+    def first(self) -> Place:
+        return Place(self.b.const(0, "i32"), self.b.const(0, "i32"))
+
+    def place(self, values: Sequence[Value]) -> Place:
+        stage, phase = values
+        return Place(stage, phase)
+
+    def next(self, place: Place) -> Place:
+        b = self.b
+        following = place.stage + 1
+        ends = following == self.plan.schedule.stages
+        stage = b.select(ends, b.const(0, "i32"), following)
+        return Place(stage, b.select(ends, place.phase ^ 1, place.phase))
+
+    def offset(self, place: Place) -> Value:
+        """Of a stage's bytes in shared memory."""
+        return place.stage * self.plan.stage_bytes

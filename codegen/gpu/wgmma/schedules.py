@@ -1,0 +1,133 @@
+"""Which tiles a matmul can be cut into for wgmma, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import product
+
+from abqc.codegen.strategy import Kernel, MatmulSpec
+from abqc.costmodel.interface import KernelFeatures
+
+from ..arch import FEW_BLOCKS, GpuArch
+from ..matmul.schedule import Schedule
+from ..packing.layout import Activation, rows_of
+from ..tiles.schedules import SPLITS, STAGE_ROW_BYTES, block_k_of
+from ..weights import issue_counts
+from ..weights.layout import WeightLayout
+from .half import HalfProducts
+from .instructions import ROWS, WARPGROUP_WARPS
+from .int8 import Int8Accumulators, Int8Products
+from .kernel import Arithmetic, emit_wgmma_kernel
+from .plan import WgmmaPlan
+
+BLOCK_ROWS = (16, 32, 64, 96, 128, 192, 256)
+WARPGROUPS = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 1))  # and halves of each
+STAGES = (2, 3, 4, 6)
+
+
+def plan_of(spec: MatmulSpec, schedule: Schedule, activation: Activation) -> WgmmaPlan:
+    """The plan of a kernel by wgmma over rows of that kind."""
+    rows = rows_of(spec, activation)
+    return WgmmaPlan(WeightLayout.of(spec), schedule, rows.row_bytes, rows.code_bytes)
+
+
+def wgmma_schedules(spec: MatmulSpec, arch: GpuArch, activation: Activation) -> list[Schedule]:
+    """Every schedule that can run on `arch`."""
+    family = "s8" if activation == "int8" else activation
+    if family not in arch.wgmma:
+        return []
+    return [s for s in _all(spec) if plan_of(spec, s, activation).problem(arch) is None]
+
+
+def _all(spec: MatmulSpec) -> Iterator[Schedule]:
+    layout = WeightLayout.of(spec)
+    depths = dict.fromkeys(block_k_of(layout, row_bytes) for row_bytes in STAGE_ROW_BYTES)
+    for rows, groups, block_k, stages, split in product(
+        BLOCK_ROWS, WARPGROUPS, depths, STAGES, SPLITS
+    ):
+        warpgroups, halves = groups
+        columns = ROWS * warpgroups * halves
+        if columns > ROWS and columns >= 2 * layout.padded_n(spec.n):
+            continue
+        if split > 1 and -(-spec.n // columns) > FEW_BLOCKS:
+            continue
+        warps = warpgroups * WARPGROUP_WARPS
+        yield Schedule("wgmma", rows, columns, block_k, 1, warps, 1, stages, split)
+
+
+def wgmma_kernel(name: str, spec: MatmulSpec, schedule: Schedule, activation: Activation) -> Kernel:
+    """The kernel called `name`."""
+    arithmetic: Arithmetic
+    if activation == "int8":
+        arithmetic = Int8Products(spec)
+    else:
+        arithmetic = HalfProducts(spec, activation)
+    return _kernel(name, spec, schedule, activation, arithmetic)
+
+
+def wgmma_accumulator_kernel(name: str, spec: MatmulSpec, schedule: Schedule) -> Kernel:
+    """The kernel that stores acc, i32 [groups][m][n], in the place of y."""
+    return _kernel(name, spec, schedule, "int8", Int8Accumulators(spec))
+
+
+def _kernel(
+    name: str,
+    spec: MatmulSpec,
+    schedule: Schedule,
+    activation: Activation,
+    arithmetic: Arithmetic,
+) -> Kernel:
+    plan = plan_of(spec, schedule, activation)
+    emit = partial(emit_wgmma_kernel, name=name, plan=plan, arithmetic=arithmetic)
+    return Kernel(name, (schedule.block_m, schedule.block_n), emit)
+
+
+def wgmma_features(
+    spec: MatmulSpec, schedule: Schedule, m: int, strategy: str, activation: Activation
+) -> KernelFeatures:
+    """What a launch (and its reduction) does for `m` rows."""
+    plan = plan_of(spec, schedule, activation)
+    layout = plan.weights
+    blocks_m, blocks_n = -(-m // schedule.block_m), -(-spec.n // schedule.block_n)
+    tiles = blocks_m * blocks_n
+    depth = plan.iterations * schedule.block_k
+    mma_ops = 2.0 * tiles * schedule.block_m * schedule.block_n * depth
+    decoded = tiles * schedule.block_n * depth
+    quantized = activation == "int8"
+    # A warpgroup reads all rows of a stage, for each half.
+    reads = plan.consumers * plan.halves * plan.rows_bytes
+    reads += plan.weights_bytes * (2 // plan.halves)
+    threads = 32 * schedule.warps_n
+    return KernelFeatures(
+        arch="",
+        strategy=strategy,
+        schedule=schedule.name,
+        kind=schedule.kind,
+        m=m,
+        n=spec.n,
+        k=spec.k,
+        weight_bits=layout.bits,
+        activation_bits=spec.activation.bits if spec.activation is not None else 16,
+        block_m=schedule.block_m,
+        block_n=schedule.block_n,
+        block_k=schedule.block_k,
+        blocks=tiles * schedule.split,
+        group_m=plan.group_m,
+        threads=schedule.threads,
+        weight_bytes=layout.nbytes(spec.n),
+        activation_bytes=m * plan.row_bytes,
+        written_bytes=4 * m * spec.n,
+        bytes_in_flight=(schedule.stages - 1) * plan.stage_bytes,
+        wgmma_s8_ops=mma_ops if quantized else 0.0,
+        wgmma_f16_ops=0.0 if quantized else mma_ops,
+        alu_ops=issue_counts.decode_integer(layout) * decoded,
+        issued=float(tiles * plan.iterations * threads) * issue_counts.wgmma_stage(plan),
+        shared_traffic=float(tiles * plan.iterations * (plan.stage_bytes + reads)),
+        workspace_bytes=schedule.split * m * spec.n * 4 if schedule.split > 1 else 0,
+        stages=schedule.stages,
+        split=schedule.split,
+        registers=plan.launch_registers,
+        shared_bytes=plan.shared_bytes,
+        launches=2 if schedule.split > 1 else 1,
+    )

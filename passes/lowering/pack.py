@@ -1,0 +1,64 @@
+"""`abq.pack` and `abq.fused_pack` become one launch each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from abqc.dialects.abq_conv import epilogue_inputs
+from abqc.dialects.mlir import arith, ir
+
+from ..infrastructure import Unit
+from ..loops.epilogues import body_of
+from ..resolve_dims import dimension_or_query, index
+from .matmul import Gate, launch_products
+from .rules import Lowering, ceil_div, product
+
+
+def fused_pack_kernel(unit: Unit, op: ir.Operation) -> Any | None:
+    """The target's kernel of an `abq.fused_pack`; None where it has none."""
+    pack = unit.kernels[ir.StringAttr(op.attributes["kernel"]).value]
+    reads: list[Any] = [ir.StringAttr(read).value for read in ir.ArrayAttr(op.attributes["reads"])]
+    return unit.known_target.fused_pack(pack, body_of(op.regions[0].blocks[0], reads))
+
+
+def lower_pack(low: Lowering, op: ir.Operation) -> None:
+    """With scales of their own for each row, or for several."""
+    view = op.opview
+    kernel = low.unit.kernels[ir.StringAttr(view.kernel).value]
+    *lead, _ = low.sizes(view.x)
+    rows = product(lead)
+    packed = low.allocate_rows(rows, op.results[0])
+    x = low.buffer(view.x)
+    grid = ceil_div(rows, kernel.block[0])
+    if view.x_scale is None:
+        low.launch(kernel.name, grid, [x, packed, rows])
+    else:
+        samples = dimension_or_query(view.x_scale, 0)
+        shared = arith.CeilDivUIOp(rows, arith.MaxUIOp(samples, index(1)).result).result
+        scale, zero = low.buffer(view.x_scale), low.buffer(view.x_zero)
+        low.launch(kernel.name, grid, [x, scale, zero, packed, rows, shared])
+    low.buffers[op.results[0]] = packed
+
+
+def lower_fused_pack(low: Lowering, op: ir.Operation) -> None:
+    """Likewise; the rows are made first, of products that are launched with it or of others."""
+    view = op.opview
+    kernel = fused_pack_kernel(low.unit, op)
+    assert kernel is not None, "fuse-pack asks the target before"
+    low.unit.kernels[kernel.name] = kernel
+    *lead, _ = low.sizes(view.x)
+    rows = product(lead)
+    packed = low.allocate_rows(rows, op.results[0])
+    values = [view.x, *epilogue_inputs(view)]
+
+    def launch(operands: list[ir.Value]) -> None:
+        low.launch(kernel.name, ceil_div(rows, kernel.block[0]), [*operands, packed, rows])
+
+    products, low.together = low.together, []
+    if products:
+        places = [[each.results[0] for each in products].index(value) for value in values]
+        gate = Gate(op, packed, lambda results: launch([results[place] for place in places]))
+        launch_products(low, products, gate)
+    else:
+        launch([low.buffer(value) for value in values])
+    low.buffers[op.results[0]] = packed
