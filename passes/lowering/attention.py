@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from abqc.dialects import abq
 from abqc.dialects.cache_formats import parse_cache_format
@@ -21,9 +21,7 @@ from ..resolve_dims import dimension_or_query, index
 from .cache_buffers import buffer_of
 from .rules import Lowering, by_rows, ceil_div, product
 
-if TYPE_CHECKING:
-    from abqc.codegen.strategy import AttentionVariant
-
+AttentionVariant = Any  # that of codegen/strategy.py, which passes know by its fields alone
 
 # More rows than these are packed faster by blocks of their own.
 FEW_PACKED_ROWS = 2
