@@ -82,6 +82,22 @@ def test_every_format_packs_bytes_and_planes(activation: str) -> None:
     check(PlaneRows.of(spec), spec, 3)
 
 
+@pytest.mark.parametrize("activation", ["a8", "a3", "a8:token:sym", "a4:token:sym:c37"])
+def test_divisions_are_exact_at_every_magnitude(activation: str) -> None:
+    """Codes near the middle between two, of rows from subnormal numbers to the end of the range."""
+    rng = np.random.default_rng(3)
+    exponents = np.linspace(-149, 126, 56).astype(int)[:, None]
+    x = np.ldexp(rng.integers(-255, 256, (56, 128)) * np.float32(0.5), exponents - 7)
+    x = x * np.where(rng.integers(0, 2, x.shape) == 1, 1, 1 + rng.integers(-3, 4, x.shape) * 2**-23)
+    x = x.astype(np.float32)
+    spec = spec_of("w4:g64:asym", activation, 128)
+    layout = Int8Rows.of(spec)
+    codes, scale, zero = formats.quantize_activation(x, spec.activation)
+    np.testing.assert_array_equal(
+        packed(spec, layout, x), layout.pack_reference(codes, scale, zero)
+    )
+
+
 SHAPES = [
     ("w8:channel:asym", 1),
     ("w8:channel:asym", 129),

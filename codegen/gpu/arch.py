@@ -37,6 +37,11 @@ class GpuArch(GpuLimits):
     wgmma: frozenset[str] = frozenset()  # types of native `wgmma.mma_async`
 
     @property
+    def warp_reductions(self) -> bool:
+        """Whether `redux.sync` reduces integers over a warp in one instruction."""
+        return self.capability >= (8, 0)
+
+    @property
     def llvm_features(self) -> str:
         return f"+ptx{self.ptx_version}"
 

@@ -76,6 +76,10 @@ class GpuBuilder(Emitter):
         """A non-negative i32 as i64."""
         return self.zext(value, "i64")
 
+    def unsigned_max(self, a: Value, c: Value) -> Value:
+        """The larger one of two i32, unsigned."""
+        return self.intrinsic("llvm.umax.i32", "i32", a, c)
+
     def ceil_div(self, value: Value, by: int) -> Value:
         """`ceil(value / by)` of a non-negative i32."""
         return value if by == 1 else (value + (by - 1)) // by
@@ -159,6 +163,11 @@ class GpuBuilder(Emitter):
         )
         return Value(op.result)
 
+    def barrier_any(self, value: Value) -> Value:
+        """A barrier; not 0 (i32) in all threads of the block where `value` is not 0 in one."""
+        reduction = ir.Attribute.parse("#nvvm.reduction<or>")
+        return Value(nvvm.BarrierReductionOp(reduction, value.ir).operation.results[0])
+
     def fence(self) -> None:
         """What the thread did to memory before is seen by all of the GPU before what it does after;
         what others did before theirs, by this thread after it."""
@@ -233,11 +242,28 @@ class GpuBuilder(Emitter):
 
     def warp_sum(self, value: Value, lanes: int = WARP) -> Value:
         """The sum over each group of `lanes` neighbouring lanes, in all of them."""
+        if self._reduces(value, lanes):
+            return self._reduced("add", value)
         return self._butterfly(value, lanes, lambda a, c: a + c)
 
     def warp_max(self, value: Value, lanes: int = WARP) -> Value:
         """The maximum (signed) over each group of `lanes` neighbouring lanes, in all of them."""
+        if self._reduces(value, lanes):
+            return self._reduced("max", value)
         return self._butterfly(value, lanes, self.max)
+
+    def warp_unsigned_max(self, value: Value, lanes: int = WARP) -> Value:
+        """As `warp_max`, unsigned."""
+        if self._reduces(value, lanes):
+            return self._reduced("umax", value)
+        return self._butterfly(value, lanes, self.unsigned_max)
+
+    def _reduces(self, value: Value, lanes: int) -> bool:
+        return lanes == WARP and value.type == type_of("i32") and self.arch.warp_reductions
+
+    def _reduced(self, how: str, value: Value) -> Value:
+        mask = self.const(FULL, "i32")
+        return self.intrinsic(f"llvm.nvvm.redux.sync.{how}", "i32", value, mask)
 
     def _butterfly(self, value: Value, lanes: int, combine: Any) -> Value:
         distance = lanes // 2

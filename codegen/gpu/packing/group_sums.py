@@ -14,7 +14,7 @@ from abqc.codegen.builder import Value
 
 from ..arch import WARP
 from ..builder import GpuBuilder
-from ..rows.reduction import RowReduction, butterfly
+from ..rows.reduction import RowReduction
 from ..rows.threads import CHUNK, PER_LANE, Place, RowThreads
 from .layout import GroupedK
 
@@ -85,7 +85,7 @@ class ChunkSums:
 
     def add(self, position: Value, total: Value, own: Value, carry: Sequence[Value]) -> list[Value]:
         b, pitch = self.b, self.grouped.padded_group
-        total = butterfly(b, total, pitch // PER_LANE, lambda x, y: x + y)
+        total = b.warp_sum(total, pitch // PER_LANE)
         group = position // pitch
         first = (position & (pitch - 1)) == 0
         with b.when(own & first & (group < self.grouped.groups)):
@@ -124,7 +124,7 @@ class SharedSums:
 
     def add(self, position: Value, total: Value, own: Value, carry: Sequence[Value]) -> list[Value]:
         b, piece = self.b, _piece(self.grouped)
-        total = butterfly(b, total, piece // PER_LANE, lambda x, y: x + y)
+        total = b.warp_sum(total, piece // PER_LANE)
         with b.when(own & ((position & (piece - 1)) == 0)):
             b.store(total, self._mine, position // piece * 4)
         return []

@@ -41,7 +41,7 @@ class RowReduction:
     def run(self, values: Sequence[Value], combine: Sequence[Combine]) -> list[Value]:
         """Each value combined by its function, in an order that does not depend on timing."""
         pairs = list(zip(values, combine, strict=True))
-        lanes = [butterfly(self.b, value, WARP, how) for value, how in pairs]
+        lanes = [over_warp(self.b, value, how) for value, how in pairs]
         return self.across_warps(lanes, combine)
 
     def across_warps(self, values: Sequence[Value], combine: Sequence[Combine]) -> list[Value]:
@@ -63,8 +63,21 @@ class RowReduction:
             for i, value in enumerate(values)
         ]
         return [
-            butterfly(b, value, warps, how) for value, how in zip(partial, combine, strict=True)
+            # Of maxima, lanes may have the same one several times.
+            over_warp(b, value, how) if _is_maximum(b, how) else butterfly(b, value, warps, how)
+            for value, how in zip(partial, combine, strict=True)
         ]
+
+
+def over_warp(b: GpuBuilder, value: Value, combine: Combine) -> Value:
+    """`value` combined over all lanes of a warp, in all of them."""
+    if combine == b.unsigned_max:
+        return b.warp_unsigned_max(value)
+    return b.warp_max(value) if combine == b.max else butterfly(b, value, WARP, combine)
+
+
+def _is_maximum(b: GpuBuilder, combine: Combine) -> bool:
+    return combine in (b.max, b.unsigned_max)
 
 
 def butterfly(b: GpuBuilder, value: Value, lanes: int, combine: Combine) -> Value:

@@ -26,7 +26,8 @@ MAX_WARPS = 32  # of a row
 ROTATING_WARPS = 16  # of a row that is rotated: a base matrix takes registers
 MAX_CHUNKS = 256  # chunks in the registers of a row's warps: half of a multiprocessor's registers
 SMALL_BLOCK = 4  # warps of a block whose rows need fewer
-WARP_CHUNKS = 2  # a row gets more warps rather than more chunks a warp than this
+WARP_CHUNKS = 4  # of a row at least, before it gets more warps than a small block
+ROTATED_CHUNKS = 2  # of a rotated row: it gets more warps rather than more chunks a warp than this
 
 Chunk = list[Value]  # PER_LANE values of a lane
 
@@ -52,7 +53,12 @@ class RowThreads:
         are whole blocks then, where there are several."""
         chunks = -(-positions // CHUNK)
         most = ROTATING_WARPS if rotated else MAX_WARPS
-        warps = min(most, power_of_two(-(-chunks // WARP_CHUNKS)))
+        warps = min(most, power_of_two(-(-chunks // ROTATED_CHUNKS)))
+        if not rotated:
+            # What all of a row's warps do alike, its scale above all, is issued once a warp: on one
+            # multiprocessor this is most of what a row costs.
+            few = 1 << max(0, (chunks // WARP_CHUNKS).bit_length() - 1)
+            warps = min(warps, max(SMALL_BLOCK, few))
         held = -(-chunks // warps)
         if held > MAX_CHUNKS // warps:
             fitting = range(1, MAX_CHUNKS // warps + 1)

@@ -24,7 +24,9 @@ class Piece:
     """16 bytes that this thread copies in every stage.
 
     `along_k` is its offset in a stage's bytes of one row or tile; pieces at or beyond `end` of all
-    stages are zeros (None: there are none). `present`: whether this thread has this piece at all.
+    stages are zeros (None: there are none), and so are those of rows of which `exists` does not
+    hold: by `cp.async` nothing is read for them. `present`: whether this thread has this piece at
+    all.
     """
 
     source: Value
@@ -33,6 +35,7 @@ class Piece:
     step: int  # bytes of a stage in `source`
     end: int | None
     present: Value | None
+    exists: Value | None = None
 
 
 class StageCopies:
@@ -48,7 +51,7 @@ class StageCopies:
         first_tile: Value,
         m: Value,
     ) -> None:
-        """`first_row`, `first_tile`: the block's. Rows and tiles beyond the last repeat it."""
+        """`first_row`, `first_tile`: the block's. Tiles beyond the last repeat it."""
         self.b = b
         self.plan = plan
         self.pieces = [
@@ -84,6 +87,7 @@ class StageCopies:
                     plan.stage_row_bytes,
                     plan.code_bytes if tail else None,
                     self._present(number, block_m * per_row, turn),
+                    first_row + row < m,
                 )
             )
         return pieces
@@ -165,10 +169,12 @@ class StageCopies:
 
     def _valid(self, piece: Piece, iteration: Value) -> Value | None:
         """How many of the piece's bytes exist; the others are zeros."""
-        inside = self._inside(piece, iteration)
-        if inside is None:
+        valid = self._inside(piece, iteration)
+        if piece.exists is not None:
+            valid = piece.exists if valid is None else piece.exists & valid
+        if valid is None:
             return None
-        return self.b.select(inside, self.b.const(PIECE_BYTES, "i32"), 0)
+        return self.b.select(valid, self.b.const(PIECE_BYTES, "i32"), 0)
 
 
 def swizzled(plan: TilePlan, offset: Value) -> Value:
