@@ -35,6 +35,11 @@ class RowPointers:
     first: Value
     m: Value
 
+    @property
+    def first_row(self) -> Value:
+        """The pointer to the first row."""
+        return self.b.at(self.base, self.b.wide(self.first) * self.values.row_bytes)
+
     def exists(self, row: Value | int) -> Value:
         """Whether there is a row `row` of the block."""
         return self.first + row < self.m
