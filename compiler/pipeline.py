@@ -63,6 +63,7 @@ LOWER = (
     "decompose-concat",
     TIDY,
     "merge-products",
+    "gate-products",
     "lower-abq",
     TIDY,
     "separate-fills",  # after the last cse, which would merge them again
@@ -82,6 +83,8 @@ LOWER = (
 # and loops grid functions.
 CPU_KERNELS = ("outline-kernels", TIDY, "outline-sequences", TIDY, "insert-frees")
 GPU_KERNELS = (
+    "write-appends",
+    "merge-loops",
     "outline-gpu-kernels",
     "outline-serial-code",
     TIDY,
@@ -111,7 +114,7 @@ CPU_FUSIONS = (
     "sink-transposes",  # a GPU's convolutions have channels last themselves
     "func.func(canonicalize,cse,linalg-fuse-elementwise-ops,canonicalize,cse)",
 )
-PACK_FUSIONS = ("fuse-norm-pack", "fuse-pack")
+PACK_FUSIONS = ("fuse-norm-pack", "fuse-pack", "fuse-attention-pack")
 
 
 def stages(on_device: bool) -> dict[str, tuple[str, ...]]:

@@ -14,6 +14,7 @@ from typing import Protocol
 from abqc.codegen.gpu.arch import GpuArch
 from abqc.codegen.gpu.assembly.spills import compile_kernels
 from abqc.codegen.gpu.matmul.schedule import Schedule
+from abqc.codegen.gpu.matmul.strategy import Scheduled
 from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.compiler import tune_jobs
 from abqc.compiler.tune import Progress
@@ -48,11 +49,30 @@ HOPEFUL = 2.0  # times the predicted best: slower candidates are not worth measu
 class Strategy(Protocol):
     """What is needed of a GpuStrategy."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def features(self, spec: MatmulSpec, schedule: Schedule, m: int) -> KernelFeatures: ...
 
     def reduce_kernel(self, spec: MatmulSpec, schedule: Schedule) -> Kernel | None: ...
+
+
+@dataclass(frozen=True)
+class Described:
+    """A strategy on one target, with what is expected of its machine code."""
+
+    scheduled: Scheduled
+
+    @property
+    def name(self) -> str:
+        return self.scheduled.name
+
+    def features(self, spec: MatmulSpec, schedule: Schedule, m: int) -> KernelFeatures:
+        (features,) = self.scheduled.described(spec, schedule, m)
+        return features
+
+    def reduce_kernel(self, spec: MatmulSpec, schedule: Schedule) -> Kernel | None:
+        return self.scheduled.strategy.reduce_kernel(spec, schedule)
 
 
 Candidates = Callable[[MatmulSpec], Sequence[tuple[Strategy, Schedule, Kernel]]]
@@ -68,7 +88,7 @@ def target_candidates(target: str) -> tuple[GpuArch, Candidates]:
 
     def candidates(spec: MatmulSpec) -> list[tuple[Strategy, Schedule, Kernel]]:
         return [
-            (scheduled.strategy, schedule, scheduled.strategy.kernel(spec, schedule))
+            (Described(scheduled), schedule, scheduled.kernel(spec, schedule))
             for scheduled in cuda.strategies
             if scheduled.unsupported(spec) is None
             for schedule in scheduled.candidates(spec)
@@ -124,7 +144,7 @@ def select(
                 for strategy, schedule, kernel in listed
                 if schedule.max_rows is None or m <= schedule.max_rows
             ]
-            seconds = [model.predict(c.features) for c in able]
+            seconds = model.predict_all([c.features for c in able])
             best = min(seconds, default=0.0)
             found += [c for c, s in zip(able, seconds, strict=True) if s <= HOPEFUL * best]
     return random.Random(0).sample(found, min(limit, len(found)))

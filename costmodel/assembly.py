@@ -38,20 +38,21 @@ class KernelCode:
 
     A `family` is made by the same functions; `numbers` are those of its plan, by name, and of the
     same names in all of a family. `bound`: registers that a thread may have; 0: as many as ptxas
-    thinks best.
+    thinks best. `registers`: of a thread where the kernel sets them itself, else 0.
     """
 
     family: str
     numbers: Mapping[str, float]
     threads: int
     bound: int = 0
+    registers: int = 0
 
 
 @dataclass(frozen=True)
 class Assembly:
     """What is expected of a kernel for one target, built so that nothing is spilled that need not
-    be: registers of a thread; the bound that this takes (0: none); whether it spills all the same;
-    instructions of the main loop, over those that the plan reckons with."""
+    be: registers of a thread; the bound that this takes (0: as its plan has it); whether it spills
+    all the same; instructions of the main loop, over those that the plan reckons with."""
 
     registers: int
     bound: int
@@ -155,23 +156,27 @@ def _predict(family: Family, kernels: Sequence[KernelCode], arch: str) -> list[A
     rows = np.array([row(code, family.names, arch, code.bound) for code in kernels])
     most = np.array([most_registers(arch, code.threads) for code in kernels])
     registers, spills = _allocated(family, rows)
+    fixed = np.array([code.registers for code in kernels])
+    registers, spills = np.where(fixed, fixed, registers), spills & (fixed == 0)
     slots = np.exp(family.slots.predict(rows))
-    while (again := spills & (registers + STEP <= most)).any():
-        bounds = registers[again] + STEP
-        rows[again, BOUND], rows[again, CAP] = bounds, bounds
-        raised, spills[again] = _allocated(family, rows[again])
-        registers[again] = np.where(spills[again], bounds, raised)
+    bounds = np.zeros(len(rows), np.int64)
+    while True:
+        higher = np.maximum(bounds, -(-registers // STEP) * STEP) + STEP
+        again = spills & (higher <= most)
+        if not again.any():
+            break
+        bounds[again] = rows[again, BOUND] = rows[again, CAP] = higher[again]
+        registers[again], spills[again] = _allocated(family, rows[again])
     return [
-        Assembly(int(r), int(bound), bool(spilled), float(factor))
-        for r, bound, spilled, factor in zip(registers, rows[:, BOUND], spills, slots, strict=True)
+        Assembly(int(used), int(bound), bool(spilled), float(factor))
+        for used, bound, spilled, factor in zip(registers, bounds, spills, slots, strict=True)
     ]
 
 
 def _allocated(family: Family, rows: F64) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Registers, and whether there are too few: then a kernel has all that it may have."""
-    spills = family.spills.predict(rows) > 0
+    """Registers, and whether they are too few."""
     registers = np.minimum(np.rint(family.registers.predict(rows)), rows[:, CAP])
-    return registers.astype(np.int64), spills
+    return registers.astype(np.int64), family.spills.predict(rows) > 0
 
 
 def _packed(trees: Trees) -> dict[str, NDArray[Any]]:

@@ -61,8 +61,9 @@ BASE_REGISTERS, REGISTERS_PER_ACCUMULATOR = 40, 2.5
 L1_SHARE = 0.25  # of an SM's memory that is left to L1
 L2_SHARE = 0.75  # of L2 that one kernel's operands keep
 SERIAL = 0.05  # of the work of faster resources, which does not overlap with the slowest
-# Of a warpgroup that is alone on an SM: while it decodes and waits, nothing is multiplied.
-ALONE = 0.65
+# Of wgmma's rate that warpgroups reach that decode in turns; of that, one that is alone on an SM:
+# while it decodes and waits, nothing is multiplied.
+WGMMA_EFFICIENCY, ALONE = 0.85, 0.65
 WARPGROUP = 4 * WARP
 # By rows of a block, the part of wgmma's rate: measured on an H200, both operands in shared memory.
 WGMMA_PART = {8: 0.27, 16: 0.48, 32: 0.74, 64: 0.96}
@@ -227,7 +228,7 @@ class _Kernel:
         if unit in WGMMA_UNITS:
             part = max((p for rows, p in WGMMA_PART.items() if rows <= f.block_m), default=1.0)
             multiplying = blocks * (f.threads // WARPGROUP - 1)
-            return EFFICIENCY * part * (ALONE if multiplying == 1 else 1.0)
+            return WGMMA_EFFICIENCY * part * (ALONE if multiplying == 1 else 1.0)
         if unit not in TENSOR_UNITS:
             return EFFICIENCY * min(1.0, blocks * warps / WARPS_IN_FLIGHT)
         chains = max(1.0, f.block_m * f.block_n * f.warps_k / ACCUMULATORS / warps)

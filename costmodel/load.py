@@ -1,5 +1,5 @@
 """The cost model of a target: the user's, saved by `abqc tune`; else one that comes with the
-package for this CPU or the nearest; else the analytic one.
+package for this CPU or GPU or the nearest; else the analytic one.
 
 Saved models stand in the user's cache folder (`runtime/environment.py`).
 """
@@ -7,6 +7,7 @@ Saved models stand in the user's cache folder (`runtime/environment.py`).
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 from ..errors import ArtifactError
 from ..runtime.environment import cache_folder
@@ -14,9 +15,10 @@ from .analytic import AnalyticModel
 from .cpu_identity import CpuIdentity
 from .gpu_analytic import GpuAnalyticModel
 from .hardware import gpu_for
-from .shipped import shipped_for
+from .shipped import shipped_for, shipped_for_gpu
 
 AnyModel = AnalyticModel | GpuAnalyticModel
+M = TypeVar("M", AnalyticModel, GpuAnalyticModel)
 
 
 def model_path(target: str) -> Path:
@@ -36,22 +38,43 @@ def analytic_model(target: str, device: str = "") -> AnyModel:
 
 
 def shipped_model(target: str, device: str = "") -> AnyModel:
-    """What there is without the user's: the model that comes with the package for this CPU or the
-    nearest, else the analytic one."""
+    """What there is without the user's: the model that comes with the package for this CPU, or for
+    the GPU of the name `device`, or the nearest; else the analytic one."""
+    analytic = analytic_model(target, device)
+    if isinstance(analytic, GpuAnalyticModel):
+        return _shipped_gpu(analytic)
     cpu = CpuIdentity.of_this_machine()
-    shipped = shipped_for(cpu) if target == "cpu" else None
+    shipped = shipped_for(cpu)
     if cpu is None or shipped is None:
-        return analytic_model(target, device)
+        return analytic
     try:
         model = AnalyticModel.load(shipped.path)
     except ArtifactError as error:
-        model = AnalyticModel()
-        model.warning = f"the cost model that comes with the package is not used: {error}"
-        return model
+        return _without(analytic, error)
     model.origin = f"shipped for {shipped.name}"
     if not shipped.matches(cpu):
         model.origin += f", the nearest to {cpu.text}"
     return model
+
+
+def _shipped_gpu(analytic: GpuAnalyticModel) -> GpuAnalyticModel:
+    """The model of a GPU with the residual that was measured on it or on the nearest."""
+    shipped = shipped_for_gpu(analytic.gpu)
+    if shipped is None:
+        return analytic
+    try:
+        analytic.residual = GpuAnalyticModel.load(shipped.path).residual
+    except ArtifactError as error:
+        return _without(analytic, error)
+    analytic.origin = f"shipped for {shipped.name}"
+    if shipped.name != analytic.gpu.name:
+        analytic.origin += f", the nearest to {analytic.gpu.name}"
+    return analytic
+
+
+def _without(analytic: M, error: ArtifactError) -> M:
+    analytic.warning = f"the cost model that comes with the package is not used: {error}"
+    return analytic
 
 
 def model_for(target: str) -> AnyModel:

@@ -1,7 +1,7 @@
 """The models that come with the package: trained where a machine could be measured, one row each.
 
-Their files, in `weights/`, are written by tests/bench/costmodel/train.py and say in `trained` on
-what.
+Their files, in `weights/`, are written by tests/bench/costmodel/ (train.py, train_gpu.py) and say
+in `trained` on what.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .cpu_identity import CpuIdentity
+from .hardware_gpu import Gpu
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -53,3 +54,25 @@ def shipped_for(cpu: CpuIdentity | None, rows: Sequence[Shipped] = CPUS) -> Ship
         return own
     near = [row for row in rows if cpu.best_isa in row.isas]
     return min(near, key=lambda row: row.vendor != cpu.vendor, default=None)
+
+
+@dataclass(frozen=True)
+class ShippedGpu:
+    """A residual and the GPU of `hardware_gpu.py` that it was measured on."""
+
+    name: str
+    arch: str
+    file: str
+
+    @property
+    def path(self) -> Path:
+        return WEIGHTS / self.file
+
+
+GPUS = (ShippedGpu("H200", "sm_90a", "h200.json"),)
+
+
+def shipped_for_gpu(gpu: Gpu, rows: Sequence[ShippedGpu] = GPUS) -> ShippedGpu | None:
+    """That of a GPU; else of one of its architecture. None where there is none."""
+    near = [row for row in rows if row.arch == gpu.arch]
+    return min(near, key=lambda row: row.name != gpu.name, default=None)

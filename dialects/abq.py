@@ -233,6 +233,24 @@ class AttentionOp(VerifiedOperation, name="attention", traits=[ext.Pure]):
             _require(len(map_.results) == len(shape(op.mask)), "mask_map: a result for each axis")
 
 
+class AttentionPackOp(AttentionOp, name="attention_pack"):
+    """`abq.attention`, heads of a row behind each other, and an `abq.pack` of its rows.
+
+    `kernel` is the name of the packing kernel, `packed`, B x M x row bytes, what it packs.
+    """
+
+    kernel: ir.StringAttr = ext.attribute(kw_only=True)
+    packed: TensorResult = ext.result(kw_only=True)
+
+    @staticmethod
+    def check(op: Any) -> None:
+        AttentionOp.check(op)
+        _require(list(ir.DenseI64ArrayAttr(op.attributes["rows_first"]))[3] == 1, "rows come first")
+        rows, y = shape(op.packed), shape(op.result)
+        _require(is_packed(op.packed) and len(rows) == 3, "packed are bytes of rows")
+        _require(all(map(_agree, rows[:2], y[:2])), "packed are the rows of y")
+
+
 class NormOp(VerifiedOperation, name="norm", traits=[ext.Pure]):
     """Rows (the last axis) normalized, `kind` `layer` or `rms`, after a residual is added to them.
 

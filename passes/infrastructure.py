@@ -52,6 +52,7 @@ PASS_FILES = (
     "fold_transposes",
     "forward_copies",
     "fuse_attention",
+    "fuse_attention_pack",
     "fuse_bias",
     "fuse_caches",
     "fuse_concat",
@@ -59,12 +60,14 @@ PASS_FILES = (
     "fuse_norm",
     "fuse_norm_pack",
     "fuse_pack",
+    "gate_products",
     "guard_divisions",
     "guard_indices",
     "insert_fake_quantize",
     "insert_frees",
     "integer_only",
     "lower_abq",
+    "merge_loops",
     "merge_products",
     "outline_gpu_kernels",
     "outline_kernels",
@@ -81,6 +84,7 @@ PASS_FILES = (
     "sink_transposes",
     "sort_channels",
     "version_loops",
+    "write_appends",
 )
 
 

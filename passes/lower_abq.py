@@ -262,6 +262,7 @@ _RULES: dict[str, Rule] = {
     "abq.fused_matmul": lower_matmul,
     "abq.batch_matmul": _batch_matmul,
     "abq.attention": lower_attention,
+    "abq.attention_pack": lower_attention,
     "abq.norm": lower_norm,
     "abq.norm_pack": lower_norm_pack,
     "abq.softmax": lower_softmax,

@@ -150,6 +150,7 @@ def _pack_planes(op: ir.Operation, axis: int) -> ir.Value | None:
 
 _RULES = {
     "abq.attention": _attention,
+    "abq.attention_pack": _attention,
     "abq.measure": _samples,
     "abq.matmul": _of_first_operand,
     "abq.fused_matmul": _of_first_operand,

@@ -79,7 +79,14 @@ class FakeMachine:
         return [8] * kernel[2]
 
     def launch(
-        self, kernel: Any, grid: Extents, block: Extents, parameters: list[bytes], shared: int
+        self,
+        kernel: Any,
+        grid: Extents,
+        block: Extents,
+        parameters: list[bytes],
+        shared: int,
+        after: Sequence[Any],
+        complete: Sequence[Any],
     ) -> None:
         name, function, _ = kernel
         self.launches.append(name)

@@ -10,8 +10,9 @@ from abqc.codegen import isa as isas
 from abqc.costmodel import cpu_identity, load, shipped
 from abqc.costmodel.analytic import AnalyticModel
 from abqc.costmodel.cpu_identity import CpuIdentity
+from abqc.costmodel.hardware import gpu_named
 from abqc.costmodel.interface import MatmulFeatures
-from abqc.costmodel.shipped import CPUS, Shipped, shipped_for
+from abqc.costmodel.shipped import CPUS, GPUS, Shipped, ShippedGpu, shipped_for, shipped_for_gpu
 
 AVX512 = frozenset(isas.AVX512.cpu_flags)
 AVX2 = frozenset(isas.AVX2.cpu_flags)
@@ -86,4 +87,29 @@ def test_an_unreadable_shipped_model_does_not_keep_from_compiling(tmp_path: Path
     monkeypatch.setattr(CpuIdentity, "of_this_machine", lambda: ZEN4)
     monkeypatch.setattr(shipped, "WEIGHTS", tmp_path)
     model = load.shipped_model("cpu")
+    assert model.status == "analytic only" and "not used" in model.warning
+
+
+def test_a_gpu_gets_its_own_model_or_that_of_its_architecture():
+    rows = tuple(ShippedGpu(name, "sm_89", f"{name}.json") for name in ("RTX 4090", "L4"))
+    assert shipped_for_gpu(gpu_named("L4"), rows) is rows[1]
+    assert shipped_for_gpu(gpu_named("H200"), rows) is None
+
+
+@pytest.mark.parametrize("row", GPUS, ids=lambda row: row.name)
+def test_every_model_of_a_gpu_can_be_read_and_is_used(row: ShippedGpu):
+    model = load.shipped_model(row.arch, row.name)
+    assert model.residual is not None and model.status.endswith(f"shipped for {row.name}")
+    assert row.path.stat().st_size < 300_000
+
+
+def test_another_gpu_of_the_architecture_keeps_its_own_roofline():
+    model = load.shipped_model("sm_90a", "NVIDIA H100 80GB HBM3")
+    assert model.machine == "H100" and model.status.endswith("H200, the nearest to H100")
+    assert load.shipped_model("sm_80").status == "analytic only"
+
+
+def test_an_unreadable_model_of_a_gpu_does_not_keep_from_compiling(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(shipped, "WEIGHTS", tmp_path)
+    model = load.shipped_model("sm_90a")
     assert model.status == "analytic only" and "not used" in model.warning

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gpu_kernels
+import ml_dtypes
 import numpy as np
 import pytest
 from abqc.codegen.gpu.arch import SM_75, SM_80, GpuArch
 from abqc.codegen.gpu.assembly.tools import find_tool
 from abqc.codegen.gpu.float_products.batch_matmul import batch_matmul_kernels
+from abqc.dialects.formats import Float
 from test_gpu_float import check, random
 
 BATCHES = [
@@ -23,6 +25,9 @@ BATCHES = [
 ]
 
 
+ELEMENTS: dict[str, Float] = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+
+
 def run_batch(
     a: np.ndarray,
     b: np.ndarray,
@@ -34,9 +39,10 @@ def run_batch(
     """`a` [batch, m, k] times `b` [batches of b, n, k], stored as the kernel wants it."""
     (batch, m, k), n = a.shape, b.shape[1]
     pitch = n * k + room  # room between the matrices, which holds what must not be read
-    stored = np.full((len(b), pitch), np.nan, np.float32)
+    stored = np.full((len(b), pitch), np.nan, b.dtype)
     stored[:, : n * k] = (b if transposed else b.swapaxes(1, 2)).reshape(len(b), -1)
-    kernel = next(v.kernel for v in batch_matmul_kernels(transposed) if v.covers(m))
+    variants = batch_matmul_kernels(transposed, ELEMENTS[b.dtype.name])
+    kernel = next(v.kernel for v in variants if v.covers(m))
     arguments = [a, stored, gpu_kernels.output(batch * m * n), m, n, k, group, pitch]
     y = gpu_kernels.run(kernel, kernel.grid(batch, m, n), arguments, arch)[2]
     return gpu_kernels.take(y).reshape(batch, m, n)
@@ -50,6 +56,16 @@ def test_batch_matmul(shape, transposed):
     a, b = random(rng, batch, m, k), random(rng, -(-batch // group), n, k)
     y = run_batch(a, b, group, transposed)
     check(y, a, np.repeat(b, group, axis=0)[:batch])
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["f16", "bf16"])
+@pytest.mark.parametrize(("m", "k"), [(1, 33), (1, 36), (3, 20)])
+def test_halves(m, k, dtype, transposed):
+    rng = np.random.default_rng(m)
+    a, b = random(rng, 4, m, k), random(rng, 2, 21, k).astype(dtype)
+    y = run_batch(a, b, 2, transposed, room=4)
+    check(y, a, np.repeat(b.astype(np.float32), 2, axis=0))
 
 
 @pytest.mark.parametrize("room", [0, 4])

@@ -382,7 +382,8 @@ def test_a_run_does_every_item_once(kit: kits.Kit, tmp_path: Path, monkeypatch, 
     every = list(run.CHOICES)
     steps = run._steps(kit, every)
     assert [name for name, _ in steps] == [
-        *("rates", "probes", "check", "table", "baselines", "operators", "models", "launches"),
+        *("rates", "probes", "check", "table", "baselines", "operators"),
+        *("attention", "attention-peers", "models", "launches"),
         *("check", "table", "baselines", "peers", "sanitizer"),
     ]
     assert run._run(kit, every, tmp_path, time.monotonic() + 60) == 1
@@ -390,7 +391,7 @@ def test_a_run_does_every_item_once(kit: kits.Kit, tmp_path: Path, monkeypatch, 
     assert set(records) == set(PARTS) - {run.MACHINE}
     for name, part in ((name, PARTS[name]) for name in records):
         assert [r["item"] for r in records[name]] == list(range(len(part.names(kit))))
-    assert len(list(tmp_path.iterdir())) <= 14
+    assert len(list(tmp_path.iterdir())) <= 16
     assert len(capsys.readouterr().out) < 12_000
 
 

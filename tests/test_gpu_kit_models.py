@@ -43,11 +43,13 @@ def test_models_run_whole(tmp_path: Path):
     build.build(ONE_LAYER, "sm_90a", tmp_path, lambda text: None)
     kit = kits.read(tmp_path)
     assert [feed.name for feed in kit.feeds] == ["decode 3 after 5", "step after 5", "prompt 5"]
-    for number in range(2 * len(kit.feeds)):
+    for number in range(len(models.names(kit))):
         device = PtxDriver((9, 0), separate_buffers=False)
         record = models.measure(kit, number, device=device, runs=1)
         assert record["wrong"] == "" and record["device_seconds"] is None
         assert record["device_missing"] and bool(record["graph_runs"]) == record["graphs"]
+        early = record["shape"] and record["shape"]["dependent"] == record["shape"]["edges"] > 0
+        assert bool(early) == (record["mode"] == "")
     check_tensors_of_pytorch(kit)
     check_launches(kit)
 

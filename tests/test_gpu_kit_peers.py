@@ -14,7 +14,6 @@ from abqc.errors import InputError
 
 sys.path.insert(0, str(Path(__file__).parent / "bench" / "gpu"))
 import build
-from gpukit import kit as kits
 from gpukit import peer_report, peers, report, work
 from gpukit.parts import PARTS, Part
 from gpukit.peer import Case, Operands, Peer
@@ -100,6 +99,16 @@ class Wrong(Exact):
         return (lambda i: 2 * x.float() @ operands.weights[i].t()), None
 
 
+class NoNumber(Exact):
+    """Right alone, but not with quantizing its rows."""
+
+    name = "NoNumber"
+
+    def launches(self, case: Case, operands: Operands, x: Any) -> Any:
+        multiply, _ = super().launches(case, operands, x)
+        return multiply, lambda i: float("nan") * multiply(i)
+
+
 class Broken(Exact):
     name = "Broken"
 
@@ -107,11 +116,14 @@ class Broken(Exact):
         raise ValueError("first line\nno kernel for this")
 
 
+ENGINES = (Exact, Wrong, NoNumber, Broken)
+
+
 @pytest.fixture
 def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """With three peers and one product of 64 by 32."""
+    """With a few peers and one product of 64 by 32."""
     cases = (Case("W4A16"), Case("W4A8"))
-    turns = [peers.Turn(peer, cases, ((64, 32),)) for peer in (Exact, Wrong, Broken)]
+    turns = [peers.Turn(peer, cases, ((64, 32),), (1, 100)) for peer in ENGINES]
     monkeypatch.setattr(peers, "TURNS", tuple(turns))
     monkeypatch.setattr(peers, "_opened", {})
     monkeypatch.setattr(peers, "_prepared", {})
@@ -140,6 +152,8 @@ def test_every_product_is_checked_and_timed(kit: Any, monkeypatch: pytest.Monkey
     assert len(exact) == 4 and all(r["values_agree"] and not r["graph"] for r in exact)
     assert exact[0]["seconds"] == pytest.approx(0.016 / 16) == exact[0]["total_seconds"]
     assert not any(r["values_agree"] for r in records if r["peer"] == "Wrong")
+    infinite = [r for r in records if r["peer"] == "NoNumber"]
+    assert not any(r["values_agree"] or r["deviation"] for r in infinite)
     broken = [r["failed"] for r in records if r["peer"] == "Broken"]
     assert len(broken) == 4 and all("no kernel for this (launches" in text for text in broken)
     assert report.failures({"peers": records}) == []
@@ -284,21 +298,7 @@ def test_ours_beside_the_others(kit: Any, tmp_path: Path):
     assert "1 of 2 products agree" in text and "- Z: it is not in the kit" in text
     assert "- X W4A8: no kernel" in text and "- not tried: x" in text
     machine = {"device": "x", "driver": "y", "date": "z"}
-    real = kits.Kit(
-        tmp_path,
-        "sm_90a",
-        (9, 0),
-        True,
-        "now",
-        1,
-        1,
-        kits.ProbeSizes(),
-        *({}, [], []),
-        [],
-        [],
-        [],
-        [],
-    )
+    real = SimpleNamespace(folder=tmp_path, table=[], target="sm_90a", date="now", notes=[])
     report.write(real, machine, {"peers": records["peers"]}, tmp_path)
     assert "## Other engines" in (tmp_path / "results.md").read_text()
     assert json.loads((tmp_path / "results.json").read_text())["failures"] == []

@@ -17,7 +17,7 @@ SIZES = DecoderSizes(64, 4, 2, 32, 128)
 ROOM, PAST = 16, 3
 
 
-@pytest.mark.parametrize(("quant", "count"), [("w4a8", 13), ("w4a16", 13)])
+@pytest.mark.parametrize(("quant", "count"), [("w4a8", 9), ("w4a16", 8)])
 def test_launches_of_a_layer(tmp_path: Path, quant: str, count: int) -> None:
     """From its first norm to the product whose result the next one's norm would add."""
     onnx.save(decoder(1, SIZES), tmp_path / "decoder.onnx")

@@ -129,8 +129,9 @@ def test_a_decoder_layer(tmp_path: Path, quant: str, limit: float) -> None:
     for batch, rows, past in ((1, 6, 0), (2, 1, 5), (1, 1, 11)):
         pair.launches.clear()
         assert pair.error(feeds(batch, rows, past)) <= limit
-        assert pair.count("norm_") == pair.count("pack_") == 2
-        assert pair.count("attention_") == 1
+        assert pair.count("norm_") == 2 and pair.count("attention_") == 1
+        if quant == "w4a8":  # the gate's; attention packs one or two rows itself
+            assert pair.count("pack_") == 1 + (batch * rows > 2)
 
 
 def test_decoding_steps_are_single_launches(tmp_path: Path) -> None:

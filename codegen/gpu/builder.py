@@ -164,6 +164,11 @@ class GpuBuilder(Emitter):
         )
         return Value(op.result)
 
+    def barrier_any(self, value: Value) -> Value:
+        """A barrier; not 0 (i32) in all threads of the block where `value` is not 0 in one."""
+        reduction = ir.Attribute.parse("#nvvm.reduction<or>")
+        return Value(nvvm.BarrierReductionOp(reduction, value.ir).operation.results[0])
+
     def fence(self) -> None:
         """What the thread did to memory before is seen by all of the GPU before what it does after;
         what others did before theirs, by this thread after it."""

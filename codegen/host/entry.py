@@ -16,6 +16,7 @@ _DECLARATIONS = """\
 declare ptr @abqc_rt_input(ptr, i32)
 declare void @abqc_rt_output(ptr, i32, ptr, i32, ptr, ptr)
 declare ptr @abqc_rt_append(ptr, i32, i32, i32, i32, ptr, ptr, ptr, ptr)
+declare ptr @abqc_rt_grow(ptr, i32, i32, i32, i32, ptr, ptr)
 declare ptr @abqc_rt_update(ptr, i32, i32, i32, i32, ptr, ptr, ptr, ptr, i64, ptr)
 """
 
@@ -24,30 +25,28 @@ def define_appends(text: str) -> str:
     """Replace the declarations of appends by functions that call the shim with arrays."""
     lines = []
     for line in text.split("\n"):
-        match = re.match(rf'declare .* @"?{re.escape(APPEND)}(update\.)?\w+\.(\d+)"?\(', line)
-        lines.append(_append_body(line, int(match[2]), bool(match[1])) if match else line)
+        name = rf"{re.escape(APPEND)}(update\.|grow\.)?\w+\.(\d+)"
+        match = re.match(rf'declare .* @"?{name}"?\(', line)
+        lines.append(_append_body(line, int(match[2]), match[1] or "") if match else line)
     return "\n".join(lines)
 
 
-def _append_body(declaration: str, rank: int, updates: bool) -> str:
-    """`view = abqc_rt_append(ctx, input, output, axis, rank, data, sizes, strides)` by memrefs;
-    where it `updates`, abqc_rt_update, which gets `begins` and `capacity` too."""
+def _append_body(declaration: str, rank: int, kind: str) -> str:
+    """`view = abqc_rt_append(ctx, input, output, axis, rank, data, sizes, strides)` by memrefs; of
+    the `kind` "update.", abqc_rt_update, which gets `begins` and `capacity` too; of the kind
+    "grow.", abqc_rt_grow, which gets sizes alone."""
     name = re.search(r'@("[^"]+"|[\w.]+)\(', declaration)
     assert name is not None
     descriptor = _descriptor(rank)
     sizes = [f"i64 %s{i}" for i in range(rank)] + [f"i64 %t{i}" for i in range(rank)]
-    arguments = [
-        "i64 %context",
-        "i32 %in",
-        "i32 %out",
-        "i32 %axis",
-        "ptr %base",
-        "ptr %data",
-        "i64 %offset",
-    ]
-    function, more = "append", ""
+    arguments = ["i64 %context", "i32 %in", "i32 %out", "i32 %axis"]
+    function, data, more = "append", "ptr %data, ptr %sizes, ptr %strides, ", ""
     places: list[str] = []
-    if updates:
+    if kind == "grow.":
+        function, data, sizes = "grow", "ptr %sizes, ", sizes[:rank]
+    else:
+        arguments += ["ptr %base", "ptr %data", "i64 %offset"]
+    if kind == "update.":
         function, more = "update", "ptr %begins, i64 %capacity, "
         places = ["ptr %begins_base", "ptr %begins", "i64 %o", "i64 %count", "i64 %step"]
         places.append("i64 %capacity")
@@ -59,14 +58,14 @@ def _append_body(declaration: str, rank: int, updates: bool) -> str:
         f"  %strides = alloca [{rank} x i64]",
     ]
     for i in range(rank):
-        for kind, array in (("s", "sizes"), ("t", "strides")):
+        for letter, array in (("s", "sizes"), ("t", "strides"))[: len(sizes) // rank]:
             lines += [
-                f"  %{kind}p{i} = getelementptr i64, ptr %{array}, i64 {i}",
-                f"  store i64 %{kind}{i}, ptr %{kind}p{i}",
+                f"  %{letter}p{i} = getelementptr i64, ptr %{array}, i64 {i}",
+                f"  store i64 %{letter}{i}, ptr %{letter}p{i}",
             ]
     lines += [
         f"  %ignored = call ptr @abqc_rt_{function}(ptr %ctx, i32 %in, i32 %out, i32 %axis, "
-        f"i32 {rank}, ptr %data, ptr %sizes, ptr %strides, {more}ptr %view)",
+        f"i32 {rank}, {data}{more}ptr %view)",
         "  %pointer = load ptr, ptr %view",
         f"  %d0 = insertvalue {descriptor} undef, ptr %pointer, 0",
         f"  %d1 = insertvalue {descriptor} %d0, ptr %pointer, 1",

@@ -20,6 +20,7 @@ from ...dialects.scan_spec import ScanSpec
 from ..gpu.arch import ALL, SM_75, GpuArch
 from ..gpu.assembly.objects import GpuObjects
 from ..gpu.attention.kernels import attention_kernels, precision_on
+from ..gpu.attention.row_lanes import THREADS as ROW_THREADS
 from ..gpu.attention.spec import AttentionSpec
 from ..gpu.float_products.batch_matmul import batch_matmul_kernels
 from ..gpu.float_products.matmul import FloatMatmul
@@ -31,9 +32,11 @@ from ..gpu.lines.scan import scan_kernels
 from ..gpu.lines.selective_scan import selective_scan_kernel
 from ..gpu.lines.top_k import top_k_kernels
 from ..gpu.matmul.dequantize import DequantizeMatmul
+from ..gpu.matmul.gated import gate_of, gated
 from ..gpu.matmul.int8 import Int8Matmul
 from ..gpu.matmul.merged import MAX_PARTS, merged_matmul, merged_reduce
 from ..gpu.matmul.strategy import GpuStrategy, Scheduled
+from ..gpu.packing.last_block import with_pack
 from ..gpu.packing.measure import measure_kernel
 from ..gpu.packing.pack import PackKernel, fused_pack_kernel
 from ..gpu.planes.strategy import Planes
@@ -67,7 +70,7 @@ class CudaTarget:
     archs: tuple[GpuArch, ...]
     models: tuple[CostModel, ...] = field(repr=False)
     max_norm_columns: int = MAX_COLUMNS  # rows of abq.norm that a kernel takes
-    cache_types: tuple[Float, ...] = ("f32",)  # of `c` of abq.batch_matmul
+    cache_types: tuple[Float, ...] = ("f32", "f16", "bf16")  # of `c` of abq.batch_matmul
     rounds_floats: bool = True  # of activations, to 16 bits, where weights are codes
     has_sequences: bool = False  # loops over launches that are a kernel
 
@@ -189,7 +192,7 @@ class CudaTarget:
     def batch_matmul(self, transposed: bool, element: Float) -> tuple[Variant, ...]:
         """The kernels of products of two activations, the second one of a type of `cache_types`."""
         assert element in self.cache_types
-        return batch_matmul_kernels(transposed)
+        return batch_matmul_kernels(transposed, element)
 
     def cache_rows(self, format: CacheFormat, columns: int) -> None:
         """How products outside of attention read rows of a quantized cache: not as they are."""
@@ -211,6 +214,12 @@ class CudaTarget:
         spec = AttentionSpec(head, value_head, mask, precision, guarded, keys, values)
         return attention_kernels(spec)
 
+    def attention_pack(self, variant: AttentionVariant, mask: bool, pack: Kernel) -> Kernel | None:
+        """The kernel of `variant` whose last block packs the rows; None where there is none."""
+        if not variant.blocks or not isinstance(pack, PackKernel):
+            return None
+        return with_pack(variant.kernel, ROW_THREADS, 4 if mask else 3, pack)
+
     def merges_products(self, products: Sequence[Sequence[Kernel]]) -> bool:
         """Those with the same kernels."""
         names = [[kernel.name for kernel in kernels] for kernels in products]
@@ -223,6 +232,21 @@ class CudaTarget:
     def merged_reduce(self, kernel: Kernel, parts: int) -> Kernel:
         """What adds the splits of `parts` products."""
         return merged_reduce(kernel, parts)
+
+    def gated_product(
+        self,
+        kernel: Kernel,
+        parts: int,
+        pack: Kernel,
+        prologue: Epilogue,
+        order: tuple[int, ...],
+        *,
+        reduces: bool,
+    ) -> Kernel | None:
+        """The kernel of `parts` products with this `kernel`, which has no split or `reduces` one,
+        that packs rows of 16-bit floats; None for other rows."""
+        gate = gate_of(pack, prologue, order) if isinstance(pack, PackKernel) else None
+        return None if gate is None else gated(kernel, parts, gate, reduces=reduces)
 
     def norm(self, spec: NormSpec) -> Kernel:
         """The kernel of a normalization of rows."""

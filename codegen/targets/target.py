@@ -195,6 +195,24 @@ class Target(Protocol):
 class DeviceTarget(Target, Protocol):
     """A GPU, which has kernels where a CPU runs loops."""
 
+    def gated_product(
+        self,
+        kernel: Kernel,
+        parts: int,
+        pack: Kernel,
+        prologue: Epilogue,
+        order: tuple[int, ...],
+        *,
+        reduces: bool,
+    ) -> Kernel | None:
+        """The kernel of `parts` products with this `kernel`, which has no split or `reduces` one,
+        that packs what the prologue makes of them in this `order`; None where there is none."""
+        ...
+
+    def attention_pack(self, variant: AttentionVariant, mask: bool, pack: Kernel) -> Kernel | None:
+        """The kernel of `variant` with the `pack` of its rows; None where there is none."""
+        ...
+
     def norm(self, spec: NormSpec) -> Kernel:
         """The kernel of a normalization of rows."""
         ...

@@ -18,7 +18,7 @@ from ..infrastructure import walk
 COUNTERS = "abqc_counters"
 COUNTERS_EACH = 1024
 
-TAKES = "abq.attention"
+TAKES = ("abq.attention", "abq.attention_pack", "abq.fused_pack")
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Counters:
 
 
 def counters_of(module: ir.Operation, op: ir.Operation) -> Counters:
-    """The counters of `op`, which is a `TAKES` that is still in the module."""
-    ops = walk(module, TAKES)
+    """The counters of `op`, which is one of `TAKES` and still in the module."""
+    ops = [other for other in walk(module) if other.name in TAKES]
     i32 = ir.IntegerType.get_signless(32)
     type_ = ir.MemRefType.get([len(ops) * COUNTERS_EACH], i32)
     if COUNTERS not in ir.SymbolTable(module):

@@ -11,7 +11,8 @@ from abqc.dialects.mlir import func, ir
 
 KERNEL = "abq.kernel"
 
-# Attribute of a launch that runs at the same time as the one behind it.
+# Attribute of a launch that runs at the same time as the one behind it, and of a loop that is one
+# kernel with it.
 WITH_NEXT = "abq.with_next"
 
 # Attributes of a GPU kernel: threads of a block, bytes of dynamic shared memory.
@@ -35,9 +36,10 @@ THREADS = "abqc_rt_threads"
 DIRECT_CONV = "direct_conv_"
 
 # Prefix of the functions that append to a cache, one per element type and rank
-# (codegen/host/entry.py).
+# (codegen/host/entry.py); those that make room at its end.
 APPEND = "abqc_append."
 UPDATE = f"{APPEND}update."
+GROW = f"{APPEND}grow."
 
 
 def launch(

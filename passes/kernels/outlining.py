@@ -82,6 +82,7 @@ class Library:
     def __init__(self, unit: Unit) -> None:
         self.unit = unit
         self.by_text: dict[str, str] = {}
+        self.together: list[ir.Operation] = []  # loops that wait for the next one
 
     def adopt(self, kernel: func.FuncOp) -> str:
         """Keep the kernel, or erase it if an equal one exists; its name either way."""

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from abqc.codegen.strategy import AttentionVariant
 
 
+# More rows than these are packed faster by blocks of their own.
+FEW_PACKED_ROWS = 2
+
+
 @dataclass(frozen=True)
 class _Heads:
     """[B, H, M, D] in a flat buffer: sizes in this order, strides of batch, head and row."""
@@ -58,6 +62,7 @@ def lower_attention(low: Lowering, op: ir.Operation) -> None:
     guarded = bool(ir.IntegerAttr(view.guarded).value)
     mask, mask_strides = _mask(low, op)
     scale = arith.ConstantOp(ir.F32Type.get(), op.attributes["scale"]).result
+    pack = _Pack.of(low, op, arith.MulIOp(batch, m).result, y.buffer)
     common = [q.buffer, k.buffer, v.buffer, *mask, y.buffer, m, t, heads, group, scale]
     common += [*q.strides, *k.strides, *v.strides, *y.strides, *mask_strides]
     head, value_head = (abq.shape(x)[3] for x in (view.q, view.result))
@@ -73,14 +78,16 @@ def lower_attention(low: Lowering, op: ir.Operation) -> None:
             rows = ceil_div(arith.MulIOp(group, m).result, variant.kernel.block[0])
             blocks = product([batch, shared, rows])
         if variant.blocks:
-            _launch_filling(low, op, variant, common, blocks, t)
+            _launch_filling(low, op, variant, common, blocks, t, pack)
             return
         if variant.split:
             _launch_split(low, variant, common, blocks, t, y)
+            pack.launch(low)
             return
         if not variant.grouped:
             blocks = arith.MulIOp(blocks, ceil_div(m, variant.kernel.block[0])).result
         low.launch(variant.kernel.name, blocks, common)
+        pack.launch(low)
 
     for variant in variants:
         for kernel in (variant.kernel, variant.merge):
@@ -93,6 +100,43 @@ def lower_attention(low: Lowering, op: ir.Operation) -> None:
         launch_variant,
     )
     low.finish(op, y.buffer, y_sizes)
+    pack.finish(low)
+
+
+@dataclass(frozen=True)
+class _Pack:
+    """The pack of an `abq.attention_pack`: its kernel, and buffers of rows and of what these
+    become. Without a `kernel`, as of `abq.attention`, nothing is to be done."""
+
+    op: ir.Operation
+    rows: ir.Value
+    y: ir.Value
+    kernel: Any = None
+    packed: ir.Value | None = None
+
+    @staticmethod
+    def of(low: Lowering, op: ir.Operation, rows: ir.Value, y: ir.Value) -> _Pack:
+        if op.name != "abq.attention_pack":
+            return _Pack(op, rows, y)
+        kernel = low.unit.kernels[ir.StringAttr(op.opview.kernel).value]
+        return _Pack(op, rows, y, kernel, low.allocate_rows(rows, op.opview.packed))
+
+    def launch(self, low: Lowering) -> None:
+        """A launch of its own."""
+        if self.packed is not None:
+            arguments = [self.y, self.packed, self.rows]
+            low.launch(self.kernel.name, ceil_div(self.rows, self.kernel.block[0]), arguments)
+
+    def with_attention(self, low: Lowering, variant: AttentionVariant) -> Any | None:
+        """The kernel of both."""
+        if self.packed is None:
+            return None
+        mask = self.op.opview.mask is not None
+        return low.unit.device_target.attention_pack(variant, mask, self.kernel)
+
+    def finish(self, low: Lowering) -> None:
+        if self.packed is not None:
+            low.buffers[self.op.opview.packed] = self.packed
 
 
 def _rows_of_ranges(variants: Sequence[AttentionVariant], m: ir.Value, group: ir.Value) -> ir.Value:
@@ -113,8 +157,10 @@ def _launch_filling(
     common: list[ir.Value],
     parts: ir.Value,
     t: ir.Value,
+    pack: _Pack,
 ) -> None:
-    """Blocks that share the keys, as many as fill the GPU, the last of which merge."""
+    """Blocks that share the keys, as many as fill the GPU, the last of which merge, and of a few
+    rows the very last one packs."""
     one = index(1)
 
     def divided(a: ir.Value, b: ir.Value) -> ir.Value:
@@ -129,12 +175,43 @@ def _launch_filling(
     floats = arith.MulIOp(grid, index(variant.workspace_floats * variant.kernel.block[0])).result
     workspace = low.allocate(floats, ir.F32Type.get())
     counters = counters_of(low.module, op)
-    enough = arith.CmpIOp(arith.CmpIPredicate.ule, parts, index(COUNTERS_EACH)).result
+    own = COUNTERS_EACH - 1  # one counts all blocks, where the last one packs
+    enough = arith.CmpIOp(arith.CmpIPredicate.ule, parts, index(own)).result
     first = arith.SelectOp(enough, index(counters.first), index(-1)).result
     arguments = [*common, workspace, counters.buffer, first, splits, keys]
+    both = pack.with_attention(low, variant)
+    if both is None:
+        _launch_and_merge(low, variant, grid, parts, enough, arguments)
+        pack.launch(low)
+        return
+    low.unit.kernels[both.name] = both
+    few = arith.CmpIOp(arith.CmpIPredicate.ule, pack.rows, index(FEW_PACKED_ROWS)).result
+    branches = scf.IfOp(arith.AndIOp(few, enough).result, has_else=True)
+    with ir.InsertionPoint(branches.then_block):
+        assert pack.packed is not None
+        more = [pack.packed, counters.buffer, index(counters.first + own), pack.rows]
+        low.launch(both.name, grid, [*arguments, *more])
+        scf.YieldOp([])
+    with ir.InsertionPoint(branches.else_block):
+        _launch_and_merge(low, variant, grid, parts, enough, arguments)
+        pack.launch(low)
+        scf.YieldOp([])
+
+
+def _launch_and_merge(
+    low: Lowering,
+    variant: AttentionVariant,
+    grid: ir.Value,
+    parts: ir.Value,
+    enough: ir.Value,
+    arguments: list[ir.Value],
+) -> None:
+    """With a launch that merges splits where there are not `enough` counters."""
     low.launch(variant.kernel.name, grid, arguments)
-    several = arith.CmpIOp(arith.CmpIPredicate.ugt, splits, one).result
-    not_enough = arith.CmpIOp(arith.CmpIPredicate.ugt, parts, index(COUNTERS_EACH)).result
+    splits = arguments[-2]
+    several = arith.CmpIOp(arith.CmpIPredicate.ugt, splits, index(1)).result
+    none = arith.ConstantOp(enough.type, ir.IntegerAttr.get(enough.type, 0)).result
+    not_enough = arith.CmpIOp(arith.CmpIPredicate.eq, enough, none).result
     merges = scf.IfOp(arith.AndIOp(several, not_enough).result)
     with ir.InsertionPoint(merges.then_block):
         assert variant.merge is not None
@@ -221,13 +298,15 @@ def _heads(low: Lowering, op: ir.Operation, value: ir.Value, rows_first: int) ->
 def _check_alignment(
     op: ir.Operation, cache: ir.Value, sizes: list[ir.Value], strides: list[ir.Value]
 ) -> None:
-    """Kernels load 16 bytes where the columns are a multiple of 4, and words of quantized rows. A
-    cache lies where the caller has put it: a misaligned load would end all work on the GPU."""
+    """Kernels load 16 bytes of floats where these are whole rows, 8 bytes of rows of 16 bits that
+    are a multiple of 4, and words of quantized rows. A cache lies where the caller has put it: a
+    misaligned load would end all work on the GPU."""
     type_ = ir.MemRefType(cache.type)
-    is_bytes = type_.element_type == ir.IntegerType.get_signless(8)
-    if type_.shape[3] % 4:
+    columns, item = type_.shape[3], type_.element_type.width // 8
+    together = 4 if item in (1, 4) or columns % 8 else 8  # elements of a load
+    if columns % together:
         return
-    unit = 4 if is_bytes else 16
+    unit = together * item
     message = f"{blame(op)}: a cache and its rows must start at multiples of {unit} bytes on a GPU"
 
     def is_multiple(value: ir.Value, unit: int) -> ir.Value:
@@ -238,7 +317,7 @@ def _check_alignment(
     cf.AssertOp(is_multiple(address, unit), message)
     for size, stride in zip(sizes, strides, strict=True):
         few = arith.CmpIOp(arith.CmpIPredicate.ule, size, index(1)).result
-        cf.AssertOp(arith.OrIOp(is_multiple(stride, 4), few).result, message)
+        cf.AssertOp(arith.OrIOp(is_multiple(stride, together), few).result, message)
 
 
 def _cache(value: ir.Value) -> ir.Value | None:

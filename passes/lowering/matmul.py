@@ -7,18 +7,20 @@ grid has the blocks of all (codegen/gpu/matmul/merged.py).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from abqc.dialects import abq
 from abqc.dialects.abq_conv import epilogue_inputs
 from abqc.dialects.epilogue import Stage
-from abqc.dialects.mlir import arith, ir
+from abqc.dialects.mlir import arith, ir, scf
 
-from ..infrastructure import defining_op
+from ..infrastructure import Unit
+from ..kernels.counters import COUNTERS_EACH, counters_of
 from ..kernels.launch import WITH_NEXT
 from ..loops.constant_values import zeros_symbol
-from ..loops.epilogues import epilogue
+from ..loops.epilogues import body_of, epilogue
 from ..merge_products import chains_of
 from ..resolve_dims import index
 from .rules import Lowering, by_rows, ceil_div, product
@@ -30,10 +32,14 @@ def lower_matmul(low: Lowering, op: ir.Operation) -> None:
     if WITH_NEXT in op.attributes:
         return
     ops, low.together = low.together, []
+    launch_products(low, ops)
+
+
+def launch_products(low: Lowering, ops: list[ir.Operation], gate: Gate | None = None) -> None:
+    """Launch products of the same rows; with a `gate`, the pack that alone reads their results."""
+    op = ops[-1]
     view = op.opview
-    made = defining_op(view.x) if view.x in low.buffers else None
-    source = view.x if made is None else made.operands[0]
-    *lead, _ = low.sizes(source)
+    *lead, _ = low.sizes(view.x)
     rows, x = product(lead), low.buffer(view.x)
     chains = [_Chain.of(low, chain, rows) for chain in chains_of(ops)]
     limits = list(ir.DenseI64ArrayAttr(op.attributes["max_rows"]))
@@ -42,7 +48,7 @@ def lower_matmul(low: Lowering, op: ir.Operation) -> None:
     def launch_variant(i: int) -> None:
         split, reduce = splits[i]
         if low.unit.known_target.objects.on_device:
-            _launch_on_device(low, chains, i, split, reduce, x, rows)
+            _launch_on_device(low, chains, i, split, reduce, x, rows, gate)
             return
         for chain in chains:
             kernel = chain.kernel(low, i)
@@ -54,6 +60,33 @@ def lower_matmul(low: Lowering, op: ir.Operation) -> None:
     for chain in chains:
         for each, y in zip(chain.ops, chain.results, strict=True):
             low.finish(each, y, [*lead, index(chain.n)])
+
+
+@dataclass(frozen=True)
+class Gate:
+    """An `abq.fused_pack` that is launched with the products that it reads: the packed rows, and a
+    launch of its own by (results of the products, in their order)."""
+
+    op: ir.Operation
+    packed: ir.Value
+    launch: Callable[[list[ir.Value]], None]
+
+
+def gated_product(
+    unit: Unit, products: list[ir.Operation], pack: ir.Operation, i: int
+) -> Any | None:
+    """The target's kernel of variant `i` of these products, or of its reduction, and of the
+    `abq.fused_pack` that reads them; None where it has none."""
+    split, reduce = _splits(products[0], i + 1)[i]
+    name = reduce if split > 1 else _kernels(products[0])[i]
+    prologue = unit.kernels[ir.StringAttr(pack.attributes["kernel"]).value]
+    results = [op.results[0] for op in products]
+    order = tuple(results.index(v) for v in (pack.opview.x, *epilogue_inputs(pack.opview)))
+    reads: list[Any] = ["element"] * (len(order) - 1)
+    body = body_of(pack.regions[0].blocks[0], reads)
+    return unit.device_target.gated_product(
+        unit.kernels[name], len(products), prologue, body, order, reduces=split > 1
+    )
 
 
 @dataclass(frozen=True)
@@ -119,9 +152,10 @@ def _launch_on_device(
     reduce: str,
     x: ir.Value,
     rows: ir.Value,
+    gate: Gate | None,
 ) -> None:
     """One launch for all products; where K has `split` parts, which give partial sums, another
-    one that adds them."""
+    one that adds them. The last one has the gate, where it can."""
     target, parts, ns = low.unit.known_target, len(chains), [index(chain.n) for chain in chains]
     names = {_kernels(chain.ops[0])[i] for chain in chains}
     assert len(names) == 1, "merge-products asks the target before"
@@ -132,20 +166,40 @@ def _launch_on_device(
         i32 = ir.IntegerType.get_signless(32)
         partial = [low.allocate(product([index(split), rows, n]), i32) for n in ns]
     weights = [chain.arguments[:2] for chain in chains]
-    merged = kernel if parts == 1 else target.merged_matmul(kernel, parts, split)
+    both = None
+    if gate is not None:
+        both = gated_product(low.unit, [chain.ops[0] for chain in chains], gate.op, i)
     first, *more = ([*both, y, rows, n] for both, y, n in zip(weights, partial, ns, strict=True))
     arguments = [x, *first, *(value for w, bias, y, _, n in more for value in (w, bias, y, n))]
-    _launch_grids(low, merged, rows, ns, split, arguments)
-    if split == 1:
+    merged = kernel if parts == 1 else target.merged_matmul(kernel, parts, split)
+    if split > 1:
+        _launch_grids(low, merged, rows, ns, split, arguments)
+        kernel = low.unit.kernels[reduce]
+        merged = kernel if parts == 1 else target.merged_reduce(kernel, parts)
+        (sums, own, y, n), *others = zip(partial, weights, outputs, ns, strict=True)
+        arguments = [sums, x, *own, y, rows, n]
+        for sums, own, y, n in others:
+            arguments += [sums, *own, y, n]
+
+    def launch_alone() -> None:
+        _launch_grids(low, merged, rows, ns, 1, arguments)
+        if gate is not None:
+            gate.launch(outputs)
+
+    tiles = -(-chains[0].n // kernel.block[1])
+    if gate is None or both is None or tiles > COUNTERS_EACH:
+        launch_alone()
         return
-    kernel = low.unit.kernels[reduce]
-    merged = kernel if parts == 1 else target.merged_reduce(kernel, parts)
-    every = list(zip(partial, weights, outputs, ns, strict=True))
-    sums, both, y, n = every[0]
-    arguments = [sums, x, *both, y, rows, n]
-    for sums, both, y, n in every[1:]:
-        arguments += [sums, *both, y, n]
-    _launch_grids(low, merged, rows, ns, 1, arguments)
+    few = arith.CmpIOp(arith.CmpIPredicate.ule, rows, index(kernel.block[0])).result
+    branches = scf.IfOp(few, has_else=True)
+    with ir.InsertionPoint(branches.then_block):
+        counters = counters_of(low.module, gate.op)
+        more_arguments = [gate.packed, counters.buffer, index(counters.first)]
+        _launch_grids(low, both, rows, ns, 1, [*arguments, *more_arguments])
+        scf.YieldOp([])
+    with ir.InsertionPoint(branches.else_block):
+        launch_alone()
+        scf.YieldOp([])
 
 
 def _launch_grids(

@@ -10,6 +10,7 @@ from abqc.dialects.mlir import arith, ir
 from ..infrastructure import Unit
 from ..loops.epilogues import body_of
 from ..resolve_dims import dimension_or_query, index
+from .matmul import Gate, launch_products
 from .rules import Lowering, ceil_div, product
 
 
@@ -40,7 +41,7 @@ def lower_pack(low: Lowering, op: ir.Operation) -> None:
 
 
 def lower_fused_pack(low: Lowering, op: ir.Operation) -> None:
-    """Likewise; the rows are made first."""
+    """Likewise; the rows are made first, of products that are launched with it or of others."""
     view = op.opview
     kernel = fused_pack_kernel(low.unit, op)
     assert kernel is not None, "fuse-pack asks the target before"
@@ -48,6 +49,16 @@ def lower_fused_pack(low: Lowering, op: ir.Operation) -> None:
     *lead, _ = low.sizes(view.x)
     rows = product(lead)
     packed = low.allocate_rows(rows, op.results[0])
-    operands = [low.buffer(value) for value in (view.x, *epilogue_inputs(view))]
-    low.launch(kernel.name, ceil_div(rows, kernel.block[0]), [*operands, packed, rows])
+    values = [view.x, *epilogue_inputs(view)]
+
+    def launch(operands: list[ir.Value]) -> None:
+        low.launch(kernel.name, ceil_div(rows, kernel.block[0]), [*operands, packed, rows])
+
+    products, low.together = low.together, []
+    if products:
+        places = [[each.results[0] for each in products].index(value) for value in values]
+        gate = Gate(op, packed, lambda results: launch([results[place] for place in places]))
+        launch_products(low, products, gate)
+    else:
+        launch([low.buffer(value) for value in values])
     low.buffers[op.results[0]] = packed

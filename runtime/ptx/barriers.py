@@ -8,12 +8,12 @@ from __future__ import annotations
 import numpy as np
 
 from .batch import Batch
-from .control import Barrier
+from .control import CLUSTER, Barrier
 from .errors import LaneFault
 from .lanes import Lanes, lane_number, put, spread, take
 from .program import Decoded
 
-_COUNT = 16
+_COUNT = CLUSTER + 1
 Released = list[tuple[int, Lanes | None]]
 
 
@@ -40,6 +40,7 @@ class Barriers:
         """Lanes come to a barrier; those that may go on now, with the block at which they do."""
         operation = step.operation
         assert isinstance(operation, Barrier) and resume is not None
+        self._note_cluster(operation, lanes)
         if lanes is None and not self.anybody and self._is_plain(operation):
             self.batch.shared.synchronized(None)
             return [(resume, None)]
@@ -47,7 +48,7 @@ class Barriers:
         numbers = spread(take(operation.number.array(self.batch), lanes), count).astype(np.int64)
         if (numbers >= _COUNT).any():
             bad = int(np.flatnonzero(numbers >= _COUNT)[0])
-            raise LaneFault(f"barrier {numbers[bad]} of {_COUNT}", lane_number(lanes, bad))
+            raise LaneFault(f"barrier {numbers[bad]} of {CLUSTER}", lane_number(lanes, bad))
         indices = np.arange(count) if lanes is None else lanes.indices
         self.anybody = True
         self._note(step, operation, numbers, indices, lanes)
@@ -56,6 +57,20 @@ class Barriers:
             self.resume[indices] = resume
             self.steps[resume] = step
         return self._complete()
+
+    def _note_cluster(self, operation: Barrier, lanes: Lanes | None) -> None:
+        """Lanes wait at the barrier of their cluster, at which they must have arrived."""
+        number = operation.number.array(self.batch)
+        if number.ndim or int(number) != CLUSTER:
+            return
+        arrived = self.batch.cluster_arrived
+        missing = np.flatnonzero(~take(arrived, lanes))
+        if len(missing):
+            raise LaneFault(
+                "barrier.cluster.wait without barrier.cluster.arrive",
+                lane_number(lanes, int(missing[0])),
+            )
+        put(arrived, lanes, np.asarray(False))
 
     def _is_plain(self, operation: Barrier) -> bool:
         """All threads of the block, no reduction, one barrier for everybody."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from .accesses import Access
 from .bulk import BulkGroups
+from .errors import LaneFault
 from .flights import RegisterFlights
 from .lanes import WARP
 from .mbarriers import Mbarriers
@@ -96,6 +97,7 @@ class Batch:
         self.registers = _registers(launch.program, self.lanes)
         self.flights = RegisterFlights(launch.program.warpgroup_registers, self.lanes // WARPGROUP)
         self.carry = np.zeros(self.lanes, np.bool_)
+        self.cluster_arrived = np.zeros(self.lanes, np.bool_)
         self.accesses: list | None = None
         self.line = 0  # of the instruction that accesses memory, for messages about races
         self.first_block = 0
@@ -113,6 +115,7 @@ class Batch:
         self.first_block = first_block
         for (name, _), array in self._specials.items():
             array[...] = self._compute_special(name)
+        self.cluster_arrived[:] = False
         self.flights.reset()
         self.shared.restart()
         self.mbarriers.reset()
@@ -195,6 +198,18 @@ class Batch:
         return (self.first_block + self.block_of_lane) % _MULTIPROCESSORS
 
     # -- for messages
+
+    def unfinished(self) -> LaneFault | None:
+        """What is in flight although the kernel has ended."""
+        flying = self.flights.unfinished()
+        if flying is not None:
+            lane, line = flying
+            return LaneFault("the kernel ends while this wgmma is in flight", lane, line)
+        reader = self.bulk_groups.unfinished()
+        if reader is not None:
+            what = "the kernel ends while this bulk copy may still read shared memory"
+            return LaneFault(what, reader, self.bulk_groups.line)
+        return None
 
     def block_and_thread(self, lane: int) -> tuple[Dim3, Dim3]:
         block = self.first_block + lane // self.padded

@@ -166,12 +166,12 @@ def _into_shared(
     batch: Batch, places: np.ndarray, octets: np.ndarray, barrier: int, size: int, lane: int
 ) -> None:
     key = (int(batch.block_of_lane[lane]), barrier)
-    target = batch.mbarriers.target(key, lane)
+    target = batch.mbarriers.deliveries.target(key, lane)
     some = _of_lane(batch, lane, len(places))
     batch.note_async("shared", places, CHUNK, True, lane)
     rows = np.ascontiguousarray(octets).view(np.uint64).reshape(-1, 2)
     batch.shared.async_store(places, rows, some, target.column, target.phase + 1)
-    batch.mbarriers.deliver_later(key, size, lane)
+    batch.mbarriers.deliveries.add(key, size, lane, batch.line)
 
 
 def _out_of_shared(batch: Batch, places: np.ndarray, lane: int) -> np.ndarray:

@@ -12,8 +12,9 @@ What the asynchronous proxy does has *columns* of its own beside the threads':
 - wgmma reads as its warpgroup, at the number of the group that it is committed to;
 - a bulk copy out of shared memory reads as its thread's bulk group of that number.
 
-A thread's writes reach the asynchronous proxy only if that thread made them and then executed
-`fence.proxy.async`.
+A thread's writes reach the asynchronous proxy only if that thread executed `fence.proxy.async`
+after them, and this has reached who issues the access: a second column of every thread has the
+clock of its last fence. A wgmma is issued by all of its four warps.
 
 A tag has, from the top: in flight by cp.async (1 bit), the clock (32), the column (14), atomic (1),
 the line (15).
@@ -26,8 +27,9 @@ from collections.abc import Hashable
 import numpy as np
 
 from .errors import LaneFault
-from .lanes import Lanes, lane_number, take
+from .lanes import WARP, Lanes, lane_number, take
 from .races import ATOMIC, IN_FLIGHT, LINES, THREAD, RaceDetector
+from .warpgroup import THREADS as WARPGROUP
 
 _CLOCK = 30
 _COLUMNS = 0x3FFF
@@ -42,10 +44,10 @@ class ClockRaces(RaceDetector):
 
     def __init__(self, nbytes: int, granule: int, thread_of_lane: np.ndarray, padded: int) -> None:
         self.blocks = len(thread_of_lane) // padded
-        self.known = np.zeros((len(thread_of_lane), padded + _SPARE), np.int32)
+        self.known = np.zeros((len(thread_of_lane), 2 * padded + _SPARE), np.int32)
         self.clock = np.ones(len(thread_of_lane), np.int64)
-        self.fenced = np.zeros(len(thread_of_lane), np.int64)  # the last clock before a proxy fence
-        self.fenced_inits = self.fenced.copy()  # the same of mbarriers' initializations
+        # By lane the clock of its last fence for mbarriers' initializations.
+        self.fenced_inits = np.zeros(len(thread_of_lane), np.int64)
         self.columns: dict[Hashable, int] = {}
         self.kinds: dict[int, str] = {}
         self.rendezvous: dict[tuple[int, int], np.ndarray] = {}
@@ -61,7 +63,7 @@ class ClockRaces(RaceDetector):
     def column(self, key: Hashable, kind: str) -> int:
         """The column of something that the asynchronous proxy does; `kind` says what, in faults."""
         if key not in self.columns:
-            column = self.columns[key] = self.padded + len(self.columns)
+            column = self.columns[key] = 2 * self.padded + len(self.columns)
             self.kinds[column] = kind
             if column >= self.known.shape[1]:
                 more = np.zeros((len(self.known), len(self.columns) + _SPARE), np.int32)
@@ -127,10 +129,10 @@ class ClockRaces(RaceDetector):
     def proxy_fence(self, lanes: Lanes | None, only_inits: bool = False) -> None:
         """`fence.proxy.async`: what these lanes wrote is visible to the asynchronous proxy, once
         it is ordered before it. `only_inits`: the mbarriers that they initialized are."""
-        indices = slice(None) if lanes is None else lanes.indices
+        indices = np.arange(len(self.clock)) if lanes is None else lanes.indices
         self.fenced_inits[indices] = self.clock[indices]
         if not only_inits:
-            self.fenced[indices] = self.clock[indices]
+            self.known[indices, self.padded + self.thread[indices]] = self.clock[indices]
         self._advance(indices)
 
     # -- the asynchronous proxy
@@ -142,13 +144,18 @@ class ClockRaces(RaceDetector):
         columns: np.ndarray,
         clocks: np.ndarray,
         line: int,
+        by_warpgroups: bool,
     ) -> None:
-        """Reads of granules [n, k]: each row by a lane, done when its column's clock comes."""
+        """Reads of granules [n, k]: each row by a lane, done when its column's clock comes.
+        `by_warpgroups`: the lane stands for its warpgroup."""
         self._note_reads()
         own = self.now[lanes][:, None]
         some = Lanes(lanes, len(self.clock))
-        self._check(self.writer, granules, own, some, "lets the hardware read what", "wrote")
-        self._check_fenced(granules, lanes)
+        known = self._known_to_warpgroups() if by_warpgroups else self.known
+        rows = lanes // WARPGROUP if by_warpgroups else lanes
+        does = "lets the hardware read what"
+        self._check(self.writer, granules, own, some, does, "wrote", known, rows)
+        self._check_fenced(granules, lanes, known, rows)
         tags = (clocks << _CLOCK | columns << THREAD | min(line, LINES))[:, None]
         self._enter_reads(granules, np.broadcast_to(tags, granules.shape))
 
@@ -165,7 +172,7 @@ class ClockRaces(RaceDetector):
             (self.other_reader, "read"),
         ):
             self._check(owners, granules, own, some, "copies over what", did)
-        self._check_fenced(granules, lanes)
+        self._check_fenced(granules, lanes, self.known, lanes)
         self.writer[granules] = clock << _CLOCK | column << THREAD | min(line, LINES)
 
     def claim(self, units: np.ndarray, size: int, lanes: Lanes | None, line: int) -> None:
@@ -180,18 +187,26 @@ class ClockRaces(RaceDetector):
         tags = take(self.now, lanes) | min(line, LINES)
         self.writer[self.granules(units, size)] = tags[:, None]
 
-    def _check_fenced(self, granules: np.ndarray, lanes: np.ndarray) -> None:
+    def _known_to_warpgroups(self) -> np.ndarray:
+        """What the first lanes of all four warps know."""
+        return self.known[::WARP].reshape(-1, WARPGROUP // WARP, self.known.shape[1]).min(axis=1)
+
+    def _check_fenced(
+        self, granules: np.ndarray, lanes: np.ndarray, known: np.ndarray, rows: np.ndarray
+    ) -> None:
         tags = self.writer[granules]
         column = tags >> THREAD & _COLUMNS
         is_thread = (column < self.padded) & (tags != 0)
-        writer = self.block[lanes][:, None] * self.padded + np.where(is_thread, column, 0)
-        missing = is_thread & (tags >> _CLOCK > self.fenced[writer])
+        if not is_thread.any():
+            return
+        places = rows[:, None] * known.shape[1] + self.padded + np.where(is_thread, column, 0)
+        missing = is_thread & (tags >> _CLOCK > known.reshape(-1)[places])
         if missing.any():
             row, place = np.argwhere(missing)[0]
             tag = int(tags[row, place])
             raise LaneFault(
                 f"thread {tag >> THREAD & _COLUMNS} wrote shared memory at PTX line {tag & LINES} "
-                "and executed no fence.proxy.async before this: address "
+                "and executed no fence.proxy.async that is ordered before this: address "
                 f"{self._address(granules[row, place]):#x}",
                 int(lanes[row]),
             )
@@ -206,14 +221,18 @@ class ClockRaces(RaceDetector):
         lanes: Lanes | None,
         does: str,
         did: str,
+        known: np.ndarray | None = None,
+        rows: np.ndarray | None = None,
     ) -> None:
+        """`known`: what is known instead of what each lane knows, in these `rows`."""
         tags = owners[granules]
         if not tags.any():
             return
-        rows = np.arange(len(self.clock)) if lanes is None else lanes.indices
-        width = self.known.shape[1]
-        places = rows[:, None] * width + (tags >> THREAD & _COLUMNS)
-        unordered = (tags & ~IN_FLIGHT) >> _CLOCK > self.known.reshape(-1)[places]
+        if known is None or rows is None:
+            known = self.known
+            rows = np.arange(len(self.clock)) if lanes is None else lanes.indices
+        places = rows[:, None] * known.shape[1] + (tags >> THREAD & _COLUMNS)
+        unordered = (tags & ~IN_FLIGHT) >> _CLOCK > known.reshape(-1)[places]
         both_atomic = tags & own & ATOMIC != 0
         conflict = (unordered & ~both_atomic) | (tags >= IN_FLIGHT)
         if conflict.any():

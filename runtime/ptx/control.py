@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .decode import Operation
-from .lanes import Lanes
+from .lanes import Lanes, put, take
 from .operands import RegisterView, Source
 
 if TYPE_CHECKING:
     from .batch import Batch
 
+CLUSTER = 16  # behind the numbers of a block's barriers
 Predicate = Callable[["Batch"], Callable]
 
 
@@ -55,7 +56,8 @@ class Trap(Control):
 
 
 class Barrier(Control):
-    """`barrier.sync`, `.arrive` and `.red` of a block.
+    """`barrier.sync`, `.arrive` and `.red` of a block; that of a cluster of one has the number
+    `CLUSTER`.
 
     `number` and `threads` (None: all threads of the block) are read per lane. `waits` is false for
     `.arrive`. Where `aligned`, all lanes of a warp that still run must come to it together.
@@ -107,6 +109,19 @@ class MbarrierTest(Control):
         self.is_parity = is_parity
         self.acquires = acquires
         self.result = result
+
+    def test(self, batch: Batch, lanes: Lanes | None, line: int) -> np.ndarray:
+        """Whether the phase is complete, for each lane, which is told."""
+        batch.line = line
+        complete = batch.mbarriers.test(
+            self.place(batch)(lanes),
+            take(self.value.array(batch), lanes),
+            lanes,
+            is_parity=self.is_parity,
+            acquires=self.acquires,
+        )
+        put(self.result.array(batch), lanes, complete)
+        return complete
 
 
 class SetRegisters(Control):

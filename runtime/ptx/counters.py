@@ -14,6 +14,8 @@ A model of the hardware, not compared with a profiler:
   half a warp at 8, a quarter at 16 (also the 8 rows of each matrix of ldmatrix and stmatrix). A
   phase takes as many wavefronts as the busiest bank has distinct words; all beyond the first are
   conflicts.
+- What wgmma and bulk copies read and write of shared memory is counted apart, as "shared::async",
+  without banks. A wgmma is one instruction of a warpgroup among the tensor work.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from .accesses import Access
 from .memory import GLOBAL_BASE, LOCAL_BASE, SHARED_BASE
 from .syntax import Instruction
 from .tensor import mma_form
+from .warpgroup import THREADS as WARPGROUP
+from .warpgroup import wgmma_form
 
 Lanes = NDArray[np.int64]  # numbers of lanes in a batch: lane // 32 is the warp
 Addresses = NDArray[np.int64]
@@ -40,7 +44,7 @@ BANKS = 32
 BANK_BYTES = 4
 
 _SPECIAL = {"ex2", "lg2", "sin", "cos", "tanh", "rcp", "rsqrt", "sqrt", "div"}
-_CONTROL = {"bra", "brx", "call", "ret", "exit", "trap"}
+_CONTROL = {"bra", "brx", "call", "ret", "exit", "trap", "setmaxnreg", "griddepcontrol"}
 _BARRIERS = {"bar", "barrier"}
 _WARP_WIDE = {"shfl", "vote", "match", "redux", "activemask", "movmatrix", "elect"}
 _MEMORY = {"ld", "ldu", "st", "atom", "red", "ldmatrix", "stmatrix", "prefetch"}
@@ -72,7 +76,8 @@ class Traffic:
 
 @dataclass(frozen=True)
 class TensorWork:
-    """mma.sync of one kind; an operation is a multiplication or an addition."""
+    """mma.sync of one kind by warps, or wgmma by warpgroups; an operation is a multiplication or an
+    addition."""
 
     instructions: int = 0
     operations: int = 0
@@ -87,9 +92,11 @@ class Counts:
     threads_launched: int
     threads: Mapping[str, int]  # instructions executed by threads, by class
     warps: Mapping[str, int]  # instructions issued for warps, by class
-    tensor: Mapping[str, TensorWork]  # by "a_type x b_type shape", such as "u8 x s8 m16n8k32"
+    # By "a_type x b_type shape", such as "u8 x s8 m16n8k32", or "wgmma s8 x s8 m64n32k32".
+    tensor: Mapping[str, TensorWork]
     loads: Mapping[str, Traffic]  # by space
     stores: Mapping[str, Traffic]
+    bulk: Mapping[str, Traffic]  # copies "to shared" and "to global", and their bytes
     sectors_touched: int  # of global memory, loads and stores
     sectors_needed: int
     uncoalesced_accesses: int
@@ -121,6 +128,8 @@ class Counts:
         for verb, traffic in (("loaded", self.loads), ("stored", self.stores)):
             for space, moved in traffic.items():
                 lines.append(f"{space}: {moved.bytes:,} bytes {verb}, {moved.accesses:,} accesses")
+        for way, moved in self.bulk.items():
+            lines.append(f"bulk copies {way}: {moved.accesses:,}, {moved.bytes:,} bytes")
         lines += [
             f"global sectors: {self.sectors_touched:,} touched, {self.sectors_needed:,} needed, "
             f"{self.uncoalesced_accesses:,} uncoalesced accesses",
@@ -143,6 +152,7 @@ class Counters:
         self._tensor: dict[str, TensorWork] = {}
         self._loads: dict[str, Traffic] = {}
         self._stores: dict[str, Traffic] = {}
+        self._bulk: dict[str, Traffic] = {}
         self._sectors_touched = self._sectors_needed = self._uncoalesced = 0
         self._phases = self._conflicts = 0
         self._barriers = self._branches = self._divergent = 0
@@ -171,6 +181,8 @@ class Counters:
         self._warps[kind] += issued
         if instruction.opcode == "mma":
             self._count_tensor(instruction, _warps(active))
+        elif instruction.opcode == "wgmma" and "mma_async" in instruction.modifiers:
+            self._count_tensor(instruction, len(active) // WARPGROUP)
         elif instruction.opcode in _BARRIERS and "warp" not in instruction.modifiers:
             self._barriers += _warps(active)
         elif instruction.opcode == "bra" and instruction.guard is not None:
@@ -178,6 +190,8 @@ class Counters:
             self._divergent += divergent_warps(executing, active)
         for access in accesses:
             for space, lanes, addresses in by_space(access, active):
+                if kind == "cp.async.bulk" and space == "shared::async":
+                    self._count_bulk(access, lanes)
                 self._count_traffic(space, access, lanes)
                 if space == "global":
                     self._count_sectors(lanes, addresses, access.size)
@@ -195,6 +209,7 @@ class Counters:
             tensor=dict(self._tensor),
             loads=dict(self._loads),
             stores=dict(self._stores),
+            bulk=dict(self._bulk),
             sectors_touched=self._sectors_touched,
             sectors_needed=self._sectors_needed,
             uncoalesced_accesses=self._uncoalesced,
@@ -221,6 +236,11 @@ class Counters:
             moved.accesses + _warps(lanes), moved.bytes + len(lanes) * access.size
         )
 
+    def _count_bulk(self, access: Access, lanes: Lanes) -> None:
+        way = "to shared" if access.is_write else "to global"
+        moved = self._bulk.get(way, Traffic())
+        self._bulk[way] = Traffic(moved.accesses + 1, moved.bytes + len(lanes) * access.size)
+
     def _count_sectors(self, lanes: Lanes, addresses: Addresses, size: int) -> None:
         touched, needed = sectors(lanes, addresses, size)
         self._sectors_touched += int(touched.sum())
@@ -240,16 +260,21 @@ def instruction_class(instruction: Instruction) -> str:
     """The class that an instruction is counted in.
 
     "integer", "float", "half", "double", "special", "convert", "move", "tensor", "shuffle",
-    "barrier", "control", "fence", or for memory the instruction and its space ("ld.global").
+    "barrier", "mbarrier", "cp.async", "cp.async.bulk", "control", "fence" (those of wgmma and its
+    groups too), or for memory the instruction and its space ("ld.global").
     """
     opcode, modifiers = instruction.opcode, instruction.modifiers
-    if opcode in ("mma", "wgmma"):
+    if opcode == "wgmma":
+        return "tensor" if "mma_async" in modifiers else "fence"
+    if opcode == "mma":
         return "tensor"
+    if opcode == "mbarrier":
+        return "mbarrier"
     if opcode in _MEMORY:
         space = next((word.split("::")[0] for word in modifiers if _is_space(word)), "generic")
         return f"{opcode}.{space}"
     if opcode == "cp":
-        return "cp.async"
+        return "cp.async.bulk" if "bulk" in modifiers else "cp.async"
     if opcode in _BARRIERS:
         return "barrier"
     if opcode in _CONTROL:
@@ -260,7 +285,7 @@ def instruction_class(instruction: Instruction) -> str:
         return "fence"
     if opcode == "cvt":
         return "convert"
-    if opcode in ("mov", "cvta", "isspacep"):
+    if opcode in ("mov", "cvta", "isspacep", "mapa"):
         return "move"
     return _arithmetic_class(opcode, modifiers)
 
@@ -282,10 +307,13 @@ def _is_space(word: str) -> bool:
 
 
 def tensor_work(instruction: Instruction) -> tuple[str, int]:
-    """The kind of an mma.sync, and the operations of one warp."""
-    words = [
-        word for word in instruction.modifiers if word not in ("sync", "aligned", "row", "col")
-    ]
+    """The kind of an mma.sync, and the operations of one warp; of a wgmma, of one warpgroup."""
+    dropped = ("mma_async", "sync", "aligned", "row", "col")
+    words = [word for word in instruction.modifiers if word not in dropped]
+    if instruction.opcode == "wgmma":
+        n, k = map(int, words[0].removeprefix("m64n").split("k"))
+        wide = wgmma_form(n, k, *words[1:4], ".".join(words[4:]))
+        return f"wgmma {wide.a_type} x {wide.b_type} {wide.shape}", wide.operations
     shape, d_type, a_type, b_type, c_type = words[:5]
     form = mma_form(shape, a_type, b_type, d_type, c_type, ".".join(words[5:]))
     return f"{a_type} x {b_type} {shape}", form.operations

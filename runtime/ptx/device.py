@@ -10,6 +10,7 @@ import numpy as np
 
 from ..gpu_limits import GpuLimits, limits_of
 from .batch import Batch, Dim3, Launch
+from .dependents import Dependence, LaunchRecord
 from .errors import PtxFault
 from .memory import GlobalMemory
 from .module import Kernel, PtxModule
@@ -50,6 +51,7 @@ class Device:
         self.check_races = check_races
         self.instruction_limit = instruction_limit
         self.batch_lanes = batch_lanes
+        self._launches = 0
         self._programs: dict[int, tuple[Kernel, Program]] = {}
         self._symbols: dict[int, tuple[PtxModule, dict[str, int]]] = {}
 
@@ -115,8 +117,15 @@ class Device:
         parameters: Sequence[int | float | bytes],
         shared_bytes: int = 0,
         counters: Any = None,
-    ) -> None:
-        """Runs a kernel to its end; PtxFault where it does wrong."""
+        *,
+        after: Sequence[LaunchRecord] = (),
+        complete: Sequence[LaunchRecord] = (),
+    ) -> LaunchRecord:
+        """Runs a kernel to its end; PtxFault where it does wrong.
+
+        `after`: launches that it may overlap with, by programmatic edges or attributes; `complete`:
+        others that it depends on. What was launched before and is not named has ended.
+        """
         _check_extents(self.limits, kernel, grid, block, shared_bytes)
         program = self._program(kernel)
         data = _pack(kernel, program, parameters)
@@ -125,11 +134,16 @@ class Device:
         try:
             self.memory.write(address, data)
             launch = Launch(self, program, grid, block, shared_bytes, data, address, symbols)
-            self._run(launch, counters)
+            self._launches += 1
+            dependence = Dependence(self._launches, kernel.name, after, complete)
+            self.memory.dependence = dependence
+            self._run(launch, counters, dependence)
+            return dependence.record()
         finally:
+            self.memory.dependence = None
             self.memory.free(address)
 
-    def _run(self, launch: Launch, counters: Any) -> None:
+    def _run(self, launch: Launch, counters: Any, dependence: Dependence) -> None:
         size = self._blocks_at_once(launch)
         if counters is not None:
             counters.begin(launch.program.kernel, launch.grid, launch.block)
@@ -140,6 +154,7 @@ class Device:
                 if scheduler is None or scheduler.batch.blocks != count:
                     scheduler = Scheduler(Batch(launch, count), counters)
                 scheduler.batch.start(first)
+                dependence.start(scheduler.batch.lanes)
                 scheduler.run()
 
     def _blocks_at_once(self, launch: Launch) -> int:
@@ -168,6 +183,9 @@ def _check_extents(
         raise PtxFault(
             f"a block of {threads} threads, .reqntid says {kernel.required_threads}", kernel=name
         )
+    cluster = kernel.function.bounds.get("reqnctapercluster", (1,))
+    if max(cluster) > 1:
+        raise PtxFault(f"clusters of {cluster} blocks are not supported", kernel=name)
     shared, most = kernel.shared_bytes + shared_bytes, limits.shared_per_block
     if shared > most:
         raise PtxFault(f"{shared} bytes of shared memory, at most {most}", kernel=name)

@@ -15,8 +15,9 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Container, Mapping, Sequence
-from ctypes import c_char_p, c_int, c_size_t, c_uint64, c_void_p
+from ctypes import c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ from .driver_api import (
 )
 from .driver_machine import Machine, PtxMachine
 from .errors import PtxSyntaxError
+from .tensor_map import MAP_ALIGNMENT, BadTensorMap, encode_tiled
 
 _MAJOR, _MINOR, _POOLS = 75, 76, 115  # CUdevice_attribute
 _MAX_DYNAMIC_SHARED = 8  # CUfunction_attribute
@@ -52,6 +54,9 @@ _ELF = b"\x7fELF"
 Intercept = Callable[[str, Sequence[Any]], int | None]
 Progress = Callable[[str, int], None]
 Schedule = Callable[["Graph"], Sequence[int]]
+# What is to be done, with the records of the launches that it may overlap with, and of the others
+# that it follows; returns the launch's own.
+Work = Callable[[Sequence[Any], Sequence[Any]], Any]
 
 
 @dataclass
@@ -60,7 +65,7 @@ class GraphNode:
     overlap with (programmatic edges)."""
 
     name: str
-    work: Callable[[], None]
+    work: Work
     before: set[int] = field(default_factory=set)
     overlapped: set[int] = field(default_factory=set)
 
@@ -175,7 +180,8 @@ class Driver:
         """Do it now, or when the graph that captures it is launched."""
         capture = self._captures.get(stream or 0)
         if capture is not None:
-            capture[next(self._handles)] = GraphNode("", work, set(list(capture)[-1:]))
+            node = GraphNode("", lambda after, complete: work(), set(list(capture)[-1:]))
+            capture[next(self._handles)] = node
         else:
             work()
 
@@ -359,9 +365,10 @@ class Driver:
         launch = KernelNodeParams(
             function, (grid_x, grid_y, grid_z), (block_x, block_y, block_z), shared, parameters
         )
-        self._enqueue(stream, self._launch_of(launch))
+        work = self._launch_of(launch)
+        self._enqueue(stream, lambda: work((), ()))
 
-    def _launch_of(self, launch: KernelNodeParams) -> Callable[[], None]:
+    def _launch_of(self, launch: KernelNodeParams) -> Work:
         """The launch with the arguments as they are now."""
         name, kernel = self._get(launch.function)
         if launch.shared > self._shared_limits.get(launch.function, _USUAL_SHARED):
@@ -371,12 +378,45 @@ class Driver:
         values = [ctypes.string_at(p or 0, n) for p, n in zip(pointers, sizes, strict=True)]
         grid, block, shared = tuple(launch.grid), tuple(launch.block), launch.shared
 
-        def work() -> None:
-            self.machine.launch(kernel, grid, block, values, shared)
+        def work(after: Sequence[Any], complete: Sequence[Any]) -> Any:
+            record = self.machine.launch(kernel, grid, block, values, shared, after, complete)
             if self.progress is not None:
                 self.progress(name, grid[0])
+            return record
 
         return work
+
+    def cuTensorMapEncodeTiled(
+        self,
+        tensor_map: int,
+        data_type: int,
+        rank: int,
+        address: int | None,
+        sizes: int,
+        strides: int | None,
+        box: int,
+        steps: int,
+        interleave: int,
+        swizzle: int,
+        promotion: int,
+        fill: int,
+    ) -> int | None:
+        if tensor_map % MAP_ALIGNMENT or not 1 <= rank <= 5 or (rank > 1 and not strides):
+            return INVALID_VALUE
+        try:
+            words = encode_tiled(
+                data_type,
+                address or 0,
+                list((c_uint64 * rank).from_address(sizes)),
+                list((c_uint64 * (rank - 1)).from_address(strides)) if strides else [],
+                list((c_uint * rank).from_address(box)),
+                list((c_uint * rank).from_address(steps)),
+                *(interleave, swizzle, promotion, fill),
+            )
+        except BadTensorMap:
+            return INVALID_VALUE
+        ctypes.memmove(tensor_map, words, len(words))
+        return None
 
     # -- streams and events
 
@@ -472,11 +512,12 @@ class Driver:
     def cuGraphLaunch(self, executable: int, stream: int) -> None:
         nodes: Graph = self._get(executable)
         done: set[int] = set()
+        records: dict[int, Any] = {}
         for handle in list(nodes) if self.schedule is None else self.schedule(nodes):
             if not done >= nodes[handle].before:
                 raise DriverError(INVALID_VALUE)
             done.add(handle)
-            self._enqueue(stream, nodes[handle].work)
+            self._enqueue(stream, partial(_execute, handle, nodes[handle], records))
 
 
 class PtxDriver(Driver):
@@ -504,6 +545,14 @@ class PtxDriver(Driver):
             schedule=schedule,
             without=without,
         )
+
+
+def _execute(handle: int, node: GraphNode, records: dict[int, Any]) -> None:
+    """A node of a graph; `records` has those of the launches so far."""
+    after = [records[k] for k in node.overlapped if records[k] is not None]
+    others = node.before - node.overlapped
+    complete = [records[k] for k in others if records[k] is not None]
+    records[handle] = node.work(after, complete)
 
 
 def _put(pointer: int, kind: Any, value: int) -> None:

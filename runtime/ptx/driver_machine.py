@@ -19,7 +19,8 @@ class Machine(Protocol):
     """What executes: memory and kernels. A kernel has a name and says the bytes of its parameters.
 
     `allocate` raises MemoryError where there is no room; anything else that is raised fails the
-    call, and comes out of the run that caused it.
+    call, and comes out of the run that caused it. `launch` returns a record for launches that
+    depend on it: they name it in `after`, where they may begin before it has ended, or `complete`.
     """
 
     capability: tuple[int, int]
@@ -32,8 +33,15 @@ class Machine(Protocol):
     def load(self, ptx: str) -> Mapping[str, Any]: ...
     def parameter_sizes(self, kernel: Any) -> Sequence[int]: ...
     def launch(
-        self, kernel: Any, grid: Extents, block: Extents, parameters: list[bytes], shared: int
-    ) -> None: ...
+        self,
+        kernel: Any,
+        grid: Extents,
+        block: Extents,
+        parameters: list[bytes],
+        shared: int,
+        after: Sequence[Any],
+        complete: Sequence[Any],
+    ) -> Any: ...
 
 
 class PtxMachine:
@@ -63,9 +71,20 @@ class PtxMachine:
         return [parameter.bytes for parameter in kernel.parameters]
 
     def launch(
-        self, kernel: Any, grid: Extents, block: Extents, parameters: list[bytes], shared: int
-    ) -> None:
-        self.device.launch(kernel, grid, block, parameters, shared, self.counters)
+        self,
+        kernel: Any,
+        grid: Extents,
+        block: Extents,
+        parameters: list[bytes],
+        shared: int,
+        after: Sequence[Any],
+        complete: Sequence[Any],
+    ) -> Any:
+        return self.device.launch(
+            *(kernel, grid, block, parameters, shared, self.counters),
+            after=after,
+            complete=complete,
+        )
 
 
 @lru_cache(maxsize=4)

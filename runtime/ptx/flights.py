@@ -99,13 +99,13 @@ class RegisterFlights:
         self.anything = not landed.all()
         return self.completed
 
-    def unfinished(self) -> tuple[int, str] | None:
-        """A lane whose warpgroup has a wgmma in flight, and which."""
+    def unfinished(self) -> tuple[int, int] | None:
+        """A lane whose warpgroup has a wgmma in flight, and its line."""
         flying = np.argwhere(self.flight > self.completed)
         if not len(flying):
             return None
         row, group = flying[0]
-        return int(group) * THREADS, f"wgmma of PTX line {self.issued[row, group]}"
+        return int(group) * THREADS, int(self.issued[row, group])
 
     # -- parts
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 
 from .clocks import ClockRaces, join
+from .deliveries import Deliveries
 from .errors import LaneFault
 from .lanes import Lanes, spread
 
@@ -48,16 +49,14 @@ class Mbarrier:
     def state(self) -> int:
         return self.phase << _PHASE | self.pending
 
-
-@dataclass(frozen=True)
-class _Delivery:
-    """Bytes of a bulk copy that are on their way, and the phase that they belong to."""
-
-    key: Key
-    nbytes: int
-    phase: int
-    lane: int
-    line: int
+    def look(self) -> bool:
+        """Completes the phase where nothing is pending."""
+        if self.pending or self.transactions:
+            return False
+        self.phase += 1
+        self.pending = self.expected
+        self.complete = self.told
+        return True
 
 
 class Mbarriers:
@@ -69,7 +68,7 @@ class Mbarriers:
 
     def reset(self) -> None:
         self.objects: dict[Key, Mbarrier] = {}
-        self.deliveries: list[_Delivery] = []
+        self.deliveries = Deliveries(self)
         self.events = 0
 
     @property
@@ -101,8 +100,8 @@ class Mbarriers:
 
     def inval(self, addresses: np.ndarray, lanes: Lanes | None) -> None:
         for key, _, indices in self._groups(addresses, lanes):
-            self._object(key, indices)
-            if any(delivery.key == key for delivery in self.deliveries):
+            self.at(key, indices)
+            if any(delivery.key == key for delivery in self.deliveries.underway):
                 self._fault("an mbarrier is invalidated while a bulk copy counts to it", indices)
             del self.objects[key]
         self._own(addresses, lanes, claim=False)
@@ -124,7 +123,7 @@ class Mbarriers:
         counts = spread(counts, len(addresses)).astype(np.int64)
         nbytes = None if transactions is None else spread(transactions, len(addresses))
         for key, positions, indices in self._groups(addresses, lanes):
-            found = self._object(key, indices)
+            found = self.at(key, indices)
             while len(positions):  # as many as belong to one phase
                 before = np.cumsum(counts[positions]) - counts[positions]
                 fit = int(np.count_nonzero(before + counts[positions] <= found.pending))
@@ -144,7 +143,7 @@ class Mbarriers:
                 total = int(counts[here].sum())
                 found.pending -= total
                 found.expected -= total if drops else 0
-                if self._look(found) and not completes:
+                if found.look() and not completes:
                     self._fault("an arrival with .noComplete completes the phase", some)
                 positions, indices = positions[fit:], indices[fit:]
         self.events += 1
@@ -153,7 +152,7 @@ class Mbarriers:
     def raise_pending(self, addresses: np.ndarray, lanes: Lanes | None) -> None:
         """Each lane adds one to the arrivals that its object waits for in this phase."""
         for key, _, indices in self._groups(addresses, lanes):
-            found = self._object(key, indices)
+            found = self.at(key, indices)
             found.pending += len(indices)
             if found.pending > MOST:
                 self._fault(f"more than {MOST} arrivals are pending", indices)
@@ -162,9 +161,9 @@ class Mbarriers:
         """`expect_tx`, and `complete_tx` with bytes below 0."""
         nbytes = spread(nbytes, len(addresses)).astype(np.int64)
         for key, positions, indices in self._groups(addresses, lanes):
-            found = self._object(key, indices)
+            found = self.at(key, indices)
             self._expect(found, int(nbytes[positions].sum()), indices)
-            self._look(found)
+            found.look()
         self.events += 1
 
     def test(
@@ -180,7 +179,7 @@ class Mbarriers:
         values = spread(values, len(addresses)).astype(np.int64)
         complete = np.zeros(len(addresses), np.bool_)
         for key, positions, indices in self._groups(addresses, lanes):
-            found = self._object(key, indices)
+            found = self.at(key, indices)
             mine = values[positions]
             if is_parity:
                 if (mine >> 1).any():
@@ -195,52 +194,6 @@ class Mbarriers:
                     self.clocks.acquire(knows, found.complete)
                 self.clocks.reach(knows, found.column, found.phase)
         return complete
-
-    # -- bulk copies
-
-    def target(self, key: Key, lane: int) -> Mbarrier:
-        """The object that a bulk copy of a lane will count its bytes to."""
-        indices = np.array([lane])
-        found = self._object(key, indices)
-        clocks = self.clocks
-        if clocks is not None and clocks.fenced_inits[found.creator] < found.clock:
-            self._fault(
-                f"the mbarrier's initialization (PTX line {found.line}) is not yet visible to the "
-                "asynchronous proxy: fence.mbarrier_init or fence.proxy.async is missing",
-                indices,
-            )
-        return found
-
-    def deliver_later(self, key: Key, nbytes: int, lane: int) -> None:
-        phase = self.objects[key].phase
-        self.deliveries.append(_Delivery(key, nbytes, phase, lane, self.batch.line))
-
-    def deliver(self, somebody_runs: bool) -> None:
-        """The bytes of all bulk copies that are on their way arrive."""
-        ready, self.deliveries = self.deliveries, []
-        for delivery in ready:
-            if not somebody_runs:
-                raise LaneFault(
-                    "the kernel ends while this bulk copy into shared memory is in flight",
-                    *(delivery.lane, delivery.line),
-                )
-            found = self.objects[delivery.key]
-            if found.phase != delivery.phase:
-                raise LaneFault(
-                    f"the {delivery.nbytes} bytes of this bulk copy arrive after phase "
-                    f"{delivery.phase} of their mbarrier is complete: expect_tx is missing or too "
-                    "small",
-                    *(delivery.lane, delivery.line),
-                )
-            found.transactions -= delivery.nbytes
-            if found.transactions < 0 and found.pending == 0:
-                raise LaneFault(
-                    f"this bulk copy brings {-found.transactions} bytes more than its mbarrier "
-                    "expects",
-                    *(delivery.lane, delivery.line),
-                )
-            self._look(found)
-            self.events += 1
 
     # -- parts
 
@@ -273,7 +226,8 @@ class Mbarriers:
     def _key(packed: int) -> Key:
         return packed >> 32, packed & 0xFFFF_FFFF
 
-    def _object(self, key: Key, indices: np.ndarray) -> Mbarrier:
+    def at(self, key: Key, indices: np.ndarray) -> Mbarrier:
+        """The object that lanes use; LaneFault where they must not know of one there."""
         found = self.objects.get(key)
         if found is None:
             self._fault(f"no mbarrier was initialized at shared address {key[1]:#x}", indices)
@@ -294,15 +248,6 @@ class Mbarriers:
             self._fault(
                 f"{found.transactions} transactions are pending, of {MOST} at most", indices
             )
-
-    def _look(self, found: Mbarrier) -> bool:
-        """Completes the phase where nothing is pending."""
-        if found.pending or found.transactions:
-            return False
-        found.phase += 1
-        found.pending = found.expected
-        found.complete = found.told
-        return True
 
     def _own(self, addresses: np.ndarray, lanes: Lanes | None, claim: bool) -> None:
         """The bytes become an object's, or memory like any other."""

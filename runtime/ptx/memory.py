@@ -11,6 +11,7 @@ import bisect
 
 import numpy as np
 
+from .dependents import Dependence
 from .errors import LaneFault, PtxFault
 from .lanes import Lanes, lane_number, take
 
@@ -19,6 +20,7 @@ SHARED_BASE = 0x7E00_0000_0000
 LOCAL_BASE = 0x7D00_0000_0000
 WINDOW_BYTES = 1 << 32
 
+_WORD = 4
 # States of a byte: a bit for "exists", a bit for "was written".
 _EXISTS = 0x01
 _WRITTEN = 0x03
@@ -201,6 +203,9 @@ class GlobalMemory(Memory):
         self.capacity = nbytes
         self.check_conflicts = check_conflicts
         self.used = 0
+        # By word of 4 bytes the number of the launch that last wrote it, and the launch that runs.
+        self.writers = np.zeros(self.size // _WORD, np.uint32)
+        self.dependence: Dependence | None = None
         self._starts: list[int] = []
         self._sizes: dict[int, int] = {}
         self._names: dict[int, str] = {}
@@ -247,6 +252,7 @@ class GlobalMemory(Memory):
         place = self._range(address, len(data), "written")
         self.data[place : place + len(data)] = data
         self.state[place : place + len(data)] = _WRITTEN
+        self.writers[place // _WORD : -(-(place + len(data)) // _WORD)] = 0
 
     def read(self, address: int, nbytes: int) -> np.ndarray:
         """A copy. Hosts copy whole buffers: bytes that nobody wrote are no fault here."""
@@ -259,11 +265,15 @@ class GlobalMemory(Memory):
         self.state[place : place + nbytes] = _WRITTEN
 
     def _range(self, address: int, nbytes: int, verb: str) -> int:
+        if nbytes and not self.holds(address, nbytes):
+            raise PtxFault(f"{nbytes} bytes {verb} by the host: {self.describe(address, nbytes)}")
+        return address - GLOBAL_BASE
+
+    def holds(self, address: int, nbytes: int) -> bool:
+        """Whether these bytes lie in one allocation."""
         place = address - GLOBAL_BASE
         start = self._start_at(place)
-        if nbytes and (start is None or place + nbytes > start + self._sizes[start]):
-            raise PtxFault(f"{nbytes} bytes {verb} by the host: {self.describe(address, nbytes)}")
-        return place
+        return start is not None and place + nbytes <= start + self._sizes[start]
 
     def _start_at(self, place: int) -> int | None:
         index = bisect.bisect_right(self._starts, place) - 1
@@ -276,6 +286,30 @@ class GlobalMemory(Memory):
         if int(np.bitwise_or.reduce(offsets)) & (size - 1):
             self._misaligned(addresses, offsets.view(np.int64), size, lanes)
         return offsets.view(np.int64)
+
+    def reading(self, units: np.ndarray, size: int, lanes: Lanes | None) -> None:
+        if self.dependence is not None and self.dependence.before_wait:
+            self.dependence.reading(self.writers[self._words(units, size)], lanes)
+
+    def writing(
+        self, units: np.ndarray, size: int, values: np.ndarray, lanes: Lanes | None
+    ) -> None:
+        if self.dependence is not None:
+            self.dependence.writing(lanes)
+            self.writers[self._words(units, size)] = self.dependence.number
+
+    def atomic(self, units: np.ndarray, size: int, lanes: Lanes | None) -> None:
+        if self.dependence is not None:
+            self.reading(units, size, lanes)
+            self.dependence.writing(lanes)
+            self.writers[self._words(units, size)] = self.dependence.number
+
+    @staticmethod
+    def _words(units: np.ndarray, size: int) -> np.ndarray:
+        """Numbers of the words of accesses, [n, k]."""
+        if size <= _WORD:
+            return (units * size // _WORD)[:, None]
+        return units[:, None] * (size // _WORD) + np.arange(size // _WORD)
 
     def wrote(
         self,

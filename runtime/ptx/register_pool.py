@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -20,7 +20,7 @@ class RegisterPool:
     `.maxnreg`, or as `.minnctapersm` blocks of `.maxntid` (or `.reqntid`) threads may have each."""
 
     def __init__(
-        self, bounds: dict[str, Sequence[int]], registers_per_sm: int, lanes_per_block: int
+        self, bounds: Mapping[str, Sequence[int]], registers_per_sm: int, lanes_per_block: int
     ):
         self.warps_per_block = lanes_per_block // WARP
         self.start = _registers_at_start(bounds, registers_per_sm)
@@ -54,7 +54,7 @@ class RegisterPool:
         return given
 
 
-def _registers_at_start(bounds: dict[str, Sequence[int]], registers_per_sm: int) -> int:
+def _registers_at_start(bounds: Mapping[str, Sequence[int]], registers_per_sm: int) -> int:
     if "maxnreg" in bounds:
         return bounds["maxnreg"][0]
     threads = bounds.get("reqntid") or bounds.get("maxntid")

@@ -22,13 +22,12 @@ from .lanes import WARP, Lanes, put, take
 from .operands import Slot
 from .program import Block, Decoded
 from .register_pool import RegisterPool
+from .waiting import Waiting
 from .warpgroup import THREADS as WARPGROUP
 
 # So often the group at the earliest block is chosen before another one gets its turn: lanes that
 # spin until others have done something would keep these from doing it.
 _TURNS = 4096
-# So often lanes that wait may try again without any progress before they are taken for stuck.
-_IDLE_TURNS = 256
 
 
 @dataclass
@@ -64,8 +63,7 @@ class Scheduler:
             MbarrierTest: self._test_mbarrier,
             SetRegisters: self._set_registers,
         }
-        self.waiting: list[tuple[int, Lanes | None, Decoded]] = []  # until others have gone on
-        self.progress = self.idle_turns = 0
+        self.waiting = Waiting(batch)
         kernel = self.program.kernel.function
         self.pool = RegisterPool(
             kernel.bounds, batch.launch.device.limits.registers_per_sm, batch.padded
@@ -75,9 +73,7 @@ class Scheduler:
         """From the first block to the end of all lanes; PtxFault where one does wrong."""
         batch = self.batch
         self.instructions = 0
-        self.waiting = []
-        self.progress = self.idle_turns = 0
-        self.last_progress = -1
+        self.waiting.reset()
         self.barriers.reset()
         self.pool.reset(batch.blocks)
         self.alive = batch.exists.copy()
@@ -97,38 +93,14 @@ class Scheduler:
         self.ready.setdefault(index, []).append(lanes)
 
     def _wake(self) -> bool:
-        """Bulk copies arrive, and lanes that wait try again; False where there is nobody left."""
-        mbarriers = self.batch.mbarriers
+        """Lanes that wait try again; False where there is nobody left."""
         try:
-            mbarriers.deliver(somebody_runs=bool(self.alive.any()))
+            woken = self.waiting.wake(somebody_runs=bool(self.alive.any()))
         except LaneFault as fault:
             raise self._fault_of(fault, self.program.blocks[0].steps[0]) from None
-        progress = self.progress + mbarriers.events
-        self.idle_turns = self.idle_turns + 1 if progress == self.last_progress else 0
-        self.last_progress = progress
-        if self.waiting and self.idle_turns > _IDLE_TURNS:
-            raise self._stuck()
-        for index, lanes, _ in self.waiting:
+        for index, lanes in woken:
             self._go(index, lanes)
-        self.waiting = []
         return bool(self.ready)
-
-    def _stuck(self) -> PtxFault:
-        """Nobody can go on: the first that waits is to blame, all are named."""
-        reasons = {
-            step.instruction.line: f"PTX line {step.instruction.line}: {self._awaited(step, lanes)}"
-            for _, lanes, step in self.waiting
-        }
-        _, lanes, step = self.waiting[0]
-        return self._fault(f"nothing can go on: {'; '.join(reasons.values())}", step, lanes)
-
-    def _awaited(self, step: Decoded, lanes: Lanes | None) -> str:
-        if not isinstance(step.operation, MbarrierTest):
-            return "the block has no registers left"
-        address = int(step.operation.place(self.batch)(lanes)[0])
-        lane = 0 if lanes is None else int(lanes.indices[0])
-        state = self.batch.mbarriers.describe(address, lane)
-        return f"the mbarrier at shared address {address:#x} {state}"
 
     def _merged(self, groups: list[Lanes | None]) -> Lanes | None:
         if len(groups) == 1:
@@ -342,7 +314,7 @@ class Scheduler:
 
     def _exit(self, bound: _Bound, step: Decoded, lanes: Lanes | None) -> None:
         put(self.alive, lanes, np.asarray(False))
-        self.progress += 1
+        self.waiting.progress += 1
         for index in list(self.parked):  # they may have waited for these
             self._go(index, self.parked.pop(index))
         self._release(self.barriers.leave(lanes))
@@ -361,27 +333,19 @@ class Scheduler:
         self._release(released)
 
     def _test_mbarrier(self, bound: _Bound, step: Decoded, lanes: Lanes | None) -> None:
-        operation, batch = step.operation, self.batch
+        operation = step.operation
         assert isinstance(operation, MbarrierTest) and bound.block.next is not None
-        batch.line = step.instruction.line
         try:
-            complete = batch.mbarriers.test(
-                operation.place(batch)(lanes),
-                take(operation.value.array(batch), lanes),
-                lanes,
-                is_parity=operation.is_parity,
-                acquires=operation.acquires,
-            )
+            complete = operation.test(self.batch, lanes, step.instruction.line)
         except LaneFault as fault:
             raise self._fault_of(fault, step) from None
-        put(operation.result.array(batch), lanes, complete)
         if complete.all():
             self._go(bound.block.next, lanes)
             return
         if complete.any():
             passing, lanes = self._split(complete, lanes)
             self._go(bound.block.next, passing)
-        self.waiting.append((bound.block.next, lanes, step))
+        self.waiting.park(bound.block.next, lanes, step)
 
     def _set_registers(self, bound: _Bound, step: Decoded, lanes: Lanes | None) -> None:
         operation = step.operation
@@ -391,7 +355,7 @@ class Scheduler:
             given = self.pool.change(operation.count, operation.more, some)
         except LaneFault as fault:
             raise self._fault_of(fault, step) from None
-        self.progress += int(given.any())
+        self.waiting.progress += int(given.any())
         if given.all():
             self._go(bound.block.next, lanes)
             return
@@ -399,10 +363,10 @@ class Scheduler:
         if going.count:
             self._go(bound.block.next, going)
         index = next(k for k, block in enumerate(self.program.blocks) if block is bound.block)
-        self.waiting.append((index, waiting, step))
+        self.waiting.park(index, waiting, step)
 
     def _release(self, released: list[tuple[int, Lanes | None]]) -> None:
-        self.progress += len(released)
+        self.waiting.progress += len(released)
         for index, lanes in released:
             self._go(index, lanes)
 
@@ -419,18 +383,9 @@ class Scheduler:
         if waiting is not None:
             step, lane, reason = waiting
             raise self._fault(reason, step, lane=lane)
-        unfinished = self.batch.flights.unfinished()
-        if unfinished is not None:
-            lane, what = unfinished
-            step = self.program.blocks[-1].steps[-1]
-            raise self._fault(f"the kernel ends while the {what} is in flight", step, lane=lane)
-        lane = self.batch.bulk_groups.unfinished()
-        if lane is not None:
-            late = LaneFault(
-                "the kernel ends while this bulk copy may still read shared memory",
-                *(lane, self.batch.bulk_groups.line),
-            )
-            raise self._fault_of(late, self.program.blocks[-1].steps[-1])
+        fault = self.batch.unfinished()
+        if fault is not None:
+            raise self._fault_of(fault, self.program.blocks[-1].steps[-1])
 
     def _fault_of(self, fault: LaneFault, step: Decoded) -> PtxFault:
         """At `step`, or at the instruction that is to blame."""

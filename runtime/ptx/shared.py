@@ -102,16 +102,23 @@ class SharedMemory(WindowMemory):
         return self.races if isinstance(self.races, ClockRaces) else None
 
     def async_load(
-        self, addresses: np.ndarray, lanes: Lanes, columns: np.ndarray, clocks: np.ndarray
+        self,
+        addresses: np.ndarray,
+        lanes: Lanes,
+        columns: np.ndarray,
+        clocks: np.ndarray,
+        by_warpgroups: bool = False,
     ) -> np.ndarray:
-        """16-byte chunks that are read for these lanes until the columns' clocks come."""
+        """16-byte chunks that are read for these lanes, or for their warpgroups, until the columns'
+        clocks come."""
         units = self.offsets(addresses, CHUNK, lanes) // CHUNK
         states = self.states[CHUNK].take(units, axis=0)
         if not self._all(states, CHUNK, WRITTEN_8):
             self._fault(addresses, states, CHUNK, lanes, "read")
         if self.clocks is not None:
             granules = self.clocks.granules(units, CHUNK)
-            self.clocks.async_read(granules, lanes.indices, columns, clocks, self.batch.line)
+            line = self.batch.line
+            self.clocks.async_read(granules, lanes.indices, columns, clocks, line, by_warpgroups)
         return self.rows[CHUNK].take(units, axis=0)
 
     def async_store(
@@ -133,7 +140,7 @@ class SharedMemory(WindowMemory):
         if self.clocks is not None:
             columns = self._warpgroup_columns()[groups % (self.batch.padded // WARPGROUP)]
             clocks = self.batch.flights.committed[groups] + 1
-        return self.async_load(addresses.reshape(-1), lanes, columns, clocks)
+        return self.async_load(addresses.reshape(-1), lanes, columns, clocks, by_warpgroups=True)
 
     def warpgroups_waited(self, lanes: Lanes | None, completed: np.ndarray) -> None:
         """So many groups of wgmma of each warpgroup are complete, and these lanes know it."""

@@ -76,17 +76,30 @@ static bool grown_cache(abqc_ctx *ctx, int32_t input, int32_t output, int32_t ax
     return in_place;
 }
 
-void *abqc_rt_append(abqc_ctx *ctx, int32_t input, int32_t output, int32_t axis, int32_t rank,
-                     const void *data, const int64_t *sizes, const int64_t *strides,
-                     abqc_view *result) {
+/* The cache with room for the new rows at its end, which the caller writes; gives these rows' place. */
+static char *grow(abqc_ctx *ctx, int32_t input, int32_t output, int32_t axis, int32_t rank,
+                  const int64_t *sizes, abqc_view *result) {
     const abqc_tensor_info *info = &abqc_meta.info.inputs[input];
     int64_t item = (int64_t)abqc_item_size(info->dtype);
     abqc_view old;
     abqc_input_place(ctx, input, &old);
     check_sizes(ctx, info, &old, axis, rank, sizes);
     grown_cache(ctx, input, output, axis, rank, old.sizes[axis] + sizes[axis], &old, result);
-    char *grown = (char *)result->data + old.sizes[axis] * result->strides[axis] * item;
-    abqc_copy(ctx, (size_t)item, rank, sizes, grown, result->strides, data, strides);
+    return (char *)result->data + old.sizes[axis] * result->strides[axis] * item;
+}
+
+void *abqc_rt_grow(abqc_ctx *ctx, int32_t input, int32_t output, int32_t axis, int32_t rank,
+                   const int64_t *sizes, abqc_view *result) {
+    grow(ctx, input, output, axis, rank, sizes, result);
+    return result->data;
+}
+
+void *abqc_rt_append(abqc_ctx *ctx, int32_t input, int32_t output, int32_t axis, int32_t rank,
+                     const void *data, const int64_t *sizes, const int64_t *strides,
+                     abqc_view *result) {
+    size_t item = abqc_item_size(abqc_meta.info.inputs[input].dtype);
+    char *grown = grow(ctx, input, output, axis, rank, sizes, result);
+    abqc_copy(ctx, item, rank, sizes, grown, result->strides, data, strides);
     return result->data;
 }
 

@@ -351,7 +351,10 @@ uint32_t *abqc_rt_counters(abqc_ctx *ctx, int64_t bytes);
 void *abqc_rt_append(abqc_ctx *ctx, int32_t input, int32_t output, int32_t axis, int32_t rank,
                      const void *data, const int64_t *sizes, const int64_t *strides,
                      abqc_view *result);
-/* The same, but sample b's rows lie from begins[b] on in a cache of `capacity`, zeros behind the
+/* The same, but the new rows, of these `sizes`, are left to the caller, who writes them to the end. */
+void *abqc_rt_grow(abqc_ctx *ctx, int32_t input, int32_t output, int32_t axis, int32_t rank,
+                   const int64_t *sizes, abqc_view *result);
+/* As abqc_rt_append, but sample b's rows lie from begins[b] on in a cache of `capacity`, zeros behind the
  * input's; rows outside of it are left out. On the host only. */
 void *abqc_rt_update(abqc_ctx *ctx, int32_t input, int32_t output, int32_t axis, int32_t rank,
                      const void *data, const int64_t *sizes, const int64_t *strides,

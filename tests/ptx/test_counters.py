@@ -103,6 +103,11 @@ def test_divergent_warps() -> None:
         ("shfl.sync.bfly.b32", "shuffle"),
         ("bar.sync", "barrier"),
         ("bra.uni", "control"),
+        ("setmaxnreg.inc.sync.aligned.u32", "control"),
+        ("cp.async.bulk.commit_group", "cp.async.bulk"),
+        ("mbarrier.arrive.shared::cta.b64", "mbarrier"),
+        ("wgmma.mma_async.sync.aligned.m64n8k32.s32.s8.s8", "tensor"),
+        ("wgmma.wait_group.sync.aligned", "fence"),
         ("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", "tensor"),
     ],
 )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pipeline_kernel
 import pytest
 from abqc.runtime.ptx import PtxFault, PtxSyntaxError
-from pipeline_kernel import FREE, SOURCE, WAIT_FOR_WGMMA, run
+from abqc.runtime.ptx.counters import Counters, TensorWork, Traffic
+from pipeline_kernel import A_BYTES, B_BYTES, COLUMNS, FREE, SOURCE, WAIT_FOR_WGMMA, run
 
 
 def operands(m: int, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -20,6 +20,23 @@ def test_product(m: int, n: int, k: int) -> None:
     assert (run(a, b) == a.astype(np.int32) @ b.T.astype(np.int32)).all()
 
 
+def test_what_is_counted() -> None:
+    counters = Counters()
+    run(*operands(200, 29, 608), counters=counters)
+    counts = counters.counts()
+    tiles, steps = 2 * 5, 2 * 5 * 4  # blocks by tiles; instructions of a warpgroup, of which two
+    work = TensorWork(2 * steps, 2 * steps * 2 * 64 * COLUMNS * 32)
+    assert counts.tensor == {f"wgmma s8 x s8 m64n{COLUMNS}k32": work}
+    assert counts.bulk == {"to shared": Traffic(2 * tiles, tiles * (A_BYTES + B_BYTES))}
+    assert counts.loads["global"].bytes == 608 * (200 + 2 * 29)
+    read = 2 * steps * (64 + COLUMNS) * 32
+    assert counts.loads["shared::async"].bytes == read
+    assert counts.warps["tensor"] == 4 * 2 * steps
+    assert counts.warps["cp.async.bulk"] == 2 * tiles
+    assert counts.threads["mbarrier"] > 0
+    assert f"bulk copies to shared: {2 * tiles}, " in str(counts)
+
+
 WRONG = {
     "no wait for wgmma": (WAIT_FOR_WGMMA, "", "wgmma reads it"),
     "a group stays pending": (
@@ -31,8 +48,8 @@ WRONG = {
     "no look whether a stage is empty": ("@!%done bra empty;", "", "copies over"),
     "a stage is never freed": (FREE, "", "nothing can go on"),
     "too many bytes expected": (
-        f"[%bar], {pipeline_kernel.A_BYTES + pipeline_kernel.B_BYTES}",
-        f"[%bar], {pipeline_kernel.A_BYTES + pipeline_kernel.B_BYTES + 16}",
+        f"[%bar], {A_BYTES + B_BYTES}",
+        f"[%bar], {A_BYTES + B_BYTES + 16}",
         "nothing can go on",
     ),
     "the wrong parity": ("[%bar], %phase", "[%bar], %x", "nothing can go on|a bulk copy|parity"),

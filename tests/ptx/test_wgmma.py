@@ -125,7 +125,7 @@ def test_mn_major(
 
 
 def test_steps_along_k_of_a_swizzled_tile(rng: np.random.Generator) -> None:
-    """Tiles of rows of 128 bytes, as bulk copies put them: a step along K adds 32 to the start."""
+    """Tiles with rows of 128 bytes, as bulk copies put them: a step along K starts 32 further."""
     a, b = (rng.integers(-128, 128, (rows, 128), np.int8) for rows in (64, 32))
 
     def place(tile: np.ndarray) -> np.ndarray:
@@ -214,5 +214,5 @@ def test_the_kernel_must_wait_before_it_ends() -> None:
     ret;
 """
     word = descriptor(0, 128, 256)
-    with pytest.raises(PtxFault, match="ends while the wgmma"):
+    with pytest.raises(PtxFault, match="ends while this wgmma"):
         run(8, image, body, word, word)

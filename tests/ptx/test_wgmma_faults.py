@@ -113,6 +113,66 @@ def test_proxy_fence_before_the_write() -> None:
     fault_of(body, "no fence.proxy.async")
 
 
+def test_a_proxy_fence_that_is_not_ordered_before() -> None:
+    """One warp writes, arrives, and only then executes its fence; the machine runs it first."""
+    body = f"""
+    .shared .align 8 .b8 bar[8];
+    .reg .b32 %m;
+    mov.u32 %m, bar;
+    setp.eq.u32 %p, %t, 0;
+    @%p mbarrier.init.shared::cta.b64 [%m], 1;
+    bar.sync 0;
+    setp.ge.u32 %p, %t, 128;
+    @%p bra consumer;
+    setp.eq.u32 %p, %t, 0;
+    @%p st.shared.b32 [%s], 5;
+    {{before}}
+    @%p mbarrier.arrive.shared::cta.b64 _, [%m];
+    {{after}}
+    bra done;
+consumer:
+    mbarrier.try_wait.parity.shared::cta.b64 %p, [%m], 0;
+    @!%p bra consumer;
+    {FENCE}\n{STEP} // here\n{COMMIT}\n{WAIT}
+done:
+"""
+    fence = "fence.proxy.async;"
+    late = body.replace("{before}", "").replace("{after}", fence)
+    fault_of(late, "no fence.proxy.async that is ordered", threads=256)
+    right = body.replace("{after}", "").replace("{before}", fence)
+    assert run(8, IMAGE, right, PLAIN, PLAIN, threads=256)[1].any()
+
+
+def test_a_wait_of_one_warp_for_all() -> None:
+    """A wgmma begins in each warp: each of them must have seen that the bytes are there."""
+    body = f"""
+    .shared .align 8 .b8 bar[8];
+    .reg .b32 %m;
+    mov.u32 %m, bar;
+    setp.eq.u32 %p, %t, 0;
+    @%p mbarrier.init.shared::cta.b64 [%m], 1;
+    bar.sync 0;
+    setp.lt.u32 %p, %t, 128;
+    @%p bra consumer;
+    setp.eq.u32 %p, %t, 128;
+    @%p st.shared.b32 [%s], 5;
+    fence.proxy.async;
+    @%p mbarrier.arrive.shared::cta.b64 _, [%m];
+    bra done;
+consumer:
+    setp.ge.u32 %p, %t, WAITING;
+    @%p bra multiply;
+again:
+    mbarrier.try_wait.parity.shared::cta.b64 %p, [%m], 0;
+    @!%p bra again;
+multiply:
+    {FENCE}\n{STEP} // here\n{COMMIT}\n{WAIT}
+done:
+"""
+    fault_of(body.replace("WAITING", "32"), "race in shared memory", threads=256)
+    assert run(8, IMAGE, body.replace("WAITING", "128"), PLAIN, PLAIN, threads=256)[0].any()
+
+
 def test_no_barrier_before() -> None:
     body = f"""
     setp.eq.u32 %p, %t, 3;

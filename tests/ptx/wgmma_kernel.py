@@ -6,7 +6,7 @@ import numpy as np
 from abqc.runtime.ptx import Device, run_kernel
 
 TEMPLATE = """
-.version 8.0
+.version 8.6
 .target sm_90a
 .address_size 64
 .visible .entry k(.param .u64 image, .param .u64 fragments, .param .u64 out)

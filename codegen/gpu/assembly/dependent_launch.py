@@ -42,7 +42,8 @@ def wait_for_others(function: ir.Operation) -> tuple[Access, ...]:
         if number in weights or not used.access:
             continue
         for load in used.invariant_loads:
-            del load.attributes["invariant"]
+            if "invariant" in load.attributes:  # else it reads one parameter or another
+                del load.attributes["invariant"]
         if is_pointer(argument):
             others.append(argument)
     _place_wait(function, others)

@@ -13,14 +13,17 @@ from abqc.codegen.strategy import MatmulSpec
 from abqc.costmodel.assembly import KernelCode
 
 from ..few_rows.plan import MMA_ROWS, RowsPlan
-from ..packing.layout import Activation, Int8Rows
+from ..packing.layout import Activation, Int8Rows, rows_of
+from ..planes.layout import STEP
 from ..planes.plan import ADDRESSES, PlanesPlan
 from ..tiles.plan import TilePlan
 from ..weights import issue_counts
 from ..weights.layout import WeightLayout
+from ..wgmma.plan import WgmmaPlan
 from .schedule import Schedule
 
-MANY = 64  # turns of a loop, or units of a group: more make no difference to the code
+MANY = 64  # units of a group: more make no difference to the code
+FEW = 4  # turns of a loop, and groups: likewise
 
 
 @lru_cache(maxsize=256)
@@ -45,7 +48,7 @@ def _weight_numbers(spec: MatmulSpec, activation: Activation) -> Mapping[str, fl
         "bf16": activation == "bf16",
         "codes": spec.activation is not None,
         "unsigned": unsigned,
-        "groups": min(layout.grouped.groups, MANY),
+        "groups": min(layout.grouped.groups, FEW),
         "group_units": min(layout.grouped.group_units, MANY) if layout.grouped.groups > 1 else 0,
         "ragged_k": layout.grouped.padded_k != spec.k,
         "chunk_units": layout.chunk_units,
@@ -81,10 +84,11 @@ def rows_code(spec: MatmulSpec, schedule: Schedule, activation: Activation) -> K
             "ahead": plan.ahead,
             "turn_units": plan.ahead * plan.layout.chunk_units,
             "words": plan.ahead * plan.layout.chunk_words,
-            "turns": min(turns, MANY),
+            "turns": min(turns, FEW),
             "guarded": plan.guarded,
             "even": plan.even,
             "step": min(plan.step, MANY),
+            "products": plan.ahead * plan.layout.chunk_units * schedule.block_m,
             "instructions": instructions * plan.ahead * plan.layout.chunk_units,
         },
         schedule.threads,
@@ -103,13 +107,17 @@ def tile_code(spec: MatmulSpec, plan: TilePlan, activation: Activation) -> Kerne
             **_schedule_numbers(plan.schedule),
             "planned_registers": plan.registers,
             "accumulators": plan.accumulators,
+            "sums": plan.accumulators * (2 if plan.grouped else 1),
+            "words": layout.chunk_words * plan.warp_tiles,
+            "fragments": 4 * plan.row_blocks + layout.chunk_words * plan.warp_tiles,
+            "shared_blocks": plan.shared_bytes // 1024,
             "row_blocks": plan.row_blocks,
             "column_blocks": plan.column_blocks,
             "stage_units": plan.stage_units,
             "stage_chunks": plan.stage_chunks,
             "pitch": plan.pitch,
             "pieces": plan.pieces,
-            "turns": min(plan.split_iterations, MANY),
+            "turns": min(plan.split_iterations, FEW),
             "ends": ends,
             "runs_over": plan.runs_over,
             "ends_inside": plan.ends_inside,
@@ -118,6 +126,33 @@ def tile_code(spec: MatmulSpec, plan: TilePlan, activation: Activation) -> Kerne
             "instructions": issue_counts.tile_stage(plan),
         },
         plan.schedule.threads,
+    )
+
+
+def wgmma_code(spec: MatmulSpec, schedule: Schedule, activation: Activation) -> KernelCode:
+    """Of wgmma/, whose kernels set the registers of their threads."""
+    layout, rows = _layout(spec), rows_of(spec, activation)
+    plan = WgmmaPlan(layout, schedule, rows.row_bytes, rows.code_bytes)
+    return KernelCode(
+        "wgmma",
+        {
+            **_weight_numbers(spec, activation),
+            **_schedule_numbers(plan.schedule),
+            "planned_registers": plan.registers,
+            "launch_registers": plan.launch_registers,
+            "accumulators": plan.accumulators,
+            "halves": plan.halves,
+            "stage_units": plan.stage_units,
+            "stage_chunks": plan.stage_chunks,
+            "turns": min(plan.split_iterations, FEW),
+            "ends": plan.stage_units / plan.group_units if plan.grouped else 0.0,
+            "pieces": plan.pieces,
+            "decoded": plan.stage_units * plan.halves * issue_counts.decode(layout),
+            "steps": plan.stage_units * plan.k_steps * plan.halves,
+            "instructions": issue_counts.wgmma_stage(plan),
+        },
+        schedule.threads,
+        registers=plan.launch_registers,
     )
 
 
@@ -134,7 +169,7 @@ def planes_code(plan: PlanesPlan) -> KernelCode:
             "has_zeros": plan.weight.has_zeros,
             "has_sums": plan.rows.has_sums,
             "scale_bytes": plan.weight.scale_bytes,
-            "groups": min(plan.groups, MANY),
+            "groups": min(plan.groups, FEW),
             "group_pitch": 0 if plan.one_group else min(plan.group_pitch, 32 * MANY),
             "whole_groups": plan.whole_groups,
             "warp_groups": plan.warp_groups if plan.whole_groups else 0,
@@ -147,10 +182,13 @@ def planes_code(plan: PlanesPlan) -> KernelCode:
             "chains": len(plan.chains),
             "chain_steps": sum(chain.steps for chain in plan.chains),
             "negative": sum(bool(chain.negative) for chain in plan.chains),
-            "turns": min(plan.split_blocks, MANY),
+            "turns": min(plan.split_blocks, FEW),
             "ragged_k": plan.ragged,
             "planned_registers": plan.registers + ADDRESSES,
             "lane_values": plan.lane_values,
+            "operands": _operands(plan),
+            "counts": 4 * plan.token_tiles * (plan.bit_tiles if plan.bits > 1 else 1),
+            "shared_blocks": plan.shared_bytes // 1024,
             "pieces": plan.stage_bytes / (16 * plan.schedule.threads),
             "products": plan.products,
             "sum_instructions": plan.sum_instructions,
@@ -158,3 +196,9 @@ def planes_code(plan: PlanesPlan) -> KernelCode:
         },
         plan.schedule.threads,
     )
+
+
+def _operands(plan: PlanesPlan) -> int:
+    """Registers of a lane for the operands of a group's part of a block."""
+    steps = max(1, plan.group_pitch // STEP) if plan.whole_groups else plan.warp_steps
+    return steps * (2 * plan.token_tiles * plan.bit_tiles + 4 * plan.weight_planes)

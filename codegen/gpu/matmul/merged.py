@@ -27,29 +27,39 @@ MAX_PARTS = 8  # a block compares its number with those of all parts
 
 
 @dataclass(frozen=True)
-class _Operands:
-    """Where a kernel's arguments stand, behind the grid index: a product's own, m and n."""
+class Operands:
+    """Where a kernel's arguments stand, behind the grid index: a product's own, y, m and n."""
 
     own: tuple[int, ...]
+    y: int
     m: int
     n: int
 
 
-_MATMUL = _Operands((1, 2, 3, 5), 4, 5)  # x, w, bias, y, m, n
-_REDUCE = _Operands((0, 2, 3, 4, 6), 5, 6)  # workspace, x, w, bias, y, m, n
+MATMUL = Operands((1, 2, 3, 5), 3, 4, 5)  # x, w, bias, y, m, n
+REDUCE = Operands((0, 2, 3, 4, 6), 4, 5, 6)  # workspace, x, w, bias, y, m, n
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a block of a merged kernel knows: its number in the grid of its product, and the
+    operands of all products, in the order of `Operands.own`."""
+
+    inside: Value
+    own: list[list[ir.Value]]
 
 
 def merged_matmul(kernel: Kernel, parts: int, split: int = 1) -> Kernel:
     """The matmul, or one of `split` parts of K, of `parts` products."""
-    return _merged(kernel, parts, _MATMUL, split)
+    return _merged(kernel, parts, MATMUL, split)
 
 
 def merged_reduce(kernel: Kernel, parts: int) -> Kernel:
     """The reduction of `parts` products whose K was split."""
-    return _merged(kernel, parts, _REDUCE, 1)
+    return _merged(kernel, parts, REDUCE, 1)
 
 
-def _merged(kernel: Kernel, parts: int, operands: _Operands, split: int) -> Kernel:
+def _merged(kernel: Kernel, parts: int, operands: Operands, split: int) -> Kernel:
     assert 1 < parts <= MAX_PARTS
     name = f"{kernel.name}_x{parts}"
     return Kernel(name, kernel.block, partial(_emit, name, kernel, parts, operands, split))
@@ -59,7 +69,7 @@ def _emit(
     name: str,
     kernel: Kernel,
     parts: int,
-    operands: _Operands,
+    operands: Operands,
     split: int,
     module: Any,
     arch: GpuArch,
@@ -68,15 +78,20 @@ def _emit(
         apart = ir.Module.create()
         kernel.emit(apart, arch)
         function = ir.SymbolTable(apart.operation)[kernel.name]
-        _merge(function, kernel, parts, operands, split)
-        function.attributes["sym_name"] = ir.StringAttr.get(name)
-        known = ir.SymbolTable(module.operation)
-        for op in list(apart.body.operations):
-            if ir.StringAttr(op.attributes["sym_name"]).value not in known:
-                module.body.append(op)
+        merge(function, kernel, parts, operands, split)
+        move_into(module, apart, function, name)
 
 
-def _merge(function: Any, kernel: Kernel, parts: int, operands: _Operands, split: int) -> None:
+def move_into(module: Any, apart: ir.Module, function: Any, name: str) -> None:
+    """Give `function` of the module `apart` this name, and `module` what it does not have yet."""
+    function.attributes["sym_name"] = ir.StringAttr.get(name)
+    known = ir.SymbolTable(module.operation)
+    for op in list(apart.body.operations):
+        if ir.StringAttr(op.attributes["sym_name"]).value not in known:
+            module.body.append(op)
+
+
+def merge(function: Any, kernel: Kernel, parts: int, operands: Operands, split: int) -> Merged:
     """Give `function` the operands of further products, and each block those of its product."""
     entry = function.regions[0].blocks[0]
     index, *arguments = list(entry.arguments)
@@ -106,6 +121,7 @@ def _merge(function: Any, kernel: Kernel, parts: int, operands: _Operands, split
     made = list(takewhile(lambda op: op != first, entry.operations))
     for old, new in zip([index, *own[0]], [number, *chosen], strict=True):
         old.replace_all_uses_except(new, [op.operation for op in made])
+    return Merged(inside, own)
 
 
 def _ceil_div(value: Value, by: int) -> Value:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Protocol, runtime_checkable
+from functools import cached_property, partial
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from abqc.codegen.strategy import Kernel, MatmulSpec, Variant
-from abqc.costmodel.assembly import KernelCode
+from abqc.costmodel.assembly import Assembly, KernelCode, shipped_assembly
 from abqc.costmodel.interface import CostModel, KernelFeatures
 from abqc.dialects.formats import QuantizedTensor
 
 from ..arch import GpuArch
+from ..assembly.spills import bound_registers
 from .schedule import Schedule
 
 # Rows are cut into ranges by powers of two up to here; more rows share one schedule.
@@ -73,8 +74,8 @@ class GpuStrategy(Protocol):
 class KnownCode(Protocol):
     """A GpuStrategy of whose machine code something was learned (costmodel/assembly.py)."""
 
-    def code(self, spec: MatmulSpec, schedule: Schedule) -> KernelCode:
-        """What a kernel's machine code depends on."""
+    def code(self, spec: MatmulSpec, schedule: Schedule) -> KernelCode | None:
+        """What a kernel's machine code depends on; None for those of which nothing was learned."""
         ...
 
 
@@ -163,6 +164,10 @@ class Scheduled:
         return {}
 
     @cached_property
+    def _assembled(self) -> dict[MatmulSpec, Mapping[Schedule, tuple[Assembly | None, ...]]]:
+        return {}
+
+    @cached_property
     def _able(self) -> dict[MatmulSpec, list[Schedule]]:
         return {}
 
@@ -185,7 +190,7 @@ class Scheduled:
             begin = (end or 0) + 1
         return tuple(
             Variant(
-                self.strategy.kernel(spec, schedule),
+                self.kernel(spec, schedule),
                 first,
                 last,
                 schedule.split,
@@ -193,6 +198,34 @@ class Scheduled:
             )
             for first, last, schedule in chosen
         )
+
+    def kernel(self, spec: MatmulSpec, schedule: Schedule) -> Kernel:
+        """The matmul, with the bounds on registers that it is expected to need."""
+        kernel = self.strategy.kernel(spec, schedule)
+        bounds = {
+            arch.name: expected.bound
+            for arch, expected in zip(self.archs, self.assembled(spec)[schedule], strict=True)
+            if expected is not None and expected.bound
+        }
+        return replace(kernel, emit=partial(_emit_bounded, kernel, bounds)) if bounds else kernel
+
+    def assembled(self, spec: MatmulSpec) -> Mapping[Schedule, tuple[Assembly | None, ...]]:
+        """What is expected of the machine code of every candidate on each target."""
+        if spec not in self._assembled:
+            self._assembled[spec] = self._predict_code(spec)
+        return self._assembled[spec]
+
+    def _predict_code(self, spec: MatmulSpec) -> dict[Schedule, tuple[Assembly | None, ...]]:
+        schedules = self.candidates(spec)
+        nothing = (None,) * len(self.archs)
+        found: dict[Schedule, tuple[Assembly | None, ...]] = dict.fromkeys(schedules, nothing)
+        if not isinstance(self.strategy, KnownCode):
+            return found
+        codes = {schedule: self.strategy.code(spec, schedule) for schedule in schedules}
+        known = {schedule: code for schedule, code in codes.items() if code is not None}
+        model = shipped_assembly()
+        on_each = [model.predict(list(known.values()), arch.name) for arch in self.archs]
+        return found | dict(zip(known, zip(*on_each, strict=True), strict=True))
 
     def candidates(self, spec: MatmulSpec) -> list[Schedule]:
         """The schedules that run on all targets."""
@@ -212,19 +245,46 @@ class Scheduled:
 
     def _cheapest(self, spec: MatmulSpec, begin: int, end: int | None) -> Candidate:
         rows = MANY_ROWS if end is None else (end,)
-        able = [s for s in self.candidates(spec) if _covers(s, end)]
+        able = self.able(spec, end)
         assert able, f"{self.name} has no schedule for {begin} to {end} rows of {spec}"
-        scored = [Candidate(s, math.prod(self.predict(spec, s, m) for m in rows)) for s in able]
+        scores = [1.0] * len(able)
+        for m in rows:
+            scores = [
+                score * math.prod(seconds)
+                for score, seconds in zip(scores, self.on_each(spec, able, m), strict=True)
+            ]
+        scored = [Candidate(s, score) for s, score in zip(able, scores, strict=True)]
         return min(scored, key=lambda candidate: candidate.score)
 
-    def predict(self, spec: MatmulSpec, schedule: Schedule, m: int) -> float:
-        """Seconds, multiplied over the targets: none of them outweighs another."""
-        return math.prod(self._on_each(self.strategy.features(spec, schedule, m)))
+    def able(self, spec: MatmulSpec, rows: int | None) -> list[Schedule]:
+        """The candidates for so many rows (None: any number), those that are expected to spill,
+        whatever their bound, only where all are."""
+        able = [s for s in self.candidates(spec) if _covers(s, rows)]
+        assembled = self.assembled(spec)
+        return [s for s in able if not any(a and a.spills for a in assembled[s])] or able
+
+    def on_each(
+        self, spec: MatmulSpec, schedules: Sequence[Schedule], m: int
+    ) -> list[tuple[float, ...]]:
+        """Seconds of each schedule on each target."""
+        described = [self.described(spec, schedule, m) for schedule in schedules]
+        by_target = [
+            model.predict_all([features[place] for features in described])
+            for place, model in enumerate(self.models)
+        ]
+        return list(zip(*by_target, strict=True))
+
+    def described(self, spec: MatmulSpec, schedule: Schedule, m: int) -> tuple[KernelFeatures, ...]:
+        """What a cost model needs to know of `m` rows on each target."""
+        features = self.strategy.features(spec, schedule, m)
+        return tuple(
+            _on(expected.of(features) if expected is not None else features, arch)
+            for arch, expected in zip(self.archs, self.assembled(spec)[schedule], strict=True)
+        )
 
     def seconds(self, spec: MatmulSpec, m: int) -> tuple[float, ...]:
         """What `m` rows take on each target by the best schedule for them."""
-        features = self.strategy.features(spec, self.best(spec, m, m).schedule, m)
-        return self._on_each(features)
+        return self.on_each(spec, [self.best(spec, m, m).schedule], m)[0]
 
     def pack_name(self, spec: MatmulSpec) -> str:
         """What tells layouts of an activation apart: the kernel that packs it."""
@@ -237,9 +297,7 @@ class Scheduled:
         kernel = self.strategy.pack_kernel(spec)
         if kernel is None:
             return (0.0,) * len(self.archs)
-        return self._on_each(pack_features(spec, self.strategy, kernel, m))
-
-    def _on_each(self, features: KernelFeatures) -> tuple[float, ...]:
+        features = pack_features(spec, self.strategy, kernel, m)
         return tuple(
             model.predict(_on(features, arch))
             for arch, model in zip(self.archs, self.models, strict=True)
@@ -247,8 +305,7 @@ class Scheduled:
 
     def features(self, spec: MatmulSpec, m: int) -> KernelFeatures:
         """Those of the best schedule for `m` rows on the first target."""
-        schedule = self.best(spec, m, m).schedule
-        return _on(self.strategy.features(spec, schedule, m), self.archs[0])
+        return self.described(spec, self.best(spec, m, m).schedule, m)[0]
 
 
 def _covers(schedule: Schedule, rows: int | None) -> bool:
@@ -257,3 +314,10 @@ def _covers(schedule: Schedule, rows: int | None) -> bool:
 
 def _on(features: KernelFeatures, arch: GpuArch) -> KernelFeatures:
     return replace(features, arch=arch.name)
+
+
+def _emit_bounded(kernel: Kernel, bounds: Mapping[str, int], module: Any, arch: GpuArch) -> None:
+    """`bounds`: registers of a thread, by target."""
+    kernel.emit(module, arch)
+    if arch.name in bounds:
+        bound_registers(module, {kernel.name: bounds[arch.name]})

@@ -142,7 +142,7 @@ class PlanesPlan:
         """Of an MMA."""
         return min(MMA_COLUMNS, self.warp_tokens)
 
-    @property
+    @cached_property
     def bits(self) -> int:
         """Of a token in one MMA."""
         return MMA_COLUMNS // self.tokens
@@ -203,11 +203,11 @@ class PlanesPlan:
         """Whether the last block of K reaches beyond the operands."""
         return self.k_blocks * self.block_steps != self.weight.steps
 
-    @property
+    @cached_property
     def group_pitch(self) -> int:
         return self.weight.grouped.padded_group
 
-    @property
+    @cached_property
     def whole_groups(self) -> bool:
         """Whether a warp's part of a block of K is one or several whole groups, not part of one."""
         return not self.one_group and self.warp_steps * STEP % self.group_pitch == 0
@@ -300,7 +300,7 @@ class PlanesPlan:
     def row_sums_offset(self) -> int:
         return self.records_offset + self.record_stage_bytes
 
-    @property
+    @cached_property
     def stage_bytes(self) -> int:
         return align(self.row_sums_offset + self.row_sum_stage_bytes, 16)
 
@@ -316,13 +316,13 @@ class PlanesPlan:
         warps = (schedule.warps_k - 1) * schedule.warps_m * schedule.warps_n
         return 4 * WARP * warps * self.lane_values
 
-    @property
+    @cached_property
     def shared_bytes(self) -> int:
         return max(self.schedule.stages * self.stage_bytes, self.meeting_bytes)
 
     # What is possible
 
-    @property
+    @cached_property
     def registers(self) -> int:
         """Of a lane: operands of a group's part of a block, sums; addresses come on top."""
         steps = self.warp_steps
@@ -342,7 +342,7 @@ class PlanesPlan:
         ahead = AHEAD + AHEAD_STEP * parts if parts > 1 else 0
         return operands + sums + kept + ahead
 
-    @property
+    @cached_property
     def products(self) -> int:
         """MMAs of a warp's part of a block."""
         pairs = sum(chain.products for chain in self.chains)
@@ -350,7 +350,7 @@ class PlanesPlan:
         parts = max(1, STEP // self.group_pitch) if self.whole_groups else 1
         return self.warp_steps * parts * pairs * tiles
 
-    @property
+    @cached_property
     def sum_instructions(self) -> int:
         """What a lane does with the counts of a group's part of a block, in all its tiles: doubles
         and weighs them, ends groups (read from the machine code for sm_90a)."""
@@ -365,7 +365,7 @@ class PlanesPlan:
             each += 4
         return each * self.token_tiles * self.warp_tiles
 
-    @property
+    @cached_property
     def instructions(self) -> int:
         """Of a warp, for a block of K."""
         groups = self.warp_groups if self.whole_groups else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import product
 
 from abqc.codegen.strategy import MatmulSpec
@@ -42,7 +43,13 @@ SPLITS = (1, 2, 4, 8)
 
 def planes_schedules(spec: MatmulSpec, arch: GpuArch) -> list[Schedule]:
     """Every schedule that can run on `arch`."""
-    return [s for s in _all(spec) if PlanesPlan(spec, s).problem(arch) is None]
+    return [s for s in _all(spec) if plan_of(spec, s).problem(arch) is None]
+
+
+@lru_cache(maxsize=4096)
+def plan_of(spec: MatmulSpec, schedule: Schedule) -> PlanesPlan:
+    """The plan of a kernel: many are asked often in a choice."""
+    return PlanesPlan(spec, schedule)
 
 
 def _all(spec: MatmulSpec) -> Iterator[Schedule]:

@@ -27,7 +27,7 @@ from ..packing.pack import pack_kernel, scaled_pack_kernel
 from .kernel import emit_matmul, finisher
 from .layout import PlaneRows, PlaneWeights, grouped_by_planes, reach
 from .plan import FORM, PlanesPlan
-from .schedules import planes_features, planes_schedules
+from .schedules import plan_of, planes_features, planes_schedules
 
 LARGEST = 2**31 - 1
 
@@ -93,11 +93,11 @@ class Planes:
         return Kernel(name, (1, COLUMNS), emit)
 
     def features(self, spec: MatmulSpec, schedule: Schedule, m: int) -> KernelFeatures:
-        return planes_features(PlanesPlan(spec, schedule), m)
+        return planes_features(plan_of(spec, schedule), m)
 
-    def code(self, spec: MatmulSpec, schedule: Schedule) -> KernelCode:
+    def code(self, spec: MatmulSpec, schedule: Schedule) -> KernelCode | None:
         """What the kernel's machine code depends on."""
-        return planes_code(PlanesPlan(spec, schedule))
+        return planes_code(plan_of(spec, schedule))
 
 
 def _block(schedule: Schedule) -> tuple[int, int]:

@@ -149,7 +149,9 @@ class _TileLoop:
         """All turns of this block's split: accumulators, or totals where there are groups."""
         b, plan = self.b, self.plan
         begin, end = self._turns()
-        self._prefetch(begin, end)
+        bytes_ = plan.stage_tile_bytes
+        weight, first_tile = self.context.weight, self.context.first_tile
+        weight.prefetch(first_tile, plan.block_tiles, begin * bytes_, end * bytes_)
         b.wait()
         ahead = plan.schedule.stages - 1
         for turn in range(ahead):
@@ -171,15 +173,6 @@ class _TileLoop:
         _, *values = loop.results
         state = self._last_flush(state.with_values(values))
         return state.totals if plan.grouped else state.sums
-
-    def _prefetch(self, begin: Value, end: Value) -> None:
-        """What the first turns read of each tile of columns; a thread has one."""
-        b, plan, context = self.b, self.plan, self.context
-        with b.when((b.thread < plan.block_tiles) & (begin < end)):
-            tile = b.min(context.first_tile + b.thread, context.weight.tiles - 1)
-            at = begin * plan.stage_tile_bytes
-            left = b.min(end * plan.stage_tile_bytes, b.const(plan.weights.tile_bytes, "i32")) - at
-            b.prefetch(b.at(context.weight.tile(tile), at), left)
 
     def _turns(self) -> tuple[Value, Value]:
         """The turns of the K loop that are this split's."""

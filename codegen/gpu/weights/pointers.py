@@ -43,6 +43,15 @@ class PackedWeight:
         """The pointer to the codes of a tile; chunks and loads follow each other."""
         return self.b.at(self.base, self.b.wide(index) * self.layout.tile_bytes)
 
+    def prefetch(self, first_tile: Value, tiles: int, begin: Value, end: Value) -> None:
+        """Have bytes `begin` to `end` (i32; `end` may be too large) of the codes of some tiles
+        fetched to the L2 cache, the first of them: a thread has a tile (`GpuBuilder.prefetch`)."""
+        b = self.b
+        with b.when((b.thread < tiles) & (begin < end)):
+            tile = b.min(first_tile + b.thread, self.tiles - 1)
+            left = b.min(end, b.const(self.layout.tile_bytes, "i32")) - begin
+            b.prefetch(b.at(self.tile(tile), begin), left)
+
     def chunk_words(self, chunk: Value, offset: int = 0, *, cache: str = "nc") -> list[Value]:
         """This lane's words of the chunk at pointer `chunk` + `offset`: i32, for `decode`."""
         lane = self.b.at(chunk, self.b.lane * 16)

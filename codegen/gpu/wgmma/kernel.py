@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from abqc.codegen.builder import Value, vec
 
 from ..arch import GpuArch
-from ..builder import POINTER, kernel
+from ..builder import POINTER, WEIGHT, kernel
 from ..matmul.block_order import place
 from ..weights.layout import BLOCKS, TILE_COLUMNS, WARP_LOAD_BYTES
 from ..weights.pointers import PackedWeight
@@ -114,7 +114,7 @@ def emit_wgmma_kernel(
     module: Any, arch: GpuArch, name: str, plan: WgmmaPlan, arithmetic: Arithmetic
 ) -> None:
     """Add the kernel (q, w, bias, y or workspace, m, n) of docs/gpu.md to `module`."""
-    arguments = [POINTER, POINTER, POINTER, POINTER, "i32", "i32"]
+    arguments = [POINTER, WEIGHT, WEIGHT, POINTER, "i32", "i32"]
     s = plan.schedule
     launched, copying, multiplying = REGISTERS[plan.consumers]
     with kernel(
@@ -148,11 +148,14 @@ def emit_wgmma_kernel(
             split=split,
         )
         begin, end = _turns(context)
+        bytes_ = plan.stage_tile_bytes
+        weight, first_tile = context.weight, context.first_tile
+        weight.prefetch(first_tile, plan.block_tiles, begin * bytes_, end * bytes_)
+        b.wait()
         copies = is_copying(b, plan)
         with b.when(copies):
             set_registers(b, copying, more=False)
-            weight, first_row, first_tile = context.weight, context.first_row, context.first_tile
-            stages = StageCopies(ring, rows, weight, first_row, first_tile, m)
+            stages = StageCopies(ring, rows, weight, context.first_row, first_tile, m)
             stages.run(begin, end, ring.first())
         with b.when(copies == 0):
             set_registers(b, multiplying, more=True)

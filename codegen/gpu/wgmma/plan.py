@@ -101,6 +101,8 @@ class WgmmaPlan(TilePlan):
         groups = rows = 0
         if self.grouped:  # of this group and the next one; and what zero points need of every row
             groups = 4 * self.halves * (1 + has_sums + has_zeros)
+            if self.stage_units > self.group_units:  # several end in a stage
+                groups *= 2
             if self.weights.lane_bits == 8:
                 rows = self.schedule.block_m // 4 * (has_sums + 2 * has_zeros)
         return sums + words + 8 * self.halves + groups + rows + 24

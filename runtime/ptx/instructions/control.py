@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..batch import Batch
 from ..control import Barrier, Branch, Exit, SetRegisters, Switch, Trap
 from ..decode import Decoder, Effect, Operation, Run, instruction
-from ..operands import Constant
+from ..lanes import Lanes
 from ..syntax import Integer, Symbol
 from ..types import TYPES
+from .clusters import cluster_barrier
 
 _U32 = TYPES["u32"]
 
@@ -51,7 +50,7 @@ def trap(i: Decoder) -> Operation:
     return Trap()
 
 
-@instruction("brkpt", "nanosleep", "pmevent", "membar", "griddepcontrol")
+@instruction("brkpt", "nanosleep", "pmevent", "membar")
 def nothing(i: Decoder) -> Operation:
     """What changes no value here: memory is sequentially consistent, whatever the scope."""
     i.rest().clear()
@@ -83,6 +82,22 @@ def _proxy_fence(only_inits: bool) -> Operation:
     return operation
 
 
+@instruction("griddepcontrol")
+def dependent_launches(i: Decoder) -> Operation:
+    kind = i.need("wait", "launch_dependents")
+    i.arity(0)
+
+    def bind(batch: Batch) -> Run:
+        def run(lanes: Lanes | None) -> None:
+            dependence = batch.global_memory.dependence
+            if dependence is not None:
+                (dependence.wait if kind == "wait" else dependence.trigger)(lanes)
+
+        return run
+
+    return Effect(bind)
+
+
 @instruction("setmaxnreg")
 def set_registers(i: Decoder) -> Operation:
     more = i.need("inc", "dec") == "inc"
@@ -104,7 +119,7 @@ def barrier(i: Decoder) -> Operation:
 
         return synchronize_warp(i)
     if i.flag("cluster"):
-        return _cluster(i)
+        return cluster_barrier(i)
     i.flag("cta")
     aligned = i.flag("aligned") or i.opcode == "bar"
     kind = i.choose("sync", "arrive", "red")
@@ -131,12 +146,3 @@ def _reduction(i: Decoder, aligned: bool) -> Operation:
         predicate=i.predicate_source(i.operands[-1]),
         result=i.result(0, type),
     )
-
-
-def _cluster(i: Decoder) -> Operation:
-    """A cluster is one block here: its barrier is a barrier of the block, at the wait."""
-    kind = i.need("arrive", "wait")
-    i.ignore("aligned", "acquire", "release", "relaxed")
-    if kind == "arrive":
-        return Effect(lambda batch: lambda lanes: None)
-    return Barrier(Constant(np.uint32(15)), None)

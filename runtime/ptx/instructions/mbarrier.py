@@ -253,29 +253,3 @@ def arrive_after_copies(i: Decoder) -> Operation:
         return run
 
     return MbarrierEffect(bind)
-
-
-@instruction("mapa")
-def map_address(i: Decoder) -> Operation:
-    """The address in the shared memory of a block of the cluster, which has one block."""
-    i.flag("shared::cluster")
-    type = i.type()
-    i.arity(3)
-    result, source, rank = i.result(0, type), i.source(1, type), i.source(2, _U32)
-
-    def bind(batch: Batch) -> Run:
-        array, ranks = source.array(batch), rank.array(batch)
-
-        def run(lanes: Lanes | None) -> None:
-            beyond = np.flatnonzero(np.atleast_1d(take(ranks, lanes)) != 0)
-            if len(beyond):
-                raise LaneFault(
-                    "mapa of a block that the cluster of one block does not have",
-                    lane_number(lanes, int(beyond[0])),
-                )
-            if result is not None:
-                put(result.array(batch), lanes, take(array, lanes))
-
-        return run
-
-    return Effect(bind)

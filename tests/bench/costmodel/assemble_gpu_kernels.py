@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "gpu")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "gpu"))
+sys.path.insert(0, str(Path(__file__).parent))
 
 import compile_kernels
 import gpu_kernel_set
@@ -107,6 +107,7 @@ def assembled(batch: Wanted) -> Iterator[dict[str, Any]]:
                 "target": arch.name,
                 "bound": bound,
                 "held_out": candidate.held_out,
+                "usual": candidate.usual,
                 "strategy": candidate.strategy.name,
                 "task": asdict(candidate.task),
                 "schedule": asdict(candidate.schedule),

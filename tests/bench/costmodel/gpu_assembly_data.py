@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "gpu")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "gpu"))
+sys.path.insert(0, str(Path(__file__).parent))
 
 import compile_kernels
 from abqc.codegen.gpu.matmul.schedule import Schedule
@@ -23,8 +23,10 @@ from abqc.codegen.gpu.matmul.strategy import KnownCode
 from abqc.codegen.gpu.weights.layout import WeightLayout
 from abqc.codegen.targets.cuda import CudaTarget
 from abqc.costmodel.assembly import KernelCode
-from gpu_kernel_set import TARGETS, GpuTask
+from gpu_kernel_set import HELD_OUT_DEPTHS, HELD_OUT_RAGGED, TARGETS, GpuTask
 from gpubuild.machine_loops import Turn
+
+HELD_OUT = frozenset((*HELD_OUT_DEPTHS, *HELD_OUT_RAGGED))
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,12 @@ class Assembled:
     @property
     def held_out(self) -> bool:
         """By its K."""
-        return bool(self.row["held_out"])
+        return self.row["task"]["k"] in HELD_OUT
+
+    @property
+    def usual(self) -> bool:
+        """Whether its formats are usual ones."""
+        return bool(self.row["usual"])
 
     @property
     def target(self) -> str:
@@ -63,12 +70,27 @@ class Assembled:
         if self.code.family == "rows":
             layout = WeightLayout.of(self.task.spec)
             part = turn.streamed_bytes / (layout.chunk_bytes * self.code.numbers["ahead"])
+        elif self.code.family == "wgmma":
+            multiplied = sum(n for name, n in turn.counts.items() if "GMMA" in name)
+            part = multiplied / self.code.numbers["steps"]
         elif self.code.family == "planes":
             part = turn.of("mma") / self.code.numbers["products"]
         else:
             block = schedule.block_m * schedule.block_n * schedule.block_k
             part = turn.mma_operations / (2 * block / self.code.numbers["warps"])
         return turn.issued / part / self.code.numbers["instructions"] if part else float("nan")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What is predicted of one kernel."""
+
+    registers: float
+    spills: bool
+    slots: float
+
+
+Predictor = Callable[[Sequence[Assembled]], list[Expected]]
 
 
 def load(folder: Path) -> list[Assembled]:

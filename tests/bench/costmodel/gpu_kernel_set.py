@@ -1,8 +1,10 @@
 """The GPU kernels that the assembly model is trained on and judged by.
 
 They are numbered: of a task (formats, K, target) at random one kernel: a strategy, a kind, a
-schedule, all as likely as each other. K of every `HELD_OUT_EVERY`th is one that no kernel of
-training has. Machine code does not depend on N, which only decides what splits there are.
+schedule, all as likely as each other. Most have formats that are usual, every `ANY_EVERY`th any
+that there are. K of every `HELD_OUT_EVERY`th is one that no kernel of training has. Machine code
+does not depend on N, which only decides what splits there are, and hardly on K where it fills all
+groups and stages.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import random
 from dataclasses import dataclass
 from functools import cache, cached_property
 
-from abqc.codegen.gpu.arch import ALL, SM_75, GpuArch
+from abqc.codegen.gpu.arch import ALL, SM_75, SM_90A, GpuArch
 from abqc.codegen.gpu.matmul.schedule import Schedule
 from abqc.codegen.gpu.matmul.strategy import GpuStrategy, KnownCode
 from abqc.codegen.strategy import Kernel, MatmulSpec
@@ -19,21 +21,29 @@ from abqc.codegen.targets.cuda import CudaTarget
 from abqc.dialects.formats import Half, parse_scheme
 
 TARGETS = tuple(arch for arch in ALL if arch != SM_75)
+OFTEN = (*TARGETS, SM_90A, SM_90A)  # has one kind of kernels more
+
+# Weights and activations of recipes: (scheme, how often).
+USUAL_WEIGHTS = {
+    **{"w4": 5, "w8": 3, "w2": 3, "w1": 2, "w3": 2, "w5": 1, "w6": 1, "w7": 1},
+    **{"w4:channel": 1, "w2:channel": 1, "w4:g64": 1, "w4:g32": 1, "w4:asym": 1, "w2:g64:asym": 1},
+}
+USUAL_ACTIVATIONS = {None: 2, "a8": 4, "a4": 1, "a2": 1, "a1": 1}
 
 GROUPS = ("", "", "", ":channel", ":channel", ":g32", ":g64", ":g128:asym", ":g64:asym")
 OTHER_WEIGHTS = ("wt:g128", "wt:channel", "w2*", "w4:asym", "wnf4", "wfp4:g32", "w8:channel:asym")
-WIDTHS = (1, 2, 3, 4, 4, 4, 5, 6, 7, 8, 8)
-ACTIVATIONS = (None, None, None, "a8", "a8", "a8", *(f"a{bits}" for bits in range(1, 8)), "a8:asym")
+WIDTHS = range(1, 9)
+ACTIVATIONS = (None, None, "a8", "a8", "a8:asym", *(f"a{bits}" for bits in range(1, 8)))
 SIZES = (96, 1000, 4096, 11008, 28672)  # N
-# K, among them some that fill no group, no chunk or no stage.
-DEPTHS = (
-    *(256, 384, 512, 576, 640, 768, 1000, 1024, 1152, 1536, 2048, 2304, 2560, 3000, 3072, 3584),
-    *(4096, 5120, 6144, 7168, 8192, 9728, 11008, 13824, 14336, 18944, 28672),
-)
-HELD_OUT_DEPTHS = (320, 896, 1100, 1280, 1792, 2880, 3200, 4544, 5632, 8960, 12288, 16384)
-HELD_OUT_EVERY = 6
-SPLIT_SHARE = 0.3  # of kernels that may be split
-OTHER_BOUNDS = 0.12  # of kernels with a bound on registers: another one than their plan's
+# K, of which `RAGGED` fill no group, no chunk or no stage.
+DEPTHS = (1024, 1536, 2048, 3072, 4096, 5120, 6144, 8192, 11008, 13824, 14336, 28672)
+HELD_OUT_DEPTHS = (1280, 1792, 2560, 3584, 4608, 7168, 9728, 12288, 16384, 18944)
+RAGGED = (256, 384, 576, 640, 1000, 1152, 2304, 3000)
+HELD_OUT_RAGGED = (320, 896, 1100, 2880, 4544)
+RAGGED_SHARE = 0.12
+ANY_EVERY, HELD_OUT_EVERY = 4, 6
+SPLIT_SHARE = 0.2  # of kernels that may be split
+OTHER_BOUNDS = 0.05  # of kernels with a bound on registers: another one than their plan's
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,7 @@ class GpuCandidate:
     strategy: GpuStrategy
     schedule: Schedule
     held_out: bool
+    usual: bool
     other_bound: int = 0
 
     @cached_property
@@ -75,7 +86,8 @@ class GpuCandidate:
 def draw(number: int) -> GpuCandidate | None:
     """Kernel `number`; None where what was drawn is not possible."""
     rng = random.Random(number)
-    task = _task(rng, held_out := number % HELD_OUT_EVERY == 0)
+    held_out, usual = number % HELD_OUT_EVERY == 0, number % ANY_EVERY != 0
+    task = _task(rng, held_out, usual)
     try:
         spec = task.spec
         able = [s for s in _strategies(task.target) if s.unsupported(spec, task.arch) is None]
@@ -91,7 +103,7 @@ def draw(number: int) -> GpuCandidate | None:
     if not every:
         return None
     bound = rng.randrange(48, 200, 8) if rng.random() < OTHER_BOUNDS and kind == "rows" else 0
-    return GpuCandidate(task, strategy, rng.choice(every), held_out, bound)
+    return GpuCandidate(task, strategy, rng.choice(every), held_out, usual, bound)
 
 
 @cache
@@ -102,14 +114,25 @@ def _strategies(target: str) -> list[GpuStrategy]:
     return [s.strategy for s in found.strategies if isinstance(s.strategy, KnownCode)]
 
 
-def _task(rng: random.Random, held_out: bool) -> GpuTask:
-    bits, group = rng.choice(WIDTHS), rng.choice(GROUPS)
-    weight = f"w{bits}{group}" if rng.random() < 0.85 else rng.choice(OTHER_WEIGHTS)
+def _task(rng: random.Random, held_out: bool, usual: bool) -> GpuTask:
+    weight, activation = _usual(rng) if usual else _any(rng)
+    depths, ragged = (HELD_OUT_DEPTHS, HELD_OUT_RAGGED) if held_out else (DEPTHS, RAGGED)
     return GpuTask(
         weight,
-        rng.choice(ACTIVATIONS),
+        activation,
         rng.choice(SIZES),
-        rng.choice(HELD_OUT_DEPTHS if held_out else DEPTHS),
+        rng.choice(ragged if rng.random() < RAGGED_SHARE else depths),
         rng.choice(("f16", "f16", "bf16")),
-        rng.choice(TARGETS).name,
+        rng.choice(OFTEN).name,
     )
+
+
+def _usual(rng: random.Random) -> tuple[str, str | None]:
+    (weight,) = rng.choices(list(USUAL_WEIGHTS), list(USUAL_WEIGHTS.values()))
+    (activation,) = rng.choices(list(USUAL_ACTIVATIONS), list(USUAL_ACTIVATIONS.values()))
+    return weight, activation
+
+
+def _any(rng: random.Random) -> tuple[str, str | None]:
+    weight = f"w{rng.choice(WIDTHS)}{rng.choice(GROUPS)}"
+    return weight if rng.random() < 0.85 else rng.choice(OTHER_WEIGHTS), rng.choice(ACTIVATIONS)

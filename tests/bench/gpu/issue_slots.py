@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,11 +27,18 @@ from abqc.costmodel.hardware import gpu_for  # noqa: E402
 from abqc.costmodel.hardware_gpu import Gpu  # noqa: E402
 from abqc.costmodel.interface import KernelFeatures  # noqa: E402
 from abqc.dialects.mlir import ir, make_context  # noqa: E402
-from gpubuild.machine_loops import SCHEDULERS, SHARED_BYTES, Turn, main_loop  # noqa: E402
+from gpubuild.machine_loops import (  # noqa: E402
+    SCHEDULERS,
+    SHARED_BYTES,
+    WARPGROUP_WARPS,
+    Turn,
+    copying_loop,
+    main_loop,
+)
 from gpubuild.matmuls import Chosen, best_of_each  # noqa: E402
 from gpubuild.plan import FORMATS, Plan  # noqa: E402
 
-UNITS = {"planes": "b1", "int8": "s8", "dequantize": "f16"}
+UNITS = ("b1", "s8", "f16", "wgmma_s8", "wgmma_f16")
 FEW_ROWS = 8  # up to here the weights' bytes decide
 
 
@@ -41,35 +48,50 @@ class Line:
 
     chosen: Chosen
     turn: Turn
+    copying: Turn | None  # of the warps that copy for the others
     registers: int
     gpu: Gpu
 
     @property
     def mma_cycles(self) -> float:
         """That a turn keeps the tensor cores of a scheduler, at the rate of `mma.sync`."""
-        unit = UNITS[self.chosen.strategy.name]
-        return self.turn.mma_operations / (self.gpu.rates[unit] / SCHEDULERS)
+        return self.turn.mma_operations / (self.gpu.rates[self.unit] / SCHEDULERS)
+
+    @property
+    def unit(self) -> str:
+        """What multiplies."""
+        features = self.chosen.features
+        return next(unit for unit in UNITS if getattr(features, f"{unit}_ops"))
 
     @property
     def useful_cycles(self) -> float:
         """Of these, for products that are wanted once: planes may multiply a pair twice."""
         f, schedule = self.chosen.features, self.chosen.schedule
-        unit = UNITS[self.chosen.strategy.name]
-        turns = -(-f.k // (schedule.block_k * schedule.split)) * f.blocks * f.threads / 32
-        return getattr(f, f"{unit}_ops") / turns / (self.gpu.rates[unit] / SCHEDULERS)
+        turns = -(-f.k // (schedule.block_k * schedule.split)) * f.blocks * self.multiplying
+        return getattr(f, f"{self.unit}_ops") / turns / (self.gpu.rates[self.unit] / SCHEDULERS)
+
+    @property
+    def multiplying(self) -> int:
+        """Warps of a block that multiply."""
+        schedule = self.chosen.schedule
+        return schedule.warps_m * schedule.warps_n * schedule.warps_k
 
     @property
     def shared_cycles(self) -> float:
         """As all four schedulers do the same."""
-        return self.turn.shared_bytes * SCHEDULERS / SHARED_BYTES
+        return self._with_copies(lambda turn: turn.shared_bytes) * SCHEDULERS / SHARED_BYTES
+
+    def _with_copies(self, count: Callable[[Turn], float]) -> float:
+        """Of a turn, and of its share of the turn of a warp that copies."""
+        copying = count(self.copying) if self.copying else 0.0
+        return count(self.turn) + copying * WARPGROUP_WARPS / self.multiplying
 
     @property
     def cycles(self) -> dict[str, float]:
-        turn = self.turn
         return {
-            "issue": float(turn.issued),
-            "alu": turn.cycles("alu") + turn.cycles("convert"),
-            "fma": turn.cycles("fma"),
+            "issue": self._with_copies(lambda turn: turn.issued),
+            "alu": self._with_copies(lambda turn: turn.cycles("alu") + turn.cycles("convert")),
+            "fma": self._with_copies(lambda turn: turn.cycles("fma")),
             "shared": self.shared_cycles,
         }
 
@@ -112,14 +134,16 @@ def lines(target: CudaTarget, plan: Plan, rows: list[int]) -> Iterator[Line]:
             chosen.kernel.emit(module, arch)
             ptx = compile_ptx(module, arch)
         code = assemble(ptx.text, arch)
-        turn = main_loop(disassemble(code.cubin, labels=True)[chosen.kernel.name])
+        text = disassemble(code.cubin, labels=True)[chosen.kernel.name]
+        turn = main_loop(text)
         used = code.resources[chosen.kernel.name]
         if used.spill_stores:
             print(f"{chosen.kernel.name} spills {used.spill_stores} bytes", file=sys.stderr)
         if turn is None:
             print(f"{chosen.kernel.name} has no loop", file=sys.stderr)
             continue
-        yield Line(chosen, turn, used.registers, gpu)
+        copying = copying_loop(text) if chosen.schedule.kind == "wgmma" else None
+        yield Line(chosen, turn, copying, used.registers, gpu)
 
 
 def row_of(line: Line) -> list[str]:

@@ -26,8 +26,6 @@ from gpukit import peer_humming as peer  # noqa: E402
 from gpukit import peers  # noqa: E402
 from torch._subclasses import fake_tensor  # noqa: E402
 
-ROWS = (1, 4, 8, 16, 64, 256, 4096)
-
 CLOCK = 1_980_000  # kHz
 OPS = 132 * 4096 * CLOCK / 1e9
 H200 = SimpleNamespace(
@@ -186,7 +184,7 @@ def _case(case: Any, n: int, k: int, schedules: dict[str, Any]) -> None:
     )
     layer.transform()
     config = layer.humming_config
-    for m in ROWS:
+    for m in peers.ROWS:
         key = peer.case_key(case, n, k, m)
         schedules[key] = peer.schedule(layer, m)
         HummingKernel.prepare_kernels(config.to_str(), None, json.dumps(schedules[key]), 0)

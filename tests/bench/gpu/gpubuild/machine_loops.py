@@ -8,6 +8,7 @@ they were always taken, so that counts are upper bounds.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 SCHEDULERS = 4  # of a multiprocessor
 SHARED_BYTES = 128  # of a multiprocessor, in a cycle
 WARP = 32
+WARPGROUP_WARPS = 4
+WGMMA_STEP_BYTES = 32  # of K, of an instruction and a row
 
 _ALU = """
     LOP3 SHF IADD3 VIADD LEA ISETP SEL PRMT IMNMX VIMNMX VIADDMNMX PLOP3 FSETP FMNMX FSEL IABS SGXT
@@ -22,7 +25,7 @@ _ALU = """
 """
 # Opcodes by pipe; what is in no row takes an issue slot alone (control, uniform, moves).
 PIPES: dict[str, frozenset[str]] = {
-    "mma": frozenset({"HMMA", "IMMA", "BMMA"}),
+    "mma": frozenset({"HMMA", "IMMA", "BMMA", "HGMMA", "IGMMA", "BGMMA"}),
     "alu": frozenset(_ALU.split()),
     "fma": frozenset({"FFMA", "FADD", "FMUL", "IMAD", "HFMA2", "HADD2", "HMUL2", "IDP"}),
     "convert": frozenset({"I2F", "F2I", "F2F", "MUFU", "POPC", "FLO", "I2FP", "F2FP", "BREV"}),
@@ -71,20 +74,22 @@ class Turn:
 
     @property
     def shared_bytes(self) -> int:
-        """To and from shared memory, of a warp, where all 32 lanes take part."""
-        return sum(
+        """To and from shared memory, of a warp, where all 32 lanes take part; a fourth of what
+        `wgmma` reads for a warpgroup."""
+        accessed = sum(
             n * WARP * _lane_bytes(name)
             for name, n in self.counts.items()
             if _base(name) in PIPES["shared"] | PIPES["copy"]
         )
+        shapes = [(_warpgroup_shape(name), n) for name, n in self.counts.items()]
+        multiplied = sum(n * shape[1] * WGMMA_STEP_BYTES for shape, n in shapes if shape)
+        return accessed + multiplied // WARPGROUP_WARPS
 
     @property
     def mma_operations(self) -> int:
         """Of all MMAs of a turn."""
         return sum(
-            n * MMA_OPERATIONS[name.split(".")[1]]
-            for name, n in self.counts.items()
-            if _base(name) in PIPES["mma"]
+            n * _operations(name) for name, n in self.counts.items() if _base(name) in PIPES["mma"]
         )
 
     @property
@@ -100,8 +105,23 @@ class Turn:
 def main_loop(lines: list[str]) -> Turn | None:
     """The innermost loop with the most MMAs, or of them none the most dot products or FMAs; None
     where there is no loop. `lines` as of `disassemble(..., labels=True)`."""
-    loops = [Turn(_count(lines[begin:end])) for begin, end in _innermost(lines)]
-    return max(loops, key=lambda turn: (turn.of("mma"), turn.of("fma")), default=None)
+
+    def order(turn: Turn) -> tuple[int, int, int]:
+        # Of those with the same MMAs the shortest: waits that are repeated stand far behind.
+        mmas = turn.of("mma")
+        return (mmas, 0, -turn.issued) if mmas else (0, turn.of("fma"), 0)
+
+    return max(_turns(lines), key=order, default=None)
+
+
+def copying_loop(lines: list[str]) -> Turn | None:
+    """The shortest innermost loop with the most copies and no MMA: of warps that only copy."""
+    loops = [turn for turn in _turns(lines) if turn.of("copy") and not turn.of("mma")]
+    return max(loops, key=lambda turn: (turn.of("copy"), -turn.issued), default=None)
+
+
+def _turns(lines: list[str]) -> list[Turn]:
+    return [Turn(_count(lines[begin:end])) for begin, end in _innermost(lines)]
 
 
 def _innermost(lines: list[str]) -> list[tuple[int, int]]:
@@ -123,6 +143,20 @@ def _count(lines: list[str]) -> Counter[str]:
         if match and match[1] != "NOP":
             counts[match[1] + match[2]] += 1
     return counts
+
+
+def _warpgroup_shape(name: str) -> tuple[int, int, int] | None:
+    """M, N and K of a `wgmma`, as in HGMMA.64x128x16.F32."""
+    match = re.match(r"[HIB]GMMA\.(\d+)x(\d+)x(\d+)", name)
+    return (int(match[1]), int(match[2]), int(match[3])) if match else None
+
+
+def _operations(name: str) -> int:
+    """Of an MMA, a warp's part."""
+    shape = _warpgroup_shape(name)
+    if shape is None:
+        return MMA_OPERATIONS[name.split(".")[1]]
+    return 2 * math.prod(shape) // WARPGROUP_WARPS
 
 
 def _base(name: str) -> str:

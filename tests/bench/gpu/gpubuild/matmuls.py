@@ -172,8 +172,8 @@ def _lines(
 def _candidates(
     format: str, spec: MatmulSpec, scheduled: Scheduled, m: int, target: CudaTarget
 ) -> Iterator[Chosen]:
-    strategy, arch, model = scheduled.strategy, target.archs[0], target.models[0]
-    for schedule in scheduled.candidates(spec):
-        if schedule.max_rows is None or m <= schedule.max_rows:
-            features = replace(strategy.features(spec, schedule, m), arch=arch.name)
-            yield Chosen(format, spec, strategy, schedule, features, model.predict(features))
+    schedules = scheduled.able(spec, m)
+    features = [scheduled.described(spec, schedule, m)[0] for schedule in schedules]
+    predicted = target.models[0].predict_all(features)
+    for schedule, described, seconds in zip(schedules, features, predicted, strict=True):
+        yield Chosen(format, spec, scheduled.strategy, schedule, described, seconds)

@@ -9,7 +9,7 @@ from typing import Any
 from .baselines import KINDS
 from .kit import Kit
 from .parts import Record
-from .rates import COPY_DRIVER, COPY_KERNEL
+from .rates import COPY_DRIVER, COPY_KERNEL, INSTRUCTION
 
 Records = dict[str, list[Record]]
 
@@ -17,12 +17,6 @@ Records = dict[str, list[Record]]
 STREAMING = ((8192, 28672), {"W4A16": 0.7, "W2A8": 0.55, "W1A8": 0.4})
 FASTER = ((8192, 8192), {"W4A16": 2.5, "W2A8": 3.5, "W1A8": 4.5})
 MANY_ROWS, OF_RATE = 4096, 0.5
-
-INSTRUCTION = {
-    "b1": "mma.sync b1.m16n8k256",
-    "s8": "mma.sync s8.m16n8k32",
-    "f16": "mma.sync f16.m16n8k16",
-}
 
 
 def needs(f: dict[str, Any], format: str) -> bool:

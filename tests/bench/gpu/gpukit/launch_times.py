@@ -39,7 +39,7 @@ def measure(device: KitDevice, index: int) -> dict[str, Any]:
     inputs, _ = models.arrays_of(kit, feed)
     out = device.buffer("probe", 4096)
     between = Between(device, device.launch_of("probe_clock", 1, out, kit.probe.wait_turns))
-    with models.opened(kit.folder / "models" / feed.model, between, graphs=False) as model:
+    with models.opened(kit.folder / "models" / feed.model, between, models.MODES[-1]) as model:
         for _ in range(WARM_RUNS):
             model.run(inputs)
         between.listening = True

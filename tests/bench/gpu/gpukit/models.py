@@ -7,11 +7,12 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from abqc.runtime.environment import CUDA_GRAPHS
+from abqc.runtime.environment import CUDA_DEPENDENT_LAUNCH, CUDA_GRAPHS
 from abqc.runtime.model import Model, load
 
 from . import model_times
@@ -22,12 +23,24 @@ from .stand_in import device as default_device
 RUNS = 20
 
 
+@dataclass(frozen=True)
+class Mode:
+    """How runs are launched; what is behind the names of its records."""
+
+    suffix: str
+    graphs: bool = True
+    early: bool = True  # kernels begin before those they depend on have ended
+
+
+MODES = (
+    Mode(""),
+    Mode(", no early launches", early=False),
+    Mode(", no graphs", graphs=False),
+)
+
+
 def names(kit: Kit) -> list[str]:
-    return [_name(feed, graphs) for feed in kit.feeds for graphs in (True, False)]
-
-
-def _name(feed: ModelFeed, graphs: bool) -> str:
-    return f"{feed.model} {feed.name}" + ("" if graphs else ", no graphs")
+    return [f"{feed.model} {feed.name}{mode.suffix}" for feed in kit.feeds for mode in MODES]
 
 
 def measure(kit: Kit, index: int, device: Any = None, runs: int = RUNS) -> dict[str, Any]:
@@ -35,13 +48,13 @@ def measure(kit: Kit, index: int, device: Any = None, runs: int = RUNS) -> dict[
     on the host in and out, caches excepted that grow; `device` with PyTorch's tensors on the GPU
     in a stream of the caller's (None without PyTorch). `again`: when all sizes and places have been
     seen before. Outputs of all four are compared; `wrong` says so too where no run was a graph
-    though it should."""
-    feed, graphs = kit.feeds[index // 2], index % 2 == 0
+    though it should. `shape`: of the last graph."""
+    feed, mode = kit.feeds[index // len(MODES)], MODES[index % len(MODES)]
     device = default_device() if device is None else device
     inputs, expected = arrays_of(kit, feed)
     times: tuple[Any, Any] = (None, None)
     missing = ""
-    with opened(kit.folder / "models" / feed.model, device, graphs=graphs) as model:
+    with opened(kit.folder / "models" / feed.model, device, mode) as model:
         on_host, on_device = model_times.timers(model, feed, inputs, runs)
         given, host = on_host()
         # From the second run on a graph is launched.
@@ -53,13 +66,15 @@ def measure(kit: Kit, index: int, device: Any = None, runs: int = RUNS) -> dict[
         except NoPyTorch as error:
             missing = str(error)
         error = max(errors(feed, expected, outputs) for outputs in compared)
-        graph_runs, refused = model.statistics.graph_runs, graphs_missing(model, graphs, device)
+        runs_so_far, refused = model.statistics, graphs_missing(model, mode.graphs, device)
     wrong = "" if error <= feed.tolerance else f"error {error:.2e} of the output's range"
     return {
         "model": feed.model,
         "feed": feed.name,
-        "graphs": graphs,
-        "graph_runs": graph_runs,
+        "mode": mode.suffix,
+        "graphs": mode.graphs,
+        "graph_runs": runs_so_far.graph_runs,
+        "shape": asdict(runs_so_far.graph) if runs_so_far.graph else None,
         "deviation": error if np.isfinite(error) else None,
         "tolerance": feed.tolerance,
         "wrong": "; ".join(filter(None, [wrong, refused])),
@@ -90,9 +105,10 @@ def graphs_missing(model: Model, graphs: bool, device: Any) -> str:
 
 
 @contextmanager
-def opened(folder: Path, device: Any, *, graphs: bool = True) -> Iterator[Model]:
+def opened(folder: Path, device: Any, mode: Mode = MODES[0]) -> Iterator[Model]:
     """The model in a folder of the kit."""
-    os.environ[CUDA_GRAPHS.name] = "1" if graphs else "0"
+    os.environ[CUDA_GRAPHS.name] = str(int(mode.graphs))
+    os.environ[CUDA_DEPENDENT_LAUNCH.name] = str(int(mode.early))
     with tempfile.TemporaryDirectory() as scratch:
         library = Path(scratch, "model.so")
         library.write_bytes(lzma.decompress((folder / MODEL).read_bytes()))

@@ -6,10 +6,12 @@ is installed. Their failures are theirs: they are said in the results, and are n
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from . import baselines
@@ -18,6 +20,7 @@ from .kit import Kit
 from .peer import Case, Launch, Operands, Peer
 from .peer_gemlite import GemLite
 from .peer_humming import Humming
+from .peer_machete import Machete
 from .peer_marlin import Marlin, Qqq
 from .peer_torch import Fp8, Tinygemm
 from .pytorch import NoPyTorch, pytorch
@@ -35,18 +38,20 @@ SHAPES: tuple[Shape, ...] = (
     (4096, 11008),
     (11008, 4096),
 )
+ROWS = (1, 4, 8, 16, 64, 256, 4096)
 FEW = (1, 16, 256, 4096)
 ONE = (1,)
+NOT_MANY = ROWS[:-1]  # tinygemm is for few rows, and takes long for many
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Some cases of a peer at some of SHAPES; `rows` None: of all rows of the table."""
+    """Some cases of a peer at some of SHAPES."""
 
     peer: type[Peer]
     cases: tuple[Case, ...]
     shapes: tuple[Shape, ...]
-    rows: tuple[int, ...] | None = None
+    rows: tuple[int, ...] = ROWS
 
 
 W4A16, W4A8, W2A8, W1A8, W8A8 = map(Case, ("W4A16", "W4A8", "W2A8", "W1A8", "W8A8"))
@@ -55,14 +60,17 @@ GROUPED = Case("W4A16", group=128)
 # In the order of what they are worth: there may be no time for the last ones.
 TURNS = (
     Turn(Marlin, (W4A16,), SHAPES[:2]),
+    Turn(Machete, (W4A16,), SHAPES[:2]),
     Turn(Humming, (W4A16, W4A8, W2A8, W1A8, W8A8), SHAPES[:2]),
     Turn(Qqq, (W4A8,), SHAPES[:2]),
-    Turn(Tinygemm, (GROUPED,), SHAPES[:2]),
+    Turn(Tinygemm, (GROUPED,), SHAPES[:2], NOT_MANY),
     Turn(Fp8, (W8A8,), SHAPES[:2]),
     Turn(GemLite, (GROUPED, W8A8), SHAPES[1:2], FEW),
     Turn(Marlin, (W4A16,), SHAPES[2:3]),
+    Turn(Machete, (W4A16,), SHAPES[2:3]),
     Turn(Humming, (W4A16, W4A8, W2A8, W1A8, W8A8), SHAPES[2:3]),
     Turn(Marlin, (GROUPED,), SHAPES[:2]),
+    Turn(Machete, (GROUPED,), SHAPES[:2]),
     Turn(Humming, (GROUPED,), SHAPES[:2]),
     Turn(Qqq, (Case("W4A8", group=128),), SHAPES[:2]),
     Turn(GemLite, (GROUPED, W8A8), SHAPES[:1], FEW),
@@ -92,28 +100,25 @@ class Item:
 
 
 @cache
-def items(kit_shapes: tuple[Shape, ...], kit_rows: tuple[int, ...], folder: Any) -> list[Item]:
-    """Of the table's shapes and rows; one item for a peer that is not here."""
+def items(products: frozenset[tuple[int, int, int]], folder: Path) -> list[Item]:
+    """Those of `products` (m, n, k) that are in the turns; one item for a peer that is not here."""
     found = []
     for turn in TURNS:
         if why := turn.peer.missing(folder):
             found.append(Item(turn.peer, missing=why))
             continue
-        rows = [m for m in turn.rows or kit_rows if m in kit_rows]
         found += [
             Item(turn.peer, case, m, n, k)
             for k, n in turn.shapes
-            if (k, n) in kit_shapes
             for case in turn.cases
-            for m in rows
+            for m in turn.rows
+            if (m, n, k) in products
         ]
     return list(dict.fromkeys(found))
 
 
 def items_of(kit: Kit) -> list[Item]:
-    shapes = baselines.shapes(kit)
-    rows = tuple(sorted({m for m, _, _ in shapes}))
-    return items(tuple({(k, n): None for _, n, k in shapes}), rows, kit.folder / FOLDER)
+    return items(frozenset(baselines.shapes(kit)), kit.folder / FOLDER)
 
 
 def names(kit: Kit) -> list[str]:
@@ -164,9 +169,9 @@ def _measured(torch: Any, kit: Kit, item: Item, case: Case) -> dict[str, Any]:
     operands = _operands(torch, peer, case, item.n, item.k)
     x = torch.randn(item.m, item.k, dtype=getattr(torch, peer.dtype), device="cuda")
     multiply, together = peer.launches(case, operands, x)
-    deviation = max(
+    deviations = [
         _deviation(torch, launch(0), x, operands.dense) for launch in (multiply, together) if launch
-    )
+    ]
     seconds, runs, graph = _seconds(torch, multiply, len(operands.weights))
     total = _seconds(torch, together, len(operands.weights))[0] if together else seconds
     return {
@@ -175,8 +180,8 @@ def _measured(torch: Any, kit: Kit, item: Item, case: Case) -> dict[str, Any]:
         "total_seconds": total,
         "repetitions": runs,
         "graph": graph,
-        "deviation": deviation,
-        "values_agree": deviation <= peer.tolerance(case),
+        "deviation": max(deviations) if all(map(math.isfinite, deviations)) else None,
+        "values_agree": all(value <= peer.tolerance(case) for value in deviations),
     }
 
 

@@ -14,6 +14,15 @@ COPY_KERNEL, COPY_DRIVER = "copy by a kernel", "copy by the driver"
 COPY_BLOCK = 16384  # bytes that a block of the copying kernel copies: 256 threads x 4 x 16
 HALF_TOLERANCE = 1e-2
 
+# The rate that operations of a unit are held against.
+INSTRUCTION = {
+    "b1": "mma.sync b1.m16n8k256",
+    "s8": "mma.sync s8.m16n8k32",
+    "f16": "mma.sync f16.m16n8k16",
+    "wgmma_s8": "wgmma s8.m64n128k32",
+    "wgmma_f16": "wgmma f16.m64n128k16",
+}
+
 
 def names(kit: Kit) -> list[str]:
     return [COPY_KERNEL, COPY_DRIVER, *(job.name for job in kit.rates)]

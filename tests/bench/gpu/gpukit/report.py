@@ -255,14 +255,22 @@ def _table(records: Records) -> list[str]:
     return rows_of(head, rows)
 
 
+def _shape(shape: dict[str, int] | None) -> list[str]:
+    """Of a graph, as runtime/statistics.py has it."""
+    keys = ("launches", "path", "edges", "dependent")
+    return [str(shape[key]) for key in keys] if shape else [""] * len(keys)
+
+
 def _models(items: list[Record]) -> list[str]:
     head = ["run", "error / range", "allowed", "host us", "again", "GPU us", "again"]
+    head += ["launches", "longest path", "edges", "early"]
     keys = ("host_seconds", "host_again_seconds", "device_seconds", "device_again_seconds")
     rows = [
         [
             r["name"],
             *(_exponent(r.get(key)) for key in ("deviation", "tolerance")),
             *(number(r.get(key), 1e6) for key in keys),
+            *_shape(r.get("shape")),
         ]
         for r in items
     ]

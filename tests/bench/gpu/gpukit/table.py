@@ -6,6 +6,7 @@ from typing import Any
 
 from .device import LAUNCHES, KitDevice, matmul_launches, pack_launch
 from .kit import Kit, TableJob
+from .rates import INSTRUCTION
 
 
 def names(kit: Kit) -> list[str]:
@@ -51,7 +52,7 @@ def measure(device: KitDevice, index: int) -> dict[str, Any]:
         "repetitions": repetitions,
         "weight_bytes_per_second": f["weight_bytes"] / seconds,
         "operations_per_second": {
-            unit: f[f"{unit}_ops"] / seconds for unit in ("b1", "s8", "f16") if f[f"{unit}_ops"]
+            unit: f[f"{unit}_ops"] / seconds for unit in INSTRUCTION if f[f"{unit}_ops"]
         },
         "features": f,
     }

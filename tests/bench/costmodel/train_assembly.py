@@ -1,0 +1,240 @@
+"""Train `costmodel/weights/assembly.npz`, and print how well it predicts what it was not shown.
+
+    python tests/bench/costmodel/train_assembly.py FOLDER [--tokens] [--train-only]
+
+FOLDER is that of `assemble_gpu_kernels.py`. Held out: `shapes`, the K that training has not;
+`widths`, weights of 3 and 6 bits; `target`, sm_89. Of each prediction: registers within 8, mean
+error of registers; the number of blocks that fit an SM by them; spills yes or no, and how many of
+those that spill were found; issue slots of a turn of the main loop: within 8 %, and mean
+error. `plan` is what the plans of the kernels reckon with, `median` that of the family in training.
+With `operations` trees see the histogram of the kernel's MLIR too, `tokens` is the sequence model
+over it; both need the kernel to be emitted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import lightgbm
+import numpy as np
+from abqc.compiler.commands.table import table
+from abqc.costmodel import assembly
+from abqc.costmodel.assembly import AssemblyModel, Family
+from abqc.costmodel.trees import F64
+from gpu_assembly_data import Assembled, Expected, Predictor, load
+from gradient_boosting import Boosting
+
+HELD_OUT_BITS = (3, 6)
+HELD_OUT_TARGET = "sm_89"
+REGISTERS, SLOTS = 8, 0.08  # what counts as right
+SM_REGISTERS = 65536
+COMMON = 0.02  # of the kernels, that have an operation: rarer ones are left out
+BOOSTING = {
+    "registers": Boosting(300, 6, 32, 0.06, "regression", 0.6),
+    "spills": Boosting(100, 5, 16, 0.08, "binary", 0.6),
+    "slots": Boosting(220, 6, 32, 0.06, "huber", 0.6),
+}
+
+Numbers = Callable[[Assembled], list[float]]
+
+
+Fit = Callable[[Sequence[Assembled]], Predictor]
+
+
+def main() -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tokens", action="store_true", help="the token model too (PyTorch)")
+    parser.add_argument("--evaluate-only", action="store_true")
+    parser.add_argument("--train-only", action="store_true")
+    args = parser.parse_args()
+    kernels = load(args.folder)
+    if args.train_only:
+        ship([kernel for kernel in kernels if not kernel.held_out], kernels)
+        return
+    fits: dict[str, Fit] = {"median": medians, "plan": plan, "trees": trees}
+    fits["trees, operations too"] = trees_over_operations
+    if args.tokens:
+        import assembly_tokens
+
+        fits["tokens"] = assembly_tokens.fit
+    rows = []
+    for name, (training, judged) in splits(kernels).items():
+        print(f"{name}: {len(training)} kernels in training, {len(judged)} judged", flush=True)
+        for label, fit in fits.items():
+            rows.append((name, label, *scores(fit(training)(judged), judged)))
+            print("  ".join(rows[-1]), flush=True)
+    head = (
+        *("held out", "prediction", "registers", "error", "blocks"),
+        *("spills", "found", "slots", "error"),
+    )
+    print(table(head, rows))
+    if not args.evaluate_only:
+        ship([kernel for kernel in kernels if not kernel.held_out], kernels)
+
+
+def splits(
+    kernels: Sequence[Assembled],
+) -> Mapping[str, tuple[list[Assembled], list[Assembled]]]:
+    def split(out: Callable[[Assembled], bool]) -> tuple[list[Assembled], list[Assembled]]:
+        return [k for k in kernels if not out(k)], [k for k in kernels if out(k)]
+
+    seen, unseen = split(lambda k: k.held_out)
+    return {
+        "shapes": (seen, [k for k in unseen if k.usual]),
+        "shapes, any format": (seen, [k for k in unseen if not k.usual]),
+        "widths": split(lambda k: bits(k) in HELD_OUT_BITS),
+        "target": split(lambda k: k.target == HELD_OUT_TARGET),
+    }
+
+
+def bits(kernel: Assembled) -> int:
+    return kernel.task.spec.weight_bits
+
+
+def scores(expected: Sequence[Expected], kernels: Sequence[Assembled]) -> tuple[str, ...]:
+    registers = np.array([abs(e.registers - k.registers) for e, k in pairs(expected, kernels)])
+    spills = np.array([e.spills == k.spills for e, k in pairs(expected, kernels)])
+    found = [e.spills for e, k in pairs(expected, kernels) if k.spills]
+    blocks = [
+        blocks_of(e.registers, k) == blocks_of(k.registers, k) for e, k in pairs(expected, kernels)
+    ]
+    slots = np.array([abs(e.slots / k.slots - 1) for e, k in pairs(expected, kernels)])
+    slots = slots[~np.isnan(slots)]
+    return (
+        f"{(registers <= REGISTERS).mean():.1%}",
+        f"{registers.mean():.1f}",
+        f"{np.mean(blocks):.1%}",
+        f"{spills.mean():.1%}",
+        f"{sum(found)} of {len(found)}",
+        f"{(slots <= SLOTS).mean():.1%}",
+        f"{slots.mean():.1%}",
+    )
+
+
+def blocks_of(registers: float, kernel: Assembled) -> int:
+    """That an SM has the registers for."""
+    each = -(-registers // assembly.STEP) * assembly.STEP * kernel.code.threads
+    return int(SM_REGISTERS // each)
+
+
+def pairs(
+    expected: Sequence[Expected], kernels: Sequence[Assembled]
+) -> list[tuple[Expected, Assembled]]:
+    return list(zip(expected, kernels, strict=True))
+
+
+def by_family(kernels: Sequence[Assembled]) -> dict[str, list[Assembled]]:
+    found: dict[str, list[Assembled]] = {}
+    for kernel in kernels:
+        found.setdefault(kernel.code.family, []).append(kernel)
+    return dict(sorted(found.items()))
+
+
+def medians(training: Sequence[Assembled]) -> Predictor:
+    of_family = {
+        name: Expected(
+            float(np.median([k.registers for k in own])),
+            False,
+            float(np.nanmedian([k.slots for k in own])),
+        )
+        for name, own in by_family(training).items()
+    }
+    return lambda kernels: [of_family[k.code.family] for k in kernels]
+
+
+def plan(training: Sequence[Assembled]) -> Predictor:
+    """The plan's own estimate of registers, or its bound."""
+
+    def expected(kernel: Assembled) -> Expected:
+        registers = kernel.code.numbers.get("planned_registers", kernel.code.bound)
+        return Expected(registers, False, 1.0)
+
+    return lambda kernels: [expected(kernel) for kernel in kernels]
+
+
+def rows_of(kernels: Sequence[Assembled], names: Sequence[str], more: Numbers | None) -> F64:
+    return np.array(
+        [
+            (more(k) if more else []) + assembly.row(k.code, names, k.target, k.code.bound)
+            for k in kernels
+        ],
+        np.float64,
+    )
+
+
+def grown(own: Sequence[Assembled], more: Numbers | None = None) -> Family:
+    """The trees of a family."""
+    names = tuple(own[0].code.numbers)
+    rows, slots = rows_of(own, names, more), np.array([k.slots for k in own])
+    has_loop = ~np.isnan(slots)
+    return Family(
+        names,
+        BOOSTING["registers"](rows, np.array([float(k.registers) for k in own])),
+        BOOSTING["spills"](rows, np.array([float(k.spills) for k in own])),
+        BOOSTING["slots"](rows[has_loop], np.log(slots[has_loop])),
+    )
+
+
+def trees(training: Sequence[Assembled], more: Numbers | None = None) -> Predictor:
+    families = {name: grown(own, more) for name, own in by_family(training).items()}
+
+    def predict(kernels: Sequence[Assembled]) -> list[Expected]:
+        found: list[Expected | None] = [None] * len(kernels)
+        for name, family in families.items():
+            places = [i for i, kernel in enumerate(kernels) if kernel.code.family == name]
+            if not places:
+                continue
+            rows = rows_of([kernels[i] for i in places], family.names, more)
+            registers = np.minimum(np.rint(family.registers.predict(rows)), rows[:, assembly.CAP])
+            spills, slots = family.spills.predict(rows) > 0, np.exp(family.slots.predict(rows))
+            for i, *values in zip(places, registers, spills, slots, strict=True):
+                found[i] = Expected(float(values[0]), bool(values[1]), float(values[2]))
+        return [each for each in found if each is not None]
+
+    return predict
+
+
+def trees_over_operations(training: Sequence[Assembled]) -> Predictor:
+    counts = Counter(name for k in training for name, _ in k.row["operations"])
+    names = sorted(name for name, count in counts.items() if count >= COMMON * len(training))
+
+    def operations(kernel: Assembled) -> list[float]:
+        own = dict(kernel.row["operations"])
+        return [math.log2(1 + own.get(name, 0)) for name in names]
+
+    return trees(training, operations)
+
+
+def ship(training: Sequence[Assembled], kernels: Sequence[Assembled]) -> None:
+    """Write the model of `shapes`, so that the table is of it."""
+    families = {name: grown(own) for name, own in by_family(training).items()}
+    targets = tuple(sorted({k.target for k in training}))
+    trained = {
+        "command": "tests/bench/costmodel/train_assembly.py FOLDER",
+        "kernels": len(training),
+        "library": f"lightgbm {lightgbm.__version__}",
+    }
+    AssemblyModel(families, targets).save(assembly.PATH, trained)
+    model = AssemblyModel.load(assembly.PATH)
+    print(f"{assembly.PATH}: {assembly.PATH.stat().st_size} bytes")
+    many = [kernels[i % len(kernels)].code for i in range(500)]
+    times = []
+    for _ in range(5):
+        begin = time.thread_time()
+        model.predict(many, targets[0])
+        times.append(time.thread_time() - begin)
+    print(f"500 candidates of all families: {1e3 * min(times):.0f} ms")
+
+
+if __name__ == "__main__":
+    main()
