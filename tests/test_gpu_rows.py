@@ -104,6 +104,15 @@ def random_case(seed: int) -> tuple[Case, object]:
     return case, schedule(case.spec, rows, warps, split, stages)
 
 
+def test_turns_that_reach_beyond_k_read_nothing_there():
+    """Parts begin amid turns, though K is whole turns; the last row ends its buffer."""
+    case = Case.random("w8:channel", "f16", 8, 32, 320)
+    made = schedule(case.spec, 8, (1, 4))
+    plan = RowsPlan(WeightLayout.of(case.spec), made)
+    assert plan.layout.chunks % plan.ahead == 0 and 3 * plan.run + plan.ahead > plan.layout.chunks
+    case.check(made)
+
+
 @pytest.mark.parametrize("rows", ROWS)
 def test_accumulators_of_groups(rows):
     """They are exact before they are scaled, also where K is split."""

@@ -84,7 +84,7 @@ class StagedRows:
             exists = self.pointers.exists(mine + row)
             for piece in range(0, pieces, wide):
                 there = exists
-                if codes % (plan.ahead * self._chunk_bytes):
+                if plan.guarded or codes % (plan.ahead * self._chunk_bytes):
                     there = there & (begin + (lane + piece) * PIECE < codes)
                 valid = b.select(there, b.const(PIECE, "i32"), 0)
                 to = b.at(target, row * pitch + piece * PIECE)
