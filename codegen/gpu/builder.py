@@ -130,6 +130,7 @@ class GpuBuilder(Emitter):
         return Value(op.result)
 
     def _load_stream(self, pointer: Value) -> Value:
+        """Not `.nc`: ptxas moves such loads over barriers, to behind what they should overlap."""
         words = self.asm(
             "ld.global.L1::no_allocate.v4.b32 {$0, $1, $2, $3}, [$4];",
             "=r,=r,=r,=r,l",

@@ -2,7 +2,7 @@
 
 A warp streams tiles of 32 columns, 512 contiguous bytes a load; the loads of the next turn of the
 loop, and those of the scales of its groups, are under way while a turn is multiplied. Activations
-are read through the L1 cache, which the weights pass by: all blocks of an SM share them. `warps_k`
+come through the L1 cache, which the weights pass by: all blocks of an SM share them. `warps_k`
 warps and `split` blocks share the K of a tile; warps are added in shared memory, blocks by a second
 kernel, both in order.
 """
