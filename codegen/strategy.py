@@ -89,6 +89,9 @@ class AttentionVariant:
     grouped: bool = False
     blocks: int = 0
     most_keys: int = 0  # of a block, where there are `blocks`
+    prepare: Kernel | None = None  # its grid: what shares keys, times tiles of `block[0]` keys
+    tile_floats: int = 0  # of a tile in the workspace, where there is `prepare`
+    limits: Kernel | None = None  # what finds the keys that the rows of a mask see
 
     def splits_of(self, parts: int, keys: int) -> tuple[int, int]:
         """How many blocks share the keys of each of `parts`, and how many each takes, as the host

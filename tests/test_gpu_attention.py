@@ -40,7 +40,7 @@ def compiled(spec: AttentionSpec, arch: GpuArch, rows: tuple[int, ...]) -> Ptx:
         module = ir.Module.create()
         kernels: dict[str, Kernel] = {}
         for variant in attention_kernels(spec):
-            for kernel in (variant.kernel, variant.merge):
+            for kernel in (variant.kernel, variant.merge, variant.prepare, variant.limits):
                 if kernel is not None and any(variant.covers(m) for m in rows):
                     kernels[kernel.name] = kernel
         for kernel in kernels.values():
@@ -94,7 +94,7 @@ def run_stored(
         ]
     numbers = [case.rows, case.keys, case.heads, case.group, scale]
     arguments = [*tensors[:3], *mask_arguments, tensors[3], *numbers, *strides]
-    stored = launch(ptx, variant, case, arguments, 3 + len(mask_arguments))
+    stored = launch(ptx, variant, case, arguments, 3 + len(mask_arguments), mask)
     if case.rows_first:
         stored = stored.transpose(0, 2, 1, 3)
     return stored
@@ -109,11 +109,43 @@ def layout(x: np.ndarray, room: int, rows_first: bool) -> np.ndarray:
     return stored
 
 
-def launch(ptx: Ptx, variant: AttentionVariant, case: Case, arguments: list, y: int) -> np.ndarray:
+def prepared(
+    ptx: Ptx, variant: AttentionVariant, case: Case, arguments: list, mask: np.ndarray
+) -> list:
+    """What kernels before that of the tiles leave: limits of a mask, tiles of keys and values."""
+    more: list = []
+    if variant.limits is not None:
+        batch, heads, rows, _ = mask.shape
+        count = batch * heads * rows
+        found = np.zeros((count, 2), np.int32)
+        numbers = [mask, found, count, case.keys, heads, rows, *arguments[-4:]]
+        name, grid = variant.limits.name, -(-count // variant.limits.block[0])
+        found = run_kernel(ptx.text, name, grid, ptx.kernels[name].threads, numbers)[1]
+        steps = zip((heads * rows, rows, 1), mask.shape[:3], strict=True)
+        more = [found, *(step if size > 1 else 0 for step, size in steps)]
+    if variant.prepare is None:
+        return [*more, np.zeros(1, np.float32)]
+    name, keys = variant.prepare.name, variant.prepare.block[0]
+    tiles = case.batch * case.heads // case.group * -(-case.keys // keys)
+    workspace = np.full(tiles * variant.tile_floats, 12345.0, np.float32)
+    outputs = run_kernel(ptx.text, name, tiles, ptx.kernels[name].threads, [*arguments, workspace])
+    assert (outputs[-1] != 12345.0).all()  # all of a tile is copied
+    return [*more, outputs[-1]]
+
+
+def launch(
+    ptx: Ptx,
+    variant: AttentionVariant,
+    case: Case,
+    arguments: list,
+    y: int,
+    mask: np.ndarray,
+) -> np.ndarray:
     heads = case.batch * case.heads
     shape = ptx.kernels[variant.kernel.name]
     if not variant.blocks:
         grid = heads * -(-case.rows // variant.kernel.block[0])
+        arguments = [*arguments, *prepared(ptx, variant, case, arguments, mask)]
         return run_kernel(
             ptx.text, variant.kernel.name, grid, shape.threads, arguments, shared_bytes=shape.shared
         )[y]
@@ -252,6 +284,32 @@ def test_split_halves_have_the_range_and_nearly_the_precision_of_f32() -> None:
     assert np.abs(y - want).max() <= 1e-3 * np.abs(want).max()
 
 
+MASKS = {
+    "causal": lambda row, key: key > row + 70,
+    "by length": lambda row, key: key >= 41,
+    "both": lambda row, key: (key > row + 20) | (key >= 41),
+    "with holes": lambda row, key: (key > row + 70) | (key % 7 == 3),
+    "some rows see nothing": lambda row, key: (key > row + 70) | (row % 5 == 2),
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16x3", 2e-5), ("f32", 2e-6)])
+def test_hidden_keys_are_skipped(precision: Precision, tolerance: float, kind: str) -> None:
+    """Keys that no row of a block sees are not read: nothing that would be NaN is."""
+    case = Case(AttentionSpec(16, 16, "add", precision), 70, 140, heads=1, mask_axes="mt")
+    q, k, v, _ = inputs(case)
+    row, key = np.arange(70)[:, None], np.arange(140)
+    hidden = np.broadcast_to(MASKS[kind](row, key), (70, 140))
+    mask = np.where(hidden, np.finfo(np.float32).min, np.float32(0))[None, None]
+    want = expected(case, q, k, v, mask, 0.3)
+    if kind in ("causal", "by length", "both"):
+        unseen = hidden.all(axis=0)
+        k[:, :, unseen] = np.nan
+    y = run(case, q, k, v, mask, 0.3)
+    assert np.abs(y - want).max() <= tolerance * np.abs(want).max()
+
+
 @pytest.mark.parametrize("precision", ["f32", "bf16x3"])
 def test_kernels_travel_to_other_processes(precision: Precision) -> None:
     for variant in attention_kernels(replace(PLAIN, precision=precision)):
@@ -330,7 +388,7 @@ def test_the_widest_heads_fit_into_registers(spec: AttentionSpec) -> None:
 @needs_ptxas
 def test_blocks_share_a_multiprocessor() -> None:
     """Two blocks of 128 threads at least, by registers and by shared memory."""
-    ptx = compiled(AttentionSpec(64, 64, "add", "bf16x3"), SM_90A, (9,))
-    (used,) = assemble(ptx.text, SM_90A).resources.values()
-    (shape,) = ptx.kernels.values()
+    spec = AttentionSpec(64, 64, "add", "bf16x3")
+    ptx, name = compiled(spec, SM_90A, (9,)), variant_of(spec, 9).kernel.name
+    used, shape = assemble(ptx.text, SM_90A).resources[name], ptx.kernels[name]
     assert used.registers <= 256 and shape.shared * 2 <= SM_90A.shared_per_sm

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from abqc.dialects import abq
 from abqc.dialects.cache_formats import parse_cache_format
@@ -21,9 +21,7 @@ from ..resolve_dims import dimension_or_query, index
 from .cache_buffers import buffer_of
 from .rules import Lowering, by_rows, ceil_div, product
 
-if TYPE_CHECKING:
-    from abqc.codegen.strategy import AttentionVariant
-
+AttentionVariant = Any  # that of codegen/strategy.py, which passes know by its fields alone
 
 # More rows than these are packed faster by blocks of their own.
 FEW_PACKED_ROWS = 2
@@ -86,13 +84,16 @@ def lower_attention(low: Lowering, op: ir.Operation) -> None:
             return
         if not variant.grouped:
             blocks = arith.MulIOp(blocks, ceil_div(m, variant.kernel.block[0])).result
-        low.launch(variant.kernel.name, blocks, common)
+        low.launch(
+            variant.kernel.name, blocks, [*common, *seen, *_prepared(low, variant, common, k)]
+        )
         pack.launch(low)
 
     for variant in variants:
-        for kernel in (variant.kernel, variant.merge):
+        for kernel in (variant.kernel, variant.merge, variant.prepare, variant.limits):
             if kernel is not None:
                 low.unit.kernels[kernel.name] = kernel
+    seen = _limits(low, op, variants[-1], q.sizes[:3], t)
     by_rows(
         _rows_of_ranges(variants, m, group),
         len(variants),
@@ -148,6 +149,56 @@ def _rows_of_ranges(variants: Sequence[AttentionVariant], m: ir.Value, group: ir
     is_few = arith.CmpIOp(arith.CmpIPredicate.ule, m, most).result
     rows = arith.MinUIOp(arith.MulIOp(group, m).result, most).result
     return arith.SelectOp(is_few, rows, m).result
+
+
+def _prepared(
+    low: Lowering, variant: AttentionVariant, common: list[ir.Value], k: _Heads
+) -> list[ir.Value]:
+    """The workspace with tiles of keys and values, for a variant that reads them so."""
+    if not low.unit.known_target.objects.on_device:
+        return []
+    if variant.prepare is None:
+        return common[:1]  # any pointer
+    batch, shared, t, _ = k.sizes
+    tiles = product([batch, shared, ceil_div(t, variant.prepare.block[0])])
+    floats = arith.MulIOp(tiles, index(variant.tile_floats)).result
+    workspace = low.allocate(floats, ir.F32Type.get())
+    low.launch(variant.prepare.name, tiles, [*common, workspace])
+    return [workspace]
+
+
+def _limits(
+    low: Lowering,
+    op: ir.Operation,
+    variant: AttentionVariant,
+    sizes: list[ir.Value],
+    t: ir.Value,
+) -> list[ir.Value]:
+    """Which keys the mask's rows see, and the strides of that by batch, head and row; found where
+    there are as many rows as `variant` wants, once for all operations of a block that have this
+    mask. Nothing where the variant does not ask."""
+    if variant.limits is None:
+        return []
+    mask, map_ = op.opview.mask, ir.AffineMapAttr(op.attributes["mask_map"]).value
+    known = low.limits.get((op.block, mask, str(map_)))
+    if known is not None:
+        return known
+    (buffer,), strides = _mask(low, op)
+    one = index(1)
+    used = dims(map_) or []
+    batch, heads, rows = (size if d in used else one for d, size in enumerate(sizes))
+    count = product([batch, heads, rows])
+    made = low.allocate(arith.MulIOp(count, index(2)).result, ir.IntegerType.get_signless(32))
+    many = arith.CmpIOp(arith.CmpIPredicate.uge, sizes[2], index(variant.min_rows)).result
+    with ir.InsertionPoint(scf.IfOp(many).then_block):
+        grid = ceil_div(count, variant.limits.block[0])
+        arguments = [buffer, made, count, t, heads, rows, *strides]
+        low.launch(variant.limits.name, grid, arguments)
+        scf.YieldOp([])
+    steps = (arith.MulIOp(heads, rows).result, rows, one)
+    of_rows = [step if d in used else index(0) for d, step in enumerate(steps)]
+    low.limits[op.block, mask, str(map_)] = [made, *of_rows]
+    return [made, *of_rows]
 
 
 def _launch_filling(

@@ -11,7 +11,11 @@ Arguments of a kernel, one slot each; `abq.attention` is lowered to them (passes
     strides                i64, in elements: batch, head, row of q, then of k, v and y; then, only
                            if the spec has a mask, its batch, head, row, column (0: broadcast)
 
-    tile                   grid batch * heads * ceil(m / block[0])
+    tile                   grid batch * heads * ceil(m / block[0]). Further arguments: where a mask
+                           is added, limits i32 (pointer) and their strides by batch, head and row
+                           (i32), which `limits` has made (limits.py); workspace, where `prepare`
+                           has put tiles of keys and values (halves.py), or a pointer that is not
+                           read
     rows (`blocks` > 0)    rows of all heads that share keys: with parts = batch * heads / group *
                            ceil(group * m / block[0]), grid parts * splits. Five more arguments:
                            workspace f32, counters i32 (pointers), number of the first counter,
@@ -34,8 +38,10 @@ from collections.abc import Iterable
 from abqc.codegen.strategy import AttentionVariant
 
 from ..arch import FEW_BLOCKS, GpuArch
+from .halves import HALF, TileShape, halves_kernel
+from .limits import limits_kernel
 from .merge import merge_kernel, partial_pitch
-from .mma import HALF, mma_kernel, mma_unsupported
+from .mma import mma_kernel, mma_unsupported
 from .row_lanes import RowLanes
 from .rows import most_keys, rows_kernel
 from .simt import simt_kernel
@@ -74,8 +80,19 @@ def attention_kernels(spec: AttentionSpec) -> tuple[AttentionVariant, ...]:
             )
         )
         fewer = rows
-    tile = simt_kernel(spec) if mma_unsupported(spec) else mma_kernel(spec)
-    return (*variants, AttentionVariant(tile, fewer + 1, None))
+    limits = limits_kernel() if spec.mask == "add" else None
+    if mma_unsupported(spec):
+        many = AttentionVariant(simt_kernel(spec), fewer + 1, None, limits=limits)
+    else:
+        many = AttentionVariant(
+            mma_kernel(spec),
+            fewer + 1,
+            None,
+            prepare=halves_kernel(spec),
+            tile_floats=TileShape(spec).bytes // 4,
+            limits=limits,
+        )
+    return (*variants, many)
 
 
 def fewest_keys(spec: AttentionSpec, rows: int) -> int:

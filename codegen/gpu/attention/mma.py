@@ -1,8 +1,10 @@
 """Attention of many rows on tensor cores, with an online softmax (FlashAttention-2, Dao 2023).
 
 Four warps have 16 rows of one head each, whose queries and sums of y stay in registers. Keys and
-values come in tiles: from f32 in global memory through registers, in which they become halves, to
-shared memory. Scores leave the first product in the layout in which the second one reads weights.
+values are halves in tiles (halves.py): while one is multiplied, the next is copied to shared
+memory. Tiles that the mask hides from all rows of a block are skipped at the end, and rows that are
+plain (limits.py) compare positions instead of reading the mask. Scores leave the first product in
+the layout in which the second one reads weights.
 
 Precision `f16` rounds operands. `bf16x3` writes an f32 x as hi + lo, two bf16 (16 bits of its
 mantissa in all), and adds hi hi + hi lo + lo hi: what is dropped is 2^-16 of the term. An infinite
@@ -17,12 +19,12 @@ from abqc.codegen.builder import Value
 from abqc.codegen.strategy import Kernel
 
 from ..arch import WARP
-from ..atoms import ATOMS
-from ..builder import GpuBuilder
+from ..builder import FULL, GpuBuilder
+from .halves import HALF, Halves, TileShape
+from .limits import RowLimits
 from .spec import (
     MINUS_INFINITY,
     AttentionSpec,
-    Matrix,
     Problem,
     finite,
     quotients,
@@ -33,37 +35,17 @@ from .tile import AttentionTile, tile_kernel
 WARPS = 4
 THREADS = WARPS * WARP
 ROWS = 16 * WARPS
-PAD = 16  # bytes between rows in shared memory: ldmatrix meets all banks
-LOADS = 8  # chunks of a thread under way
-SHARED_LIMIT = 48 * 1024  # wider heads get fewer keys a tile
 REGISTER_LIMIT = 64  # of queries
-
-HALF = {"bf16x3": "bf16", "f16": "f16"}
-
-
-class _Shape:
-    """Sizes of the tile; columns padded to the K of an MMA. Offsets in shared memory in bytes."""
-
-    def __init__(self, spec: AttentionSpec) -> None:
-        self.parts = 2 if spec.precision == "bf16x3" else 1
-        self.head = _up(spec.head, 16)
-        self.value_head = _up(spec.value_head, 16)
-        self.k_pitch = self.head * 2 + PAD
-        self.v_pitch = self.value_head * 2 + PAD
-        key_bytes = self.parts * (self.k_pitch + self.v_pitch)
-        self.keys = 64 if 64 * key_bytes <= SHARED_LIMIT else 32
-        self.k_part = self.keys * self.k_pitch
-        self.v_part = self.keys * self.v_pitch
-        self.values = self.parts * self.k_part
-        self.bytes = self.values + self.parts * self.v_part
-        self.query_registers = self.head // 4 * self.parts
+MOST_RESIDENT = 160  # registers of queries and sums
+COPY_BYTES = 16
 
 
 def mma_unsupported(spec: AttentionSpec) -> str | None:
     """Why tensor cores cannot do `spec`, as a sentence; None if they can."""
     if spec.precision == "f32":
         return "tensor cores have no f32"
-    if _Shape(spec).query_registers > REGISTER_LIMIT:
+    shape = TileShape(spec)
+    if shape.head // 4 * shape.parts > REGISTER_LIMIT:
         return f"queries of {spec.head} columns do not fit into registers"
     return None
 
@@ -71,7 +53,7 @@ def mma_unsupported(spec: AttentionSpec) -> str | None:
 def mma_kernel(spec: AttentionSpec) -> Kernel:
     """Any number of rows, `block[0]` of them a block. See kernels.py for the arguments."""
     name = f"attention_{spec.precision}_{spec.name}"
-    shared = _Shape(spec).bytes
+    shared = 2 * TileShape(spec).bytes + WARPS * 4
     return tile_kernel(name, spec, _Tile, rows=ROWS, threads=THREADS, shared=shared)
 
 
@@ -80,32 +62,87 @@ class _Tile(AttentionTile):
     warp (lane = 4 g + q)."""
 
     def __init__(
-        self, b: GpuBuilder, spec: AttentionSpec, problem: Problem, number: Value, first: Value
+        self,
+        b: GpuBuilder,
+        spec: AttentionSpec,
+        problem: Problem,
+        number: Value,
+        first: Value,
+        limits: RowLimits | None,
     ) -> None:
-        super().__init__(b, spec, problem, number, first)
-        self.shape = _Shape(spec)
-        self.half = _Halves(b, HALF[spec.precision], self.shape.parts)
+        super().__init__(b, spec, problem, number, first, limits)
+        self.shape = TileShape(spec)
+        self.half = Halves(b, HALF[spec.precision], self.shape.parts)
         self.quad = b.lane % 4
         group = b.lane // 4 + b.warp * 16 + first
         self.rows = [group, group + 8]
+        self.limits = self.row_limits(self.rows)
 
-    def emit(self) -> None:
-        b, shape, problem = self.b, self.shape, self.problem
+    def emit(self, workspace: Value) -> None:
+        b, shape = self.b, self.shape
+        tiles = self._tiles(workspace)
+        end = self.last_end(self.limits, 2 * shape.bytes)
+        with b.when(end > 0):
+            self._copy(tiles, b.const(0, "i32"))
+        b.commit_copies()
         queries = self._queries()
+        plain = self._all_plain()
         state = [b.const(MINUS_INFINITY, "f32")] * 2
         state += [b.const(0.0, "f32")] * (2 + shape.value_head // 2)
-        with b.loop(0, problem.keys, shape.keys, state) as loop:
-            largest, totals, sums = loop.args[:2], loop.args[2:4], loop.args[4:]
-            b.barrier()  # the tile before has been read
-            self._fill(self.head.k, loop.i, shape.head, shape.k_pitch, 0, shape.k_part)
-            self._fill(
-                self.head.v, loop.i, shape.value_head, shape.v_pitch, shape.values, shape.v_part
-            )
-            b.barrier()
-            scores = self._scores(queries, loop.i)
+        with b.loop(0, end, shape.keys, [b.const(0, "i32"), *state]) as loop:
+            stage, state = loop.args[0], loop.args[1:]
+            largest, totals, sums = state[:2], state[2:4], state[4:]
+            other = shape.bytes - stage
+            b.wait_copies()
+            b.barrier()  # this tile is there, the one before has been read
+            upcoming = loop.i + shape.keys
+            with b.when(upcoming < end):
+                tile = b.wide(upcoming // shape.keys) * shape.bytes
+                self._copy(b.at(tiles, tile), other)
+            b.commit_copies()
+            here = b.at(b.shared, stage)
+            scores = self._masked(self._scores(queries, here), loop.i, plain)
             largest, totals, sums = self._weigh(scores, largest, totals, sums)
-            loop.carry(*largest, *totals, *self._add_values(scores, sums))
-        self._store(loop.results[2:4], loop.results[4:])
+            loop.carry(other, *largest, *totals, *self._add_values(here, scores, sums))
+        b.wait_copies()
+        self._store(loop.results[3:5], loop.results[5:])
+
+    def _tiles(self, workspace: Value) -> Value:
+        """The tiles of the keys and values that the head reads."""
+        b, problem = self.b, self.problem
+        heads = problem.heads // problem.group
+        unit = self.number // problem.heads * heads
+        unit = unit + self.number % problem.heads // problem.group
+        count = b.ceil_div(problem.keys, self.shape.keys)
+        return b.at(workspace, b.wide(unit) * b.wide(count) * self.shape.bytes)
+
+    def _copy(self, tile: Value, stage: Value) -> None:
+        """Begin to copy a tile to byte `stage` of shared memory."""
+        b = self.b
+        source = b.at(tile, b.thread * COPY_BYTES)
+        to = b.at(b.shared, stage + b.thread * COPY_BYTES)
+        step = THREADS * COPY_BYTES
+        whole, rest = divmod(self.shape.bytes, step)
+        for i in range(whole):
+            self._copy_chunk(to, source, i * step)
+        if rest:
+            with b.when(b.thread < rest // COPY_BYTES):
+                self._copy_chunk(to, source, whole * step)
+
+    def _copy_chunk(self, to: Value, source: Value, offset: int) -> None:
+        """16 bytes at a fixed offset, which the instruction has: no registers for addresses."""
+        text = f"cp.async.cg.shared.global [$0 + {offset}], [$1 + {offset}], {COPY_BYTES};"
+        self.b.asm(text, "r,l,~{memory}", [], to, source, effects=True)
+
+    def _all_plain(self) -> Value | None:
+        """Whether all rows of the warp are; None where their mask is not one that is added, and
+        where registers do not suffice for both ways."""
+        b, shape = self.b, self.shape
+        resident = shape.head // 4 * shape.parts + shape.value_head // 2
+        if self.limits is None or resident > MOST_RESIDENT:
+            return None
+        both = self.limits[0][1] & self.limits[1][1]
+        return b.warp_max(1 - both) == 0
 
     def _queries(self) -> list[list[list[Value]]]:
         """Fragments of A by step of 16 columns and part, scaled; rows past the last repeat it."""
@@ -123,38 +160,15 @@ class _Tile(AttentionTile):
             steps.append(self.half.fragments(pairs))
         return steps
 
-    def _fill(
-        self, matrix: Matrix, first: Value, columns: int, pitch: int, place: int, part: int
-    ) -> None:
-        """Keys first .. of a matrix as halves; zeros past the last key and column."""
-        b, shape = self.b, self.shape
-        chunks = columns // 4
-        last = self.problem.keys - 1
-        total = shape.keys * chunks
-        for begin in range(0, total, THREADS * LOADS):
-            loaded = []
-            for item in range(begin, min(begin + THREADS * LOADS, total), THREADS):
-                at = b.thread + item
-                row, column = at // chunks, at % chunks * 4
-                pointer = matrix.row(b, b.min(row + first, last))
-                values = _load4(b, matrix, pointer, column, columns)
-                inside = row + first <= last
-                loaded.append((row, column, [b.select(inside, v, 0.0) for v in values]))
-            for row, column, values in loaded:
-                words = self.half.fragments([values[:2], values[2:]])
-                for i, pair in enumerate(words):
-                    offset = row * pitch + column * 2 + (place + i * part)
-                    b.store(b.vector(pair), b.shared, offset)
-
-    def _scores(self, queries: list[list[list[Value]]], first_key: Value) -> list[list[Value]]:
-        """Accumulators by 8 keys: scaled scores with the mask on them."""
+    def _scores(self, queries: list[list[list[Value]]], tile: Value) -> list[list[Value]]:
+        """Accumulators by 8 keys of the tile in shared memory: scaled scores."""
         b, shape = self.b, self.shape
         tiles = shape.keys // 8
         scores = [[b.const(0.0, "f32")] * 4 for _ in range(tiles)]
         # Lanes of ldmatrix: 8 keys, the other 8 columns, the next 8 keys.
         key = b.lane % 8 + b.lane // 16 * 8
         column = b.lane // 8 % 2 * 8
-        start = b.at(b.shared, key * shape.k_pitch + column * 2)
+        start = b.at(tile, key * shape.k_pitch + column * 2)
         for step, query in enumerate(queries):
             for pair in range(0, tiles, 2):
                 offset = pair * 8 * shape.k_pitch + step * 32
@@ -165,14 +179,45 @@ class _Tile(AttentionTile):
                 for i in range(2):
                     fragments = [registers[2 * i : 2 * i + 2] for registers in parts]
                     scores[pair + i] = self.half.product(query, fragments, scores[pair + i])
-        return [self._masked(tile, i * 8 + first_key) for i, tile in enumerate(scores)]
+        return scores
 
-    def _masked(self, tile: Sequence[Value], first_key: Value) -> list[Value]:
-        masked = []
-        for i, score in enumerate(tile):
-            key = self.quad * 2 + (first_key + i % 2)
-            masked.append(self.problem.masked_inside(self.head, score, self.rows[i // 2], key))
-        return masked
+    def _masked(
+        self, scores: list[list[Value]], first_key: Value, plain: Value | None
+    ) -> list[list[Value]]:
+        """Scores with the mask on them, minus infinity past the last key."""
+        b = self.b
+        keys = [
+            [self.quad * 2 + (first_key + (8 * tile + i % 2)) for i in range(4)]
+            for tile in range(len(scores))
+        ]
+
+        ends = [self.problem.keys] * 2
+        if self.limits is not None:
+            ends = [end for end, _ in self.limits]
+
+        def read() -> list[Value]:
+            return [
+                self.problem.masked_inside(
+                    self.head, score, self.rows[i // 2], keys[tile][i], ends[i // 2]
+                )
+                for tile, four in enumerate(scores)
+                for i, score in enumerate(four)
+            ]
+
+        if plain is None:
+            masked = read()
+        else:
+            masked = b.either(
+                plain,
+                ["f32"] * (4 * len(scores)),
+                lambda: [
+                    b.select(keys[tile][i] < ends[i // 2], score, MINUS_INFINITY)
+                    for tile, four in enumerate(scores)
+                    for i, score in enumerate(four)
+                ],
+                read,
+            )
+        return [masked[i : i + 4] for i in range(0, len(masked), 4)]
 
     def _weigh(
         self,
@@ -201,16 +246,26 @@ class _Tile(AttentionTile):
             new_largest.append(top)
             new_totals.append(b.fma(factor, totals[half], b.warp_sum(total, 4)))
             kept.append(factor)
-        scaled = [s * kept[i // 2 % 2] for i, s in enumerate(sums)]
+        # Most tiles behind the first few have no new maximum in any row of the warp.
+        faded = (kept[0] != 1.0) | (kept[1] != 1.0)
+        ballot = b.intrinsic("llvm.nvvm.vote.ballot.sync", "i32", b.const(FULL, "i32"), faded)
+        scaled = b.either(
+            ballot != 0,
+            ["f32"] * len(sums),
+            lambda: [s * kept[i // 2 % 2] for i, s in enumerate(sums)],
+            lambda: sums,
+        )
         return new_largest, new_totals, scaled
 
-    def _add_values(self, weights: list[list[Value]], sums: Sequence[Value]) -> list[Value]:
+    def _add_values(
+        self, tile: Value, weights: list[list[Value]], sums: Sequence[Value]
+    ) -> list[Value]:
         """Sums of y by 8 columns, with 16 keys at a time added."""
         b, shape = self.b, self.shape
         added = [list(sums[i : i + 4]) for i in range(0, len(sums), 4)]
         # Lanes of ldmatrix: 8 keys, the next 8, then both with the other 8 columns.
         key, column = b.lane % 16, b.lane // 16 * 8
-        start = b.at(b.shared, key * shape.v_pitch + column * 2 + shape.values)
+        start = b.at(tile, key * shape.v_pitch + column * 2 + shape.values)
         for step in range(shape.keys // 16):
             low, high = weights[2 * step], weights[2 * step + 1]
             fragments = self.half.fragments([low[:2], low[2:], high[:2], high[2:]])
@@ -237,44 +292,6 @@ class _Tile(AttentionTile):
                     _store2(b, pair, y, self.quad * 2 + tile * 8, columns, tile)
 
 
-class _Halves:
-    """Fragments of f32 values in one or two parts, and their products."""
-
-    def __init__(self, b: GpuBuilder, element: str, parts: int) -> None:
-        self.b, self.element, self.parts = b, element, parts
-        self.atom = ATOMS[f"{element}.m16n8k16"]
-
-    def fragments(self, pairs: Sequence[Sequence[Value]]) -> list[list[Value]]:
-        """Registers (i32) of two values each, by part: hi, lo."""
-        packed = [self._pack(pair) for pair in pairs]
-        if self.parts == 1:
-            return [packed]
-        rest = []
-        for word, (low, high) in zip(packed, pairs, strict=True):
-            hi_low = self.b.bitcast(word << 16, "f32")
-            hi_high = self.b.bitcast(word & 0xFFFF0000, "f32")
-            rest.append(self._pack([low - hi_low, high - hi_high]))
-        return [packed, rest]
-
-    def _pack(self, pair: Sequence[Value]) -> Value:
-        low, high = pair
-        text = f"cvt.rn.{self.element}x2.f32 $0, $1, $2;"
-        return self.b.asm(text, "=r,f,f", ["i32"], high, low)[0]
-
-    def product(
-        self, a: list[list[Value]], c: list[list[Value]], sums: Sequence[Value]
-    ) -> list[Value]:
-        """`sums` + a c, the small products first."""
-        if self.parts == 2:
-            sums = self.atom.emit(self.b, a[1], c[0], sums)
-            sums = self.atom.emit(self.b, a[0], c[1], sums)
-        return self.atom.emit(self.b, a[0], c[0], sums)
-
-
-def _up(value: int, to: int) -> int:
-    return -(-value // to) * to
-
-
 def _load2(b: GpuBuilder, row: Value, column: Value, columns: int) -> list[Value]:
     """Two elements from the even `column` on, 0 past the row's end."""
     zero = b.const(0.0, "f32")
@@ -294,13 +311,6 @@ def _load2(b: GpuBuilder, row: Value, column: Value, columns: int) -> list[Value
         )[0]
         for i in range(2)
     ]
-
-
-def _load4(b: GpuBuilder, matrix: Matrix, row: Value, column: Value, padded: int) -> list[Value]:
-    """Four elements; without a comparison where columns are not padded."""
-    if matrix.rows.stored == "f32" and matrix.columns == padded:
-        return b.lanes_of(b.load(row, "vector<4xf32>", column * 4))
-    return matrix.load4(b, row, column)
 
 
 def _store2(

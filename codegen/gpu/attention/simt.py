@@ -15,6 +15,7 @@ from abqc.codegen.strategy import Kernel
 
 from ..builder import GpuBuilder
 from ..rows.chunks import store4
+from .limits import RowLimits
 from .spec import (
     MINUS_INFINITY,
     AttentionSpec,
@@ -61,19 +62,29 @@ class _Tile(AttentionTile):
     """A group of lanes has `rows` of the tile."""
 
     def __init__(
-        self, b: GpuBuilder, spec: AttentionSpec, problem: Problem, number: Value, first: Value
+        self,
+        b: GpuBuilder,
+        spec: AttentionSpec,
+        problem: Problem,
+        number: Value,
+        first: Value,
+        limits: RowLimits | None,
     ) -> None:
-        super().__init__(b, spec, problem, number, first)
+        super().__init__(b, spec, problem, number, first, limits)
         self.shape = _Shape(spec)
         self.lane, group = b.thread % LANES, b.thread // LANES
         self.rows = [group + i * GROUPS for i in range(self.shape.rows_each)]  # in the tile
+        self.limits = self.row_limits([row + first for row in self.rows])
 
-    def emit(self) -> None:
+    def emit(self, workspace: Value) -> None:
         b, shape, problem = self.b, self.shape, self.problem
+        end = self.last_end(self.limits, shape.weights)
+        if self.limits is not None:
+            b.barrier()
         self._load_tile(self.head.q, self.first, problem.rows, shape.rows, 0, shape.q_pitch)
         largest = [b.const(MINUS_INFINITY, "f32")] * shape.rows_each
         zeros = [b.const(0.0, "f32")] * (shape.rows_each * (1 + 4 * shape.y_steps))
-        with b.loop(0, problem.keys, KEYS, [*largest, *zeros]) as loop:
+        with b.loop(0, end, KEYS, [*largest, *zeros]) as loop:
             state = loop.args
             n = shape.rows_each
             largest, totals, sums = state[:n], state[n : 2 * n], state[2 * n :]
@@ -128,6 +139,7 @@ class _Tile(AttentionTile):
                     loop.results[i * len(keys) + j] * self.problem.scale,
                     row + self.first,
                     key + first_key,
+                    self.limits[i][0] if self.limits is not None else None,
                 )
                 for j, key in enumerate(keys)
             ]

@@ -210,15 +210,17 @@ class Problem:
         """The scaled `score` of `row` and `key`, both of which there are, with the mask on it."""
         return score if mask is None else self._with(mask.load(self._b, row, key), score)
 
-    def masked_inside(self, head: Head, score: Value, row: Value, key: Value) -> Value:
-        """The scaled `score` of `row` and `key` with the mask on it; minus infinity past the last
-        key. Rows past the last repeat it."""
+    def masked_inside(
+        self, head: Head, score: Value, row: Value, key: Value, end: Value | None = None
+    ) -> Value:
+        """The scaled `score` of `row` and `key` with the mask on it; minus infinity from key `end`
+        on, by default past the last one. Rows past the last repeat it."""
         b = self._b
         value = score
         if head.mask is not None:
             row, at = b.min(row, self.rows - 1), b.min(key, self.keys - 1)
             value = self._with(head.mask.load(b, row, at), score)
-        return b.select(key < self.keys, value, MINUS_INFINITY)
+        return b.select(key < (self.keys if end is None else end), value, MINUS_INFINITY)
 
     def _with(self, mask: Value, score: Value) -> Value:
         if self._spec.mask == "add":

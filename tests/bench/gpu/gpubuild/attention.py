@@ -43,10 +43,16 @@ def _job(
         sizes.head, sizes.head, "add" if causal else "none", half=half, keys=stored, values=stored
     )
     variant = _variant(variants, rows, sizes.group)
-    images.add(variant.kernel)
+    for kernel in (variant.kernel, variant.prepare, variant.limits):
+        if kernel is not None:
+            images.add(kernel)
     block = variant.kernel.block[0]
+    prepare_grid = 0
     if not variant.blocks:
         grid, splits, each, workspace = sizes.heads * -(-rows // block), 0, 0, 0
+        if variant.prepare is not None:
+            prepare_grid = sizes.heads // sizes.group * -(-keys // variant.prepare.block[0])
+            workspace = 4 * prepare_grid * variant.tile_floats
     else:
         parts = sizes.heads // sizes.group * -(-sizes.group * rows // block)
         splits, each = variant.splits_of(parts, keys)
@@ -70,6 +76,10 @@ def _job(
         splits,
         each,
         workspace,
+        variant.prepare.name if variant.prepare else None,
+        prepare_grid,
+        variant.limits.name if variant.limits else None,
+        -(-rows // variant.limits.block[0]) if variant.limits else 0,
     )
 
 

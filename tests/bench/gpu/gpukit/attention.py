@@ -18,7 +18,8 @@ def names(kit: Kit) -> list[str]:
 
 
 def measure(device: KitDevice, index: int) -> dict[str, Any]:
-    """Seconds of a launch; `wrong` where the first head's rows are not those of numpy."""
+    """Seconds of a launch, with that which makes tiles of keys and values; not of that which looks
+    at the mask, once for all layers. `wrong` where the first head's rows are not those of numpy."""
     job = device.kit.attention[index]
     shared, rng = job.heads // job.group, np.random.default_rng(index)
     q = rng.standard_normal((job.heads, job.rows, job.head), np.float32)
@@ -33,24 +34,34 @@ def measure(device: KitDevice, index: int) -> dict[str, Any]:
             device.write(base + (2 * copy + number) * size, whole)
     device.call("cuCtxSynchronize")
     y_bytes = 4 * q.size
-    held = [device.upload(array) for array in (q, _mask(job), np.zeros(2048, np.int32))]
-    q_at, mask_at, counters = held
+    limits = np.zeros((job.rows, 2), np.int32)
+    held = [device.upload(array) for array in (q, _mask(job), np.zeros(2048, np.int32), limits)]
+    q_at, mask_at, counters, limits_at = held
     y = device.buffer("y", y_bytes)
     workspace = device.buffer("workspace", max(job.workspace_bytes, 16))
 
-    def launch(copy: int) -> Any:
+    def launches(copy: int) -> list[Any]:
         k_at = base + 2 * copy * size
         masked = [mask_at] if job.causal else []
-        split = [workspace, counters, 0, job.splits, job.split_keys] if job.splits else []
-        arguments = [q_at, k_at, k_at + size, *masked, y, *_numbers(job), *split]
-        return device.launch_of(job.kernel, job.grid, *arguments)
+        arguments = [q_at, k_at, k_at + size, *masked, y, *_numbers(job)]
+        if job.splits:
+            split = [workspace, counters, 0, job.splits, job.split_keys]
+            return [device.launch_of(job.kernel, job.grid, *arguments, *split)]
+        found = [limits_at, 0, 0, 1] if job.limits else []
+        made = [device.launch_of(job.kernel, job.grid, *arguments, *found, workspace)]
+        if job.prepare:
+            made.insert(0, device.launch_of(job.prepare, job.prepare_grid, *arguments, workspace))
+        return made
 
     try:
-        device.run(launch(0), launch(0))
+        if job.limits:
+            sizes = [job.rows, job.keys, 1, job.rows, 0, 0, job.keys, 1]
+            device.run(device.launch_of(job.limits, job.limits_grid, mask_at, limits_at, *sizes))
+        device.run(*launches(0), *launches(0))
         found = device.read(y, y_bytes).view(np.float32).reshape(q.shape)
         wrong = _differs(job, found[0], _expected(job, q[0], k, v))
         turns = max(count, LAUNCHES)
-        seconds, runs = device.seconds([launch(i % count) for i in range(turns)])
+        seconds, runs = device.seconds([x for i in range(turns) for x in launches(i % count)])
     finally:
         for address in held:
             device.free(address)

@@ -115,7 +115,8 @@ class AttentionJob:
 
     `format`: of keys and values, f32, f16, kv8 or kv4, whose rows have `row_bytes`. `precision`: of
     the products. `causal`: with a mask that is added and hides later keys. `splits` 0: blocks do
-    not share the keys; else splits of `split_keys` each, with `workspace_bytes`.
+    not share the keys; else splits of `split_keys` each. `prepare` makes tiles of keys and values
+    in the workspace, `limits` finds what the mask's rows see (None: there is no such kernel).
     """
 
     name: str
@@ -133,6 +134,10 @@ class AttentionJob:
     splits: int = 0
     split_keys: int = 0
     workspace_bytes: int = 0
+    prepare: str | None = None
+    prepare_grid: int = 0
+    limits: str | None = None
+    limits_grid: int = 0
 
     @property
     def cache_bytes(self) -> int:
