@@ -131,7 +131,7 @@ class WeightLayout:
         """Decoded registers of a unit and a block of columns: 2 of s8, 4 of f16."""
         return LANE_CODES * self.lane_bits // WORD_BITS
 
-    @property
+    @cached_property
     def chunk_units(self) -> int:
         """Units of a chunk: so many that the narrowest part fills 16 bytes a lane."""
         if self.format.in_digits:
