@@ -38,14 +38,13 @@ class KernelCode:
 
     A `family` is made by the same functions; `numbers` are those of its plan, by name, and of the
     same names in all of a family. `bound`: registers that a thread may have; 0: as many as ptxas
-    thinks best. `registers`: of a thread where the kernel sets them itself, else 0.
+    thinks best.
     """
 
     family: str
     numbers: Mapping[str, float]
     threads: int
     bound: int = 0
-    registers: int = 0
 
 
 @dataclass(frozen=True)
@@ -156,8 +155,6 @@ def _predict(family: Family, kernels: Sequence[KernelCode], arch: str) -> list[A
     rows = np.array([row(code, family.names, arch, code.bound) for code in kernels])
     most = np.array([most_registers(arch, code.threads) for code in kernels])
     registers, spills = _allocated(family, rows)
-    fixed = np.array([code.registers for code in kernels])
-    registers, spills = np.where(fixed, fixed, registers), spills & (fixed == 0)
     slots = np.exp(family.slots.predict(rows))
     bounds = np.zeros(len(rows), np.int64)
     while True:

@@ -14,7 +14,7 @@ from abqc.dialects.mlir import ir, linalg
 from .infrastructure import Unit, register, walk
 from .kernels.checks import checks_of
 from .kernels.launch import WITH_NEXT
-from .loops.effects import can_move, conflicts, read_and_written
+from .loops.effects import conflicts, read_and_written
 
 MAX_LOOPS = 4  # of a kernel
 
@@ -22,33 +22,52 @@ MAX_LOOPS = 4  # of a kernel
 @register
 def merge_loops(module: ir.Operation, unit: Unit) -> None:
     """Bring independent loops together and mark them."""
-    loops = [op for op in walk(module, "linalg.generic") if _is_plain(op)]
-    while loops:
-        group = [loops.pop(0)]
-        for op in list(loops):
-            if len(group) < MAX_LOOPS and _joins(op, group):
-                loops.remove(op)
-                for member in group:
-                    member.move_before(op)
-                group.append(op)
-        for member in group[:-1]:
+    for op in walk(module):
+        for region in op.regions:
+            for block in region.blocks:
+                _merge([inner.operation for inner in block.operations])
+
+
+def _merge(operations: list[ir.Operation]) -> None:
+    """Merge the loops of a block, whose operations these are in their order."""
+    merged: list[ir.Operation] = []
+    for first in [op for op in operations if _is_plain(op)]:
+        if first in merged:
+            continue
+        group = _group(operations[operations.index(first) :], merged)
+        *others, last = group
+        if not others:
+            continue
+        merged += group
+        for member in others:
+            member.move_before(last)
             member.attributes[WITH_NEXT] = ir.UnitAttr.get()
+            operations.remove(member)
+        at = operations.index(last)
+        operations[at:at] = others
+
+
+def _group(operations: list[ir.Operation], merged: list[ir.Operation]) -> list[ir.Operation]:
+    """The first one and those behind it that join it: all can stand where the last one does. Those
+    that are `merged` already do not."""
+    group = operations[:1]
+    for op in operations[1:]:
+        if len(group) == MAX_LOOPS or any(conflicts(member, op) for member in group):
+            break
+        if not _is_plain(op) or op in merged:
+            continue
+        if any(conflicts(op, member) for member in group):
+            break
+        group.append(op)
+    return group
 
 
 def _is_plain(op: ir.Operation) -> bool:
     """Whether every element is made by itself, of buffers, without a check. Fills stay where they
     are: reductions take them over."""
+    if op.name != "linalg.generic":
+        return False
     buffers = bool(read_and_written(op)[0]) and all(
         isinstance(operand.type, ir.MemRefType) for operand in op.operands
     )
     return buffers and "reduction" not in linalg.iterators(op) and not checks_of(op)
-
-
-def _joins(op: ir.Operation, group: list[ir.Operation]) -> bool:
-    """Whether all of the group can stand right before `op`, and independent of it."""
-    if op.block != group[0].block:
-        return False
-    return all(
-        not conflicts(member, op) and not conflicts(op, member) and can_move(member, op)
-        for member in group
-    )

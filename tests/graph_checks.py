@@ -11,6 +11,8 @@ from abqc.runtime.ptx.accesses import Access
 from abqc.runtime.ptx.counters import by_space
 from abqc.runtime.ptx.driver import Graph, PtxDriver
 
+Accesses = list[tuple[int, np.ndarray]]  # bytes at each of these addresses
+
 
 class GraphWatch:
     """The graphs that a driver launches, in a random order that their edges allow, and every byte
@@ -25,12 +27,10 @@ class GraphWatch:
         self.checked = 0
         self._random = random.Random(seed)
         self._order: list[int] = []
-        self._bytes: dict[int, tuple[list[np.ndarray], list[np.ndarray]]] = {}
-        self._early: list[np.ndarray] = []  # bytes that threads read before they waited
-        self._waiting: set[int] = set()  # threads that have not
+        self._bytes: dict[int, tuple[Accesses, Accesses]] = {}  # reads and writes
 
     def _schedule(self, graph: Graph) -> Sequence[int]:
-        self.graph, self._order, self._bytes, self._early = graph, [], {}, []
+        self.graph, self._order, self._bytes = graph, [], {}
         left = dict(graph)
         while left:
             ready = [handle for handle, node in left.items() if not node.before & left.keys()]
@@ -51,27 +51,11 @@ class GraphWatch:
     ) -> None:
         if not self._bytes:
             return
-        if instruction.opcode == "griddepcontrol":
-            self._synchronize(instruction, active)
         launch = self._bytes[next(reversed(self._bytes))]
         for access in accesses:
-            for space, lanes, addresses in by_space(access, active):
-                if space != "global":
-                    continue
-                every = addresses.astype(np.int64)[:, None] + np.arange(access.size)
-                launch[access.is_write].append(np.unique(every))
-                early = np.isin(lanes, list(self._waiting))
-                assert not access.is_write or not early.any(), "a store before the wait"
-                self._early.append(np.unique(every[early]))
-
-    def _synchronize(self, instruction: Any, active: np.ndarray) -> None:
-        """Threads begin with `launch_dependents`, and go on after `wait`."""
-        lanes = set(active.tolist())
-        if "wait" in instruction.modifiers:
-            self._waiting -= lanes
-        else:
-            assert not self._waiting & lanes, "a thread ended without a wait"
-            self._waiting |= lanes
+            for space, _, addresses in by_space(access, active):
+                if space == "global":
+                    launch[access.is_write].append((access.size, addresses.copy()))
 
     # -- checks of the last graph
 
@@ -79,12 +63,8 @@ class GraphWatch:
         """Any two launches of which one writes what the other reads or writes are ordered."""
         assert self.graph and len(self._bytes) == len(self.graph)
         touched = {
-            handle: [np.unique(np.concatenate([*parts, np.empty(0, np.int64)])) for parts in kinds]
-            for handle, kinds in self._bytes.items()
+            handle: [_bytes_of(part) for part in parts] for handle, parts in self._bytes.items()
         }
-        written = np.unique(np.concatenate([writes for _, writes in touched.values()]))
-        early = np.unique(np.concatenate([*self._early, np.empty(0, np.int64)]))
-        assert not self._waiting and not len(np.intersect1d(early, written))
         followed = self.followed()
         for second, node in self.graph.items():
             for first in self.graph:
@@ -107,3 +87,12 @@ class GraphWatch:
         for handle, node in self.graph.items():
             found[handle] = set(node.before).union(*(found[other] for other in node.before))
         return found
+
+
+def _bytes_of(accesses: Accesses) -> np.ndarray:
+    """The addresses of all bytes, each once."""
+    found = [np.empty(0, np.uint64)]
+    for size in {size for size, _ in accesses}:
+        first = np.unique(np.concatenate([part for width, part in accesses if width == size]))
+        found.append((first[:, None] + np.arange(size, dtype=np.uint64)).reshape(-1))
+    return np.unique(np.concatenate(found))

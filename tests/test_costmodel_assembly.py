@@ -89,9 +89,9 @@ def test_the_shipped_model_knows_the_numbers_of_todays_plans(name: str) -> None:
     assert assembly.PATH.stat().st_size < 300_000
     for schedule in own.candidates(W4A8)[::40]:
         assert isinstance(own.strategy, KnownCode)
-        numbers = own.strategy.code(W4A8, schedule)
-        assert numbers is not None
-        assert set(model.families[numbers.family].names) <= set(numbers.numbers)
+        code = own.strategy.code(W4A8, schedule)
+        assert (code is None) == (schedule.kind == "wgmma")  # sets its registers itself
+        assert code is None or set(model.families[code.family].names) <= set(code.numbers)
 
 
 def test_choices_are_made_with_what_is_expected() -> None:
@@ -100,6 +100,9 @@ def test_choices_are_made_with_what_is_expected() -> None:
         (expected,) = own.assembled(W4A8)[schedule]
         (features,) = own.described(W4A8, schedule, 1)
         plain = own.strategy.features(W4A8, schedule, 1)
+        if schedule.kind == "wgmma":
+            assert expected is None and features.registers == plain.registers
+            continue
         assert expected is not None and features.registers == expected.registers
         assert features.issued == pytest.approx(plain.issued * expected.slots)
     stored = replace(W4A8, weight=parse_scheme("w4:channel"), accumulators=True)

@@ -12,6 +12,8 @@ from abqc.compiler.driver import compile_file
 from decoder import DecoderSizes, decoder
 from fake_gpu import GpuTensor
 from graph_checks import GraphWatch
+from operator_graph import Graph, integers, normal
+from small_transformers import WIDTH, encoder
 
 SIZES = DecoderSizes(64, 4, 2, 32, 96)
 
@@ -31,7 +33,10 @@ def small_feeds(batch: int, rows: int, past: int, layers: int) -> dict[str, np.n
     } | {name: cache.astype(np.float32) for name, cache in caches.items()}
 
 
-@pytest.mark.parametrize(("quant", "target"), [("w4a8", "sm_90a"), ("w4a16", "sm_80")])
+@pytest.mark.parametrize(
+    ("quant", "target"),
+    [("w4a8", "sm_90a"), pytest.param("w4a16", "sm_80", marks=pytest.mark.slow)],
+)
 def test_steps_of_a_decoder(tmp_path: Path, quant: str, target: str) -> None:
     """Caches grow in place on the GPU; a graph is set anew in every step."""
     onnx.save(decoder(2, SIZES), tmp_path / "decoder.onnx")
@@ -61,7 +66,49 @@ def test_steps_of_a_decoder(tmp_path: Path, quant: str, target: str) -> None:
             np.testing.assert_array_equal(got, wanted)
         if past > 3:
             watch.check()
-            print(model.statistics)
     shape = model.statistics.graph
     assert shape is not None and watch.checked > shape.launches
-    assert shape.path < shape.launches < shape.edges + shape.launches
+    assert 0 < shape.path < shape.launches
+    assert shape.dependent == (shape.edges if target == "sm_90a" else 0)
+    forget(watch)
+
+
+def forget(watch: GraphWatch) -> None:
+    """Without a node's edges the check must fail."""
+    next(node for node in reversed(watch.graph.values()) if node.before).before.clear()
+    with pytest.raises(AssertionError, match="touch the same memory unordered"):
+        watch.check()
+
+
+def test_an_encoder(tmp_path: Path) -> None:
+    onnx.save(encoder("layer", normalized=True), tmp_path / "encoder.onnx")
+    check(tmp_path, "w8a8", {"x": normal(2, WIDTH, 5)})
+
+
+def test_operators(tmp_path: Path) -> None:
+    """Atomics and the error flag among them."""
+    g = Graph(x=("float32", 3, 40), i=("int64", 3, 4), data=("float32", 30, 8))
+    sums = g("CumSum", "x", np.array(1))
+    places, _ = g("TopK", sums, np.array([4]), results=2)
+    chosen = g("GatherElements", "x", g("ArgMax", sums, axis=1), axis=1)
+    g("Concat", places, chosen, g("Softmax", "x"), axis=1)
+    g("ScatterElements", sums, "i", places, axis=1, reduction="add")
+    g("Gather", "data", "i")
+    inputs = {"x": normal(3, 40), "i": integers(3, 4, low=0, high=30), "data": normal(30, 8)}
+    onnx.save(g.build(), tmp_path / "operators.onnx")
+    check(tmp_path, "none", inputs)
+
+
+def check(folder: Path, quant: str, inputs: dict[str, np.ndarray]) -> None:
+    """The only model in `folder`: as a graph what it is launch by launch, and ordered."""
+    (source,) = folder.glob("*.onnx")
+    library = compile_file(source, quant=quant, target="sm_90a", output=folder / "model.so")
+    watch = GraphWatch()
+    model = abqc.load(library, device=watch.driver)
+    expected = abqc.load(library, device="ptx-vm").run(inputs)
+    for number in range(3):
+        for got, wanted in zip(model.run(inputs), expected, strict=True):
+            np.testing.assert_array_equal(got, wanted)
+        if number:
+            watch.check()
+    assert model.statistics.graph_runs == 2 and watch.checked

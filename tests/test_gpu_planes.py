@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gpu_kernels
 import numpy as np
 import pytest
 from abqc.codegen.gpu.arch import ALL, SM_75, SM_80, SM_100A, GpuArch
@@ -16,6 +17,7 @@ from abqc.dialects import formats, reference
 from abqc.dialects.formats import QuantizedTensor, parse_scheme
 from abqc.dialects.mlir import ir
 from abqc.runtime.ptx import run_kernel
+from abqc.runtime.ptx.counters import Counters
 from kernel_cases import all_pairs
 
 needs_tools = pytest.mark.skipif(
@@ -234,6 +236,20 @@ def test_targets_without_binary_tensor_cores_are_refused() -> None:
 def test_sums_beyond_32_bits_are_refused() -> None:
     spec = MatmulSpec(16, 40000, parse_scheme("w8:channel:asym"), parse_scheme("a8"))
     assert "32 bits" in (STRATEGY.unsupported(spec, SM_80) or "")
+
+
+def test_rows_beyond_the_last_are_not_read() -> None:
+    """Tokens that are missing cost no bytes: all blocks would ask for the same line of L2."""
+    kernel = STRATEGY.kernel(Case("w1:g128", "a1", 1, 1, 512).spec, Schedule("tile", **TILE))
+    loaded = []
+    for m in (1, 8):
+        case = Case("w1:g128", "a1", m, 32, 512)
+        q = PlaneRows.of(case.spec).pack_reference(case.codes, case.scale, case.zero)
+        w, counters = STRATEGY.pack_weight(case.spec, case.weight), Counters()
+        y = np.zeros(m * 32, np.float32)
+        gpu_kernels.run(kernel, 1, [q, w, case.bias, y, m, 32], counters=counters)
+        loaded.append(counters.counts().loads["global"].bytes)
+    assert loaded[1] - loaded[0] >= 7 * 512 // 8
 
 
 @needs_tools

@@ -104,6 +104,15 @@ def random_case(seed: int) -> tuple[Case, object]:
     return case, schedule(case.spec, rows, warps, split, stages)
 
 
+def test_turns_that_reach_beyond_k_read_nothing_there():
+    """Parts begin amid turns, though K is whole turns; the last row ends its buffer."""
+    case = Case.random("w8:channel", "f16", 8, 32, 320)
+    made = schedule(case.spec, 8, (1, 4))
+    plan = RowsPlan(WeightLayout.of(case.spec), made)
+    assert plan.layout.chunks % plan.ahead == 0 and 3 * plan.run + plan.ahead > plan.layout.chunks
+    case.check(made)
+
+
 @pytest.mark.parametrize("rows", ROWS)
 def test_accumulators_of_groups(rows):
     """They are exact before they are scaled, also where K is split."""
@@ -286,3 +295,23 @@ def test_instructions_are_the_intended_ones():
             kernel = rows_kernel(spec, schedule(spec, rows, (1, 4)), kind)
             text = gpu_kernels.machine_code(SM_90A, kernel)
             assert instruction in text and "LDG.E.NA.128" in text
+
+
+@pytest.mark.skipif(
+    find_tool("ptxas") is None or find_tool("nvdisasm") is None, reason="no ptxas, nvdisasm"
+)
+@pytest.mark.parametrize(
+    ("weight", "activation", "rows", "instruction"),
+    [("w4:g128", None, 8, "HMMA"), ("w2:g128", "a8", 1, "IDP")],
+)
+def test_weights_of_the_next_turn_are_loaded_before_products(
+    weight: str, activation: str | None, rows: int, instruction: str
+) -> None:
+    """ptxas likes to move loads to where registers are free, behind what they should overlap."""
+    a_scheme = parse_scheme(activation) if activation else None
+    spec = MatmulSpec(8192, 8192, parse_scheme(weight), a_scheme)
+    kernel = rows_kernel(spec, schedule(spec, rows, (1, 8), 1, 8), "int8" if activation else "f16")
+    lines = gpu_kernels.machine_code(SM_90A, kernel).splitlines()
+    loads = [i for i, line in enumerate(lines) if "LDG.E.NA.128" in line]
+    products = [i for i, line in enumerate(lines) if instruction in line]
+    assert len(loads) >= 8 and max(loads) < min(products)

@@ -130,11 +130,13 @@ class GpuBuilder(Emitter):
         return Value(op.result)
 
     def _load_stream(self, pointer: Value) -> Value:
+        """Not `.nc`: ptxas moves such loads over barriers, to behind what they should overlap."""
         words = self.asm(
-            "ld.global.nc.L1::no_allocate.v4.b32 {$0, $1, $2, $3}, [$4];",
+            "ld.global.L1::no_allocate.v4.b32 {$0, $1, $2, $3}, [$4];",
             "=r,=r,=r,=r,l",
             ["i32"] * 4,
             pointer,
+            effects=True,
         )
         return self.vector(words)
 
@@ -179,11 +181,14 @@ class GpuBuilder(Emitter):
         source: Value,
         bytes_: int = 16,
         valid: Value | None = None,
+        *,
+        near: bool = False,
     ) -> None:
         """`cp.async` of 4, 8 or 16 bytes from global to shared memory; bytes from `valid` on are 0.
+        `near`: 16 bytes go through the L1 cache too, where others find them.
 
         Whoever reads them waits (`wait_copies`) and then meets the others (`barrier`)."""
-        kind = "cg" if bytes_ == 16 else "ca"
+        kind = "cg" if bytes_ == 16 and not near else "ca"
         name = f"llvm.nvvm.cp.async.{kind}.shared.global.{bytes_}"
         if valid is None:
             self.call(name, shared, source)

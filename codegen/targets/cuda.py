@@ -44,6 +44,7 @@ from ..gpu.rows.norm import norm_kernel
 from ..gpu.rows.norm_pack import norm_pack_kernel
 from ..gpu.rows.softmax import softmax_kernel
 from ..gpu.trellis.strategy import TrellisMatmul
+from ..gpu.wgmma.schedules import WgmmaKernel
 from ..objects import ObjectMaker
 from ..scatter import ScatterKernels
 from ..strategy import (
@@ -244,8 +245,10 @@ class CudaTarget:
         reduces: bool,
     ) -> Kernel | None:
         """The kernel of `parts` products with this `kernel`, which has no split or `reduces` one,
-        that packs rows of 16-bit floats; None for other rows."""
-        gate = gate_of(pack, prologue, order) if isinstance(pack, PackKernel) else None
+        that packs rows of 16-bit floats; None for other rows and kernels by wgmma."""
+        if isinstance(kernel, WgmmaKernel) or not isinstance(pack, PackKernel):
+            return None
+        gate = gate_of(pack, prologue, order)
         return None if gate is None else gated(kernel, parts, gate, reduces=reduces)
 
     def norm(self, spec: NormSpec) -> Kernel:

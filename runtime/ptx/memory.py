@@ -205,6 +205,9 @@ class GlobalMemory(Memory):
         self.used = 0
         # By word of 4 bytes the number of the launch that last wrote it, and the launch that runs.
         self.writers = np.zeros(self.size // _WORD, np.uint32)
+        self._writers_of = {
+            size: self.writers.reshape(-1, max(size // _WORD, 1)) for size in _ROW_TYPES
+        }
         self.dependence: Dependence | None = None
         self._starts: list[int] = []
         self._sizes: dict[int, int] = {}
@@ -289,27 +292,25 @@ class GlobalMemory(Memory):
 
     def reading(self, units: np.ndarray, size: int, lanes: Lanes | None) -> None:
         if self.dependence is not None and self.dependence.before_wait:
-            self.dependence.reading(self.writers[self._words(units, size)], lanes)
+            self.dependence.reading(self._writers_of[size][self._words(units, size)], lanes)
 
     def writing(
         self, units: np.ndarray, size: int, values: np.ndarray, lanes: Lanes | None
     ) -> None:
         if self.dependence is not None:
             self.dependence.writing(lanes)
-            self.writers[self._words(units, size)] = self.dependence.number
+            self._writers_of[size][self._words(units, size)] = self.dependence.number
 
     def atomic(self, units: np.ndarray, size: int, lanes: Lanes | None) -> None:
         if self.dependence is not None:
             self.reading(units, size, lanes)
             self.dependence.writing(lanes)
-            self.writers[self._words(units, size)] = self.dependence.number
+            self._writers_of[size][self._words(units, size)] = self.dependence.number
 
     @staticmethod
     def _words(units: np.ndarray, size: int) -> np.ndarray:
-        """Numbers of the words of accesses, [n, k]."""
-        if size <= _WORD:
-            return (units * size // _WORD)[:, None]
-        return units[:, None] * (size // _WORD) + np.arange(size // _WORD)
+        """Numbers of the rows of words that accesses lie in."""
+        return units if size >= _WORD else units * size // _WORD
 
     def wrote(
         self,

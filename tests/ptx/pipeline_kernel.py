@@ -4,7 +4,7 @@ two warpgroups multiply them by wgmma, mbarriers count full tiles and empty stag
 from __future__ import annotations
 
 import numpy as np
-from abqc.runtime.ptx import Device, parse
+from abqc.runtime.ptx import Device, Kernel, parse
 from abqc.runtime.ptx.tensor_map import encode_tiled
 
 ROWS, COLUMNS, DEPTH = 128, 32, 128  # of a tile, s8
@@ -144,7 +144,11 @@ end:
 """
 
 
-def run(a: np.ndarray, b: np.ndarray, text: str = SOURCE, **options) -> np.ndarray:
+def kernel_of(text: str = SOURCE) -> Kernel:
+    return parse(text).kernels["product"]
+
+
+def run(a: np.ndarray, b: np.ndarray, kernel: Kernel | None = None, **options) -> np.ndarray:
     """A times the transposed B, s32 [m, n], of s8 [m, k] and [n, k]; n is at most `COLUMNS`."""
     (m, k), n = a.shape, len(b)
     blocks, tiles = -(-m // ROWS), -(-k // DEPTH)
@@ -158,8 +162,9 @@ def run(a: np.ndarray, b: np.ndarray, text: str = SOURCE, **options) -> np.ndarr
         encode_tiled(0, address, (k, rows), (k,), (DEPTH, box), (1, 1), swizzle=3)
         for address, rows, box in ((at_a, m, ROWS), (at_b, n, COLUMNS))
     ]
-    kernel = parse(text).kernels["product"]
-    device.launch(kernel, (blocks, 1, 1), (384, 1, 1), [*maps, out, tiles], **options)
+    device.launch(
+        kernel or kernel_of(), (blocks, 1, 1), (384, 1, 1), [*maps, out, tiles], **options
+    )
     parts = device.read(out, 4 * words).view(np.int32).reshape(-1, 4, 8, 4, COLUMNS // 8, 2, 2)
     # group, warp, row, pair, columns by 8, low, parity
     return parts.transpose(0, 1, 5, 2, 4, 3, 6).reshape(-1, COLUMNS)[:m, :n]

@@ -2,7 +2,7 @@
 
 A warp streams tiles of 32 columns, 512 contiguous bytes a load; the loads of the next turn of the
 loop, and those of the scales of its groups, are under way while a turn is multiplied. Activations
-are read through the L1 cache, which the weights pass by: all blocks of an SM share them. `warps_k`
+come through the L1 cache, which the weights pass by: all blocks of an SM share them. `warps_k`
 warps and `split` blocks share the K of a tile; warps are added in shared memory, blocks by a second
 kernel, both in order.
 """
@@ -23,18 +23,21 @@ from ..matmul.reduction import Finish, Finisher
 from ..weights.layout import TILE_COLUMNS
 from ..weights.pointers import PackedWeight
 from .lanes import DotLanes, Lanes, MmaLanes, RowPointers
-from .plan import RowsPlan
+from .plan import MMA_ROWS, RowsPlan
+from .staging import StagedRows
 from .values import HalfValues, Int8Values, RowValues
 
 ARGUMENTS = [POINTER, WEIGHT, WEIGHT, POINTER, "i32", "i32"]
 ROW_PITCH = TILE_COLUMNS + 4  # of sums in shared memory: rows 2 apart begin 8 banks apart
 
 
-def shared_bytes(plan: RowsPlan) -> int:
-    """For the sums of the warps that share K."""
+def shared_bytes(plan: RowsPlan, unit_bytes: int) -> int:
+    """For the rows of warps that multiply by MMAs, and then for the sums of those that share K."""
     schedule = plan.schedule
     warps = schedule.warps_n * schedule.warps_k
-    return 4 * warps * schedule.block_m * ROW_PITCH if schedule.warps_k > 1 else 0
+    sums = 4 * warps * schedule.block_m * ROW_PITCH if schedule.warps_k > 1 else 0
+    staged = schedule.block_m == MMA_ROWS
+    return max(sums, warps * StagedRows.shared_bytes(plan, unit_bytes) if staged else 0)
 
 
 def emit_rows_kernel(
@@ -48,7 +51,7 @@ def emit_rows_kernel(
         name,
         ARGUMENTS,
         threads=schedule.threads,
-        shared=shared_bytes(plan),
+        shared=shared_bytes(plan, values.unit_bytes),
         registers=plan.registers,
     ) as (b, block, q, w, bias, y, m, n):
         # From one lane, so that ptxas knows that a warp's branches are those of all its lanes.
@@ -64,7 +67,11 @@ def emit_rows_kernel(
         known = b.min(tile, weight.tiles - 1)
         if schedule.split == 1:  # else the reduction adds the bias
             b.prefetch_line(b.at(bias, b.wide(b.min(tile * TILE_COLUMNS + b.lane, n - 1)) * 4))
-        stream = _Stream(b, lanes, values, plan, weight, known)
+        staged = None
+        if by_mma and arch.cp_async:
+            mine = warp * StagedRows.shared_bytes(plan, values.unit_bytes)
+            staged = StagedRows(b, plan, values, pointers, mine)
+        stream = _Stream(b, lanes, staged, values, plan, weight, known)
         sums = stream.run(split * schedule.warps_k + warp // schedule.warps_n)
 
         def store(row: Value | int, column: Value, value: Value) -> None:
@@ -178,6 +185,7 @@ class _Stream:
 
     b: GpuBuilder
     lanes: Lanes
+    staged: StagedRows | None
     values: RowValues
     plan: RowsPlan
     weight: PackedWeight
@@ -193,16 +201,31 @@ class _Stream:
         state = _State(self._zeros(), totals)
         only = [] if plan.grouped else self.lanes.group(self.weight, 0, self.tile)
         words = self._load_turn(begin, end)
-        b.wait()
         tables = self._load_groups(begin, end)
+        b.wait()
+        rows = [] if self.staged is None else [self.staged.start()]
+        if self.staged is not None:
+            self.staged.copy(begin, end, rows[0])
         count, known = len(state.flat()), len(state.flat()) + len(words)
-        with b.loop(begin, end, plan.ahead, [*state.flat(), *words, *tables]) as loop:
+        kept = known + len(tables)
+        with b.loop(begin, end, plan.ahead, [*state.flat(), *words, *tables, *rows]) as loop:
             following = self._load_turn(loop.i + plan.ahead, end)
             following += self._load_groups(loop.i + plan.ahead, end)
-            groups = self._groups_of_turn(loop.args[known:])
+            rows = loop.args[kept:]
+            # Behind it ptxas moves no load, though it would save registers.
+            b.warp_barrier()
+            if self.staged is not None:
+                self.staged.wait()
+                following.append(self.staged.other(rows[0]))
+                self.staged.copy(loop.i + plan.ahead, end, following[-1])
+            groups = self._groups_of_turn(loop.args[known:kept])
             words = loop.args[count:known]
-            made = self._turn(state.like(loop.args[:count]), words, loop.i, end, groups, only)
+            made = self._turn(state.like(loop.args[:count]), words, loop.i, end, groups, only, rows)
             loop.carry(*made.flat(), *following)
+        if self.staged is not None:
+            b.wait_copies(0)
+            if plan.schedule.warps_k > 1:
+                b.barrier()  # sums take the place of rows
         state = state.like(loop.results[:count])
         return state.totals if plan.grouped else self.lanes.whole(state.sums)
 
@@ -247,15 +270,16 @@ class _Stream:
         end: Value,
         groups: dict[int, list[Value]],
         only: list[Value],
+        rows: Sequence[Value],
     ) -> _State:
-        """Multiply the chunks of a turn."""
+        """Multiply the chunks of a turn; `rows`: where its rows are staged, if they are."""
         plan, count = self.plan, self.plan.layout.chunk_words
         for number in range(plan.ahead):
             chunk = first + number
             mine = words[number * count : (number + 1) * count]
 
             def multiply(before: _State, number=number, chunk=chunk, mine=mine) -> _State:  # type: ignore[no-untyped-def]
-                return self._multiply(before, mine, number, chunk, groups, only)
+                return self._multiply(before, mine, number, chunk, groups, only, rows)
 
             if plan.guarded and number:
                 state = self._if(chunk < end, state, multiply)
@@ -277,11 +301,15 @@ class _Stream:
         chunk: Value,
         groups: dict[int, list[Value]],
         only: list[Value],
+        rows: Sequence[Value],
     ) -> _State:
         """Add the products of a chunk; scale the sums of groups that end in it."""
         per_chunk = self.plan.layout.chunk_units
         for unit in range(per_chunk):
-            x = self._activations(chunk, unit)
+            if self.staged is not None:
+                x = self.staged.load(rows[0], number, unit)
+            else:
+                x = self._activations(chunk, unit)
             group = groups.get(number * per_chunk + unit, only)
             sums = self.lanes.multiply(words, unit, x, state.sums, group)
             state = _State(sums, state.totals)

@@ -7,7 +7,7 @@ each unit of K the quarter l % 4 (weights/layout.py).
                sums are scaled they are added over quarters and transposed: one column a lane
     MmaLanes   one `mma.sync` for 16 columns and up to 8 rows: the weights are its A operand, whose
                fragment is that of two blocks of B side by side; rows are B. What is beside the
-               first `m` rows is a repetition of the last one.
+               first `m` rows is zeros (staging.py), or without `cp.async` the last one again.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ class RowPointers:
     base: Value
     first: Value
     m: Value
+
+    @property
+    def first_row(self) -> Value:
+        """The pointer to the first row."""
+        return self.b.at(self.base, self.b.wide(self.first) * self.values.row_bytes)
 
     def exists(self, row: Value | int) -> Value:
         """Whether there is a row `row` of the block."""

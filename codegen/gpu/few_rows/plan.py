@@ -14,7 +14,8 @@ from ..weights.layout import BLOCKS, LOAD_BYTES, WeightLayout
 HALF_TURN_UNITS = 8
 SM_REGISTERS = 65536
 GROUP_VALUES = 32  # scales, sums and zero points of a turn
-FEW_GROUP_VALUES = 16  # that fit into 128 registers beside 64 words
+TURN_REGISTERS = 56  # for a turn's words and these
+FEW_REGISTERS = 112  # of two turns by `mma.sync` that fit into 128 beside sums and addresses
 MMA_ROWS = 8  # of schedules that multiply by mma.sync
 
 
@@ -87,13 +88,22 @@ class RowsPlan:
         """
         if self.layout.lane_bits == 16 and self.layout.has_zeros:
             return 2
-        return max(1, min(4, GROUP_VALUES // self._group_values))
+        layout, most = self.layout, min(4, GROUP_VALUES // self._group_values)
+        words = self.schedule.stages * LOAD_BYTES // 4
+        of_group = layout.grouped.group_units * layout.chunk_words // layout.chunk_units
+        fitting = [
+            count
+            for count in range(1, most + 1)
+            if min(words, count * of_group) + count * self._group_values <= TURN_REGISTERS
+        ]
+        return max(fitting, default=1)
 
     @property
-    def _values_of_turn(self) -> int:
-        """Registers of what is known of a turn's groups."""
+    def _registers_of_turns(self) -> int:
+        """Of the words of two turns, what is known of their groups, and rows."""
         units = self.ahead * self.layout.chunk_units
-        return -(-units // self.layout.grouped.group_units) * self._group_values
+        groups = -(-units // self.layout.grouped.group_units)
+        return 2 * (self.ahead * self.layout.chunk_words + groups * self._group_values + units)
 
     @property
     def even(self) -> bool:
@@ -139,10 +149,9 @@ class RowsPlan:
         if parts > 2 and layout.lane_bits == 16:
             return 168
         words, rows = 2 * self.ahead * layout.chunk_words, self.schedule.block_m
-        many_values = rows == 4 or (rows == MMA_ROWS and self.grouped)
-        if words >= 64 and rows == MMA_ROWS and self.grouped:
-            return 144 if self._values_of_turn > FEW_GROUP_VALUES else 128
-        return 128 if parts > 1 or words >= 64 or many_values else 96
+        if rows == MMA_ROWS and self.grouped:
+            return 144 if self._registers_of_turns > FEW_REGISTERS else 128
+        return 128 if parts > 1 or words >= 64 or rows == 4 else 96
 
     @property
     def fits(self) -> bool:

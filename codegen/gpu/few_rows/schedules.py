@@ -45,7 +45,8 @@ LINE_BYTES = 128  # that a load of activations by a warp takes of the L1 cache
 def rows_schedules(spec: MatmulSpec, arch: GpuArch, activation: Activation) -> Sequence[Schedule]:
     """Every schedule for 1, 2, up to 4 and up to 8 rows that can run there."""
     layout = WeightLayout.of(spec)
-    native = rows_mma_step(_values(spec, activation), arch) is not None
+    values = _values(spec, activation)
+    native = rows_mma_step(values, arch) is not None
     able = BLOCK_ROWS if native else BLOCK_ROWS[:-1]
     schedules = []
     for rows, (warps_n, warps_k), split, stages in product(able, WARPS, SPLITS, LOADS_AHEAD):
@@ -58,7 +59,8 @@ def rows_schedules(spec: MatmulSpec, arch: GpuArch, activation: Activation) -> S
         idle = plan.steps < plan.parts > 1 or warps_n > tiles
         small = warps_n * warps_k < USUAL_WARPS <= plan.steps
         needless = split > 1 and tiles > FEW_BLOCKS
-        if plan.fits and not (idle or small or needless):
+        fits = plan.fits and shared_bytes(plan, values.unit_bytes) <= arch.shared_per_block
+        if fits and not (idle or small or needless):
             schedules.append(schedule)
     return schedules
 
@@ -137,7 +139,7 @@ def rows_features(
         stages=schedule.stages,
         split=schedule.split,
         registers=plan.registers,
-        shared_bytes=shared_bytes(plan),
+        shared_bytes=shared_bytes(plan, values.unit_bytes),
         launches=2 if schedule.split > 1 else 1,
     )
 

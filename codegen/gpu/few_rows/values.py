@@ -12,7 +12,7 @@ from typing import Protocol
 from abqc.codegen.builder import Value, vec
 from abqc.codegen.strategy import MatmulSpec
 
-from ..builder import GpuBuilder
+from ..builder import Cache, GpuBuilder
 from ..packing.layout import CentredRows, FloatElement, FloatRows, Int8Rows, half_rows_of
 from ..weights.decode import byte_type, half_register, s8_factor, s8_register, s8_shift
 from ..weights.layout import LANE_CODES, WeightLayout
@@ -30,7 +30,9 @@ class RowValues(Protocol):
     row_bytes: int
     unit_bytes: int  # of a unit in a row
 
-    def load(self, b: GpuBuilder, row: Value, offset: Value, at: int) -> list[Value]:
+    def load(
+        self, b: GpuBuilder, row: Value, offset: Value, at: int, cache: Cache = "nc"
+    ) -> list[Value]:
         """The lane's words (i32) of the unit at byte `offset` + `at` of a row: its quarter."""
         ...
 
@@ -65,10 +67,12 @@ class RowValues(Protocol):
         ...
 
 
-def load_words(b: GpuBuilder, row: Value, offset: Value, at: int, count: int) -> list[Value]:
+def load_words(
+    b: GpuBuilder, row: Value, offset: Value, at: int, count: int, cache: Cache
+) -> list[Value]:
     """The quarter of a unit that a lane has: `count` words, 16 bytes apart."""
     pointer = b.at(row, offset + b.lane % QUARTERS * 4)
-    return [b.load(pointer, "i32", at + 16 * i, cache="nc") for i in range(count)]
+    return [b.load(pointer, "i32", at + 16 * i, cache=cache) for i in range(count)]
 
 
 def product(factors: Sequence[Value]) -> Value:
@@ -99,8 +103,10 @@ class Int8Values:
         """How the bytes of rows and of weights are read: "u8" or "s8"."""
         return "u8" if self.rows.unsigned else "s8", byte_type(self.format)
 
-    def load(self, b: GpuBuilder, row: Value, offset: Value, at: int) -> list[Value]:
-        return load_words(b, row, offset, at, self.layout.registers_per_block)
+    def load(
+        self, b: GpuBuilder, row: Value, offset: Value, at: int, cache: Cache = "nc"
+    ) -> list[Value]:
+        return load_words(b, row, offset, at, self.layout.registers_per_block, cache)
 
     def decode(
         self, b: GpuBuilder, words: Sequence[Value], register: int, zero: Value | None
@@ -174,8 +180,10 @@ class HalfValues:
         self.row_bytes = self.rows.row_bytes
         self.unit_bytes = 2 * self.layout.grouped.unit
 
-    def load(self, b: GpuBuilder, row: Value, offset: Value, at: int) -> list[Value]:
-        return load_words(b, row, offset, at, self.layout.registers_per_block)
+    def load(
+        self, b: GpuBuilder, row: Value, offset: Value, at: int, cache: Cache = "nc"
+    ) -> list[Value]:
+        return load_words(b, row, offset, at, self.layout.registers_per_block, cache)
 
     def pair(self, b: GpuBuilder, word: Value) -> list[Value]:
         """The two values (f32) of a register."""

@@ -13,13 +13,12 @@ from abqc.codegen.strategy import MatmulSpec
 from abqc.costmodel.assembly import KernelCode
 
 from ..few_rows.plan import MMA_ROWS, RowsPlan
-from ..packing.layout import Activation, Int8Rows, rows_of
+from ..packing.layout import Activation, Int8Rows
 from ..planes.layout import STEP
 from ..planes.plan import ADDRESSES, PlanesPlan
 from ..tiles.plan import TilePlan
 from ..weights import issue_counts
 from ..weights.layout import WeightLayout
-from ..wgmma.plan import WgmmaPlan
 from .schedule import Schedule
 
 MANY = 64  # units of a group: more make no difference to the code
@@ -126,33 +125,6 @@ def tile_code(spec: MatmulSpec, plan: TilePlan, activation: Activation) -> Kerne
             "instructions": issue_counts.tile_stage(plan),
         },
         plan.schedule.threads,
-    )
-
-
-def wgmma_code(spec: MatmulSpec, schedule: Schedule, activation: Activation) -> KernelCode:
-    """Of wgmma/, whose kernels set the registers of their threads."""
-    layout, rows = _layout(spec), rows_of(spec, activation)
-    plan = WgmmaPlan(layout, schedule, rows.row_bytes, rows.code_bytes)
-    return KernelCode(
-        "wgmma",
-        {
-            **_weight_numbers(spec, activation),
-            **_schedule_numbers(plan.schedule),
-            "planned_registers": plan.registers,
-            "launch_registers": plan.launch_registers,
-            "accumulators": plan.accumulators,
-            "halves": plan.halves,
-            "stage_units": plan.stage_units,
-            "stage_chunks": plan.stage_chunks,
-            "turns": min(plan.split_iterations, FEW),
-            "ends": plan.stage_units / plan.group_units if plan.grouped else 0.0,
-            "pieces": plan.pieces,
-            "decoded": plan.stage_units * plan.halves * issue_counts.decode(layout),
-            "steps": plan.stage_units * plan.k_steps * plan.halves,
-            "instructions": issue_counts.wgmma_stage(plan),
-        },
-        schedule.threads,
-        registers=plan.launch_registers,
     )
 
 

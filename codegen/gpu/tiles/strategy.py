@@ -15,7 +15,7 @@ from abqc.dialects.formats import QuantizedTensor
 
 from ..arch import GpuArch
 from ..few_rows.schedules import rows_features, rows_kernel, rows_reduce_kernel, rows_schedules
-from ..matmul.code_numbers import rows_code, tile_code, wgmma_code
+from ..matmul.code_numbers import rows_code, tile_code
 from ..matmul.schedule import Schedule
 from ..packing.layout import Activation, rows_of
 from ..packing.pack import pack_kernel
@@ -71,13 +71,12 @@ class TileStrategy:
         return tile_features(spec, schedule, m, self.name, self.activation)
 
     def code(self, spec: MatmulSpec, schedule: Schedule) -> KernelCode | None:
-        """What the kernel's machine code depends on."""
-        if spec.accumulators or spec.blocks or spec.scale not in ("f16", "f32"):
+        """What the kernel's machine code depends on; kernels by wgmma set their registers."""
+        plain = not (spec.accumulators or spec.blocks) and spec.scale in ("f16", "f32")
+        if not plain or schedule.kind == "wgmma":
             return None
         if schedule.kind == "rows":
             return rows_code(spec, schedule, self.activation)
-        if schedule.kind == "wgmma":
-            return wgmma_code(spec, schedule, self.activation)
         return tile_code(spec, plan_of(spec, schedule, self.activation), self.activation)
 
     def arithmetic(self, spec: MatmulSpec) -> Arithmetic:

@@ -13,6 +13,12 @@ from .instructions import WARPGROUP_WARPS
 from .plan import HALF_BLOCKS, WgmmaPlan
 
 
+def anew(b: GpuBuilder, value: Value) -> Value:
+    """An i32 of which LLVM does not know that it is the same: what is computed of it is computed
+    again, where it would else be kept in registers from before."""
+    return b.asm("mov.b32 $0, $1;", "=r,r", ["i32"], value, effects=True)[0]
+
+
 @dataclass(frozen=True)
 class WgmmaContext:
     """One block's place in the grid and its operands, as a thread that multiplies sees them.
@@ -33,10 +39,9 @@ class WgmmaContext:
     split: Value | int  # the number of the split
 
     def again(self) -> WgmmaContext:
-        """The same, with addresses of rows that are computed anew: those from before, which LLVM
+        """The same, with addresses that are computed anew: those from before, which LLVM
         would keep, take registers throughout the K loop."""
-        (first_row,) = self.b.asm("mov.b32 $0, $1;", "=r,r", ["i32"], self.first_row, effects=True)
-        return replace(self, first_row=first_row)
+        return replace(self, first_row=anew(self.b, self.first_row))
 
     @property
     def warp(self) -> Value:

@@ -15,8 +15,8 @@ from abqc.codegen.builder import Value
 from ..arch import WARP
 from ..builder import GpuBuilder
 from ..tiles.plan import PIECE_BYTES
-from ..weights.pointers import PackedWeight
 from .barriers import fence_async
+from .context import WgmmaContext
 from .plan import PRODUCERS, WgmmaPlan
 from .ring import Place, Ring
 
@@ -25,12 +25,13 @@ LAG = 2  # stages, at most
 
 @dataclass(frozen=True)
 class RowPiece:
-    """16 bytes that a thread copies in every stage: their row in the block, where from (behind the
-    first row) and where to; whether the row exists; where some threads have no piece, whether this
-    one has."""
+    """16 bytes that a thread copies in every stage: their row in the block, where from (`offset` +
+    `more` bytes behind the first row) and where to; whether the row exists; where some threads have
+    no piece, whether this one has."""
 
     row: Value
     offset: Value
+    more: int
     shared: Value
     along_k: Value
     exists: Value
@@ -40,22 +41,14 @@ class RowPiece:
 class StageCopies:
     """A copying thread's part of a block's stages."""
 
-    def __init__(
-        self,
-        ring: Ring,
-        rows: Value,
-        weight: PackedWeight,
-        first_row: Value,
-        first_tile: Value,
-        m: Value,
-    ) -> None:
+    def __init__(self, ring: Ring, context: WgmmaContext) -> None:
         """Rows beyond the last are zeros, tiles repeat it."""
         self.ring, self.b, self.plan = ring, ring.b, ring.plan
-        self.weight, self.first_tile = weight, first_tile
-        b = self.b
+        self.weight, self.first_tile = context.weight, context.first_tile
+        b, first_row = self.b, context.first_row
         self.thread = b.thread - self.plan.schedule.threads + PRODUCERS
-        self.rows = b.at(rows, b.wide(first_row) * self.plan.row_bytes)
-        self.pieces = self._row_pieces(m - 1 - first_row)
+        self.rows = b.at(context.rows, b.wide(first_row) * self.plan.row_bytes)
+        self.pieces = self._row_pieces(context.m - 1 - first_row)
 
     @property
     def lag(self) -> int:
@@ -142,11 +135,11 @@ class StageCopies:
             number = self.thread + turn * PRODUCERS
             if regular and pieces:
                 first = pieces[0]
-                row = first.row + turn * step
-                offset = first.offset + turn * step * plan.row_bytes
+                row, offset = first.row + turn * step, first.offset
+                more = turn * step * plan.row_bytes
                 shared, along_k = first.shared + turn * step * plan.atom_bytes, first.along_k
             else:
-                row, along = number // per_row, number % per_row
+                row, along, more = number // per_row, number % per_row, 0
                 along_k = along * PIECE_BYTES
                 offset = row * plan.row_bytes + along_k
                 inside = row * plan.atom_bytes + along % per_atom * PIECE_BYTES
@@ -156,7 +149,7 @@ class StageCopies:
             whole = (turn + 1) * PRODUCERS <= count
             present = None if whole else number < count
             exists = row <= last_row
-            pieces.append(RowPiece(row, offset, shared, along_k, exists, present))
+            pieces.append(RowPiece(row, offset, more, shared, along_k, exists, present))
         return pieces
 
     def _copy_rows(self, turn: Value, place: Place) -> None:
@@ -165,7 +158,8 @@ class StageCopies:
         target = b.at(b.shared, self.ring.offset(place))
         for piece in self.pieces:
             with self._where(piece):
-                from_, to = b.at(source, b.wide(piece.offset)), b.at(target, piece.shared)
+                from_ = b.at(b.at(source, b.wide(piece.offset)), piece.more)
+                to = b.at(target, piece.shared)
                 b.copy_async(to, from_, PIECE_BYTES, self._valid(piece, turn))
 
     def _valid(self, piece: RowPiece, turn: Value) -> Value:

@@ -17,12 +17,12 @@ from typing import Any, Protocol
 from abqc.codegen.builder import Value, vec
 
 from ..arch import GpuArch
-from ..builder import POINTER, WEIGHT, kernel
+from ..builder import POINTER, WEIGHT, GpuBuilder, kernel
 from ..matmul.block_order import place
 from ..weights.layout import BLOCKS, TILE_COLUMNS, WARP_LOAD_BYTES
 from ..weights.pointers import PackedWeight
 from .barriers import set_registers, shared_address
-from .context import WgmmaContext
+from .context import WgmmaContext, anew
 from .copy import StageCopies, is_copying
 from .fragments import words_of_half
 from .instructions import (
@@ -128,40 +128,58 @@ def emit_wgmma_kernel(
     ) as (b, block, rows, packed, bias, target, m, n):
         ring = Ring(b, plan, shared_address(b))
         ring.initialize()
-        blocks_m, blocks_n = b.ceil_div(m, s.block_m), b.ceil_div(n, s.block_n)
-        split: Value | int = 0
-        if s.split > 1:
-            in_split = blocks_m * blocks_n
-            split, block = block // in_split, block % in_split
-        row, column = place(block, blocks_m, blocks_n, plan.group_m, b.min)
-        context = WgmmaContext(
-            b,
-            plan,
-            rows,
-            PackedWeight(b, plan.weights, packed, n),
-            bias,
-            target,
-            m,
-            n,
-            first_row=row * s.block_m,
-            first_tile=column * (s.block_n // TILE_COLUMNS),
-            split=split,
-        )
-        begin, end = _turns(context)
-        bytes_ = plan.stage_tile_bytes
-        weight, first_tile = context.weight, context.first_tile
-        weight.prefetch(first_tile, plan.block_tiles, begin * bytes_, end * bytes_)
+        here = _context(b, plan, block, rows, packed, bias, target, m, n)
+        begin, end = (turn * plan.stage_tile_bytes for turn in _turns(here))
+        here.weight.prefetch(here.first_tile, plan.block_tiles, begin, end)
         b.wait()
         copies = is_copying(b, plan)
+
+        def context() -> WgmmaContext:
+            return _context(b, plan, anew(b, block), rows, packed, bias, target, m, n)
+
         with b.when(copies):
             set_registers(b, copying, more=False)
-            stages = StageCopies(ring, rows, weight, context.first_row, first_tile, m)
-            stages.run(begin, end, ring.first())
+            here = context()
+            StageCopies(ring, here).run(*_turns(here), ring.first())
         with b.when(copies == 0):
             set_registers(b, multiplying, more=True)
-            loop = _Products(context, arithmetic, ring)
-            values = loop.run(begin, end)
-            arithmetic.finish(context.again(), values)
+            here = context()
+            values = _Products(here, arithmetic, ring).run(*_turns(here))
+            arithmetic.finish(here.again(), values)
+
+
+def _context(
+    b: GpuBuilder,
+    plan: WgmmaPlan,
+    block: Value,
+    rows: Value,
+    packed: Value,
+    bias: Value,
+    target: Value,
+    m: Value,
+    n: Value,
+) -> WgmmaContext:
+    """The place of a block, which copying and multiplying warps find for themselves."""
+    s = plan.schedule
+    blocks_m, blocks_n = b.ceil_div(m, s.block_m), b.ceil_div(n, s.block_n)
+    split: Value | int = 0
+    if s.split > 1:
+        in_split = blocks_m * blocks_n
+        split, block = block // in_split, block % in_split
+    row, column = place(block, blocks_m, blocks_n, plan.group_m, b.min)
+    return WgmmaContext(
+        b,
+        plan,
+        rows,
+        PackedWeight(b, plan.weights, packed, n),
+        bias,
+        target,
+        m,
+        n,
+        first_row=row * s.block_m,
+        first_tile=column * (s.block_n // TILE_COLUMNS),
+        split=split,
+    )
 
 
 def _turns(context: WgmmaContext) -> tuple[Value, Value]:

@@ -30,7 +30,6 @@ HALF_BLOCKS = BLOCKS // 2  # of 8 columns: the 16 rows of A that a warp has
 # Registers of a thread by the number of warpgroups that multiply: of all at the start; then of
 # those that copy, and of the others. A multiprocessor has 65536; one warpgroup leaves room for a
 # second block.
-SPARE_REGISTERS = 12  # between the estimate and what ptxas has
 INSTRUCTION_REGISTERS = 30  # beside accumulators, that ptxas wants of those at the start
 REGISTERS = {1: (128, 40, 216), 2: (168, 40, 232), 3: (128, 40, 152)}
 
@@ -65,7 +64,7 @@ class WgmmaPlan(TilePlan):
             return "there is less K than splits"
         if self.shared_bytes > arch.shared_per_block:
             return f"{self.shared_bytes} bytes of shared memory"
-        if self.registers > REGISTERS[self.consumers][2] - SPARE_REGISTERS:
+        if self.registers > REGISTERS[self.consumers][2]:
             return f"about {self.registers} registers"
         if self.half_sums + INSTRUCTION_REGISTERS > self.launch_registers:
             return f"an instruction of more than {self.launch_registers} registers"
@@ -105,7 +104,7 @@ class WgmmaPlan(TilePlan):
                 groups *= 2
             if self.weights.lane_bits == 8:
                 rows = self.schedule.block_m // 4 * (has_sums + 2 * has_zeros)
-        return sums + words + 8 * self.halves + groups + rows + 24
+        return sums + words + 8 * self.halves + groups + rows + 8
 
     @property
     def launch_registers(self) -> int:

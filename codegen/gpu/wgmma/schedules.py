@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 
@@ -21,7 +22,7 @@ from .int8 import Int8Accumulators, Int8Products
 from .kernel import Arithmetic, emit_wgmma_kernel
 from .plan import WgmmaPlan
 
-BLOCK_ROWS = (16, 32, 64, 96, 128, 192, 256)
+BLOCK_ROWS = (16, 32, 64, 80, 96, 128, 192, 256)
 WARPGROUPS = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 1))  # and halves of each
 STAGES = (2, 3, 4, 6)
 
@@ -80,7 +81,12 @@ def _kernel(
 ) -> Kernel:
     plan = plan_of(spec, schedule, activation)
     emit = partial(emit_wgmma_kernel, name=name, plan=plan, arithmetic=arithmetic)
-    return Kernel(name, (schedule.block_m, schedule.block_n), emit)
+    return WgmmaKernel(name, (schedule.block_m, schedule.block_n), emit)
+
+
+@dataclass(frozen=True)
+class WgmmaKernel(Kernel):
+    """A kernel whose warps have different numbers of registers: nothing can follow its body."""
 
 
 def wgmma_features(

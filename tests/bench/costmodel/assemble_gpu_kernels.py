@@ -106,7 +106,6 @@ def assembled(batch: Wanted) -> Iterator[dict[str, Any]]:
                 "kernel": name,
                 "target": arch.name,
                 "bound": bound,
-                "held_out": candidate.held_out,
                 "usual": candidate.usual,
                 "strategy": candidate.strategy.name,
                 "task": asdict(candidate.task),

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from abqc.costmodel import assembly
-from abqc.costmodel.token_model import LONGEST, SHORTEST, UNKNOWN
+from abqc.costmodel.token_model import SHORTEST, UNKNOWN
 from gpu_assembly_data import Assembled, Expected, Predictor
 from token_training import BATCH, RAREST, RATE, Network
 from torch import nn
 
-EPOCHS = 8
+EPOCHS = 15
+LONGEST = 512  # tokens of a kernel that are looked at
 REGISTERS = 64.0  # what registers are divided by
 
 

@@ -23,18 +23,18 @@ from abqc.codegen.gpu.matmul.strategy import KnownCode
 from abqc.codegen.gpu.weights.layout import WeightLayout
 from abqc.codegen.targets.cuda import CudaTarget
 from abqc.costmodel.assembly import KernelCode
-from gpu_kernel_set import HELD_OUT_DEPTHS, HELD_OUT_RAGGED, TARGETS, GpuTask
+from gpu_kernel_set import TARGETS, GpuTask
 from gpubuild.machine_loops import Turn
-
-HELD_OUT = frozenset((*HELD_OUT_DEPTHS, *HELD_OUT_RAGGED))
 
 
 @dataclass(frozen=True)
 class Assembled:
-    """A kernel, bounded as it was assembled, with what became of it."""
+    """A kernel, bounded as it was assembled, with what became of it. `as_planned`: with the bound
+    that its plan has, not another one or a raised one."""
 
     row: Mapping[str, Any]
     code: KernelCode
+    as_planned: bool
 
     @property
     def registers(self) -> int:
@@ -43,11 +43,6 @@ class Assembled:
     @property
     def spills(self) -> bool:
         return bool(self.row["spill_stores"] or self.row["spill_loads"])
-
-    @property
-    def held_out(self) -> bool:
-        """By its K."""
-        return self.row["task"]["k"] in HELD_OUT
 
     @property
     def usual(self) -> bool:
@@ -70,9 +65,6 @@ class Assembled:
         if self.code.family == "rows":
             layout = WeightLayout.of(self.task.spec)
             part = turn.streamed_bytes / (layout.chunk_bytes * self.code.numbers["ahead"])
-        elif self.code.family == "wgmma":
-            multiplied = sum(n for name, n in turn.counts.items() if "GMMA" in name)
-            part = multiplied / self.code.numbers["steps"]
         elif self.code.family == "planes":
             part = turn.of("mma") / self.code.numbers["products"]
         else:
@@ -106,5 +98,7 @@ def load(folder: Path) -> list[Assembled]:
         )
         assert isinstance(strategy, KnownCode)
         code = strategy.code(task.spec, Schedule(**row["schedule"]))
-        found.append(Assembled(row, replace(code, bound=row["bound"])))
+        if code is not None:
+            as_planned = row["bound"] == code.bound
+            found.append(Assembled(row, replace(code, bound=row["bound"]), as_planned))
     return found

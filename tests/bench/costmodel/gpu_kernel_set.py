@@ -2,9 +2,8 @@
 
 They are numbered: of a task (formats, K, target) at random one kernel: a strategy, a kind, a
 schedule, all as likely as each other. Most have formats that are usual, every `ANY_EVERY`th any
-that there are. K of every `HELD_OUT_EVERY`th is one that no kernel of training has. Machine code
-does not depend on N, which only decides what splits there are, and hardly on K where it fills all
-groups and stages.
+that there are. Machine code does not depend on N, which only decides what splits there are, and
+hardly on K where it fills all groups and stages.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import random
 from dataclasses import dataclass
 from functools import cache, cached_property
 
-from abqc.codegen.gpu.arch import ALL, SM_75, SM_90A, GpuArch
+from abqc.codegen.gpu.arch import ALL, SM_75, GpuArch
 from abqc.codegen.gpu.matmul.schedule import Schedule
 from abqc.codegen.gpu.matmul.strategy import GpuStrategy, KnownCode
 from abqc.codegen.strategy import Kernel, MatmulSpec
@@ -21,7 +20,6 @@ from abqc.codegen.targets.cuda import CudaTarget
 from abqc.dialects.formats import Half, parse_scheme
 
 TARGETS = tuple(arch for arch in ALL if arch != SM_75)
-OFTEN = (*TARGETS, SM_90A, SM_90A)  # has one kind of kernels more
 
 # Weights and activations of recipes: (scheme, how often).
 USUAL_WEIGHTS = {
@@ -36,12 +34,13 @@ WIDTHS = range(1, 9)
 ACTIVATIONS = (None, None, "a8", "a8", "a8:asym", *(f"a{bits}" for bits in range(1, 8)))
 SIZES = (96, 1000, 4096, 11008, 28672)  # N
 # K, of which `RAGGED` fill no group, no chunk or no stage.
-DEPTHS = (1024, 1536, 2048, 3072, 4096, 5120, 6144, 8192, 11008, 13824, 14336, 28672)
-HELD_OUT_DEPTHS = (1280, 1792, 2560, 3584, 4608, 7168, 9728, 12288, 16384, 18944)
-RAGGED = (256, 384, 576, 640, 1000, 1152, 2304, 3000)
-HELD_OUT_RAGGED = (320, 896, 1100, 2880, 4544)
+DEPTHS = (
+    *(1024, 1280, 1536, 1792, 2048, 2560, 3072, 3584, 4096, 4608, 5120, 6144, 7168, 8192, 9728),
+    *(11008, 12288, 13824, 14336, 16384, 18944, 28672),
+)
+RAGGED = (256, 320, 384, 576, 640, 896, 1000, 1100, 1152, 2304, 2880, 3000, 4544)
 RAGGED_SHARE = 0.12
-ANY_EVERY, HELD_OUT_EVERY = 4, 6
+ANY_EVERY = 4
 SPLIT_SHARE = 0.2  # of kernels that may be split
 OTHER_BOUNDS = 0.05  # of kernels with a bound on registers: another one than their plan's
 
@@ -74,7 +73,6 @@ class GpuCandidate:
     task: GpuTask
     strategy: GpuStrategy
     schedule: Schedule
-    held_out: bool
     usual: bool
     other_bound: int = 0
 
@@ -86,15 +84,15 @@ class GpuCandidate:
 def draw(number: int) -> GpuCandidate | None:
     """Kernel `number`; None where what was drawn is not possible."""
     rng = random.Random(number)
-    held_out, usual = number % HELD_OUT_EVERY == 0, number % ANY_EVERY != 0
-    task = _task(rng, held_out, usual)
+    usual = number % ANY_EVERY != 0
+    task = _task(rng, usual)
     try:
         spec = task.spec
         able = [s for s in _strategies(task.target) if s.unsupported(spec, task.arch) is None]
         if not able:
             return None
         strategy = rng.choice(able)
-        every = list(strategy.schedules(spec, task.arch))
+        every = [s for s in strategy.schedules(spec, task.arch) if known(strategy, spec, s)]
     except ValueError:  # groups that do not divide K, of some formats
         return None
     kind = rng.choice(sorted({s.kind for s in every}) or [None])
@@ -103,7 +101,12 @@ def draw(number: int) -> GpuCandidate | None:
     if not every:
         return None
     bound = rng.randrange(48, 200, 8) if rng.random() < OTHER_BOUNDS and kind == "rows" else 0
-    return GpuCandidate(task, strategy, rng.choice(every), held_out, usual, bound)
+    return GpuCandidate(task, strategy, rng.choice(every), usual, bound)
+
+
+def known(strategy: GpuStrategy, spec: MatmulSpec, schedule: Schedule) -> bool:
+    """Whether there is something to be learned of a kernel."""
+    return isinstance(strategy, KnownCode) and strategy.code(spec, schedule) is not None
 
 
 @cache
@@ -114,16 +117,15 @@ def _strategies(target: str) -> list[GpuStrategy]:
     return [s.strategy for s in found.strategies if isinstance(s.strategy, KnownCode)]
 
 
-def _task(rng: random.Random, held_out: bool, usual: bool) -> GpuTask:
+def _task(rng: random.Random, usual: bool) -> GpuTask:
     weight, activation = _usual(rng) if usual else _any(rng)
-    depths, ragged = (HELD_OUT_DEPTHS, HELD_OUT_RAGGED) if held_out else (DEPTHS, RAGGED)
     return GpuTask(
         weight,
         activation,
         rng.choice(SIZES),
-        rng.choice(ragged if rng.random() < RAGGED_SHARE else depths),
+        rng.choice(RAGGED if rng.random() < RAGGED_SHARE else DEPTHS),
         rng.choice(("f16", "f16", "bf16")),
-        rng.choice(OFTEN).name,
+        rng.choice(TARGETS).name,
     )
 
 

@@ -2,13 +2,14 @@
 
     python tests/bench/costmodel/train_assembly.py FOLDER [--tokens] [--train-only]
 
-FOLDER is that of `assemble_gpu_kernels.py`. Held out: `shapes`, the K that training has not;
-`widths`, weights of 3 and 6 bits; `target`, sm_89. Of each prediction: registers within 8, mean
-error of registers; the number of blocks that fit an SM by them; spills yes or no, and how many of
-those that spill were found; issue slots of a turn of the main loop: within 8 %, and mean
-error. `plan` is what the plans of the kernels reckon with, `median` that of the family in training.
-With `operations` trees see the histogram of the kernel's MLIR too, `tokens` is the sequence model
-over it; both need the kernel to be emitted.
+FOLDER is that of `assemble_gpu_kernels.py`. Held out: `shapes`, kernels of the same K, a fourth of
+all at a time, whose formats are usual, or any; `widths`, weights of 3 and 6 bits; `target`, sm_89.
+Of each prediction: registers within 8, mean error of registers; the number of blocks that fit an SM
+by them; spills yes or no, and how many of those that spill were found; issue slots of a turn of the
+main loop: within 8 %, and mean error. Kernels are judged with the bounds that their plans have.
+`plan` is what these reckon with, `median` that of the family in training. With `operations` trees
+see the histogram of the kernel's MLIR too, `tokens` is the sequence model over it; both need the
+kernel to be emitted.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -34,6 +35,7 @@ from gradient_boosting import Boosting
 
 HELD_OUT_BITS = (3, 6)
 HELD_OUT_TARGET = "sm_89"
+FOLDS = 4
 REGISTERS, SLOTS = 8, 0.08  # what counts as right
 SM_REGISTERS = 65536
 COMMON = 0.02  # of the kernels, that have an operation: rarer ones are left out
@@ -47,6 +49,8 @@ Numbers = Callable[[Assembled], list[float]]
 
 
 Fit = Callable[[Sequence[Assembled]], Predictor]
+Pair = tuple[Expected, Assembled]
+Fold = tuple[list[Assembled], list[Assembled]]  # training, judged
 
 
 def main() -> None:
@@ -54,12 +58,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tokens", action="store_true", help="the token model too (PyTorch)")
-    parser.add_argument("--evaluate-only", action="store_true")
     parser.add_argument("--train-only", action="store_true")
     args = parser.parse_args()
     kernels = load(args.folder)
     if args.train_only:
-        ship([kernel for kernel in kernels if not kernel.held_out], kernels)
+        ship(kernels)
         return
     fits: dict[str, Fit] = {"median": medians, "plan": plan, "trees": trees}
     fits["trees, operations too"] = trees_over_operations
@@ -68,54 +71,63 @@ def main() -> None:
 
         fits["tokens"] = assembly_tokens.fit
     rows = []
-    for name, (training, judged) in splits(kernels).items():
-        print(f"{name}: {len(training)} kernels in training, {len(judged)} judged", flush=True)
+    for name, folds in splits(kernels).items():
         for label, fit in fits.items():
-            rows.append((name, label, *scores(fit(training)(judged), judged)))
-            print("  ".join(rows[-1]), flush=True)
+            if label == "tokens" and name != "shapes":
+                continue
+            found: list[Pair] = []
+            for training, judged in folds:
+                found += zip(fit(training)(judged), judged, strict=True)
+            for part, own in parts(found).items():
+                rows.append((f"{name}{part}", label, *scores(own)))
+                print("  ".join(rows[-1]), len(own), flush=True)
     head = (
         *("held out", "prediction", "registers", "error", "blocks"),
         *("spills", "found", "slots", "error"),
     )
     print(table(head, rows))
-    if not args.evaluate_only:
-        ship([kernel for kernel in kernels if not kernel.held_out], kernels)
+    ship(kernels)
 
 
-def splits(
-    kernels: Sequence[Assembled],
-) -> Mapping[str, tuple[list[Assembled], list[Assembled]]]:
-    def split(out: Callable[[Assembled], bool]) -> tuple[list[Assembled], list[Assembled]]:
-        return [k for k in kernels if not out(k)], [k for k in kernels if out(k)]
+def splits(kernels: Sequence[Assembled]) -> dict[str, list[Fold]]:
+    """Training sets and what is judged by each."""
 
-    seen, unseen = split(lambda k: k.held_out)
+    def fold(out: Callable[[Assembled], bool]) -> Fold:
+        judged = [k for k in kernels if out(k) and k.as_planned]
+        return [k for k in kernels if not out(k)], judged
+
+    number = {k: place % FOLDS for place, k in enumerate(sorted({k.task.k for k in kernels}))}
     return {
-        "shapes": (seen, [k for k in unseen if k.usual]),
-        "shapes, any format": (seen, [k for k in unseen if not k.usual]),
-        "widths": split(lambda k: bits(k) in HELD_OUT_BITS),
-        "target": split(lambda k: k.target == HELD_OUT_TARGET),
+        "shapes": [fold(lambda k, f=f: number[k.task.k] == f) for f in range(FOLDS)],  # type: ignore[misc]
+        "widths": [fold(lambda k: bits(k) in HELD_OUT_BITS)],
+        "target": [fold(lambda k: k.target == HELD_OUT_TARGET)],
     }
+
+
+def parts(found: list[Pair]) -> dict[str, list[Pair]]:
+    """Usual formats, and any other ones."""
+    usual = [pair for pair in found if pair[1].usual]
+    others = [pair for pair in found if not pair[1].usual]
+    return {"": usual, ", any format": others}
 
 
 def bits(kernel: Assembled) -> int:
     return kernel.task.spec.weight_bits
 
 
-def scores(expected: Sequence[Expected], kernels: Sequence[Assembled]) -> tuple[str, ...]:
-    registers = np.array([abs(e.registers - k.registers) for e, k in pairs(expected, kernels)])
-    spills = np.array([e.spills == k.spills for e, k in pairs(expected, kernels)])
-    found = [e.spills for e, k in pairs(expected, kernels) if k.spills]
-    blocks = [
-        blocks_of(e.registers, k) == blocks_of(k.registers, k) for e, k in pairs(expected, kernels)
-    ]
-    slots = np.array([abs(e.slots / k.slots - 1) for e, k in pairs(expected, kernels)])
+def scores(found: Sequence[Pair]) -> tuple[str, ...]:
+    registers = np.array([abs(e.registers - k.registers) for e, k in found])
+    spills = np.array([e.spills == k.spills for e, k in found])
+    spilled = [e.spills for e, k in found if k.spills]
+    blocks = [blocks_of(e.registers, k) == blocks_of(k.registers, k) for e, k in found]
+    slots = np.array([abs(e.slots / k.slots - 1) for e, k in found])
     slots = slots[~np.isnan(slots)]
     return (
         f"{(registers <= REGISTERS).mean():.1%}",
         f"{registers.mean():.1f}",
         f"{np.mean(blocks):.1%}",
         f"{spills.mean():.1%}",
-        f"{sum(found)} of {len(found)}",
+        f"{sum(spilled)} of {len(spilled)}",
         f"{(slots <= SLOTS).mean():.1%}",
         f"{slots.mean():.1%}",
     )
@@ -125,12 +137,6 @@ def blocks_of(registers: float, kernel: Assembled) -> int:
     """That an SM has the registers for."""
     each = -(-registers // assembly.STEP) * assembly.STEP * kernel.code.threads
     return int(SM_REGISTERS // each)
-
-
-def pairs(
-    expected: Sequence[Expected], kernels: Sequence[Assembled]
-) -> list[tuple[Expected, Assembled]]:
-    return list(zip(expected, kernels, strict=True))
 
 
 def by_family(kernels: Sequence[Assembled]) -> dict[str, list[Assembled]]:
@@ -215,13 +221,13 @@ def trees_over_operations(training: Sequence[Assembled]) -> Predictor:
     return trees(training, operations)
 
 
-def ship(training: Sequence[Assembled], kernels: Sequence[Assembled]) -> None:
-    """Write the model of `shapes`, so that the table is of it."""
-    families = {name: grown(own) for name, own in by_family(training).items()}
-    targets = tuple(sorted({k.target for k in training}))
+def ship(kernels: Sequence[Assembled]) -> None:
+    """Write a model of all kernels."""
+    families = {name: grown(own) for name, own in by_family(kernels).items()}
+    targets = tuple(sorted({k.target for k in kernels}))
     trained = {
         "command": "tests/bench/costmodel/train_assembly.py FOLDER",
-        "kernels": len(training),
+        "kernels": len(kernels),
         "library": f"lightgbm {lightgbm.__version__}",
     }
     AssemblyModel(families, targets).save(assembly.PATH, trained)

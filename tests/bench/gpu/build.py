@@ -37,7 +37,7 @@ from gpubuild.wgmma import wgmma_rates  # noqa: E402
 from gpukit.kit import Kit, RateJob  # noqa: E402
 from gpukit.peers import FOLDER as PEERS  # noqa: E402
 
-RESERVED = 1 << 20  # bytes of a kit that are left free
+RESERVED = 2 << 20  # bytes of a kit that are left free
 
 # What is copied of abqc: none of it imports more than numpy.
 MODULES = (

@@ -28,7 +28,9 @@ class Machete(Peer):
         codes = self.random_codes(4, n, k)
         scale = self.random_scales(n, k // case.group if case.group else 1).half()
         weight = self._own.prepack(packed(self.torch, codes, 4).t())
-        rows = scale.t().contiguous()
+        # A new tensor: that of one row keeps strides of 1, which bulk copies do not take.
+        rows = self.torch.empty(*reversed(scale.shape), dtype=scale.dtype, device=scale.device)
+        rows.copy_(scale.t())
         return Operands(clones(weight, copies), self.dense(codes - 8, scale), extra=rows)
 
     def launches(self, case: Case, operands: Operands, x: Any) -> tuple[Any, Any]:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from abqc.runtime.ptx import PtxFault, PtxSyntaxError
 from abqc.runtime.ptx.counters import Counters, TensorWork, Traffic
-from pipeline_kernel import A_BYTES, B_BYTES, COLUMNS, FREE, SOURCE, WAIT_FOR_WGMMA, run
+from pipeline_kernel import A_BYTES, B_BYTES, COLUMNS, FREE, SOURCE, WAIT_FOR_WGMMA, kernel_of, run
+from test_mutants import instructions, mutant_of
 
 
 def operands(m: int, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -74,10 +75,27 @@ def test_planted_fault(name: str) -> None:
     old, new, match = WRONG[name]
     assert old in SOURCE
     with pytest.raises((PtxFault, PtxSyntaxError), match=match):
-        run(*operands(130, 20, 640), SOURCE.replace(old, new))
+        run(*operands(130, 20, 640), kernel_of(SOURCE.replace(old, new)))
 
 
 def test_a_stage_that_is_freed_before_wgmma_is_done() -> None:
     early = SOURCE.replace(WAIT_FOR_WGMMA, "").replace(FREE, f"{FREE}\n    {WAIT_FOR_WGMMA}")
     with pytest.raises(PtxFault, match="copies over shared memory while wgmma reads it"):
-        run(*operands(130, 20, 640), early)
+        run(*operands(130, 20, 640), kernel_of(early))
+
+
+def test_every_instruction_that_orders_something_is_needed() -> None:
+    """Each is left out in turn, and that is found. (Tests of mbarriers aside: their loops would not
+    end.)"""
+    kernel = kernel_of()
+    steps = [
+        step
+        for step in instructions(kernel.function.body)
+        if step.opcode in ("mbarrier", "fence", "bar", "wgmma", "cp")
+        and not {"mma_async", "try_wait"} & {*step.modifiers}
+    ]
+    assert len(steps) == 13
+    for step in steps:
+        with pytest.raises(PtxFault):
+            run(*operands(130, 20, 640), mutant_of(kernel, step, None))
+            pytest.fail(f"{step.text} is not missed")
