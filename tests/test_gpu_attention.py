@@ -20,7 +20,9 @@ from abqc.codegen.gpu.attention.kernels import (
 )
 from abqc.codegen.gpu.attention.spec import Precision
 from abqc.codegen.strategy import Kernel
+from abqc.dialects import abq
 from abqc.dialects.mlir import ir
+from abqc.passes.lowering.attention_variants import reachable
 from abqc.runtime.ptx import run_kernel
 
 needs_ptxas = pytest.mark.skipif(find_tool("ptxas") is None, reason="no ptxas")
@@ -308,6 +310,24 @@ def test_hidden_keys_are_skipped(precision: Precision, tolerance: float, kind: s
         k[:, :, unseen] = np.nan
     y = run(case, q, k, v, mask, 0.3)
     assert np.abs(y - want).max() <= tolerance * np.abs(want).max()
+
+
+@pytest.mark.parametrize(
+    ("m", "heads", "shared", "first_rows"),
+    [
+        (-1, 8, 8, [1, 2, 3, 5, 9]),
+        (-1, 9, 3, [3, 5, 9]),
+        (-1, 32, 4, [5, 9]),
+        (1, 8, 4, [2]),
+        (0, 8, 8, [1]),
+        (64, 8, 8, [9]),
+        (-1, -1, 4, [1, 2, 3, 5, 9]),
+    ],
+)
+def test_kernels_that_no_run_launches_are_left_out(m, heads, shared, first_rows) -> None:
+    m, heads = (abq.DYNAMIC if size < 0 else size for size in (m, heads))
+    kept = reachable(attention_kernels(PLAIN), m, heads, shared)
+    assert [variant.min_rows for variant in kept] == first_rows
 
 
 @pytest.mark.parametrize("precision", ["f32", "bf16x3"])

@@ -17,16 +17,18 @@ SIZES = DecoderSizes(64, 4, 2, 32, 128)
 ROOM, PAST = 16, 3
 
 
-@pytest.mark.parametrize(("quant", "count"), [("w4a8", 9), ("w4a16", 8)])
-def test_launches_of_a_layer(tmp_path: Path, quant: str, count: int) -> None:
+@pytest.mark.parametrize(
+    ("quant", "target", "count"), [("w4a8", "sm_90a", 9), ("w4a16", "sm_90a", 8)]
+)
+def test_launches_of_a_layer(tmp_path: Path, quant: str, target: str, count: int) -> None:
     """From its first norm to the product whose result the next one's norm would add."""
     onnx.save(decoder(1, SIZES), tmp_path / "decoder.onnx")
     library = compile_file(
-        tmp_path / "decoder.onnx", quant=quant, target="sm_90a", output=tmp_path / "model.so"
+        tmp_path / "decoder.onnx", quant=quant, target=target, output=tmp_path / "model.so"
     )
     launches: list[str] = []
     driver = PtxDriver(
-        (9, 0), separate_buffers=False, progress=lambda name, _: launches.append(name)
+        (int(target[3]), 0), separate_buffers=False, progress=lambda name, _: launches.append(name)
     )
     model = abqc.load(library, device=driver)
     inputs = feeds(1, 1, PAST, 1, SIZES)

@@ -15,7 +15,7 @@ from abqc.codegen.gpu.wgmma.schedules import plan_of, wgmma_schedules
 from abqc.codegen.strategy import MatmulSpec
 from abqc.codegen.targets.cuda import CudaTarget
 from abqc.dialects.formats import parse_scheme
-from gpu_kernels import compile_kernel
+from gpu_kernels import compile_kernel, spills
 from gpu_tile_cases import TileCase
 
 
@@ -161,3 +161,21 @@ def test_machine_code(weight, activation, schedule, instruction, tmp_path):
     products = [line for line in text if "GMMA" in line]
     assert products and all(instruction in line for line in products)
     assert any("UBLKCP" in line for line in text)
+
+
+@pytest.mark.slow
+@needs_tools
+@pytest.mark.parametrize("weight", ["w4", "w8:channel", "w3", "w4:g64:asym", "w1:g32", "wt5"])
+@pytest.mark.parametrize("activation", ["a8", None])
+def test_nothing_spills(weight, activation):
+    """The schedules that take most registers, by warpgroups and depth."""
+    a_scheme = None if activation is None else parse_scheme(activation)
+    spec = MatmulSpec(4096, 4096, parse_scheme(weight), a_scheme)
+    strategy = Int8Matmul() if a_scheme else DequantizeMatmul()
+    largest = {}
+    for s in wgmma_schedules(spec, SM_90A, strategy.activation):
+        registers = plan_of(spec, s, strategy.activation).registers
+        key = (s.warps_n, s.block_k)
+        if s.split == 1 and registers > largest.get(key, (0, None))[0]:
+            largest[key] = (registers, s)
+    assert not spills(SM_90A, *(strategy.kernel(spec, s) for _, s in largest.values()))

@@ -6,7 +6,6 @@ and caches with room to grow, are read where they are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from ..infrastructure import blame
 from ..kernels.counters import COUNTERS_EACH, counters_of
 from ..loops.generics import dims
 from ..resolve_dims import dimension_or_query, index
+from .attention_variants import reachable, rows_of_ranges
 from .cache_buffers import buffer_of
 from .rules import Lowering, by_rows, ceil_div, product
 
@@ -65,8 +65,14 @@ def lower_attention(low: Lowering, op: ir.Operation) -> None:
     common += [*q.strides, *k.strides, *v.strides, *y.strides, *mask_strides]
     head, value_head = (abq.shape(x)[3] for x in (view.q, view.result))
     keys, values = _stored_types(op)
-    variants = low.unit.known_target.attention(
+    every = low.unit.known_target.attention(
         head, value_head, kind, half=_is_half(low), guarded=guarded, keys=keys, values=values
+    )
+    variants = reachable(
+        every,
+        abq.shape(view.q)[2 - of_q],
+        abq.shape(view.q)[1 + of_q],
+        abq.shape(view.k)[1 + of_k],
     )
 
     def launch_variant(i: int) -> None:
@@ -95,7 +101,7 @@ def lower_attention(low: Lowering, op: ir.Operation) -> None:
                 low.unit.kernels[kernel.name] = kernel
     seen = _limits(low, op, variants[-1], q.sizes[:3], t)
     by_rows(
-        _rows_of_ranges(variants, m, group),
+        rows_of_ranges(variants, m, group),
         len(variants),
         [x.max_rows or 0 for x in variants],
         launch_variant,
@@ -138,17 +144,6 @@ class _Pack:
     def finish(self, low: Lowering) -> None:
         if self.packed is not None:
             low.buffers[self.op.opview.packed] = self.packed
-
-
-def _rows_of_ranges(variants: Sequence[AttentionVariant], m: ir.Value, group: ir.Value) -> ir.Value:
-    """The number by which variants are chosen."""
-    few = [variant.max_rows or 0 for variant in variants if variant.blocks]
-    if not few:
-        return m
-    most = index(max(few))
-    is_few = arith.CmpIOp(arith.CmpIPredicate.ule, m, most).result
-    rows = arith.MinUIOp(arith.MulIOp(group, m).result, most).result
-    return arith.SelectOp(is_few, rows, m).result
 
 
 def _prepared(

@@ -8,6 +8,7 @@ from typing import Literal
 Kind = Literal["rows", "tile", "wgmma"]
 
 PRODUCER_WARPS = 4  # of kernels by wgmma: they copy what the others multiply
+STREAMED_ROWS = 8  # up to so many rows `rows` kernels stream weights as fast as memory gives them
 
 
 @dataclass(frozen=True, order=True)
@@ -41,6 +42,12 @@ class Schedule:
     def max_rows(self) -> int | None:
         """The largest M; None: any."""
         return self.block_m if self.kind == "rows" else None
+
+    def covers(self, rows: int | None) -> bool:
+        """Whether it is for products of up to so many rows (None: any number)."""
+        if self.kind == "wgmma":
+            return rows is None or rows > STREAMED_ROWS
+        return self.max_rows is None or (rows is not None and rows <= self.max_rows)
 
     @property
     def name(self) -> str:

@@ -138,7 +138,7 @@ class Scheduled:
             refusal = self.strategy.unsupported(spec, arch)
             if refusal is not None:
                 return refusal
-        if not any(_covers(schedule, None) for schedule in self.candidates(spec)):
+        if not any(schedule.covers(None) for schedule in self.candidates(spec)):
             names = " and ".join(arch.name for arch in self.archs)
             return f"strategy '{self.name}' has no schedule for these formats on {names}"
         return None
@@ -259,7 +259,7 @@ class Scheduled:
     def able(self, spec: MatmulSpec, rows: int | None) -> list[Schedule]:
         """The candidates for so many rows (None: any number), those that are expected to spill,
         whatever their bound, only where all are."""
-        able = [s for s in self.candidates(spec) if _covers(s, rows)]
+        able = [s for s in self.candidates(spec) if s.covers(rows)]
         assembled = self.assembled(spec)
         return [s for s in able if not any(a and a.spills for a in assembled[s])] or able
 
@@ -306,10 +306,6 @@ class Scheduled:
     def features(self, spec: MatmulSpec, m: int) -> KernelFeatures:
         """Those of the best schedule for `m` rows on the first target."""
         return self.described(spec, self.best(spec, m, m).schedule, m)[0]
-
-
-def _covers(schedule: Schedule, rows: int | None) -> bool:
-    return schedule.max_rows is None or (rows is not None and rows <= schedule.max_rows)
 
 
 def _on(features: KernelFeatures, arch: GpuArch) -> KernelFeatures:

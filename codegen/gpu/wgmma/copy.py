@@ -16,7 +16,7 @@ from ..arch import WARP
 from ..builder import GpuBuilder
 from ..tiles.plan import PIECE_BYTES
 from .barriers import fence_async
-from .context import WgmmaContext
+from .context import WgmmaContext, anew
 from .plan import PRODUCERS, WgmmaPlan
 from .ring import Place, Ring
 
@@ -25,16 +25,16 @@ LAG = 2  # stages, at most
 
 @dataclass(frozen=True)
 class RowPiece:
-    """16 bytes that a thread copies in every stage: their row in the block, where from (`offset` +
-    `more` bytes behind the first row) and where to; whether the row exists; where some threads have
-    no piece, whether this one has."""
+    """16 bytes that a thread copies in every stage: where from (`offset` + `more` bytes behind the
+    first row) and where to; where some threads have no piece, whether this one has. The row exists
+    if there are `down` rows among the `rows_left`."""
 
-    row: Value
+    rows_left: Value
+    down: int
     offset: Value
     more: int
     shared: Value
     along_k: Value
-    exists: Value
     present: Value | None
 
 
@@ -135,11 +135,12 @@ class StageCopies:
             number = self.thread + turn * PRODUCERS
             if regular and pieces:
                 first = pieces[0]
-                row, offset = first.row + turn * step, first.offset
-                more = turn * step * plan.row_bytes
+                offset, more = first.offset, turn * step * plan.row_bytes
+                rows_left = first.rows_left
                 shared, along_k = first.shared + turn * step * plan.atom_bytes, first.along_k
             else:
                 row, along, more = number // per_row, number % per_row, 0
+                rows_left = last_row - row
                 along_k = along * PIECE_BYTES
                 offset = row * plan.row_bytes + along_k
                 inside = row * plan.atom_bytes + along % per_atom * PIECE_BYTES
@@ -148,25 +149,29 @@ class StageCopies:
                 shared = inside + along // per_atom * (plan.schedule.block_m * plan.atom_bytes)
             whole = (turn + 1) * PRODUCERS <= count
             present = None if whole else number < count
-            exists = row <= last_row
-            pieces.append(RowPiece(row, offset, more, shared, along_k, exists, present))
+            down = turn * step if more else 0
+            pieces.append(RowPiece(rows_left, down, offset, more, shared, along_k, present))
         return pieces
 
     def _copy_rows(self, turn: Value, place: Place) -> None:
         b, plan = self.b, self.plan
         source = b.at(self.rows, b.wide(turn * plan.stage_row_bytes))
         target = b.at(b.shared, self.ring.offset(place))
+        left: Value | None = None
         for piece in self.pieces:
+            # Compared anew for every stage: as many results as pieces would take registers.
+            if left is None or not piece.down:
+                left = anew(b, piece.rows_left)
             with self._where(piece):
                 from_ = b.at(b.at(source, b.wide(piece.offset)), piece.more)
                 to = b.at(target, piece.shared)
-                b.copy_async(to, from_, PIECE_BYTES, self._valid(piece, turn))
+                b.copy_async(to, from_, PIECE_BYTES, self._valid(piece, left, turn))
 
-    def _valid(self, piece: RowPiece, turn: Value) -> Value:
+    def _valid(self, piece: RowPiece, left: Value, turn: Value) -> Value:
         """How many of the piece's bytes exist; the others are zeros, and not read: as many blocks
         as wait for one row would wait for one slice of L2."""
         b, plan = self.b, self.plan
-        exists = piece.exists
+        exists = left >= piece.down
         if plan.code_bytes % plan.stage_row_bytes:
             exists = exists & (turn * plan.stage_row_bytes + piece.along_k < plan.code_bytes)
         return b.select(exists, b.const(PIECE_BYTES, "i32"), 0)

@@ -103,7 +103,7 @@ class WgmmaPlan(TilePlan):
             if self.stage_units > self.group_units:  # several end in a stage
                 groups *= 2
             if self.weights.lane_bits == 8:
-                rows = self.schedule.block_m // 4 * (has_sums + 2 * has_zeros)
+                rows = self.schedule.block_m // 4 * (has_sums + 3 * has_zeros)
         return sums + words + 8 * self.halves + groups + rows + 8
 
     @property
