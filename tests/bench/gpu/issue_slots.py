@@ -54,7 +54,9 @@ class Line:
 
     @property
     def mma_cycles(self) -> float:
-        """That a turn keeps the tensor cores of a scheduler, at the rate of `mma.sync`."""
+        """That a turn keeps the tensor cores of a scheduler; 0 on CUDA cores."""
+        if not self.turn.mma_operations:
+            return 0.0
         return self.turn.mma_operations / (self.gpu.rates[self.unit] / SCHEDULERS)
 
     @property
