@@ -370,8 +370,9 @@ def test_lowering_launches_by_rows_and_merges_splits() -> None:
     facts = after(attention(), "fuse-attention", TIDY, "resolve-dims", "lower-abq", unit=unit)
     calls = facts.calls()
     variants = target.attention(8, 8, "add", half=False)
-    assert [c for c in calls if "merge" not in c] == [v.kernel.name for v in variants]
-    assert calls.count("attention_merge_e8") == len(variants) - 1
+    names = [v.kernel.name for v in variants]
+    assert [c for c in calls if c in names] == names
+    assert sum("merge" in c for c in calls) == len(variants) - 1
     assert set(calls) == set(unit.kernels)
 
 

@@ -48,12 +48,17 @@ def model(body: str, results: dict[str, str]) -> str:
     }}"""
 
 
+class Objects:
+    on_device = False
+
+
 @dataclass
 class Target:
     """Has kernels for at most `most` packs at once, but none of the kernels `refused`."""
 
     most: int = 3
     max_norm_columns: int = 0
+    objects: Objects = Objects()
     refused: Sequence[str] = ()
     asked: list[tuple[NormSpec, bool]] = field(default_factory=list)
 

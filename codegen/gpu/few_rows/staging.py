@@ -73,7 +73,8 @@ class StagedRows:
         b, plan = self.b, self.plan
         pieces = plan.ahead * self._chunk_bytes // PIECE  # of a row
         pitch = _pitch(plan, self.values.unit_bytes)
-        wide = min(WARP, power_of_two(pieces))  # lanes that copy one row
+        # Lanes that copy one row; all together have no more rows than there are.
+        wide = min(WARP, max(power_of_two(pieces), WARP // MMA_ROWS))
         mine, lane = b.lane // wide, b.lane % wide
         codes = plan.layout.grouped.units * self.values.unit_bytes
         begin = first * self._chunk_bytes
