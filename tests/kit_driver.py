@@ -17,7 +17,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from ctypes import c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +56,6 @@ class KitDriver(PtxDriver):
             ctypes.c_int.from_address(value).value = ATTRIBUTES[number]
             return 0
         return self.cuDeviceGetAttribute(value, number, device) or 0
-
-    def cuGraphAddKernelNode(
-        self, node: int, graph: int, dependencies: int | None, count: int, launch: int
-    ) -> int | None:
-        """Nodes side by side are done one behind the other here."""
-        last = list(self._get(graph))[-1:]
-        known = (c_void_p * len(last))(*last)
-        return super().cuGraphAddKernelNode(node, graph, ctypes.addressof(known), len(last), launch)
 
     def cuGraphLaunch(self, executable: int, stream: int) -> None:
         """The table looks at times alone, which the machine does not have."""
