@@ -58,7 +58,7 @@ class Target:
 
     most: int = 3
     max_norm_columns: int = 0
-    objects: Objects = Objects()
+    objects = Objects()
     refused: Sequence[str] = ()
     asked: list[tuple[NormSpec, bool]] = field(default_factory=list)
 
