@@ -13,7 +13,7 @@ from abqc.dialects.mlir import ir
 from ..arch import GpuArch
 from .builtin import builtin_kernels
 from .compile import MachineCode, Ptx, compile_ptx
-from .spills import Bounds, bound_registers, without_spills
+from .spills import without_spills
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class GpuKernelJob:
 
     def compile(self) -> bytes:
         """A pickled GpuCode; the builtin kernels of the runtime are added."""
-        return pickle.dumps(GpuCode(*without_spills(self._build, self.arch)))
+        return pickle.dumps(GpuCode(*without_spills(self._build(), self.arch)))
 
-    def _build(self, bounds: Bounds) -> Ptx:
+    def _build(self) -> Ptx:
         with ir.Context(), ir.Location.unknown():
             module = ir.Module.parse(self.outlined)
             promote_half_floats(module)  # kernels written by hand know what they do
@@ -48,5 +48,4 @@ class GpuKernelJob:
                 if kernel is not None:
                     kernel.emit(module, self.arch)
             expand_math(module)
-            bound_registers(module, bounds)
             return compile_ptx(module, self.arch)

@@ -7,7 +7,9 @@ in the innermost loop, so it is raised until nothing is spilled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from abqc.codegen.strategy import Kernel
 from abqc.dialects.mlir import ir, make_context
@@ -32,12 +34,22 @@ def bound_registers(module: ir.Module, bounds: Bounds) -> None:
             op.operation.attributes[REGISTERS] = bound
 
 
-def without_spills(build: Callable[[Bounds], Ptx], arch: GpuArch) -> tuple[Ptx, MachineCode | None]:
-    """What `build` makes with bounds under which nothing is spilled that need not be, assembled;
-    None where there is no assembler."""
-    bounds: dict[str, int] = {}
+def with_bounds(ptx: Ptx, bounds: Bounds) -> Ptx:
+    """The same kernels under these bounds. What comes before the assembler does not depend on them:
+    nothing but the directive of each kernel changes."""
+    text = ptx.text
+    for name, registers in bounds.items():
+        entry = re.compile(rf"(\.entry {re.escape(name)}\([^)]*\)[^{{]*?)(?:\.maxnreg \d+ *\n)?\{{")
+        directive = f".maxnreg {registers}\n{{"
+        text, changed = entry.subn(lambda found, end=directive: found[1] + end, text)  # type: ignore[misc]
+        assert changed == 1, name
+    return replace(ptx, text=text)
+
+
+def without_spills(ptx: Ptx, arch: GpuArch) -> tuple[Ptx, MachineCode | None]:
+    """The kernels with bounds under which nothing is spilled that need not be, assembled; None
+    where there is no assembler."""
     while True:
-        ptx = build(bounds)
         try:
             code = assemble(ptx.text, arch)
         except ToolchainError:
@@ -45,7 +57,7 @@ def without_spills(build: Callable[[Bounds], Ptx], arch: GpuArch) -> tuple[Ptx, 
         raised = _raised(ptx, code, arch)
         if not raised:
             return ptx, code
-        bounds |= raised
+        ptx = with_bounds(ptx, raised)
 
 
 def _raised(ptx: Ptx, code: MachineCode, arch: GpuArch) -> dict[str, int]:
@@ -60,14 +72,9 @@ def _raised(ptx: Ptx, code: MachineCode, arch: GpuArch) -> dict[str, int]:
 
 def compile_kernels(kernels: Iterable[Kernel], arch: GpuArch) -> tuple[Ptx, MachineCode | None]:
     """Kernels of one target in one module, by `without_spills`."""
-    every = list(kernels)
-
-    def build(bounds: Bounds) -> Ptx:
-        with make_context(), ir.Location.unknown():
-            module = ir.Module.create()
-            for kernel in every:
-                kernel.emit(module, arch)
-            bound_registers(module, bounds)
-            return compile_ptx(module, arch)
-
-    return without_spills(build, arch)
+    with make_context(), ir.Location.unknown():
+        module = ir.Module.create()
+        for kernel in kernels:
+            kernel.emit(module, arch)
+        ptx = compile_ptx(module, arch)
+    return without_spills(ptx, arch)
