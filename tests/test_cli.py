@@ -95,7 +95,6 @@ def test_compile_run_inspect(abqc: Run, tmp_path: Path, digits: tuple) -> None:
     assert code == 0 and "probabilities  float32  200x10" in out
     with np.load(y) as outputs:
         assert np.mean(outputs["probabilities"].argmax(1) == labels) > 0.9
-
     code, out, _ = abqc("inspect", library, "--json")
     manifest = json.loads(out)
     assert code == 0 and manifest["recipe"] == "w8a8"
@@ -295,6 +294,18 @@ def test_no_c_compiler(abqc: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not library.exists()
 
 
+def test_a_single_output_as_npy(abqc: Run, tmp_path: Path) -> None:
+    node = helper.make_node("Neg", ["x"], ["y"])
+    ends = [[helper.make_tensor_value_info(n, TensorProto.FLOAT, [3])] for n in "xy"]
+    source, library, x, y = (tmp_path / n for n in ("m.onnx", "m.so", "x.npy", "y.npy"))
+    graph = helper.make_graph([node], "main", *ends)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), source)
+    np.save(x, np.arange(3, dtype=np.float32))
+    assert abqc("compile", source, "-o", library)[0] == 0
+    assert abqc("run", library, "--input", f"x={x}", "--output", y)[0] == 0
+    np.testing.assert_array_equal(np.load(y), -np.arange(3, dtype=np.float32))
+
+
 def test_all_inputs_from_one_file(abqc: Run, mlp: Path, tmp_path: Path) -> None:
     x = np.random.default_rng(0).random((3, 64)).astype(np.float32)
     feeds, single, y = (tmp_path / name for name in ("feeds.npz", "x.npy", "y.npz"))
@@ -331,6 +342,8 @@ def test_types_that_numpy_lacks(abqc: Run, tmp_path: Path) -> None:
     np.savez(feeds, **values)
     code, out, _ = abqc("run", library, "--input", feeds, "--output", y)
     assert code == 0 and "yb      bfloat16  3" in out and "yi      int4      3" in out
+    answer = abqc("run", library, "--input", feeds, "--output", y.with_suffix(".npy"))
+    assert "holds one array, the model has" in error_line(answer)
     with np.load(y) as outputs:
         np.testing.assert_array_equal(outputs["yb"], values["b"].view(np.uint16))
         np.testing.assert_array_equal(outputs["yi"], np.array([1, -2, 3], np.int8))
