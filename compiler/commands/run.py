@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             with open(args.output, "wb") as file:
                 if single:
-                    np.save(file, *outputs.values())
+                    np.save(file, next(iter(outputs.values())))
                 else:
                     np.savez(file, **outputs)  # type: ignore[arg-type]
         except OSError as error:
