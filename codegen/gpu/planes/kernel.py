@@ -16,7 +16,7 @@ from abqc.codegen.builder import Value, vec
 
 from ..arch import WARP, GpuArch
 from ..builder import POINTER, WEIGHT, GpuBuilder, kernel
-from ..matmul.block_order import place
+from ..matmul.grid_block import grid_block
 from ..matmul.reduction import Finish, Finisher
 from .copy import PlaneCopies
 from .layout import HALVES, TILE_COLUMNS
@@ -43,12 +43,7 @@ def emit_matmul(module: Any, arch: GpuArch, name: str, plan: PlanesPlan) -> None
     ) as (b, block, rows, weight, bias, target, m, n):
         operands = PlaneOperands(plan, b, rows, weight, bias, m, n)
         operands.prepare()
-        blocks_m, blocks_n = b.ceil_div(m, schedule.block_m), b.ceil_div(n, schedule.block_n)
-        split = b.const(0, "i32")
-        if schedule.split > 1:
-            in_split = blocks_m * blocks_n
-            split, block = block // in_split, block % in_split
-        block_m, block_n = place(block, blocks_m, blocks_n, plan.group_m, b.min)
+        block_m, block_n, split = grid_block(b, block, schedule, plan.group_m, m, n)
         _prefetch(operands, block_n, split)
         if schedule.split == 1:  # else the reduction adds the bias
             operands.prefetch_bias(block_n * schedule.block_n + b.thread % schedule.block_n)

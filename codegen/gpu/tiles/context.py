@@ -30,7 +30,7 @@ class TileContext:
     n: Value
     first_row: Value  # of the block
     first_tile: Value  # of the block, in tiles of the weight
-    split: Value | int  # the number of the split
+    split: Value  # the number of the split
 
     @property
     def warp_m(self) -> Value:

@@ -19,7 +19,8 @@ from abqc.codegen.builder import Value
 from ..arch import GpuArch
 from ..atoms import MmaStep
 from ..builder import POINTER, WEIGHT, GpuBuilder, kernel
-from ..matmul.block_order import place
+from ..matmul.grid_block import grid_block
+from ..matmul.loop_state import LoopState
 from ..weights.layout import BLOCKS, TILE_COLUMNS
 from ..weights.pointers import PackedWeight
 from .context import TileContext
@@ -64,7 +65,7 @@ class Arithmetic(Protocol):
 
 
 @dataclass(frozen=True)
-class State:
+class State(LoopState):
     """What the K loop carries. `left`: units up to the end of the group."""
 
     sums: list[Value]
@@ -72,18 +73,6 @@ class State:
     zeros: list[Value]
     group: list[Value]
     left: list[Value]
-
-    @property
-    def values(self) -> list[Value]:
-        return [*self.sums, *self.totals, *self.zeros, *self.group, *self.left]
-
-    def with_values(self, values: Sequence[Value]) -> State:
-        """The same state with other values, in the order of `values`."""
-        parts, at = [], 0
-        for part in (self.sums, self.totals, self.zeros, self.group, self.left):
-            parts.append(list(values[at : at + len(part)]))
-            at += len(part)
-        return State(*parts)
 
 
 def emit_tile_kernel(
@@ -102,12 +91,7 @@ def emit_tile_kernel(
         m,
         n,
     ):
-        blocks_m, blocks_n = b.ceil_div(m, s.block_m), b.ceil_div(n, s.block_n)
-        split: Value | int = 0
-        if s.split > 1:
-            in_split = blocks_m * blocks_n
-            split, block = block // in_split, block % in_split
-        row, column = place(block, blocks_m, blocks_n, plan.group_m, b.min)
+        row, column, split = grid_block(b, block, s, plan.group_m, m, n)
         context = TileContext(
             b,
             plan,

@@ -36,7 +36,7 @@ class WgmmaContext:
     n: Value
     first_row: Value  # of the block
     first_tile: Value  # of the block, in tiles of the weight
-    split: Value | int  # the number of the split
+    split: Value  # the number of the split
 
     def again(self) -> WgmmaContext:
         """The same, with addresses that are computed anew: those from before, which LLVM

@@ -18,7 +18,8 @@ from abqc.codegen.builder import Value, vec
 
 from ..arch import GpuArch
 from ..builder import POINTER, WEIGHT, GpuBuilder, kernel
-from ..matmul.block_order import place
+from ..matmul.grid_block import grid_block
+from ..matmul.loop_state import LoopState
 from ..weights.layout import BLOCKS, TILE_COLUMNS, WARP_LOAD_BYTES
 from ..weights.pointers import PackedWeight
 from .barriers import set_registers, shared_address
@@ -82,7 +83,7 @@ class Arithmetic(Protocol):
 
 
 @dataclass(frozen=True)
-class State:
+class State(LoopState):
     """What the K loop carries: `here` are values of the group at hand, `ahead` those of the next
     one. `left`: units up to the end of the group."""
 
@@ -92,22 +93,6 @@ class State:
     ahead: list[Value]
     group: list[Value]
     left: list[Value]
-
-    @property
-    def parts(self) -> list[list[Value]]:
-        return [self.sums, self.totals, self.here, self.ahead, self.group, self.left]
-
-    @property
-    def values(self) -> list[Value]:
-        return [value for part in self.parts for value in part]
-
-    def with_values(self, values: Sequence[Value]) -> State:
-        """The same state with other values, in the order of `values`."""
-        parts, at = [], 0
-        for part in self.parts:
-            parts.append(list(values[at : at + len(part)]))
-            at += len(part)
-        return State(*parts)
 
 
 def emit_wgmma_kernel(
@@ -161,12 +146,7 @@ def _context(
 ) -> WgmmaContext:
     """The place of a block, which copying and multiplying warps find for themselves."""
     s = plan.schedule
-    blocks_m, blocks_n = b.ceil_div(m, s.block_m), b.ceil_div(n, s.block_n)
-    split: Value | int = 0
-    if s.split > 1:
-        in_split = blocks_m * blocks_n
-        split, block = block // in_split, block % in_split
-    row, column = place(block, blocks_m, blocks_n, plan.group_m, b.min)
+    row, column, split = grid_block(b, block, s, plan.group_m, m, n)
     return WgmmaContext(
         b,
         plan,
