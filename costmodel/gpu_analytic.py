@@ -29,6 +29,7 @@ UNITS = {
     "b1": "b1_ops",
     "s8": "s8_ops",
     "f16": "f16_ops",
+    "wgmma_b1": "wgmma_b1_ops",
     "wgmma_s8": "wgmma_s8_ops",
     "wgmma_f16": "wgmma_f16_ops",
     "f32": "f32_ops",
@@ -39,7 +40,7 @@ UNITS = {
     "shared": "shared_traffic",
 }
 TENSOR_UNITS = ("b1", "s8", "f16")
-WGMMA_UNITS = ("wgmma_s8", "wgmma_f16")
+WGMMA_UNITS = ("wgmma_b1", "wgmma_s8", "wgmma_f16")
 
 # An MMA takes about 33 cycles and a scheduler can start one every 8: four schedulers are busy with
 # 16 independent ones. Other instructions take 4 to 6 cycles; 8 warps with some independent

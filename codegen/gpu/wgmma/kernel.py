@@ -24,7 +24,7 @@ from ..weights.layout import BLOCKS, TILE_COLUMNS, WARP_LOAD_BYTES
 from ..weights.pointers import PackedWeight
 from .barriers import set_registers, shared_address
 from .context import WgmmaContext, anew
-from .copy import StageCopies, is_copying
+from .copy import StageCopies
 from .fragments import words_of_half
 from .instructions import (
     A_REGISTERS,
@@ -36,6 +36,7 @@ from .instructions import (
     wait_products,
 )
 from .plan import HALF_BLOCKS, REGISTERS, WgmmaPlan
+from .producer import is_copying
 from .ring import Place, Ring
 
 
@@ -150,15 +151,15 @@ def _context(
     return WgmmaContext(
         b,
         plan,
-        rows,
-        PackedWeight(b, plan.weights, packed, n),
-        bias,
         target,
         m,
         n,
         first_row=row * s.block_m,
         first_tile=column * (s.block_n // TILE_COLUMNS),
         split=split,
+        rows=rows,
+        weight=PackedWeight(b, plan.weights, packed, n),
+        bias=bias,
     )
 
 
