@@ -176,20 +176,31 @@ class _Products:
         *before, last = self.plan.sums_of_pairs.runs
         if before:
             sums = self._runs(offset, segments, before, None)
-            totals = [t + s * last.factor for t, s in zip(totals, sums, strict=True)]
+            factor = self._factor(last.factor)
+            totals = [t + s * factor for t, s in zip(totals, sums, strict=True)]
         return finished(self.b, self._multiply(offset, segments, last.pairs, totals, adds=True))
 
     def _runs(
         self, offset: Value, segments: list[Segment], runs: Sequence[Any], start: Sums | None
     ) -> Sums:
         """What the runs add up to."""
-        sums = start or [self.b.const(0, "i32")] * self.plan.accumulators
+        b = self.b
+        sums = start or [b.const(0, "i32")] * self.plan.accumulators
         for number, run in enumerate(runs):
             if number:
-                sums = [value * run.factor for value in sums]
+                factor = self._factor(run.factor)
+                sums = [value * factor for value in sums]
             sums = self._multiply(offset, segments, run.pairs, sums, adds=number > 0)
-            sums = finished(self.b, sums)
+            sums = finished(b, sums)
         return sums
+
+    def _factor(self, factor: int) -> Value | int:
+        """Of accumulators. Of a negative constant compilers would make a shift and a subtraction:
+        they shall not know it (n is no negative number), and multiply."""
+        if factor >= -1:
+            return factor
+        text = f"{{ .reg .b32 zero; shr.s32 zero, $1, 31; xor.b32 $0, zero, {factor}; }}"
+        return self.b.asm(text, "=r,r", ["i32"], self.operands.n)[0]
 
     def _multiply(
         self,

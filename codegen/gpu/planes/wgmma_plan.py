@@ -22,7 +22,7 @@ OCTET = 8  # rows of which 16 bytes each are one behind the other, what wgmma re
 QUAD = 4  # pieces of 16 bytes of a row that a warp copies at once
 INTEGER_COLUMNS_STEP = 16  # N of wgmma for integers, but for 8 and 24
 STAGE_ALIGNMENT = 128
-OTHER_REGISTERS = 24  # of a thread that multiplies: addresses, loops, descriptors
+OTHER_REGISTERS = 32  # of a thread that multiplies: addresses, loops, descriptors
 MOST_PRODUCTS = 160  # wgmmas of a stage, which is unrolled
 
 

@@ -15,7 +15,7 @@ from ..wgmma.instructions import ROWS, WARPGROUP_WARPS
 from .layout import STEP, TILE_COLUMNS
 from .wgmma_plan import WgmmaPlanesPlan
 
-BLOCK_ROWS = (16, 32, 64, 96, 128, 160, 192, 256)
+BLOCK_ROWS = (16, 32, 64, 96, 128, 176, 192, 256)
 WARPGROUPS = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 1))  # and halves of each
 DEPTHS = (512, 1024, 2048)  # of K
 STAGES = (2, 3, 4, 6)
