@@ -12,7 +12,7 @@ from ..arch import FEW_BLOCKS, GpuArch
 from ..matmul.schedule import Schedule
 from ..packing.layout import align
 from ..wgmma.instructions import ROWS, WARPGROUP_WARPS
-from .layout import STEP, TILE_COLUMNS
+from .layout import STEP, TILE_COLUMNS, PlaneWeights
 from .wgmma_plan import WgmmaPlanesPlan
 
 BLOCK_ROWS = (16, 32, 64, 96, 128, 176, 192, 256)
@@ -40,12 +40,15 @@ def pairs_of(spec: MatmulSpec) -> int:
 
 def _all(spec: MatmulSpec) -> Iterator[Schedule]:
     whole = align(spec.k, DEPTHS[0])
+    grouped = PlaneWeights.of(spec).grouped.groups > 1
     for rows, groups, depth, stages, split in product(
         BLOCK_ROWS, WARPGROUPS, DEPTHS, STAGES, SPLITS
     ):
         warpgroups, halves = groups
         columns = ROWS * warpgroups * halves
         if depth > whole or (columns > ROWS and columns >= 2 * align(spec.n, TILE_COLUMNS)):
+            continue
+        if warpgroups == 1 and grouped:  # while it scales a group, nothing would be multiplied
             continue
         if split > 1 and -(-spec.n // columns) > FEW_BLOCKS:
             continue
@@ -86,7 +89,7 @@ def wgmma_planes_features(plan: WgmmaPlanesPlan, m: int) -> KernelFeatures:
         written_bytes=4 * m * spec.n,
         bytes_in_flight=(schedule.stages - 1) * plan.stage_bytes,
         wgmma_b1_ops=tiles * steps * step_ops * plan.sums_of_pairs.products,
-        alu_ops=turns * threads * groups * plan.sum_instructions,
+        alu_ops=turns * threads * groups * plan.sum_instructions / 2,  # the FMA pipe has half
         issued=turns * threads * plan.instructions,
         shared_traffic=turns * (plan.stage_bytes + reads),
         workspace_bytes=schedule.split * m * spec.n * 4 if schedule.split > 1 else 0,
