@@ -56,6 +56,7 @@ PORT_EFFICIENCY = 0.85  # of the port of an SM to L2
 LOADED_LATENCY = 3.5  # of a memory under load, over that of an idle one: 1.1 us on an H200
 STEP_CYCLES = 100  # of one stage of a tile: wait, barrier, ldmatrix (33), dependent MMA (33)
 START_CYCLES = 1500  # of a block: its arguments, its addresses, its epilogue
+NEXT_CYCLES = 700  # of the next tile of a block that stays: addresses, epilogue; its data are there
 # Registers of a thread before it is assembled. ptxas gives tile kernels of s8 with 16, 32 and 64
 # accumulators a thread 64 to 100, 124 to 143 and 168 to 255: fragments and decoded weights ahead.
 BASE_REGISTERS, REGISTERS_PER_ACCUMULATOR = 40, 2.5
@@ -270,6 +271,13 @@ class _Kernel:
         """Seconds from the start of a block to its first data."""
         return self.gpu.dram_latency + START_CYCLES / self.gpu.clock
 
+    @property
+    def next_start(self) -> float:
+        """The same of a later wave: while a block starts, the others of its SM work."""
+        if self.f.persistent:
+            return NEXT_CYCLES / self.gpu.clock
+        return self.start / self.occupancy.blocks
+
 
 @dataclass
 class GpuAnalyticModel(Roofline[KernelFeatures]):
@@ -312,8 +320,7 @@ class GpuAnalyticModel(Roofline[KernelFeatures]):
         return GpuEstimate(
             resources=resources,
             busy=busy,
-            # While a block of a later wave starts, the others of its SM work.
-            prologue=kernel.start * (1 + (waves - 1) / kernel.occupancy.blocks),
+            prologue=kernel.start + (waves - 1) * kernel.next_start,
             reduction=kernel.reduction,
             launch=launch * features.launches,
             occupancy=kernel.occupancy,

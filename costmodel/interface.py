@@ -113,6 +113,7 @@ class KernelFeatures:
     registers: int = 0  # of one thread as the assembler reports them; 0: not assembled
     shared_bytes: int = 0  # of one block, static and dynamic
     launches: int = 1
+    persistent: bool = False  # blocks stay, and go on to the next tile while others still store
     group_m: int = 1  # rows of blocks whose blocks follow each other column by column
 
 

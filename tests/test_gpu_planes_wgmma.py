@@ -26,8 +26,8 @@ needs_tools = pytest.mark.skipif(
 )
 
 
-def schedule(rows, columns, depth, warpgroups=1, stages=2, split=1):
-    return Schedule("wgmma", rows, columns, depth, 1, 4 * warpgroups, 1, stages, split)
+def schedule(rows, columns, depth, warpgroups=1, stages=2, split=1, stay=0):
+    return Schedule("wgmma", rows, columns, depth, 1, 4 * warpgroups, 1, stages, split, stay)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,8 @@ def schedule(rows, columns, depth, warpgroups=1, stages=2, split=1):
         ("w1:g33", "a2", (4, 20, 300), schedule(16, 64, 512)),
         ("w1:g256", "a4", (10, 40, 1500), schedule(32, 64, 512, split=2)),
         ("w4:channel", "a1:token:sym", (10, 40, 1500), schedule(48, 64, 512, 1, 3, 3)),
+        ("w2:channel", "a2", (40, 70, 1100), schedule(16, 64, 512, stages=3, stay=4)),
+        ("w1:g256", "a2:token:sym", (20, 70, 700), schedule(16, 64, 512, stay=1)),
     ],
 )
 def test_products_are_exact(weight, activation, shape, schedule):

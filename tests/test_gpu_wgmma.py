@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 
 import pytest
 from abqc.codegen.gpu.arch import ALL, SM_90A
@@ -96,6 +97,17 @@ def test_extreme_codes(weight, sign):
     if case.weight.zero is not None:
         case.weight.zero[:] = 0 if sign > 0 else format.qmax
     case.x[:] = 1.0
+    case.check()
+
+
+@pytest.mark.parametrize(
+    ("weight", "activation", "blocks", "stages"),
+    [("w4:g32:asym", None, 2, 2), ("w8:channel", "a8", 4, 3)],
+)
+def test_blocks_that_stay(weight, activation, blocks, stages):
+    """Each does several tiles, not all as many; more stages than a tile of few turns has."""
+    stay = replace(schedule(16, 64, 128, stages=stages), persistent=blocks)
+    case = TileCase.random(weight, activation, (40, 70, 200), stay, SM_90A)
     case.check()
 
 

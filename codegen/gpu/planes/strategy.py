@@ -88,7 +88,8 @@ class Planes:
         name = f"{_stem(plan)}_{schedule.name}"
         if isinstance(plan, WgmmaPlanesPlan):
             emit = partial(emit_wgmma_matmul, name=name, plan=plan)
-            return WgmmaKernel(name, _block(schedule), emit)
+            most = schedule.persistent
+            return WgmmaKernel(name, _block(schedule), emit, most_blocks=most)
         return Kernel(name, _block(schedule), partial(_emit, emit_matmul, name, plan))
 
     def reduce_kernel(self, spec: MatmulSpec, schedule: Schedule) -> Kernel | None:

@@ -20,7 +20,7 @@ from ..arch import GpuArch
 from ..builder import POINTER, WEIGHT, kernel
 from ..matmul.grid_block import grid_block
 from ..wgmma.barriers import set_registers, shared_address
-from ..wgmma.context import BlockContext, anew
+from ..wgmma.context import BlockContext
 from ..wgmma.instructions import (
     WARPGROUP_WARPS,
     Wgmma,
@@ -32,8 +32,9 @@ from ..wgmma.instructions import (
 )
 from ..wgmma.output import store_block, store_sums
 from ..wgmma.plan import REGISTERS
-from ..wgmma.producer import is_copying
+from ..wgmma.producer import CopyState, complete_all, first_state, is_copying
 from ..wgmma.ring import Place, Ring
+from ..wgmma.tile_loop import each_tile
 from .chain import Pair
 from .layout import HALVES, TILE_BYTES, TILE_COLUMNS
 from .mma import WHOLE
@@ -65,16 +66,26 @@ def emit_wgmma_matmul(module: Any, arch: GpuArch, name: str, plan: WgmmaPlanesPl
         _prefetch(_context(operands, block, target))
         b.wait()
         copies = is_copying(b, plan)
+        s = plan.schedule
+
+        def copy(tile: Value, state: list[Value]) -> list[Value]:
+            here = _context(operands, tile, target)
+            stages = PlaneStageCopies(ring, plan, operands, here.first_row, here.first_tile)
+            return stages.run(*here.turns(), CopyState.of(ring, state)).values
+
+        def multiply(tile: Value, place: list[Value]) -> list[Value]:
+            here = _context(operands, tile, target)
+            sums, after = _Products(here, ring).run(*here.turns(), ring.place(place))
+            _finish(here.again(), sums)
+            return after.values
+
         with b.when(copies):
             set_registers(b, copying, more=False)
-            here = _context(operands, anew(b, block), target)
-            stages = PlaneStageCopies(ring, plan, operands, here.first_row, here.first_tile)
-            stages.run(*here.turns(), ring.first())
+            state = each_tile(b, s, block, m, n, first_state(ring).values, copy)
+            complete_all(ring, CopyState.of(ring, state))
         with b.when(copies == 0):
             set_registers(b, multiplying, more=True)
-            here = _context(operands, anew(b, block), target)
-            sums = _Products(here, ring).run(*here.turns())
-            _finish(here.again(), sums)
+            each_tile(b, s, block, m, n, ring.first().values, multiply)
 
 
 @dataclass(frozen=True)
@@ -139,13 +150,13 @@ class _Products:
                 for e in range(2)
             ]
 
-    def run(self, begin: Value, end: Value) -> Sums:
+    def run(self, begin: Value, end: Value, place: Place) -> tuple[Sums, Place]:
         """All blocks of K of this block's split: accumulators as signed runs leave them, or totals
-        where there are groups."""
+        where there are groups; and the next tile's first stage."""
         b, plan = self.b, self.plan
         element = "i32" if plan.one_group else "f32"
         start = [b.const(0, element)] * plan.accumulators
-        with b.loop(begin, end, carry=[*self.ring.first().values, *start]) as loop:
+        with b.loop(begin, end, carry=[*place.values, *start]) as loop:
             stage, phase, *totals = loop.args
             at = self.ring.place([stage, phase])
             self.ring.full.wait(at.stage, at.phase)
@@ -154,7 +165,8 @@ class _Products:
             with b.when(b.lane == 0):
                 self.ring.empty.arrive(at.stage)
             loop.carry(*self.ring.next(at).values, *totals)
-        return loop.results[2:]
+        stage, phase, *totals = loop.results
+        return totals, self.ring.place([stage, phase])
 
     def _stage(self, k_block: Value, at: Place, totals: Sums) -> Sums:
         """The totals with the products of a stage."""

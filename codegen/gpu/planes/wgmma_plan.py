@@ -23,6 +23,7 @@ QUAD = 4  # pieces of 16 bytes of a row that a warp copies at once
 INTEGER_COLUMNS_STEP = 16  # N of wgmma for integers, but for 8 and 24
 STAGE_ALIGNMENT = 128
 OTHER_REGISTERS = 32  # of a thread that multiplies: addresses, loops, descriptors
+GROUP_REGISTERS = 12  # more, where groups end in a stage
 MOST_PRODUCTS = 160  # wgmmas of a stage, which is unrolled
 
 
@@ -64,6 +65,8 @@ class WgmmaPlanesPlan(PlanesPlan):
             return "not enough registers"
         if self.half_sums + INSTRUCTION_REGISTERS > self.launch_registers:
             return f"an instruction of more than {self.launch_registers} registers"
+        if s.persistent and s.split > 1:
+            return "blocks that stay have all of K"
         if s.split > 1 and (s.split - 1) * self.split_blocks >= self.k_blocks:
             return "a split would have nothing to do"
         return None
@@ -109,7 +112,9 @@ class WgmmaPlanesPlan(PlanesPlan):
         fragments = 8 * self.halves
         of_groups = 0
         if not self.one_group:
-            of_groups = 2 * self.halves * (1 + self.weight.has_sums + self.weight.has_zeros)
+            of_groups = GROUP_REGISTERS + 2 * self.halves * (
+                1 + self.weight.has_sums + self.weight.has_zeros
+            )
             if self.row_zeros_loaded:
                 of_groups += self.schedule.block_m // 4
             of_groups += 4 * self.rows.has_sums

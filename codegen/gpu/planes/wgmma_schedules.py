@@ -12,6 +12,7 @@ from ..arch import FEW_BLOCKS, GpuArch
 from ..matmul.schedule import Schedule
 from ..packing.layout import align
 from ..wgmma.instructions import ROWS, WARPGROUP_WARPS
+from ..wgmma.schedules import persistent_blocks
 from .layout import STEP, TILE_COLUMNS, PlaneWeights
 from .wgmma_plan import WgmmaPlanesPlan
 
@@ -29,7 +30,7 @@ def wgmma_planes_schedules(spec: MatmulSpec, arch: GpuArch) -> list[Schedule]:
     """Every schedule that can run on `arch`."""
     if "b1" not in arch.wgmma or pairs_of(spec) > MOST_PAIRS:
         return []
-    return [s for s in _all(spec) if WgmmaPlanesPlan(spec, s).problem(arch) is None]
+    return [s for s in _all(spec, arch) if WgmmaPlanesPlan(spec, s).problem(arch) is None]
 
 
 def pairs_of(spec: MatmulSpec) -> int:
@@ -38,7 +39,7 @@ def pairs_of(spec: MatmulSpec) -> int:
     return spec.weight.format.bits * spec.activation.format.bits
 
 
-def _all(spec: MatmulSpec) -> Iterator[Schedule]:
+def _all(spec: MatmulSpec, arch: GpuArch) -> Iterator[Schedule]:
     whole = align(spec.k, DEPTHS[0])
     grouped = PlaneWeights.of(spec).grouped.groups > 1
     for rows, groups, depth, stages, split in product(
@@ -48,12 +49,14 @@ def _all(spec: MatmulSpec) -> Iterator[Schedule]:
         columns = ROWS * warpgroups * halves
         if depth > whole or (columns > ROWS and columns >= 2 * align(spec.n, TILE_COLUMNS)):
             continue
-        if warpgroups == 1 and grouped:  # while it scales a group, nothing would be multiplied
+        # While one alone scales a group nothing is multiplied; three have too few registers for it.
+        if grouped and warpgroups != 2:
             continue
         if split > 1 and -(-spec.n // columns) > FEW_BLOCKS:
             continue
         warps = warpgroups * WARPGROUP_WARPS
-        yield Schedule("wgmma", rows, columns, depth, 1, warps, 1, stages, split)
+        stay = persistent_blocks(arch, warpgroups, split)
+        yield Schedule("wgmma", rows, columns, depth, 1, warps, 1, stages, split, stay)
 
 
 def wgmma_planes_features(plan: WgmmaPlanesPlan, m: int) -> KernelFeatures:
@@ -95,6 +98,7 @@ def wgmma_planes_features(plan: WgmmaPlanesPlan, m: int) -> KernelFeatures:
         workspace_bytes=schedule.split * m * spec.n * 4 if schedule.split > 1 else 0,
         stages=schedule.stages,
         split=schedule.split,
+        persistent=schedule.persistent > 0,
         registers=plan.launch_registers,
         shared_bytes=plan.shared_bytes,
         launches=2 if schedule.split > 1 else 1,

@@ -60,6 +60,8 @@ class WgmmaPlan(TilePlan):
             return "warpgroups do not divide the tile"
         if self.halves == 1 and self.weights.format.in_digits:
             return "warps do not share tiles of digits"
+        if s.persistent and s.split > 1:
+            return "blocks that stay have all of K"
         if self.split_iterations * (s.split - 1) >= self.iterations:
             return "there is less K than splits"
         if self.shared_bytes > arch.shared_per_block:

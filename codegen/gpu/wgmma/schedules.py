@@ -38,10 +38,10 @@ def wgmma_schedules(spec: MatmulSpec, arch: GpuArch, activation: Activation) -> 
     family = "s8" if activation == "int8" else activation
     if family not in arch.wgmma:
         return []
-    return [s for s in _all(spec) if plan_of(spec, s, activation).problem(arch) is None]
+    return [s for s in _all(spec, arch) if plan_of(spec, s, activation).problem(arch) is None]
 
 
-def _all(spec: MatmulSpec) -> Iterator[Schedule]:
+def _all(spec: MatmulSpec, arch: GpuArch) -> Iterator[Schedule]:
     layout = WeightLayout.of(spec)
     depths = dict.fromkeys(block_k_of(layout, row_bytes) for row_bytes in STAGE_ROW_BYTES)
     for rows, groups, block_k, stages, split in product(
@@ -54,7 +54,13 @@ def _all(spec: MatmulSpec) -> Iterator[Schedule]:
         if split > 1 and -(-spec.n // columns) > FEW_BLOCKS:
             continue
         warps = warpgroups * WARPGROUP_WARPS
-        yield Schedule("wgmma", rows, columns, block_k, 1, warps, 1, stages, split)
+        stay = persistent_blocks(arch, warpgroups, split)
+        yield Schedule("wgmma", rows, columns, block_k, 1, warps, 1, stages, split, stay)
+
+
+def persistent_blocks(arch: GpuArch, warpgroups: int, split: int) -> int:
+    """How many blocks stay, one on each multiprocessor, where two do not fit; 0: none."""
+    return arch.multiprocessors if warpgroups > 1 and split == 1 else 0
 
 
 def wgmma_kernel(name: str, spec: MatmulSpec, schedule: Schedule, activation: Activation) -> Kernel:
@@ -81,7 +87,8 @@ def _kernel(
 ) -> Kernel:
     plan = plan_of(spec, schedule, activation)
     emit = partial(emit_wgmma_kernel, name=name, plan=plan, arithmetic=arithmetic)
-    return WgmmaKernel(name, (schedule.block_m, schedule.block_n), emit)
+    block = schedule.block_m, schedule.block_n
+    return WgmmaKernel(name, block, emit, most_blocks=schedule.persistent)
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,7 @@ def wgmma_features(
         workspace_bytes=schedule.split * m * spec.n * 4 if schedule.split > 1 else 0,
         stages=schedule.stages,
         split=schedule.split,
+        persistent=schedule.persistent > 0,
         registers=plan.launch_registers,
         shared_bytes=plan.shared_bytes,
         launches=2 if schedule.split > 1 else 1,
