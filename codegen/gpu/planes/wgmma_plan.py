@@ -23,7 +23,7 @@ QUAD = 4  # pieces of 16 bytes of a row that a warp copies at once
 INTEGER_COLUMNS_STEP = 16  # N of wgmma for integers, but for 8 and 24
 STAGE_ALIGNMENT = 128
 OTHER_REGISTERS = 32  # of a thread that multiplies: addresses, loops, descriptors
-GROUP_REGISTERS = 12  # more, where groups end in a stage
+GROUP_REGISTERS = 12  # more, where groups end in a stage; twice, where fragments are masked
 MOST_PRODUCTS = 160  # wgmmas of a stage, which is unrolled
 
 
@@ -112,9 +112,8 @@ class WgmmaPlanesPlan(PlanesPlan):
         fragments = 8 * self.halves
         of_groups = 0
         if not self.one_group:
-            of_groups = GROUP_REGISTERS + 2 * self.halves * (
-                1 + self.weight.has_sums + self.weight.has_zeros
-            )
+            of_groups = GROUP_REGISTERS * (2 if self.parts > 2 else 1)
+            of_groups += 2 * self.halves * (1 + self.weight.has_sums + self.weight.has_zeros)
             if self.row_zeros_loaded:
                 of_groups += self.schedule.block_m // 4
             of_groups += 4 * self.rows.has_sums

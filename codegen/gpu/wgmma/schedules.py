@@ -23,6 +23,7 @@ from .kernel import Arithmetic, emit_wgmma_kernel
 from .plan import WgmmaPlan
 
 BLOCK_ROWS = (16, 32, 64, 80, 96, 128, 192, 256)
+PAIRED_ROWS = 176  # the most of two halves
 WARPGROUPS = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 1))  # and halves of each
 STAGES = (2, 3, 4, 6)
 
@@ -45,9 +46,11 @@ def _all(spec: MatmulSpec, arch: GpuArch) -> Iterator[Schedule]:
     layout = WeightLayout.of(spec)
     depths = dict.fromkeys(block_k_of(layout, row_bytes) for row_bytes in STAGE_ROW_BYTES)
     for rows, groups, block_k, stages, split in product(
-        BLOCK_ROWS, WARPGROUPS, depths, STAGES, SPLITS
+        (*BLOCK_ROWS, PAIRED_ROWS), WARPGROUPS, depths, STAGES, SPLITS
     ):
         warpgroups, halves = groups
+        if rows == PAIRED_ROWS and halves == 1:
+            continue
         columns = ROWS * warpgroups * halves
         if columns > ROWS and columns >= 2 * layout.padded_n(spec.n):
             continue
