@@ -8,11 +8,11 @@ from itertools import product
 from abqc.codegen.strategy import MatmulSpec
 from abqc.costmodel.interface import KernelFeatures
 
-from ..arch import FEW_BLOCKS, GpuArch
+from ..arch import GpuArch
 from ..matmul.schedule import Schedule
 from ..packing.layout import align
 from ..wgmma.instructions import ROWS, WARPGROUP_WARPS
-from ..wgmma.schedules import persistent_blocks
+from ..wgmma.schedules import SPLITS, persistent_blocks, splits_pay
 from .layout import STEP, TILE_COLUMNS, PlaneWeights
 from .wgmma_plan import WgmmaPlanesPlan
 
@@ -20,7 +20,6 @@ BLOCK_ROWS = (16, 32, 64, 96, 128, 176, 192, 256)
 WARPGROUPS = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 1))  # and halves of each
 DEPTHS = (512, 1024, 2048)  # of K
 STAGES = (2, 3, 4, 6)
-SPLITS = (1, 2, 4, 8)
 # Products of planes that one of bytes takes the time of (measured on an H200: 15,400 to 1,865
 # TOPS): whoever has more planes multiplies bytes.
 MOST_PAIRS = 8
@@ -52,7 +51,7 @@ def _all(spec: MatmulSpec, arch: GpuArch) -> Iterator[Schedule]:
         # While one alone scales a group nothing is multiplied; three have too few registers for it.
         if grouped and warpgroups != 2:
             continue
-        if split > 1 and -(-spec.n // columns) > FEW_BLOCKS:
+        if split > 1 and not splits_pay(arch, -(-spec.n // columns), split, stages):
             continue
         warps = warpgroups * WARPGROUP_WARPS
         stay = persistent_blocks(arch, warpgroups, split)

@@ -10,10 +10,10 @@ from itertools import product
 from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.costmodel.interface import KernelFeatures
 
-from ..arch import FEW_BLOCKS, GpuArch
+from ..arch import GpuArch
 from ..matmul.schedule import Schedule
 from ..packing.layout import Activation, rows_of
-from ..tiles.schedules import SPLITS, STAGE_ROW_BYTES, block_k_of
+from ..tiles.schedules import STAGE_ROW_BYTES, block_k_of
 from ..weights import issue_counts
 from ..weights.layout import WeightLayout
 from .half import HalfProducts
@@ -26,6 +26,7 @@ BLOCK_ROWS = (16, 32, 64, 80, 96, 128, 192, 256)
 PAIRED_ROWS = 176  # the most of two halves
 WARPGROUPS = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 1))  # and halves of each
 STAGES = (2, 3, 4, 6)
+SPLITS = (1, 2, 3, 4, 6, 8)
 
 
 def plan_of(spec: MatmulSpec, schedule: Schedule, activation: Activation) -> WgmmaPlan:
@@ -54,11 +55,17 @@ def _all(spec: MatmulSpec, arch: GpuArch) -> Iterator[Schedule]:
         columns = ROWS * warpgroups * halves
         if columns > ROWS and columns >= 2 * layout.padded_n(spec.n):
             continue
-        if split > 1 and -(-spec.n // columns) > FEW_BLOCKS:
+        if split > 1 and not splits_pay(arch, -(-spec.n // columns), split, stages):
             continue
         warps = warpgroups * WARPGROUP_WARPS
         stay = persistent_blocks(arch, warpgroups, split)
         yield Schedule("wgmma", rows, columns, block_k, 1, warps, 1, stages, split, stay)
+
+
+def splits_pay(arch: GpuArch, columns: int, split: int, stages: int) -> bool:
+    """Whether so many parts of so many columns of blocks may be of use: there are no more blocks
+    than run at once, two on a multiprocessor, and enough of each part's K is under way."""
+    return columns * split <= 2 * arch.multiprocessors and stages > 2
 
 
 def persistent_blocks(arch: GpuArch, warpgroups: int, split: int) -> int:
