@@ -40,6 +40,7 @@ from .layout import HALVES, TILE_BYTES, TILE_COLUMNS
 from .mma import WHOLE
 from .operands import Factors, PlaneOperands
 from .plan import Segment
+from .signed_runs import Run
 from .wgmma_copy import PlaneStageCopies
 from .wgmma_plan import WgmmaPlanesPlan
 
@@ -177,7 +178,7 @@ class _Products:
         for groups in plan.groups_by_steps:
             for group, segments in groups.items():
                 first = k_block * plan.block_groups
-                sums = self._runs(offset, segments, plan.sums_of_pairs.runs, None)
+                sums = self._runs(offset, segments, plan.sums_of_pairs.runs)
                 totals = self._scaled(offset, first + group, group, sums, totals)
         return totals
 
@@ -187,17 +188,15 @@ class _Products:
         """All runs, of which the last one is added to the totals at once."""
         *before, last = self.plan.sums_of_pairs.runs
         if before:
-            sums = self._runs(offset, segments, before, None)
+            sums = self._runs(offset, segments, before)
             factor = self._factor(last.factor)
             totals = [t + s * factor for t, s in zip(totals, sums, strict=True)]
         return finished(self.b, self._multiply(offset, segments, last.pairs, totals, adds=True))
 
-    def _runs(
-        self, offset: Value, segments: list[Segment], runs: Sequence[Any], start: Sums | None
-    ) -> Sums:
+    def _runs(self, offset: Value, segments: list[Segment], runs: Sequence[Run]) -> Sums:
         """What the runs add up to."""
         b = self.b
-        sums = start or [b.const(0, "i32")] * self.plan.accumulators
+        sums = [b.const(0, "i32")] * self.plan.accumulators
         for number, run in enumerate(runs):
             if number:
                 factor = self._factor(run.factor)
