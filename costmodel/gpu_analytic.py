@@ -67,8 +67,12 @@ SERIAL = 0.05  # of the work of faster resources, which does not overlap with th
 # while it decodes and waits, nothing is multiplied.
 WGMMA_EFFICIENCY, ALONE = 0.85, 0.65
 WARPGROUP = 4 * WARP
-# By rows of a block, the part of wgmma's rate: measured on an H200, both operands in shared memory.
-WGMMA_PART = {8: 0.27, 16: 0.48, 32: 0.74, 64: 0.96}
+# From so many rows of a block on, the part of the rate: measured on an H200, A in shared memory too.
+WGMMA_PART = {
+    "wgmma_b1": {8: 0.22, 16: 0.41, 32: 0.67, 64: 1.0},
+    "wgmma_s8": {8: 0.23, 16: 0.42, 32: 0.70, 64: 0.99, 128: 1.0},
+    "wgmma_f16": {8: 0.27, 16: 0.48, 32: 0.74, 64: 0.96, 128: 1.0},
+}
 BOUNDS = {unit: f"{unit} tensor-core" for unit in (*TENSOR_UNITS, *WGMMA_UNITS)} | {
     "f32": "FMA",
     "dp4a": "dp4a",
@@ -228,7 +232,8 @@ class _Kernel:
         f = self.f
         warps = f.threads / WARP
         if unit in WGMMA_UNITS:
-            part = max((p for rows, p in WGMMA_PART.items() if rows <= f.block_m), default=1.0)
+            parts = WGMMA_PART[unit]
+            part = max(p for rows, p in parts.items() if rows <= f.block_m)
             multiplying = blocks * (f.threads // WARPGROUP - 1)
             return WGMMA_EFFICIENCY * part * (ALONE if multiplying == 1 else 1.0)
         if unit not in TENSOR_UNITS:
