@@ -67,7 +67,7 @@ SERIAL = 0.05  # of the work of faster resources, which does not overlap with th
 # while it decodes and waits, nothing is multiplied.
 WGMMA_EFFICIENCY, ALONE = 0.85, 0.65
 WARPGROUP = 4 * WARP
-# From so many rows of a block on, the part of the rate: measured on an H200, A in shared memory too.
+# From so many rows of a block on, the part of the rate: measured on an H200, A in shared memory.
 WGMMA_PART = {
     "wgmma_b1": {8: 0.22, 16: 0.41, 32: 0.67, 64: 1.0},
     "wgmma_s8": {8: 0.23, 16: 0.42, 32: 0.70, 64: 0.99, 128: 1.0},
