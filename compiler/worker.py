@@ -22,7 +22,8 @@ from abqc.runtime.environment import set_temporary_folder
 for _names in stages(on_device=False).values():
     for _name in _names:
         find_pass(_name)  # imported once for all forks
-generator_version()  # read once for all of them
+for _device in ("cpu", "gpu"):
+    generator_version(_device)  # read once for all of them
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 

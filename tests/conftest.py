@@ -28,10 +28,16 @@ DATA = Path(__file__).parent / "models" / "data"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def untuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing depends on what `abqc tune` has measured on this machine."""
+def untuned(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Nothing depends on what `abqc tune` has measured on this machine. Processes of one session
+    share what they compile."""
+    folder = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):  # of pytest-xdist: each has a folder in this one
+        folder = folder.parent
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ABQC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("ABQC_CACHE", str(folder / "abqc-cache"))
         yield
 
 
