@@ -21,6 +21,7 @@ from ..runtime.environment import cache_folder
 
 LIMIT = 4000  # entries; one has a few kB, those with all kernels of a GPU artifact hundreds
 LIMIT_BYTES = 256 << 20
+_MUCH = 1 << 16  # bytes stored by one process, after which all are counted
 
 _DIGEST = hashlib.sha256().digest_size
 _GENERATOR = Path(__file__).parent
@@ -45,7 +46,7 @@ class KernelCache:
     def __init__(self, folder: Path | None = None, *, device: str = "cpu") -> None:
         self.folder = folder or cache_folder() / "kernels"
         self.device = device
-        self._stored = False
+        self._stored = 0  # bytes
 
     def key(self, *parts: str) -> str:
         """The name of the entry for what `parts` say."""
@@ -78,7 +79,7 @@ class KernelCache:
             except BaseException:
                 os.unlink(name)
                 raise
-            self._stored = True
+            self._stored += len(content)
 
     def trim(self) -> None:
         """Where any was stored: of more entries or bytes than the limits the least recently used
@@ -86,7 +87,10 @@ class KernelCache:
         if not self._stored:
             return
         with contextlib.suppress(OSError):  # another process trims too
-            found = [(entry.stat(), entry.path) for entry in os.scandir(self.folder)]
+            entries = list(os.scandir(self.folder))
+            if len(entries) <= LIMIT and self._stored < _MUCH:
+                return
+            found = [(entry.stat(), entry.path) for entry in entries]
             count, size = len(found), sum(status.st_size for status, _ in found)
             if count <= LIMIT and size <= LIMIT_BYTES:
                 return

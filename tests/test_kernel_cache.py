@@ -92,10 +92,10 @@ def test_least_recently_used_entries_go(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_large_entries_count_by_their_bytes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(kernel_cache, "LIMIT_BYTES", 4000)
+    monkeypatch.setattr(kernel_cache, "LIMIT_BYTES", 80_000)
     cache = KernelCache(tmp_path)
     for i in range(4):
-        cache.put(str(i), bytes(1000))
+        cache.put(str(i), bytes(20_000))
         os.utime(tmp_path / str(i), (i, i))
     cache.trim()
     assert {path.name for path in tmp_path.iterdir()} == {"2", "3"}
