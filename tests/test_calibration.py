@@ -130,7 +130,10 @@ def test_the_sum_behind_a_product_is_found(model: Path, tmp_path: Path) -> None:
     assert added == [False, True] * LAYERS + [False]
 
 
-@pytest.mark.parametrize("recipe", ["w3a8", "w4a4", "w2v a8", "w3:g16:asym a16"])
+@pytest.mark.parametrize(
+    "recipe",
+    ["w3a8", "w2v a8", "w3:g16:asym a16", pytest.param("w4a4", marks=pytest.mark.slow)],
+)
 def test_calibrated_codes_are_better_than_rounded_ones(model: Path, recipe: str) -> None:
     samples, test = data(64), data(16, seed=2)
     expected = reference(model, test)
