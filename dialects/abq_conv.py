@@ -1,4 +1,4 @@
-"""Operations of the abq dialect that convolutions become on CPUs.
+"""Operations of the abq dialect that convolutions and pools become on CPUs.
 
 (No postponed annotations here: the bindings read them as Python objects.)
 """
@@ -18,18 +18,21 @@ from .abq import (
 from .abq_integers import Abq
 from .conv_spec import ConvSpec
 from .mlir import ext, ir
+from .pool_spec import PoolSpec
 
 __all__ = [
     "EPILOGUE_INPUTS",
     "Abq",
     "CodeConvOp",
     "DirectConvOp",
+    "MaxPoolOp",
     "PackPlanesOp",
     "PolyphaseOp",
     "YieldOp",
     "conv_spec",
     "epilogue_inputs",
     "epilogue_maps",
+    "pool_spec",
 ]
 
 Index = ext.Operand[ir.IndexType]
@@ -147,6 +150,40 @@ def epilogue_inputs(op: Any) -> list[ir.Value]:
 
 def epilogue_maps(op: Any) -> list[ir.AffineMap]:
     return [ir.AffineMapAttr(map_).value for map_ in ir.ArrayAttr(op.attributes["maps"])]
+
+
+class MaxPoolOp(VerifiedOperation, name="max_pool", traits=[ext.Pure]):
+    """The largest element of every window of images, B x C x `height` x `width`:
+
+        result[b, c, r, q] = max over y, x of
+            x[b, c, r * sy + y * dy - top, q * sx + x * dx - left]
+
+    where that is in the image, -inf where no element of a window is; NaN where one is NaN.
+    """
+
+    x: Tensor
+    height: Index
+    width: Index
+    window: Any  # array<i64> of two, as are the others
+    strides: Any
+    dilations: Any
+    before: Any  # top, left
+    result: TensorResult
+
+    @staticmethod
+    def check(op: Any) -> None:
+        x, y = shape(op.x), shape(op.result)
+        _require(len(x) == len(y) == 4, "images have rank 4")
+        _require(_agree(x[0], y[0]) and _agree(x[1], y[1]), "an image for each image")
+
+
+def pool_spec(op: Any) -> PoolSpec:
+    """Of a max_pool (its view)."""
+    window, strides, dilations = (
+        tuple(ir.DenseI64ArrayAttr(op.attributes[name]))
+        for name in ("window", "strides", "dilations")
+    )
+    return PoolSpec(window, strides, dilations)
 
 
 class PackPlanesOp(Abq.Operation, name="pack_planes", traits=[ext.Pure]):

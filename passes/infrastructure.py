@@ -32,8 +32,10 @@ PASS_FILES = (
     "append_caches",
     "balance_channels",
     "check_sizes",
+    "collapse_reductions",
     "convert_arg_extreme",
     "convert_batch_matmul",
+    "convert_max_pool",
     "convert_scan",
     "convert_selective_scan",
     "decompose_caches",
@@ -83,6 +85,7 @@ PASS_FILES = (
     "simplify_broadcasts",
     "sink_transposes",
     "sort_channels",
+    "split_reductions",
     "version_loops",
     "write_appends",
 )

@@ -136,6 +136,12 @@ def _polyphase(op: ir.Operation, axis: int) -> ir.Value | None:
     return (None, None, view.rows, view.pitch)[axis] or dimension_or_query(view.x, 0)
 
 
+def _max_pool(op: ir.Operation, axis: int) -> ir.Value | None:
+    """Samples and channels are those of the image."""
+    view = op.opview
+    return (None, None, view.height, view.width)[axis] or dimension_or_query(view.x, axis)
+
+
 def _code_conv(op: ir.Operation, axis: int) -> ir.Value | None:
     """Likewise; the last axis is one of columns."""
     if axis < 2:
@@ -170,6 +176,7 @@ _RULES = {
     "abq.dequantize": _of_first_operand,
     "abq.fake_quantize": _of_first_operand,
     "abq.direct_conv": _direct_conv,
+    "abq.max_pool": _max_pool,
     "abq.polyphase": _polyphase,
     "abq.code_conv": _code_conv,
     "abq.pack_planes": _pack_planes,

@@ -13,6 +13,7 @@ from ...dialects.conv_spec import ConvSpec
 from ...dialects.epilogue import Epilogue, Stage
 from ...dialects.formats import Float, QuantizedTensor, Scheme
 from ...dialects.norm_spec import NormSpec
+from ...dialects.pool_spec import PoolSpec
 from ...dialects.scan_spec import ScanSpec
 from ..objects import ObjectMaker
 from ..scatter import ScatterKernels
@@ -143,6 +144,10 @@ class Target(Protocol):
 
     def direct_conv(self, spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernel | None:
         """The kernel of a convolution in float that reads planes (passes/direct_conv.py)."""
+        ...
+
+    def max_pool(self, spec: PoolSpec) -> Kernel | None:
+        """The kernel of a pool of images in f32."""
         ...
 
     def polyphase(self, strides: tuple[int, int]) -> Kernel | None:
