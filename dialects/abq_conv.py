@@ -3,6 +3,7 @@
 (No postponed annotations here: the bindings read them as Python objects.)
 """
 
+from dataclasses import replace
 from typing import Any
 
 from .abq import (
@@ -88,6 +89,9 @@ class DirectConvOp(
     strides (`polyphase`). `w` is what `ConvSpec.pack_weight` makes of the weight. A result of rank
     3, B x N x `width`, has one row.
 
+    Where channels are for themselves (`ConvSpec.depthwise`) `planes` is the image as it is, and
+    `before` says how many rows and columns of zeros are before it; elsewhere these are 0.
+
     `epilogue`, where it has a block, says what an element becomes: an f32 of itself and of an
     element of each of `first` to `fourth`, which `maps` finds by the indices of the result.
     """
@@ -101,6 +105,7 @@ class DirectConvOp(
     window: Any  # array<i64> of two, as are strides and dilations
     strides: Any
     dilations: Any
+    before: Any
     result: TensorResult
     epilogue: ext.Region
     maps: ir.ArrayAttr = ext.attribute(default_factory=lambda: ir.ArrayAttr.get([]))
@@ -134,12 +139,13 @@ def _check_epilogue(op: Any) -> None:
 def conv_spec(op: Any) -> ConvSpec:
     """Of a direct_conv (its view)."""
     groups, n = ir.IntegerAttr(op.groups).value, shape(op.result)[1]
-    names = ("window", "strides", "dilations")
-    window, strides, dilations = (
-        tuple(ir.DenseI64ArrayAttr(op.attributes[name])) for name in names
-    )
-    channels = shape(op.planes)[1] // (strides[0] * strides[1] * groups)
-    return ConvSpec(groups, n // groups, channels, window, strides, dilations)
+    names = ("window", "strides", "dilations", "before")
+    steps = [tuple(ir.DenseI64ArrayAttr(op.attributes[name])) for name in names]
+    planes = shape(op.planes)[1]
+    of_image = ConvSpec(groups, n // groups, planes // groups, *steps)
+    if of_image.depthwise:
+        return of_image
+    return replace(of_image, channels=planes // (of_image.phases * groups))
 
 
 def epilogue_inputs(op: Any) -> list[ir.Value]:

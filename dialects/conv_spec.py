@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MANY_DEPTHWISE_TAPS = 64
+MANY_DEPTHWISE_STEPS = 32  # of a window, and to the next one
 BLOCKS = (8, 6, 4)  # of more than two channels
 
 WINOGRAD_BLOCKS = (64, 48, 32)
@@ -31,6 +32,13 @@ class ConvSpec:
     window: tuple[int, int]
     strides: tuple[int, int]
     dilations: tuple[int, int]
+    before: tuple[int, int] = (0, 0)  # rows and columns of zeros; depthwise
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Rows and columns from a window's first to its last."""
+        (height, width), (dy, dx) = self.window, self.dilations
+        return (height - 1) * dy, (width - 1) * dx
 
     @property
     def phases(self) -> int:
@@ -39,8 +47,10 @@ class ConvSpec:
     @property
     def depthwise(self) -> bool:
         """Whether a channel is all that is read for one, by a window that a kernel can spell out
-        for some rows of outputs at a time."""
-        return self.outputs == self.channels == 1 and prod(self.window) <= MANY_DEPTHWISE_TAPS
+        for some rows of outputs at a time. It reads the image, not planes of it."""
+        near = max(*self.reach, *self.strides) <= MANY_DEPTHWISE_STEPS
+        few = prod(self.window) <= MANY_DEPTHWISE_TAPS
+        return self.outputs == self.channels == 1 and near and few
 
     @property
     def winograd(self) -> bool:
@@ -84,8 +94,9 @@ class ConvSpec:
         if self.winograd:
             return f"direct_conv_winograd_n{self.outputs}_c{self.channels}"
         steps = f"s{text(self.strides)}_d{text(self.dilations)}"
-        kind = "depthwise" if self.depthwise else f"n{self.block}"
-        return f"direct_conv_{kind}_w{text(self.window)}_{steps}"
+        if self.depthwise:
+            return f"direct_conv_depthwise_w{text(self.window)}_{steps}_p{text(self.before)}"
+        return f"direct_conv_n{self.block}_w{text(self.window)}_{steps}"
 
     @property
     def packed_size(self) -> int:

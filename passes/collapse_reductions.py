@@ -32,14 +32,17 @@ def _collapsed(op: ir.Operation) -> ir.Operation | None:
     *of_inputs, of_output = maps(op)
     reads = [bool(loops_read(map_.results) & {outer, inner}) for map_ in of_inputs]
     writes = bool(loops_read(of_output.results) & {outer, inner})
-    if writes or not any(reads) or not all(
-        _ends_in(map_, outer) for map_, read in zip(of_inputs, reads, strict=True) if read
+    if (
+        writes
+        or not any(reads)
+        or not all(
+            _ends_in(map_, outer) for map_, read in zip(of_inputs, reads, strict=True) if read
+        )
     ):
         return None
     with ir.InsertionPoint(op), op.location:
         values = [
-            _joined(value) if read else value
-            for value, read in zip(inputs(op), reads, strict=True)
+            _joined(value) if read else value for value, read in zip(inputs(op), reads, strict=True)
         ]
         operands = [*values, op.operands[len(values)]]
         new_maps = [

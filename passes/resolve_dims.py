@@ -130,16 +130,16 @@ def _direct_conv(op: ir.Operation, axis: int) -> ir.Value | None:
     return view.width if axis == len(abq.shape(view.result)) - 1 else view.height
 
 
-def _polyphase(op: ir.Operation, axis: int) -> ir.Value | None:
-    """Samples are those of the image, planes are static."""
-    view = op.opview
-    return (None, None, view.rows, view.pitch)[axis] or dimension_or_query(view.x, 0)
-
-
 def _max_pool(op: ir.Operation, axis: int) -> ir.Value | None:
     """Samples and channels are those of the image."""
     view = op.opview
     return (None, None, view.height, view.width)[axis] or dimension_or_query(view.x, axis)
+
+
+def _polyphase(op: ir.Operation, axis: int) -> ir.Value | None:
+    """Samples are those of the image, planes are static."""
+    view = op.opview
+    return (None, None, view.rows, view.pitch)[axis] or dimension_or_query(view.x, 0)
 
 
 def _code_conv(op: ir.Operation, axis: int) -> ir.Value | None:

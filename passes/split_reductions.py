@@ -128,9 +128,7 @@ def _by(x: ir.AffineMap, other: ir.AffineMap) -> ir.AffineMap | None:
     return ir.AffineMap.get(len(x.results), 0, places)
 
 
-def _cloned(
-    body: list[ir.Operation], known: dict[ir.Value, ir.Value], value: ir.Value
-) -> ir.Value:
+def _cloned(body: list[ir.Operation], known: dict[ir.Value, ir.Value], value: ir.Value) -> ir.Value:
     """Clone operations at the insertion point; what `value` is there."""
     for op in body:
         clone = op.clone().operation

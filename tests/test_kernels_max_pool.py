@@ -31,7 +31,9 @@ def jit(isa: Isa, spec: PoolSpec) -> Jit:
 def test_agrees(isa: Isa, spec: PoolSpec) -> None:
     rng = np.random.default_rng(2)
     images = [(1, 9, 9), (3, 2 * ROWS + 15, 77), (1, 11, COLUMNS * 4 + 50)]
-    for (count, height, width), pads in product(images, [(0, 0, 0, 0), (1, 2, 0, 3), (12, 9, 1, 0)]):
+    for (count, height, width), pads in product(
+        images, [(0, 0, 0, 0), (1, 2, 0, 3), (12, 9, 1, 0)]
+    ):
         x = rng.standard_normal((count, height, width), np.float32)
         x[0, height // 2, width // 2] = np.nan
         expected = pooled(x, spec, pads)

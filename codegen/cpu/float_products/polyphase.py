@@ -51,56 +51,80 @@ class _Body:
     top: Value
     left: Value
 
-    def __post_init__(self) -> None:
-        self.lanes = self.b.isa.lanes(32)
-        self.plane = self.rows * self.pitch
-
     def emit(self, i: Value) -> None:
         b, (sy, sx) = self.b, self.strides
         blocks = (self.rows + (ROWS - 1)) // ROWS
         image, first = i // blocks, i % blocks * ROWS
         last = b.min(first + ROWS, self.rows)
-        row = self._shuffled_row if sx in SHUFFLED else self._row
+        plane = self.rows * self.pitch
+        row = PhaseRow(b, sx, self.x, self.y, self.width, self.left, self.pitch, plane)
         with b.loop(0, sy) as phases, b.loop(first, last) as rows:
             source = rows.i * sy + phases.i - self.top
-            to = (image * (sy * sx) + phases.i * sx) * self.plane + rows.i * self.pitch
+            to = (image * (sy * sx) + phases.i * sx) * plane + rows.i * self.pitch
             inside = (source >= 0) & (source < self.height)
             with b.when(inside):
-                row((image * self.height + source) * self.width, to)
-            with b.when(inside ^ 1), b.loop(0, sx) as columns:
-                self._zeros(to + columns.i * self.plane, b.index(0), self.pitch)
+                row.copy((image * self.height + source) * self.width, to)
+            with b.when(inside ^ 1):
+                row.clear(to)
+
+
+@dataclass
+class PhaseRow:
+    """A row of an image, `width` elements of `x`, as `count` elements of each phase in `y`:
+    phases are `plane` apart, and what comes before the image's first column are `left` columns."""
+
+    b: Builder
+    stride: int
+    x: Value
+    y: Value
+    width: Value
+    left: Value
+    count: Value
+    plane: Value | int
+
+    def __post_init__(self) -> None:
+        self.lanes = self.b.isa.lanes(32)
+
+    def copy(self, source: Value, to: Value) -> None:
+        """The row that begins at `source`."""
+        (self._shuffled if self.stride in SHUFFLED else self._by_elements)(source, to)
+
+    def clear(self, to: Value) -> None:
+        """Zeros: the row is outside of the image."""
+        with self.b.loop(0, self.stride) as columns:
+            self._zeros(to + columns.i * self.plane, self.b.index(0), self.count)
 
     def _zeros(self, to: Value, begin: Value, end: Value) -> None:
         b, zero = self.b, self.b.const(0.0, f"vector<{self.lanes}xf32>")
         cover(b, begin, end, self.lanes, lambda q, mask: b.store(zero, self.y, to + q, mask))
 
-    def _row(self, source: Value, to: Value) -> None:
-        """A row of each phase from the row of the image that begins at `source`, by elements."""
-        b, sx = self.b, self.strides[1]
+    def _by_elements(self, source: Value, to: Value) -> None:
+        b, sx = self.b, self.stride
         with b.loop(0, sx) as phases:
             at = to + phases.i * self.plane
-            before = self.left - phases.i + (sx - 1)
-            begin = b.min(before // sx, self.pitch)
-            end = b.min((before + self.width) // sx, self.pitch)
+            before = b.max(self.left - phases.i, 0) + (sx - 1)
+            begin = b.min(before // sx, self.count)
+            behind = b.max(self.left - phases.i + self.width, 0) + (sx - 1)
+            end = b.min(behind // sx, self.count)
             self._zeros(at, b.index(0), begin)
             with b.loop(begin, end) as loop:
                 column = loop.i * sx + phases.i - self.left
                 b.store(b.load(self.x, source + column), self.y, at + loop.i)
-            self._zeros(at, end, self.pitch)
+            self._zeros(at, end, self.count)
 
-    def _shuffled_row(self, source: Value, to: Value) -> None:
-        """The same, as many vectors of the image at a time as there are phases."""
-        b, sx, lanes = self.b, self.strides[1], self.lanes
-        with b.loop(0, self.pitch, lanes) as loop:
+    def _shuffled(self, source: Value, to: Value) -> None:
+        """As many vectors of the image at a time as there are phases."""
+        b, sx, lanes = self.b, self.stride, self.lanes
+        with b.loop(0, self.count, lanes) as loop:
             column = loop.i * sx - self.left
             within = (column >= 0) & (column + sx * lanes <= self.width)
-            whole = within & (loop.i + lanes <= self.pitch)
+            whole = within & (loop.i + lanes <= self.count)
             with b.when(whole):
                 parts = [b.load(self.x, source + column + k * lanes, lanes) for k in range(sx)]
                 self._store_phases(parts, to + loop.i, None)
             with b.when(whole ^ 1):
                 parts = [self._masked(source, column + k * lanes) for k in range(sx)]
-                self._store_phases(parts, to + loop.i, b.mask(lanes, self.pitch - loop.i))
+                self._store_phases(parts, to + loop.i, b.mask(lanes, self.count - loop.i))
 
     def _masked(self, source: Value, column: Value) -> Value:
         """Columns from `column` on of the row at `source`; zeros outside of the image."""
@@ -110,7 +134,7 @@ class _Body:
         return b.load(self.x, source + column, lanes, mask)
 
     def _store_phases(self, parts: list[Value], to: Value, mask: Value | None) -> None:
-        b, sx = self.b, self.strides[1]
+        b, sx = self.b, self.stride
         columns = b.join(*parts)
         for phase in range(sx):
             lanes = range(phase, sx * self.lanes, sx)
