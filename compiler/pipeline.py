@@ -49,7 +49,7 @@ QUANTIZE = (
     "pack-layouts",
 )
 # After the last fusion of loops.
-CPU_REDUCTIONS = ("split-reductions", "convert-max-pool", "collapse-reductions")
+CPU_LOOPS = ("scale-weights", "split-reductions", "convert-max-pool", "collapse-reductions")
 EPILOGUES = (
     "fuse-epilogues",  # after products have their kernels
     "decompose-gather",
@@ -130,9 +130,7 @@ def stages(on_device: bool) -> dict[str, tuple[str, ...]]:
         else (*RECOGNIZE, *CACHES, *ROTATE, *DECOMPOSE, *CPU_DECOMPOSE, *SIMPLIFY)
     )
     quantize = (
-        (*QUANTIZE, *EPILOGUES)
-        if on_device
-        else (*CPU_FUSIONS, *QUANTIZE, *CPU_REDUCTIONS, *EPILOGUES)
+        (*QUANTIZE, *EPILOGUES) if on_device else (*CPU_FUSIONS, *QUANTIZE, *CPU_LOOPS, *EPILOGUES)
     )
     return {
         "simplified": simplify,

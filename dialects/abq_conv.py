@@ -89,6 +89,8 @@ class DirectConvOp(
     strides (`polyphase`). `w` is what `ConvSpec.pack_weight` makes of the weight. A result of rank
     3, B x N x `width`, has one row.
 
+    `w` of rank 2 has weights for each sample (`scale-weights`).
+
     Where channels are for themselves (`ConvSpec.depthwise`) `planes` is the image as it is, and
     `before` says how many rows and columns of zeros are before it; elsewhere these are 0.
 
@@ -118,7 +120,7 @@ class DirectConvOp(
     def check(op: Any) -> None:
         planes, y = shape(op.planes), shape(op.result)
         _require(len(planes) == 4 and len(y) in (3, 4), "planes have rank 4, the result 3 or 4")
-        _require(len(shape(op.w)) == 1, "w is packed")
+        _require(len(shape(op.w)) in (1, 2), "w is packed, for all or for each sample")
         _require(shape(op.bias) == [y[1]], f"bias must have {y[1]} elements")
         _check_epilogue(op)
 
@@ -142,7 +144,8 @@ def conv_spec(op: Any) -> ConvSpec:
     names = ("window", "strides", "dilations", "before")
     steps = [tuple(ir.DenseI64ArrayAttr(op.attributes[name])) for name in names]
     planes = shape(op.planes)[1]
-    of_image = ConvSpec(groups, n // groups, planes // groups, *steps)
+    by_sample = len(shape(op.w)) == 2
+    of_image = ConvSpec(groups, n // groups, planes // groups, *steps, by_sample)
     if of_image.depthwise:
         return of_image
     return replace(of_image, channels=planes // (of_image.phases * groups))

@@ -33,6 +33,7 @@ class ConvSpec:
     strides: tuple[int, int]
     dilations: tuple[int, int]
     before: tuple[int, int] = (0, 0)  # rows and columns of zeros; depthwise
+    weights_by_sample: bool = False  # each has its own; neither depthwise nor by Winograd
 
     @property
     def reach(self) -> tuple[int, int]:
@@ -96,10 +97,12 @@ class ConvSpec:
         steps = f"s{text(self.strides)}_d{text(self.dilations)}"
         if self.depthwise:
             return f"direct_conv_depthwise_w{text(self.window)}_{steps}_p{text(self.before)}"
-        return f"direct_conv_n{self.block}_w{text(self.window)}_{steps}"
+        weights = "_by_sample" if self.weights_by_sample else ""
+        return f"direct_conv_n{self.block}_w{text(self.window)}_{steps}{weights}"
 
     @property
     def packed_size(self) -> int:
+        """Of the weights, or of those of a sample."""
         places = WINOGRAD_PLACES if self.winograd else prod(self.window)
         return self.blocks * self.block * self.channels * places
 

@@ -76,17 +76,17 @@ def _spec(op: ir.Operation, number: int) -> PoolSpec | None:
     return PoolSpec((ky, kx), strides, dilations) if positive else None
 
 
-def _steps(expression: ir.AffineExpr) -> dict[int, int] | None:
+def _steps(place: ir.AffineExpr) -> dict[int, int] | None:
     """The loops that an index is a sum of, times their steps; None for other indices."""
-    if isinstance(expression, ir.AffineDimExpr):
-        return {expression.position: 1}
-    if isinstance(expression, ir.AffineMulExpr):
-        of, factor = _steps(expression.lhs), expression.rhs
+    if isinstance(place, ir.AffineDimExpr):
+        return {place.position: 1}
+    if isinstance(place, ir.AffineMulExpr):
+        of, factor = _steps(place.lhs), place.rhs
         if of is None or not isinstance(factor, ir.AffineConstantExpr):
             return None
         return {loop: step * factor.value for loop, step in of.items()}
-    if isinstance(expression, ir.AffineAddExpr):
-        a, b = _steps(expression.lhs), _steps(expression.rhs)
+    if isinstance(place, ir.AffineAddExpr):
+        a, b = _steps(place.lhs), _steps(place.rhs)
         return None if a is None or b is None or set(a) & set(b) else a | b
     return None
 
@@ -94,8 +94,8 @@ def _steps(expression: ir.AffineExpr) -> dict[int, int] | None:
 def _extent(op: ir.Operation, loop: int) -> int | None:
     """How often a loop runs, where an operand says it and it is known."""
     for value, map_ in zip(op.operands, maps(op), strict=True):
-        for size, expression in zip(abq.shape(value), map_.results, strict=True):
-            if _steps(expression) == {loop: 1} and size != abq.DYNAMIC:
+        for size, place in zip(abq.shape(value), map_.results, strict=True):
+            if _steps(place) == {loop: 1} and size != abq.DYNAMIC:
                 return size
     return None
 

@@ -80,6 +80,7 @@ PASS_FILES = (
     "quantize_caches",
     "resolve_dims",
     "rotate_stream",
+    "scale_weights",
     "separate_fills",
     "share_heads",
     "simplify_broadcasts",

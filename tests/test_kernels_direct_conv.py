@@ -159,3 +159,26 @@ def test_agrees(
     )
     assert np.isnan(y[-16:]).all()
     assert (np.abs(y[:-16].reshape(expected.shape) - expected) <= allowed).all()
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+def test_samples_have_weights(isa: Isa) -> None:
+    rng = np.random.default_rng(3)
+    spec = ConvSpec(2, 11, 5, (1, 3), (1, 1), (1, 1), weights_by_sample=True)
+    x = rng.standard_normal((3, 10, 9, 12), np.float32)
+    w = rng.standard_normal((3, 22, 5, 1, 3), np.float32)
+    packed = np.stack([spec.pack_weight(each) for each in w])
+    pads = (0, 0, 0, 0)
+    expected = np.concatenate(
+        [convolved(x[i : i + 1], each, spec, pads) for i, each in enumerate(w)]
+    )
+    y, kernel = np.zeros(expected.size, np.float32), kernel_of(spec, None)
+    jit(isa, spec).run(
+        kernel.name,
+        kernel.grid(3, 8 * 12 + 10, spec.blocks),
+        [
+            *(x.reshape(-1), packed.reshape(-1), np.zeros(22, np.float32), y),
+            *(spec.groups, spec.outputs, spec.channels, 12, 9 * 12, 9, 10, 3 * 9 * 10),
+        ],
+    )
+    np.testing.assert_allclose(y.reshape(expected.shape), expected, rtol=1e-5, atol=1e-5)

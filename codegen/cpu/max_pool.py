@@ -5,7 +5,8 @@
 `x` are images of height x width, `y` for each of them rows x columns, where the window [ky, kx],
 its strides s and dilations d are the kernel's:
 
-    y[image, r, q] = max over v < ky, h < kx of x[image, r * sy + v * dy - top, q * sx + h * dx - left]
+    y[image, r, q] = max over v < ky, h < kx of
+        x[image, r * sy + v * dy - top, q * sx + h * dx - left]
 
 What is outside of an image is -inf; a NaN in a window is what it gives. The grid is
 `Kernel.grid(images, rows)`, rows first; an index does ROWS rows.

@@ -13,7 +13,8 @@ lies between the rows is computed and not stored. `outputs` and `channels` are t
 `rows`, batch * height * width, is there for profiles.
 
 A register tile is some output channels times some vectors of p. `w` has for every block of channels
-[C][taps][channels]; groups have blocks of their own. The grid is `Kernel.grid(batch, blocks of
+[C][taps][channels]; groups have blocks of their own, and samples all blocks where the specification
+has `weights_by_sample`. The grid is `Kernel.grid(batch, blocks of
 outputs, blocks of channels)`, channels first; an index does OUTPUTS outputs of one block.
 
 Outputs wait on the stack and go from there to `y`, row by row, through the epilogue if there is
@@ -91,10 +92,11 @@ class _Body:
         group = block // per_group
         channel = group * self.outputs + block % per_group * spec.block
         planes = (batch * self.groups + group) * (self.channels * spec.phases)
+        weights = batch * blocks + block if spec.weights_by_sample else block
         last = b.min(first + OUTPUTS, reach)
         for begin in range(0, spec.block, self.at_once):
             count = min(self.at_once, spec.block - begin)
-            tile = partial(self._tile, planes, block, channel, begin, count, first)
+            tile = partial(self._tile, planes, weights, channel, begin, count, first)
             cover_by_tiles(b, first, last, self.lanes, self.vectors, tile)
         self._store(batch, channel, group, first, last)
 
