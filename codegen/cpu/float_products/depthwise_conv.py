@@ -8,7 +8,8 @@ The arguments are those of `direct_conv.py`, but that `x` are images without zer
 [batch, channel, plane / pitch, pitch]; how many rows and columns there are before is the kernel's.
 There vectors of the image are multiplied by many channels' weights; here each is loaded for one
 product, and a load that crosses lines takes longer than that. So a register tile is TILE_ROWS rows
-times VECTORS vectors of outputs: of what the window reads, rows have most in common.
+times VECTORS vectors of outputs: of what the window reads, rows have most in common. Images that
+are no wider than a vector have tiles of as many accumulators.
 
 The grid is `Kernel.grid(batch, height, groups)`, channels first; an index does a strip of rows, as
 many columns of it at a time as a scratch has what their windows read: rows with zeros around them,
@@ -17,7 +18,7 @@ cut into phases by the stride of columns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -38,6 +39,8 @@ STRIPS = (16, 8, 4)  # rows of a grid index
 SCRATCH = 8192  # floats, where that leaves MIN_COLUMNS
 MIN_COLUMNS = 64  # of outputs at a time
 MAX_COLUMNS = 512
+
+Tile = Callable[[Value, list[Value | None]], None]  # from a column on, a mask for each vector
 
 
 def depthwise_conv_kernel(spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernel:
@@ -104,12 +107,26 @@ class _Body:
         with b.loop(0, self.width, self.columns) as pieces:
             count = b.min(self.width - pieces.i, self.columns)
             self._read(image, first, last - first, pieces.i, count)
-            with b.loop(first, last, TILE_ROWS) as rows:
-                begins = self._begins(rows.i - first, last - first)
-                to = (image * self.height + rows.i) * self.width + pieces.i
-                height = b.min(last - rows.i, TILE_ROWS)
-                tile = partial(self._tile, channel, begins, steady, to, height)
-                cover_by_tiles(b, b.index(0), count, self.lanes, VECTORS, tile)
+            to = (image * self.height + first) * self.width + pieces.i
+            narrow = self.width <= self.lanes
+            with b.when(narrow):
+                mask = b.mask(self.lanes, count)
+                for tile in self._tiles(TILE_ROWS * VECTORS, last - first, channel, steady, to):
+                    tile(b.index(0), [mask])
+            with b.when(narrow ^ 1):
+                for tile in self._tiles(TILE_ROWS, last - first, channel, steady, to):
+                    cover_by_tiles(b, b.index(0), count, self.lanes, VECTORS, tile)
+
+    def _tiles(
+        self, height: int, rows: Value, channel: Value, steady: Steady, to: Value
+    ) -> Iterator[Tile]:
+        """What computes a tile of `height` rows, in a loop over them; `rows` are stored, from `to`
+        on."""
+        b = self.b
+        with b.loop(0, rows, height) as loop:
+            begins = self._begins(height, loop.i, rows)
+            place, count = to + loop.i * self.width, b.min(rows - loop.i, height)
+            yield partial(self._tile, height, channel, begins, steady, place, count)
 
     def _read(self, image: Value, first: Value, height: Value, column: Value, width: Value) -> None:
         """To the scratch, [phase][row][column]: what `height` x `width` outputs from row `first`
@@ -127,25 +144,26 @@ class _Body:
             with b.when(inside ^ 1):
                 row.clear(to)
 
-    def _taps(self) -> dict[int, list[tuple[int, int]]]:
-        """The rows that a tile reads, from its first one on, and for which of its rows and of the
-        window's each is."""
+    def _taps(self, height: int) -> dict[int, list[tuple[int, int]]]:
+        """The rows that a tile of `height` rows reads, from its first one on, and for which of its
+        rows and of the window's each is."""
         found: dict[int, list[tuple[int, int]]] = {}
-        for row in range(TILE_ROWS):
+        for row in range(height):
             for dy in range(self.spec.window[0]):
                 below = row * self.spec.strides[0] + dy * self.spec.dilations[0]
                 found.setdefault(below, []).append((row, dy))
         return found
 
-    def _begins(self, row: Value, height: Value) -> dict[int, Value]:
-        """Where these rows begin, for a tile from `row` of `height` rows on. What is below, rows
-        that are not stored would read."""
+    def _begins(self, height: int, row: Value, rows: Value) -> dict[int, Value]:
+        """Where these rows begin, for a tile from `row` of `rows` on. What is below, rows that are
+        not stored would read."""
         b, sy = self.b, self.spec.strides[0]
-        last = (height - 1) * sy + self.spec.reach[0]
-        return {below: b.min(row * sy + below, last) * self.line for below in self._taps()}
+        last = (rows - 1) * sy + self.spec.reach[0]
+        return {below: b.min(row * sy + below, last) * self.line for below in self._taps(height)}
 
     def _tile(
         self,
+        height: int,
         channel: Value,
         begins: Mapping[int, Value],
         steady: Steady,
@@ -154,17 +172,17 @@ class _Body:
         column: Value,
         masks: list[Value | None],
     ) -> None:
-        """`count` rows of outputs from `column` on, a vector for each of `masks`; the first one is
-        stored from `to` on."""
+        """`height` rows of outputs from `column` on, a vector for each of `masks`; `count` of them
+        are stored, from `to` on."""
         b, lanes, vectors = self.b, self.lanes, range(len(masks))
         start = broadcast(b, self.bias, channel, lanes)
-        places = [(row, v) for row in range(TILE_ROWS) for v in vectors]
+        places = [(row, v) for row in range(height) for v in vectors]
         taps_y, taps_x = self.spec.window
         # Were this loop spelled out, all weights would be broadcast before, and not fit registers.
         with b.loop(0, taps_x, carry=[start] * len(places)) as taps:
             acc = dict(zip(places, taps.args, strict=True))
             offset = self._column(taps.i) + column
-            for source, uses in self._taps().items():
+            for source, uses in self._taps(height).items():
                 at = begins[source] + offset
                 xs = [b.load(self.rows, at + v * lanes, lanes) for v in vectors]
                 for row, dy in uses:
@@ -174,10 +192,10 @@ class _Body:
                         acc[row, v] = multiply_add(b, xs[v], weight, acc[row, v])
             taps.carry(*acc.values())
         for (row, v), value in zip(places, taps.results, strict=True):
-            b.store(value, self.outputs, (row * VECTORS + v) * lanes)
+            b.store(value, self.outputs, (row * len(masks) + v) * lanes)
         with b.loop(0, count) as rows:
             for v, mask in zip(vectors, masks, strict=True):
-                value = b.load(self.outputs, (rows.i * VECTORS + v) * lanes, lanes)
+                value = b.load(self.outputs, (rows.i * len(masks) + v) * lanes, lanes)
                 place = to + rows.i * self.width + column + v * lanes
                 b.store(self.finish(value, steady, place, mask), self.y, place, mask)
 
