@@ -91,8 +91,8 @@ class DirectConvOp(
 
     `w` of rank 2 has weights for each sample (`scale-weights`).
 
-    Where channels are for themselves (`ConvSpec.depthwise`) `planes` is the image as it is, and
-    `before` says how many rows and columns of zeros are before it; elsewhere these are 0.
+    Where kernels put the zeros around it (`ConvSpec.reads_images`) `planes` is the image as it is,
+    and `before` says how many rows and columns of zeros are before it; elsewhere these are 0.
 
     `epilogue`, where it has a block, says what an element becomes: an f32 of itself and of an
     element of each of `first` to `fourth`, which `maps` finds by the indices of the result.
@@ -146,7 +146,7 @@ def conv_spec(op: Any) -> ConvSpec:
     planes = shape(op.planes)[1]
     by_sample = len(shape(op.w)) == 2
     of_image = ConvSpec(groups, n // groups, planes // groups, *steps, by_sample)
-    if of_image.depthwise:
+    if of_image.reads_images:
         return of_image
     return replace(of_image, channels=planes // (of_image.phases * groups))
 

@@ -32,7 +32,7 @@ class ConvSpec:
     window: tuple[int, int]
     strides: tuple[int, int]
     dilations: tuple[int, int]
-    before: tuple[int, int] = (0, 0)  # rows and columns of zeros; depthwise
+    before: tuple[int, int] = (0, 0)  # rows and columns of zeros, where it reads images
     weights_by_sample: bool = False  # each has its own; neither depthwise nor by Winograd
 
     @property
@@ -48,10 +48,15 @@ class ConvSpec:
     @property
     def depthwise(self) -> bool:
         """Whether a channel is all that is read for one, by a window that a kernel can spell out
-        for some rows of outputs at a time. It reads the image, not planes of it."""
+        for some rows of outputs at a time."""
         near = max(*self.reach, *self.strides) <= MANY_DEPTHWISE_STEPS
         few = prod(self.window) <= MANY_DEPTHWISE_TAPS
         return self.outputs == self.channels == 1 and near and few
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the kernel puts zeros around images itself: it has no use for planes."""
+        return self.depthwise or self.winograd
 
     @property
     def winograd(self) -> bool:
@@ -93,7 +98,8 @@ class ConvSpec:
             return "x".join(map(str, pair))
 
         if self.winograd:
-            return f"direct_conv_winograd_n{self.outputs}_c{self.channels}"
+            around = f"p{text(self.before)}"
+            return f"direct_conv_winograd_n{self.outputs}_c{self.channels}_{around}"
         steps = f"s{text(self.strides)}_d{text(self.dilations)}"
         if self.depthwise:
             return f"direct_conv_depthwise_w{text(self.window)}_{steps}_p{text(self.before)}"

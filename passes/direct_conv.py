@@ -1,7 +1,7 @@
 """Convolutions in float become `abq.direct_conv` where the target has kernels for it.
 
     x [B, C, H, W] --abq.polyphase--> planes [B, C * phases, rows, pitch] --abq.direct_conv--> y
-    x [B, C, H, W] --abq.direct_conv--> y      where channels are for themselves
+    x [B, C, H, W] --abq.direct_conv--> y      where kernels put zeros around images themselves
 
 What has codes or weights in 16 bits, more than two spatial axes, a window of many columns, or so
 few outputs that a vector is not filled with them is left to `decompose-conv`.
@@ -55,7 +55,7 @@ def _spec(op: ir.Operation) -> ConvSpec | None:
     (y, x), strides, dilations = ([1, *pair][-2:] for pair in (window, *steps))
     spec = ConvSpec(groups, n // groups, c, (y, x), tuple(strides), tuple(dilations))
     before = [0, *list(ir.DenseI64ArrayAttr(op.attributes["pads"]))[: len(window)]][-2:]
-    return replace(spec, before=tuple(before)) if spec.depthwise else spec
+    return replace(spec, before=tuple(before)) if spec.reads_images else spec
 
 
 def _planned(op: ir.Operation, spec: ConvSpec, unit: Unit) -> ir.Value:
@@ -85,7 +85,7 @@ def _planes(conv: Conv, spec: ConvSpec) -> ir.Value:
         shape = abq.shape(x)
         x = expand_shape(x, [[0], [1], [2, 3]], [*shape[:2], 1, shape[2]])
         pads = [0, pads[0], 0, pads[1]]
-    if spec.depthwise or (spec.phases == 1 and not any(pads)):
+    if spec.reads_images or (spec.phases == 1 and not any(pads)):
         return x
     axes = zip((2, 3), pads[:2], pads[2:], spec.strides, strict=True)
     sizes = [_of_phase(x, axis, low + high, stride) for axis, low, high, stride in axes]

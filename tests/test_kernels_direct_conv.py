@@ -136,7 +136,7 @@ def test_agrees(
         e, s, c, b, one = inputs
         expected = np.minimum(np.tanh(expected + e) * s + c * b, 0.5) - one
         allowed += 1e-6
-    if spec.depthwise:
+    if spec.reads_images:
         spec, planes = replace(spec, before=pads[:2]), x[:, :, None]
     else:
         planes = planes_of(x, spec, pads)

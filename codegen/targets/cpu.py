@@ -214,7 +214,7 @@ class CpuTarget:
 
     def direct_conv(self, spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernel | None:
         """The kernel of a convolution in float, which reads planes (passes/direct_conv.py)."""
-        if spec.weights_by_sample and (spec.winograd or spec.depthwise):
+        if spec.weights_by_sample and spec.reads_images:
             return None
         if spec.winograd:
             return winograd_conv_kernel(spec, epilogue)

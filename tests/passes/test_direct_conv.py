@@ -73,7 +73,7 @@ def test_sizes_known_at_run_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("w", "size", "name"),
     [
-        ("40x16x3x3xf32", 48 * 16 * 16, "direct_conv_winograd_n40_c16"),
+        ("40x16x3x3xf32", 48 * 16 * 16, "direct_conv_winograd_n40_c16_p1x1"),
         ("31x16x3x3xf32", 32 * 16 * 9, "direct_conv_n8_w3x3_s1x1_d1x1"),
         ("40x15x3x3xf32", 40 * 15 * 9, "direct_conv_n8_w3x3_s1x1_d1x1"),
         ("40x16x3x1xf32", 40 * 16 * 3, "direct_conv_n8_w3x1_s1x1_d1x1"),
