@@ -4,6 +4,7 @@
 """
 
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 from .abq import (
@@ -46,11 +47,12 @@ class YieldOp(Abq.Operation, name="yield", traits=[ir.IsTerminatorTrait]):
 
 
 class PolyphaseOp(VerifiedOperation, name="polyphase", traits=[ext.Pure]):
-    """Images with zeros around them as the polyphase components that strides cut them into.
+    """Images with zeros around them as the polyphase components that strides cut them into: the
+    first ny x nx of them, `phases`.
 
-    `x` is B x C x H x W, the result B x (C * phases) x `rows` x `pitch`:
+    `x` is B x C x H x W, the result B x (C * ny * nx) x `rows` x `pitch`:
 
-        result[b, (c * sy + py) * sx + px, r, q] = x[b, c, r * sy + py - top, q * sx + px - left]
+        result[b, (c * ny + py) * nx + px, r, q] = x[b, c, r * sy + py - top, q * sx + px - left]
 
     and zero where that is outside of the image. A convolution with these strides reads neighbours
     in the result where outputs are neighbours.
@@ -60,21 +62,22 @@ class PolyphaseOp(VerifiedOperation, name="polyphase", traits=[ext.Pure]):
     rows: Index
     pitch: Index
     strides: Any  # array<i64: sy, sx>
+    phases: Any  # array<i64: ny, nx>
     before: Any  # array<i64: top, left>
     result: TensorResult
 
     @staticmethod
     def check(op: Any) -> None:
         x, y = shape(op.x), shape(op.result)
-        (sy, sx), before = (list(ir.DenseI64ArrayAttr(op.attributes[n])) for n in _STEPS)
+        (ny, nx), before = (list(ir.DenseI64ArrayAttr(op.attributes[n])) for n in _PHASES)
         _require(len(x) == len(y) == 4 and len(before) == 2, "images and planes have rank 4")
         _require(_agree(x[0], y[0]), "x and the result have the same samples")
         _require(
-            y[1] == x[1] * sy * sx, f"{x[1]} channels in {sy} x {sx} phases, not {y[1]} planes"
+            y[1] == x[1] * ny * nx, f"{x[1]} channels in {ny} x {nx} phases, not {y[1]} planes"
         )
 
 
-_STEPS = ("strides", "before")
+_PHASES = ("phases", "before")
 
 # The operands that an epilogue has: IRDL would give all of a variadic group one type.
 EPILOGUE_INPUTS = ("first", "second", "third", "fourth")
@@ -148,7 +151,7 @@ def conv_spec(op: Any) -> ConvSpec:
     of_image = ConvSpec(groups, n // groups, planes // groups, *steps, by_sample)
     if of_image.reads_images:
         return of_image
-    return replace(of_image, channels=planes // (of_image.phases * groups))
+    return replace(of_image, channels=planes // (prod(of_image.phases) * groups))
 
 
 def epilogue_inputs(op: Any) -> list[ir.Value]:

@@ -42,8 +42,12 @@ class ConvSpec:
         return (height - 1) * dy, (width - 1) * dx
 
     @property
-    def phases(self) -> int:
-        return prod(self.strides)
+    def phases(self) -> tuple[int, int]:
+        """Of rows and of columns: how many of those that the strides cut an image into planes have.
+        Without dilations, windows that are smaller than a stride read the first ones alone."""
+        axes = zip(self.window, self.strides, self.dilations, strict=True)
+        rows, columns = (min(w, stride) if step == 1 else stride for w, stride, step in axes)
+        return rows, columns
 
     @property
     def depthwise(self) -> bool:

@@ -78,14 +78,14 @@ def _planned(op: ir.Operation, spec: ConvSpec, unit: Unit) -> ir.Value:
 
 
 def _planes(conv: Conv, spec: ConvSpec) -> ir.Value:
-    """[B, C * phases, rows, pitch]; the image itself where it has no zeros and one phase, and for
+    """[B, C * phases, rows, pitch]; the image itself where it has no zeros and no strides, and for
     kernels that put zeros around it themselves."""
     x, pads = conv.x, conv.pads
     if conv.spatial == 1:
         shape = abq.shape(x)
         x = expand_shape(x, [[0], [1], [2, 3]], [*shape[:2], 1, shape[2]])
         pads = [0, pads[0], 0, pads[1]]
-    if spec.reads_images or (spec.phases == 1 and not any(pads)):
+    if spec.reads_images or (spec.strides == (1, 1) and not any(pads)):
         return x
     axes = zip((2, 3), pads[:2], pads[2:], spec.strides, strict=True)
     sizes = [_of_phase(x, axis, low + high, stride) for axis, low, high, stride in axes]
@@ -95,8 +95,9 @@ def _planes(conv: Conv, spec: ConvSpec) -> ir.Value:
         x,
         *(size if isinstance(size, ir.Value) else index(size) for size in sizes),
         ir.DenseI64ArrayAttr.get(spec.strides),
+        ir.DenseI64ArrayAttr.get(spec.phases),
         ir.DenseI64ArrayAttr.get(pads[:2]),
-        ir.RankedTensorType.get([batch, channels * spec.phases, *known], ir.F32Type.get()),
+        ir.RankedTensorType.get([batch, channels * prod(spec.phases), *known], ir.F32Type.get()),
     ).result
 
 

@@ -44,6 +44,9 @@ CASES = [
     (ConvSpec(2, 1, 1, (3, 3), (2, 3), (1, 2)), (1, 8, 500), (1, 2, 1, 1)),
     (ConvSpec(3, 4, 2, (3, 3), (2, 1), (2, 1)), (1, 12, 9), (1, 1, 1, 1)),
     (ConvSpec(1, 9, 3, (3, 3), (2, 2), (1, 1)), (1, 21, 37), (1, 1, 1, 1)),
+    # Windows that are smaller than strides read some phases alone.
+    (ConvSpec(1, 9, 3, (1, 1), (2, 2), (1, 1)), (2, 21, 37), (0, 0, 0, 0)),
+    (ConvSpec(2, 3, 3, (2, 2), (3, 4), (1, 1)), (1, 21, 37), (1, 0, 1, 1)),
     (ConvSpec(1, 3, 4, (1, 7), (1, 3), (1, 2)), (2, 2, 40), (0, 3, 0, 1)),
     # Winograd's algorithm: blocks of all widths, tiles and channels that fill nothing.
     (ConvSpec(1, 45, 33, (3, 3), (1, 1), (1, 1)), (2, 17, 35), (1, 1, 1, 1)),
@@ -86,7 +89,7 @@ def planes_of(x: np.ndarray, spec: ConvSpec, pads: tuple[int, int, int, int]) ->
     padded = np.pad(x, ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
     (sy, sx), size = spec.strides, padded.shape[2:]
     padded = np.pad(padded, ((0, 0), (0, 0), (0, -size[0] % sy), (0, -size[1] % sx)))
-    phases = [padded[:, :, y::sy, x::sx] for y, x in product(range(sy), range(sx))]
+    phases = [padded[:, :, y::sy, x::sx] for y, x in product(*map(range, spec.phases))]
     return np.ascontiguousarray(np.stack(phases, axis=2))
 
 

@@ -225,9 +225,9 @@ class CpuTarget:
         """The kernel of a pool of images in f32 (passes/convert_max_pool.py)."""
         return max_pool_kernel(spec)
 
-    def polyphase(self, strides: tuple[int, int]) -> Kernel | None:
+    def polyphase(self, strides: tuple[int, int], phases: tuple[int, int]) -> Kernel | None:
         """The kernel that makes the planes which a convolution with these strides reads."""
-        return polyphase_kernel(strides)
+        return polyphase_kernel(strides, phases)
 
     def code_conv(
         self, spec: CodeConvSpec, *, node: str, working_set: int = 0

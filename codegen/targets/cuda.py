@@ -265,7 +265,7 @@ class CudaTarget:
     def max_pool(self, spec: PoolSpec) -> None:
         """None: pools are loops."""
 
-    def polyphase(self, strides: tuple[int, int]) -> None:
+    def polyphase(self, strides: tuple[int, int], phases: tuple[int, int]) -> None:
         """None: no convolution reads planes."""
 
     def code_conv(self, spec: CodeConvSpec, *, node: str, working_set: int = 0) -> None:

@@ -150,7 +150,7 @@ class Target(Protocol):
         """The kernel of a pool of images in f32."""
         ...
 
-    def polyphase(self, strides: tuple[int, int]) -> Kernel | None:
+    def polyphase(self, strides: tuple[int, int], phases: tuple[int, int]) -> Kernel | None:
         """The kernel that makes the planes which a convolution with these strides reads."""
         ...
 

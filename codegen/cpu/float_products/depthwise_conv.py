@@ -135,7 +135,7 @@ class _Body:
         before = left - column * sx
         count = (width + (spec.reach[1] // sx + self.lanes)) // self.lanes * self.lanes
         plane = self.rows_read * self.line
-        row = PhaseRow(b, sx, self.x, self.rows, self.pitch, before, count, plane)
+        row = PhaseRow(b, sx, sx, self.x, self.rows, self.pitch, before, count, plane)
         with b.loop(0, (height - 1) * sy + (spec.reach[0] + 1)) as loop:
             source, to = first * sy + loop.i - top, loop.i * self.line
             inside = (source >= 0) & (source < self.plane // self.pitch)

@@ -26,6 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from math import prod
 from typing import Any
 
 from abqc.codegen.builder import INDEX, Builder, Value, buffer, function
@@ -75,7 +76,7 @@ class _Body:
 
     def __post_init__(self) -> None:
         isa, block = self.b.isa, self.spec.block
-        self.lanes = isa.lanes(32)
+        self.lanes, self.phases = isa.lanes(32), prod(self.spec.phases)
         # Half of a block's channels at a time where registers are few.
         self.at_once = block if isa.registers >= 32 else min(block, 4)
         self.vectors = max(1, min(8, (isa.registers - 4) // (self.at_once + 1)))
@@ -91,7 +92,7 @@ class _Body:
         batch = i // blocks // across
         group = block // per_group
         channel = group * self.outputs + block % per_group * spec.block
-        planes = (batch * self.groups + group) * (self.channels * spec.phases)
+        planes = (batch * self.groups + group) * (self.channels * self.phases)
         weights = batch * blocks + block if spec.weights_by_sample else block
         last = b.min(first + OUTPUTS, reach)
         for begin in range(0, spec.block, self.at_once):
@@ -122,10 +123,10 @@ class _Body:
         ]
         taps = list(product(range(spec.window[0]), range(spec.window[1])))
         with b.loop(0, self.channels, carry=start) as channels:
-            at = (planes + channels.i * spec.phases) * self.plane + p
+            at = (planes + channels.i * self.phases) * self.plane + p
             w_at = ((block * self.channels + channels.i) * len(taps)) * spec.block + begin
             acc = list(channels.args)
-            if len(taps) <= (MANY_TAPS if spec.phases == 1 else MANY_TAPS_OF_PHASES):
+            if len(taps) <= (MANY_TAPS if self.phases == 1 else MANY_TAPS_OF_PHASES):
                 for tap, (dy, dx) in enumerate(taps):
                     offset = self._row(b.index(dy)) + self._column(dx)
                     acc = self._tap(acc, at + offset, w_at + tap * spec.block, count, masks)
@@ -159,7 +160,7 @@ class _Body:
     def _row(self, dy: Value) -> Value:
         """Where row `dy` of a window begins."""
         y, stride = dy * self.spec.dilations[0], self.spec.strides[0]
-        phase = y % stride * self.spec.strides[1] if stride > 1 else self.b.index(0)
+        phase = y % stride * self.spec.phases[1] if stride > 1 else self.b.index(0)
         return phase * self.plane + (y // stride if stride > 1 else y) * self.pitch
 
     def _column(self, dx: int) -> Value:

@@ -2,11 +2,12 @@
 
     kernel (i, x: memref<?xf32>, y: memref<?xf32>, height, width, rows, pitch, top, left: index)
 
-`x` are B * C images of height x width, `y` for each of them a plane of rows x pitch for each phase:
+`x` are B * C images of height x width, `y` for each of them a plane of rows x pitch for each of the
+first ny x nx phases:
 
-    y[image, py * sx + px, r, q] = x[image, r * sy + py - top, q * sx + px - left], or 0 outside
+    y[image, py * nx + px, r, q] = x[image, r * sy + py - top, q * sx + px - left], or 0 outside
 
-The grid is `Kernel.grid(images, rows)`, rows first; an index does ROWS rows of all phases. Columns
+The grid is `Kernel.grid(images, rows)`, rows first; an index does ROWS rows of these. Columns
 are read as they lie and, with a stride of 2 or 4, sorted into phases in registers.
 """
 
@@ -26,22 +27,25 @@ ROWS = 16  # of a grid index
 SHUFFLED = (1, 2, 4)  # strides of columns that registers are sorted by
 
 
-def polyphase_kernel(strides: tuple[int, int]) -> Kernel:
+def polyphase_kernel(strides: tuple[int, int], phases: tuple[int, int]) -> Kernel:
     """The kernel; its grid is over images and rows."""
-    name = f"polyphase_s{strides[0]}x{strides[1]}"
-    return Kernel(name, (1, ROWS), partial(_emit, name, strides))
+    name = f"polyphase_s{strides[0]}x{strides[1]}_n{phases[0]}x{phases[1]}"
+    return Kernel(name, (1, ROWS), partial(_emit, name, strides, phases))
 
 
-def _emit(name: str, strides: tuple[int, int], module: Any, isa: Isa) -> None:
+def _emit(
+    name: str, strides: tuple[int, int], phases: tuple[int, int], module: Any, isa: Isa
+) -> None:
     arguments = [buffer("f32")] * 2 + [INDEX] * 6
     with function(module, isa, name, arguments) as (b, i, x, y, *sizes):
-        _Body(b, strides, x, y, *sizes).emit(i)
+        _Body(b, strides, phases, x, y, *sizes).emit(i)
 
 
 @dataclass
 class _Body:
     b: Builder
     strides: tuple[int, int]
+    phases: tuple[int, int]
     x: Value
     y: Value
     height: Value
@@ -52,15 +56,15 @@ class _Body:
     left: Value
 
     def emit(self, i: Value) -> None:
-        b, (sy, sx) = self.b, self.strides
+        b, (sy, sx), (ny, nx) = self.b, self.strides, self.phases
         blocks = (self.rows + (ROWS - 1)) // ROWS
         image, first = i // blocks, i % blocks * ROWS
         last = b.min(first + ROWS, self.rows)
         plane = self.rows * self.pitch
-        row = PhaseRow(b, sx, self.x, self.y, self.width, self.left, self.pitch, plane)
-        with b.loop(0, sy) as phases, b.loop(first, last) as rows:
+        row = PhaseRow(b, sx, nx, self.x, self.y, self.width, self.left, self.pitch, plane)
+        with b.loop(0, ny) as phases, b.loop(first, last) as rows:
             source = rows.i * sy + phases.i - self.top
-            to = (image * (sy * sx) + phases.i * sx) * plane + rows.i * self.pitch
+            to = (image * (ny * nx) + phases.i * nx) * plane + rows.i * self.pitch
             inside = (source >= 0) & (source < self.height)
             with b.when(inside):
                 row.copy((image * self.height + source) * self.width, to)
@@ -70,11 +74,12 @@ class _Body:
 
 @dataclass
 class PhaseRow:
-    """A row of an image, `width` elements of `x`, as `count` elements of each phase in `y`:
-    phases are `plane` apart, and what comes before the image's first column are `left` columns."""
+    """A row of an image, `width` elements of `x`, as `count` elements of each of the first `phases`
+    in `y`. Phases are `plane` apart; `left` columns come before the image's first one."""
 
     b: Builder
     stride: int
+    phases: int
     x: Value
     y: Value
     width: Value
@@ -91,7 +96,7 @@ class PhaseRow:
 
     def clear(self, to: Value) -> None:
         """Zeros: the row is outside of the image."""
-        with self.b.loop(0, self.stride) as columns:
+        with self.b.loop(0, self.phases) as columns:
             self._zeros(to + columns.i * self.plane, self.b.index(0), self.count)
 
     def _zeros(self, to: Value, begin: Value, end: Value) -> None:
@@ -100,7 +105,7 @@ class PhaseRow:
 
     def _by_elements(self, source: Value, to: Value) -> None:
         b, sx = self.b, self.stride
-        with b.loop(0, sx) as phases:
+        with b.loop(0, self.phases) as phases:
             at = to + phases.i * self.plane
             before = b.max(self.left - phases.i, 0) + (sx - 1)
             begin = b.min(before // sx, self.count)
@@ -136,7 +141,7 @@ class PhaseRow:
     def _store_phases(self, parts: list[Value], to: Value, mask: Value | None) -> None:
         b, sx = self.b, self.stride
         columns = b.join(*parts)
-        for phase in range(sx):
+        for phase in range(self.phases):
             lanes = range(phase, sx * self.lanes, sx)
             value = b.shuffle(columns, columns, lanes) if sx > 1 else columns
             b.store(value, self.y, to + phase * self.plane, mask)
