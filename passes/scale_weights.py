@@ -64,7 +64,8 @@ def _has_few_weights(conv: ir.Operation) -> bool:
     plain = spec.groups == 1 and prod(spec.window) == 1 and not spec.winograd
     size = abq.shape(view.planes)[2:]
     pixels = MANY_OUTPUTS if abq.DYNAMIC in size else prod(size)
-    return plain and len(abq.shape(view.w)) == 1 and spec.outputs <= pixels
+    floats = isinstance(abq.element(view.w), ir.F32Type) and len(abq.shape(view.w)) == 1
+    return plain and floats and spec.outputs <= pixels
 
 
 def _rewrite(conv: ir.Operation, loop: ir.Operation, number: int) -> None:
