@@ -171,17 +171,14 @@ class _Body:
         """The outputs `first` to `last` that are in rows, from the scratch."""
         b, spec, lanes = self.b, self.spec, self.lanes
         size = self.height * self.width
-        # Rows with nothing between them are one.
-        whole = self.pitch == self.width
-        pitch, width = (b.select(whole, size, value) for value in (self.pitch, self.width))
         channels = b.min((group + 1) * self.outputs - channel, spec.block)
         with b.loop(0, channels) as n:
             image = batch * (self.groups * self.outputs) + channel + n.i
             steady = self.finish.steady(batch, channel + n.i, image)
-            with b.loop(first // pitch, (last + (pitch - 1)) // pitch) as rows:
-                begin = b.max(rows.i * pitch, first)
-                end = b.min(rows.i * pitch + width, last)
-                to = image * size + rows.i * width - rows.i * pitch
+            with b.loop(first // self.pitch, (last + (self.pitch - 1)) // self.pitch) as rows:
+                begin = b.max(rows.i * self.pitch, first)
+                end = b.min(rows.i * self.pitch + self.width, last)
+                to = image * size + rows.i * self.width - rows.i * self.pitch
                 source = n.i * OUTPUTS - first
 
                 def store(
