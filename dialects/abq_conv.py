@@ -148,7 +148,7 @@ def conv_spec(op: Any) -> ConvSpec:
     steps = [tuple(ir.DenseI64ArrayAttr(op.attributes[name])) for name in names]
     planes = shape(op.planes)[1]
     by_sample = len(shape(op.w)) == 2
-    of_image = ConvSpec(groups, n // groups, planes // groups, *steps, by_sample)
+    of_image = ConvSpec(groups, n // groups, planes // groups, *steps, weights_by_sample=by_sample)
     if of_image.reads_images:
         return of_image
     return replace(of_image, channels=planes // (prod(of_image.phases) * groups))

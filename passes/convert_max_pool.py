@@ -64,13 +64,12 @@ def _spec(op: ir.Operation, number: int) -> PoolSpec | None:
     image = maps(op)[number].results
     if len(image) != 4 or [_steps(each) for each in image[:2]] != [{0: 1}, {1: 1}]:
         return None
-    window, steps = [_extent(op, 4), _extent(op, 5)], [_steps(each) for each in image[2:]]
-    if None in window or any(
-        each is None or set(each) != set(axes)
-        for each, axes in zip(steps, (_ROWS, _COLUMNS), strict=True)
-    ):
+    ky, kx = _extent(op, 4), _extent(op, 5)
+    rows, columns = _steps(image[2]), _steps(image[3])
+    if ky is None or kx is None or rows is None or columns is None:
         return None
-    (rows, columns), (ky, kx) = steps, window
+    if set(rows) != set(_ROWS) or set(columns) != set(_COLUMNS):
+        return None
     strides, dilations = ((rows[r], columns[c]) for r, c in zip(_ROWS, _COLUMNS, strict=True))
     positive = min(*strides, *dilations) > 0
     return PoolSpec((ky, kx), strides, dilations) if positive else None

@@ -14,7 +14,7 @@ from abqc.dialects.mlir import ir, tensor
 
 from .infrastructure import Unit, defining_op, is_used, register, users, walk
 from .loops.axis_blocks import parallel_loop
-from .loops.generics import inputs, iterators, maps
+from .loops.generics import groups, inputs, iterators, maps, without_unit_axes
 from .resolve_dims import mixed_sizes
 
 _CONVOLUTIONS = ("abq.direct_conv", "abq.code_conv")
@@ -40,12 +40,13 @@ def _split(op: ir.Operation) -> None:
     found = next((i for i in numbers if _is_of_convolution(op, i)), None)
     if found is None or combined.type != abq.element(op.operands[found]):
         return
-    others = [i for i in numbers if i != found]
-    reads = [_by(maps(op)[found], maps(op)[i]) for i in others]
+    value, others = op.operands[found], [i for i in numbers if i != found]
+    x = without_unit_axes(value)
+    indices = _indices(value, maps(op)[found])
+    reads = [_by(indices, maps(op)[i]) for i in others]
     known = [map_ for map_ in reads if map_ is not None]
     if len(known) < len(others):
         return
-    x = op.operands[found]
     with ir.InsertionPoint(op), op.location:
         init = tensor.EmptyOp(mixed_sizes(x), abq.element(x)).result
         identity = ir.AffineMap.get_identity(len(abq.shape(x)))
@@ -57,7 +58,13 @@ def _split(op: ir.Operation) -> None:
             init,
             lambda elements: _cloned(body, dict(zip(arguments, elements, strict=True)), combined),
         )
+        if x != value:
+            wide = value.owner.clone().operation
+            wide.operands[0] = made
+            made = wide.results[0]
     op.operands[found] = made
+    if x != value:
+        value.owner.erase()
     combined.replace_all_uses_with(block.arguments[found])
     for inner in reversed(body):
         if not any(is_used(result) for result in inner.results):
@@ -101,31 +108,48 @@ def _is_read(argument: ir.Value, body: list[ir.Operation]) -> bool:
 
 
 def _is_of_convolution(op: ir.Operation, number: int) -> bool:
-    """Whether an input is what a convolution makes, for this loop alone."""
+    """Whether an input is what a convolution makes, for this loop alone; axes of size 1 may have
+    been added."""
     value = op.operands[number]
-    made = defining_op(value)
+    x = without_unit_axes(value)
+    made, reshape = defining_op(x), defining_op(value)
     if made is None or made.name not in _CONVOLUTIONS or made.block != op.block:
         return False
-    readers = [user.operation for user in users(value)]
+    if x != value and (reshape is None or reshape.name != "tensor.expand_shape"):
+        return False
+    if x != value and reshape.operands[0] != x:
+        return False
+    readers = [user.operation for each in (x, value) for user in users(each)]
     return (
         inputs(op).count(value) == 1
         and isinstance(abq.element(value), ir.F32Type)
-        and all(user == op or user.name == "tensor.dim" for user in readers)
+        and all(user in (op, reshape) or user.name == "tensor.dim" for user in readers)
     )
 
 
-def _by(x: ir.AffineMap, other: ir.AffineMap) -> ir.AffineMap | None:
-    """The map that reads by the indices of a tensor, itself read by `x`, what `other` reads."""
+def _indices(value: ir.Value, map_: ir.AffineMap) -> list[ir.AffineExpr]:
+    """Those of `map_`, which reads `value`, that are indices of what it was without the axes of
+    size 1 that were added."""
+    owner = defining_op(value)
+    if owner is None or owner.name != "tensor.expand_shape":
+        return list(map_.results)
+    shape = abq.shape(value)
+    kept = [max(group, key=lambda axis: shape[axis] != 1) for group in groups(owner)]
+    return [map_.results[axis] for axis in kept]
+
+
+def _by(indices: list[ir.AffineExpr], other: ir.AffineMap) -> ir.AffineMap | None:
+    """The map from these indices of a tensor to what `other` reads."""
     places: list[ir.AffineExpr] = []
     for expression in other.results:
-        axes = [axis for axis, index in enumerate(x.results) if index == expression]
+        axes = [axis for axis, index in enumerate(indices) if index == expression]
         if axes:
             places.append(ir.AffineDimExpr.get(axes[0]))
         elif isinstance(expression, ir.AffineConstantExpr):
             places.append(expression)
         else:
             return None
-    return ir.AffineMap.get(len(x.results), 0, places)
+    return ir.AffineMap.get(len(indices), 0, places)
 
 
 def _cloned(body: list[ir.Operation], known: dict[ir.Value, ir.Value], value: ir.Value) -> ir.Value:
