@@ -11,8 +11,8 @@ its strides s and dilations d are the kernel's:
 What is outside of an image is -inf; a NaN in a window is what it gives. The grid is
 `Kernel.grid(images, rows)`, rows first; an index does ROWS rows.
 
-A row is done in pieces of COLUMNS columns. For every column of the image that these read, the
-largest of the window's rows goes to a scratch; with a stride of 2 or 4, registers sort columns into
+Rows are done in pieces of COLUMNS columns. For every column of the image that these read, the
+largest of a window's rows goes to a scratch; with a stride of 2 or 4, registers sort columns into
 phases there, so that what neighbours read lies side by side.
 """
 
@@ -70,60 +70,72 @@ class _Body:
         self.step = spec.strides[1] // self.phases
         read = (COLUMNS - 1) * self.step + self.reach // self.phases + 1
         self.pitch = (read // self.lanes + 2) * self.lanes
-        self.scratch = self.b.alloca(self.phases * self.pitch, "f32")
+        self.line = self.phases * self.pitch  # of a row
+        self.scratch = self.b.alloca(ROWS * self.line, "f32")
 
     def emit(self, i: Value) -> None:
-        b, (ky, _), (sy, _), (dy, _) = (
-            self.b, self.spec.window, self.spec.strides, self.spec.dilations
-        )  # fmt: skip
+        b = self.b
         blocks = (self.rows + (ROWS - 1)) // ROWS
         image, first = i // blocks, i % blocks * ROWS
         last = b.min(first + ROWS, self.rows)
-        with b.loop(first, last) as rows, b.loop(0, self.columns, COLUMNS) as pieces:
-            row = rows.i * sy - self.top
-            # The window's rows that are in the image.
-            begin = (b.max(0 - row, 0) + (dy - 1)) // dy
-            end = b.min((b.max(self.height - row, 0) + (dy - 1)) // dy, ky)
+        with b.loop(0, self.columns, COLUMNS) as pieces:
             count = b.min(self.columns - pieces.i, COLUMNS)
-            self._tallest(image * self.height, row, (begin, end), pieces.i, count)
-            to = (image * self.rows + rows.i) * self.columns + pieces.i
-            if self.step == 1:
-                cover(b, b.index(0), count, self.lanes, partial(self._vector, to))
-            else:
-                with b.loop(0, count) as loop:
-                    b.store(self._largest(loop.i * self.step, 0), self.y, to + loop.i)
+            self._tallest(image * self.height, first, last, pieces.i, count)
+            with b.loop(first, last) as rows:
+                line = (rows.i - first) * self.line
+                to = (image * self.rows + rows.i) * self.columns + pieces.i
+                if self.step == 1:
+                    cover(b, b.index(0), count, self.lanes, partial(self._vector, line, to))
+                else:
+                    with b.loop(0, count) as loop:
+                        largest = self._largest(line + loop.i * self.step, 0)
+                        b.store(largest, self.y, to + loop.i)
 
     def _tallest(
-        self, image: Value, row: Value, rows: tuple[Value, Value], first: Value, count: Value
+        self, image: Value, first: Value, last: Value, column: Value, count: Value
     ) -> None:
-        """To the scratch: of every column that `count` windows from `first` on read, the largest of
-        the window's rows, those `rows` from `row` on that are in the image."""
-        b, lanes, (ky, _) = self.b, self.lanes, self.spec.window
-        (begin, end), dy = rows, self.spec.dilations[0]
-        read = (count - 1) * self.step + (self.reach // self.phases + 1)
-        all_rows = (begin == 0) & (end == ky)
+        """To the scratch: of every column that `count` windows from `column` on read, the largest
+        of the windows' rows, for the rows `first` to `last`. `image` is the number of its first
+        row."""
+        b, lanes, phases = self.b, self.lanes, self.phases
+        (ky, _), sy, dy = self.spec.window, self.spec.strides[0], self.spec.dilations[0]
+        read = (count - 1) * self.step + (self.reach // phases + 1)
         with b.loop(0, read, lanes) as loop:
-            column = first * self.spec.strides[1] + loop.i * self.phases - self.left
-            inside = (column >= 0) & (column + self.phases * lanes <= self.width)
-            starts = [column + k * lanes for k in range(self.phases)]
-            with b.when(inside & all_rows):
+            start = column * self.spec.strides[1] + loop.i * phases - self.left
+            inside = (start >= 0) & (start + phases * lanes <= self.width)
+            starts = [start + k * lanes for k in range(phases)]
+            masks: list[Value | None] = [self._inside(each) for each in starts]
+            with b.loop(first, last) as rows:
+                row, to = rows.i * sy - self.top, (rows.i - first) * self.line + loop.i
+                # The window's rows that are in the image.
+                begin = (b.max(0 - row, 0) + (dy - 1)) // dy
+                end = b.min((b.max(self.height - row, 0) + (dy - 1)) // dy, ky)
                 lines = [(image + row + v * dy) * self.width for v in range(ky)]
-                parts = [
-                    reduce(_larger, [b.load(self.x, line + start, lanes) for line in lines])
-                    for start in starts
-                ]
-                self._keep(parts, loop.i)
-            with b.when((inside & all_rows) ^ 1):
-                lowest = [b.const(-inf, f"vector<{lanes}xf32>")] * self.phases
-                masks = [self._inside(start) for start in starts]
-                with b.loop(begin, end, carry=lowest) as inner:
-                    line = (image + row + inner.i * dy) * self.width
-                    found = [
-                        b.select(mask, b.load(self.x, line + start, lanes, mask), low)
-                        for mask, start, low in zip(masks, starts, lowest, strict=True)
-                    ]
-                    inner.carry(*map(_larger, inner.args, found))
-                self._keep(inner.results, loop.i)
+                all_rows = (begin == 0) & (end == ky)
+                with b.when(inside & all_rows):
+                    parts = [self._of_column(lines, each, None) for each in starts]
+                    self._keep(parts, to)
+                with b.when((inside ^ 1) & all_rows):
+                    pairs = zip(starts, masks, strict=True)
+                    self._keep([self._of_column(lines, *pair) for pair in pairs], to)
+                with b.when(all_rows ^ 1):
+                    lowest = [b.const(-inf, f"vector<{lanes}xf32>")] * phases
+                    with b.loop(begin, end, carry=lowest) as inner:
+                        line = (image + row + inner.i * dy) * self.width
+                        found = [
+                            self._of_column([line], *pair)
+                            for pair in zip(starts, masks, strict=True)
+                        ]
+                        inner.carry(*map(_larger, inner.args, found))
+                    self._keep(inner.results, to)
+
+    def _of_column(self, lines: Sequence[Value], start: Value, mask: Value | None) -> Value:
+        """The largest of rows that begin at `lines`, a vector of columns from `start` on."""
+        b, lanes = self.b, self.lanes
+        found = reduce(_larger, [b.load(self.x, line + start, lanes, mask) for line in lines])
+        if mask is None:
+            return found
+        return b.select(mask, found, b.const(-inf, f"vector<{lanes}xf32>"))
 
     def _inside(self, column: Value) -> Value:
         """Which lanes are columns of the image."""
@@ -138,8 +150,8 @@ class _Body:
             value = b.shuffle(columns, columns, lanes) if phases > 1 else columns
             b.store(value, self.scratch, at + phase * self.pitch)
 
-    def _vector(self, to: Value, at: Value, mask: Value | None) -> None:
-        self.b.store(self._largest(at, self.lanes), self.y, to + at, mask)
+    def _vector(self, line: Value, to: Value, at: Value, mask: Value | None) -> None:
+        self.b.store(self._largest(line + at, self.lanes), self.y, to + at, mask)
 
     def _largest(self, at: Value, lanes: int) -> Value:
         """Of the windows' columns, from the scratch: `lanes` windows, or one where that is 0."""
