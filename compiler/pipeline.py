@@ -47,6 +47,10 @@ QUANTIZE = (
     "resolve-dims",
     "func.func(resolve-shaped-type-result-dims,linalg-fuse-elementwise-ops,canonicalize,cse)",
     "pack-layouts",
+)
+# After the last fusion of loops.
+CPU_LOOPS = ("scale-weights", "split-reductions", "convert-max-pool", "collapse-reductions")
+EPILOGUES = (
     "fuse-epilogues",  # after products have their kernels
     "decompose-gather",
     TIDY,  # packs of one activation for several matmuls become one
@@ -125,7 +129,9 @@ def stages(on_device: bool) -> dict[str, tuple[str, ...]]:
         if on_device
         else (*RECOGNIZE, *CACHES, *ROTATE, *DECOMPOSE, *CPU_DECOMPOSE, *SIMPLIFY)
     )
-    quantize = QUANTIZE if on_device else (*CPU_FUSIONS, *QUANTIZE)
+    quantize = (
+        (*QUANTIZE, *EPILOGUES) if on_device else (*CPU_FUSIONS, *QUANTIZE, *CPU_LOOPS, *EPILOGUES)
+    )
     return {
         "simplified": simplify,
         "quantized": (*quantize, *PACK_FUSIONS),

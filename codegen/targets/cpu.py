@@ -15,6 +15,7 @@ from abqc.dialects.epilogue import Epilogue, Stage
 from abqc.dialects.formats import Float, Scheme, parse_scheme
 
 from ...dialects.norm_spec import NormSpec
+from ...dialects.pool_spec import PoolSpec
 from ...dialects.scan_spec import ScanSpec
 from ..cpu.attention.kernels import attention_kernels
 from ..cpu.attention.spec import AttentionSpec
@@ -34,6 +35,7 @@ from ..cpu.gather_panels import panel_gather_kernel
 from ..cpu.int8.strategy import Int8Strategy
 from ..cpu.int8_conv.strategy import Int8Conv
 from ..cpu.look_up.strategy import LookUpStrategy
+from ..cpu.max_pool import max_pool_kernel
 from ..cpu.packing.activations import measure_kernel
 from ..cpu.packing.norm_pack import norm_pack_kernel
 from ..cpu.panels.bitplane import BitplaneStrategy
@@ -212,14 +214,20 @@ class CpuTarget:
 
     def direct_conv(self, spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernel | None:
         """The kernel of a convolution in float, which reads planes (passes/direct_conv.py)."""
+        if spec.weights_by_sample and spec.reads_images:
+            return None
         if spec.winograd:
             return winograd_conv_kernel(spec, epilogue)
         make = depthwise_conv_kernel if spec.depthwise else direct_conv_kernel
         return make(spec, epilogue)
 
-    def polyphase(self, strides: tuple[int, int]) -> Kernel | None:
+    def max_pool(self, spec: PoolSpec) -> Kernel | None:
+        """The kernel of a pool of images in f32 (passes/convert_max_pool.py)."""
+        return max_pool_kernel(spec)
+
+    def polyphase(self, strides: tuple[int, int], phases: tuple[int, int]) -> Kernel | None:
         """The kernel that makes the planes which a convolution with these strides reads."""
-        return polyphase_kernel(strides)
+        return polyphase_kernel(strides, phases)
 
     def code_conv(
         self, spec: CodeConvSpec, *, node: str, working_set: int = 0

@@ -16,6 +16,7 @@ from abqc.dialects.epilogue import Epilogue, Stage
 from abqc.dialects.formats import Float, Scheme, parse_scheme
 
 from ...dialects.norm_spec import MAX_COLUMNS, NormSpec
+from ...dialects.pool_spec import PoolSpec
 from ...dialects.scan_spec import ScanSpec
 from ..gpu.arch import ALL, SM_75, GpuArch
 from ..gpu.assembly.objects import GpuObjects
@@ -261,7 +262,10 @@ class CudaTarget:
     def direct_conv(self, spec: ConvSpec, epilogue: Epilogue | None = None) -> None:
         """None: convolutions are products with patches."""
 
-    def polyphase(self, strides: tuple[int, int]) -> None:
+    def max_pool(self, spec: PoolSpec) -> None:
+        """None: pools are loops."""
+
+    def polyphase(self, strides: tuple[int, int], phases: tuple[int, int]) -> None:
         """None: no convolution reads planes."""
 
     def code_conv(self, spec: CodeConvSpec, *, node: str, working_set: int = 0) -> None:

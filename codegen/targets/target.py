@@ -13,6 +13,7 @@ from ...dialects.conv_spec import ConvSpec
 from ...dialects.epilogue import Epilogue, Stage
 from ...dialects.formats import Float, QuantizedTensor, Scheme
 from ...dialects.norm_spec import NormSpec
+from ...dialects.pool_spec import PoolSpec
 from ...dialects.scan_spec import ScanSpec
 from ..objects import ObjectMaker
 from ..scatter import ScatterKernels
@@ -145,7 +146,11 @@ class Target(Protocol):
         """The kernel of a convolution in float that reads planes (passes/direct_conv.py)."""
         ...
 
-    def polyphase(self, strides: tuple[int, int]) -> Kernel | None:
+    def max_pool(self, spec: PoolSpec) -> Kernel | None:
+        """The kernel of a pool of images in f32."""
+        ...
+
+    def polyphase(self, strides: tuple[int, int], phases: tuple[int, int]) -> Kernel | None:
         """The kernel that makes the planes which a convolution with these strides reads."""
         ...
 
