@@ -3,6 +3,7 @@
     python tests/bench/bench_zoo.py compile [GLOB ...] [--again]       # libraries, one at a time
     python tests/bench/bench_zoo.py time [GLOB ...] [--for SECONDS] [--again]
     python tests/bench/bench_zoo.py table                              # markdown of all lines
+    python tests/bench/bench_zoo.py page                            # docs/benchmarks/zoo-speed.md
 
 Libraries and `zoo.jsonl` are kept in the cache folder (`--folder`): compiling and timing go on
 where they stopped, so that both can be cut into pieces. Both sides are timed in one process in
@@ -30,6 +31,7 @@ from abqc.compiler.driver import compile_file
 from abqc.compiler.onnxruntime_peer import Peer
 from abqc.errors import AbqcError, NothingToQuantizeError
 from abqc.runtime.environment import cache_folder
+from bench.benchmarks_page import write_zoo_page
 from zoo.entry import Entry, chosen, sizes_of
 from zoo.feeds import make_feeds
 from zoo.make import path_of
@@ -82,7 +84,7 @@ def compile_all(folder: Path, entries: list[Entry], again: bool) -> None:
                 continue
             started = time.perf_counter()
             try:
-                compile_file(path, quant=recipe, output=target)
+                compile_file(path, quant=recipe, output=target, cpu="native")
                 refused.unlink(missing_ok=True)
             except AbqcError as error:
                 refused.write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
@@ -187,7 +189,7 @@ def bar(recipe: str) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("step", choices=("compile", "time", "table"))
+    parser.add_argument("step", choices=("compile", "time", "table", "page"))
     parser.add_argument("patterns", nargs="*", metavar="GLOB")
     parser.add_argument("--folder", type=Path, default=cache_folder() / LIBRARY_FOLDER)
     parser.add_argument("--for", type=float, default=1e9, dest="limit", metavar="SECONDS")
@@ -199,6 +201,8 @@ def main() -> int:
         compile_all(args.folder, entries, args.again)
     elif args.step == "table":
         print(table(args.folder, entries))
+    elif args.step == "page":
+        write_zoo_page(table(args.folder, entries))
     elif not time_all(args.folder, entries, args.limit, args.again):
         return 3  # there is more
     return 0
