@@ -34,6 +34,7 @@ _ERRORS: dict[int, type[AbqcError]] = {
 _DEVICE_STATUS = 4
 _INTERRUPTED_STATUS = 10
 _INTERRUPTIBLE = 1  # a flag of a run
+_SIZED = 2  # a flag of an output
 _SEPARATE_BUFFERS = 1  # a flag of an instance
 
 
@@ -262,6 +263,11 @@ class Library:
         inputs = [_spec(info.inputs[i], symbols) for i in range(info.input_count)]
         outputs = [_spec(info.outputs[i], symbols) for i in range(info.output_count)]
         return inputs, outputs
+
+    def sized_outputs(self) -> list[bool]:
+        """For each output, whether its sizes follow from those of the inputs."""
+        info = self._info()
+        return [bool(info.outputs[i].flags & _SIZED) for i in range(info.output_count)]
 
     def delete(self, tensor: int, deleter: int) -> None:
         """Release a DLManagedTensor."""

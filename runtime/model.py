@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +19,7 @@ from .dlpack import CUDA, FirstRows, ManagedTensor, expressible
 from .element_types import by_name, numpy_dtype, seen_as
 from .profile import Profile
 from .statistics import RunStatistics
-from .tensor_spec import Dim, TensorSpec
+from .tensor_spec import TensorSpec
 
 Arrays = Mapping[str, Any] | Sequence[Any]
 
@@ -91,7 +90,10 @@ class Model:
         self._input_dtypes = [numpy_dtype(spec.dtype) for spec in self.inputs]
         self._output_dtypes = [numpy_dtype(spec.dtype) for spec in self.outputs]
         self._input_names = dict.fromkeys(spec.name for spec in self.inputs)
-        self._lent = [_Lent(spec, self.inputs) for spec in self.outputs]
+        self._lent = [
+            _Lent(spec, sized)
+            for spec, sized in zip(self.outputs, library.sized_outputs(), strict=True)
+        ]
         self._calls: list[Call] = []  # that no run uses
 
     def run(
@@ -162,8 +164,7 @@ class Model:
         for i, value in enumerate(values):
             if isinstance(value, np.ndarray):
                 dtype = self._input_dtypes[i]
-                if value.dtype == dtype and table.describes(i, value):
-                    table.point(i, value)
+                if value.dtype == dtype and table.point(i, value):
                     continue
             call.shapes = unknown
             if isinstance(value, FirstRows):
@@ -188,7 +189,8 @@ class Model:
             shape = call.shapes[i]
             if value is None and shape is not None:
                 values[i] = made = np.empty(shape, self._output_dtypes[i])
-                (table.point if table.describes(i, made) else table.describe)(i, made)
+                if not table.point(i, made):
+                    table.describe(i, made)
             elif value is None or isinstance(value, FirstRows):
                 table.borrow(i, value)
             elif (
@@ -198,7 +200,8 @@ class Model:
                 kept.append(tensor)
             else:
                 _check_buffer(self.outputs[i], self._output_dtypes[i], value)
-                (table.point if table.describes(i, value) else table.describe)(i, value)
+                if not table.point(i, value):
+                    table.describe(i, value)
         return kept
 
     @property
@@ -213,7 +216,7 @@ class Model:
         if self._device.dlpack[0] == CUDA and tensor.device[0] == CUDA:
             return DeviceArray(instance, dtype, address, stream)
         array = np.asarray(_Allocation(instance.library, lent, address, tensor))
-        if lent.follows and array.nbytes <= SMALL_BYTES and self._device.dlpack[0] != CUDA:
+        if lent.sized and array.nbytes <= SMALL_BYTES and self._device.dlpack[0] != CUDA:
             call.shapes[i] = array.shape
         return array if dtype == lent.storage else array.view(dtype)
 
@@ -241,18 +244,11 @@ class Model:
 class _Lent:
     """What is the same for all of an output's allocations."""
 
-    def __init__(self, spec: TensorSpec, inputs: Sequence[TensorSpec]) -> None:
+    def __init__(self, spec: TensorSpec, sized: bool) -> None:
         self.storage = by_name(spec.dtype).storage
         self.typestr = self.storage.str
         self.sizes = ctypes.c_int64 * len(spec.shape)
-        # Whether its sizes follow from those of the inputs.
-        known = {word for each in inputs for size in each.shape for word in _words(size)}
-        self.follows = all(d is not None and _words(d) <= known for d in spec.shape)
-
-
-def _words(size: Dim) -> set[str]:
-    """The names in a size or in an expression of sizes."""
-    return set(re.findall(r"[^\W\d][\w.]*", size)) if isinstance(size, str) else set()
+        self.sized = sized  # its sizes follow from those of the inputs
 
 
 class _Allocation:
