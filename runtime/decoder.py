@@ -12,7 +12,7 @@ The signature is that of exported decoders:
     position_ids     [batch, tokens]          if there is one; counted from 0
     logits_to_keep   scalar or [1]            if there is one (num_logits_to_keep); 1
     past_key_values.0.key, ...                 caches; what follows `past...` names the output
-    -> logits        [batch, tokens, vocabulary]
+    -> logits        [batch, tokens, vocabulary], or of the last token alone
        present.0.key, ...
 
 On a CPU a cache is one buffer with room for more, updated in place: a step writes the new rows and
@@ -22,15 +22,16 @@ model without caches runs the whole sequence in every step.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from ..errors import InputError
-from .dlpack import FirstRows
+from .dlpack import FirstRows, RowsLayout
 from .element_types import by_name, numpy_dtype
 from .tensor_spec import Dim, TensorSpec
 
@@ -42,10 +43,19 @@ WANTED = (
 )
 
 CHUNK = 512  # tokens of a prompt in one run: their logits are [tokens, vocabulary]
+ALIGNMENT = 64  # bytes, of memory that a run makes an output in (`ABQC_ALIGNMENT`)
 ROOM = 256  # rows that caches begin with
 
 _PAST = re.compile(r"past(_key_values?)?(?=[._\d]|$)")
 _PRESENT = re.compile(r"present(_key_values?)?(?=[._\d]|$)")
+
+
+class BoundRuns(Protocol):
+    """`abqc.runtime.bound.Bound`."""
+
+    def run(
+        self, inputs: Mapping[str, Any], outputs: Mapping[str, np.ndarray]
+    ) -> dict[str, Any]: ...
 
 
 class Runnable(Protocol):
@@ -64,6 +74,8 @@ class Runnable(Protocol):
         device: str | None = None,
     ) -> list[Any]: ...
 
+    def bind(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> BoundRuns: ...
+
 
 class Decoder:
     """A model, the sequence that it has seen, and the caches that hold it.
@@ -78,10 +90,12 @@ class Decoder:
         self._inputs = {spec.name: spec for spec in model.inputs}
         self._check_names()
         self._caches = [self._cache(spec) for spec in model.inputs if _PAST.match(spec.name)]
-        self._logits_at = [spec.name for spec in model.outputs].index(LOGITS)
-        size = model.outputs[self._logits_at].shape[-1]
+        logits = next(spec for spec in model.outputs if spec.name == LOGITS)
+        size = logits.shape[-1]
         self.vocabulary: int | None = size if isinstance(size, int) else None
         self._batch, self._run_size = self._sizes_of_ids()
+        self._logits_dtype = numpy_dtype(logits.dtype)
+        self._logits_of = self._tokens_with_logits(logits.shape)
         self._room = max(room, 1)
         self.reset()
 
@@ -90,7 +104,7 @@ class Decoder:
         self._seen: list[int] = []
         on_cpu = self._model.device == "cpu"
         store: type[_InPlace] | type[_Returned] = _InPlace if on_cpu else _Returned
-        self._store = store(self._caches, self._room, self._model.outputs)
+        self._store = store(self._model, self._caches, self._room)
 
     @property
     def has_caches(self) -> bool:
@@ -133,13 +147,18 @@ class Decoder:
         if MASK in self._inputs:
             feeds[MASK] = self._mask(total)
         if POSITIONS in self._inputs:
-            feeds[POSITIONS] = self._array(POSITIONS, [range(past, total)])
+            dtype = numpy_dtype(self._inputs[POSITIONS].dtype)
+            feeds[POSITIONS] = np.arange(past, total, dtype=dtype)[None]
         for name in KEPT:
             if name in self._inputs:
                 feeds[name] = self._array(name, [1] if self._inputs[name].shape else 1)
-        outputs = self._store.run(self._model, feeds, past, total)
-        logits = np.asarray(outputs[self._logits_at])
-        return logits.reshape(-1, logits.shape[-1])[-1].astype(np.float32)
+        buffers: dict[str, np.ndarray] = {}
+        if self._logits_of is not None and self.vocabulary is not None:
+            count = 1 if self._logits_of == "last" else len(tokens)
+            buffers[LOGITS] = _aligned((1, count, self.vocabulary), self._logits_dtype)
+        logits = np.asarray(self._store.run(feeds, buffers, past, total)[LOGITS])
+        rows = logits.reshape(-1, logits.shape[-1])
+        return rows[-1].astype(np.float32, copy=len(rows) > 1)  # no view of a whole prompt's
 
     def _array(self, name: str, values: Any) -> np.ndarray:
         return np.array(values, numpy_dtype(self._inputs[name].dtype))
@@ -147,7 +166,8 @@ class Decoder:
     def _mask(self, total: int) -> np.ndarray:
         """Ones over what is there; zeros behind it where the model fixes the mask's size."""
         size = self._inputs[MASK].shape[1]
-        mask = self._array(MASK, np.zeros((1, size if isinstance(size, int) else total)))
+        dtype = numpy_dtype(self._inputs[MASK].dtype)
+        mask = np.zeros((1, size if isinstance(size, int) else total), dtype)
         mask[:, :total] = 1
         return mask
 
@@ -188,6 +208,15 @@ class Decoder:
         if mask is not None and len(mask.shape) != 2:
             raise InputError(f"input '{MASK}' is {mask}, expected [1, tokens]")
         return ids.shape[0], tokens if isinstance(tokens, int) else None
+
+    def _tokens_with_logits(self, shape: Sequence[Dim]) -> Literal["all", "last"] | None:
+        """None where a run alone knows how many there are."""
+        batch, tokens = self._inputs[IDS].shape
+        if len(shape) != 3 or shape[0] not in (1, batch) or None in shape:
+            return None
+        if shape[1] == 1:
+            return "last"
+        return "all" if shape[1] == tokens else None
 
     def _cache(self, past: TensorSpec) -> _Cache:
         rest = _PAST.sub("", past.name)
@@ -286,10 +315,10 @@ class _Cache:
         assert self.axis is not None
         return buffer[(slice(None),) * self.axis + (slice(rows),)]
 
-    def growing(self, buffer: np.ndarray) -> FirstRows:
-        """The first rows of a buffer, as many as it is told before each run."""
+    def layout(self, buffer: np.ndarray) -> RowsLayout:
+        """That of the first rows of a buffer."""
         assert self.axis is not None
-        return FirstRows(buffer, self.axis, by_name(self.type).dlpack)
+        return RowsLayout(buffer, self.axis)
 
 
 def _fixed_axis(past: TensorSpec) -> int | None:
@@ -301,24 +330,25 @@ def _fixed_axis(past: TensorSpec) -> int | None:
 class _InPlace:
     """Buffers with room for more rows: past and present are their first rows."""
 
-    def __init__(self, caches: Sequence[_Cache], room: int, outputs: Sequence[TensorSpec]) -> None:
+    def __init__(self, model: Runnable, caches: Sequence[_Cache], room: int) -> None:
+        self._model = model
         self._room = room
         self._caches = [cache for cache in caches if cache.axis is not None]
         self._buffers = [cache.buffer(room) for cache in self._caches]
-        self._describe()
-        self._states = _Returned([cache for cache in caches if cache.axis is None], room, outputs)
+        self._states = _States([cache for cache in caches if cache.axis is None], room)
         self.limit = min((c.rows for c in caches if c.rows is not None), default=None)
+        self._bind()
 
-    def run(self, model: Runnable, feeds: dict[str, Any], past: int, total: int) -> Sequence[Any]:
+    def run(
+        self, feeds: dict[str, Any], buffers: dict[str, np.ndarray], past: int, total: int
+    ) -> Mapping[str, Any]:
         if total > self._room:
             self._grow(past, max(total, 2 * self._room))
-        for rows in self._growing_pasts:
-            rows.rows = past
-        for rows in self._growing_presents:
-            rows.rows = total
-        feeds.update(self._pasts)
-        self._states.give(feeds)
-        results = model.run(feeds, outputs=self._presents)
+        for layout in self._pasts:
+            layout.rows = past
+        for layout in self._presents:
+            layout.rows = total
+        results = self._bound.run(feeds | self._states.values, buffers)
         self._states.take(results)
         return results
 
@@ -328,46 +358,65 @@ class _InPlace:
             cache.first(larger, rows)[...] = cache.first(self._buffers[i], rows)
             self._buffers[i] = larger
         self._room = room
-        self._describe()
+        self._bind()
 
-    def _describe(self) -> None:
-        """What runs are given, made once for all steps in these buffers."""
-        self._pasts: dict[str, Any] = {}
-        self._presents: dict[str, Any] = {}
-        self._growing_pasts: list[FirstRows] = []
-        self._growing_presents: list[FirstRows] = []
+    def _bind(self) -> None:
+        """The caches, described once for all steps in these buffers: all that are alike have their
+        number of rows in one place."""
+        pasts: dict[str, Any] = {}
+        presents: dict[str, Any] = {}
+        layouts: dict[Any, tuple[RowsLayout, RowsLayout]] = {}
         for cache, buffer in zip(self._caches, self._buffers, strict=True):
-            past: Any = buffer
-            present: Any = buffer
-            if not cache.whole:
-                past, present = cache.growing(buffer), cache.growing(buffer)
-                self._growing_pasts.append(past)
-                self._growing_presents.append(present)
-            self._pasts[cache.past], self._presents[cache.present] = past, present
+            if cache.whole:
+                pasts[cache.past] = presents[cache.present] = buffer
+                continue
+            key = buffer.shape, buffer.strides, cache.axis
+            if key not in layouts:
+                layouts[key] = cache.layout(buffer), cache.layout(buffer)
+            past, present = layouts[key]
+            dtype = by_name(cache.type).dlpack
+            pasts[cache.past] = FirstRows(buffer, past, dtype)
+            presents[cache.present] = FirstRows(buffer, present, dtype)
+        self._pasts = [past for past, _ in layouts.values()]
+        self._presents = [present for _, present in layouts.values()]
+        self._bound = self._model.bind(pasts, presents)
+
+
+class _States:
+    """Outputs of a run, wherever it put them, that are inputs of the next: `values`, by input."""
+
+    def __init__(self, caches: Sequence[_Cache], room: int) -> None:
+        self._outputs = {cache.past: cache.present for cache in caches}
+        self.values: dict[str, Any] = {c.past: c.buffer(room if c.whole else 0) for c in caches}
+
+    def take(self, results: Mapping[str, Any]) -> None:
+        self.values = {past: results[present] for past, present in self._outputs.items()}
 
 
 class _Returned:
-    """Outputs of a run, wherever it put them, that are inputs of the next."""
+    """On a GPU: caches stay in its memory, and go from run to run."""
 
-    def __init__(self, caches: Sequence[_Cache], room: int, outputs: Sequence[TensorSpec]) -> None:
-        names = [spec.name for spec in outputs]
-        self._pasts = [cache.past for cache in caches]
-        self._presents = [names.index(cache.present) for cache in caches]
-        self._values: list[Any] = [cache.buffer(room if cache.whole else 0) for cache in caches]
+    def __init__(self, model: Runnable, caches: Sequence[_Cache], room: int) -> None:
+        self._model = model
+        self._names = [spec.name for spec in model.outputs]
+        self._states = _States(caches, room)
         self.limit = min((c.rows or room for c in caches if c.whole), default=None)
 
-    def give(self, feeds: dict[str, Any]) -> None:
-        feeds.update(zip(self._pasts, self._values, strict=True))
-
-    def take(self, results: Sequence[Any]) -> None:
-        self._values = [results[at] for at in self._presents]
-
-    def run(self, model: Runnable, feeds: dict[str, Any], past: int, total: int) -> Sequence[Any]:
-        """On a GPU, where the caches stay in its memory."""
-        self.give(feeds)
-        results = model.run(feeds, device="cuda")
-        self.take(results)
+    def run(
+        self, feeds: dict[str, Any], buffers: dict[str, np.ndarray], past: int, total: int
+    ) -> Mapping[str, Any]:
+        outputs = self._model.run(feeds | self._states.values, outputs=buffers, device="cuda")
+        results = dict(zip(self._names, outputs, strict=True))
+        self._states.take(results)
         return results
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Memory that kernels write their results to."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    begin = -memory.__array_interface__["data"][0] % ALIGNMENT
+    return memory[begin : begin + size].view(dtype).reshape(shape)
 
 
 def _list(names: Iterable[str], most: int = 8) -> str:

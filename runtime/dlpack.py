@@ -131,40 +131,49 @@ class TensorTable:
         return self._words[i]
 
 
-class FirstRows:
-    """The first rows of a buffer, a tensor that is described once and taken by runs on a CPU as it
-    is, as an input and as an output.
+class RowsLayout:
+    """Shape and strides of the first rows of a buffer; shared by all buffers of that layout, so
+    that one assignment sets how many rows they have.
 
-    `buffer` is an array of at most MAX_RANK dimensions, strided by whole elements of `dtype`; the
-    rows lie along `axis`. `rows` are set before a run, at most as many as the buffer has.
+    `buffer` is an array of at most MAX_RANK dimensions, strided by whole elements; the rows lie
+    along `axis`. `rows` are set before a run, at most as many as the buffer has.
     """
 
-    def __init__(self, buffer: np.ndarray, axis: int, dtype: DType) -> None:
+    def __init__(self, buffer: np.ndarray, axis: int) -> None:
         rank = buffer.ndim
-        self._buffer = buffer
-        self._axis = axis
-        self._words = (ctypes.c_uint64 * (MANAGED_SIZE // 8 + 2 * rank))()
-        self._rows_at = MANAGED_SIZE // 8 + axis
-        self.address = ctypes.addressof(self._words)
-        shape = self.address + MANAGED_SIZE
-        _TENSOR.pack_into(
-            *(self._words, 0, buffer.__array_interface__["data"][0], CPU, 0, rank, *dtype),
-            *(shape, shape + 8 * rank, 0),
-        )
-        _SIZES[rank].pack_into(self._words, MANAGED_SIZE, *buffer.shape)
+        self.axis = axis
+        self._words = (ctypes.c_uint64 * (2 * rank))()
+        self.shape = ctypes.addressof(self._words)
+        self.strides = self.shape + 8 * rank
         strides = [stride // buffer.itemsize for stride in buffer.strides]
-        _SIZES[rank].pack_into(self._words, MANAGED_SIZE + 8 * rank, *strides)
+        _SIZES[2 * rank].pack_into(self._words, 0, *buffer.shape, *strides)
 
     @property
     def rows(self) -> int:
-        return int(self._words[self._rows_at])
+        return int(self._words[self.axis])
 
     @rows.setter
     def rows(self, rows: int) -> None:
-        self._words[self._rows_at] = rows
+        self._words[self.axis] = rows
+
+
+class FirstRows:
+    """The first rows of a buffer, a tensor that is described once and taken by runs on a CPU as it
+    is, as an input and as an output. `layout` is that of the buffer, `dtype` its elements' type.
+    """
+
+    def __init__(self, buffer: np.ndarray, layout: RowsLayout, dtype: DType) -> None:
+        self._buffer = buffer
+        self._layout = layout
+        self._words = (ctypes.c_uint64 * (MANAGED_SIZE // 8))()
+        self.address = ctypes.addressof(self._words)
+        _TENSOR.pack_into(
+            *(self._words, 0, buffer.__array_interface__["data"][0], CPU, 0, buffer.ndim, *dtype),
+            *(layout.shape, layout.strides, 0),
+        )
 
     def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
-        return self._buffer[(slice(None),) * self._axis + (slice(self.rows),)]
+        return self._buffer[(slice(None),) * self._layout.axis + (slice(self._layout.rows),)]
 
 
 def expressible(array: np.ndarray) -> np.ndarray:
