@@ -46,8 +46,12 @@ class Call:
         self._signature = signature
         self._inputs = TensorTable(signature.input_types)
         self._outputs = TensorTable(signature.output_types, managed=True)
-        self._counts = len(signature.inputs), len(signature.outputs)
         self._options = instance.run_options()
+        self._arguments = instance.run_arguments(
+            *(self._inputs.address, len(signature.inputs)),
+            *(self._outputs.address, len(signature.outputs)),
+            self._options,
+        )
         self._set = (0, (0, 0), 0, 0)
         # Of small outputs of the last run, whose inputs had the layouts that the table describes.
         self._shapes: list[tuple[int, ...] | None] = [None] * len(signature.outputs)
@@ -124,8 +128,7 @@ class Call:
             options.device.device_type, options.device.device_id = device
             options.stream, options.profile = stream or None, profile or None
             self._set = wanted
-        inputs, outputs = self._counts
-        self._instance.run(self._inputs.address, inputs, self._outputs.address, outputs, options)
+        self._instance.run(self._arguments, options)
 
     def allocated(self, i: int, device: int, stream: int) -> Any:
         """What the model, which runs on this type of device, allocated for output i."""
