@@ -106,7 +106,7 @@ def decoder(values: Values) -> list[str]:
         rows.append([code(engine), *figures])
     text = (
         "abqc, onnxruntime and OpenVINO compute the logits of all positions of a prompt, llama.cpp "
-        "only the last. abqc's caches are updated in place; onnxruntime and OpenVINO run the ONNX "
+        "and abqc with `--last-logits` only the last. abqc's caches are updated in place; onnxruntime and OpenVINO run the ONNX "
         "model, whose caches come out of a step and go into the next."
     )
     name = keys[0].split("/")[1]
