@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
-
-import numpy as np
 
 from ..errors import InputError
 from .abi import Instance
 from .call import Call, Signature
 from .device_array import Borrower
 from .dlpack import CPU
-
-_NONE: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 class Bound:
@@ -42,25 +37,17 @@ class Bound:
         self._kept = [*kept, bound, buffers]
         self._inputs = [(i, name) for i, name in enumerate(in_names) if name not in inputs]
         self._names = {name for _, name in self._inputs}
-        self._outputs = {name: i for i, name in enumerate(out_names) if buffers[i] is None}
+        self._outputs = [(i, name) for i, name in enumerate(out_names) if buffers[i] is None]
 
-    def run(
-        self, inputs: Mapping[str, Any], outputs: Mapping[str, np.ndarray] = _NONE
-    ) -> dict[str, Any]:
-        """Run the model on the other inputs, by name; its other outputs by name, in the arrays in
-        `outputs` or allocated. InputError names the tensor that is wrong."""
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the model on the other inputs, by name; its other outputs, which it allocates, by
+        name. InputError names the tensor that is wrong."""
         if inputs.keys() != self._names:
             wrong = ", ".join(sorted(inputs.keys() ^ self._names))
             raise InputError(f"inputs that are missing, unknown or bound already: {wrong}")
-        if not outputs.keys() <= self._outputs.keys():
-            wrong = ", ".join(sorted(outputs.keys() - self._outputs.keys()))
-            raise InputError(f"outputs that are unknown or bound already: {wrong}")
         call, borrower = self._call, Borrower(0)
         kept = call.set_inputs([(i, inputs[name]) for i, name in self._inputs], borrower)
-        call.set_buffers([(i, outputs.get(name)) for name, i in self._outputs.items()])
+        call.clear_outputs(i for i, _ in self._outputs)
         call.run(0, (0, 0), 0, 0)
         del kept
-        return {
-            name: outputs[name] if name in outputs else call.allocated(i, CPU, 0)
-            for name, i in self._outputs.items()
-        }
+        return {name: call.allocated(i, CPU, 0) for i, name in self._outputs}

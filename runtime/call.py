@@ -60,12 +60,12 @@ class Call:
         """Point the table to values by index; what must live as long as the run."""
         table, specs, dtypes = self._inputs, self._signature.inputs, self._signature.input_dtypes
         kept: list[Any] = []
-        changed = False
+        unknown: list[tuple[int, ...] | None] = [None] * len(self._shapes)
         for i, value in values:
             own = isinstance(value, np.ndarray) and value.dtype == dtypes[i]
             if own and table.point(i, value):
                 continue
-            changed = True
+            self._shapes = unknown  # at once: a value may be refused
             if isinstance(value, FirstRows):
                 table.borrow(i, value)
                 continue
@@ -77,14 +77,12 @@ class Call:
             array = _input_array(specs[i], dtypes[i], value)
             table.describe(i, array)
             kept.append(array)
-        if changed:
-            self._shapes = [None] * len(self._shapes)
         return kept
 
     def set_outputs(self, values: list[Any], borrower: Borrower) -> list[Any]:
         """The same for the buffers of all outputs, None where the model is to allocate; small ones
         that will be as in the run before are put in their places."""
-        table, dtypes = self._outputs, self._signature.output_dtypes
+        table, specs, dtypes = self._outputs, self._signature.outputs, self._signature.output_dtypes
         kept: list[Any] = []
         for i, value in enumerate(values):
             shape = self._shapes[i]
@@ -96,28 +94,19 @@ class Call:
                 table.borrow(i, value)
             elif (
                 not isinstance(value, np.ndarray)
-                and (tensor := borrower.take(table, i, self._name(i), value)) is not None
+                and (tensor := borrower.take(table, i, specs[i].name, value)) is not None
             ):
                 kept.append(tensor)
             else:
-                self._set_buffer(i, value)
+                _check_buffer(specs[i], dtypes[i], value)
+                if not table.point(i, value):
+                    table.describe(i, value)
         return kept
 
-    def set_buffers(self, values: Iterable[tuple[int, Any]]) -> None:
-        """Arrays, or None where the model is to allocate, for some outputs, by index."""
-        for i, value in values:
-            if value is None:
-                self._outputs.borrow(i, None)
-            else:
-                self._set_buffer(i, value)
-
-    def _name(self, i: int) -> str:
-        return self._signature.outputs[i].name
-
-    def _set_buffer(self, i: int, value: Any) -> None:
-        _check_buffer(self._signature.outputs[i], self._signature.output_dtypes[i], value)
-        if not self._outputs.point(i, value):
-            self._outputs.describe(i, value)
+    def clear_outputs(self, indices: Iterable[int]) -> None:
+        """The model is to allocate these."""
+        for i in indices:
+            self._outputs.borrow(i, None)
 
     def run(self, threads: int, device: tuple[int, int], stream: int, profile: int) -> None:
         """`Instance.run` on the tables as they are."""

@@ -40,6 +40,8 @@ from bench.peers import Llama, OpenVino, requantized
 from models.fetch import Unavailable, fetch
 
 RECIPES = ("none", "none:bf16", "w8a8", "w4a8", "w2a8")
+FEW_BITS = ("w8a8", "w4a8", "w2a8")
+LAST_LOGITS = "--last-logits"
 ROUNDS = 7
 PROMPT, GENERATED = 128, 32
 Feeds = dict[str, np.ndarray]
@@ -81,13 +83,14 @@ class Bench:
     def has(self, key: str) -> bool:
         return not self.again and key in self.results.values
 
-    def library(self, name: str, recipe: str) -> Path:
+    def library(self, name: str, recipe: str, *options: str) -> Path:
         """The compiled model; what compiling took is a result."""
-        path = self.folder / f"{name}-{recipe.replace(' ', '-').replace(':', '-')}.so"
-        key = f"compile/{name}/{recipe}"
+        recipe_file = "-".join((recipe, *options)).replace(" ", "-").replace(":", "-")
+        path = self.folder / f"{name}-{recipe_file}.so"
+        key = "/".join(("compile", name, " ".join((recipe, *options))))
         if not path.exists() or not self.has(key):
             source = model_file(name)
-            made = compile_model(source, recipe, path)
+            made = compile_model(source, recipe, path, *options)
             files = source.parent.glob(f"{source.name}*")
             figures = {
                 "seconds": made.seconds,
@@ -279,6 +282,10 @@ def decoders(bench: Bench, name: str, threads: int) -> dict[str, Callable[[], An
     for recipe in RECIPES:
         makers[f"abqc {recipe}"] = lambda recipe=recipe: OwnSteps(  # type: ignore[misc]
             bench.library(name, recipe), threads
+        )
+    for recipe in FEW_BITS:
+        makers[f"abqc {recipe} {LAST_LOGITS}"] = lambda recipe=recipe: OwnSteps(  # type: ignore[misc]
+            bench.library(name, recipe, LAST_LOGITS), threads
         )
     for kind in ("float", "int8", "nbits4"):
         makers[f"onnxruntime {kind}"] = lambda kind=kind: onnxruntime(kind)  # type: ignore[misc]

@@ -147,8 +147,9 @@ def decoder(values: Values) -> list[str]:
         rows.append([code(engine), *figures])
     text = (
         "abqc, onnxruntime and OpenVINO compute the logits of all positions of a prompt, llama.cpp "
-        "only the last. abqc's caches are updated in place; onnxruntime and OpenVINO run the ONNX "
-        "model, whose caches come out of a step and go into the next."
+        "and abqc with `--last-logits` only the last. abqc's caches are updated in place; "
+        "onnxruntime and OpenVINO run the ONNX model, whose caches come out of a step and go into "
+        "the next."
     )
     name = keys[0].split("/")[1]
     return [f"## {name}: SmolLM2-135M-Instruct\n\n{text}\n\n{markdown(header, rows)}"]
