@@ -17,6 +17,7 @@ from abqc.dialects.formats import Float, Scheme, parse_scheme
 from ...dialects.norm_spec import NormSpec
 from ...dialects.pool_spec import PoolSpec
 from ...dialects.scan_spec import ScanSpec
+from ..cpu.arg_extreme import arg_extreme_kernel
 from ..cpu.attention.kernels import attention_kernels
 from ..cpu.attention.spec import AttentionSpec
 from ..cpu.bf16.strategy import Bf16Strategy
@@ -42,6 +43,7 @@ from ..cpu.panels.bitplane import BitplaneStrategy
 from ..cpu.schedule import BASE_ISAS, CpuStrategy
 from ..cpu.selective_scan import selective_scan_kernel
 from ..cpu.sequence import sequence_kernel
+from ..cpu.softmax import softmax_kernel
 from ..cpu.trellis.float_strategy import TrellisFloatStrategy
 from ..cpu.trellis.strategy import TrellisStrategy
 from ..isa import ALL, Isa
@@ -203,6 +205,14 @@ class CpuTarget:
             for rows, columns in ((keys, head), (values, value_head))
         ]
         return attention_kernels(AttentionSpec(head, value_head, mask, guarded, *stored))
+
+    def softmax(self) -> Kernel:
+        """The kernel of a softmax over rows."""
+        return softmax_kernel()
+
+    def arg_extreme(self, element: str, *, largest: bool) -> tuple[Variant, ...]:
+        """The kernel of ArgMax and ArgMin over rows of f32."""
+        return (Variant(arg_extreme_kernel(largest=largest), 1, None),) if element == "f32" else ()
 
     def selective_scan(self, spec: ScanSpec) -> Kernel:
         """The kernel of `abq.selective_scan`."""

@@ -28,6 +28,7 @@ from ..gpu.float_products.matmul import FloatMatmul
 from ..gpu.indexing.gather import TableLayout, table_layout
 from ..gpu.indexing.gather_tiles import panel_gather_kernel
 from ..gpu.indexing.scatter import scatter_kernels
+from ..gpu.lines import order_keys
 from ..gpu.lines.arg_extreme import arg_extreme_kernels
 from ..gpu.lines.scan import scan_kernels
 from ..gpu.lines.selective_scan import selective_scan_kernel
@@ -298,7 +299,8 @@ class CudaTarget:
 
     def arg_extreme(self, element: str, *, largest: bool) -> tuple[Variant, ...]:
         """The kernels of ArgMax and ArgMin over rows, by the length of a row."""
-        return arg_extreme_kernels(element, largest=largest)
+        known = element in order_keys.ELEMENTS
+        return arg_extreme_kernels(element, largest=largest) if known else ()
 
     def scan(self, element: str) -> tuple[Variant, ...]:
         """The kernels of running sums, by the number of neighbouring lines."""

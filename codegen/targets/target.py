@@ -127,6 +127,15 @@ class Target(Protocol):
         a type of `cache_types`, or rows of quantized caches."""
         ...
 
+    def softmax(self) -> Kernel:
+        """The kernel of a softmax over rows, a grid index a row."""
+        ...
+
+    def arg_extreme(self, element: str, *, largest: bool) -> tuple[Variant, ...]:
+        """The kernels of ArgMax and ArgMin over rows, by the length of a row; none for elements
+        of other types than it has them for."""
+        ...
+
     def selective_scan(self, spec: ScanSpec) -> Kernel:
         """The kernel of `abq.selective_scan`."""
         ...
@@ -220,14 +229,6 @@ class DeviceTarget(Target, Protocol):
 
     def norm(self, spec: NormSpec) -> Kernel:
         """The kernel of a normalization of rows."""
-        ...
-
-    def softmax(self) -> Kernel:
-        """The kernel of a softmax over rows."""
-        ...
-
-    def arg_extreme(self, element: str, *, largest: bool) -> tuple[Variant, ...]:
-        """The kernels of ArgMax and ArgMin over rows, by the length of a row."""
         ...
 
     def scan(self, element: str) -> tuple[Variant, ...]:
