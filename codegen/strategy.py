@@ -71,6 +71,17 @@ class ConvKernel(Kernel):
     with_epilogue: Callable[[Epilogue], Kernel] = field(kw_only=True)
 
 
+@dataclass(frozen=True)
+class PieceKernels:
+    """Scales and zero points of large samples in two launches: `ranges`, a grid index for every
+    `piece` values, gives `width` floats each, of which `scales` makes those of a sample."""
+
+    ranges: Kernel
+    scales: Kernel
+    piece: int
+    width: int
+
+
 MaskKind = Literal["none", "add", "replace"]  # of attention's scores
 
 
@@ -152,8 +163,8 @@ class ConvStrategy(Protocol):
         """The weight, codes [N, K] as ONNX stores them, as a one-dimensional uint8 blob."""
         ...
 
-    def planes_kernel(self, spec: CodeConvSpec) -> Kernel:
-        """The kernel of `abq.pack_planes`."""
+    def planes_kernel(self, spec: CodeConvSpec, *, measured: bool) -> Kernel:
+        """The kernel of `abq.pack_planes`; `measured`: by the scales of the images themselves."""
         ...
 
     def conv_kernel(self, spec: CodeConvSpec) -> ConvKernel:

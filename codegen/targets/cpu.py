@@ -38,6 +38,7 @@ from ..cpu.int8_conv.strategy import Int8Conv
 from ..cpu.look_up.strategy import LookUpStrategy
 from ..cpu.max_pool import max_pool_kernel
 from ..cpu.packing.activations import measure_kernel
+from ..cpu.packing.measure_pieces import piece_kernels
 from ..cpu.packing.norm_pack import norm_pack_kernel
 from ..cpu.panels.bitplane import BitplaneStrategy
 from ..cpu.schedule import BASE_ISAS, CpuStrategy
@@ -55,6 +56,7 @@ from ..strategy import (
     Kernel,
     MaskKind,
     MatmulSpec,
+    PieceKernels,
     Variant,
     able_to_do,
 )
@@ -279,6 +281,10 @@ class CpuTarget:
     def measure(self, format_text: str) -> Kernel:
         """The kernel that finds one scale and zero point for each sample of an activation."""
         return measure_kernel(parse_scheme(format_text).format)
+
+    def measure_pieces(self, format_text: str) -> PieceKernels | None:
+        """The same in pieces, for large samples; None where the kernel shares its work itself."""
+        return piece_kernels(parse_scheme(format_text).format)
 
     def gather(
         self, columns: int, scheme: Scheme | None, scale_bits: int, index_bits: int

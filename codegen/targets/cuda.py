@@ -55,6 +55,7 @@ from ..strategy import (
     Kernel,
     MaskKind,
     MatmulSpec,
+    PieceKernels,
     Variant,
     able_to_do,
 )
@@ -321,6 +322,10 @@ class CudaTarget:
     def measure(self, format_text: str) -> Kernel:
         """The kernel that finds one scale and zero point for each sample of an activation."""
         return measure_kernel(parse_scheme(format_text).format)
+
+    def measure_pieces(self, format_text: str) -> PieceKernels | None:
+        """The same in pieces, for large samples; None where the kernel shares its work itself."""
+        return None
 
     def gather(
         self, columns: int, scheme: Scheme | None, scale_bits: int, index_bits: int
