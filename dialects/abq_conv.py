@@ -16,6 +16,7 @@ from .abq import (
     shape,
 )
 from .abq_integers import Abq
+from .bf16_conv_spec import PAIR, Bf16ConvSpec
 from .conv_spec import ConvSpec
 from .mlir import ext, ir
 
@@ -25,11 +26,13 @@ __all__ = [
     "CodeConvOp",
     "DirectConvOp",
     "PackPlanesOp",
+    "PairPlanesOp",
     "PolyphaseOp",
     "YieldOp",
     "conv_spec",
     "epilogue_inputs",
     "epilogue_maps",
+    "in_bf16",
 ]
 
 Index = ext.Operand[ir.IndexType]
@@ -70,6 +73,34 @@ class PolyphaseOp(VerifiedOperation, name="polyphase", traits=[ext.Pure]):
         )
 
 
+class PairPlanesOp(VerifiedOperation, name="pair_planes", traits=[ext.Pure]):
+    """Images as polyphase components (`polyphase`) of pairs of channels, rounded to bf16.
+
+    The channels are in `groups`. The result is B x (groups * pairs * phases) x `rows` x `pitch` of
+    i32, whose lower half is the bf16 of the first channel of a pair; the second one of the last
+    pair of a group is zero where its channels are odd.
+    """
+
+    x: Tensor
+    rows: Index
+    pitch: Index
+    strides: Any  # array<i64: sy, sx>
+    before: Any  # array<i64: top, left>
+    groups: ir.IntegerAttr
+    result: TensorResult
+
+    @staticmethod
+    def check(op: Any) -> None:
+        x, y, groups = shape(op.x), shape(op.result), ir.IntegerAttr(op.groups).value
+        strides, before = (list(ir.DenseI64ArrayAttr(op.attributes[n])) for n in _STEPS)
+        _require(len(x) == len(y) == 4 and len(before) == 2, "images and planes have rank 4")
+        _require(_agree(x[0], y[0]), "x and the result have the same samples")
+        _require(x[1] % groups == 0, f"{x[1]} channels are not {groups} equal groups")
+        pairs = groups * -(-x[1] // groups // PAIR)
+        phases = strides[0] * strides[1]
+        _require(y[1] == pairs * phases, f"{pairs} pairs in {phases} phases, not {y[1]} planes")
+
+
 _STEPS = ("strides", "before")
 
 # The operands that an epilogue has: IRDL would give all of a variadic group one type.
@@ -82,8 +113,8 @@ class DirectConvOp(
     """A convolution of images, B x N x `height` x `width`, by a kernel that reads planes of them.
 
     `planes` are B x (C * phases) x rows x pitch: the image with its zeros, cut into phases by the
-    strides (`polyphase`). `w` is what `ConvSpec.pack_weight` makes of the weight. A result of rank
-    3, B x N x `width`, has one row.
+    strides (`polyphase`), in bf16 those of pairs of channels (`pair_planes`). `w` is what
+    `ConvSpec.pack_weight` makes of the weight. A result of rank 3, B x N x `width`, has one row.
 
     `epilogue`, where it has a block, says what an element becomes: an f32 of itself and of an
     element of each of `first` to `fourth`, which `maps` finds by the indices of the result.
@@ -136,7 +167,15 @@ def conv_spec(op: Any) -> ConvSpec:
         tuple(ir.DenseI64ArrayAttr(op.attributes[name])) for name in names
     )
     channels = shape(op.planes)[1] // (strides[0] * strides[1] * groups)
+    if in_bf16(op.planes):
+        pairs = channels
+        return Bf16ConvSpec(groups, n // groups, pairs * PAIR, window, strides, dilations)
     return ConvSpec(groups, n // groups, channels, window, strides, dilations)
+
+
+def in_bf16(planes: ir.Value) -> bool:
+    """Whether planes are of pairs of channels."""
+    return isinstance(element(planes), ir.IntegerType)
 
 
 def epilogue_inputs(op: Any) -> list[ir.Value]:

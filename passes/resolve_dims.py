@@ -171,6 +171,7 @@ _RULES = {
     "abq.fake_quantize": _of_first_operand,
     "abq.direct_conv": _direct_conv,
     "abq.polyphase": _polyphase,
+    "abq.pair_planes": _polyphase,
     "abq.code_conv": _code_conv,
     "abq.pack_planes": _pack_planes,
     "abq.gather": _gather,

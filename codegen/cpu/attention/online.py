@@ -6,16 +6,20 @@ weighed so; where a greater score comes, sum and values are scaled down.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from abqc.codegen.builder import Builder, Value
+from abqc.codegen.isa import Isa
 from abqc.dialects.mlir import math
 
-from ..float_products.matrix import Matrix
 from ..float_products.tile import (
+    MAX_TILE_ROWS,
     PANEL,
     TILE_PANELS,
+    MultiplyAdd,
+    Weights,
+    multiply_add,
     multiply_rows,
     row_tiles,
     tile_rows,
@@ -41,6 +45,13 @@ def shift_of(b: Builder, greatest: Value) -> Value:
     """What is subtracted from scores: the greatest one. Where there is none yet but minus infinity,
     exp(x - 0) is 0 too, and no NaN."""
     return b.select(greatest == MINUS_INFINITY, b.const(0.0, "f32"), greatest)
+
+
+def _tiles(isa: Isa, max_rows: int) -> tuple[int, tuple[int, ...]]:
+    """Panels and rows of register tiles, falling."""
+    wide = tile_rows(isa, TILE_PANELS)
+    heights = tuple(size for size in wide or tile_rows(isa, 1) if size <= max_rows)
+    return TILE_PANELS if wide else 1, heights
 
 
 def padded_columns(spec: AttentionSpec) -> int:
@@ -74,12 +85,11 @@ class OnlineSoftmax:
             b.store(b.const(0.0, "f32"), state.totals, row.i)
         return state
 
-    def add(self, key: Value, end: Value, values: Matrix) -> None:
-        """Add the keys from `key` on, at most `keys`, up to `end`; their products with the queries
-        are in `scores`."""
+    def weigh(self, key: Value, end: Value) -> None:
+        """The products of all rows with the keys from `key` on, at most `keys`, up to `end`, which
+        are in `scores`, become weights."""
         with self.b.loop(0, self.rows.count) as row:
             self._weigh(row.i, key, end)
-        self._add_values(key, end, values)
 
     def sees(self, row: Value, begin: Value | int, end: Value) -> Value:
         """Whether the mask, which is added, lets a row see one of the keys `begin` .. `end`."""
@@ -152,28 +162,64 @@ class OnlineSoftmax:
 
         return b.either(stride == 1, [vector], neighbours, apart)[0]
 
-    def _add_values(self, key: Value, end: Value, values: Matrix) -> None:
-        """sums += weights * values."""
+    def multiply_keys(
+        self,
+        queries: Value,
+        at: Callable[[Value], Value],
+        keys: Weights,
+        terms: int,
+        to: Value,
+        steps: Sequence[MultiplyAdd] = (multiply_add,),
+        max_rows: int = MAX_TILE_ROWS,
+    ) -> None:
+        """The products of all queries, whose terms begin at `at` of a row, with 48 keys, as scores
+        from column `to` on; `steps` and tiles of at most `max_rows` as in `Product`."""
+        b, zeros = self.b, self.b.const(0.0, f"vector<{PANEL}xf32>")
+        at_once, heights = _tiles(b.isa, max_rows)
+        for first in range(0, TILE_PANELS, at_once):
+            columns = [(first + p) * PANEL for p in range(at_once)]
+
+            def vectors(term: Value, columns: list[int] = columns) -> list[Value]:
+                return [keys(term, b.index(column)) for column in columns]
+
+            def tile(row: Value, size: int, columns: list[int] = columns) -> None:
+                rows = [at(row + r) for r in range(size)]
+                start = [zeros] * (size * len(columns))
+                found = multiply_rows(b, queries, rows, vectors, terms, start, steps)
+                for r in range(size):
+                    for p, column in enumerate(columns):
+                        place = (row + r) * self.keys + to + column
+                        b.store(found[r * len(columns) + p], self.scores, place)
+
+            row_tiles(b, b.index(0), self.rows.count, heights, tile)
+
+    def add_products(
+        self,
+        weights: Value,
+        pitch: int,
+        values: Callable[[Value, int], Value],
+        terms: Value,
+        steps: Sequence[MultiplyAdd] = (multiply_add,),
+        max_rows: int = MAX_TILE_ROWS,
+    ) -> None:
+        """sums += weights, rows of `pitch`, times `values(term, column)`, 16 columns of a term."""
         b, columns = self.b, padded_columns(self.problem.spec)
-        terms = b.min(end - key, self.keys)
-        wide = tile_rows(b.isa, TILE_PANELS)
-        at_once = TILE_PANELS if wide else 1
+        at_once, heights = _tiles(b.isa, max_rows)
         for first in range(0, columns, at_once * PANEL):
             panels = range(first, min(first + at_once * PANEL, columns), PANEL)
 
             def vectors(term: Value, panels: range = panels) -> list[Value]:
-                base = values.row(key + term)
-                return [values.panel(b, base, b.index(column)) for column in panels]
+                return [values(term, column) for column in panels]
 
             def tile(row: Value, size: int, panels: range = panels) -> None:
                 places = [(row + r) * columns + column for r in range(size) for column in panels]
                 start = [b.load(self.sums, place, PANEL) for place in places]
-                weights = [(row + r) * self.keys for r in range(size)]
-                found = multiply_rows(b, self.scores, weights, vectors, terms, start)
+                rows = [(row + r) * pitch for r in range(size)]
+                found = multiply_rows(b, weights, rows, vectors, terms, start, steps)
                 for place, total in zip(places, found, strict=True):
                     b.store(total, self.sums, place)
 
-            row_tiles(b, b.index(0), self.rows.count, wide or tile_rows(b.isa, 1), tile)
+            row_tiles(b, b.index(0), self.rows.count, heights, tile)
 
     def finish(self) -> None:
         """Write y."""

@@ -52,11 +52,13 @@ def _emit(name: str, spec: ConvSpec, epilogue: Epilogue | None, module: Any, isa
     arguments = [buffer("f32")] * (4 + count) + [INDEX] * 8
     with function(module, isa, name, arguments) as (b, i, x, w, bias, *rest, _):
         finish = Finish(b, epilogue, rest[:count], isa.lanes(32))
-        _Body(b, spec, finish, x, w, bias, *rest[count:]).emit(i)
+        DirectConv(b, spec, finish, x, w, bias, *rest[count:]).emit(i)
 
 
 @dataclass
-class _Body:
+class DirectConv:
+    """The body; of other planes than f32 by another `tap`."""
+
     b: Builder
     spec: ConvSpec
     finish: Finish
@@ -123,17 +125,17 @@ class _Body:
             at = (planes + channels.i * spec.phases) * self.plane + p
             w_at = ((block * self.channels + channels.i) * len(taps)) * spec.block + begin
             acc = list(channels.args)
-            if len(taps) <= (MANY_TAPS if spec.phases == 1 else MANY_TAPS_OF_PHASES):
+            if len(taps) <= self.most_taps:
                 for tap, (dy, dx) in enumerate(taps):
                     offset = self._row(b.index(dy)) + self._column(dx)
-                    acc = self._tap(acc, at + offset, w_at + tap * spec.block, count, masks)
+                    acc = self.tap(acc, at + offset, w_at + tap * spec.block, count, masks)
             else:
                 with b.loop(0, spec.window[0], carry=acc) as rows:
                     acc, row = list(rows.args), self._row(rows.i)
                     w_row = w_at + rows.i * (spec.window[1] * spec.block)
                     for dx in range(spec.window[1]):
                         offset = row + self._column(dx)
-                        acc = self._tap(acc, at + offset, w_row + dx * spec.block, count, masks)
+                        acc = self.tap(acc, at + offset, w_row + dx * spec.block, count, masks)
                     rows.carry(*acc)
                 acc = rows.results
             channels.carry(*acc)
@@ -142,7 +144,12 @@ class _Body:
                 to = (begin + n) * OUTPUTS + (p - first) + v * lanes
                 b.store(channels.results[n * vectors + v], self.scratch, to, mask)
 
-    def _tap(
+    @property
+    def most_taps(self) -> int:
+        """Of a window that is spelled out."""
+        return MANY_TAPS if self.spec.phases == 1 else MANY_TAPS_OF_PHASES
+
+    def tap(
         self, acc: list[Value], at: Value, w_at: Value, count: int, masks: list[Value | None]
     ) -> list[Value]:
         b, lanes = self.b, self.lanes

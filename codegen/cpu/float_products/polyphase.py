@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
-from abqc.codegen.builder import INDEX, Builder, Value, buffer, function
+from abqc.codegen.builder import INDEX, Builder, Value, buffer, function, vec
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel
 
@@ -35,11 +35,15 @@ def polyphase_kernel(strides: tuple[int, int]) -> Kernel:
 def _emit(name: str, strides: tuple[int, int], module: Any, isa: Isa) -> None:
     arguments = [buffer("f32")] * 2 + [INDEX] * 6
     with function(module, isa, name, arguments) as (b, i, x, y, *sizes):
-        _Body(b, strides, x, y, *sizes).emit(i)
+        Polyphase(b, strides, x, y, *sizes).emit(i)
 
 
 @dataclass
-class _Body:
+class Polyphase:
+    """The body; what elements are made of others says `read` and `image_of`."""
+
+    element: ClassVar[str] = "f32"
+
     b: Builder
     strides: tuple[int, int]
     x: Value
@@ -60,18 +64,27 @@ class _Body:
         blocks = (self.rows + (ROWS - 1)) // ROWS
         image, first = i // blocks, i % blocks * ROWS
         last = b.min(first + ROWS, self.rows)
+        origin = self.image_of(image) * self.height
         row = self._shuffled_row if sx in SHUFFLED else self._row
         with b.loop(0, sy) as phases, b.loop(first, last) as rows:
             source = rows.i * sy + phases.i - self.top
             to = (image * (sy * sx) + phases.i * sx) * self.plane + rows.i * self.pitch
             inside = (source >= 0) & (source < self.height)
             with b.when(inside):
-                row((image * self.height + source) * self.width, to)
+                row((origin + source) * self.width, to)
             with b.when(inside ^ 1), b.loop(0, sx) as columns:
                 self._zeros(to + columns.i * self.plane, b.index(0), self.pitch)
 
+    def image_of(self, image: Value) -> Value:
+        """Which image of `x` (the first one, of several) planes `image` are made of."""
+        return image
+
+    def read(self, at: Value, lanes: int, mask: Value | None = None) -> Value:
+        """What planes hold of the element of `x` at `at`, or of as many as there are lanes."""
+        return self.b.load(self.x, at, lanes, mask)
+
     def _zeros(self, to: Value, begin: Value, end: Value) -> None:
-        b, zero = self.b, self.b.const(0.0, f"vector<{self.lanes}xf32>")
+        b, zero = self.b, self.b.const(0, vec(self.lanes, self.element))
         cover(b, begin, end, self.lanes, lambda q, mask: b.store(zero, self.y, to + q, mask))
 
     def _row(self, source: Value, to: Value) -> None:
@@ -85,7 +98,7 @@ class _Body:
             self._zeros(at, b.index(0), begin)
             with b.loop(begin, end) as loop:
                 column = loop.i * sx + phases.i - self.left
-                b.store(b.load(self.x, source + column), self.y, at + loop.i)
+                b.store(self.read(source + column, 0), self.y, at + loop.i)
             self._zeros(at, end, self.pitch)
 
     def _shuffled_row(self, source: Value, to: Value) -> None:
@@ -96,7 +109,7 @@ class _Body:
             within = (column >= 0) & (column + sx * lanes <= self.width)
             whole = within & (loop.i + lanes <= self.pitch)
             with b.when(whole):
-                parts = [b.load(self.x, source + column + k * lanes, lanes) for k in range(sx)]
+                parts = [self.read(source + column + k * lanes, lanes) for k in range(sx)]
                 self._store_phases(parts, to + loop.i, None)
             with b.when(whole ^ 1):
                 parts = [self._masked(source, column + k * lanes) for k in range(sx)]
@@ -107,7 +120,7 @@ class _Body:
         b, lanes = self.b, self.lanes
         outside = b.mask(lanes, 0 - column) ^ 1
         mask = outside & b.mask(lanes, self.width - column)
-        return b.load(self.x, source + column, lanes, mask)
+        return self.read(source + column, lanes, mask)
 
     def _store_phases(self, parts: list[Value], to: Value, mask: Value | None) -> None:
         b, sx = self.b, self.strides[1]
