@@ -76,7 +76,8 @@ class PolyphaseOp(VerifiedOperation, name="polyphase", traits=[ext.Pure]):
 class PairPlanesOp(VerifiedOperation, name="pair_planes", traits=[ext.Pure]):
     """Images as polyphase components (`polyphase`) of pairs of channels, rounded to bf16.
 
-    The channels are in `groups`. The result is B x (groups * pairs * phases) x `rows` x `pitch` of
+    The channels are in `groups`; `flat` is 1 where planes lie as the image does, without zeros
+    around it. The result is B x (groups * pairs * phases) x `rows` x `pitch` of
     i32, whose lower half is the bf16 of the first channel of a pair; the second one of the last
     pair of a group is zero where its channels are odd.
     """
@@ -87,6 +88,7 @@ class PairPlanesOp(VerifiedOperation, name="pair_planes", traits=[ext.Pure]):
     strides: Any  # array<i64: sy, sx>
     before: Any  # array<i64: top, left>
     groups: ir.IntegerAttr
+    flat: ir.IntegerAttr
     result: TensorResult
 
     @staticmethod
@@ -99,6 +101,8 @@ class PairPlanesOp(VerifiedOperation, name="pair_planes", traits=[ext.Pure]):
         pairs = groups * -(-x[1] // groups // PAIR)
         phases = strides[0] * strides[1]
         _require(y[1] == pairs * phases, f"{pairs} pairs in {phases} phases, not {y[1]} planes")
+        flat = bool(ir.IntegerAttr(op.flat).value)
+        _require(not flat or (phases == 1 and not any(before)), "flat planes have no zeros")
 
 
 _STEPS = ("strides", "before")

@@ -103,12 +103,13 @@ def _pair_planes(conv: Conv, spec: Bf16ConvSpec) -> ir.Value:
     x, pads = _image(conv)
     sizes, known = _plane_sizes(x, pads, spec)
     planes = spec.groups * spec.pairs * spec.phases
+    numbers = spec.groups, int(spec.phases == 1 and not any(pads))
     return PairPlanesOp(
         x,
         *sizes,
         ir.DenseI64ArrayAttr.get(spec.strides),
         ir.DenseI64ArrayAttr.get(pads[:2]),
-        ir.IntegerAttr.get(ir.IntegerType.get_signless(64), spec.groups),
+        *(ir.IntegerAttr.get(ir.IntegerType.get_signless(64), number) for number in numbers),
         ir.RankedTensorType.get([abq.shape(x)[0], planes, *known], ir.IntegerType.get_signless(32)),
     ).result
 
@@ -175,7 +176,7 @@ def _record(op: ir.Operation, spec: ConvSpec, unit: Unit) -> None:
         "k": k,
         "weight": element,
         "activation": element,
-        "strategy": "direct",
+        "strategy": "bf16-direct" if _in_bf16(spec) else "direct",
         "bytes": size,
     }
     if spec.groups > 1 and not _in_bf16(spec):

@@ -22,13 +22,14 @@ def lower_polyphase(low: Lowering, op: ir.Operation) -> None:
 
 
 def lower_pair_planes(low: Lowering, op: ir.Operation) -> None:
-    """Likewise, of a pair of channels."""
+    """Likewise, of a pair of channels; flat ones are one row to the kernel."""
     view, strides = op.opview, _pair(op, "strides")
     kernel = low.unit.known_target.pair_planes(strides)
     channels = abq.shape(view.x)[1] // ir.IntegerAttr(view.groups).value
     pairs = abq.shape(view.result)[1] // (strides[0] * strides[1])
     i32 = ir.IntegerType.get_signless(32)
-    _lower_planes(low, op, kernel, index(pairs), [index(channels)], i32)
+    flat = bool(ir.IntegerAttr(view.flat).value)
+    _lower_planes(low, op, kernel, index(pairs), [index(channels)], i32, flat=flat)
 
 
 def _lower_planes(
@@ -38,6 +39,8 @@ def _lower_planes(
     planes: ir.Value,
     channels: list[ir.Value],
     element: ir.Type,
+    *,
+    flat: bool = False,
 ) -> None:
     """`planes` of each sample are made, in all phases; `channels` is what the kernel is told."""
     view = op.opview
@@ -47,8 +50,11 @@ def _lower_planes(
     y = low.allocate(
         product([batch, index(abq.shape(view.result)[1]), view.rows, view.pitch]), element
     )
-    grid = product([batch, planes, ceil_div(view.rows, kernel.block[1])])
-    sizes = [*channels, height, width, view.rows, view.pitch, *map(index, _pair(op, "before"))]
+    image, rows, pitch = [height, width], view.rows, view.pitch
+    if flat:
+        image, rows, pitch = [index(1), product(image)], index(1), product(image)
+    grid = product([batch, planes, ceil_div(rows, kernel.block[1])])
+    sizes = [*channels, *image, rows, pitch, *map(index, _pair(op, "before"))]
     low.launch(kernel.name, grid, [low.buffer(view.x), y, *sizes])
     low.finish(op, y, low.sizes(view.result))
 
@@ -68,6 +74,10 @@ def lower_direct_conv(low: Lowering, op: ir.Operation) -> None:
     low.unit.kernels[kernel.name] = kernel
     batch, _, rows, pitch = low.sizes(view.planes)
     height, width = view.height, view.width
+    if spec.window == spec.strides == (1, 1) and not spec.depthwise:
+        # Outputs lie as planes do: one row, whose vectors are whole.
+        height, width = index(1), product([height, width])
+        rows, pitch = height, width
     channels = index(spec.groups * spec.outputs)
     reach = _reach(spec, height, width, pitch)
     plane = arith.MulIOp(rows, pitch).result

@@ -1,22 +1,43 @@
 """Attention's two products of many rows in bf16, with f32 sums.
 
 Queries and keys are rounded, then their products are those of exact pairs; of exp(score - greatest)
-and the values likewise. What a row is divided by is the sum of its weights before they are rounded.
+and the values likewise. A row is divided by the sum of its weights before they are rounded.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from abqc.codegen.align import align
-from abqc.codegen.builder import Builder, Value
+from abqc.codegen.builder import Builder, Value, vec
 
 from ..bf16.dot import PAIR, dot_steps, max_tile_rows, rounded, rounded_pairs
 from ..float_products.matrix import Matrix, copy_transposed
-from ..float_products.tile import COLUMN_BLOCK, PANEL, ceil_div, stack_block
+from ..float_products.tile import COLUMN_BLOCK, PANEL, ceil_div, multiply_add, stack_block
 from .online import OnlineSoftmax, padded_columns
 
-VALUE_BYTES = 2
+SCORE_BYTES, VALUE_BYTES = 4, 2
+LEAST_POWER = -126.0  # of two, that is a normal number
+MAGIC = 1.5 * 2.0**23  # what is added to it has its nearest integer in the lowest bits
+
+# 2^f for |f| <= 1/2 within 2^-18 of itself, by interpolation in Chebyshev's points; the highest
+# power comes first.
+POWER = (9.666368515e-3, 5.592197584e-2, 2.402234904e-1, 6.931210452e-1, 1.0)
+
+
+def short_exp(b: Builder, x: Value, shift: Value) -> Value:
+    """exp(x - shift), x at most `shift`, within 2^-16 of itself; 0 below 2^-126."""
+    log2_e = 1 / math.log(2)
+    exponent = x * log2_e - shift * log2_e
+    inside = b.max(b.const(LEAST_POWER, x.type), exponent)
+    nearest = inside + MAGIC
+    f, power = inside - (nearest - MAGIC), b.const(POWER[0], x.type)
+    for coefficient in POWER[1:]:
+        power = multiply_add(b, power, f, b.const(coefficient, x.type))
+    scale = (b.bitcast(nearest, vec(PANEL, "i32")) << 23) + 0x3F800000
+    result = power * b.bitcast(scale, x.type)
+    return b.select(exponent < LEAST_POWER, b.const(0.0, x.type), result)
 
 
 @dataclass(frozen=True)
@@ -28,7 +49,6 @@ class Bf16Products:
     keys: Value  # pairs along D, i32 [ceil(D / 2)][48]
     values: Value  # pairs of keys, i32 [keys / 2][padded E]
     queries: Value  # bytes: bf16 [rows][padded D]
-    weights: Value  # bytes: bf16 [rows][keys]
 
     @staticmethod
     def of(b: Builder, state: OnlineSoftmax, most: int) -> Bf16Products:
@@ -41,7 +61,6 @@ class Bf16Products:
             b.alloca(head // PAIR * COLUMN_BLOCK, "i32"),
             b.alloca(state.keys // PAIR * columns, "i32"),
             b.alloca(most * head * VALUE_BYTES, "i8"),
-            b.alloca(most * state.keys * VALUE_BYTES, "i8"),
         )
         with b.loop(0, state.rows.count) as row:
             at = state.problem.entry(state.rows.queries, row.i)
@@ -79,16 +98,24 @@ class Bf16Products:
             max_tile_rows(b.isa),
         )
 
+    def weigh(self, key: Value, end: Value) -> None:
+        """Products become weights, rounded, in the first half of what the scores of a row took."""
+        b, state = self.state.b, self.state
+
+        def put(score: Value, shift: Value, row: Value, key: Value) -> Value:
+            weight = short_exp(b, score, shift)
+            at = row * (state.keys * SCORE_BYTES) + key * VALUE_BYTES
+            b.store_as(rounded(b, weight), state.score_bytes, at)
+            return weight
+
+        state.weigh(key, end, put)
+
     def add_values(self, key: Value, end: Value, values: Matrix) -> None:
-        """sums += weights, which are in scores, * values, of the keys from `key` up to `end`."""
+        """sums += weights * values, of the keys from `key` up to `end`."""
         state = self.state
         b, columns = state.b, padded_columns(state.problem.spec)
         count = b.min(end - key, state.keys)
         pairs = ceil_div(count, PAIR)
-        with b.loop(0, state.rows.count) as row, b.loop(0, count, PANEL) as some:
-            at = row.i * state.keys + some.i
-            weight = rounded(b, b.load(state.scores, at, PANEL))
-            b.store_as(weight, self.weights, at * VALUE_BYTES)
         with b.loop(0, pairs) as loop:
             first = key + loop.i * PAIR
             both = first + 1 < end
@@ -98,8 +125,8 @@ class Bf16Products:
                 high = b.select(b.splat(both, PANEL), high, b.const(0.0, high.type))
                 b.store(rounded_pairs(b, low, high), self.values, loop.i * columns + column)
         state.add_products(
-            b.view(self.weights, "i32", state.rows.count * (state.keys // PAIR)),
-            state.keys // PAIR,
+            b.view(state.score_bytes, "i32", state.rows.count * state.keys),
+            state.keys,
             lambda pair, column: b.load(self.values, pair * columns + column, PANEL),
             pairs,
             dot_steps(b.isa),

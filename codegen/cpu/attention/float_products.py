@@ -41,5 +41,9 @@ class FloatProducts:
         queries = partial(problem.entry, self.state.rows.queries)
         self.state.multiply_keys(problem.q, queries, stack_block(b, self.block), head, to)
 
+    def weigh(self, key: Value, end: Value) -> None:
+        """Products become weights."""
+        self.state.weigh(key, end)
+
     def add_values(self, key: Value, end: Value, values: Matrix) -> None:
         add_values(self.state, key, end, values)

@@ -101,7 +101,7 @@ def _emit_many(name: str, spec: AttentionSpec, module: Any, isa: Isa) -> None:
             def add() -> None:
                 with b.loop(loop.i, end, COLUMN_BLOCK) as some:
                     products.multiply_keys(keys, some.i, some.i - loop.i)
-                state.weigh(loop.i, problem.t)
+                products.weigh(loop.i, problem.t)
                 products.add_values(loop.i, problem.t, values)
 
             if blind is None:
@@ -114,9 +114,12 @@ def _emit_many(name: str, spec: AttentionSpec, module: Any, isa: Isa) -> None:
 
 def _seeing(b: Builder, state: OnlineSoftmax, begin: Value | int, end: Value) -> Value:
     """How many rows see one of the keys."""
-    with b.loop(0, state.rows.count, carry=[b.index(0)]) as row:
+    of_rows = state.problem.of_mask
+    alike = (of_rows[1] == 0) & (of_rows[2] == 0)  # one row says it of all
+    count = b.select(alike, b.min(state.rows.count, 1), state.rows.count)
+    with b.loop(0, count, carry=[b.index(0)]) as row:
         row.carry(row.args[0] + b.select(state.sees(row.i, begin, end), b.index(1), 0))
-    return row.results[0]
+    return b.select(alike, row.results[0] * state.rows.count, row.results[0])
 
 
 def _emit_few(name: str, spec: AttentionSpec, module: Any, isa: Isa) -> None:

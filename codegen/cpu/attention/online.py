@@ -30,6 +30,9 @@ MINUS_INFINITY = float("-inf")
 HIDDEN = -1e30  # a mask of this or less leaves nothing of a key, unless all are hidden
 
 
+Weigh = Callable[[Value, Value, Value, Value], Value]  # score, shift, row, key of those at hand
+
+
 def exp(x: Value) -> Value:
     return Value(math.exp(x.ir))
 
@@ -68,6 +71,7 @@ class OnlineSoftmax:
     rows: Rows
     keys: int
     scores: Value  # f32 [most][keys]: scores, then exp(score - greatest)
+    score_bytes: Value  # the same
     sums: Value  # f32 [most][padded E]
     greatest: Value  # f32 [most]
     totals: Value  # f32 [most]
@@ -75,8 +79,11 @@ class OnlineSoftmax:
     @staticmethod
     def begin(b: Builder, problem: Problem, rows: Rows, most: int, keys: int) -> OnlineSoftmax:
         columns = padded_columns(problem.spec)
-        sizes = (most * keys, most * columns, most, most)
-        state = OnlineSoftmax(b, problem, rows, keys, *(b.alloca(size, "f32") for size in sizes))
+        sizes = (most * columns, most, most)
+        score_bytes = b.alloca(4 * most * keys, "i8")
+        scores = b.view(score_bytes, "f32", b.index(most * keys))
+        others = (b.alloca(size, "f32") for size in sizes)
+        state = OnlineSoftmax(b, problem, rows, keys, scores, score_bytes, *others)
         zeros = b.const(0.0, f"vector<{PANEL}xf32>")
         with b.loop(0, rows.count) as row:
             for column in range(0, columns, PANEL):
@@ -85,11 +92,16 @@ class OnlineSoftmax:
             b.store(b.const(0.0, "f32"), state.totals, row.i)
         return state
 
-    def weigh(self, key: Value, end: Value) -> None:
+    def weigh(self, key: Value, end: Value, put: Weigh | None = None) -> None:
         """The products of all rows with the keys from `key` on, at most `keys`, up to `end`, which
-        are in `scores`, become weights."""
+        are in `scores`, become weights. `put` gives and stores the weights of 16 scores."""
         with self.b.loop(0, self.rows.count) as row:
-            self._weigh(row.i, key, end)
+            self._weigh(row.i, key, end, put or self._put)
+
+    def _put(self, score: Value, shift: Value, row: Value, key: Value) -> Value:
+        weight = exp(score - shift)
+        self.b.store(weight, self.scores, row * self.keys + key)
+        return weight
 
     def sees(self, row: Value, begin: Value | int, end: Value) -> Value:
         """Whether the mask, which is added, lets a row see one of the keys `begin` .. `end`."""
@@ -104,7 +116,7 @@ class OnlineSoftmax:
             loop.carry(b.max(b.select(known, hidden, lowest), loop.args[0]))
         return across(b, loop.results[0], b.max) > HIDDEN
 
-    def _weigh(self, row: Value, key: Value, end: Value) -> None:
+    def _weigh(self, row: Value, key: Value, end: Value, put: Weigh) -> None:
         """The row's products become scores, then weights; its total grows."""
         b, at, vector = self.b, row * self.keys, f"vector<{PANEL}xf32>"
         count = b.min(end - key, self.keys)
@@ -119,8 +131,8 @@ class OnlineSoftmax:
         greatest = b.max(across(b, loop.results[0], b.max), before)
         shift = shift_of(b, greatest)
         with b.loop(0, count, PANEL, carry=[b.const(0.0, vector)]) as loop:
-            weight = exp(b.load(self.scores, at + loop.i, PANEL) - b.splat(shift, PANEL))
-            b.store(weight, self.scores, at + loop.i)
+            score = b.load(self.scores, at + loop.i, PANEL)
+            weight = put(score, b.splat(shift, PANEL), row, loop.i)
             loop.carry(loop.args[0] + weight)
         total = across(b, loop.results[0], lambda x, y: x + y)
         faded = exp(before - shift)
