@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from abqc.codegen.strategy import Kernel
+from typing import Any
+
 from abqc.dialects import abq
 from abqc.dialects.abq_conv import conv_spec, epilogue_inputs
 from abqc.dialects.bf16_conv_spec import Bf16ConvSpec
@@ -35,7 +36,7 @@ def lower_pair_planes(low: Lowering, op: ir.Operation) -> None:
 def _lower_planes(
     low: Lowering,
     op: ir.Operation,
-    kernel: Kernel | None,
+    kernel: Any,  # that of codegen/strategy.py
     planes: ir.Value,
     channels: list[ir.Value],
     element: ir.Type,
