@@ -12,6 +12,7 @@ from .bf16 import bf16_bits
 from .conv_spec import ConvSpec
 
 PAIR = 2  # channels of a pixel in 32 bits, the first one below
+SLACK = 64  # pairs behind all planes, which kernels may read
 
 
 @dataclass(frozen=True)

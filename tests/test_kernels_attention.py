@@ -25,7 +25,7 @@ from kernel_cases import ISAS, compile_jit
 
 SCALE = np.float32(0.3)
 BEHIND = 16  # elements behind y that must stay
-BF16_ISAS = (*ISAS, *(isa for isa in isas.extending() if isa.adds == "bf16"))
+BF16_ISAS = (*ISAS[:2], *(isa for isa in isas.extending() if isa.adds == "bf16"))
 each_isa = pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 
 
@@ -238,8 +238,7 @@ def test_halves_and_rows_of_caches(isa: Isa, m: int) -> None:
 
 BF16_CASES = [
     Case(AttentionSpec(5, 33, bf16=True), 70, 51, heads=3, rows_first=True),
-    Case(AttentionSpec(40, 7, "add", bf16=True), 65, 131, heads=4, group=2, batch=2),
-    Case(AttentionSpec(32, 48, keys="f16", bf16=True), 9, 90, room=3),
+    Case(AttentionSpec(40, 7, "add", keys="f16", bf16=True), 65, 131, heads=4, group=2, room=3),
 ]
 
 

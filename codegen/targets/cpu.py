@@ -200,11 +200,12 @@ class CpuTarget:
     ) -> tuple[AttentionVariant, ...]:
         """The kernels of attention, in f32 whatever `half` says, or in bf16. `keys` and `values`
         are of a type of `cache_types`, or rows of quantized caches."""
-        stored = [
+        stored_keys, stored_values = (
             CacheRows(rows, columns) if isinstance(rows, CacheFormat) else rows
             for rows, columns in ((keys, head), (values, value_head))
-        ]
-        return attention_kernels(AttentionSpec(head, value_head, mask, guarded, *stored, bf16))
+        )
+        spec = AttentionSpec(head, value_head, mask, guarded, stored_keys, stored_values, bf16=bf16)
+        return attention_kernels(spec)
 
     def selective_scan(self, spec: ScanSpec) -> Kernel:
         """The kernel of `abq.selective_scan`."""

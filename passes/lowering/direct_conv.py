@@ -6,7 +6,7 @@ from typing import Any
 
 from abqc.dialects import abq
 from abqc.dialects.abq_conv import conv_spec, epilogue_inputs
-from abqc.dialects.bf16_conv_spec import Bf16ConvSpec
+from abqc.dialects.bf16_conv_spec import SLACK, Bf16ConvSpec
 from abqc.dialects.conv_spec import WINOGRAD_EDGE, ConvSpec
 from abqc.dialects.mlir import arith, ir
 
@@ -30,7 +30,7 @@ def lower_pair_planes(low: Lowering, op: ir.Operation) -> None:
     pairs = abq.shape(view.result)[1] // (strides[0] * strides[1])
     i32 = ir.IntegerType.get_signless(32)
     flat = bool(ir.IntegerAttr(view.flat).value)
-    _lower_planes(low, op, kernel, index(pairs), [index(channels)], i32, flat=flat)
+    _lower_planes(low, op, kernel, index(pairs), [index(channels)], i32, flat=flat, slack=SLACK)
 
 
 def _lower_planes(
@@ -42,15 +42,15 @@ def _lower_planes(
     element: ir.Type,
     *,
     flat: bool = False,
+    slack: int = 0,
 ) -> None:
     """`planes` of each sample are made, in all phases; `channels` is what the kernel is told."""
     view = op.opview
     assert kernel is not None, "direct-conv asks the target before"
     low.unit.kernels[kernel.name] = kernel
     batch, _, height, width = low.sizes(view.x)
-    y = low.allocate(
-        product([batch, index(abq.shape(view.result)[1]), view.rows, view.pitch]), element
-    )
+    size = product([batch, index(abq.shape(view.result)[1]), view.rows, view.pitch])
+    y = low.allocate(arith.AddIOp(size, index(slack)).result, element)
     image, rows, pitch = [height, width], view.rows, view.pitch
     if flat:
         image, rows, pitch = [index(1), product(image)], index(1), product(image)

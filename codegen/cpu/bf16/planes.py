@@ -32,7 +32,7 @@ def pair_planes_kernel(strides: tuple[int, int]) -> Kernel:
 def _emit(name: str, strides: tuple[int, int], module: Any, isa: Isa) -> None:
     arguments = [buffer("f32"), buffer("i32")] + [INDEX] * 7
     with function(module, isa, name, arguments) as (b, i, x, y, channels, *sizes):
-        _PairPlanes(b, strides, x, y, *sizes, channels).emit(i)
+        _PairPlanes(b, strides, x, y, *sizes, channels=channels).emit(i)
 
 
 @dataclass
