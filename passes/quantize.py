@@ -162,7 +162,7 @@ def _quantize_conv(op: ir.Operation, unit: Unit) -> None:
     if symbol is None or view.w_scale is not None:
         return
     recipe = unit.recipe.resolve(node, "conv")
-    encoding = conv_encoding(op, unit) if ir.IntegerAttr(view.groups).value == 1 else None
+    encoding = conv_encoding(op, unit)
     if encoding is None:
         kept = _without_codes(op)
         if abq.shape(view.w)[1] > 1:  # one channel has no pairs

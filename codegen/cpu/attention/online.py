@@ -74,12 +74,13 @@ class OnlineSoftmax:
     score_bytes: Value  # the same
     sums: Value  # f32 [most][padded E]
     greatest: Value  # f32 [most]
+    greater: Value  # f32 [most]: with the keys at hand
     totals: Value  # f32 [most]
 
     @staticmethod
     def begin(b: Builder, problem: Problem, rows: Rows, most: int, keys: int) -> OnlineSoftmax:
         columns = padded_columns(problem.spec)
-        sizes = (most * columns, most, most)
+        sizes = (most * columns, most, most, most)
         score_bytes = b.alloca(4 * most * keys, "i8")
         scores = b.view(score_bytes, "f32", b.index(most * keys))
         others = (b.alloca(size, "f32") for size in sizes)
@@ -95,8 +96,12 @@ class OnlineSoftmax:
     def weigh(self, key: Value, end: Value, put: Weigh | None = None) -> None:
         """The products of all rows with the keys from `key` on, at most `keys`, up to `end`, which
         are in `scores`, become weights. `put` gives and stores the weights of 16 scores."""
+        count = self.b.min(end - key, self.keys)
+        # A loop for each half: a row waits for its maximum while others are at work.
         with self.b.loop(0, self.rows.count) as row:
-            self._weigh(row.i, key, end, put or self._put)
+            self._rate(row.i, key, count)
+        with self.b.loop(0, self.rows.count) as row:
+            self._weigh(row.i, count, put or self._put)
 
     def _put(self, score: Value, shift: Value, row: Value, key: Value) -> Value:
         weight = exp(score - shift)
@@ -116,10 +121,9 @@ class OnlineSoftmax:
             loop.carry(b.max(b.select(known, hidden, lowest), loop.args[0]))
         return across(b, loop.results[0], b.max) > HIDDEN
 
-    def _weigh(self, row: Value, key: Value, end: Value, put: Weigh) -> None:
-        """The row's products become scores, then weights; its total grows."""
+    def _rate(self, row: Value, key: Value, count: Value) -> None:
+        """The row's products become scores, and the greatest one so far is found."""
         b, at, vector = self.b, row * self.keys, f"vector<{PANEL}xf32>"
-        count = b.min(end - key, self.keys)
         low = b.const(MINUS_INFINITY, vector)
         with b.loop(0, count, PANEL, carry=[low]) as loop:
             known = b.mask(PANEL, count - loop.i)
@@ -127,8 +131,13 @@ class OnlineSoftmax:
             score = b.select(known, self._score(product, row, key + loop.i, known), low)
             b.store(score, self.scores, at + loop.i)
             loop.carry(b.max(score, loop.args[0]))
-        before = b.load(self.greatest, row)
-        greatest = b.max(across(b, loop.results[0], b.max), before)
+        greatest = b.max(across(b, loop.results[0], b.max), b.load(self.greatest, row))
+        b.store(greatest, self.greater, row)
+
+    def _weigh(self, row: Value, count: Value, put: Weigh) -> None:
+        """The row's scores become weights; its total grows."""
+        b, at, vector = self.b, row * self.keys, f"vector<{PANEL}xf32>"
+        before, greatest = (b.load(source, row) for source in (self.greatest, self.greater))
         shift = shift_of(b, greatest)
         with b.loop(0, count, PANEL, carry=[b.const(0.0, vector)]) as loop:
             score = b.load(self.scores, at + loop.i, PANEL)
