@@ -72,8 +72,12 @@ def _waits(t: Tiling, chains: int, rates: IsaRates) -> float:
     return max(1.0, rates.product_latency / vectors)
 
 
+def _bf16_products(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> float:
+    return 2 * t.rows * t.columns * f.k / rates.bf16_flops
+
+
 def _bf16(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> float:
-    products = 2 * t.rows * t.columns * f.k / rates.bf16_flops
+    products = _bf16_products(f, t, rates)
     # Floats need no decoding.
     passes = 0 if f.weight_bits == 16 else t.row_blocks
     return products + t.columns * f.k * passes / rates.float_decodes + _scale(f, t, rates)
@@ -157,6 +161,7 @@ def _look_up(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> float:
 COMPUTE: dict[str, Callable[[MatmulFeatures, Tiling, IsaRates], float]] = {
     "float": _float,
     "direct": _float,
+    "bf16-direct": _bf16_products,
     "dequantize": _dequantize,
     "bf16": _bf16,
     "int8": _int8,
