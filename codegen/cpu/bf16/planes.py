@@ -48,10 +48,9 @@ class _PairPlanes(Polyphase):
         return image // pairs * self.channels + first
 
     def row(self, plane: Value) -> PhaseRow:
-        row = super().row(plane)
         # A missing channel is read from the one before it.
         step = self.b.select(self._whole, self.height * self.width, self.b.index(0))
-        return _PairRow(**vars(row), whole=self._whole, step=step)
+        return _PairRow(*self.of_row(plane), self._whole, step)
 
 
 @dataclass

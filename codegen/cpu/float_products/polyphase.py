@@ -80,10 +80,12 @@ class Polyphase:
 
     def row(self, plane: Value) -> PhaseRow:
         """What copies a row; called behind `image_of`."""
-        stride, phases = self.strides[1], self.phases[1]
-        return PhaseRow(
-            self.b, stride, phases, self.x, self.y, self.width, self.left, self.pitch, plane
-        )
+        return PhaseRow(*self.of_row(plane))
+
+    def of_row(self, plane: Value) -> tuple[Any, ...]:
+        """The fields of a `PhaseRow`."""
+        sizes = self.width, self.left, self.pitch, plane
+        return self.b, self.strides[1], self.phases[1], self.x, self.y, *sizes
 
 
 @dataclass
