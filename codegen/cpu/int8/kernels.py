@@ -21,6 +21,7 @@ from .units import load_unit, unit_quad
 ONES = 0x01010101  # four activations of 1
 
 Quads = Callable[[int, int], Value]  # (panel, quad) -> vector<16xi32> of its bytes
+Operands = Callable[[int, int], list[tuple[Value, ...]]]  # likewise, by register
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Int8Body(PanelBody):
         carry = [x for _ in range(self.tile.chains * tile) for x in dot.zero()]
         with b.loop(0, (terms + (unit - 1)) // unit, carry=carry) as loop:
             acc = split(loop.args, registers)
-            quads = self.quads(w_at, segment, loop.i)
-            self._unit(acc, [at + loop.i * unit for at in q_at], quads)
+            weights = self.operands(w_at, segment, loop.i)
+            self._unit(acc, [at + loop.i * unit for at in q_at], weights)
             loop.carry(*(x for registers in acc for x in registers))
         chains = split(split(loop.results, registers), tile)
         sums = [dot.join(dot.add(parts)) for parts in zip(*chains, strict=True)]
@@ -76,20 +77,35 @@ class Int8Body(PanelBody):
                 self.prefetch_next(at + (offset + line))
         return lambda panel, quad: unit_quad(b, units[panel], quad, value)
 
-    def _unit(self, acc: list[list[Value]], q_at: Sequence[Value], quads: Quads) -> None:
+    def operands(self, w_at: Sequence[Value], segment: Value, unit: Value) -> Operands:
+        """Those of products, of a unit of a segment."""
+        quads, dot = self.quads(w_at, segment, unit), self.dot
+        return lambda panel, quad: dot.weights(quads(panel, quad))
+
+    def _unit(self, acc: list[list[Value]], q_at: Sequence[Value], operands: Operands) -> None:
         """Add the products of one unit to `acc`, [chain, row, panel][register]."""
-        b, dot, tile = self.b, self.dot, self.tile
-        for quad in range(value_quads(self.weight.value)):
-            weights = [dot.weights(quads(c, quad)) for c in range(tile.panels)]
-            first = (quad % tile.chains) * self.product_rows * tile.panels
-            codes = [b.load_as(self.q, at + quad * QUAD, "i32") for at in q_at]
-            if not self.weight.has_sums:
-                codes.append(b.const(ONES, "i32"))
-            for r, four in enumerate(codes):
-                a = dot.activations(four)
-                for c in range(tile.panels):
-                    x = first + r * tile.panels + c
-                    acc[x] = dot.accumulate(acc[x], a, weights[c])
+        b, dot, panels = self.b, self.dot, self.tile.panels
+        quads, size = value_quads(self.weight.value), self.product_rows * panels
+        depth = min(dot.how.depth, quads)
+        for begin in range(0, quads, depth):
+            first = begin // depth % self.tile.chains * size
+            pairs: list[list[Value]] = [[] for _ in range(size)]
+            for quad in range(begin, min(begin + depth, quads)):
+                weights = [operands(c, quad) for c in range(panels)]
+                codes = [b.load_as(self.q, at + quad * QUAD, "i32") for at in q_at]
+                if not self.weight.has_sums:
+                    codes.append(b.const(ONES, "i32"))
+                for r, four in enumerate(codes):
+                    a = dot.activations(four)
+                    for c in range(panels):
+                        x = r * panels + c
+                        if depth > 1:
+                            pairs[x] = dot.accumulate_pairs(pairs[x], a, weights[c])
+                        else:
+                            acc[first + x] = dot.accumulate(acc[first + x], a, weights[c])
+            if depth > 1:
+                for x, sums in enumerate(pairs):
+                    acc[first + x] = dot.widen(acc[first + x], sums)
 
 
 class DecodedBody(Int8Body):
@@ -97,7 +113,7 @@ class DecodedBody(Int8Body):
 
     def emit(self, i: Value) -> None:
         b = self.b
-        size = self.reduction.padded_k * PANEL * self.tile.panels
+        size = self.reduction.padded_k * PANEL * self.tile.panels * self.dot.how.operands
         self.decoded = b.alloca(size, "i8")
         first_row, first_panel, last_panel, all_panels = self.block(i)
         with b.loop(first_panel, last_panel, self.tile.panels) as panels:
@@ -111,20 +127,24 @@ class DecodedBody(Int8Body):
 
         def segment(segment: Value, begin: Value, terms: Value) -> None:
             with b.loop(0, (terms + (unit - 1)) // unit) as loop:
-                quads = super(DecodedBody, self).quads(w_at, segment, loop.i)
+                operands = super(DecodedBody, self).operands(w_at, segment, loop.i)
                 for quad in range(unit // QUAD):
                     for panel in range(self.tile.panels):
                         at = self._decoded_at(segment, loop.i, quad, panel)
-                        b.store_as(quads(panel, quad), self.decoded, at)
+                        self.dot.store_weights(operands(panel, quad), self.decoded, at)
 
         self.reduction.emit_segments(b, segment)
 
-    def quads(self, w_at: Sequence[Value], segment: Value, unit: Value) -> Quads:
-        return lambda panel, quad: self.b.load_as(
-            self.decoded, self._decoded_at(segment, unit, quad, panel), vec(PANEL, "i32")
-        )
+    def operands(self, w_at: Sequence[Value], segment: Value, unit: Value) -> Operands:
+        dot = self.dot
+
+        def load(panel: int, quad: int) -> list[tuple[Value, ...]]:
+            at = self._decoded_at(segment, unit, quad, panel)
+            return dot.load_weights(self.decoded, at)
+
+        return load
 
     def _decoded_at(self, segment: Value, unit: Value, quad: int, panel: int) -> Value:
         reduction, panels = self.reduction, self.tile.panels
         begin = (segment * reduction.segment_pitch + unit * reduction.unit) * (PANEL * panels)
-        return begin + (quad * panels + panel) * VECTOR_BYTES
+        return (begin + (quad * panels + panel) * VECTOR_BYTES) * self.dot.how.operands
