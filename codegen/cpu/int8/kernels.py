@@ -19,6 +19,7 @@ from .layout import QUAD, value_quads
 from .units import load_unit, unit_quad
 
 ONES = 0x01010101  # four activations of 1
+SUM_BYTES = 4 * PANEL  # of the sums of a panel's weights over a segment
 
 Quads = Callable[[int, int], Value]  # (panel, quad) -> vector<16xi32> of its bytes
 Operands = Callable[[int, int], list[tuple[Value, ...]]]  # likewise, by register
@@ -93,7 +94,7 @@ class Int8Body(PanelBody):
             for quad in range(begin, min(begin + depth, quads)):
                 weights = [operands(c, quad) for c in range(panels)]
                 codes = [b.load_as(self.q, at + quad * QUAD, "i32") for at in q_at]
-                if not self.weight.has_sums:
+                if self.product_rows > self.tile.rows:
                     codes.append(b.const(ONES, "i32"))
                 for r, four in enumerate(codes):
                     a = dot.activations(four)
@@ -109,42 +110,71 @@ class Int8Body(PanelBody):
 
 
 class DecodedBody(Int8Body):
-    """Unpacks the panels of a tile to the stack, all of K: quad by quad, panel beside panel."""
+    """Unpacks the panels of a tile to the stack, all of K: quad by quad, panel beside panel. Sums
+    that are not stored are made on the way."""
 
     def emit(self, i: Value) -> None:
-        b = self.b
-        size = self.reduction.padded_k * PANEL * self.tile.panels * self.dot.how.operands
+        b, panels = self.b, self.tile.panels
+        size = self.reduction.padded_k * PANEL * panels * self.dot.how.operands
         self.decoded = b.alloca(size, "i8")
+        if not self.weight.has_sums:
+            self.sums = b.alloca(self.reduction.n_segments * panels * SUM_BYTES, "i8")
         first_row, first_panel, last_panel, all_panels = self.block(i)
-        with b.loop(first_panel, last_panel, self.tile.panels) as panels:
-            w_at = self.panels_at(panels.i, all_panels)
+        with b.loop(first_panel, last_panel, panels) as columns:
+            w_at = self.panels_at(columns.i, all_panels)
             self._decode(w_at)
             with b.loop(first_row, self.last_row, self.tile.rows) as rows:
-                self._tile(rows.i, panels.i, w_at)
+                self._tile(rows.i, columns.i, w_at)
+
+    @property
+    def product_rows(self) -> int:
+        return self.tile.rows
+
+    def products(
+        self, q_at: Sequence[Value], w_at: Sequence[Value], segment: Value, terms: Value
+    ) -> list[list[Value]]:
+        products = super().products(q_at, w_at, segment, terms)
+        if self.weight.has_sums:
+            return products
+        sums = [
+            self.b.load_as(self.sums, self._sums_at(segment, panel), vec(PANEL, "i32"))
+            for panel in range(self.tile.panels)
+        ]
+        return [*products, sums]
 
     def _decode(self, w_at: Sequence[Value]) -> None:
-        b, unit = self.b, self.reduction.unit
+        b, dot, unit = self.b, self.dot, self.reduction.unit
+        summed = 0 if self.weight.has_sums else self.tile.panels
+        ones = dot.activations(b.const(ONES, "i32"))
 
         def segment(segment: Value, begin: Value, terms: Value) -> None:
-            with b.loop(0, (terms + (unit - 1)) // unit) as loop:
+            carry = [x for _ in range(summed) for x in dot.zero()]
+            with b.loop(0, (terms + (unit - 1)) // unit, carry=carry) as loop:
                 operands = super(DecodedBody, self).operands(w_at, segment, loop.i)
+                sums = split(loop.args, len(dot.zero()))
                 for quad in range(unit // QUAD):
                     for panel in range(self.tile.panels):
+                        weights = operands(panel, quad)
                         at = self._decoded_at(segment, loop.i, quad, panel)
-                        self.dot.store_weights(operands(panel, quad), self.decoded, at)
+                        dot.store_weights(weights, self.decoded, at)
+                        if summed:
+                            sums[panel] = dot.accumulate(sums[panel], ones, weights)
+                loop.carry(*(x for registers in sums for x in registers))
+            for panel, registers in enumerate(split(loop.results, len(dot.zero()))):
+                b.store_as(dot.join(registers), self.sums, self._sums_at(segment, panel))
 
         self.reduction.emit_segments(b, segment)
 
     def operands(self, w_at: Sequence[Value], segment: Value, unit: Value) -> Operands:
         dot = self.dot
-
-        def load(panel: int, quad: int) -> list[tuple[Value, ...]]:
-            at = self._decoded_at(segment, unit, quad, panel)
-            return dot.load_weights(self.decoded, at)
-
-        return load
+        return lambda panel, quad: dot.load_weights(
+            self.decoded, self._decoded_at(segment, unit, quad, panel)
+        )
 
     def _decoded_at(self, segment: Value, unit: Value, quad: int, panel: int) -> Value:
         reduction, panels = self.reduction, self.tile.panels
         begin = (segment * reduction.segment_pitch + unit * reduction.unit) * (PANEL * panels)
         return (begin + (quad * panels + panel) * VECTOR_BYTES) * self.dot.how.operands
+
+    def _sums_at(self, segment: Value, panel: int) -> Value:
+        return (segment * self.tile.panels + panel) * SUM_BYTES

@@ -47,22 +47,26 @@ class Space:
     def _many_registers(self) -> bool:
         return self.products.kind == "dot" and self.isa.registers >= 32
 
-    def fits(self, rows: int, panels: int, chains: int) -> bool:
+    def fits(self, rows: int, panels: int, chains: int, *, decode_once: bool = False) -> bool:
         """Whether accumulators, weights, an activation and two constants fit the registers.
 
-        Weights of less than 8 bits count twice, as stored and unpacked: without room for both a
-        tile of 24 accumulators takes 1.05 to 1.6 times as long (measured). With 16 registers what
-        is stored is loaded again for each of its parts, in any case.
+        Weights of less than 8 bits that are unpacked in registers count twice, as stored and
+        unpacked: without room for both a tile of 24 accumulators takes 1.05 to 1.6 times as long
+        (measured). With 16 registers what is stored is loaded again for each of its parts, if there
+        are no sums of 16 bits beside the accumulators.
         """
         weight, products = self.weight, self.products
         per_panel = PANEL // self.isa.lanes(32)
-        summed = rows + (0 if weight.has_sums else 1)
+        summed = rows + (0 if weight.has_sums or decode_once else 1)
         accumulators = summed * panels * chains * per_panel
         operands = products.operands * (panels * per_panel + 1)
-        if products.depth > 1:  # sums of 16 bits beside them; the ones that widen are in memory
-            return accumulators + summed * panels * per_panel + operands + 1 <= self.isa.registers
-        stored = panels * per_panel if weight.value.bits < 8 and self.isa.registers >= 32 else 0
-        return accumulators + operands + stored + 2 <= self.isa.registers
+        pairs, constants = 0, 2
+        if products.depth > 1:
+            pairs, constants = summed * panels * per_panel, 1
+        stored = 0
+        if weight.value.bits < 8 and not decode_once and (self.isa.registers >= 32 or pairs):
+            stored = panels * per_panel
+        return accumulators + pairs + operands + stored + constants <= self.isa.registers
 
     def default_one_row(self) -> CpuSchedule:
         """With 32 registers, one group and K = 4096 a panel at a time gets all of the memory's
@@ -74,7 +78,7 @@ class Space:
                 return CpuSchedule(1, PANEL, 4, 1, COLUMNS)
             panels, chains = 4, 2
         else:
-            panels, chains = 2, 1
+            panels, chains = 2 if self.fits(1, 2, 1) else 1, 1
         prefetch = int(prefetch_pays(self.weight, 1, panels))
         return CpuSchedule(1, panels * PANEL, chains, 1, COLUMNS, prefetch)
 
@@ -98,20 +102,26 @@ class Space:
 
     def few_rows(self) -> Iterator[CpuSchedule]:
         """One block has all rows. Tiles have few rows too: those beyond the last one cost as
-        much."""
-        for tile_m, panels in self._tiles(FEW_TILE_ROWS):
+        much. Decoding once pays where tiles are small else, or make sums of weights."""
+        decoding = not (self._many_registers and self.weight.has_sums)
+        for tile_m, panels in self._tiles(FEW_TILE_ROWS, decode_once=decoding):
             tile_n = panels * PANEL
-            for prefetch in (0, 1):
-                columns = block_columns(self.n, tile_n, COLUMNS)
-                yield CpuSchedule(tile_m, tile_n, 1, ROWS, columns, prefetch)
+            columns = block_columns(self.n, tile_n, COLUMNS)
+            if self.fits(tile_m, panels, 1):
+                for prefetch in (0, 1):
+                    yield CpuSchedule(tile_m, tile_n, 1, ROWS, columns, prefetch)
+            if decoding and self._decoding_pays(tile_m, tile_n):
+                yield CpuSchedule(tile_m, tile_n, 1, ROWS, columns, 1, decode_once=True)
 
     def many_rows(self) -> Iterator[CpuSchedule]:
-        for tile_m, panels in self._tiles(ROWS):
+        for tile_m, panels in self._tiles(ROWS, decode_once=True):
             tile_n = panels * PANEL
             for block_m, wanted, by_columns in BLOCKS:
                 columns = block_columns(self.n, tile_n, wanted)
                 for decode_once, prefetch in ((False, 0), (False, 1), (True, 1)):
                     if decode_once and not self._decoding_pays(tile_m, tile_n):
+                        continue
+                    if not decode_once and not self.fits(tile_m, panels, 1):
                         continue
                     if not prefetch and prefetch_pays(self.weight, tile_m, panels):
                         continue
@@ -126,13 +136,13 @@ class Space:
                         by_columns=by_columns,
                     )
 
-    def _tiles(self, most: int) -> Iterator[tuple[int, int]]:
+    def _tiles(self, most: int, *, decode_once: bool = False) -> Iterator[tuple[int, int]]:
         """Rows and panels of tiles of at most `most` rows that fit and hide latency."""
         per_panel = PANEL // self.isa.lanes(32)
         for rows in TILE_ROWS:
             for panels in TILE_PANELS:
                 enough = rows * panels * per_panel >= MIN_ACCUMULATORS
-                if rows <= most and enough and self.fits(rows, panels, 1):
+                if rows <= most and enough and self.fits(rows, panels, 1, decode_once=decode_once):
                     yield rows, panels
 
     def _decoding_pays(self, tile_m: int, tile_n: int) -> bool:
