@@ -7,18 +7,19 @@ say, to the stack, once for all rows of a block.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from abqc.codegen.builder import Value, vec
 from abqc.codegen.isa import Isa
 
 from ..panels.layout import PANEL, VECTOR_BYTES
-from ..panels.matmul import PanelBody, PanelKernel, split
+from ..panels.matmul import PanelBody, PanelKernel, Tile, split
 from .dot import Dot
 from .layout import QUAD, value_quads
 from .units import load_unit, unit_quad
 
 ONES = 0x01010101  # four activations of 1
+DOT_ROWS = {False: 4, True: 6}  # of a tile by whether weights are decoded once
 SUM_BYTES = 4 * PANEL  # of the sums of a panel's weights over a segment
 
 Quads = Callable[[int, int], Value]  # (panel, quad) -> vector<16xi32> of its bytes
@@ -37,6 +38,15 @@ class Int8Kernel(PanelKernel):
 
     def body(self, isa: Isa) -> type[PanelBody]:
         return DecodedBody if self.schedule.on(isa).decode_once else Int8Body
+
+    def tile(self, isa: Isa) -> Tile:
+        """The schedule's. With VPDPBUSD and 16 registers that is AVX2's, whose products need
+        registers for their parts: here these hold more rows, as it takes ten accumulators to hide
+        the latency (5 cycles, two begin in each)."""
+        tile = super().tile(isa)
+        if tile.rows == 1 or not isa.dot_u8i8 or isa.registers >= 32:
+            return tile
+        return replace(tile, rows=DOT_ROWS[self.schedule.on(isa).decode_once], panels=1)
 
 
 class Int8Body(PanelBody):
