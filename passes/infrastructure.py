@@ -45,7 +45,6 @@ PASS_FILES = (
     "decompose_hadamard",
     "decompose_norm",
     "decompose_permute_channels",
-    "decompose_softmax",
     "decompose_update",
     "direct_code_conv",
     "direct_conv",
@@ -110,6 +109,7 @@ class Unit:
     outputs: list[Any] = field(default_factory=list)
     kept_outputs: list[int] | None = None  # the outputs that @main still returns; None: all
     strided_inputs: set[str] = field(default_factory=set)  # inputs that may have any strides
+    sized_outputs: frozenset[str] = frozenset()  # whose sizes follow from those of the inputs
     operations: list[dict[str, Any]] = field(default_factory=list)
     noise: dict[str, dict[str, Any]] = field(default_factory=dict)  # of packed weights, by symbol
     floats: list[dict[str, Any]] = field(default_factory=list)

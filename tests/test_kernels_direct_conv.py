@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from abqc.codegen.cpu.float_products.direct_conv import OUTPUTS
 from abqc.codegen.isa import Isa
-from abqc.codegen.llvm import Jit
 from abqc.codegen.strategy import Kernel
 from abqc.codegen.targets.cpu import CpuTarget
 from abqc.dialects.conv_spec import ConvSpec
 from abqc.dialects.epilogue import Epilogue
-from kernel_cases import ISAS, compile_jit
+from kernel_cases import ISAS, Kernels, compile_jit
 
 # The specification, batch, height and width, zeros around: begins, then ends.
 CASES = [
@@ -75,7 +74,7 @@ EPILOGUE = Epilogue(
 
 
 @cache
-def jit(isa: Isa, spec: ConvSpec, epilogue: Epilogue | None = None) -> Jit:
+def jit(isa: Isa, spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernels:
     return compile_jit(isa, [kernel_of(spec, epilogue)])
 
 

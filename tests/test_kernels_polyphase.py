@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from abqc.codegen.cpu.float_products.polyphase import ROWS, polyphase_kernel
 from abqc.codegen.isa import Isa
-from abqc.codegen.llvm import Jit
-from kernel_cases import ISAS, compile_jit
+from kernel_cases import ISAS, Kernels, compile_jit
 
 STRIDES = [(1, 1), (2, 2), (1, 2), (2, 1), (3, 3), (4, 4), (16, 16), (1, 5)]
 # All phases, or the first ones.
@@ -18,7 +17,7 @@ CASES = [*((each, each) for each in STRIDES), ((2, 2), (1, 1)), ((4, 3), (2, 1))
 
 
 @cache
-def jit(isa: Isa, strides: tuple[int, int], phases: tuple[int, int]) -> Jit:
+def jit(isa: Isa, strides: tuple[int, int], phases: tuple[int, int]) -> Kernels:
     return compile_jit(isa, [polyphase_kernel(strides, phases)])
 
 

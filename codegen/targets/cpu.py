@@ -17,6 +17,7 @@ from abqc.dialects.formats import Float, Scheme, parse_scheme
 from ...dialects.norm_spec import NormSpec
 from ...dialects.pool_spec import PoolSpec
 from ...dialects.scan_spec import ScanSpec
+from ..cpu.arg_extreme import arg_extreme_kernel
 from ..cpu.attention.kernels import attention_kernels
 from ..cpu.attention.spec import AttentionSpec
 from ..cpu.bf16.strategy import Bf16Strategy
@@ -37,11 +38,13 @@ from ..cpu.int8_conv.strategy import Int8Conv
 from ..cpu.look_up.strategy import LookUpStrategy
 from ..cpu.max_pool import max_pool_kernel
 from ..cpu.packing.activations import measure_kernel
+from ..cpu.packing.measure_pieces import piece_kernels
 from ..cpu.packing.norm_pack import norm_pack_kernel
 from ..cpu.panels.bitplane import BitplaneStrategy
 from ..cpu.schedule import BASE_ISAS, CpuStrategy
 from ..cpu.selective_scan import selective_scan_kernel
 from ..cpu.sequence import sequence_kernel
+from ..cpu.softmax import softmax_kernel
 from ..cpu.trellis.float_strategy import TrellisFloatStrategy
 from ..cpu.trellis.strategy import TrellisStrategy
 from ..isa import ALL, Isa
@@ -53,6 +56,7 @@ from ..strategy import (
     Kernel,
     MaskKind,
     MatmulSpec,
+    PieceKernels,
     Variant,
     able_to_do,
 )
@@ -204,6 +208,14 @@ class CpuTarget:
         ]
         return attention_kernels(AttentionSpec(head, value_head, mask, guarded, *stored))
 
+    def softmax(self) -> Kernel:
+        """The kernel of a softmax over rows."""
+        return softmax_kernel()
+
+    def arg_extreme(self, element: str, *, largest: bool) -> tuple[Variant, ...]:
+        """The kernel of ArgMax and ArgMin over rows of f32."""
+        return (Variant(arg_extreme_kernel(largest=largest), 1, None),) if element == "f32" else ()
+
     def selective_scan(self, spec: ScanSpec) -> Kernel:
         """The kernel of `abq.selective_scan`."""
         return selective_scan_kernel(spec)
@@ -269,6 +281,10 @@ class CpuTarget:
     def measure(self, format_text: str) -> Kernel:
         """The kernel that finds one scale and zero point for each sample of an activation."""
         return measure_kernel(parse_scheme(format_text).format)
+
+    def measure_pieces(self, format_text: str) -> PieceKernels | None:
+        """The same in pieces, for large samples; None where the kernel shares its work itself."""
+        return piece_kernels(parse_scheme(format_text).format)
 
     def gather(
         self, columns: int, scheme: Scheme | None, scale_bits: int, index_bits: int

@@ -28,6 +28,7 @@ from ..gpu.float_products.matmul import FloatMatmul
 from ..gpu.indexing.gather import TableLayout, table_layout
 from ..gpu.indexing.gather_tiles import panel_gather_kernel
 from ..gpu.indexing.scatter import scatter_kernels
+from ..gpu.lines import order_keys
 from ..gpu.lines.arg_extreme import arg_extreme_kernels
 from ..gpu.lines.scan import scan_kernels
 from ..gpu.lines.selective_scan import selective_scan_kernel
@@ -54,6 +55,7 @@ from ..strategy import (
     Kernel,
     MaskKind,
     MatmulSpec,
+    PieceKernels,
     Variant,
     able_to_do,
 )
@@ -298,7 +300,8 @@ class CudaTarget:
 
     def arg_extreme(self, element: str, *, largest: bool) -> tuple[Variant, ...]:
         """The kernels of ArgMax and ArgMin over rows, by the length of a row."""
-        return arg_extreme_kernels(element, largest=largest)
+        known = element in order_keys.ELEMENTS
+        return arg_extreme_kernels(element, largest=largest) if known else ()
 
     def scan(self, element: str) -> tuple[Variant, ...]:
         """The kernels of running sums, by the number of neighbouring lines."""
@@ -319,6 +322,10 @@ class CudaTarget:
     def measure(self, format_text: str) -> Kernel:
         """The kernel that finds one scale and zero point for each sample of an activation."""
         return measure_kernel(parse_scheme(format_text).format)
+
+    def measure_pieces(self, format_text: str) -> PieceKernels | None:
+        """The same in pieces, for large samples; None where the kernel shares its work itself."""
+        return None
 
     def gather(
         self, columns: int, scheme: Scheme | None, scale_bits: int, index_bits: int

@@ -24,6 +24,7 @@ from ..strategy import (
     Kernel,
     MaskKind,
     MatmulSpec,
+    PieceKernels,
     Variant,
 )
 
@@ -127,6 +128,15 @@ class Target(Protocol):
         a type of `cache_types`, or rows of quantized caches."""
         ...
 
+    def softmax(self) -> Kernel:
+        """The kernel of a softmax over rows, a grid index a row."""
+        ...
+
+    def arg_extreme(self, element: str, *, largest: bool) -> tuple[Variant, ...]:
+        """The kernels of ArgMax and ArgMin over rows, by the length of a row; none for elements
+        of other types than it has them for."""
+        ...
+
     def selective_scan(self, spec: ScanSpec) -> Kernel:
         """The kernel of `abq.selective_scan`."""
         ...
@@ -186,6 +196,10 @@ class Target(Protocol):
         """The kernel that finds one scale and zero point for each sample of an activation."""
         ...
 
+    def measure_pieces(self, format_text: str) -> PieceKernels | None:
+        """The same in pieces, for large samples; None where the kernel shares its work itself."""
+        ...
+
     def gather(
         self, columns: int, scheme: Scheme | None, scale_bits: int, index_bits: int
     ) -> Table:
@@ -220,14 +234,6 @@ class DeviceTarget(Target, Protocol):
 
     def norm(self, spec: NormSpec) -> Kernel:
         """The kernel of a normalization of rows."""
-        ...
-
-    def softmax(self) -> Kernel:
-        """The kernel of a softmax over rows."""
-        ...
-
-    def arg_extreme(self, element: str, *, largest: bool) -> tuple[Variant, ...]:
-        """The kernels of ArgMax and ArgMin over rows, by the length of a row."""
         ...
 
     def scan(self, element: str) -> tuple[Variant, ...]:
