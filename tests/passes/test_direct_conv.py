@@ -153,3 +153,20 @@ def test_in_bf16_planes_are_of_pairs(
     (record,) = unit.operations
     assert (record["weight"], record["activation"]) == ("bf16", "bf16")
     assert record["bytes"] == 4 * size
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "y", "pads", "before"),
+    [
+        ("1x4x8x9xf32", "4x1x3x3xf32", "1x4x8x9xf32", "1, 1, 1, 1", [1, 1]),
+        ("1x4x20xf32", "4x1x5xf32", "1x4x20xf32", "3, 1", [0, 3]),
+    ],
+)
+def test_channels_for_themselves_are_read_from_the_image(
+    tmp_path: Path, x: str, w: str, y: str, pads: str, before: list[int]
+) -> None:
+    strides = ", ".join("1" * (len(w.split("x")) - 3))
+    facts, _ = conv(tmp_path, x, w, y, strides=strides, pads=pads, groups=4)
+    (op,) = facts("abq.direct_conv")
+    assert conv_spec(op.opview).depthwise and list(conv_spec(op.opview).before) == before
+    assert not facts("abq.polyphase")
