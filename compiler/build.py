@@ -91,6 +91,7 @@ def build_with(
         on_pass=on_pass,
         inputs=imported.inputs,
         outputs=imported.outputs,
+        sized_outputs=imported.sized_outputs,
         notes=list(imported.notes),
         strict=request.strict,
     )

@@ -7,7 +7,6 @@ tables of tensors, the options, and what the outputs look like.
 from __future__ import annotations
 
 import ctypes
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from .abi import Instance, Library
 from .device_array import Borrower, DeviceArray
 from .dlpack import CUDA, FirstRows, ManagedTensor, TensorTable, expressible
 from .element_types import by_name, numpy_dtype, seen_as
-from .tensor_spec import Dim, TensorSpec
+from .tensor_spec import TensorSpec
 
 SMALL_BYTES = 1 << 14  # of an output that numpy's own memory suits better: it is made faster
 
@@ -26,14 +25,17 @@ SMALL_BYTES = 1 << 14  # of an output that numpy's own memory suits better: it i
 class Signature:
     """A model's inputs and outputs, and what all its runs need to know of them."""
 
-    def __init__(self, inputs: list[TensorSpec], outputs: list[TensorSpec]) -> None:
+    def __init__(
+        self, inputs: list[TensorSpec], outputs: list[TensorSpec], sized: Sequence[bool]
+    ) -> None:
+        """`sized`: of each output, whether its sizes follow from those of the inputs."""
         self.inputs = inputs
         self.outputs = outputs
         self.input_types = [by_name(spec.dtype).dlpack for spec in inputs]
         self.output_types = [by_name(spec.dtype).dlpack for spec in outputs]
         self.input_dtypes = [numpy_dtype(spec.dtype) for spec in inputs]
         self.output_dtypes = [numpy_dtype(spec.dtype) for spec in outputs]
-        self.lent = [_Lent(spec, inputs) for spec in outputs]
+        self.lent = [_Lent(*output) for output in zip(outputs, sized, strict=True)]
 
 
 class Call:
@@ -44,8 +46,12 @@ class Call:
         self._signature = signature
         self._inputs = TensorTable(signature.input_types)
         self._outputs = TensorTable(signature.output_types, managed=True)
-        self._counts = len(signature.inputs), len(signature.outputs)
         self._options = instance.run_options()
+        self._arguments = instance.run_arguments(
+            *(self._inputs.address, len(signature.inputs)),
+            *(self._outputs.address, len(signature.outputs)),
+            self._options,
+        )
         self._set = (0, (0, 0), 0, 0)
         # Of small outputs of the last run, whose inputs had the layouts that the table describes.
         self._shapes: list[tuple[int, ...] | None] = [None] * len(signature.outputs)
@@ -54,13 +60,12 @@ class Call:
         """Point the table to values by index; what must live as long as the run."""
         table, specs, dtypes = self._inputs, self._signature.inputs, self._signature.input_dtypes
         kept: list[Any] = []
-        changed = False
+        unknown: list[tuple[int, ...] | None] = [None] * len(self._shapes)
         for i, value in values:
             own = isinstance(value, np.ndarray) and value.dtype == dtypes[i]
-            if own and table.describes(i, value):
-                table.point(i, value)
+            if own and table.point(i, value):
                 continue
-            changed = True
+            self._shapes = unknown  # at once: a value may be refused
             if isinstance(value, FirstRows):
                 table.borrow(i, value)
                 continue
@@ -72,8 +77,6 @@ class Call:
             array = _input_array(specs[i], dtypes[i], value)
             table.describe(i, array)
             kept.append(array)
-        if changed:
-            self._shapes = [None] * len(self._shapes)
         return kept
 
     def set_outputs(self, values: list[Any], borrower: Borrower) -> list[Any]:
@@ -85,7 +88,8 @@ class Call:
             shape = self._shapes[i]
             if value is None and shape is not None:
                 values[i] = made = np.empty(shape, dtypes[i])
-                (table.point if table.describes(i, made) else table.describe)(i, made)
+                if not table.point(i, made):
+                    table.describe(i, made)
             elif value is None or isinstance(value, FirstRows):
                 table.borrow(i, value)
             elif (
@@ -95,7 +99,8 @@ class Call:
                 kept.append(tensor)
             else:
                 _check_buffer(specs[i], dtypes[i], value)
-                (table.point if table.describes(i, value) else table.describe)(i, value)
+                if not table.point(i, value):
+                    table.describe(i, value)
         return kept
 
     def clear_outputs(self, indices: Iterable[int]) -> None:
@@ -112,8 +117,7 @@ class Call:
             options.device.device_type, options.device.device_id = device
             options.stream, options.profile = stream or None, profile or None
             self._set = wanted
-        inputs, outputs = self._counts
-        self._instance.run(self._inputs.address, inputs, self._outputs.address, outputs, options)
+        self._instance.run(self._arguments, options)
 
     def allocated(self, i: int, device: int, stream: int) -> Any:
         """What the model, which runs on this type of device, allocated for output i."""
@@ -123,7 +127,7 @@ class Call:
         if device == CUDA and tensor.device[0] == CUDA:
             return DeviceArray(self._instance, dtype, address, stream)
         array = np.asarray(_Allocation(self._instance.library, lent, address, tensor))
-        if lent.follows and array.nbytes <= SMALL_BYTES and device != CUDA:
+        if lent.sized and array.nbytes <= SMALL_BYTES and device != CUDA:
             self._shapes[i] = array.shape
         return array if dtype == lent.storage else array.view(dtype)
 
@@ -131,18 +135,11 @@ class Call:
 class _Lent:
     """What is the same for all of an output's allocations."""
 
-    def __init__(self, spec: TensorSpec, inputs: Sequence[TensorSpec]) -> None:
+    def __init__(self, spec: TensorSpec, sized: bool) -> None:
         self.storage = by_name(spec.dtype).storage
         self.typestr = self.storage.str
         self.sizes = ctypes.c_int64 * len(spec.shape)
-        # Whether its sizes follow from those of the inputs.
-        known = {word for each in inputs for size in each.shape for word in _words(size)}
-        self.follows = all(d is not None and _words(d) <= known for d in spec.shape)
-
-
-def _words(size: Dim) -> set[str]:
-    """The names in a size or in an expression of sizes."""
-    return set(re.findall(r"[^\W\d][\w.]*", size)) if isinstance(size, str) else set()
+        self.sized = sized  # its sizes follow from those of the inputs
 
 
 class _Allocation:

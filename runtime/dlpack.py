@@ -25,11 +25,9 @@ _TENSOR = struct.Struct("=QiiiBBHQQQ")
 TENSOR_SIZE = _TENSOR.size
 MANAGED_SIZE = TENSOR_SIZE + 16  # and manager context, deleter
 
-# numpy's array interface in C: `data` of PyArrayInterface
-_ARRAY_DATA = 40
-_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-_capsule_pointer.restype = ctypes.c_size_t
-_capsule_pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
+# Of PyArrayObject, whose first field behind the object's header is `data`: asking numpy for the
+# address takes five times as long, which is a good part of a small model's run.
+_ARRAY_DATA = object.__basicsize__
 _word_at = ctypes.c_size_t.from_address
 
 
@@ -50,6 +48,23 @@ class Described(Protocol):
     address: int
 
 
+def _data_address_by_interface(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def _data_address(array: np.ndarray) -> int:
+    return _word_at(id(array) + _ARRAY_DATA).value
+
+
+def _reads_arrays() -> bool:
+    """Whether numpy's arrays are laid out as `_data_address` says."""
+    arrays = [np.empty(3), np.empty((4, 4))[1:, 2:]]
+    return all(_data_address(a) == _data_address_by_interface(a) for a in arrays)
+
+
+data_address = _data_address if _reads_arrays() else _data_address_by_interface
+
+
 class TensorTable:
     """An array of pointers to DLTensors (or DLManagedTensors) of these types, used run after run.
 
@@ -68,17 +83,15 @@ class TensorTable:
         self._layouts: list[tuple[object, object]] = [((), None)] * count
         self.address = ctypes.addressof(self._words) if count else 0
 
-    def describes(self, i: int, array: np.ndarray) -> bool:
-        """Whether entry i was last set to an array of the same shape and strides."""
-        return self._layouts[i] == (array.shape, array.strides)
-
-    def point(self, i: int, array: np.ndarray) -> None:
-        """Entry i becomes `array`, which it `describes`."""
+    def point(self, i: int, array: np.ndarray) -> bool:
+        """Entry i becomes `array` where it was last described by an array of the same shape and
+        strides; whether it was."""
+        if self._layouts[i] != (array.shape, array.strides):
+            return False
         at = self._tensors[i]
-        self._words[at // 8] = _word_at(
-            _capsule_pointer(array.__array_struct__, None) + _ARRAY_DATA
-        ).value
+        self._words[at >> 3] = data_address(array)
         self._words[i] = self.address + at
+        return True
 
     def describe(self, i: int, array: np.ndarray) -> None:
         """Entry i becomes `array`: elements of its type in native byte order, at most MAX_RANK
@@ -93,9 +106,12 @@ class TensorTable:
             strides = self.address + strides_at
         code, bits, lanes = self._types[i]
         shape = self.address + shape_at
-        _TENSOR.pack_into(self._memory, at, 0, CPU, 0, rank, code, bits, lanes, shape, strides, 0)
+        data = data_address(array)
+        _TENSOR.pack_into(
+            self._memory, at, data, CPU, 0, rank, code, bits, lanes, shape, strides, 0
+        )
+        self._words[i] = self.address + at
         self._layouts[i] = array.shape, array.strides
-        self.point(i, array)
 
     def borrow(self, i: int, tensor: Described | None) -> None:
         """Entry i becomes a tensor described elsewhere, or NULL."""

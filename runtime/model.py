@@ -80,7 +80,7 @@ class Model:
         self.manifest = library.manifest
         self.isa = instance.isa
         self.inputs, self.outputs = library.signature()
-        self._signature = Signature(self.inputs, self.outputs)
+        self._signature = Signature(self.inputs, self.outputs, library.sized_outputs())
         self._input_names = dict.fromkeys(spec.name for spec in self.inputs)
         self._calls: list[Call] = []  # that no run uses
 

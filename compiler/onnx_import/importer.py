@@ -26,7 +26,7 @@ from .graph.rounded_rows import rounded_rows, skip_straight_through
 from .lowering import Lowering
 from .result import ImportedModel
 from .schemas import check_sizes
-from .signature import Signature, finish
+from .signature import Signature, finish, sized_by_inputs
 from .values.constants import Constant
 from .values.element_types import element_type, onnx_name
 from .values.folding import Folder, constant_of
@@ -154,7 +154,8 @@ def _attempt(
             builder.node = ""
             names = {spec.name for spec in signature.specs}
             with ir.Location.name("outputs"):
-                outputs = finish(builder, function, _outputs(model, lowering), names)
+                results = _outputs(model, lowering)
+                outputs = finish(builder, function, results, names)
         _verify(module)
     return ImportedModel(
         module=module,
@@ -165,6 +166,7 @@ def _attempt(
         opset=model.declared_opset,
         producer=" ".join((model.shell.producer_name, model.shell.producer_version)).strip(),
         notes=builder.notes,
+        sized_outputs=sized_by_inputs(results),
     )
 
 
