@@ -41,6 +41,10 @@ def lower_direct_conv(low: Lowering, op: ir.Operation) -> None:
     low.unit.kernels[kernel.name] = kernel
     batch, _, rows, pitch = low.sizes(view.planes)
     height, width = view.height, view.width
+    if spec.window == spec.strides == (1, 1) and not spec.depthwise:
+        # Outputs lie as planes do: one row, whose vectors are whole.
+        height, width = index(1), product([height, width])
+        rows, pitch = height, width
     channels = index(spec.groups * spec.outputs)
     reach = _reach(spec, height, width, pitch)
     plane = arith.MulIOp(rows, pitch).result
