@@ -447,6 +447,18 @@ class Builder(Emitter):
         at = self.index(i) // size if size > 1 else i
         self.store(self.bitcast(value, vec(count, element)), target, at)
 
+    def opaque(self, value: Value) -> Value:
+        """The same vector, of which LLVM does not know how it was made: a sum stays a sum of what
+        was written, in that order. No instruction."""
+        attributes = {
+            "asm_string": ir.StringAttr.get(""),
+            "constraints": ir.StringAttr.get("=v,0" if self.isa.vector_bits == 512 else "=x,0"),
+        }
+        made = ir.Operation.create(
+            "llvm.inline_asm", results=[value.type], operands=[value.ir], attributes=attributes
+        )
+        return Value(made.results[0])
+
     def note_error(self, flag: Value, number: Value) -> None:
         """Leave the number of a failed check in the run's error flag (passes/kernels/checks.py)."""
         least = self.from_index(number, "i32")

@@ -1,6 +1,7 @@
 """Convolutions in float become `abq.direct_conv` where the target has kernels for it.
 
     x [B, C, H, W] --abq.polyphase--> planes [B, C * phases, rows, pitch] --abq.direct_conv--> y
+    x [B, C, H, W] --abq.direct_conv--> y      where kernels put zeros around images themselves
 
 Those that the recipe has in bf16 read planes of pairs of channels, `abq.pair_planes`, instead.
 What has codes or weights in 16 bits, more than two spatial axes, a window of many columns, or so
@@ -9,6 +10,7 @@ few outputs that a vector is not filled with them is left to `decompose-conv`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 from abqc.dialects import abq
@@ -55,7 +57,9 @@ def _spec(op: ir.Operation) -> ConvSpec | None:
     steps = (list(ir.DenseI64ArrayAttr(op.attributes[name])) for name in ("strides", "dilations"))
     (y, x), strides, dilations = ([1, *pair][-2:] for pair in (window, *steps))
     made = Bf16ConvSpec if _half(op) == "bf16" else ConvSpec
-    return made(groups, n // groups, c, (y, x), tuple(strides), tuple(dilations))
+    spec = made(groups, n // groups, c, (y, x), tuple(strides), tuple(dilations))
+    before = [0, *list(ir.DenseI64ArrayAttr(op.attributes["pads"]))[: len(window)]][-2:]
+    return replace(spec, before=tuple(before)) if spec.reads_images else spec
 
 
 def _half(op: ir.Operation) -> str | None:
@@ -78,14 +82,16 @@ def _planned(op: ir.Operation, spec: ConvSpec, unit: Unit) -> ir.Value:
         ir.DenseI64ArrayAttr.get(spec.window),
         ir.DenseI64ArrayAttr.get(spec.strides),
         ir.DenseI64ArrayAttr.get(spec.dilations),
+        ir.DenseI64ArrayAttr.get(spec.before),
         conv.result_type,
     ).result
 
 
 def _planes(conv: Conv, spec: ConvSpec) -> ir.Value:
-    """[B, C * phases, rows, pitch]; the image itself where it has no zeros and one phase."""
+    """[B, C * phases, rows, pitch]; the image itself where it has no zeros and no strides, and for
+    kernels that put zeros around it themselves."""
     x, pads = _image(conv)
-    if spec.phases == 1 and not any(pads):
+    if spec.reads_images or (spec.strides == (1, 1) and not any(pads)):
         return x
     sizes, known = _plane_sizes(x, pads, spec)
     batch, channels, *_ = abq.shape(x)
@@ -93,8 +99,9 @@ def _planes(conv: Conv, spec: ConvSpec) -> ir.Value:
         x,
         *sizes,
         ir.DenseI64ArrayAttr.get(spec.strides),
+        ir.DenseI64ArrayAttr.get(spec.phases),
         ir.DenseI64ArrayAttr.get(pads[:2]),
-        ir.RankedTensorType.get([batch, channels * spec.phases, *known], ir.F32Type.get()),
+        ir.RankedTensorType.get([batch, channels * prod(spec.phases), *known], ir.F32Type.get()),
     ).result
 
 
@@ -102,12 +109,13 @@ def _pair_planes(conv: Conv, spec: Bf16ConvSpec) -> ir.Value:
     """[B, groups * pairs * phases, rows, pitch] of i32."""
     x, pads = _image(conv)
     sizes, known = _plane_sizes(x, pads, spec)
-    planes = spec.groups * spec.pairs * spec.phases
-    numbers = spec.groups, int(spec.phases == 1 and not any(pads))
+    planes = spec.groups * spec.pairs * prod(spec.phases)
+    numbers = spec.groups, int(spec.strides == (1, 1) and not any(pads))
     return PairPlanesOp(
         x,
         *sizes,
         ir.DenseI64ArrayAttr.get(spec.strides),
+        ir.DenseI64ArrayAttr.get(spec.phases),
         ir.DenseI64ArrayAttr.get(pads[:2]),
         *(ir.IntegerAttr.get(ir.IntegerType.get_signless(64), number) for number in numbers),
         ir.RankedTensorType.get([abq.shape(x)[0], planes, *known], ir.IntegerType.get_signless(32)),
@@ -129,7 +137,8 @@ def _plane_sizes(x: ir.Value, pads: list[int], spec: ConvSpec) -> tuple[list[ir.
     axes = zip((2, 3), pads[:2], pads[2:], spec.strides, strict=True)
     sizes = [_of_phase(x, axis, low + high, stride) for axis, low, high, stride in axes]
     known = [abq.DYNAMIC if isinstance(size, ir.Value) else size for size in sizes]
-    return [size if isinstance(size, ir.Value) else index(size) for size in sizes], known
+    values = [size if isinstance(size, ir.Value) else index(size) for size in sizes]
+    return values, known
 
 
 def _of_phase(x: ir.Value, axis: int, around: int, stride: int) -> int | ir.Value:

@@ -11,12 +11,11 @@ from abqc.codegen import isa as isas
 from abqc.codegen.cpu.bf16.planes import pair_planes_kernel
 from abqc.codegen.cpu.float_products.direct_conv import OUTPUTS
 from abqc.codegen.isa import Isa
-from abqc.codegen.llvm import Jit
 from abqc.codegen.targets.cpu import CpuTarget
 from abqc.dialects.bf16 import bf16_bits
 from abqc.dialects.bf16_conv_spec import SLACK, Bf16ConvSpec
 from abqc.dialects.epilogue import Epilogue
-from kernel_cases import compile_jit
+from kernel_cases import Kernels, compile_jit
 from test_kernels_direct_conv import EPILOGUE, convolved, planes_of
 
 Pads = tuple[int, int, int, int]
@@ -41,19 +40,19 @@ def rounded(x: np.ndarray) -> np.ndarray:
 
 
 @cache
-def jit(isa: Isa, spec: Bf16ConvSpec, epilogue: Epilogue | None = None) -> Jit:
+def jit(isa: Isa, spec: Bf16ConvSpec, epilogue: Epilogue | None = None) -> Kernels:
     conv = CpuTarget().direct_conv(spec, epilogue)
     assert conv is not None
-    return compile_jit(isa, [conv, pair_planes_kernel(spec.strides)])
+    return compile_jit(isa, [conv, pair_planes_kernel(spec.strides, spec.phases)])
 
 
 def pair_planes(isa: Isa, spec: Bf16ConvSpec, x: np.ndarray, pads: Pads) -> np.ndarray:
     """What the kernel makes of images: [B, groups, pairs, phases, rows, pitch], pairs as i32."""
     rows, pitch = planes_of(x, spec, pads).shape[3:]
     count = len(x) * spec.groups * spec.pairs
-    shape = (len(x), spec.groups, spec.pairs, spec.phases, rows, pitch)
+    shape = (len(x), spec.groups, spec.pairs, np.prod(spec.phases), rows, pitch)
     y = np.full(np.prod(shape) + 16, 77, np.int32)
-    kernel = pair_planes_kernel(spec.strides)
+    kernel = pair_planes_kernel(spec.strides, spec.phases)
     sizes = (*x.shape[2:], rows, pitch, *pads[:2])
     arguments = [x.reshape(-1), y[:-16], spec.channels, *sizes]
     jit(isa, spec).run(kernel.name, kernel.grid(count, rows), arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from abqc.dialects import abq
@@ -16,18 +17,18 @@ from .rules import Lowering, ceil_div, product
 
 
 def lower_polyphase(low: Lowering, op: ir.Operation) -> None:
-    """An index of the grid has some rows of all phases of a channel."""
-    kernel = low.unit.known_target.polyphase(_pair(op, "strides"))
+    """An index of the grid has some rows of the phases of a channel."""
+    kernel = low.unit.known_target.polyphase(_pair(op, "strides"), _pair(op, "phases"))
     channels = low.sizes(op.opview.x)[1]
     _lower_planes(low, op, kernel, channels, [], ir.F32Type.get())
 
 
 def lower_pair_planes(low: Lowering, op: ir.Operation) -> None:
     """Likewise, of a pair of channels; flat ones are one row to the kernel."""
-    view, strides = op.opview, _pair(op, "strides")
-    kernel = low.unit.known_target.pair_planes(strides)
+    view, phases = op.opview, _pair(op, "phases")
+    kernel = low.unit.known_target.pair_planes(_pair(op, "strides"), phases)
     channels = abq.shape(view.x)[1] // ir.IntegerAttr(view.groups).value
-    pairs = abq.shape(view.result)[1] // (strides[0] * strides[1])
+    pairs = abq.shape(view.result)[1] // prod(phases)
     i32 = ir.IntegerType.get_signless(32)
     flat = bool(ir.IntegerAttr(view.flat).value)
     _lower_planes(low, op, kernel, index(pairs), [index(channels)], i32, flat=flat, slack=SLACK)

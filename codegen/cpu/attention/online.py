@@ -13,6 +13,7 @@ from abqc.codegen.builder import Builder, Value
 from abqc.codegen.isa import Isa
 from abqc.dialects.mlir import math
 
+from ..exponential import exp_of_negative
 from ..float_products.tile import (
     MAX_TILE_ROWS,
     PANEL,
@@ -104,7 +105,7 @@ class OnlineSoftmax:
             self._weigh(row.i, count, put or self._put)
 
     def _put(self, score: Value, shift: Value, row: Value, key: Value) -> Value:
-        weight = exp(score - shift)
+        weight = exp_of_negative(self.b, score - shift)
         self.b.store(weight, self.scores, row * self.keys + key)
         return weight
 

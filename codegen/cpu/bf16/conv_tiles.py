@@ -75,7 +75,7 @@ class ConvTiles:
         columns, pitch = spec.window[1], OUTPUTS * WORD
         for t, register in enumerate(C):
             unit.load(register, conv.scratch, (to + t * WIDTH) * WORD, pitch)
-        of_pair = conv.plane * spec.phases
+        of_pair = conv.plane * conv.phases
         with b.loop(0, steps) as step, b.loop(0, spec.window[0]) as rows:
             source = (planes * conv.plane + (begin + step.i) * STEP * of_pair) + p
             source = source + conv.row(rows.i)

@@ -19,36 +19,48 @@ from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel
 from abqc.dialects.bf16_conv_spec import PAIR
 
-from ..float_products.polyphase import ROWS, Polyphase
+from ..float_products.polyphase import ROWS, PhaseRow, Polyphase
 from .dot import rounded_pairs
 
 
-def pair_planes_kernel(strides: tuple[int, int]) -> Kernel:
+def pair_planes_kernel(strides: tuple[int, int], phases: tuple[int, int]) -> Kernel:
     """The kernel; its grid is over pairs of channels and rows."""
-    name = f"pair_planes_s{strides[0]}x{strides[1]}"
-    return Kernel(name, (1, ROWS), partial(_emit, name, strides), uses=frozenset({"bf16"}))
+    name = f"pair_planes_s{strides[0]}x{strides[1]}_n{phases[0]}x{phases[1]}"
+    return Kernel(name, (1, ROWS), partial(_emit, name, strides, phases), uses=frozenset({"bf16"}))
 
 
-def _emit(name: str, strides: tuple[int, int], module: Any, isa: Isa) -> None:
+def _emit(
+    name: str, strides: tuple[int, int], phases: tuple[int, int], module: Any, isa: Isa
+) -> None:
     arguments = [buffer("f32"), buffer("i32")] + [INDEX] * 7
     with function(module, isa, name, arguments) as (b, i, x, y, channels, *sizes):
-        _PairPlanes(b, strides, x, y, *sizes, channels=channels).emit(i)
+        _PairPlanes(b, strides, phases, x, y, *sizes, channels=channels).emit(i)
 
 
 @dataclass
 class _PairPlanes(Polyphase):
     channels: Value
 
-    element: ClassVar[str] = "i32"
-
     def image_of(self, image: Value) -> Value:
-        b = self.b
         pairs = (self.channels + (PAIR - 1)) // PAIR
         first = image % pairs * PAIR
-        self.whole = first + 1 < self.channels
-        # A missing channel is read from the one before it.
-        self.step = b.select(self.whole, self.height * self.width, b.index(0))
+        self._whole = first + 1 < self.channels
         return image // pairs * self.channels + first
+
+    def row(self, plane: Value) -> PhaseRow:
+        # A missing channel is read from the one before it.
+        step = self.b.select(self._whole, self.height * self.width, self.b.index(0))
+        return _PairRow(*self.of_row(plane), self._whole, step)
+
+
+@dataclass
+class _PairRow(PhaseRow):
+    """Of two channels, `step` elements apart; the second one is zeros where it is not `whole`."""
+
+    whole: Value
+    step: Value
+
+    element: ClassVar[str] = "i32"
 
     def read(self, at: Value, lanes: int, mask: Value | None = None) -> Value:
         b = self.b
