@@ -47,6 +47,7 @@ from .spec import AttentionSpec, Problem
 
 MANY_ROWS = 64  # of a block
 MANY_KEYS = 2 * COLUMN_BLOCK  # that come at a time
+BF16_KEYS = 3 * COLUMN_BLOCK  # the same in bf16, where what comes for each row weighs more
 FEW_ROWS = 8  # of a block
 MOST_FEW = 4  # rows of a head, up to which there are few
 FEW_KEYS = 128  # that come at a time
@@ -91,12 +92,13 @@ def _emit_many(name: str, spec: AttentionSpec, module: Any, isa: Isa) -> None:
         unit, first = i // blocks, i % blocks * MANY_ROWS
         rows = problem.rows(unit, first, MANY_ROWS)
         keys, values = problem.operands(unit)
-        state = OnlineSoftmax.begin(b, problem, rows, MANY_ROWS, MANY_KEYS)
+        at_once = BF16_KEYS if spec.bf16 else MANY_KEYS
+        state = OnlineSoftmax.begin(b, problem, rows, MANY_ROWS, at_once)
         products: FloatProducts | Bf16Products
         products = Bf16Products.of(b, state, MANY_ROWS) if spec.bf16 else FloatProducts.of(b, state)
         blind = _seeing(b, state, 0, problem.t) < rows.count if spec.mask == "add" else None
-        with b.loop(0, problem.t, MANY_KEYS) as loop:
-            end = b.min(loop.i + MANY_KEYS, problem.t)
+        with b.loop(0, problem.t, at_once) as loop:
+            end = b.min(loop.i + at_once, problem.t)
 
             def add() -> None:
                 with b.loop(loop.i, end, COLUMN_BLOCK) as some:

@@ -145,15 +145,16 @@ class OnlineSoftmax:
             weight = put(score, b.splat(shift, PANEL), row, loop.i)
             loop.carry(loop.args[0] + weight)
         total = across(b, loop.results[0], lambda x, y: x + y)
-        faded = exp(before - shift)
-        b.store(b.load(self.totals, row) * faded + total, self.totals, row)
-        b.store(greatest, self.greatest, row)
-        with b.when(before != greatest):
-            columns = padded_columns(self.problem.spec)
+        # Before the first keys there is nothing to scale down.
+        with b.when((before != greatest) & (before != MINUS_INFINITY)):
+            faded, columns = exp(before - shift), padded_columns(self.problem.spec)
+            b.store(b.load(self.totals, row) * faded, self.totals, row)
             for column in range(0, columns, PANEL):
                 place = row * columns + column
                 value = b.load(self.sums, place, PANEL) * b.splat(faded, PANEL)
                 b.store(value, self.sums, place)
+        b.store(b.load(self.totals, row) + total, self.totals, row)
+        b.store(greatest, self.greatest, row)
 
     def _score(self, product: Value, row: Value, key: Value, known: Value) -> Value:
         """scale * product + mask, of 16 keys."""

@@ -34,7 +34,7 @@ def _emit(
 ) -> None:
     arguments = [buffer("f32"), buffer("i32")] + [INDEX] * 7
     with function(module, isa, name, arguments) as (b, i, x, y, channels, *sizes):
-        _PairPlanes(b, strides, phases, x, y, *sizes, channels=channels).emit(i)
+        _PairPlanes(b, strides, phases, x, y, *[*sizes, channels]).emit(i)
 
 
 @dataclass
