@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 MANY_DEPTHWISE_TAPS = 64
-MANY_DEPTHWISE_STEPS = 32  # of a window, and to the next one
+MANY_DEPTHWISE_STEPS = 32  # from a window's first row or column to its last
+MANY_DEPTHWISE_STRIDES = 8
 BLOCKS = (8, 6, 4)  # of more than two channels
 
 WINOGRAD_BLOCKS = (64, 48, 32)
@@ -53,7 +54,8 @@ class ConvSpec:
     def depthwise(self) -> bool:
         """Whether a channel is all that is read for one, by a window that a kernel can spell out
         for some rows of outputs at a time."""
-        near = max(*self.reach, *self.strides) <= MANY_DEPTHWISE_STEPS
+        near = max(self.reach) <= MANY_DEPTHWISE_STEPS
+        near = near and max(self.strides) <= MANY_DEPTHWISE_STRIDES
         few = prod(self.window) <= MANY_DEPTHWISE_TAPS
         return self.outputs == self.channels == 1 and near and few
 

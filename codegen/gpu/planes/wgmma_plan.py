@@ -12,7 +12,7 @@ from ..arch import GpuArch
 from ..matmul.schedule import PRODUCER_WARPS
 from ..wgmma.barriers import BARRIER_BYTES
 from ..wgmma.instructions import COLUMNS_STEP, MOST_COLUMNS, ROWS, WARPGROUP_WARPS
-from ..wgmma.plan import INSTRUCTION_REGISTERS, REGISTERS
+from ..wgmma.plan import INSTRUCTION_REGISTERS, PRODUCERS, REGISTERS
 from .chain import Chain
 from .layout import HALVES, STEP, TILE_COLUMNS, UNIT_BYTES
 from .plan import PlanesPlan
@@ -225,6 +225,12 @@ class WgmmaPlanesPlan(PlanesPlan):
         groups = self.warp_groups if self.whole_groups else 1
         masks = 4 * self.products if self.parts > 2 else 0
         return steps * (5 + 2 * self.halves) + masks + groups * self.sum_instructions + 30
+
+    @property
+    def copy_instructions(self) -> float:
+        """Of a thread that copies, for a stage."""
+        pieces = self.row_stage_bytes / 16 + self.row_sum_stage_bytes / 8
+        return 45.0 + 2.5 * pieces / PRODUCERS
 
 
 assert TILE_COLUMNS * WARPGROUP_WARPS == ROWS and HALVES == 2
