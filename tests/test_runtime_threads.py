@@ -57,15 +57,13 @@ COUNTING = ArtifactMeta(
 )
 
 
-# The same in groups of launches that run at the same time, of more than there is room for, too,
-# with hints of memory to come: read or not, of odd sizes, that is none.
+# The same in groups of launches that run at the same time, of more than there is room for, too.
 COUNTING_TOGETHER = COUNTING_HOST.replace(
     "abqc_rt_launch(ctx, 0, grid, args);",
     """uint64_t later[11][1];
         for (int64_t k = 0; k <= l % 11; k++) {
             int64_t begin = grid * k / (l % 11 + 1), end = grid * (k + 1) / (l % 11 + 1);
             later[k][0] = (uint64_t)(counts + begin);
-            abqc_rt_ahead(ctx, (uint64_t)counts, grid * 4 - k, l % 3 ? later[k][0] : 0, 9999 * l);
             if (k < l % 11) abqc_rt_launch_with_next(ctx, 0, end - begin, later[k]);
             else abqc_rt_launch(ctx, 0, end - begin, later[k]);
         }""",
