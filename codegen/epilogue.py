@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from ..dialects.epilogue import Epilogue
@@ -25,6 +26,15 @@ def apply_epilogue(epilogue: Epilogue, value: Value, inputs: Sequence[Value]) ->
         (result,) = op.results
         known[result] = _on_vectors(op, vec(value.lanes, result.type), known)
     raise AssertionError("a function ends in func.return")
+
+
+def arithmetic_of(epilogue: Epilogue) -> float:
+    """How many operations of arithmetic it is; infinity where functions are among them."""
+    module = ir.Module.parse(epilogue.body)
+    block = module.body.operations[0].regions[0].blocks[0]
+    names = [op.operation.name for op in block.operations]
+    counted = [name for name in names if name not in ("arith.constant", "func.return")]
+    return len(counted) if all(name.startswith("arith.") for name in counted) else math.inf
 
 
 def _on_vectors(

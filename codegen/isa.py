@@ -37,10 +37,15 @@ class Isa:
     fma: bool
     f16c: bool  # converts between f16 and f32
     madd_i16: str  # LLVM intrinsic: products of i16 pairs, added in pairs to i32 (VPMADDWD)
+    # LLVM intrinsics: two registers of i32 to the nearest i16, two of i16 to the nearest u8, those
+    # of both side by side in every 128 bits (VPACKSSDW, VPACKUSWB)
+    pack_i32: str
+    pack_i16: str
     madd_u8i8: str | None = None  # products of u8 by i8, added in pairs to i16, saturating
     dot_u8i8: str | None = None  # products of u8 by i8, added in fours to i32 (VPDPBUSD)
     # LLVM intrinsic: products of bf16 pairs, added in pairs to f32 (VDPBF16PS)
     dot_bf16: str | None = None
+    to_bf16: str | None = None  # f32 to the nearest bf16, subnormals to zero (VCVTNEPS2BF16)
     tiles: Literal["", "amx", "memory"] = ""  # tile registers, or what acts for them
     bf16_tiles: bool = False  # which multiply bf16 too
     extends: str | None = None
@@ -65,6 +70,8 @@ AVX2 = Isa(
     fma=True,
     f16c=True,
     madd_i16="llvm.x86.avx2.pmadd.wd",
+    pack_i32="llvm.x86.avx2.packssdw",
+    pack_i16="llvm.x86.avx2.packuswb",
     madd_u8i8="llvm.x86.avx2.pmadd.ub.sw",
 )
 
@@ -97,6 +104,8 @@ AVX512 = Isa(
     fma=True,
     f16c=True,
     madd_i16="llvm.x86.avx512.pmaddw.d.512",
+    pack_i32="llvm.x86.avx512.packssdw.512",
+    pack_i16="llvm.x86.avx512.packuswb.512",
     madd_u8i8="llvm.x86.avx512.pmaddubs.w.512",
     dot_u8i8="llvm.x86.avx512.vpdpbusd.512",
 )
@@ -107,6 +116,7 @@ AVX512BF16 = replace(
     llvm_features=(*AVX512.llvm_features, "+avx512bf16"),
     cpu_flags=(*AVX512.cpu_flags, "avx512_bf16"),
     dot_bf16="llvm.x86.avx512bf16.dpbf16ps.512",
+    to_bf16="llvm.x86.avx512bf16.cvtneps2bf16.512",
     extends="avx512",
     adds="bf16",
 )
@@ -127,6 +137,7 @@ AMXBF16 = replace(
     llvm_features=(*AMX.llvm_features, "+avx512bf16", "+amx-bf16"),
     cpu_flags=(*AMX.cpu_flags, "avx512_bf16", "amx_bf16"),
     dot_bf16=AVX512BF16.dot_bf16,
+    to_bf16=AVX512BF16.to_bf16,
     bf16_tiles=True,
     extends="amx",
     adds="bf16",
@@ -152,6 +163,8 @@ PLAIN = Isa(
     fma=False,
     f16c=False,
     madd_i16="llvm.x86.sse2.pmadd.wd",
+    pack_i32="llvm.x86.sse2.packssdw.128",
+    pack_i16="llvm.x86.sse2.packuswb.128",
 )
 
 ALL = (AMXBF16, AMX, AVX512BF16, AVX512, AVXVNNI, AVX2, PLAIN)  # best first

@@ -157,7 +157,7 @@ def link(
     compiler = find_compiler()
     with tempfile.TemporaryDirectory(prefix="abqc-link-") as name:
         work = Path(name)
-        shim = _compiled_shim(compiler, work)
+        shim = compiled_shim(compiler, work)
         (work / "meta.c").write_text(meta_source(meta))
         include = f"-I{SHIM_DIRECTORY}"
         compiler.run(
@@ -228,8 +228,9 @@ def _umask() -> int:
 # ---- the shim, compiled once for each compiler ----
 
 
-def _compiled_shim(compiler: CCompiler, work: Path) -> Path:
-    """A directory with the shim's objects and the stub of the thread runtime."""
+def compiled_shim(compiler: CCompiler, work: Path) -> Path:
+    """A directory with the shim's objects and the stub of the thread runtime; from the cache folder
+    if they are there, else made in `work` and put there."""
     sources = sorted(SHIM_DIRECTORY.glob("*.c"))
     key = _shim_key(compiler, sources)
     cached = cache_folder() / f"shim-{key}"

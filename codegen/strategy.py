@@ -27,6 +27,8 @@ class Kernel:
     one grid index covers; the next one covers a neighbour in the same rows, or, `by_columns`, in
     the same columns. `isa` is a `codegen.isa.Isa` or a `codegen.gpu.arch.GpuArch`.
     `uses`: what its body is another one with, where a CPU has it (`codegen.isa.Use`).
+    `most_blocks`: where the grid never has more for a product, as a block does several parts of it;
+    0: no limit.
     """
 
     name: str
@@ -34,13 +36,14 @@ class Kernel:
     emit: Callable[[Any, Any], None]
     uses: frozenset[str] = field(default=frozenset(), kw_only=True)
     by_columns: bool = field(default=False, kw_only=True)
+    most_blocks: int = field(default=0, kw_only=True)
 
     def grid(self, *sizes: int) -> int:
         """The grid's size for a problem of `sizes`, which pair with `block`."""
         grid = 1
         for size, block in zip(sizes, self.block, strict=True):
             grid *= -(-size // block)
-        return grid
+        return min(grid, self.most_blocks) if self.most_blocks else grid
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,17 @@ class ConvKernel(Kernel):
     """The kernel of an `abq.code_conv`; `with_epilogue` gives the one that applies it."""
 
     with_epilogue: Callable[[Epilogue], Kernel] = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class PieceKernels:
+    """Scales and zero points of large samples in two launches: `ranges`, a grid index for every
+    `piece` values, gives `width` floats each, of which `scales` makes those of a sample."""
+
+    ranges: Kernel
+    scales: Kernel
+    piece: int
+    width: int
 
 
 MaskKind = Literal["none", "add", "replace"]  # of attention's scores
@@ -149,8 +163,8 @@ class ConvStrategy(Protocol):
         """The weight, codes [N, K] as ONNX stores them, as a one-dimensional uint8 blob."""
         ...
 
-    def planes_kernel(self, spec: CodeConvSpec) -> Kernel:
-        """The kernel of `abq.pack_planes`."""
+    def planes_kernel(self, spec: CodeConvSpec, *, measured: bool) -> Kernel:
+        """The kernel of `abq.pack_planes`; `measured`: by the scales of the images themselves."""
         ...
 
     def conv_kernel(self, spec: CodeConvSpec) -> ConvKernel:

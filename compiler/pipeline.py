@@ -46,6 +46,10 @@ QUANTIZE = (
     "resolve-dims",
     "func.func(resolve-shaped-type-result-dims,linalg-fuse-elementwise-ops,canonicalize,cse)",
     "pack-layouts",
+)
+# After the last fusion of loops.
+CPU_LOOPS = ("scale-weights", "split-reductions", "convert-max-pool", "collapse-reductions")
+EPILOGUES = (
     "fuse-epilogues",  # after products have their kernels
     "decompose-gather",
     TIDY,  # packs of one activation for several matmuls become one
@@ -114,6 +118,7 @@ CPU_FUSIONS = (
     "share-heads",
     "sink-transposes",  # a GPU's convolutions have channels last themselves
     "func.func(canonicalize,cse,linalg-fuse-elementwise-ops,canonicalize,cse)",
+    "join-parts",
 )
 PACK_FUSIONS = ("fuse-norm-pack", "fuse-pack", "fuse-attention-pack")
 
@@ -123,7 +128,9 @@ def stages(on_device: bool) -> dict[str, tuple[str, ...]]:
     kernels = GPU_KERNELS if on_device else CPU_KERNELS
     simplify = (*GPU_CONVERSIONS, *SIMPLIFY, *GPU_FUSIONS) if on_device else SIMPLIFY
     first = (*RECOGNIZE, *CACHES, *ROTATE, *DECOMPOSE, *CONVERSIONS)
-    quantize = QUANTIZE if on_device else (*CPU_FUSIONS, *QUANTIZE)
+    quantize = (
+        (*QUANTIZE, *EPILOGUES) if on_device else (*CPU_FUSIONS, *QUANTIZE, *CPU_LOOPS, *EPILOGUES)
+    )
     return {
         "simplified": (*first, *simplify),
         "quantized": (*quantize, *PACK_FUSIONS),

@@ -88,7 +88,9 @@ def _planned(op: ir.Operation, spec: CodeConvSpec, strategy: Any, unit: Unit) ->
     # An image without zeros, whose planes are itself, is one row to what packs it.
     line = arith.MulIOp(height, width).result if spec.flat else None
     sizes = (height, width, rows, pitch) if line is None else (index(1), line, index(1), line)
-    kernels = strategy.planes_kernel(spec), strategy.conv_kernel(spec)
+    assert conv.quantize is not None
+    measured = conv.quantize.opview.x_scale is None
+    kernels = strategy.planes_kernel(spec, measured=measured), strategy.conv_kernel(spec)
     for kernel in kernels:
         unit.kernels[kernel.name] = kernel
     planes_name, conv_name = (ir.StringAttr.get(kernel.name) for kernel in kernels)

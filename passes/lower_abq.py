@@ -8,6 +8,7 @@ before it: operands through `bufferization.to_buffer`, results allocated and han
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 from abqc.dialects import abq
@@ -21,8 +22,9 @@ from .lowering.arg_extreme import lower_arg_extreme
 from .lowering.attention import lower_attention
 from .lowering.cache_buffers import buffer_of
 from .lowering.code_conv import lower_code_conv, lower_pack_planes
-from .lowering.direct_conv import lower_direct_conv, lower_polyphase
+from .lowering.direct_conv import lower_direct_conv, lower_pair_planes, lower_polyphase
 from .lowering.matmul import lower_matmul
+from .lowering.max_pool import lower_max_pool
 from .lowering.non_max_suppression_loops import non_max_suppression_loops
 from .lowering.norm import lower_norm, lower_norm_pack, lower_softmax
 from .lowering.pack import lower_fused_pack, lower_pack
@@ -70,14 +72,30 @@ def _weight(low: Lowering, op: ir.Operation) -> None:
 
 def _measure(low: Lowering, op: ir.Operation) -> None:
     view = op.opview
-    kernel = low.unit.known_target.measure(ir.StringAttr(view.format).value)
-    low.unit.kernels[kernel.name] = kernel
     samples, *rest = low.sizes(view.x)
+    x, count = low.buffer(view.x), product(rest)
     scale = low.allocate(samples, ir.F32Type.get())
     zero = low.allocate(samples, ir.IntegerType.get_signless(32))
-    low.launch(kernel.name, samples, [low.buffer(view.x), scale, zero, product(rest)])
+    format, target = ir.StringAttr(view.format).value, low.unit.known_target
+    pieces = target.measure_pieces(format)
+    if pieces is None or _at_most(view.x, pieces.piece):
+        kernel = target.measure(format)
+        low.unit.kernels[kernel.name] = kernel
+        low.launch(kernel.name, samples, [x, scale, zero, count])
+    else:
+        low.unit.kernels |= {kernel.name: kernel for kernel in (pieces.ranges, pieces.scales)}
+        grid = product([samples, ceil_div(count, pieces.piece)])
+        ranges = low.allocate(product([grid, index(pieces.width)]), ir.F32Type.get())
+        low.launch(pieces.ranges.name, grid, [x, ranges, count])
+        low.launch(pieces.scales.name, samples, [ranges, scale, zero, count])
     low.finish(op, scale, [samples], 0)
     low.finish(op, zero, [samples], 1)
+
+
+def _at_most(x: ir.Value, count: int) -> bool:
+    """Whether a sample of x is known to have no more than `count` values."""
+    _, *sizes = abq.shape(x)
+    return abq.DYNAMIC not in sizes and prod(sizes) <= count
 
 
 def _batch_matmul(low: Lowering, op: ir.Operation) -> None:
@@ -269,7 +287,9 @@ _RULES: dict[str, Rule] = {
     "abq.arg_extreme": lower_arg_extreme,
     "abq.scan": lower_scan,
     "abq.polyphase": lower_polyphase,
+    "abq.pair_planes": lower_pair_planes,
     "abq.direct_conv": lower_direct_conv,
+    "abq.max_pool": lower_max_pool,
     "abq.pack_planes": lower_pack_planes,
     "abq.code_conv": lower_code_conv,
     "abq.selective_scan": lower_selective_scan,

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from abqc.codegen.host.compile import compile_host
 from abqc.codegen.host.entry import ENTRY
+from abqc.codegen.host.launches import Host
 from abqc.dialects.mlir import ir, make_context
 from abqc.errors import CompileError, InputError
+from abqc.passes.infrastructure import constant_index, main_function, walk
 from abqc.runtime.model import Model
 from operator_graph import Feeds, Graph, normal
 
@@ -197,6 +199,49 @@ def test_the_object_defines_one_function_and_needs_the_shim_only(tmp_path: Path)
     assert [name for kind, name in symbols if kind == "T"] == [ENTRY]
     needed = {name for kind, name in symbols if kind == "U"} - {"_GLOBAL_OFFSET_TABLE_"}
     assert needed and all(name.startswith("abqc_rt_") for name in needed)
+
+
+PRODUCTS = """
+memref.global "private" constant @a : memref<20000xi8>
+memref.global "private" constant @b : memref<30000xi8>
+memref.global "private" constant @c : memref<40000xi8>
+memref.global "private" constant @small : memref<100xi8>
+func.func private @product(index, memref<?xf32>, memref<?xi8>, memref<?xf32>, memref<?xf32>, index,
+    index) attributes {abq.kernel}
+func.func private @both(index, memref<?xf32>, memref<?xi8>, memref<?xf32>, memref<?xf32>,
+    memref<?xi8>, memref<?xf32>, memref<?xf32>, index, index) attributes {abq.kernel}
+func.func @main(%x: memref<?xf32>, %n: index, %often: i1) {
+  %a = memref.get_global @a : memref<20000xi8>
+  %b = memref.get_global @b : memref<30000xi8>
+  %c = memref.get_global @c : memref<40000xi8>
+  %small = memref.get_global @small : memref<100xi8>
+  %0 = memref.cast %a : memref<20000xi8> to memref<?xi8>
+  %1 = memref.cast %b : memref<30000xi8> to memref<?xi8>
+  %2 = memref.cast %c : memref<40000xi8> to memref<?xi8>
+  %3 = memref.cast %small : memref<100xi8> to memref<?xi8>
+  func.call @product(%n, %x, %0, %x, %x, %n, %n)
+      : (index, memref<?xf32>, memref<?xi8>, memref<?xf32>, memref<?xf32>, index, index) -> ()
+  func.call @product(%n, %x, %3, %x, %x, %n, %n)
+      : (index, memref<?xf32>, memref<?xi8>, memref<?xf32>, memref<?xf32>, index, index) -> ()
+  scf.if %often {
+    func.call @product(%n, %x, %0, %x, %x, %n, %n)
+        : (index, memref<?xf32>, memref<?xi8>, memref<?xf32>, memref<?xf32>, index, index) -> ()
+  }
+  func.call @both(%n, %x, %1, %x, %x, %2, %x, %x, %n, %n) : (index, memref<?xf32>, memref<?xi8>,
+      memref<?xf32>, memref<?xf32>, memref<?xi8>, memref<?xf32>, memref<?xf32>, index, index) -> ()
+  return
+}"""
+
+
+def test_threads_that_wait_are_told_of_the_weights_to_come() -> None:
+    """Of products of the function itself that have large weights; behind the last is the first."""
+    with make_context(), ir.Location.unknown():
+        module = ir.Module.parse(PRODUCTS)
+        Host(module, ["product", "both"]).rewrite()
+        calls = walk(main_function(module.operation), "func.call")
+        told = [list(op.operands)[1:] for op in calls if "@abqc_rt_ahead" in str(op)]
+        sizes = [[constant_index(operand) for operand in operands[1::2]] for operands in told]
+    assert sizes == [[30000, 40000], [20000, 0]]
 
 
 def test_tensors_of_rank_9_are_refused() -> None:

@@ -10,11 +10,12 @@ from itertools import product
 import numpy as np
 import pytest
 from abqc.codegen.cpu.int8.strategy import Int8Strategy
-from abqc.codegen.cpu.int8_conv.kernel import OUTPUTS
+from abqc.codegen.cpu.int8_conv.kernel import OUTPUTS, SHORT
 from abqc.codegen.cpu.int8_conv.strategy import Int8Conv
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects.code_conv_spec import HEADER, SLACK, CodeConvSpec
+from abqc.dialects.epilogue import Epilogue
 from abqc.dialects.formats import (
     QuantizedTensor,
     parse_scheme,
@@ -120,6 +121,7 @@ class Case:
     bias: np.ndarray
     scale: np.ndarray
     zero: np.ndarray
+    measured: bool
 
     @staticmethod
     def random(isa: Isa, shape: Shape, weight: str, activation: str, static) -> Case:
@@ -135,7 +137,8 @@ class Case:
         else:
             scale, zero = np.array([static[0]], np.float32), np.array([static[1]], np.int32)
         spec = MatmulSpec(shape.n, shape.k, w_scheme, a_scheme)
-        return Case(isa, shape, spec, quantize_weight(w, w_scheme), x, bias, scale, zero)
+        quantized = quantize_weight(w, w_scheme)
+        return Case(isa, shape, spec, quantized, x, bias, scale, zero, static is None)
 
     def spec(self, **changes: bool) -> CodeConvSpec:
         shape, made = self.shape, MatmulSpec(**{**vars(self.product), **changes})
@@ -155,12 +158,21 @@ class Case:
         q = np.rint(self.x / scale) + self.zeros[:, None, None, None]
         return np.clip(q, format.qmin, format.qmax).astype(np.int64)
 
-    def run(self, *, stored: bool = False, accumulators: bool = False) -> np.ndarray:
+    def run(
+        self,
+        *,
+        stored: bool = False,
+        accumulators: bool = False,
+        epilogue: Epilogue | None = None,
+        inputs: tuple[np.ndarray, ...] = (),
+    ) -> np.ndarray:
         """y or acc [batch, N, *outputs]."""
         shape = self.shape
         spec = self.spec(stored_codes=stored, accumulators=accumulators)
         assert STRATEGY.unsupported(spec) is None
-        planes, conv = STRATEGY.planes_kernel(spec), STRATEGY.conv_kernel(spec)
+        planes = STRATEGY.planes_kernel(spec, measured=self.measured)
+        conv = STRATEGY.conv_kernel(spec)
+        conv = conv if epilogue is None else conv.with_epilogue(epilogue)
         jit = compile_jit(self.isa, [planes, conv])
         (h, w), (top, left, below, behind) = shape.image, shape.pads
         rows = -(-(h + top + below) // shape.strides[0])
@@ -186,7 +198,7 @@ class Case:
             conv.name,
             conv.grid(shape.batch, (height - 1) * pitch + width, shape.n),
             [
-                *(q, STRATEGY.pack_weight(spec, self.weight), self.bias, y),
+                *(q, STRATEGY.pack_weight(spec, self.weight), self.bias, *inputs, y),
                 *(rows, pitch, height, width, shape.batch * height * width, shape.n),
             ],
         )
@@ -240,18 +252,54 @@ def test_shapes(isa: Isa, shape: Shape) -> None:
     np.testing.assert_array_equal(case.run(), case.of_patches())
 
 
-@pytest.mark.parametrize(
-    ("isa", "shape"),
-    [*((isa, PADDED) for isa in DOT_ISAS), (ISAS[0], FLAT)],
-    ids=lambda value: getattr(value, "name", "flat" if value is FLAT else "padded"),
-)
-@pytest.mark.parametrize(("weight", "activation", "static"), FORMATS)
+# All formats with the best instruction set, one of each kind with the others.
+KINDS = ("w8", "w4:channel", "w4:g12", "w3:channel:asym", "wt5", "wfp4:g16:e4m3")
+CASES = [
+    pytest.param(
+        isa,
+        shape,
+        weight,
+        *activation,
+        marks=() if isa is ISAS[0] or weight in KINDS else pytest.mark.slow,
+        id=f"{weight}-{activation[0]}-{isa.name}-{'flat' if shape is FLAT else 'padded'}",
+    )
+    for isa, shape in [*((isa, PADDED) for isa in DOT_ISAS), (ISAS[0], FLAT)]
+    for weight, *activation in FORMATS
+]
+
+
+@pytest.mark.parametrize(("isa", "shape", "weight", "activation", "static"), CASES)
 def test_formats(isa: Isa, shape: Shape, weight: str, activation: str, static) -> None:
     case = Case.random(isa, shape, weight, activation, static)
-    if case.weight.scale.shape[1] == 1:
-        np.testing.assert_array_equal(case.run(accumulators=True), case.accumulators())
     if case.exact_patches:
         np.testing.assert_array_equal(case.run(), case.of_patches())
+    else:
+        np.testing.assert_array_equal(case.run(accumulators=True), case.accumulators())
+
+
+RESIDUAL = """func.func @epilogue(%x: f32, %residual: f32, %gate: f32) -> f32 {
+  %sum = arith.addf %x, %residual : f32
+  %y = arith.mulf %sum, %gate : f32
+  return %y : f32
+}"""
+LONG = RESIDUAL.replace("%y = arith.mulf %sum, %gate", "\n".join(
+    ["%a0 = arith.mulf %sum, %gate : f32"]
+    + [f"%a{i} = arith.maximumf %a{i - 1}, %sum : f32" for i in range(1, SHORT)]
+    + [f"%y = arith.minimumf %a{SHORT - 1}, %a0"]
+))  # fmt: skip
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("body", [RESIDUAL, LONG], ids=["short", "long"])
+def test_epilogues_of_flat_images(isa: Isa, body: str) -> None:
+    case = Case.random(isa, FLAT, "w8", "a8", None)
+    plain = case.run()
+    rng = np.random.default_rng(1)
+    residual = rng.standard_normal(plain.shape, np.float32)
+    gate = rng.standard_normal(plain.shape[:2], np.float32)
+    made = Epilogue(f"module {{ {body} }}", ("element", "sample channel"))
+    y = case.run(epilogue=made, inputs=(residual.reshape(-1), gate.reshape(-1)))
+    np.testing.assert_array_equal(y, (plain + residual) * gate[:, :, None, None])
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)

@@ -218,3 +218,25 @@ def test_arguments_over_a_constant_are_multiplied(isa, name):
         expand_math(module)
         divisions = [line for line in str(module).splitlines() if "arith.divf %a" in line]
     assert len(divisions) <= 1  # of x itself, which nothing reads
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_an_exponential_that_only_divides(isa: Isa) -> None:
+    """A logistic function: 1 / (1 + e^-x), NaN and infinity among x."""
+    body = """%one = arith.constant 1.0 : f32
+    %minus = arith.negf %a : f32
+    %e = math.exp %minus : f32
+    %sum = arith.addf %e, %one : f32
+    %r = arith.divf %one, %sum : f32"""
+    x = np.concatenate([np.linspace(-120, 120, 20011), SPECIAL]).astype(np.float32)
+    y = apply(isa, body, x)
+    with np.errstate(over="ignore"):
+        exact = 1 / (1 + np.exp(-x.astype(np.float64)))
+    near = np.abs(x) < 87
+    assert (ulps(y, exact)[near] <= 6 + np.abs(x[near])).all()
+    np.testing.assert_allclose(y, exact, rtol=0, atol=2e-7)
+    # An exponential that is also added counts in all of f32.
+    both = apply(isa, body.replace("%r =", "%s =") + "\n%r = arith.addf %s, %e : f32", x)
+    with np.errstate(over="ignore"):
+        sums = (exact + np.exp(-x.astype(np.float64))).astype(np.float32)
+    np.testing.assert_allclose(both, sums, rtol=1e-6)

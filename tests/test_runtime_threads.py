@@ -57,13 +57,15 @@ COUNTING = ArtifactMeta(
 )
 
 
-# The same in groups of launches that run at the same time, of more than there is room for, too.
+# The same in groups of launches that run at the same time, of more than there is room for, too,
+# with hints of memory to come: read or not, of odd sizes, that is none.
 COUNTING_TOGETHER = COUNTING_HOST.replace(
     "abqc_rt_launch(ctx, 0, grid, args);",
     """uint64_t later[11][1];
         for (int64_t k = 0; k <= l % 11; k++) {
             int64_t begin = grid * k / (l % 11 + 1), end = grid * (k + 1) / (l % 11 + 1);
             later[k][0] = (uint64_t)(counts + begin);
+            abqc_rt_ahead(ctx, (uint64_t)counts, grid * 4 - k, l % 3 ? later[k][0] : 0, 9999 * l);
             if (k < l % 11) abqc_rt_launch_with_next(ctx, 0, end - begin, later[k]);
             else abqc_rt_launch(ctx, 0, end - begin, later[k]);
         }""",
@@ -118,7 +120,7 @@ def test_two_models_two_threads(counting: Path) -> None:
 
 def test_close_while_others_run() -> None:
     """A run that has begun ends well; memory goes when the last one is over."""
-    for _ in range(20):
+    for _ in range(8):
         model = abqc.load(handmade.layer(), threads=2)
         started = threading.Event()
 

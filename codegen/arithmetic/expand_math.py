@@ -64,10 +64,25 @@ def expand_math(module: ir.Module) -> int:
 def _expansion(op: ir.Operation) -> Callable[[ir.Operation], Expr] | None:
     if not len(op.results) or not _is_f32(op.results[0].type):
         return None
+    if op.name == "math.exp" and _only_divides(op):
+        return lambda op: polynomials.exp_of_divisor(Expr(op.operands[0]))
     if op.name in UNARY:
         argument = _saturating_argument if op.name in SATURATING else Expr
         return lambda op: UNARY[op.name](argument(op.operands[0]))
     return {"math.powf": _expand_powf, "math.fpowi": _expand_fpowi}.get(op.name)
+
+
+def _only_divides(exp: ir.Operation) -> bool:
+    """Whether it is the e of sums 1 + e that are divisors and nothing else."""
+    return all(
+        use.owner.name == "arith.addf"
+        and 1.0 in map(_constant_number, use.owner.operands)
+        and all(
+            further.owner.name == "arith.divf" and further.operand_number == 1
+            for further in use.owner.results[0].uses
+        )
+        for use in exp.results[0].uses
+    )
 
 
 def _saturating_argument(value: ir.Value) -> Expr:

@@ -6,6 +6,7 @@ Eigen's rational approximations of tanh and erf. Errors against the exact result
 unless a range is given:
 
     exp, exp2, expm1, log, log2, log10, log1p       3 ulp, subnormal results included
+    exp of a sum 1 + e^x that only divides          6 + |x| ulp to x = 87, e^88 beyond
     tanh, erf                                       8 ulp, 4e-7 absolute
     sin, cos    3 ulp or 1e-7 absolute for |x| <= 2^20, 4e-7 absolute up to 2^30, NaN beyond
     rsqrt, powf                                     2 ulp
@@ -35,6 +36,8 @@ F32_MAX = 2.0**128 - 2.0**104
 
 # Cephes expf, logf, sinf and cosf; the highest power comes first.
 EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
+# 2^f for |f| <= 1/2, relative error 9e-8; the constant is 1 (Lawson's iteration).
+EXP2 = (1.3264727e-3, 9.6715130e-3, 5.5507336e-2, 2.4022242e-1, 6.9314700e-1, 1.0)
 LOG = (
     7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
     -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
@@ -103,6 +106,14 @@ def _expm1_reduced(f: Expr) -> Expr:
 def exp(x: Expr) -> Expr:
     f, n = _reduce_exp(clamp(x, -104.0, 89.0))
     return scale_by_power(_expm1_reduced(f) + 1.0, n)
+
+
+def exp_of_divisor(x: Expr) -> Expr:
+    """e^x where 1 + e^x only divides, as in a logistic function: what is below 2^-125 does not
+    count, and what is above e^88 leaves next to nothing."""
+    x = clamp(x, -87.0, 88.0)
+    n, integer = nearest(x * LOG2_E)
+    return polynomial(x * LOG2_E - n, EXP2) * power_of_two(integer)
 
 
 def exp2(x: Expr) -> Expr:

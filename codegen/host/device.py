@@ -6,6 +6,8 @@ from a buffer is read by `abqc_rt_read`, which waits (docs/gpu.md).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ...dialects.mlir import PointerType, arith, func, ir, linkage, memref
 from ...errors import CompileError
 from ...passes.infrastructure import defining_op, node_name, walk
@@ -60,6 +62,9 @@ class DeviceHost(Host):
 
     def _site(self, op: ir.Operation, name: str, number: int) -> None:
         """Launches on a GPU are not timed here."""
+
+    def _ahead(self, weights: Sequence[ir.Operation]) -> None:
+        """A GPU has no threads that wait."""
 
     def _launch(self, op: ir.Operation, name: str, slots: Slots) -> None:
         self._call("abqc_rt_launch", self.launch_operands(op, name, slots))

@@ -24,6 +24,8 @@ from ...passes.kernels.launch import (
 from ...passes.resolve_dims import index
 
 _LOOPS = ("scf.for", "scf.while")
+AHEAD_REGIONS = 2  # that the shim is told of (`abqc_rt_ahead`)
+AHEAD_BYTES = 1 << 14  # of a weight that is worth it
 _VIEWS = ("memref.cast", "memref.collapse_shape", "memref.expand_shape")
 
 
@@ -69,13 +71,16 @@ class Host:
         self._declare("abqc_rt_launch_loops", [*launch, self.i64])
         self._declare("abqc_rt_site", [self.i64, self.i32, self.i64])
         self._declare("abqc_rt_check", [self.i64, self.i32, self.i64])
+        self._declare("abqc_rt_ahead", [self.i64] * (1 + 2 * AHEAD_REGIONS))
         self._declare("abqc_rt_poll", [self.i64])
         launches = launches_of(self.module)
         counts = [self._count(op) for op, _ in launches]
         firsts = _first_slots([op for op, _ in launches], counts)
         slots = self._slots(max(map(sum, zip(firsts, counts, strict=True)), default=1))
+        ahead = self._weights_ahead(launches)
         for number, (first, (op, name)) in enumerate(zip(firsts, launches, strict=True)):
             with ir.InsertionPoint(op), op.location:
+                self._ahead(ahead[number])
                 self._site(op, name, number)
                 self._launch(op, name, slots.behind(first))
             op.erase()
@@ -129,6 +134,38 @@ class Host:
         else:
             rows = op.operands[-2] if _is_product(op, name) else index(0)
         self._call("abqc_rt_site", [self.context, self.constant(number), self.integer(rows)])
+
+    def _weights_ahead(
+        self, launches: Sequence[tuple[ir.Operation, str]]
+    ) -> list[Sequence[ir.Operation]]:
+        """For each product and for the first launch: the large weights of the product that comes
+        behind it, the first one of the next run behind the last. Nothing for other launches, and
+        for those in loops and branches."""
+        body = self.main.regions[0].blocks[0]
+        found: list[Sequence[ir.Operation]] = [()] * len(launches)
+        products = [
+            (number, weights)
+            for number, (op, name) in enumerate(launches)
+            if op.block == body and _is_product(op, name) and (weights := _large_weights(op))
+        ]
+        for (number, _), (_, weights) in zip(products, [*products[1:], *products[:1]], strict=True):
+            found[number] = weights
+        return found
+
+    def _ahead(self, weights: Sequence[ir.Operation]) -> None:
+        if not weights:
+            return
+        regions: list[ir.Value] = []
+        for weight in weights[:AHEAD_REGIONS]:
+            type_ = ir.MemRefType(weight.results[0].type)
+            again = memref.GetGlobalOp(type_, ir.FlatSymbolRefAttr(weight.attributes["name"]).value)
+            pointer = memref.ExtractAlignedPointerAsIndexOp(again.result).result
+            regions += [self.integer(pointer), self._long(math.prod(type_.shape))]
+        regions += [self._long(0)] * (2 * AHEAD_REGIONS - len(regions))
+        self._call("abqc_rt_ahead", [self.context, *regions])
+
+    def _long(self, value: int) -> ir.Value:
+        return arith.ConstantOp(self.i64, ir.IntegerAttr.get(self.i64, value)).result
 
     def _launch(self, op: ir.Operation, name: str, slots: Slots) -> None:
         arguments = list(op.operands)[1:]
@@ -296,6 +333,22 @@ def _weights(op: ir.Operation, known: Mapping[str, str]) -> dict[str, int]:
             type_ = ir.MemRefType(owner.results[0].type)
             found[name] = math.prod(type_.shape) * type_.element_type.width // 8
     return found
+
+
+def _large_weights(op: ir.Operation) -> list[ir.Operation]:
+    """The `memref.get_global` of bytes that a launch is given, each once, large ones alone."""
+    found: dict[str, ir.Operation] = {}
+    for operand in op.operands:
+        owner = defining_op(operand)
+        while owner is not None and owner.name in _VIEWS:
+            owner = defining_op(owner.operands[0])
+        if owner is None or owner.name != "memref.get_global":
+            continue
+        type_ = ir.MemRefType(owner.results[0].type)
+        is_bytes = type_.element_type == ir.IntegerType.get_signless(8)
+        if is_bytes and math.prod(type_.shape) >= AHEAD_BYTES:
+            found[ir.FlatSymbolRefAttr(owner.attributes["name"]).value] = owner
+    return list(found.values())
 
 
 def _is_product(op: ir.Operation, name: str) -> bool:

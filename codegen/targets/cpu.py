@@ -8,6 +8,7 @@ from functools import cached_property
 
 from abqc.costmodel.analytic import AnalyticModel
 from abqc.costmodel.load import model_for
+from abqc.dialects.bf16_conv_spec import Bf16ConvSpec
 from abqc.dialects.cache_formats import CacheFormat
 from abqc.dialects.code_conv_spec import CodeConvSpec
 from abqc.dialects.conv_spec import ConvSpec
@@ -15,10 +16,13 @@ from abqc.dialects.epilogue import Epilogue, Stage
 from abqc.dialects.formats import Float, Scheme, parse_scheme
 
 from ...dialects.norm_spec import NormSpec
+from ...dialects.pool_spec import PoolSpec
 from ...dialects.scan_spec import ScanSpec
 from ..cpu.arg_extreme import arg_extreme_kernel
 from ..cpu.attention.kernels import attention_kernels
 from ..cpu.attention.spec import AttentionSpec
+from ..cpu.bf16.conv import bf16_conv_kernel
+from ..cpu.bf16.planes import pair_planes_kernel
 from ..cpu.bf16.strategy import Bf16Strategy
 from ..cpu.float_products.batch_matmul import batch_matmul_kernels
 from ..cpu.float_products.cache_rows import CacheRows
@@ -35,7 +39,9 @@ from ..cpu.gather_panels import panel_gather_kernel
 from ..cpu.int8.strategy import Int8Strategy
 from ..cpu.int8_conv.strategy import Int8Conv
 from ..cpu.look_up.strategy import LookUpStrategy
+from ..cpu.max_pool import max_pool_kernel
 from ..cpu.packing.activations import measure_kernel
+from ..cpu.packing.measure_pieces import piece_kernels
 from ..cpu.packing.norm_pack import norm_pack_kernel
 from ..cpu.panels.bitplane import BitplaneStrategy
 from ..cpu.schedule import BASE_ISAS, CpuStrategy
@@ -53,6 +59,7 @@ from ..strategy import (
     Kernel,
     MaskKind,
     MatmulSpec,
+    PieceKernels,
     Variant,
     able_to_do,
 )
@@ -192,17 +199,19 @@ class CpuTarget:
         mask: MaskKind,
         *,
         half: bool,
+        bf16: bool = False,
         guarded: bool = False,
         keys: CacheFormat | Float = "f32",
         values: CacheFormat | Float = "f32",
     ) -> tuple[AttentionVariant, ...]:
-        """The kernels of attention, in f32 whatever `half` says. `keys` and `values` are of a type
-        of `cache_types`, or rows of quantized caches."""
-        stored = [
+        """The kernels of attention, in f32 whatever `half` says, or in bf16. `keys` and `values`
+        are of a type of `cache_types`, or rows of quantized caches."""
+        stored_keys, stored_values = (
             CacheRows(rows, columns) if isinstance(rows, CacheFormat) else rows
             for rows, columns in ((keys, head), (values, value_head))
-        ]
-        return attention_kernels(AttentionSpec(head, value_head, mask, guarded, *stored))
+        )
+        spec = AttentionSpec(head, value_head, mask, guarded, stored_keys, stored_values, bf16=bf16)
+        return attention_kernels(spec)
 
     def softmax(self) -> Kernel:
         """The kernel of a softmax over rows."""
@@ -222,14 +231,26 @@ class CpuTarget:
 
     def direct_conv(self, spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernel | None:
         """The kernel of a convolution in float, which reads planes (passes/direct_conv.py)."""
+        if isinstance(spec, Bf16ConvSpec):
+            return bf16_conv_kernel(spec, epilogue)
+        if spec.weights_by_sample and spec.reads_images:
+            return None
         if spec.winograd:
             return winograd_conv_kernel(spec, epilogue)
         make = depthwise_conv_kernel if spec.depthwise else direct_conv_kernel
         return make(spec, epilogue)
 
-    def polyphase(self, strides: tuple[int, int]) -> Kernel | None:
+    def max_pool(self, spec: PoolSpec) -> Kernel | None:
+        """The kernel of a pool of images in f32 (passes/convert_max_pool.py)."""
+        return max_pool_kernel(spec)
+
+    def polyphase(self, strides: tuple[int, int], phases: tuple[int, int]) -> Kernel | None:
         """The kernel that makes the planes which a convolution with these strides reads."""
-        return polyphase_kernel(strides)
+        return polyphase_kernel(strides, phases)
+
+    def pair_planes(self, strides: tuple[int, int], phases: tuple[int, int]) -> Kernel | None:
+        """The same in bf16."""
+        return pair_planes_kernel(strides, phases)
 
     def code_conv(
         self, spec: CodeConvSpec, *, node: str, working_set: int = 0
@@ -271,6 +292,10 @@ class CpuTarget:
     def measure(self, format_text: str) -> Kernel:
         """The kernel that finds one scale and zero point for each sample of an activation."""
         return measure_kernel(parse_scheme(format_text).format)
+
+    def measure_pieces(self, format_text: str) -> PieceKernels | None:
+        """The same in pieces, for large samples; None where the kernel shares its work itself."""
+        return piece_kernels(parse_scheme(format_text).format)
 
     def gather(
         self, columns: int, scheme: Scheme | None, scale_bits: int, index_bits: int

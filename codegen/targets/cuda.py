@@ -16,6 +16,7 @@ from abqc.dialects.epilogue import Epilogue, Stage
 from abqc.dialects.formats import Float, Scheme, parse_scheme
 
 from ...dialects.norm_spec import MAX_COLUMNS, NormSpec
+from ...dialects.pool_spec import PoolSpec
 from ...dialects.scan_spec import ScanSpec
 from ..gpu.arch import ALL, SM_75, GpuArch
 from ..gpu.assembly.objects import GpuObjects
@@ -54,6 +55,7 @@ from ..strategy import (
     Kernel,
     MaskKind,
     MatmulSpec,
+    PieceKernels,
     Variant,
     able_to_do,
 )
@@ -206,11 +208,13 @@ class CudaTarget:
         mask: MaskKind,
         *,
         half: bool,
+        bf16: bool = False,
         guarded: bool = False,
         keys: CacheFormat | Float = "f32",
         values: CacheFormat | Float = "f32",
     ) -> tuple[AttentionVariant, ...]:
-        """The kernels of attention; `half`: activations may be halves. `keys` and `values` are of
+        """The kernels of attention; `half`: activations may be halves; `bf16`: they are bf16, which
+        changes nothing here. `keys` and `values` are of
         a type of `cache_types`, or rows of quantized caches."""
         precision = precision_on(self.archs, half=half)
         spec = AttentionSpec(head, value_head, mask, precision, guarded, keys, values)
@@ -262,8 +266,14 @@ class CudaTarget:
     def direct_conv(self, spec: ConvSpec, epilogue: Epilogue | None = None) -> None:
         """None: convolutions are products with patches."""
 
-    def polyphase(self, strides: tuple[int, int]) -> None:
+    def max_pool(self, spec: PoolSpec) -> None:
+        """None: pools are loops."""
+
+    def polyphase(self, strides: tuple[int, int], phases: tuple[int, int]) -> None:
         """None: no convolution reads planes."""
+
+    def pair_planes(self, strides: tuple[int, int], phases: tuple[int, int]) -> None:
+        """None, likewise."""
 
     def code_conv(self, spec: CodeConvSpec, *, node: str, working_set: int = 0) -> None:
         """None: so are those of codes."""
@@ -317,6 +327,10 @@ class CudaTarget:
     def measure(self, format_text: str) -> Kernel:
         """The kernel that finds one scale and zero point for each sample of an activation."""
         return measure_kernel(parse_scheme(format_text).format)
+
+    def measure_pieces(self, format_text: str) -> PieceKernels | None:
+        """The same in pieces, for large samples; None where the kernel shares its work itself."""
+        return None
 
     def gather(
         self, columns: int, scheme: Scheme | None, scale_bits: int, index_bits: int

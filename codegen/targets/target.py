@@ -13,6 +13,7 @@ from ...dialects.conv_spec import ConvSpec
 from ...dialects.epilogue import Epilogue, Stage
 from ...dialects.formats import Float, QuantizedTensor, Scheme
 from ...dialects.norm_spec import NormSpec
+from ...dialects.pool_spec import PoolSpec
 from ...dialects.scan_spec import ScanSpec
 from ..objects import ObjectMaker
 from ..scatter import ScatterKernels
@@ -23,6 +24,7 @@ from ..strategy import (
     Kernel,
     MaskKind,
     MatmulSpec,
+    PieceKernels,
     Variant,
 )
 
@@ -118,12 +120,13 @@ class Target(Protocol):
         mask: MaskKind,
         *,
         half: bool,
+        bf16: bool = False,
         guarded: bool = False,
         keys: CacheFormat | Float = "f32",
         values: CacheFormat | Float = "f32",
     ) -> tuple[AttentionVariant, ...]:
-        """The kernels of attention; `half`: activations may be halves. `keys` and `values` are of
-        a type of `cache_types`, or rows of quantized caches."""
+        """The kernels of attention; `half`: activations may be halves; `bf16`: they are bf16.
+        `keys` and `values` are of a type of `cache_types`, or rows of quantized caches."""
         ...
 
     def softmax(self) -> Kernel:
@@ -154,8 +157,16 @@ class Target(Protocol):
         """The kernel of a convolution in float that reads planes (passes/direct_conv.py)."""
         ...
 
-    def polyphase(self, strides: tuple[int, int]) -> Kernel | None:
+    def max_pool(self, spec: PoolSpec) -> Kernel | None:
+        """The kernel of a pool of images in f32."""
+        ...
+
+    def polyphase(self, strides: tuple[int, int], phases: tuple[int, int]) -> Kernel | None:
         """The kernel that makes the planes which a convolution with these strides reads."""
+        ...
+
+    def pair_planes(self, strides: tuple[int, int], phases: tuple[int, int]) -> Kernel | None:
+        """The same for a convolution in bf16."""
         ...
 
     def code_conv(
@@ -188,6 +199,10 @@ class Target(Protocol):
 
     def measure(self, format_text: str) -> Kernel:
         """The kernel that finds one scale and zero point for each sample of an activation."""
+        ...
+
+    def measure_pieces(self, format_text: str) -> PieceKernels | None:
+        """The same in pieces, for large samples; None where the kernel shares its work itself."""
         ...
 
     def gather(

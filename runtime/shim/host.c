@@ -53,6 +53,14 @@ void abqc_rt_launch(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t 
     check_run(ctx);
 }
 
+void abqc_rt_ahead(abqc_ctx *ctx, uint64_t data, int64_t bytes, uint64_t more, int64_t more_bytes) {
+    abqc_ahead *ahead = ctx->work->team.ahead;
+    atomic_store_explicit(&ahead[0].bytes, bytes, memory_order_relaxed);
+    atomic_store_explicit(&ahead[1].bytes, more_bytes, memory_order_relaxed);
+    atomic_store_explicit(&ahead[0].data, data, memory_order_relaxed);
+    atomic_store_explicit(&ahead[1].data, more, memory_order_relaxed);
+}
+
 int64_t abqc_rt_threads(abqc_ctx *ctx) { return ctx->work->team.size; }
 
 /* A run that is profiled has them one after the other, each with its time. */

@@ -140,6 +140,15 @@ typedef struct {
     const uint64_t *args;
 } abqc_part;
 
+enum { ABQC_AHEAD_REGIONS = 2 };
+
+/* Memory that a launch to come reads; workers that wait load of it what they are likely to be given.
+ * Written by the leader at any time: what a worker reads may be of two hints, and is only prefetched. */
+typedef struct {
+    _Atomic uintptr_t data;
+    _Atomic int64_t bytes;
+} abqc_ahead;
+
 typedef struct {
     /* High half: number of the launch; low half: chunks of it that nobody has taken. */
     _Alignas(ABQC_CACHE_LINE) _Atomic uint64_t work;
@@ -156,6 +165,7 @@ typedef struct {
     int32_t process; /* that opened the region */
     pthread_t keeper;
     abqc_worker *workers; /* by OpenMP's thread number */
+    _Alignas(ABQC_CACHE_LINE) abqc_ahead ahead[ABQC_AHEAD_REGIONS];
 } abqc_team;
 
 /* Before a run on `threads` threads, this one included. false: no thread could be made. */
@@ -338,6 +348,8 @@ void abqc_rt_launch(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t 
 /* On a CPU: this launch runs at the same time as the next one, which may be another of these.
  * `args` stay as they are until then. */
 void abqc_rt_launch_with_next(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t *args);
+/* CPUs: of the launches behind the next one, the first that reads weights reads these two regions. */
+void abqc_rt_ahead(abqc_ctx *ctx, uint64_t data, int64_t bytes, uint64_t more, int64_t more_bytes);
 /* abqc_rt_launch for a kernel that touches `work` elements in all: a few are done by the calling thread. */
 void abqc_rt_launch_loops(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t *args,
                           int64_t work);

@@ -27,6 +27,8 @@
 
 struct abqc_worker {
     int32_t id;      /* the kernel's */
+    uintptr_t ahead; /* the first region of the hint that it follows */
+    int64_t fetched; /* bytes of its share of each region */
     cpu_set_t usual; /* its affinity, as OpenMP set it */
     atomic_bool present;
 };
@@ -38,7 +40,9 @@ extern int omp_get_thread_num(void);
 enum {
     CHUNKS_PER_THREAD = 4, /* enough to even out a disturbed core */
     SPIN_NS = 40 * 1000,   /* before yielding, which on a busy machine costs a time slice */
-    AWAKE_NS = 250 * 1000  /* before sleeping */
+    AWAKE_NS = 250 * 1000, /* before sleeping */
+    AHEAD_BYTES = 256 << 10, /* of a worker's L2 for what the next launch reads */
+    AHEAD_STEP = 512
 };
 
 static uint32_t launch_of(uint64_t work) { return (uint32_t)(work >> 32); }
@@ -92,10 +96,36 @@ static void wake_sleepers(abqc_team *team, int32_t count) {
     wake(launch_word(team), count);
 }
 
+/* Prefetches the next step of what the worker is likely to be given of a launch to come; false where
+ * there is no more. Chunks are taken in order, so each thread gets about one in `size`. */
+static bool fetch_ahead(const abqc_team *team, abqc_worker *self) {
+    int64_t index = self - team->workers, chunks = (int64_t)team->size * CHUNKS_PER_THREAD;
+    bool more = false;
+    for (int32_t r = 0; r < ABQC_AHEAD_REGIONS; r++) {
+        uintptr_t data = atomic_load_explicit(&team->ahead[r].data, memory_order_relaxed);
+        int64_t bytes = atomic_load_explicit(&team->ahead[r].bytes, memory_order_relaxed);
+        if (r == 0 && data != self->ahead) {
+            self->ahead = data;
+            self->fetched = 0;
+        }
+        int64_t chunk = bytes / chunks / AHEAD_STEP * AHEAD_STEP;
+        if (chunk == 0 || self->fetched >= AHEAD_BYTES / ABQC_AHEAD_REGIONS) continue;
+        int64_t turn = self->fetched / chunk, rest = self->fetched % chunk;
+        if (turn == CHUNKS_PER_THREAD) continue;
+        const char *at = (const char *)data + (index + turn * team->size) * (bytes / chunks) + rest;
+        for (int64_t i = 0; i < AHEAD_STEP; i += ABQC_CACHE_LINE) __builtin_prefetch(at + i, 0, 2);
+        more = true;
+    }
+    self->fetched += AHEAD_STEP;
+    return more;
+}
+
 /* Spins, then yields, then sleeps until the launch after `seen` is there. */
-static void await_launch(abqc_team *team, uint32_t seen) {
+static void await_launch(abqc_team *team, abqc_worker *self, uint32_t seen) {
     int64_t start = abqc_now_ns();
+    bool ahead = true;
     do {
+        for (int i = 0; ahead && i < 4; i++) ahead = fetch_ahead(team, self);
         if (launch_of(atomic_load_explicit(&team->work, memory_order_relaxed)) != seen) return;
     } while (wait_a_little(start) < AWAKE_NS);
     atomic_fetch_add(&team->sleepers, 1);
@@ -176,7 +206,7 @@ static void follow(abqc_team *team, abqc_worker *self) {
     for (;;) {
         take_chunks(team);
         if (atomic_load(&team->closed)) return;
-        await_launch(team, seen);
+        await_launch(team, self, seen);
         seen = launch_of(atomic_load(&team->work));
     }
 }

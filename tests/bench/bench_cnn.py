@@ -5,15 +5,21 @@
 
 Models are those of tests/zoo that the cache holds (`tests/zoo/make.py`). A cell is the median of a
 run in milliseconds; below 1, `float` and `w8a8` are faster than the fastest peer in f32 and of any
-precision. OpenVINO compiles each model for the sizes that it gets, under its hint LATENCY.
+precision. OpenVINO compiles each model for the sizes that it gets, under its hint LATENCY. Its
+int8 is NNCF's quantization with the scales of a few random images, made at --prepare by the
+interpreter that ABQC_NNCF_PYTHON names; without it there is no such column.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -24,7 +30,7 @@ import numpy as np
 import openvino
 from abqc.compiler.bench import time_block
 from abqc.compiler.onnxruntime_peer import Peer
-from bench.bench_models import Feeds, about, run_of
+from bench.bench_models import Feeds, about
 from bench.benchmarks_page import markdown
 from bench.measure import compile_model
 from openvino import properties
@@ -55,7 +61,20 @@ SIZES: dict[str, dict[str, int]] = {
     "unet-dynamo": {"batch": 1, "height": 64, "width": 64},
 }
 RECIPES = {"float": "none", "w8a8": "w8a8"}
+FLOAT_PEERS = ("onnxruntime", "OpenVINO f32")
+PEERS = (*FLOAT_PEERS, "OpenVINO bf16", "OpenVINO int8")
 BUDGET = 0.04  # seconds of one side's turn
+
+QUANTIZE = """
+import json, sys
+import nncf, numpy, openvino
+source, target, shapes = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+model = openvino.Core().read_model(source)
+model.reshape(shapes)
+draw = numpy.random.default_rng(0).standard_normal
+images = [{k: draw(v).astype(numpy.float32) for k, v in shapes.items()} for _ in range(4)]
+openvino.save_model(nncf.quantize(model, nncf.Dataset(images), subset_size=4), target)
+"""
 
 Run = Callable[[Feeds], object]
 
@@ -64,13 +83,32 @@ def library_of(name: str, recipe: str, folder: Path) -> Path:
     return folder / f"{name}-{RECIPES[recipe]}.so"
 
 
+def int8_model_of(name: str, folder: Path) -> Path:
+    return folder / f"{name}-openvino-int8.xml"
+
+
+def quantize_by_nncf(name: str, path: Path, target: Path) -> None:
+    python = os.environ.get("ABQC_NNCF_PYTHON")
+    if python is None or target.exists():
+        return
+    feeds = make_feeds(BY_NAME[name], path, SIZES[name])
+    shapes = json.dumps({key: list(np.shape(value)) for key, value in feeds.items()})
+    command = [python, "-c", QUANTIZE, str(path), str(target), shapes]
+    done = subprocess.run(command, capture_output=True, text=True, env={"PATH": os.defpath})
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or ["no output"]
+        print(f"{name}: nncf: {lines[-1]}", file=sys.stderr)
+
+
 def prepare(name: str, folder: Path) -> None:
-    """Compile what is not there."""
+    """Make what is not there: libraries, and OpenVINO's model in int8."""
+    path = path_of(BY_NAME[name])
+    assert path is not None
     for recipe, words in RECIPES.items():
         library = library_of(name, recipe, folder)
-        path = path_of(BY_NAME[name])
-        if path is not None and not library.exists():
+        if not library.exists():
             compile_model(path, words, library)
+    quantize_by_nncf(name, path, int8_model_of(name, folder))
 
 
 def openvino_run(path: Path, precision: str, threads: int, feeds: Feeds) -> Run:
@@ -102,6 +140,9 @@ def sides_of(name: str, threads: int, folder: Path, feeds: Feeds) -> dict[str, R
             sides[f"OpenVINO {precision}"] = openvino_run(path, precision, threads, feeds)
         except RuntimeError as error:
             print(f"{name}: OpenVINO {precision}: {str(error).splitlines()[0]}", file=sys.stderr)
+    quantized = int8_model_of(name, folder)
+    if quantized.exists():
+        sides["OpenVINO int8"] = openvino_run(quantized, "f32", threads, feeds)
     return sides
 
 
@@ -111,7 +152,7 @@ def milliseconds(sides: Mapping[str, Run], feeds: Feeds, seconds: float) -> dict
     started = time.perf_counter()
     while time.perf_counter() - started < seconds or min(map(len, times.values())) < 5:
         for name, run in sides.items():
-            times[name] += time_block(run_of(run, feeds), BUDGET)
+            times[name] += time_block(partial(run, feeds), BUDGET)
     return {name: 1e3 * median(found) for name, found in times.items()}
 
 
@@ -121,10 +162,10 @@ def row(name: str, threads: int, folder: Path, seconds: float) -> tuple[object, 
     assert path is not None
     feeds = {k: np.asarray(v) for k, v in make_feeds(entry, path, SIZES[name]).items()}
     found = milliseconds(sides_of(name, threads, folder, feeds), feeds, seconds)
-    columns = [*RECIPES, "onnxruntime", "OpenVINO f32", "OpenVINO bf16"]
+    columns = [*RECIPES, *PEERS]
     cells = [f"{found[column]:.2f}" if column in found else "" for column in columns]
     peers = [value for column, value in found.items() if column not in RECIPES]
-    floats = [v for c, v in found.items() if c not in RECIPES and not c.endswith("bf16")]
+    floats = [v for c, v in found.items() if c in FLOAT_PEERS]
     bars = {"float": min(floats), "w8a8": min(peers)}
     ratios = [f"{found[r] / bars[r]:.2f}" if r in found else "" for r in RECIPES]
     return (name, threads, *cells, *ratios)
@@ -150,8 +191,7 @@ def main() -> None:
         else:
             rows.append(row(name, arguments.threads, arguments.folder, arguments.seconds))
     if rows:
-        peers = ("onnxruntime", "OpenVINO f32", "OpenVINO bf16")
-        header = ("model", "threads", *RECIPES, *peers, "float: ratio", "w8a8: ratio")
+        header = ("model", "threads", *RECIPES, *PEERS, "float: ratio", "w8a8: ratio")
         print(f"{about()}\n\n{markdown(header, rows)}")
 
 

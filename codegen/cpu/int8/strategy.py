@@ -14,10 +14,11 @@ from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects.formats import NumberFormat, Scheme
 
+from ..packing.byte_vectors import PARTS, joined_bytes
 from ..packing.quantize_row import LANES, RowCodes, RowScale, sweep
 from ..panels.layout import RowLayout, WeightLayout
 from ..panels.matmul import PanelKernel
-from ..panels.strategy import PanelRows, PanelStrategy, activation_of
+from ..panels.strategy import PanelRows, PanelStrategy, highest_code
 from ..schedule import CpuSchedule, KernelSchedule, RowRange
 from . import schedules
 from .kernels import Int8Kernel
@@ -39,15 +40,25 @@ class Int8Rows(PanelRows):
         begin: Value,
         terms: Value,
     ) -> Value:
-        reduction = self.layout.reduction
+        reduction, width = self.layout.reduction, PARTS * LANES
+        whole, start = b.index(0), [b.const(0, vec(LANES, "i32"))]
+        if b.isa.dot_u8i8 is not None and b.isa.lanes(8) == width:
+            whole = terms - terms % width
+            ones = b.const(1, vec(width, "i8"))
+            with b.loop(0, whole, width, carry=start) as loop:
+                parts = [codes.steps(begin + (loop.i + part * LANES), row) for part in range(PARTS)]
+                u = codes.bytes(joined_bytes(b, parts))
+                b.store(u, q, target + loop.i)
+                total = loop.args[0]
+                loop.carry(b.intrinsic(b.isa.dot_u8i8, total.type, total, u, ones))
+            start = loop.results
 
         def copy(i: Value, mask: Value | None, total: Value) -> list[Value]:
-            u = codes.vector(begin + i, row, mask)
-            b.store(b.trunc(u, "i8"), q, target + i, mask)
+            u = codes.vector(begin + (whole + i), row, mask)
+            b.store(b.trunc(u, "i8"), q, target + (whole + i), mask)
             return [total + u]
 
-        start = [b.const(0, vec(LANES, "i32"))]
-        (total,) = sweep(b, terms, reduction.divides(LANES), copy, start)
+        (total,) = sweep(b, terms - whole, reduction.divides(LANES), copy, start)
         unit = reduction.unit
         if not reduction.divides(unit):  # zeros up to the next unit; weights are zero there too
             with b.loop(terms, (terms + (unit - 1)) // unit * unit) as loop:
@@ -78,7 +89,8 @@ class Int8Strategy(PanelStrategy):
         return Int8Rows(layout)
 
     def schedules(self, spec: MatmulSpec, rows: RowRange, isa: Isa) -> tuple[CpuSchedule, ...]:
-        return schedules.schedules(self.weight_layout(spec), spec.n, rows, isa)
+        weight = self.weight_layout(spec)
+        return schedules.schedules(weight, highest_code(spec), spec.n, rows, isa)
 
     def kernel(
         self,
@@ -88,8 +100,6 @@ class Int8Strategy(PanelStrategy):
         schedule: KernelSchedule,
         accumulators: bool,
     ) -> PanelKernel:
-        format = activation_of(spec).format
-        highest = format.qmax - format.qmin
         tiled = schedule.block[0] > 1 and weight.reduction.segments_per_group == 1
         kind = self.kernel_of_many_rows if tiled else self.kernel_of_rows
-        return kind(weight, row, schedule, accumulators, highest)
+        return kind(weight, row, schedule, accumulators, highest_code(spec))

@@ -25,6 +25,7 @@ from functools import partial
 from typing import Any
 
 from abqc.codegen.builder import INDEX, Builder, Value, buffer, function, vec
+from abqc.codegen.epilogue import arithmetic_of
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import ConvKernel
 from abqc.dialects.code_conv_spec import HEADER, QUAD, CodeConvSpec
@@ -42,6 +43,7 @@ OUTPUTS = 480  # of a grid index; a multiple of all tiles
 VECTORS = (10, 6, 5, 3, 2)  # of a tile
 WIDE_GAP = 24  # columns between rows; more cost more than the last tile of each row (measured)
 LINE = OUTPUTS + VECTORS[0] * PANEL  # the outputs of a channel, and what the last tile has beyond
+SHORT = 8  # operations of an epilogue that is emitted for all vectors of a tile
 MANY_TAPS = 4  # with more, LLVM's schedule of one straight piece spills accumulators (measured)
 
 
@@ -62,9 +64,11 @@ def _emit(name: str, spec: CodeConvSpec, epilogue: Epilogue | None, module: Any,
     inputs = [buffer("f32")] * (len(epilogue.reads) if epilogue is not None else 0)
     arguments = [buffer("i8"), buffer("i8"), buffer("f32"), *inputs, result, *[INDEX] * 6]
     with function(module, isa, name, arguments) as (b, i, q, w, bias, *rest):
+        direct = spec.flat and (epilogue is None or arithmetic_of(epilogue) <= SHORT)
+        lanes = min(PANEL, isa.lanes(32)) if direct else PANEL
         given, (y, *sizes) = rest[: len(inputs)], rest[len(inputs) :]
-        finish = Finish(b, epilogue, given, PANEL)
-        _Body(b, spec, finish, q, w, bias, y, *sizes).emit(i)
+        finish = Finish(b, epilogue, given, lanes)
+        _Body(b, spec, finish, direct, q, w, bias, y, *sizes).emit(i)
 
 
 @dataclass
@@ -72,6 +76,7 @@ class _Body:
     b: Builder
     spec: CodeConvSpec
     finish: Finish
+    direct: bool  # tiles go to y at once
     q: Value
     w: Value
     bias: Value
@@ -97,10 +102,9 @@ class _Body:
         self.biases = b.alloca(PANEL, "f32")
         tile = self.at_once * self.vectors * self.lanes
         self.totals = b.alloca(tile, "f32") if self.layout.groups > 1 else None
-        # Outputs between rows are left out when they are stored from here; and an epilogue, which
-        # may be long, is emitted for one vector, not for all of a tile.
-        direct = spec.flat and self.finish.epilogue is None
-        self.lines = None if direct else b.alloca(self.at_once * LINE, self.element)
+        # Outputs between rows are left out when they are stored from here; and a long epilogue is
+        # emitted for one vector, not for all of a tile.
+        self.lines = None if self.direct else b.alloca(self.at_once * LINE, self.element)
 
     def emit(self, i: Value) -> None:
         b, spec = self.b, self.spec
@@ -308,13 +312,17 @@ class _Body:
         b, lanes = self.b, self.lanes
         whole = p + vectors * lanes <= last
         for c in range(self.at_once):
-            to = (self.sample * self.n + (channel + c)) * self.plane + p
+            number = self.sample * self.n + (channel + c)
+            begin = number * self.plane + p
             exists = channel + c < self.n
             for condition, masked in ((exists & whole, False), (exists & (whole ^ 1), True)):
                 with b.when(condition):
+                    steady = self.finish.steady(self.sample, channel + c, number)
                     for v in range(vectors):
                         mask = b.mask(lanes, last - (p + v * lanes)) if masked else None
-                        b.store(results[c * vectors + v], self.y, to + v * lanes, mask)
+                        to = begin + v * lanes
+                        value = self.finish(results[c * vectors + v], steady, to, mask)
+                        b.store(value, self.y, to, mask)
 
     def _store_lines(self, channel: Value, first: Value, last: Value, lines: Value) -> None:
         """The outputs `first` to `last` that are in rows, of the channels that exist."""

@@ -19,44 +19,37 @@ from abqc.codegen.builder import INDEX, Builder, Value, buffer, function, vec
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel
 from abqc.dialects.code_conv_spec import HEADER, QUAD, CodeConvSpec
-from abqc.dialects.formats import NumberFormat
 
-from ..packing.quantize_row import LANES, RowCodes, RowScale, StoredCodes
+from ..packing.byte_vectors import interleaved_bytes
+from ..packing.quantize_row import LANES, RowCodes, RowScale, StoredCodes, sweep
 from .layout import SCALE_AT, ZERO_AT
 
 ROWS = 8  # of planes, of a grid index
 CHUNK = 512  # columns of an image that are cut into phases at a time
 
 
-def planes_kernel(spec: CodeConvSpec) -> Kernel:
-    format, stored = spec.activation.format, spec.product.stored_codes
-    kind = "stored_planes" if stored else "planes"
-    (sy, sx), (ky, kx) = spec.strides, spec.kept
-    name = f"int8_conv_{kind}_{format.name}_s{sy}x{sx}_p{ky}x{kx}"
-    emit = partial(_emit, name, format, spec.strides, spec.kept, stored)
-    return Kernel(name, (1, 1, ROWS), emit)
+def planes_kernel(spec: CodeConvSpec, *, measured: bool) -> Kernel:
+    """`measured`: scales and zero points are those of the images."""
+    stored, (sy, sx), (ky, kx) = spec.product.stored_codes, spec.strides, spec.kept
+    kind = "stored_planes" if stored else "measured_planes" if measured else "planes"
+    name = f"int8_conv_{kind}_{spec.activation.format.name}_s{sy}x{sx}_p{ky}x{kx}"
+    return Kernel(name, (1, 1, ROWS), partial(_emit, name, spec, measured))
 
 
-def _emit(
-    name: str,
-    format: NumberFormat,
-    strides: tuple[int, int],
-    kept: tuple[int, int],
-    stored: bool,
-    module: Any,
-    isa: Isa,
-) -> None:
+def _emit(name: str, spec: CodeConvSpec, measured: bool, module: Any, isa: Isa) -> None:
+    stored, format = spec.product.stored_codes, spec.activation.format
     values = buffer("i8" if stored else "f32")
     arguments = [values, buffer("f32"), buffer("i32"), buffer("i8"), *[INDEX] * 8]
     with function(module, isa, name, arguments) as (b, i, x, scale, zero, q, *sizes):
         codes = (StoredCodes if stored else RowCodes)(b, format, x, b.index(0), b.index(0))
-        _Body(b, codes, strides, kept, scale, zero, q, *sizes).emit(i)
+        _Body(b, codes, measured, spec.strides, spec.kept, scale, zero, q, *sizes).emit(i)
 
 
 @dataclass
 class _Body:
     b: Builder
     codes: RowCodes
+    measured: bool
     strides: tuple[int, int]
     kept: tuple[int, int]  # phases of rows and columns
     scale: Value
@@ -72,8 +65,8 @@ class _Body:
     left: Value
 
     def __post_init__(self) -> None:
-        self.last = self.b.alloca(LANES * QUAD, "i8")
-        self.scratch = self.b.alloca(CHUNK * QUAD, "i8") if self.strides[1] > 1 else None
+        sx = self.strides[1]  # vectors of every sx-th quad reach beyond the chunk
+        self.scratch = self.b.alloca(CHUNK + sx * LANES, "i32") if sx > 1 else None
 
     def emit(self, i: Value) -> None:
         b, sy, (ky, kx) = self.b, self.strides[0], self.kept
@@ -81,9 +74,12 @@ class _Body:
         across = (self.rows + (ROWS - 1)) // ROWS
         first, block, sample = i % across * ROWS, i // across % blocks, i // across // blocks
         plane = self.rows * self.pitch
-        sample_at = sample * (blocks * plane * (ky * kx * QUAD) + HEADER)
+        sample_bytes = blocks * plane * (ky * kx * QUAD) + HEADER
+        sample_at = sample * sample_bytes
+        self.quads = b.view(self.q, "i32", (sample_at + sample_bytes) // QUAD)
         entry = sample // self.samples
-        row = self.codes.given(b.load(self.scale, entry), b.load(self.zero, entry))
+        scale, zero = b.load(self.scale, entry), b.load(self.zero, entry)
+        row = self.codes.given(scale, zero, measured=self.measured)
         with b.when((block + first) == 0):  # one index of a sample writes its header
             b.store_as(row.scale, self.q, sample_at + SCALE_AT)
             b.store_as(row.zero, self.q, sample_at + ZERO_AT)
@@ -92,12 +88,12 @@ class _Body:
         with b.loop(first, last) as rows, b.loop(0, ky) as phases:
             above = rows.i * sy + phases.i
             at = (block * (ky * kx) + phases.i * kx) * plane + rows.i * self.pitch
-            at = sample_at + HEADER + at * QUAD
+            at = (sample_at + HEADER) // QUAD + at
             inside = (above >= self.top) & (above < self.top + self.height)
             with b.when(inside):
-                self._row(sample, block, above - self.top, row, zeros, at, plane * QUAD)
+                self._row(sample, block, above - self.top, row, zeros, at, plane)
             with b.when(inside ^ 1), b.loop(0, kx) as columns:
-                self._fill(zeros, at + columns.i * (plane * QUAD), b.index(0), self.pitch)
+                self._fill(zeros, at + columns.i * plane, b.index(0), self.pitch)
 
     def _row(
         self,
@@ -107,9 +103,10 @@ class _Body:
         row: RowScale,
         zeros: Value,
         at: Value,
-        phase_bytes: Value,
+        plane: Value,
     ) -> None:
-        """A row of four channels of the image, with the zeros before and behind it."""
+        """A row of four channels of the image, with the zeros before and behind it, to quad `at`
+        and those of the other phases."""
         b, sx, end = self.b, self.strides[1], self.left + self.width
         sources = []
         for c in range(QUAD):
@@ -117,22 +114,39 @@ class _Body:
             begin = sample * self.channels + b.min(channel, self.channels - 1)
             sources.append((channel < self.channels, (begin * self.height + line) * self.width))
         for phase in range(self.kept[1]):
-            target = at + phase_bytes * phase
+            target = at + plane * phase
             self._fill(zeros, target, b.index(0), self._reach(self.left, phase))
             self._fill(zeros, target, self._reach(end, phase), self.pitch)
         if self.scratch is None:
-            self._quads(sources, row, b.index(0), self.width, self.q, at + self.left * QUAD)
+            self._quads(sources, row, b.index(0), self.width, self.quads, at + self.left)
             return
         with b.loop(0, self.width, CHUNK) as chunks:
             last = b.min(chunks.i + CHUNK, self.width)
             self._quads(sources, row, chunks.i, last - chunks.i, self.scratch, b.index(0))
             begin = self.left + chunks.i
             for phase in range(self.kept[1]):
-                target = at + phase_bytes * phase
-                stop = self._reach(self.left + last, phase)
-                with b.loop(self._reach(begin, phase), stop) as loop:
-                    quad = b.load_as(self.scratch, (loop.i * sx + phase - begin) * QUAD, "i32")
-                    b.store_as(quad, self.q, target + loop.i * QUAD)
+                first = self._reach(begin, phase)
+                count = self._reach(self.left + last, phase) - first
+                source, to = first * sx + phase - begin, at + plane * phase + first
+                self._every(self.scratch, source, count, to)
+
+    def _every(self, source: Value, begin: Value, count: Value, to: Value) -> None:
+        """`count` quads of `source`, every s-th one from `begin` on, to those from `to` on."""
+        b, sx = self.b, self.strides[1]
+        if sx & (sx - 1):
+            with b.loop(0, count) as loop:
+                b.store(b.load(source, begin + loop.i * sx), self.quads, to + loop.i)
+            return
+
+        def copy(i: Value, mask: Value | None) -> tuple[()]:
+            parts = [b.load(source, begin + i * sx + part * LANES, LANES) for part in range(sx)]
+            while len(parts) > 1:
+                pairs = zip(parts[::2], parts[1::2], strict=True)
+                parts = [b.shuffle(low, high, range(0, 2 * LANES, 2)) for low, high in pairs]
+            b.store(parts[0], self.quads, to + i, mask)
+            return ()
+
+        sweep(b, count, False, copy)
 
     def _reach(self, column: Value, phase: int) -> Value:
         """How many columns of a phase are before `column` of the image with its zeros."""
@@ -141,7 +155,7 @@ class _Body:
 
     def _fill(self, zeros: Value, at: Value, begin: Value, end: Value) -> None:
         with self.b.loop(begin, end) as loop:
-            self.b.store_as(zeros, self.q, at + loop.i * QUAD)
+            self.b.store(zeros, self.quads, at + loop.i)
 
     def _quads(
         self,
@@ -152,23 +166,16 @@ class _Body:
         target: Value,
         at: Value,
     ) -> None:
-        """`count` quads of the columns from `first` on, to byte `at` of `target`."""
+        """`count` quads of the columns from `first` on, to element `at` of `target`."""
         b = self.b
 
-        def quads(i: Value, mask: Value | None) -> Value:
-            total = b.const(0, vec(LANES, "i32"))
-            for c, (exists, begin) in enumerate(sources):
-                code = self.codes.vector(begin + (first + i), row, mask)
-                code = b.select(b.splat(exists, LANES), code, b.splat(row.zero, LANES))
-                total = total | (code << (8 * c) if c else code)
-            return total
+        def quads(i: Value, mask: Value | None) -> tuple[()]:
+            parts = []
+            for exists, begin in sources:
+                code = self.codes.steps(begin + (first + i), row, mask)
+                parts.append(b.select(b.splat(exists, LANES), code, b.splat(row.zero, LANES)))
+            codes = self.codes.bytes(interleaved_bytes(b, parts))
+            b.store(b.bitcast(codes, vec(LANES, "i32")), target, at + i, mask)
+            return ()
 
-        rest = count % LANES
-        whole = count - rest
-        with b.loop(0, whole, LANES) as loop:
-            b.store_as(quads(loop.i, None), target, at + loop.i * QUAD)
-        with b.when(rest > 0):
-            b.store_as(quads(whole, b.mask(LANES, rest)), self.last, 0)
-            with b.loop(0, rest) as loop:
-                quad = b.load_as(self.last, loop.i * QUAD, "i32")
-                b.store_as(quad, target, at + (whole + loop.i) * QUAD)
+        sweep(b, count, False, quads)

@@ -42,9 +42,9 @@ class Int8Conv:
         assert isinstance(weight, QuantizedTensor), "panels hold quantized weights"
         return ConvWeights.of(spec).pack(weight)
 
-    def planes_kernel(self, spec: CodeConvSpec) -> Kernel:
-        """What quantizes an image and lays it out."""
-        return planes_kernel(spec)
+    def planes_kernel(self, spec: CodeConvSpec, *, measured: bool) -> Kernel:
+        """What quantizes an image, by scales `measured` on it or by fixed ones, and lays it out."""
+        return planes_kernel(spec, measured=measured)
 
     def conv_kernel(self, spec: CodeConvSpec) -> ConvKernel:
         """What convolves planes."""

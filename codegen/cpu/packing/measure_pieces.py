@@ -1,0 +1,61 @@
+"""Scales of large samples, measured in pieces that threads share.
+
+RangesKernel      (i, x: memref<?xf32>, ranges: memref<?xf32>, count: index)
+    What `RowCodes.ranges` finds in PIECE values of a sample of `count`, as floats or bits of
+    them. A sample has ceil(count / PIECE) pieces; the grid is all of them.
+ScalesKernel      (i, ranges: memref<?xf32>, scale: memref<?xf32>, zero: memref<?xi32>,
+                   count: index)
+    The scale and zero point of sample i.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from abqc.codegen.builder import INDEX, Value, buffer, function
+from abqc.codegen.isa import Isa
+from abqc.codegen.strategy import Kernel, PieceKernels
+from abqc.dialects.formats import NumberFormat
+
+from .quantize_row import RowCodes
+
+PIECE = 1 << 14  # values; a few microseconds
+RANGES = 4
+
+
+def piece_kernels(format: NumberFormat) -> PieceKernels:
+    names = f"ranges_{format.name}", f"scales_{format.name}"
+    ranges, scales = (
+        Kernel(name, (1,), partial(emit, name, format))
+        for name, emit in zip(names, (_emit_ranges, _emit_scales), strict=True)
+    )
+    return PieceKernels(ranges, scales, PIECE, RANGES)
+
+
+def _emit_ranges(name: str, format: NumberFormat, module: Any, isa: Isa) -> None:
+    with function(module, isa, name, [buffer("f32"), buffer("f32"), INDEX]) as (b, i, x, to, count):
+        pieces = (count + (PIECE - 1)) // PIECE
+        begin = i % pieces * PIECE
+        values = b.min(count - begin, b.index(PIECE))
+        codes = RowCodes(b, format, x, i // pieces * count + begin, values)
+        for at, value in enumerate(codes.ranges()):
+            b.store(b.bitcast(value, "f32"), to, i * RANGES + at)
+
+
+def _emit_scales(name: str, format: NumberFormat, module: Any, isa: Isa) -> None:
+    arguments = [buffer("f32"), buffer("f32"), buffer("i32"), INDEX]
+    with function(module, isa, name, arguments) as (b, i, ranges, scale, zero, count):
+        codes = RowCodes(b, format, ranges, b.index(0), count)
+        first = i * ((count + (PIECE - 1)) // PIECE)
+
+        def piece(number: Value) -> list[Value]:
+            reach, *others = (b.load(ranges, number * RANGES + at) for at in range(RANGES))
+            return [b.bitcast(reach, "i32"), *others]
+
+        pieces = (count + (PIECE - 1)) // PIECE
+        with b.loop(1, pieces, carry=piece(first)) as loop:
+            loop.carry(*codes.merge(loop.args, piece(first + loop.i)))
+        row = codes.of_ranges(loop.results)
+        b.store(row.scale, scale, i)
+        b.store(row.zero - codes.shift, zero, i)
