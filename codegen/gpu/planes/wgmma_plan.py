@@ -24,7 +24,8 @@ INTEGER_COLUMNS_STEP = 16  # N of wgmma for integers, but for 8 and 24
 STAGE_ALIGNMENT = 128
 OTHER_REGISTERS = 32  # of a thread that multiplies: addresses, loops, descriptors
 GROUP_REGISTERS = 12  # more, where groups end in a stage; twice, where fragments are masked
-MOST_PRODUCTS = 160  # wgmmas of a stage, which is unrolled
+# Of a stage, which is unrolled: wgmmas, and all instructions of a warp that multiplies.
+MOST_PRODUCTS, MOST_INSTRUCTIONS = 160, 4000
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class WgmmaPlanesPlan(PlanesPlan):
             self.k_blocks * self.block_groups > 2 * self.groups
         ):
             return "more than half of the stages is padding"
-        if self.products > MOST_PRODUCTS:
+        if self.products > MOST_PRODUCTS or self.instructions > MOST_INSTRUCTIONS:
             return "too much code"
         if self.shared_bytes > arch.shared_per_block:
             return "not enough shared memory"
