@@ -50,7 +50,9 @@ class CCompiler:
 
     def identity(self) -> str:
         """What names this compiler's output: its command and version."""
-        return f"{self} {' '.join(self.flags)} {_version(self.command)}"
+        path = shutil.which(self.command[0])
+        age = Path(path).stat().st_mtime_ns if path else 0
+        return f"{self} {' '.join(self.flags)} {_version(self.command, path, age)}"
 
 
 def find_compiler() -> CCompiler:
@@ -74,7 +76,8 @@ def find_compiler() -> CCompiler:
 
 
 @cache
-def _version(command: tuple[str, ...]) -> str:
+def _version(command: tuple[str, ...], path: str | None, age: int) -> str:
+    """What the command says of itself; asked once for a file at `path`."""
     try:
         result = subprocess.run([*command, "--version"], capture_output=True, text=True)
     except OSError:

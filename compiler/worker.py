@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from abqc.codegen.kernel_cache import generator_version
+from abqc.codegen.toolchain import find_compiler
 from abqc.compiler.build import build
 from abqc.compiler.job import Request
 from abqc.compiler.onnx_import.registry import load_rules
@@ -36,6 +37,10 @@ for _device in ("cpu", "gpu"):
 load_rules()
 shipped_model("cpu")
 prepare_context()
+
+
+def _ask_compiler() -> None:
+    find_compiler().identity()
 
 
 def _read_recipes() -> None:
@@ -64,7 +69,7 @@ def _import_calibration() -> None:
 
 
 # What not every compile needs, for the server (fork_server.py).
-PREPARATIONS = (_read_recipes, _import_dialects, _import_gpus, _import_calibration)
+PREPARATIONS = (_ask_compiler, _read_recipes, _import_dialects, _import_gpus, _import_calibration)
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
