@@ -144,6 +144,8 @@ class Model:
             ]
         finally:
             self._calls.append(call)
+            if self._instance is None:  # it was closed meanwhile, and calls have the instance
+                self._calls.clear()
 
     def bind(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Bound:
         """The model with these tensors, by name, in all runs, on a CPU: `Bound.run` takes the other
@@ -168,6 +170,7 @@ class Model:
     def close(self) -> None:
         """Release the model once its runs have ended and its outputs are gone."""
         self._instance = None
+        self._calls.clear()
 
     def __enter__(self) -> Model:
         return self
