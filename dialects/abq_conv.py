@@ -145,10 +145,13 @@ def conv_spec(op: Any) -> ConvSpec:
     """Of a direct_conv (its view)."""
     groups, n = ir.IntegerAttr(op.groups).value, shape(op.result)[1]
     names = ("window", "strides", "dilations", "before")
-    steps = [tuple(ir.DenseI64ArrayAttr(op.attributes[name])) for name in names]
-    planes = shape(op.planes)[1]
-    by_sample = len(shape(op.w)) == 2
-    of_image = ConvSpec(groups, n // groups, planes // groups, *steps, weights_by_sample=by_sample)
+    window, strides, dilations, before = (
+        tuple(ir.DenseI64ArrayAttr(op.attributes[name])) for name in names
+    )
+    planes, by_sample = shape(op.planes)[1], len(shape(op.w)) == 2
+    of_image = ConvSpec(
+        *(groups, n // groups, planes // groups, window, strides, dilations, before, by_sample)
+    )
     if of_image.reads_images:
         return of_image
     return replace(of_image, channels=planes // (prod(of_image.phases) * groups))

@@ -115,9 +115,9 @@ def _is_of_convolution(op: ir.Operation, number: int) -> bool:
     made, reshape = defining_op(x), defining_op(value)
     if made is None or made.name not in _CONVOLUTIONS or made.block != op.block:
         return False
-    if x != value and (reshape is None or reshape.name != "tensor.expand_shape"):
-        return False
-    if x != value and reshape.operands[0] != x:
+    if x != value and (
+        reshape is None or reshape.name != "tensor.expand_shape" or reshape.operands[0] != x
+    ):
         return False
     readers = [user.operation for each in (x, value) for user in users(each)]
     return (
