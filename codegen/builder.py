@@ -421,11 +421,14 @@ class Builder(Emitter):
             vector.maskedstore(target.ir, at, mask.ir, value.ir)
 
     def load_as(self, source: Value, i: Value | int, type_: str | ir.Type) -> Value:
-        """Read a scalar or vector of any type at byte `i` of a buffer of bytes, unaligned."""
+        """Read a scalar or vector of any type at byte `i` of a buffer of bytes, unaligned; or of
+        larger elements, at a multiple of their size."""
         type_ = type_of(type_)
         vector_type = type_ if isinstance(type_, ir.VectorType) else vec(1, type_)
-        count = vector_type.shape[0] * bits_of(vector_type) // 8
-        value = self.bitcast(self.load(source, i, count), vector_type)
+        size = ir.MemRefType(source.type).element_type.width // 8
+        count = vector_type.shape[0] * bits_of(vector_type) // 8 // size
+        at = self.index(i) // size if size > 1 else i
+        value = self.bitcast(self.load(source, at, count), vector_type)
         return value if isinstance(type_, ir.VectorType) else self.extract(value, 0)
 
     def view(self, source: Value, element: str, count: Value) -> Value:
@@ -435,11 +438,26 @@ class Builder(Emitter):
         return Value(memref.view(type_, source.ir, zero.ir, [count.ir]))
 
     def store_as(self, value: Value, target: Value, i: Value | int) -> None:
-        """Write a scalar or vector of any type at byte `i` of a buffer of bytes, unaligned."""
+        """Write a scalar or vector of any type likewise."""
         if not isinstance(value.type, ir.VectorType):
             value = self.splat(value, 1)
-        count = value.lanes * bits_of(value.type) // 8
-        self.store(self.bitcast(value, vec(count, "i8")), target, i)
+        element = ir.MemRefType(target.type).element_type
+        size = element.width // 8
+        count = value.lanes * bits_of(value.type) // 8 // size
+        at = self.index(i) // size if size > 1 else i
+        self.store(self.bitcast(value, vec(count, element)), target, at)
+
+    def opaque(self, value: Value) -> Value:
+        """The same vector, of which LLVM does not know how it was made: a sum stays a sum of what
+        was written, in that order. No instruction."""
+        attributes = {
+            "asm_string": ir.StringAttr.get(""),
+            "constraints": ir.StringAttr.get("=v,0" if self.isa.vector_bits == 512 else "=x,0"),
+        }
+        made = ir.Operation.create(
+            "llvm.inline_asm", results=[value.type], operands=[value.ir], attributes=attributes
+        )
+        return Value(made.results[0])
 
     def note_error(self, flag: Value, number: Value) -> None:
         """Leave the number of a failed check in the run's error flag (passes/kernels/checks.py)."""

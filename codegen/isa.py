@@ -45,6 +45,7 @@ class Isa:
     dot_u8i8: str | None = None  # products of u8 by i8, added in fours to i32 (VPDPBUSD)
     # LLVM intrinsic: products of bf16 pairs, added in pairs to f32 (VDPBF16PS)
     dot_bf16: str | None = None
+    to_bf16: str | None = None  # f32 to the nearest bf16, subnormals to zero (VCVTNEPS2BF16)
     tiles: Literal["", "amx", "memory"] = ""  # tile registers, or what acts for them
     bf16_tiles: bool = False  # which multiply bf16 too
     extends: str | None = None
@@ -115,6 +116,7 @@ AVX512BF16 = replace(
     llvm_features=(*AVX512.llvm_features, "+avx512bf16"),
     cpu_flags=(*AVX512.cpu_flags, "avx512_bf16"),
     dot_bf16="llvm.x86.avx512bf16.dpbf16ps.512",
+    to_bf16="llvm.x86.avx512bf16.cvtneps2bf16.512",
     extends="avx512",
     adds="bf16",
 )
@@ -135,6 +137,7 @@ AMXBF16 = replace(
     llvm_features=(*AMX.llvm_features, "+avx512bf16", "+amx-bf16"),
     cpu_flags=(*AMX.cpu_flags, "avx512_bf16", "amx_bf16"),
     dot_bf16=AVX512BF16.dot_bf16,
+    to_bf16=AVX512BF16.to_bf16,
     bf16_tiles=True,
     extends="amx",
     adds="bf16",

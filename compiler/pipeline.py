@@ -118,6 +118,7 @@ CPU_FUSIONS = (
     "share-heads",
     "sink-transposes",  # a GPU's convolutions have channels last themselves
     "func.func(canonicalize,cse,linalg-fuse-elementwise-ops,canonicalize,cse)",
+    "join-parts",
 )
 PACK_FUSIONS = ("fuse-norm-pack", "fuse-pack", "fuse-attention-pack")
 

@@ -7,11 +7,12 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from abqc.costmodel.analytic import AnalyticModel
 from abqc.costmodel.interface import MatmulFeatures
+from abqc.dialects.formats import FLOAT_BYTES, Float
 from abqc.dialects.schemes import parse_scheme
 from abqc.errors import AbqcError
 from abqc.runtime.profile import Profile
@@ -203,8 +204,8 @@ class _Limits:
             m=rows,
             n=product["n"],
             k=product["k"],
-            weight_bits=weight.bits if weight else 32,
-            activation_bits=activation.bits if activation else 32,
+            weight_bits=weight.bits if weight else _float_bits(product["weight"]),
+            activation_bits=activation.bits if activation else _float_bits(product["activation"]),
             weight_bytes=product["bytes"],
             groups=weight.n_groups(product["k"]) if weight else 1,
             isa=self._isa,
@@ -216,6 +217,11 @@ class _Limits:
         except AbqcError:
             return None  # a strategy or an instruction set that is not described
         return max(estimate.compute, estimate.memory)
+
+
+def _float_bits(text: str) -> int:
+    """Of an operand that is float; f32 where another is not named."""
+    return 8 * FLOAT_BYTES[cast(Float, text)] if text in FLOAT_BYTES else 32
 
 
 def _scheme(text: str) -> Any:

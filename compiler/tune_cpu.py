@@ -6,7 +6,7 @@ import itertools
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -98,11 +98,11 @@ class CpuRunner:
     def measure(self, job: CpuJob) -> list[Sample]:
         # Not the tuned model: one that cannot be read must not keep from tuning anew.
         strategies = CpuTarget(cost_model=AnalyticModel()).strategies
-        matmuls = [_Matmul(s, job) for s in strategies if s.unsupported(job.spec) is None]
+        matmuls = [MeasuredMatmul(s, job) for s in strategies if s.unsupported(job.spec) is None]
         return [m.sample(rows, cold) for m in matmuls for rows in ROWS for cold in (False, True)]
 
 
-class _Matmul:
+class MeasuredMatmul:
     """One strategy's kernels, compiled, and its weight."""
 
     def __init__(self, strategy: CpuStrategy, job: CpuJob) -> None:
@@ -112,7 +112,6 @@ class _Matmul:
         self.schedules = job.schedules(strategy)
         self.variants = strategy.matmul_kernels(job.spec, self.schedules)
         self.weight = strategy.pack_weight(job.spec, random_weight(job.spec))
-        self.copies = [self.weight]
         kernels = [variant.kernel for variant in self.variants]
         kernels += [self.pack] if self.pack else []
         with ir.Context(), ir.Location.unknown():
@@ -121,22 +120,31 @@ class _Matmul:
                 kernel.emit(module, job.isa)
             self.jit = Jit(module, job.isa, list(dict.fromkeys(k.name for k in kernels)))
 
+    @cached_property
+    def copies(self) -> list[np.ndarray]:
+        """Of the weight, as many as are read before the first comes again."""
+        count = -(-COLD_BYTES // self.weight.nbytes)
+        return [self.weight, *(self.weight.copy() for _ in range(count - 1))]
+
+    @cached_property
+    def turns(self) -> Iterator[np.ndarray]:
+        """The copies, which all samples go on through: one that began anew would find those of the
+        last sample in a cache."""
+        return itertools.cycle(self.copies)
+
     def sample(self, rows: int, cold: bool) -> Sample:
         """Packing and matmul of `rows` rows; `cold`: another copy of the weight each time."""
-        count = -(-COLD_BYTES // self.weight.nbytes) if cold else 1
-        while len(self.copies) < count:
-            self.copies.append(self.weight.copy())
-        copies = self.copies[:count]
-        times = time_calls(self._calls(rows, copies))
+        weights = self.turns if cold else itertools.repeat(self.weight)
+        times = time_calls(self._calls(rows, weights))
         return Sample(
-            features=self._features(rows, self.weight.nbytes * count if cold else 0),
+            features=self._features(rows, self.weight.nbytes * len(self.copies) if cold else 0),
             seconds=statistics.median(times),
             repetitions=len(times),
             spread=spread(times),
         )
 
-    def _calls(self, rows: int, weights: Sequence[np.ndarray]) -> list[Callable[[], None]]:
-        """One call for each copy of the weight."""
+    def _calls(self, rows: int, weights: Iterator[np.ndarray]) -> Iterator[Callable[[], None]]:
+        """A call for each weight."""
         spec, strategy = self.job.spec, self.strategy
         x = np.random.default_rng(1).standard_normal(rows * spec.k, np.float32)
         y, bias = np.zeros(rows * spec.n, np.float32), np.zeros(spec.n, np.float32)
@@ -147,15 +155,14 @@ class _Matmul:
             pack = self.jit.prepare(self.pack.name, self.pack.grid(rows), [x, q, rows])
         kernel = next(variant.kernel for variant in self.variants if variant.covers(rows))
         grid = kernel.grid(rows, spec.n)
-        matmuls = [
-            self.jit.prepare(kernel.name, grid, [q, w, bias, y, rows, spec.n]) for w in weights
-        ]
+        for weight in weights:
+            matmul = self.jit.prepare(kernel.name, grid, [q, weight, bias, y, rows, spec.n])
 
-        def both(matmul: Callable[[], None]) -> None:
-            pack()
-            matmul()
+            def both(matmul: Callable[[], None] = matmul) -> None:
+                pack()
+                matmul()
 
-        return [lambda matmul=matmul: both(matmul) for matmul in matmuls]  # type: ignore[misc]
+            yield both
 
     def _features(self, rows: int, working_set: int) -> MatmulFeatures:
         of_rows = next(s for s in self.schedules if s.last is None or rows <= s.last)
@@ -171,17 +178,17 @@ class _Matmul:
 
 
 def time_calls(
-    calls: Sequence[Callable[[], None]],
+    calls: Iterator[Callable[[], None]],
     fewest: int = MIN_CALLS,
     most: int = MAX_CALLS,
     seconds: float = SECONDS,
 ) -> list[float]:
-    """Seconds of the thread in each of several calls, which take turns, after one that warms up."""
-    calls[0]()
+    """Seconds of the thread in each of several calls, after one that warms up."""
+    next(calls)()
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < fewest or (time.perf_counter() < end and len(times) < most):
-        call = calls[(len(times) + 1) % len(calls)]
+        call = next(calls)
         begin = time.thread_time()
         call()
         times.append(time.thread_time() - begin)

@@ -24,6 +24,9 @@ from .roofline import Roofline
 
 TRELLIS_DECODE = 16  # of the time that unpacking bits takes
 NARROW_BITS = 14  # 2 * 2^p * 2^q fits 16 signed bits
+SMALL_BITS = 12  # four of these do
+WIDENED = 0.5  # of the instructions that unpack a code, to make words of bytes
+SHARED = 0.35  # of the time of unpacking, where products take several instructions of its units
 QUAD = 4  # products that a lane of bytes adds up at once
 CONTENTION = 0.2  # of what a unit does beyond half of the busiest one's time
 STORED = 1.3  # decoding to memory, of the time of decoding to registers
@@ -72,8 +75,12 @@ def _waits(t: Tiling, chains: int, rates: IsaRates) -> float:
     return max(1.0, rates.product_latency / vectors)
 
 
+def _bf16_products(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> float:
+    return 2 * t.rows * t.columns * f.k / rates.bf16_flops
+
+
 def _bf16(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> float:
-    products = 2 * t.rows * t.columns * f.k / rates.bf16_flops
+    products = _bf16_products(f, t, rates)
     # Floats need no decoding.
     passes = 0 if f.weight_bits == 16 else t.row_blocks
     return products + t.columns * f.k * passes / rates.float_decodes + _scale(f, t, rates)
@@ -115,8 +122,15 @@ def _int8_direct(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> float:
 def _byte_products(f: MatmulFeatures, t: Tiling, rates: IsaRates, decode: float) -> float:
     """Products of bytes, what they load, and the decoding beside them."""
     k = padded_k(f, BYTE_UNIT)
-    narrow = f.weight_bits + f.activation_bits <= NARROW_BITS
-    products = t.rows * t.columns * k / (rates.narrow_macs if narrow else rates.wide_macs)
+    bits = f.weight_bits + f.activation_bits
+    rate = rates.small_macs if bits <= SMALL_BITS else rates.narrow_macs
+    if bits > NARROW_BITS:
+        rate = rates.wide_macs
+    products = t.rows * t.columns * k / rate
+    if rate < rates.narrow_macs and not f.decode_once:  # words are made for each tile of rows
+        products += WIDENED * t.columns * t.row_tiles * k / rates.decodes
+    if rates.wide_macs < rates.small_macs:
+        products, decode = products + SHARED * decode, 0.0
     operands = t.tile_m + t.panels * 512 / rates.vector_bits
     loads = t.tiles * (k / QUAD) * operands / rates.loads
     return _together(products * _waits(t, f.chains, rates), loads, decode)
@@ -157,6 +171,7 @@ def _look_up(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> float:
 COMPUTE: dict[str, Callable[[MatmulFeatures, Tiling, IsaRates], float]] = {
     "float": _float,
     "direct": _float,
+    "bf16-direct": _bf16_products,
     "dequantize": _dequantize,
     "bf16": _bf16,
     "int8": _int8,

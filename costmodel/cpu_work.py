@@ -13,7 +13,7 @@ DEFAULT_BLOCK = (128, 64)  # where the features name no schedule
 DEFAULT_TILES = dict.fromkeys(("float", "dequantize", "trellis-float", "bf16"), (8, 48))
 DEFAULT_TILE = (4, 64)
 # Tiles of floats get smaller where rows are left; others compute rows that are not there.
-EXACT_ROWS = frozenset({*DEFAULT_TILES, "direct"})
+EXACT_ROWS = frozenset({*DEFAULT_TILES, "direct", "bf16-direct"})
 
 
 @dataclass(frozen=True)

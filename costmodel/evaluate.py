@@ -83,15 +83,15 @@ def _problems(samples: Sequence[Sample]) -> list[list[int]]:
     """Places of samples of the same problem, where there are several candidates for it."""
     problems: dict[tuple[object, ...], list[int]] = {}
     for place, sample in enumerate(samples):
-        problems.setdefault(_problem(sample.features), []).append(place)
+        problems.setdefault(problem(sample.features), []).append(place)
     return [places for places in problems.values() if len(places) > 1]
 
 
-def _problem(f: Features) -> tuple[object, ...]:
+def problem(f: Features) -> tuple[object, ...]:
     """What is to be computed, whoever does it."""
     sizes = (f.m, f.n, f.k, f.weight_bits, f.activation_bits)
     if isinstance(f, MatmulFeatures):
-        return (*sizes, f.isa, f.threads, f.working_set > 0)
+        return (*sizes, f.groups, f.isa, f.threads, f.working_set > 0)
     return (*sizes, f.arch)
 
 

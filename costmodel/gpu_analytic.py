@@ -71,7 +71,7 @@ WARPGROUP = 4 * WARP
 WGMMA_PART = {
     "wgmma_b1": {8: 0.22, 16: 0.41, 32: 0.67, 64: 1.0},
     "wgmma_s8": {8: 0.23, 16: 0.42, 32: 0.70, 64: 0.99, 128: 1.0},
-    "wgmma_f16": {8: 0.27, 16: 0.48, 32: 0.74, 64: 0.96, 128: 1.0},
+    "wgmma_f16": {8: 0.27, 16: 0.48, 32: 0.74, 64: 0.96, 96: 0.98, 128: 1.0},  # 96: between
 }
 BOUNDS = {unit: f"{unit} tensor-core" for unit in (*TENSOR_UNITS, *WGMMA_UNITS)} | {
     "f32": "FMA",

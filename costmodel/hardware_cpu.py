@@ -21,6 +21,7 @@ class IsaRates:
     bf16_flops: float  # the same of bf16; of the best set that extends this one
     wide_macs: float  # bytes, products too large for pairs to be added in 16 bits
     narrow_macs: float  # bytes, where two products always fit 16 bits
+    small_macs: float  # bytes, where eight do
     bit_products: float  # AND, population count, accumulate
     look_ups: float  # bytes looked up in tables and added; 0: not done
     operand_loads: float  # bits of weights loaded, which serve all rows of a tile
@@ -104,6 +105,7 @@ ZEN4 = Cpu(
             bf16_flops=210 * GIGA,
             wide_macs=226 * GIGA,
             narrow_macs=226 * GIGA,
+            small_macs=226 * GIGA,
             bit_products=1180 * GIGA,
             look_ups=120 * GIGA,
             operand_loads=900 * GIGA,
@@ -119,8 +121,9 @@ ZEN4 = Cpu(
         "avx2": IsaRates(
             flops=105 * GIGA,
             bf16_flops=95 * GIGA,
-            wide_macs=55 * GIGA,
-            narrow_macs=98 * GIGA,
+            wide_macs=75 * GIGA,
+            narrow_macs=106 * GIGA,
+            small_macs=135 * GIGA,
             bit_products=290 * GIGA,
             look_ups=36 * GIGA,
             operand_loads=735 * GIGA,
@@ -138,6 +141,7 @@ ZEN4 = Cpu(
             bf16_flops=35 * GIGA,
             wide_macs=21 * GIGA,
             narrow_macs=21 * GIGA,
+            small_macs=21 * GIGA,
             bit_products=72 * GIGA,
             look_ups=0,
             operand_loads=150 * GIGA,

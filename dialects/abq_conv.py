@@ -18,6 +18,7 @@ from .abq import (
     shape,
 )
 from .abq_integers import Abq
+from .bf16_conv_spec import PAIR, Bf16ConvSpec
 from .conv_spec import ConvSpec
 from .mlir import ext, ir
 from .pool_spec import PoolSpec
@@ -29,11 +30,13 @@ __all__ = [
     "DirectConvOp",
     "MaxPoolOp",
     "PackPlanesOp",
+    "PairPlanesOp",
     "PolyphaseOp",
     "YieldOp",
     "conv_spec",
     "epilogue_inputs",
     "epilogue_maps",
+    "in_bf16",
     "pool_spec",
 ]
 
@@ -79,6 +82,40 @@ class PolyphaseOp(VerifiedOperation, name="polyphase", traits=[ext.Pure]):
 
 _PHASES = ("phases", "before")
 
+
+class PairPlanesOp(VerifiedOperation, name="pair_planes", traits=[ext.Pure]):
+    """Images as polyphase components (`polyphase`) of pairs of channels, rounded to bf16.
+
+    The channels are in `groups`; `flat` is 1 where planes lie as the image does, without zeros
+    around it. The result is B x (groups * pairs * phases) x `rows` x `pitch` of
+    i32, whose lower half is the bf16 of the first channel of a pair; the second one of the last
+    pair of a group is zero where its channels are odd.
+    """
+
+    x: Tensor
+    rows: Index
+    pitch: Index
+    strides: Any  # array<i64: sy, sx>
+    phases: Any  # array<i64: ny, nx>
+    before: Any  # array<i64: top, left>
+    groups: ir.IntegerAttr
+    flat: ir.IntegerAttr
+    result: TensorResult
+
+    @staticmethod
+    def check(op: Any) -> None:
+        x, y, groups = shape(op.x), shape(op.result), ir.IntegerAttr(op.groups).value
+        (ny, nx), before = (list(ir.DenseI64ArrayAttr(op.attributes[n])) for n in _PHASES)
+        _require(len(x) == len(y) == 4 and len(before) == 2, "images and planes have rank 4")
+        _require(_agree(x[0], y[0]), "x and the result have the same samples")
+        _require(x[1] % groups == 0, f"{x[1]} channels are not {groups} equal groups")
+        pairs = groups * -(-x[1] // groups // PAIR)
+        phases = f"{ny} x {nx} phases"
+        _require(y[1] == pairs * ny * nx, f"{pairs} pairs in {phases}, not {y[1]} planes")
+        flat = bool(ir.IntegerAttr(op.flat).value)
+        _require(not flat or (ny == nx == 1 and not any(before)), "flat planes have no zeros")
+
+
 # The operands that an epilogue has: IRDL would give all of a variadic group one type.
 EPILOGUE_INPUTS = ("first", "second", "third", "fourth")
 
@@ -89,8 +126,8 @@ class DirectConvOp(
     """A convolution of images, B x N x `height` x `width`, by a kernel that reads planes of them.
 
     `planes` are B x (C * phases) x rows x pitch: the image with its zeros, cut into phases by the
-    strides (`polyphase`). `w` is what `ConvSpec.pack_weight` makes of the weight. A result of rank
-    3, B x N x `width`, has one row.
+    strides (`polyphase`), in bf16 those of pairs of channels (`pair_planes`). `w` is what
+    `ConvSpec.pack_weight` makes of the weight. A result of rank 3, B x N x `width`, has one row.
 
     `w` of rank 2 has weights for each sample (`scale-weights`).
 
@@ -149,12 +186,19 @@ def conv_spec(op: Any) -> ConvSpec:
         tuple(ir.DenseI64ArrayAttr(op.attributes[name])) for name in names
     )
     planes, by_sample = shape(op.planes)[1], len(shape(op.w)) == 2
-    of_image = ConvSpec(
+    made = Bf16ConvSpec if in_bf16(op.planes) else ConvSpec
+    of_image = made(
         *(groups, n // groups, planes // groups, window, strides, dilations, before, by_sample)
     )
     if of_image.reads_images:
         return of_image
-    return replace(of_image, channels=planes // (prod(of_image.phases) * groups))
+    channels = planes // (prod(of_image.phases) * groups)
+    return replace(of_image, channels=channels * (PAIR if in_bf16(op.planes) else 1))
+
+
+def in_bf16(planes: ir.Value) -> bool:
+    """Whether planes are of pairs of channels."""
+    return isinstance(element(planes), ir.IntegerType)
 
 
 def epilogue_inputs(op: Any) -> list[ir.Value]:

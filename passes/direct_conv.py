@@ -3,6 +3,7 @@
     x [B, C, H, W] --abq.polyphase--> planes [B, C * phases, rows, pitch] --abq.direct_conv--> y
     x [B, C, H, W] --abq.direct_conv--> y      where kernels put zeros around images themselves
 
+Those that the recipe has in bf16 read planes of pairs of channels, `abq.pair_planes`, instead.
 What has codes or weights in 16 bits, more than two spatial axes, a window of many columns, or so
 few outputs that a vector is not filled with them is left to `decompose-conv`.
 """
@@ -13,13 +14,15 @@ from dataclasses import replace
 from math import prod
 
 from abqc.dialects import abq
-from abqc.dialects.abq_conv import DirectConvOp, PolyphaseOp
+from abqc.dialects.abq_conv import DirectConvOp, PairPlanesOp, PolyphaseOp
+from abqc.dialects.bf16_conv_spec import Bf16ConvSpec
 from abqc.dialects.conv_spec import ConvSpec
 from abqc.dialects.mlir import arith, ir
 
 from .decompose_conv import Conv
 from .infrastructure import Unit, register, walk
 from .loops.constant_values import symbol_of, weight, zeros_symbol
+from .quantize import HALF
 from .resolve_dims import dimension_or_query, expand_shape, index
 
 FEW_OUTPUTS = 16
@@ -53,17 +56,24 @@ def _spec(op: ir.Operation) -> ConvSpec | None:
     groups = ir.IntegerAttr(view.groups).value
     steps = (list(ir.DenseI64ArrayAttr(op.attributes[name])) for name in ("strides", "dilations"))
     (y, x), strides, dilations = ([1, *pair][-2:] for pair in (window, *steps))
-    spec = ConvSpec(groups, n // groups, c, (y, x), tuple(strides), tuple(dilations))
+    made = Bf16ConvSpec if _half(op) == "bf16" else ConvSpec
+    spec = made(groups, n // groups, c, (y, x), tuple(strides), tuple(dilations))
     before = [0, *list(ir.DenseI64ArrayAttr(op.attributes["pads"]))[: len(window)]][-2:]
     return replace(spec, before=tuple(before)) if spec.reads_images else spec
+
+
+def _half(op: ir.Operation) -> str | None:
+    """What the recipe rounds floats to, where that is not the default."""
+    return ir.StringAttr(op.attributes[HALF]).value if HALF in op.attributes else None
 
 
 def _planned(op: ir.Operation, spec: ConvSpec, unit: Unit) -> ir.Value:
     conv = Conv.of(op)
     height, width = [index(1), *conv.output_sizes()][-2:]
     n = spec.groups * spec.outputs
+    planes = _pair_planes(conv, spec) if isinstance(spec, Bf16ConvSpec) else _planes(conv, spec)
     return DirectConvOp(
-        _planes(conv, spec),
+        planes,
         _packed(conv.w, spec, unit),
         conv.bias if conv.bias is not None else weight(zeros_symbol(n, unit.store), [n]),
         height,
@@ -80,25 +90,55 @@ def _planned(op: ir.Operation, spec: ConvSpec, unit: Unit) -> ir.Value:
 def _planes(conv: Conv, spec: ConvSpec) -> ir.Value:
     """[B, C * phases, rows, pitch]; the image itself where it has no zeros and no strides, and for
     kernels that put zeros around it themselves."""
-    x, pads = conv.x, conv.pads
-    if conv.spatial == 1:
-        shape = abq.shape(x)
-        x = expand_shape(x, [[0], [1], [2, 3]], [*shape[:2], 1, shape[2]])
-        pads = [0, pads[0], 0, pads[1]]
+    x, pads = _image(conv)
     if spec.reads_images or (spec.strides == (1, 1) and not any(pads)):
         return x
-    axes = zip((2, 3), pads[:2], pads[2:], spec.strides, strict=True)
-    sizes = [_of_phase(x, axis, low + high, stride) for axis, low, high, stride in axes]
+    sizes, known = _plane_sizes(x, pads, spec)
     batch, channels, *_ = abq.shape(x)
-    known = [abq.DYNAMIC if isinstance(size, ir.Value) else size for size in sizes]
     return PolyphaseOp(
         x,
-        *(size if isinstance(size, ir.Value) else index(size) for size in sizes),
+        *sizes,
         ir.DenseI64ArrayAttr.get(spec.strides),
         ir.DenseI64ArrayAttr.get(spec.phases),
         ir.DenseI64ArrayAttr.get(pads[:2]),
         ir.RankedTensorType.get([batch, channels * prod(spec.phases), *known], ir.F32Type.get()),
     ).result
+
+
+def _pair_planes(conv: Conv, spec: Bf16ConvSpec) -> ir.Value:
+    """[B, groups * pairs * phases, rows, pitch] of i32."""
+    x, pads = _image(conv)
+    sizes, known = _plane_sizes(x, pads, spec)
+    planes = spec.groups * spec.pairs * prod(spec.phases)
+    numbers = spec.groups, int(spec.strides == (1, 1) and not any(pads))
+    return PairPlanesOp(
+        x,
+        *sizes,
+        ir.DenseI64ArrayAttr.get(spec.strides),
+        ir.DenseI64ArrayAttr.get(spec.phases),
+        ir.DenseI64ArrayAttr.get(pads[:2]),
+        *(ir.IntegerAttr.get(ir.IntegerType.get_signless(64), number) for number in numbers),
+        ir.RankedTensorType.get([abq.shape(x)[0], planes, *known], ir.IntegerType.get_signless(32)),
+    ).result
+
+
+def _image(conv: Conv) -> tuple[ir.Value, list[int]]:
+    """x with two spatial axes, and the zeros around it."""
+    x, pads = conv.x, conv.pads
+    if conv.spatial == 1:
+        shape = abq.shape(x)
+        x = expand_shape(x, [[0], [1], [2, 3]], [*shape[:2], 1, shape[2]])
+        pads = [0, pads[0], 0, pads[1]]
+    return x, pads
+
+
+def _plane_sizes(x: ir.Value, pads: list[int], spec: ConvSpec) -> tuple[list[ir.Value], list[int]]:
+    """Rows and pitch of planes, as values and as sizes of a type."""
+    axes = zip((2, 3), pads[:2], pads[2:], spec.strides, strict=True)
+    sizes = [_of_phase(x, axis, low + high, stride) for axis, low, high, stride in axes]
+    known = [abq.DYNAMIC if isinstance(size, ir.Value) else size for size in sizes]
+    values = [size if isinstance(size, ir.Value) else index(size) for size in sizes]
+    return values, known
 
 
 def _of_phase(x: ir.Value, axis: int, around: int, stride: int) -> int | ir.Value:
@@ -112,32 +152,43 @@ def _of_phase(x: ir.Value, axis: int, around: int, stride: int) -> int | ir.Valu
 
 def _packed(w: ir.Value, spec: ConvSpec, unit: Unit) -> ir.Value:
     """The weight in the kernel's layout, which all convolutions with it share."""
-    symbol = _packed_symbol(w, spec)
+    symbol, element = _packed_symbol(w, spec), "int32" if _in_bf16(spec) else "float32"
     if symbol not in unit.store:
         store, source = unit.store, str(symbol_of(w))
         store.add_lazy(
-            symbol, (spec.packed_size,), "float32", lambda: spec.pack_weight(store.get(source))
+            symbol, (spec.packed_size,), element, lambda: spec.pack_weight(store.get(source))
         )
-    return weight(symbol, [spec.packed_size])
+    if not _in_bf16(spec):
+        return weight(symbol, [spec.packed_size])
+    type_ = ir.RankedTensorType.get([spec.packed_size], ir.IntegerType.get_signless(32))
+    return abq.WeightOp(ir.StringAttr.get(symbol), type_).result
+
+
+def _in_bf16(spec: ConvSpec) -> bool:
+    return isinstance(spec, Bf16ConvSpec)
 
 
 def _packed_symbol(w: ir.Value, spec: ConvSpec) -> str:
-    return f"{symbol_of(w)}.direct.{spec.groups}"
+    kind = "direct-bf16" if _in_bf16(spec) else "direct"
+    return f"{symbol_of(w)}.{kind}.{spec.groups}"
 
 
 def _record(op: ir.Operation, spec: ConvSpec, unit: Unit) -> None:
     """For the manifest: what it is as a product, and why it is one of floats."""
     n, k = spec.groups * spec.outputs, spec.channels * prod(spec.window)
+    element = "bf16" if _in_bf16(spec) else "f32"
+    kind = "bf16" if _in_bf16(spec) else "float"
+    size = 4 * spec.packed_size  # of f32 or of pairs
     product = {
         "symbol": _packed_symbol(op.opview.w, spec),
         "n": n,
         "k": k,
-        "weight": "f32",
-        "activation": "f32",
-        "strategy": "direct",
-        "bytes": 4 * spec.packed_size,
+        "weight": element,
+        "activation": element,
+        "strategy": "bf16-direct" if _in_bf16(spec) else "direct",
+        "bytes": size,
     }
-    if spec.groups > 1:
+    if spec.groups > 1 and not _in_bf16(spec):
         unit.floats.append(product | Conv.of(op).stays_float())
         return
     about = {
@@ -145,7 +196,7 @@ def _record(op: ir.Operation, spec: ConvSpec, unit: Unit) -> None:
         "kind": "conv",
         "rotated": 0,
         "stream": False,
-        "why": "direct: the only strategy for convolutions in float",
-        "bpw": round(32 * spec.packed_size / (n * k), 4),
+        "why": f"direct: the only strategy for convolutions in {kind}",
+        "bpw": round(8 * size / (n * k), 4),
     }
     unit.operations.append(about | product)

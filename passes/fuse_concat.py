@@ -16,13 +16,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from abqc.dialects import abq
-from abqc.dialects.mlir import arith, ir, linalg, tensor
+from abqc.dialects.mlir import ir, linalg, tensor
 
 from .infrastructure import Unit, defining_op, register, users, walk
-from .loops.axis_blocks import clone_body, in_blocks, joined, parallel_loop, with_blocks
+from .loops.axis_blocks import (
+    clone_body,
+    in_blocks,
+    joined,
+    parallel_loop,
+    selected,
+    with_blocks,
+)
 from .loops.generics import ignores_init, inputs, is_elementwise, is_identity, maps
 from .loops.slices import has_steps, is_whole, offset
-from .resolve_dims import index, mixed_sizes
+from .resolve_dims import mixed_sizes
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ def _as_loop(op: ir.Operation, axis: int, size: int, parts: list[_Part]) -> ir.V
     def body(arguments: list[ir.Value]) -> ir.Value:
         elements = [arguments[blocks.index(part.block)] for part in parts]
         values = [_applied(part.loop, x, axis) for part, x in zip(parts, elements, strict=True)]
-        return _selected(axis, values)
+        return selected(axis, values)
 
     empty = tensor.EmptyOp(sizes, type_.element_type).result
     all_maps = [ir.AffineMap.get(rank, 0, r) for r in reads]
@@ -115,15 +122,3 @@ def _applied(loop: ir.Operation | None, value: ir.Value, axis: int) -> ir.Value:
     if loop is None:
         return value
     return clone_body(loop, [value], lambda d: linalg.IndexOp(d if d < axis else d + 1).result)
-
-
-def _selected(axis: int, values: list[ir.Value]) -> ir.Value:
-    """The value whose number is the index along `axis`."""
-    selected = values[-1]
-    if all(value == selected for value in values):
-        return selected
-    number = linalg.IndexOp(axis).result
-    for i in reversed(range(len(values) - 1)):
-        here = arith.CmpIOp(arith.CmpIPredicate.eq, number, index(i)).result
-        selected = arith.SelectOp(here, values[i], selected).result
-    return selected

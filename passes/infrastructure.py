@@ -67,6 +67,7 @@ PASS_FILES = (
     "insert_fake_quantize",
     "insert_frees",
     "integer_only",
+    "join_parts",
     "lower_abq",
     "merge_loops",
     "merge_products",

@@ -22,7 +22,7 @@ from .lowering.arg_extreme import lower_arg_extreme
 from .lowering.attention import lower_attention
 from .lowering.cache_buffers import buffer_of
 from .lowering.code_conv import lower_code_conv, lower_pack_planes
-from .lowering.direct_conv import lower_direct_conv, lower_polyphase
+from .lowering.direct_conv import lower_direct_conv, lower_pair_planes, lower_polyphase
 from .lowering.matmul import lower_matmul
 from .lowering.max_pool import lower_max_pool
 from .lowering.non_max_suppression_loops import non_max_suppression_loops
@@ -287,6 +287,7 @@ _RULES: dict[str, Rule] = {
     "abq.arg_extreme": lower_arg_extreme,
     "abq.scan": lower_scan,
     "abq.polyphase": lower_polyphase,
+    "abq.pair_planes": lower_pair_planes,
     "abq.direct_conv": lower_direct_conv,
     "abq.max_pool": lower_max_pool,
     "abq.pack_planes": lower_pack_planes,

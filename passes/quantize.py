@@ -161,13 +161,12 @@ def _quantize_conv(op: ir.Operation, unit: Unit) -> None:
     node, symbol = node_of(op), symbol_of(view.w)
     if symbol is None or view.w_scale is not None:
         return
-    if ir.IntegerAttr(view.groups).value > 1:
-        _without_codes(op)
-        return
     recipe = unit.recipe.resolve(node, "conv")
     encoding = conv_encoding(op, unit)
     if encoding is None:
-        _without_codes(op)
+        kept = _without_codes(op)
+        if abq.shape(view.w)[1] > 1:  # one channel has no pairs
+            _keep_half(kept, recipe)
         return
     shape = abq.shape(view.w)
     k = 1

@@ -178,6 +178,7 @@ _RULES = {
     "abq.direct_conv": _direct_conv,
     "abq.max_pool": _max_pool,
     "abq.polyphase": _polyphase,
+    "abq.pair_planes": _polyphase,
     "abq.code_conv": _code_conv,
     "abq.pack_planes": _pack_planes,
     "abq.gather": _gather,

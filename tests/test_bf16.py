@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import abqc
 import ml_dtypes
@@ -10,8 +11,11 @@ import numpy as np
 import onnx
 import pytest
 from abqc.codegen import isa as isas
+from abqc.dialects.conv_spec import ConvSpec
 from abqc.errors import RecipeError
+from onnx import numpy_helper
 from onnx_models import model, node, tied_embedding
+from test_kernels_direct_conv import convolved
 
 WEIGHT = np.random.default_rng(0).standard_normal((70, 40), np.float32)
 X = np.random.default_rng(1).standard_normal((9, 70), np.float32)
@@ -88,3 +92,59 @@ def test_a_gpu_refuses_floats_in_bf16(product: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="made for CPUs") as raised:
         abqc.compile(product, quant="none:bf16", output=tmp_path / "m.so", target="sm_80")
     assert "product" in str(raised.value)
+
+
+@pytest.fixture(scope="module")
+def image_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A convolution of three channels, one by channels, one in groups, one of one axis."""
+    rng = np.random.default_rng(2)
+    shapes = {"a": (6, 3, 3, 3), "b": (6, 1, 3, 3), "c": (4, 3, 1, 1), "d": (5, 4, 1)}
+    proto = model(
+        [
+            node("Conv", "x a", "p", "first", strides=[2, 2], pads=[1, 1, 1, 1]),
+            node("Conv", "p b", "q", "depthwise", pads=[1, 1, 1, 1], group=6),
+            node("Conv", "q c", "r", "grouped", group=2),
+            node("Reshape", "r flat", "s", "reshape"),
+            node("Conv", "s d", "y", "line"),
+        ],
+        [("x", np.float32, ["n", 3, 20, 24])],
+        [("y", np.float32, ["n", 5, 120])],
+        {
+            **{name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()},
+            "flat": np.array([0, 4, 120]),
+        },
+    )
+    path = tmp_path_factory.mktemp("images") / "model.onnx"
+    onnx.save(proto, path)
+    return path
+
+
+def test_convolutions_in_bf16(image_model: Path, tmp_path: Path) -> None:
+    """Those of several channels read rounded ones; a channel for itself stays f32."""
+    weights = {w.name: numpy_helper.to_array(w) for w in onnx.load(image_model).graph.initializer}
+    x = np.random.default_rng(3).standard_normal((2, 3, 20, 24), np.float32)
+
+    def conv(x: np.ndarray, name: str, **about: Any) -> np.ndarray:
+        groups, pad = about.get("groups", 1), about.get("pad", 0)
+        w = weights[name] if weights[name].ndim == 4 else weights[name][..., None]
+        n, c, *window = w.shape
+        spec = ConvSpec(
+            groups, n // groups, c, tuple(window), (about.get("stride", 1),) * 2, (1, 1)
+        )
+        if c > 1:
+            x, w = rounded(x), rounded(w)
+        return convolved(x, w, spec, (pad,) * 4).astype(np.float32)
+
+    q = conv(conv(x, "a", stride=2, pad=1), "b", groups=6, pad=1)
+    y = conv(conv(q, "c", groups=2).reshape(2, 4, 120, 1), "d")[..., 0]
+    library = tmp_path / "m.so"
+    with abqc.compile(image_model, quant="none:bf16", output=library, cpu="native") as loaded:
+        np.testing.assert_allclose(loaded.run([x])[0], y, rtol=2e-2, atol=2e-2)
+        found = {op["node"]: op["activation"] for op in loaded.manifest["ops"]}
+        assert found == dict.fromkeys(("first", "grouped", "line"), "bf16")
+
+
+def test_a_gpu_refuses_convolutions_in_bf16(image_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="made for CPUs") as raised:
+        abqc.compile(image_model, quant="none:bf16", output=tmp_path / "m.so", target="sm_80")
+    assert "first" in str(raised.value)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
+from abqc.codegen import isa as isas
 from abqc.codegen.cpu.attention.kernels import (
     MOST_FEW,
     SPLIT_KEYS,
@@ -22,6 +24,7 @@ from kernel_cases import ISAS, Kernels, compile_jit
 
 SCALE = np.float32(0.3)
 BEHIND = 16  # elements behind y that must stay
+BF16_ISAS = (*ISAS[:2], *(isa for isa in isas.extending() if isa.adds == "bf16"))
 each_isa = pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 
 
@@ -230,3 +233,23 @@ def test_halves_and_rows_of_caches(isa: Isa, m: int) -> None:
     k, v = (r.format.decode_stored(x, 48) for r, x in zip(rows, stored, strict=True))
     y = run(case, isa, q, *(x.view(np.int8) for x in stored), mask)
     np.testing.assert_allclose(y, expected(case, q, k, v, mask), rtol=0, atol=3e-6)
+
+
+BF16_CASES = [
+    Case(AttentionSpec(5, 33, bf16=True), 70, 51, heads=3, rows_first=True),
+    Case(AttentionSpec(40, 7, "add", keys="f16", bf16=True), 65, 200, heads=4, group=2, room=3),
+]
+
+
+@pytest.mark.parametrize("isa", BF16_ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("case", BF16_CASES, ids=str)
+def test_in_bf16_operands_are_rounded(isa: Isa, case: Case) -> None:
+    """Weights too, which moves y by at most half a place of bf16 of what it sums up."""
+    q, k, v, mask = case.random()
+    k = k.astype(np.float16) if case.spec.keys == "f16" else k
+    operands = [x.astype(ml_dtypes.bfloat16).astype(np.float32) for x in (q, k, v)]
+    exact = expected(case, *operands, mask)
+    terms = expected(case, *operands[:2], abs(operands[2]), mask)
+    y = run(case, isa, q, k, v, mask)
+    assert (np.abs(y - exact) <= 2.0**-8.9 * terms).all()
+    assert np.abs(y - exact).max() > 1e-5  # rounded they are

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from abqc.codegen import isa as isas
 from abqc.codegen.cpu.bf16.strategy import Bf16Strategy
-from abqc.codegen.cpu.bf16.weights import bf16_bits
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import MatmulSpec
+from abqc.dialects.bf16 import bf16_bits
 from abqc.dialects.formats import parse_scheme, quantize_weight
 from kernel_cases import Kernels, compile_jit
 
@@ -99,7 +99,10 @@ def test_rows_are_rounded_to_nearest_even(isa):
     q = np.full(STRATEGY.row_bytes(spec), 0x55, np.uint8)
     jit(isa, spec).run(pack.name, pack.grid(1), [x.reshape(-1), q, 1])
     found = q.view(np.uint16)
-    np.testing.assert_array_equal(found[: x.size - 1], bf16_bits(x[0])[:-1])
+    expected = bf16_bits(x[0])
+    if isa.to_bf16 is not None:
+        expected[x[0] == np.float32(1e-40)] = 0  # as its products take it
+    np.testing.assert_array_equal(found[: x.size - 1], expected[:-1])
     assert np.isnan(found[x.size - 1 : x.size].view(ml_dtypes.bfloat16)).all()
     assert not found[x.size :].any()
     expected = x[0].astype(ml_dtypes.bfloat16).view(np.uint16)

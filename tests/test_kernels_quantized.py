@@ -12,6 +12,7 @@ from abqc.codegen.codes.bit_parts import bit_parts
 from abqc.codegen.cpu.int8.strategy import Int8Strategy
 from abqc.codegen.cpu.panels.bitplane import BitplaneStrategy
 from abqc.codegen.cpu.panels.strategy import PanelStrategy
+from abqc.codegen.cpu.schedule import MANY_ROWS
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects import formats
 from abqc.dialects.formats import parse_scheme
@@ -28,6 +29,7 @@ from kernel_cases import (
     check_packed_rows_are_deterministic,
     check_rotated_rows,
     check_scales_far_from_the_data,
+    on_isa,
 )
 
 INT8, BITPLANE = Int8Strategy(), BitplaneStrategy()
@@ -95,15 +97,19 @@ def test_all_pairs(isa, strategy):
 
 
 @each_isa
-@pytest.mark.parametrize("bits", [6, 7, 8])
-@pytest.mark.parametrize("sign", [1, -1])
-def test_extreme_codes_do_not_saturate(isa, bits, sign):
-    """All products of one sign at the largest magnitudes: 6 bits just fit VPMADDUBSW, 7 do not."""
-    case = Case.random(INT8, isa, f"w{bits}:channel", "a8", 2, 16, 64)
+@pytest.mark.parametrize("bits", [1, 4, 5, 6, 7, 8])
+def test_extreme_codes_do_not_saturate(isa, bits):
+    """Products of one sign at the largest magnitudes, in channels of either: 6 bits just fit
+    VPMADDUBSW, 7 do not, and sums of 5 bits and fewer are of several. Decoded once, too."""
+    case = Case.random(INT8, isa, f"w{bits}:channel", "a8", 2, 16, 68)
     format = case.weight.scheme.format
-    case.weight.codes[:] = format.qmax if sign > 0 else format.qmin
+    case.weight.codes[:8], case.weight.codes[8:] = format.qmax, format.qmin
     case.x[:] = 1.0
     case.check_accumulators()
+    decoded = [s for s in INT8.schedules(case.spec, MANY_ROWS, isa) if s.decode_once]
+    if decoded:
+        case.schedules = on_isa(decoded[0], isa)
+        case.check_accumulators()
 
 
 @each_isa

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_models
 import pytest
+from abqc.codegen import isa as isas
 from abqc.codegen.gpu.arch import SM_90A
 from abqc.codegen.gpu.assembly.tools import find_tool
 from abqc.codegen.gpu.builder import POINTER, kernel
@@ -72,6 +74,25 @@ def test_cpu_is_measured_fitted_and_found(capsys, monkeypatch, nothing_shipped):
     # The same from a file; nothing is measured.
     assert main(["tune", "--samples", str(samples_path("cpu"))]) == 0
     assert len(samples.read(samples_path("cpu"))) == len(measured)
+
+
+def test_cold_samples_read_what_none_has_read_before(monkeypatch):
+    monkeypatch.setattr(tune_cpu, "COLD_BYTES", 4 << 20)
+    spec = MatmulSpec(128, 128, parse_scheme("w8"), parse_scheme("a8"))
+    strategies = CpuTarget(cost_model=AnalyticModel()).strategies
+    strategy = next(strategy for strategy in strategies if strategy.name == "int8")
+    matmul = tune_cpu.MeasuredMatmul(strategy, CpuJob(spec, isas.PLAIN))
+    read: list[int] = []
+
+    def prepare(name: str, grid: int, arguments: list) -> Callable[[], None]:
+        weight = arguments[1]
+        return lambda: read.append(id(weight)) if name != matmul.pack.name else None
+
+    monkeypatch.setattr(matmul.jit, "prepare", prepare)
+    assert matmul.sample(1, cold=True).repetitions == matmul.sample(4, cold=True).repetitions == 50
+    assert len(set(read)) == len(read) == 102
+    matmul.sample(1, cold=False)
+    assert len(set(read[102:])) == 1
 
 
 @pytest.mark.parametrize("text", ["{}", '{"format": "abqc-cost-model-1"}', "\x00"])

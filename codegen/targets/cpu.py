@@ -8,6 +8,7 @@ from functools import cached_property
 
 from abqc.costmodel.analytic import AnalyticModel
 from abqc.costmodel.load import model_for
+from abqc.dialects.bf16_conv_spec import Bf16ConvSpec
 from abqc.dialects.cache_formats import CacheFormat
 from abqc.dialects.code_conv_spec import CodeConvSpec
 from abqc.dialects.conv_spec import ConvSpec
@@ -20,6 +21,8 @@ from ...dialects.scan_spec import ScanSpec
 from ..cpu.arg_extreme import arg_extreme_kernel
 from ..cpu.attention.kernels import attention_kernels
 from ..cpu.attention.spec import AttentionSpec
+from ..cpu.bf16.conv import bf16_conv_kernel
+from ..cpu.bf16.planes import pair_planes_kernel
 from ..cpu.bf16.strategy import Bf16Strategy
 from ..cpu.float_products.batch_matmul import batch_matmul_kernels
 from ..cpu.float_products.cache_rows import CacheRows
@@ -196,17 +199,19 @@ class CpuTarget:
         mask: MaskKind,
         *,
         half: bool,
+        bf16: bool = False,
         guarded: bool = False,
         keys: CacheFormat | Float = "f32",
         values: CacheFormat | Float = "f32",
     ) -> tuple[AttentionVariant, ...]:
-        """The kernels of attention, in f32 whatever `half` says. `keys` and `values` are of a type
-        of `cache_types`, or rows of quantized caches."""
-        stored = [
+        """The kernels of attention, in f32 whatever `half` says, or in bf16. `keys` and `values`
+        are of a type of `cache_types`, or rows of quantized caches."""
+        stored_keys, stored_values = (
             CacheRows(rows, columns) if isinstance(rows, CacheFormat) else rows
             for rows, columns in ((keys, head), (values, value_head))
-        ]
-        return attention_kernels(AttentionSpec(head, value_head, mask, guarded, *stored))
+        )
+        spec = AttentionSpec(head, value_head, mask, guarded, stored_keys, stored_values, bf16=bf16)
+        return attention_kernels(spec)
 
     def softmax(self) -> Kernel:
         """The kernel of a softmax over rows."""
@@ -226,6 +231,8 @@ class CpuTarget:
 
     def direct_conv(self, spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernel | None:
         """The kernel of a convolution in float, which reads planes (passes/direct_conv.py)."""
+        if isinstance(spec, Bf16ConvSpec):
+            return bf16_conv_kernel(spec, epilogue)
         if spec.weights_by_sample and spec.reads_images:
             return None
         if spec.winograd:
@@ -240,6 +247,10 @@ class CpuTarget:
     def polyphase(self, strides: tuple[int, int], phases: tuple[int, int]) -> Kernel | None:
         """The kernel that makes the planes which a convolution with these strides reads."""
         return polyphase_kernel(strides, phases)
+
+    def pair_planes(self, strides: tuple[int, int], phases: tuple[int, int]) -> Kernel | None:
+        """The same in bf16."""
+        return pair_planes_kernel(strides, phases)
 
     def code_conv(
         self, spec: CodeConvSpec, *, node: str, working_set: int = 0

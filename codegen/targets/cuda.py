@@ -208,11 +208,13 @@ class CudaTarget:
         mask: MaskKind,
         *,
         half: bool,
+        bf16: bool = False,
         guarded: bool = False,
         keys: CacheFormat | Float = "f32",
         values: CacheFormat | Float = "f32",
     ) -> tuple[AttentionVariant, ...]:
-        """The kernels of attention; `half`: activations may be halves. `keys` and `values` are of
+        """The kernels of attention; `half`: activations may be halves; `bf16`: they are bf16, which
+        changes nothing here. `keys` and `values` are of
         a type of `cache_types`, or rows of quantized caches."""
         precision = precision_on(self.archs, half=half)
         spec = AttentionSpec(head, value_head, mask, precision, guarded, keys, values)
@@ -269,6 +271,9 @@ class CudaTarget:
 
     def polyphase(self, strides: tuple[int, int], phases: tuple[int, int]) -> None:
         """None: no convolution reads planes."""
+
+    def pair_planes(self, strides: tuple[int, int], phases: tuple[int, int]) -> None:
+        """None, likewise."""
 
     def code_conv(self, spec: CodeConvSpec, *, node: str, working_set: int = 0) -> None:
         """None: so are those of codes."""

@@ -120,12 +120,13 @@ class Target(Protocol):
         mask: MaskKind,
         *,
         half: bool,
+        bf16: bool = False,
         guarded: bool = False,
         keys: CacheFormat | Float = "f32",
         values: CacheFormat | Float = "f32",
     ) -> tuple[AttentionVariant, ...]:
-        """The kernels of attention; `half`: activations may be halves. `keys` and `values` are of
-        a type of `cache_types`, or rows of quantized caches."""
+        """The kernels of attention; `half`: activations may be halves; `bf16`: they are bf16.
+        `keys` and `values` are of a type of `cache_types`, or rows of quantized caches."""
         ...
 
     def softmax(self) -> Kernel:
@@ -162,6 +163,10 @@ class Target(Protocol):
 
     def polyphase(self, strides: tuple[int, int], phases: tuple[int, int]) -> Kernel | None:
         """The kernel that makes the planes which a convolution with these strides reads."""
+        ...
+
+    def pair_planes(self, strides: tuple[int, int], phases: tuple[int, int]) -> Kernel | None:
+        """The same for a convolution in bf16."""
         ...
 
     def code_conv(

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quant",
         metavar="RECIPE",
         default="none",
-        help="default: none (float); none:bf16 has matrix products in bf16",
+        help="default: none (float); none:bf16 has products and convolutions in bf16",
     )
     recipe.add_argument("--recipe", metavar="FILE", type=Path, help="a file with rules")
     parser.add_argument(

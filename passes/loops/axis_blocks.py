@@ -74,6 +74,18 @@ def clone_body(
     raise AssertionError("a body ends with linalg.yield")
 
 
+def selected(axis: int, values: list[ir.Value]) -> ir.Value:
+    """The value whose number is the index along `axis`."""
+    selected = values[-1]
+    if all(value == selected for value in values):
+        return selected
+    number = linalg.IndexOp(axis).result
+    for i in reversed(range(len(values) - 1)):
+        here = arith.CmpIOp(arith.CmpIPredicate.eq, number, index(i)).result
+        selected = arith.SelectOp(here, values[i], selected).result
+    return selected
+
+
 def in_blocks(loop: ir.Operation, operand: ir.Value, axis: int, size: int) -> None:
     """Rewrite an elementwise loop so that it reads `axis` of `operand` in blocks of `size`, and all
     else along the same loop; loops that cannot stay as they are."""

@@ -66,7 +66,14 @@ def lower_attention(low: Lowering, op: ir.Operation) -> None:
     head, value_head = (abq.shape(x)[3] for x in (view.q, view.result))
     keys, values = _stored_types(op)
     every = low.unit.known_target.attention(
-        head, value_head, kind, half=_is_half(low), guarded=guarded, keys=keys, values=values
+        head,
+        value_head,
+        kind,
+        half=_is_half(low),
+        bf16=_activations(low) == {"bf16"},
+        guarded=guarded,
+        keys=keys,
+        values=values,
     )
     variants = reachable(
         every,
@@ -303,8 +310,13 @@ def _stored_types(op: ir.Operation) -> list[Any]:
 
 def _is_half(low: Lowering) -> bool:
     """Whether the recipe lets activations be f16: some matmuls take them so, the others f32."""
-    taken = {x["activation"] for x in low.unit.operations if x["kind"] != "gather"}
+    taken = _activations(low)
     return "f16" in taken and taken <= {"f16", "f32"}
+
+
+def _activations(low: Lowering) -> set[str]:
+    """What products and convolutions take."""
+    return {x["activation"] for x in low.unit.operations if x["kind"] != "gather"}
 
 
 def _stored(sizes: list[ir.Value], rows_first: int) -> list[ir.Value]:

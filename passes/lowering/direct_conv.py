@@ -1,9 +1,13 @@
-"""`abq.polyphase` and `abq.direct_conv` become one launch each."""
+"""`abq.polyphase`, `abq.pair_planes` and `abq.direct_conv` become one launch each."""
 
 from __future__ import annotations
 
+from math import prod
+from typing import Any
+
 from abqc.dialects import abq
 from abqc.dialects.abq_conv import conv_spec, epilogue_inputs
+from abqc.dialects.bf16_conv_spec import SLACK, Bf16ConvSpec
 from abqc.dialects.conv_spec import WINOGRAD_EDGE, ConvSpec
 from abqc.dialects.mlir import arith, ir
 
@@ -14,21 +18,52 @@ from .rules import Lowering, ceil_div, product
 
 def lower_polyphase(low: Lowering, op: ir.Operation) -> None:
     """An index of the grid has some rows of the phases of a channel."""
+    kernel = low.unit.known_target.polyphase(_pair(op, "strides"), _pair(op, "phases"))
+    channels = low.sizes(op.opview.x)[1]
+    _lower_planes(low, op, kernel, channels, [], ir.F32Type.get())
+
+
+def lower_pair_planes(low: Lowering, op: ir.Operation) -> None:
+    """Likewise, of a pair of channels; flat ones are one row to the kernel."""
+    view, phases = op.opview, _pair(op, "phases")
+    kernel = low.unit.known_target.pair_planes(_pair(op, "strides"), phases)
+    channels = abq.shape(view.x)[1] // ir.IntegerAttr(view.groups).value
+    pairs = abq.shape(view.result)[1] // prod(phases)
+    i32 = ir.IntegerType.get_signless(32)
+    flat = bool(ir.IntegerAttr(view.flat).value)
+    _lower_planes(low, op, kernel, index(pairs), [index(channels)], i32, flat=flat, slack=SLACK)
+
+
+def _lower_planes(
+    low: Lowering,
+    op: ir.Operation,
+    kernel: Any,  # that of codegen/strategy.py
+    planes: ir.Value,
+    channels: list[ir.Value],
+    element: ir.Type,
+    *,
+    flat: bool = False,
+    slack: int = 0,
+) -> None:
+    """`planes` of each sample are made, in all phases; `channels` is what the kernel is told."""
     view = op.opview
-    strides, phases, before = (
-        tuple(ir.DenseI64ArrayAttr(op.attributes[name])) for name in ("strides", "phases", "before")
-    )
-    kernel = low.unit.known_target.polyphase(strides, phases)
     assert kernel is not None, "direct-conv asks the target before"
     low.unit.kernels[kernel.name] = kernel
-    batch, channels, height, width = low.sizes(view.x)
-    y = low.allocate(
-        product([batch, index(abq.shape(view.result)[1]), view.rows, view.pitch]), ir.F32Type.get()
-    )
-    grid = product([batch, channels, ceil_div(view.rows, kernel.block[1])])
-    sizes = [height, width, view.rows, view.pitch, *map(index, before)]
+    batch, _, height, width = low.sizes(view.x)
+    size = product([batch, index(abq.shape(view.result)[1]), view.rows, view.pitch])
+    y = low.allocate(arith.AddIOp(size, index(slack)).result, element)
+    image, rows, pitch = [height, width], view.rows, view.pitch
+    if flat:
+        image, rows, pitch = [index(1), product(image)], index(1), product(image)
+    grid = product([batch, planes, ceil_div(rows, kernel.block[1])])
+    sizes = [*channels, *image, rows, pitch, *map(index, _pair(op, "before"))]
     low.launch(kernel.name, grid, [low.buffer(view.x), y, *sizes])
     low.finish(op, y, low.sizes(view.result))
+
+
+def _pair(op: ir.Operation, name: str) -> tuple[int, int]:
+    first, second = ir.DenseI64ArrayAttr(op.attributes[name])
+    return first, second
 
 
 def lower_direct_conv(low: Lowering, op: ir.Operation) -> None:
@@ -49,13 +84,18 @@ def lower_direct_conv(low: Lowering, op: ir.Operation) -> None:
     reach = _reach(spec, height, width, pitch)
     plane = arith.MulIOp(rows, pitch).result
     arguments = [low.buffer(value) for value in (view.planes, view.w, view.bias, *further)]
-    counts = [index(count) for count in (spec.groups, spec.outputs, spec.channels)]
+    counts = [index(count) for count in (spec.groups, spec.outputs, _depth(spec))]
     y = low.allocate(product([batch, channels, height, width]), ir.F32Type.get())
     blocks = -(-spec.blocks // kernel.block[2])
     grid = product([batch, ceil_div(reach, kernel.block[1]), index(blocks)])
     numbers = [*counts, pitch, plane, height, width, product([batch, height, width])]
     low.launch(kernel.name, grid, [*arguments, y, *numbers])
     low.finish(op, y, low.sizes(view.result))
+
+
+def _depth(spec: ConvSpec) -> int:
+    """Planes of one phase that an output reads."""
+    return spec.pairs if isinstance(spec, Bf16ConvSpec) else spec.channels
 
 
 def _reach(spec: ConvSpec, height: ir.Value, width: ir.Value, pitch: ir.Value) -> ir.Value:

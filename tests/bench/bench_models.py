@@ -33,6 +33,7 @@ from abqc.errors import AbqcError
 from abqc.runtime.decoder import Decoder
 from abqc.runtime.environment import cache_folder
 from accuracy import make_models
+from bench import narrow
 from bench.benchmarks_page import PAGE, write_page
 from bench.matmul_rows import matmul_rows
 from bench.measure import compile_model
@@ -186,6 +187,20 @@ def run_of(engine: Any, feeds: Feeds) -> Run:
     return lambda: engine.run(feeds)
 
 
+NARROW = {"minilm-l3": "1 x 128", "ocr-det": "320 x 320"}
+
+
+def narrow_part(bench: Bench, name: str) -> None:
+    """Models with AVX2 alone."""
+    for model, size in NARROW.items():
+        key = f"{name}/{model}/{size}"
+        if not bench.has(key):
+            recipes = ("none", "w8a8", "w4a8", "w2a8")
+            libraries = {recipe: bench.library(model, recipe) for recipe in recipes}
+            figures = narrow.measure(model_file(model), libraries, size, bench.folder)
+            bench.results.keep(key, figures)
+
+
 # ---- accuracy of an encoder ----
 
 SENTENCES = Path(__file__).resolve().parent.parent / "models" / "data" / "sentences.npz"
@@ -335,6 +350,7 @@ PARTS: dict[str, Callable[[Bench, str], None]] = {
     "cosine": cosine_part,
     "smollm2": smollm2_part,
     "matmul": matmul_part,
+    "avx2": narrow_part,
 }
 
 

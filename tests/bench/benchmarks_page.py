@@ -80,6 +80,7 @@ def write_page(values: Values, missing: Mapping[str, str]) -> None:
         *cosines(values),
         *decoder(values),
         *matmul(values),
+        *narrow(values),
         *compiling(values),
     ]
     if ZOO_PAGE.exists():
@@ -208,6 +209,25 @@ def matmul(values: Values) -> list[str]:
         f"limits were measured in turns with them: {found[0]['bandwidth'] / 1e9:.0f} GB/s read, "
         f"{found[0]['rate'] / 1e9:.0f} G multiply-adds a second.\n\n{markdown(header, rows)}\n\n"
         "![latency by bits](benchmarks/latency-bits.svg)\n\n![roofline](benchmarks/roofline.svg)"
+    ]
+
+
+def narrow(values: Values) -> list[str]:
+    """What a CPU without AVX-512 would take, a model a column."""
+    keys = [key for key in values if key.startswith("avx2/")]
+    if not keys:
+        return []
+    engines = dict.fromkeys(engine for key in keys for engine in values[key])
+    header = ["milliseconds", *(" ".join(key.split("/")[1:]) for key in keys)]
+    rows = [
+        [code(engine), *(f"{values[key][engine]:.3g}" for key in keys if engine in values[key])]
+        for engine in engines
+    ]
+    return [
+        "## AVX2 alone\n\nThe same artifacts, one thread, with the instruction set that is named "
+        "(without a name the CPU's best), and OpenVINO limited to AVX2 "
+        "(`ONEDNN_MAX_CPU_ISA`). So limited it returns empty outputs for compressed weights; "
+        f"onnxruntime cannot be limited.\n\n{markdown(header, rows)}"
     ]
 
 

@@ -19,16 +19,18 @@ def conv(
     strides: str = "1, 1",
     pads: str = "1, 1, 1, 1",
     groups: int = 1,
+    half: str = "",
 ) -> tuple[Facts, Unit]:
     unit = Unit(store=WeightStore(folder), target=CpuTarget())
     shape = [int(size) for size in w.split("x")[:-1]]
     unit.store.add("w", np.ones(shape, np.float32))
     rank = len(shape) - 2
+    rounded = f', half = "{half}"' if half else ""
     text = f"""func.func @main(%x: tensor<{x}>) -> tensor<{y}> {{
       %w = "abq.weight"() {{sym = "w"}} : () -> tensor<{w}>
       %y = "abq.conv"(%x, %w) {{node = "c", strides = array<i64: {strides}>,
           dilations = array<i64: {", ".join("1" * rank)}>, pads = array<i64: {pads}>,
-          groups = {groups} : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0>}}
+          groups = {groups} : i64{rounded}, operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0>}}
           : (tensor<{x}>, tensor<{w}>) -> tensor<{y}>
       return %y : tensor<{y}>
     }}"""
@@ -124,6 +126,33 @@ def test_others_are_left_alone(tmp_path: Path, x: str, w: str, y: str, pads: str
     strides = ", ".join("1" * (len(w.split("x")) - 3))
     facts, _ = conv(tmp_path, x, w, y, pads=pads, strides=strides)
     assert len(facts("abq.conv")) == 1 and not facts("abq.direct_conv")
+
+
+@pytest.mark.parametrize(
+    ("w", "groups", "planes", "size"),
+    [
+        ("40x16x3x3xf32", 1, [1, 8, 14, 13], 40 * 8 * 9),  # no transform
+        ("6x5x1x1xf32", 2, [1, 6, 14, 13], 2 * 4 * 3),
+    ],
+)
+def test_in_bf16_planes_are_of_pairs(
+    tmp_path: Path, w: str, groups: int, planes: list[int], size: int
+) -> None:
+    n, c, window, _ = map(int, w.split("x")[:4])
+    rows = 15 - window
+    image = f"1x{c * groups}x12x11xf32"
+    facts, unit = conv(
+        tmp_path, image, w, f"1x{n}x{rows}x{rows - 1}xf32", groups=groups, half="bf16"
+    )
+    (op,) = facts("abq.direct_conv")
+    assert list(op.operands[0].type.shape) == planes
+    assert list(op.operands[1].type.shape) == [size]
+    assert all(str(value.type.element_type) == "i32" for value in list(op.operands)[:2])
+    assert conv_spec(op.opview).name.startswith("direct_conv_bf16_n")
+    assert len(facts("abq.pair_planes")) == 1 and not facts("abq.polyphase") and not unit.floats
+    (record,) = unit.operations
+    assert (record["weight"], record["activation"]) == ("bf16", "bf16")
+    assert record["bytes"] == 4 * size
 
 
 @pytest.mark.parametrize(

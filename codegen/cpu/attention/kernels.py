@@ -1,7 +1,8 @@
 """The kernels of attention, by numbers of rows of a head.
 
     many rows   grid units * ceil(group * m / block[0]); a block goes over all keys. Keys are
-                transposed on the stack, so that a register has the scores of 16.
+                transposed on the stack, so that a register has the scores of 16. Products are those
+                of f32 or, where the recipe says so, of bf16.
     few rows    grid units * ceil(group * m / block[0]) * splits, splits = ceil(t / split), at least
                 1: blocks share the keys of a long cache. Scores are dot products with rows of keys,
                 read in place. Where there are several splits a row's sums, greatest score and total
@@ -22,6 +23,7 @@ before the maximum is subtracted, as a softmax without fusion does.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,16 +31,10 @@ from abqc.codegen.builder import INDEX, Builder, Value, buffer, function
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import AttentionVariant, Kernel
 
-from ..float_products.matrix import Matrix, copy_transposed, dot_products, row_bases
-from ..float_products.tile import (
-    COLUMN_BLOCK,
-    PANEL,
-    TILE_PANELS,
-    multiply_rows,
-    row_tiles,
-    stack_block,
-    tile_rows,
-)
+from ..float_products.matrix import Matrix, dot_products, row_bases
+from ..float_products.tile import COLUMN_BLOCK, PANEL
+from .bf16_products import Bf16Products
+from .float_products import FloatProducts, add_values
 from .online import (
     MINUS_INFINITY,
     OnlineSoftmax,
@@ -51,6 +47,7 @@ from .spec import AttentionSpec, Problem
 
 MANY_ROWS = 64  # of a block
 MANY_KEYS = 2 * COLUMN_BLOCK  # that come at a time
+BF16_KEYS = 3 * COLUMN_BLOCK  # the same in bf16, where what comes for each row weighs more
 FEW_ROWS = 8  # of a block
 MOST_FEW = 4  # rows of a head, up to which there are few
 FEW_KEYS = 128  # that come at a time
@@ -59,12 +56,14 @@ SPLIT_KEYS = 512  # of a block of few rows
 
 def attention_kernels(spec: AttentionSpec) -> tuple[AttentionVariant, ...]:
     """The kernels of `spec`, which cover every m >= 1 once."""
-    few = f"attention_few_{spec.name}"
+    floats = replace(spec, bf16=False)
+    few = f"attention_few_{floats.name}"
     merge = f"attention_merge_{spec.output_name}"
     many = f"attention_{spec.name}"
+    uses = frozenset({"bf16"} if spec.bf16 else ())
     return (
         AttentionVariant(
-            Kernel(few, (FEW_ROWS,), partial(_emit_few, few, spec)),
+            Kernel(few, (FEW_ROWS,), partial(_emit_few, few, floats)),
             1,
             MOST_FEW,
             SPLIT_KEYS,
@@ -73,7 +72,7 @@ def attention_kernels(spec: AttentionSpec) -> tuple[AttentionVariant, ...]:
             grouped=True,
         ),
         AttentionVariant(
-            Kernel(many, (MANY_ROWS,), partial(_emit_many, many, spec)),
+            Kernel(many, (MANY_ROWS,), partial(_emit_many, many, spec), uses=uses),
             MOST_FEW + 1,
             None,
             grouped=True,
@@ -89,22 +88,23 @@ def workspace_floats(spec: AttentionSpec) -> int:
 def _emit_many(name: str, spec: AttentionSpec, module: Any, isa: Isa) -> None:
     with function(module, isa, name, spec.arguments) as (b, i, *arguments):
         problem = Problem(b, spec, arguments)
-        block = b.alloca(spec.head * COLUMN_BLOCK, "f32")
         blocks = (problem.group * problem.m + (MANY_ROWS - 1)) // MANY_ROWS
         unit, first = i // blocks, i % blocks * MANY_ROWS
         rows = problem.rows(unit, first, MANY_ROWS)
         keys, values = problem.operands(unit)
-        state = OnlineSoftmax.begin(b, problem, rows, MANY_ROWS, MANY_KEYS)
+        at_once = BF16_KEYS if spec.bf16 else MANY_KEYS
+        state = OnlineSoftmax.begin(b, problem, rows, MANY_ROWS, at_once)
+        products: FloatProducts | Bf16Products
+        products = Bf16Products.of(b, state, MANY_ROWS) if spec.bf16 else FloatProducts.of(b, state)
         blind = _seeing(b, state, 0, problem.t) < rows.count if spec.mask == "add" else None
-        with b.loop(0, problem.t, MANY_KEYS) as loop:
-            end = b.min(loop.i + MANY_KEYS, problem.t)
+        with b.loop(0, problem.t, at_once) as loop:
+            end = b.min(loop.i + at_once, problem.t)
 
             def add() -> None:
                 with b.loop(loop.i, end, COLUMN_BLOCK) as some:
-                    depth = b.index(0), b.index(spec.head)
-                    copy_transposed(b, keys, block, depth, some.i, problem.t)
-                    _multiply_keys(b, problem, state, block, some.i - loop.i)
-                state.add(loop.i, problem.t, values)
+                    products.multiply_keys(keys, some.i, some.i - loop.i)
+                products.weigh(loop.i, problem.t)
+                products.add_values(loop.i, problem.t, values)
 
             if blind is None:
                 add()
@@ -116,34 +116,12 @@ def _emit_many(name: str, spec: AttentionSpec, module: Any, isa: Isa) -> None:
 
 def _seeing(b: Builder, state: OnlineSoftmax, begin: Value | int, end: Value) -> Value:
     """How many rows see one of the keys."""
-    with b.loop(0, state.rows.count, carry=[b.index(0)]) as row:
+    of_rows = state.problem.of_mask
+    alike = (of_rows[1] == 0) & (of_rows[2] == 0)  # one row says it of all
+    count = b.select(alike, b.min(state.rows.count, 1), state.rows.count)
+    with b.loop(0, count, carry=[b.index(0)]) as row:
         row.carry(row.args[0] + b.select(state.sees(row.i, begin, end), b.index(1), 0))
-    return row.results[0]
-
-
-def _multiply_keys(
-    b: Builder, problem: Problem, state: OnlineSoftmax, block: Value, to: Value
-) -> None:
-    """The products of all queries with the keys of a block, as scores from column `to` on."""
-    weights, zeros = stack_block(b, block), b.const(0.0, f"vector<{PANEL}xf32>")
-    wide = tile_rows(b.isa, TILE_PANELS)
-    at_once = TILE_PANELS if wide else 1
-    for first in range(0, TILE_PANELS, at_once):
-        columns = [(first + p) * PANEL for p in range(at_once)]
-
-        def vectors(term: Value, columns: list[int] = columns) -> list[Value]:
-            return [weights(term, b.index(column)) for column in columns]
-
-        def tile(row: Value, size: int, columns: list[int] = columns) -> None:
-            queries = [problem.entry(state.rows.queries, row + r) for r in range(size)]
-            start = [zeros] * (size * len(columns))
-            found = multiply_rows(b, problem.q, queries, vectors, problem.spec.head, start)
-            for r in range(size):
-                for p, column in enumerate(columns):
-                    place = (row + r) * MANY_KEYS + to + column
-                    b.store(found[r * len(columns) + p], state.scores, place)
-
-        row_tiles(b, b.index(0), state.rows.count, wide or tile_rows(b.isa, 1), tile)
+    return b.select(alike, row.results[0] * state.rows.count, row.results[0])
 
 
 def _emit_few(name: str, spec: AttentionSpec, module: Any, isa: Isa) -> None:
@@ -159,7 +137,8 @@ def _emit_few(name: str, spec: AttentionSpec, module: Any, isa: Isa) -> None:
         end = b.min((split + 1) * SPLIT_KEYS, problem.t)
         with b.loop(split * SPLIT_KEYS, end, FEW_KEYS) as loop:
             _dot_keys(b, problem, state, keys, loop.i, end)
-            state.add(loop.i, end, values)
+            state.weigh(loop.i, end)
+            add_values(state, loop.i, end, values)
         with b.when(splits == 1):
             state.finish()
         with b.when(splits != 1):

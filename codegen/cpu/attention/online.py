@@ -6,17 +6,21 @@ weighed so; where a greater score comes, sum and values are scaled down.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from abqc.codegen.builder import Builder, Value
+from abqc.codegen.isa import Isa
 from abqc.dialects.mlir import math
 
 from ..exponential import exp_of_negative
-from ..float_products.matrix import Matrix
 from ..float_products.tile import (
+    MAX_TILE_ROWS,
     PANEL,
     TILE_PANELS,
+    MultiplyAdd,
+    Weights,
+    multiply_add,
     multiply_rows,
     row_tiles,
     tile_rows,
@@ -25,6 +29,9 @@ from .spec import AttentionSpec, Problem, Rows
 
 MINUS_INFINITY = float("-inf")
 HIDDEN = -1e30  # a mask of this or less leaves nothing of a key, unless all are hidden
+
+
+Weigh = Callable[[Value, Value, Value, Value], Value]  # score, shift, row, key of those at hand
 
 
 def exp(x: Value) -> Value:
@@ -44,6 +51,13 @@ def shift_of(b: Builder, greatest: Value) -> Value:
     return b.select(greatest == MINUS_INFINITY, b.const(0.0, "f32"), greatest)
 
 
+def _tiles(isa: Isa, max_rows: int) -> tuple[int, tuple[int, ...]]:
+    """Panels and rows of register tiles, falling."""
+    wide = tile_rows(isa, TILE_PANELS)
+    heights = tuple(size for size in wide or tile_rows(isa, 1) if size <= max_rows)
+    return TILE_PANELS if wide else 1, heights
+
+
 def padded_columns(spec: AttentionSpec) -> int:
     """Of the sums of a row."""
     return -(-spec.value_head // PANEL) * PANEL
@@ -58,15 +72,20 @@ class OnlineSoftmax:
     rows: Rows
     keys: int
     scores: Value  # f32 [most][keys]: scores, then exp(score - greatest)
+    score_bytes: Value  # the same
     sums: Value  # f32 [most][padded E]
     greatest: Value  # f32 [most]
+    greater: Value  # f32 [most]: with the keys at hand
     totals: Value  # f32 [most]
 
     @staticmethod
     def begin(b: Builder, problem: Problem, rows: Rows, most: int, keys: int) -> OnlineSoftmax:
         columns = padded_columns(problem.spec)
-        sizes = (most * keys, most * columns, most, most)
-        state = OnlineSoftmax(b, problem, rows, keys, *(b.alloca(size, "f32") for size in sizes))
+        sizes = (most * columns, most, most, most)
+        score_bytes = b.alloca(4 * most * keys, "i8")
+        scores = b.view(score_bytes, "f32", b.index(most * keys))
+        others = (b.alloca(size, "f32") for size in sizes)
+        state = OnlineSoftmax(b, problem, rows, keys, scores, score_bytes, *others)
         zeros = b.const(0.0, f"vector<{PANEL}xf32>")
         with b.loop(0, rows.count) as row:
             for column in range(0, columns, PANEL):
@@ -75,12 +94,20 @@ class OnlineSoftmax:
             b.store(b.const(0.0, "f32"), state.totals, row.i)
         return state
 
-    def add(self, key: Value, end: Value, values: Matrix) -> None:
-        """Add the keys from `key` on, at most `keys`, up to `end`; their products with the queries
-        are in `scores`."""
+    def weigh(self, key: Value, end: Value, put: Weigh | None = None) -> None:
+        """The products of all rows with the keys from `key` on, at most `keys`, up to `end`, which
+        are in `scores`, become weights. `put` gives and stores the weights of 16 scores."""
+        count = self.b.min(end - key, self.keys)
+        # A loop for each half: a row waits for its maximum while others are at work.
         with self.b.loop(0, self.rows.count) as row:
-            self._weigh(row.i, key, end)
-        self._add_values(key, end, values)
+            self._rate(row.i, key, count)
+        with self.b.loop(0, self.rows.count) as row:
+            self._weigh(row.i, count, put or self._put)
+
+    def _put(self, score: Value, shift: Value, row: Value, key: Value) -> Value:
+        weight = exp_of_negative(self.b, score - shift)
+        self.b.store(weight, self.scores, row * self.keys + key)
+        return weight
 
     def sees(self, row: Value, begin: Value | int, end: Value) -> Value:
         """Whether the mask, which is added, lets a row see one of the keys `begin` .. `end`."""
@@ -95,10 +122,9 @@ class OnlineSoftmax:
             loop.carry(b.max(b.select(known, hidden, lowest), loop.args[0]))
         return across(b, loop.results[0], b.max) > HIDDEN
 
-    def _weigh(self, row: Value, key: Value, end: Value) -> None:
-        """The row's products become scores, then weights; its total grows."""
+    def _rate(self, row: Value, key: Value, count: Value) -> None:
+        """The row's products become scores, and the greatest one so far is found."""
         b, at, vector = self.b, row * self.keys, f"vector<{PANEL}xf32>"
-        count = b.min(end - key, self.keys)
         low = b.const(MINUS_INFINITY, vector)
         with b.loop(0, count, PANEL, carry=[low]) as loop:
             known = b.mask(PANEL, count - loop.i)
@@ -106,24 +132,29 @@ class OnlineSoftmax:
             score = b.select(known, self._score(product, row, key + loop.i, known), low)
             b.store(score, self.scores, at + loop.i)
             loop.carry(b.max(score, loop.args[0]))
-        before = b.load(self.greatest, row)
-        greatest = b.max(across(b, loop.results[0], b.max), before)
+        greatest = b.max(across(b, loop.results[0], b.max), b.load(self.greatest, row))
+        b.store(greatest, self.greater, row)
+
+    def _weigh(self, row: Value, count: Value, put: Weigh) -> None:
+        """The row's scores become weights; its total grows."""
+        b, at, vector = self.b, row * self.keys, f"vector<{PANEL}xf32>"
+        before, greatest = (b.load(source, row) for source in (self.greatest, self.greater))
         shift = shift_of(b, greatest)
         with b.loop(0, count, PANEL, carry=[b.const(0.0, vector)]) as loop:
             score = b.load(self.scores, at + loop.i, PANEL)
-            weight = exp_of_negative(b, score - b.splat(shift, PANEL))
-            b.store(weight, self.scores, at + loop.i)
+            weight = put(score, b.splat(shift, PANEL), row, loop.i)
             loop.carry(loop.args[0] + weight)
         total = across(b, loop.results[0], lambda x, y: x + y)
-        faded = exp(before - shift)
-        b.store(b.load(self.totals, row) * faded + total, self.totals, row)
-        b.store(greatest, self.greatest, row)
-        with b.when(before != greatest):
-            columns = padded_columns(self.problem.spec)
+        # Before the first keys there is nothing to scale down.
+        with b.when((before != greatest) & (before != MINUS_INFINITY)):
+            faded, columns = exp(before - shift), padded_columns(self.problem.spec)
+            b.store(b.load(self.totals, row) * faded, self.totals, row)
             for column in range(0, columns, PANEL):
                 place = row * columns + column
                 value = b.load(self.sums, place, PANEL) * b.splat(faded, PANEL)
                 b.store(value, self.sums, place)
+        b.store(b.load(self.totals, row) + total, self.totals, row)
+        b.store(greatest, self.greatest, row)
 
     def _score(self, product: Value, row: Value, key: Value, known: Value) -> Value:
         """scale * product + mask, of 16 keys."""
@@ -154,28 +185,64 @@ class OnlineSoftmax:
 
         return b.either(stride == 1, [vector], neighbours, apart)[0]
 
-    def _add_values(self, key: Value, end: Value, values: Matrix) -> None:
-        """sums += weights * values."""
+    def multiply_keys(
+        self,
+        queries: Value,
+        at: Callable[[Value], Value],
+        keys: Weights,
+        terms: int,
+        to: Value,
+        steps: Sequence[MultiplyAdd] = (multiply_add,),
+        max_rows: int = MAX_TILE_ROWS,
+    ) -> None:
+        """The products of all queries, whose terms begin at `at` of a row, with 48 keys, as scores
+        from column `to` on; `steps` and tiles of at most `max_rows` as in `Product`."""
+        b, zeros = self.b, self.b.const(0.0, f"vector<{PANEL}xf32>")
+        at_once, heights = _tiles(b.isa, max_rows)
+        for first in range(0, TILE_PANELS, at_once):
+            columns = [(first + p) * PANEL for p in range(at_once)]
+
+            def vectors(term: Value, columns: list[int] = columns) -> list[Value]:
+                return [keys(term, b.index(column)) for column in columns]
+
+            def tile(row: Value, size: int, columns: list[int] = columns) -> None:
+                rows = [at(row + r) for r in range(size)]
+                start = [zeros] * (size * len(columns))
+                found = multiply_rows(b, queries, rows, vectors, terms, start, steps)
+                for r in range(size):
+                    for p, column in enumerate(columns):
+                        place = (row + r) * self.keys + to + column
+                        b.store(found[r * len(columns) + p], self.scores, place)
+
+            row_tiles(b, b.index(0), self.rows.count, heights, tile)
+
+    def add_products(
+        self,
+        weights: Value,
+        pitch: int,
+        values: Callable[[Value, int], Value],
+        terms: Value,
+        steps: Sequence[MultiplyAdd] = (multiply_add,),
+        max_rows: int = MAX_TILE_ROWS,
+    ) -> None:
+        """sums += weights, rows of `pitch`, times `values(term, column)`, 16 columns of a term."""
         b, columns = self.b, padded_columns(self.problem.spec)
-        terms = b.min(end - key, self.keys)
-        wide = tile_rows(b.isa, TILE_PANELS)
-        at_once = TILE_PANELS if wide else 1
+        at_once, heights = _tiles(b.isa, max_rows)
         for first in range(0, columns, at_once * PANEL):
             panels = range(first, min(first + at_once * PANEL, columns), PANEL)
 
             def vectors(term: Value, panels: range = panels) -> list[Value]:
-                base = values.row(key + term)
-                return [values.panel(b, base, b.index(column)) for column in panels]
+                return [values(term, column) for column in panels]
 
             def tile(row: Value, size: int, panels: range = panels) -> None:
                 places = [(row + r) * columns + column for r in range(size) for column in panels]
                 start = [b.load(self.sums, place, PANEL) for place in places]
-                weights = [(row + r) * self.keys for r in range(size)]
-                found = multiply_rows(b, self.scores, weights, vectors, terms, start)
+                rows = [(row + r) * pitch for r in range(size)]
+                found = multiply_rows(b, weights, rows, vectors, terms, start, steps)
                 for place, total in zip(places, found, strict=True):
                     b.store(total, self.sums, place)
 
-            row_tiles(b, b.index(0), self.rows.count, wide or tile_rows(b.isa, 1), tile)
+            row_tiles(b, b.index(0), self.rows.count, heights, tile)
 
     def finish(self) -> None:
         """Write y."""

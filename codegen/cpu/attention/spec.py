@@ -31,7 +31,8 @@ from ..float_products.matrix import Matrix, Stored, element_of
 @dataclass(frozen=True)
 class AttentionSpec:
     """One form of attention. `mask`: `add` is added to the scaled scores, `replace` takes their
-    place where it is not 0. `guarded`: rows that would be NaN are 0."""
+    place where it is not 0. `guarded`: rows that would be NaN are 0. `bf16`: products of many rows
+    round their operands."""
 
     head: int  # D
     value_head: int  # E
@@ -39,6 +40,7 @@ class AttentionSpec:
     guarded: bool = False
     keys: Stored = "f32"
     values: Stored = "f32"
+    bf16: bool = False
 
     @property
     def name(self) -> str:
@@ -49,7 +51,7 @@ class AttentionSpec:
             for of, stored in (("k", self.keys), ("v", self.values))
             if stored != "f32"
         )
-        return f"d{self.head}_{self.output_name}{mask}{rows}"
+        return f"d{self.head}_{self.output_name}{mask}{rows}" + ("_bf16" if self.bf16 else "")
 
     @property
     def output_name(self) -> str:

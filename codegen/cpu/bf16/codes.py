@@ -18,6 +18,7 @@ import numpy as np
 from abqc.codegen.builder import INDEX, Builder, Value, buffer, function, vec
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import MatmulSpec, Variant
+from abqc.dialects.bf16 import bf16_bits
 from abqc.dialects.formats import QuantizedTensor
 
 from ..float_products.dequantize import CodePanel, one_row_of_codes, weight_layout
@@ -42,7 +43,6 @@ from ..trellis.layout import TrellisLayout
 from .dot import PAIR, dot_steps, low_half, max_tile_rows, pairs_of
 from .matmul import row_pairs
 from .rows import VALUE_BYTES, Bf16Rows
-from .weights import bf16_bits
 
 MAX_WIDENED_K = 16384  # 64 KB of stack
 CODE_SCHEDULES = FloatSchedules(

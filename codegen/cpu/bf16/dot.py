@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abqc.codegen.builder import Builder, Value, vec
 from abqc.codegen.isa import Isa
+from abqc.dialects.mlir import ir
 
 from ..float_products.tile import MAX_TILE_ROWS, PANEL, MultiplyAdd, multiply_add
 
@@ -54,3 +55,23 @@ def pairs_of(b: Builder, low: Value, high: Value) -> Value:
     """Pairs (i32) of f32 vectors whose values bf16 holds."""
     words = vec(low.lanes, "i32")
     return (b.bitcast(low, words) >> 16) | (b.bitcast(high, words) & 0xFFFF0000)
+
+
+def rounded_pairs(b: Builder, low: Value, high: Value) -> Value:
+    """Pairs (i32) of f32, scalars or vectors, rounded to bf16."""
+    return (_rounded_words(b, high) << 16) | _rounded_words(b, low)
+
+
+def rounded(b: Builder, x: Value) -> Value:
+    """The bf16 nearest to an f32, ties to even; with products of bf16, which take subnormals as
+    zeros, they may be zeros already."""
+    if b.isa.to_bf16 is not None and isinstance(x.type, ir.VectorType) and x.lanes == PANEL:
+        return b.intrinsic(b.isa.to_bf16, vec(PANEL, "bf16"), x)
+    return b.narrow(x, "bf16")
+
+
+def _rounded_words(b: Builder, x: Value) -> Value:
+    """The same as i32."""
+    nearest = rounded(b, x)
+    lanes = nearest.lanes if isinstance(x.type, ir.VectorType) else 0
+    return b.zext(b.bitcast(nearest, vec(lanes, "i16") if lanes else "i16"), "i32")

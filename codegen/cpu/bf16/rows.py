@@ -20,7 +20,7 @@ from abqc.dialects.formats import Scheme
 
 from ..packing.activations import ROWS, RowsKernel
 from ..packing.quantize_row import LANES
-from .dot import PAIR
+from .dot import PAIR, rounded
 
 STEP = 32  # values
 VALUE_BYTES = 2
@@ -96,8 +96,8 @@ class Bf16PackKernel:
         """Round `count` values from element `begin` on, to byte `target` of q; then zeros."""
 
         def put(i: Value, mask: Value | None) -> None:
-            rounded = b.narrow(b.load(x, begin + i, LANES, mask), "bf16")
-            b.store_as(rounded, q, target + i * VALUE_BYTES)
+            nearest = rounded(b, b.load(x, begin + i, LANES, mask))
+            b.store_as(nearest, q, target + i * VALUE_BYTES)
 
         whole = count // LANES * LANES
         with b.loop(0, whole, LANES) as loop:
@@ -111,4 +111,4 @@ def bf16_pack_kernel(rows: Bf16Rows) -> Kernel:
     segment = f"_s{rows.segment}" if rows.segment < rows.k else ""
     name = f"bf16_pack_k{rows.k}{segment}"
     body = Bf16PackKernel(rows)
-    return RowsKernel(name, (ROWS,), partial(body.emit, name), body)
+    return RowsKernel(name, (ROWS,), partial(body.emit, name), body, uses=frozenset({"bf16"}))

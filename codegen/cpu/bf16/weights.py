@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from abqc.codegen.align import align
 from abqc.codegen.builder import Builder, Value, vec
+from abqc.dialects.bf16 import bf16_bits
 
 from ..float_products.schedules import PREFETCH_BYTES
 from ..float_products.tile import PANEL
@@ -19,13 +20,6 @@ from .dot import PAIR
 from .rows import STEP, VALUE_BYTES
 
 PAIR_BYTES = PANEL * PAIR * VALUE_BYTES
-
-
-def bf16_bits(x: np.ndarray) -> np.ndarray:
-    """f32 to the bits of the nearest bf16, ties to even; NaN stays a quiet NaN of its sign."""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    rounded = bits + np.uint32(0x7FFF) + (bits >> 16 & 1)
-    return (np.where(np.isnan(x), bits | 0x400000, rounded) >> 16).astype(np.uint16)
 
 
 def pack_bf16(weight: np.ndarray) -> np.ndarray:

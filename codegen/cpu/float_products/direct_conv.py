@@ -23,6 +23,7 @@ one, which reads `inputs`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -54,11 +55,13 @@ def _emit(name: str, spec: ConvSpec, epilogue: Epilogue | None, module: Any, isa
     arguments = [buffer("f32")] * (4 + count) + [INDEX] * 8
     with function(module, isa, name, arguments) as (b, i, x, w, bias, *rest, _):
         finish = Finish(b, epilogue, rest[:count], isa.lanes(32))
-        _Body(b, spec, finish, x, w, bias, *rest[count:]).emit(i)
+        DirectConv(b, spec, finish, x, w, bias, *rest[count:]).emit(i)
 
 
 @dataclass
-class _Body:
+class DirectConv:
+    """The body; of other planes than f32 by another `tap`."""
+
     b: Builder
     spec: ConvSpec
     finish: Finish
@@ -95,11 +98,34 @@ class _Body:
         planes = (batch * self.groups + group) * (self.channels * self.phases)
         weights = batch * blocks + block if spec.weights_by_sample else block
         last = b.min(first + OUTPUTS, reach)
-        for begin in range(0, spec.block, self.at_once):
-            count = min(self.at_once, spec.block - begin)
-            tile = partial(self._tile, planes, weights, channel, begin, count, first)
-            cover_by_tiles(b, first, last, self.lanes, self.vectors, tile)
+        self.add_up(planes, weights, channel, first, last)
         self._store(batch, channel, group, first, last)
+
+    def add_up(
+        self, planes: Value, block: Value, channel: Value, first: Value, last: Value
+    ) -> None:
+        """The sums of a block of channels, the first of which is `channel`, for the outputs from
+        `first` to `last`, to the scratch."""
+        for begin in range(0, self.spec.block, self.at_once):
+            count = min(self.at_once, self.spec.block - begin)
+            tile = partial(self._tile, planes, block, channel, begin, count, first)
+            cover_by_tiles(self.b, first, last, self.lanes, self.vectors, tile)
+
+    def first_channel(self) -> Value:
+        """From which on `add_up` goes over those of the image."""
+        return self.b.index(0)
+
+    def start(
+        self, channel: Value, begin: int, count: int, at: Value, masks: Sequence[Value | None]
+    ) -> list[Value]:
+        """Sums before that, of `count` channels of a block from channel `begin` on and outputs from
+        `at` of the scratch on."""
+        b, last = self.b, self.groups * self.outputs - 1
+        bias = [
+            broadcast(b, self.bias, b.min(channel + begin + n, last), self.lanes)
+            for n in range(count)
+        ]
+        return [value for value in bias for _ in masks]
 
     def _tile(
         self,
@@ -115,28 +141,23 @@ class _Body:
         """`count` channels of a block from channel `begin` on, for the outputs from `p` on: a
         vector for each of `masks`, which say how much of it there is."""
         b, spec, lanes, vectors = self.b, self.spec, self.lanes, len(masks)
-        last = self.groups * self.outputs - 1
-        start = [
-            broadcast(b, self.bias, b.min(channel + begin + n, last), lanes)
-            for n in range(count)
-            for _ in range(vectors)
-        ]
+        start = self.start(channel, begin, count, p - first, masks)
         taps = list(product(range(spec.window[0]), range(spec.window[1])))
-        with b.loop(0, self.channels, carry=start) as channels:
+        with b.loop(self.first_channel(), self.channels, carry=start) as channels:
             at = (planes + channels.i * self.phases) * self.plane + p
             w_at = ((block * self.channels + channels.i) * len(taps)) * spec.block + begin
             acc = list(channels.args)
-            if len(taps) <= (MANY_TAPS if self.phases == 1 else MANY_TAPS_OF_PHASES):
+            if len(taps) <= self.most_taps:
                 for tap, (dy, dx) in enumerate(taps):
-                    offset = self._row(b.index(dy)) + self._column(dx)
-                    acc = self._tap(acc, at + offset, w_at + tap * spec.block, count, masks)
+                    offset = self.row(b.index(dy)) + self.column(dx)
+                    acc = self.tap(acc, at + offset, w_at + tap * spec.block, count, masks)
             else:
                 with b.loop(0, spec.window[0], carry=acc) as rows:
-                    acc, row = list(rows.args), self._row(rows.i)
+                    acc, row = list(rows.args), self.row(rows.i)
                     w_row = w_at + rows.i * (spec.window[1] * spec.block)
                     for dx in range(spec.window[1]):
-                        offset = row + self._column(dx)
-                        acc = self._tap(acc, at + offset, w_row + dx * spec.block, count, masks)
+                        offset = row + self.column(dx)
+                        acc = self.tap(acc, at + offset, w_row + dx * spec.block, count, masks)
                     rows.carry(*acc)
                 acc = rows.results
             channels.carry(*acc)
@@ -145,9 +166,20 @@ class _Body:
                 to = (begin + n) * OUTPUTS + (p - first) + v * lanes
                 b.store(channels.results[n * vectors + v], self.scratch, to, mask)
 
-    def _tap(
-        self, acc: list[Value], at: Value, w_at: Value, count: int, masks: list[Value | None]
+    @property
+    def most_taps(self) -> int:
+        """Of a window that is spelled out."""
+        return MANY_TAPS if self.phases == 1 else MANY_TAPS_OF_PHASES
+
+    def tap(
+        self,
+        acc: Sequence[Value],
+        at: Value,
+        w_at: Value,
+        count: int,
+        masks: Sequence[Value | None],
     ) -> list[Value]:
+        """Sums, [count][masks], and the products of pixels from `at` on with weights."""
         b, lanes = self.b, self.lanes
         xs = [b.load(self.x, at + v * lanes, lanes, mask) for v, mask in enumerate(masks)]
         result = []
@@ -157,13 +189,14 @@ class _Body:
                 result.append(multiply_add(b, x, weight, acc[n * len(xs) + v]))
         return result
 
-    def _row(self, dy: Value) -> Value:
+    def row(self, dy: Value) -> Value:
         """Where row `dy` of a window begins."""
         y, stride = dy * self.spec.dilations[0], self.spec.strides[0]
         phase = y % stride * self.spec.phases[1] if stride > 1 else self.b.index(0)
         return phase * self.plane + (y // stride if stride > 1 else y) * self.pitch
 
-    def _column(self, dx: int) -> Value:
+    def column(self, dx: int) -> Value:
+        """And its column `dx`, from there."""
         x, stride = dx * self.spec.dilations[1], self.spec.strides[1]
         return self.plane * (x % stride) + x // stride
 

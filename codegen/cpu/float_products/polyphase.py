@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
-from abqc.codegen.builder import INDEX, Builder, Value, buffer, function
+from abqc.codegen.builder import INDEX, Builder, Value, buffer, function, vec
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel
 
@@ -38,11 +38,13 @@ def _emit(
 ) -> None:
     arguments = [buffer("f32")] * 2 + [INDEX] * 6
     with function(module, isa, name, arguments) as (b, i, x, y, *sizes):
-        _Body(b, strides, phases, x, y, *sizes).emit(i)
+        Polyphase(b, strides, phases, x, y, *sizes).emit(i)
 
 
 @dataclass
-class _Body:
+class Polyphase:
+    """The body; what planes are made of others say in `image_of` and `row`."""
+
     b: Builder
     strides: tuple[int, int]
     phases: tuple[int, int]
@@ -56,26 +58,42 @@ class _Body:
     left: Value
 
     def emit(self, i: Value) -> None:
-        b, (sy, sx), (ny, nx) = self.b, self.strides, self.phases
+        b, (ny, nx) = self.b, self.phases
         blocks = (self.rows + (ROWS - 1)) // ROWS
         image, first = i // blocks, i % blocks * ROWS
         last = b.min(first + ROWS, self.rows)
         plane = self.rows * self.pitch
-        row = PhaseRow(b, sx, nx, self.x, self.y, self.width, self.left, self.pitch, plane)
+        origin = self.image_of(image) * self.height
+        row = self.row(plane)
         with b.loop(0, ny) as phases, b.loop(first, last) as rows:
-            source = rows.i * sy + phases.i - self.top
+            source = rows.i * self.strides[0] + phases.i - self.top
             to = (image * (ny * nx) + phases.i * nx) * plane + rows.i * self.pitch
             inside = (source >= 0) & (source < self.height)
             with b.when(inside):
-                row.copy((image * self.height + source) * self.width, to)
+                row.copy((origin + source) * self.width, to)
             with b.when(inside ^ 1):
                 row.clear(to)
+
+    def image_of(self, image: Value) -> Value:
+        """Which image of `x` (the first one, of several) planes `image` are made of."""
+        return image
+
+    def row(self, plane: Value) -> PhaseRow:
+        """What copies a row; called behind `image_of`."""
+        return PhaseRow(*self.of_row(plane))
+
+    def of_row(self, plane: Value) -> tuple[Any, ...]:
+        """The fields of a `PhaseRow`."""
+        sizes = self.width, self.left, self.pitch, plane
+        return self.b, self.strides[1], self.phases[1], self.x, self.y, *sizes
 
 
 @dataclass
 class PhaseRow:
     """A row of an image, `width` elements of `x`, as `count` elements of each of the first `phases`
     in `y`. Phases are `plane` apart; `left` columns come before the image's first one."""
+
+    element: ClassVar[str] = "f32"
 
     b: Builder
     stride: int
@@ -106,8 +124,12 @@ class PhaseRow:
         with self.b.loop(0, self.phases) as columns:
             self._zeros(to + columns.i * self.plane, self.b.index(0), self.count)
 
+    def read(self, at: Value, lanes: int, mask: Value | None = None) -> Value:
+        """What planes hold of the element of `x` at `at`, or of as many as there are lanes."""
+        return self.b.load(self.x, at, lanes, mask)
+
     def _zeros(self, to: Value, begin: Value, end: Value) -> None:
-        b, zero = self.b, self.b.const(0.0, f"vector<{self.lanes}xf32>")
+        b, zero = self.b, self.b.const(0, vec(self.lanes, self.element))
         cover(b, begin, end, self.lanes, lambda q, mask: b.store(zero, self.y, to + q, mask))
 
     def _by_elements(self, source: Value, to: Value) -> None:
@@ -121,7 +143,7 @@ class PhaseRow:
             self._zeros(at, b.index(0), begin)
             with b.loop(begin, end) as loop:
                 column = loop.i * sx + phases.i - self.left
-                b.store(b.load(self.x, source + column), self.y, at + loop.i)
+                b.store(self.read(source + column, 0), self.y, at + loop.i)
             self._zeros(at, end, self.count)
 
     def _shuffled(self, source: Value, to: Value) -> None:
@@ -134,7 +156,7 @@ class PhaseRow:
             self._edge(source, to, loop.i)
         with b.loop(self.first, self.last, lanes) as loop:
             column = source + loop.i * sx - self.left
-            parts = [b.load(self.x, column + k * lanes, lanes) for k in range(sx)]
+            parts = [self.read(column + k * lanes, lanes) for k in range(sx)]
             self._store_phases(parts, to + loop.i, None)
         with b.when(self.last < self.count):
             self._edge(source, to, self.last)
@@ -152,7 +174,7 @@ class PhaseRow:
         b, lanes = self.b, self.lanes
         outside = b.mask(lanes, 0 - column) ^ 1
         mask = outside & b.mask(lanes, self.width - column)
-        return b.load(self.x, source + column, lanes, mask)
+        return self.read(source + column, lanes, mask)
 
     def _store_phases(self, parts: list[Value], to: Value, mask: Value | None) -> None:
         b, sx = self.b, self.stride

@@ -7,20 +7,23 @@ say, to the stack, once for all rows of a block.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from abqc.codegen.builder import Value, vec
 from abqc.codegen.isa import Isa
 
 from ..panels.layout import PANEL, VECTOR_BYTES
-from ..panels.matmul import PanelBody, PanelKernel, split
+from ..panels.matmul import PanelBody, PanelKernel, Tile, split
 from .dot import Dot
 from .layout import QUAD, value_quads
 from .units import load_unit, unit_quad
 
 ONES = 0x01010101  # four activations of 1
+DOT_ROWS = {False: 4, True: 6}  # of a tile by whether weights are decoded once
+SUM_BYTES = 4 * PANEL  # of the sums of a panel's weights over a segment
 
 Quads = Callable[[int, int], Value]  # (panel, quad) -> vector<16xi32> of its bytes
+Operands = Callable[[int, int], list[tuple[Value, ...]]]  # likewise, by register
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,15 @@ class Int8Kernel(PanelKernel):
 
     def body(self, isa: Isa) -> type[PanelBody]:
         return DecodedBody if self.schedule.on(isa).decode_once else Int8Body
+
+    def tile(self, isa: Isa) -> Tile:
+        """The schedule's. With VPDPBUSD and 16 registers that is AVX2's, whose products need
+        registers for their parts: here these hold more rows, as it takes ten accumulators to hide
+        the latency (5 cycles, two begin in each)."""
+        tile = super().tile(isa)
+        if tile.rows == 1 or not isa.dot_u8i8 or isa.registers >= 32:
+            return tile
+        return replace(tile, rows=DOT_ROWS[self.schedule.on(isa).decode_once], panels=1)
 
 
 class Int8Body(PanelBody):
@@ -59,8 +71,8 @@ class Int8Body(PanelBody):
         carry = [x for _ in range(self.tile.chains * tile) for x in dot.zero()]
         with b.loop(0, (terms + (unit - 1)) // unit, carry=carry) as loop:
             acc = split(loop.args, registers)
-            quads = self.quads(w_at, segment, loop.i)
-            self._unit(acc, [at + loop.i * unit for at in q_at], quads)
+            weights = self.operands(w_at, segment, loop.i)
+            self._unit(acc, [at + loop.i * unit for at in q_at], weights)
             loop.carry(*(x for registers in acc for x in registers))
         chains = split(split(loop.results, registers), tile)
         sums = [dot.join(dot.add(parts)) for parts in zip(*chains, strict=True)]
@@ -76,55 +88,103 @@ class Int8Body(PanelBody):
                 self.prefetch_next(at + (offset + line))
         return lambda panel, quad: unit_quad(b, units[panel], quad, value)
 
-    def _unit(self, acc: list[list[Value]], q_at: Sequence[Value], quads: Quads) -> None:
+    def operands(self, w_at: Sequence[Value], segment: Value, unit: Value) -> Operands:
+        """Those of products, of a unit of a segment."""
+        quads, dot = self.quads(w_at, segment, unit), self.dot
+        return lambda panel, quad: dot.weights(quads(panel, quad))
+
+    def _unit(self, acc: list[list[Value]], q_at: Sequence[Value], operands: Operands) -> None:
         """Add the products of one unit to `acc`, [chain, row, panel][register]."""
-        b, dot, tile = self.b, self.dot, self.tile
-        for quad in range(value_quads(self.weight.value)):
-            weights = [dot.weights(quads(c, quad)) for c in range(tile.panels)]
-            first = (quad % tile.chains) * self.product_rows * tile.panels
-            codes = [b.load_as(self.q, at + quad * QUAD, "i32") for at in q_at]
-            if not self.weight.has_sums:
-                codes.append(b.const(ONES, "i32"))
-            for r, four in enumerate(codes):
-                a = dot.activations(four)
-                for c in range(tile.panels):
-                    x = first + r * tile.panels + c
-                    acc[x] = dot.accumulate(acc[x], a, weights[c])
+        b, dot, panels = self.b, self.dot, self.tile.panels
+        quads, size = value_quads(self.weight.value), self.product_rows * panels
+        depth = min(dot.how.depth, quads)
+        for begin in range(0, quads, depth):
+            first = begin // depth % self.tile.chains * size
+            pairs: list[list[Value]] = [[] for _ in range(size)]
+            for quad in range(begin, min(begin + depth, quads)):
+                weights = [operands(c, quad) for c in range(panels)]
+                codes = [b.load_as(self.q, at + quad * QUAD, "i32") for at in q_at]
+                if self.product_rows > self.tile.rows:
+                    codes.append(b.const(ONES, "i32"))
+                for r, four in enumerate(codes):
+                    a = dot.activations(four)
+                    for c in range(panels):
+                        x = r * panels + c
+                        if depth > 1:
+                            pairs[x] = dot.accumulate_pairs(pairs[x], a, weights[c])
+                        else:
+                            acc[first + x] = dot.accumulate(acc[first + x], a, weights[c])
+            if depth > 1:
+                for x, sums in enumerate(pairs):
+                    acc[first + x] = dot.widen(acc[first + x], sums)
 
 
 class DecodedBody(Int8Body):
-    """Unpacks the panels of a tile to the stack, all of K: quad by quad, panel beside panel."""
+    """Unpacks the panels of a tile to the stack, all of K: quad by quad, panel beside panel. Sums
+    that are not stored are made on the way."""
 
     def emit(self, i: Value) -> None:
-        b = self.b
-        size = self.reduction.padded_k * PANEL * self.tile.panels
+        b, panels = self.b, self.tile.panels
+        size = self.reduction.padded_k * PANEL * panels * self.dot.how.operands
         self.decoded = b.alloca(size, "i8")
+        if not self.weight.has_sums:
+            self.sums = b.alloca(self.reduction.n_segments * panels * SUM_BYTES, "i8")
         first_row, first_panel, last_panel, all_panels = self.block(i)
-        with b.loop(first_panel, last_panel, self.tile.panels) as panels:
-            w_at = self.panels_at(panels.i, all_panels)
+        with b.loop(first_panel, last_panel, panels) as columns:
+            w_at = self.panels_at(columns.i, all_panels)
             self._decode(w_at)
             with b.loop(first_row, self.last_row, self.tile.rows) as rows:
-                self._tile(rows.i, panels.i, w_at)
+                self._tile(rows.i, columns.i, w_at)
+
+    @property
+    def product_rows(self) -> int:
+        return self.tile.rows
+
+    def products(
+        self, q_at: Sequence[Value], w_at: Sequence[Value], segment: Value, terms: Value
+    ) -> list[list[Value]]:
+        products = super().products(q_at, w_at, segment, terms)
+        if self.weight.has_sums:
+            return products
+        sums = [
+            self.b.load_as(self.sums, self._sums_at(segment, panel), vec(PANEL, "i32"))
+            for panel in range(self.tile.panels)
+        ]
+        return [*products, sums]
 
     def _decode(self, w_at: Sequence[Value]) -> None:
-        b, unit = self.b, self.reduction.unit
+        b, dot, unit = self.b, self.dot, self.reduction.unit
+        summed = 0 if self.weight.has_sums else self.tile.panels
+        ones = dot.activations(b.const(ONES, "i32"))
 
         def segment(segment: Value, begin: Value, terms: Value) -> None:
-            with b.loop(0, (terms + (unit - 1)) // unit) as loop:
-                quads = super(DecodedBody, self).quads(w_at, segment, loop.i)
+            carry = [x for _ in range(summed) for x in dot.zero()]
+            with b.loop(0, (terms + (unit - 1)) // unit, carry=carry) as loop:
+                operands = super(DecodedBody, self).operands(w_at, segment, loop.i)
+                sums = split(loop.args, len(dot.zero()))
                 for quad in range(unit // QUAD):
                     for panel in range(self.tile.panels):
+                        weights = operands(panel, quad)
                         at = self._decoded_at(segment, loop.i, quad, panel)
-                        b.store_as(quads(panel, quad), self.decoded, at)
+                        dot.store_weights(weights, self.decoded, at)
+                        if summed:
+                            sums[panel] = dot.accumulate(sums[panel], ones, weights)
+                loop.carry(*(x for registers in sums for x in registers))
+            for panel, registers in enumerate(split(loop.results, len(dot.zero()))):
+                b.store_as(dot.join(registers), self.sums, self._sums_at(segment, panel))
 
         self.reduction.emit_segments(b, segment)
 
-    def quads(self, w_at: Sequence[Value], segment: Value, unit: Value) -> Quads:
-        return lambda panel, quad: self.b.load_as(
-            self.decoded, self._decoded_at(segment, unit, quad, panel), vec(PANEL, "i32")
+    def operands(self, w_at: Sequence[Value], segment: Value, unit: Value) -> Operands:
+        dot = self.dot
+        return lambda panel, quad: dot.load_weights(
+            self.decoded, self._decoded_at(segment, unit, quad, panel)
         )
 
     def _decoded_at(self, segment: Value, unit: Value, quad: int, panel: int) -> Value:
         reduction, panels = self.reduction, self.tile.panels
         begin = (segment * reduction.segment_pitch + unit * reduction.unit) * (PANEL * panels)
-        return begin + (quad * panels + panel) * VECTOR_BYTES
+        return (begin + (quad * panels + panel) * VECTOR_BYTES) * self.dot.how.operands
+
+    def _sums_at(self, segment: Value, panel: int) -> Value:
+        return (segment * self.tile.panels + panel) * SUM_BYTES

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from abqc.codegen.isa import Isa
 
 from ..panels.layout import PANEL, WeightLayout
 from ..panels.matmul import prefetch_pays
 from ..schedule import COLUMNS, CpuSchedule, RowRange, block_columns, distinct
+from .dot import Products
 
 ROWS = 128  # of a grid index, by default
 FEW_TILE_ROWS = 4
@@ -21,108 +23,132 @@ MIN_ACCUMULATORS = 4  # of a tile of several rows, in registers: fewer wait for 
 BLOCKS = ((ROWS, COLUMNS, False), (ROWS, COLUMNS, True))
 
 
-def schedules(weight: WeightLayout, n: int, rows: RowRange, isa: Isa) -> tuple[CpuSchedule, ...]:
-    """Those for `n` channels, the default first."""
+def schedules(
+    weight: WeightLayout, a_highest: int, n: int, rows: RowRange, isa: Isa
+) -> tuple[CpuSchedule, ...]:
+    """Those for `n` channels and activation codes up to `a_highest`, the default first."""
+    space = Space(weight, n, isa, Products.of(isa, a_highest, weight.value.highest))
     if rows.one:
-        return distinct([_default_one_row(weight, isa), *_one_row(weight, n, isa)])
-    few = rows.last is not None
-    others = _few_rows(weight, n, isa) if few else _many_rows(weight, n, isa)
-    return distinct([_default_rows(weight, isa), *others])
+        return distinct([space.default_one_row(), *space.one_row()])
+    others = space.many_rows() if rows.last is None else space.few_rows()
+    return distinct([space.default_rows(), *others])
 
 
-def fits(weight: WeightLayout, rows: int, panels: int, chains: int, isa: Isa) -> bool:
-    """Whether accumulators, weights, an activation and two constants fit the registers.
+@dataclass(frozen=True)
+class Space:
+    """The schedules of an instruction set, which multiplies as `products` say."""
 
-    Weights of less than 8 bits count twice, as stored and unpacked: without room for both a tile of
-    24 accumulators takes 1.05 to 1.6 times as long (measured). With 16 registers what is stored is
-    loaded again for each of its parts, in any case.
-    """
-    per_panel = PANEL // isa.lanes(32)
-    operands = 1 if isa.dot_u8i8 else 2  # or even and odd halves of a quad
-    summed = rows + (0 if weight.has_sums else 1)
-    accumulators = summed * panels * chains * per_panel
-    stored = panels * per_panel if weight.value.bits < 8 and isa.registers >= 32 else 0
-    return accumulators + operands * (panels * per_panel + 1) + stored + 2 <= isa.registers
+    weight: WeightLayout
+    n: int
+    isa: Isa
+    products: Products
 
+    @property
+    def _many_registers(self) -> bool:
+        return self.products.kind == "dot" and self.isa.registers >= 32
 
-def _default_one_row(weight: WeightLayout, isa: Isa) -> CpuSchedule:
-    """With 32 registers, one group and K = 4096 a panel at a time gets all of the memory's
-    bandwidth on Zen 4 (32 GB/s of 4 to 7 bits), if nothing is prefetched: the CPU follows one long
-    stream by itself. Four panels at once get 0.77 to 0.98 of it. Ends of groups break the stream,
-    and several panels hide their latency."""
-    if isa.dot_u8i8 and isa.registers >= 32:
-        if weight.reduction.n_groups == 1:
-            return CpuSchedule(1, PANEL, 4, 1, COLUMNS)
-        panels, chains = 4, 2
-    else:
-        panels, chains = 2, 1
-    prefetch = int(prefetch_pays(weight, 1, panels))
-    return CpuSchedule(1, panels * PANEL, chains, 1, COLUMNS, prefetch)
+    def fits(self, rows: int, panels: int, chains: int, *, decode_once: bool = False) -> bool:
+        """Whether accumulators, weights, an activation and two constants fit the registers.
 
+        Weights of less than 8 bits that are unpacked in registers count twice, as stored and
+        unpacked: without room for both a tile of 24 accumulators takes 1.05 to 1.6 times as long
+        (measured). With 16 registers what is stored is loaded again for each of its parts, if there
+        are no sums of 16 bits beside the accumulators.
+        """
+        weight, products = self.weight, self.products
+        per_panel = PANEL // self.isa.lanes(32)
+        summed = rows + (0 if weight.has_sums or decode_once else 1)
+        accumulators = summed * panels * chains * per_panel
+        operands = products.operands * (panels * per_panel + 1)
+        pairs, constants = 0, 2
+        if products.depth > 1:
+            pairs, constants = summed * panels * per_panel, 1
+        stored = 0
+        if weight.value.bits < 8 and not decode_once and (self.isa.registers >= 32 or pairs):
+            stored = panels * per_panel
+        return accumulators + pairs + operands + stored + constants <= self.isa.registers
 
-def _default_rows(weight: WeightLayout, isa: Isa) -> CpuSchedule:
-    """With 32 registers 4 x 4 accumulators leave room for a quad of 4 panels, as stored too."""
-    rows, panels = 4, 4 if isa.dot_u8i8 and isa.registers >= 32 else 1
-    while rows > 1 and not fits(weight, rows, panels, 1, isa):
-        rows -= 1
-    prefetch = int(prefetch_pays(weight, rows, panels))
-    return CpuSchedule(rows, panels * PANEL, 1, ROWS, COLUMNS, prefetch)
+    def default_one_row(self) -> CpuSchedule:
+        """With 32 registers, one group and K = 4096 a panel at a time gets all of the memory's
+        bandwidth on Zen 4 (32 GB/s of 4 to 7 bits), if nothing is prefetched: the CPU follows one
+        long stream by itself. Four panels at once get 0.77 to 0.98 of it. Ends of groups break the
+        stream, and several panels hide their latency."""
+        if self._many_registers:
+            if self.weight.reduction.n_groups == 1:
+                return CpuSchedule(1, PANEL, 4, 1, COLUMNS)
+            panels, chains = 4, 2
+        else:
+            panels, chains = 2 if self.fits(1, 2, 1) else 1, 1
+        prefetch = int(prefetch_pays(self.weight, 1, panels))
+        return CpuSchedule(1, panels * PANEL, chains, 1, COLUMNS, prefetch)
 
+    def default_rows(self) -> CpuSchedule:
+        """With 32 registers 4 x 4 accumulators leave room for a quad of 4 panels, as stored too."""
+        rows, panels = 4, 4 if self._many_registers else 1
+        while rows > 1 and not self.fits(rows, panels, 1):
+            rows -= 1
+        prefetch = int(prefetch_pays(self.weight, rows, panels))
+        return CpuSchedule(rows, panels * PANEL, 1, ROWS, COLUMNS, prefetch)
 
-def _one_row(weight: WeightLayout, n: int, isa: Isa) -> Iterator[CpuSchedule]:
-    for panels in (1, 2, 4):
-        for chains in (1, 2, 4):
-            if not fits(weight, 1, panels, chains, isa):
-                continue
-            for prefetch in (0, 1, 2):
-                for wanted in (COLUMNS, 128):
-                    columns = block_columns(n, panels * PANEL, wanted)
-                    yield CpuSchedule(1, panels * PANEL, chains, 1, columns, prefetch)
-
-
-def _tiles(weight: WeightLayout, most: int, isa: Isa) -> Iterator[tuple[int, int, int]]:
-    """Rows, panels and chains of tiles of at most `most` rows that fit and hide latency."""
-    per_panel = PANEL // isa.lanes(32)
-    for rows in TILE_ROWS:
-        for panels in TILE_PANELS:
-            enough = rows * panels * per_panel >= MIN_ACCUMULATORS
-            if rows <= most and enough and fits(weight, rows, panels, 1, isa):
-                yield rows, panels, 1
-
-
-def _few_rows(weight: WeightLayout, n: int, isa: Isa) -> Iterator[CpuSchedule]:
-    """One block has all rows. Tiles have few rows too: those beyond the last one cost as much."""
-    for tile_m, panels, chains in _tiles(weight, FEW_TILE_ROWS, isa):
-        tile_n = panels * PANEL
-        for prefetch in (0, 1):
-            columns = block_columns(n, tile_n, COLUMNS)
-            yield CpuSchedule(tile_m, tile_n, chains, ROWS, columns, prefetch)
-
-
-def _many_rows(weight: WeightLayout, n: int, isa: Isa) -> Iterator[CpuSchedule]:
-    for tile_m, panels, chains in _tiles(weight, ROWS, isa):
-        tile_n = panels * PANEL
-        for block_m, wanted, by_columns in BLOCKS:
-            columns = block_columns(n, tile_n, wanted)
-            for decode_once, prefetch in ((False, 0), (False, 1), (True, 1)):
-                if decode_once and not _decoding_pays(weight, tile_m, tile_n):
+    def one_row(self) -> Iterator[CpuSchedule]:
+        for panels in (1, 2, 4):
+            for chains in (1, 2, 4):
+                if not self.fits(1, panels, chains):
                     continue
-                if not prefetch and prefetch_pays(weight, tile_m, panels):
-                    continue
-                yield CpuSchedule(
-                    tile_m,
-                    tile_n,
-                    chains,
-                    block_m,
-                    columns,
-                    prefetch,
-                    decode_once,
-                    by_columns=by_columns,
-                )
+                for prefetch in (0, 1, 2):
+                    for wanted in (COLUMNS, 128):
+                        columns = block_columns(self.n, panels * PANEL, wanted)
+                        yield CpuSchedule(1, panels * PANEL, chains, 1, columns, prefetch)
 
+    def few_rows(self) -> Iterator[CpuSchedule]:
+        """One block has all rows. Tiles have few rows too: those beyond the last one cost as
+        much. Decoding once pays where tiles are small else, or make sums of weights."""
+        decoding = not (self._many_registers and self.weight.has_sums)
+        for tile_m, panels in self._tiles(FEW_TILE_ROWS, decode_once=decoding):
+            tile_n = panels * PANEL
+            columns = block_columns(self.n, tile_n, COLUMNS)
+            if self.fits(tile_m, panels, 1):
+                for prefetch in (0, 1):
+                    yield CpuSchedule(tile_m, tile_n, 1, ROWS, columns, prefetch)
+            if decoding and self._decoding_pays(tile_m, tile_n):
+                yield CpuSchedule(tile_m, tile_n, 1, ROWS, columns, 1, decode_once=True)
 
-def _decoding_pays(weight: WeightLayout, tile_m: int, tile_n: int) -> bool:
-    """Whether weights decoded once for a block may be better than for each tile."""
-    stored_as_bytes = weight.value.bits == 8 and weight.value.indexed is None
-    small = weight.reduction.padded_k * tile_n <= DECODED_BYTES
-    return small and not stored_as_bytes and tile_m >= DECODED_TILE_ROWS
+    def many_rows(self) -> Iterator[CpuSchedule]:
+        for tile_m, panels in self._tiles(ROWS, decode_once=True):
+            tile_n = panels * PANEL
+            for block_m, wanted, by_columns in BLOCKS:
+                columns = block_columns(self.n, tile_n, wanted)
+                for decode_once, prefetch in ((False, 0), (False, 1), (True, 1)):
+                    if decode_once and not self._decoding_pays(tile_m, tile_n):
+                        continue
+                    if not decode_once and not self.fits(tile_m, panels, 1):
+                        continue
+                    if not prefetch and prefetch_pays(self.weight, tile_m, panels):
+                        continue
+                    yield CpuSchedule(
+                        tile_m,
+                        tile_n,
+                        1,
+                        block_m,
+                        columns,
+                        prefetch,
+                        decode_once,
+                        by_columns=by_columns,
+                    )
+
+    def _tiles(self, most: int, *, decode_once: bool = False) -> Iterator[tuple[int, int]]:
+        """Rows and panels of tiles of at most `most` rows that fit and hide latency."""
+        per_panel = PANEL // self.isa.lanes(32)
+        for rows in TILE_ROWS:
+            for panels in TILE_PANELS:
+                enough = rows * panels * per_panel >= MIN_ACCUMULATORS
+                if rows <= most and enough and self.fits(rows, panels, 1, decode_once=decode_once):
+                    yield rows, panels
+
+    def _decoding_pays(self, tile_m: int, tile_n: int) -> bool:
+        """Whether weights decoded once for a block may be better than for each tile."""
+        value, operands = self.weight.value, self.products.operands
+        as_stored = value.bits == 8 and value.indexed is None and operands == 1
+        small = self.weight.reduction.padded_k * tile_n * operands <= DECODED_BYTES
+        rows = DECODED_TILE_ROWS - (1 if self.products.depth > 1 else 0)  # fewer fit
+        return small and not as_stored and tile_m >= rows

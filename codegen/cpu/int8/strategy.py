@@ -18,7 +18,7 @@ from ..packing.byte_vectors import PARTS, joined_bytes
 from ..packing.quantize_row import LANES, RowCodes, RowScale, sweep
 from ..panels.layout import RowLayout, WeightLayout
 from ..panels.matmul import PanelKernel
-from ..panels.strategy import PanelRows, PanelStrategy, activation_of
+from ..panels.strategy import PanelRows, PanelStrategy, highest_code
 from ..schedule import CpuSchedule, KernelSchedule, RowRange
 from . import schedules
 from .kernels import Int8Kernel
@@ -89,7 +89,8 @@ class Int8Strategy(PanelStrategy):
         return Int8Rows(layout)
 
     def schedules(self, spec: MatmulSpec, rows: RowRange, isa: Isa) -> tuple[CpuSchedule, ...]:
-        return schedules.schedules(self.weight_layout(spec), spec.n, rows, isa)
+        weight = self.weight_layout(spec)
+        return schedules.schedules(weight, highest_code(spec), spec.n, rows, isa)
 
     def kernel(
         self,
@@ -99,8 +100,6 @@ class Int8Strategy(PanelStrategy):
         schedule: KernelSchedule,
         accumulators: bool,
     ) -> PanelKernel:
-        format = activation_of(spec).format
-        highest = format.qmax - format.qmin
         tiled = schedule.block[0] > 1 and weight.reduction.segments_per_group == 1
         kind = self.kernel_of_many_rows if tiled else self.kernel_of_rows
-        return kind(weight, row, schedule, accumulators, highest)
+        return kind(weight, row, schedule, accumulators, highest_code(spec))

@@ -46,7 +46,7 @@ class Tiles(ABC):
     def zero(self, register: int) -> None: ...
 
     @abstractmethod
-    def load(self, register: int, source: Value, at: Value, pitch: int) -> None:
+    def load(self, register: int, source: Value, at: Value, pitch: int | Value) -> None:
         """Load rows from byte `at` of a buffer on, which are `pitch` bytes apart."""
 
     @abstractmethod
@@ -92,7 +92,7 @@ class HardwareTiles(Tiles):
     def zero(self, register: int) -> None:
         self.b.effect("llvm.x86.tilezero", self._name(register))
 
-    def load(self, register: int, source: Value, at: Value, pitch: int) -> None:
+    def load(self, register: int, source: Value, at: Value, pitch: int | Value) -> None:
         self._move("llvm.x86.tileloadd64", register, source, at, pitch)
 
     def store(self, register: int, target: Value, at: Value, pitch: int) -> None:
@@ -107,10 +107,12 @@ class HardwareTiles(Tiles):
     def release(self) -> None:
         self.b.effect("llvm.x86.tilerelease")
 
-    def _move(self, intrinsic: str, register: int, buffer: Value, at: Value, pitch: int) -> None:
+    def _move(
+        self, intrinsic: str, register: int, buffer: Value, at: Value, pitch: int | Value
+    ) -> None:
         b = self.b
         pointer = b.address(buffer, at)
-        b.effect(intrinsic, self._name(register), pointer, b.const(pitch, "i64"))
+        b.effect(intrinsic, self._name(register), pointer, b.from_index(b.index(pitch), "i64"))
 
     def _name(self, register: int) -> Value:
         return self.b.const(register, "i8")
@@ -127,7 +129,7 @@ class MemoryTiles(Tiles):
         with b.loop(0, self.rows(register)) as rows:
             b.store_as(b.const(0, vec(WIDTH, "i32")), self.memory, self._at(register, rows.i))
 
-    def load(self, register: int, source: Value, at: Value, pitch: int) -> None:
+    def load(self, register: int, source: Value, at: Value, pitch: int | Value) -> None:
         b, row = self.b, vec(self.columns(register), "i8")
         with b.loop(0, self.rows(register)) as rows:
             loaded = b.load_as(source, at + rows.i * pitch, row)

@@ -34,7 +34,8 @@ def norm_pack_kernel(norm: NormSpec, packs: Sequence[Kernel], *, keeps_row: bool
     if len(rows) < len(packs) or norm.columns > MAX_COLUMNS:
         return None
     body = NormPackKernel(norm, rows, keeps_row)
-    return Kernel(body.name, (ROWS,), partial(_emit, body))
+    uses = frozenset[str]().union(*(pack.uses for pack in rows))
+    return Kernel(body.name, (ROWS,), partial(_emit, body), uses=uses)
 
 
 def _emit(body: NormPackKernel, module: Any, isa: Any) -> None:

@@ -217,3 +217,9 @@ def weight_of(spec: MatmulSpec) -> Scheme:
 def activation_of(spec: MatmulSpec) -> Scheme:
     assert spec.activation is not None
     return spec.activation
+
+
+def highest_code(spec: MatmulSpec) -> int:
+    """The largest activation code u."""
+    format = activation_of(spec).format
+    return format.qmax - format.qmin

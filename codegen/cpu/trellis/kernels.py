@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from abqc.codegen.builder import Value, vec
 from abqc.codegen.isa import Isa
 
+from ..int8.dot import Products
 from ..int8.kernels import Int8Body, Int8Kernel, Quads
 from ..int8.layout import QUAD
-from ..int8.schedules import ROWS, fits
+from ..int8.schedules import ROWS, Space
 from ..panels.layout import PANEL
 from ..panels.matmul import PanelBody
 from ..schedule import COLUMNS, CpuSchedule, RowRange, block_columns, distinct
@@ -32,8 +33,10 @@ class TrellisKernel(Int8Kernel):
         return OneRowBody if self.schedule.block[0] == 1 else RowsBody
 
 
-def schedules(weight: TrellisLayout, n: int, rows: RowRange, isa: Isa) -> tuple[CpuSchedule, ...]:
-    """Those for `n` channels, the default first."""
+def schedules(
+    weight: TrellisLayout, a_highest: int, n: int, rows: RowRange, isa: Isa
+) -> tuple[CpuSchedule, ...]:
+    """Those for `n` channels and activation codes up to `a_highest`, the default first."""
     if rows.one:
         most = 4 if isa.registers >= 32 else 1
         tiles = [panels for panels in (4, 2, 1) if panels <= most]
@@ -44,7 +47,8 @@ def schedules(weight: TrellisLayout, n: int, rows: RowRange, isa: Isa) -> tuple[
         )
     most = 8 if isa.registers >= 32 else 4
     heights = [height for height in (8, 6, 4, 3, 2) if height <= most]
-    heights = [height for height in heights if fits(weight, height, 1, 1, isa)] or [1]
+    space = Space(weight, n, isa, Products.of(isa, a_highest, weight.value.highest))
+    heights = [height for height in heights if space.fits(height, 1, 1)] or [1]
     return distinct(
         CpuSchedule(height, PANEL, 1, block_m, columns, decode_once=True)
         for height in heights

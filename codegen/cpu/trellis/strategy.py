@@ -12,7 +12,7 @@ from abqc.dialects.formats import QuantizedTensor, Scheme
 
 from ..int8.layout import QUAD, unit_quads
 from ..int8.strategy import Int8Strategy
-from ..panels.strategy import MAX_ROTATED_K
+from ..panels.strategy import MAX_ROTATED_K, highest_code
 from ..schedule import CpuSchedule, RowRange
 from .kernels import MAX_K, TrellisKernel, schedules
 from .layout import BYTE_BITS, TrellisLayout
@@ -48,4 +48,4 @@ class TrellisStrategy(Int8Strategy):
         return TrellisLayout.of(spec)
 
     def schedules(self, spec: MatmulSpec, rows: RowRange, isa: Isa) -> tuple[CpuSchedule, ...]:
-        return schedules(self.weight_layout(spec), spec.n, rows, isa)
+        return schedules(self.weight_layout(spec), highest_code(spec), spec.n, rows, isa)

@@ -20,7 +20,7 @@ from ..arch import GpuArch
 from ..builder import POINTER, WEIGHT, kernel
 from ..matmul.grid_block import grid_block
 from ..wgmma.barriers import set_registers, shared_address
-from ..wgmma.context import BlockContext
+from ..wgmma.context import BlockContext, anew
 from ..wgmma.instructions import (
     WARPGROUP_WARPS,
     Wgmma,
@@ -62,20 +62,24 @@ def emit_wgmma_matmul(module: Any, arch: GpuArch, name: str, plan: WgmmaPlanesPl
     ) as (b, block, rows, weight, bias, target, m, n):
         ring = Ring(b, plan, shared_address(b))
         ring.initialize()
-        operands = PlaneOperands(plan, b, rows, weight, bias, m, n)
-        operands.prepare()
-        _prefetch(_context(operands, block, target))
+        _prefetch(_context(PlaneOperands(plan, b, rows, weight, bias, m, n), block, target))
         b.wait()
         copies = is_copying(b, plan)
         s = plan.schedule
 
+        def context(tile: Value) -> PlanesContext:
+            # m and n anew: what follows from them, kept from tile to tile, takes registers.
+            operands = PlaneOperands(plan, b, rows, weight, bias, anew(b, m), anew(b, n))
+            operands.prepare()
+            return _context(operands, tile, target)
+
         def copy(tile: Value, state: list[Value]) -> list[Value]:
-            here = _context(operands, tile, target)
-            stages = PlaneStageCopies(ring, plan, operands, here.first_row, here.first_tile)
+            here = context(tile)
+            stages = PlaneStageCopies(ring, plan, here.operands, here.first_row, here.first_tile)
             return stages.run(*here.turns(), CopyState.of(ring, state)).values
 
         def multiply(tile: Value, place: list[Value]) -> list[Value]:
-            here = _context(operands, tile, target)
+            here = context(tile)
             sums, after = _Products(here, ring).run(*here.turns(), ring.place(place))
             _finish(here.again(), sums)
             return after.values

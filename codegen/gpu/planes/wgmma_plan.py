@@ -12,7 +12,7 @@ from ..arch import GpuArch
 from ..matmul.schedule import PRODUCER_WARPS
 from ..wgmma.barriers import BARRIER_BYTES
 from ..wgmma.instructions import COLUMNS_STEP, MOST_COLUMNS, ROWS, WARPGROUP_WARPS
-from ..wgmma.plan import INSTRUCTION_REGISTERS, REGISTERS
+from ..wgmma.plan import INSTRUCTION_REGISTERS, PRODUCERS, REGISTERS
 from .chain import Chain
 from .layout import HALVES, STEP, TILE_COLUMNS, UNIT_BYTES
 from .plan import PlanesPlan
@@ -24,7 +24,8 @@ INTEGER_COLUMNS_STEP = 16  # N of wgmma for integers, but for 8 and 24
 STAGE_ALIGNMENT = 128
 OTHER_REGISTERS = 32  # of a thread that multiplies: addresses, loops, descriptors
 GROUP_REGISTERS = 12  # more, where groups end in a stage; twice, where fragments are masked
-MOST_PRODUCTS = 160  # wgmmas of a stage, which is unrolled
+# Of a stage, which is unrolled: wgmmas, and all instructions of a warp that multiplies.
+MOST_PRODUCTS, MOST_INSTRUCTIONS = 160, 4000
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class WgmmaPlanesPlan(PlanesPlan):
             self.k_blocks * self.block_groups > 2 * self.groups
         ):
             return "more than half of the stages is padding"
-        if self.products > MOST_PRODUCTS:
+        if self.products > MOST_PRODUCTS or self.instructions > MOST_INSTRUCTIONS:
             return "too much code"
         if self.shared_bytes > arch.shared_per_block:
             return "not enough shared memory"
@@ -225,6 +226,12 @@ class WgmmaPlanesPlan(PlanesPlan):
         groups = self.warp_groups if self.whole_groups else 1
         masks = 4 * self.products if self.parts > 2 else 0
         return steps * (5 + 2 * self.halves) + masks + groups * self.sum_instructions + 30
+
+    @property
+    def copy_instructions(self) -> float:
+        """Of a thread that copies, for a stage."""
+        pieces = self.row_stage_bytes / 16 + self.row_sum_stage_bytes / 8
+        return 45.0 + 2.5 * pieces / PRODUCERS
 
 
 assert TILE_COLUMNS * WARPGROUP_WARPS == ROWS and HALVES == 2

@@ -12,6 +12,7 @@ from ..arch import GpuArch
 from ..matmul.schedule import Schedule
 from ..packing.layout import align
 from ..wgmma.instructions import ROWS, WARPGROUP_WARPS
+from ..wgmma.plan import PRODUCERS
 from ..wgmma.schedules import SPLITS, persistent_blocks, splits_pay
 from .layout import STEP, TILE_COLUMNS, PlaneWeights
 from .wgmma_plan import WgmmaPlanesPlan
@@ -92,7 +93,7 @@ def wgmma_planes_features(plan: WgmmaPlanesPlan, m: int) -> KernelFeatures:
         bytes_in_flight=(schedule.stages - 1) * plan.stage_bytes,
         wgmma_b1_ops=tiles * steps * step_ops * plan.sums_of_pairs.products,
         alu_ops=turns * threads * groups * plan.sum_instructions / 2,  # the FMA pipe has half
-        issued=turns * threads * plan.instructions,
+        issued=turns * (threads * plan.instructions + PRODUCERS * plan.copy_instructions),
         shared_traffic=turns * (plan.stage_bytes + reads),
         workspace_bytes=schedule.split * m * spec.n * 4 if schedule.split > 1 else 0,
         stages=schedule.stages,

@@ -23,8 +23,10 @@ HALF_ZERO, HALF_FLOAT = 0.5, 0.5
 FLUSH, CORRECTION = 2.0, 1.0
 FLUSH_COLUMNS, COPY, TURN = 8.0, 4.0, 30.0
 
-# Of wgmma: around an instruction, its descriptor and the waits; for a turn of the loop.
+# Of wgmma: around an instruction, its descriptor and the waits; for a turn of the loop. Of a thread
+# that copies: for a stage, and for 16 bytes of rows.
 WGMMA_STEP, WGMMA_TURN = 5.0, 30.0
+WGMMA_COPIES, WGMMA_COPY = 45.0, 5.0
 
 # Of rows: a unit's addresses, and the end of a group by dot products and by MMA, for each row.
 ROWS_UNIT = 3.0
@@ -101,3 +103,8 @@ def wgmma_stage(plan: WgmmaPlan) -> float:
         ends = plan.stage_units / plan.group_units
         total += ends * (flush(layout) * plan.accumulators + 2 * plan.halves * FLUSH_COLUMNS)
     return total
+
+
+def wgmma_copies(plan: WgmmaPlan) -> float:
+    """Of a kernel by wgmma for a stage, of a thread that copies."""
+    return WGMMA_COPIES + WGMMA_COPY * plan.pieces

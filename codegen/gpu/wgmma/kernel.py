@@ -23,7 +23,7 @@ from ..matmul.loop_state import LoopState
 from ..weights.layout import BLOCKS, TILE_COLUMNS, WARP_LOAD_BYTES
 from ..weights.pointers import PackedWeight
 from .barriers import set_registers, shared_address
-from .context import WgmmaContext
+from .context import WgmmaContext, anew
 from .copy import StageCopies
 from .fragments import words_of_half
 from .instructions import (
@@ -122,7 +122,8 @@ def emit_wgmma_kernel(
         copies = is_copying(b, plan)
 
         def context(tile: Value) -> WgmmaContext:
-            return _context(b, plan, tile, rows, packed, bias, target, m, n)
+            # m and n anew: what follows from them, kept from tile to tile, takes registers.
+            return _context(b, plan, tile, rows, packed, bias, target, anew(b, m), anew(b, n))
 
         def copy(tile: Value, state: list[Value]) -> list[Value]:
             here = context(tile)

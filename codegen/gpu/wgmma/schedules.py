@@ -20,7 +20,7 @@ from .half import HalfProducts
 from .instructions import ROWS, WARPGROUP_WARPS
 from .int8 import Int8Accumulators, Int8Products
 from .kernel import Arithmetic, emit_wgmma_kernel
-from .plan import WgmmaPlan
+from .plan import PRODUCERS, WgmmaPlan
 
 BLOCK_ROWS = (16, 32, 64, 80, 96, 128, 192, 256)
 PAIRED_ROWS = 176  # the most of two halves
@@ -121,7 +121,8 @@ def wgmma_features(
     # A warpgroup reads all rows of a stage, for each half.
     reads = plan.consumers * plan.halves * plan.rows_bytes
     reads += plan.weights_bytes * (2 // plan.halves)
-    threads = 32 * schedule.warps_n
+    stage = 32 * schedule.warps_n * issue_counts.wgmma_stage(plan)
+    stage += PRODUCERS * issue_counts.wgmma_copies(plan)
     return KernelFeatures(
         arch="",
         strategy=strategy,
@@ -145,7 +146,7 @@ def wgmma_features(
         wgmma_s8_ops=mma_ops if quantized else 0.0,
         wgmma_f16_ops=0.0 if quantized else mma_ops,
         alu_ops=issue_counts.decode_integer(layout) * decoded,
-        issued=float(tiles * plan.iterations * threads) * issue_counts.wgmma_stage(plan),
+        issued=float(tiles * plan.iterations) * stage,
         shared_traffic=float(tiles * plan.iterations * (plan.stage_bytes + reads)),
         workspace_bytes=schedule.split * m * spec.n * 4 if schedule.split > 1 else 0,
         stages=schedule.stages,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ Key = tuple[str, str]  # a kernel's name and ISA
 @dataclass(frozen=True)
 class Timed:
     """A sample, its kernel, and the number of its task if that is held out. `seconds` are those of
-    all its measurements, of which the sample has the least."""
+    all its measurements, of which the sample has the median."""
 
     sample: Sample
     kernel: Key
@@ -67,15 +68,15 @@ def load(folder: Path) -> Data:
         lines.setdefault(time_kernels.key(line), []).append(line)
     timed = []
     for again in lines.values():
-        line = min(again, key=lambda line: line["seconds"])
-        sample = samples.from_json(line)
+        line = min(again, key=lambda line: line["spread"])
+        every = tuple(line["seconds"] for line in again)
+        sample = replace(samples.from_json(line), seconds=statistics.median(every))
         if line["task"] is None and sample.spread > SPREAD_LIMIT:
             continue
         assert isinstance(sample.features, MatmulFeatures)
         kernel = line["kernel"], sample.features.isa
         if line["task"] is not None and kernel not in today:
             continue
-        every = tuple(line["seconds"] for line in again)
         timed.append(Timed(sample, kernel, line["task"], line["default"], every))
     return Data(kernels, timed)
 

@@ -4,17 +4,24 @@
 
 Of tasks all of whose candidates were timed, and none of whose sizes is in training: the time of
 the best candidate over that of the one picked, over that of the best among the first five; the
-rank correlation within a task; the mean absolute error. Means over tasks. `widths`: training had
-no weights of 3 and 6 bits, the tasks have; `ISA`: the same of AVX2. The token model is trained
-on kernels of training alone, by PyTorch, and judged for `shapes`.
+rank correlation within a task, and that of those candidates which differ by more than the noise;
+the mean absolute error. Means over tasks. `widths`: training had no weights of 3 and 6 bits, the
+tasks have; `ISA`: the same of AVX2. The token model is trained on kernels of training alone, by
+PyTorch, and judged for `shapes`.
+
+Times are medians of all measurements. `measured again`: the first measurement as a prediction of
+the median of the others, which is what noise leaves possible.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +38,33 @@ from data import Timed
 HELD_OUT_WIDTHS = (3, 6)
 HELD_OUT_ISA = "avx2"
 TOP = 5
+APART = (
+    3  # standard deviations of the measurements of a candidate: differences beyond are not noise
+)
+FEWEST = 4  # candidates apart that have ranks worth a number
 
 Tasks = Mapping[int, Sequence[Timed]]
-Scores = list[tuple[float, float, float, float]]  # pick, best of the first five, rank, error
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of a task; nan where there is none."""
+
+    pick: float
+    best_of_first: float
+    rank: float = math.nan
+    rank_apart: float = math.nan
+    error: float = math.nan
+
+
+Scores = list[Score]
+COLUMNS = {  # with their formats
+    "pick": ".1%",
+    "best_of_first": ".1%",
+    "rank": ".3f",
+    "rank_apart": ".3f",
+    "error": ".1%",
+}
 
 
 def main() -> None:
@@ -43,12 +74,6 @@ def main() -> None:
     parser.add_argument("--tokens", type=Path, help="the token model; trained if it is not there")
     args = parser.parse_args()
     found = data.load(args.folder)
-    fits: dict[str, models.Fit] = {
-        "roofline": models.roofline,
-        "trees": models.trees_only,
-        "roofline x trees, no operations": models.without_operations(models.roofline_and_trees),
-        "roofline x trees": models.roofline_and_trees,
-    }
     rows = []
     for name, (training, tasks) in splits(found).items():
         candidates = [len(timed) for timed in tasks.values()]
@@ -56,7 +81,13 @@ def main() -> None:
         rows += [(name, "random", *columns([random_choice(t) for t in tasks.values()]))]
         rows += [(name, "default", *columns([default_choice(t) for t in tasks.values()]))]
         rows += [(name, "measured again", *columns(measured_again(tasks)))]
-        own = fits
+        boosted = models.roofline_and_trees(training)
+        own = {
+            "roofline": models.roofline,
+            "trees": models.trees_only(training),
+            "roofline x trees, no operations": models.without_operations(boosted),
+            "roofline x trees": boosted,
+        }
         if args.tokens is not None and name == "shapes":
             import token_training
 
@@ -64,15 +95,16 @@ def main() -> None:
                 kernels = token_training.allowed(found.kernels, training)
                 token_training.fit(kernels, training).save(args.tokens)
             tokens = TokenModel.load(args.tokens)
-            own = fits | token_training.fits(tokens, found.kernels, models.roofline_and_trees)
+            own |= token_training.predictors(tokens, found.kernels, boosted)
             print(table(*token_training.allocation_table(tokens, found)), flush=True)
-        for label, fit in own.items():
-            predict = fit(training)
+        for label, predict in own.items():
             rows.append((name, label, *columns(scores(predict, tasks))))
             print("  ".join(rows[-1]), flush=True)
-    print(table(("held out", "model", "pick", f"best of {TOP}", "rank", "error"), rows))
-    predict = models.roofline_and_trees(found.training)
-    print(f"ranking 500 candidates: {1e3 * ranking_seconds(predict, found.timed):.0f} ms")
+        if name == "shapes":
+            milliseconds = 1e3 * ranking_seconds(models.without_operations(boosted), found.timed)
+    header = ("held out", "model", "pick", f"best of {TOP}", "rank", "rank apart", "error")
+    print(table(header, rows))
+    print(f"ranking 500 candidates: {milliseconds:.0f} ms")
 
 
 def splits(found: data.Data) -> dict[str, tuple[list[Timed], Tasks]]:
@@ -90,37 +122,62 @@ def splits(found: data.Data) -> dict[str, tuple[list[Timed], Tasks]]:
 
 
 def scores(predict: models.Predictor, tasks: Tasks) -> Scores:
-    return [score(predict(timed), data.seconds(timed)) for timed in tasks.values()]
+    return [score(predict(timed), data.seconds(timed), noise(timed)) for timed in tasks.values()]
 
 
-def score(predicted: np.ndarray, seconds: np.ndarray) -> tuple[float, float, float, float]:
+def score(predicted: np.ndarray, seconds: np.ndarray, noise: float) -> Score:
     order = np.argsort(predicted, kind="stable")
     best = seconds.min()
-    error = float(np.abs(predicted / seconds - 1).mean())
-    pick, first = best / seconds[order[0]], best / seconds[order[:TOP]].min()
-    return pick, first, spearman(predicted, seconds), error
+    kept = apart(seconds, APART * noise)
+    return Score(
+        pick=best / seconds[order[0]],
+        best_of_first=best / seconds[order[:TOP]].min(),
+        rank=spearman(predicted, seconds),
+        rank_apart=spearman(predicted[kept], seconds[kept]) if len(kept) >= FEWEST else math.nan,
+        error=float(np.abs(predicted / seconds - 1).mean()),
+    )
+
+
+def noise(timed: Sequence[Timed]) -> float:
+    """The standard deviation of the logarithm of a measurement, of candidates measured often."""
+    variances = [
+        float(np.var(np.log(each.seconds), ddof=1)) for each in timed if len(each.seconds) > 1
+    ]
+    return math.sqrt(statistics.median(variances)) if variances else 0.0
+
+
+def apart(seconds: np.ndarray, difference: float) -> list[int]:
+    """The best candidate, and from there each that is slower than the last of them by a factor of
+    more than exp(difference)."""
+    kept: list[int] = []
+    for at in np.argsort(seconds, kind="stable"):
+        if not kept or seconds[at] > seconds[kept[-1]] * math.exp(difference):
+            kept.append(int(at))
+    return kept
 
 
 def measured_again(tasks: Tasks) -> Scores:
-    """A second measurement as a prediction of the first: what noise leaves possible."""
+    """A first measurement as a prediction of the others: what noise leaves possible."""
     found = []
     for timed in tasks.values():
-        both = np.array([each.seconds[:2] for each in timed if len(each.seconds) > 1])
-        if len(both) > 1:
-            found.append(score(both[:, 1], both[:, 0]))
-    return found or [(float("nan"),) * 4]
+        often = [each for each in timed if len(each.seconds) > 1]
+        if len(often) > 1:
+            first = np.array([each.seconds[0] for each in often])
+            others = np.array([statistics.median(each.seconds[1:]) for each in often])
+            found.append(score(first, others, noise(often)))
+    return found
 
 
-def random_choice(timed: Sequence[Timed]) -> tuple[float, float, float, float]:
+def random_choice(timed: Sequence[Timed]) -> Score:
     """Expected values; the best of the first five over many draws."""
     seconds = data.seconds(timed)
     best, rng = seconds.min(), np.random.default_rng(0)
     few = min(TOP, len(seconds))
     draws = [best / rng.choice(seconds, few, replace=False).min() for _ in range(2000)]
-    return float((best / seconds).mean()), float(np.mean(draws)), 0.0, float("nan")
+    return Score(float((best / seconds).mean()), float(np.mean(draws)))
 
 
-def default_choice(timed: Sequence[Timed]) -> tuple[float, float, float, float]:
+def default_choice(timed: Sequence[Timed]) -> Score:
     """The default schedule of the first strategy that codes of these formats can have."""
     order = ("int8", "dequantize", "float", "trellis", "trellis-float")
     seconds = data.seconds(timed)
@@ -128,20 +185,16 @@ def default_choice(timed: Sequence[Timed]) -> tuple[float, float, float, float]:
     strategy = next(name for name in order if name in names)
     own = [e for e in timed if e.default and e.features.strategy == strategy]
     share = float(seconds.min() / own[0].sample.seconds)
-    return share, share, float("nan"), float("nan")
+    return Score(share, share)
 
 
 def columns(found: Scores) -> tuple[str, ...]:
     """Means over tasks, as text; empty where there is nothing to say."""
-    means = np.array(found).mean(axis=0)
-    ranks = [rank for _, _, rank, _ in found if not np.isnan(rank)]
-    pick, first, error = means[0], means[1], means[3]
-    return (
-        f"{pick:.1%}",
-        f"{first:.1%}",
-        f"{np.mean(ranks):.3f}" if ranks else "",
-        "" if np.isnan(error) else f"{error:.1%}",
-    )
+    texts = []
+    for name, form in COLUMNS.items():
+        known = [v for v in (getattr(each, name) for each in found) if not math.isnan(v)]
+        texts.append(format(statistics.mean(known), form) if known else "")
+    return tuple(texts)
 
 
 def ranking_seconds(predict: models.Predictor, timed: Sequence[Timed]) -> float:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import lightgbm
 import numpy as np
 from abqc.costmodel.trees import F64, Trees
+from numpy.typing import NDArray
 
 THRESHOLD_DIGITS, LEAF_DIGITS = 6, 3
+CLIP = 0.1  # of errors: timings have outliers
+
+Objective = Callable[[F64, lightgbm.Dataset], tuple[F64, F64]]
 
 
 @dataclass(frozen=True)
@@ -22,8 +27,10 @@ class Boosting:
     depth: int = 6
     leaves: int = 40
     rate: float = 0.08
-    objective: str = "huber"  # timings have outliers; "binary": targets are 0 or 1, sums log-odds
+    objective: str = "huber"  # or "binary": targets are 0 or 1, sums log-odds
     columns: float = 0.5  # part of the features that a tree looks at
+    groups: NDArray[np.int64] | None = None  # of each row: those of a group are compared
+    within: float = 2.0  # weight of differences from the mean of a group, beside the value itself
 
     def __call__(self, rows: F64, targets: F64) -> Trees:
         base = float(targets.mean())
@@ -32,7 +39,7 @@ class Boosting:
             base = math.log(share / (1 - share))
         parameters = {
             "objective": self.objective,
-            "alpha": 0.1,
+            "alpha": CLIP,
             "max_depth": self.depth,
             "num_leaves": self.leaves,
             "learning_rate": self.rate,
@@ -52,6 +59,8 @@ class Boosting:
             data = lightgbm.Dataset(rows, targets, init_score=begin)
         else:
             data = lightgbm.Dataset(rows, targets - base)
+        if self.groups is not None:
+            parameters["objective"] = _compared(self.groups, targets - base, self.within)
         booster = lightgbm.train(parameters, data, self.trees)
         return self._arrays(base, booster.dump_model()["tree_info"])
 
@@ -77,6 +86,21 @@ class Boosting:
         for number, tree in enumerate(dumped):
             fill(number, 0, tree["tree_structure"])
         return Trees(base, feature, threshold, leaf)
+
+
+def _compared(groups: NDArray[np.int64], targets: F64, within: float) -> Objective:
+    """Huber's loss of the error, and `within` times that of the error less the mean of its group:
+    a choice is among the rows of a group, whose common error does not matter."""
+    _, place, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    weight = np.where(counts > 1, within, 0.0)[place]
+
+    def gradients(sums: F64, data: lightgbm.Dataset) -> tuple[F64, F64]:
+        errors = sums - targets
+        own = errors - (np.bincount(place, errors) / counts)[place]
+        gradient = np.clip(errors, -CLIP, CLIP) + weight * np.clip(own, -CLIP, CLIP)
+        return gradient, 1 + weight
+
+    return gradients
 
 
 def _rounded(value: float, digits: int) -> float:

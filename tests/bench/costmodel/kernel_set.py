@@ -1,8 +1,9 @@
 """The matmul kernels that cost models are trained on and judged by.
 
 A task is a product on one instruction set; its candidates are the kernels of all strategies and
-schedules that can do it. Training takes a few candidates of many tasks at random; `HELD_OUT` are
-tasks of sizes that no task of training has, and all of their candidates.
+schedules that can do it. Training takes several candidates of many tasks at random, each timed for
+the same rows, so that they compare; `HELD_OUT` are tasks of sizes that no task of training has, and
+all of their candidates.
 """
 
 from __future__ import annotations
@@ -43,9 +44,10 @@ ACTIVATIONS = (None, None, "a8", "a8", *(f"a{bits}" for bits in WIDTHS))
 SIZES = (192, 256, 384, 512, 768, 1000, 1024, 1536, 2048, 3072, 4096)  # N
 DEPTHS = (100, 256, 384, 576, 768, 1024, 1536, 2048, 3072, 4096)  # K
 LARGEST = {"avx512": 6 << 20, "avx2": 4 << 20, "plain": 3 << 19}  # N * K
-ROWS = {1: (1,), 31: (2, 3, 4, 6, 8, 12, 16, 24, 31), None: (32, 48, 64, 100, 128, 200, 256)}
-CANDIDATES = 4  # of a task in training
-TIMES = 2  # numbers of rows for which a candidate of training is timed
+ROWS = {31: (2, 3, 4, 6, 8, 12, 16, 24, 31), None: (32, 48, 64, 100, 128, 200, 256)}
+CANDIDATES = 8  # of a task in training
+TIMES = 2  # numbers of rows for which the candidates of a task of training are timed
+CHOSEN_ISAS = ("avx512", "avx512", "avx512", "avx2", "avx2", "plain")  # as often as they come here
 
 
 @dataclass(frozen=True)
@@ -132,14 +134,14 @@ class Timing:
 
 
 def training(seed: int = 0) -> Iterator[Timing]:
-    """Without end: tasks at random, a few candidates of each, strategies as often as each other."""
+    """Without end: tasks at random, and of each one candidate of every strategy and some others."""
     rng = random.Random(seed)
     here = {isa.name: isa for isa in isas.available()}
     while True:
         weight = rng.choice(WEIGHTS)
         activation = rng.choice(ACTIVATIONS) if weight else None
         n, k = rng.choice(SIZES), rng.choice(DEPTHS)
-        isa = here[rng.choice([*LARGEST, "avx512"])]
+        isa = here[rng.choice(CHOSEN_ISAS)]
         rows = rng.choice(ROW_RANGES)
         if n * k > LARGEST[isa.name]:
             continue
@@ -147,11 +149,15 @@ def training(seed: int = 0) -> Iterator[Timing]:
             able = candidates(Task(weight, activation, n, k, isa, rows))
         except ValueError:  # groups that do not divide, such as those of some formats
             continue
-        for name in rng.choices(sorted({c.strategy.name for c in able}), k=CANDIDATES):
-            candidate = rng.choice([c for c in able if c.strategy.name == name])
-            cold = rng.random() < 0.5
-            for m in rng.sample(ROWS[rows.last], min(TIMES, len(ROWS[rows.last]))):
-                yield Timing(candidate, m, cold)
+        rng.shuffle(able)
+        each = list({candidate.strategy.name: candidate for candidate in able}.values())
+        others = [candidate for candidate in able if candidate not in each]
+        chosen = [*each, *others][:CANDIDATES]
+        timed = [(1, False), (1, True)]
+        if not rows.one:
+            timed = [(m, rng.random() < 0.5) for m in rng.sample(ROWS[rows.last], TIMES)]
+        for m, cold in timed:
+            yield from (Timing(candidate, m, cold) for candidate in chosen)
 
 
 def _held_out() -> tuple[tuple[Task, int, bool], ...]:

@@ -9,19 +9,18 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from abqc.costmodel import features as feature_list
 from abqc.costmodel.analytic import AnalyticModel
+from abqc.costmodel.evaluate import problem
 from abqc.costmodel.residual import FitTrees, Residual
 from abqc.costmodel.trees import F64
 from data import Timed, blind
 from gradient_boosting import Boosting
 
 Predictor = Callable[[Sequence[Timed]], F64]
-Fit = Callable[[Sequence[Timed]], Predictor]
 
 
-def roofline(training: Sequence[Timed]) -> Predictor:
+def roofline(timed: Sequence[Timed]) -> F64:
     """The analytic model, which learns nothing."""
-    model = AnalyticModel()
-    return lambda timed: np.array(model.predict_all([each.features for each in timed]))
+    return np.array(AnalyticModel().predict_all([each.features for each in timed]))
 
 
 def trees_only(training: Sequence[Timed], fit: FitTrees | None = None) -> Predictor:
@@ -68,21 +67,20 @@ def fit_seeing_and_blind(
     model: AnalyticModel, training: Sequence[Timed], fit: FitTrees | None = None
 ) -> None:
     """Fit a residual to timings with and without the operations of their kernels, so that it can be
-    asked both ways."""
+    asked both ways. Candidates for the same are compared."""
     samples = [each.sample for each in training]
-    model.fit([*samples, *(blind(each).sample for each in training)], fit or Boosting())
+    numbers: dict[tuple[object, ...], int] = {}
+    own = [numbers.setdefault(problem(s.features), len(numbers)) for s in samples]
+    groups = np.array([*own, *(len(numbers) + number for number in own)])
+    both = [*samples, *(blind(each).sample for each in training)]
+    model.fit(both, fit or Boosting(groups=groups))
     assert model.residual is not None
     model.residual = dataclasses.replace(model.residual, samples=len(samples))
 
 
-def without_operations(fit: Fit) -> Fit:
+def without_operations(predict: Predictor) -> Predictor:
     """A model that is asked without the operations of kernels."""
-
-    def blindly(training: Sequence[Timed]) -> Predictor:
-        predict = fit(training)
-        return lambda timed: predict([blind(each) for each in timed])
-
-    return blindly
+    return lambda timed: predict([blind(each) for each in timed])
 
 
 def unlimited(residual: Residual) -> Residual:

@@ -4,8 +4,9 @@
 
 Adds to FOLDER/samples.jsonl a line for each timing that it does not have yet: a sample of the cost
 model (docs/cost-model.md) with the kernel's name and the number of its task, if that is held out.
-A sample is packing and matmul, the least of several calls each in time of the thread: on a machine
-that others use too, the least is what the kernel takes. Stop it at any time and start it again.
+A sample is packing and matmul, in time of the thread: the least of several calls, which on a
+machine that others use too is what the kernel takes; the median where weights come from DRAM, as
+some of them may still be in a cache. Stop it at any time and start it again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -106,13 +108,29 @@ def key(line: dict) -> tuple:
     return line["kernel"], f["isa"], f["m"], f["n"], f["working_set"] > 0, line["task"]
 
 
+@dataclass(frozen=True)
+class Weights:
+    """A packed weight, and without end as many copies of it in turns as are read before the first
+    comes again. All kernels go on through them: one that began anew would find in a cache what the
+    last one has read."""
+
+    packed: np.ndarray
+    turns: Iterator[np.ndarray]
+
+    @classmethod
+    def of(cls, strategy: CpuStrategy, spec: MatmulSpec) -> Weights:
+        packed = strategy.pack_weight(spec, random_weight(spec))
+        copies = range(-(-kernel_set.COLD_BYTES // packed.nbytes))
+        return cls(packed, itertools.cycle([packed.copy() for _ in copies]))
+
+
 class Timer:
     """Calls compiled kernels."""
 
     def __init__(self, folder: Path) -> None:
         initialize()
         self.folder = folder
-        self.weights = lru_cache(maxsize=4)(self._weights)
+        self.weights = lru_cache(maxsize=4)(Weights.of)
         self.packing = lru_cache(maxsize=64)(self._packing)
 
     def time(self, timing: kernel_set.Timing) -> tuple[float, float, int]:
@@ -124,18 +142,10 @@ class Timer:
         y, bias = np.zeros(m * spec.n, np.float32), np.zeros(spec.n, np.float32)
         prepare = self._loaded(candidate.kernel, isa)
         grid = candidate.kernel.grid(m, spec.n)
-        calls = [
-            prepare(grid, [q, weight, bias, y, m, spec.n])
-            for weight in (weights if timing.cold else weights[:1])
-        ]
-        times = call_times(calls)
-        return packing + min(times), spread(times), len(times)
-
-    def _weights(self, strategy: CpuStrategy, spec: MatmulSpec) -> list[np.ndarray]:
-        """Copies of a packed weight, as many as are read before the first comes again."""
-        weight = strategy.pack_weight(spec, random_weight(spec))
-        count = -(-kernel_set.COLD_BYTES // weight.nbytes)
-        return [weight, *(weight.copy() for _ in range(count - 1))]
+        given = weights.turns if timing.cold else itertools.repeat(weights.packed)
+        times = call_times(prepare(grid, [q, weight, bias, y, m, spec.n]) for weight in given)
+        seconds = statistics.median(times) if timing.cold else min(times)
+        return packing + seconds, spread(times), len(times)
 
     def _packing(
         self, strategy: CpuStrategy, spec: MatmulSpec, isa: Isa, m: int
@@ -146,7 +156,8 @@ class Timer:
         if pack is None:
             return 0.0, x
         q = np.zeros(m * strategy.row_bytes(spec), np.uint8)
-        return min(call_times([self._loaded(pack, isa)(pack.grid(m), [x, q, m])])), q
+        call = self._loaded(pack, isa)(pack.grid(m), [x, q, m])
+        return min(call_times(itertools.repeat(call))), q
 
     def _loaded(
         self, kernel: Kernel, isa: Isa
@@ -167,7 +178,7 @@ class Timer:
         return prepare
 
 
-def call_times(calls: Sequence[Callable[[], None]]) -> list[float]:
+def call_times(calls: Iterator[Callable[[], None]]) -> list[float]:
     """`time_calls`, of many samples in little time."""
     times = time_calls(calls, MIN_CALLS, MAX_CALLS, SECONDS)
     assert statistics.median(times) > 0

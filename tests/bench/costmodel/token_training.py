@@ -14,6 +14,7 @@ import torch
 from abqc.costmodel import features as feature_list
 from abqc.costmodel.analytic import AnalyticModel
 from abqc.costmodel.evaluate import spearman
+from abqc.costmodel.interface import MatmulFeatures
 from abqc.costmodel.token_model import (
     OUTPUTS,
     STRIDE,
@@ -27,19 +28,25 @@ from torch import nn
 EMBEDDING, FIRST, SECOND, HIDDEN = 16, 32, 48, 64
 RAREST = 5  # kernels that a token must be in
 BATCH, EPOCHS, RATE = 64, 8, 4e-3
+# Of features.py: tokens stand for the operations, and for what follows from them.
+NUMBERS = (
+    *feature_list.asked_names(MatmulFeatures),
+    *("compute share", "memory share", "launch share", "bits", "accumulators", "row_use"),
+    *("column_use", "weight_size", "blocks", "row_passes"),
+)
 
 Kernels = Mapping[Key, Mapping[str, Any]]
 
 
-def fits(tokens: TokenModel, kernels: Kernels, boosted: models.Fit) -> dict[str, models.Fit]:
+def predictors(
+    tokens: TokenModel, kernels: Kernels, boosted: models.Predictor
+) -> dict[str, models.Predictor]:
     """The rows of the table: alone, and the mean of its logarithm and that of boosted trees."""
     alone = predictor(tokens, kernels)
-
-    def both(timed: Sequence[Timed]) -> models.Predictor:
-        trees = boosted(timed)
-        return lambda asked: np.sqrt(alone(asked) * trees(asked))
-
-    return {"roofline x tokens": lambda timed: alone, "roofline x trees and tokens": both}
+    return {
+        "roofline x tokens": alone,
+        "roofline x trees and tokens": lambda timed: np.sqrt(alone(timed) * boosted(timed)),
+    }
 
 
 def allocation_table(
@@ -169,10 +176,10 @@ def allocation_targets(row: Mapping[str, Any]) -> list[float]:
 
 
 def numbers_of(timed: Sequence[Timed]) -> np.ndarray:
-    """The numbers of features.py, of which the tokens stand for the operations."""
-    model, width = AnalyticModel(), len(feature_list.OPERATIONS)
+    """The values of `NUMBERS`."""
+    model, names = AnalyticModel(), feature_list.names(MatmulFeatures)
     rows = [feature_list.numbers(b.features, model.estimate(b.features)) for b in map(blind, timed)]
-    return np.array(rows)[:, :-width]
+    return np.array(rows)[:, [names.index(name) for name in NUMBERS]]
 
 
 def log_residuals(timed: Sequence[Timed]) -> np.ndarray:
