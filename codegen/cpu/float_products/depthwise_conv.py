@@ -30,7 +30,7 @@ from abqc.dialects.conv_spec import ConvSpec
 from abqc.dialects.epilogue import Epilogue, name_with
 
 from .finish import Finish, Steady
-from .polyphase import PhaseRow
+from .polyphase import SHUFFLED, PhaseRow
 from .tile import broadcast, cover_by_tiles, multiply_add
 
 TILE_ROWS = 4
@@ -136,13 +136,23 @@ class _Body:
         count = (width + (spec.reach[1] // sx + self.lanes)) // self.lanes * self.lanes
         plane = self.rows_read * self.line
         row = PhaseRow(b, sx, sx, self.x, self.rows, self.pitch, before, count, plane)
-        with b.loop(0, (height - 1) * sy + (spec.reach[0] + 1)) as loop:
-            source, to = first * sy + loop.i - top, loop.i * self.line
-            inside = (source >= 0) & (source < self.plane // self.pitch)
-            with b.when(inside):
-                row.copy(image * self.plane + source * self.pitch, to)
-            with b.when(inside ^ 1):
-                row.clear(to)
+        rows, skipped = (height - 1) * sy + (spec.reach[0] + 1), top - first * sy
+        begin = b.min(b.max(skipped, 0), rows)
+        end = b.max(b.min(self.plane // self.pitch + skipped, rows), begin)
+        origin = image * self.plane - skipped * self.pitch
+        for outside in ((b.index(0), begin), (end, rows)):
+            with b.loop(*outside) as loop:
+                row.clear(loop.i * self.line)
+        if sx not in SHUFFLED:
+            with b.loop(begin, end) as loop:
+                row.copy(origin + loop.i * self.pitch, loop.i * self.line)
+            return
+        # Down the rows: masks of columns serve all of them.
+        with b.loop(0, count, self.lanes) as columns:
+            inside = row.is_inside(columns.i)
+            for those, copy in ((inside, row.copy_inside), (inside ^ 1, row.copy_edge)):
+                with b.when(those), b.loop(begin, end) as loop:
+                    copy(origin + loop.i * self.pitch, loop.i * self.line, columns.i)
 
     def _taps(self, height: int) -> dict[int, list[tuple[int, int]]]:
         """The rows that a tile of `height` rows reads, from its first one on, and for which of its
