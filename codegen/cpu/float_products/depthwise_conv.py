@@ -29,6 +29,7 @@ from abqc.codegen.strategy import Kernel
 from abqc.dialects.conv_spec import ConvSpec
 from abqc.dialects.epilogue import Epilogue, name_with
 
+from ..grid_block import Span
 from .finish import Finish, Steady
 from .polyphase import SHUFFLED, PhaseRow
 from .tile import broadcast, cover_by_tiles, multiply_add
@@ -111,21 +112,30 @@ class _Body:
             narrow = self.width <= self.lanes
             with b.when(narrow):
                 mask = b.mask(self.lanes, count)
-                for tile in self._tiles(TILE_ROWS * VECTORS, last - first, channel, steady, to):
+                whole = b.index(0), last - first
+                for tile in self._tiles(TILE_ROWS * VECTORS, whole, channel, steady, to):
                     tile(b.index(0), [mask])
             with b.when(narrow ^ 1):
-                for tile in self._tiles(TILE_ROWS, last - first, channel, steady, to):
-                    cover_by_tiles(b, b.index(0), count, self.lanes, VECTORS, tile)
+                # The last ones are lower, so that next to no row is computed for nothing.
+                rows = last - first
+                lower = (TILE_ROWS - rows % TILE_ROWS) % TILE_ROWS * (TILE_ROWS - 1)
+                split = b.max(rows - lower, 0)
+                for height, span in (
+                    (TILE_ROWS, (b.index(0), split)),
+                    (TILE_ROWS - 1, (split, rows)),
+                ):
+                    for tile in self._tiles(height, span, channel, steady, to):
+                        cover_by_tiles(b, b.index(0), count, self.lanes, VECTORS, tile)
 
     def _tiles(
-        self, height: int, rows: Value, channel: Value, steady: Steady, to: Value
+        self, height: int, rows: Span, channel: Value, steady: Steady, to: Value
     ) -> Iterator[Tile]:
-        """What computes a tile of `height` rows, in a loop over them; `rows` are stored, from `to`
-        on."""
-        b = self.b
-        with b.loop(0, rows, height) as loop:
-            begins = self._begins(height, loop.i, rows)
-            place, count = to + loop.i * self.width, b.min(rows - loop.i, height)
+        """What computes a tile of `height` rows, in a loop over these `rows` of a strip, whose
+        first one is stored from `to` on."""
+        b, (begin, end) = self.b, rows
+        with b.loop(begin, end, height) as loop:
+            begins = self._begins(height, loop.i, end)
+            place, count = to + loop.i * self.width, b.min(end - loop.i, height)
             yield partial(self._tile, height, channel, begins, steady, place, count)
 
     def _read(self, image: Value, first: Value, height: Value, column: Value, width: Value) -> None:
