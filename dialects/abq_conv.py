@@ -181,14 +181,21 @@ def _check_epilogue(op: Any) -> None:
 def conv_spec(op: Any) -> ConvSpec:
     """Of a direct_conv (its view)."""
     groups, n = ir.IntegerAttr(op.groups).value, shape(op.result)[1]
-    names = ("window", "strides", "dilations", "before")
     window, strides, dilations, before = (
-        tuple(ir.DenseI64ArrayAttr(op.attributes[name])) for name in names
+        tuple(ir.DenseI64ArrayAttr(op.attributes[name]))
+        for name in ("window", "strides", "dilations", "before")
     )
-    planes, by_sample = shape(op.planes)[1], len(shape(op.w)) == 2
+    planes = shape(op.planes)[1]
     made = Bf16ConvSpec if in_bf16(op.planes) else ConvSpec
     of_image = made(
-        *(groups, n // groups, planes // groups, window, strides, dilations, before, by_sample)
+        groups,
+        n // groups,
+        planes // groups,
+        window,
+        strides,
+        dilations,
+        before,
+        weights_by_sample=len(shape(op.w)) == 2,
     )
     if of_image.reads_images:
         return of_image

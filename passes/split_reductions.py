@@ -107,6 +107,12 @@ def _is_read(argument: ir.Value, body: list[ir.Operation]) -> bool:
     return any(operand == argument for op in body for operand in op.operands)
 
 
+def _expands(reshape: ir.Operation | None, x: ir.Value) -> bool:
+    if reshape is None or reshape.name != "tensor.expand_shape":
+        return False
+    return bool(reshape.operands[0] == x)
+
+
 def _is_of_convolution(op: ir.Operation, number: int) -> bool:
     """Whether an input is what a convolution makes, for this loop alone; axes of size 1 may have
     been added."""
@@ -115,9 +121,7 @@ def _is_of_convolution(op: ir.Operation, number: int) -> bool:
     made, reshape = defining_op(x), defining_op(value)
     if made is None or made.name not in _CONVOLUTIONS or made.block != op.block:
         return False
-    if x != value and (
-        reshape is None or reshape.name != "tensor.expand_shape" or reshape.operands[0] != x
-    ):
+    if x != value and not _expands(reshape, x):
         return False
     readers = [user.operation for each in (x, value) for user in users(each)]
     return (

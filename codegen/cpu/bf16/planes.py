@@ -50,7 +50,7 @@ class _PairPlanes(Polyphase):
     def row(self, plane: Value) -> PhaseRow:
         # A missing channel is read from the one before it.
         step = self.b.select(self._whole, self.height * self.width, self.b.index(0))
-        return _PairRow(*self.of_row(plane), self._whole, step)
+        return _PairRow(*[*self.of_row(plane), self._whole, step])
 
 
 @dataclass
