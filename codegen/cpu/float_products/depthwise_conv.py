@@ -29,8 +29,9 @@ from abqc.codegen.strategy import Kernel
 from abqc.dialects.conv_spec import ConvSpec
 from abqc.dialects.epilogue import Epilogue, name_with
 
+from ..grid_block import Span
 from .finish import Finish, Steady
-from .polyphase import PhaseRow
+from .polyphase import SHUFFLED, PhaseRow
 from .tile import broadcast, cover_by_tiles, multiply_add
 
 TILE_ROWS = 4
@@ -111,21 +112,30 @@ class _Body:
             narrow = self.width <= self.lanes
             with b.when(narrow):
                 mask = b.mask(self.lanes, count)
-                for tile in self._tiles(TILE_ROWS * VECTORS, last - first, channel, steady, to):
+                whole = b.index(0), last - first
+                for tile in self._tiles(TILE_ROWS * VECTORS, whole, channel, steady, to):
                     tile(b.index(0), [mask])
             with b.when(narrow ^ 1):
-                for tile in self._tiles(TILE_ROWS, last - first, channel, steady, to):
-                    cover_by_tiles(b, b.index(0), count, self.lanes, VECTORS, tile)
+                # The last ones are lower, so that next to no row is computed for nothing.
+                rows = last - first
+                lower = (TILE_ROWS - rows % TILE_ROWS) % TILE_ROWS * (TILE_ROWS - 1)
+                split = b.max(rows - lower, 0)
+                for height, span in (
+                    (TILE_ROWS, (b.index(0), split)),
+                    (TILE_ROWS - 1, (split, rows)),
+                ):
+                    for tile in self._tiles(height, span, channel, steady, to):
+                        cover_by_tiles(b, b.index(0), count, self.lanes, VECTORS, tile)
 
     def _tiles(
-        self, height: int, rows: Value, channel: Value, steady: Steady, to: Value
+        self, height: int, rows: Span, channel: Value, steady: Steady, to: Value
     ) -> Iterator[Tile]:
-        """What computes a tile of `height` rows, in a loop over them; `rows` are stored, from `to`
-        on."""
-        b = self.b
-        with b.loop(0, rows, height) as loop:
-            begins = self._begins(height, loop.i, rows)
-            place, count = to + loop.i * self.width, b.min(rows - loop.i, height)
+        """What computes a tile of `height` rows, in a loop over these `rows` of a strip, whose
+        first one is stored from `to` on."""
+        b, (begin, end) = self.b, rows
+        with b.loop(begin, end, height) as loop:
+            begins = self._begins(height, loop.i, end)
+            place, count = to + loop.i * self.width, b.min(end - loop.i, height)
             yield partial(self._tile, height, channel, begins, steady, place, count)
 
     def _read(self, image: Value, first: Value, height: Value, column: Value, width: Value) -> None:
@@ -136,13 +146,23 @@ class _Body:
         count = (width + (spec.reach[1] // sx + self.lanes)) // self.lanes * self.lanes
         plane = self.rows_read * self.line
         row = PhaseRow(b, sx, sx, self.x, self.rows, self.pitch, before, count, plane)
-        with b.loop(0, (height - 1) * sy + (spec.reach[0] + 1)) as loop:
-            source, to = first * sy + loop.i - top, loop.i * self.line
-            inside = (source >= 0) & (source < self.plane // self.pitch)
-            with b.when(inside):
-                row.copy(image * self.plane + source * self.pitch, to)
-            with b.when(inside ^ 1):
-                row.clear(to)
+        rows, skipped = (height - 1) * sy + (spec.reach[0] + 1), top - first * sy
+        begin = b.min(b.max(skipped, 0), rows)
+        end = b.max(b.min(self.plane // self.pitch + skipped, rows), begin)
+        origin = image * self.plane - skipped * self.pitch
+        for outside in ((b.index(0), begin), (end, rows)):
+            with b.loop(*outside) as loop:
+                row.clear(loop.i * self.line)
+        if sx not in SHUFFLED:
+            with b.loop(begin, end) as loop:
+                row.copy(origin + loop.i * self.pitch, loop.i * self.line)
+            return
+        # Down the rows: masks of columns serve all of them.
+        with b.loop(0, count, self.lanes) as columns:
+            inside = row.is_inside(columns.i)
+            for those, copy in ((inside, row.copy_inside), (inside ^ 1, row.copy_edge)):
+                with b.when(those), b.loop(begin, end) as loop:
+                    copy(origin + loop.i * self.pitch, loop.i * self.line, columns.i)
 
     def _taps(self, height: int) -> dict[int, list[tuple[int, int]]]:
         """The rows that a tile of `height` rows reads, from its first one on, and for which of its

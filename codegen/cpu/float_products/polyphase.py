@@ -106,14 +106,7 @@ class PhaseRow:
     plane: Value | int
 
     def __post_init__(self) -> None:
-        b = self.b
-        self.lanes = b.isa.lanes(32)
-        # Vectors of a phase that begin before the image, those that are inside, one at its end.
-        step = self.stride * self.lanes
-        self.first = (b.max(self.left, 0) + (step - 1)) // step * self.lanes
-        inside = b.max(self.width + self.left, 0) // step * self.lanes
-        inside = b.min(inside, self.count // self.lanes * self.lanes)
-        self.last = b.max(inside, self.first)
+        self.lanes = self.b.isa.lanes(32)
 
     def copy(self, source: Value, to: Value) -> None:
         """The row that begins at `source`."""
@@ -147,27 +140,31 @@ class PhaseRow:
             self._zeros(at, end, self.count)
 
     def _shuffled(self, source: Value, to: Value) -> None:
-        """As many vectors of the image at a time as there are phases. At the ends they are masked;
-        what does not depend on the row is computed outside of loops over rows."""
-        b, sx, lanes = self.b, self.stride, self.lanes
-        with b.when(self.first > 0):
-            self._edge(source, to, b.index(0))
-        with b.loop(lanes, self.first, lanes) as loop:
-            self._edge(source, to, loop.i)
-        with b.loop(self.first, self.last, lanes) as loop:
-            column = source + loop.i * sx - self.left
-            parts = [self.read(column + k * lanes, lanes) for k in range(sx)]
-            self._store_phases(parts, to + loop.i, None)
-        with b.when(self.last < self.count):
-            self._edge(source, to, self.last)
-            with b.loop(0, self.phases) as phases:
-                self._zeros(to + phases.i * self.plane, self.last + lanes, self.count)
-
-    def _edge(self, source: Value, to: Value, at: Value) -> None:
+        """As many vectors of the image at a time as there are phases."""
         b, lanes = self.b, self.lanes
+        with b.loop(0, self.count, lanes) as loop:
+            whole = self.is_inside(loop.i) & (loop.i + lanes <= self.count)
+            with b.when(whole):
+                self.copy_inside(source, to, loop.i)
+            with b.when(whole ^ 1):
+                self.copy_edge(source, to, loop.i)
+
+    def is_inside(self, at: Value) -> Value:
+        """Whether a vector of each phase, from element `at` on, is of the image alone."""
         column = at * self.stride - self.left
+        return (column >= 0) & (column + self.stride * self.lanes <= self.width)
+
+    def copy_inside(self, source: Value, to: Value, at: Value) -> None:
+        """Such a vector of the row that begins at `source`."""
+        column, lanes = source + at * self.stride - self.left, self.lanes
+        parts = [self.read(column + k * lanes, lanes) for k in range(self.stride)]
+        self._store_phases(parts, to + at, None)
+
+    def copy_edge(self, source: Value, to: Value, at: Value) -> None:
+        """The same with zeros where it is not in the image."""
+        column, lanes = at * self.stride - self.left, self.lanes
         parts = [self._masked(source, column + k * lanes) for k in range(self.stride)]
-        self._store_phases(parts, to + at, b.mask(lanes, self.count - at))
+        self._store_phases(parts, to + at, self.b.mask(lanes, self.count - at))
 
     def _masked(self, source: Value, column: Value) -> Value:
         """Columns from `column` on of the row at `source`; zeros outside of the image."""
