@@ -82,15 +82,17 @@ class TensorTable:
         self._words = (ctypes.c_uint64 * (len(self._memory) // 8)).from_buffer(self._memory)
         self._layouts: list[tuple[object, object]] = [((), None)] * count
         self.address = ctypes.addressof(self._words) if count else 0
+        self._data_words = [at // 8 for at in self._tensors]
+        self._pointers = [self.address + at for at in self._tensors]
 
     def point(self, i: int, array: np.ndarray) -> bool:
         """Entry i becomes `array` where it was last described by an array of the same shape and
         strides; whether it was."""
         if self._layouts[i] != (array.shape, array.strides):
             return False
-        at = self._tensors[i]
-        self._words[at >> 3] = data_address(array)
-        self._words[i] = self.address + at
+        words = self._words
+        words[self._data_words[i]] = data_address(array)
+        words[i] = self._pointers[i]
         return True
 
     def describe(self, i: int, array: np.ndarray) -> None:
@@ -110,7 +112,7 @@ class TensorTable:
         _TENSOR.pack_into(
             self._memory, at, data, CPU, 0, rank, code, bits, lanes, shape, strides, 0
         )
-        self._words[i] = self.address + at
+        self._words[i] = self._pointers[i]
         self._layouts[i] = array.shape, array.strides
 
     def borrow(self, i: int, tensor: Described | None) -> None:

@@ -125,7 +125,7 @@ class Model:
             given = [inputs[name] for name in self._input_names]
         else:
             given = _in_order("input", self.inputs, inputs)
-        buffers = _buffers(self.outputs, outputs)
+        buffers = [None] * len(self.outputs) if outputs is None else _buffers(self.outputs, outputs)
         try:
             call = self._calls.pop()
         except IndexError:
@@ -216,9 +216,7 @@ def _in_order(role: str, specs: Sequence[TensorSpec], values: Arrays) -> list[An
     return [values[spec.name] for spec in specs]
 
 
-def _buffers(specs: Sequence[TensorSpec], values: Arrays | None) -> list[Any]:
-    if values is None:
-        return [None] * len(specs)
+def _buffers(specs: Sequence[TensorSpec], values: Arrays) -> list[Any]:
     if not isinstance(values, Mapping):
         return _in_order("output", specs, values)
     _refuse_unknown("output", specs, values)
