@@ -48,6 +48,7 @@ QUANTIZE = (
     "func.func(resolve-shaped-type-result-dims,linalg-fuse-elementwise-ops,canonicalize,cse)",
     "pack-layouts",
     "fuse-epilogues",  # after products have their kernels
+    "gate-planes",
     "decompose-gather",
     TIDY,  # packs of one activation for several matmuls become one
 )
