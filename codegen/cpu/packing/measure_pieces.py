@@ -13,6 +13,7 @@ ScalesKernel      (i, ranges: memref<?xf32>, scale: memref<?xf32>, zero: memref<
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -28,12 +29,12 @@ RANGES = 4
 
 
 def piece_kernels(format: NumberFormat) -> PieceKernels:
-    emitters = {"ranges": _emit_ranges, "gated_ranges": _emit_gated, "scales": _emit_scales}
-    kernels = {
-        kind: Kernel(f"{kind}_{format.name}", (1,), partial(emit, f"{kind}_{format.name}", format))
-        for kind, emit in emitters.items()
-    }
-    return PieceKernels(**kernels, piece=PIECE, width=RANGES)
+    def kernel(kind: str, emit: Callable[..., None]) -> Kernel:
+        name = f"{kind}_{format.name}"
+        return Kernel(name, (1,), partial(emit, name, format))
+
+    ranges, gated = kernel("ranges", _emit_ranges), kernel("gated_ranges", _emit_gated)
+    return PieceKernels(ranges, gated, kernel("scales", _emit_scales), PIECE, RANGES)
 
 
 def _emit_ranges(name: str, format: NumberFormat, module: Any, isa: Isa) -> None:
