@@ -73,6 +73,7 @@ def build_artifact(
             isas=code.isas,
             gpu=code.gpu,
             strided_inputs=frozenset(unit.strided_inputs),
+            sized_outputs=unit.sized_outputs,
             weights=[(symbol, weight_bytes) for symbol in list(unit.weights)[:1]],
             messages=unit.messages,
         ),

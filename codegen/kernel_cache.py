@@ -1,8 +1,8 @@
 """Compiled kernels, kept by content in the cache folder.
 
-An entry's name is a digest of the kernel's IR, its instruction set and all that turns one into the
-other: the code generator's sources and the versions of MLIR and LLVM. Entries begin with a digest
-of what follows, so that a damaged one is none. Of too many the least recently used ones go.
+An entry's name is a digest of the kernel's IR, its instruction set or GPU and all that turns one
+into the other: the code generator's sources and the versions of MLIR and LLVM. Entries begin with a
+digest of what follows, so that a damaged one is none. Of too many the least recently used ones go.
 """
 
 from __future__ import annotations
@@ -19,19 +19,23 @@ import llvmlite
 from ..dialects.mlir import bindings_identity
 from ..runtime.environment import cache_folder
 
-LIMIT = 4000  # entries; one has a few kB
+LIMIT = 4000  # entries; one has a few kB, those with all kernels of a GPU artifact hundreds
+LIMIT_BYTES = 256 << 20
+_MUCH = 1 << 16  # bytes stored by one process, after which all are counted
 
 _DIGEST = hashlib.sha256().digest_size
 _GENERATOR = Path(__file__).parent
-_OTHERS = _GENERATOR / "gpu"  # whose kernels are not kept here
+_OTHER = {"cpu": "gpu", "gpu": "cpu"}  # folders that import nothing of each other
 
 
 @cache
-def generator_version() -> str:
-    """A digest of everything besides a kernel's IR that its code depends on."""
+def generator_version(device: str) -> str:
+    """A digest of everything besides a kernel's IR that its code for a `device`, "cpu" or "gpu",
+    depends on."""
     digest = hashlib.sha256(f"llvmlite {llvmlite.__version__}\n{bindings_identity()}".encode())
+    other = _GENERATOR / _OTHER[device]
     for path in sorted(_GENERATOR.rglob("*.py")):
-        if _OTHERS not in path.parents:
+        if other not in path.parents:
             digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -39,13 +43,14 @@ def generator_version() -> str:
 class KernelCache:
     """Entries in a folder. A folder that cannot be read or written is empty and stays so."""
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, *, device: str = "cpu") -> None:
         self.folder = folder or cache_folder() / "kernels"
-        self._stored = False
+        self.device = device
+        self._stored = 0  # bytes
 
     def key(self, *parts: str) -> str:
         """The name of the entry for what `parts` say."""
-        text = "\0".join((generator_version(), *parts))
+        text = "\0".join((generator_version(self.device), *parts))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def get(self, key: str) -> bytes | None:
@@ -74,15 +79,23 @@ class KernelCache:
             except BaseException:
                 os.unlink(name)
                 raise
-            self._stored = True
+            self._stored += len(content)
 
     def trim(self) -> None:
-        """Remove the least recently used entries above LIMIT; at once where any was stored."""
+        """Where any was stored: of more entries or bytes than the limits the least recently used
+        go, until three quarters of both are left."""
         if not self._stored:
             return
         with contextlib.suppress(OSError):  # another process trims too
             entries = list(os.scandir(self.folder))
-            if len(entries) > LIMIT:
-                entries.sort(key=lambda entry: entry.stat().st_mtime)
-                for entry in entries[: len(entries) - LIMIT * 3 // 4]:
-                    os.unlink(entry.path)
+            if len(entries) <= LIMIT and self._stored < _MUCH:
+                return
+            found = [(entry.stat(), entry.path) for entry in entries]
+            count, size = len(found), sum(status.st_size for status, _ in found)
+            if count <= LIMIT and size <= LIMIT_BYTES:
+                return
+            for status, path in sorted(found, key=lambda each: each[0].st_mtime):
+                if count <= LIMIT * 3 // 4 and size <= LIMIT_BYTES * 3 // 4:
+                    return
+                os.unlink(path)
+                count, size = count - 1, size - status.st_size

@@ -121,7 +121,8 @@ class ArtifactMeta:
 
     `isas`: those whose table `abqc_kernels_<isa>` is among the objects; none for GPUs, whose
     code `gpu` describes. `strided_inputs`: names of the inputs that the host function takes with
-    any strides; others are made compact first. `weights`: the data objects that a GPU gets copies
+    any strides; others are made compact first. `sized_outputs`: names of the outputs whose sizes
+    follow from those of the inputs. `weights`: the data objects that a GPU gets copies
     of, by their first symbol and bytes (as `write_data_object` returns them). `messages`: of the
     checks in kernels, by number.
     """
@@ -130,6 +131,7 @@ class ArtifactMeta:
     outputs: Sequence[Spec]
     isas: Sequence[str] = ()
     strided_inputs: frozenset[str] = frozenset()
+    sized_outputs: frozenset[str] = frozenset()
     gpu: GpuMeta | None = None
     weights: Sequence[tuple[str, int]] = ()
     messages: Sequence[str] = ()
@@ -155,7 +157,7 @@ def link(
     compiler = find_compiler()
     with tempfile.TemporaryDirectory(prefix="abqc-link-") as name:
         work = Path(name)
-        shim = _compiled_shim(compiler, work)
+        shim = compiled_shim(compiler, work)
         (work / "meta.c").write_text(meta_source(meta))
         include = f"-I{SHIM_DIRECTORY}"
         compiler.run(
@@ -226,8 +228,9 @@ def _umask() -> int:
 # ---- the shim, compiled once for each compiler ----
 
 
-def _compiled_shim(compiler: CCompiler, work: Path) -> Path:
-    """A directory with the shim's objects and the stub of the thread runtime."""
+def compiled_shim(compiler: CCompiler, work: Path) -> Path:
+    """A directory with the shim's objects and the stub of the thread runtime; from the cache folder
+    if they are there, else made in `work` and put there."""
     sources = sorted(SHIM_DIRECTORY.glob("*.c"))
     key = _shim_key(compiler, sources)
     cached = cache_folder() / f"shim-{key}"
@@ -298,8 +301,10 @@ def meta_source(meta: ArtifactMeta) -> str:
     symbols = _Symbols()
     lines = ['#include "shim.h"', "extern const char abqc_manifest[];"]
     lines += [f"extern const abqc_kernel abqc_kernels_{isa}[];" for isa in meta.isas]
-    inputs = _tensor_table("inputs", meta.inputs, symbols, lines, meta.strided_inputs)
-    outputs = _tensor_table("outputs", meta.outputs, symbols, lines, frozenset())
+    strided = dict.fromkeys(meta.strided_inputs, "ABQC_TENSOR_STRIDED")
+    sized = dict.fromkeys(meta.sized_outputs, "ABQC_TENSOR_SIZED")
+    inputs = _tensor_table("inputs", meta.inputs, symbols, lines, strided)
+    outputs = _tensor_table("outputs", meta.outputs, symbols, lines, sized)
     _expressions(meta, symbols, lines)
     names = ", ".join(_c_string(name) for name in symbols.names) or '""'
     lines.append(f"static const char *const symbols[] = {{{names}}};")
@@ -354,7 +359,11 @@ class _Symbols:
 
 
 def _tensor_table(
-    table: str, specs: Sequence[Spec], symbols: _Symbols, lines: list[str], strided: frozenset[str]
+    table: str,
+    specs: Sequence[Spec],
+    symbols: _Symbols,
+    lines: list[str],
+    flags: Mapping[str, str],
 ) -> str:
     rows = []
     for i, spec in enumerate(specs):
@@ -364,10 +373,9 @@ def _tensor_table(
             dims = f"{table}_{i}"
             sizes = ", ".join(str(symbols.dim(size)) for size in spec.shape)
             lines.append(f"static const int64_t {dims}[] = {{{sizes}}};")
-        flags = "ABQC_TENSOR_STRIDED" if spec.name in strided else "0"
         rows.append(
             f"    {{{_c_string(spec.name)}, {{{dtype.code}, {dtype.bits}, {dtype.lanes}}}, "
-            f"{len(spec.shape)}, {flags}, {dims}}},"
+            f"{len(spec.shape)}, {flags.get(spec.name, '0')}, {dims}}},"
         )
     if not rows:
         return "NULL"

@@ -27,6 +27,8 @@ class Kernel:
     one grid index covers; the next one covers a neighbour in the same rows, or, `by_columns`, in
     the same columns. `isa` is a `codegen.isa.Isa` or a `codegen.gpu.arch.GpuArch`.
     `uses`: what its body is another one with, where a CPU has it (`codegen.isa.Use`).
+    `most_blocks`: where the grid never has more for a product, as a block does several parts of it;
+    0: no limit.
     """
 
     name: str
@@ -34,13 +36,14 @@ class Kernel:
     emit: Callable[[Any, Any], None]
     uses: frozenset[str] = field(default=frozenset(), kw_only=True)
     by_columns: bool = field(default=False, kw_only=True)
+    most_blocks: int = field(default=0, kw_only=True)
 
     def grid(self, *sizes: int) -> int:
         """The grid's size for a problem of `sizes`, which pair with `block`."""
         grid = 1
         for size, block in zip(sizes, self.block, strict=True):
             grid *= -(-size // block)
-        return grid
+        return min(grid, self.most_blocks) if self.most_blocks else grid
 
 
 @dataclass(frozen=True)

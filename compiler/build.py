@@ -40,6 +40,11 @@ def build(request: Request, report: Progress, on_pass: Callable[[str], None]) ->
         if request.calib is None:
             raise InputError("workers calibrate with data", hint="give these with --calib")
     if request.calib is not None:
+        if request.last_logits:
+            raise InputError(
+                "calibration reads what all tokens give the head",
+                hint="--last-logits and --calib exclude each other",
+            )
         recipe = recipe.with_calibration()
     elif request.budget is not None:
         raise InputError(
@@ -70,7 +75,11 @@ def build_with(
         request.dump_dir.mkdir(parents=True, exist_ok=True)
     report("import", 0, 1)
     imported = import_model(
-        request.model, shapes=request.shapes, work_dir=request.work, keep_codes=True
+        request.model,
+        shapes=request.shapes,
+        work_dir=request.work,
+        keep_codes=True,
+        last_logits=request.last_logits,
     )
     unit = Unit(
         store=imported.store,
@@ -82,6 +91,7 @@ def build_with(
         on_pass=on_pass,
         inputs=imported.inputs,
         outputs=imported.outputs,
+        sized_outputs=imported.sized_outputs,
         notes=list(imported.notes),
         strict=request.strict,
     )
@@ -102,7 +112,8 @@ def build_with(
             run_pipeline(module.operation, passes, unit)
     except PassFailure as failure:
         model = request.model.resolve()
-        keep(failure, unit, Source(model, request.shapes, request.target, request.cpu))
+        source = Source(model, request.shapes, request.target, request.cpu, request.last_logits)
+        keep(failure, unit, source)
         raise
     on_pass("code generation")
     build_artifact(
@@ -145,6 +156,7 @@ def describe(request: Request, unit: Unit, imported: Any) -> dict[str, Any]:
         "target": unit.known_target.name,
         "cost_model": unit.known_target.cost_model_status,
         "recipe": unit.recipe.text,
+        "last_logits": request.last_logits,
         "opset": imported.opset,
         "producer": imported.producer,
         "inputs": [_tensor(spec) for spec in unit.inputs],

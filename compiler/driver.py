@@ -35,6 +35,7 @@ def compile(
     budget: str | None = None,
     cpu: str | None = None,
     strict: bool = False,
+    last_logits: bool = False,
     progress: Progress | None = None,
     device: str | None = None,
 ) -> Model:
@@ -55,6 +56,7 @@ def compile(
         budget=budget,
         cpu=cpu,
         strict=strict,
+        last_logits=last_logits,
         progress=progress,
     )
     from abqc.runtime.model import load
@@ -82,6 +84,7 @@ def compile_file(
     budget: str | None = None,
     cpu: str | None = None,
     strict: bool = False,
+    last_logits: bool = False,
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Path:
@@ -98,7 +101,10 @@ def compile_file(
     that, and writes the recipe beside the library; `cpu` narrows the CPUs that the library has
     kernels for ("native": this one; "x86-64-v3"; instruction sets such as "avx512,avx2"; default:
     ABQC_CPU, else all), and makes it smaller; `strict` makes an error of what the recipe asks
-    for and the model does not allow, which is a note without; `dump_dir` receives the IR after
+    for and the model does not allow, which is a note without; `last_logits` makes a decoder's
+    output `logits` that of the last token alone, which is what generating text reads and saves the
+    product with the vocabulary for all others of a prompt (not with `calib`, which wants all of
+    them, and such a library cannot be evaluated); `dump_dir` receives the IR after
     every pass; `progress(step, done, total)` is called as work goes on, and `note(text)` at the
     end for what will run, but slowly (default: a PerformanceWarning). The work is done in another
     process, whose crash would be an error too. Raises AbqcError, whose text says what to do;
@@ -120,6 +126,7 @@ def compile_file(
         budget=budget,
         cpu=cpu,
         strict=strict,
+        last_logits=last_logits,
     )
     try:
         notes = job.run(request, progress or (lambda step, done, total: None))

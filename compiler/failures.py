@@ -45,13 +45,14 @@ _PLAIN = (
 
 @dataclass(frozen=True)
 class Source:
-    """Where a unit comes from: the model (an absolute path), pinned shapes, the target's name, and
-    for which CPUs there are kernels."""
+    """Where a unit comes from: the model (an absolute path), pinned shapes, the target's name, for
+    which CPUs there are kernels, and whether the last token's logits alone are kept."""
 
     model: Path
     shapes: dict[str, tuple[int, ...]]
     target: str
     cpu: str | None = None
+    last_logits: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,11 @@ def load_unit(path: Path, work: Path) -> Unit:
     if not saved.source.model.is_file():
         raise CompileError(f"{saved.source.model} is gone: the passes need its weights")
     imported = import_model(
-        saved.source.model, shapes=saved.source.shapes, work_dir=work, keep_codes=True
+        saved.source.model,
+        shapes=saved.source.shapes,
+        work_dir=work,
+        keep_codes=True,
+        last_logits=saved.source.last_logits,
     )
     unit = Unit(
         **saved.fields,

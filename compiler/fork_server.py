@@ -10,6 +10,10 @@ ends the job: its process group is killed and its scratch files are removed. The
 ends all jobs and the server.
 
 The server has one thread, so that a fork finds no lock held by another.
+
+A client that has a second job may have many: the server then does what MODULE lists as
+PREPARATIONS, functions without arguments, one at a time where it would only wait. They import and
+build what some jobs need, so that later ones find it done.
 """
 
 from __future__ import annotations
@@ -27,13 +31,15 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from abqc.codegen.processes import end_with_parent
 from abqc.runtime.environment import adopt
+
+T = TypeVar("T")
 
 Say = Callable[[dict[str, Any]], None]
 Work = Callable[[Any, Say], None]
@@ -56,9 +62,16 @@ class Job:
 class Server:
     """Forks a process for every job and tells the client how each ended."""
 
-    def __init__(self, control: socket.socket, work: Work) -> None:
+    def __init__(
+        self,
+        control: socket.socket,
+        work: Work,
+        preparations: Sequence[Callable[[], object]] = (),
+    ) -> None:
         self.control = control
         self.work = work
+        self.preparations = list(preparations)
+        self.begun = 0  # jobs
         self.jobs: dict[int, tuple[socket.socket, Job]] = {}  # by process
         self.wakeup, self.wakes = os.pipe()
         self.selector = selectors.DefaultSelector()
@@ -72,8 +85,13 @@ class Server:
         self.selector.register(self.control, selectors.EVENT_READ, self._accept)
         self.selector.register(self.wakeup, selectors.EVENT_READ, self._reap)
         while self.control.fileno() >= 0:
-            for key, _ in self.selector.select():
+            prepares = bool(self.preparations) and self.begun > 1
+            events = self.selector.select(0 if prepares else None)
+            for key, _ in events:
                 key.data()
+            if prepares and not events:
+                with contextlib.suppress(Exception):  # a job that needs it will say what is wrong
+                    _load(self.preparations.pop(0))
 
     def _accept(self) -> None:
         byte, descriptors, _, _ = socket.recv_fds(self.control, 1, 2, socket.MSG_CMSG_CLOEXEC)
@@ -89,6 +107,7 @@ class Server:
             os.close(log)
 
     def _fork(self, job: Job, connection: socket.socket, log: int) -> None:
+        self.begun += 1
         pid = os.fork()
         if pid == 0:
             self._become_worker(job, connection, log)
@@ -195,15 +214,23 @@ def _kill_group(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)  # it may not have made its group yet
 
 
+def _load(load: Callable[[], T]) -> T:
+    """What `load` gives, which imports."""
+    gc.disable()  # imports leave little garbage, and a collection would look at all of them
+    try:
+        return load()
+    finally:
+        gc.freeze()  # what is imported is shared by all forks, and no collection touches it
+        gc.enable()
+
+
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the client decides
     control = socket.socket(fileno=int(sys.argv[1]))
-    module, _, function = sys.argv[2].partition(":")
-    gc.disable()  # imports leave little garbage, and a collection would look at all of them
-    work = getattr(importlib.import_module(module), function)
-    gc.freeze()  # what is imported is shared by all forks, and no collection touches it
-    gc.enable()
-    Server(control, work).serve()
+    name, _, function = sys.argv[2].partition(":")
+    module = _load(lambda: importlib.import_module(name))
+    work, preparations = getattr(module, function), getattr(module, "PREPARATIONS", ())
+    Server(control, work, preparations).serve()
     os._exit(0)  # without taking all that is imported apart
 
 

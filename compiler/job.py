@@ -25,7 +25,8 @@ class Request:
     `calib` is a file or folder of calibration data, `calib_workers` who works on them, `budget`
     what mixed precision may take. `cpu` narrows the CPUs that a library has kernels for
     (`isa.of_cpu`).
-    `strict`: what the recipe asks for and cannot have is an error, not a note.
+    `strict`: what the recipe asks for and cannot have is an error, not a note. `last_logits`: of a
+    decoder's logits those of the last token alone.
     """
 
     model: Path
@@ -40,6 +41,7 @@ class Request:
     budget: str | None = None
     cpu: str | None = None
     strict: bool = False
+    last_logits: bool = False
 
     @property
     def partial(self) -> Path:

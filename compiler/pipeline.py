@@ -15,7 +15,6 @@ ROTATE = ("fuse-bias", "rotate-stream", "sort-channels")
 
 # What a target has no kernels for is loops like others; the rest stays one op.
 DECOMPOSE = ("decompose-norm",)
-CPU_DECOMPOSE = ("decompose-softmax",)
 
 # The front end knows all sizes; what is left is to fuse.
 SIMPLIFY = (
@@ -47,6 +46,10 @@ QUANTIZE = (
     "resolve-dims",
     "func.func(resolve-shaped-type-result-dims,linalg-fuse-elementwise-ops,canonicalize,cse)",
     "pack-layouts",
+)
+# After the last fusion of loops.
+CPU_LOOPS = ("scale-weights", "split-reductions", "convert-max-pool", "collapse-reductions")
+EPILOGUES = (
     "fuse-epilogues",  # after products have their kernels
     "gate-planes",
     "decompose-gather",
@@ -94,8 +97,10 @@ GPU_KERNELS = (
 )
 
 
-# A GPU has kernels for what the CPU does loop by loop. These loops would be fused with others.
-GPU_CONVERSIONS = ("convert-arg-extreme", "convert-scan")
+# Targets have kernels for what would be loops, which would be fused with others. Running sums are
+# loops on a CPU.
+CONVERSIONS = ("convert-arg-extreme",)
+GPU_CONVERSIONS = ("convert-scan",)
 GPU_FUSIONS = (
     "fuse-attention",
     TIDY,
@@ -121,14 +126,13 @@ PACK_FUSIONS = ("fuse-norm-pack", "fuse-pack", "fuse-attention-pack")
 def stages(on_device: bool) -> dict[str, tuple[str, ...]]:
     """The passes by stage; `on_device`: for a GPU."""
     kernels = GPU_KERNELS if on_device else CPU_KERNELS
-    simplify = (
-        (*RECOGNIZE, *CACHES, *ROTATE, *DECOMPOSE, *GPU_CONVERSIONS, *SIMPLIFY, *GPU_FUSIONS)
-        if on_device
-        else (*RECOGNIZE, *CACHES, *ROTATE, *DECOMPOSE, *CPU_DECOMPOSE, *SIMPLIFY)
+    simplify = (*GPU_CONVERSIONS, *SIMPLIFY, *GPU_FUSIONS) if on_device else SIMPLIFY
+    first = (*RECOGNIZE, *CACHES, *ROTATE, *DECOMPOSE, *CONVERSIONS)
+    quantize = (
+        (*QUANTIZE, *EPILOGUES) if on_device else (*CPU_FUSIONS, *QUANTIZE, *CPU_LOOPS, *EPILOGUES)
     )
-    quantize = QUANTIZE if on_device else (*CPU_FUSIONS, *QUANTIZE)
     return {
-        "simplified": simplify,
+        "simplified": (*first, *simplify),
         "quantized": (*quantize, *PACK_FUSIONS),
         "host": (*LOWER, *kernels),
     }

@@ -14,15 +14,57 @@ from typing import Any
 from abqc.codegen.kernel_cache import generator_version
 from abqc.compiler.build import build
 from abqc.compiler.job import Request
+from abqc.compiler.onnx_import.registry import load_rules
 from abqc.compiler.pipeline import stages
+from abqc.costmodel.load import shipped_model
+from abqc.dialects.mlir import prepare_context
 from abqc.errors import AbqcError
 from abqc.passes.infrastructure import find_pass
 from abqc.runtime.environment import set_temporary_folder
 
-for _names in stages(on_device=False).values():
-    for _name in _names:
-        find_pass(_name)  # imported once for all forks
-generator_version()  # read once for all of them
+
+def _import_passes(*, on_device: bool) -> None:
+    for names in stages(on_device=on_device).values():
+        for name in names:
+            find_pass(name)
+
+
+# Once for all forks:
+_import_passes(on_device=False)
+for _device in ("cpu", "gpu"):
+    generator_version(_device)
+load_rules()
+shipped_model("cpu")
+prepare_context()
+
+
+def _read_recipes() -> None:
+    from abqc.compiler.recipe_text import parse
+
+    parse("w8a8", "")
+
+
+def _import_dialects() -> None:
+    from abqc.dialects.mlir import llvm, nvvm
+
+    assert llvm and nvvm
+
+
+def _import_gpus() -> None:
+    from abqc.codegen.targets.cuda import CudaTarget
+
+    CudaTarget.named("sm_90a")
+    _import_passes(on_device=True)
+
+
+def _import_calibration() -> None:
+    from abqc.compiler.calibration import calibrate
+
+    assert calibrate
+
+
+# What not every compile needs, for the server (fork_server.py).
+PREPARATIONS = (_read_recipes, _import_dialects, _import_gpus, _import_calibration)
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 

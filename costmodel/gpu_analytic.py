@@ -29,6 +29,7 @@ UNITS = {
     "b1": "b1_ops",
     "s8": "s8_ops",
     "f16": "f16_ops",
+    "wgmma_b1": "wgmma_b1_ops",
     "wgmma_s8": "wgmma_s8_ops",
     "wgmma_f16": "wgmma_f16_ops",
     "f32": "f32_ops",
@@ -39,7 +40,7 @@ UNITS = {
     "shared": "shared_traffic",
 }
 TENSOR_UNITS = ("b1", "s8", "f16")
-WGMMA_UNITS = ("wgmma_s8", "wgmma_f16")
+WGMMA_UNITS = ("wgmma_b1", "wgmma_s8", "wgmma_f16")
 
 # An MMA takes about 33 cycles and a scheduler can start one every 8: four schedulers are busy with
 # 16 independent ones. Other instructions take 4 to 6 cycles; 8 warps with some independent
@@ -55,6 +56,7 @@ PORT_EFFICIENCY = 0.85  # of the port of an SM to L2
 LOADED_LATENCY = 3.5  # of a memory under load, over that of an idle one: 1.1 us on an H200
 STEP_CYCLES = 100  # of one stage of a tile: wait, barrier, ldmatrix (33), dependent MMA (33)
 START_CYCLES = 1500  # of a block: its arguments, its addresses, its epilogue
+NEXT_CYCLES = 700  # of the next tile of a block that stays: addresses, epilogue; its data are there
 # Registers of a thread before it is assembled. ptxas gives tile kernels of s8 with 16, 32 and 64
 # accumulators a thread 64 to 100, 124 to 143 and 168 to 255: fragments and decoded weights ahead.
 BASE_REGISTERS, REGISTERS_PER_ACCUMULATOR = 40, 2.5
@@ -65,8 +67,12 @@ SERIAL = 0.05  # of the work of faster resources, which does not overlap with th
 # while it decodes and waits, nothing is multiplied.
 WGMMA_EFFICIENCY, ALONE = 0.85, 0.65
 WARPGROUP = 4 * WARP
-# By rows of a block, the part of wgmma's rate: measured on an H200, both operands in shared memory.
-WGMMA_PART = {8: 0.27, 16: 0.48, 32: 0.74, 64: 0.96}
+# From so many rows of a block on, the part of the rate: measured on an H200, A in shared memory.
+WGMMA_PART = {
+    "wgmma_b1": {8: 0.22, 16: 0.41, 32: 0.67, 64: 1.0},
+    "wgmma_s8": {8: 0.23, 16: 0.42, 32: 0.70, 64: 0.99, 128: 1.0},
+    "wgmma_f16": {8: 0.27, 16: 0.48, 32: 0.74, 64: 0.96, 128: 1.0},
+}
 BOUNDS = {unit: f"{unit} tensor-core" for unit in (*TENSOR_UNITS, *WGMMA_UNITS)} | {
     "f32": "FMA",
     "dp4a": "dp4a",
@@ -226,7 +232,8 @@ class _Kernel:
         f = self.f
         warps = f.threads / WARP
         if unit in WGMMA_UNITS:
-            part = max((p for rows, p in WGMMA_PART.items() if rows <= f.block_m), default=1.0)
+            parts = WGMMA_PART[unit]
+            part = max(p for rows, p in parts.items() if rows <= f.block_m)
             multiplying = blocks * (f.threads // WARPGROUP - 1)
             return WGMMA_EFFICIENCY * part * (ALONE if multiplying == 1 else 1.0)
         if unit not in TENSOR_UNITS:
@@ -268,6 +275,13 @@ class _Kernel:
     def start(self) -> float:
         """Seconds from the start of a block to its first data."""
         return self.gpu.dram_latency + START_CYCLES / self.gpu.clock
+
+    @property
+    def next_start(self) -> float:
+        """The same of a later wave: while a block starts, the others of its SM work."""
+        if self.f.persistent:
+            return NEXT_CYCLES / self.gpu.clock
+        return self.start / self.occupancy.blocks
 
 
 @dataclass
@@ -311,8 +325,7 @@ class GpuAnalyticModel(Roofline[KernelFeatures]):
         return GpuEstimate(
             resources=resources,
             busy=busy,
-            # While a block of a later wave starts, the others of its SM work.
-            prologue=kernel.start * (1 + (waves - 1) / kernel.occupancy.blocks),
+            prologue=kernel.start + (waves - 1) * kernel.next_start,
             reduction=kernel.reduction,
             launch=launch * features.launches,
             occupancy=kernel.occupancy,

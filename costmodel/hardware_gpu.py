@@ -30,7 +30,7 @@ class Gpu(GpuLimits):
     """One GPU. `rates` are keyed by unit; a unit that is missing is not native there.
 
     b1, s8, f16   `mma.sync`; f16 with f32 accumulators
-    wgmma_s8, wgmma_f16   the same by `wgmma`
+    wgmma_b1, wgmma_s8, wgmma_f16   the same by `wgmma`
     f32, dp4a, alu, special   CUDA cores: flops; byte products; shifts, logic, additions; MUFU
     issue         instructions of threads
     shared        bytes between shared memory and registers
@@ -170,7 +170,9 @@ H200 = Gpu(
         # Measured: 1,290 TOPS and 651 TFLOPS, 65 % of the datasheet's for wgmma.
         "s8": 4936.0,
         "f16": 2490.0,
-        # Measured: 1,840 TOPS and 811 TFLOPS (below the datasheet's by the clock under such load).
+        # Measured: 15,400 and 1,840 TOPS, 811 TFLOPS (below the datasheet's by the clock under such
+        # load).
+        "wgmma_b1": 58920.0,
         "wgmma_s8": 7040.0,
         "wgmma_f16": 3103.0,
     },

@@ -79,7 +79,7 @@ class KernelFeatures:
     arch: str  # "sm_90a"
     strategy: str
     schedule: str  # its name
-    kind: str  # "rows" (CUDA cores) or "tile" (MMA)
+    kind: str  # "rows" (CUDA cores), "tile" (MMA) or "wgmma"
     m: int
     n: int
     k: int
@@ -97,7 +97,8 @@ class KernelFeatures:
     b1_ops: float = 0.0
     s8_ops: float = 0.0
     f16_ops: float = 0.0  # of the tensor cores; bf16 as well
-    wgmma_s8_ops: float = 0.0  # the same by `wgmma` in place of `mma.sync`
+    wgmma_b1_ops: float = 0.0  # the same by `wgmma` in place of `mma.sync`
+    wgmma_s8_ops: float = 0.0
     wgmma_f16_ops: float = 0.0
     f32_ops: float = 0.0  # flops of CUDA cores
     dp4a_ops: float = 0.0  # byte products of CUDA cores, eight operations an instruction
@@ -112,6 +113,7 @@ class KernelFeatures:
     registers: int = 0  # of one thread as the assembler reports them; 0: not assembled
     shared_bytes: int = 0  # of one block, static and dynamic
     launches: int = 1
+    persistent: bool = False  # blocks stay, and go on to the next tile while others still store
     group_m: int = 1  # rows of blocks whose blocks follow each other column by column
 
 

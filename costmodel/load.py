@@ -6,6 +6,8 @@ Saved models stand in the user's cache folder (`runtime/environment.py`).
 
 from __future__ import annotations
 
+from copy import copy
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,7 +50,7 @@ def shipped_model(target: str, device: str = "") -> AnyModel:
     if cpu is None or shipped is None:
         return analytic
     try:
-        model = AnalyticModel.load(shipped.path)
+        model = copy(_load_cpu(shipped.path))
     except ArtifactError as error:
         return _without(analytic, error)
     model.origin = f"shipped for {shipped.name}"
@@ -63,13 +65,23 @@ def _shipped_gpu(analytic: GpuAnalyticModel) -> GpuAnalyticModel:
     if shipped is None:
         return analytic
     try:
-        analytic.residual = GpuAnalyticModel.load(shipped.path).residual
+        analytic.residual = _load_gpu(shipped.path).residual
     except ArtifactError as error:
         return _without(analytic, error)
     analytic.origin = f"shipped for {shipped.name}"
     if shipped.name != analytic.gpu.name:
         analytic.origin += f", the nearest to {analytic.gpu.name}"
     return analytic
+
+
+@cache
+def _load_cpu(path: Path) -> AnalyticModel:
+    return AnalyticModel.load(path)
+
+
+@cache
+def _load_gpu(path: Path) -> GpuAnalyticModel:
+    return GpuAnalyticModel.load(path)
 
 
 def _without(analytic: M, error: ArtifactError) -> M:

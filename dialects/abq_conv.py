@@ -1,8 +1,10 @@
-"""Operations of the abq dialect that convolutions become on CPUs.
+"""Operations of the abq dialect that convolutions and pools become on CPUs.
 
 (No postponed annotations here: the bindings read them as Python objects.)
 """
 
+from dataclasses import replace
+from math import prod
 from typing import Any
 
 from .abq import (
@@ -18,18 +20,21 @@ from .abq import (
 from .abq_integers import Abq
 from .conv_spec import ConvSpec
 from .mlir import ext, ir
+from .pool_spec import PoolSpec
 
 __all__ = [
     "EPILOGUE_INPUTS",
     "Abq",
     "CodeConvOp",
     "DirectConvOp",
+    "MaxPoolOp",
     "PackPlanesOp",
     "PolyphaseOp",
     "YieldOp",
     "conv_spec",
     "epilogue_inputs",
     "epilogue_maps",
+    "pool_spec",
 ]
 
 Index = ext.Operand[ir.IndexType]
@@ -42,11 +47,12 @@ class YieldOp(Abq.Operation, name="yield", traits=[ir.IsTerminatorTrait]):
 
 
 class PolyphaseOp(VerifiedOperation, name="polyphase", traits=[ext.Pure]):
-    """Images with zeros around them as the polyphase components that strides cut them into.
+    """Images with zeros around them as the polyphase components that strides cut them into: the
+    first ny x nx of them, `phases`.
 
-    `x` is B x C x H x W, the result B x (C * phases) x `rows` x `pitch`:
+    `x` is B x C x H x W, the result B x (C * ny * nx) x `rows` x `pitch`:
 
-        result[b, (c * sy + py) * sx + px, r, q] = x[b, c, r * sy + py - top, q * sx + px - left]
+        result[b, (c * ny + py) * nx + px, r, q] = x[b, c, r * sy + py - top, q * sx + px - left]
 
     and zero where that is outside of the image. A convolution with these strides reads neighbours
     in the result where outputs are neighbours.
@@ -56,21 +62,22 @@ class PolyphaseOp(VerifiedOperation, name="polyphase", traits=[ext.Pure]):
     rows: Index
     pitch: Index
     strides: Any  # array<i64: sy, sx>
+    phases: Any  # array<i64: ny, nx>
     before: Any  # array<i64: top, left>
     result: TensorResult
 
     @staticmethod
     def check(op: Any) -> None:
         x, y = shape(op.x), shape(op.result)
-        (sy, sx), before = (list(ir.DenseI64ArrayAttr(op.attributes[n])) for n in _STEPS)
+        (ny, nx), before = (list(ir.DenseI64ArrayAttr(op.attributes[n])) for n in _PHASES)
         _require(len(x) == len(y) == 4 and len(before) == 2, "images and planes have rank 4")
         _require(_agree(x[0], y[0]), "x and the result have the same samples")
         _require(
-            y[1] == x[1] * sy * sx, f"{x[1]} channels in {sy} x {sx} phases, not {y[1]} planes"
+            y[1] == x[1] * ny * nx, f"{x[1]} channels in {ny} x {nx} phases, not {y[1]} planes"
         )
 
 
-_STEPS = ("strides", "before")
+_PHASES = ("phases", "before")
 
 # The operands that an epilogue has: IRDL would give all of a variadic group one type.
 EPILOGUE_INPUTS = ("first", "second", "third", "fourth")
@@ -85,6 +92,11 @@ class DirectConvOp(
     strides (`polyphase`). `w` is what `ConvSpec.pack_weight` makes of the weight. A result of rank
     3, B x N x `width`, has one row.
 
+    `w` of rank 2 has weights for each sample (`scale-weights`).
+
+    Where kernels put the zeros around it (`ConvSpec.reads_images`) `planes` is the image as it is,
+    and `before` says how many rows and columns of zeros are before it; elsewhere these are 0.
+
     `epilogue`, where it has a block, says what an element becomes: an f32 of itself and of an
     element of each of `first` to `fourth`, which `maps` finds by the indices of the result.
     """
@@ -98,6 +110,7 @@ class DirectConvOp(
     window: Any  # array<i64> of two, as are strides and dilations
     strides: Any
     dilations: Any
+    before: Any
     result: TensorResult
     epilogue: ext.Region
     maps: ir.ArrayAttr = ext.attribute(default_factory=lambda: ir.ArrayAttr.get([]))
@@ -110,7 +123,7 @@ class DirectConvOp(
     def check(op: Any) -> None:
         planes, y = shape(op.planes), shape(op.result)
         _require(len(planes) == 4 and len(y) in (3, 4), "planes have rank 4, the result 3 or 4")
-        _require(len(shape(op.w)) == 1, "w is packed")
+        _require(len(shape(op.w)) in (1, 2), "w is packed, for all or for each sample")
         _require(shape(op.bias) == [y[1]], f"bias must have {y[1]} elements")
         _check_epilogue(op)
 
@@ -131,12 +144,14 @@ def _check_epilogue(op: Any) -> None:
 def conv_spec(op: Any) -> ConvSpec:
     """Of a direct_conv (its view)."""
     groups, n = ir.IntegerAttr(op.groups).value, shape(op.result)[1]
-    names = ("window", "strides", "dilations")
-    window, strides, dilations = (
-        tuple(ir.DenseI64ArrayAttr(op.attributes[name])) for name in names
-    )
-    channels = shape(op.planes)[1] // (strides[0] * strides[1] * groups)
-    return ConvSpec(groups, n // groups, channels, window, strides, dilations)
+    names = ("window", "strides", "dilations", "before")
+    steps = [tuple(ir.DenseI64ArrayAttr(op.attributes[name])) for name in names]
+    planes = shape(op.planes)[1]
+    by_sample = len(shape(op.w)) == 2
+    of_image = ConvSpec(groups, n // groups, planes // groups, *steps, weights_by_sample=by_sample)
+    if of_image.reads_images:
+        return of_image
+    return replace(of_image, channels=planes // (prod(of_image.phases) * groups))
 
 
 def epilogue_inputs(op: Any) -> list[ir.Value]:
@@ -147,6 +162,40 @@ def epilogue_inputs(op: Any) -> list[ir.Value]:
 
 def epilogue_maps(op: Any) -> list[ir.AffineMap]:
     return [ir.AffineMapAttr(map_).value for map_ in ir.ArrayAttr(op.attributes["maps"])]
+
+
+class MaxPoolOp(VerifiedOperation, name="max_pool", traits=[ext.Pure]):
+    """The largest element of every window of images, B x C x `height` x `width`:
+
+        result[b, c, r, q] = max over y, x of
+            x[b, c, r * sy + y * dy - top, q * sx + x * dx - left]
+
+    where that is in the image, -inf where no element of a window is; NaN where one is NaN.
+    """
+
+    x: Tensor
+    height: Index
+    width: Index
+    window: Any  # array<i64> of two, as are the others
+    strides: Any
+    dilations: Any
+    before: Any  # top, left
+    result: TensorResult
+
+    @staticmethod
+    def check(op: Any) -> None:
+        x, y = shape(op.x), shape(op.result)
+        _require(len(x) == len(y) == 4, "images have rank 4")
+        _require(_agree(x[0], y[0]) and _agree(x[1], y[1]), "an image for each image")
+
+
+def pool_spec(op: Any) -> PoolSpec:
+    """Of a max_pool (its view)."""
+    window, strides, dilations = (
+        tuple(ir.DenseI64ArrayAttr(op.attributes[name]))
+        for name in ("window", "strides", "dilations")
+    )
+    return PoolSpec(window, strides, dilations)
 
 
 class PackPlanesOp(Abq.Operation, name="pack_planes", traits=[ext.Pure]):

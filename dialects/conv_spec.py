@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MANY_DEPTHWISE_TAPS = 64
+MANY_DEPTHWISE_STEPS = 32  # of a window, and to the next one
 BLOCKS = (8, 6, 4)  # of more than two channels
 
 WINOGRAD_BLOCKS = (64, 48, 32)
@@ -31,16 +32,35 @@ class ConvSpec:
     window: tuple[int, int]
     strides: tuple[int, int]
     dilations: tuple[int, int]
+    before: tuple[int, int] = (0, 0)  # rows and columns of zeros, where it reads images
+    weights_by_sample: bool = False  # each has its own; neither depthwise nor by Winograd
 
     @property
-    def phases(self) -> int:
-        return prod(self.strides)
+    def reach(self) -> tuple[int, int]:
+        """Rows and columns from a window's first to its last."""
+        (height, width), (dy, dx) = self.window, self.dilations
+        return (height - 1) * dy, (width - 1) * dx
+
+    @property
+    def phases(self) -> tuple[int, int]:
+        """Of rows and of columns: how many of those that the strides cut an image into planes have.
+        Without dilations, windows that are smaller than a stride read the first ones alone."""
+        axes = zip(self.window, self.strides, self.dilations, strict=True)
+        rows, columns = (min(w, stride) if step == 1 else stride for w, stride, step in axes)
+        return rows, columns
 
     @property
     def depthwise(self) -> bool:
         """Whether a channel is all that is read for one, by a window that a kernel can spell out
         for some rows of outputs at a time."""
-        return self.outputs == self.channels == 1 and prod(self.window) <= MANY_DEPTHWISE_TAPS
+        near = max(*self.reach, *self.strides) <= MANY_DEPTHWISE_STEPS
+        few = prod(self.window) <= MANY_DEPTHWISE_TAPS
+        return self.outputs == self.channels == 1 and near and few
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the kernel puts zeros around images itself: it has no use for planes."""
+        return self.depthwise or self.winograd
 
     @property
     def winograd(self) -> bool:
@@ -82,13 +102,17 @@ class ConvSpec:
             return "x".join(map(str, pair))
 
         if self.winograd:
-            return f"direct_conv_winograd_n{self.outputs}_c{self.channels}"
+            around = f"p{text(self.before)}"
+            return f"direct_conv_winograd_n{self.outputs}_c{self.channels}_{around}"
         steps = f"s{text(self.strides)}_d{text(self.dilations)}"
-        kind = "depthwise" if self.depthwise else f"n{self.block}"
-        return f"direct_conv_{kind}_w{text(self.window)}_{steps}"
+        if self.depthwise:
+            return f"direct_conv_depthwise_w{text(self.window)}_{steps}_p{text(self.before)}"
+        weights = "_by_sample" if self.weights_by_sample else ""
+        return f"direct_conv_n{self.block}_w{text(self.window)}_{steps}{weights}"
 
     @property
     def packed_size(self) -> int:
+        """Of the weights, or of those of a sample."""
         places = WINOGRAD_PLACES if self.winograd else prod(self.window)
         return self.blocks * self.block * self.channels * places
 

@@ -88,11 +88,22 @@ def bindings_identity() -> str:
     return " ".join(f"{file.st_size}:{file.st_mtime_ns}" for file in files)
 
 
+_prepared: list[ir.Context] = []
+
+
+def prepare_context() -> None:
+    """Make a context for the next `make_context`: of this process, and of each fork of it."""
+    if not _prepared:
+        _prepared.append(make_context())
+
+
 def make_context() -> ir.Context:
     """A context that knows every dialect the compiler uses, `abq` included.
 
     It starts no threads, so that the process can fork (codegen/kernel_job.py).
     """
+    if _prepared:
+        return _prepared.pop()
     from .abq_products import Abq  # with the operations of all files that it imports
 
     context = ir.Context()

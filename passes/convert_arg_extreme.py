@@ -1,8 +1,8 @@
 """ArgMax and ArgMin over rows become `abq.arg_extreme`, for targets that have kernels for them.
 
 The front end makes of them a reduction with two results, the extreme and its place, which as a loop
-would be run by one thread for each row. Over other axes, where neighbouring threads have
-neighbouring lines, the loop stays.
+would be run by one thread of a GPU for each row, and on a CPU element by element. Over other axes,
+where neighbouring threads or lanes have neighbouring lines, the loop stays.
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ from abqc.dialects.mlir import arith, ir
 
 from .infrastructure import Unit, defining_op, is_used, register, walk
 from .loops.generics import dims, inputs, is_identity, is_place, iterators, maps, rank
-
-# What codegen/gpu/lines/order_keys.py knows the order of.
-ELEMENTS = ("f16", "bf16", "f32", "f64", "i8", "i16", "i32", "i64")
 
 # Comparisons of an element with the extreme so far, by operation and predicate: ArgMax?
 _LARGER = {
@@ -40,6 +37,9 @@ def convert_arg_extreme(module: ir.Operation, unit: Unit) -> None:
         largest = _largest(op) if _is_over_rows(op) else None
         if largest is None or not _begins_at_worst(op, largest):
             continue
+        element = abq.element_text(inputs(op)[0])
+        if not unit.known_target.arg_extreme(element, largest=largest):
+            continue
         flag = ir.IntegerAttr.get(ir.IntegerType.get_signless(64), int(largest))
         with ir.InsertionPoint(op), op.location:
             places = ArgExtremeOp(inputs(op)[0], flag, op.results[1].type).result
@@ -56,7 +56,6 @@ def _is_over_rows(op: ir.Operation) -> bool:
         iterators(op) == ["parallel"] * len(rows) + ["reduction"]
         and is_identity(maps(op)[0])
         and all(dims(map_) == rows and len(map_.results) == len(rows) for map_ in maps(op)[1:])
-        and abq.element_text(inputs(op)[0]) in ELEMENTS
         and is_integer(abq.element(op.results[1]), 64)
     )
 

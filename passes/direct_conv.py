@@ -1,6 +1,7 @@
 """Convolutions in float become `abq.direct_conv` where the target has kernels for it.
 
     x [B, C, H, W] --abq.polyphase--> planes [B, C * phases, rows, pitch] --abq.direct_conv--> y
+    x [B, C, H, W] --abq.direct_conv--> y      where kernels put zeros around images themselves
 
 What has codes or weights in 16 bits, more than two spatial axes, a window of many columns, or so
 few outputs that a vector is not filled with them is left to `decompose-conv`.
@@ -8,6 +9,7 @@ few outputs that a vector is not filled with them is left to `decompose-conv`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 from abqc.dialects import abq
@@ -51,7 +53,9 @@ def _spec(op: ir.Operation) -> ConvSpec | None:
     groups = ir.IntegerAttr(view.groups).value
     steps = (list(ir.DenseI64ArrayAttr(op.attributes[name])) for name in ("strides", "dilations"))
     (y, x), strides, dilations = ([1, *pair][-2:] for pair in (window, *steps))
-    return ConvSpec(groups, n // groups, c, (y, x), tuple(strides), tuple(dilations))
+    spec = ConvSpec(groups, n // groups, c, (y, x), tuple(strides), tuple(dilations))
+    before = [0, *list(ir.DenseI64ArrayAttr(op.attributes["pads"]))[: len(window)]][-2:]
+    return replace(spec, before=tuple(before)) if spec.reads_images else spec
 
 
 def _planned(op: ir.Operation, spec: ConvSpec, unit: Unit) -> ir.Value:
@@ -68,18 +72,20 @@ def _planned(op: ir.Operation, spec: ConvSpec, unit: Unit) -> ir.Value:
         ir.DenseI64ArrayAttr.get(spec.window),
         ir.DenseI64ArrayAttr.get(spec.strides),
         ir.DenseI64ArrayAttr.get(spec.dilations),
+        ir.DenseI64ArrayAttr.get(spec.before),
         conv.result_type,
     ).result
 
 
 def _planes(conv: Conv, spec: ConvSpec) -> ir.Value:
-    """[B, C * phases, rows, pitch]; the image itself where it has no zeros and one phase."""
+    """[B, C * phases, rows, pitch]; the image itself where it has no zeros and no strides, and for
+    kernels that put zeros around it themselves."""
     x, pads = conv.x, conv.pads
     if conv.spatial == 1:
         shape = abq.shape(x)
         x = expand_shape(x, [[0], [1], [2, 3]], [*shape[:2], 1, shape[2]])
         pads = [0, pads[0], 0, pads[1]]
-    if spec.phases == 1 and not any(pads):
+    if spec.reads_images or (spec.strides == (1, 1) and not any(pads)):
         return x
     axes = zip((2, 3), pads[:2], pads[2:], spec.strides, strict=True)
     sizes = [_of_phase(x, axis, low + high, stride) for axis, low, high, stride in axes]
@@ -89,8 +95,9 @@ def _planes(conv: Conv, spec: ConvSpec) -> ir.Value:
         x,
         *(size if isinstance(size, ir.Value) else index(size) for size in sizes),
         ir.DenseI64ArrayAttr.get(spec.strides),
+        ir.DenseI64ArrayAttr.get(spec.phases),
         ir.DenseI64ArrayAttr.get(pads[:2]),
-        ir.RankedTensorType.get([batch, channels * spec.phases, *known], ir.F32Type.get()),
+        ir.RankedTensorType.get([batch, channels * prod(spec.phases), *known], ir.F32Type.get()),
     ).result
 
 

@@ -103,7 +103,7 @@ def _resolve_dims(value: ir.Value) -> None:
 
 
 def _direct(view: Any, **epilogue: Any) -> DirectConvOp:
-    names = ("groups", "window", "strides", "dilations")
+    names = ("groups", "window", "strides", "dilations", "before")
     return DirectConvOp(
         *(view.planes, view.w, view.bias, view.height, view.width),
         *(view.operation.attributes[name] for name in names),

@@ -32,8 +32,10 @@ PASS_FILES = (
     "append_caches",
     "balance_channels",
     "check_sizes",
+    "collapse_reductions",
     "convert_arg_extreme",
     "convert_batch_matmul",
+    "convert_max_pool",
     "convert_scan",
     "convert_selective_scan",
     "decompose_caches",
@@ -43,7 +45,6 @@ PASS_FILES = (
     "decompose_hadamard",
     "decompose_norm",
     "decompose_permute_channels",
-    "decompose_softmax",
     "decompose_update",
     "direct_code_conv",
     "direct_conv",
@@ -79,11 +80,13 @@ PASS_FILES = (
     "quantize_caches",
     "resolve_dims",
     "rotate_stream",
+    "scale_weights",
     "separate_fills",
     "share_heads",
     "simplify_broadcasts",
     "sink_transposes",
     "sort_channels",
+    "split_reductions",
     "version_loops",
     "write_appends",
 )
@@ -107,6 +110,7 @@ class Unit:
     outputs: list[Any] = field(default_factory=list)
     kept_outputs: list[int] | None = None  # the outputs that @main still returns; None: all
     strided_inputs: set[str] = field(default_factory=set)  # inputs that may have any strides
+    sized_outputs: frozenset[str] = frozenset()  # whose sizes follow from those of the inputs
     operations: list[dict[str, Any]] = field(default_factory=list)
     noise: dict[str, dict[str, Any]] = field(default_factory=dict)  # of packed weights, by symbol
     floats: list[dict[str, Any]] = field(default_factory=list)

@@ -24,6 +24,7 @@ from .lowering.cache_buffers import buffer_of
 from .lowering.code_conv import lower_code_conv, lower_pack_planes
 from .lowering.direct_conv import lower_direct_conv, lower_polyphase
 from .lowering.matmul import lower_matmul
+from .lowering.max_pool import lower_max_pool
 from .lowering.non_max_suppression_loops import non_max_suppression_loops
 from .lowering.norm import lower_norm, lower_norm_pack, lower_softmax
 from .lowering.pack import lower_fused_pack, lower_pack
@@ -294,6 +295,7 @@ _RULES: dict[str, Rule] = {
     "abq.scan": lower_scan,
     "abq.polyphase": lower_polyphase,
     "abq.direct_conv": lower_direct_conv,
+    "abq.max_pool": lower_max_pool,
     "abq.pack_planes": lower_pack_planes,
     "abq.code_conv": lower_code_conv,
     "abq.selective_scan": lower_selective_scan,

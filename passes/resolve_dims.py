@@ -130,6 +130,12 @@ def _direct_conv(op: ir.Operation, axis: int) -> ir.Value | None:
     return view.width if axis == len(abq.shape(view.result)) - 1 else view.height
 
 
+def _max_pool(op: ir.Operation, axis: int) -> ir.Value | None:
+    """Samples and channels are those of the image."""
+    view = op.opview
+    return (None, None, view.height, view.width)[axis] or dimension_or_query(view.x, axis)
+
+
 def _polyphase(op: ir.Operation, axis: int) -> ir.Value | None:
     """Samples are those of the image, planes are static."""
     view = op.opview
@@ -170,6 +176,7 @@ _RULES = {
     "abq.dequantize": _of_first_operand,
     "abq.fake_quantize": _of_first_operand,
     "abq.direct_conv": _direct_conv,
+    "abq.max_pool": _max_pool,
     "abq.polyphase": _polyphase,
     "abq.code_conv": _code_conv,
     "abq.pack_planes": _pack_planes,

@@ -34,6 +34,7 @@ _ERRORS: dict[int, type[AbqcError]] = {
 _DEVICE_STATUS = 4
 _INTERRUPTED_STATUS = 10
 _INTERRUPTIBLE = 1  # a flag of a run
+_SIZED = 2  # a flag of an output
 _SEPARATE_BUFFERS = 1  # a flag of an instance
 
 
@@ -126,6 +127,7 @@ class _Api(ctypes.Structure):
     ]
 
 
+_Run = ctypes.CFUNCTYPE(ctypes.c_int32)
 _Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 # What is mapped now, by device and inode: the loader would hand out the old image for a file that
@@ -191,7 +193,8 @@ class Library:
                 hint="compile the model again",
             )
         self._api = table.contents
-        self._run = self._api.run  # each access would make a new function object
+        # Of arguments that are ctypes' own nothing needs to be converted.
+        self._run = _Run(ctypes.cast(self._api.run, ctypes.c_void_p).value or 0)
 
     @property
     def has_statistics(self) -> bool:
@@ -262,6 +265,11 @@ class Library:
         inputs = [_spec(info.inputs[i], symbols) for i in range(info.input_count)]
         outputs = [_spec(info.outputs[i], symbols) for i in range(info.output_count)]
         return inputs, outputs
+
+    def sized_outputs(self) -> list[bool]:
+        """For each output, whether its sizes follow from those of the inputs."""
+        info = self._info()
+        return [bool(info.outputs[i].flags & _SIZED) for i in range(info.output_count)]
 
     def delete(self, tensor: int, deleter: int) -> None:
         """Release a DLManagedTensor."""
@@ -357,19 +365,24 @@ class Instance:
         """Options for `run`, to be set and kept: threads of the instance, its own device."""
         return RunOptions(struct_size=self.library.run_options_size)
 
-    def run(
+    def run_arguments(
         self, inputs: int, input_count: int, outputs: int, output_count: int, options: RunOptions
-    ) -> None:
-        """abqc_api.run on arrays of pointers to tensors, given by their addresses.
+    ) -> tuple[Any, ...]:
+        """What `run` takes, for any number of runs, of arrays of pointers to tensors, given by
+        their addresses. They and the options must live as long."""
+        return (
+            self._pointer,
+            *(ctypes.c_void_p(inputs), ctypes.c_int32(input_count)),
+            *(ctypes.c_void_p(outputs), ctypes.c_int32(output_count)),
+            ctypes.byref(options),
+        )
 
-        In the main thread Ctrl-C ends the run: KeyboardInterrupt.
-        """
+    def run(self, arguments: tuple[Any, ...], options: RunOptions) -> None:
+        """abqc_api.run. In the main thread Ctrl-C ends the run: KeyboardInterrupt."""
         # Python calls handlers of signals in its main thread alone.
         is_main = threading.get_ident() == threading.main_thread().ident
         options.flags = _INTERRUPTIBLE if is_main else 0
-        status = self.library._run(
-            self._pointer, inputs or None, input_count, outputs or None, output_count, options
-        )
+        status = self.library._run(*arguments)
         if status or self.driver is not None:
             self._check(status)
 

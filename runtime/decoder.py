@@ -12,7 +12,7 @@ The signature is that of exported decoders:
     position_ids     [batch, tokens]          if there is one; counted from 0
     logits_to_keep   scalar or [1]            if there is one (num_logits_to_keep); 1
     past_key_values.0.key, ...                 caches; what follows `past...` names the output
-    -> logits        [batch, tokens, vocabulary]
+    -> logits        [batch, tokens, vocabulary], or of the last token alone
        present.0.key, ...
 
 On a CPU a cache is one buffer with room for more, updated in place: a step writes the new rows and
@@ -22,20 +22,27 @@ model without caches runs the whole sequence in every step.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from ..errors import InputError
-from .dlpack import FirstRows
-from .element_types import by_name, numpy_dtype
+from .decoder_tensors import (
+    IDS,
+    KEPT,
+    LOGITS,
+    MASK,
+    POSITIONS,
+    Cache,
+    InPlace,
+    Returned,
+    Runnable,
+    TokenInputs,
+)
 from .tensor_spec import Dim, TensorSpec
 
-IDS, MASK, POSITIONS, LOGITS = "input_ids", "attention_mask", "position_ids", "logits"
-KEPT = ("logits_to_keep", "num_logits_to_keep")
 WANTED = (
     f"a decoder has {IDS}, perhaps {MASK}, {POSITIONS} and past_key_values.0.key, ..., and gives "
     f"{LOGITS} and present.0.key, ..."
@@ -46,23 +53,6 @@ ROOM = 256  # rows that caches begin with
 
 _PAST = re.compile(r"past(_key_values?)?(?=[._\d]|$)")
 _PRESENT = re.compile(r"present(_key_values?)?(?=[._\d]|$)")
-
-
-class Runnable(Protocol):
-    """What a decoder needs of a model (`abqc.Model`)."""
-
-    inputs: list[TensorSpec]
-    outputs: list[TensorSpec]
-    path: Any
-    device: str
-
-    def run(
-        self,
-        inputs: Mapping[str, Any],
-        *,
-        outputs: Mapping[str, Any] | None = None,
-        device: str | None = None,
-    ) -> list[Any]: ...
 
 
 class Decoder:
@@ -78,8 +68,7 @@ class Decoder:
         self._inputs = {spec.name: spec for spec in model.inputs}
         self._check_names()
         self._caches = [self._cache(spec) for spec in model.inputs if _PAST.match(spec.name)]
-        self._logits_at = [spec.name for spec in model.outputs].index(LOGITS)
-        size = model.outputs[self._logits_at].shape[-1]
+        size = next(spec for spec in model.outputs if spec.name == LOGITS).shape[-1]
         self.vocabulary: int | None = size if isinstance(size, int) else None
         self._batch, self._run_size = self._sizes_of_ids()
         self._room = max(room, 1)
@@ -89,8 +78,8 @@ class Decoder:
         """Forget the sequence."""
         self._seen: list[int] = []
         on_cpu = self._model.device == "cpu"
-        store: type[_InPlace] | type[_Returned] = _InPlace if on_cpu else _Returned
-        self._store = store(self._caches, self._room, self._model.outputs)
+        store: type[InPlace] | type[Returned] = InPlace if on_cpu else Returned
+        self._store = store(self._model, TokenInputs(self._inputs), self._caches, self._room)
 
     @property
     def has_caches(self) -> bool:
@@ -128,28 +117,8 @@ class Decoder:
 
     def _run(self, tokens: Sequence[int], past: int) -> np.ndarray:
         """Logits [vocabulary] of the last of `tokens`, which come after `past` cached ones."""
-        total = past + len(tokens)
-        feeds: dict[str, Any] = {IDS: self._array(IDS, [tokens])}
-        if MASK in self._inputs:
-            feeds[MASK] = self._mask(total)
-        if POSITIONS in self._inputs:
-            feeds[POSITIONS] = self._array(POSITIONS, [range(past, total)])
-        for name in KEPT:
-            if name in self._inputs:
-                feeds[name] = self._array(name, [1] if self._inputs[name].shape else 1)
-        outputs = self._store.run(self._model, feeds, past, total)
-        logits = np.asarray(outputs[self._logits_at])
+        logits = np.asarray(self._store.run(tokens, past))
         return logits.reshape(-1, logits.shape[-1])[-1].astype(np.float32)
-
-    def _array(self, name: str, values: Any) -> np.ndarray:
-        return np.array(values, numpy_dtype(self._inputs[name].dtype))
-
-    def _mask(self, total: int) -> np.ndarray:
-        """Ones over what is there; zeros behind it where the model fixes the mask's size."""
-        size = self._inputs[MASK].shape[1]
-        mask = self._array(MASK, np.zeros((1, size if isinstance(size, int) else total)))
-        mask[:, :total] = 1
-        return mask
 
     # ---- checks ----
 
@@ -189,11 +158,11 @@ class Decoder:
             raise InputError(f"input '{MASK}' is {mask}, expected [1, tokens]")
         return ids.shape[0], tokens if isinstance(tokens, int) else None
 
-    def _cache(self, past: TensorSpec) -> _Cache:
+    def _cache(self, past: TensorSpec) -> Cache:
         rest = _PAST.sub("", past.name)
         for spec in self._model.outputs:
             if _PRESENT.match(spec.name) and _PRESENT.sub("", spec.name) == rest:
-                return _Cache.of(past, spec, self._inputs[IDS].shape[0])
+                return Cache.of(past, spec, self._inputs[IDS].shape[0])
         raise InputError(
             f"no output belongs to the cache '{past.name}'; the outputs are "
             f"{_list(spec.name for spec in self._model.outputs)}",
@@ -216,158 +185,13 @@ class Decoder:
             )
 
     def _checked(self, logits: np.ndarray) -> np.ndarray:
-        if not np.isfinite(logits.max()):
+        if not math.isfinite(logits.max()):
             raise InputError(
                 f"the logits of {self._model.path} have NaN or infinity after "
                 f"{len(self._seen)} tokens",
                 hint="take a recipe of more bits, or see whether the model in float has them too",
             )
         return logits
-
-
-# ---- caches ----
-
-
-@dataclass(frozen=True)
-class _Cache:
-    """A cache: its shape with 1 for the batch, and the axis of its rows, one for each token.
-
-    `rows`: how many the model fixes; None where any number goes. `whole`: past and present are both
-    the whole buffer, and the model knows from its other inputs which rows are new. A state (of a
-    convolution, of a recurrence) has no axis: what comes out of a run goes into the next.
-    """
-
-    past: str
-    present: str
-    type: str
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    axis: int | None
-    rows: int | None
-    whole: bool
-
-    @staticmethod
-    def of(past: TensorSpec, present: TensorSpec, batch: Dim) -> _Cache:
-        dims = past.shape
-        dynamic = [
-            d
-            for d, size in enumerate(dims)
-            if d > 0 and not isinstance(size, int) and (size is None or size != batch)
-        ]
-        axis = dynamic[0] if dynamic else _fixed_axis(past)
-        rows = None if axis is None else dims[axis]
-        out = None if axis is None else present.shape[axis]
-        fixed = isinstance(rows, int)
-        if len(dynamic) > 1 or (fixed and out not in (None, rows)):
-            raise InputError(
-                f"how the cache {past} grows cannot be told; its output is {present}",
-                hint="one size may differ from token to token",
-            )
-        return _Cache(
-            past.name,
-            present.name,
-            past.dtype,
-            numpy_dtype(past.dtype),
-            tuple(size if isinstance(size, int) else 1 for size in dims),
-            axis,
-            rows if isinstance(rows, int) else None,
-            whole=fixed or (rows is not None and rows == out),
-        )
-
-    def buffer(self, rows: int) -> np.ndarray:
-        """Zeros with room for `rows`; a page takes memory once it is written."""
-        shape = list(self.shape)
-        if self.axis is not None:
-            shape[self.axis] = self.rows or rows
-        return np.zeros(shape, self.dtype)
-
-    def first(self, buffer: np.ndarray, rows: int) -> np.ndarray:
-        """The first rows of a buffer."""
-        assert self.axis is not None
-        return buffer[(slice(None),) * self.axis + (slice(rows),)]
-
-    def growing(self, buffer: np.ndarray) -> FirstRows:
-        """The first rows of a buffer, as many as it is told before each run."""
-        assert self.axis is not None
-        return FirstRows(buffer, self.axis, by_name(self.type).dlpack)
-
-
-def _fixed_axis(past: TensorSpec) -> int | None:
-    """The axis of the rows of a cache whose sizes the model fixes; None for a state."""
-    is_cache = past.name.endswith(("key", "value")) and len(past.shape) > 2
-    return len(past.shape) - 2 if is_cache else None
-
-
-class _InPlace:
-    """Buffers with room for more rows: past and present are their first rows."""
-
-    def __init__(self, caches: Sequence[_Cache], room: int, outputs: Sequence[TensorSpec]) -> None:
-        self._room = room
-        self._caches = [cache for cache in caches if cache.axis is not None]
-        self._buffers = [cache.buffer(room) for cache in self._caches]
-        self._describe()
-        self._states = _Returned([cache for cache in caches if cache.axis is None], room, outputs)
-        self.limit = min((c.rows for c in caches if c.rows is not None), default=None)
-
-    def run(self, model: Runnable, feeds: dict[str, Any], past: int, total: int) -> Sequence[Any]:
-        if total > self._room:
-            self._grow(past, max(total, 2 * self._room))
-        for rows in self._growing_pasts:
-            rows.rows = past
-        for rows in self._growing_presents:
-            rows.rows = total
-        feeds.update(self._pasts)
-        self._states.give(feeds)
-        results = model.run(feeds, outputs=self._presents)
-        self._states.take(results)
-        return results
-
-    def _grow(self, rows: int, room: int) -> None:
-        for i, cache in enumerate(self._caches):
-            larger = cache.buffer(room)
-            cache.first(larger, rows)[...] = cache.first(self._buffers[i], rows)
-            self._buffers[i] = larger
-        self._room = room
-        self._describe()
-
-    def _describe(self) -> None:
-        """What runs are given, made once for all steps in these buffers."""
-        self._pasts: dict[str, Any] = {}
-        self._presents: dict[str, Any] = {}
-        self._growing_pasts: list[FirstRows] = []
-        self._growing_presents: list[FirstRows] = []
-        for cache, buffer in zip(self._caches, self._buffers, strict=True):
-            past: Any = buffer
-            present: Any = buffer
-            if not cache.whole:
-                past, present = cache.growing(buffer), cache.growing(buffer)
-                self._growing_pasts.append(past)
-                self._growing_presents.append(present)
-            self._pasts[cache.past], self._presents[cache.present] = past, present
-
-
-class _Returned:
-    """Outputs of a run, wherever it put them, that are inputs of the next."""
-
-    def __init__(self, caches: Sequence[_Cache], room: int, outputs: Sequence[TensorSpec]) -> None:
-        names = [spec.name for spec in outputs]
-        self._pasts = [cache.past for cache in caches]
-        self._presents = [names.index(cache.present) for cache in caches]
-        self._values: list[Any] = [cache.buffer(room if cache.whole else 0) for cache in caches]
-        self.limit = min((c.rows or room for c in caches if c.whole), default=None)
-
-    def give(self, feeds: dict[str, Any]) -> None:
-        feeds.update(zip(self._pasts, self._values, strict=True))
-
-    def take(self, results: Sequence[Any]) -> None:
-        self._values = [results[at] for at in self._presents]
-
-    def run(self, model: Runnable, feeds: dict[str, Any], past: int, total: int) -> Sequence[Any]:
-        """On a GPU, where the caches stay in its memory."""
-        self.give(feeds)
-        results = model.run(feeds, device="cuda")
-        self.take(results)
-        return results
 
 
 def _list(names: Iterable[str], most: int = 8) -> str:

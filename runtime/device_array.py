@@ -47,6 +47,8 @@ class _Borrowed:
 class Borrower:
     """Takes other packages' tensors for one run in `stream` (0: the legacy default stream)."""
 
+    __slots__ = ("_ordered", "_stream")
+
     def __init__(self, stream: int) -> None:
         self._stream = stream
         self._ordered: set[tuple[Exchange, tuple[int, int]]] = set()

@@ -25,11 +25,9 @@ _TENSOR = struct.Struct("=QiiiBBHQQQ")
 TENSOR_SIZE = _TENSOR.size
 MANAGED_SIZE = TENSOR_SIZE + 16  # and manager context, deleter
 
-# numpy's array interface in C: `data` of PyArrayInterface
-_ARRAY_DATA = 40
-_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-_capsule_pointer.restype = ctypes.c_size_t
-_capsule_pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
+# Of PyArrayObject, whose first field behind the object's header is `data`: asking numpy for the
+# address takes five times as long, which is a good part of a small model's run.
+_ARRAY_DATA = object.__basicsize__
 _word_at = ctypes.c_size_t.from_address
 
 
@@ -50,6 +48,23 @@ class Described(Protocol):
     address: int
 
 
+def _data_address_by_interface(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def _data_address(array: np.ndarray) -> int:
+    return _word_at(id(array) + _ARRAY_DATA).value
+
+
+def _reads_arrays() -> bool:
+    """Whether numpy's arrays are laid out as `_data_address` says."""
+    arrays = [np.empty(3), np.empty((4, 4))[1:, 2:]]
+    return all(_data_address(a) == _data_address_by_interface(a) for a in arrays)
+
+
+data_address = _data_address if _reads_arrays() else _data_address_by_interface
+
+
 class TensorTable:
     """An array of pointers to DLTensors (or DLManagedTensors) of these types, used run after run.
 
@@ -68,17 +83,15 @@ class TensorTable:
         self._layouts: list[tuple[object, object]] = [((), None)] * count
         self.address = ctypes.addressof(self._words) if count else 0
 
-    def describes(self, i: int, array: np.ndarray) -> bool:
-        """Whether entry i was last set to an array of the same shape and strides."""
-        return self._layouts[i] == (array.shape, array.strides)
-
-    def point(self, i: int, array: np.ndarray) -> None:
-        """Entry i becomes `array`, which it `describes`."""
+    def point(self, i: int, array: np.ndarray) -> bool:
+        """Entry i becomes `array` where it was last described by an array of the same shape and
+        strides; whether it was."""
+        if self._layouts[i] != (array.shape, array.strides):
+            return False
         at = self._tensors[i]
-        self._words[at // 8] = _word_at(
-            _capsule_pointer(array.__array_struct__, None) + _ARRAY_DATA
-        ).value
+        self._words[at >> 3] = data_address(array)
         self._words[i] = self.address + at
+        return True
 
     def describe(self, i: int, array: np.ndarray) -> None:
         """Entry i becomes `array`: elements of its type in native byte order, at most MAX_RANK
@@ -93,9 +106,12 @@ class TensorTable:
             strides = self.address + strides_at
         code, bits, lanes = self._types[i]
         shape = self.address + shape_at
-        _TENSOR.pack_into(self._memory, at, 0, CPU, 0, rank, code, bits, lanes, shape, strides, 0)
+        data = data_address(array)
+        _TENSOR.pack_into(
+            self._memory, at, data, CPU, 0, rank, code, bits, lanes, shape, strides, 0
+        )
+        self._words[i] = self.address + at
         self._layouts[i] = array.shape, array.strides
-        self.point(i, array)
 
     def borrow(self, i: int, tensor: Described | None) -> None:
         """Entry i becomes a tensor described elsewhere, or NULL."""
@@ -115,40 +131,49 @@ class TensorTable:
         return self._words[i]
 
 
-class FirstRows:
-    """The first rows of a buffer, a tensor that is described once and taken by runs on a CPU as it
-    is, as an input and as an output.
+class RowsLayout:
+    """Shape and strides of the first rows of a buffer; shared by all buffers of that layout, so
+    that one assignment sets how many rows they have.
 
-    `buffer` is an array of at most MAX_RANK dimensions, strided by whole elements of `dtype`; the
-    rows lie along `axis`. `rows` are set before a run, at most as many as the buffer has.
+    `buffer` is an array of at most MAX_RANK dimensions, strided by whole elements; the rows lie
+    along `axis`. `rows` are set before a run, at most as many as the buffer has.
     """
 
-    def __init__(self, buffer: np.ndarray, axis: int, dtype: DType) -> None:
+    def __init__(self, buffer: np.ndarray, axis: int) -> None:
         rank = buffer.ndim
-        self._buffer = buffer
-        self._axis = axis
-        self._words = (ctypes.c_uint64 * (MANAGED_SIZE // 8 + 2 * rank))()
-        self._rows_at = MANAGED_SIZE // 8 + axis
-        self.address = ctypes.addressof(self._words)
-        shape = self.address + MANAGED_SIZE
-        _TENSOR.pack_into(
-            *(self._words, 0, buffer.__array_interface__["data"][0], CPU, 0, rank, *dtype),
-            *(shape, shape + 8 * rank, 0),
-        )
-        _SIZES[rank].pack_into(self._words, MANAGED_SIZE, *buffer.shape)
+        self.axis = axis
+        self._words = (ctypes.c_uint64 * (2 * rank))()
+        self.shape = ctypes.addressof(self._words)
+        self.strides = self.shape + 8 * rank
         strides = [stride // buffer.itemsize for stride in buffer.strides]
-        _SIZES[rank].pack_into(self._words, MANAGED_SIZE + 8 * rank, *strides)
+        _SIZES[2 * rank].pack_into(self._words, 0, *buffer.shape, *strides)
 
     @property
     def rows(self) -> int:
-        return int(self._words[self._rows_at])
+        return int(self._words[self.axis])
 
     @rows.setter
     def rows(self, rows: int) -> None:
-        self._words[self._rows_at] = rows
+        self._words[self.axis] = rows
+
+
+class FirstRows:
+    """The first rows of a buffer, a tensor that is described once and taken by runs on a CPU as it
+    is, as an input and as an output. `layout` is that of the buffer, `dtype` its elements' type.
+    """
+
+    def __init__(self, buffer: np.ndarray, layout: RowsLayout, dtype: DType) -> None:
+        self._buffer = buffer
+        self._layout = layout
+        self._words = (ctypes.c_uint64 * (MANAGED_SIZE // 8))()
+        self.address = ctypes.addressof(self._words)
+        _TENSOR.pack_into(
+            *(self._words, 0, buffer.__array_interface__["data"][0], CPU, 0, buffer.ndim, *dtype),
+            *(layout.shape, layout.strides, 0),
+        )
 
     def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
-        return self._buffer[(slice(None),) * self._axis + (slice(self.rows),)]
+        return self._buffer[(slice(None),) * self._layout.axis + (slice(self._layout.rows),)]
 
 
 def expressible(array: np.ndarray) -> np.ndarray:

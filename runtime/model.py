@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import ctypes
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
 from ..errors import InputError
 from .abi import DriverTable, Instance, Library
-from .call import Call
+from .bound import Bound
+from .call import Call, Signature
 from .device import choose
-from .device_array import Borrower, DeviceArray
-from .dlpack import CUDA, FirstRows, ManagedTensor, expressible
-from .element_types import by_name, numpy_dtype, seen_as
+from .device_array import Borrower
+from .dlpack import CUDA
 from .profile import Profile
 from .statistics import RunStatistics
-from .tensor_spec import Dim, TensorSpec
+from .tensor_spec import TensorSpec
 
 Arrays = Mapping[str, Any] | Sequence[Any]
-
-SMALL_BYTES = 1 << 14  # of an output that numpy's own memory suits better: it is made faster
 
 
 def load(
@@ -86,12 +80,8 @@ class Model:
         self.manifest = library.manifest
         self.isa = instance.isa
         self.inputs, self.outputs = library.signature()
-        self._input_types = [by_name(spec.dtype).dlpack for spec in self.inputs]
-        self._output_types = [by_name(spec.dtype).dlpack for spec in self.outputs]
-        self._input_dtypes = [numpy_dtype(spec.dtype) for spec in self.inputs]
-        self._output_dtypes = [numpy_dtype(spec.dtype) for spec in self.outputs]
+        self._signature = Signature(self.inputs, self.outputs, library.sized_outputs())
         self._input_names = dict.fromkeys(spec.name for spec in self.inputs)
-        self._lent = [_Lent(spec, self.inputs) for spec in self.outputs]
         self._calls: list[Call] = []  # that no run uses
 
     def run(
@@ -139,83 +129,41 @@ class Model:
         try:
             call = self._calls.pop()
         except IndexError:
-            call = Call(instance, self._input_types, self._output_types)
+            call = Call(instance, self._signature)
         try:
             borrower = Borrower(stream)
-            kept = self._set_inputs(call, given, borrower)  # copies, others' tensors
-            kept += self._set_outputs(call, buffers, borrower)
+            kept = call.set_inputs(enumerate(given), borrower)  # copies, others' tensors
+            kept += call.set_outputs(buffers, borrower)
             address = 0 if profile is None else profile.address
-            call.run(instance, _thread_count(threads), target, stream, address)
+            call.run(_thread_count(threads), target, stream, address)
             del kept
+            own = self._device.dlpack[0]
             return [
-                self._allocated(instance, call, i, stream) if value is None else value
+                call.allocated(i, own, stream) if value is None else value
                 for i, value in enumerate(buffers)
             ]
         finally:
             self._calls.append(call)
 
-    def _set_inputs(self, call: Call, values: list[Any], borrower: Borrower) -> list[Any]:
-        """Point the call's table to the values; what must live as long as the run."""
-        table = call.inputs
-        kept: list[Any] = []
-        unknown: list[tuple[int, ...] | None] = [None] * len(call.shapes)
-        for i, value in enumerate(values):
-            if isinstance(value, np.ndarray):
-                dtype = self._input_dtypes[i]
-                if value.dtype == dtype and table.describes(i, value):
-                    table.point(i, value)
-                    continue
-            call.shapes = unknown
-            if isinstance(value, FirstRows):
-                table.borrow(i, value)
-                continue
-            if not isinstance(value, np.ndarray):
-                tensor = borrower.take(table, i, self.inputs[i].name, value)
-                if tensor is not None:
-                    kept.append(tensor)
-                    continue
-            array = _input_array(self.inputs[i], self._input_dtypes[i], value)
-            table.describe(i, array)
-            kept.append(array)
-        return kept
+    def bind(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Bound:
+        """The model with these tensors, by name, in all runs, on a CPU: `Bound.run` takes the other
+        inputs and gives the other outputs. What `run` says of both holds. The tensors, and the
+        model, are kept as long as the result is.
 
-    def _set_outputs(self, call: Call, values: list[Any], borrower: Borrower) -> list[Any]:
-        """The same for buffers, None where the model is to allocate; small ones that will be as
-        in the run before are put in their places."""
-        table = call.outputs
-        kept: list[Any] = []
-        for i, value in enumerate(values):
-            shape = call.shapes[i]
-            if value is None and shape is not None:
-                values[i] = made = np.empty(shape, self._output_dtypes[i])
-                (table.point if table.describes(i, made) else table.describe)(i, made)
-            elif value is None or isinstance(value, FirstRows):
-                table.borrow(i, value)
-            elif (
-                not isinstance(value, np.ndarray)
-                and (tensor := borrower.take(table, i, self.outputs[i].name, value)) is not None
-            ):
-                kept.append(tensor)
-            else:
-                _check_buffer(self.outputs[i], self._output_dtypes[i], value)
-                (table.point if table.describes(i, value) else table.describe)(i, value)
-        return kept
+        InputError names the tensor that is wrong.
+        """
+        if self._instance is None:
+            raise InputError(f"the model '{self.path}' is closed")
+        if self._device.dlpack[0] == CUDA:
+            raise InputError(f"tensors cannot be bound: the model runs on {self.device}")
+        _refuse_unknown("input", self.inputs, inputs)
+        _refuse_unknown("output", self.outputs, outputs)
+        return Bound(self._instance, self._signature, inputs, outputs)
 
     @property
     def statistics(self) -> RunStatistics:
         """How the runs on a GPU went so far: whether they were graphs, and if not, why."""
         return RunStatistics() if self._instance is None else self._instance.statistics()
-
-    def _allocated(self, instance: Instance, call: Call, i: int, stream: int) -> Any:
-        """What the model allocated for output i."""
-        dtype, lent, address = self._output_dtypes[i], self._lent[i], call.outputs.pointer(i)
-        tensor = ManagedTensor.from_address(address)
-        if self._device.dlpack[0] == CUDA and tensor.device[0] == CUDA:
-            return DeviceArray(instance, dtype, address, stream)
-        array = np.asarray(_Allocation(instance.library, lent, address, tensor))
-        if lent.follows and array.nbytes <= SMALL_BYTES and self._device.dlpack[0] != CUDA:
-            call.shapes[i] = array.shape
-        return array if dtype == lent.storage else array.view(dtype)
 
     def close(self) -> None:
         """Release the model once its runs have ended and its outputs are gone."""
@@ -236,46 +184,6 @@ class Model:
         inputs = ", ".join(map(str, self.inputs))
         outputs = ", ".join(map(str, self.outputs))
         return f"<abqc.Model '{self.path}': ({inputs}) -> ({outputs})>"
-
-
-class _Lent:
-    """What is the same for all of an output's allocations."""
-
-    def __init__(self, spec: TensorSpec, inputs: Sequence[TensorSpec]) -> None:
-        self.storage = by_name(spec.dtype).storage
-        self.typestr = self.storage.str
-        self.sizes = ctypes.c_int64 * len(spec.shape)
-        # Whether its sizes follow from those of the inputs.
-        known = {word for each in inputs for size in each.shape for word in _words(size)}
-        self.follows = all(d is not None and _words(d) <= known for d in spec.shape)
-
-
-def _words(size: Dim) -> set[str]:
-    """The names in a size or in an expression of sizes."""
-    return set(re.findall(r"[^\W\d][\w.]*", size)) if isinstance(size, str) else set()
-
-
-class _Allocation:
-    """Memory that the model allocated for an output (row-major), lent to numpy, released with the
-    array."""
-
-    __slots__ = ("__array_interface__", "_address", "_deleter", "_library")
-
-    def __init__(self, library: Library, lent: _Lent, address: int, tensor: ManagedTensor) -> None:
-        self._library = library
-        self._address = address
-        self._deleter = tensor.deleter
-        library.retain()
-        self.__array_interface__ = {
-            "version": 3,
-            "typestr": lent.typestr,
-            "shape": tuple(lent.sizes.from_address(tensor.shape)),
-            "data": (tensor.data, False),
-        }
-
-    def __del__(self) -> None:
-        self._library.delete(self._address, self._deleter)
-        self._library.release()
 
 
 def _thread_count(threads: int | None) -> int:
@@ -321,54 +229,3 @@ def _refuse_unknown(role: str, specs: Sequence[TensorSpec], values: Mapping[str,
             raise InputError(
                 f"the model has no {role} '{name}'", hint=f"its {role}s are {_names(specs)}"
             )
-
-
-def _input_array(spec: TensorSpec, dtype: np.dtype, value: Any) -> np.ndarray:
-    array = value if isinstance(value, np.ndarray) else _as_array(spec, value)
-    seen = array if array.dtype == dtype else seen_as(array, spec.dtype)
-    if seen is None:
-        raise InputError(
-            f"input '{spec.name}' is {_describe(array.dtype)}, expected {spec.dtype}",
-            hint=_conversion(spec),
-        )
-    _check_rank("input", spec, seen)
-    return expressible(seen)
-
-
-def _conversion(spec: TensorSpec) -> str:
-    codes = by_name(spec.dtype).codes
-    if codes is None:
-        return f"convert it: .astype('{spec.dtype}')"
-    return f"convert it: .astype(ml_dtypes.{spec.dtype}), or give its codes as {codes}"
-
-
-def _as_array(spec: TensorSpec, value: Any) -> np.ndarray:
-    try:
-        return np.asarray(value)
-    except ValueError as error:
-        raise InputError(f"input '{spec.name}' is no array: {error}") from error
-
-
-def _check_buffer(spec: TensorSpec, dtype: np.dtype, value: Any) -> None:
-    role = "the buffer for output"
-    if not isinstance(value, np.ndarray):
-        raise InputError(f"{role} '{spec.name}' is no numpy array")
-    if value.dtype != dtype and seen_as(value, spec.dtype) is None:
-        raise InputError(f"{role} '{spec.name}' is {_describe(value.dtype)}, expected {spec.dtype}")
-    if not value.flags.writeable:
-        raise InputError(f"{role} '{spec.name}' is read-only")
-    _check_rank(role, spec, value)
-    if expressible(value) is not value:
-        raise InputError(f"{role} '{spec.name}' has strides of partial elements")
-
-
-def _check_rank(role: str, spec: TensorSpec, array: np.ndarray) -> None:
-    if array.ndim != len(spec.shape):
-        raise InputError(
-            f"{role} '{spec.name}' has rank {array.ndim}, expected {len(spec.shape)}",
-            hint=f"expected {spec}",
-        )
-
-
-def _describe(dtype: np.dtype) -> str:
-    return dtype.name if dtype.isnative else f"{dtype.name} of foreign byte order"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -27,11 +28,23 @@ os.environ.setdefault("ABQC_CPU", "native")
 DATA = Path(__file__).parent / "models" / "data"
 
 
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays: no garbage collection need look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
-def untuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing depends on what `abqc tune` has measured on this machine."""
+def untuned(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Nothing depends on what `abqc tune` has measured on this machine. Processes of one session
+    share what they compile."""
+    folder = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):  # of pytest-xdist: each has a folder in this one
+        folder = folder.parent
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ABQC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("ABQC_CACHE", str(folder / "abqc-cache"))
         yield
 
 

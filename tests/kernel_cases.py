@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,43 @@ from abqc.dialects.mlir import ir
 CONTEXT = ir.Context()
 
 
-def compile_jit(isa: Isa, kernels: list[Kernel]) -> Jit:
+class Kernels:
+    """Kernels by name, each compiled when it is first asked for; see `Jit`."""
+
+    def __init__(self, isa: Isa, kernels: Sequence[Kernel]) -> None:
+        self.isa = isa
+        self.kernels = {kernel.name: kernel for kernel in kernels}
+        self._loaded: dict[str, Jit] = {}
+
+    def __getitem__(self, name: str) -> Jit:
+        if name not in self._loaded:
+            self._loaded[name] = _compile(self.isa, self.kernels[name])
+        return self._loaded[name]
+
+    def run(self, name: str, grid: int, arguments: Sequence, begin: int = 0) -> None:
+        self[name].run(name, grid, arguments, begin)
+
+    def prepare(
+        self, name: str, grid: int, arguments: Sequence, begin: int = 0
+    ) -> Callable[[], None]:
+        return self[name].prepare(name, grid, arguments, begin)
+
+
+def compile_jit(isa: Isa, kernels: list[Kernel]) -> Kernels:
+    return Kernels(isa, kernels)
+
+
+_compiled: dict[tuple[Isa, str], Jit] = {}  # by what was emitted
+
+
+def _compile(isa: Isa, kernel: Kernel) -> Jit:
+    """A kernel; equal ones are compiled once."""
     module = ir.Module.create(ir.Location.unknown(CONTEXT))
-    for kernel in kernels:
-        kernel.emit(module, isa)
-    return Jit(module, isa, [kernel.name for kernel in kernels])
+    kernel.emit(module, isa)
+    key = isa, module.operation.get_asm()
+    if key not in _compiled:
+        _compiled[key] = Jit(module, isa, [kernel.name])
+    return _compiled[key]
 
 
 def variant_for(variants: tuple[Variant, ...], rows: int) -> Kernel:

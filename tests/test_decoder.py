@@ -98,6 +98,14 @@ def test_logits_are_those_of_the_last_token(cached: Model) -> None:
     assert decoder.tokens == () and np.array_equal(decoder.step(PROMPT), logits)
 
 
+def test_a_library_that_has_the_last_logits_alone(build: Compiled, cached: Model) -> None:
+    model = build("last", language_model(VOCABULARY), last_logits=True)
+    assert model.outputs[0].shape == ("B", 1, VOCABULARY)
+    last, every = Decoder(model), Decoder(cached)
+    for tokens in (PROMPT, [7], list(range(20))):
+        np.testing.assert_allclose(last.step(tokens), every.step(tokens), atol=1e-5)
+
+
 def test_quantized_caches(build: Compiled) -> None:
     model = build("kv8", language_model(VOCABULARY), quant="kv8")
     assert {spec.dtype for spec in model.inputs if spec.name.startswith("past")} == {"uint8"}
@@ -141,10 +149,28 @@ class Fake:
         self.table = np.eye(4, dtype=np.float32)
 
     def run(self, inputs: Any, *, outputs: Any = None, device: str | None = None) -> list[Any]:
-        self.feeds.append({name: np.asarray(value) for name, value in inputs.items()})
+        caches = {name: np.asarray(inputs[name]) for name in inputs if name.startswith("past")}
+        others = {name: np.asarray(inputs[name]).copy() for name in inputs if name not in caches}
+        self.feeds.append(caches | others)
         self.given.append({name: np.asarray(value) for name, value in (outputs or {}).items()})
         made = [np.full((1, 2, 3), len(self.feeds), np.float32) for _ in self.outputs[1:]]
-        return [self.table[inputs["input_ids"]], *made]
+        return [self.table[self.feeds[-1]["input_ids"]], *made]
+
+    def bind(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> FakeBound:
+        return FakeBound(self, inputs, outputs)
+
+
+class FakeBound:
+    def __init__(self, model: Fake, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        self.model, self.inputs, self.outputs = model, inputs, outputs
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        results = self.model.run({**inputs, **self.inputs}, outputs=self.outputs)
+        names = [spec.name for spec in self.model.outputs]
+        made = dict(zip(names, results, strict=True))
+        if "logits" in self.outputs:
+            self.outputs["logits"][...] = made["logits"]
+        return {name: made[name] for name in made if name not in self.outputs}
 
 
 def cache(role: str, rows: str | int | None, name: str = ".0.key") -> TensorSpec:

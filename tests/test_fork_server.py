@@ -28,7 +28,7 @@ def work(request, say):
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     (tmp_path / "some_work.py").write_text(WORK)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     server = Server("some_work:work")
     yield server
     server.stop()
@@ -55,6 +55,35 @@ def test_every_job_has_a_process_of_its_own(server: Server) -> None:
     assert first["pid"] != second["pid"]
     assert first["server"] == second["server"] != os.getpid()
     assert second["request"] == {"x": [2, None]}
+
+
+def test_what_some_jobs_need_is_prepared_for_later_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preparing = """
+done = []
+
+def fails():
+    done.append("fails")
+    raise ValueError
+
+PREPARATIONS = (fails, lambda: done.append("works"))
+
+def work(request, say):
+    say({"done": done})
+"""
+    (tmp_path / "preparing_work.py").write_text(preparing)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    server = Server("preparing_work:work")
+    try:
+        assert [said(server, job) for job in range(2)] == [{"done": []}] * 2
+        for _ in range(100):
+            if said(server, 2) == {"done": ["fails", "works"]}:
+                return
+            time.sleep(0.02)
+        raise AssertionError("nothing was prepared")
+    finally:
+        server.stop()
 
 
 def test_jobs_of_several_threads(server: Server) -> None:

@@ -62,6 +62,22 @@ class Scripted:
         logits[0, -1, self._answer[at % len(self._answer)]] = 1
         return [logits]
 
+    def bind(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> ScriptedRuns:
+        return ScriptedRuns(self, inputs, outputs)
+
+
+class ScriptedRuns:
+    def __init__(self, model: Scripted, *tensors: Mapping[str, Any]) -> None:
+        self._model = model
+        self._inputs, self._outputs = tensors
+
+    def run(self, _: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        [logits] = self._model.run({name: np.asarray(a) for name, a in self._inputs.items()})
+        if "logits" not in self._outputs:
+            return {"logits": logits}
+        self._outputs["logits"][...] = logits
+        return {}
+
 
 def generation(answer: str | Sequence[int], **options: Any) -> TextGeneration:
     tokens = list(answer.encode()) if isinstance(answer, str) else answer

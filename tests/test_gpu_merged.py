@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from abqc.codegen.gpu.arch import SM_80
+from abqc.codegen.gpu.arch import SM_80, SM_90A
 from abqc.codegen.gpu.float_products.matmul import FloatMatmul
 from abqc.codegen.gpu.matmul.dequantize import DequantizeMatmul
 from abqc.codegen.gpu.matmul.int8 import Int8Matmul
@@ -30,6 +30,7 @@ COLUMNS = 40, 130, 33  # of queries, keys and values: no multiples of blocks
         (DequantizeMatmul("f16"), "w4", None, "rows", 1, 1),
         (DequantizeMatmul("f16"), "w4", None, "tile", 2, 17),
         (Planes(), "w2", "a2", "tile", 1, 9),
+        (Int8Matmul(), "w8", "a8", "wgmma", 1, 40),
         (TrellisMatmul(), "w2v", "a8", "tile", 1, 3),
         (FloatMatmul(), None, None, "tile", 1, 35),
     ],
@@ -42,14 +43,16 @@ def test_merged_products(
     split: int,
     m: int,
 ) -> None:
-    k = 264
+    k, arch = 264, SM_90A if kind == "wgmma" else SM_80
     scheme, rows = (None if text is None else parse_scheme(text) for text in (weight, activation))
     spec = MatmulSpec(COLUMNS[0], k, scheme, rows)
     able = [
-        s for s in strategy.schedules(spec, SM_80)
+        s for s in strategy.schedules(spec, arch)
         if s.kind == kind and s.split == split and (s.max_rows or m) >= m
     ]  # fmt: skip
     schedule = min(able, key=lambda s: (s.block_m * s.block_n, s))
+    if kind == "wgmma":  # two blocks stay for all tiles of a product
+        schedule = replace(schedule, persistent=2)
     kernel, reduce = strategy.kernel(spec, schedule), strategy.reduce_kernel(spec, schedule)
     rng = np.random.default_rng(0)
     q = _packed(strategy, spec, rng.standard_normal((m, k), np.float32))
@@ -61,27 +64,27 @@ def test_merged_products(
         )
         bias = rng.standard_normal(n, np.float32)
         blocks = kernel.grid(m, n) * split
-        part = run(kernel, blocks, [q, w, bias, output(split * m * n), m, n])[3]
+        part = run(kernel, blocks, [q, w, bias, output(split * m * n), m, n], arch)[3]
         grid += blocks
         own.append((w, bias, n))
         if reduce is not None:
             blocks = reduce.grid(m, n)
             reduce_grid += blocks
-            part = run(reduce, blocks, [take(part), q, w, bias, output(m * n), m, n])[4]
+            part = run(reduce, blocks, [take(part), q, w, bias, output(m * n), m, n], arch)[4]
         alone.append(take(part))
 
     (w, bias, n), *more = own
     arguments = [q, w, bias, output(split * m * n), m, n]
     for w, bias, n in more:
         arguments += [w, bias, output(split * m * n), n]
-    merged = run(merged_matmul(kernel, len(COLUMNS), split), grid, arguments)
+    merged = run(merged_matmul(kernel, len(COLUMNS), split), grid, arguments, arch)
     parts = [take(merged[i]) for i in (3, 6, 9)]
     if reduce is not None:
         (w, bias, n), *more = own
         arguments = [parts[0], q, w, bias, output(m * n), m, n]
         for part, (w, bias, n) in zip(parts[1:], more, strict=True):
             arguments += [part, w, bias, output(m * n), n]
-        merged = run(merged_reduce(reduce, len(COLUMNS)), reduce_grid, arguments)
+        merged = run(merged_reduce(reduce, len(COLUMNS)), reduce_grid, arguments, arch)
         parts = [take(merged[i]) for i in (4, 8, 12)]
     for got, expected in zip(parts, alone, strict=True):
         np.testing.assert_array_equal(got, expected)

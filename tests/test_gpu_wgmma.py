@@ -19,8 +19,8 @@ from gpu_kernels import compile_kernel, spills
 from gpu_tile_cases import TileCase
 
 
-def schedule(rows, columns, depth, warpgroups=1, stages=2, split=1):
-    return Schedule("wgmma", rows, columns, depth, 1, 4 * warpgroups, 1, stages, split)
+def schedule(rows, columns, depth, warpgroups=1, stages=2, split=1, stay=0):
+    return Schedule("wgmma", rows, columns, depth, 1, 4 * warpgroups, 1, stages, split, stay)
 
 
 ONE = schedule(16, 64, 64)
@@ -99,10 +99,27 @@ def test_extreme_codes(weight, sign):
     case.check()
 
 
+@pytest.mark.parametrize(
+    ("weight", "activation", "blocks", "stages"),
+    [("w4:g32:asym", None, 2, 2), ("w8:channel", "a8", 4, 3)],
+)
+def test_blocks_that_stay(weight, activation, blocks, stages):
+    """Each does several tiles, not all as many; more stages than a tile of few turns has."""
+    stay = schedule(16, 64, 128, stages=stages, stay=blocks)
+    TileCase.random(weight, activation, (40, 70, 200), stay, SM_90A).check()
+
+
 def test_rows_packed_on_the_device():
     """The packing kernel writes what the matmul reads."""
     case = TileCase.random("w4:g64:asym", "a8", (5, 40, 200), ONE, SM_90A)
     assert (case.result(on_device=True) == case.result()).all()
+
+
+def test_products_under_way_have_their_registers():
+    """ptxas has products of 2 x 192 rows wait for each other, with two warpgroups."""
+    spec = MatmulSpec(4096, 4096, parse_scheme("w8:channel"), parse_scheme("a8"))
+    problem = plan_of(spec, schedule(192, 256, 128, 2, 4), "int8").problem(SM_90A)
+    assert problem is not None and "registers" in problem
 
 
 @pytest.mark.parametrize("activation", ["a8", None])
@@ -139,7 +156,7 @@ def test_chosen_for_many_rows_on_that_target_alone():
     ("weight", "activation", "schedule", "instruction"),
     [
         ("w4", None, schedule(64, 256, 128, 2, 4), "HGMMA.64x64x16.F32"),
-        ("w4:channel", None, schedule(128, 256, 64, 2, 4), "HGMMA.64x128x16.F32"),
+        ("w8:channel", "a8", schedule(176, 256, 128, 2, 4, stay=132), "IGMMA.64x176x32.S8.U8"),
         ("w3", "a8", schedule(64, 256, 128, 2, 4), "IGMMA.64x64x32.S8.U8"),
     ],
 )

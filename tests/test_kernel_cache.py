@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -86,6 +87,18 @@ def test_least_recently_used_entries_go(monkeypatch: pytest.MonkeyPatch, tmp_pat
     left = {path.name for path in tmp_path.iterdir()}
     assert len(left) == 6
     assert "0" in left and "1" not in left
+
+
+def test_large_entries_count_by_their_bytes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(kernel_cache, "LIMIT_BYTES", 80_000)
+    cache = KernelCache(tmp_path)
+    for i in range(4):
+        cache.put(str(i), bytes(20_000))
+        os.utime(tmp_path / str(i), (i, i))
+    cache.trim()
+    assert {path.name for path in tmp_path.iterdir()} == {"2", "3"}
 
 
 def test_loaded_bytes_are_code_and_data(compiled: list[str]) -> None:

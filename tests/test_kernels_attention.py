@@ -17,9 +17,8 @@ from abqc.codegen.cpu.attention.kernels import (
 from abqc.codegen.cpu.attention.spec import AttentionSpec
 from abqc.codegen.cpu.float_products.cache_rows import CacheRows
 from abqc.codegen.isa import Isa
-from abqc.codegen.llvm import Jit
 from abqc.dialects.cache_formats import parse_cache_format
-from kernel_cases import ISAS, compile_jit
+from kernel_cases import ISAS, Kernels, compile_jit
 
 SCALE = np.float32(0.3)
 BEHIND = 16  # elements behind y that must stay
@@ -27,7 +26,7 @@ each_isa = pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 
 
 @cache
-def jit(isa: Isa, spec: AttentionSpec) -> Jit:
+def jit(isa: Isa, spec: AttentionSpec) -> Kernels:
     variants = attention_kernels(spec)
     kernels = [kernel for v in variants for kernel in (v.kernel, v.merge) if kernel is not None]
     return compile_jit(isa, kernels)

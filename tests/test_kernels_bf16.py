@@ -11,10 +11,9 @@ from abqc.codegen import isa as isas
 from abqc.codegen.cpu.bf16.strategy import Bf16Strategy
 from abqc.codegen.cpu.bf16.weights import bf16_bits
 from abqc.codegen.isa import Isa
-from abqc.codegen.llvm import Jit
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects.formats import parse_scheme, quantize_weight
-from kernel_cases import compile_jit
+from kernel_cases import Kernels, compile_jit
 
 STRATEGY = Bf16Strategy()
 ISAS = (
@@ -30,7 +29,7 @@ def rounded(x: np.ndarray) -> np.ndarray:
 
 
 @cache
-def jit(isa: Isa, spec: MatmulSpec) -> Jit:
+def jit(isa: Isa, spec: MatmulSpec) -> Kernels:
     pack = STRATEGY.pack_kernel(spec)
     assert pack is not None
     return compile_jit(isa, [pack, *(v.kernel for v in STRATEGY.matmul_kernels(spec))])
@@ -126,8 +125,23 @@ FORMATS = ("w1", "w2*", "wt", "wt5:g80", "w3:g33", "w4", "w4:g32:asym", "w5:g7",
 FORMATS += ("wmxfp4", "wnvfp4", "wnf4", "wfp8", "wfp6e3m2:g100", "w2v", "w4v:g100", "w3v:g33")
 
 
-@each_isa
-@pytest.mark.parametrize("text", FORMATS)
+# How codes are decoded is tested with every instruction set in test_kernels_dequantize.py: here
+# with those that have products of bf16 pairs, and one format of each kind with the others.
+KINDS = ("wt5:g80", "w3:g33", "w4:g32:asym", "wnvfp4", "w3v:g33")
+OF_PAIRS = [isa for isa in ISAS if isa.adds == "bf16"] or [ISAS[0]]
+PAIRS = [
+    pytest.param(
+        isa,
+        text,
+        marks=() if text in KINDS or isa in (*OF_PAIRS, ISAS[-1]) else pytest.mark.slow,
+        id=f"{text}-{isa.name}",
+    )
+    for isa in ISAS
+    for text in FORMATS
+]
+
+
+@pytest.mark.parametrize(("isa", "text"), PAIRS)
 def test_codes(isa, text):
     for m, n, k in ((1, 20, 300), (3, 50, 300), (21, 33, 75)):
         check_codes(isa, text, m, n, k)

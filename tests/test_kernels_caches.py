@@ -10,9 +10,8 @@ import pytest
 from abqc.codegen.cpu.float_products.batch_matmul import batch_matmul_kernels
 from abqc.codegen.cpu.float_products.cache_rows import CacheRows
 from abqc.codegen.isa import Isa
-from abqc.codegen.llvm import Jit
 from abqc.dialects.cache_formats import parse_cache_format
-from kernel_cases import ISAS, compile_jit
+from kernel_cases import ISAS, Kernels, compile_jit
 
 # The format, elements of a row: 16 of them fill a register, or do not.
 ROWS = [
@@ -25,7 +24,7 @@ SIZES = [(1, 1, 1, 1), (2, 1, 70, 2), (6, 3, 50, 3), (1, 130, 17, 1), (2, 2, 0, 
 
 
 @cache
-def jit(isa: Isa, rows: CacheRows) -> Jit:
+def jit(isa: Isa, rows: CacheRows) -> Kernels:
     variants = [v for t in (False, True) for v in batch_matmul_kernels(t, rows)]
     return compile_jit(isa, [variant.kernel for variant in variants])
 

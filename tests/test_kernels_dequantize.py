@@ -7,10 +7,9 @@ import pytest
 from abqc.codegen import isa as isas
 from abqc.codegen.cpu.float_products.dequantize import Dequantize
 from abqc.codegen.isa import Isa
-from abqc.codegen.llvm import Jit
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects.formats import QuantizedTensor, parse_scheme, quantize_weight
-from abqc.dialects.mlir import ir, make_context
+from kernel_cases import compile_jit
 
 TOLERANCE = 2.0**-20  # of the sum of |terms|, docs/numerics.md
 ISAS = [pytest.param(isa, id=isa.name) for isa in isas.available()]
@@ -23,11 +22,7 @@ class Compiled:
     def __init__(self, isa: Isa, text: str, k: int, scale_bits: int = 16) -> None:
         self.scheme, self.k, self.scale_bits = parse_scheme(text), k, scale_bits
         self.variants = STRATEGY.matmul_kernels(self.spec(1))
-        with make_context(), ir.Location.unknown():
-            module = ir.Module.create()
-            for variant in self.variants:
-                variant.kernel.emit(module, isa)
-            self.jit = Jit(module, isa, [variant.kernel.name for variant in self.variants])
+        self.jit = compile_jit(isa, [variant.kernel for variant in self.variants])
 
     def spec(self, n: int) -> MatmulSpec:
         return MatmulSpec(n, self.k, self.scheme, None, scale_bits=self.scale_bits)

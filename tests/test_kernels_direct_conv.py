@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from itertools import product
 
@@ -9,12 +10,11 @@ import numpy as np
 import pytest
 from abqc.codegen.cpu.float_products.direct_conv import OUTPUTS
 from abqc.codegen.isa import Isa
-from abqc.codegen.llvm import Jit
 from abqc.codegen.strategy import Kernel
 from abqc.codegen.targets.cpu import CpuTarget
 from abqc.dialects.conv_spec import ConvSpec
 from abqc.dialects.epilogue import Epilogue
-from kernel_cases import ISAS, compile_jit
+from kernel_cases import ISAS, Kernels, compile_jit
 
 # The specification, batch, height and width, zeros around: begins, then ends.
 CASES = [
@@ -38,9 +38,14 @@ CASES = [
     (ConvSpec(5, 1, 1, (7, 7), (1, 1), (1, 1)), (2, 10, 10), (3, 3, 3, 3)),
     (ConvSpec(3, 1, 1, (3, 2), (3, 2), (2, 3)), (1, 70, 80), (1, 0, 2, 1)),
     (ConvSpec(2, 1, 1, (9, 9), (1, 1), (1, 1)), (1, 21, 37), (4, 4, 4, 4)),
-    (ConvSpec(2, 1, 1, (1, 5), (1, 1), (1, 1)), (1, 1, 300), (0, 2, 0, 2)),
+    # More columns than fit a scratch.
+    (ConvSpec(2, 1, 1, (1, 5), (1, 1), (1, 1)), (1, 1, 1100), (0, 2, 0, 2)),
+    (ConvSpec(2, 1, 1, (3, 3), (2, 3), (1, 2)), (1, 8, 500), (1, 2, 1, 1)),
     (ConvSpec(3, 4, 2, (3, 3), (2, 1), (2, 1)), (1, 12, 9), (1, 1, 1, 1)),
     (ConvSpec(1, 9, 3, (3, 3), (2, 2), (1, 1)), (1, 21, 37), (1, 1, 1, 1)),
+    # Windows that are smaller than strides read some phases alone.
+    (ConvSpec(1, 9, 3, (1, 1), (2, 2), (1, 1)), (2, 21, 37), (0, 0, 0, 0)),
+    (ConvSpec(2, 3, 3, (2, 2), (3, 4), (1, 1)), (1, 21, 37), (1, 0, 1, 1)),
     (ConvSpec(1, 3, 4, (1, 7), (1, 3), (1, 2)), (2, 2, 40), (0, 3, 0, 1)),
     # Winograd's algorithm: blocks of all widths, tiles and channels that fill nothing.
     (ConvSpec(1, 45, 33, (3, 3), (1, 1), (1, 1)), (2, 17, 35), (1, 1, 1, 1)),
@@ -68,7 +73,7 @@ EPILOGUE = Epilogue(
 
 
 @cache
-def jit(isa: Isa, spec: ConvSpec, epilogue: Epilogue | None = None) -> Jit:
+def jit(isa: Isa, spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernels:
     return compile_jit(isa, [kernel_of(spec, epilogue)])
 
 
@@ -83,7 +88,7 @@ def planes_of(x: np.ndarray, spec: ConvSpec, pads: tuple[int, int, int, int]) ->
     padded = np.pad(x, ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
     (sy, sx), size = spec.strides, padded.shape[2:]
     padded = np.pad(padded, ((0, 0), (0, 0), (0, -size[0] % sy), (0, -size[1] % sx)))
-    phases = [padded[:, :, y::sy, x::sx] for y, x in product(range(sy), range(sx))]
+    phases = [padded[:, :, y::sy, x::sx] for y, x in product(*map(range, spec.phases))]
     return np.ascontiguousarray(np.stack(phases, axis=2))
 
 
@@ -133,7 +138,10 @@ def test_agrees(
         e, s, c, b, one = inputs
         expected = np.minimum(np.tanh(expected + e) * s + c * b, 0.5) - one
         allowed += 1e-6
-    planes = planes_of(x, spec, pads)
+    if spec.reads_images:
+        spec, planes = replace(spec, before=pads[:2]), x[:, :, None]
+    else:
+        planes = planes_of(x, spec, pads)
     rows, pitch = planes.shape[3:]
     height, width = expected.shape[2:]
     reach = height if spec.depthwise else (height - 1) * pitch + width
@@ -153,3 +161,26 @@ def test_agrees(
     )
     assert np.isnan(y[-16:]).all()
     assert (np.abs(y[:-16].reshape(expected.shape) - expected) <= allowed).all()
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+def test_samples_have_weights(isa: Isa) -> None:
+    rng = np.random.default_rng(3)
+    spec = ConvSpec(2, 11, 5, (1, 3), (1, 1), (1, 1), weights_by_sample=True)
+    x = rng.standard_normal((3, 10, 9, 12), np.float32)
+    w = rng.standard_normal((3, 22, 5, 1, 3), np.float32)
+    packed = np.stack([spec.pack_weight(each) for each in w])
+    pads = (0, 0, 0, 0)
+    expected = np.concatenate(
+        [convolved(x[i : i + 1], each, spec, pads) for i, each in enumerate(w)]
+    )
+    y, kernel = np.zeros(expected.size, np.float32), kernel_of(spec, None)
+    jit(isa, spec).run(
+        kernel.name,
+        kernel.grid(3, 8 * 12 + 10, spec.blocks),
+        [
+            *(x.reshape(-1), packed.reshape(-1), np.zeros(22, np.float32), y),
+            *(spec.groups, spec.outputs, spec.channels, 12, 9 * 12, 9, 10, 3 * 9 * 10),
+        ],
+    )
+    np.testing.assert_allclose(y.reshape(expected.shape), expected, rtol=1e-5, atol=1e-5)

@@ -11,22 +11,13 @@ from abqc.codegen import isa as isas
 from abqc.codegen.cpu.float_products.batch_matmul import batch_matmul_kernels
 from abqc.codegen.cpu.float_products.matmul import FloatMatmul
 from abqc.codegen.isa import Isa
-from abqc.codegen.llvm import Jit
-from abqc.codegen.strategy import Kernel, MatmulSpec
+from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects.formats import Float, parse_scheme
-from abqc.dialects.mlir import ir, make_context
+from kernel_cases import Kernels, compile_jit
 
 TOLERANCE = 2.0**-20  # of the sum of |terms|, docs/numerics.md
 ISAS = [pytest.param(isa, id=isa.name) for isa in isas.available()]
 STRATEGY = FloatMatmul()
-
-
-def compile_kernels(isa: Isa, *kernels: Kernel) -> Jit:
-    with make_context(), ir.Location.unknown():
-        module = ir.Module.create()
-        for kernel in kernels:
-            kernel.emit(module, isa)
-        return Jit(module, isa, [kernel.name for kernel in kernels])
 
 
 DTYPES = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
@@ -38,9 +29,9 @@ def element_of(array: np.ndarray) -> Float:
 
 
 @cache
-def float_jit(isa: Isa, k: int, element: Float) -> Jit:
+def float_jit(isa: Isa, k: int, element: Float) -> Kernels:
     variants = STRATEGY.matmul_kernels(MatmulSpec(1, k, None, None, weight_float=element))
-    return compile_kernels(isa, *(variant.kernel for variant in variants))
+    return compile_jit(isa, [variant.kernel for variant in variants])
 
 
 def run_float(isa: Isa, x: np.ndarray, w: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -107,8 +98,8 @@ def test_float_strategy_says_what_it_cannot_do():
 
 
 @cache
-def batch_jit(isa: Isa, transposed: bool, element: Float) -> Jit:
-    return compile_kernels(isa, *(v.kernel for v in batch_matmul_kernels(transposed, element)))
+def batch_jit(isa: Isa, transposed: bool, element: Float) -> Kernels:
+    return compile_jit(isa, [v.kernel for v in batch_matmul_kernels(transposed, element)])
 
 
 def run_batch(isa: Isa, a: np.ndarray, b: np.ndarray, group: int) -> np.ndarray:

@@ -13,10 +13,9 @@ from abqc.codegen.cpu.gather import TableLayout, table_layout
 from abqc.codegen.cpu.gather_panels import panel_gather_kernel
 from abqc.codegen.cpu.int8.strategy import Int8Strategy
 from abqc.codegen.isa import Isa
-from abqc.codegen.llvm import Jit
 from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.dialects.formats import QuantizedTensor, parse_scheme, quantize_weight
-from abqc.dialects.mlir import ir, make_context
+from kernel_cases import compile_jit
 
 ISAS = [pytest.param(isa, id=isa.name) for isa in isas.available()]
 INDICES = np.array([3, 0, 6, 6, -1, 7, 2**62, -(2**62), 1, 5, 2], np.int64)
@@ -25,10 +24,7 @@ OUTSIDE = (INDICES < 0) | (INDICES > 6)
 
 def run(isa: Isa, kernel: Kernel, blob: np.ndarray, columns: int, bits: int = 64) -> np.ndarray:
     """Rows `INDICES` of a table of seven."""
-    with make_context(), ir.Location.unknown():
-        module = ir.Module.create()
-        kernel.emit(module, isa)
-        jit = Jit(module, isa, [kernel.name])
+    jit = compile_jit(isa, [kernel])
     count = len(INDICES)
     y = np.full(count * columns + 16, 7, np.float32)
     indices = INDICES.astype(f"i{bits // 8}")

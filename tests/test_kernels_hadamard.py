@@ -11,11 +11,9 @@ from abqc.codegen.cpu.int8.strategy import Int8Strategy
 from abqc.codegen.cpu.packing.hadamard import hadamard_kernel
 from abqc.codegen.cpu.packing.rounded_rows import rounded_scaled_pack_kernel
 from abqc.codegen.isa import Isa
-from abqc.codegen.llvm import Jit
 from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.dialects import hadamard
 from abqc.dialects.formats import parse_scheme
-from abqc.dialects.mlir import ir, make_context
 from kernel_cases import compile_jit
 
 ISAS = [pytest.param(isa, id=isa.name) for isa in isas.available()]
@@ -24,10 +22,7 @@ ISAS = [pytest.param(isa, id=isa.name) for isa in isas.available()]
 def transform(isa: Isa, x: np.ndarray, block: int) -> np.ndarray:
     m, k = x.shape
     kernel = hadamard_kernel(k, block)
-    with make_context(), ir.Location.unknown():
-        module = ir.Module.create()
-        kernel.emit(module, isa)
-        jit = Jit(module, isa, [kernel.name])
+    jit = compile_jit(isa, [kernel])
     y = np.full(m * k + 16, 7, np.float32)
     jit.run(kernel.name, kernel.grid(m), [x.reshape(-1), y[: m * k], m])
     assert (y[m * k :] == 7).all()

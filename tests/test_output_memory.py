@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from abqc.errors import InputError
+from abqc.runtime.abi import Library
 from abqc.runtime.model import Model
 from operator_graph import Graph, normal
 
@@ -93,14 +94,17 @@ def test_other_layouts_than_in_the_run_before(model: Model) -> None:
 
 
 def test_sizes_that_a_run_decides(tmp_path: Path) -> None:
-    """Inputs of the same layout, outputs of other sizes."""
-    graph = Graph(x=("float32", "n"))
-    graph("NonZero", "x")
+    """Inputs of the same layout, outputs of other sizes; and one without a name for its size."""
+    graph = Graph(x=("float32", None))
+    graph.outputs = [graph("NonZero", "x"), graph("Neg", "x")]
     model, _ = graph.compile(tmp_path)
+    assert Library(model.path).sized_outputs() == [False, True]
     for count in (3, 5, 5, 0, 7):
         x = np.zeros(9, np.float32)
         x[:count] = 1
-        assert model.run([x])[0].tolist() == [list(range(count))]
+        places, negative = model.run([x])
+        assert places.tolist() == [list(range(count))]
+        np.testing.assert_array_equal(negative, -x)
 
 
 def test_a_refused_run_does_not_mix_up_the_next(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_two_models_two_threads(counting: Path) -> None:
 
 def test_close_while_others_run() -> None:
     """A run that has begun ends well; memory goes when the last one is over."""
-    for _ in range(20):
+    for _ in range(8):
         model = abqc.load(handmade.layer(), threads=2)
         started = threading.Event()
 

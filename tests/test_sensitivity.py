@@ -34,6 +34,7 @@ from abqc.compiler.recipe import parse_recipe
 from abqc.dialects import hadamard
 from abqc.dialects.formats import parse_scheme
 from abqc.passes.infrastructure import Unit, run_pipeline
+from caches import cache_beside
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx_models import model as small_model
@@ -314,7 +315,7 @@ def test_workers_change_nothing_and_files_go(tmp_path: Path) -> None:
     for workers in (1, 3):
         folder = tmp_path / str(workers)
         folder.mkdir()
-        with patch.dict(os.environ, {"ABQC_CACHE": str(folder / "cache")}):
+        with patch.dict(os.environ, {"ABQC_CACHE": cache_beside(folder / "cache")}):
             found.append(chosen(proto, folder, feeds, calib_workers=workers)[0])
             (kept,) = (folder / "cache" / "calibration").glob("*/*.txt")
             found.append(kept.read_text())

@@ -35,6 +35,7 @@ class GpuArch(GpuLimits):
     cp_async: bool
     specific: bool = False
     wgmma: frozenset[str] = frozenset()  # types of native `wgmma.mma_async`
+    multiprocessors: int = 0  # of its GPUs, where kernels have blocks that stay (an H100's, H200's)
 
     @property
     def warp_reductions(self) -> bool:
@@ -69,6 +70,7 @@ def _arch(
     *,
     specific: bool = False,
     wgmma: frozenset[str] = frozenset(),
+    multiprocessors: int = 0,
 ) -> GpuArch:
     major, minor = capability
     return GpuArch(
@@ -79,6 +81,7 @@ def _arch(
         cp_async=capability >= (8, 0),
         specific=specific,
         wgmma=wgmma,
+        multiprocessors=multiprocessors,
         **vars(limits_of(capability)),
     )
 
@@ -87,7 +90,7 @@ SM_75 = _arch((7, 5), 75, _TURING)
 SM_80 = _arch((8, 0), 75, _AMPERE)
 SM_86 = _arch((8, 6), 75, _AMPERE)
 SM_89 = _arch((8, 9), 78, _AMPERE)
-SM_90A = _arch((9, 0), 84, _AMPERE, specific=True, wgmma=_WGMMA)
+SM_90A = _arch((9, 0), 84, _AMPERE, specific=True, wgmma=_WGMMA, multiprocessors=132)
 SM_100A = _arch((10, 0), 86, _BLACKWELL, specific=True)
 SM_120A = _arch((12, 0), 87, _BLACKWELL, specific=True)
 

@@ -14,6 +14,7 @@ from ...passes.kernels.launch import (
     DIRECT_CONV,
     KERNEL,
     LOOPS,
+    ROW_KERNELS,
     SEQUENCE_KERNEL,
     THREADS,
     WITH_NEXT,
@@ -134,7 +135,7 @@ class Host:
         operands = self.launch_operands(op, name, slots)
         if WITH_NEXT in op.attributes:
             self._call("abqc_rt_launch_with_next", operands)
-        elif name.startswith(LOOPS):
+        elif name.startswith(LOOPS) or name in ROW_KERNELS:
             work = arith.MulIOp(op.operands[0], arguments[-1]).result
             self._call("abqc_rt_launch_loops", [*operands, self.integer(work)])
         else:

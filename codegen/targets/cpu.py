@@ -15,7 +15,9 @@ from abqc.dialects.epilogue import Epilogue, Stage
 from abqc.dialects.formats import Float, Scheme, parse_scheme
 
 from ...dialects.norm_spec import NormSpec
+from ...dialects.pool_spec import PoolSpec
 from ...dialects.scan_spec import ScanSpec
+from ..cpu.arg_extreme import arg_extreme_kernel
 from ..cpu.attention.kernels import attention_kernels
 from ..cpu.attention.spec import AttentionSpec
 from ..cpu.bf16.strategy import Bf16Strategy
@@ -34,6 +36,7 @@ from ..cpu.gather_panels import panel_gather_kernel
 from ..cpu.int8.strategy import Int8Strategy
 from ..cpu.int8_conv.strategy import Int8Conv
 from ..cpu.look_up.strategy import LookUpStrategy
+from ..cpu.max_pool import max_pool_kernel
 from ..cpu.packing.activations import measure_kernel
 from ..cpu.packing.measure_pieces import piece_kernels
 from ..cpu.packing.norm_pack import norm_pack_kernel
@@ -41,6 +44,7 @@ from ..cpu.panels.bitplane import BitplaneStrategy
 from ..cpu.schedule import BASE_ISAS, CpuStrategy
 from ..cpu.selective_scan import selective_scan_kernel
 from ..cpu.sequence import sequence_kernel
+from ..cpu.softmax import softmax_kernel
 from ..cpu.trellis.float_strategy import TrellisFloatStrategy
 from ..cpu.trellis.strategy import TrellisStrategy
 from ..isa import ALL, Isa
@@ -204,6 +208,14 @@ class CpuTarget:
         ]
         return attention_kernels(AttentionSpec(head, value_head, mask, guarded, *stored))
 
+    def softmax(self) -> Kernel:
+        """The kernel of a softmax over rows."""
+        return softmax_kernel()
+
+    def arg_extreme(self, element: str, *, largest: bool) -> tuple[Variant, ...]:
+        """The kernel of ArgMax and ArgMin over rows of f32."""
+        return (Variant(arg_extreme_kernel(largest=largest), 1, None),) if element == "f32" else ()
+
     def selective_scan(self, spec: ScanSpec) -> Kernel:
         """The kernel of `abq.selective_scan`."""
         return selective_scan_kernel(spec)
@@ -214,14 +226,20 @@ class CpuTarget:
 
     def direct_conv(self, spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernel | None:
         """The kernel of a convolution in float, which reads planes (passes/direct_conv.py)."""
+        if spec.weights_by_sample and spec.reads_images:
+            return None
         if spec.winograd:
             return winograd_conv_kernel(spec, epilogue)
         make = depthwise_conv_kernel if spec.depthwise else direct_conv_kernel
         return make(spec, epilogue)
 
-    def polyphase(self, strides: tuple[int, int]) -> Kernel | None:
+    def max_pool(self, spec: PoolSpec) -> Kernel | None:
+        """The kernel of a pool of images in f32 (passes/convert_max_pool.py)."""
+        return max_pool_kernel(spec)
+
+    def polyphase(self, strides: tuple[int, int], phases: tuple[int, int]) -> Kernel | None:
         """The kernel that makes the planes which a convolution with these strides reads."""
-        return polyphase_kernel(strides)
+        return polyphase_kernel(strides, phases)
 
     def code_conv(
         self, spec: CodeConvSpec, *, node: str, working_set: int = 0

@@ -16,6 +16,7 @@ from abqc.dialects.epilogue import Epilogue, Stage
 from abqc.dialects.formats import Float, Scheme, parse_scheme
 
 from ...dialects.norm_spec import MAX_COLUMNS, NormSpec
+from ...dialects.pool_spec import PoolSpec
 from ...dialects.scan_spec import ScanSpec
 from ..gpu.arch import ALL, SM_75, GpuArch
 from ..gpu.assembly.objects import GpuObjects
@@ -27,6 +28,7 @@ from ..gpu.float_products.matmul import FloatMatmul
 from ..gpu.indexing.gather import TableLayout, table_layout
 from ..gpu.indexing.gather_tiles import panel_gather_kernel
 from ..gpu.indexing.scatter import scatter_kernels
+from ..gpu.lines import order_keys
 from ..gpu.lines.arg_extreme import arg_extreme_kernels
 from ..gpu.lines.scan import scan_kernels
 from ..gpu.lines.selective_scan import selective_scan_kernel
@@ -262,7 +264,10 @@ class CudaTarget:
     def direct_conv(self, spec: ConvSpec, epilogue: Epilogue | None = None) -> None:
         """None: convolutions are products with patches."""
 
-    def polyphase(self, strides: tuple[int, int]) -> None:
+    def max_pool(self, spec: PoolSpec) -> None:
+        """None: pools are loops."""
+
+    def polyphase(self, strides: tuple[int, int], phases: tuple[int, int]) -> None:
         """None: no convolution reads planes."""
 
     def code_conv(self, spec: CodeConvSpec, *, node: str, working_set: int = 0) -> None:
@@ -295,7 +300,8 @@ class CudaTarget:
 
     def arg_extreme(self, element: str, *, largest: bool) -> tuple[Variant, ...]:
         """The kernels of ArgMax and ArgMin over rows, by the length of a row."""
-        return arg_extreme_kernels(element, largest=largest)
+        known = element in order_keys.ELEMENTS
+        return arg_extreme_kernels(element, largest=largest) if known else ()
 
     def scan(self, element: str) -> tuple[Variant, ...]:
         """The kernels of running sums, by the number of neighbouring lines."""

@@ -13,6 +13,7 @@ from ...dialects.conv_spec import ConvSpec
 from ...dialects.epilogue import Epilogue, Stage
 from ...dialects.formats import Float, QuantizedTensor, Scheme
 from ...dialects.norm_spec import NormSpec
+from ...dialects.pool_spec import PoolSpec
 from ...dialects.scan_spec import ScanSpec
 from ..objects import ObjectMaker
 from ..scatter import ScatterKernels
@@ -127,6 +128,15 @@ class Target(Protocol):
         a type of `cache_types`, or rows of quantized caches."""
         ...
 
+    def softmax(self) -> Kernel:
+        """The kernel of a softmax over rows, a grid index a row."""
+        ...
+
+    def arg_extreme(self, element: str, *, largest: bool) -> tuple[Variant, ...]:
+        """The kernels of ArgMax and ArgMin over rows, by the length of a row; none for elements
+        of other types than it has them for."""
+        ...
+
     def selective_scan(self, spec: ScanSpec) -> Kernel:
         """The kernel of `abq.selective_scan`."""
         ...
@@ -146,7 +156,11 @@ class Target(Protocol):
         """The kernel of a convolution in float that reads planes (passes/direct_conv.py)."""
         ...
 
-    def polyphase(self, strides: tuple[int, int]) -> Kernel | None:
+    def max_pool(self, spec: PoolSpec) -> Kernel | None:
+        """The kernel of a pool of images in f32."""
+        ...
+
+    def polyphase(self, strides: tuple[int, int], phases: tuple[int, int]) -> Kernel | None:
         """The kernel that makes the planes which a convolution with these strides reads."""
         ...
 
@@ -220,14 +234,6 @@ class DeviceTarget(Target, Protocol):
 
     def norm(self, spec: NormSpec) -> Kernel:
         """The kernel of a normalization of rows."""
-        ...
-
-    def softmax(self) -> Kernel:
-        """The kernel of a softmax over rows."""
-        ...
-
-    def arg_extreme(self, element: str, *, largest: bool) -> tuple[Variant, ...]:
-        """The kernels of ArgMax and ArgMin over rows, by the length of a row."""
         ...
 
     def scan(self, element: str) -> tuple[Variant, ...]:

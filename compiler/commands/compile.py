@@ -80,6 +80,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fail where the model does not allow what the recipe asks for (a rotation of the "
         "residual stream, say), rather than note it and go on without",
     )
+    parser.add_argument(
+        "--last-logits",
+        action="store_true",
+        help="of a decoder, give the logits of the last token alone, as generating text reads "
+        "them: a prompt takes less time",
+    )
     add_shape(parser, "pin an input's shape")
     parser.add_argument("--dump-dir", metavar="DIR", type=Path, help="write the IR of every pass")
 
@@ -103,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
             budget=args.budget,
             cpu=args.cpu,
             strict=args.strict,
+            last_logits=args.last_logits,
             progress=progress,
             note=notes.append,
         )

@@ -105,6 +105,11 @@ def _check_signature(model: Any) -> None:
             f"has {', '.join(sorted(inputs))} and {', '.join(sorted(outputs))}",
             hint="measure it on samples with --data",
         )
+    if getattr(model, "manifest", {}).get("last_logits"):
+        raise InputError(
+            f"{model.path} gives the logits of the last token alone",
+            hint="compile it without --last-logits to evaluate it",
+        )
 
 
 def _logits_at(model: Any) -> int:

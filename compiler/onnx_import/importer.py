@@ -17,6 +17,7 @@ from .graph.check import check_model
 from .graph.classifier_outputs import make_outputs_tensors
 from .graph.fuse_conv import fuse_convolutions
 from .graph.inline import inline_functions
+from .graph.last_logits import keep_last_logits
 from .graph.load import Initializers, load_model
 from .graph.model import Model
 from .graph.nameless import forget_marks
@@ -25,7 +26,7 @@ from .graph.rounded_rows import rounded_rows, skip_straight_through
 from .lowering import Lowering
 from .result import ImportedModel
 from .schemas import check_sizes
-from .signature import Signature, finish
+from .signature import Signature, finish, sized_by_inputs
 from .values.constants import Constant
 from .values.element_types import element_type, onnx_name
 from .values.folding import Folder, constant_of
@@ -42,16 +43,18 @@ def import_model(
     work_dir: str | Path,
     progress: Progress | None = None,
     keep_codes: bool = False,
+    last_logits: bool = False,
 ) -> ImportedModel:
     """The model in the ONNX file at `path` as linalg + abq.
 
     `shapes` pins the shapes of inputs, by name. `work_dir` must exist and live as long as the
     returned store. `progress` is called with the name of each step. With `keep_codes`, weights that
     the model holds as integers and scales are quantized tensors of the store, else what they mean
-    in f32. Raises ModelError.
+    in f32. With `last_logits`, output `logits` has those of the last token alone. Raises
+    ModelError.
     """
     try:
-        return _import(Path(path), shapes or {}, Path(work_dir), progress, keep_codes)
+        return _import(Path(path), shapes or {}, Path(work_dir), progress, keep_codes, last_logits)
     except UnicodeDecodeError as error:  # by whatever reads a name or an attribute first
         raise ModelError(f"{path} holds text that is not UTF-8: it is damaged") from error
 
@@ -62,6 +65,7 @@ def _import(
     work: Path,
     progress: Progress | None,
     keep_codes: bool,
+    last_logits: bool,
 ) -> ImportedModel:
     report = progress or (lambda step: None)
     report("reading the model")
@@ -73,6 +77,8 @@ def _import(
     check_model(model)
     take_constants(model)
     model.drop_dead_nodes()
+    if last_logits:
+        keep_last_logits(model)
     fuse_convolutions(model)
     skip_straight_through(model)
     report("lowering to linalg")
@@ -148,7 +154,8 @@ def _attempt(
             builder.node = ""
             names = {spec.name for spec in signature.specs}
             with ir.Location.name("outputs"):
-                outputs = finish(builder, function, _outputs(model, lowering), names)
+                results = _outputs(model, lowering)
+                outputs = finish(builder, function, results, names)
         _verify(module)
     return ImportedModel(
         module=module,
@@ -159,6 +166,7 @@ def _attempt(
         opset=model.declared_opset,
         producer=" ".join((model.shell.producer_name, model.shell.producer_version)).strip(),
         notes=builder.notes,
+        sized_outputs=sized_by_inputs(results),
     )
 
 

@@ -33,6 +33,7 @@ class NodeInfo:
 class ImportedModel:
     """A model as linalg + abq (a module with one `func.func @main`) and its weights.
 
+    `sized_outputs` are the names of the outputs whose sizes follow from those of the inputs.
     `notes` are for the user: a node's name under "node", a sentence about it under "note".
     """
 
@@ -44,3 +45,4 @@ class ImportedModel:
     opset: int
     producer: str
     notes: list[dict[str, str]] = field(default_factory=list)
+    sized_outputs: frozenset[str] = frozenset()

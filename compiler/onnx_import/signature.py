@@ -131,6 +131,15 @@ def finish(
     ]
 
 
+def sized_by_inputs(outputs: Sequence[tuple[str, Value]]) -> frozenset[str]:
+    """The outputs whose sizes are the same whenever those of the inputs are."""
+    return frozenset(
+        name
+        for name, value in outputs
+        if all(isinstance(atom, Named) for dim in value.dims for atom in dim.atoms())
+    )
+
+
 def _with_known_names(dim: Dim, direct: set[Dim]) -> Dim:
     """A size as it is, or one name where an input has no size with a name in it."""
     if all(Dim.of(atom) in direct for atom in dim.atoms()):

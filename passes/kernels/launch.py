@@ -23,6 +23,9 @@ KERNEL_SHARED = "abq.shared"
 # how many elements one grid index touches.
 LOOPS = "loops_"
 
+# Kernels by hand of which a grid index does a row. Their last argument, its length, says the same.
+ROW_KERNELS = ("softmax", "arg_max", "arg_min")
+
 # Prefix of the kernels made by outline-sequences: loops over launches of other kernels. On a loop,
 # the attribute says that it is to become one.
 SEQUENCE_KERNEL = "sequence_"

@@ -12,7 +12,7 @@ def lower_arg_extreme(low: Lowering, op: ir.Operation) -> None:
     """The kernels are chosen by the length of a row."""
     x = op.opview.x
     largest = bool(ir.IntegerAttr(op.opview.largest).value)
-    kernels = low.unit.device_target.arg_extreme(abq.element_text(x), largest=largest)
+    kernels = low.unit.known_target.arg_extreme(abq.element_text(x), largest=largest)
     variants = covering(low.unit, kernels, static_product(abq.shape(x)[-1:]))
     *lead, n = low.sizes(x)
     rows = product(lead)

@@ -13,12 +13,12 @@ from .rules import Lowering, ceil_div, product
 
 
 def lower_polyphase(low: Lowering, op: ir.Operation) -> None:
-    """An index of the grid has some rows of all phases of a channel."""
+    """An index of the grid has some rows of the phases of a channel."""
     view = op.opview
-    strides, before = (
-        tuple(ir.DenseI64ArrayAttr(op.attributes[name])) for name in ("strides", "before")
+    strides, phases, before = (
+        tuple(ir.DenseI64ArrayAttr(op.attributes[name])) for name in ("strides", "phases", "before")
     )
-    kernel = low.unit.known_target.polyphase(strides)
+    kernel = low.unit.known_target.polyphase(strides, phases)
     assert kernel is not None, "direct-conv asks the target before"
     low.unit.kernels[kernel.name] = kernel
     batch, channels, height, width = low.sizes(view.x)

@@ -215,7 +215,10 @@ def _launch_grids(
     grid = index(0)
     for n in ns:
         blocks = product([ceil_div(rows, kernel.block[0]), ceil_div(n, kernel.block[1])])
-        grid = arith.AddIOp(grid, product([blocks, index(split)])).result
+        blocks = product([blocks, index(split)])
+        if kernel.most_blocks:
+            blocks = arith.MinUIOp(blocks, index(kernel.most_blocks)).result
+        grid = arith.AddIOp(grid, blocks).result
     low.launch(kernel.name, grid, arguments)
 
 

@@ -75,9 +75,9 @@ def _spec(op: ir.Operation) -> NormSpec:
 
 
 def lower_softmax(low: Lowering, op: ir.Operation) -> None:
-    """A block a row."""
+    """A grid index a row."""
     x = op.opview.x
-    kernel = low.unit.device_target.softmax()
+    kernel = low.unit.known_target.softmax()
     low.unit.kernels[kernel.name] = kernel
     sizes = low.sizes(x)
     y = low.allocate(product(sizes), ir.F32Type.get())

@@ -52,22 +52,19 @@ def _lives(blocks: Sequence[Block]) -> list[tuple[int, int, int]]:
     alive_before, alive_after = _liveness(blocks)
     first: dict[int, int] = {}
     last: dict[int, int] = {}
-
-    def extend(number: int, position: int) -> None:
-        first[number] = min(first.get(number, position), position)
-        last[number] = max(last.get(number, position), position)
-
-    position = 0
+    position = 0  # which only grows
     for index, block in enumerate(blocks):
-        start = position
+        for number in alive_before[index]:
+            first.setdefault(number, position)
+            last[number] = position
         for step in block.steps:
             for number in _reads(step) | step.operation.writes:
-                extend(number, position)
+                first.setdefault(number, position)
+                last[number] = position
             position += 1
-        for number in alive_before[index]:
-            extend(number, start)
         for number in alive_after[index]:
-            extend(number, position - 1)
+            first.setdefault(number, position - 1)
+            last[number] = position - 1
     return [(first[number], last[number], number) for number in first]
 
 

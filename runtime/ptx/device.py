@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from .errors import PtxFault
 from .memory import GlobalMemory
 from .module import Kernel, PtxModule
 from .parser import parse
-from .program import Program, build
+from .program import Program
 from .scheduler import Scheduler
 from .syntax import Float, Symbol, Variable
 
@@ -52,7 +53,6 @@ class Device:
         self.instruction_limit = instruction_limit
         self.batch_lanes = batch_lanes
         self._launches = 0
-        self._programs: dict[int, tuple[Kernel, Program]] = {}
         self._symbols: dict[int, tuple[PtxModule, dict[str, int]]] = {}
 
     # -- memory
@@ -101,12 +101,6 @@ class Device:
             values[index] = bits & int(np.iinfo(dtype).max)
         self.memory.write(addresses[variable.name], values)
 
-    def _program(self, kernel: Kernel) -> Program:
-        known = self._programs.get(id(kernel))
-        if known is None:
-            known = self._programs[id(kernel)] = (kernel, build(kernel))
-        return known[1]
-
     # -- launches
 
     def launch(
@@ -127,7 +121,7 @@ class Device:
         others that it depends on. What was launched before and is not named has ended.
         """
         _check_extents(self.limits, kernel, grid, block, shared_bytes)
-        program = self._program(kernel)
+        program = kernel.program
         data = _pack(kernel, program, parameters)
         symbols = self.load(kernel.module)
         address = self.memory.allocate(len(data), "of the kernel's parameters")
@@ -236,7 +230,7 @@ def run_kernel(
 ) -> list[np.ndarray]:
     """Runs one kernel on buffers made of the arrays; returns the arrays as they are afterwards."""
     device = device or Device()
-    module = parse(text)
+    module = _parsed(text)
     addresses: list[int] = []
     parameters: list[int | float] = []
     for argument in arguments:
@@ -258,7 +252,13 @@ def run_kernel(
     ]
     for address in addresses:
         device.free(address)
+    device.unload(module)
     return results
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> PtxModule:
+    return parse(text)
 
 
 def _dim3(extents: int | Dim3) -> Dim3:

@@ -19,6 +19,7 @@ from .lanes import Lanes
 from .warpgroup import THREADS
 
 _FENCED = -1
+_NONE = np.array([], np.intp)
 
 
 class RegisterFlights:
@@ -43,6 +44,8 @@ class RegisterFlights:
 
     def rows_of(self, numbers: Collection[int]) -> np.ndarray:
         """Which of some registers are watched."""
+        if not self.rows:
+            return _NONE
         return np.array([self.rows[k] for k in sorted(numbers) if k in self.rows], np.intp)
 
     def access(self, rows: np.ndarray, lanes: Lanes | None, line: int) -> None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from .syntax import Function, Scope, Variable
+
+if TYPE_CHECKING:
+    from .program import Program
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,13 @@ class Kernel:
     def required_threads(self) -> int | None:
         """The number of threads a block must have (`.reqntid`)."""
         return _product(self.function.bounds.get("reqntid"))
+
+    @cached_property
+    def program(self) -> Program:
+        """Decoded, for any device. Raises PtxSyntaxError."""
+        from .program import build
+
+        return build(self)
 
     @property
     def shared_bytes(self) -> int:

@@ -91,7 +91,9 @@ typedef enum {
 
 enum {
     /* The input is read where it lies, whatever its strides. Others are copied when not compact. */
-    ABQC_TENSOR_STRIDED = 1
+    ABQC_TENSOR_STRIDED = 1,
+    /* The output's sizes are the same in all runs whose inputs have the same sizes. */
+    ABQC_TENSOR_SIZED = 2
 };
 
 /* Elements of less than 8 bits (int2, int4, uint2, uint4, float4, float6) have a byte each, which

@@ -36,9 +36,9 @@ void abqc_catch_interrupts(void) {
 void abqc_leave_interrupts(void) {
     struct sigaction current;
     pthread_mutex_lock(&lock);
-    if (--catching == 0 && sigaction(SIGINT, NULL, &current) == 0 &&
-        current.sa_flags & SA_SIGINFO && current.sa_sigaction == on_interrupt)
-        sigaction(SIGINT, &previous, NULL);
+    if (--catching == 0 && sigaction(SIGINT, &previous, &current) == 0 &&
+        !(current.sa_flags & SA_SIGINFO && current.sa_sigaction == on_interrupt))
+        sigaction(SIGINT, &current, NULL);
     pthread_mutex_unlock(&lock);
 }
 

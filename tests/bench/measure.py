@@ -31,10 +31,10 @@ class Compiled:
         return self.bytes - manifest_of(self.library)["bytes"]["weights"]
 
 
-def compile_model(model: Path, recipe: str, library: Path) -> Compiled:
+def compile_model(model: Path, recipe: str, library: Path, *options: str) -> Compiled:
     """Run `abqc compile` and watch it. Raises RuntimeError where it fails."""
     command = [sys.executable, "-m", "abqc.compiler.cli", "compile"]
-    command += [str(model), "-o", str(library), "--quant", recipe]
+    command += [str(model), "-o", str(library), "--quant", recipe, *options]
     started = time.perf_counter()
     peak = 0
     with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as process:

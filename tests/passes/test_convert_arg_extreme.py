@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import pytest
-from abqc.codegen.gpu.lines.order_keys import ELEMENTS
+from abqc.codegen.targets.cpu import CpuTarget
 from abqc.codegen.targets.cuda import CudaTarget
-from abqc.passes import convert_arg_extreme
 from abqc.passes.infrastructure import Unit
 from facts import after
 
 MAX = "%e = arith.maximumf %a, %b : f32\n %c = arith.cmpf ogt, %a, %b : f32"
 MIN = "%e = arith.minsi %b, %a : i64\n %c = arith.cmpi slt, %a, %b : i64"
+GPU = Unit(target=CudaTarget.named("sm_80"))
 LOWEST, HIGHEST = "0xFF800000 : f32", "9223372036854775807 : i64"
 
 
@@ -46,7 +46,7 @@ func.func @main(%x: {x}, %m: {best}, %p: tensor<?xi64>) -> {result.split(" : ")[
 
 @pytest.mark.parametrize(("text", "largest"), [(arg(), 1), (arg(MIN, HIGHEST), 0)])
 def test_reductions_become_one_operation(text: str, largest: int) -> None:
-    facts = after(text, "convert-arg-extreme")
+    facts = after(text, "convert-arg-extreme", unit=GPU)
     (op,) = facts("abq.arg_extreme")
     assert (op.operands[0].arg_number, op.attributes["largest"].value) == (0, largest)
     assert not facts("linalg.generic")
@@ -65,7 +65,14 @@ def test_reductions_become_one_operation(text: str, largest: int) -> None:
     ],
 )
 def test_other_reductions_stay(text: str) -> None:
-    assert after(text, "convert-arg-extreme")("linalg.generic")
+    assert after(text, "convert-arg-extreme", unit=GPU)("linalg.generic")
+
+
+def test_what_a_target_has_no_kernel_for_stays() -> None:
+    unit = Unit(target=CpuTarget())
+    assert after(arg(MIN, HIGHEST), "convert-arg-extreme", unit=unit)("linalg.generic")
+    passes = ("convert-arg-extreme", "resolve-dims", "lower-abq")
+    assert after(arg(), *passes, unit=unit).calls() == ["arg_max"]
 
 
 @pytest.mark.parametrize(
@@ -78,9 +85,4 @@ def test_other_reductions_stay(text: str) -> None:
 )
 def test_the_length_of_a_row_chooses_the_kernel(n: str, calls: list[str]) -> None:
     passes = ("convert-arg-extreme", "resolve-dims", "lower-abq")
-    facts = after(arg(n=n), *passes, unit=Unit(target=CudaTarget.named("sm_80")))
-    assert facts.calls() == calls
-
-
-def test_elements_are_those_of_the_kernels() -> None:
-    assert convert_arg_extreme.ELEMENTS == ELEMENTS
+    assert after(arg(n=n), *passes, unit=GPU).calls() == calls

@@ -56,6 +56,16 @@ def test_strides_cut_planes_into_phases(tmp_path: Path) -> None:
     assert list(ir.DenseI64ArrayAttr(planes.attributes["strides"])) == [2, 2]
 
 
+def test_only_phases_that_are_read_are_planes(tmp_path: Path) -> None:
+    facts, _ = conv(
+        tmp_path, "1x3x8x9xf32", "4x3x1x1xf32", "1x4x4x5xf32", strides="2, 2", pads="0, 0, 0, 0"
+    )
+    (op,) = facts("abq.direct_conv")
+    assert list(op.operands[0].type.shape) == [1, 3, 4, 5]
+    (planes,) = facts("abq.polyphase")
+    assert list(ir.DenseI64ArrayAttr(planes.attributes["phases"])) == [1, 1]
+
+
 def test_an_image_that_needs_no_zeros_is_read_as_it_is(tmp_path: Path) -> None:
     facts, _ = conv(tmp_path, "1x3x8x9xf32", "4x3x1x1xf32", "1x4x8x9xf32", pads="0, 0, 0, 0")
     (op,) = facts("abq.direct_conv")
@@ -73,7 +83,7 @@ def test_sizes_known_at_run_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("w", "size", "name"),
     [
-        ("40x16x3x3xf32", 48 * 16 * 16, "direct_conv_winograd_n40_c16"),
+        ("40x16x3x3xf32", 48 * 16 * 16, "direct_conv_winograd_n40_c16_p1x1"),
         ("31x16x3x3xf32", 32 * 16 * 9, "direct_conv_n8_w3x3_s1x1_d1x1"),
         ("40x15x3x3xf32", 40 * 15 * 9, "direct_conv_n8_w3x3_s1x1_d1x1"),
         ("40x16x3x1xf32", 40 * 16 * 3, "direct_conv_n8_w3x1_s1x1_d1x1"),

@@ -14,7 +14,7 @@ def conv(name: str) -> str:
     """A convolution of the argument %p, %h x %w."""
     return f"""%{name} = "abq.direct_conv"(%p, %k, %bias, %h, %w) ({{}}) {{
         groups = 1, window = array<i64: 3, 3>, strides = array<i64: 1, 1>,
-        dilations = array<i64: 1, 1>, maps = [],
+        dilations = array<i64: 1, 1>, before = array<i64: 0, 0>, maps = [],
         operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 0, 0, 0>}}
       : (tensor<?x4x?x?xf32>, tensor<288xf32>, tensor<8xf32>, index, index) -> {IMAGE}
     """

@@ -1,7 +1,9 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from abqc.codegen.targets.cpu import CpuTarget
+from abqc.codegen.targets.cuda import CudaTarget
 from abqc.compiler.recipe import parse_recipe
 from abqc.dialects.weight_store import WeightStore
 from abqc.passes.infrastructure import Unit
@@ -21,10 +23,12 @@ APPEND = """func.func @main(%x: tensor<1x2x?x4xf32>) {
 }"""
 
 
-def lowered(text: str, folder: Path, recipe: str = "w8a8") -> tuple[Facts, Unit]:
+def lowered(
+    text: str, folder: Path, recipe: str = "w8a8", target: Any = None, n: int = 5
+) -> tuple[Facts, Unit]:
     store = WeightStore(folder)
-    store.add("w", np.random.default_rng(0).standard_normal((5, 256), np.float32))
-    unit = Unit(store=store, recipe=parse_recipe(recipe), target=CpuTarget())
+    store.add("w", np.random.default_rng(0).standard_normal((n, 256), np.float32))
+    unit = Unit(store=store, recipe=parse_recipe(recipe), target=target or CpuTarget())
     passes = ("quantize", "canonicalize", "pack-layouts", "canonicalize", "lower-abq")
     return after(text, *passes, unit=unit), unit
 
@@ -46,6 +50,15 @@ def test_without_a_bias_zeros_are_added(tmp_path: Path) -> None:
     _, unit = lowered(MATMUL, tmp_path)
     assert "abqc.zeros.5" in unit.weights.values()
     np.testing.assert_array_equal(unit.store.get("abqc.zeros.5"), np.zeros(5, np.float32))
+
+
+def test_grids_of_blocks_that_stay_are_bounded(tmp_path: Path) -> None:
+    text = MATMUL.replace("5x256", "4096x256").replace("?x5x", "?x4096x")
+    facts, unit = lowered(text, tmp_path, "w8a8", CudaTarget.named("sm_90a"), 4096)
+    bounds = {kernel.most_blocks for kernel in unit.kernels.values()}
+    assert bounds == {0, 132}
+    bounded = [name for name in facts.calls() if unit.kernels[name].most_blocks]
+    assert len(facts("arith.minui")) == len(bounded)
 
 
 def test_an_append_is_a_call_by_numbers(tmp_path: Path) -> None:

@@ -377,10 +377,9 @@ def test_weak_topological_order(following, order):
 
 
 def test_registers_share_storage():
-    device = Device()
     chain = "".join(f"add.u32 %r{k + 1}, %r{k}, 1;" for k in range(20))
     text = HEADER + KERNEL.replace("BODY", f"mov.u32 %r0, %i; {chain} mov.u32 %v, %r20;")
-    program = device._program(parse(text).kernels["k"])
+    program = parse(text).kernels["k"].program
     assert len(set(program.storage)) < len(program.slots) - 15
 
 

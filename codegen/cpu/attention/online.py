@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from abqc.codegen.builder import Builder, Value
 from abqc.dialects.mlir import math
 
+from ..exponential import exp_of_negative
 from ..float_products.matrix import Matrix
 from ..float_products.tile import (
     PANEL,
@@ -109,7 +110,8 @@ class OnlineSoftmax:
         greatest = b.max(across(b, loop.results[0], b.max), before)
         shift = shift_of(b, greatest)
         with b.loop(0, count, PANEL, carry=[b.const(0.0, vector)]) as loop:
-            weight = exp(b.load(self.scores, at + loop.i, PANEL) - b.splat(shift, PANEL))
+            score = b.load(self.scores, at + loop.i, PANEL)
+            weight = exp_of_negative(b, score - b.splat(shift, PANEL))
             b.store(weight, self.scores, at + loop.i)
             loop.carry(loop.args[0] + weight)
         total = across(b, loop.results[0], lambda x, y: x + y)

@@ -4,17 +4,21 @@
             y: memref<?xf32>,
             groups, outputs, channels, pitch, plane, height, width, rows: index)
 
-The arguments are those of `direct_conv.py`. There vectors of the image are multiplied by many
-channels' weights; here each is loaded for one product, and a load that crosses lines takes longer
-than that. So a register tile is TILE_ROWS rows times VECTORS vectors of outputs: of what the window
-reads, rows have most in common.
+The arguments are those of `direct_conv.py`, but that `x` are images without zeros around them,
+[batch, channel, plane / pitch, pitch]; how many rows and columns there are before is the kernel's.
+There vectors of the image are multiplied by many channels' weights; here each is loaded for one
+product, and a load that crosses lines takes longer than that. So a register tile is TILE_ROWS rows
+times VECTORS vectors of outputs: of what the window reads, rows have most in common. Images that
+are no wider than a vector have tiles of as many accumulators.
 
-The grid is `Kernel.grid(batch, height, groups)`, channels first; an index does ROWS rows.
+The grid is `Kernel.grid(batch, height, groups)`, channels first; an index does a strip of rows, as
+many columns of it at a time as a scratch has what their windows read: rows with zeros around them,
+cut into phases by the stride of columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,19 +30,34 @@ from abqc.dialects.conv_spec import ConvSpec
 from abqc.dialects.epilogue import Epilogue, name_with
 
 from .finish import Finish, Steady
+from .polyphase import PhaseRow
 from .tile import broadcast, cover_by_tiles, multiply_add
 
 TILE_ROWS = 4
 VECTORS = 2
-ROWS = 4 * TILE_ROWS  # of a grid index
+STRIPS = (16, 8, 4)  # rows of a grid index
+SCRATCH = 8192  # floats, where that leaves MIN_COLUMNS
+MIN_COLUMNS = 64  # of outputs at a time
+MAX_COLUMNS = 512
 
-Source = tuple[int, int]  # the phase of rows, and how many rows below the tile's first one
+Tile = Callable[[Value, list[Value | None]], None]  # from a column on, a mask for each vector
 
 
 def depthwise_conv_kernel(spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernel:
     """The kernel; its grid is over batches, rows and channels."""
     name = name_with(spec.name, epilogue)
-    return Kernel(name, (1, ROWS, 1), partial(_emit, name, spec, epilogue))
+    return Kernel(name, (1, _strip(spec), 1), partial(_emit, name, spec, epilogue))
+
+
+def _strip(spec: ConvSpec) -> int:
+    """Rows of a grid index: few where the window reads many."""
+    needed = MIN_COLUMNS * spec.strides[1] + spec.reach[1]
+    fitting = (rows for rows in STRIPS if _rows_read(spec, rows) * needed <= SCRATCH)
+    return next(fitting, STRIPS[-1])
+
+
+def _rows_read(spec: ConvSpec, rows: int) -> int:
+    return (rows - 1) * spec.strides[0] + spec.reach[0] + 1
 
 
 def _emit(name: str, spec: ConvSpec, epilogue: Epilogue | None, module: Any, isa: Isa) -> None:
@@ -66,67 +85,106 @@ class _Body:
     width: Value
 
     def __post_init__(self) -> None:
-        self.lanes = self.b.isa.lanes(32)
-        self.scratch = self.b.alloca(TILE_ROWS * VECTORS * self.lanes, "f32")
+        b, spec = self.b, self.spec
+        self.lanes = lanes = b.isa.lanes(32)
+        self.strip, sx = _strip(spec), spec.strides[1]
+        self.rows_read = _rows_read(spec, self.strip)
+        further = spec.reach[1] // sx + 1  # columns of a phase, beyond those of outputs
+        columns = SCRATCH // (self.rows_read * sx) - further
+        self.columns = max(MIN_COLUMNS, min(MAX_COLUMNS, columns // lanes * lanes))
+        self.line = (self.columns + further + VECTORS * lanes) // lanes * lanes
+        self.rows = b.alloca(sx * self.rows_read * self.line, "f32")
+        self.outputs = b.alloca(TILE_ROWS * VECTORS * lanes, "f32")
 
     def emit(self, i: Value) -> None:
         b = self.b
-        across = (self.height + (ROWS - 1)) // ROWS
-        channel, first = i % self.groups, i // self.groups % across * ROWS
+        across = (self.height + (self.strip - 1)) // self.strip
+        channel, first = i % self.groups, i // self.groups % across * self.strip
         batch = i // self.groups // across
         image = batch * self.groups + channel
         steady = self.finish.steady(batch, channel, image)
-        last = b.min(first + ROWS, self.height)
-        with b.loop(first, last, TILE_ROWS) as rows:
-            begins = self._begins(image, rows.i)
-            to = (image * self.height + rows.i) * self.width
-            count = b.min(last - rows.i, TILE_ROWS)
-            tile = partial(self._tile, channel, begins, steady, to, count)
-            cover_by_tiles(b, b.index(0), self.width, self.lanes, VECTORS, tile)
+        last = b.min(first + self.strip, self.height)
+        with b.loop(0, self.width, self.columns) as pieces:
+            count = b.min(self.width - pieces.i, self.columns)
+            self._read(image, first, last - first, pieces.i, count)
+            to = (image * self.height + first) * self.width + pieces.i
+            narrow = self.width <= self.lanes
+            with b.when(narrow):
+                mask = b.mask(self.lanes, count)
+                for tile in self._tiles(TILE_ROWS * VECTORS, last - first, channel, steady, to):
+                    tile(b.index(0), [mask])
+            with b.when(narrow ^ 1):
+                for tile in self._tiles(TILE_ROWS, last - first, channel, steady, to):
+                    cover_by_tiles(b, b.index(0), count, self.lanes, VECTORS, tile)
 
-    def _taps(self) -> dict[Source, list[tuple[int, int]]]:
-        """The rows of the image that a tile reads, and for which of its rows and of the window's
-        each is."""
-        found: dict[Source, list[tuple[int, int]]] = {}
-        for row in range(TILE_ROWS):
+    def _tiles(
+        self, height: int, rows: Value, channel: Value, steady: Steady, to: Value
+    ) -> Iterator[Tile]:
+        """What computes a tile of `height` rows, in a loop over them; `rows` are stored, from `to`
+        on."""
+        b = self.b
+        with b.loop(0, rows, height) as loop:
+            begins = self._begins(height, loop.i, rows)
+            place, count = to + loop.i * self.width, b.min(rows - loop.i, height)
+            yield partial(self._tile, height, channel, begins, steady, place, count)
+
+    def _read(self, image: Value, first: Value, height: Value, column: Value, width: Value) -> None:
+        """To the scratch, [phase][row][column]: what `height` x `width` outputs from row `first`
+        and `column` on read."""
+        b, spec, (sy, sx), (top, left) = self.b, self.spec, self.spec.strides, self.spec.before
+        before = left - column * sx
+        count = (width + (spec.reach[1] // sx + self.lanes)) // self.lanes * self.lanes
+        plane = self.rows_read * self.line
+        row = PhaseRow(b, sx, sx, self.x, self.rows, self.pitch, before, count, plane)
+        with b.loop(0, (height - 1) * sy + (spec.reach[0] + 1)) as loop:
+            source, to = first * sy + loop.i - top, loop.i * self.line
+            inside = (source >= 0) & (source < self.plane // self.pitch)
+            with b.when(inside):
+                row.copy(image * self.plane + source * self.pitch, to)
+            with b.when(inside ^ 1):
+                row.clear(to)
+
+    def _taps(self, height: int) -> dict[int, list[tuple[int, int]]]:
+        """The rows that a tile of `height` rows reads, from its first one on, and for which of its
+        rows and of the window's each is."""
+        found: dict[int, list[tuple[int, int]]] = {}
+        for row in range(height):
             for dy in range(self.spec.window[0]):
-                below, phase = divmod(dy * self.spec.dilations[0], self.spec.strides[0])
-                found.setdefault((phase, row + below), []).append((row, dy))
+                below = row * self.spec.strides[0] + dy * self.spec.dilations[0]
+                found.setdefault(below, []).append((row, dy))
         return found
 
-    def _begins(self, image: Value, row: Value) -> dict[Source, Value]:
-        """Where these rows begin. What is below the planes, rows that are not stored would read."""
-        b, (sy, sx) = self.b, self.spec.strides
-        planes, last = image * (sy * sx), self.plane // self.pitch - 1
-        return {
-            (phase, below): (planes + phase * sx) * self.plane
-            + b.min(row + below, last) * self.pitch
-            for phase, below in self._taps()
-        }
+    def _begins(self, height: int, row: Value, rows: Value) -> dict[int, Value]:
+        """Where these rows begin, for a tile from `row` of `rows` on. What is below, rows that are
+        not stored would read."""
+        b, sy = self.b, self.spec.strides[0]
+        last = (rows - 1) * sy + self.spec.reach[0]
+        return {below: b.min(row * sy + below, last) * self.line for below in self._taps(height)}
 
     def _tile(
         self,
+        height: int,
         channel: Value,
-        begins: Mapping[Source, Value],
+        begins: Mapping[int, Value],
         steady: Steady,
         to: Value,
         count: Value,
         column: Value,
         masks: list[Value | None],
     ) -> None:
-        """`count` rows of outputs from `column` on, a vector for each of `masks`; the first one is
-        stored from `to` on."""
+        """`height` rows of outputs from `column` on, a vector for each of `masks`; `count` of them
+        are stored, from `to` on."""
         b, lanes, vectors = self.b, self.lanes, range(len(masks))
         start = broadcast(b, self.bias, channel, lanes)
-        places = [(row, v) for row in range(TILE_ROWS) for v in vectors]
+        places = [(row, v) for row in range(height) for v in vectors]
         taps_y, taps_x = self.spec.window
         # Were this loop spelled out, all weights would be broadcast before, and not fit registers.
         with b.loop(0, taps_x, carry=[start] * len(places)) as taps:
             acc = dict(zip(places, taps.args, strict=True))
             offset = self._column(taps.i) + column
-            for source, uses in self._taps().items():
+            for source, uses in self._taps(height).items():
                 at = begins[source] + offset
-                xs = [b.load(self.x, at + v * lanes, lanes, masks[v]) for v in vectors]
+                xs = [b.load(self.rows, at + v * lanes, lanes) for v in vectors]
                 for row, dy in uses:
                     w_at = channel * (taps_y * taps_x) + dy * taps_x + taps.i
                     weight = broadcast(b, self.w, w_at, lanes)
@@ -134,14 +192,15 @@ class _Body:
                         acc[row, v] = multiply_add(b, xs[v], weight, acc[row, v])
             taps.carry(*acc.values())
         for (row, v), value in zip(places, taps.results, strict=True):
-            b.store(value, self.scratch, (row * VECTORS + v) * lanes)
+            b.store(value, self.outputs, (row * len(masks) + v) * lanes)
         with b.loop(0, count) as rows:
             for v, mask in zip(vectors, masks, strict=True):
-                value = b.load(self.scratch, (rows.i * VECTORS + v) * lanes, lanes)
+                value = b.load(self.outputs, (rows.i * len(masks) + v) * lanes, lanes)
                 place = to + rows.i * self.width + column + v * lanes
                 b.store(self.finish(value, steady, place, mask), self.y, place, mask)
 
     def _column(self, dx: Value) -> Value:
         """Where column `dx` of a window begins."""
         x, stride = dx * self.spec.dilations[1], self.spec.strides[1]
-        return self.plane * (x % stride) + x // stride if stride > 1 else x
+        plane = self.rows_read * self.line
+        return x % stride * plane + x // stride if stride > 1 else x

@@ -13,7 +13,8 @@ lies between the rows is computed and not stored. `outputs` and `channels` are t
 `rows`, batch * height * width, is there for profiles.
 
 A register tile is some output channels times some vectors of p. `w` has for every block of channels
-[C][taps][channels]; groups have blocks of their own. The grid is `Kernel.grid(batch, blocks of
+[C][taps][channels]; groups have blocks of their own, and samples all blocks where the specification
+has `weights_by_sample`. The grid is `Kernel.grid(batch, blocks of
 outputs, blocks of channels)`, channels first; an index does OUTPUTS outputs of one block.
 
 Outputs wait on the stack and go from there to `y`, row by row, through the epilogue if there is
@@ -25,6 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from math import prod
 from typing import Any
 
 from abqc.codegen.builder import INDEX, Builder, Value, buffer, function
@@ -74,7 +76,7 @@ class _Body:
 
     def __post_init__(self) -> None:
         isa, block = self.b.isa, self.spec.block
-        self.lanes = isa.lanes(32)
+        self.lanes, self.phases = isa.lanes(32), prod(self.spec.phases)
         # Half of a block's channels at a time where registers are few.
         self.at_once = block if isa.registers >= 32 else min(block, 4)
         self.vectors = max(1, min(8, (isa.registers - 4) // (self.at_once + 1)))
@@ -90,11 +92,12 @@ class _Body:
         batch = i // blocks // across
         group = block // per_group
         channel = group * self.outputs + block % per_group * spec.block
-        planes = (batch * self.groups + group) * (self.channels * spec.phases)
+        planes = (batch * self.groups + group) * (self.channels * self.phases)
+        weights = batch * blocks + block if spec.weights_by_sample else block
         last = b.min(first + OUTPUTS, reach)
         for begin in range(0, spec.block, self.at_once):
             count = min(self.at_once, spec.block - begin)
-            tile = partial(self._tile, planes, block, channel, begin, count, first)
+            tile = partial(self._tile, planes, weights, channel, begin, count, first)
             cover_by_tiles(b, first, last, self.lanes, self.vectors, tile)
         self._store(batch, channel, group, first, last)
 
@@ -120,10 +123,10 @@ class _Body:
         ]
         taps = list(product(range(spec.window[0]), range(spec.window[1])))
         with b.loop(0, self.channels, carry=start) as channels:
-            at = (planes + channels.i * spec.phases) * self.plane + p
+            at = (planes + channels.i * self.phases) * self.plane + p
             w_at = ((block * self.channels + channels.i) * len(taps)) * spec.block + begin
             acc = list(channels.args)
-            if len(taps) <= (MANY_TAPS if spec.phases == 1 else MANY_TAPS_OF_PHASES):
+            if len(taps) <= (MANY_TAPS if self.phases == 1 else MANY_TAPS_OF_PHASES):
                 for tap, (dy, dx) in enumerate(taps):
                     offset = self._row(b.index(dy)) + self._column(dx)
                     acc = self._tap(acc, at + offset, w_at + tap * spec.block, count, masks)
@@ -157,7 +160,7 @@ class _Body:
     def _row(self, dy: Value) -> Value:
         """Where row `dy` of a window begins."""
         y, stride = dy * self.spec.dilations[0], self.spec.strides[0]
-        phase = y % stride * self.spec.strides[1] if stride > 1 else self.b.index(0)
+        phase = y % stride * self.spec.phases[1] if stride > 1 else self.b.index(0)
         return phase * self.plane + (y // stride if stride > 1 else y) * self.pitch
 
     def _column(self, dx: int) -> Value:

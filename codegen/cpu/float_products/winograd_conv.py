@@ -8,9 +8,10 @@ and G of the paper
 
 the inner product being one of elements: 16 matrix products, one for each place of a tile.
 
-The arguments are those of `direct_conv.py`, with a pitch of at least width + 2, one phase and one
-group. `w` has G w G^T for every block of output channels, [16][C][channels]. The grid is
-`Kernel.grid(batch, tiles, blocks of channels)`, channels first.
+The arguments are those of `direct_conv.py`, with one phase and one group, but that `x` are images
+without zeros around them, as `depthwise_conv.py` has them. `w` has G w G^T for every block of
+output channels, [16][C][channels]. The grid is `Kernel.grid(batch, tiles, blocks of channels)`,
+channels first.
 
 A grid index transforms the inputs of at most TILES tiles to a scratch, [16][C][tiles]. For each of
 its blocks, products go to a second one, [16][tiles][channels], register tiles being some tiles
@@ -94,6 +95,7 @@ class _Body:
 
     def __post_init__(self) -> None:
         b, spec = self.b, self.spec
+        self.image_rows = self.plane // self.pitch
         # Known to LLVM: as arguments they cost nudenet 6 % (Zen 4).
         self.channels, self.outputs = b.index(spec.channels), b.index(spec.outputs)
         self.lanes = b.isa.lanes(32)
@@ -140,33 +142,57 @@ class _Body:
         self, batch: Value, first: Value, row: Value, tile: Value, mask: Value | None
     ) -> None:
         """B^T d B of all channels for a vector of tiles of a row."""
-        b, lanes, channels = self.b, self.lanes, self.channels
-        column = (tile - row * self.across) * 2
+        b, lanes, (top, left) = self.b, self.lanes, self.spec.before
+        line, column = row * 2 - top, (tile - row * self.across) * 2 - left
+        place = tile - first, mask
+        if mask is not None:
+            self._transform_at(batch, line, column, place, edge=True)
+            return
+        inside = (line >= 0) & (line + EDGE <= self.image_rows) & (column >= 0)
+        inside = inside & (column + (2 * lanes + 2) <= self.pitch)
+        with b.when(inside):
+            self._transform_at(batch, line, column, place, edge=False)
+        with b.when(inside ^ 1):
+            self._transform_at(batch, line, column, place, edge=True)
+
+    def _transform_at(
+        self,
+        batch: Value,
+        line: Value,
+        column: Value,
+        place: tuple[Value, Value | None],
+        *,
+        edge: bool,
+    ) -> None:
+        """The same for tiles whose inputs begin at a row and column of the image; at its `edge`
+        some may lie outside. The results' place is a number of a tile, and a mask."""
+        b, lanes, channels, (number, mask) = self.b, self.lanes, self.channels, place
         starts = [column + at for at in (0, lanes, 2, lanes + 2)]
-        # Of whole vectors, only the last column of the last tile may lie outside.
-        masks = [
-            b.mask(lanes, self.pitch - start) if mask is not None or start is starts[-1] else None
-            for start in starts
-        ]
-        lines = [b.min(row * 2 + k, self.height + 1) * self.pitch for k in range(EDGE)]
+        lines = [line + k for k in range(EDGE)]
+        masks = [[self._inside(row, s) if edge else None for s in starts] for row in lines]
         with b.loop(0, channels) as loop:
             at = (batch * channels + loop.i) * self.plane
             parts = [
                 [
-                    b.load(self.x, at + line + start, lanes, within)
-                    for start, within in zip(starts, masks, strict=True)
+                    b.load(self.x, at + row * self.pitch + start, lanes, within)
+                    for start, within in zip(starts, of_row, strict=True)
                 ]
-                for line in lines
+                for row, of_row in zip(lines, masks, strict=True)
             ]
             columns = [_transformed(list(column)) for column in zip(*parts, strict=True)]
-            to = loop.i * self.tiles + (tile - first)
+            to = loop.i * self.tiles + number
             for y, (low, high, low2, high2) in enumerate(zip(*columns, strict=True)):
                 even, odd = range(0, 2 * lanes, 2), range(1, 2 * lanes, 2)
                 pairs = ((low, high), (low2, high2))
                 d = [b.shuffle(*pair, every) for pair in pairs for every in (even, odd)]
                 for x, value in enumerate(_transformed(d)):
-                    place = (y * EDGE + x) * self.inputs_pitch
-                    b.store(value, self.inputs, to + place, mask)
+                    b.store(value, self.inputs, to + (y * EDGE + x) * self.inputs_pitch, mask)
+
+    def _inside(self, row: Value, column: Value) -> Value:
+        """Which lanes of a row from `column` on are in the image."""
+        b, lanes = self.b, self.lanes
+        width = b.select((row >= 0) & (row < self.image_rows), self.pitch, b.index(0))
+        return (b.mask(lanes, 0 - column) ^ 1) & b.mask(lanes, width - column)
 
     def _multiply(self, block: Value, place: Value, count: Value) -> None:
         """The products of a block of channels for one place of all tiles."""

@@ -30,7 +30,7 @@ class GpuObjects:
     def jobs(
         self, names: Sequence[str], kernels: Sequence[Kernel | None], outlined: str
     ) -> list[Job]:
-        return [GpuKernelJob(arch, tuple(kernels), outlined) for arch in self.archs]
+        return [GpuKernelJob(arch, tuple(names), tuple(kernels), outlined) for arch in self.archs]
 
     def collect(self, results: Sequence[Path], names: Sequence[str], work: Path) -> KernelObjects:
         codes = [pickle.loads(path.read_bytes()) for path in results]

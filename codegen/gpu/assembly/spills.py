@@ -49,14 +49,22 @@ def with_bounds(ptx: Ptx, bounds: Bounds) -> Ptx:
 def without_spills(ptx: Ptx, arch: GpuArch) -> tuple[Ptx, MachineCode | None]:
     """The kernels with bounds under which nothing is spilled that need not be, assembled; None
     where there is no assembler."""
+    ptx, code, _ = raise_bounds(ptx, arch)
+    return ptx, code
+
+
+def raise_bounds(ptx: Ptx, arch: GpuArch) -> tuple[Ptx, MachineCode | None, Bounds]:
+    """As `without_spills`, with the bounds that were raised."""
+    bounds: dict[str, int] = {}
     while True:
         try:
             code = assemble(ptx.text, arch)
         except ToolchainError:
-            return ptx, None  # the driver compiles the PTX
+            return ptx, None, bounds  # the driver compiles the PTX
         raised = _raised(ptx, code, arch)
         if not raised:
-            return ptx, code
+            return ptx, code, bounds
+        bounds |= raised
         ptx = with_bounds(ptx, raised)
 
 

@@ -21,6 +21,16 @@ def find_tool(name: str) -> Path | None:
     return next((path for folder in _wheels() if (path := folder / name).is_file()), None)
 
 
+@cache
+def tool_identity(name: str) -> str:
+    """What tells one version of a tool from another: where it is, its size and age."""
+    path = find_tool(name)
+    if path is None:
+        return ""
+    status = path.stat()
+    return f"{path} {status.st_size} {status.st_mtime_ns}"
+
+
 def _wheels() -> list[Path]:
     """Folders of programs in the wheels, newest toolkit first."""
     spec = importlib.util.find_spec("nvidia")

@@ -17,7 +17,7 @@ from functools import partial
 from itertools import pairwise, takewhile
 from typing import Any
 
-from abqc.codegen.builder import Value
+from abqc.codegen.builder import Value, constant
 from abqc.codegen.strategy import Kernel
 from abqc.dialects.mlir import arith, ir
 
@@ -62,7 +62,8 @@ def merged_reduce(kernel: Kernel, parts: int) -> Kernel:
 def _merged(kernel: Kernel, parts: int, operands: Operands, split: int) -> Kernel:
     assert 1 < parts <= MAX_PARTS
     name = f"{kernel.name}_x{parts}"
-    return Kernel(name, kernel.block, partial(_emit, name, kernel, parts, operands, split))
+    emit = partial(_emit, name, kernel, parts, operands, split)
+    return Kernel(name, kernel.block, emit, most_blocks=kernel.most_blocks)
 
 
 def _emit(
@@ -113,7 +114,7 @@ def merge(function: Any, kernel: Kernel, parts: int, operands: Operands, split: 
         rows = _ceil_div(m, block_m) * split
         begin, inside, chosen = 0 * m, block, own[0]
         for before, mine in pairwise(own):
-            begin = begin + rows * _ceil_div(Value(before[n]), block_n)
+            begin = begin + _blocks(kernel, rows * _ceil_div(Value(before[n]), block_n))
             there = (block >= begin).ir
             inside = Value(arith.select(there, (block - begin).ir, inside.ir))
             chosen = [arith.select(there, a, b) for a, b in zip(mine, chosen, strict=True)]
@@ -122,6 +123,14 @@ def merge(function: Any, kernel: Kernel, parts: int, operands: Operands, split: 
     for old, new in zip([index, *own[0]], [number, *chosen], strict=True):
         old.replace_all_uses_except(new, [op.operation for op in made])
     return Merged(inside, own)
+
+
+def _blocks(kernel: Kernel, blocks: Value) -> Value:
+    """Those that a product has of so many."""
+    if not kernel.most_blocks:
+        return blocks
+    most = constant(kernel.most_blocks, blocks.type)
+    return Value(arith.minui(blocks.ir, most.ir))
 
 
 def _ceil_div(value: Value, by: int) -> Value:

@@ -20,7 +20,8 @@ class Schedule:
     in shared memory. `wgmma`: the same by warpgroups of four warps, each of which has all rows and
     64 or 128 columns; another four warps copy. `warps_m * warps_n * warps_k` warps a block; warps_k
     > 1 split K inside of the block. `split` > 1 cuts K among blocks, whose sums a second kernel
-    adds in order.
+    adds in order. `persistent`: so many blocks stay and do all tiles in turns (`wgmma` without a
+    split); 0: a block for each tile.
     """
 
     kind: Kind
@@ -32,6 +33,7 @@ class Schedule:
     warps_k: int = 1
     stages: int = 1
     split: int = 1
+    persistent: int = 0
 
     @property
     def threads(self) -> int:
@@ -55,4 +57,5 @@ class Schedule:
         text = f"{self.kind}{self.block_m}x{self.block_n}x{self.block_k}"
         text += f"_w{self.warps_m}x{self.warps_n}x{self.warps_k}"
         text += f"_s{self.stages}" if self.stages > 1 else ""
+        text += f"_p{self.persistent}" if self.persistent else ""
         return text + (f"_split{self.split}" if self.split > 1 else "")

@@ -106,6 +106,12 @@ class PlanesPlan:
         return [self._chain([tile]) for tile in range(self.bit_tiles)]
 
     def _chain(self, bit_tiles: list[int]) -> Chain:
+        """That of all pairs, by whichever way is shorter."""
+        chain = self._pairs(bit_tiles)
+        return min(chain, chain.by_four(), key=lambda c: c.cost(self.group_units))
+
+    def _pairs(self, bit_tiles: list[int]) -> Chain:
+        """Each pair of planes once."""
         positive: PairsByPower = {}
         negative: PairsByPower = {}
         for plane, weight in enumerate(self.weight_weights):
@@ -113,8 +119,7 @@ class PlanesPlan:
                 value = weight * (self.row_weights[tile] if self.bits == 1 else 1)
                 power = abs(value).bit_length() - 1
                 (positive if value > 0 else negative).setdefault(power, []).append((plane, tile))
-        chain = Chain(positive, negative)
-        return min(chain, chain.by_four(), key=lambda c: c.cost(self.group_units))
+        return Chain(positive, negative)
 
     @property
     def group_units(self) -> int:

@@ -15,6 +15,7 @@ from ..packing.layout import align
 from ..rows.threads import power_of_two
 from .layout import STEP, TILE_COLUMNS
 from .plan import MMA_COLUMNS, PlanesPlan
+from .wgmma_plan import WgmmaPlanesPlan
 
 # (block_n, warps_n, warps_k) for one MMA tile of tokens: warps share K, so that few columns keep a
 # multiprocessor busy.
@@ -49,6 +50,8 @@ def planes_schedules(spec: MatmulSpec, arch: GpuArch) -> list[Schedule]:
 @lru_cache(maxsize=4096)
 def plan_of(spec: MatmulSpec, schedule: Schedule) -> PlanesPlan:
     """The plan of a kernel: many are asked often in a choice."""
+    if schedule.kind == "wgmma":
+        return WgmmaPlanesPlan(spec, schedule)
     return PlanesPlan(spec, schedule)
 
 

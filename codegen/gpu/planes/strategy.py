@@ -2,9 +2,10 @@
 
     sum of u * v = sum over planes i, j of weight_i * weight_j * popcount(u_i & v_j)
 
-by `mma.sync` b1 and.popc, for weights of 1 to 8 bits, ternary and `2*`, and activations of 1 to 8
-bits. Exact integer accumulators for every pair, group size and shape (docs/numerics.md). The cost
-grows with the product of the widths; the bytes of a weight are those of its bits.
+by `mma.sync` b1 and.popc, or by `wgmma`, for weights of 1 to 8 bits, ternary and `2*`, and
+activations of 1 to 8 bits. Exact integer accumulators for every pair, group size and shape
+(docs/numerics.md). The cost grows with the product of the widths; the bytes of a weight are those
+of its bits.
 """
 
 from __future__ import annotations
@@ -24,10 +25,14 @@ from ..matmul.code_numbers import planes_code
 from ..matmul.reduction import COLUMNS, emit_reduction
 from ..matmul.schedule import Schedule
 from ..packing.pack import pack_kernel, scaled_pack_kernel
+from ..wgmma.schedules import WgmmaKernel
 from .kernel import emit_matmul, finisher
 from .layout import PlaneRows, PlaneWeights, grouped_by_planes, reach
 from .plan import FORM, PlanesPlan
 from .schedules import plan_of, planes_features, planes_schedules
+from .wgmma_kernel import emit_wgmma_matmul
+from .wgmma_plan import WgmmaPlanesPlan
+from .wgmma_schedules import wgmma_planes_features, wgmma_planes_schedules
 
 LARGEST = 2**31 - 1
 
@@ -76,28 +81,35 @@ class Planes:
         return scaled_pack_kernel(spec, PlaneRows.of(spec))
 
     def schedules(self, spec: MatmulSpec, arch: GpuArch) -> Sequence[Schedule]:
-        return planes_schedules(spec, arch)
+        return [*planes_schedules(spec, arch), *wgmma_planes_schedules(spec, arch)]
 
     def kernel(self, spec: MatmulSpec, schedule: Schedule) -> Kernel:
-        plan = PlanesPlan(spec, schedule)
+        plan = plan_of(spec, schedule)
         name = f"{_stem(plan)}_{schedule.name}"
+        if isinstance(plan, WgmmaPlanesPlan):
+            emit = partial(emit_wgmma_matmul, name=name, plan=plan)
+            most = schedule.persistent
+            return WgmmaKernel(name, _block(schedule), emit, most_blocks=most)
         return Kernel(name, _block(schedule), partial(_emit, emit_matmul, name, plan))
 
     def reduce_kernel(self, spec: MatmulSpec, schedule: Schedule) -> Kernel | None:
         if schedule.split == 1:
             return None
-        plan = PlanesPlan(spec, schedule)
+        plan = plan_of(spec, schedule)
         name = f"{_stem(plan)}_reduce{schedule.split}"
         element = "i32" if plan.one_group else "f32"
         emit = partial(emit_reduction, name, schedule.split, element, finisher(plan))
         return Kernel(name, (1, COLUMNS), emit)
 
     def features(self, spec: MatmulSpec, schedule: Schedule, m: int) -> KernelFeatures:
-        return planes_features(plan_of(spec, schedule), m)
+        plan = plan_of(spec, schedule)
+        if isinstance(plan, WgmmaPlanesPlan):
+            return wgmma_planes_features(plan, m)
+        return planes_features(plan, m)
 
     def code(self, spec: MatmulSpec, schedule: Schedule) -> KernelCode | None:
-        """What the kernel's machine code depends on."""
-        return planes_code(plan_of(spec, schedule))
+        """What the kernel's machine code depends on; those by wgmma set their registers."""
+        return None if schedule.kind == "wgmma" else planes_code(plan_of(spec, schedule))
 
 
 def _block(schedule: Schedule) -> tuple[int, int]:

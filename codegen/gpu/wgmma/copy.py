@@ -1,8 +1,7 @@
 """What the copying warpgroup does: stages of both operands from global to shared memory.
 
 Weights are contiguous, a run for each tile: bulk copies. Rows are copied 16 bytes at a time, to
-where the swizzle of wgmma's descriptors has them: `cp.async`, `LAG` stages of which are under way
-before the first of them is waited for.
+where the swizzle of wgmma's descriptors has them: `cp.async`.
 """
 
 from __future__ import annotations
@@ -13,14 +12,11 @@ from dataclasses import dataclass
 from abqc.codegen.builder import Value
 
 from ..arch import WARP
-from ..builder import GpuBuilder
 from ..tiles.plan import PIECE_BYTES
-from .barriers import fence_async
 from .context import WgmmaContext, anew
-from .plan import PRODUCERS, WgmmaPlan
+from .plan import PRODUCERS
+from .producer import StageProducer
 from .ring import Place, Ring
-
-LAG = 2  # stages, at most
 
 
 @dataclass(frozen=True)
@@ -38,68 +34,21 @@ class RowPiece:
     present: Value | None
 
 
-class StageCopies:
+class StageCopies(StageProducer):
     """A copying thread's part of a block's stages."""
 
     def __init__(self, ring: Ring, context: WgmmaContext) -> None:
         """Rows beyond the last are zeros, tiles repeat it."""
-        self.ring, self.b, self.plan = ring, ring.b, ring.plan
+        super().__init__(ring)
+        self.plan = context.plan
         self.weight, self.first_tile = context.weight, context.first_tile
         b, first_row = self.b, context.first_row
-        self.thread = b.thread - self.plan.schedule.threads + PRODUCERS
         self.rows = b.at(context.rows, b.wide(first_row) * self.plan.row_bytes)
         self.pieces = self._row_pieces(context.m - 1 - first_row)
 
-    @property
-    def lag(self) -> int:
-        return min(LAG, self.plan.schedule.stages - 1)
-
-    def run(self, begin: Value, end: Value, place: Place) -> Place:
-        """Copy all stages from turn `begin` on; where the next one goes."""
-        b, lag = self.b, self.lag
-        # Not a constant to LLVM, which would unroll the loop: it needs its registers for addresses.
-        (count,) = b.asm(f"mov.b32 $0, {lag};", "=r", ["i32"])
-        ahead = b.min(begin + count, end)
-        with b.loop(begin, ahead, carry=place.values) as loop:
-            place = self.ring.place(loop.args)
-            self._copy(loop.i, place)
-            loop.carry(*self.ring.next(place).values)
-        with b.loop(ahead, end, carry=loop.results) as loop:
-            place = self.ring.place(loop.args)
-            self._copy(loop.i, place)
-            b.wait_copies(lag)
-            self._complete(self._before(place, lag))
-            loop.carry(*self.ring.next(place).values)
-        place = self.ring.place(loop.results)
-        for late in range(lag, 0, -1):
-            with b.when(end - begin >= late):
-                b.wait_copies(late - 1)
-                self._complete(self._before(place, late))
-        return place
-
-    def _copy(self, turn: Value, place: Place) -> None:
-        """Start to copy a stage, when it is empty."""
-        self.ring.empty.wait(place.stage, place.phase ^ 1)
-        self._copy_weights(turn, place)
-        self._copy_rows(turn, place)
-        self.b.commit_copies()
-
-    def _before(self, place: Place, count: int) -> Value:
-        """The number of the stage `count` before."""
-        stage = place.stage - count
-        return self.b.select(stage < 0, stage + self.plan.schedule.stages, stage)
-
-    def _complete(self, stage: Value) -> None:
-        """This warp's rows of a stage are there."""
-        b = self.b
-        fence_async(b)
-        b.warp_barrier()
-        with b.when(b.lane == 0):
-            self.ring.full.arrive(stage)
-
     # Weights
 
-    def _copy_weights(self, turn: Value, place: Place) -> None:
+    def copy_weights(self, turn: Value, place: Place) -> None:
         """A lane of the first warp for each tile."""
         b, plan, full = self.b, self.plan, self.ring.full
         with b.when(self.thread == 0):
@@ -153,7 +102,7 @@ class StageCopies:
             pieces.append(RowPiece(rows_left, down, offset, more, shared, along_k, present))
         return pieces
 
-    def _copy_rows(self, turn: Value, place: Place) -> None:
+    def copy_rows(self, turn: Value, place: Place) -> None:
         b, plan = self.b, self.plan
         source = b.at(self.rows, b.wide(turn * plan.stage_row_bytes))
         target = b.at(b.shared, self.ring.offset(place))
@@ -178,11 +127,6 @@ class StageCopies:
 
     def _where(self, piece: RowPiece) -> AbstractContextManager[None]:
         return nullcontext() if piece.present is None else self.b.when(piece.present)
-
-
-def is_copying(b: GpuBuilder, plan: WgmmaPlan) -> Value:
-    """Whether the thread is of the warpgroup that copies: the last one."""
-    return b.thread >= plan.schedule.threads - PRODUCERS
 
 
 assert PRODUCERS % WARP == 0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from abqc.codegen.builder import Value
 
-from ..atoms import Element
+from ..atoms import ELEMENT_BITS, Element
 from ..builder import GpuBuilder
 from .barriers import MEMORY
 
@@ -27,6 +27,7 @@ COLUMNS_STEP, MOST_COLUMNS = 8, 256
 # Of rows of an atom: what bits 62-63 of a descriptor say of the swizzle.
 SWIZZLES = {128: 1, 64: 2, 32: 3}
 ATOM_ROWS = 8
+CHUNK_BYTES = 16  # of a row, that descriptors count
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,11 @@ class Wgmma:
         at = 2 * count
         registers = ", ".join(f"${at + i}" for i in range(A_REGISTERS))
         flag = f"${at + A_REGISTERS + 1}"
-        k = 16 if self.is_float else 32
+        k = 8 * STEP_BYTES // ELEMENT_BITS[self.types[0]]
         total = "f32" if self.is_float else "s32"
         name = f"wgmma.mma_async.sync.aligned.m{ROWS}n{self.columns}k{k}"
         name += f".{total}.{self.types[0]}.{self.types[1]}"
+        name += ".and.popc" if self.types[0] == "b1" else ""
         immediates = ", 1, 1, 0" if self.is_float else ""  # no negation, B as it is
         text = (
             f"{{ .reg .pred adds; setp.ne.b32 adds, {flag}, 0; {name} "
@@ -117,6 +119,17 @@ def descriptor_bits(atom_bytes: int) -> int:
 
 def descriptor(b: GpuBuilder, address: Value, atom_bytes: int) -> Value:
     """The descriptor (i64) of rows from byte `address` of shared memory on."""
-    low = (address & 0x3FFFF) >> 4
     upper = descriptor_bits(atom_bytes) << 32 | 1 << 16  # no leading offset within an atom
+    return _descriptor(b, address, upper)
+
+
+def plain_descriptor(b: GpuBuilder, address: Value, leading: int) -> Value:
+    """The descriptor of rows without swizzle: 16 bytes of eight rows are one behind the other, the
+    next eight rows follow, and the next 16 bytes along K are `leading` bytes further on."""
+    upper = (ATOM_ROWS * CHUNK_BYTES >> 4) << 32 | leading >> 4 << 16
+    return _descriptor(b, address, upper)
+
+
+def _descriptor(b: GpuBuilder, address: Value, upper: int) -> Value:
+    low = (address & 0x3FFFF) >> 4
     return b.wide(low) | b.const(upper, "i64")

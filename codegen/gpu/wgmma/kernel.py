@@ -23,8 +23,8 @@ from ..matmul.loop_state import LoopState
 from ..weights.layout import BLOCKS, TILE_COLUMNS, WARP_LOAD_BYTES
 from ..weights.pointers import PackedWeight
 from .barriers import set_registers, shared_address
-from .context import WgmmaContext, anew
-from .copy import StageCopies, is_copying
+from .context import WgmmaContext
+from .copy import StageCopies
 from .fragments import words_of_half
 from .instructions import (
     A_REGISTERS,
@@ -36,7 +36,9 @@ from .instructions import (
     wait_products,
 )
 from .plan import HALF_BLOCKS, REGISTERS, WgmmaPlan
+from .producer import CopyState, complete_all, first_state, is_copying
 from .ring import Place, Ring
+from .tile_loop import each_tile
 
 
 class Arithmetic(Protocol):
@@ -119,18 +121,27 @@ def emit_wgmma_kernel(
         b.wait()
         copies = is_copying(b, plan)
 
-        def context() -> WgmmaContext:
-            return _context(b, plan, anew(b, block), rows, packed, bias, target, m, n)
+        def context(tile: Value) -> WgmmaContext:
+            return _context(b, plan, tile, rows, packed, bias, target, m, n)
+
+        def copy(tile: Value, state: list[Value]) -> list[Value]:
+            here = context(tile)
+            stages = StageCopies(ring, here)
+            return stages.run(*_turns(here), CopyState.of(ring, state)).values
+
+        def multiply(tile: Value, place: list[Value]) -> list[Value]:
+            here = context(tile)
+            values, after = _Products(here, arithmetic, ring).run(*_turns(here), ring.place(place))
+            arithmetic.finish(here.again(), values)
+            return after.values
 
         with b.when(copies):
             set_registers(b, copying, more=False)
-            here = context()
-            StageCopies(ring, here).run(*_turns(here), ring.first())
+            state = each_tile(b, s, block, m, n, first_state(ring).values, copy)
+            complete_all(ring, CopyState.of(ring, state))
         with b.when(copies == 0):
             set_registers(b, multiplying, more=True)
-            here = context()
-            values = _Products(here, arithmetic, ring).run(*_turns(here))
-            arithmetic.finish(here.again(), values)
+            each_tile(b, s, block, m, n, ring.first().values, multiply)
 
 
 def _context(
@@ -150,15 +161,15 @@ def _context(
     return WgmmaContext(
         b,
         plan,
-        rows,
-        PackedWeight(b, plan.weights, packed, n),
-        bias,
         target,
         m,
         n,
         first_row=row * s.block_m,
         first_tile=column * (s.block_n // TILE_COLUMNS),
         split=split,
+        rows=rows,
+        weight=PackedWeight(b, plan.weights, packed, n),
+        bias=bias,
     )
 
 
@@ -182,12 +193,13 @@ class _Products:
         tile = context.block_tile * self.plan.stage_tile_bytes
         self._words = tile + self.b.lane * 16 + self.plan.rows_bytes
 
-    def run(self, begin: Value, end: Value) -> list[Value]:
-        """All turns of this block's split: accumulators, or totals where there are groups."""
+    def run(self, begin: Value, end: Value, place: Place) -> tuple[list[Value], Place]:
+        """All turns of this block's split: accumulators, or totals where there are groups; and the
+        next tile's first stage."""
         b, plan = self.b, self.plan
         self.arithmetic.prepare(self.context)
         state = self._initial_state()
-        with b.loop(begin, end, carry=[*self.ring.first().values, *state.values]) as loop:
+        with b.loop(begin, end, carry=[*place.values, *state.values]) as loop:
             stage, phase, *values = loop.args
             at = self.ring.place([stage, phase])
             self.ring.full.wait(at.stage, at.phase)
@@ -196,9 +208,9 @@ class _Products:
             with b.when(b.lane == 0):
                 self.ring.empty.arrive(at.stage)
             loop.carry(*self.ring.next(at).values, *state.values)
-        _, _, *values = loop.results
+        stage, phase, *values = loop.results
         state = self._last_flush(state.with_values(values))
-        return state.totals if plan.grouped else state.sums
+        return state.totals if plan.grouped else state.sums, self.ring.place([stage, phase])
 
     def _stage(self, state: State, at: Place) -> State:
         """Multiply what is in a stage; all products are finished then."""

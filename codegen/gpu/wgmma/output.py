@@ -11,14 +11,14 @@ from contextlib import AbstractContextManager, nullcontext
 from abqc.codegen.builder import Value
 
 from ..weights.layout import BLOCK_COLUMNS
-from .context import WgmmaContext
+from .context import BlockContext, WgmmaContext
 
 RowValues = Callable[[int, int], list[Value]]  # (j, e) -> what elements of a row need
 Element = Callable[[int, int, int, int, list[Value]], Value]  # (half, i, j, e, these) -> an element
 
 
 def store_block(
-    context: WgmmaContext, plane: Value | int, row_values: RowValues, element: Element
+    context: BlockContext, plane: Value | int, row_values: RowValues, element: Element
 ) -> None:
     """Store 4-byte elements to the target, [planes][m][n], those of `plane` (i32).
 
@@ -33,7 +33,7 @@ def store_block(
         _store(context, plane, row_values, element, checked=True)
 
 
-def store_sums(context: WgmmaContext, plane: Value | int, values: list[Value]) -> None:
+def store_sums(context: BlockContext, plane: Value | int, values: list[Value]) -> None:
     """Store accumulators as they are."""
     store_block(
         context,
@@ -44,7 +44,7 @@ def store_sums(context: WgmmaContext, plane: Value | int, values: list[Value]) -
 
 
 def _store(
-    context: WgmmaContext,
+    context: BlockContext,
     plane: Value | int,
     row_values: RowValues,
     element: Element,
@@ -68,7 +68,7 @@ def _store(
                         b.store(element(half, i, j, e, values), at, column * 4)
 
 
-def _where(context: WgmmaContext, condition: Value | None) -> AbstractContextManager[None]:
+def _where(context: BlockContext, condition: Value | None) -> AbstractContextManager[None]:
     return nullcontext() if condition is None else context.b.when(condition)
 
 

@@ -32,6 +32,8 @@ HALF_BLOCKS = BLOCKS // 2  # of 8 columns: the 16 rows of A that a warp has
 # second block.
 INSTRUCTION_REGISTERS = 30  # beside accumulators, that ptxas wants of those at the start
 REGISTERS = {1: (128, 40, 216), 2: (168, 40, 232), 3: (128, 40, 152)}
+# For each half, beside the accumulators of all: with less ptxas has products wait (C7512).
+PAIR_REGISTERS = 24
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,16 @@ class WgmmaPlan(TilePlan):
             return "warpgroups do not divide the tile"
         if self.halves == 1 and self.weights.format.in_digits:
             return "warps do not share tiles of digits"
+        if s.persistent and s.split > 1:
+            return "blocks that stay have all of K"
         if self.split_iterations * (s.split - 1) >= self.iterations:
             return "there is less K than splits"
         if self.shared_bytes > arch.shared_per_block:
             return f"{self.shared_bytes} bytes of shared memory"
         if self.registers > REGISTERS[self.consumers][2]:
             return f"about {self.registers} registers"
+        if self.accumulators + PAIR_REGISTERS * self.halves > REGISTERS[self.consumers][2]:
+            return "products of both halves at once want more registers"
         if self.half_sums + INSTRUCTION_REGISTERS > self.launch_registers:
             return f"an instruction of more than {self.launch_registers} registers"
         return None

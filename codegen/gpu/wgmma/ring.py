@@ -8,13 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from abqc.codegen.builder import Value
 
 from ..builder import GpuBuilder
+from ..matmul.schedule import Schedule
 from .barriers import BARRIER_BYTES, Barriers, publish_barriers
 from .instructions import WARPGROUP_WARPS
-from .plan import WgmmaPlan
+
+
+class StagedPlan(Protocol):
+    """The plan of a kernel whose stages go round."""
+
+    @property
+    def schedule(self) -> Schedule: ...
+
+    @property
+    def consumers(self) -> int:
+        """Warpgroups that multiply."""
+        ...
+
+    @property
+    def stage_bytes(self) -> int: ...
+
+    @property
+    def barriers_offset(self) -> int:
+        """Of the barriers in shared memory, behind all stages."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,7 +55,7 @@ class Ring:
     """`base` is the address of shared memory (i32)."""
 
     b: GpuBuilder
-    plan: WgmmaPlan
+    plan: StagedPlan
     base: Value
 
     @property

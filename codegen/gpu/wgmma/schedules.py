@@ -10,10 +10,10 @@ from itertools import product
 from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.costmodel.interface import KernelFeatures
 
-from ..arch import FEW_BLOCKS, GpuArch
+from ..arch import GpuArch
 from ..matmul.schedule import Schedule
 from ..packing.layout import Activation, rows_of
-from ..tiles.schedules import SPLITS, STAGE_ROW_BYTES, block_k_of
+from ..tiles.schedules import STAGE_ROW_BYTES, block_k_of
 from ..weights import issue_counts
 from ..weights.layout import WeightLayout
 from .half import HalfProducts
@@ -23,8 +23,10 @@ from .kernel import Arithmetic, emit_wgmma_kernel
 from .plan import WgmmaPlan
 
 BLOCK_ROWS = (16, 32, 64, 80, 96, 128, 192, 256)
+PAIRED_ROWS = 176  # the most of two halves
 WARPGROUPS = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 1))  # and halves of each
 STAGES = (2, 3, 4, 6)
+SPLITS = (1, 2, 3, 4, 6, 8)
 
 
 def plan_of(spec: MatmulSpec, schedule: Schedule, activation: Activation) -> WgmmaPlan:
@@ -38,23 +40,37 @@ def wgmma_schedules(spec: MatmulSpec, arch: GpuArch, activation: Activation) -> 
     family = "s8" if activation == "int8" else activation
     if family not in arch.wgmma:
         return []
-    return [s for s in _all(spec) if plan_of(spec, s, activation).problem(arch) is None]
+    return [s for s in _all(spec, arch) if plan_of(spec, s, activation).problem(arch) is None]
 
 
-def _all(spec: MatmulSpec) -> Iterator[Schedule]:
+def _all(spec: MatmulSpec, arch: GpuArch) -> Iterator[Schedule]:
     layout = WeightLayout.of(spec)
     depths = dict.fromkeys(block_k_of(layout, row_bytes) for row_bytes in STAGE_ROW_BYTES)
     for rows, groups, block_k, stages, split in product(
-        BLOCK_ROWS, WARPGROUPS, depths, STAGES, SPLITS
+        (*BLOCK_ROWS, PAIRED_ROWS), WARPGROUPS, depths, STAGES, SPLITS
     ):
         warpgroups, halves = groups
+        if rows == PAIRED_ROWS and halves == 1:
+            continue
         columns = ROWS * warpgroups * halves
         if columns > ROWS and columns >= 2 * layout.padded_n(spec.n):
             continue
-        if split > 1 and -(-spec.n // columns) > FEW_BLOCKS:
+        if split > 1 and not splits_pay(arch, -(-spec.n // columns), split, stages):
             continue
         warps = warpgroups * WARPGROUP_WARPS
-        yield Schedule("wgmma", rows, columns, block_k, 1, warps, 1, stages, split)
+        stay = persistent_blocks(arch, warpgroups, split)
+        yield Schedule("wgmma", rows, columns, block_k, 1, warps, 1, stages, split, stay)
+
+
+def splits_pay(arch: GpuArch, columns: int, split: int, stages: int) -> bool:
+    """Whether so many parts of so many columns of blocks may be of use: there are no more blocks
+    than run at once, two on a multiprocessor, and enough of each part's K is under way."""
+    return columns * split <= 2 * arch.multiprocessors and stages > 2
+
+
+def persistent_blocks(arch: GpuArch, warpgroups: int, split: int) -> int:
+    """How many blocks stay, one on each multiprocessor, where two do not fit; 0: none."""
+    return arch.multiprocessors if warpgroups > 1 and split == 1 else 0
 
 
 def wgmma_kernel(name: str, spec: MatmulSpec, schedule: Schedule, activation: Activation) -> Kernel:
@@ -81,7 +97,8 @@ def _kernel(
 ) -> Kernel:
     plan = plan_of(spec, schedule, activation)
     emit = partial(emit_wgmma_kernel, name=name, plan=plan, arithmetic=arithmetic)
-    return WgmmaKernel(name, (schedule.block_m, schedule.block_n), emit)
+    block = schedule.block_m, schedule.block_n
+    return WgmmaKernel(name, block, emit, most_blocks=schedule.persistent)
 
 
 @dataclass(frozen=True)
@@ -133,6 +150,7 @@ def wgmma_features(
         workspace_bytes=schedule.split * m * spec.n * 4 if schedule.split > 1 else 0,
         stages=schedule.stages,
         split=schedule.split,
+        persistent=schedule.persistent > 0,
         registers=plan.launch_registers,
         shared_bytes=plan.shared_bytes,
         launches=2 if schedule.split > 1 else 1,

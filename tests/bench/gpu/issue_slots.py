@@ -38,7 +38,7 @@ from gpubuild.machine_loops import (  # noqa: E402
 from gpubuild.matmuls import Chosen, best_of_each  # noqa: E402
 from gpubuild.plan import FORMATS, Plan  # noqa: E402
 
-UNITS = ("b1", "s8", "f16", "wgmma_s8", "wgmma_f16")
+UNITS = ("b1", "s8", "f16", "wgmma_b1", "wgmma_s8", "wgmma_f16")
 FEW_ROWS = 8  # up to here the weights' bytes decide
 
 

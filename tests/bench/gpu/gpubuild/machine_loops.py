@@ -46,7 +46,8 @@ PIPE_CYCLES = {"alu": 2.0, "fma": 1.0, "convert": 2.0}
 _HALF_RATE = frozenset({"IMAD", "IDP"})  # of the pipe "fma"
 
 _LABEL = re.compile(r"(\.L\S*):")
-_BRANCH = re.compile(r"\bBRA\b.*`\((\.L\S*?)\)")
+# Not BRA.U.ANY, which repeats an instruction until all lanes have had their turn.
+_BRANCH = re.compile(r"\bBRA\b(?!\.U\.ANY).*`\((\.L\S*?)\)")
 _OPCODE = re.compile(r"(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)((?:\.\w+)*)")
 
 

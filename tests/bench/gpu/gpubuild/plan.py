@@ -31,6 +31,7 @@ FORMATS = {
     "W4A4": Format("w4", "a4"),
     "W2A2": Format("w2", "a2"),
     "W1A1": Format("w1", "a1"),
+    "W2A2-channel": Format("w2:channel", "a2"),  # one scale a column: planes by wgmma
 }
 
 # Formats that are checked and not timed: widths of several parts, zero points, bf16, rotation.
@@ -41,6 +42,8 @@ OTHERS = {
     "W7A8": Format("w7", "a8"),
     "W4A8-asym": Format("w4:g64:asym", "a8"),
     "W2A4-asym": Format("w2:g64:asym", "a4"),
+    "W1A1-channel": Format("w1:channel", "a1"),
+    "W1A4-channel": Format("w1:channel", "a4"),
     "W4A16-bf16": Format("w4", None, half="bf16"),
     "W4A8-rotated": Format("w4", "a8", rotated=True),
 }

@@ -1,0 +1,65 @@
+"""Models whose tensors stay from run to run: `Model.bind`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from abqc.errors import InputError
+from abqc.runtime.dlpack import DType, FirstRows, RowsLayout
+from abqc.runtime.model import Model
+from operator_graph import Graph, normal
+
+COLUMNS = 5
+FLOAT = DType(2, 32, 1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """x [n, COLUMNS], y [m, COLUMNS] -> both behind each other, x + sum of y."""
+    graph = Graph(x=("float32", "n", COLUMNS), y=("float32", "m", COLUMNS))
+    total = graph("ReduceSum", "y", np.array([0]), keepdims=1)
+    graph.outputs = [graph("Concat", "x", "y", axis=0), graph("Add", "x", total)]
+    return graph.compile(tmp_path_factory.mktemp("bound"))[0]
+
+
+def test_bound_tensors_are_read_and_filled_in_every_run(model: Model) -> None:
+    both, added = (spec.name for spec in model.outputs)
+    buffer = normal(9, COLUMNS)
+    layout = RowsLayout(buffer, 0)
+    x, y = FirstRows(buffer, layout, FLOAT), normal(2, COLUMNS)
+    result = np.empty((11, COLUMNS), np.float32)
+    filled = RowsLayout(result, 0)
+    bound = model.bind({"x": x}, {both: FirstRows(result, filled, FLOAT)})
+    for rows in (3, 9, 1):
+        layout.rows, filled.rows = rows, rows + 2
+        buffer += 1
+        out = bound.run({"y": y})
+        assert out.keys() == {added}
+        np.testing.assert_array_equal(result[: rows + 2], np.concatenate([buffer[:rows], y]))
+        np.testing.assert_allclose(out[added], buffer[:rows] + y.sum(0), rtol=1e-5)
+
+
+def test_small_outputs_get_the_size_of_their_run(model: Model) -> None:
+    bound = model.bind({"x": normal(2, COLUMNS)}, {})
+    sizes = [[len(out) for out in bound.run({"y": normal(n, COLUMNS)}).values()] for n in (1, 1, 4)]
+    assert sizes == [[3, 2], [3, 2], [6, 2]]
+
+
+def test_what_does_not_fit_is_named(model: Model) -> None:
+    x, y, both = normal(2, COLUMNS), normal(3, COLUMNS), model.outputs[0].name
+    for inputs, outputs, name in (
+        ({"z": x}, {}, "no input 'z'"),
+        ({"x": x}, {"z": x}, "no output 'z'"),
+        ({"x": x.astype(np.float64)}, {}, "input 'x' is float64"),
+        ({"x": x}, {both: x[0]}, f"output '{both}' has rank 1"),
+    ):
+        with pytest.raises(InputError, match=name):
+            model.bind(inputs, outputs)
+    bound = model.bind({"x": x}, {both: np.empty((4, COLUMNS), np.float32)})
+    for given, name in (
+        ({}, "bound already: y"),
+        ({"x": x, "y": y}, "bound already: x"),
+        ({"y": y}, f"output '{both}' is .4, 5., but the output is .5, 5."),
+    ):
+        with pytest.raises(InputError, match=name):
+            bound.run(given)
