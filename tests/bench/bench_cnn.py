@@ -30,8 +30,8 @@ import numpy as np
 import openvino
 from abqc.compiler.bench import time_block
 from abqc.compiler.onnxruntime_peer import Peer
-from bench.bench_models import Feeds, about
-from bench.benchmarks_page import markdown
+from bench.bench_models import Feeds
+from bench.benchmarks_page import about, markdown
 from bench.measure import compile_model
 from openvino import properties
 from zoo.feeds import make_feeds
