@@ -74,12 +74,21 @@ class ConvKernel(Kernel):
 @dataclass(frozen=True)
 class PieceKernels:
     """Scales and zero points of large samples in two launches: `ranges`, a grid index for every
-    `piece` values, gives `width` floats each, of which `scales` makes those of a sample."""
+    `piece` values, gives `width` floats each, of which `scales` makes those of a sample.
+    `gated_ranges` has a grid index for every channel, which it multiplies by a gate."""
 
     ranges: Kernel
+    gated_ranges: Kernel
     scales: Kernel
     piece: int
     width: int
+
+
+@dataclass(frozen=True)
+class PlanesKernel(Kernel):
+    """The kernel of an `abq.pack_planes`; `gated` is the one that multiplies channels first."""
+
+    gated: Kernel | None
 
 
 MaskKind = Literal["none", "add", "replace"]  # of attention's scores
@@ -163,7 +172,7 @@ class ConvStrategy(Protocol):
         """The weight, codes [N, K] as ONNX stores them, as a one-dimensional uint8 blob."""
         ...
 
-    def planes_kernel(self, spec: CodeConvSpec, *, measured: bool) -> Kernel:
+    def planes_kernel(self, spec: CodeConvSpec, *, measured: bool) -> PlanesKernel:
         """The kernel of `abq.pack_planes`; `measured`: by the scales of the images themselves."""
         ...
 

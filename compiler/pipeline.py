@@ -51,6 +51,7 @@ QUANTIZE = (
 CPU_LOOPS = ("scale-weights", "split-reductions", "convert-max-pool", "collapse-reductions")
 EPILOGUES = (
     "fuse-epilogues",  # after products have their kernels
+    "gate-planes",
     "decompose-gather",
     TIDY,  # packs of one activation for several matmuls become one
 )

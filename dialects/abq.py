@@ -411,12 +411,14 @@ class QuantizeOp(VerifiedOperation, name="quantize", traits=[ext.Pure]):
 
 
 class MeasureOp(Abq.Operation, name="measure", traits=[ext.Pure]):
-    """The scale and zero point of every sample of `x` (its first axis), for `format`."""
+    """The scale and zero point of every sample of `x` (its first axis), for `format`; with `gate`,
+    [B, C], of `x` times the gates of its channels (its second axis)."""
 
     x: Tensor
     format: ir.StringAttr
     scale: TensorResult
     zero: TensorResult
+    gate: Tensor | None = None
 
 
 class DequantizeOp(Abq.Operation, name="dequantize", traits=[ext.Pure]):

@@ -257,7 +257,7 @@ class PackPlanesOp(Abq.Operation, name="pack_planes", traits=[ext.Pure]):
 
     `x` is B x C x spatial, floats or stored codes, of B x C x `height` x `width`. Around it come
     `top` rows, `left` columns, and what fills planes of `rows` x `pitch`. The result is a sample's
-    bytes, [B, ?], of `!abq.packed<layout>`.
+    bytes, [B, ?], of `!abq.packed<layout>`. With `gate`, B x C, channels are multiplied first.
     """
 
     x: Tensor
@@ -273,6 +273,7 @@ class PackPlanesOp(Abq.Operation, name="pack_planes", traits=[ext.Pure]):
     left: ir.IntegerAttr
     phases: ir.IntegerAttr
     result: TensorResult
+    gate: Tensor | None = None
 
 
 class CodeConvOp(

@@ -61,6 +61,7 @@ PASS_FILES = (
     "fuse_norm",
     "fuse_norm_pack",
     "fuse_pack",
+    "gate_planes",
     "gate_products",
     "guard_divisions",
     "guard_indices",

@@ -78,16 +78,23 @@ def _measure(low: Lowering, op: ir.Operation) -> None:
     zero = low.allocate(samples, ir.IntegerType.get_signless(32))
     format, target = ir.StringAttr(view.format).value, low.unit.known_target
     pieces = target.measure_pieces(format)
-    if pieces is None or _at_most(view.x, pieces.piece):
+    if view.gate is None and (pieces is None or _at_most(view.x, pieces.piece)):
         kernel = target.measure(format)
         low.unit.kernels[kernel.name] = kernel
         low.launch(kernel.name, samples, [x, scale, zero, count])
     else:
-        low.unit.kernels |= {kernel.name: kernel for kernel in (pieces.ranges, pieces.scales)}
-        grid = product([samples, ceil_div(count, pieces.piece)])
+        assert pieces is not None, "gates are fused where there are pieces"
+        if view.gate is None:
+            kernel, parts = pieces.ranges, ceil_div(count, pieces.piece)
+            inputs, size = [x], count
+        else:
+            kernel, parts = pieces.gated_ranges, rest[0]
+            inputs, size = [x, low.buffer(view.gate)], product(rest[1:])
+        low.unit.kernels |= {each.name: each for each in (kernel, pieces.scales)}
+        grid = product([samples, parts])
         ranges = low.allocate(product([grid, index(pieces.width)]), ir.F32Type.get())
-        low.launch(pieces.ranges.name, grid, [x, ranges, count])
-        low.launch(pieces.scales.name, samples, [ranges, scale, zero, count])
+        low.launch(kernel.name, grid, [*inputs, ranges, size])
+        low.launch(pieces.scales.name, samples, [ranges, scale, zero, count, parts])
     low.finish(op, scale, [samples], 0)
     low.finish(op, zero, [samples], 1)
 

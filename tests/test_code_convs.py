@@ -100,6 +100,31 @@ def test_agrees(
                     np.testing.assert_allclose(y, expected, **close, err_msg=f"{isa} {size}")
 
 
+def test_gates_before_are_part_of_quantizing(tmp_path: Path) -> None:
+    """A number for each channel of a sample, images of sizes known at run time."""
+    nodes, outputs, constants = [node("Relu", "s", "g"), node("Mul", "x g", "m")], [], {}
+    for conv in IMAGES[:2]:
+        geometry, name = conv.geometry, conv.name
+        steps = {key: list(getattr(geometry, key)) for key in ("strides", "dilations", "pads")}
+        nodes.append(node("Conv", f"m {name}.w {name}.b", name, name, **steps))
+        outputs.append((name, np.float32, ["n", conv.outputs, f"{name}h", f"{name}w"]))
+        constants |= {f"{name}.w": conv.weight, f"{name}.b": conv.bias}
+    given = [("x", np.float32, ["n", CHANNELS, "h", "w"]), ("s", np.float32, ["n", CHANNELS, 1, 1])]
+    onnx.save(model(nodes, given, outputs, constants), tmp_path / "model.onnx")
+    output, cpu = tmp_path / "model.so", ",".join(ISAS)
+    library = compile_file(tmp_path / "model.onnx", quant="w8 a8", output=output, cpu=cpu)
+    kernels = {launch.get("kernel", "") for launch in manifest_of(library)["launches"]}
+    assert sum(kernel.startswith("gated_") for kernel in kernels) == 3
+    rng = np.random.default_rng(0)
+    for size in [(1, CHANNELS, 23, 37), (3, CHANNELS, 5, 8)]:
+        x, s = (rng.standard_normal(shape, np.float32) for shape in (size, (*size[:2], 1, 1)))
+        expected = [conv.expected(x * np.maximum(s, 0), "w8") for conv in IMAGES[:2]]
+        for isa in ISAS:
+            with abqc.load(library, isa=isa, threads=2) as loaded:
+                for y, want in zip(loaded.run({"x": x, "s": s}), expected, strict=True):
+                    np.testing.assert_allclose(y, want, rtol=0, atol=1e-6 * np.abs(want).max())
+
+
 @pytest.mark.parametrize("weight", ["w8", "w4:g16"])
 def test_loops_behind_are_epilogues(tmp_path: Path, weight: str) -> None:
     """An activation, a scale for each channel of a sample, and a residual, in one kernel."""

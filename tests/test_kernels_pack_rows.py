@@ -84,7 +84,7 @@ def test_large_samples_are_measured_in_pieces(isa: Isa, activation: str) -> None
     ranges = np.zeros(3 * 3 * pieces.width, np.float32)
     found, expected = ((np.zeros(3, np.float32), np.zeros(3, np.int32)) for _ in range(2))
     jit.run(pieces.ranges.name, 9, [x.reshape(-1), ranges, count])
-    jit.run(pieces.scales.name, 3, [ranges, *found, count])
+    jit.run(pieces.scales.name, 3, [ranges, *found, count, 3])
     jit.run(whole.name, 3, [x.reshape(-1), *expected, count])
     assert np.isnan(found[0][2])
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-6 if format.kind == "binary" else 0)

@@ -16,6 +16,10 @@ from .rules import Lowering, ceil_div, product
 def lower_pack_planes(low: Lowering, op: ir.Operation) -> None:
     view = op.opview
     kernel = low.unit.kernels[ir.StringAttr(view.kernel).value]
+    gate = [] if view.gate is None else [view.gate]
+    if gate:
+        kernel = kernel.gated
+        low.unit.kernels[kernel.name] = kernel
     channels, phases, top, left = (
         ir.IntegerAttr(attribute).value
         for attribute in (view.channels, view.phases, view.top, view.left)
@@ -28,7 +32,7 @@ def lower_pack_planes(low: Lowering, op: ir.Operation) -> None:
     size = arith.AddIOp(arith.MulIOp(batch, sample).result, index(SLACK)).result
     planes = low.allocate(size, ir.IntegerType.get_signless(8))
     grid = product([batch, index(blocks), ceil_div(view.rows, kernel.block[2])])
-    sources = [low.buffer(value) for value in (view.x, view.x_scale, view.x_zero)]
+    sources = [low.buffer(value) for value in (view.x, *gate, view.x_scale, view.x_zero)]
     sizes = [view.height, view.width, view.rows, view.pitch, index(top), index(left)]
     low.launch(kernel.name, grid, [*sources, planes, shared, index(channels), *sizes])
     low.buffers[op.results[0]] = planes

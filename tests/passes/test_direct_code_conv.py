@@ -79,7 +79,7 @@ def test_readers_of_one_image_share_its_planes_by_their_kernel(tmp_path: Path) -
     _, one = conv(tmp_path / "a", "1x8x8x9", "4x8x1x1", "1x4x8x9", pads="0, 0, 0, 0")
     _, other = conv(tmp_path / "b", "1x16x8x9", "32x16x3x3", "1x32x8x9", weight="w4")
     shared = set(one.kernels) & set(other.kernels)
-    assert shared == {"int8_conv_planes_uint8_s1x1_p1x1"}
+    assert shared == {"int8_conv_measured_planes_uint8_s1x1_p1x1"}
 
 
 def test_sizes_known_at_run_time(tmp_path: Path) -> None:

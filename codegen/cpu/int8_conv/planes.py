@@ -1,9 +1,10 @@
 """Images become planes of quads of codes (`layout.py`), quantized on the way.
 
-    kernel (i, x: memref<?xf32>, scale: memref<?xf32>, zero: memref<?xi32>, q: memref<?xi8>,
-            samples, channels, height, width, rows, pitch, top, left: index)
+    kernel (i, x: memref<?xf32>, gate: memref<?xf32>, scale: memref<?xf32>, zero: memref<?xi32>,
+            q: memref<?xi8>, samples, channels, height, width, rows, pitch, top, left: index)
 
-`x` is [B, channels, height, width]; with `stored` it is memref<?xi8> and holds the codes. Samples
+`x` is [B, channels, height, width]; with `stored` it is memref<?xi8> and holds the codes. `gate`,
+[B, channels], which not all kernels have, is what channels are multiplied with before. Samples
 share a scale and zero point: sample b has entry b / samples. `top` and `left` are the zeros above
 and before the image; behind and below it planes of `rows` x `pitch` are filled. The grid is
 `Kernel.grid(batch, blocks of channels, rows)`, rows first.
@@ -11,13 +12,13 @@ and before the image; behind and below it planes of `rows` x `pitch` are filled.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from abqc.codegen.builder import INDEX, Builder, Value, buffer, function, vec
 from abqc.codegen.isa import Isa
-from abqc.codegen.strategy import Kernel
+from abqc.codegen.strategy import Kernel, PlanesKernel
 from abqc.dialects.code_conv_spec import HEADER, QUAD, CodeConvSpec
 
 from ..packing.byte_vectors import interleaved_bytes
@@ -28,21 +29,34 @@ ROWS = 8  # of planes, of a grid index
 CHUNK = 512  # columns of an image that are cut into phases at a time
 
 
-def planes_kernel(spec: CodeConvSpec, *, measured: bool) -> Kernel:
+def planes_kernel(spec: CodeConvSpec, *, measured: bool) -> PlanesKernel:
     """`measured`: scales and zero points are those of the images."""
     stored, (sy, sx), (ky, kx) = spec.product.stored_codes, spec.strides, spec.kept
     kind = "stored_planes" if stored else "measured_planes" if measured else "planes"
     name = f"int8_conv_{kind}_{spec.activation.format.name}_s{sy}x{sx}_p{ky}x{kx}"
-    return Kernel(name, (1, 1, ROWS), partial(_emit, name, spec, measured))
+    block, gated = (1, 1, ROWS), f"gated_{name}"
+    return PlanesKernel(
+        name,
+        block,
+        partial(_emit, name, spec, measured, False),
+        gated=None if stored else Kernel(gated, block, partial(_emit, gated, spec, measured, True)),
+    )
 
 
-def _emit(name: str, spec: CodeConvSpec, measured: bool, module: Any, isa: Isa) -> None:
+def _emit(
+    name: str, spec: CodeConvSpec, measured: bool, gated: bool, module: Any, isa: Isa
+) -> None:
     stored, format = spec.product.stored_codes, spec.activation.format
-    values = buffer("i8" if stored else "f32")
-    arguments = [values, buffer("f32"), buffer("i32"), buffer("i8"), *[INDEX] * 8]
-    with function(module, isa, name, arguments) as (b, i, x, scale, zero, q, *sizes):
+    values, floats = buffer("i8" if stored else "f32"), buffer("f32")
+    arguments = [values, *[floats] * gated, floats, buffer("i32"), buffer("i8"), *[INDEX] * 8]
+    with function(module, isa, name, arguments) as (b, i, x, *rest):
+        gate, (scale, zero, q, *sizes) = rest[0] if gated else None, rest[gated:]
         codes = (StoredCodes if stored else RowCodes)(b, format, x, b.index(0), b.index(0))
-        _Body(b, codes, measured, spec.strides, spec.kept, scale, zero, q, *sizes).emit(i)
+        _Body(b, codes, measured, spec.strides, spec.kept, gate, scale, zero, q, *sizes).emit(i)
+
+
+# Of a channel: whether it exists, where its row begins, what makes codes of it.
+Source = tuple[Value, Value, RowCodes]
 
 
 @dataclass
@@ -52,6 +66,7 @@ class _Body:
     measured: bool
     strides: tuple[int, int]
     kept: tuple[int, int]  # phases of rows and columns
+    gate: Value | None
     scale: Value
     zero: Value
     q: Value
@@ -111,8 +126,11 @@ class _Body:
         sources = []
         for c in range(QUAD):
             channel = block * QUAD + c
-            begin = sample * self.channels + b.min(channel, self.channels - 1)
-            sources.append((channel < self.channels, (begin * self.height + line) * self.width))
+            number = sample * self.channels + b.min(channel, self.channels - 1)
+            begin, codes = (number * self.height + line) * self.width, self.codes
+            if self.gate is not None:
+                codes = replace(codes, factor=b.load(self.gate, number))
+            sources.append((channel < self.channels, begin, codes))
         for phase in range(self.kept[1]):
             target = at + plane * phase
             self._fill(zeros, target, b.index(0), self._reach(self.left, phase))
@@ -159,7 +177,7 @@ class _Body:
 
     def _quads(
         self,
-        sources: list[tuple[Value, Value]],
+        sources: list[Source],
         row: RowScale,
         first: Value,
         count: Value,
@@ -171,8 +189,8 @@ class _Body:
 
         def quads(i: Value, mask: Value | None) -> tuple[()]:
             parts = []
-            for exists, begin in sources:
-                code = self.codes.steps(begin + (first + i), row, mask)
+            for exists, begin, source in sources:
+                code = source.steps(begin + (first + i), row, mask)
                 parts.append(b.select(b.splat(exists, LANES), code, b.splat(row.zero, LANES)))
             codes = self.codes.bytes(interleaved_bytes(b, parts))
             b.store(b.bitcast(codes, vec(LANES, "i32")), target, at + i, mask)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from abqc.codegen.strategy import ConvKernel, Kernel
+from abqc.codegen.strategy import ConvKernel, PlanesKernel
 from abqc.dialects.code_conv_spec import CodeConvSpec
 from abqc.dialects.formats import QuantizedTensor
 
@@ -42,7 +42,7 @@ class Int8Conv:
         assert isinstance(weight, QuantizedTensor), "panels hold quantized weights"
         return ConvWeights.of(spec).pack(weight)
 
-    def planes_kernel(self, spec: CodeConvSpec, *, measured: bool) -> Kernel:
+    def planes_kernel(self, spec: CodeConvSpec, *, measured: bool) -> PlanesKernel:
         """What quantizes an image, by scales `measured` on it or by fixed ones, and lays it out."""
         return planes_kernel(spec, measured=measured)
 

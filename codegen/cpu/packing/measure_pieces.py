@@ -3,13 +3,17 @@
 RangesKernel      (i, x: memref<?xf32>, ranges: memref<?xf32>, count: index)
     What `RowCodes.ranges` finds in PIECE values of a sample of `count`, as floats or bits of
     them. A sample has ceil(count / PIECE) pieces; the grid is all of them.
+GatedRangesKernel (i, x: memref<?xf32>, gate: memref<?xf32>, ranges: memref<?xf32>, size: index)
+    The same of x times the gate of its channel, whose `size` values are a piece: the grid is all
+    channels of all samples, of which `gate` has one value each.
 ScalesKernel      (i, ranges: memref<?xf32>, scale: memref<?xf32>, zero: memref<?xi32>,
-                   count: index)
-    The scale and zero point of sample i.
+                   count, pieces: index)
+    The scale and zero point of sample i of `count` values in so many pieces.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -25,12 +29,12 @@ RANGES = 4
 
 
 def piece_kernels(format: NumberFormat) -> PieceKernels:
-    names = f"ranges_{format.name}", f"scales_{format.name}"
-    ranges, scales = (
-        Kernel(name, (1,), partial(emit, name, format))
-        for name, emit in zip(names, (_emit_ranges, _emit_scales), strict=True)
-    )
-    return PieceKernels(ranges, scales, PIECE, RANGES)
+    def kernel(kind: str, emit: Callable[..., None]) -> Kernel:
+        name = f"{kind}_{format.name}"
+        return Kernel(name, (1,), partial(emit, name, format))
+
+    ranges, gated = kernel("ranges", _emit_ranges), kernel("gated_ranges", _emit_gated)
+    return PieceKernels(ranges, gated, kernel("scales", _emit_scales), PIECE, RANGES)
 
 
 def _emit_ranges(name: str, format: NumberFormat, module: Any, isa: Isa) -> None:
@@ -39,21 +43,30 @@ def _emit_ranges(name: str, format: NumberFormat, module: Any, isa: Isa) -> None
         begin = i % pieces * PIECE
         values = b.min(count - begin, b.index(PIECE))
         codes = RowCodes(b, format, x, i // pieces * count + begin, values)
-        for at, value in enumerate(codes.ranges()):
-            b.store(b.bitcast(value, "f32"), to, i * RANGES + at)
+        _store_ranges(codes, to, i)
+
+
+def _emit_gated(name: str, format: NumberFormat, module: Any, isa: Isa) -> None:
+    arguments = [*[buffer("f32")] * 3, INDEX]
+    with function(module, isa, name, arguments) as (b, i, x, gate, to, size):
+        codes = RowCodes(b, format, x, i * size, size, b.load(gate, i))
+        _store_ranges(codes, to, i)
+
+
+def _store_ranges(codes: RowCodes, to: Value, i: Value) -> None:
+    for at, value in enumerate(codes.ranges()):
+        codes.b.store(codes.b.bitcast(value, "f32"), to, i * RANGES + at)
 
 
 def _emit_scales(name: str, format: NumberFormat, module: Any, isa: Isa) -> None:
-    arguments = [buffer("f32"), buffer("f32"), buffer("i32"), INDEX]
-    with function(module, isa, name, arguments) as (b, i, ranges, scale, zero, count):
-        codes = RowCodes(b, format, ranges, b.index(0), count)
-        first = i * ((count + (PIECE - 1)) // PIECE)
+    arguments = [buffer("f32"), buffer("f32"), buffer("i32"), INDEX, INDEX]
+    with function(module, isa, name, arguments) as (b, i, ranges, scale, zero, count, pieces):
+        codes, first = RowCodes(b, format, ranges, b.index(0), count), i * pieces
 
         def piece(number: Value) -> list[Value]:
             reach, *others = (b.load(ranges, number * RANGES + at) for at in range(RANGES))
             return [b.bitcast(reach, "i32"), *others]
 
-        pieces = (count + (PIECE - 1)) // PIECE
         with b.loop(1, pieces, carry=piece(first)) as loop:
             loop.carry(*codes.merge(loop.args, piece(first + loop.i)))
         row = codes.of_ranges(loop.results)

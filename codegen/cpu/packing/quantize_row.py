@@ -66,13 +66,15 @@ def sweep(
 
 @dataclass(frozen=True)
 class RowCodes:
-    """`count` floats, from element `begin` of `source` on, becoming codes."""
+    """`count` floats, from element `begin` of `source` on, times a `factor` if there is one,
+    becoming codes."""
 
     b: Builder
     format: NumberFormat
     source: Value
     begin: Value
     count: Value
+    factor: Value | None = None
 
     @property
     def shift(self) -> int:
@@ -135,12 +137,15 @@ class RowCodes:
     def steps(self, i: Value, row: RowScale, mask: Value | None = None) -> Value:
         """As `vector`, but codes of values beyond the format's may be beyond it too, and off the
         mask may be anything."""
-        b = self.b
-        x = b.load(self.source, self.begin + i, LANES, mask)
+        b, x = self.b, self._floats(i, mask)
         if self.format.kind == "binary":
             return b.select(x < 0.0, b.const(0, vec(LANES, "i32")), b.const(2, vec(LANES, "i32")))
         whole = b.bitcast(self._divided(x, row) + ROUNDER, vec(LANES, "i32"))
         return whole + b.splat(row.zero - ROUNDER_BITS, LANES)
+
+    def _floats(self, i: Value, mask: Value | None = None) -> Value:
+        x = self.b.load(self.source, self.begin + i, LANES, mask)
+        return x if self.factor is None else x * self.b.splat(self.factor, LANES)
 
     def bytes(self, codes: Value) -> Value:
         """What `joined_bytes` or `interleaved_bytes` made of `steps`, as codes of the format."""
@@ -194,7 +199,7 @@ class RowCodes:
         with b.loop(0, unrolled, step, carry=start * CHAINS) as loop:
             carry: list[Value] = []
             for chain in range(CHAINS):
-                x = b.load(self.source, self.begin + (loop.i + chain * LANES), LANES)
+                x = self._floats(loop.i + chain * LANES)
                 carry += self._widen(loop.args[4 * chain : 4 * chain + 4], x)
             loop.carry(*carry)
         merged = loop.results[:4]
@@ -202,8 +207,7 @@ class RowCodes:
             merged = self.merge(merged, loop.results[4 * chain : 4 * chain + 4])
 
         def rest(i: Value, mask: Value | None, *ranges: Value) -> list[Value]:
-            x = b.load(self.source, self.begin + (unrolled + i), LANES, mask)
-            return self._widen(ranges, x)
+            return self._widen(ranges, self._floats(unrolled + i, mask))
 
         merged = sweep(b, self.count - unrolled, False, rest, merged)
         while merged[0].lanes > 1:  # LLVM would take the lanes of floats one by one
