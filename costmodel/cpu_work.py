@@ -9,6 +9,7 @@ from .interface import MatmulFeatures
 
 PANEL = 16
 BYTE_UNIT, LOOK_UP_UNIT, PLANE_UNIT = 16, 32, 64  # groups are filled up to so many codes
+STREAMS = ("again", "across", "activations")  # names of `streams`
 DEFAULT_BLOCK = (128, 64)  # where the features name no schedule
 DEFAULT_TILES = dict.fromkeys(("float", "dequantize", "trellis-float", "bf16"), (8, 48))
 DEFAULT_TILE = (4, 64)

@@ -58,6 +58,15 @@ MATMUL_DERIVED: dict[str, Callable[[MatmulFeatures], float]] = {
     "weight_size": lambda f: _log(f.weight_bytes),
     "blocks": lambda f: _log(-(-f.m // f.block_m) * -(-f.n // f.block_n)) if f.block_n else 0.0,
     "row_passes": lambda f: _log(-(-f.m // f.tile_m)) if f.tile_m else 0.0,
+    "block_use": lambda f: _used(f.n, f.block_n),
+    "operands": lambda f: f.tile_m + f.tile_n * 32 / VECTOR_BITS.get(f.isa, 128),
+    "tile_weight": lambda f: _log(f.tile_n * f.k * f.weight_bits / 8),
+    "tile_decoded": lambda f: _log(f.tile_n * (f.block_k or f.k)),
+    "block_weight": lambda f: _log(f.block_n * f.k * f.weight_bits / 8),
+    "block_rows": lambda f: _log(min(f.m, f.block_m) * f.k * min(f.activation_bits, 32) / 8),
+    "row_rest": lambda f: f.m % f.tile_m if f.tile_m else 0.0,
+    "column_rest": lambda f: f.n % f.block_n / f.block_n if f.block_n else 0.0,
+    "group_steps": lambda f: _log(f.k / f.groups / 16),
 }
 
 KERNEL: dict[str, Callable[[KernelFeatures], float]] = {
@@ -78,7 +87,10 @@ KERNEL: dict[str, Callable[[KernelFeatures], float]] = {
 }
 
 SHARES: dict[type, tuple[str, ...]] = {
-    MatmulFeatures: ("compute", "memory", "launch"),
+    MatmulFeatures: (
+        *("compute", "memory", "launch", "products", "loads", "decode", "stored", "scaling"),
+        *("packing", "again", "across", "activations", "calls", "waits", "weights", "ends"),
+    ),
     KernelFeatures: (
         *("b1", "s8", "f16", "f32", "dp4a", "alu", "issue", "shared"),
         *("DRAM", "L2", "latency", "prologue", "reduction", "launch"),

@@ -25,7 +25,7 @@ class IsaRates:
     bit_products: float  # AND, population count, accumulate
     look_ups: float  # bytes looked up in tables and added; 0: not done
     operand_loads: float  # bits of weights loaded, which serve all rows of a tile
-    decodes: float  # codes in one part (`analytic._unpacked`) unpacked to bytes
+    decodes: float  # codes in one part (`cpu_arithmetic._unpacked`) unpacked to bytes
     float_decodes: float  # codes unpacked to f32
     scalings: float  # int32 accumulators centred, converted, scaled and added in f32
     quantizations: float  # activations rounded to codes and stored
@@ -106,7 +106,7 @@ ZEN4 = Cpu(
             wide_macs=226 * GIGA,
             narrow_macs=226 * GIGA,
             small_macs=226 * GIGA,
-            bit_products=1180 * GIGA,
+            bit_products=1000 * GIGA,
             look_ups=120 * GIGA,
             operand_loads=900 * GIGA,
             decodes=146 * GIGA,
@@ -128,7 +128,7 @@ ZEN4 = Cpu(
             look_ups=36 * GIGA,
             operand_loads=735 * GIGA,
             decodes=100 * GIGA,
-            float_decodes=32 * GIGA,
+            float_decodes=18 * GIGA,
             scalings=10 * GIGA,
             quantizations=3.4 * GIGA,
             transpositions=60 * GIGA,
@@ -139,9 +139,9 @@ ZEN4 = Cpu(
         "plain": IsaRates(
             flops=37 * GIGA,
             bf16_flops=35 * GIGA,
-            wide_macs=21 * GIGA,
-            narrow_macs=21 * GIGA,
-            small_macs=21 * GIGA,
+            wide_macs=16 * GIGA,
+            narrow_macs=16 * GIGA,
+            small_macs=16 * GIGA,
             bit_products=72 * GIGA,
             look_ups=0,
             operand_loads=150 * GIGA,

@@ -97,6 +97,23 @@ def test_rows_of_a_tile_that_are_not_there_cost_as_much():
     assert scheduled("int8", 2, 4, (8, 32)) > 1.5 * scheduled("int8", 2, 4, (2, 64))
 
 
+def test_rows_of_a_tile_whose_addresses_fit_no_register_are_loaded_more_often():
+    """Loads then take longer than products: 12 rows of 16 columns, 24 more so; 8 rows do not."""
+    eight, twelve, most = (scheduled("int8", 120, 8, (rows, 16)) for rows in (8, 12, 24))
+    assert 1.1 * eight < twelve and 1.1 * twelve < most
+
+
+def test_the_parts_of_an_estimate_add_up():
+    f = matmul("int8", 128, 4096, 4096, 4, 8, schedule="a", tile_m=8, tile_n=32, chains=1)
+    e = AnalyticModel().estimate(replace(f, block_m=128, block_n=64, decode_once=True))
+    memory = ("weights", "ends", "again", "across", "activations")
+    assert sum(e.terms[part] for part in memory) == pytest.approx(e.memory)
+    alone = ("stored", "scaling", "packing", "calls", "waits")
+    rest = e.compute - sum(e.terms[part] for part in alone)
+    assert e.terms["products"] <= rest <= e.terms["products"] + e.terms["loads"]
+    assert e.terms["stored"] > 0 == e.terms["decode"]
+
+
 def test_one_row_needs_independent_sums():
     one = {"block_m": 1, "prefetch": 0}
     assert scheduled("int8", 1, 1, (1, 16), chains=4, **one) < 0.6 * scheduled(
