@@ -12,10 +12,11 @@ import math
 from abqc.dialects import abq
 from abqc.dialects.abq_order import ArgExtremeOp
 from abqc.dialects.element_types import is_integer
-from abqc.dialects.mlir import arith, ir
+from abqc.dialects.mlir import arith, ir, tensor
 
 from .infrastructure import Unit, defining_op, is_used, register, walk
 from .loops.generics import dims, inputs, is_identity, is_place, iterators, maps, rank
+from .resolve_dims import expand_shape
 
 # Comparisons of an element with the extreme so far, by operation and predicate: ArgMax?
 _LARGER = {
@@ -42,9 +43,18 @@ def convert_arg_extreme(module: ir.Operation, unit: Unit) -> None:
             continue
         flag = ir.IntegerAttr.get(ir.IntegerType.get_signless(64), int(largest))
         with ir.InsertionPoint(op), op.location:
-            places = ArgExtremeOp(inputs(op)[0], flag, op.results[1].type).result
+            places = _places(inputs(op)[0], flag, op.results[1])
         op.results[1].replace_all_uses_with(places)
         op.erase()
+
+
+def _places(x: ir.Value, largest: ir.IntegerAttr, like: ir.Value) -> ir.Value:
+    """Of each row of x, of the type of `like`; a vector is one row."""
+    if len(abq.shape(x)) > 1:
+        return ArgExtremeOp(x, largest, like.type).result
+    one = ir.RankedTensorType.get([1], abq.element(like))
+    places = ArgExtremeOp(expand_shape(x, [[0, 1]], [1, *abq.shape(x)]), largest, one).result
+    return tensor.CollapseShapeOp(like.type, places, []).result
 
 
 def _is_over_rows(op: ir.Operation) -> bool:

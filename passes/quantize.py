@@ -164,8 +164,9 @@ def _quantize_conv(op: ir.Operation, unit: Unit) -> None:
     recipe = unit.recipe.resolve(node, "conv")
     encoding = conv_encoding(op, unit)
     if encoding is None:
+        pairs = abq.shape(view.w)[1] > 1  # one channel has none
         kept = _without_codes(op)
-        if abq.shape(view.w)[1] > 1:  # one channel has no pairs
+        if pairs:
             _keep_half(kept, recipe)
         return
     shape = abq.shape(view.w)

@@ -52,6 +52,30 @@ def test_reductions_become_one_operation(text: str, largest: int) -> None:
     assert not facts("linalg.generic")
 
 
+VECTOR = f"""
+#id = affine_map<(d0) -> (d0)>
+#none = affine_map<(d0) -> ()>
+func.func @main(%x: tensor<7xf32>, %m: tensor<f32>, %p: tensor<i64>) -> tensor<i64> {{
+  %start = arith.constant {LOWEST}
+  %low = linalg.fill ins(%start : f32) outs(%m : tensor<f32>) -> tensor<f32>
+  %r:2 = linalg.generic {{indexing_maps = [#id, #none, #none], iterator_types = ["reduction"]}}
+    ins(%x : tensor<7xf32>) outs(%low, %p : tensor<f32>, tensor<i64>) {{
+  ^bb0(%a: f32, %b: f32, %q: i64):
+    %i = linalg.index 0 : index
+    %j = arith.index_cast %i : index to i64
+    {MAX}
+    %s = arith.select %c, %j, %q : i64
+    linalg.yield %e, %s : f32, i64
+  }} -> (tensor<f32>, tensor<i64>)
+  return %r#1 : tensor<i64>
+}}"""
+
+
+def test_a_vector_is_one_row() -> None:
+    (op,) = after(VECTOR, "convert-arg-extreme", unit=GPU)("abq.arg_extreme")
+    assert [list(v.type.shape) for v in (op.operands[0], op.results[0])] == [[1, 7], [1]]
+
+
 @pytest.mark.parametrize(
     "text",
     [

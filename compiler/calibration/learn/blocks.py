@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from abqc.compiler.calibration.dataflow import DataFlow, ValueId
 from abqc.compiler.calibration.products import Product
 from abqc.compiler.calibration.segments import Segment
+from abqc.dialects.mlir import ir
 from abqc.passes.patterns.softmax import match_softmax
 
 
@@ -101,12 +102,15 @@ def _result(flow: DataFlow, span: Sequence[Segment], last: Product) -> ValueId:
 
 
 def _attention(flow: DataFlow, begin: int, end: int) -> Iterator[ValueId]:
-    """The results of softmaxes."""
-    for at in range(begin, end):
+    """The results of softmaxes; where one is guarded, what the guard makes of it."""
+    inner: list[ir.Operation] = []
+    for at in reversed(range(begin, end)):
         op = flow.operations[at]
         with op.context:
-            if len(op.results) == 1 and match_softmax(op.results[0]) is not None:
-                yield ValueId(at, 0)
+            softmax = match_softmax(op.results[0]) if len(op.results) == 1 else None
+        if softmax is not None and op not in inner:
+            inner += softmax.loops
+            yield ValueId(at, 0)
 
 
 def _belongs_to(block: Block, before: Block) -> bool:

@@ -282,6 +282,14 @@ def _batch_matmul(op: ir.Operation, xp: Any) -> Function | None:
     return product
 
 
+def _softmax(op: ir.Operation, xp: Any) -> Function:
+    def softmax(x: Array) -> Array:
+        powers = xp.exp(x - xp.amax(x, -1)[..., None])
+        return powers / powers.sum(-1)[..., None]
+
+    return softmax
+
+
 _DECODERS: dict[str, Callable[[ir.Operation, Any], Function | None]] = {
     "arith.constant": _constant,
     "tensor.empty": _empty,
@@ -297,4 +305,5 @@ _DECODERS: dict[str, Callable[[ir.Operation, Any], Function | None]] = {
     "linalg.broadcast": _broadcast,
     "abq.gather": _gather,
     "abq.batch_matmul": _batch_matmul,
+    "abq.softmax": _softmax,
 }
