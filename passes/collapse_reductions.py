@@ -12,7 +12,7 @@ from abqc.dialects.mlir import ir, linalg, tensor
 
 from .infrastructure import Unit, register, walk
 from .loops.axis_blocks import clone_body
-from .loops.generics import inputs, iterators, loops_read, maps
+from .loops.generics import asks_for_indices, inputs, iterators, loops_read, maps
 
 
 @register
@@ -26,7 +26,7 @@ def collapse_reductions(module: ir.Operation, unit: Unit) -> None:
 def _collapsed(op: ir.Operation) -> ir.Operation | None:
     """The loop with one reduction less; None where it has to stay."""
     kinds = iterators(op)
-    if kinds[-2:] != ["reduction"] * 2 or len(op.results) != 1 or _asks_for_indices(op):
+    if kinds[-2:] != ["reduction"] * 2 or len(op.results) != 1 or asks_for_indices(op):
         return None
     outer, inner = len(kinds) - 2, len(kinds) - 1
     *of_inputs, of_output = maps(op)
@@ -63,10 +63,6 @@ def _collapsed(op: ir.Operation) -> ir.Operation | None:
     op.results[0].replace_all_uses_with(made.results[0])
     op.erase()
     return made
-
-
-def _asks_for_indices(op: ir.Operation) -> bool:
-    return any(inner.operation.name == "linalg.index" for inner in op.regions[0].blocks[0])
 
 
 def _ends_in(map_: ir.AffineMap, loop: int) -> bool:

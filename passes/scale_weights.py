@@ -18,7 +18,16 @@ from abqc.dialects.mlir import ir, tensor
 
 from .infrastructure import Unit, defining_op, register, users, walk
 from .loops.axis_blocks import clone_body, parallel_loop
-from .loops.generics import dims, ignores_init, inputs, is_elementwise, is_identity, maps, yielded
+from .loops.generics import (
+    asks_for_indices,
+    dims,
+    ignores_init,
+    inputs,
+    is_elementwise,
+    is_identity,
+    maps,
+    yielded,
+)
 from .resolve_dims import dimension_or_query, expand_shape
 
 MANY_OUTPUTS = 128  # of a convolution of images whose size is not known
@@ -43,7 +52,8 @@ def scale_weights(module: ir.Operation, unit: Unit) -> None:
 def _image(loop: ir.Operation) -> int | None:
     """Which input of an elementwise loop is multiplied by what all others give, which have one
     element for each channel of a sample at most."""
-    if not is_elementwise(loop) or not ignores_init(loop) or len(abq.shape(loop.results[0])) != 4:
+    alike = is_elementwise(loop) and ignores_init(loop) and not asks_for_indices(loop)
+    if not alike or len(abq.shape(loop.results[0])) != 4:
         return None
     product = defining_op(yielded(loop))
     if product is None or product.name != "arith.mulf":

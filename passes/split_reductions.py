@@ -63,7 +63,7 @@ def _split(op: ir.Operation) -> None:
             wide.operands[0] = made
             made = wide.results[0]
     op.operands[found] = made
-    if x != value:
+    if x != value and not is_used(value):  # for its sizes
         value.owner.erase()
     combined.replace_all_uses_with(block.arguments[found])
     for inner in reversed(body):

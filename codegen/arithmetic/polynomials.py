@@ -6,7 +6,7 @@ Eigen's rational approximations of tanh and erf. Errors against the exact result
 unless a range is given:
 
     exp, exp2, expm1, log, log2, log10, log1p       3 ulp, subnormal results included
-    exp of a sum 1 + e^x that only divides          6 + |x| ulp to x = 87, e^88 beyond
+    exp of a sum 1 + e^x that only divides          6 + |x| ulp to x = 87, infinity from 89 on
     tanh, erf                                       8 ulp, 4e-7 absolute
     sin, cos    3 ulp or 1e-7 absolute for |x| <= 2^20, 4e-7 absolute up to 2^30, NaN beyond
     rsqrt, powf                                     2 ulp
@@ -83,7 +83,7 @@ def nearest(x: Expr) -> tuple[Expr, Expr]:
 
 
 def power_of_two(n: Expr) -> Expr:
-    """2^n as f32, for -127 < n < 128."""
+    """2^n as f32, for -127 < n < 128; infinity for 128."""
     return ((n + F32_MAX_EXPONENT) << F32_MANTISSA_BITS).as_f32()
 
 
@@ -110,8 +110,8 @@ def exp(x: Expr) -> Expr:
 
 def exp_of_divisor(x: Expr) -> Expr:
     """e^x where 1 + e^x only divides, as in a logistic function: what is below 2^-125 does not
-    count, and what is above e^88 leaves next to nothing."""
-    x = clamp(x, -87.0, 88.0)
+    count, and what is above 2^127.5 may be infinite, for it leaves next to nothing."""
+    x = clamp(x, -87.0, 89.0)
     n, integer = nearest(x * LOG2_E)
     return polynomial(x * LOG2_E - n, EXP2) * power_of_two(integer)
 

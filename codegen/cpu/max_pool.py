@@ -35,10 +35,16 @@ from .float_products.tile import cover
 ROWS = 8  # of a grid index
 COLUMNS = 256  # of a piece
 SHUFFLED = (1, 2, 4)  # strides of columns that registers are sorted by
+MANY = 32  # rows or columns of a window, all of which are spelled out
+MANY_STEPS = 64  # from a window to the next one, and from its first column to its last
 
 
-def max_pool_kernel(spec: PoolSpec) -> Kernel:
-    """The kernel; its grid is over images and rows."""
+def max_pool_kernel(spec: PoolSpec) -> Kernel | None:
+    """The kernel; its grid is over images and rows. None where its code, or its scratch, which is
+    on the stack, would be large."""
+    reach = (spec.window[1] - 1) * spec.dilations[1]
+    if max(spec.window) > MANY or max(spec.strides[1], reach) > MANY_STEPS:
+        return None
     name = f"max_pool_{spec.name}"
     return Kernel(name, (1, ROWS), partial(_emit, name, spec))
 

@@ -241,7 +241,7 @@ class CpuTarget:
         return make(spec, epilogue)
 
     def max_pool(self, spec: PoolSpec) -> Kernel | None:
-        """The kernel of a pool of images in f32 (passes/convert_max_pool.py)."""
+        """The kernel of a pool of images in f32, where it has one (passes/convert_max_pool.py)."""
         return max_pool_kernel(spec)
 
     def polyphase(self, strides: tuple[int, int], phases: tuple[int, int]) -> Kernel | None:

@@ -57,6 +57,11 @@ def ignores_init(op: ir.Operation) -> bool:
     return not list(arguments[len(arguments) - 1].uses)
 
 
+def asks_for_indices(op: ir.Operation) -> bool:
+    """Whether what a linalg.generic computes depends on where its elements are."""
+    return any(inner.operation.name == "linalg.index" for inner in op.regions[0].blocks[0])
+
+
 def is_identity(map_: ir.AffineMap) -> bool:
     return map_ == ir.AffineMap.get_identity(map_.n_dims)
 

@@ -74,6 +74,7 @@ def test_other_surroundings_are_read(change: dict[str, str]) -> None:
         {"body": "%m = arith.negf %a : f32\n%z = arith.maximumf %m, %top : f32"},
         {"steps": "x * 2 + r, y * 3 + q"},
         {"steps": "y + r - 1, x + q"},
+        {"steps": "y * 2 + r, x * 4000 + q"},  # which no kernel has on the stack
     ],
     ids=lambda change: ", ".join(change),
 )

@@ -6,6 +6,11 @@ from abqc.passes.loops.generics import expression, maps
 from facts import Facts, after, maker
 
 GATE = "%t = arith.maximumf %s, %zero : f32\n%z = arith.mulf %a, %t : f32"
+# A factor of rows: the loop says nothing of it in its maps.
+PLACE = """%i = linalg.index 2 : index
+%n = arith.index_cast %i : index to i32
+%t = arith.sitofp %n : i32 to f32
+%z = arith.mulf %a, %t : f32"""
 
 
 def gated(
@@ -56,6 +61,7 @@ def test_samples_have_weights() -> None:
         {"by": "b, 0, 0, y"},
         {"body": "%z = arith.addf %a, %s1 : f32"},
         {"body": "%t = arith.negf %a : f32\n%z = arith.mulf %t, %s1 : f32"},
+        {"body": PLACE},
         {"size": "3x5"},  # fewer than outputs
         {"outputs": 136},
         {"extra": "%again = tensor.dim %g, %h : tensor<?x4x?x?xf32>"},

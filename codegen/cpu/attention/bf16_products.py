@@ -28,8 +28,8 @@ POWER = (9.666368515e-3, 5.592197584e-2, 2.402234904e-1, 6.931210452e-1, 1.0)
 
 def short_exp(b: Builder, x: Value, shift: Value) -> Value:
     """exp(x - shift), x at most `shift`, within 2^-16 of itself; 0 below 2^-126."""
-    log2_e = 1 / math.log(2)
-    exponent = x * log2_e - shift * log2_e
+    # The difference first: scores of hidden keys may be the lowest f32.
+    exponent = (x - shift) * (1 / math.log(2))
     inside = b.max(b.const(LEAST_POWER, x.type), exponent)
     nearest = inside + MAGIC
     f, power = inside - (nearest - MAGIC), b.const(POWER[0], x.type)
