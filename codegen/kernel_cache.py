@@ -1,8 +1,9 @@
 """Compiled kernels, kept by content in the cache folder.
 
 An entry's name is a digest of the kernel's IR, its instruction set or GPU and all that turns one
-into the other: the code generator's sources and the versions of MLIR and LLVM. Entries begin with a
-digest of what follows, so that a damaged one is none. Of too many the least recently used ones go.
+into the other: the code generator's sources, the versions of MLIR and LLVM, and which assembler a
+GPU's have. Entries begin with a digest of what follows, so that a damaged one is none. Of too many
+the least recently used ones go.
 """
 
 from __future__ import annotations

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from ..errors import InputError
 from .abi import Instance
 from .call import Call, Signature
 from .device_array import Borrower
-from .dlpack import CPU
+from .dlpack import CPU, expressible
 
 
 class Bound:
@@ -31,6 +33,11 @@ class Bound:
         out_names = [spec.name for spec in signature.outputs]
         buffers = [outputs.get(name) for name in out_names]
         bound = [(i, inputs[name]) for i, name in enumerate(in_names) if name in inputs]
+        for i, value in bound:
+            if isinstance(value, np.ndarray) and expressible(value) is not value:
+                raise InputError(
+                    f"input '{in_names[i]}' has strides of partial elements: runs would read a copy"
+                )
         borrower = Borrower(0)
         kept = call.set_inputs(bound, borrower)
         kept += call.set_outputs(buffers, borrower)

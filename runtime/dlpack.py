@@ -98,6 +98,7 @@ class TensorTable:
     def describe(self, i: int, array: np.ndarray) -> None:
         """Entry i becomes `array`: elements of its type in native byte order, at most MAX_RANK
         dimensions, strided by whole elements."""
+        self._layouts[i] = (), None  # should a signal's handler raise before all is written
         rank, at, shape_at = array.ndim, self._tensors[i], self._dims[i]
         _SIZES[rank].pack_into(self._memory, shape_at, *array.shape)
         strides = 0  # NULL: compact

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from abqc.errors import InputError
-from abqc.runtime.dlpack import DType, FirstRows, RowsLayout
+from abqc.runtime import dlpack
+from abqc.runtime.dlpack import DType, FirstRows, RowsLayout, TensorTable
 from abqc.runtime.model import Model
 from operator_graph import Graph, normal
 
@@ -45,13 +46,28 @@ def test_small_outputs_get_the_size_of_their_run(model: Model) -> None:
     assert sizes == [[3, 2], [3, 2], [6, 2]]
 
 
+def test_an_entry_that_was_left_half_written_is_written_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table, x = TensorTable([FLOAT]), normal(2, 3)
+    table.describe(0, x)
+    assert table.point(0, x)
+    with monkeypatch.context() as patch:
+        patch.setattr(dlpack, "data_address", lambda array: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            table.describe(0, normal(4, 5))
+    assert not table.point(0, x)
+
+
 def test_what_does_not_fit_is_named(model: Model) -> None:
     x, y, both = normal(2, COLUMNS), normal(3, COLUMNS), model.outputs[0].name
+    apart = np.zeros((2, COLUMNS), [("x", np.float32), ("flag", np.int8)])["x"]
     for inputs, outputs, name in (
         ({"z": x}, {}, "no input 'z'"),
         ({"x": x}, {"z": x}, "no output 'z'"),
         ({"x": x.astype(np.float64)}, {}, "input 'x' is float64"),
         ({"x": x}, {both: x[0]}, f"output '{both}' has rank 1"),
+        ({"x": apart}, {}, "input 'x' has strides of partial elements"),
     ):
         with pytest.raises(InputError, match=name):
             model.bind(inputs, outputs)

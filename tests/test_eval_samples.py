@@ -20,6 +20,7 @@ class Fake:
 
     def __init__(self, answer: Callable[[Any], Any], name: str = "x", output: str = "y") -> None:
         self.answer, self.path, self.runs = answer, "fake.so", 0
+        self.manifest: dict[str, Any] = {}
         shape = (1, 4) if name == "input_ids" else ("n", 4)
         self.inputs = (TensorSpec(name, "int64" if name == "input_ids" else "float32", shape),)
         self.outputs = (TensorSpec(output, "float32", ("n", 4)),)
@@ -68,6 +69,13 @@ def test_data_that_do_not_fit(samples: dict, labels: np.ndarray | None, message:
         samples["x"][3, 1] = np.nan
     with pytest.raises(InputError, match=message):
         evaluate_samples(Fake(lambda x: x), [Fake(lambda x: x)], samples, 4, labels=labels)
+
+
+def test_an_output_of_another_shape_is_not_compared() -> None:
+    last = Fake(lambda x: x[-1:])
+    last.manifest = {"last_logits": True}
+    with pytest.raises(InputError, match=r"'y' of fake.so is .1, 4.* without --last-logits"):
+        evaluate_samples(Fake(lambda x: x), [last], {"x": X}, 4)
 
 
 def test_an_output_that_is_not_there_is_named() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,6 +84,30 @@ def test_a_bound_that_was_raised_is_known_the_next_time(calls: list[str]) -> Non
     again = code(SM_90A, tight, BYTE)
     assert calls == [BYTE.name, "assembled"]
     assert again.machine.resources[many.name] == first.machine.resources[many.name]
+
+
+def test_an_entry_belongs_to_one_assembler(
+    calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = code(SM_90A, BYTE)
+    monkeypatch.setattr(kernel_job, "tool_identity", lambda name: "another one")
+    assert code(SM_90A, BYTE) == first
+    assert calls == [BYTE.name, "assembled"] * 2
+
+
+def test_targets_have_the_same_name_in_all_processes() -> None:
+    command = "from abqc.codegen.gpu.arch import SM_90A; print(SM_90A.text)"
+    texts = {
+        subprocess.run(
+            [sys.executable, "-c", command],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in "12"
+    }
+    assert texts == {SM_90A.text + "\n"}
 
 
 def test_a_damaged_entry_is_compiled_again(calls: list[str], tmp_path: Path) -> None:

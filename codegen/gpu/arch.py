@@ -38,6 +38,12 @@ class GpuArch(GpuLimits):
     multiprocessors: int = 0  # of its GPUs, where kernels have blocks that stay (an H100's, H200's)
 
     @property
+    def text(self) -> str:
+        """All of it, the same in every process: sets have their elements in order."""
+        values = [sorted(v) if isinstance(v, frozenset) else v for v in vars(self).values()]
+        return repr(list(zip(vars(self), values, strict=True)))
+
+    @property
     def warp_reductions(self) -> bool:
         """Whether `redux.sync` reduces integers over a warp in one instruction."""
         return self.capability >= (8, 0)

@@ -80,7 +80,7 @@ def evaluate_samples(
         for number, model in enumerate(models):
             actual = model.run(encode_caches(_manifest(model), feeds))
             for i, total in totals[number].items():
-                _check_finite(model, outputs[i], expected[i], actual[i])
+                _check_comparable(model, outputs[i], expected[i], actual[i])
                 total.add(expected[i], actual[i], feeds.get(MASK))
             if chosen is not None and labelled is not None:
                 found[number] += label_hits(actual[labelled], chosen)
@@ -192,8 +192,15 @@ def _check_classes(name: str, classes: int, labels: Array) -> None:
         )
 
 
-def _check_finite(model: Any, name: str, expected: Array, actual: Array) -> None:
-    """Figures of NaN would hide that a model is broken."""
+def _check_comparable(model: Any, name: str, expected: Array, actual: Array) -> None:
+    """Figures of NaN would hide that a model is broken; arrays of other sizes would be repeated."""
+    if actual.shape != expected.shape:
+        last = _manifest(model).get("last_logits")
+        raise InputError(
+            f"output '{name}' of {model.path} is {list(actual.shape)} where the float model's is "
+            f"{list(expected.shape)}",
+            hint="compile it without --last-logits to evaluate it" if last else None,
+        )
     if np.isnan(actual).any() and not np.isnan(expected).any():
         raise InputError(
             f"output '{name}' of {model.path} has NaN where the float model's has none"

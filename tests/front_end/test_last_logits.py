@@ -28,6 +28,10 @@ BODIES = {
     "read twice": "y = MatMul(x, head) seen = MatMul(y, turned) logits = Add(y, bias)",
     "no weight": "seen = Neg(x) k = Identity(x) y = Transpose<perm = [0, 2, 1]>(k)"
     " z = MatMul(x, y) w = MatMul(z, x) logits = MatMul(w, head)",
+    "input": "seen = Neg(x) logits = MatMul(x, head)",
+    "read in a branch": "logits = MatMul(x, head) c = Constant<value = bool {1}>()"
+    " seen = If(c) <then_branch = a () => (float[b, t, 8] s) { s = MatMul(logits, turned) },"
+    " else_branch = e () => (float[b, t, 8] x2) { x2 = Neg(x) }>",
     "rows are mixed": "seen = Neg(x) y = MatMul(x, head) logits = Softmax<axis = 1>(y)",
 }
 
@@ -60,7 +64,7 @@ def test_they_are_the_last_row_of_all(name: str) -> None:
     np.testing.assert_allclose(got, expected[:, -1:], rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(same, seen)
     gather = next(node for node in last.nodes if node.op_type == "Gather")
-    before_product = name in ("product", "epilogue", "no weight")
+    before_product = name in ("product", "epilogue", "no weight", "input")
     assert (gather.output[0] == "logits") is not before_product
 
 

@@ -71,7 +71,9 @@ class GpuKernelJob:
         else:
             kernel.emit(module, self.arch)
         origin = "outlined" if kernel is None else "emitted"
-        key = cache.key(repr(self.arch), origin, module.operation.get_asm())
+        # An entry has the bounds that this assembler made it learn.
+        ptxas = tool_identity("ptxas")
+        key = cache.key(self.arch.text, ptxas, origin, module.operation.get_asm())
         known = _get(cache, key)
         if known is not None:
             return key, known

@@ -9,7 +9,8 @@ import numpy as np
 from onnx import NodeProto, TensorProto
 
 from ..values.constants import Constant, from_array
-from .model import Model, attribute, walk_nodes
+from .model import Model, attribute
+from .names import Names
 
 # y = factor * x + offset, of one number for each channel; None where a part is absent.
 Affine = tuple[np.ndarray | None, np.ndarray | None]
@@ -23,7 +24,7 @@ def fuse_convolutions(model: Model) -> None:
     """
     uses = model.use_counts()
     readers = {name: node for node in model.nodes for name in node.input}
-    names = _Names(model)
+    names = Names(model)
     removed: set[int] = set()
     for node in model.nodes:
         if not _has_constant_weights(model, node):
@@ -44,24 +45,6 @@ def fuse_convolutions(model: Model) -> None:
 CONVOLUTIONS = {"Conv": 0, "ConvTranspose": 1}
 
 
-class _Names:
-    """Names that no value of the model has."""
-
-    def __init__(self, model: Model) -> None:
-        self._taken = set(model.constants)
-        self._taken.update(value.name for value in model.shell.graph.input)
-        for node in walk_nodes(model.nodes):
-            self._taken.update((*node.input, *node.output))
-
-    def fresh(self, wanted: str) -> str:
-        name, number = wanted, 1
-        while name in self._taken:
-            number += 1
-            name = f"{wanted}#{number}"
-        self._taken.add(name)
-        return name
-
-
 def _has_constant_weights(model: Model, node: NodeProto) -> bool:
     if node.op_type not in CONVOLUTIONS or node.domain not in ("", "ai.onnx"):
         return False
@@ -80,7 +63,7 @@ def _channels(model: Model, node: NodeProto) -> int:
 def _fold(
     model: Model,
     node: NodeProto,
-    names: _Names,
+    names: Names,
     factor: np.ndarray | None,
     offset: np.ndarray | None,
 ) -> None:

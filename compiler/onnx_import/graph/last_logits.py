@@ -14,7 +14,8 @@ from abqc.errors import ModelError
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
 from ..values.constants import Constant
-from .model import Model
+from .model import Model, subgraphs, walk_nodes
+from .names import Names
 
 LOGITS = "logits"
 
@@ -29,13 +30,16 @@ def keep_last_logits(model: Model) -> None:
     ModelError where the model has no such output.
     """
     output = _output(model)
-    path = _down_to_product(model)
+    path, names = _down_to_product(model), Names(model)
     if path:
         node, operand = path[-1]
-        node.input[operand] = _last_row(model, node.input[operand], f"{LOGITS}.rows")
+        row = names.fresh(f"{LOGITS}.row")
+        _last_row(model, names, node.input[operand], row)
+        node.input[operand] = row
     else:
-        _rename(model, LOGITS, f"{LOGITS}.all")
-        _last_row(model, f"{LOGITS}.all", LOGITS)
+        every = names.fresh(f"{LOGITS}.all")
+        _rename(model, LOGITS, every)
+        _last_row(model, names, every, LOGITS)
     tokens = output.type.tensor_type.shape.dim[1]
     tokens.Clear()
     tokens.dim_value = 1
@@ -98,20 +102,24 @@ def _constant_rank(model: Model, makers: dict[str, NodeProto], name: str) -> int
     return len(model.constants[name].shape)
 
 
-def _last_row(model: Model, rows: str, name: str) -> str:
+def _last_row(model: Model, names: Names, rows: str, name: str) -> None:
     """Adds a node: the last one of `rows`, called `name`."""
-    index = f"{LOGITS}.last"
+    index = names.fresh(f"{LOGITS}.last")
     last = np.array([-1])
     model.constants[index] = Constant((1,), TensorProto.INT64, lambda: last, name=index)
     node = helper.make_node("Gather", [rows, index], [name], name=f"{LOGITS}.last_row", axis=1)
-    at = next(i for i, n in enumerate(model.nodes) if rows in n.output)
-    model.nodes.insert(at + 1, node)
-    return name
+    makers = (i for i, n in enumerate(model.nodes) if rows in n.output)
+    model.nodes.insert(next(makers, -1) + 1, node)  # first for an input of the graph
 
 
 def _rename(model: Model, old: str, new: str) -> None:
-    for node in model.nodes:
+    """A value, wherever it is read, in subgraphs too."""
+    for node in walk_nodes(model.nodes):
         for names in (node.input, node.output):
             for i, name in enumerate(names):
                 if name == old:
                     names[i] = new
+        for graph in subgraphs(node):
+            for value in graph.output:
+                if value.name == old:
+                    value.name = new
