@@ -72,7 +72,8 @@ func.func @main(%x: tensor<7xf32>, %m: tensor<f32>, %p: tensor<i64>) -> tensor<i
 
 
 def test_a_vector_is_one_row() -> None:
-    (op,) = after(VECTOR, "convert-arg-extreme", unit=GPU)("abq.arg_extreme")
+    facts = after(VECTOR, "convert-arg-extreme", unit=GPU)
+    (op,) = facts("abq.arg_extreme")
     assert [list(v.type.shape) for v in (op.operands[0], op.results[0])] == [[1, 7], [1]]
 
 
