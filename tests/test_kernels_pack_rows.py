@@ -89,3 +89,6 @@ def test_large_samples_are_measured_in_pieces(isa: Isa, activation: str) -> None
     assert np.isnan(found[0][2])
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-6 if format.kind == "binary" else 0)
     np.testing.assert_array_equal(found[1][:2], expected[1][:2])
+    jit.run(pieces.scales.name, 1, [ranges[-pieces.width :], *found, 0, 0])  # of other samples
+    jit.run(whole.name, 1, [x.reshape(-1), *expected, 0])
+    np.testing.assert_array_equal(found[0][0], expected[0][0])

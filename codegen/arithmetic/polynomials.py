@@ -33,6 +33,7 @@ F32_MAX_EXPONENT, F32_MANTISSA_BITS = 127, 23
 F64_MAX_EXPONENT, F64_MANTISSA_BITS = 1023, 52
 F32_SMALLEST_NORMAL = 2.0**-126
 F32_MAX = 2.0**128 - 2.0**104
+LOG_2 = (0.693359375, -2.12194440e-4)  # in two parts: a small integer times the first is exact
 
 # Cephes expf, logf, sinf and cosf; the highest power comes first.
 EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
@@ -94,9 +95,10 @@ def scale_by_power(x: Expr, n: Expr) -> Expr:
 
 
 def _reduce_exp(x: Expr) -> tuple[Expr, Expr]:
-    """(f, n) with x = f + n log 2 and |f| <= log 2 / 2; n times the first part is exact."""
+    """(f, n) with x = f + n log 2 and |f| <= log 2 / 2."""
     n, integer = nearest(x * LOG2_E)
-    return x - n * 0.693359375 - n * -2.12194440e-4, integer
+    high, low = LOG_2
+    return x - n * high - n * low, integer
 
 
 def _expm1_reduced(f: Expr) -> Expr:

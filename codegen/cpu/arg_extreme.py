@@ -2,8 +2,8 @@
 
     arg_max, arg_min (i, x: memref<?xf32>, places: memref<?xi64>, rows, columns)    grid = rows
 
-NaN is never chosen, unless there is nothing else. Each of 16 lanes keeps its extreme and the number
-of the vector that it was in. The last argument is also what one grid index touches
+NaN is chosen only where all else is the worst infinity. Each of 16 lanes keeps its extreme and the
+number of the vector that it was in. The last argument is also what one grid index touches
 (passes/kernels/launch.py).
 """
 

@@ -7,17 +7,15 @@ result is subnormal.
 
 from __future__ import annotations
 
-from ..arithmetic.polynomials import EXP, LOG2_E
+from ..arithmetic.polynomials import EXP, F32_MANTISSA_BITS, F32_MAX_EXPONENT, LOG2_E, LOG_2
 from ..builder import Builder, Value, vec
 from .float_products.tile import multiply_add
 
-MANTISSA_BITS, EXPONENT_BIAS = 23, 127
 FACTOR = 64  # as a power of two
 # Of f32 from 2^23 on the last bit counts ones. In a sum with this the low bits are those of
 # n + FACTOR as an exponent.
-ROUND = 1.5 * 2.0**MANTISSA_BITS + EXPONENT_BIAS + FACTOR
+ROUND = 1.5 * 2.0**F32_MANTISSA_BITS + F32_MAX_EXPONENT + FACTOR
 LOWEST = -104.0  # whose exp is 0
-LOG_2 = (0.693359375, -2.12194440e-4)  # in two parts: n times the first is exact
 
 
 def exp_of_negative(b: Builder, x: Value) -> Value:
@@ -34,5 +32,5 @@ def exp_of_negative(b: Builder, x: Value) -> Value:
     power = constant(EXP[0])
     for coefficient in (*EXP[1:], 1.0, 1.0):
         power = multiply_add(b, power, x, constant(coefficient))
-    scale = b.bitcast(rounded, vec(x.lanes, "i32")) << MANTISSA_BITS
+    scale = b.bitcast(rounded, vec(x.lanes, "i32")) << F32_MANTISSA_BITS
     return power * b.bitcast(scale, x.type) * 2.0**-FACTOR

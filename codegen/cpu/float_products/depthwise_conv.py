@@ -148,7 +148,8 @@ class _Body:
         row = PhaseRow(b, sx, sx, self.x, self.rows, self.pitch, before, count, plane)
         rows, skipped = (height - 1) * sy + (spec.reach[0] + 1), top - first * sy
         begin = b.min(b.max(skipped, 0), rows)
-        end = b.max(b.min(self.plane // self.pitch + skipped, rows), begin)
+        image_rows = self.plane // b.max(self.pitch, 1)  # no columns are no rows
+        end = b.max(b.min(image_rows + skipped, rows), begin)
         origin = image * self.plane - skipped * self.pitch
         for outside in ((b.index(0), begin), (end, rows)):
             with b.loop(*outside) as loop:

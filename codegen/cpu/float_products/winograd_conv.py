@@ -95,7 +95,7 @@ class _Body:
 
     def __post_init__(self) -> None:
         b, spec = self.b, self.spec
-        self.image_rows = self.plane // self.pitch
+        self.image_rows = self.plane // b.max(self.pitch, 1)  # no columns are no rows
         # Known to LLVM: as arguments they cost nudenet 6 % (Zen 4).
         self.channels, self.outputs = b.index(spec.channels), b.index(spec.outputs)
         self.lanes = b.isa.lanes(32)

@@ -81,7 +81,7 @@ class _Body:
 
     def __post_init__(self) -> None:
         sx = self.strides[1]  # vectors of every sx-th quad reach beyond the chunk
-        self.scratch = self.b.alloca(CHUNK + sx * LANES, "i32") if sx > 1 else None
+        self.scratch = self.b.alloca(CHUNK + sx * (LANES + 1), "i32") if sx > 1 else None
 
     def emit(self, i: Value) -> None:
         b, sy, (ky, kx) = self.b, self.strides[0], self.kept

@@ -61,14 +61,12 @@ def _store_ranges(codes: RowCodes, to: Value, i: Value) -> None:
 def _emit_scales(name: str, format: NumberFormat, module: Any, isa: Isa) -> None:
     arguments = [buffer("f32"), buffer("f32"), buffer("i32"), INDEX, INDEX]
     with function(module, isa, name, arguments) as (b, i, ranges, scale, zero, count, pieces):
-        codes, first = RowCodes(b, format, ranges, b.index(0), count), i * pieces
-
-        def piece(number: Value) -> list[Value]:
-            reach, *others = (b.load(ranges, number * RANGES + at) for at in range(RANGES))
-            return [b.bitcast(reach, "i32"), *others]
-
-        with b.loop(1, pieces, carry=piece(first)) as loop:
-            loop.carry(*codes.merge(loop.args, piece(first + loop.i)))
+        codes = RowCodes(b, format, ranges, b.index(0), count)
+        nothing = [b.const(0, "i32"), *[b.const(0.0, "f32")] * (RANGES - 1)]
+        with b.loop(0, pieces, carry=nothing) as loop:
+            at = (i * pieces + loop.i) * RANGES
+            reach, *others = (b.load(ranges, at + number) for number in range(RANGES))
+            loop.carry(*codes.merge(loop.args, [b.bitcast(reach, "i32"), *others]))
         row = codes.of_ranges(loop.results)
         b.store(row.scale, scale, i)
         b.store(row.zero - codes.shift, zero, i)
