@@ -133,7 +133,7 @@ _Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 # What is mapped now, by device and inode: the loader would hand out the old image for a file that
 # was written over in place.
 _mapped: dict[tuple[int, int], list[int]] = {}  # [checksum, number of libraries]
-_mapped_lock = threading.Lock()
+_mapped_lock = threading.RLock()  # the collector of garbage may release one while it is held
 _opened = itertools.count()
 
 
@@ -165,13 +165,14 @@ class Library:
         stat = os.fstat(self._file.fileno())
         key = (stat.st_dev, stat.st_ino)
         with _mapped_lock:
-            entry = _mapped.setdefault(key, [checksum, 0])
+            entry = _mapped.get(key, [checksum, 0])
             if entry[0] != checksum:
                 raise ArtifactError(
                     f"'{self.path}' was written over while an older model of it is loaded",
                     hint="close that model first, or write to a new file and rename it",
                 )
             entry[1] += 1
+            _mapped[key] = entry
             self._key = key
 
     def _open(self) -> None:

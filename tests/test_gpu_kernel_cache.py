@@ -58,6 +58,7 @@ def code(arch: GpuArch, *kernels: Kernel) -> GpuCode:
     return pickle.loads(GpuKernelJob(arch, names, kernels, "module {}").compile())
 
 
+@needs_ptxas
 def test_kernels_and_machine_code_are_made_once(calls: list[str]) -> None:
     first = code(SM_90A, BYTE, SHORT)
     assert code(SM_90A, BYTE, SHORT) == first

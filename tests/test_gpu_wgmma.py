@@ -115,6 +115,12 @@ def test_rows_packed_on_the_device():
     assert (case.result(on_device=True) == case.result()).all()
 
 
+def test_a_stage_is_not_deeper_than_twice_the_weight():
+    spec = MatmulSpec(82, 28, parse_scheme("w8:g64"), None)
+    problems = [plan_of(spec, schedule(48, 64, k, 1, 3), "f16").problem(SM_90A) for k in (64, 128)]
+    assert problems == [None, "more than half of the stages is padding"]
+
+
 def test_products_under_way_have_their_registers():
     """ptxas has products of 2 x 192 rows wait for each other, with two warpgroups."""
     spec = MatmulSpec(4096, 4096, parse_scheme("w8:channel"), parse_scheme("a8"))

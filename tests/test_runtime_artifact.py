@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import abqc
@@ -15,6 +16,7 @@ import handmade
 import numpy as np
 import pytest
 from abqc.errors import ArtifactError
+from abqc.runtime import abi
 from abqc.runtime.artifact import FOOTER_SIZE, append_trailer, manifest_of
 from handmade import layer_inputs
 
@@ -125,6 +127,22 @@ def test_many_models_open_and_closed(path: Path, tmp_path: Path) -> None:
         models.append((abqc.load(path if first else other), 4 if first else 1))
         for model, count in models:
             assert len(model.inputs) == count
+
+
+def test_garbage_is_collected_while_models_are_counted(path: Path) -> None:
+    """Outputs that refer to themselves go whenever Python likes."""
+    outputs = abqc.load(path).run(layer_inputs())
+    outputs.append(outputs)
+    del outputs
+
+    def collect() -> None:
+        with abi._mapped_lock:
+            gc.collect()
+
+    thread = threading.Thread(target=collect, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
 
 
 def test_written_over_while_loaded(path: Path) -> None:

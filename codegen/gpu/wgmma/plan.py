@@ -66,6 +66,8 @@ class WgmmaPlan(TilePlan):
             return "blocks that stay have all of K"
         if self.split_iterations * (s.split - 1) >= self.iterations:
             return "there is less K than splits"
+        if self.iterations * self.stage_tile_bytes > 2 * self.weights.tile_bytes:
+            return "more than half of the stages is padding"  # for which there are no weights
         if self.shared_bytes > arch.shared_per_block:
             return f"{self.shared_bytes} bytes of shared memory"
         if self.registers > REGISTERS[self.consumers][2]:
