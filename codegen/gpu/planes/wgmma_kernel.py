@@ -31,10 +31,10 @@ from ..wgmma.instructions import (
     wait_products,
 )
 from ..wgmma.output import store_block, store_sums
-from ..wgmma.plan import REGISTERS
 from ..wgmma.producer import CopyState, complete_all, first_state, is_copying
 from ..wgmma.ring import Place, Ring
 from ..wgmma.tile_loop import each_tile
+from ..wgmma.warpgroups import REGISTERS
 from .chain import Pair
 from .layout import HALVES, TILE_BYTES, TILE_COLUMNS
 from .mma import WHOLE

@@ -12,7 +12,8 @@ from ..arch import GpuArch
 from ..matmul.schedule import PRODUCER_WARPS
 from ..wgmma.barriers import BARRIER_BYTES
 from ..wgmma.instructions import COLUMNS_STEP, MOST_COLUMNS, ROWS, WARPGROUP_WARPS
-from ..wgmma.plan import INSTRUCTION_REGISTERS, PRODUCERS, REGISTERS
+from ..wgmma.plan import PRODUCERS
+from ..wgmma.warpgroups import INSTRUCTION_REGISTERS, REGISTERS, Warpgroups
 from .chain import Chain
 from .layout import HALVES, STEP, TILE_COLUMNS, UNIT_BYTES
 from .plan import PlanesPlan
@@ -29,7 +30,7 @@ MOST_PRODUCTS, MOST_INSTRUCTIONS = 160, 4000
 
 
 @dataclass(frozen=True)
-class WgmmaPlanesPlan(PlanesPlan):
+class WgmmaPlanesPlan(Warpgroups, PlanesPlan):
     """A block by wgmma. A stage has
 
         rows      [pieces of K][block_m][16 bytes]      pieces as in packed rows: [units][planes]
@@ -84,25 +85,6 @@ class WgmmaPlanesPlan(PlanesPlan):
     # Who has what
 
     @property
-    def consumers(self) -> int:
-        """Warpgroups that multiply."""
-        return self.schedule.warps_n // WARPGROUP_WARPS
-
-    @property
-    def halves(self) -> int:
-        """Instructions that a warpgroup needs for its columns."""
-        return self.schedule.block_n // ROWS // self.consumers
-
-    @property
-    def half_sums(self) -> int:
-        """Accumulators of a thread and half."""
-        return self.schedule.block_m // 2
-
-    @property
-    def accumulators(self) -> int:
-        return self.halves * self.half_sums
-
-    @property
     def has_totals(self) -> bool:
         """Whether what stages leave is kept beside the accumulators that pairs are summed in."""
         return not self.one_group or len(self.sums_of_pairs.runs) > 1
@@ -124,11 +106,6 @@ class WgmmaPlanesPlan(PlanesPlan):
     def row_zeros_loaded(self) -> bool:
         """Whether accumulators need a zero point of every row, which is no constant."""
         return self.weight.has_sums and not self.row_offset
-
-    @property
-    def launch_registers(self) -> int:
-        """Of every thread as a block starts."""
-        return REGISTERS[self.consumers][0]
 
     # One stage
 

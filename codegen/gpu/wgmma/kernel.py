@@ -35,10 +35,11 @@ from .instructions import (
     finished,
     wait_products,
 )
-from .plan import HALF_BLOCKS, REGISTERS, WgmmaPlan
+from .plan import HALF_BLOCKS, WgmmaPlan
 from .producer import CopyState, complete_all, first_state, is_copying
 from .ring import Place, Ring
 from .tile_loop import each_tile
+from .warpgroups import REGISTERS
 
 
 class Arithmetic(Protocol):

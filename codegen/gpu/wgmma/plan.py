@@ -22,22 +22,18 @@ from .instructions import (
     SWIZZLES,
     WARPGROUP_WARPS,
 )
+from .warpgroups import INSTRUCTION_REGISTERS, REGISTERS, Warpgroups
 
 STAGE_ALIGNMENT = 1024
 PRODUCERS = PRODUCER_WARPS * WARP
 HALF_BLOCKS = BLOCKS // 2  # of 8 columns: the 16 rows of A that a warp has
 
-# Registers of a thread by the number of warpgroups that multiply: of all at the start; then of
-# those that copy, and of the others. A multiprocessor has 65536; one warpgroup leaves room for a
-# second block.
-INSTRUCTION_REGISTERS = 30  # beside accumulators, that ptxas wants of those at the start
-REGISTERS = {1: (128, 40, 216), 2: (168, 40, 232), 3: (128, 40, 152)}
 # For each half, beside the accumulators of all: with less ptxas has products wait (C7512).
 PAIR_REGISTERS = 24
 
 
 @dataclass(frozen=True)
-class WgmmaPlan(TilePlan):
+class WgmmaPlan(Warpgroups, TilePlan):
     """The static geometry of a kernel by wgmma: as a tile's, but
 
     - the columns of the weight are the rows of A, 64 of an instruction; `halves` of them, 1 or 2,
@@ -81,25 +77,6 @@ class WgmmaPlan(TilePlan):
     # Who has what
 
     @property
-    def consumers(self) -> int:
-        """Warpgroups that multiply."""
-        return self.schedule.warps_n // WARPGROUP_WARPS
-
-    @property
-    def halves(self) -> int:
-        """Instructions that a warpgroup needs for its columns."""
-        return self.schedule.block_n // ROWS // self.consumers
-
-    @property
-    def half_sums(self) -> int:
-        """Accumulators of a thread and half."""
-        return self.schedule.block_m // 2
-
-    @property
-    def accumulators(self) -> int:
-        return self.halves * self.half_sums
-
-    @property
     def registers(self) -> int:
         """An estimate for a thread that multiplies: accumulators, words, fragments, addresses."""
         sums = self.accumulators * (2 if self.grouped else 1)
@@ -113,11 +90,6 @@ class WgmmaPlan(TilePlan):
             if self.weights.lane_bits == 8:
                 rows = self.schedule.block_m // 4 * (has_sums + 3 * has_zeros)
         return sums + words + 8 * self.halves + groups + rows + 8
-
-    @property
-    def launch_registers(self) -> int:
-        """Of every thread as a block starts."""
-        return REGISTERS[self.consumers][0]
 
     # One stage
 
