@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from itertools import product
 
@@ -96,6 +97,19 @@ def planes_features(plan: PlanesPlan, m: int) -> KernelFeatures:
     reads = schedule.warps_m * plan.weight_stage_bytes + schedule.warps_n * (
         plan.warp_tokens * schedule.warps_m * plan.row_stage_bytes // schedule.block_m
     )
+    return replace(
+        launch_features(plan, m),
+        b1_ops=mma_ops,
+        alu_ops=turns * plan.sum_instructions * ends / 2,
+        issued=float(turns * plan.instructions),
+        shared_traffic=float(blocks * plan.k_blocks * (plan.stage_bytes + reads)),
+    )
+
+
+def launch_features(plan: PlanesPlan, m: int) -> KernelFeatures:
+    """What sizes and schedule say of a launch, whatever multiplies; no arithmetic."""
+    spec, schedule = plan.spec, plan.schedule
+    blocks = -(-m // schedule.block_m) * -(-spec.n // schedule.block_n)
     return KernelFeatures(
         arch="",
         strategy="planes",
@@ -116,10 +130,6 @@ def planes_features(plan: PlanesPlan, m: int) -> KernelFeatures:
         activation_bytes=m * plan.rows.row_bytes,
         written_bytes=4 * m * spec.n,
         bytes_in_flight=(schedule.stages - 1) * plan.stage_bytes,
-        b1_ops=mma_ops,
-        alu_ops=turns * plan.sum_instructions * ends / 2,
-        issued=float(turns * plan.instructions),
-        shared_traffic=float(blocks * plan.k_blocks * (plan.stage_bytes + reads)),
         workspace_bytes=schedule.split * m * spec.n * 4 if schedule.split > 1 else 0,
         warps_k=schedule.warps_k,
         stages=schedule.stages,

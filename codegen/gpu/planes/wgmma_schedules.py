@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 
 from abqc.codegen.strategy import MatmulSpec
@@ -15,6 +16,7 @@ from ..wgmma.instructions import ROWS, WARPGROUP_WARPS
 from ..wgmma.plan import PRODUCERS
 from ..wgmma.schedules import SPLITS, persistent_blocks, splits_pay
 from .layout import STEP, TILE_COLUMNS, PlaneWeights
+from .schedules import launch_features
 from .wgmma_plan import WgmmaPlanesPlan
 
 BLOCK_ROWS = (16, 32, 64, 96, 128, 176, 192, 256)
@@ -71,35 +73,12 @@ def wgmma_planes_features(plan: WgmmaPlanesPlan, m: int) -> KernelFeatures:
     # A warpgroup reads the rows of a step for each product, and its weights.
     per_product = (schedule.block_m + ROWS) * STEP // 8
     reads = plan.products * plan.consumers * per_product
-    return KernelFeatures(
-        arch="",
-        strategy="planes",
-        schedule=schedule.name,
-        kind=schedule.kind,
-        m=m,
-        n=spec.n,
-        k=spec.k,
-        weight_bits=plan.weight_planes,
-        activation_bits=plan.row_planes,
-        block_m=schedule.block_m,
-        block_n=schedule.block_n,
-        block_k=schedule.block_k,
-        blocks=tiles * schedule.split,
-        group_m=plan.group_m,
-        threads=schedule.threads,
-        weight_bytes=plan.weight.nbytes(spec.n),
-        activation_bytes=m * plan.rows.row_bytes,
-        written_bytes=4 * m * spec.n,
-        bytes_in_flight=(schedule.stages - 1) * plan.stage_bytes,
+    return replace(
+        launch_features(plan, m),
         wgmma_b1_ops=tiles * steps * step_ops * plan.sums_of_pairs.products,
         alu_ops=turns * threads * groups * plan.sum_instructions / 2,  # the FMA pipe has half
         issued=turns * (threads * plan.instructions + PRODUCERS * plan.copy_instructions),
         shared_traffic=turns * (plan.stage_bytes + reads),
-        workspace_bytes=schedule.split * m * spec.n * 4 if schedule.split > 1 else 0,
-        stages=schedule.stages,
-        split=schedule.split,
         persistent=schedule.persistent > 0,
         registers=plan.launch_registers,
-        shared_bytes=plan.shared_bytes,
-        launches=2 if schedule.split > 1 else 1,
     )
