@@ -18,7 +18,7 @@ from abqc.compiler.job import Request
 from abqc.compiler.onnx_import.registry import load_rules
 from abqc.compiler.pipeline import stages
 from abqc.costmodel.load import shipped_model
-from abqc.dialects.mlir import prepare_context
+from abqc.dialects.context import prepare_context
 from abqc.errors import AbqcError
 from abqc.passes.infrastructure import find_pass
 from abqc.runtime.environment import set_temporary_folder

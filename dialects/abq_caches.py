@@ -16,12 +16,10 @@ from .abq import (
     element,
     shape,
 )
-from .abq_order import Abq
 from .cache_formats import CacheFormat, parse_cache_format
 from .mlir import ext, ir
 
 __all__ = [
-    "Abq",
     "DequantizeCacheOp",
     "PermuteChannelsOp",
     "QuantizeCacheOp",

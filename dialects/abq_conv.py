@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 from .abq import (
+    Abq,
     Tensor,
     TensorResult,
     VerifiedOperation,
@@ -17,7 +18,6 @@ from .abq import (
     is_packed,
     shape,
 )
-from .abq_integers import Abq
 from .bf16_conv_spec import PAIR, Bf16ConvSpec
 from .conv_spec import ConvSpec
 from .mlir import ext, ir
@@ -25,7 +25,6 @@ from .pool_spec import PoolSpec
 
 __all__ = [
     "EPILOGUE_INPUTS",
-    "Abq",
     "CodeConvOp",
     "DirectConvOp",
     "MaxPoolOp",

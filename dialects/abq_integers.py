@@ -6,10 +6,9 @@
 from typing import Any
 
 from .abq import Tensor, TensorResult, VerifiedOperation, _require
-from .abq_caches import Abq
 from .mlir import ext, ir
 
-__all__ = ["Abq", "FakeQuantizeOp"]
+__all__ = ["FakeQuantizeOp"]
 
 
 class FakeQuantizeOp(VerifiedOperation, name="fake_quantize", traits=[ext.Pure]):

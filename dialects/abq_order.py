@@ -5,11 +5,9 @@ from data. (No postponed annotations here either: the bindings read them as Pyth
 from typing import Any
 
 from .abq import Tensor, TensorResult, VerifiedOperation, _agree, _require, element, shape
-from .abq_recurrent import Abq
 from .mlir import ext, ir
 
 __all__ = [
-    "Abq",
     "ArgExtremeOp",
     "NonMaxSuppressionOp",
     "ScanOp",

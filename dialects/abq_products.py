@@ -6,10 +6,10 @@
 from typing import Any
 
 from .abq import Tensor, TensorResult, VerifiedOperation, _require, element, is_packed
-from .abq_conv import Abq, _check_epilogue, epilogue_inputs
+from .abq_conv import _check_epilogue, epilogue_inputs
 from .mlir import ext, ir
 
-__all__ = ["Abq", "FusedMatmulOp", "FusedPackOp"]
+__all__ = ["FusedMatmulOp", "FusedPackOp"]
 
 
 class FusedMatmulOp(

@@ -7,7 +7,6 @@ from typing import Any
 
 from .abq import (
     DYNAMIC,
-    Abq,
     Tensor,
     TensorResult,
     VerifiedOperation,
@@ -18,7 +17,7 @@ from .abq import (
 )
 from .mlir import ext, ir
 
-__all__ = ["SCANNED", "Abq", "SelectiveScanOp"]
+__all__ = ["SCANNED", "SelectiveScanOp"]
 
 # The operands of a selective scan that have a row for each step, which may be bytes.
 SCANNED = ("x", "delta", "b", "c")

@@ -48,7 +48,6 @@ __all__ = [
     "ir",
     "linalg",
     "linkage",
-    "make_context",
     "math",
     "memref",
     "run_upstream",
@@ -86,28 +85,3 @@ def bindings_identity() -> str:
     """What differs between versions of the bindings: the sizes and times of their libraries."""
     files = [path.stat() for path in sorted(Path(_mlir_libs.__path__[0]).glob("*.so*"))]
     return " ".join(f"{file.st_size}:{file.st_mtime_ns}" for file in files)
-
-
-_prepared: list[ir.Context] = []
-
-
-def prepare_context() -> None:
-    """Make a context for the next `make_context`: of this process, and of each fork of it."""
-    if not _prepared:
-        _prepared.append(make_context())
-
-
-def make_context() -> ir.Context:
-    """A context that knows every dialect the compiler uses, `abq` included.
-
-    It starts no threads, so that the process can fork (codegen/kernel_job.py).
-    """
-    if _prepared:
-        return _prepared.pop()
-    from .abq_products import Abq  # with the operations of all files that it imports
-
-    context = ir.Context()
-    context.enable_multithreading(False)
-    with context, ir.Location.unknown():
-        Abq.load()
-    return context

@@ -7,7 +7,8 @@ from abqc.codegen.gpu.arch import SM_75, SM_80, SM_90A, SM_120A, GpuArch
 from abqc.codegen.gpu.assembly.compile import Ptx, assemble, compile_ptx, disassemble
 from abqc.codegen.gpu.assembly.spills import compile_kernels as spill_free
 from abqc.codegen.strategy import Kernel
-from abqc.dialects.mlir import ir, make_context
+from abqc.dialects.context import make_context
+from abqc.dialects.mlir import ir
 from abqc.runtime.ptx import Device, run_kernel
 from abqc.runtime.ptx.counters import Counters
 

@@ -11,7 +11,8 @@ from abqc.codegen.artifact import build_artifact
 from abqc.compiler.build import resolve_target
 from abqc.compiler.pipeline import stages
 from abqc.compiler.recipe import parse_recipe
-from abqc.dialects.mlir import ir, make_context
+from abqc.dialects.context import make_context
+from abqc.dialects.mlir import ir
 from abqc.dialects.weight_store import WeightStore
 from abqc.passes.infrastructure import Unit, run_pipeline
 from abqc.runtime.tensor_spec import TensorSpec

@@ -15,8 +15,9 @@ from abqc.codegen.targets.cuda import CudaTarget
 from abqc.costmodel import assembly
 from abqc.costmodel.assembly import Assembly, AssemblyModel, Family, KernelCode, shipped_assembly
 from abqc.costmodel.trees import Growth, Trees, fit
+from abqc.dialects.context import make_context
 from abqc.dialects.formats import parse_scheme
-from abqc.dialects.mlir import ir, make_context
+from abqc.dialects.mlir import ir
 from abqc.errors import ArtifactError
 
 W4A8 = MatmulSpec(4096, 4096, parse_scheme("w4"), parse_scheme("a8"))

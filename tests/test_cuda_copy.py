@@ -11,7 +11,8 @@ from abqc.codegen.gpu.assembly.builtin import SET_BYTES, builtin_kernels
 from abqc.codegen.gpu.assembly.compile import Ptx, assemble, compile_ptx
 from abqc.codegen.gpu.assembly.copy import MAX_RANK, THREADS
 from abqc.codegen.gpu.assembly.tools import find_tool
-from abqc.dialects.mlir import ir, make_context
+from abqc.dialects.context import make_context
+from abqc.dialects.mlir import ir
 from abqc.runtime.ptx import run_kernel
 
 

@@ -15,7 +15,8 @@ from abqc.codegen.gpu.assembly.builtin import builtin_kernels
 from abqc.codegen.gpu.assembly.compile import compile_ptx
 from abqc.codegen.gpu.builder import POINTER, kernel
 from abqc.codegen.link import ArtifactMeta
-from abqc.dialects.mlir import ir, make_context
+from abqc.dialects.context import make_context
+from abqc.dialects.mlir import ir
 from abqc.errors import AbqcError, DeviceError, InputError
 from abqc.runtime.ptx import PtxFault, PtxSyntaxError
 from abqc.runtime.ptx.driver import PtxDriver

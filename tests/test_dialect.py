@@ -6,7 +6,8 @@ import io
 import sys
 
 import pytest
-from abqc.dialects.mlir import PassManager, ir, make_context
+from abqc.dialects.context import make_context
+from abqc.dialects.mlir import PassManager, ir
 
 SEGMENTS = "operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0>"
 CODE = '!abq.code<"w4:g128:sym">'

@@ -18,8 +18,9 @@ from abqc.codegen.gpu.assembly.spills import (
 from abqc.codegen.gpu.assembly.tools import find_tool
 from abqc.codegen.gpu.few_rows.schedules import rows_kernel
 from abqc.codegen.strategy import MatmulSpec
+from abqc.dialects.context import make_context
 from abqc.dialects.formats import parse_scheme
-from abqc.dialects.mlir import ir, make_context
+from abqc.dialects.mlir import ir
 from gpu_rows import schedule
 
 needs_ptxas = pytest.mark.skipif(find_tool("ptxas") is None, reason="no ptxas")

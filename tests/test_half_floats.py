@@ -12,7 +12,8 @@ from abqc.codegen import isa as isas
 from abqc.codegen.arithmetic.half_floats import lower_half_floats
 from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import Jit, compile_kernels
-from abqc.dialects.mlir import ir, make_context
+from abqc.dialects.context import make_context
+from abqc.dialects.mlir import ir
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from abqc.codegen.host.compile import compile_host
 from abqc.codegen.host.entry import ENTRY
-from abqc.dialects.mlir import ir, make_context
+from abqc.dialects.context import make_context
+from abqc.dialects.mlir import ir
 from abqc.errors import CompileError, InputError
 from abqc.runtime.model import Model
 from operator_graph import Feeds, Graph, normal

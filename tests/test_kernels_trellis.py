@@ -15,8 +15,9 @@ from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import kernel_assembly
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects import trellis
+from abqc.dialects.context import make_context
 from abqc.dialects.formats import parse_scheme, quantize_weight
-from abqc.dialects.mlir import ir, make_context
+from abqc.dialects.mlir import ir
 from kernel_cases import (
     DOT_ISAS,
     ISAS,

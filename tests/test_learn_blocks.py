@@ -23,9 +23,10 @@ from abqc.compiler.evaluation.metrics import relative_error
 from abqc.compiler.onnx_import.importer import import_model
 from abqc.compiler.pipeline import stages
 from abqc.compiler.recipe import FLOAT, parse_recipe
+from abqc.dialects.context import make_context
 from abqc.dialects.formats import parse_scheme, quantize_weight
 from abqc.dialects.group_scales import Choice
-from abqc.dialects.mlir import ir, make_context
+from abqc.dialects.mlir import ir
 from abqc.errors import RecipeError
 from abqc.passes.infrastructure import Unit, run_pipeline
 from abqc.passes.quantization.encoding import Encoding

@@ -12,7 +12,8 @@ from abqc.codegen.targets.cpu import CpuTarget
 from abqc.compiler.onnx_import.importer import import_model
 from abqc.compiler.pipeline import stages
 from abqc.compiler.recipe import parse_recipe
-from abqc.dialects.mlir import PassManager, ir, make_context, tensor
+from abqc.dialects.context import make_context
+from abqc.dialects.mlir import PassManager, ir, tensor
 from abqc.errors import CompileError
 from abqc.passes.infrastructure import (
     PASS_FILES,

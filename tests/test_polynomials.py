@@ -11,7 +11,8 @@ from abqc.codegen import isa as isas
 from abqc.codegen.arithmetic.expand_math import expand_math
 from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import Jit, kernel_assembly
-from abqc.dialects.mlir import ir, make_context
+from abqc.dialects.context import make_context
+from abqc.dialects.mlir import ir
 
 ISAS = [pytest.param(isa, id=isa.name) for isa in isas.available()]
 TINY, HUGE, INF = 1.1754944e-38, 3.4028235e38, np.inf

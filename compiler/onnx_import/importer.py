@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from abqc.dialects.mlir import ir, make_context
+from abqc.dialects.context import make_context
+from abqc.dialects.mlir import ir
 from abqc.errors import ModelError
 from abqc.passes.diagnostics import explain
 from onnx import NodeProto

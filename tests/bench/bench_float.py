@@ -11,7 +11,8 @@ from abqc.codegen import isa as isas
 from abqc.codegen.cpu.float_products.matmul import FloatMatmul
 from abqc.codegen.llvm import Jit
 from abqc.codegen.strategy import MatmulSpec
-from abqc.dialects.mlir import ir, make_context
+from abqc.dialects.context import make_context
+from abqc.dialects.mlir import ir
 
 SHAPES = [(128, 1536, 384), (128, 384, 1536), (128, 384, 384), (16, 1536, 384), (1, 4096, 4096)]
 

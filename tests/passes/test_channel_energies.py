@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from abqc.dialects.mlir import ir, make_context
+from abqc.dialects.context import make_context
+from abqc.dialects.mlir import ir
 from abqc.dialects.weight_store import WeightStore
 from abqc.passes.channels.energies import channel_energies
 from abqc.passes.infrastructure import walk

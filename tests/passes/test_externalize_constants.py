@@ -3,7 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from abqc.dialects.mlir import ir, make_context
+from abqc.dialects.context import make_context
+from abqc.dialects.mlir import ir
 from abqc.dialects.weight_store import WeightStore
 from abqc.passes.infrastructure import Unit, run_pipeline
 

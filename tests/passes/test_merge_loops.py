@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from abqc.codegen.gpu.arch import SM_80
 from abqc.codegen.gpu.assembly.compile import compile_ptx
-from abqc.dialects.mlir import ir, make_context
+from abqc.dialects.context import make_context
+from abqc.dialects.mlir import ir
 from abqc.passes.infrastructure import Unit, run_pipeline
 from abqc.passes.kernels.launch import WITH_NEXT
 from abqc.runtime.ptx import run_kernel

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 from abqc.codegen.gpu.arch import SM_80
 from abqc.codegen.gpu.assembly.compile import compile_ptx
-from abqc.dialects.mlir import ir, make_context
+from abqc.dialects.context import make_context
+from abqc.dialects.mlir import ir
 from abqc.passes.infrastructure import Unit, run_pipeline
 from facts import Facts
 from test_outline_kernels import MAPS, fill, reduction

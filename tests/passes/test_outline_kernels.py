@@ -1,6 +1,7 @@
 from pathlib import Path
 
-from abqc.dialects.mlir import ir, make_context
+from abqc.dialects.context import make_context
+from abqc.dialects.mlir import ir
 from abqc.passes.infrastructure import Unit, run_pipeline
 from facts import Facts, after
 from operator_graph import Graph, normal

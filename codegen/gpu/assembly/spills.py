@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from abqc.codegen.strategy import Kernel
-from abqc.dialects.mlir import ir, make_context
+from abqc.dialects.context import make_context
+from abqc.dialects.mlir import ir
 from abqc.errors import ToolchainError
 
 from ..arch import GpuArch

@@ -30,7 +30,8 @@ from abqc.codegen.gpu.assembly.compile import assemble, compile_ptx, disassemble
 from abqc.codegen.gpu.assembly.spills import STEP, bound_registers
 from abqc.codegen.gpu.builder import REGISTERS
 from abqc.costmodel import kernel_text
-from abqc.dialects.mlir import ir, make_context
+from abqc.dialects.context import make_context
+from abqc.dialects.mlir import ir
 from gpubuild.machine_loops import main_loop
 
 TOKENS = 4096  # of a kernel, at most

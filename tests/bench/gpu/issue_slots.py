@@ -26,7 +26,8 @@ from abqc.costmodel.gpu_analytic import Occupancy  # noqa: E402
 from abqc.costmodel.hardware import gpu_for  # noqa: E402
 from abqc.costmodel.hardware_gpu import Gpu  # noqa: E402
 from abqc.costmodel.interface import KernelFeatures  # noqa: E402
-from abqc.dialects.mlir import ir, make_context  # noqa: E402
+from abqc.dialects.context import make_context  # noqa: E402
+from abqc.dialects.mlir import ir  # noqa: E402
 from gpubuild.machine_loops import (  # noqa: E402
     SCHEDULERS,
     SHARED_BYTES,
