@@ -95,6 +95,12 @@ def problem(f: Features) -> tuple[object, ...]:
     return (*sizes, f.arch)
 
 
+def product(f: Features) -> tuple[object, ...]:
+    """The weight's sizes and the formats, for however many rows."""
+    sizes = (f.n, f.k, f.weight_bits, f.activation_bits)
+    return (*sizes, f.groups) if isinstance(f, MatmulFeatures) else (*sizes, f.arch)
+
+
 def _regret(
     problems: Sequence[Sequence[int]],
     predicted: NDArray[np.float64],
@@ -131,8 +137,8 @@ def _predictions(model: Roofline[Any], samples: Sequence[Sample]) -> NDArray[np.
 def _held_out(
     model: Roofline[Any], samples: Sequence[Sample], fit_trees: FitTrees
 ) -> NDArray[np.float64]:
-    """Each sample predicted by a residual that was fitted to other ones."""
-    fold = np.random.default_rng(0).permutation(len(samples)) % min(FOLDS, len(samples))
+    """Each sample predicted by a residual that was fitted to those of other products."""
+    fold = _folds(samples)
     predicted = np.empty(len(samples))
     for number in range(fold.max() + 1):
         others = [s for s, f in zip(samples, fold, strict=True) if f != number]
@@ -142,6 +148,16 @@ def _held_out(
             trained.fit(others, fit_trees)
         predicted[fold == number] = _predictions(trained, own)
     return predicted
+
+
+def _folds(samples: Sequence[Sample]) -> NDArray[np.int64]:
+    """The fold of each sample. Samples of one product (weight and formats) share one: its kernels
+    are measured for several numbers of rows, warm and cold, and those resemble each other more than
+    what a model will be asked about."""
+    numbers: dict[tuple[object, ...], int] = {}
+    own = [numbers.setdefault(product(s.features), len(numbers)) for s in samples]
+    folds = np.random.default_rng(0).permutation(len(numbers)) % min(FOLDS, len(numbers))
+    return np.array(folds[own], np.int64)
 
 
 def _quality(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> Quality:

@@ -226,6 +226,24 @@ def test_evaluation_is_held_out_and_by_strategy():
     assert result.regret_after < result.regret_before
 
 
+def test_evaluation_holds_out_whole_products():
+    """Products whose times depend on nothing that a model is told: others say nothing of them, and
+    other rows of the same product, which say all, are held out with it."""
+    rng = np.random.default_rng(0)
+    products = [
+        (int(n), int(k))
+        for n, k in zip(rng.permutation(40) + 900, rng.permutation(40) + 900, strict=True)
+    ]
+    taken = []
+    for n, k in products:
+        factor = math.exp(rng.normal())
+        for m in (32, 40, 48, 56, 64):
+            f = MatmulFeatures("int8", m, n, k, 4, 8, weight_bytes=n * k // 2)
+            taken.append(Sample(f, factor * AnalyticModel().predict(f), "box", "", "2026-11-24", 9))
+    total = evaluate(AnalyticModel(), taken, QUICK).total
+    assert total.after.mape > 0.9 * total.before.mape
+
+
 def test_a_target_gets_the_tuned_model_where_there_is_one(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("ABQC_CACHE", str(tmp_path))
     assert "tuned on this machine" not in model_for("cpu").status

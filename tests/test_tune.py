@@ -55,13 +55,16 @@ def quiet(step: str, done: int = 0, total: int = 1) -> None:
 
 
 def test_cpu_is_measured_fitted_and_found(capsys, monkeypatch, nothing_shipped):
-    monkeypatch.setattr(tune_cpu, "SHAPES", ((128, 128),))
+    sizes = ((128, 128), (128, 256))  # held out in turns
+    formats = parse_scheme("w4"), parse_scheme("a8")
+    of_sizes = [CpuJob(MatmulSpec(n, k, *formats), isas.PLAIN) for n, k in sizes]
+    monkeypatch.setattr(tune_cpu, "jobs", lambda: of_sizes)
     monkeypatch.setattr(tune_cpu, "ROWS", (1, 8))
     monkeypatch.setattr(tune_cpu, "COLD_BYTES", 1 << 20)
     monkeypatch.setattr(tune_cpu, "SECONDS", 0.001)
     slow_machine = lambda calls: [3 * seconds for seconds in time_calls(calls)]  # noqa: E731
     monkeypatch.setattr(tune_cpu, "time_calls", slow_machine)
-    assert main(["tune", "--limit", "3", "--report"]) == 0
+    assert main(["tune", "--report"]) == 0
     output = capsys.readouterr().out
     assert "fitted rank" in output and "analytic x residual" in output
     assert model_for("cpu").residual is not None
