@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from abqc.codegen.gpu.arch import SM_90A
 from abqc.codegen.gpu.assembly.tools import find_tool
 from abqc.codegen.gpu.attention.kernels import AttentionSpec, attention_kernels
 from abqc.codegen.targets.cuda import CudaTarget
+from abqc.runtime.ptx.errors import PtxFault
 from test_gpu_attention import Case, needs_ptxas
 
 Spec = AttentionSpec
@@ -53,6 +56,28 @@ def test_hidden_tiles_are_not_read(kind: str) -> None:
         k[:, :, 192:] = v[:, :, 192:] = np.nan
     y = attention.run(case, q, k, v, mask, 0.3)
     assert np.abs(y - want).max() <= 2e-5 * np.abs(want).max()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fault"),
+    [
+        (r"wgmma\.wait_group\.sync\.aligned 0;", "is in flight"),
+        (r"wgmma\.fence\.sync\.aligned;", "fence is missing"),
+        (r"@complete bra done", "race in shared memory"),
+    ],
+)
+def test_planted_faults_are_found(
+    pattern: str, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Products that nobody waits for or orders; barriers that nobody waits for."""
+    case = Case(Spec(64, 64, "none", "f16"), 70, 330, heads=1)
+    ptx = attention.compiled(case.spec, SM_90A, (65,))
+    planted = "bra done" if "bra" in pattern else ""
+    text, count = re.subn(pattern, planted, ptx.text)
+    assert count == 2
+    monkeypatch.setattr(attention, "compiled", lambda *_: replace(ptx, text=text))
+    with pytest.raises(PtxFault, match=fault):
+        attention.check(case, 1e-3)
 
 
 def test_chosen_for_prompts_on_that_target_alone() -> None:
