@@ -106,7 +106,8 @@ def lower_attention(low: Lowering, op: ir.Operation) -> None:
         for kernel in (variant.kernel, variant.merge, variant.prepare, variant.limits):
             if kernel is not None:
                 low.unit.kernels[kernel.name] = kernel
-    seen = _limits(low, op, variants[-1], q.sizes[:3], t)
+    asking = [variant for variant in variants if variant.limits is not None]
+    seen = _limits(low, op, (asking or variants)[0], q.sizes[:3], t)
     by_rows(
         rows_of_ranges(variants, m, group),
         len(variants),

@@ -39,6 +39,10 @@ class TileShape:
     spec: AttentionSpec
 
     @property
+    def name(self) -> str:
+        return "halves"
+
+    @property
     def parts(self) -> int:
         return 2 if self.spec.precision == "bf16x3" else 1
 
@@ -83,17 +87,21 @@ class TileShape:
     def bytes(self) -> int:
         return self.keys * self.key_bytes
 
+    def place(self, row: Value, column: Value, pitch: int) -> Value:
+        """The byte of a part where four columns from `column` on of a row are."""
+        return row * pitch + column * 2
 
-def halves_kernel(spec: AttentionSpec) -> Kernel:
+
+def halves_kernel(spec: AttentionSpec, shape: TileShape) -> Kernel:
     """See the file's head; `block[0]` keys a tile."""
-    name = f"attention_halves_{spec.precision}_{spec.name}"
-    return Kernel(name, (TileShape(spec).keys,), partial(_emit, name, spec))
+    name = f"attention_{shape.name}_{spec.precision}_{spec.name}"
+    return Kernel(name, (shape.keys,), partial(_emit, name, spec, shape))
 
 
-def _emit(name: str, spec: AttentionSpec, module: Any, arch: GpuArch) -> None:
+def _emit(name: str, spec: AttentionSpec, shape: TileShape, module: Any, arch: GpuArch) -> None:
     types = [*argument_types(spec), POINTER]
     with kernel(module, arch, name, types, threads=THREADS) as (b, block, *arguments, workspace):
-        shape, problem = TileShape(spec), Problem(b, spec, arguments)
+        problem = Problem(b, spec, arguments)
         tiles = b.ceil_div(problem.keys, shape.keys)
         first = block % tiles * shape.keys
         to = b.at(workspace, b.wide(block) * shape.bytes)
@@ -129,7 +137,7 @@ class _Halved:
             for row, column, values in loaded:
                 words = self.half.fragments([values[:2], values[2:]])
                 for i, pair in enumerate(words):
-                    b.store(b.vector(pair), to, row * pitch + column * 2 + i * part)
+                    b.store(b.vector(pair), to, self.shape.place(row, column, pitch) + i * part)
 
 
 class Halves:

@@ -34,6 +34,7 @@ are added in f32 before the maximum is subtracted, as a softmax without fusion d
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from abqc.codegen.strategy import AttentionVariant
 
@@ -41,12 +42,13 @@ from ..arch import FEW_BLOCKS, GpuArch
 from .halves import HALF, TileShape, halves_kernel
 from .limits import limits_kernel
 from .merge import merge_kernel, partial_pitch
-from .mma import mma_kernel, mma_unsupported
+from .mma import ROWS, mma_kernel, mma_unsupported
 from .row_lanes import RowLanes
 from .rows import most_keys, rows_kernel
 from .simt import simt_kernel
 from .spec import AttentionSpec, Precision
 from .stored_rows import StoredRows
+from .wgmma import SwizzledShape, wgmma_kernel, wgmma_unsupported
 
 __all__ = ["AttentionSpec", "attention_kernels", "precision_on"]
 
@@ -61,8 +63,8 @@ def precision_on(archs: Iterable[GpuArch], *, half: bool) -> Precision:
     return precision if all(arch.has(form) for arch in archs) else "f32"
 
 
-def attention_kernels(spec: AttentionSpec) -> tuple[AttentionVariant, ...]:
-    """The kernels of `spec`, which cover every m >= 1 once."""
+def attention_kernels(spec: AttentionSpec, *, wgmma: bool = False) -> tuple[AttentionVariant, ...]:
+    """The kernels of `spec`, which cover every m >= 1 once; with `wgmma`, all targets have it."""
     variants = []
     fewer = 0
     for rows in FEW_ROWS:
@@ -88,11 +90,23 @@ def attention_kernels(spec: AttentionSpec) -> tuple[AttentionVariant, ...]:
             mma_kernel(spec),
             fewer + 1,
             None,
-            prepare=halves_kernel(spec),
+            prepare=halves_kernel(spec, TileShape(spec)),
             tile_floats=TileShape(spec).bytes // 4,
             limits=limits,
         )
-    return (*variants, many)
+    if not wgmma or wgmma_unsupported(spec):
+        return (*variants, many)
+    # Up to 64 rows would leave one of its two warpgroups without any.
+    shape = SwizzledShape(spec)
+    prompts = AttentionVariant(
+        wgmma_kernel(spec),
+        ROWS + 1,
+        None,
+        prepare=halves_kernel(spec, shape),
+        tile_floats=shape.bytes // 4,
+        limits=limits,
+    )
+    return (*variants, replace(many, max_rows=ROWS), prompts)
 
 
 def fewest_keys(spec: AttentionSpec, rows: int) -> int:

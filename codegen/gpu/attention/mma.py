@@ -54,10 +54,10 @@ def mma_kernel(spec: AttentionSpec) -> Kernel:
     """Any number of rows, `block[0]` of them a block. See kernels.py for the arguments."""
     name = f"attention_{spec.precision}_{spec.name}"
     shared = 2 * TileShape(spec).bytes + WARPS * 4
-    return tile_kernel(name, spec, _Tile, rows=ROWS, threads=THREADS, shared=shared)
+    return tile_kernel(name, spec, MmaTile, rows=ROWS, threads=THREADS, shared=shared)
 
 
-class _Tile(AttentionTile):
+class MmaTile(AttentionTile):
     """A thread has, of every accumulator, columns 2 q and 2 q + 1 of the rows g and g + 8 of its
     warp (lane = 4 g + q)."""
 
@@ -71,12 +71,21 @@ class _Tile(AttentionTile):
         limits: RowLimits | None,
     ) -> None:
         super().__init__(b, spec, problem, number, first, limits)
-        self.shape = TileShape(spec)
+        self.shape = self.shape_of(spec)
         self.half = Halves(b, HALF[spec.precision], self.shape.parts)
         self.quad = b.lane % 4
-        group = b.lane // 4 + b.warp * 16 + first
+        group = b.lane // 4 + self.warp * 16 + first
         self.rows = [group, group + 8]
         self.limits = self.row_limits(self.rows)
+
+    @staticmethod
+    def shape_of(spec: AttentionSpec) -> TileShape:
+        return TileShape(spec)
+
+    @property
+    def warp(self) -> Value:
+        """Among those that multiply."""
+        return self.b.warp
 
     def emit(self, workspace: Value) -> None:
         b, shape = self.b, self.shape

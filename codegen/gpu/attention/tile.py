@@ -78,10 +78,17 @@ def tile_types(spec: AttentionSpec) -> list[str]:
 
 
 def tile_kernel(
-    name: str, spec: AttentionSpec, make: MakeTile, *, rows: int, threads: int, shared: int
+    name: str,
+    spec: AttentionSpec,
+    make: MakeTile,
+    *,
+    rows: int,
+    threads: int,
+    shared: int,
+    registers: int = 0,
 ) -> Kernel:
     """Any number of rows, `rows` of them a block; see kernels.py for the arguments."""
-    return Kernel(name, (rows,), partial(_emit, name, spec, make, rows, threads, shared))
+    return Kernel(name, (rows,), partial(_emit, name, spec, make, rows, threads, shared, registers))
 
 
 def _emit(
@@ -91,11 +98,21 @@ def _emit(
     rows: int,
     threads: int,
     shared: int,
+    registers: int,
     module: Any,
     arch: GpuArch,
 ) -> None:
     types = tile_types(spec)
-    with kernel(module, arch, name, types, threads=threads, shared=shared, blocks=1) as (
+    with kernel(
+        module,
+        arch,
+        name,
+        types,
+        threads=threads,
+        shared=shared,
+        registers=registers,
+        blocks=0 if registers else 1,
+    ) as (
         b,
         block,
         *arguments,

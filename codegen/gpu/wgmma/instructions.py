@@ -36,6 +36,7 @@ class Wgmma:
 
     columns: int
     types: tuple[Element, Element]
+    transposed: bool = False  # B, of 16-bit floats: its columns are contiguous
 
     @property
     def is_float(self) -> bool:
@@ -69,7 +70,7 @@ class Wgmma:
         name = f"wgmma.mma_async.sync.aligned.m{ROWS}n{self.columns}k{k}"
         name += f".{total}.{self.types[0]}.{self.types[1]}"
         name += ".and.popc" if self.types[0] == "b1" else ""
-        immediates = ", 1, 1, 0" if self.is_float else ""  # no negation, B as it is
+        immediates = f", 1, 1, {int(self.transposed)}" if self.is_float else ""  # no negation
         text = (
             f"{{ .reg .pred adds; setp.ne.b32 adds, {flag}, 0; {name} "
             f"{{{sums}}}, {{{registers}}}, ${at + A_REGISTERS}, adds{immediates}; }}"
@@ -117,9 +118,10 @@ def descriptor_bits(atom_bytes: int) -> int:
     return (ATOM_ROWS * atom_bytes >> 4) | SWIZZLES[atom_bytes] << 30
 
 
-def descriptor(b: GpuBuilder, address: Value, atom_bytes: int) -> Value:
-    """The descriptor (i64) of rows from byte `address` of shared memory on."""
-    upper = descriptor_bits(atom_bytes) << 32 | 1 << 16  # no leading offset within an atom
+def descriptor(b: GpuBuilder, address: Value, atom_bytes: int, leading: int = 16) -> Value:
+    """The descriptor (i64) of rows from byte `address` of shared memory on; `leading` bytes are
+    between atoms along the rows of a transposed matrix, of others it says nothing."""
+    upper = descriptor_bits(atom_bytes) << 32 | leading >> 4 << 16
     return _descriptor(b, address, upper)
 
 
