@@ -22,6 +22,7 @@ from ..builder import GpuBuilder
 from .layout import UNIT_BYTES
 from .operands import PlaneOperands
 from .plan import PlanesPlan
+from .row_sums import copy_row_sums, pieces_of
 
 PIECE = 16  # bytes of a copy
 
@@ -44,7 +45,8 @@ class PlaneCopies:
         if plan.block_groups:
             self._records(k_block, b.at(stage, plan.records_offset))
             if plan.rows.has_sums:
-                self._row_sums(k_block, b.at(stage, plan.row_sums_offset))
+                target = b.at(stage, plan.row_sums_offset)
+                copy_row_sums(self.operands, b.thread, b.threads, self.first_token, k_block, target)
 
     def _weights(self, k_block: Value, stage: Value) -> None:
         plan, b = self.plan, self.b
@@ -87,30 +89,8 @@ class PlaneCopies:
             source = b.at(self.operands.records(self.first_tile + tile), at)
             b.copy_async(b.at(stage, piece * PIECE), source)
 
-    def _row_sums(self, k_block: Value, stage: Value) -> None:
-        """As `_records`. Sums begin at a multiple of 8 bytes."""
-        plan, b = self.plan, self.b
-        groups, last = plan.block_groups, plan.groups - 1
-        size = 8 if groups % 2 == 0 and plan.groups % groups == 0 else 4
-        per_token = 4 * groups // size
-        for piece in self._pieces(plan.schedule.block_m * per_token):
-            token, inside = piece // per_token, piece % per_token
-            group = b.min(k_block * groups + inside * (size // 4), last)
-            source = self.operands.row(self.first_token + token)
-            at = group * 4 + plan.rows.sums_offset
-            valid = b.select(self._exists(token), b.const(size, "i32"), 0)
-            b.copy_async(b.at(stage, piece * size), b.at(source, at), size, valid)
-
     def _pieces(self, count: int) -> Iterator[Value]:
-        """The thread's pieces of `count`; each is worked on inside of what is yielded."""
-        threads = self.b.threads
-        for begin in range(0, count, threads):
-            piece = self.b.thread + begin
-            if begin + threads <= count:
-                yield piece
-            else:
-                with self.b.when(piece < count):
-                    yield piece
+        return pieces_of(self.b, self.b.thread, self.b.threads, count)
 
     def _piece(
         self,

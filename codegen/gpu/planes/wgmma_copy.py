@@ -8,8 +8,6 @@ stage lacks behind the end of K is left as it was in weights, of which rows are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from abqc.codegen.builder import Value
 
 from ..wgmma.context import anew
@@ -18,6 +16,7 @@ from ..wgmma.producer import StageProducer
 from ..wgmma.ring import Place, Ring
 from .layout import UNIT_BYTES
 from .operands import PlaneOperands
+from .row_sums import copy_row_sums
 from .wgmma_plan import OCTET, QUAD, WgmmaPlanesPlan
 
 
@@ -58,27 +57,14 @@ class PlaneStageCopies(StageProducer):
             stage = self.ring.base + self.ring.offset(place)
             target = stage + plan.weights_offset + self.thread * plan.tile_stage_bytes
             source = self.operands.tile(tile)
+            turns = plan.k_blocks
             size, total = plan.tile_stage_bytes, plan.weight.tile_bytes
-            self._copy_run(turn, place, target, source, size, total)
+            self.copy_run(turn, place, target, source, size, total, turns)
             if plan.block_groups:
                 size, total = plan.tile_records_bytes, plan.groups * plan.weight.record_bytes
                 target = stage + plan.records_offset + self.thread * size
-                self._copy_run(turn, place, target, self.operands.records(tile), size, total)
-
-    def _copy_run(
-        self, turn: Value, place: Place, target: Value, source: Value, size: int, total: int
-    ) -> None:
-        """The `size` bytes of a turn, of `total` from pointer `source` on; what the last stage
-        lacks is the beginning."""
-        b, full = self.b, self.ring.full
-        at, rest = b.at(source, turn * size), total % size
-        if not rest:
-            full.copy(place.stage, target, at, size)
-            return
-        last = turn == self.plan.k_blocks - 1
-        full.copy(place.stage, target, at, b.select(last, b.const(rest, "i32"), size))
-        with b.when(last):
-            full.copy(place.stage, target + rest, source, size - rest)
+                source = self.operands.records(tile)
+                self.copy_run(turn, place, target, source, size, total, turns)
 
     # Rows
 
@@ -107,29 +93,5 @@ class PlaneStageCopies(StageProducer):
                     with b.when(self.piece + pieces < plan.row_pieces_per_stage):
                         b.copy_async(to, piece, UNIT_BYTES, valid)
         if plan.row_sum_stage_bytes:
-            self._copy_row_sums(turn, b.at(b.shared, stage + plan.row_sums_offset))
-
-    def _copy_row_sums(self, turn: Value, target: Value) -> None:
-        """Of groups behind the last one, that one's. Sums begin at a multiple of 8 bytes."""
-        b, plan = self.b, self.plan
-        groups, last = plan.block_groups, plan.groups - 1
-        size = 8 if groups % 2 == 0 and plan.groups % groups == 0 else 4
-        per_row = 4 * groups // size
-        for piece in self._row_sum_pieces(plan.schedule.block_m * per_row):
-            row, inside = piece // per_row, piece % per_row
-            group = b.min(turn * groups + inside * (size // 4), last)
-            source = self.operands.row(self.first_row + row)
-            exists = self.first_row + row < self.operands.m
-            valid = b.select(exists, b.const(size, "i32"), 0)
-            at = group * 4 + plan.rows.sums_offset
-            b.copy_async(b.at(target, piece * size), b.at(source, at), size, valid)
-
-    def _row_sum_pieces(self, count: int) -> Iterator[Value]:
-        """The thread's pieces of `count`; each is worked on inside of what is yielded."""
-        for begin in range(0, count, PRODUCERS):
-            piece = self.thread + begin
-            if begin + PRODUCERS <= count:
-                yield piece
-            else:
-                with self.b.when(piece < count):
-                    yield piece
+            target = b.at(b.shared, stage + plan.row_sums_offset)
+            copy_row_sums(self.operands, self.thread, PRODUCERS, self.first_row, turn, target)

@@ -19,7 +19,7 @@ from abqc.codegen.builder import Value, vec
 from ..arch import GpuArch
 from ..builder import POINTER, WEIGHT, kernel
 from ..matmul.grid_block import grid_block
-from ..wgmma.barriers import set_registers, shared_address
+from ..wgmma.barriers import shared_address
 from ..wgmma.context import BlockContext, anew
 from ..wgmma.instructions import (
     WARPGROUP_WARPS,
@@ -31,10 +31,9 @@ from ..wgmma.instructions import (
     wait_products,
 )
 from ..wgmma.output import store_block, store_sums
-from ..wgmma.producer import CopyState, complete_all, first_state, is_copying
+from ..wgmma.producer import CopyState
 from ..wgmma.ring import Place, Ring
-from ..wgmma.tile_loop import each_tile
-from ..wgmma.warpgroups import REGISTERS
+from ..wgmma.tile_loop import run_warpgroups
 from .chain import Pair
 from .layout import HALVES, TILE_BYTES, TILE_COLUMNS
 from .mma import WHOLE
@@ -50,7 +49,6 @@ Sums = list[Value]
 def emit_wgmma_matmul(module: Any, arch: GpuArch, name: str, plan: WgmmaPlanesPlan) -> None:
     """The matmul, or its part of a split."""
     arguments = [POINTER, WEIGHT, WEIGHT, POINTER, "i32", "i32"]
-    launched, copying, multiplying = REGISTERS[plan.consumers]
     with kernel(
         module,
         arch,
@@ -58,14 +56,12 @@ def emit_wgmma_matmul(module: Any, arch: GpuArch, name: str, plan: WgmmaPlanesPl
         arguments,
         threads=plan.schedule.threads,
         shared=plan.shared_bytes,
-        registers=launched,
+        registers=plan.launch_registers,
     ) as (b, block, rows, weight, bias, target, m, n):
         ring = Ring(b, plan, shared_address(b))
         ring.initialize()
         _prefetch(_context(PlaneOperands(plan, b, rows, weight, bias, m, n), block, target))
         b.wait()
-        copies = is_copying(b, plan)
-        s = plan.schedule
 
         def context(tile: Value) -> PlanesContext:
             # m and n anew: what follows from them, kept from tile to tile, takes registers.
@@ -73,24 +69,18 @@ def emit_wgmma_matmul(module: Any, arch: GpuArch, name: str, plan: WgmmaPlanesPl
             operands.prepare()
             return _context(operands, tile, target)
 
-        def copy(tile: Value, state: list[Value]) -> list[Value]:
+        def copy(tile: Value, state: CopyState) -> CopyState:
             here = context(tile)
             stages = PlaneStageCopies(ring, plan, here.operands, here.first_row, here.first_tile)
-            return stages.run(*here.turns(), CopyState.of(ring, state)).values
+            return stages.run(*here.turns(), state)
 
-        def multiply(tile: Value, place: list[Value]) -> list[Value]:
+        def multiply(tile: Value, place: Place) -> Place:
             here = context(tile)
-            sums, after = _Products(here, ring).run(*here.turns(), ring.place(place))
+            sums, after = _Products(here, ring).run(*here.turns(), place)
             _finish(here.again(), sums)
-            return after.values
+            return after
 
-        with b.when(copies):
-            set_registers(b, copying, more=False)
-            state = each_tile(b, s, block, m, n, first_state(ring).values, copy)
-            complete_all(ring, CopyState.of(ring, state))
-        with b.when(copies == 0):
-            set_registers(b, multiplying, more=True)
-            each_tile(b, s, block, m, n, ring.first().values, multiply)
+        run_warpgroups(ring, block, m, n, copy, multiply)
 
 
 @dataclass(frozen=True)

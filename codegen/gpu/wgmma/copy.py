@@ -59,16 +59,8 @@ class StageCopies(StageProducer):
             size = plan.stage_tile_bytes
             target = self.ring.base + self.ring.offset(place) + plan.rows_bytes
             target = target + self.thread * size
-            at = b.at(source, turn * size)
-            rest = plan.weights.tile_bytes % size
-            if not rest:
-                full.copy(place.stage, target, at, size)
-                return
-            # What the last stage lacks is some other weights, whose rows are zeros.
-            last = turn == plan.iterations - 1
-            full.copy(place.stage, target, at, b.select(last, b.const(rest, "i32"), size))
-            with b.when(last):
-                full.copy(place.stage, target + rest, source, size - rest)
+            total, turns = plan.weights.tile_bytes, plan.iterations
+            self.copy_run(turn, place, target, source, size, total, turns)
 
     # Rows
 

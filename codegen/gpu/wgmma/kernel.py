@@ -22,7 +22,7 @@ from ..matmul.grid_block import grid_block
 from ..matmul.loop_state import LoopState
 from ..weights.layout import BLOCKS, TILE_COLUMNS, WARP_LOAD_BYTES
 from ..weights.pointers import PackedWeight
-from .barriers import set_registers, shared_address
+from .barriers import shared_address
 from .context import WgmmaContext, anew
 from .copy import StageCopies
 from .fragments import words_of_half
@@ -36,10 +36,9 @@ from .instructions import (
     wait_products,
 )
 from .plan import HALF_BLOCKS, WgmmaPlan
-from .producer import CopyState, complete_all, first_state, is_copying
+from .producer import CopyState
 from .ring import Place, Ring
-from .tile_loop import each_tile
-from .warpgroups import REGISTERS
+from .tile_loop import run_warpgroups
 
 
 class Arithmetic(Protocol):
@@ -103,16 +102,14 @@ def emit_wgmma_kernel(
 ) -> None:
     """Add the kernel (q, w, bias, y or workspace, m, n) of docs/gpu.md to `module`."""
     arguments = [POINTER, WEIGHT, WEIGHT, POINTER, "i32", "i32"]
-    s = plan.schedule
-    launched, copying, multiplying = REGISTERS[plan.consumers]
     with kernel(
         module,
         arch,
         name,
         arguments,
-        threads=s.threads,
+        threads=plan.schedule.threads,
         shared=plan.shared_bytes,
-        registers=launched,
+        registers=plan.launch_registers,
     ) as (b, block, rows, packed, bias, target, m, n):
         ring = Ring(b, plan, shared_address(b))
         ring.initialize()
@@ -120,30 +117,22 @@ def emit_wgmma_kernel(
         begin, end = (turn * plan.stage_tile_bytes for turn in _turns(here))
         here.weight.prefetch(here.first_tile, plan.block_tiles, begin, end)
         b.wait()
-        copies = is_copying(b, plan)
 
         def context(tile: Value) -> WgmmaContext:
             # m and n anew: what follows from them, kept from tile to tile, takes registers.
             return _context(b, plan, tile, rows, packed, bias, target, anew(b, m), anew(b, n))
 
-        def copy(tile: Value, state: list[Value]) -> list[Value]:
+        def copy(tile: Value, state: CopyState) -> CopyState:
             here = context(tile)
-            stages = StageCopies(ring, here)
-            return stages.run(*_turns(here), CopyState.of(ring, state)).values
+            return StageCopies(ring, here).run(*_turns(here), state)
 
-        def multiply(tile: Value, place: list[Value]) -> list[Value]:
+        def multiply(tile: Value, place: Place) -> Place:
             here = context(tile)
-            values, after = _Products(here, arithmetic, ring).run(*_turns(here), ring.place(place))
+            values, after = _Products(here, arithmetic, ring).run(*_turns(here), place)
             arithmetic.finish(here.again(), values)
-            return after.values
+            return after
 
-        with b.when(copies):
-            set_registers(b, copying, more=False)
-            state = each_tile(b, s, block, m, n, first_state(ring).values, copy)
-            complete_all(ring, CopyState.of(ring, state))
-        with b.when(copies == 0):
-            set_registers(b, multiplying, more=True)
-            each_tile(b, s, block, m, n, ring.first().values, multiply)
+        run_warpgroups(ring, block, m, n, copy, multiply)
 
 
 def _context(

@@ -54,6 +54,29 @@ class StageProducer:
         """Start copies by `cp.async`."""
         raise NotImplementedError
 
+    def copy_run(
+        self,
+        turn: Value,
+        place: Place,
+        target: Value,
+        source: Value,
+        size: int,
+        total: int,
+        turns: int,
+    ) -> None:
+        """Start a bulk copy of turn `turn`'s `size` bytes of a run: `total` bytes from pointer
+        `source` on, for `turns` turns. What the last one lacks is the run's beginning: some other
+        weights, whose rows are zeros."""
+        b, full = self.b, self.ring.full
+        at, rest = b.at(source, turn * size), total % size
+        if not rest:
+            full.copy(place.stage, target, at, size)
+            return
+        last = turn == turns - 1
+        full.copy(place.stage, target, at, b.select(last, b.const(rest, "i32"), size))
+        with b.when(last):
+            full.copy(place.stage, target + rest, source, size - rest)
+
     def run(self, begin: Value, end: Value, state: CopyState) -> CopyState:
         """Copy the stages of turns `begin` to `end`, after those of the tile before."""
         b, lag = self.b, lag_of(self.schedule)

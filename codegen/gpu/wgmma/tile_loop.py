@@ -1,7 +1,7 @@
-"""Blocks that stay: each does several tiles of the output, one after the other.
+"""What the warpgroups of a block do, tile after tile of the output.
 
-As many blocks as run at once take tiles in turns, so that warps that copy are already at the next
-tile while the others store the last one.
+Blocks that stay do several tiles: as many blocks as run at once take them in turns, so that warps
+that copy are already at the next tile while the others store the last one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ from abqc.codegen.builder import Value
 
 from ..builder import GpuBuilder
 from ..matmul.schedule import Schedule
+from .barriers import set_registers
 from .context import anew
+from .producer import CopyState, complete_all, first_state, is_copying
+from .ring import Place, Ring
+from .warpgroups import REGISTERS
 
 
 def each_tile(
@@ -32,3 +36,33 @@ def each_tile(
     with b.loop(block, tiles, schedule.persistent, carry=carry) as loop:
         loop.carry(*body(loop.i, list(loop.args)))
     return loop.results
+
+
+def run_warpgroups(
+    ring: Ring,
+    block: Value,
+    m: Value,
+    n: Value,
+    copy: Callable[[Value, CopyState], CopyState],
+    multiply: Callable[[Value, Place], Place],
+) -> None:
+    """The end of a kernel: one warpgroup copies the tiles' stages, the others multiply them. Both
+    functions take a tile's number and where they are in the ring, and return where they are then.
+    """
+    b, schedule = ring.b, ring.plan.schedule
+    _, copying, multiplying = REGISTERS[ring.plan.consumers]
+    copies = is_copying(b, ring.plan)
+
+    def copy_tile(tile: Value, values: list[Value]) -> list[Value]:
+        return copy(tile, CopyState.of(ring, values)).values
+
+    def multiply_tile(tile: Value, values: list[Value]) -> list[Value]:
+        return multiply(tile, ring.place(values)).values
+
+    with b.when(copies):
+        set_registers(b, copying, more=False)
+        state = each_tile(b, schedule, block, m, n, first_state(ring).values, copy_tile)
+        complete_all(ring, CopyState.of(ring, state))
+    with b.when(copies == 0):
+        set_registers(b, multiplying, more=True)
+        each_tile(b, schedule, block, m, n, ring.first().values, multiply_tile)
