@@ -58,10 +58,10 @@ class Assembly:
     spills: bool
     slots: float
 
-    def of(self, features: KernelFeatures) -> KernelFeatures:
-        """The features of a launch of the kernel that its plan has made, corrected."""
+    def on(self, features: KernelFeatures, arch: str) -> KernelFeatures:
+        """The features of a launch on `arch` of the kernel that its plan has made, corrected."""
         issued = features.issued * self.slots
-        return replace(features, registers=self.registers, issued=issued)
+        return replace(features, arch=arch, registers=self.registers, issued=issued)
 
 
 @dataclass(frozen=True)

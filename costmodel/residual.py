@@ -68,12 +68,15 @@ class Residual:
         factors = np.ones(len(features))
         if not features:
             return factors
-        rows = np.array([_row(f, e, self.flags) for f, e in zip(features, estimates, strict=True)])
+        measured = [
+            i for i, f in enumerate(features) if feature_list.category(f) in self.categories
+        ]
+        if not measured:
+            return factors
+        rows = np.array([_row(features[i], estimates[i], self.flags) for i in measured])
         asked = rows[:, : len(self.low)]
-        inside = (asked >= self._lowest) & (asked <= self._highest)
-        measured = [feature_list.category(f) in self.categories for f in features]
-        covered = inside.all(axis=1) & np.array(measured)
-        factors[covered] = np.exp(self.trees.predict(rows[covered]))
+        inside = ((asked >= self._lowest) & (asked <= self._highest)).all(axis=1)
+        factors[np.array(measured)[inside]] = np.exp(self.trees.predict(rows[inside]))
         return factors
 
     def factor(self, features: Features, estimate: Estimate) -> float:

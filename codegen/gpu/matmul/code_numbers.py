@@ -26,11 +26,6 @@ FEW = 4  # turns of a loop, and groups: likewise
 
 
 @lru_cache(maxsize=256)
-def _layout(spec: MatmulSpec) -> WeightLayout:
-    return WeightLayout.of(spec)
-
-
-@lru_cache(maxsize=256)
 def _weight_numbers(spec: MatmulSpec, activation: Activation) -> Mapping[str, float]:
     """Of the formats, the same for all schedules."""
     layout = WeightLayout.of(spec)
@@ -70,7 +65,7 @@ def _schedule_numbers(schedule: Schedule) -> dict[str, float]:
 
 def rows_code(spec: MatmulSpec, schedule: Schedule, activation: Activation) -> KernelCode:
     """Of few_rows/."""
-    plan = RowsPlan(_layout(spec), schedule)
+    plan = RowsPlan(WeightLayout.of(spec), schedule)
     turns = -(-plan.run // plan.ahead)
     by_mma = schedule.block_m == MMA_ROWS
     instructions = issue_counts.rows_unit(plan.layout, schedule.block_m, by_mma)

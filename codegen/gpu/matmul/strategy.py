@@ -278,7 +278,7 @@ class Scheduled:
         """What a cost model needs to know of `m` rows on each target."""
         features = self.strategy.features(spec, schedule, m)
         return tuple(
-            _on(expected.of(features) if expected is not None else features, arch)
+            expected.on(features, arch.name) if expected is not None else _on(features, arch)
             for arch, expected in zip(self.archs, self.assembled(spec)[schedule], strict=True)
         )
 

@@ -18,6 +18,7 @@ little-endian.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -56,7 +57,7 @@ class GroupedK:
         """Units of a group, the last one excepted."""
         return -(-self.group_size // self.unit)
 
-    @property
+    @cached_property
     def units(self) -> int:
         """Units of all groups."""
         last = self.k - (self.groups - 1) * self.group_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import product
 
 from abqc.codegen.strategy import MatmulSpec
@@ -38,8 +39,9 @@ STAGE_ROW_BYTES = (64, 128, 256)  # of an activation row, where chunks and group
 SPLITS = (1, 2, 4, 8)
 
 
+@lru_cache(maxsize=4096)
 def plan_of(spec: MatmulSpec, schedule: Schedule, activation: Activation) -> TilePlan:
-    """The plan of a tile kernel over rows of that kind."""
+    """The plan of a tile kernel over rows of that kind: many are asked often in a choice."""
     rows = rows_of(spec, activation)
     return TilePlan(WeightLayout.of(spec), schedule, rows.row_bytes, rows.code_bytes)
 

@@ -46,7 +46,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -104,6 +104,7 @@ class WeightLayout:
     has_sums: bool
 
     @staticmethod
+    @lru_cache(maxsize=256)
     def of(spec: MatmulSpec) -> WeightLayout:
         """For 8-bit MMA where products are integers, else for 16-bit floats."""
         assert spec.weight is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import product
 
 from abqc.codegen.strategy import Kernel, MatmulSpec
@@ -29,8 +29,9 @@ STAGES = (2, 3, 4, 6)
 SPLITS = (1, 2, 3, 4, 6, 8)
 
 
+@lru_cache(maxsize=4096)
 def plan_of(spec: MatmulSpec, schedule: Schedule, activation: Activation) -> WgmmaPlan:
-    """The plan of a kernel by wgmma over rows of that kind."""
+    """The plan of a kernel by wgmma over rows of that kind: many are asked often in a choice."""
     rows = rows_of(spec, activation)
     return WgmmaPlan(WeightLayout.of(spec), schedule, rows.row_bytes, rows.code_bytes)
 
