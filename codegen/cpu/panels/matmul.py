@@ -17,7 +17,6 @@ from ..grid_block import grid_block
 from ..schedule import KernelSchedule
 from .layout import PANEL, RowLayout, WeightLayout
 from .scales import load_scales
-from .words import add_words, fits_words
 
 T = TypeVar("T")
 
@@ -214,8 +213,6 @@ class PanelBody:
         """Offsets and zero points taken out of a tile's products; `sums` of v, where not stored."""
         b = self.b
         sums = sums or [self._stored_sums(at, segment) for at in w_at]
-        if fits_words(self.weight, self.row):
-            return self._centre_words(products, sums, q_at, w_at, group, segment, terms)
         acc = []
         for r, at in enumerate(q_at):
             zero = b.load_as(self.q, at + self.row.zero_offset, "i32")
@@ -253,38 +250,6 @@ class PanelBody:
         if layout.symmetric:
             return acc - b.splat(centred * value.offset, PANEL)
         return acc - (self._zeros(w_at, group) + value.offset) * b.splat(centred, PANEL)
-
-    def _centre_words(
-        self,
-        products: list[list[Value]],
-        sums: list[Value],
-        q_at: Sequence[Value],
-        w_at: Sequence[Value],
-        group: Value,
-        segment: Value,
-        terms: Value,
-    ) -> list[list[Value]]:
-        """The same by products of words (`words.py`)."""
-        b, layout, value = self.b, self.weight, self.weight.value
-        offset = not layout.symmetric or value.offset != 0
-        weights = []
-        for c, at in enumerate(w_at):
-            words = sums[c] & 0xFFFF
-            if layout.symmetric:
-                words = words | (value.offset << 16)
-            else:
-                words = words | ((self._zeros(at, group) + value.offset) << 16)
-            weights.append(words)
-        acc = []
-        for r, at in enumerate(q_at):
-            zero = b.load_as(self.q, at + self.row.zero_offset, "i32")
-            words = zero * -value.mul & 0xFFFF
-            if offset:
-                row_sum = b.load_as(self.q, at + (segment * 4 + self.row.sums_offset), "i32")
-                words = words + ((b.from_index(terms, "i32") * zero) << 16) - (row_sum << 16)
-            doubled = [p + p if value.mul == 2 else p for p in products[r]]
-            acc.append([add_words(b, p, words, w) for p, w in zip(doubled, weights, strict=True)])
-        return acc
 
     def _zeros(self, w_at: Value, group: Value) -> Value:
         """Zero points of a group of a panel, vector<16xi32>."""

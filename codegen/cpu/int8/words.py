@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abqc.codegen.builder import Builder, Value, vec
 
-from .layout import PANEL, RowLayout, WeightLayout
+from ..panels.layout import PANEL, RowLayout, WeightLayout
 
 WORD_MAX = (1 << 15) - 1
 
