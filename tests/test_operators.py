@@ -409,6 +409,13 @@ def test_agrees_with_onnxruntime(case: Callable[[], Case], tmp_path: Path) -> No
     graph.check(tmp_path, *feeds, tolerance=1e-5)
 
 
+def test_pads_of_what_others_leave_empty(tmp_path: Path) -> None:
+    g = Graph(x=("float32", "n", 2))
+    nothing = g("Pad", "x", np.array([1, -2, 0, 0]))
+    g.outputs = [nothing, g("Pad", nothing, np.array([0, 1, 0, 2]), np.float32(3.5))]
+    g.check(tmp_path, {"x": normal(3, 2)})
+
+
 def test_gemm_of_activations_is_scaled(tmp_path: Path) -> None:
     g = Graph(a=("float32", "n", 4))
     g("Gemm", "a", "a", transB=1, alpha=0.5)

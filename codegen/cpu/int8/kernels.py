@@ -17,6 +17,7 @@ from ..panels.matmul import PanelBody, PanelKernel, Tile, split
 from .dot import Dot
 from .layout import QUAD, value_quads
 from .units import load_unit, unit_quad
+from .words import add_words, fits_words
 
 ONES = 0x01010101  # four activations of 1
 DOT_ROWS = {False: 4, True: 6}  # of a tile by whether weights are decoded once
@@ -92,6 +93,41 @@ class Int8Body(PanelBody):
         """Those of products, of a unit of a segment."""
         quads, dot = self.quads(w_at, segment, unit), self.dot
         return lambda panel, quad: dot.weights(quads(panel, quad))
+
+    def _centre_tile(
+        self,
+        products: list[list[Value]],
+        sums: list[Value],
+        q_at: Sequence[Value],
+        w_at: Sequence[Value],
+        group: Value,
+        segment: Value,
+        terms: Value,
+    ) -> list[list[Value]]:
+        """By products of words, where they fit (`words.py`)."""
+        if not fits_words(self.weight, self.row):
+            return super()._centre_tile(products, sums, q_at, w_at, group, segment, terms)
+        sums = sums or [self._stored_sums(at, segment) for at in w_at]
+        b, layout, value = self.b, self.weight, self.weight.value
+        offset = not layout.symmetric or value.offset != 0
+        weights = []
+        for c, at in enumerate(w_at):
+            words = sums[c] & 0xFFFF
+            if layout.symmetric:
+                words = words | (value.offset << 16)
+            else:
+                words = words | ((self._zeros(at, group) + value.offset) << 16)
+            weights.append(words)
+        acc = []
+        for r, at in enumerate(q_at):
+            zero = b.load_as(self.q, at + self.row.zero_offset, "i32")
+            words = zero * -value.mul & 0xFFFF
+            if offset:
+                row_sum = b.load_as(self.q, at + (segment * 4 + self.row.sums_offset), "i32")
+                words = words + ((b.from_index(terms, "i32") * zero) << 16) - (row_sum << 16)
+            doubled = [p + p if value.mul == 2 else p for p in products[r]]
+            acc.append([add_words(b, p, words, w) for p, w in zip(doubled, weights, strict=True)])
+        return acc
 
     def _unit(self, acc: list[list[Value]], q_at: Sequence[Value], operands: Operands) -> None:
         """Add the products of one unit to `acc`, [chain, row, panel][register]."""

@@ -249,9 +249,12 @@ class PanelBody:
         centred = row_sum - b.from_index(terms, "i32") * zero
         if layout.symmetric:
             return acc - b.splat(centred * value.offset, PANEL)
-        zeros_at = w_at + (group * PANEL + layout.zeros_offset)
-        zeros = b.zext(b.load_as(self.w, zeros_at, vec(PANEL, "i8")), "i32")
-        return acc - (zeros + value.offset) * b.splat(centred, PANEL)
+        return acc - (self._zeros(w_at, group) + value.offset) * b.splat(centred, PANEL)
+
+    def _zeros(self, w_at: Value, group: Value) -> Value:
+        """Zero points of a group of a panel, vector<16xi32>."""
+        at = w_at + (group * PANEL + self.weight.zeros_offset)
+        return self.b.zext(self.b.load_as(self.w, at, vec(PANEL, "i8")), "i32")
 
     def _stored_sums(self, w_at: Value, segment: Value) -> Value:
         """sum of v over a segment of a panel, vector<16xi32>."""

@@ -342,6 +342,8 @@ def _padded(
 ) -> ir.Value:
     """Written into a tensor filled with `number`: two loops over memory, no branch in either."""
     filled = b.full(x.dtype, dims, number)
+    if symbolic.ZERO in x.dims:  # MLIR rejects offsets at the end of an empty axis
+        return filled
     return tensor.InsertSliceOp(
         b.tensor(x),
         filled,
