@@ -163,3 +163,26 @@ def test_heads_wider_than_attention_kernels(tmp_path: Path) -> None:
 
     library = check(g, tmp_path, feeds(2, 5, 7), feeds(1, 1, 9))
     assert {"softmax", "batch_matmul_transposed"} <= kernels(library)
+
+
+def test_prompts_of_every_length(tmp_path: Path) -> None:
+    """Rows of a head from which other kernels are taken; a causal mask, whose limits are made."""
+    heads = {x: ("float32", 1, 2, n, 64) for x, n in zip("qkv", "mtt", strict=True)}
+    g = Graph(**heads, mask=("float32", 1, 1, "m", "t"))
+    scores = g("MatMul", "q", g("Transpose", "k", perm=[0, 1, 3, 2]))
+    scores = g("Add", g("Mul", scores, np.float32(0.125)), "mask")
+    g("MatMul", g("Softmax", scores), "v")
+    source = tmp_path / "model.onnx"
+    onnx.save(g.build(), source)
+    library = compile_file(source, target="sm_90a", output=tmp_path / "model.so")
+    assert any(name.startswith("attention_wgmma") for name in kernels(library))
+    model, session = abqc.load(library, device="ptx-vm"), onnxruntime.InferenceSession(source)
+    for m, t in ((9, 70), (100, 130)):
+        feed: Feeds = {
+            x: normal(1, 2, n, 64, seed=n) for x, n in zip("qkv", (m, t, t), strict=True)
+        }
+        hidden = np.arange(t) > np.arange(m)[:, None] + t - m
+        mask = np.where(hidden, np.finfo(np.float32).min, 0).astype(np.float32)
+        feed["mask"] = mask[None, None]
+        (actual,), (expected,) = model.run(feed), session.run(None, feed)
+        np.testing.assert_allclose(actual, expected, atol=5e-5)

@@ -22,9 +22,10 @@ def reachable(variants: Sequence[Any], m: int, heads: int, shared: int) -> list[
     if not few or abq.DYNAMIC in (heads, shared) or not shared:
         return list(variants)
     most, group = max(few), heads // shared
-    known = [max(m, 1)] if m != abq.DYNAMIC else range(1, most + 2)
+    known = [max(m, 1)] if m != abq.DYNAMIC else range(1, most + 1)
     wanted = [min(group * rows, most) if rows <= most else rows for rows in known]
-    return [variant for variant in variants if any(map(variant.covers, wanted))]
+    many = m == abq.DYNAMIC
+    return [v for v in variants if any(map(v.covers, wanted)) or (many and v.min_rows > most)]
 
 
 def rows_of_ranges(variants: Sequence[Any], m: ir.Value, group: ir.Value) -> ir.Value:
