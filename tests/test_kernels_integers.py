@@ -12,7 +12,7 @@ from abqc.codegen.cpu.panels.bitplane import BitplaneStrategy
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects import reference
 from abqc.dialects.formats import parse_scheme, quantize_weight
-from kernel_cases import ISAS, compile_jit, variant_for
+from kernel_cases import ISAS, Case, compile_jit, variant_for
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
@@ -57,3 +57,15 @@ def test_what_has_no_such_kernel_says_so() -> None:
     assert "two bits" in str(Int8Strategy().unsupported(binary))
     floats = replace(grouped, weight=parse_scheme("wnf4"))
     assert "no integers" in str(Dequantize().unsupported(floats))
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("weight", ["w3:g128", "w7:g128:asym", "w8:g128"])
+@pytest.mark.parametrize("low", [True, False])
+def test_groups_of_words_hold_their_extremes(isa, weight, low):
+    """Zero points and sums of rows whose codes are all at one end, but one at the other."""
+    case = Case.random(Int8Strategy(), isa, weight, "a8", m=5, n=17, k=256)
+    case.x[:] = -1.0 if low else 1.0
+    case.x[:, 255] = 1.0 if low else -1.0
+    case.weight.codes[:] = case.weight.scheme.format.qmin if low else case.weight.scheme.format.qmax
+    case.check_accumulators()

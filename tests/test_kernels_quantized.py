@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from abqc.codegen import isa as isas
 from abqc.codegen.codes.bit_parts import bit_parts
+from abqc.codegen.codes.dense_units import quad_pieces, unit_quads
 from abqc.codegen.cpu.int8.strategy import Int8Strategy
 from abqc.codegen.cpu.panels.bitplane import BitplaneStrategy
 from abqc.codegen.cpu.panels.strategy import PanelStrategy
@@ -186,6 +187,19 @@ def test_codes_are_stored_at_their_width(strategy, bits):
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_parts_of_codes_have_all_their_bits(bits):
     assert sum(part.bits for part in bit_parts(bits)) == bits
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_units_are_dense_and_have_each_bit_of_their_codes_once(bits):
+    quads = quad_pieces(bits)
+    assert len(quads) == unit_quads(bits)
+    places = []
+    for pieces in quads:
+        own = sorted(piece.shift + i for piece in pieces for i in range(piece.bits))
+        assert own == list(range(bits))
+        places += [(p.vector, p.begin + i) for p in pieces for i in range(p.bits)]
+    vectors = len(quads) * bits // 8
+    assert sorted(places) == [(vector, bit) for vector in range(vectors) for bit in range(8)]
 
 
 @each_strategy

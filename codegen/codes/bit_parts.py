@@ -8,7 +8,6 @@ import numpy as np
 from abqc.dialects.formats import NumberFormat
 
 from ..builder import Value
-from .ternary_digits import DIGITS, digit_of_bytes
 
 
 @dataclass(frozen=True)
@@ -62,30 +61,29 @@ class StoredValue:
 
 @dataclass(frozen=True)
 class BitPart:
-    """`bits` bits of every value, from bit `shift` on; 8 // bits quads share a vector.
-
-    `in_digits`: of ternary values, quad j is digit j of every byte (ternary_digits.py).
-    """
+    """`bits` bits of every value, from bit `shift` on; 8 // bits quads share a vector."""
 
     bits: int
     shift: int
-    in_digits: bool = False
 
     @property
     def quads(self) -> int:
-        return DIGITS if self.in_digits else 8 // self.bits
+        return 8 // self.bits
 
     def emit(self, vector: Value, quad: int) -> Value:
         """The bits of quad `quad` of a part's vector (i32), moved to where they are in values."""
-        if self.in_digits:
-            return digit_of_bytes(vector, quad)
-        if self.bits == 8:
-            return vector
-        distance = quad * self.bits - self.shift
-        moved = vector
-        if distance:
-            moved = vector >> distance if distance > 0 else vector << -distance
-        return moved & (((1 << self.bits) - 1) << self.shift) * 0x01010101
+        return moved_bits(vector, quad * self.bits, self.bits, self.shift)
+
+
+def moved_bits(vector: Value, begin: int, bits: int, shift: int) -> Value:
+    """`bits` bits of every byte of a vector (i32), moved from bit `begin` to bit `shift`."""
+    if bits == 8:
+        return vector
+    distance = begin - shift
+    moved = vector
+    if distance:
+        moved = vector >> distance if distance > 0 else vector << -distance
+    return moved & (((1 << bits) - 1) << shift) * 0x01010101
 
 
 def bit_parts(bits: int) -> tuple[BitPart, ...]:

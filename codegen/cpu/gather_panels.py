@@ -20,6 +20,7 @@ from abqc.dialects.formats import FLOAT_BYTES
 from abqc.dialects.scale_types import SCALE_BYTES
 
 from ..builder import INDEX, Builder, Value, buffer, function, vec
+from ..codes.dense_units import value_pieces
 from ..isa import Isa
 from ..strategy import Kernel, MatmulSpec
 from .bf16.dot import PAIR
@@ -29,7 +30,7 @@ from .float_products.dequantize import SIGN_BITS, weight_layout
 from .float_products.matmul import Panels
 from .float_products.tile import PANEL, load_floats
 from .gather import ROWS
-from .int8.layout import QUAD, value_parts, value_quads
+from .int8.layout import QUAD, value_quads
 from .panels.layout import WeightLayout
 from .panels.look_up import indexed_values
 from .panels.scales import load_scales
@@ -148,14 +149,12 @@ class _Row:
 
     def _quad(self, at: Value, quad: int) -> Value:
         """Four stored values, unsigned and times `mul`, as vector<4xi32>."""
-        b, layout, offset = self.b, self.layout, 0
+        b, layout = self.b, self.layout
         flipped = layout.value.signed and layout.value.indexed is None
         total = b.const(SIGN_BITS if flipped else 0, "i32")
-        for part in value_parts(layout.value):
-            place, slot = divmod(quad, part.quads)
-            byte = at + (self.lane * QUAD + (offset + place * VECTOR_BYTES))
-            total = total ^ part.emit(b.load_as(self.w, byte, "i32"), slot)
-            offset += value_quads(layout.value) // part.quads * VECTOR_BYTES
+        for piece in value_pieces(layout.value)[quad]:
+            byte = at + (self.lane * QUAD + piece.vector * VECTOR_BYTES)
+            total = total ^ piece.emit(b.load_as(self.w, byte, "i32"))
         stored = b.zext(b.bitcast(b.splat(total, 1), vec(QUAD, "i8")), "i32")
         return stored * layout.value.mul
 

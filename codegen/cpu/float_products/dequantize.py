@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 from abqc.codegen.builder import INDEX, Builder, Value, buffer, function, vec
+from abqc.codegen.codes.dense_units import value_pieces
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel, MatmulSpec, Variant
 from abqc.dialects.formats import QuantizedTensor, Scheme
 
 from ..grid_block import grid_block
-from ..int8.layout import QUAD, pack_codes, stored_value, value_parts, value_quads
+from ..int8.layout import QUAD, pack_codes, stored_value, value_quads
 from ..packing.block_rows import block_pack_kernel
 from ..packing.rounded_rows import RoundedRows, rounded_pack_kernel, rounded_scaled_pack_kernel
 from ..panels.layout import WeightLayout, pack_weight
@@ -175,14 +176,12 @@ class CodePanel:
 
     def _quad(self, at: Value, quad: int) -> Value:
         """u of a quad, a byte each, vector<16xi32>."""
-        b, layout, offset = self.b, self.layout, 0
+        b, layout = self.b, self.layout
         flipped = layout.value.signed and layout.value.indexed is None
         values = b.const(SIGN_BITS if flipped else 0, vec(PANEL, "i32"))
-        for part in value_parts(layout.value):
-            place, slot = divmod(quad, part.quads)
-            vector = b.load_as(self.w, at + (offset + place * 64), vec(PANEL, "i32"))
-            values = values ^ part.emit(vector, slot)
-            offset += value_quads(layout.value) // part.quads * 64
+        for piece in value_pieces(layout.value)[quad]:
+            vector = b.load_as(self.w, at + piece.vector * 64, vec(PANEL, "i32"))
+            values = values ^ piece.emit(vector)
         return values + values if layout.value.mul == 2 else values
 
     def _float(self, packed: Value, byte: int, zero: Value) -> Value:

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import or_
+
 from abqc.codegen.builder import Builder, Value, vec
-from abqc.codegen.codes.bit_parts import BitPart, StoredValue
+from abqc.codegen.codes.bit_parts import StoredValue
+from abqc.codegen.codes.dense_units import value_pieces
 
-from ..panels.layout import PANEL
+from ..panels.layout import PANEL, VECTOR_BYTES
 from ..panels.look_up import integer_values
-from .layout import QUAD, value_parts, value_quads
-
-Unit = dict[BitPart, list[Value]]
 
 
-def load_unit(b: Builder, source: Value, at: Value, value: StoredValue) -> Unit:
-    """The vectors of the unit at byte `at`, by part."""
-    offset = 0
-    vectors: Unit = {}
-    for part in value_parts(value):
-        vectors[part] = []
-        for _ in range(value_quads(value) // part.quads):
-            vectors[part].append(b.load_as(source, at + offset, vec(PANEL, "i32")))
-            offset += PANEL * QUAD
-    return vectors
+def load_unit(b: Builder, source: Value, at: Value, value: StoredValue) -> list[Value]:
+    """The vectors of the unit at byte `at`."""
+    count = 1 + max(piece.vector for pieces in value_pieces(value) for piece in pieces)
+    return [b.load_as(source, at + i * VECTOR_BYTES, vec(PANEL, "i32")) for i in range(count)]
 
 
-def unit_quad(b: Builder, vectors: Unit, quad: int, value: StoredValue) -> Value:
+def unit_quad(b: Builder, vectors: list[Value], quad: int, value: StoredValue) -> Value:
     """The values of a quad as bytes, vector<16xi32>."""
-    values = None
-    for part, loaded in vectors.items():
-        bits = part.emit(loaded[quad // part.quads], quad % part.quads)
-        values = bits if values is None else values | bits
-    assert values is not None
+    pieces = value_pieces(value)[quad]
+    values = reduce(or_, (piece.emit(vectors[piece.vector]) for piece in pieces))
     return values if value.indexed is None else integer_values(b, values, value.indexed)

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from abqc.codegen.builder import Builder, Value
+from abqc.codegen.codes.dense_units import unit_quads
 
-from ..int8.layout import QUAD, unit_quads
+from ..int8.layout import QUAD
 from ..panels.layout import PANEL, RowLayout
 
 BITS = 4  # of a nibble: weights that are looked up at once

@@ -15,12 +15,13 @@ import numpy as np
 from abqc.codegen.align import align
 from abqc.codegen.builder import Builder, Value
 from abqc.codegen.codes.bit_parts import StoredValue
+from abqc.codegen.codes.dense_units import unit_quads
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects import trellis
 from abqc.dialects.formats import QuantizedTensor
 from abqc.dialects.trellis import PANEL_ROWS, ROW_MULTIPLE, Panels
 
-from ..int8.layout import QUAD, unit_quads
+from ..int8.layout import QUAD
 from ..panels.layout import PANEL, VECTOR_BYTES, WeightLayout
 from ..panels.reduction import Reduction
 

@@ -6,11 +6,12 @@ Codes are decoded to the bytes that strategy `int8` multiplies (`kernels.py`).
 from __future__ import annotations
 
 import numpy as np
+from abqc.codegen.codes.dense_units import unit_quads
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import MatmulSpec
 from abqc.dialects.formats import QuantizedTensor, Scheme
 
-from ..int8.layout import QUAD, unit_quads
+from ..int8.layout import QUAD
 from ..int8.strategy import Int8Strategy
 from ..panels.strategy import MAX_ROTATED_K, highest_code
 from ..schedule import CpuSchedule, RowRange
