@@ -31,6 +31,7 @@ from ..wgmma.instructions import (
     descriptor,
     finished,
 )
+from ..wgmma.ring import Place, next_place
 from ..wgmma.warpgroups import REGISTERS
 from .halves import HALF, TileShape
 from .mma import MmaTile
@@ -142,12 +143,6 @@ class _Tile(MmaTile):
             set_registers(b, multiplying, more=True)
             self._multiply(end)
 
-    def _next(self, stage: Value, phase: Value) -> tuple[Value, Value]:
-        b = self.b
-        last = stage == self.shape.stages - 1
-        following = b.select(last, b.const(0, "i32"), stage + 1)
-        return following, b.select(last, phase ^ 1, phase)
-
     def _copy_tiles(self, tiles: Value, end: Value) -> None:
         """By one thread: each tile in one copy."""
         b, size = self.b, self.shape.bytes
@@ -158,7 +153,7 @@ class _Tile(MmaTile):
             self.full.expect(stage, size)
             source = b.at(tiles, b.wide(loop.i // self.shape.keys) * size)
             self.full.copy(stage, self.base + stage * size, source, size)
-            loop.carry(*self._next(stage, phase))
+            loop.carry(*next_place(b, Place(stage, phase), self.shape.stages).values)
 
     def _multiply(self, end: Value) -> None:
         b, shape = self.b, self.shape
@@ -177,7 +172,12 @@ class _Tile(MmaTile):
             b.warp_barrier()
             with b.when(b.lane == 0):
                 self.empty.arrive(stage)
-            loop.carry(*self._next(stage, phase), *largest, *totals, *sums)
+            loop.carry(
+                *next_place(b, Place(stage, phase), self.shape.stages).values,
+                *largest,
+                *totals,
+                *sums,
+            )
         self._store(loop.results[4:6], loop.results[6:])
 
     def _products(

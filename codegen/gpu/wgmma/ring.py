@@ -87,12 +87,16 @@ class Ring:
         return Place(stage, phase)
 
     def next(self, place: Place) -> Place:
-        b = self.b
-        following = place.stage + 1
-        ends = following == self.plan.schedule.stages
-        stage = b.select(ends, b.const(0, "i32"), following)
-        return Place(stage, b.select(ends, place.phase ^ 1, place.phase))
+        return next_place(self.b, place, self.plan.schedule.stages)
 
     def offset(self, place: Place) -> Value:
         """Of a stage's bytes in shared memory."""
         return place.stage * self.plan.stage_bytes
+
+
+def next_place(b: GpuBuilder, place: Place, stages: int) -> Place:
+    """The one behind `place` in a ring of so many stages."""
+    following = place.stage + 1
+    ends = following == stages
+    stage = b.select(ends, b.const(0, "i32"), following)
+    return Place(stage, b.select(ends, place.phase ^ 1, place.phase))
