@@ -99,7 +99,8 @@ def _kernel(
     plan = plan_of(spec, schedule, activation)
     emit = partial(emit_wgmma_kernel, name=name, plan=plan, arithmetic=arithmetic)
     block = schedule.block_m, schedule.block_n
-    return WgmmaKernel(name, block, emit, most_blocks=schedule.persistent)
+    most, stream = schedule.persistent, plan.stream
+    return WgmmaKernel(name, block, emit, most_blocks=most, stream=stream)
 
 
 @dataclass(frozen=True)

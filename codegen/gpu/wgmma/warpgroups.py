@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from abqc.codegen.strategy import StreamK
+
+from ..arch import WARP
 from ..matmul.schedule import Schedule
 from .instructions import ROWS, WARPGROUP_WARPS
 
@@ -35,6 +38,48 @@ class Warpgroups:
     @property
     def accumulators(self) -> int:
         return self.halves * self.half_sums
+
+    # Blocks that share tiles along K (stream_k.py)
+
+    @property
+    def turns(self) -> int:
+        """Of the K loop, for a whole tile."""
+        raise NotImplementedError
+
+    @property
+    def unit_turns(self) -> int:
+        """Turns that one block has together: groups along K are not shared."""
+        raise NotImplementedError
+
+    @property
+    def units(self) -> int:
+        """Of a tile, which blocks share."""
+        return -(-self.turns // self.unit_turns)
+
+    @property
+    def consumer_threads(self) -> int:
+        return self.consumers * WARPGROUP_WARPS * WARP
+
+    @property
+    def stream(self) -> StreamK | None:
+        """What blocks that share tiles need; None where they do not."""
+        if not self.schedule.stream_k:
+            return None
+        slot_bytes = 4 * self.accumulators * self.consumer_threads
+        return StreamK(self.schedule.split, slot_bytes, self.consumers * WARPGROUP_WARPS)
+
+    @property
+    def stream_problem(self) -> str | None:
+        """Why blocks cannot share tiles; None where they can, or do not."""
+        s = self.schedule
+        if not s.stream_k:
+            return None
+        if self.units < s.split:
+            return "there is less K than blocks that share a tile"
+        # Numbers of units are multiplied by numbers of blocks, in 32 bits.
+        if 2 * s.persistent * (s.persistent + 1) * self.units >= 1 << 31:
+            return "there is too much K to be shared"
+        return None
 
     @property
     def launch_registers(self) -> int:
