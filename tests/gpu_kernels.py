@@ -65,7 +65,7 @@ def run_stream(
     assert stream is not None
     workspace = output(grid * stream.slot_bytes // 4)
     counters = np.zeros(3 + grid * stream.flags, np.int32)
-    arguments = [*operands, output(m * n), m, n, workspace, counters, 3]
+    arguments = [*operands, output(m * n), m, n, workspace, 3, counters]
     *_, y, workspace, counters = run(kernel, grid, arguments, arch)
     take(workspace)
     assert not counters.any()

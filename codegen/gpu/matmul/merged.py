@@ -39,7 +39,7 @@ class Operands:
 
 
 MATMUL = Operands((1, 2, 3, 5), 3, 4, 5)  # x, w, bias, y, m, n
-STREAM = Operands((1, 2, 3, 5, 6, 8), 3, 4, 5)  # the same, workspace, counters, first counter
+STREAM = Operands((1, 2, 3, 5, 6, 7), 3, 4, 5)  # the same, workspace, first counter, counters
 REDUCE = Operands((0, 2, 3, 4, 6), 4, 5, 6)  # workspace, x, w, bias, y, m, n
 
 

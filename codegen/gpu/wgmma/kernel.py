@@ -102,7 +102,7 @@ def emit_wgmma_kernel(
     module: Any, arch: GpuArch, name: str, plan: WgmmaPlan, arithmetic: Arithmetic
 ) -> None:
     """Add the kernel (q, w, bias, y or workspace, m, n) of docs/gpu.md to `module`; where blocks
-    share tiles, (q, w, bias, y, m, n, workspace, counters, number of the first counter)."""
+    share tiles, (q, w, bias, y, m, n, workspace, number of the first counter, counters)."""
     arguments = [POINTER, WEIGHT, WEIGHT, POINTER, "i32", "i32", *stream_arguments(plan)]
     with kernel(
         module,

@@ -7,8 +7,9 @@
         block   0  0  0  0   0  0  1  1   1  1  1  1   1  2  2  2   2  2  2  2
 
 Of T tiles and g blocks, T mod g are left over by whole waves. They and one whole wave, where there
-is one, are shared: each block has an equal run of their units, two tiles' at most, so that a tile
-has no more than three blocks. Fewer tiles than blocks are all shared. All others are one block's.
+is one, are shared: each block has an equal run of their units, one to two tiles long, so that a
+tile has no more than two blocks. Fewer tiles than blocks are all shared, and have more. All others
+are one block's.
 
 A block *owns* the tile whose last units it has: it adds what those before it have left in the
 workspace, in the order of their numbers, to its own sums, and stores the tile. So results depend on
@@ -191,9 +192,9 @@ class Exchange:
 
 
 def stream_arguments(plan: StagedPlan) -> list[str]:
-    """Further arguments of a kernel whose blocks share tiles: workspace, counters, number of the
-    first counter."""
-    return [] if plan.stream is None else [POINTER, POINTER, "i32"]
+    """Further arguments of a kernel whose blocks share tiles: workspace, number of the first
+    counter, counters."""
+    return [] if plan.stream is None else [POINTER, "i32", POINTER]
 
 
 def exchange_of(
@@ -202,5 +203,5 @@ def exchange_of(
     """Of these further arguments; None where there are none."""
     if not arguments:
         return None
-    workspace, counters, first = arguments
+    workspace, first, counters = arguments
     return Exchange(b, plan, workspace, b.at(counters, b.wide(first) * 4), anew(b, block))

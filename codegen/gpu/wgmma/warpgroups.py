@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abqc.codegen.strategy import StreamK
 
-from ..arch import WARP
-from ..matmul.schedule import Schedule
+from ..arch import WARP, GpuArch
+from ..matmul.schedule import PRODUCER_WARPS, Schedule
 from .instructions import ROWS, WARPGROUP_WARPS
 
 # Registers of a thread by the number of warpgroups that multiply: of all at the start; then of
@@ -19,6 +19,11 @@ class Warpgroups:
     """What follows from the schedule of a plan alone."""
 
     schedule: Schedule
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of a block."""
+        raise NotImplementedError
 
     @property
     def consumers(self) -> int:
@@ -59,6 +64,13 @@ class Warpgroups:
     @property
     def consumer_threads(self) -> int:
         return self.consumers * WARPGROUP_WARPS * WARP
+
+    def resident_blocks(self, arch: GpuArch) -> int:
+        """How many blocks run at once on all multiprocessors."""
+        threads = self.consumer_threads + PRODUCER_WARPS * WARP
+        by_registers = arch.registers_per_sm // (self.launch_registers * threads)
+        by_memory = arch.shared_per_sm // (self.shared_bytes + arch.shared_reserved)
+        return arch.multiprocessors * min(by_registers, by_memory)
 
     @property
     def stream(self) -> StreamK | None:
