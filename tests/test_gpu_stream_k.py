@@ -35,19 +35,19 @@ def test_products_whose_blocks_share_tiles(tmp_path: Path, monkeypatch: pytest.M
         node("MatMul", "h c", "z", "third"),
     ]
     outputs = [("y", np.float32, ["rows", 70]), ("z", np.float32, ["rows", 40])]
-    model = models.model(nodes, [("x", np.float32, ["rows", K])], outputs, constants)
-    path = models.save(model, tmp_path)
-    cpu = abqc.compile(path, quant="w4a16", cpu="native", output=tmp_path / "cpu.so")
+    proto = models.model(nodes, [("x", np.float32, ["rows", K])], outputs, constants)
+    path = models.save(proto, tmp_path)
     library, work = tmp_path / "gpu.so", tmp_path / "work"
     work.mkdir()
     build(Request(path, "w4a16", "sm_90a", library, work), lambda *_: None, lambda _: None)
     assert SHARES.name.encode() in library.read_bytes()
     watch = GraphWatch()
-    gpu = abqc.load(library, device=watch.driver)
-    for rows in (20, 33, 33, 1, 20):
+    model, alone = abqc.load(library, device=watch.driver), abqc.load(library, device="ptx-vm")
+    for rows in (20, 28, 28):
         x = rng.standard_normal((rows, K), np.float32)
-        for expected, found in zip(cpu.run({"x": x}), gpu.run({"x": x}), strict=True):
-            assert np.abs(expected - found).max() <= 1e-2 * np.abs(expected).max()
+        few = [alone.run({"x": x[at : at + 8]}) for at in range(0, rows, 8)]  # other kernels
+        for expected, found in zip(zip(*few, strict=True), model.run({"x": x}), strict=True):
+            np.testing.assert_allclose(found, np.concatenate(expected), rtol=1e-3, atol=1e-3)
         if watch.graph:
             watch.check()
     names = [launch.name for launch in watch.graph.values()]
