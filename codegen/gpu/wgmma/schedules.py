@@ -85,13 +85,18 @@ def stream_schedules(
     plan_of: Callable[[Schedule], Warpgroups],
 ) -> Iterator[Schedule]:
     """Of those without a split, the same with blocks that stay and share tiles along K: as many as
-    run at once. Where half as many parts of each tile are enough for these, more are the same."""
-    for s in schedules:
+    run at once, with as many stages as let these run. Where half as many parts of each tile are
+    enough for them, more are the same."""
+    deepest: dict[Schedule, Schedule] = {}
+    for s in sorted(schedules, key=lambda s: s.stages):
         if s.grid_split == 1 and s.stages > 2:
-            stay, columns = plan_of(s).resident_blocks(arch), -(-spec.n // s.block_n)
-            for parts in SHARED_BY:
-                if parts == SHARED_BY[0] or columns * parts // 2 < stay:
-                    yield replace(s, split=parts, persistent=stay)
+            shared = replace(s, persistent=plan_of(s).resident_blocks(arch))
+            deepest[replace(shared, stages=0)] = shared
+    for s in deepest.values():
+        columns = -(-spec.n // s.block_n)
+        for parts in SHARED_BY:
+            if parts == SHARED_BY[0] or columns * parts // 2 < s.persistent:
+                yield replace(s, split=parts)
 
 
 def wgmma_kernel(name: str, spec: MatmulSpec, schedule: Schedule, activation: Activation) -> Kernel:
