@@ -21,10 +21,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from abqc.dialects.mlir import arith, func, ir, memref, scf
+from abqc.dialects.mlir import arith, ir, memref, scf
 
 from .infrastructure import Unit, defining_op, main_function, register, walk
-from .kernels.launch import SEQUENCE, THREADS, declare, kernel_names
+from .kernels.launch import SEQUENCE, kernel_names, threads
 from .kernels.loop_version import LoopVersion, independent, version_of
 from .ownership import in_block, root, uses
 from .resolve_dims import index
@@ -90,9 +90,7 @@ def _build(module: ir.Operation, group: Sequence[LoopVersion]) -> None:
 
 
 def _condition(module: ir.Operation, group: Sequence[LoopVersion]) -> ir.Value:
-    declare(module, THREADS, [], [ir.IndexType.get()])
-    call = func.CallOp([ir.IndexType.get()], ir.FlatSymbolRefAttr.get(THREADS), [])
-    condition = _compare("ule", call.results[0], index(len(group)))
+    condition = _compare("ule", threads(module), index(len(group)))
     short = [_compare("ule", version.work, index(SHORT_STEP)) for version in group]
     condition = arith.OrIOp(condition, _all(short)).result
     few = [check for version in group for check in _are_soon_done(version)]
