@@ -42,6 +42,7 @@ from ..gpu.matmul.strategy import GpuStrategy, Scheduled
 from ..gpu.packing.last_block import with_pack
 from ..gpu.packing.measure import measure_kernel
 from ..gpu.packing.pack import PackKernel, fused_pack_kernel
+from ..gpu.packing.shared_row import shared_pack
 from ..gpu.planes.strategy import Planes
 from ..gpu.rows.norm import norm_kernel
 from ..gpu.rows.norm_pack import norm_pack_kernel
@@ -57,6 +58,7 @@ from ..strategy import (
     MaskKind,
     MatmulSpec,
     PieceKernels,
+    SharedPack,
     Variant,
     able_to_do,
 )
@@ -300,6 +302,10 @@ class CudaTarget:
     def fused_pack(self, pack: Kernel, prologue: Epilogue) -> Kernel | None:
         """The kernel that packs rows as `pack` does, after the prologue."""
         return fused_pack_kernel(pack, prologue) if isinstance(pack, PackKernel) else None
+
+    def shared_pack(self, pack: Kernel, prologue: Epilogue) -> SharedPack | None:
+        """The kernel of a few rows, each of several blocks, after the prologue."""
+        return shared_pack(pack, prologue) if isinstance(pack, PackKernel) else None
 
     def softmax(self) -> Kernel:
         """The kernel of a softmax over rows."""
