@@ -83,9 +83,7 @@ def _emit(
         place = Place.of(b, packing.threads)
         place = replace(place, first=place.first + part * packing.threads.span)
         target = row.at(b, q, packing.layout.row_bytes)
-        body = PackRow(
-            packing, b, place, row, target, 0, of_row=exchange.of_row, leads=part == 0
-        )
+        body = PackRow(packing, b, place, row, target, 0, of_row=exchange.of_row, leads=part == 0)
         sweep = pack_sweep(body, None, x, prologue, inputs)
         body.run(sweep, body.measure(sweep))
         exchange.leave()
