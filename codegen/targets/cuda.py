@@ -20,7 +20,7 @@ from ...dialects.pool_spec import PoolSpec
 from ...dialects.scan_spec import ScanSpec
 from ..gpu.arch import ALL, SM_75, GpuArch
 from ..gpu.assembly.objects import GpuObjects
-from ..gpu.attention.halves import HALF
+from ..gpu.attention.features import first_wgmma_rows
 from ..gpu.attention.kernels import attention_kernels, precision_on
 from ..gpu.attention.row_lanes import THREADS as ROW_THREADS
 from ..gpu.attention.spec import AttentionSpec
@@ -221,8 +221,8 @@ class CudaTarget:
         a type of `cache_types`, or rows of quantized caches."""
         precision = precision_on(self.archs, half=half)
         spec = AttentionSpec(head, value_head, mask, precision, guarded, keys, values)
-        wgmma = all(HALF.get(precision) in arch.wgmma for arch in self.archs)
-        return attention_kernels(spec, wgmma=wgmma)
+        rows = first_wgmma_rows(spec, self.archs, self.models)
+        return attention_kernels(spec, wgmma_rows=rows)
 
     def attention_pack(self, variant: AttentionVariant, mask: bool, pack: Kernel) -> Kernel | None:
         """The kernel of `variant` whose last block packs the rows; None where there is none."""
