@@ -47,6 +47,15 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class SharedPack:
+    """A kernel that packs up to `max_rows` rows, each by `parts` grid indices."""
+
+    kernel: Kernel
+    parts: int
+    max_rows: int
+
+
+@dataclass(frozen=True)
 class Variant:
     """A kernel for `min_rows <= M <= max_rows`; `max_rows` None: no upper end.
 

@@ -24,7 +24,7 @@ WARPGROUPS = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 1))  # and halves of each
 DEPTHS = (512, 1024, 2048)  # of K
 STAGES = (2, 3, 4, 6)
 # Products of planes that one of bytes takes the time of (measured on an H200: 15,400 to 1,865
-# TOPS): whoever has more planes multiplies bytes.
+# TOPS): whoever has more planes, or masks a step for each of the groups in it, multiplies bytes.
 MOST_PAIRS = 8
 
 
@@ -32,7 +32,12 @@ def wgmma_planes_schedules(spec: MatmulSpec, arch: GpuArch) -> list[Schedule]:
     """Every schedule that can run on `arch`."""
     if "b1" not in arch.wgmma or pairs_of(spec) > MOST_PAIRS:
         return []
-    return [s for s in _all(spec, arch) if WgmmaPlanesPlan(spec, s).problem(arch) is None]
+    plans = (WgmmaPlanesPlan(spec, s) for s in _all(spec, arch))
+    return [
+        plan.schedule
+        for plan in plans
+        if pairs_of(spec) * plan.parts <= MOST_PAIRS and plan.problem(arch) is None
+    ]
 
 
 def pairs_of(spec: MatmulSpec) -> int:
