@@ -46,6 +46,8 @@ def schedule(rows, columns, depth, warpgroups=1, stages=2, split=1, stay=0):
         ("w4:channel", "a1:token:sym", (10, 40, 1500), schedule(48, 64, 512, 1, 3, 3)),
         ("w2:channel", "a2", (40, 70, 1100), schedule(16, 64, 512, stages=3, stay=4)),
         ("w1:g256", "a2:token:sym", (20, 70, 700), schedule(16, 64, 512, stay=1)),
+        ("w2:channel", "a2", (20, 70, 1500), schedule(16, 64, 512, stages=3, split=2, stay=3)),
+        ("w1:g256", "a2:token:sym", (5, 40, 1500), schedule(16, 64, 512, split=3, stay=4)),
     ],
 )
 def test_products_are_exact(weight, activation, shape, schedule):

@@ -13,6 +13,7 @@ import numpy as np
 
 from .dependents import Dependence
 from .errors import LaneFault, PtxFault
+from .handovers import Handovers
 from .lanes import Lanes, lane_number, take
 
 GLOBAL_BASE = 0x7F00_0000_0000
@@ -209,6 +210,8 @@ class GlobalMemory(Memory):
             size: self.writers.reshape(-1, max(size // _WORD, 1)) for size in _ROW_TYPES
         }
         self.dependence: Dependence | None = None
+        self.handovers: Handovers | None = None
+        self._tags: np.ndarray | None = None
         self._starts: list[int] = []
         self._sizes: dict[int, int] = {}
         self._names: dict[int, str] = {}
@@ -290,21 +293,50 @@ class GlobalMemory(Memory):
             self._misaligned(addresses, offsets.view(np.int64), size, lanes)
         return offsets.view(np.int64)
 
+    def watch_handovers(self) -> Handovers:
+        """Watch, for one launch, what blocks hand to each other."""
+        if self._tags is None:
+            self._tags = np.zeros(len(self.writers), np.int64)
+        self.handovers = Handovers(self._tags)
+        return self.handovers
+
+    @staticmethod
+    def words_of(addresses: np.ndarray) -> np.ndarray:
+        """Numbers of the words at addresses of global memory."""
+        return (addresses - np.uint64(GLOBAL_BASE)).view(np.int64) // _WORD
+
     def reading(self, units: np.ndarray, size: int, lanes: Lanes | None) -> None:
+        self._read_early(units, size, lanes)
+        if self.handovers is not None:
+            self.handovers.reading(*self._tagged(units, size), lanes)
+
+    def _read_early(self, units: np.ndarray, size: int, lanes: Lanes | None) -> None:
         if self.dependence is not None and self.dependence.before_wait:
             self.dependence.reading(self._writers_of[size][self._words(units, size)], lanes)
+
+    def _tagged(self, units: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Words of accesses, and which of them this launch has written."""
+        assert self.dependence is not None
+        words = self._words(units, size)
+        if size > _WORD:
+            words = words[:, None] * (size // _WORD) + np.arange(size // _WORD)
+        return words, self.writers[words] == self.dependence.number
 
     def writing(
         self, units: np.ndarray, size: int, values: np.ndarray, lanes: Lanes | None
     ) -> None:
         if self.dependence is not None:
             self.dependence.writing(lanes)
+            if self.handovers is not None:
+                self.handovers.writing(*self._tagged(units, size), lanes)
             self._writers_of[size][self._words(units, size)] = self.dependence.number
 
     def atomic(self, units: np.ndarray, size: int, lanes: Lanes | None) -> None:
         if self.dependence is not None:
-            self.reading(units, size, lanes)
+            self._read_early(units, size, lanes)
             self.dependence.writing(lanes)
+            if self.handovers is not None:
+                self.handovers.atomic(*self._tagged(units, size))
             self._writers_of[size][self._words(units, size)] = self.dependence.number
 
     @staticmethod

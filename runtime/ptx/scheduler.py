@@ -15,7 +15,17 @@ import numpy as np
 
 from .barriers import Barriers
 from .batch import Batch
-from .control import Barrier, Branch, Control, Exit, MbarrierTest, SetRegisters, Switch, Trap
+from .control import (
+    Barrier,
+    Branch,
+    Control,
+    Exit,
+    GivingWay,
+    MbarrierTest,
+    SetRegisters,
+    Switch,
+    Trap,
+)
 from .decode import Operation, Run
 from .errors import LaneFault, PtxFault
 from .lanes import WARP, Lanes, put, take
@@ -62,6 +72,7 @@ class Scheduler:
             Barrier: self._barrier,
             MbarrierTest: self._test_mbarrier,
             SetRegisters: self._set_registers,
+            GivingWay: self._give_way,
         }
         self.waiting = Waiting(batch)
         kernel = self.program.kernel.function
@@ -345,6 +356,15 @@ class Scheduler:
         if complete.any():
             passing, lanes = self._split(complete, lanes)
             self._go(bound.block.next, passing)
+        self.waiting.park(bound.block.next, lanes, step)
+
+    def _give_way(self, bound: _Bound, step: Decoded, lanes: Lanes | None) -> None:
+        operation = step.operation
+        assert isinstance(operation, GivingWay) and bound.block.next is not None
+        try:
+            operation.bind(self.batch)(lanes)
+        except LaneFault as fault:
+            raise self._fault_of(fault, step) from None
         self.waiting.park(bound.block.next, lanes, step)
 
     def _set_registers(self, bound: _Bound, step: Decoded, lanes: Lanes | None) -> None:
