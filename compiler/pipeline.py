@@ -85,7 +85,7 @@ LOWER = (
 )
 
 # and loops grid functions.
-CPU_KERNELS = ("outline-kernels", TIDY, "outline-sequences", TIDY, "insert-frees")
+CPU_KERNELS = ("store-copies", "outline-kernels", TIDY, "outline-sequences", TIDY, "insert-frees")
 GPU_KERNELS = (
     "write-appends",
     "merge-loops",

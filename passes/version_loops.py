@@ -21,11 +21,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from abqc.dialects.mlir import arith, func, ir, memref, scf
+from abqc.dialects.mlir import arith, func, ir, linalg, memref, scf
 
 from .infrastructure import Unit, defining_op, main_function, register, walk
 from .kernels.launch import SEQUENCE, THREADS, declare, kernel_names
 from .kernels.loop_version import LoopVersion, independent, version_of
+from .loops.generics import is_identity, maps
 from .ownership import in_block, root, uses
 from .resolve_dims import index
 
@@ -167,7 +168,7 @@ def _place_buffers(
 
 def _can_be_one(argument: ir.Value, value: ir.Value) -> bool:
     """Whether what a step hands on can lie where it was given the state before: nothing reads that
-    any more when the new one is begun."""
+    any more when the new one is begun, or the loop that makes it reads its own element alone."""
     owner = defining_op(value)
     block = argument.owner
     assert isinstance(block, ir.Block)
@@ -178,7 +179,19 @@ def _can_be_one(argument: ir.Value, value: ir.Value) -> bool:
     writes = [in_block(op, block) for op, _ in uses(value)]
     if value.type != argument.type or writes.count(end) != 1 or end in reads:
         return False
-    return all(r.is_before_in_block(w) for r in reads for w in writes if w != end)
+    together = [op for op in reads if op in writes and op != end]
+    if not all(_is_by_element(op, argument, value) for op in together):
+        return False
+    return all(r == w or r.is_before_in_block(w) for r in reads for w in writes if w != end)
+
+
+def _is_by_element(op: ir.Operation, argument: ir.Value, value: ir.Value) -> bool:
+    """Whether a loop reads of one buffer what it writes of another in the same iteration only."""
+    if op.name != "linalg.generic" or "reduction" in linalg.iterators(op):
+        return False
+    places = [n for n, operand in enumerate(op.operands) if root(operand) in (argument, value)]
+    direct = all(op.operands[n] in (argument, value) for n in places)
+    return direct and all(is_identity(maps(op)[n]) for n in places)
 
 
 def _drop_arguments(clone: ir.Operation, states: Sequence[ir.Value]) -> None:

@@ -51,6 +51,7 @@ def versioned(
 ) -> Facts:
     types = ", ".join("memref<?x16xf32>" for _ in results.split(","))
     text = f"""#id = affine_map<(d0, d1) -> (d0, d1)>
+      #turned = affine_map<(d0, d1) -> (d0, 15 - d1)>
       {HEAD}
       func.func @main({signature}, %steps: index, %n: index) -> ({types}) {{
         %c0 = arith.constant 0 : index
@@ -77,11 +78,13 @@ def test_a_version_allocates_and_carries_nothing() -> None:
     assert list(facts("func.return")[0].operands) == list(choice.results)
 
 
-def test_a_state_that_is_read_while_the_next_one_is_made_is_copied() -> None:
-    step = STEP.replace("ins(%square :", "ins(%h :")
+@pytest.mark.parametrize(("maps", "copies"), [("#id", 0), ("#turned", 1)])
+def test_a_state_that_is_read_while_the_next_one_is_made(maps: str, copies: int) -> None:
+    """It is copied, but where each iteration reads the element that it writes."""
+    step = STEP.replace("ins(%square :", "ins(%h :").replace("[#id, #id]", f"[{maps}, #id]")
     facts = versioned(loop("r", step))
     sequence, _ = facts("scf.for")
-    assert [op.name for op in _inside(sequence)].count("memref.copy") == 1
+    assert [op.name for op in _inside(sequence)].count("memref.copy") == copies
 
 
 def test_no_version_runs_long_without_asking_for_interrupts() -> None:
