@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abqc.dialects.mlir import ir, linalg
 
-from .infrastructure import Unit, defining_op, register, walk
+from .infrastructure import Unit, defining_op, is_used, register, walk
 from .loops.effects import can_move
 from .loops.generics import groups, is_identity, maps
 from .ownership import root, uses
@@ -141,4 +141,15 @@ def _store_too(loop: ir.Operation, number: int, copy: ir.Operation, map_: ir.Aff
         )
     block.append_to(made.regions[0])
     loop.erase()
+    source = copy.operands[0]
     copy.erase()
+    _drop_views(source)
+
+
+def _drop_views(value: ir.Value) -> None:
+    """Erase the views behind a buffer that only the copy has used."""
+    op = defining_op(value)
+    while op is not None and op.name in _RESHAPES and not is_used(value):
+        value = op.operands[0]
+        op.erase()
+        op = defining_op(value)
