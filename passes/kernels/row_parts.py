@@ -33,8 +33,8 @@ _DYNAMIC_STRIDE = ir.ShapedType.get_dynamic_stride_or_offset()
 class Rows:
     """The rows of a loop.
 
-    `axes` has the axis of rows of buffers, and whether rows are not told apart there from what
-    they are made of (a flat buffer). `counts` are values that are the number of rows. `uses` are
+    `axes` has the axis of rows of buffers that are no views, and whether rows are not told apart
+    there from what they are made of (a flat buffer). `counts` are values that are the number of rows. `uses` are
     the operands of loops over elements that have rows, with their axes.
     """
 
@@ -57,7 +57,7 @@ def find_rows(
     end = block.operations[len(block.operations) - 1].operation
     if not search.block(block):
         return None
-    handed = [search.rows.axes.get(value) for value in end.operands]
+    handed = [search.axis(value) for value in end.operands]
     return search.rows if all(axis == (0, False) for axis in handed) else None
 
 
@@ -76,63 +76,21 @@ class _Search:
             return rule(self, op)
         return op.name in _PLAIN or op.name.startswith("arith.")
 
-    # Views
+    # Where buffers have rows
+
+    def axis(self, value: ir.Value) -> tuple[int, bool] | None:
+        """The axis of rows of a buffer, as `Rows.axes` has it; None where it has none."""
+        op, known = defining_op(value), self.rows.axes.get(value)
+        if known is not None or op is None or op.name not in _VIEWS:
+            return known
+        source = self.axis(op.operands[0])
+        return None if source is None else _VIEWS[op.name](op, *source)
 
     def _dim(self, op: ir.Operation) -> bool:
-        axis = self.rows.axes.get(op.operands[0])
+        axis = self.axis(op.operands[0])
         if axis is not None and axis == (constant_index(op.operands[1]), False):
             self.rows.counts.add(op.results[0])
         return True
-
-    def _cast(self, op: ir.Operation) -> bool:
-        return self._view(op, lambda axis, flat: (axis, flat))
-
-    def _collapse(self, op: ir.Operation) -> bool:
-        shape = ir.MemRefType(op.operands[0].type).shape
-
-        def place(axis: int, flat: bool) -> tuple[int, bool] | None:
-            number, group = next((n, g) for n, g in enumerate(groups(op)) if axis in g)
-            if any(shape[other] != 1 for other in group if other < axis):
-                return None
-            return number, flat or any(shape[other] != 1 for other in group if other > axis)
-
-        return self._view(op, place)
-
-    def _expand(self, op: ir.Operation) -> bool:
-        shape = ir.MemRefType(op.results[0].type).shape
-
-        def place(axis: int, flat: bool) -> tuple[int, bool] | None:
-            wide = [other for other in groups(op)[axis] if shape[other] != 1]
-            first, *others = wide
-            if shape[first] != abq.DYNAMIC or abq.DYNAMIC in [shape[other] for other in others]:
-                return None
-            return (first, False) if flat == bool(others) else None
-
-        return self._view(op, place)
-
-    def _subview(self, op: ir.Operation) -> bool:
-        offsets = list(ir.DenseI64ArrayAttr(op.attributes["static_offsets"]))
-        strides = list(ir.DenseI64ArrayAttr(op.attributes["static_strides"]))
-        ranks = {ir.MemRefType(value.type).rank for value in (op.operands[0], op.results[0])}
-
-        def place(axis: int, flat: bool) -> tuple[int, bool] | None:
-            still = all(offset >= 0 for offset in offsets) and set(strides) == {1}
-            whole = offsets[axis] == 0 and len(ranks) == 1 and not flat
-            return (axis, False) if still and whole else None
-
-        return self._view(op, place)
-
-    def _view(
-        self, op: ir.Operation, place: Callable[[int, bool], tuple[int, bool] | None]
-    ) -> bool:
-        """Other views than of what the loop owns are as they are: of all rows."""
-        found = self.rows.axes.get(op.operands[0])
-        if found is None:
-            return root(op.operands[0]) not in self.own
-        axis = place(*found)
-        if axis is not None:
-            self.rows.axes[op.results[0]] = axis
-        return axis is not None
 
     # What computes
 
@@ -149,9 +107,11 @@ class _Search:
             made = defining_op(root(value))
             if value in self.own and value not in self.rows.axes:
                 self.rows.axes[value] = (0, True)
-            elif made is not None and made.name == "memref.get_global":
                 continue
-            elif self.rows.axes.get(value, (1, False))[0] != 0:
+            if made is not None and made.name == "memref.get_global":
+                continue
+            axis = self.axis(value)
+            if axis is None or axis[0] != 0:
                 return False
         return self._follows(grid)
 
@@ -185,7 +145,7 @@ class _Search:
     def _loops(self, op: ir.Operation, maps_: list[ir.AffineMap], kinds: list[str]) -> bool:
         """A loop over elements, of which one is over rows and every operand is read by it alone."""
         values = [(n, v) for n, v in enumerate(op.operands) if isinstance(v.type, ir.MemRefType)]
-        known = [(maps_[n], self.rows.axes[v]) for n, v in values if v in self.rows.axes]
+        known = [(maps_[n], axis) for n, v in values if (axis := self.axis(v)) is not None]
         if not known or any(flat for _, (_, flat) in known):
             return False
         over = {str(map_.results[axis]) for map_, (axis, _) in known}
@@ -209,7 +169,7 @@ class _Search:
         if value in self.own and value not in self.rows.axes:
             self.rows.axes[value] = (axis, False)
             self._count(value, axis)
-        elif root(value) in self.own and self.rows.axes.get(value) != (axis, False):
+        elif root(value) in self.own and self.axis(value) != (axis, False):
             return False
         self.rows.uses.append((op, number, axis))
         return True
@@ -219,6 +179,34 @@ class _Search:
         shape, made = ir.MemRefType(buffer.type).shape, defining_op(buffer)
         if made is not None and made.name == "memref.alloc" and shape[axis] == abq.DYNAMIC:
             self.rows.counts.add(made.operands[shape[:axis].count(abq.DYNAMIC)])
+
+
+def _cast(op: ir.Operation, axis: int, flat: bool) -> tuple[int, bool] | None:
+    return axis, flat
+
+
+def _collapse(op: ir.Operation, axis: int, flat: bool) -> tuple[int, bool] | None:
+    shape = ir.MemRefType(op.operands[0].type).shape
+    number, group = next((n, g) for n, g in enumerate(groups(op)) if axis in g)
+    if any(shape[other] != 1 for other in group if other < axis):
+        return None
+    return number, flat or any(shape[other] != 1 for other in group if other > axis)
+
+
+def _expand(op: ir.Operation, axis: int, flat: bool) -> tuple[int, bool] | None:
+    shape = ir.MemRefType(op.results[0].type).shape
+    wide = [other for other in groups(op)[axis] if shape[other] != 1]
+    if [shape[other] == abq.DYNAMIC for other in wide] != [True] + [False] * (len(wide) - 1):
+        return None
+    return (wide[0], False) if flat == (len(wide) > 1) else None
+
+
+def _subview(op: ir.Operation, axis: int, flat: bool) -> tuple[int, bool] | None:
+    offsets = list(ir.DenseI64ArrayAttr(op.attributes["static_offsets"]))
+    strides = list(ir.DenseI64ArrayAttr(op.attributes["static_strides"]))
+    ranks = {ir.MemRefType(value.type).rank for value in (op.operands[0], op.results[0])}
+    plain = all(offset >= 0 for offset in offsets) and set(strides) == {1} and len(ranks) == 1
+    return (axis, False) if plain and offsets[axis] == 0 and not flat else None
 
 
 def _outputs(op: ir.Operation) -> int:
@@ -234,16 +222,18 @@ def _places(map_: ir.AffineMap, loop: int) -> list[int] | None:
     return places if plain and len(places) <= 1 else None
 
 
-_PLAIN = frozenset(("memref.alloc", "memref.get_global", "scf.yield", "linalg.yield"))
+_VIEWS: dict[str, Callable[[ir.Operation, int, bool], tuple[int, bool] | None]] = {
+    "memref.cast": _cast,
+    "memref.collapse_shape": _collapse,
+    "memref.expand_shape": _expand,
+    "memref.subview": _subview,
+}
+_PLAIN = frozenset(("memref.alloc", "memref.get_global", "scf.yield", "linalg.yield", *_VIEWS))
 _RULES: dict[str, Callable[[_Search, ir.Operation], bool]] = {
     "func.call": _Search._call,
     "linalg.generic": _Search._generic,
-    "memref.cast": _Search._cast,
-    "memref.collapse_shape": _Search._collapse,
     "memref.copy": _Search._copy,
     "memref.dim": _Search._dim,
-    "memref.expand_shape": _Search._expand,
-    "memref.subview": _Search._subview,
     "scf.if": _Search._if,
 }
 
