@@ -61,7 +61,7 @@ def _behind(buffer: ir.Value, copy: ir.Operation) -> list[tuple[ir.Operation, in
 def _reads(op: ir.Operation, number: int) -> bool:
     """Whether an operation only reads the buffer that is operand `number`."""
     if op.name == "linalg.generic":
-        return number < list(ir.DenseI32ArrayAttr(op.attributes["operandSegmentSizes"]))[0]
+        return number < next(iter(ir.DenseI32ArrayAttr(op.attributes["operandSegmentSizes"])))
     return op.name in _READERS and number == 0
 
 
