@@ -102,8 +102,10 @@ class Int8Body(PanelBody):
 
     def quads(self, w_at: Sequence[Value], segment: Value, unit: Value) -> Quads:
         """The weights of a unit of a segment, for each panel."""
-        offset = segment * self.weight.segment_bytes + unit * self.weight.unit_bytes
-        b, value = self.b, self.weight.value
+        weight = self.weight
+        codes_at = segment * weight.segment_bytes + weight.codes_offset
+        offset = codes_at + unit * weight.unit_bytes
+        b, value = self.b, weight.value
         units = [load_unit(b, self.w, at + offset, value) for at in w_at]
         for at in w_at:
             for line in range(0, self.weight.unit_bytes, VECTOR_BYTES):
