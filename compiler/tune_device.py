@@ -91,7 +91,7 @@ class GpuRunner:
         bias = self._buffer("bias", 4 * f.n)
         y = self._buffer("y", 4 * f.m * f.n)
         if job.reduce is None:
-            arguments = (q, weight, bias, y, f.m, f.n)
+            arguments: tuple[int, ...] = (q, weight, bias, y, f.m, f.n)
             if job.counters:
                 arguments += (self._buffer("slots", job.slots_bytes), 0, self._zeros(job.counters))
             return [self._launch(job.kernel, job.grid, arguments)]
