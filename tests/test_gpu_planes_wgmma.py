@@ -106,7 +106,7 @@ def test_only_where_wgmma_is_native_and_planes_are_few():
         assert not wgmma_planes_schedules(many, arch)
         for s in schedules[::50]:
             features = STRATEGY.features(few, s, 5)
-            assert features.blocks >= 1 and features.launches == 1 + (s.split > 1)
+            assert features.blocks >= 1 and features.launches == 1 + (s.grid_split > 1)
 
 
 def test_chosen_for_many_rows():
@@ -160,13 +160,14 @@ def test_machine_code(weight, activation, schedule, instruction, tmp_path):
 @pytest.mark.parametrize("weight", ["w1:channel", "w2:channel", "w2:g128:asym", "w1:g64", "wt:g32"])
 @pytest.mark.parametrize("activation", ["a1:token:sym", "a2", "a4"])
 def test_nothing_spills_or_waits(weight, activation, tmp_path):
-    """The schedules that take most registers, of each number of warpgroups and halves."""
+    """The schedules that take most registers, of each number of warpgroups and halves, and with
+    blocks that share tiles."""
     spec = MatmulSpec(4096, 4096, parse_scheme(weight), parse_scheme(activation))
     largest = {}
     for s in wgmma_planes_schedules(spec, SM_90A):
         plan = plan_of(spec, s)
-        kind = plan.consumers, plan.halves
-        if s.split == 1 and plan.registers > largest.get(kind, (0, None))[0]:
+        kind = plan.consumers, plan.halves, s.stream_k
+        if s.grid_split == 1 and plan.registers > largest.get(kind, (0, None))[0]:
             largest[kind] = (plan.registers, s)
     for _, s in largest.values():
         kernel = STRATEGY.kernel(spec, s)

@@ -183,7 +183,7 @@ def test_only_where_wgmma_is_native(activation):
                 assert len(set(schedules)) == len(schedules)
                 for s in schedules:
                     features = strategy.features(spec, s, 5)
-                    assert features.blocks >= 1 and features.launches == 1 + (s.split > 1)
+                    assert features.blocks >= 1 and features.launches == 1 + (s.grid_split > 1)
 
 
 def kinds(target, rows):
@@ -235,13 +235,15 @@ def test_machine_code(weight, activation, schedule, instruction, tmp_path):
 @pytest.mark.parametrize("weight", ["w4", "w8:channel", "w3", "w4:g64:asym", "w1:g32", "wt5"])
 @pytest.mark.parametrize("activation", ["a8", None])
 def test_nothing_spills(weight, activation):
-    """The schedules that take most registers, of each number of warpgroups."""
+    """The schedules that take most registers, of each number of warpgroups, and with blocks that
+    share tiles."""
     a_scheme = None if activation is None else parse_scheme(activation)
     spec = MatmulSpec(4096, 4096, parse_scheme(weight), a_scheme)
     strategy = Int8Matmul() if a_scheme else DequantizeMatmul()
     largest = {}
     for s in wgmma_schedules(spec, SM_90A, strategy.activation):
         registers = plan_of(spec, s, strategy.activation).registers
-        if s.split == 1 and registers > largest.get(s.warps_n, (0, None))[0]:
-            largest[s.warps_n] = (registers, s)
+        kind = s.warps_n, s.stream_k
+        if s.grid_split == 1 and registers > largest.get(kind, (0, None))[0]:
+            largest[kind] = (registers, s)
     assert not spills(SM_90A, *(strategy.kernel(spec, s) for _, s in largest.values()))

@@ -42,10 +42,11 @@ class _Release:
 
 
 class Handovers:
-    """Follows one launch. Words of 4 bytes have the tag of who wrote them last (0: nobody)."""
+    """Follows one launch, in which words of 4 bytes have the tag of who wrote them last (0: nobody
+    did)."""
 
-    def __init__(self, tags: np.ndarray) -> None:
-        self.tags = tags
+    def __init__(self, words: int) -> None:
+        self.tags = np.zeros(words, np.int64)
         self.batch: Batch | None = None
         self.releases: dict[int, _Release] = {}
         # By block, by release: which clocks of its threads that one or an earlier one covers.
@@ -65,14 +66,13 @@ class Handovers:
 
     # -- accesses: words [n] or [n, k], a row for each lane
 
-    def reading(self, words: np.ndarray, current: np.ndarray, lanes: Lanes | None) -> None:
-        """`current`: which of them were written in this launch."""
+    def reading(self, words: np.ndarray, lanes: Lanes | None) -> None:
         if not self._orders:
-            self._check(words, current, lanes, "reads")
+            self._check(words, lanes, "reads")
 
-    def writing(self, words: np.ndarray, current: np.ndarray, lanes: Lanes | None) -> None:
+    def writing(self, words: np.ndarray, lanes: Lanes | None) -> None:
         if not self._orders:
-            self._check(words, current, lanes, "writes over")
+            self._check(words, lanes, "writes over")
         if self.clocks is None:
             self.tags[words] = 0
             return
@@ -81,14 +81,8 @@ class Handovers:
         tags = self._block(indices) << _BLOCK | thread << _THREAD | self.clocks.clock[indices]
         self.tags[words] = tags if words.ndim == 1 else tags[:, None]
 
-    def atomic(self, words: np.ndarray, current: np.ndarray) -> None:
-        """What others released there stays released."""
-        self.tags[words[~current]] = 0
-
-    def _check(
-        self, words: np.ndarray, current: np.ndarray, lanes: Lanes | None, does: str
-    ) -> None:
-        tags = np.where(current, self.tags[words], 0).reshape(len(words), -1)
+    def _check(self, words: np.ndarray, lanes: Lanes | None, does: str) -> None:
+        tags = self.tags[words].reshape(len(words), -1)
         if self.clocks is None or not tags.any():
             return
         indices = self._indices(lanes)

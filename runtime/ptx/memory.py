@@ -211,7 +211,6 @@ class GlobalMemory(Memory):
         }
         self.dependence: Dependence | None = None
         self.handovers: Handovers | None = None
-        self._tags: np.ndarray | None = None
         self._starts: list[int] = []
         self._sizes: dict[int, int] = {}
         self._names: dict[int, str] = {}
@@ -295,9 +294,8 @@ class GlobalMemory(Memory):
 
     def watch_handovers(self) -> Handovers:
         """Watch, for one launch, what blocks hand to each other."""
-        if self._tags is None:
-            self._tags = np.zeros(len(self.writers), np.int64)
-        self.handovers = Handovers(self._tags)
+        end = max((start + self._sizes[start] for start in self._starts[-1:]), default=0)
+        self.handovers = Handovers(-(-end // _WORD))
         return self.handovers
 
     @staticmethod
@@ -308,19 +306,18 @@ class GlobalMemory(Memory):
     def reading(self, units: np.ndarray, size: int, lanes: Lanes | None) -> None:
         self._read_early(units, size, lanes)
         if self.handovers is not None:
-            self.handovers.reading(*self._tagged(units, size), lanes)
+            self.handovers.reading(self._each_word(units, size), lanes)
 
     def _read_early(self, units: np.ndarray, size: int, lanes: Lanes | None) -> None:
         if self.dependence is not None and self.dependence.before_wait:
             self.dependence.reading(self._writers_of[size][self._words(units, size)], lanes)
 
-    def _tagged(self, units: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Words of accesses, and which of them this launch has written."""
-        assert self.dependence is not None
+    def _each_word(self, units: np.ndarray, size: int) -> np.ndarray:
+        """The words of accesses, a row for each if they have several."""
         words = self._words(units, size)
-        if size > _WORD:
-            words = words[:, None] * (size // _WORD) + np.arange(size // _WORD)
-        return words, self.writers[words] == self.dependence.number
+        if size <= _WORD:
+            return words
+        return words[:, None] * (size // _WORD) + np.arange(size // _WORD)
 
     def writing(
         self, units: np.ndarray, size: int, values: np.ndarray, lanes: Lanes | None
@@ -328,15 +325,13 @@ class GlobalMemory(Memory):
         if self.dependence is not None:
             self.dependence.writing(lanes)
             if self.handovers is not None:
-                self.handovers.writing(*self._tagged(units, size), lanes)
+                self.handovers.writing(self._each_word(units, size), lanes)
             self._writers_of[size][self._words(units, size)] = self.dependence.number
 
     def atomic(self, units: np.ndarray, size: int, lanes: Lanes | None) -> None:
         if self.dependence is not None:
             self._read_early(units, size, lanes)
             self.dependence.writing(lanes)
-            if self.handovers is not None:
-                self.handovers.atomic(*self._tagged(units, size))
             self._writers_of[size][self._words(units, size)] = self.dependence.number
 
     @staticmethod

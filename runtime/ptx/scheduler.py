@@ -280,7 +280,7 @@ class Scheduler:
     # -- control
 
     def _control(self, bound: _Bound, step: Decoded, lanes: Lanes | None) -> None:
-        if self.counters is not None:
+        if self.counters is not None and not isinstance(step.operation, GivingWay):
             self._count(step, lanes, None)
         if step.guard is None:
             self._controls[type(step.operation)](bound, step, lanes)
@@ -361,8 +361,12 @@ class Scheduler:
     def _give_way(self, bound: _Bound, step: Decoded, lanes: Lanes | None) -> None:
         operation = step.operation
         assert isinstance(operation, GivingWay) and bound.block.next is not None
+        run = operation.bind(self.batch)
         try:
-            operation.bind(self.batch)(lanes)
+            if self.counters is None:
+                run(lanes)
+            else:
+                self._count(step, lanes, run)
         except LaneFault as fault:
             raise self._fault_of(fault, step) from None
         self.waiting.park(bound.block.next, lanes, step)
