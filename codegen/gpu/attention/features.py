@@ -38,15 +38,12 @@ def first_wgmma_rows(
     it never is, or cannot."""
     if wgmma_unsupported(spec) or any(HALF[spec.precision] not in a.wgmma for a in archs):
         return None
-    first = None
-    for rows in reversed(PROMPTS):
-        for arch, model in zip(archs, models, strict=True):
-            tiles = tile_features(spec, arch, rows, rows, HEADS)
-            wgmma = wgmma_features(spec, arch, rows, rows, HEADS)
-            if model.predict(wgmma) > ALIKE * model.predict(tiles):
-                return first
-        first = rows
-    return first
+    slower = set()
+    for arch, model in zip(archs, models, strict=True):
+        tiles = model.predict_all([tile_features(spec, arch, m, m, HEADS) for m in PROMPTS])
+        wgmma = model.predict_all([wgmma_features(spec, arch, m, m, HEADS) for m in PROMPTS])
+        slower |= {m for m, a, c in zip(PROMPTS, tiles, wgmma, strict=True) if c > ALIKE * a}
+    return next((m for m in PROMPTS if m > max(slower, default=0)), None)
 
 
 def tile_features(
