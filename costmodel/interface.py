@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from .ranking import Prediction
 
@@ -117,6 +117,13 @@ class KernelFeatures:
     persistent: bool = False  # blocks stay, and go on to the next tile while others still store
     shared_by: int = 0
     group_m: int = 1  # rows of blocks whose blocks follow each other column by column
+
+    def changed(self, **fields: Any) -> KernelFeatures:
+        """With other values of these fields, as `dataclasses.replace` in a tenth of its time: a
+        choice is among thousands."""
+        new = object.__new__(KernelFeatures)
+        new.__dict__.update(self.__dict__, **fields)
+        return new
 
 
 Features = MatmulFeatures | KernelFeatures

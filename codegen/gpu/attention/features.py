@@ -34,25 +34,22 @@ WGMMA_INSTRUCTIONS = 3  # of each wgmma, its descriptor's among them
 def first_wgmma_rows(
     spec: AttentionSpec, archs: Sequence[GpuArch], models: Sequence[CostModel]
 ) -> int | None:
-    """From how many rows on `wgmma` is the faster one on all targets, or about as fast; None: never
-    or impossible."""
+    """From how many rows on `wgmma` is the faster one on all targets, or about as fast; None where
+    it never is, or cannot."""
     if wgmma_unsupported(spec) or any(HALF[spec.precision] not in a.wgmma for a in archs):
         return None
-    first = None
-    for rows in reversed(PROMPTS):
-        for arch, model in zip(archs, models, strict=True):
-            tiles = tile_features(spec, arch, rows, rows, HEADS)
-            wgmma = wgmma_features(spec, arch, rows, rows, HEADS)
-            if model.predict(wgmma) > ALIKE * model.predict(tiles):
-                return first
-        first = rows
-    return first
+    slower = set()
+    for arch, model in zip(archs, models, strict=True):
+        tiles = model.predict_all([tile_features(spec, arch, m, m, HEADS) for m in PROMPTS])
+        wgmma = model.predict_all([wgmma_features(spec, arch, m, m, HEADS) for m in PROMPTS])
+        slower |= {m for m, a, c in zip(PROMPTS, tiles, wgmma, strict=True) if c > ALIKE * a}
+    return next((m for m in PROMPTS if m > max(slower, default=0)), None)
 
 
 def tile_features(
     spec: AttentionSpec, arch: GpuArch, rows: int, keys: int, heads: int
 ) -> KernelFeatures:
-    """Of `attention/mma.py` for causal prompts: `rows` a head, the last of which see `keys`."""
+    """Of attention/mma.py for causal prompts: `rows` a head, the last of which see `keys`."""
     shape = TileShape(spec)
     steps = (shape.head + shape.value_head) // 16 * shape.keys // 8
     loads = shape.parts * steps // 2

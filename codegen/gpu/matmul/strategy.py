@@ -309,7 +309,7 @@ class Scheduled:
 
 
 def _on(features: KernelFeatures, arch: GpuArch) -> KernelFeatures:
-    return replace(features, arch=arch.name)
+    return features.changed(arch=arch.name)
 
 
 def _emit_bounded(kernel: Kernel, bounds: Mapping[str, int], module: Any, arch: GpuArch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import product
 
 from abqc.codegen.strategy import MatmulSpec
@@ -80,8 +79,7 @@ def wgmma_planes_features(plan: WgmmaPlanesPlan, m: int) -> KernelFeatures:
     # A warpgroup reads the rows of a step for each product, and its weights.
     per_product = (schedule.block_m + ROWS) * STEP // 8
     reads = plan.products * plan.consumers * per_product
-    return replace(
-        launch_features(plan, m),
+    return launch_features(plan, m).changed(
         wgmma_b1_ops=tiles * steps * step_ops * plan.sums_of_pairs.products,
         alu_ops=turns * threads * groups * plan.sum_instructions / 2,  # the FMA pipe has half
         issued=turns * (threads * plan.instructions + PRODUCERS * plan.copy_instructions),
