@@ -6,6 +6,7 @@ import ctypes
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import onnx_models
@@ -94,6 +95,7 @@ def test_schedules_that_are_measured_differ_and_some_are_promising():
 
 def test_cold_samples_read_what_none_has_read_before(monkeypatch):
     monkeypatch.setattr(tune_cpu, "COLD_BYTES", 4 << 20)
+    monkeypatch.setattr(tune_cpu, "time_calls", partial(time_calls, seconds=60.0))
     spec = MatmulSpec(128, 128, parse_scheme("w8"), parse_scheme("a8"))
     strategies = CpuTarget(cost_model=AnalyticModel()).strategies
     strategy = next(strategy for strategy in strategies if strategy.name == "int8")
