@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 MANY_DEPTHWISE_TAPS = 64
 MANY_DEPTHWISE_STEPS = 32  # from a window's first row or column to its last
 MANY_DEPTHWISE_STRIDES = 8
+DEPTHWISE_CHANNELS = 16  # whose weights lie side by side
 BLOCKS = (8, 6, 4)  # of more than two channels
 
 WINOGRAD_BLOCKS = (64, 48, 32)
@@ -116,14 +117,21 @@ class ConvSpec:
     @property
     def packed_size(self) -> int:
         """Of the weights, or of those of a sample."""
+        if self.depthwise:
+            return -(-self.groups // DEPTHWISE_CHANNELS) * DEPTHWISE_CHANNELS * prod(self.window)
         places = WINOGRAD_PLACES if self.winograd else prod(self.window)
         return self.blocks * self.block * self.channels * places
 
     def pack_weight(self, weight: np.ndarray) -> NDArray[np.float32]:
         """[N, C, window] as kernels read it, f32 [blocks * C * taps * block], by Winograd's
-        algorithm [blocks * 16 * C * block]."""
+        algorithm [blocks * 16 * C * block]; channels for themselves [channels / 16 * taps * 16]."""
         if self.winograd:
             return self._pack_transformed(weight)
+        if self.depthwise:
+            rows = weight.reshape(self.groups, -1).astype(np.float32)
+            rows = np.pad(rows, ((0, -self.groups % DEPTHWISE_CHANNELS), (0, 0)))
+            split = rows.reshape(-1, DEPTHWISE_CHANNELS, rows.shape[1])
+            return np.ascontiguousarray(split.transpose(0, 2, 1)).reshape(-1)
         missing = -self.outputs % self.block
         split = weight.reshape(self.groups, self.outputs, self.channels, -1).astype(np.float32)
         padded = np.pad(split, ((0, 0), (0, missing), (0, 0), (0, 0)))
