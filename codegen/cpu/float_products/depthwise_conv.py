@@ -8,14 +8,13 @@ The arguments are those of `direct_conv.py`, but that `x` are images without zer
 [batch, channel, plane / pitch, pitch]; how many rows and columns there are before is the kernel's.
 There vectors of the image are multiplied by many channels' weights; here each is loaded for one
 product, and a load that crosses lines takes longer than that. So a register tile is TILE_ROWS rows
-times VECTORS vectors of outputs: of what the window reads, rows have most in common. Images that
-are no wider than a vector have tiles of as many accumulators.
+times VECTORS vectors of outputs: of what the window reads, rows have most in common.
 
 The grid is `Kernel.grid(batch, height, groups)`, channels first; an index does a strip of rows of
 some channels, as many columns of it at a time as a scratch has what their windows read: rows with
 zeros around them, cut into phases by the stride of columns. Narrow images are done by
-`depthwise_narrow.py`, as many channels at a time as a vector has lanes: the first index of these does
-them. `w` has [taps][DEPTHWISE_CHANNELS] for every so many channels.
+`depthwise_narrow.py`, as many channels at a time as a vector has lanes: the first index of these
+does them. `w` has [taps][DEPTHWISE_CHANNELS] for every so many channels.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ from abqc.dialects.conv_spec import DEPTHWISE_CHANNELS, ConvSpec
 from abqc.dialects.epilogue import Epilogue, name_with
 
 from ..grid_block import Span
-from .depthwise_images import Images, Scratch
 from .depthwise_narrow import NarrowImages, narrow_width
 from .finish import Finish, Steady
+from .images import Images, Scratch
 from .tile import broadcast, cover_by_tiles, multiply_add
 
 TILE_ROWS = 4
@@ -125,22 +124,13 @@ class _Body:
         self, channel: Value, steady: Steady, to: Value, height: Value, width: Value
     ) -> None:
         """What is in the scratch, stored from `to` on."""
-        b, few = self.b, self.images.width <= self.lanes
-        with b.when(few):
-            mask = b.mask(self.lanes, width)
-            whole = b.index(0), height
-            for tile in self._tiles(TILE_ROWS * VECTORS, whole, channel, steady, to):
-                tile(b.index(0), [mask])
-        with b.when(few ^ 1):
-            # The last ones are lower, so that next to no row is computed for nothing.
-            lower = (TILE_ROWS - height % TILE_ROWS) % TILE_ROWS * (TILE_ROWS - 1)
-            split = b.max(height - lower, 0)
-            for rows, span in (
-                (TILE_ROWS, (b.index(0), split)),
-                (TILE_ROWS - 1, (split, height)),
-            ):
-                for tile in self._tiles(rows, span, channel, steady, to):
-                    cover_by_tiles(b, b.index(0), width, self.lanes, VECTORS, tile)
+        b = self.b
+        # The last tiles are lower, so that next to no row is computed for nothing.
+        lower = (TILE_ROWS - height % TILE_ROWS) % TILE_ROWS * (TILE_ROWS - 1)
+        split = b.max(height - lower, 0)
+        for rows, span in ((TILE_ROWS, (b.index(0), split)), (TILE_ROWS - 1, (split, height))):
+            for tile in self._tiles(rows, span, channel, steady, to):
+                cover_by_tiles(b, b.index(0), width, self.lanes, VECTORS, tile)
 
     def _tiles(
         self, height: int, rows: Span, channel: Value, steady: Steady, to: Value

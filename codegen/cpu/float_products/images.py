@@ -1,8 +1,8 @@
-"""What kernels of depthwise convolutions read: rows of an image with zeros around them, in a scratch.
+"""What kernels read that put zeros around images themselves: some rows of one, in a scratch.
 
-Rows of the scratch are those of the window's steps, cut into phases by the stride of columns. Rows
-that are outside of the image are so for all channels: they are cleared once, before the channels'
-own rows are copied, one channel after the other.
+Rows of the scratch are those that rows of outputs read, cut into phases by the stride of columns.
+Rows that are outside of the image are so for all channels: where channels share a scratch, one
+after the other, they are cleared once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .polyphase import SHUFFLED, PhaseRow
 
 @dataclass
 class Images:
-    """The kernel's arguments, as `depthwise_conv.py` has them."""
+    """The arguments of such a kernel, as `direct_conv.py` has them."""
 
     b: Builder
     spec: ConvSpec
