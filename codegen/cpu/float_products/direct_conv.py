@@ -36,6 +36,7 @@ from abqc.codegen.strategy import Kernel
 from abqc.dialects.conv_spec import ConvSpec
 from abqc.dialects.epilogue import Epilogue, name_with
 
+from ..grid_block import Span
 from .finish import Finish
 from .tile import broadcast, cover, cover_by_tiles, multiply_add
 
@@ -99,7 +100,8 @@ class DirectConv:
         weights = batch * blocks + block if spec.weights_by_sample else block
         last = b.min(first + OUTPUTS, reach)
         self.add_up(planes, weights, channel, first, last)
-        self._store(batch, channel, group, first, last)
+        corner = b.index(0), b.index(0)
+        self.store(batch, channel, group, (first, last), corner, self.width)
 
     def add_up(
         self, planes: Value, block: Value, channel: Value, first: Value, last: Value
@@ -200,9 +202,18 @@ class DirectConv:
         x, stride = dx * self.spec.dilations[1], self.spec.strides[1]
         return self.plane * (x % stride) + x // stride
 
-    def _store(self, batch: Value, channel: Value, group: Value, first: Value, last: Value) -> None:
-        """The outputs `first` to `last` that are in rows, from the scratch."""
-        b, spec, lanes = self.b, self.spec, self.lanes
+    def store(
+        self,
+        batch: Value,
+        channel: Value,
+        group: Value,
+        span: Span,
+        corner: tuple[Value, Value],
+        width: Value,
+    ) -> None:
+        """The outputs of a span that are in rows, of this width, from the scratch; output 0 is that
+        of row and column `corner` of the image."""
+        b, spec, lanes, (first, last) = self.b, self.spec, self.lanes, span
         size = self.height * self.width
         channels = b.min((group + 1) * self.outputs - channel, spec.block)
         with b.loop(0, channels) as n:
@@ -210,8 +221,9 @@ class DirectConv:
             steady = self.finish.steady(batch, channel + n.i, image)
             with b.loop(first // self.pitch, (last + (self.pitch - 1)) // self.pitch) as rows:
                 begin = b.max(rows.i * self.pitch, first)
-                end = b.min(rows.i * self.pitch + self.width, last)
-                to = image * size + rows.i * self.width - rows.i * self.pitch
+                end = b.min(rows.i * self.pitch + width, last)
+                to = image * size + (rows.i + corner[0]) * self.width + corner[1]
+                to = to - rows.i * self.pitch
                 source = n.i * OUTPUTS - first
 
                 def store(
