@@ -141,8 +141,7 @@ typedef struct {
 } abqc_part;
 
 typedef struct {
-    /* High half: number of the launch; low half: chunks of it that nobody has taken. */
-    _Alignas(ABQC_CACHE_LINE) _Atomic uint64_t work;
+    _Alignas(ABQC_CACHE_LINE) _Atomic uint32_t launch; /* its number */
     _Alignas(ABQC_CACHE_LINE) _Atomic int32_t done; /* finished chunks of this launch */
     _Alignas(ABQC_CACHE_LINE) _Atomic int32_t sleepers;
     _Atomic uint32_t closed;
