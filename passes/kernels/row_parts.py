@@ -34,8 +34,8 @@ class Rows:
     """The rows of a loop.
 
     `axes` has the axis of rows of buffers that are no views, and whether rows are not told apart
-    there from what they are made of (a flat buffer). `counts` are values that are the number of rows. `uses` are
-    the operands of loops over elements that have rows, with their axes.
+    there from what they are made of (a flat buffer). `counts` are values that are the number of
+    rows. `uses` are the operands of loops over elements that have rows, with their axes.
     """
 
     axes: dict[ir.Value, tuple[int, bool]] = field(default_factory=dict)
