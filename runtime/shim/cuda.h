@@ -504,6 +504,7 @@ struct abqc_work {
     bool pending;        /* nobody has waited for that */
     CUdeviceptr error_flag; /* 0: no kernel of the model checks anything */
     CUdeviceptr counters;   /* 0: nobody has asked for any */
+    int64_t counters_bytes;
     abqc_gpu_arena arena;
     abqc_places places;
     abqc_stage *stages;   /* by input */
