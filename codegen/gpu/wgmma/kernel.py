@@ -1,6 +1,6 @@
 """The kernel by wgmma: a block computes block_m x block_n of y, K in stages of shared memory.
 
-    rows      global -> shared (cp.async, swizzled)            -> B, read by the tensor cores
+    rows      global -> shared (cp.async or boxes, swizzled)   -> B, read by the tensor cores
     weights   global -> shared (bulk copies, as they are stored) -> decoded in registers: A
 
 One warpgroup copies, the others multiply; stages go round between them (ring.py). Columns of the
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from abqc.codegen.builder import Value, vec
+from abqc.runtime.tensor_parameter import TensorParameter
 
 from ..arch import GpuArch
 from ..builder import POINTER, WEIGHT, GpuBuilder, kernel
@@ -22,7 +23,8 @@ from ..matmul.grid_block import grid_block
 from ..matmul.loop_state import LoopState
 from ..weights.layout import BLOCKS, TILE_COLUMNS, WARP_LOAD_BYTES
 from ..weights.pointers import PackedWeight
-from .barriers import shared_address
+from .barriers import prefetch_map, shared_address
+from .boxes import BoxCopies, rows_tensor
 from .context import WgmmaContext, anew
 from .copy import StageCopies
 from .fragments import words_of_half
@@ -101,7 +103,9 @@ def emit_wgmma_kernel(
     module: Any, arch: GpuArch, name: str, plan: WgmmaPlan, arithmetic: Arithmetic
 ) -> None:
     """Add the kernel (q, w, bias, y or workspace, m, n) of docs/gpu.md to `module`."""
-    arguments = [POINTER, WEIGHT, WEIGHT, POINTER, "i32", "i32"]
+    arguments: list[str | TensorParameter] = [POINTER, WEIGHT, WEIGHT, POINTER, "i32", "i32"]
+    if plan.schedule.boxes:
+        arguments.append(rows_tensor(plan))
     with kernel(
         module,
         arch,
@@ -110,7 +114,10 @@ def emit_wgmma_kernel(
         threads=plan.schedule.threads,
         shared=plan.shared_bytes,
         registers=plan.launch_registers,
-    ) as (b, block, rows, packed, bias, target, m, n):
+    ) as (b, block, rows, packed, bias, target, m, n, *tensor):
+        for each in tensor:
+            with b.when(b.thread == 0):
+                prefetch_map(b, each)
         ring = Ring(b, plan, shared_address(b))
         ring.initialize()
         here = _context(b, plan, block, rows, packed, bias, target, m, n)
@@ -124,7 +131,8 @@ def emit_wgmma_kernel(
 
         def copy(tile: Value, state: CopyState) -> CopyState:
             here = context(tile)
-            return StageCopies(ring, here).run(*_turns(here), state)
+            copies = BoxCopies(ring, here, *tensor) if tensor else StageCopies(ring, here)
+            return copies.run(*_turns(here), state)
 
         def multiply(tile: Value, place: Place) -> Place:
             here = context(tile)

@@ -14,9 +14,8 @@ from ..builder import GpuBuilder
 from ..matmul.schedule import Schedule
 from .barriers import set_registers
 from .context import anew
-from .producer import CopyState, complete_all, first_state, is_copying
+from .producer import CopyState, complete_all, first_state, is_copying, those_that_copy
 from .ring import Place, Ring
-from .warpgroups import REGISTERS
 
 
 def each_tile(
@@ -50,7 +49,7 @@ def run_warpgroups(
     functions take a tile's number and where they are in the ring, and return where they are then.
     """
     b, schedule = ring.b, ring.plan.schedule
-    _, copying, multiplying = REGISTERS[ring.plan.consumers]
+    copying, multiplying = ring.plan.role_registers
     copies = is_copying(b, ring.plan)
 
     def copy_tile(tile: Value, values: list[Value]) -> list[Value]:
@@ -61,8 +60,9 @@ def run_warpgroups(
 
     with b.when(copies):
         set_registers(b, copying, more=False)
-        state = each_tile(b, schedule, block, m, n, first_state(ring).values, copy_tile)
-        complete_all(ring, CopyState.of(ring, state))
+        with those_that_copy(b, ring.plan):
+            state = each_tile(b, schedule, block, m, n, first_state(ring).values, copy_tile)
+            complete_all(ring, CopyState.of(ring, state))
     with b.when(copies == 0):
         set_registers(b, multiplying, more=True)
         each_tile(b, schedule, block, m, n, ring.first().values, multiply_tile)
