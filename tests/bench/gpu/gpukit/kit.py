@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from abqc.errors import InputError
+from abqc.runtime.tensor_parameter import TensorParameter
 
 FORMAT = "abqc-gpu-kit-1"
 FILE = "kit.json"
@@ -26,13 +27,18 @@ MODEL = "model.so.xz"  # of a model's folder
 @dataclass(frozen=True)
 class KernelImage:
     """A built kernel. `shared_bytes` is dynamic; `registers` 0: not assembled; `ptx`: it is there
-    as PTX too."""
+    as PTX too; `maps`: the numbers of its TensorParameters."""
 
     name: str
     threads: int
     shared_bytes: int
     registers: int = 0
     ptx: bool = False
+    maps: list[list[int]] = field(default_factory=list)
+
+    @property
+    def tensor_parameters(self) -> tuple[TensorParameter, ...]:
+        return tuple(map(TensorParameter.of_numbers, self.maps))
 
 
 @dataclass(frozen=True)
