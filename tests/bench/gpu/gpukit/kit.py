@@ -123,6 +123,7 @@ class AttentionJob:
     the products. `causal`: with a mask that is added and hides later keys. `splits` 0: blocks do
     not share the keys; else splits of `split_keys` each. `prepare` makes tiles of keys and values
     in the workspace, `limits` finds what the mask's rows see (None: there is no such kernel).
+    `boxes`: keys and values are read by tensor maps.
     """
 
     name: str
@@ -144,6 +145,7 @@ class AttentionJob:
     prepare_grid: int = 0
     limits: str | None = None
     limits_grid: int = 0
+    boxes: bool = False
 
     @property
     def cache_bytes(self) -> int:
