@@ -363,11 +363,12 @@ def _heads(low: Lowering, op: ir.Operation, value: ir.Value, rows_first: int) ->
 
 
 def _with_aligned_strides(heads: _Heads) -> _Heads:
-    """The stride of an axis of one element may be anything: here a multiple of 16 bytes, as tensor
-    maps must have it."""
+    """The stride of an axis of one element may be anything, and without rows strides may be 0: here
+    they are multiples of 16 bytes, as tensor maps must have them."""
     strides = []
     for size, stride in zip(heads.sizes[:3], heads.strides, strict=True):
         several = arith.CmpIOp(arith.CmpIPredicate.ugt, size, index(1)).result
+        stride = arith.MaxUIOp(stride, index(MAP_UNIT)).result
         strides.append(arith.SelectOp(several, stride, index(MAP_UNIT)).result)
     return replace(heads, strides=strides)
 
