@@ -56,6 +56,9 @@ PORT_EFFICIENCY = 0.85  # of the port of an SM to L2
 LOADED_LATENCY = 3.5  # of a memory under load, over that of an idle one: 1.1 us on an H200
 STEP_CYCLES = 100  # of one stage of a tile: wait, barrier, ldmatrix (33), dependent MMA (33)
 START_CYCLES = 1500  # of a block: its arguments, its addresses, its epilogue
+# Latencies of L2 until sums are written and seen by all; then, for each block that gives some,
+# until that is noticed and the first of them are there.
+GIVE_LATENCIES, TAKE_LATENCIES = 6, 2
 NEXT_CYCLES = 700  # of the next tile of a block that stays: addresses, epilogue; its data are there
 # Registers of a thread before it is assembled. ptxas gives tile kernels of s8 with 16, 32 and 64
 # accumulators a thread 64 to 100, 124 to 143 and 168 to 255: fragments and decoded weights ahead.
@@ -261,10 +264,62 @@ class _Kernel:
         seconds["latency"] = self.latency
         return seconds
 
+    # Blocks that stay and share tiles along K (codegen/gpu/wgmma/stream_k.py)
+
+    @property
+    def sharing(self) -> int:
+        """Blocks that share tiles."""
+        return min(self.f.blocks * self.f.shared_by, self.slots)
+
+    @property
+    def shared_tiles(self) -> int:
+        """What whole waves leave over, and one of them."""
+        waves, left = divmod(self.f.blocks, self.sharing)
+        return left + (self.sharing if waves and left else 0)
+
+    @cached_property
+    def hand_over(self) -> float:
+        """Seconds in which a block gives a tile's sums away, and adds those of others to its own:
+        one, or of few tiles all that share it."""
+        f, gpu = self.f, self.gpu
+        blocks, shared = self.sharing, self.shared_tiles
+        others = max(1, math.ceil(blocks / shared) - 1)
+        tile = 4 * f.block_m * f.block_n
+        given = blocks - math.gcd(blocks, shared)
+        busiest = math.ceil(blocks / gpu.sms)
+        port = busiest * (1 + others) * tile / (gpu.rate("l2") * PORT_EFFICIENCY)
+        near = self.stays_in_l2(given * tile)
+        bandwidth = gpu.l2_bandwidth if near else gpu.dram_bandwidth
+        waits = (GIVE_LATENCIES + TAKE_LATENCIES * others) * gpu.l2_latency
+        return max(port, 2 * given * tile / bandwidth) + waits
+
+    @property
+    def waves(self) -> list[tuple[float, int]]:
+        """How often so many blocks run at once, each with a tile: parts of tiles are parts of a
+        wave."""
+        f = self.f
+        if not f.shared_by:
+            full, rest = divmod(f.blocks, self.slots)
+            return [(count, blocks) for count, blocks in ((full, self.slots), (1, rest)) if blocks]
+        waves = (f.blocks - self.shared_tiles) // self.sharing
+        return [(waves + self.shared_tiles / self.sharing, self.sharing)]
+
+    @property
+    def starts(self) -> int:
+        """Of tiles, or parts of them, one after another on a multiprocessor."""
+        f = self.f
+        if not f.shared_by:
+            return math.ceil(f.blocks / self.slots)
+        parts = math.ceil(self.shared_tiles / self.sharing) + 1 if self.shared_tiles else 0
+        return (f.blocks - self.shared_tiles) // self.sharing + parts
+
     @cached_property
     def reduction(self) -> float:
-        """Seconds of the second kernel, which adds what the splits have left in the workspace."""
+        """Seconds of the second kernel, which adds what the splits have left in the workspace, or
+        of what blocks that share tiles do for that."""
         f, gpu = self.f, self.gpu
+        if f.shared_by and self.shared_tiles:
+            return self.hand_over
         if f.split == 1:
             return 0.0
         near = self.stays_in_l2(f.workspace_bytes)
@@ -308,24 +363,20 @@ class GpuAnalyticModel(Roofline[KernelFeatures]):
                 f"{self.gpu.name} runs {self.gpu.arch}, the kernel is for {features.arch}"
             )
         kernel = _Kernel(features, self.gpu)
-        full, rest = divmod(features.blocks, kernel.slots)
         resources: dict[str, float] = {}
         busy = 0.0
-        for count, blocks in ((full, kernel.slots), (1, rest)):
-            if not count * blocks:
-                continue
+        for count, blocks in kernel.waves:
             wave = kernel.wave(blocks)
             slowest = max(wave.values())
             busy += count * (slowest + SERIAL * (sum(wave.values()) - slowest))
             for name, seconds in wave.items():
                 resources[name] = resources.get(name, 0.0) + count * seconds
-        waves = full + (rest > 0)
         gpu = self.gpu
         launch = gpu.graph_launch_seconds if self.in_graph else gpu.launch_seconds
         return GpuEstimate(
             resources=resources,
             busy=busy,
-            prologue=kernel.start + (waves - 1) * kernel.next_start,
+            prologue=kernel.start + (kernel.starts - 1) * kernel.next_start,
             reduction=kernel.reduction,
             launch=launch * features.launches,
             occupancy=kernel.occupancy,

@@ -31,7 +31,7 @@ CASES = (
 @pytest.fixture(autouse=True)
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cases are those of sm_90a alone."""
-    monkeypatch.setattr(attention, "attention_kernels", partial(attention_kernels, wgmma=True))
+    monkeypatch.setattr(attention, "attention_kernels", partial(attention_kernels, wgmma_rows=65))
     monkeypatch.setattr(attention, "SM_80", SM_90A)
     attention.compiled.cache_clear()
 

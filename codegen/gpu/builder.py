@@ -83,6 +83,11 @@ class GpuBuilder(Emitter):
         """The larger one of two i32, unsigned."""
         return self.intrinsic("llvm.umax.i32", "i32", a, c)
 
+    def float_max(self, a: Value, c: Value) -> Value:
+        """The larger one of two f32, one instruction (`max`: two); of a NaN and a number the
+        number."""
+        return self.intrinsic("llvm.maxnum.f32", "f32", a, c)
+
     def ceil_div(self, value: Value, by: int) -> Value:
         """`ceil(value / by)` of a non-negative i32."""
         return value if by == 1 else (value + (by - 1)) // by

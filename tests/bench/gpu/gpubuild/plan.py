@@ -50,7 +50,16 @@ OTHERS = {
 
 
 # Small models of the kernels that are no matmuls (operators.py).
-OPERATORS = ("attention", "norms", "norm-packs", "embedding", "lines", "copies", "scatters")
+OPERATORS = (
+    "attention",
+    "norms",
+    "norm-packs",
+    "gated-packs",
+    "embedding",
+    "lines",
+    "copies",
+    "scatters",
+)
 
 
 @dataclass(frozen=True)
