@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from abqc.costmodel.interface import CostModel, KernelFeatures
 
 from ..arch import GpuArch
+from .boxes import reads_boxes
 from .halves import HALF, TileShape
 from .mma import ROWS as TILE_ROWS
 from .mma import THREADS as TILE_THREADS
@@ -89,6 +90,7 @@ def wgmma_features(
         shared=1 + CONSUMERS * _products(shape) / shape.parts,
         stages=shape.stages,
         registers=168,
+        launches=1 if reads_boxes(spec) else 2,
     )
 
 
@@ -124,6 +126,7 @@ def _features(
     shared: float,
     stages: int,
     registers: int,
+    launches: int = 2,
 ) -> KernelFeatures:
     """`instructions` of all warps for a tile, which passes `shared` times through shared memory."""
     rows, keys, heads = sizes
@@ -160,5 +163,5 @@ def _features(
         stages=stages,
         registers=registers,
         shared_bytes=stages * shape.bytes,
-        launches=2,
+        launches=launches,
     )
