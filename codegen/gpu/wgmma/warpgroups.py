@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from ..matmul.schedule import Schedule
 from .instructions import ROWS, WARPGROUP_WARPS
 
@@ -17,12 +19,12 @@ class Warpgroups:
 
     schedule: Schedule
 
-    @property
+    @cached_property
     def consumers(self) -> int:
         """Warpgroups that multiply."""
         return self.schedule.warps_n // WARPGROUP_WARPS
 
-    @property
+    @cached_property
     def halves(self) -> int:
         """Instructions that a warpgroup needs for its columns."""
         return self.schedule.block_n // ROWS // self.consumers
