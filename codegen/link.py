@@ -45,7 +45,7 @@ _LIBRARIES = ("-lm", "-ldl", "-lpthread")
 
 # Of the shim's sources, those for artifacts that run on CPUs; those for GPUs are cuda_*.c, the
 # others are for both.
-_CPU_SOURCES = frozenset({"arena", "cpu", "cpu_device", "host", "team"})
+_CPU_SOURCES = frozenset({"arena", "cpu", "cpu_device", "host", "huge_pages", "team"})
 
 # The thread runtime is linked by its name alone, so that no development package is needed.
 _THREADS_NAME = "libgomp.so.1"

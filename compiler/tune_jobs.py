@@ -32,13 +32,16 @@ class BuiltKernel:
 
 @dataclass(frozen=True)
 class GpuJob:
-    """One matmul: a launch of `grid` blocks and, after a split, the reduction's."""
+    """One matmul: a launch of `grid` blocks and, after a split, the reduction's. Blocks that share
+    tiles have `slots_bytes` of a workspace and so many `counters`, together."""
 
     kernel: BuiltKernel
     grid: int
     features: KernelFeatures
     reduce: BuiltKernel | None = None
     reduce_grid: int = 0
+    slots_bytes: int = 0
+    counters: int = 0
 
 
 def write(folder: Path, target: str, jobs: Sequence[GpuJob]) -> None:
@@ -61,6 +64,8 @@ def write(folder: Path, target: str, jobs: Sequence[GpuJob]) -> None:
                 "grid": job.grid,
                 "reduce": job.reduce.name if job.reduce else None,
                 "reduce_grid": job.reduce_grid,
+                "slots_bytes": job.slots_bytes,
+                "counters": job.counters,
                 "features": dataclasses.asdict(job.features),
             }
             for job in jobs
@@ -99,4 +104,6 @@ def _job(entry: Mapping[str, Any], kernels: Mapping[str, BuiltKernel]) -> GpuJob
         features=features,
         reduce=kernels[entry["reduce"]] if entry["reduce"] else None,
         reduce_grid=int(entry["reduce_grid"]),
+        slots_bytes=int(entry["slots_bytes"]),
+        counters=int(entry["counters"]),
     )

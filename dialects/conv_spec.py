@@ -16,6 +16,7 @@ BLOCKS = (8, 6, 4)  # of more than two channels
 
 WINOGRAD_BLOCKS = (64, 48, 32)
 WINOGRAD_EDGE = 2  # outputs of a tile are 2 x 2,
+WINOGRAD_LEAST_TILES = 16  # of a grid index
 WINOGRAD_PLACES = 16  # and inputs 4 x 4
 WINOGRAD_CHANNELS = (16, 512)  # least and most of what is read,
 WINOGRAD_OUTPUTS = 32  # and least of what is written

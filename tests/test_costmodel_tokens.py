@@ -57,7 +57,7 @@ def test_tokens_are_operations_with_types_and_magnitudes():
 
 
 def test_a_real_kernel_multiplies_bytes():
-    spec = MatmulSpec(64, 2048, parse_scheme("w4"), parse_scheme("a8"))
+    spec = MatmulSpec(64, 2048, parse_scheme("w4:g32"), parse_scheme("a8"))
     with ir.Context(), ir.Location.unknown():
         module = ir.Module.create()
         Int8Strategy().matmul_kernels(spec)[0].kernel.emit(module, isas.AVX512)

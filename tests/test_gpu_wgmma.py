@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 
+import gpu_kernels
 import pytest
 from abqc.codegen.gpu.arch import ALL, SM_90A
 from abqc.codegen.gpu.assembly.compile import disassemble
@@ -15,6 +17,7 @@ from abqc.codegen.gpu.wgmma.schedules import plan_of, wgmma_schedules
 from abqc.codegen.strategy import MatmulSpec
 from abqc.codegen.targets.cuda import CudaTarget
 from abqc.dialects.formats import parse_scheme
+from abqc.runtime.ptx import PtxFault
 from gpu_kernels import compile_kernel, spills
 from gpu_tile_cases import TileCase
 
@@ -109,6 +112,45 @@ def test_blocks_that_stay(weight, activation, blocks, stages):
     TileCase.random(weight, activation, (40, 70, 200), stay, SM_90A).check()
 
 
+@pytest.mark.parametrize(
+    ("weight", "activation", "shape", "schedule"),
+    [
+        # One tile of three blocks; 4 blocks, of 10 tiles two are whole; all are whole.
+        ("w4:channel", "a8", (5, 40, 900), schedule(8, 64, 64, stages=3, split=3, stay=4)),
+        ("w4:channel:asym", "a8", (40, 70, 200), schedule(8, 64, 64, split=2, stay=4)),
+        ("w8:channel", "a8", (30, 20, 100), schedule(16, 64, 64, split=2, stay=2)),
+        ("w4:g64:asym", "a8", (20, 140, 400), schedule(16, 128, 128, 2, 3, split=2, stay=3)),
+        # Groups of K that end in the middle of a stage, and with K in one.
+        ("w3:g96", None, (20, 70, 900), schedule(16, 64, 128, split=2, stay=3)),
+        ("w5:g40", None, (17, 130, 500), schedule(16, 128, 128, stages=3, split=3, stay=5)),
+    ],
+)
+def test_blocks_share_tiles(weight, activation, shape, schedule):
+    """Stream-K: runs of turns that begin and end in the middle of tiles."""
+    TileCase.random(weight, activation, shape, schedule, SM_90A).check()
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "match"),
+    [
+        ("ld.acquire.gpu", "ld.relaxed.gpu", "race in global memory"),
+        ("st.release.gpu", "st.relaxed.gpu", "race in global memory"),
+        ("@!given bra", "// @!given bra", "race in global memory"),
+        ("st.release.gpu", "// st.release.gpu", "nothing can go on"),
+    ],
+)
+def test_sums_that_are_not_handed_over_properly(line, instead, match, monkeypatch):
+    shares = schedule(8, 64, 64, split=2, stay=2)
+    case = TileCase.random("w4:channel", "a8", (5, 40, 200), shares, SM_90A)
+    kernel = case.strategy.kernel(case.spec, shares)
+    ptx = compile_kernel(SM_90A, kernel)
+    assert ptx.text.count(line) == 1
+    wrong = replace(ptx, text=ptx.text.replace(line, instead))
+    monkeypatch.setitem(gpu_kernels._compiled, (SM_90A.name, kernel.name), wrong)
+    with pytest.raises(PtxFault, match=match):
+        case.check()
+
+
 def test_rows_packed_on_the_device():
     """The packing kernel writes what the matmul reads."""
     case = TileCase.random("w4:g64:asym", "a8", (5, 40, 200), ONE, SM_90A)
@@ -141,7 +183,7 @@ def test_only_where_wgmma_is_native(activation):
                 assert len(set(schedules)) == len(schedules)
                 for s in schedules:
                     features = strategy.features(spec, s, 5)
-                    assert features.blocks >= 1 and features.launches == 1 + (s.split > 1)
+                    assert features.blocks >= 1 and features.launches == 1 + (s.grid_split > 1)
 
 
 def kinds(target, rows):
@@ -163,6 +205,7 @@ def test_chosen_for_many_rows_on_that_target_alone():
     [
         ("w4", None, schedule(64, 256, 128, 2, 4), "HGMMA.64x64x16.F32"),
         ("w8:channel", "a8", schedule(176, 256, 128, 2, 4, stay=132), "IGMMA.64x176x32.S8.U8"),
+        ("w4:channel", None, schedule(64, 128, 64, 2, 4, 4, 132), "HGMMA.64x64x16.F32"),
         ("w3", "a8", schedule(64, 256, 128, 2, 4), "IGMMA.64x64x32.S8.U8"),
     ],
 )
@@ -184,6 +227,7 @@ def test_machine_code(weight, activation, schedule, instruction, tmp_path):
     products = [line for line in text if "GMMA" in line]
     assert products and all(instruction in line for line in products)
     assert any("UBLKCP" in line for line in text)
+    assert any("LDG.E.STRONG.GPU" in line for line in text) == schedule.stream_k
 
 
 @pytest.mark.slow
@@ -191,13 +235,15 @@ def test_machine_code(weight, activation, schedule, instruction, tmp_path):
 @pytest.mark.parametrize("weight", ["w4", "w8:channel", "w3", "w4:g64:asym", "w1:g32", "wt5"])
 @pytest.mark.parametrize("activation", ["a8", None])
 def test_nothing_spills(weight, activation):
-    """The schedules that take most registers, of each number of warpgroups."""
+    """The schedules that take most registers, of each number of warpgroups, and with blocks that
+    share tiles."""
     a_scheme = None if activation is None else parse_scheme(activation)
     spec = MatmulSpec(4096, 4096, parse_scheme(weight), a_scheme)
     strategy = Int8Matmul() if a_scheme else DequantizeMatmul()
     largest = {}
     for s in wgmma_schedules(spec, SM_90A, strategy.activation):
         registers = plan_of(spec, s, strategy.activation).registers
-        if s.split == 1 and registers > largest.get(s.warps_n, (0, None))[0]:
-            largest[s.warps_n] = (registers, s)
+        kind = s.warps_n, s.stream_k
+        if s.grid_split == 1 and registers > largest.get(kind, (0, None))[0]:
+            largest[kind] = (registers, s)
     assert not spills(SM_90A, *(strategy.kernel(spec, s) for _, s in largest.values()))

@@ -49,7 +49,7 @@ def lower_pack(low: Lowering, op: ir.Operation) -> None:
     x = low.buffer(view.x)
     grid = ceil_div(rows, kernel.block[0])
     if view.x_scale is None:
-        low.launch(kernel.name, grid, [x, packed, rows])
+        low.launch(kernel.name, grid, [x, packed, rows], by_rows=True)
     else:
         samples = dimension_or_query(view.x_scale, 0)
         shared = arith.CeilDivUIOp(rows, arith.MaxUIOp(samples, index(1)).result).result
@@ -86,7 +86,8 @@ def lower_fused_pack(low: Lowering, op: ir.Operation) -> None:
             scf.YieldOp([])
 
     def launch_alone(operands: list[ir.Value]) -> None:
-        low.launch(kernel.name, ceil_div(rows, kernel.block[0]), [*operands, packed, rows])
+        grid = ceil_div(rows, kernel.block[0])
+        low.launch(kernel.name, grid, [*operands, packed, rows], by_rows=True)
 
     products, low.together = low.together, []
     if products:

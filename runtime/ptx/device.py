@@ -131,10 +131,12 @@ class Device:
             self._launches += 1
             dependence = Dependence(self._launches, kernel.name, after, complete)
             self.memory.dependence = dependence
+            if program.hands_over and self.check_races:
+                self.memory.watch_handovers()
             self._run(launch, counters, dependence)
             return dependence.record()
         finally:
-            self.memory.dependence = None
+            self.memory.dependence = self.memory.handovers = None
             self.memory.free(address)
 
     def _run(self, launch: Launch, counters: Any, dependence: Dependence) -> None:
@@ -148,6 +150,8 @@ class Device:
                 if scheduler is None or scheduler.batch.blocks != count:
                     scheduler = Scheduler(Batch(launch, count), counters)
                 scheduler.batch.start(first)
+                if self.memory.handovers is not None:
+                    self.memory.handovers.batch = scheduler.batch
                 dependence.start(scheduler.batch.lanes)
                 scheduler.run()
 

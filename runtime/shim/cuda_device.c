@@ -254,6 +254,8 @@ int32_t abqc_device_open(const abqc_instance_options *options, abqc_device **dev
     choices chosen;
     int32_t status = check_device(options->device);
     if (!status) status = abqc_check_threads(options->threads, "the number of threads");
+    if (!status && options->flags & ABQC_INSTANCE_HUGE_PAGES)
+        status = abqc_error(ABQC_E_ARGUMENT, "huge pages are for models on a CPU");
     if (!status) status = choose("ABQC_CUDA_GRAPHS", &chosen.graphs);
     if (!status) status = choose("ABQC_CUDA_DEPENDENT_LAUNCH", &chosen.dependent);
     if (status) return status;

@@ -9,6 +9,10 @@ Weights. A panel holds 16 output channels; it is one contiguous piece of the blo
     zeros    [groups][16]    u8, asymmetric formats only
     tensor   f32             what e4m3 scales are multiplied with
 
+Where there are several groups, and scales, sums and zeros of one fill whole vectors, they stand
+before the group's codes: a panel is then read in one stream, whatever its length. (A row of
+4096x4096 in w4 takes 0.8 of the time on Zen 4.)
+
 The stored value v of a code q is unsigned where it can be; q - z = mul * v - offset - z. Codes of
 indexed formats are stored as they are, and kernels look their integers or values up.
 
@@ -62,13 +66,30 @@ class WeightLayout:
         return self._code_bytes(self.reduction.unit)
 
     @property
+    def head_bytes(self) -> int:
+        """Of a group's scales, sums and zeros that stand before its codes."""
+        zeros = 0 if self.symmetric else PANEL
+        size = self.scale_bytes + self.sum_bytes + zeros
+        alone = self.reduction.n_groups == 1 or self.reduction.segments_per_group > 1
+        return 0 if alone or size % VECTOR_BYTES else size
+
+    @property
     def segment_bytes(self) -> int:
         """From one segment's codes to the next one's."""
-        return self._code_bytes(self.reduction.segment_pitch)
+        return self._code_bytes(self.reduction.segment_pitch) + self.head_bytes
+
+    @property
+    def codes_offset(self) -> int:
+        return self.head_bytes
 
     @property
     def scales_offset(self) -> int:
-        return self._code_bytes(self.reduction.padded_k)
+        return 0 if self.head_bytes else self._code_bytes(self.reduction.padded_k)
+
+    @property
+    def scale_pitch(self) -> int:
+        """From one group's scales to the next one's."""
+        return self.segment_bytes if self.head_bytes else self.scale_bytes
 
     @property
     def scale_bytes(self) -> int:
@@ -77,7 +98,13 @@ class WeightLayout:
 
     @property
     def sums_offset(self) -> int:
-        return self.scales_offset + self.reduction.n_groups * self.scale_bytes
+        groups = 1 if self.head_bytes else self.reduction.n_groups
+        return self.scales_offset + groups * self.scale_bytes
+
+    @property
+    def sum_pitch(self) -> int:
+        """From one segment's sums to the next one's."""
+        return self.segment_bytes if self.head_bytes else self.sum_bytes
 
     @property
     def has_sums(self) -> bool:
@@ -95,10 +122,19 @@ class WeightLayout:
 
     @property
     def zeros_offset(self) -> int:
-        return self.sums_offset + self.reduction.n_segments * self.sum_bytes
+        segments = 1 if self.head_bytes else self.reduction.n_segments
+        return self.sums_offset + segments * self.sum_bytes
+
+    @property
+    def zero_pitch(self) -> int:
+        """From one group's zeros to the next one's."""
+        return self.segment_bytes if self.head_bytes else PANEL
 
     @property
     def tensor_scale_offset(self) -> int:
+        if self.head_bytes:
+            codes = self._code_bytes(self.reduction.padded_k)
+            return codes + self.reduction.n_groups * self.head_bytes
         zeros = 0 if self.symmetric else self.reduction.n_groups * PANEL
         return self.zeros_offset + zeros
 
@@ -175,17 +211,26 @@ def _pack_panels(
         whole[: len(array)] = array
         return whole.reshape(count, PANEL, -1).transpose(0, 2, 1)
 
+    codes = _as_bytes(pack_codes(layout, padded.reshape(count, PANEL, -1)))
     scales = stored_scales(weight.scale[rows], layout.scale, weight.tensor_scale)
-    pieces = [
-        pack_codes(layout, padded.reshape(count, PANEL, -1)),
-        by_panel(scales, scales.dtype.str),
-    ]
+    head = [by_panel(scales, scales.dtype.str)]
     if layout.has_sums:
-        pieces.append(by_panel(sums, f"i{layout.sum_bits // 8}"))
+        head.append(by_panel(sums, f"i{layout.sum_bits // 8}"))
     if weight.zero is not None:
-        pieces.append(by_panel(weight.zero[rows], "u1"))
+        head.append(by_panel(weight.zero[rows], "u1"))
+    if layout.head_bytes:
+        pieces = []
+        size = layout.segment_bytes - layout.head_bytes
+        for g in range(reduction.n_groups):
+            pieces += [*(part[:, g] for part in head), codes[:, g * size : (g + 1) * size]]
+    else:
+        pieces = [codes, *head]
     if tensor_scale_bytes(layout.scale):
         pieces.append(np.full((count, 1), weight.tensor_scale, np.float32))
-    flat = [np.ascontiguousarray(piece).reshape(count, -1).view(np.uint8) for piece in pieces]
-    whole = np.concatenate(flat, axis=1)
+    whole = np.concatenate([_as_bytes(piece) for piece in pieces], axis=1)
     out[:, : whole.shape[1]] = whole
+
+
+def _as_bytes(piece: np.ndarray) -> np.ndarray:
+    """[panels, bytes]"""
+    return np.ascontiguousarray(piece).reshape(len(piece), -1).view(np.uint8)

@@ -46,6 +46,11 @@ class TrellisLayout(WeightLayout):
         return TrellisLayout(value, True, spec.scale, reduction, spec.weight.bits)
 
     @property
+    def head_bytes(self) -> int:
+        """None: the codes are not in panels."""
+        return 0
+
+    @property
     def scales_offset(self) -> int:
         return 0
 

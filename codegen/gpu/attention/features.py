@@ -34,8 +34,8 @@ WGMMA_INSTRUCTIONS = 3  # of each wgmma, its descriptor's among them
 def first_wgmma_rows(
     spec: AttentionSpec, archs: Sequence[GpuArch], models: Sequence[CostModel]
 ) -> int | None:
-    """From how many rows on `wgmma` is the faster one on all targets, or about as fast; None where
-    it never is, or cannot."""
+    """From how many rows on `wgmma` is the faster one on all targets, or about as fast; None: never
+    or impossible."""
     if wgmma_unsupported(spec) or any(HALF[spec.precision] not in a.wgmma for a in archs):
         return None
     slower = set()
@@ -49,7 +49,7 @@ def first_wgmma_rows(
 def tile_features(
     spec: AttentionSpec, arch: GpuArch, rows: int, keys: int, heads: int
 ) -> KernelFeatures:
-    """Of attention/mma.py for causal prompts: `rows` of each head, the last of which see `keys`."""
+    """Of `attention/mma.py` for causal prompts: `rows` a head, the last of which see `keys`."""
     shape = TileShape(spec)
     steps = (shape.head + shape.value_head) // 16 * shape.keys // 8
     loads = shape.parts * steps // 2

@@ -21,8 +21,9 @@ class Schedule:
     in shared memory. `wgmma`: the same by warpgroups of four warps, each of which has all rows and
     64 or 128 columns; another four warps copy. `warps_m * warps_n * warps_k` warps a block; warps_k
     > 1 split K inside of the block. `split` > 1 cuts K among blocks, whose sums a second kernel
-    adds in order. `persistent`: so many blocks stay and do all tiles in turns (`wgmma` without a
-    split); 0: a block for each tile.
+    adds in order. `persistent`: so many blocks stay and do all tiles in turns (`wgmma`); 0: a block
+    for each tile. With both, blocks that stay share tiles along K, at most `split` of them one
+    tile, and one of them adds (wgmma/stream_k.py).
     """
 
     kind: Kind
@@ -40,6 +41,16 @@ class Schedule:
     def threads(self) -> int:
         copying = PRODUCER_WARPS if self.kind == "wgmma" else 0
         return 32 * (self.warps_m * self.warps_n * self.warps_k + copying)
+
+    @property
+    def stream_k(self) -> bool:
+        """Whether blocks that stay share tiles along K."""
+        return self.persistent > 0 and self.split > 1
+
+    @property
+    def grid_split(self) -> int:
+        """Parts of the grid, each with sums of its own that a second kernel adds; 1: none."""
+        return 1 if self.persistent else self.split
 
     @property
     def max_rows(self) -> int | None:

@@ -193,7 +193,7 @@ class Scheduled:
                 self.kernel(spec, schedule),
                 first,
                 last,
-                schedule.split,
+                schedule.grid_split,
                 self.strategy.reduce_kernel(spec, schedule),
             )
             for first, last, schedule in chosen

@@ -69,9 +69,9 @@ class WgmmaPlanesPlan(Warpgroups, PlanesPlan):
             return "not enough registers"
         if self.half_sums + INSTRUCTION_REGISTERS > self.launch_registers:
             return f"an instruction of more than {self.launch_registers} registers"
-        if s.persistent and s.split > 1:
-            return "blocks that stay have all of K"
-        if s.split > 1 and (s.split - 1) * self.split_blocks >= self.k_blocks:
+        if self.stream_problem is not None:
+            return self.stream_problem
+        if s.grid_split > 1 and (s.split - 1) * self.split_blocks >= self.k_blocks:
             return "a split would have nothing to do"
         return None
 
@@ -83,6 +83,16 @@ class WgmmaPlanesPlan(Warpgroups, PlanesPlan):
 
     def _chain(self, bit_tiles: list[int]) -> Chain:
         return self._pairs(bit_tiles)
+
+    # Blocks that share tiles
+
+    @property
+    def turns(self) -> int:
+        return self.k_blocks
+
+    @property
+    def unit_turns(self) -> int:
+        return self.split_unit
 
     # Who has what
 

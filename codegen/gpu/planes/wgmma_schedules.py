@@ -13,7 +13,7 @@ from ..matmul.schedule import Schedule
 from ..packing.layout import align
 from ..wgmma.instructions import ROWS, WARPGROUP_WARPS
 from ..wgmma.plan import PRODUCERS
-from ..wgmma.schedules import SPLITS, persistent_blocks, splits_pay
+from ..wgmma.schedules import SPLITS, persistent_blocks, splits_pay, stream_schedules
 from .layout import STEP, TILE_COLUMNS, PlaneWeights
 from .schedules import launch_features
 from .wgmma_plan import WgmmaPlanesPlan
@@ -32,11 +32,13 @@ def wgmma_planes_schedules(spec: MatmulSpec, arch: GpuArch) -> list[Schedule]:
     if "b1" not in arch.wgmma or pairs_of(spec) > MOST_PAIRS:
         return []
     plans = (WgmmaPlanesPlan(spec, s) for s in _all(spec, arch))
-    return [
+    able = [
         plan.schedule
         for plan in plans
         if pairs_of(spec) * plan.parts <= MOST_PAIRS and plan.problem(arch) is None
     ]
+    shared = stream_schedules(spec, able, arch, lambda s: WgmmaPlanesPlan(spec, s))
+    return able + [s for s in shared if WgmmaPlanesPlan(spec, s).problem(arch) is None]
 
 
 def pairs_of(spec: MatmulSpec) -> int:
@@ -83,5 +85,6 @@ def wgmma_planes_features(plan: WgmmaPlanesPlan, m: int) -> KernelFeatures:
         issued=turns * (threads * plan.instructions + PRODUCERS * plan.copy_instructions),
         shared_traffic=turns * (plan.stage_bytes + reads),
         persistent=schedule.persistent > 0,
+        shared_by=schedule.split if schedule.stream_k else 0,
         registers=plan.launch_registers,
     )

@@ -80,8 +80,9 @@ def publish_barriers(b: GpuBuilder) -> None:
 
 
 def fence_async(b: GpuBuilder) -> None:
-    """Order what this thread has seen of shared memory before what wgmma and bulk copies do."""
-    b.asm("fence.proxy.async;", MEMORY, [], effects=True)
+    """Order what this thread has seen of shared memory before what wgmma and bulk copies do. Of
+    shared memory alone: a fence for all memory waits for what is under way in global memory."""
+    b.asm("fence.proxy.async.shared::cta;", MEMORY, [], effects=True)
 
 
 def set_registers(b: GpuBuilder, count: int, *, more: bool) -> None:

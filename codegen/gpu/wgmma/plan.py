@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -59,9 +60,9 @@ class WgmmaPlan(Warpgroups, TilePlan):
             return "warpgroups do not divide the tile"
         if self.halves == 1 and self.weights.format.in_digits:
             return "warps do not share tiles of digits"
-        if s.persistent and s.split > 1:
-            return "blocks that stay have all of K"
-        if self.split_iterations * (s.split - 1) >= self.iterations:
+        if self.stream_problem is not None:
+            return self.stream_problem
+        if s.grid_split > 1 and self.split_iterations * (s.split - 1) >= self.iterations:
             return "there is less K than splits"
         if self.iterations * self.stage_tile_bytes > 2 * self.weights.tile_bytes:
             return "more than half of the stages is padding"  # for which there are no weights
@@ -74,6 +75,18 @@ class WgmmaPlan(Warpgroups, TilePlan):
         if self.half_sums + INSTRUCTION_REGISTERS > self.launch_registers:
             return f"an instruction of more than {self.launch_registers} registers"
         return None
+
+    # Blocks that share tiles
+
+    @property
+    def turns(self) -> int:
+        return self.iterations
+
+    @property
+    def unit_turns(self) -> int:
+        if not self.grouped:
+            return 1
+        return math.lcm(self.stage_units, self.group_units) // self.stage_units
 
     # Who has what
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from abqc.codegen.builder import Value
+from abqc.codegen.strategy import StreamK
 
 from ..builder import GpuBuilder
 from ..matmul.schedule import Schedule
@@ -35,6 +36,33 @@ class StagedPlan(Protocol):
     @property
     def barriers_offset(self) -> int:
         """Of the barriers in shared memory, behind all stages."""
+        ...
+
+    # Where blocks share tiles along K (stream_k.py)
+
+    @property
+    def turns(self) -> int:
+        """Of the K loop, for a whole tile."""
+        ...
+
+    @property
+    def unit_turns(self) -> int:
+        """Turns that one block has together."""
+        ...
+
+    @property
+    def units(self) -> int:
+        """Of a tile, which blocks share."""
+        ...
+
+    @property
+    def consumer_threads(self) -> int:
+        """Those that multiply."""
+        ...
+
+    @property
+    def stream(self) -> StreamK | None:
+        """What blocks that share tiles need; None where they do not."""
         ...
 
 

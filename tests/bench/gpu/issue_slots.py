@@ -81,7 +81,7 @@ class Line:
     def useful_cycles(self) -> float:
         """Of these, for products that are wanted once: planes may multiply a pair twice."""
         f, schedule = self.chosen.features, self.chosen.schedule
-        turns = -(-f.k // (schedule.block_k * schedule.split)) * f.blocks * self.multiplying
+        turns = -(-f.k // (schedule.block_k * schedule.grid_split)) * f.blocks * self.multiplying
         return getattr(f, f"{self.unit}_ops") / turns / (self.gpu.rates[self.unit] / SCHEDULERS)
 
     @property

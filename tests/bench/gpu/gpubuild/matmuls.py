@@ -47,15 +47,19 @@ class Chosen:
         """For m rows of a weight of n columns."""
         pack = self.strategy.pack_kernel(self.spec)
         reduce = self.strategy.reduce_kernel(self.spec, self.schedule)
+        kernel, split = self.kernel, self.schedule.grid_split
+        grid, stream = kernel.grid(m, n) * split, kernel.stream
         return MatmulLaunches(
-            kernel=self.kernel.name,
-            grid=self.kernel.grid(m, n) * self.schedule.split,
-            split=self.schedule.split,
+            kernel=kernel.name,
+            grid=grid,
+            split=split,
             pack=pack.name if pack else None,
             pack_grid=pack.grid(m) if pack else 0,
             row_bytes=self.strategy.row_bytes(self.spec) if pack else 0,
             reduce=reduce.name if reduce else None,
             reduce_grid=reduce.grid(m, n) if reduce else 0,
+            slots_bytes=grid * stream.slot_bytes if stream else 0,
+            counters=grid * stream.flags if stream else 0,
         )
 
     def job(self, images: Images) -> TableJob:

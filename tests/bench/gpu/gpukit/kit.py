@@ -60,7 +60,11 @@ class RateJob:
 
 @dataclass(frozen=True)
 class MatmulLaunches:
-    """The launches of one matmul: packing (None: rows are read as f32), product, reduction."""
+    """The launches of one matmul: packing (None: rows are read as f32), product, reduction.
+
+    `slots_bytes`: of the workspace of blocks that share tiles, which have so many `counters`; 0:
+    they do not.
+    """
 
     kernel: str
     grid: int
@@ -70,6 +74,8 @@ class MatmulLaunches:
     row_bytes: int
     reduce: str | None
     reduce_grid: int
+    slots_bytes: int = 0
+    counters: int = 0
 
     @property
     def kernels(self) -> list[str]:
