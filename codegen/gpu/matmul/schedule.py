@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 Kind = Literal["rows", "tile", "wgmma"]
@@ -38,7 +39,7 @@ class Schedule:
     persistent: int = 0
     boxes: bool = False
 
-    @property
+    @cached_property
     def threads(self) -> int:
         copying = PRODUCER_WARPS if self.kind == "wgmma" else 0
         return 32 * (self.warps_m * self.warps_n * self.warps_k + copying)
@@ -64,7 +65,7 @@ class Schedule:
             return rows is None or rows > STREAMED_ROWS
         return self.max_rows is None or (rows is not None and rows <= self.max_rows)
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Part of a kernel's name."""
         text = f"{self.kind}{self.block_m}x{self.block_n}x{self.block_k}"

@@ -107,7 +107,7 @@ class WgmmaPlanesPlan(Warpgroups, PlanesPlan):
         fragments = 8 * self.halves
         of_groups = 0
         if not self.one_group:
-            of_groups = GROUP_REGISTERS * (2 if self.parts > 2 else 1)
+            of_groups = GROUP_REGISTERS + (MASK_REGISTERS if self.parts > 2 else 0)
             of_groups += 2 * self.halves * (1 + self.weight.has_sums + self.weight.has_zeros)
             if self.row_zeros_loaded:
                 of_groups += self.schedule.block_m // 4

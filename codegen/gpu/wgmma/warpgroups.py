@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from abqc.codegen.strategy import StreamK
 
 from ..arch import WARP, GpuArch
@@ -26,12 +28,12 @@ class Warpgroups:
         """Of a block."""
         raise NotImplementedError
 
-    @property
+    @cached_property
     def consumers(self) -> int:
         """Warpgroups that multiply."""
         return self.schedule.warps_n // WARPGROUP_WARPS
 
-    @property
+    @cached_property
     def halves(self) -> int:
         """Instructions that a warpgroup needs for its columns."""
         return self.schedule.block_n // ROWS // self.consumers
