@@ -42,7 +42,7 @@ def load(
     `separate_buffers`: on a GPU every buffer of a run is an allocation of its own, so that what
     checks memory (compute-sanitizer) sees one step too far; slow. The PTX machine always has it so.
     `huge_pages`: on a CPU weights lie in pages of 2 MiB, so that what reads all of them in every
-    run (text, token by token) takes 5 to 12 % less time; AbqcError where the system has none. They
+    run (text, token by token) takes 4 to 8 % less time; AbqcError where the system has none. They
     are the file's own pages where its file system can do that, which takes reading it once more;
     else a copy of this process, which takes 0.2 s and 140 MB for a model of 140 MB.
     `verify=False` skips the checksum, not the checks of size and version.
