@@ -67,7 +67,8 @@ class Call:
                 return None
         table, made = self._outputs, []
         for i, shape in enumerate(self._shapes):
-            array = np.empty(shape, self._signature.output_dtypes[i])  # type: ignore[arg-type]
+            assert shape is not None
+            array = np.empty(shape, self._signature.output_dtypes[i])
             if not table.point(i, array):
                 table.describe(i, array)
             made.append(array)
