@@ -103,7 +103,7 @@ class GpuRunner:
 
     def _launch(self, kernel: BuiltKernel, grid: int, arguments: tuple[int, ...]) -> Launch:
         function = self._function(kernel)
-        return Launch(function, grid, kernel.threads, kernel.shared_bytes, arguments)
+        return Launch(function, grid, kernel.threads, kernel.shared_bytes, arguments, kernel.maps)
 
     def _function(self, kernel: BuiltKernel) -> c_void_p:
         if kernel.name not in self._functions:

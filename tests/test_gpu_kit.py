@@ -60,8 +60,10 @@ TINY = Plan(
     shapes=((256, 40),),
     rows=(1, 20),
     formats=("W4A16", "W4A8", "W2A2"),
+    compared_shapes=((256, 40),),
+    compared_rows=(20,),
     following=1,
-    max_kernels=14,
+    max_kernels=16,
     sampled=0,
     check_rows=140,
     wide_n=37,
@@ -101,6 +103,8 @@ def test_a_kit_is_complete_and_small(kit: kits.Kit):
     assert {case.strategy for case in kit.cases} >= {"dequantize", "int8", "planes"}
     checked = {name for case in kit.cases for name in case.launches.kernels}
     assert {name for job in kit.table for name in job.launches.kernels} <= checked
+    boxes = {kernel.name for kernel in kit.kernels.values() if kernel.maps}
+    assert boxes and {name.replace("_boxes", "") for name in boxes} <= set(kit.kernels)
     assert not (kit.folder / "abqc" / "codegen").exists()
 
 

@@ -157,7 +157,7 @@ def test_machine_code(weight, activation, schedule, instruction, tmp_path):
 
 @pytest.mark.slow
 @needs_tools
-@pytest.mark.parametrize("weight", ["w1:channel", "w2:channel", "w2:g128:asym", "w1:g64", "wt:g32"])
+@pytest.mark.parametrize("weight", ["w1:channel", "w2:channel", "w2:g128:asym", "w1:g64", "w1:g32"])
 @pytest.mark.parametrize("activation", ["a1:token:sym", "a2", "a4"])
 def test_nothing_spills_or_waits(weight, activation, tmp_path):
     """The schedules that take most registers, of each number of warpgroups and halves, and with

@@ -6,11 +6,13 @@ import ctypes
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import onnx_models
 import pytest
 from abqc.codegen import isa as isas
+from abqc.codegen.cpu.schedule import MANY_ROWS
 from abqc.codegen.gpu.arch import SM_90A
 from abqc.codegen.gpu.assembly.tools import find_tool
 from abqc.codegen.gpu.builder import POINTER, kernel
@@ -80,8 +82,21 @@ def test_cpu_is_measured_fitted_and_found(capsys, monkeypatch, nothing_shipped):
     assert len(samples.read(samples_path("cpu"))) == len(measured)
 
 
+def test_schedules_that_are_measured_differ_and_some_are_promising():
+    spec = MatmulSpec(512, 512, parse_scheme("w4"), parse_scheme("a8"))
+    strategies = CpuTarget(cost_model=AnalyticModel()).strategies
+    strategy = next(strategy for strategy in strategies if strategy.name == "int8")
+    jobs = [CpuJob(spec, isas.AVX512, draw) for draw in range(1 + tune_cpu.DRAWS)]
+    drawn = [job.schedules(strategy)[-1].schedule.on(isas.AVX512) for job in jobs]
+    assert len(set(drawn)) == len(drawn)
+    every = strategy.schedules(spec, MANY_ROWS, isas.AVX512)
+    promising = drawn[1 : 1 + tune_cpu.PROMISING]
+    assert drawn[0] == every[0] and len({(s.tile_m, s.tile_n) for s in promising}) > 1
+
+
 def test_cold_samples_read_what_none_has_read_before(monkeypatch):
     monkeypatch.setattr(tune_cpu, "COLD_BYTES", 4 << 20)
+    monkeypatch.setattr(tune_cpu, "time_calls", partial(time_calls, seconds=60.0))
     spec = MatmulSpec(128, 128, parse_scheme("w8"), parse_scheme("a8"))
     strategies = CpuTarget(cost_model=AnalyticModel()).strategies
     strategy = next(strategy for strategy in strategies if strategy.name == "int8")

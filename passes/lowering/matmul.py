@@ -54,7 +54,8 @@ def launch_products(low: Lowering, ops: list[ir.Operation], gate: Gate | None = 
             kernel = chain.kernel(low, i)
             arguments = [x, *chain.arguments, rows, index(chain.n)]
             with_next = chain is not chains[-1]
-            low.launch(kernel, _grid(low, kernel, rows, chain.n), arguments, with_next=with_next)
+            grid = _grid(low, kernel, rows, chain.n)
+            low.launch(kernel, grid, arguments, with_next=with_next, by_rows=True)
 
     by_rows(rows, len(limits), limits, launch_variant)
     for chain in chains:

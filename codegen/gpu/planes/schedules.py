@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import lru_cache
 from itertools import product
 
@@ -97,8 +96,7 @@ def planes_features(plan: PlanesPlan, m: int) -> KernelFeatures:
     reads = schedule.warps_m * plan.weight_stage_bytes + schedule.warps_n * (
         plan.warp_tokens * schedule.warps_m * plan.row_stage_bytes // schedule.block_m
     )
-    return replace(
-        launch_features(plan, m),
+    return launch_features(plan, m).changed(
         b1_ops=mma_ops,
         alu_ops=turns * plan.sum_instructions * ends / 2,
         issued=float(turns * plan.instructions),

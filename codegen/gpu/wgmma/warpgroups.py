@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from abqc.codegen.strategy import StreamK
 
 from ..arch import WARP, GpuArch
@@ -13,6 +15,7 @@ from .instructions import ROWS, WARPGROUP_WARPS
 # second block.
 INSTRUCTION_REGISTERS = 30  # beside accumulators, that ptxas wants of those at the start
 REGISTERS = {1: (128, 40, 216), 2: (168, 40, 232), 3: (128, 40, 152)}
+BOX_REGISTERS = {1: (24, 232), 2: (24, 240), 3: (24, 160)}  # later, where boxes are copied
 
 
 class Warpgroups:
@@ -25,12 +28,12 @@ class Warpgroups:
         """Of a block."""
         raise NotImplementedError
 
-    @property
+    @cached_property
     def consumers(self) -> int:
         """Warpgroups that multiply."""
         return self.schedule.warps_n // WARPGROUP_WARPS
 
-    @property
+    @cached_property
     def halves(self) -> int:
         """Instructions that a warpgroup needs for its columns."""
         return self.schedule.block_n // ROWS // self.consumers
@@ -97,3 +100,10 @@ class Warpgroups:
     def launch_registers(self) -> int:
         """Of every thread as a block starts."""
         return REGISTERS[self.consumers][0]
+
+    @property
+    def role_registers(self) -> tuple[int, int]:
+        """Then: of those that copy, and of the others."""
+        if self.schedule.boxes:
+            return BOX_REGISTERS[self.consumers]
+        return REGISTERS[self.consumers][1:]
