@@ -5,8 +5,9 @@ Weights are bytes with a step for each output: what comes with the package shall
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -50,33 +51,35 @@ class DenseNetwork:
         return values @ last.weight.astype(np.float32) * last.step + last.bias
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """For a file."""
-        found: dict[str, NDArray[Any]] = {"mean": self.mean, "scale": self.scale}
-        for number, layer in enumerate(self.layers):
-            found[f"weight{number}"] = layer.weight
-            found[f"step{number}"] = layer.step
-            found[f"bias{number}"] = layer.bias
-        return found
+        """For a file: few arrays, as each has a head."""
+        vectors = [self.mean, self.scale]
+        vectors += [vector for layer in self.layers for vector in (layer.step, layer.bias)]
+        widths = [len(self.mean), *(len(layer.bias) for layer in self.layers)]
+        return {
+            "widths": np.array(widths, np.uint16),
+            "weights": np.concatenate([layer.weight.ravel() for layer in self.layers]),
+            "vectors": np.concatenate(vectors).astype(np.float32),
+        }
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], prefix: str) -> Self:
         """Of what `arrays` made, under names with a prefix. Raises KeyError or ValueError for
         arrays that are not of a network."""
-        count = sum(name.startswith(f"{prefix}weight") for name in arrays)
-        layers = tuple(
-            Layer(*(arrays[f"{prefix}{part}{i}"] for part in ("weight", "step", "bias")))
-            for i in range(count)
-        )
-        network = cls(arrays[f"{prefix}mean"], arrays[f"{prefix}scale"], layers)
-        network._check()
-        return network
-
-    def _check(self) -> None:
-        width = len(self.mean)
-        fits: Sequence[bool] = [bool(self.layers), self.scale.shape == self.mean.shape]
-        for layer in self.layers:
-            own, outputs = layer.weight.shape
-            fits = [*fits, own == width, layer.step.shape == layer.bias.shape == (outputs,)]
-            width = outputs
-        if not all(fits):
+        widths = [int(width) for width in arrays[f"{prefix}widths"]]
+        weights, vectors = arrays[f"{prefix}weights"], arrays[f"{prefix}vectors"]
+        own = [inputs * outputs for inputs, outputs in pairwise(widths)]
+        lengths = [widths[0], widths[0], *(width for width in widths[1:] for _ in range(2))]
+        if len(widths) < 2 or len(weights) != sum(own) or len(vectors) != sum(lengths):
             raise ValueError("the arrays of the network do not fit together")
+        mean, scale, *rest = np.split(vectors, np.cumsum(lengths)[:-1])
+        layers = tuple(
+            Layer(weight.reshape(shape), step, bias)
+            for weight, shape, step, bias in zip(
+                np.split(weights, np.cumsum(own)[:-1]),
+                pairwise(widths),
+                rest[::2],
+                rest[1::2],
+                strict=True,
+            )
+        )
+        return cls(mean, scale, layers)

@@ -1,4 +1,4 @@
-"""Training of the network that says how likely each count of registers is (register_counts.py)."""
+"""Training of a network that says how likely each count of registers is (register_counts.py)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from abqc.costmodel.register_counts import BINS, inputs
 from abqc.costmodel.trees import F64
 from numpy.typing import NDArray
 
-WIDTH, DEPTH, DROPPED = 96, 3, 0.1
+WIDTH, DEPTH, DROPPED = 80, 3, 0.1
 EPOCHS, BATCH, RATE, DECAY = 60, 192, 4e-3, 1e-2
 BLUR = 3.0  # registers: neighbouring counts are nearly as good
 
 
-def fit(rows: F64, registers: F64, capabilities: NDArray[np.float64]) -> DenseNetwork:
+def fit(rows: F64, registers: F64, capabilities: NDArray[np.float64], seed: int) -> DenseNetwork:
     """Of kernels' numbers (assembly.row) and counts."""
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     torch.set_num_threads(1)
     raw = inputs(rows, capabilities)
     mean, spread = raw.mean(axis=0), raw.std(axis=0)
