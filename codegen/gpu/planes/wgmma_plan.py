@@ -27,7 +27,7 @@ OTHER_REGISTERS = 32  # of a thread that multiplies: addresses, loops, descripto
 # More, where groups end in a stage, and where fragments are masked for each group in a step: those
 # of the next product are loaded before that of this one.
 GROUP_REGISTERS, MASK_REGISTERS = 12, 16
-# More yet, where blocks share tiles, and a group's sums are weighed between runs: ptxas spills then.
+# More yet, where blocks share tiles and a group's sums are weighed between runs: else it spills.
 SHARING_REGISTERS = 60
 # Of a stage, which is unrolled: wgmmas, and all instructions of a warp that multiplies.
 MOST_PRODUCTS, MOST_INSTRUCTIONS = 160, 4000
