@@ -141,6 +141,7 @@ class AttentionVariant:
     prepare: Kernel | None = None  # its grid: what shares keys, times tiles of `block[0]` keys
     tile_floats: int = 0  # of a tile in the workspace, where there is `prepare`
     limits: Kernel | None = None  # what finds the keys that the rows of a mask see
+    boxes: bool = False  # keys and values are read where they are, by tensor maps
 
     def splits_of(self, parts: int, keys: int) -> tuple[int, int]:
         """How many blocks share the keys of each of `parts`, and how many each takes, as the host

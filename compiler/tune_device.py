@@ -91,10 +91,10 @@ class GpuRunner:
         bias = self._buffer("bias", 4 * f.n)
         y = self._buffer("y", 4 * f.m * f.n)
         if job.reduce is None:
-            arguments: tuple[int, ...] = (q, weight, bias, y, f.m, f.n)
+            shared: tuple[int, ...] = ()
             if job.counters:
-                arguments += (self._buffer("slots", job.slots_bytes), 0, self._zeros(job.counters))
-            return [self._launch(job.kernel, job.grid, arguments)]
+                shared = (self._buffer("slots", job.slots_bytes), 0, self._zeros(job.counters))
+            return [self._launch(job.kernel, job.grid, (q, weight, bias, y, f.m, f.n, *shared))]
         space = self._buffer("workspace", f.workspace_bytes)
         return [
             self._launch(job.kernel, job.grid, (q, weight, bias, space, f.m, f.n)),
@@ -103,7 +103,7 @@ class GpuRunner:
 
     def _launch(self, kernel: BuiltKernel, grid: int, arguments: tuple[int, ...]) -> Launch:
         function = self._function(kernel)
-        return Launch(function, grid, kernel.threads, kernel.shared_bytes, arguments)
+        return Launch(function, grid, kernel.threads, kernel.shared_bytes, arguments, kernel.maps)
 
     def _function(self, kernel: BuiltKernel) -> c_void_p:
         if kernel.name not in self._functions:

@@ -191,7 +191,7 @@ def _build(kernel: Kernel, arch: GpuArch, folder: Path) -> _Built:
     else:
         image = folder / f"{kernel.name}.ptx"
         image.write_text(ptx.text)
-    launchable = BuiltKernel(kernel.name, image, shape.threads, shape.shared)
+    launchable = BuiltKernel(kernel.name, image, shape.threads, shape.shared, shape.maps)
     return _Built(launchable, registers)
 
 

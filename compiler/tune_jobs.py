@@ -15,6 +15,7 @@ from typing import Any
 from abqc.costmodel.interface import KernelFeatures
 from abqc.costmodel.samples import features_from_json
 from abqc.errors import InputError
+from abqc.runtime.tensor_parameter import TensorParameter
 
 FORMAT = "abqc-tune-jobs-1"
 FILE = "jobs.json"
@@ -28,6 +29,7 @@ class BuiltKernel:
     image: Path
     threads: int
     shared_bytes: int  # dynamic
+    maps: tuple[TensorParameter, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def write(folder: Path, target: str, jobs: Sequence[GpuJob]) -> None:
                 "image": kernel.image.name,
                 "threads": kernel.threads,
                 "shared_bytes": kernel.shared_bytes,
+                "maps": [parameter.numbers for parameter in kernel.maps],
             }
             for name, kernel in kernels.items()
         },
@@ -83,7 +86,11 @@ def read(folder: Path, target: str) -> list[GpuJob]:
             raise ValueError(f"it is {data['format']} for {data['target']}")
         kernels = {
             name: BuiltKernel(
-                name, folder / str(k["image"]), int(k["threads"]), int(k["shared_bytes"])
+                name,
+                folder / str(k["image"]),
+                int(k["threads"]),
+                int(k["shared_bytes"]),
+                tuple(TensorParameter.of_numbers(numbers) for numbers in k.get("maps", ())),
             )
             for name, k in data["kernels"].items()
         }

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CompileError
+from .gpu_shared_tiles import SharedTiles
 from .hardware_gpu import Gpu
 from .interface import KernelFeatures
 
@@ -60,9 +61,6 @@ PORT_EFFICIENCY = 0.85  # of the port of an SM to L2
 LOADED_LATENCY = 3.5  # of a memory under load, over that of an idle one: 1.1 us on an H200
 STEP_CYCLES = 100  # of one stage of a tile: wait, barrier, ldmatrix (33), dependent MMA (33)
 START_CYCLES = 1500  # of a block: its arguments, its addresses, its epilogue
-# Latencies of L2 until sums are written and seen by all; then, for each block that gives some,
-# until that is noticed and the first of them are there.
-GIVE_LATENCIES, TAKE_LATENCIES = 6, 2
 NEXT_CYCLES = 700  # of the next tile of a block that stays: addresses, epilogue; its data are there
 # Registers of a thread before it is assembled. ptxas gives tile kernels of s8 with 16, 32 and 64
 # accumulators a thread 64 to 100, 124 to 143 and 168 to 255: fragments and decoded weights ahead.
@@ -341,65 +339,23 @@ class GpuKernels:
                 longer | (mmas == 0), seconds["issue"], issue + ALTERNATING * mmas
             )
 
-    # Blocks that stay and share tiles along K (codegen/gpu/wgmma/stream_k.py)
-
-    @cached_property
-    def shares(self) -> Numbers:
-        return self.numbers["shared_by"] > 0
-
-    @cached_property
-    def sharing(self) -> Numbers:
-        """Blocks that share tiles, where some do."""
-        n = self.numbers
-        wanted = n["blocks"] * np.maximum(n["shared_by"], 1)
-        return np.minimum(wanted, self.slots)
-
-    @cached_property
-    def shared_tiles(self) -> Numbers:
-        """What whole waves leave over, and one of them."""
-        waves, left = np.divmod(self.numbers["blocks"], self.sharing)
-        return np.where((waves > 0) & (left > 0), left + self.sharing, left)
-
-    @property
-    def hand_over(self) -> Numbers:
-        """Seconds in which a block gives a tile's sums away, and adds those of others to its own:
-        one, or of few tiles all that share it."""
-        n, gpu, blocks = self.numbers, self.gpu, self.sharing
-        others = np.maximum(1, np.ceil(blocks / np.maximum(self.shared_tiles, 1)) - 1)
-        tile = 4 * n["block_m"] * n["block_n"]
-        common = np.gcd(blocks.astype(np.int64), self.shared_tiles.astype(np.int64))
-        given = blocks - common
-        busiest = np.ceil(blocks / gpu.sms)
-        port = busiest * (1 + others) * tile / (gpu.rate("l2") * PORT_EFFICIENCY)
-        near = self.stays_in_l2(given * tile)
-        bandwidth = np.where(near, gpu.l2_bandwidth, gpu.dram_bandwidth)
-        waits = (GIVE_LATENCIES + TAKE_LATENCIES * others) * gpu.l2_latency
-        return np.maximum(port, 2 * given * tile / bandwidth) + waits
-
     @cached_property
     def waves(self) -> tuple[tuple[Numbers, dict[str, Numbers]], ...]:
-        """Full ones, and the last one, which may be missing: how many, and one's seconds. Parts of
-        tiles that blocks share are parts of a wave."""
-        blocks = self.numbers["blocks"]
-        full, rest = np.divmod(blocks, self.slots)
-        whole = (blocks - self.shared_tiles) // self.sharing
-        shared = whole + self.shared_tiles / self.sharing
-        last = np.where((rest > 0) & ~self.shares, 1.0, 0.0)
-        return (
-            (
-                np.where(self.shares, shared, full),
-                self.wave(np.where(self.shares, self.sharing, self.slots)),
-            ),
-            (last, self.wave(np.maximum(rest, 1))),
-        )
+        """Full ones, and the last one, which may be missing: how many, and one's seconds."""
+        shared = self.shared_tiles
+        full = self.numbers["blocks"] // self.slots
+        rest = np.where(shared.active, 0, self.numbers["blocks"] - full * self.slots)
+        full = np.where(shared.active, shared.waves, full)
+        first = self.wave(np.where(shared.active, shared.blocks, self.slots))
+        last = self.wave(np.maximum(rest, 1))
+        return ((full, first), ((rest > 0).astype(float), last))
 
-    @property
-    def starts(self) -> Numbers:
-        """Of tiles, or parts of them, one after another on a multiprocessor."""
-        blocks, shared = self.numbers["blocks"], self.shared_tiles
-        parts = np.where(shared > 0, np.ceil(shared / self.sharing) + 1, 0)
-        sharing = (blocks - shared) // self.sharing + parts
-        return np.where(self.shares, sharing, np.ceil(blocks / self.slots))
+    @cached_property
+    def shared_tiles(self) -> SharedTiles:
+        n = self.numbers
+        tile_bytes = 4 * n["block_m"] * n["block_n"]
+        shared_by = n["shared_by"]
+        return SharedTiles(shared_by > 0, n["blocks"], shared_by, self.slots, tile_bytes)
 
     @cached_property
     def busy(self) -> Numbers:
@@ -414,21 +370,25 @@ class GpuKernels:
     def prologue(self) -> Numbers:
         """Until the first data of the first blocks are there, and of later waves: while a block
         starts, the others of its SM work."""
+        shared = self.shared_tiles
+        starts = np.ceil(self.numbers["blocks"] / self.slots)
+        starts = np.where(shared.active, shared.starts, starts)
         stays = self.numbers["persistent"] > 0
         later = np.where(stays, NEXT_CYCLES / self.gpu.clock, self.start / self.resident)
-        return self.start + (self.starts - 1) * later
+        return self.start + (starts - 1) * later
 
     @cached_property
     def reduction(self) -> Numbers:
         """Seconds of the second kernel, which adds what the splits have left in the workspace, or
         of what blocks that share tiles do for that."""
-        n, gpu = self.numbers, self.gpu
+        n, gpu, shared = self.numbers, self.gpu, self.shared_tiles
         near = self.stays_in_l2(n["workspace_bytes"])
         read = n["workspace_bytes"] / np.where(near, gpu.l2_bandwidth, gpu.dram_bandwidth)
         added = read + n["written_bytes"] / gpu.dram_bandwidth + self.start
-        added = np.where(n["split"] > 1, added, 0.0)
-        given = self.shares & (self.shared_tiles > 0)
-        return np.where(given, self.hand_over, added) if given.any() else added
+        given_near = self.stays_in_l2(shared.given_bytes)
+        bandwidth = np.where(given_near, gpu.l2_bandwidth, gpu.dram_bandwidth)
+        handed_over = shared.hand_over(gpu, bandwidth, gpu.rate("l2") * PORT_EFFICIENCY)
+        return np.where(n["split"] > 1, added, handed_over)
 
     @property
     def start(self) -> float:

@@ -19,7 +19,8 @@ from .ranking import Prediction
 class MatmulFeatures:
     """One `m x k` by `k x n` matmul done by one strategy on a CPU.
 
-    `weight_bits` and `activation_bits` are the bits of one code; 32 where the operand is float.
+    `weight_bits` and `activation_bits` are the bits of one code; 32 where the operand is float;
+    codes of `indexed` weights stand in a table for what they mean.
     `weight_bytes` is the packed weight as stored, scales included. `groups` is the number of
     groups along K that have a scale of their own. `working_set` is the number of bytes that pass
     between two runs of this operation (all weights of the model): it decides from which level of
@@ -56,6 +57,7 @@ class MatmulFeatures:
     decode_once: bool = False
     block_k: int = 0
     by_columns: bool = False
+    indexed: bool = False
     operations: tuple[tuple[str, int], ...] = ()
 
 

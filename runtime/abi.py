@@ -391,11 +391,24 @@ class Instance:
     def run(self, arguments: tuple[Any, ...], options: RunOptions) -> None:
         """abqc_api.run. In the main thread Ctrl-C ends the run: KeyboardInterrupt."""
         # Python calls handlers of signals in its main thread alone.
-        is_main = threading.get_ident() == threading.main_thread().ident
-        options.flags = _INTERRUPTIBLE if is_main else 0
+        options.flags = _INTERRUPTIBLE if threading.get_ident() == _main.ident else 0
         status = self.library._run(*arguments)
         if status or self.driver is not None:
             self._check(status)
+
+
+class _Main:
+    """The main thread; asking for it in every run would take a good part of a small model's."""
+
+    def __init__(self) -> None:
+        self.note()
+        os.register_at_fork(after_in_child=self.note)  # after that of `threading`
+
+    def note(self) -> None:
+        self.ident = threading.main_thread().ident
+
+
+_main = _Main()
 
 
 def _unused_path(descriptor: int) -> str:

@@ -54,6 +54,7 @@ def run(
         shared_bytes=shape.shared,
         device=Device(arch.capability),
         counters=counters,
+        maps=shape.maps,
     )
 
 

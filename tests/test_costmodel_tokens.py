@@ -57,12 +57,12 @@ def test_tokens_are_operations_with_types_and_magnitudes():
 
 
 def test_a_real_kernel_multiplies_bytes():
-    spec = MatmulSpec(64, 2048, parse_scheme("w4:g32"), parse_scheme("a8"))
+    spec = MatmulSpec(64, 2048, parse_scheme("w4"), parse_scheme("a8"))
     with ir.Context(), ir.Location.unknown():
         module = ir.Module.create()
         Int8Strategy().matmul_kernels(spec)[0].kernel.emit(module, isas.AVX512)
         counts = dict(kernel_text.operations(str(module)))
-    assert counts["llvm.x86.avx512.vpdpbusd.512"] > 4 and counts["scf.for"] > 1
+    assert counts["llvm.x86.avx512.vpdpbusd.512"] >= 4 and counts["scf.for"] > 1
 
 
 def random_model() -> TokenModel:

@@ -121,7 +121,7 @@ def _reach(spec: ConvSpec, height: ir.Value, width: ir.Value, pitch: ir.Value) -
     """Tiles, rows, or outputs as the planes' pitch numbers them."""
     if spec.winograd:
         return product([ceil_div(height, WINOGRAD_EDGE), ceil_div(width, WINOGRAD_EDGE)])
-    if spec.depthwise:
+    if spec.depthwise or spec.few_channels:
         return height
     above = arith.MulIOp(arith.SubIOp(height, index(1)).result, pitch).result
     return arith.AddIOp(above, width).result

@@ -121,8 +121,10 @@ static int32_t get_functions(abqc_device *device) {
         const abqc_gpu_kernel *kernel = abqc_kernel_info(k);
         int32_t status = get_function(device, kernel->name, &device->functions[k]);
         if (!status) status = allow_shared(device, k);
+        if (!status) status = abqc_tensor_maps_check(device, kernel);
         if (status) return status;
         if (kernel->slots > device->most_slots) device->most_slots = kernel->slots;
+        if (kernel->map_count > device->most_maps) device->most_maps = kernel->map_count;
     }
     return ABQC_OK;
 }

@@ -103,8 +103,7 @@ class Int8Body(PanelBody):
     def quads(self, w_at: Sequence[Value], segment: Value, unit: Value) -> Quads:
         """The weights of a unit of a segment, for each panel."""
         weight = self.weight
-        codes_at = segment * weight.segment_bytes + weight.codes_offset
-        offset = codes_at + unit * weight.unit_bytes
+        offset = weight.codes_at(segment) + unit * weight.unit_bytes
         b, value = self.b, weight.value
         units = [load_unit(b, self.w, at + offset, value) for at in w_at]
         for at in w_at:

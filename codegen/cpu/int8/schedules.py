@@ -84,12 +84,12 @@ class Space:
         long stream by itself.
 
         Of the bandwidth of 4 panels with prefetching, on Zen 4, it gets 1.2 to 1.45 of cold weights
-        of 3 to 8 bits (K = 576 to 4096), 0.98 to 1.1 of 1 and 2 bits, where decoding is as slow as
-        memory; 0.93 of weights in the L2 cache. Scales that stand apart from the codes break the
-        stream, and several panels hide their latency.
+        of 3 to 8 bits (K = 576 to 4096, groups of 32 to 128), 0.98 to 1.1 of 1 and 2 bits, where
+        decoding is as slow as memory; 0.93 of weights in the L2 cache. Scales that stand apart from
+        the codes break the stream, and several panels hide their latency.
         """
         weight = self.weight
-        return self._many_registers and (weight.reduction.n_groups == 1 or weight.head_bytes > 0)
+        return self._many_registers and (weight.reduction.n_groups == 1 or weight.block_groups > 0)
 
     def default_rows(self) -> CpuSchedule:
         """With 32 registers 4 x 4 accumulators leave room for a quad of 4 panels, as stored too."""

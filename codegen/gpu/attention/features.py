@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from abqc.costmodel.interface import CostModel, KernelFeatures
 
 from ..arch import GpuArch
+from .boxes import reads_boxes
 from .halves import HALF, TileShape
 from .mma import ROWS as TILE_ROWS
 from .mma import THREADS as TILE_THREADS
@@ -34,8 +35,8 @@ WGMMA_INSTRUCTIONS = 3  # of each wgmma, its descriptor's among them
 def first_wgmma_rows(
     spec: AttentionSpec, archs: Sequence[GpuArch], models: Sequence[CostModel]
 ) -> int | None:
-    """From how many rows on `wgmma` is the faster one on all targets, or about as fast; None: never
-    or impossible."""
+    """From how many rows on `wgmma` is the faster one on all targets, or about as fast; None where
+    it never is, or cannot."""
     if wgmma_unsupported(spec) or any(HALF[spec.precision] not in a.wgmma for a in archs):
         return None
     slower = set()
@@ -49,7 +50,7 @@ def first_wgmma_rows(
 def tile_features(
     spec: AttentionSpec, arch: GpuArch, rows: int, keys: int, heads: int
 ) -> KernelFeatures:
-    """Of `attention/mma.py` for causal prompts: `rows` a head, the last of which see `keys`."""
+    """Of attention/mma.py for causal prompts: `rows` a head, the last of which see `keys`."""
     shape = TileShape(spec)
     steps = (shape.head + shape.value_head) // 16 * shape.keys // 8
     loads = shape.parts * steps // 2
@@ -89,6 +90,7 @@ def wgmma_features(
         shared=1 + CONSUMERS * _products(shape) / shape.parts,
         stages=shape.stages,
         registers=168,
+        launches=1 if reads_boxes(spec) else 2,
     )
 
 
@@ -124,6 +126,7 @@ def _features(
     shared: float,
     stages: int,
     registers: int,
+    launches: int = 2,
 ) -> KernelFeatures:
     """`instructions` of all warps for a tile, which passes `shared` times through shared memory."""
     rows, keys, heads = sizes
@@ -160,5 +163,5 @@ def _features(
         stages=stages,
         registers=registers,
         shared_bytes=stages * shape.bytes,
-        launches=2,
+        launches=launches,
     )

@@ -15,7 +15,8 @@ Arguments of a kernel, one slot each; `abq.attention` is lowered to them (passes
                            is added, limits i32 (pointer) and their strides by batch, head and row
                            (i32), which `limits` has made (limits.py); workspace, where `prepare`
                            has put tiles of keys and values (halves.py), or a pointer that is not
-                           read
+                           read. With `boxes`, in its place, for tensor maps of keys and values
+                           (boxes.py): batch, heads of these, and t, but at least 1 (i32)
     rows (`blocks` > 0)    rows of all heads that share keys: with parts = batch * heads / group *
                            ceil(group * m / block[0]), grid parts * splits. Five more arguments:
                            workspace f32, counters i32 (pointers), number of the first counter,
@@ -39,6 +40,7 @@ from dataclasses import replace
 from abqc.codegen.strategy import AttentionVariant
 
 from ..arch import FEW_BLOCKS, GpuArch
+from .boxes import reads_boxes
 from .halves import HALF, TileShape, halves_kernel
 from .limits import limits_kernel
 from .merge import merge_kernel, partial_pitch
@@ -99,15 +101,13 @@ def attention_kernels(
         )
     if wgmma_rows is None:
         return (*variants, many)
-    shape = SwizzledShape(spec)
-    prompts = AttentionVariant(
-        wgmma_kernel(spec),
-        wgmma_rows,
-        None,
-        prepare=halves_kernel(spec, shape),
-        tile_floats=shape.bytes // 4,
-        limits=limits,
-    )
+    prompts = AttentionVariant(wgmma_kernel(spec), wgmma_rows, None, limits=limits)
+    if reads_boxes(spec):
+        prompts = replace(prompts, boxes=True)
+    else:
+        shape = SwizzledShape(spec)
+        prepare = halves_kernel(spec, shape)
+        prompts = replace(prompts, prepare=prepare, tile_floats=shape.bytes // 4)
     return (*variants, replace(many, max_rows=wgmma_rows - 1), prompts)
 
 

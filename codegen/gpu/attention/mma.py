@@ -89,9 +89,9 @@ class MmaTile(AttentionTile):
         """Among those that multiply."""
         return self.b.warp
 
-    def emit(self, workspace: Value) -> None:
+    def emit(self, last: Sequence[Value]) -> None:
         b, shape = self.b, self.shape
-        tiles = self._tiles(workspace)
+        tiles = self._tiles(*last)
         end = self.last_end(self.limits, 2 * shape.bytes)
         with b.when(end > 0):
             self._copy(tiles, b.const(0, "i32"))

@@ -23,7 +23,8 @@ class Schedule:
     > 1 split K inside of the block. `split` > 1 cuts K among blocks, whose sums a second kernel
     adds in order. `persistent`: so many blocks stay and do all tiles in turns (`wgmma`); 0: a block
     for each tile. With both, blocks that stay share tiles along K, at most `split` of them one
-    tile, and one of them adds (wgmma/stream_k.py).
+    tile, and one of them adds (wgmma/stream_k.py). `boxes`: rows are copied by boxes of a tensor
+    map, which one thread starts (`wgmma`), not 16 bytes a thread.
     """
 
     kind: Kind
@@ -36,6 +37,7 @@ class Schedule:
     stages: int = 1
     split: int = 1
     persistent: int = 0
+    boxes: bool = False
 
     @cached_property
     def threads(self) -> int:
@@ -70,4 +72,5 @@ class Schedule:
         text += f"_w{self.warps_m}x{self.warps_n}x{self.warps_k}"
         text += f"_s{self.stages}" if self.stages > 1 else ""
         text += f"_p{self.persistent}" if self.persistent else ""
+        text += "_boxes" if self.boxes else ""
         return text + (f"_split{self.split}" if self.split > 1 else "")

@@ -6,6 +6,7 @@ Conversion Instructions: cp.async.bulk". Addresses of shared memory are i32.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from abqc.codegen.builder import Value
@@ -72,6 +73,25 @@ class Barriers:
         )
         operands = (target, source, self.b.index(nbytes), self._at(index))
         self.b.asm(text, f"r,l,r,r,{MEMORY}", [], *operands, effects=True)
+
+    def copy_box(
+        self, index: Value, target: Value, tensor: Value, coordinates: Sequence[Value]
+    ) -> None:
+        """Copy a box of the tensor map at `tensor` (runtime/tensor_parameter.py) from element
+        `coordinates` (i32, dimension 0 first) on, all of whose bytes are counted."""
+        rank = len(coordinates)
+        places = ", ".join(f"${3 + i}" for i in range(rank))
+        text = (
+            f"cp.async.bulk.tensor.{rank}d.shared::cluster.global.tile"
+            f".mbarrier::complete_tx::bytes [$0], [$1, {{{places}}}], [$2];"
+        )
+        kinds = ",".join(["r", "l", "r", *["r"] * rank, MEMORY])
+        self.b.asm(text, kinds, [], target, tensor, self._at(index), *coordinates, effects=True)
+
+
+def prefetch_map(b: GpuBuilder, tensor: Value) -> None:
+    """Bring a tensor map to where copies by it look for it."""
+    b.asm("prefetch.tensormap [$0];", f"l,{MEMORY}", [], tensor, effects=True)
 
 
 def publish_barriers(b: GpuBuilder) -> None:

@@ -1,6 +1,6 @@
 """The kernel by wgmma: a block computes block_m x block_n of y, K in stages of shared memory.
 
-    rows      global -> shared (cp.async, swizzled)            -> B, read by the tensor cores
+    rows      global -> shared (cp.async or boxes, swizzled)   -> B, read by the tensor cores
     weights   global -> shared (bulk copies, as they are stored) -> decoded in registers: A
 
 One warpgroup copies, the others multiply; stages go round between them (ring.py). Columns of the
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from abqc.codegen.builder import Value, vec
+from abqc.runtime.tensor_parameter import TensorParameter
 
 from ..arch import GpuArch
 from ..builder import POINTER, WEIGHT, GpuBuilder, kernel
@@ -22,7 +23,8 @@ from ..matmul.grid_block import grid_block
 from ..matmul.loop_state import LoopState
 from ..weights.layout import BLOCKS, TILE_COLUMNS, WARP_LOAD_BYTES
 from ..weights.pointers import PackedWeight
-from .barriers import shared_address
+from .barriers import prefetch_map, shared_address
+from .boxes import BoxCopies, rows_tensor
 from .context import WgmmaContext, anew
 from .copy import StageCopies
 from .fragments import words_of_half
@@ -103,7 +105,11 @@ def emit_wgmma_kernel(
 ) -> None:
     """Add the kernel (q, w, bias, y or workspace, m, n) of docs/gpu.md to `module`; where blocks
     share tiles, (q, w, bias, y, m, n, workspace, number of the first counter, counters)."""
-    arguments = [POINTER, WEIGHT, WEIGHT, POINTER, "i32", "i32", *stream_arguments(plan)]
+    shares = stream_arguments(plan)
+    arguments: list[str | TensorParameter] = [POINTER, WEIGHT, WEIGHT, POINTER, "i32", "i32"]
+    arguments += shares
+    if plan.schedule.boxes:
+        arguments.append(rows_tensor(plan))
     with kernel(
         module,
         arch,
@@ -112,7 +118,11 @@ def emit_wgmma_kernel(
         threads=plan.schedule.threads,
         shared=plan.shared_bytes,
         registers=plan.launch_registers,
-    ) as (b, block, rows, packed, bias, target, m, n, *shared):
+    ) as (b, block, rows, packed, bias, target, m, n, *more):
+        shared, tensor = more[: len(shares)], more[len(shares) :]
+        for each in tensor:
+            with b.when(b.thread == 0):
+                prefetch_map(b, each)
         ring = Ring(b, plan, shared_address(b))
         ring.initialize()
         first = first_work(b, plan, block, m, n)
@@ -127,7 +137,8 @@ def emit_wgmma_kernel(
 
         def copy(work: Work, state: CopyState) -> CopyState:
             here = context(work.tile)
-            return StageCopies(ring, here).run(*_turns(here, work), state)
+            copies = BoxCopies(ring, here, *tensor) if tensor else StageCopies(ring, here)
+            return copies.run(*_turns(here, work), state)
 
         def multiply(work: Work, place: Place) -> Place:
             here = context(work.tile)

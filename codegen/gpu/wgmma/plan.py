@@ -130,6 +130,11 @@ class WgmmaPlan(Warpgroups, TilePlan):
         """Of all tiles of a stage."""
         return self.block_tiles * self.stage_tile_bytes
 
+    @property
+    def counted_bytes(self) -> int:
+        """Of a stage, that report to its barrier as they arrive."""
+        return self.weights_bytes + (self.rows_bytes if self.schedule.boxes else 0)
+
     @cached_property
     def stage_bytes(self) -> int:
         return align(self.rows_bytes + self.weights_bytes, STAGE_ALIGNMENT)

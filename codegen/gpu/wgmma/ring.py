@@ -31,6 +31,11 @@ class StagedPlan(Protocol):
         ...
 
     @property
+    def role_registers(self) -> tuple[int, int]:
+        """Of a thread that copies, and of one that multiplies."""
+        ...
+
+    @property
     def stage_bytes(self) -> int: ...
 
     @property
@@ -101,8 +106,9 @@ class Ring:
         """Before anything else, by all threads of the block."""
         b = self.b
         with b.when(b.thread == 0):
-            # Each copying warp arrives, and one of them once more with the bytes of weights.
-            self.full.initialize(WARPGROUP_WARPS + 1)
+            # One thread arrives with the bytes that are counted, and each warp that copies others.
+            warps = 0 if self.plan.schedule.boxes else WARPGROUP_WARPS
+            self.full.initialize(1 + warps)
             self.empty.initialize(WARPGROUP_WARPS * self.plan.consumers)
             publish_barriers(b)
         b.barrier()

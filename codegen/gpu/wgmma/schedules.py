@@ -20,7 +20,7 @@ from .half import HalfProducts
 from .instructions import ROWS, WARPGROUP_WARPS
 from .int8 import Int8Accumulators, Int8Products
 from .kernel import Arithmetic, emit_wgmma_kernel
-from .plan import PRODUCERS, WgmmaPlan
+from .plan import WgmmaPlan
 from .warpgroups import Warpgroups
 
 BLOCK_ROWS = (16, 32, 64, 80, 96, 128, 192, 256)
@@ -29,6 +29,7 @@ WARPGROUPS = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 1))  # and halves of each
 STAGES = (2, 3, 4, 6)
 SPLITS = (1, 2, 3, 4, 6, 8)
 SHARED_BY = (2, 4)  # blocks that share a tile, at most
+BOXES = True  # cost a copying thread less than what threads copy one by one, whatever the tile
 
 
 @lru_cache(maxsize=4096)
@@ -64,7 +65,7 @@ def _all(spec: MatmulSpec, arch: GpuArch) -> Iterator[Schedule]:
             continue
         warps = warpgroups * WARPGROUP_WARPS
         stay = persistent_blocks(arch, warpgroups, split)
-        yield Schedule("wgmma", rows, columns, block_k, 1, warps, 1, stages, split, stay)
+        yield Schedule("wgmma", rows, columns, block_k, 1, warps, 1, stages, split, stay, BOXES)
 
 
 def splits_pay(arch: GpuArch, columns: int, split: int, stages: int) -> bool:
@@ -144,7 +145,7 @@ def wgmma_features(
     reads = plan.consumers * plan.halves * plan.rows_bytes
     reads += plan.weights_bytes * (2 // plan.halves)
     stage = 32 * schedule.warps_n * issue_counts.wgmma_stage(plan)
-    stage += PRODUCERS * issue_counts.wgmma_copies(plan)
+    stage += issue_counts.wgmma_copies(plan)
     return KernelFeatures(
         arch="",
         strategy=strategy,

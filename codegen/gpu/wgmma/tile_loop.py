@@ -16,10 +16,9 @@ from abqc.codegen.builder import Value
 from ..builder import GpuBuilder
 from .barriers import set_registers
 from .context import anew
-from .producer import CopyState, complete_all, first_state, is_copying
+from .producer import CopyState, complete_all, first_state, is_copying, those_that_copy
 from .ring import Place, Ring, StagedPlan
 from .stream_k import Exchange, Part, Shares
-from .warpgroups import REGISTERS
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def run_warpgroups(
     """The end of a kernel: one warpgroup copies the tiles' stages, the others multiply them. Both
     functions take a tile and where they are in the ring, and return where they are then."""
     b, plan = ring.b, ring.plan
-    _, copying, multiplying = REGISTERS[plan.consumers]
+    copying, multiplying = plan.role_registers
     copies = is_copying(b, plan)
 
     def copy_tile(work: Work, values: list[Value]) -> list[Value]:
@@ -112,8 +111,9 @@ def run_warpgroups(
 
     with b.when(copies):
         set_registers(b, copying, more=False)
-        state = each_tile(b, plan, block, m, n, first_state(ring).values, copy_tile)
-        complete_all(ring, CopyState.of(ring, state))
+        with those_that_copy(b, plan):
+            state = each_tile(b, plan, block, m, n, first_state(ring).values, copy_tile)
+            complete_all(ring, CopyState.of(ring, state))
     with b.when(copies == 0):
         set_registers(b, multiplying, more=True)
         each_tile(b, plan, block, m, n, ring.first().values, multiply_tile)

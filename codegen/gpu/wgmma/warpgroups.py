@@ -15,6 +15,7 @@ from .instructions import ROWS, WARPGROUP_WARPS
 # second block.
 INSTRUCTION_REGISTERS = 30  # beside accumulators, that ptxas wants of those at the start
 REGISTERS = {1: (128, 40, 216), 2: (168, 40, 232), 3: (128, 40, 152)}
+BOX_REGISTERS = {1: (24, 232), 2: (24, 240), 3: (24, 160)}  # later, where boxes are copied
 
 
 class Warpgroups:
@@ -99,3 +100,10 @@ class Warpgroups:
     def launch_registers(self) -> int:
         """Of every thread as a block starts."""
         return REGISTERS[self.consumers][0]
+
+    @property
+    def role_registers(self) -> tuple[int, int]:
+        """Then: of those that copy, and of the others."""
+        if self.schedule.boxes:
+            return BOX_REGISTERS[self.consumers]
+        return REGISTERS[self.consumers][1:]

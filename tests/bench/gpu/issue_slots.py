@@ -93,12 +93,24 @@ class Line:
     @property
     def shared_cycles(self) -> float:
         """As all four schedulers do the same."""
-        return self._with_copies(lambda turn: turn.shared_bytes) * SCHEDULERS / SHARED_BYTES
+        accessed = self._with_copies(lambda turn: turn.shared_bytes)
+        return (accessed + self._box_bytes / self.multiplying) * SCHEDULERS / SHARED_BYTES
+
+    @property
+    def _box_bytes(self) -> int:
+        """Of rows that the hardware writes to a stage."""
+        schedule = self.chosen.schedule
+        size = 2 if self.unit == "wgmma_f16" else 1
+        return schedule.boxes * schedule.block_m * schedule.block_k * size
 
     def _with_copies(self, count: Callable[[Turn], float]) -> float:
         """Of a turn, and of its share of the turn of a warp that copies."""
-        copying = count(self.copying) if self.copying else 0.0
-        return count(self.turn) + copying * WARPGROUP_WARPS / self.multiplying
+        if self.copying is None:
+            return count(self.turn)
+        copying = count(self.copying) * WARPGROUP_WARPS
+        if self.chosen.schedule.boxes:  # one warp does it
+            copying = count(self.copying) / self.copying.stages
+        return count(self.turn) + copying / self.multiplying
 
     @property
     def cycles(self) -> dict[str, float]:

@@ -65,7 +65,14 @@ class KitDevice(Cuda):
         if name not in self._functions:
             module = self._module(name)
             self._functions[name] = self.function(module, name, image.shared_bytes)
-        return Launch(self._functions[name], grid, image.threads, image.shared_bytes, arguments)
+        return Launch(
+            self._functions[name],
+            grid,
+            image.threads,
+            image.shared_bytes,
+            arguments,
+            image.tensor_parameters,
+        )
 
     def _module(self, name: str) -> c_void_p:
         """A kernel's code; its PTX, where it is there, for a driver that cannot read the cubin."""
