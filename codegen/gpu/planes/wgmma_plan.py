@@ -27,6 +27,8 @@ OTHER_REGISTERS = 32  # of a thread that multiplies: addresses, loops, descripto
 # More, where groups end in a stage, and where fragments are masked for each group in a step: those
 # of the next product are loaded before that of this one.
 GROUP_REGISTERS, MASK_REGISTERS = 12, 16
+# More yet, where blocks share tiles and a group's sums are weighed between runs: else it spills.
+SHARING_REGISTERS = 60
 # Of a stage, which is unrolled: wgmmas, and all instructions of a warp that multiplies.
 MOST_PRODUCTS, MOST_INSTRUCTIONS = 160, 4000
 
@@ -108,6 +110,8 @@ class WgmmaPlanesPlan(Warpgroups, PlanesPlan):
         of_groups = 0
         if not self.one_group:
             of_groups = GROUP_REGISTERS + (MASK_REGISTERS if self.parts > 2 else 0)
+            if self.schedule.stream_k and len(self.sums_of_pairs.runs) > 1:
+                of_groups += SHARING_REGISTERS
             of_groups += 2 * self.halves * (1 + self.weight.has_sums + self.weight.has_zeros)
             if self.row_zeros_loaded:
                 of_groups += self.schedule.block_m // 4
