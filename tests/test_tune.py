@@ -16,6 +16,7 @@ from abqc.codegen.cpu.schedule import MANY_ROWS
 from abqc.codegen.gpu.arch import SM_90A
 from abqc.codegen.gpu.assembly.tools import find_tool
 from abqc.codegen.gpu.builder import POINTER, kernel
+from abqc.codegen.gpu.matmul.int8 import Int8Matmul
 from abqc.codegen.gpu.matmul.schedule import Schedule
 from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.codegen.targets.cpu import CpuTarget
@@ -425,6 +426,23 @@ def test_real_candidates_run_within_their_buffers(tmp_path: Path, monkeypatch):
         for job in tune_jobs.read(tmp_path, "sm_80"):
             (sample,) = runner.measure(job)
             assert sample.seconds > 0
+
+
+def test_blocks_that_share_tiles_have_slots_and_counters(tmp_path: Path, monkeypatch):
+    """Stream-K in the PTX machine, launched several times: counters are 0 again."""
+    monkeypatch.setattr("abqc.codegen.gpu.assembly.compile.find_tool", lambda name: None)
+    spec, strategy = MatmulSpec(72, 200, parse_scheme("w4"), parse_scheme("a8")), Int8Matmul()
+    shares = Schedule("wgmma", 16, 64, 64, 1, 4, 1, 3, 2, 3)
+    features = replace(strategy.features(spec, shares, 20), arch="sm_90a")
+    kernel = strategy.kernel(spec, shares)
+    candidate = tune_gpu.Candidate(strategy, spec, shares, kernel, features)
+    tune_gpu.build([candidate], SM_90A, tmp_path, quiet)
+    (job,) = tune_jobs.read(tmp_path, "sm_90a")
+    assert (job.grid, job.counters, job.reduce) == (3, 12, None)
+    resolve = machine_resolver(PtxDriver((9, 0), 1 << 26))
+    with GpuRunner(Cuda(resolve), repetitions=1) as runner:
+        (sample,) = runner.measure(job)
+    assert sample.seconds > 0
 
 
 def machine_resolver(driver: PtxDriver) -> Resolve:
