@@ -10,8 +10,8 @@ error. Means over tasks. `widths`: training had no weights of 3 and 6 bits, the 
 the same of AVX2. The token model is trained on kernels of training alone, by PyTorch, and judged
 for `shapes`.
 
-Times are medians of all measurements. `measured again`: the first measurement as a prediction of
-the median of the others, which is what noise leaves possible.
+Times are medians of all measurements. `measured again`: each measurement as a prediction of the
+median of the others, which is what noise leaves possible.
 """
 
 from __future__ import annotations
@@ -164,14 +164,14 @@ def apart(seconds: np.ndarray, difference: float) -> list[int]:
 
 
 def measured_again(tasks: Tasks) -> Scores:
-    """A first measurement as a prediction of the others: what noise leaves possible."""
+    """Each measurement as a prediction of the others: what noise leaves possible."""
     found = []
     for timed in tasks.values():
         often = [each for each in timed if len(each.seconds) > 1]
-        if len(often) > 1:
-            first = np.array([each.seconds[0] for each in often])
-            others = np.array([statistics.median(each.seconds[1:]) for each in often])
-            found.append(score(often, first, others))
+        for at in range(min((len(each.seconds) for each in often), default=0)):
+            one = np.array([each.seconds[at] for each in often])
+            others = [(*each.seconds[:at], *each.seconds[at + 1 :]) for each in often]
+            found.append(score(often, one, np.array([statistics.median(o) for o in others])))
     return found
 
 

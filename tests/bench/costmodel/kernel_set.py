@@ -160,13 +160,14 @@ def training(seed: int = 0, one_row: bool = False) -> Iterator[Timing]:
 
 
 def streams() -> Iterator[Timing]:
-    """One row of codes of few and many bits, from DRAM: how many panels are read at once and
+    """One row times codes of few and many bits, from DRAM: how many panels are read at once and
     whether they are prefetched, against the length of a panel and of its groups."""
-    for weight, k, n in itertools.product(STREAMED, DEPTHS[1:], STREAMED_SIZES):
-        for each in candidates(Task(weight, "a8", n, k, isas.AVX512, ROW_RANGES[0])):
+    tasks = itertools.product(("a8", None), STREAMED, DEPTHS[1:], STREAMED_SIZES)
+    for activation, weight, k, n in tasks:
+        for each in candidates(Task(weight, activation, n, k, isas.AVX512, ROW_RANGES[0])):
             s = each.schedule
             usual = s.panels * s.chains == CHAINS and s.block_n == COLUMNS
-            if each.strategy.name == "int8" and usual:
+            if each.strategy.name in ("int8", "dequantize") and usual:
                 yield Timing(each, 1, True)
 
 
