@@ -91,7 +91,7 @@ ZEN4 = Cpu(
         (False, 2, True): 0.77,
         (False, 4, False): 0.8,
         (False, 4, True): 0.85,
-        (True, 1, False): 0.65,
+        (True, 1, False): 0.95,
         (True, 1, True): 0.8,
         (True, 2, False): 0.78,
         (True, 2, True): 0.78,
