@@ -78,15 +78,22 @@ LOWER = (
     "func.func(canonicalize)",
     "forward-copies",
     "func.func(linalg-generalize-named-ops)",
-    "version-loops",  # while loops show what they touch
-    "guard-indices",
-    "guard-divisions",
-    "check-sizes",
 )
+CPU_STEPS = ("store-copies", "version-loops")  # while loops show what they touch
+CHECKS = ("guard-indices", "guard-divisions", "check-sizes")
 
 # and loops grid functions.
-CPU_KERNELS = ("outline-kernels", TIDY, "outline-sequences", TIDY, "insert-frees")
+CPU_KERNELS = (
+    *CPU_STEPS,
+    *CHECKS,
+    "outline-kernels",
+    TIDY,
+    "outline-sequences",
+    TIDY,
+    "insert-frees",
+)
 GPU_KERNELS = (
+    *CHECKS,
     "write-appends",
     "merge-loops",
     "outline-gpu-kernels",

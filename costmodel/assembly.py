@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -61,7 +61,7 @@ class Assembly:
     def on(self, features: KernelFeatures, arch: str) -> KernelFeatures:
         """The features of a launch on `arch` of the kernel that its plan has made, corrected."""
         issued = features.issued * self.slots
-        return replace(features, arch=arch, registers=self.registers, issued=issued)
+        return features.changed(arch=arch, registers=self.registers, issued=issued)
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,7 @@ PASS_FILES = (
     "sink_transposes",
     "sort_channels",
     "split_reductions",
+    "store_copies",
     "version_loops",
     "write_appends",
 )

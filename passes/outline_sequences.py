@@ -4,7 +4,8 @@
         ->  call @sequence(1, ...)
 
 In the kernel a launch is a loop over the grid of the other one. Loops of one block are independent:
-they are one kernel, each for an index of its grid. Equal ones share a kernel.
+they are one kernel, each for an index of its grid, or, with the attribute `abq.parts`, for as many
+as they have iterations, which are as many for all. Equal ones share a kernel.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from collections.abc import Sequence
 from abqc.dialects.mlir import arith, func, ir, scf
 
 from .infrastructure import Unit, defining_op, main_function, register, walk
-from .kernels.launch import SEQUENCE, SEQUENCE_KERNEL, kernel_names, launch, launched_kernel
+from .kernels.launch import (
+    PARTS,
+    SEQUENCE,
+    SEQUENCE_KERNEL,
+    kernel_names,
+    launch,
+    launched_kernel,
+)
 from .kernels.outlining import captured_values, unique
 from .resolve_dims import index
 
@@ -47,7 +55,10 @@ def _outline(module: ir.Operation, loops: Sequence[ir.Operation], unit: Unit) ->
         named = text.replace(f"@{NAME}(", f"@{name}(")
         unit.kernels[name] = unit.known_target.sequence(name, named, by_hand)
     with ir.InsertionPoint(loops[-1]), loops[-1].location:
-        launch(module, name, index(len(loops)), arguments)
+        grid, parts = index(len(loops)), _parts(loops)
+        if parts is not None:
+            grid = arith.MulIOp(grid, parts).result
+        launch(module, name, grid, arguments)
     for loop in loops:
         loop.erase()
 
@@ -75,9 +86,15 @@ def _text(
         with ir.InsertionPoint(entry):
             func.ReturnOp([])
     inside = dict(zip(arguments, list(entry.arguments)[1:], strict=True))
-    for number, loop in enumerate(loops):
-        place = _place(entry, number, len(loops))
-        _take(loop.clone(ir.InsertionPoint(place)), inside, entry)
+    number, part = _split(entry, loops, inside)
+    for at, loop in enumerate(loops):
+        place = _place(entry, number, at, len(loops))
+        clone = loop.clone(ir.InsertionPoint(place))
+        _take(clone, inside, entry)
+        if part is not None:
+            with ir.InsertionPoint(clone), ir.Location.unknown():
+                clone.operands[1] = arith.AddIOp(part, index(1)).result
+            clone.operands[0] = part
     called: dict[str, list[ir.Type]] = {}
     for op in walk(function.operation, "func.call"):
         called[ir.FlatSymbolRefAttr(op.attributes["callee"]).value] = [o.type for o in op.operands]
@@ -92,20 +109,46 @@ def _text(
     return made.operation.get_asm(use_local_scope=True)
 
 
-def _place(entry: ir.Block, number: int, count: int) -> ir.Operation:
-    """What the loop of a grid index stands before."""
+def _parts(loops: Sequence[ir.Operation]) -> ir.Value | None:
+    """The iterations of loops whose iterations are grid indices; None for others."""
+    if PARTS not in loops[0].attributes:
+        return None
+    counts = {loop.operands[1] for loop in loops}
+    assert len(counts) == 1, "version-loops gives all loops of a block equal parts"
+    return counts.pop()
+
+
+def _split(
+    entry: ir.Block, loops: Sequence[ir.Operation], inside: dict[ir.Value, ir.Value]
+) -> tuple[ir.Value, ir.Value | None]:
+    """The number of the loop of a grid index, and its part, if loops have parts."""
+    parts = _parts(loops)
+    if parts is None:
+        return entry.arguments[0], None
+    end = entry.operations[len(entry.operations) - 1]
+    with ir.InsertionPoint(end), ir.Location.unknown():
+        return (
+            arith.DivUIOp(entry.arguments[0], inside[parts]).result,
+            arith.RemUIOp(entry.arguments[0], inside[parts]).result,
+        )
+
+
+def _place(entry: ir.Block, number: ir.Value, at: int, count: int) -> ir.Operation:
+    """What the loop `at` stands before, which runs where `number` is that."""
     end = entry.operations[len(entry.operations) - 1].operation
     if count == 1:
         return end
     with ir.InsertionPoint(end), ir.Location.unknown():
-        own = arith.CmpIOp(arith.CmpIPredicate.eq, entry.arguments[0], index(number)).result
+        own = arith.CmpIOp(arith.CmpIPredicate.eq, number, index(at)).result
         with ir.InsertionPoint(scf.IfOp(own).then_block):
             return scf.YieldOp([]).operation
 
 
 def _take(clone: ir.Operation, inside: dict[ir.Value, ir.Value], entry: ir.Block) -> None:
     """A loop of the host reads the kernel's arguments, and constants of its own."""
-    del clone.attributes[SEQUENCE]
+    for name in (SEQUENCE, PARTS):
+        if name in clone.attributes:
+            del clone.attributes[name]
     own = {result for op in walk(clone) for result in op.results}
     for op in walk(clone):
         for number, operand in enumerate(op.operands):

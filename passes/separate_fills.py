@@ -1,7 +1,8 @@
 """Every reduction gets a fill of its own.
 
 `cse` merges equal fills; bufferization would then copy the one buffer for all users but the last.
-Filling again costs less, and a fill with one user is folded into it by outline-kernels.
+Filling again costs less, and a fill with one user is folded into it by outline-kernels. What a loop
+makes in every iteration has a buffer of the iteration, which it can hand on without a copy.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ def separate_fills(module: ir.Operation, unit: Unit) -> None:
 
 
 def _separate(op: ir.Operation) -> None:
-    for use in list(op.results[0].uses)[1:]:
+    moves = op.name == "tensor.empty"
+    uses = list(op.results[0].uses)
+    own = [use for use in uses if not moves or use.owner.operation.block == op.block]
+    for use in [use for use in uses if use not in own[:1]]:
         with ir.InsertionPoint(use.owner), op.location:
             clone = op.clone()
         use.owner.operands[use.operand_number] = clone.results[0]

@@ -56,13 +56,33 @@ class Call:
         # Of small outputs of the last run, whose inputs had the layouts that the table describes.
         self._shapes: list[tuple[int, ...] | None] = [None] * len(signature.outputs)
 
+    def repeat(self, values: list[Any]) -> list[np.ndarray] | None:
+        """Point the tables to inputs that are arrays as in the last run, and to new arrays for its
+        outputs, all of which were small; these, or None where that is not so."""
+        if None in self._shapes:
+            return None
+        point, dtypes = self._inputs.point, self._signature.input_dtypes
+        for i, value in enumerate(values):
+            if type(value) is not np.ndarray or value.dtype is not dtypes[i] or not point(i, value):
+                return None
+        table, made = self._outputs, []
+        for i, shape in enumerate(self._shapes):
+            assert shape is not None
+            array = np.empty(shape, self._signature.output_dtypes[i])
+            if not table.point(i, array):
+                table.describe(i, array)
+            made.append(array)
+        return made
+
     def set_inputs(self, values: Iterable[tuple[int, Any]], borrower: Borrower) -> list[Any]:
         """Point the table to values by index; what must live as long as the run."""
         table, specs, dtypes = self._inputs, self._signature.inputs, self._signature.input_dtypes
         kept: list[Any] = []
         unknown: list[tuple[int, ...] | None] = [None] * len(self._shapes)
         for i, value in values:
-            own = isinstance(value, np.ndarray) and value.dtype == dtypes[i]
+            own = isinstance(value, np.ndarray) and (
+                value.dtype is dtypes[i] or value.dtype == dtypes[i]
+            )
             if own and table.point(i, value):
                 continue
             self._shapes = unknown  # at once: a value may be refused

@@ -51,7 +51,7 @@ class Borrower:
 
     def __init__(self, stream: int) -> None:
         self._stream = stream
-        self._ordered: set[tuple[Exchange, tuple[int, int]]] = set()
+        self._ordered: tuple[tuple[Exchange, tuple[int, int]], ...] = ()
 
     def take(self, table: TensorTable, i: int, name: str, value: Any) -> Any:
         """Entry i of the table becomes the tensor in `value`, ready in the stream; what must live
@@ -84,7 +84,7 @@ class Borrower:
         current = package.current_stream(device)
         if (current or _LEGACY_STREAM) != (self._stream or _LEGACY_STREAM):
             value.__dlpack__(stream=self._stream or _LEGACY_STREAM)
-        self._ordered.add((package, device))
+        self._ordered += ((package, device),)
 
 
 class DeviceArray:

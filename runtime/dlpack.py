@@ -80,6 +80,7 @@ class TensorTable:
         self._dims = [dims + 16 * MAX_RANK * i for i in range(count)]
         self._memory = bytearray(dims + 16 * MAX_RANK * count)
         self._words = (ctypes.c_uint64 * (len(self._memory) // 8)).from_buffer(self._memory)
+        # Of the arrays that entries point to; no array has None for strides.
         self._layouts: list[tuple[object, object]] = [((), None)] * count
         self.address = ctypes.addressof(self._words) if count else 0
         self._data_words = [at // 8 for at in self._tensors]
@@ -88,11 +89,10 @@ class TensorTable:
     def point(self, i: int, array: np.ndarray) -> bool:
         """Entry i becomes `array` where it was last described by an array of the same shape and
         strides; whether it was."""
-        if self._layouts[i] != (array.shape, array.strides):
+        shape, strides = self._layouts[i]
+        if array.shape != shape or array.strides != strides:
             return False
-        words = self._words
-        words[self._data_words[i]] = data_address(array)
-        words[i] = self._pointers[i]
+        self._words[self._data_words[i]] = data_address(array)
         return True
 
     def describe(self, i: int, array: np.ndarray) -> None:
@@ -118,6 +118,7 @@ class TensorTable:
 
     def borrow(self, i: int, tensor: Described | None) -> None:
         """Entry i becomes a tensor described elsewhere, or NULL."""
+        self._layouts[i] = (), None  # no array is there
         self._words[i] = 0 if tensor is None else tensor.address
 
     def exchange(self, i: int, package: Exchange, tensor: Any) -> tuple[int, int]:

@@ -59,6 +59,23 @@ def test_an_entry_that_was_left_half_written_is_written_anew(
     assert not table.point(0, x)
 
 
+def test_memory_of_large_outputs_is_used_again(model: Model) -> None:
+    """Once it was released, and not before."""
+    x, y = np.zeros((450_000, COLUMNS), np.float32), normal(2, COLUMNS)
+
+    def run(first: float) -> list[np.ndarray]:
+        x[0, 0] = first
+        return model.run({"x": x, "y": y})
+
+    one, two = run(1), run(2)
+    assert (one[0][0, 0], two[0][0, 0]) == (1, 2)
+    places = {array.ctypes.data for array in (*one, *two)}
+    del one, two
+    assert all(array.ctypes.data in places for array in run(3))
+    small = model.run({"x": x[:3], "y": y})[0]
+    np.testing.assert_array_equal(small, np.concatenate([x[:3], y]))
+
+
 def test_what_does_not_fit_is_named(model: Model) -> None:
     x, y, both = normal(2, COLUMNS), normal(3, COLUMNS), model.outputs[0].name
     apart = np.zeros((2, COLUMNS), [("x", np.float32), ("flag", np.int8)])["x"]

@@ -337,3 +337,11 @@ def test_what_it_leaves_to_patches(weight: str, k: int, why: str) -> None:
     product = MatmulSpec(8, k, parse_scheme(weight), parse_scheme("a8"))
     spec = CodeConvSpec(product, (1, 1), (1, 1), (1, 1))
     assert re.search(why, str(STRATEGY.unsupported(spec)))
+
+
+def test_long_strides_are_left_to_patches() -> None:
+    """Each phase of columns is code of its own."""
+    product = MatmulSpec(8, 256, parse_scheme("w8"), parse_scheme("a8"))
+    for stride, patches in ((8, False), (128, True)):
+        spec = CodeConvSpec(product, (1, 256), (1, stride), (1, 1))
+        assert (STRATEGY.unsupported(spec) is not None) == patches

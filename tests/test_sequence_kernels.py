@@ -73,6 +73,17 @@ def test_both_versions_give_the_same_numbers(recipe: str, tmp_path: Path) -> Non
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("recipe", ["none", "w8a8"])
+def test_parts_of_a_batch_give_the_same_numbers(recipe: str, tmp_path: Path) -> None:
+    """Each of four threads has rows of its own of one direction."""
+    library = tmp_path / "model.so"
+    abqc.compile(recurrent("LSTM", 21, tmp_path), quant=recipe, cpu="native", output=library)
+    given = feeds(3, 11, 21)
+    one, four = (abqc.load(library, threads=count).run(given) for count in (1, 4))
+    for a, b in zip(one, four, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_states_of_another_batch_are_refused(tmp_path: Path) -> None:
     model = abqc.compile(recurrent("GRU", 4, tmp_path), cpu="native")
     given = feeds(2, 3, 4) | {"h": np.zeros((2, 2, 4), np.float32)}

@@ -20,6 +20,7 @@ from .attention.online import MINUS_INFINITY, across
 from .exponential import exp_of_negative
 
 LANES = 16
+TILE = 4  # vectors
 NAME = "softmax"
 
 
@@ -53,7 +54,8 @@ class _Row:
             x = b.load(self.x, at, LANES, mask)
             return [b.max(x if mask is None else b.select(mask, x, lowest), greatest)]
 
-        (lanes,) = self._sweep(greater, [lowest])
+        begin, several = self._greatest_of_tiles([lowest] * TILE)
+        (lanes,) = self._sweep(greater, [several], begin)
         greatest = b.splat(across(b, lanes, b.max), LANES)
 
         def add(at: Value, mask: Value | None, total: Value) -> list[Value]:
@@ -72,12 +74,31 @@ class _Row:
 
         self._sweep(scale, [])
 
-    def _sweep(self, body: Callable[..., list[Value]], carried: Sequence[Value]) -> Sequence[Value]:
-        """`body(place, mask, *carried)` for vectors of the row; what the last one gives."""
+    def _greatest_of_tiles(self, carried: list[Value]) -> tuple[Value, Value]:
+        """The greatest elements, by lanes, of as many tiles as the row has, and where these end:
+        vectors that do not wait for each other."""
+        b, step = self.b, TILE * LANES
+        end = self.begin + self.columns // step * step
+        with b.loop(self.begin, end, step, carry=carried) as loop:
+            vectors = [b.load(self.x, loop.i + v * LANES, LANES) for v in range(TILE)]
+            loop.carry(*(b.max(x, m) for x, m in zip(vectors, loop.args, strict=True)))
+        first, *others = loop.results
+        for other in others:
+            first = b.max(other, first)
+        return end, first
+
+    def _sweep(
+        self,
+        body: Callable[..., list[Value]],
+        carried: Sequence[Value],
+        begin: Value | None = None,
+    ) -> Sequence[Value]:
+        """`body(place, mask, *carried)` for vectors of the row, from `begin` on; what the last one
+        gives."""
         b, end = self.b, self.begin + self.columns
         rest = self.columns % LANES
         whole = end - rest
-        with b.loop(self.begin, whole, LANES, carry=carried) as loop:
+        with b.loop(self.begin if begin is None else begin, whole, LANES, carry=carried) as loop:
             loop.carry(*body(loop.i, None, *loop.args))
         done = loop.results
 

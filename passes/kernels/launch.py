@@ -31,6 +31,13 @@ ROW_KERNELS = ("softmax", "arg_max", "arg_min")
 SEQUENCE_KERNEL = "sequence_"
 SEQUENCE = "abq.sequence"
 
+# On such a loop: its iterations are independent, and each gets an index of the grid.
+PARTS = "abq.parts"
+
+# Attribute of a launch whose kernel does rows one by one: of all its buffers but weights, which
+# have as many rows as it is told.
+BY_ROWS = "abq.by_rows"
+
 # The function that says on how many threads a run launches kernels, an index.
 THREADS = "abqc_rt_threads"
 
@@ -52,17 +59,20 @@ def launch(
     arguments: list[ir.Value],
     *,
     with_next: bool = False,
+    by_rows: bool = False,
 ) -> None:
     """Run `kernel` for 0 <= i < grid; declares it in `module` at its first launch.
 
     `with_next`: at the same time as the next launch of the block, on CPUs; neither reads what the
-    other writes.
+    other writes. `by_rows`: see BY_ROWS.
     """
     operands = [grid, *arguments]
     declare(module, kernel, [o.type for o in operands], [], kernel=True)
     call = func.CallOp([], ir.FlatSymbolRefAttr.get(kernel), operands)
     if with_next:
         call.operation.attributes[WITH_NEXT] = ir.UnitAttr.get()
+    if by_rows:
+        call.operation.attributes[BY_ROWS] = ir.UnitAttr.get()
 
 
 def declare(

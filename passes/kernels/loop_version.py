@@ -16,6 +16,7 @@ from ..infrastructure import defining_op, walk
 from ..ownership import in_block, root, uses
 from .invariants import Invariants
 from .launch import launched_kernel
+from .row_parts import find_rows
 
 MOST_LAUNCHES = 32  # of a step; all of them are compiled into the kernel
 
@@ -32,13 +33,20 @@ class LoopVersion:
     """A loop that can run in a kernel.
 
     `sizes` are pairs that must be equal: of what it carries, when it begins and after a step.
-    `work` is about how many bytes a step touches. Both are known before the loop.
+    `work` is about how many bytes a step touches. Both are known before the loop. `by_rows`: parts
+    of its rows can run side by side.
     """
 
     loop: ir.Operation
     known: Invariants
     sizes: Sequence[tuple[ir.Value, ir.Value]]
     work: ir.Value
+    by_rows: bool
+
+    @property
+    def initial(self) -> list[ir.Value]:
+        """What the loop carries at first."""
+        return list(self.loop.operands)[3:]
 
 
 def version_of(loop: ir.Operation, kernels: frozenset[str]) -> LoopVersion | None:
@@ -54,7 +62,12 @@ def version_of(loop: ir.Operation, kernels: frozenset[str]) -> LoopVersion | Non
         if any(known.outside(size) is None for size in allocation.operands):
             return None
     sizes, work = _carried_sizes(loop, known), _work(known, launches)
-    return None if sizes is None or work is None else LoopVersion(loop, known, sizes, work)
+    if sizes is None or work is None:
+        return None
+    states = list(loop.regions[0].blocks[0].arguments)[1:]
+    made = [op.results[0] for op in walk(loop, "memref.alloc")]
+    by_rows = bool(states) and find_rows(loop, states, made) is not None
+    return LoopVersion(loop, known, sizes, work, by_rows)
 
 
 def independent(group: Sequence[LoopVersion], other: LoopVersion) -> bool:

@@ -81,9 +81,10 @@ class Lowering:
         arguments: list[ir.Value],
         *,
         with_next: bool = False,
+        by_rows: bool = False,
     ) -> None:
         flat = [dynamic(a) if isinstance(a.type, ir.MemRefType) else a for a in arguments]
-        launch(self.module, kernel, grid, flat, with_next=with_next)
+        launch(self.module, kernel, grid, flat, with_next=with_next, by_rows=by_rows)
 
     def finish(
         self, op: ir.Operation, buffer: ir.Value, sizes: list[ir.Value], result: int = 0

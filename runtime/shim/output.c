@@ -9,19 +9,58 @@ typedef struct {
     DLManagedTensor managed;
     int64_t sizes[ABQC_MAX_RANK];
     int64_t strides[ABQC_MAX_RANK];
+    size_t bytes; /* of the piece */
 } owned_tensor;
+
+/* Large pieces that were given back, for the next run. malloc would return them to the system, and
+ * writing to fresh pages takes longer than what most kernels do there. */
+enum { LARGE = 8 << 20, KEPT = 4 };
+static _Atomic(owned_tensor *) kept[KEPT];
+static atomic_uint last_kept;
+
+static void keep(owned_tensor *owned) {
+    unsigned slot = atomic_fetch_add(&last_kept, 1) % KEPT;
+    for (unsigned i = 0; i < KEPT; i++) {
+        owned_tensor *none = NULL;
+        if (atomic_compare_exchange_strong(&kept[(slot + i) % KEPT], &none, owned)) return;
+    }
+    free(atomic_exchange(&kept[slot], owned));
+}
+
+/* A kept piece of at least `bytes`, and not far more; NULL where there is none. */
+static owned_tensor *kept_piece(size_t bytes) {
+    for (int i = 0; i < KEPT; i++) {
+        owned_tensor *owned = atomic_exchange(&kept[i], NULL);
+        if (!owned) continue;
+        if (owned->bytes >= bytes && owned->bytes / 2 <= bytes) return owned;
+        keep(owned);
+    }
+    return NULL;
+}
+
+__attribute__((destructor)) static void free_kept(void) {
+    for (int i = 0; i < KEPT; i++) free(atomic_exchange(&kept[i], NULL));
+}
 
 static size_t round_up(size_t bytes) {
     return (bytes + ABQC_ALIGNMENT - 1) / ABQC_ALIGNMENT * ABQC_ALIGNMENT;
 }
 
-static void delete_owned(DLManagedTensor *tensor) { free(tensor->manager_ctx); }
+static void delete_owned(DLManagedTensor *tensor) {
+    owned_tensor *owned = tensor->manager_ctx;
+    if (owned->bytes >= LARGE) keep(owned);
+    else free(owned);
+}
 
 DLManagedTensor *abqc_allocate_tensor(DLDataType dtype, int32_t rank, const int64_t *sizes,
                                       size_t bytes) {
-    size_t header = round_up(sizeof(owned_tensor));
-    owned_tensor *owned = aligned_alloc(ABQC_ALIGNMENT, header + round_up(bytes));
-    if (!owned) return NULL;
+    size_t header = round_up(sizeof(owned_tensor)), all = header + round_up(bytes);
+    owned_tensor *owned = all >= LARGE ? kept_piece(all) : NULL;
+    if (!owned) {
+        owned = aligned_alloc(ABQC_ALIGNMENT, all);
+        if (!owned) return NULL;
+        owned->bytes = all;
+    }
     for (int32_t d = 0; d < rank; d++) owned->sizes[d] = sizes[d];
     abqc_compact_strides(rank, sizes, owned->strides);
     owned->managed = (DLManagedTensor){

@@ -46,6 +46,33 @@ def test_a_buffer_that_is_used_again_stays() -> None:
     assert len(facts("memref.copy")) == 1
 
 
+READ_AGAIN = """%c0 = arith.constant 0 : index
+      %c1 = arith.constant 1 : index
+      %r = scf.for %i = %c0 to %n step %c1 iter_args(%x = %init) -> (memref<4xf32>) {
+        %a = memref.alloc() : memref<4xf32>
+        func.call @use(%a) : (memref<4xf32>) -> ()
+        %b = memref.alloc() : memref<4xf32>
+        memref.copy %a, %b : memref<4xf32> to memref<4xf32>
+        memref.copy %a, %init : memref<4xf32> to memref<4xf32>
+        scf.yield %b : memref<4xf32>
+      }"""
+
+
+def test_what_is_read_before_it_is_handed_on_is_not_copied() -> None:
+    facts = forwarded(READ_AGAIN, "(%n: index, %init: memref<4xf32>)")
+    (copy,) = facts("memref.copy")
+    assert facts("scf.yield")[0].operands[0] == copy.operands[0]
+
+
+def test_what_is_read_when_its_copy_has_changed_stays() -> None:
+    body = READ_AGAIN.replace(
+        "memref.copy %a, %init",
+        "func.call @use(%b) : (memref<4xf32>) -> ()\n        memref.copy %a, %init",
+    )
+    facts = forwarded(body, "(%n: index, %init: memref<4xf32>)")
+    assert len(facts("memref.copy")) == 2
+
+
 def test_what_is_carried_stays() -> None:
     facts = forwarded(
         """%b = memref.alloc() : memref<4xf32>

@@ -51,6 +51,8 @@ def versioned(
 ) -> Facts:
     types = ", ".join("memref<?x16xf32>" for _ in results.split(","))
     text = f"""#id = affine_map<(d0, d1) -> (d0, d1)>
+      #turned = affine_map<(d0, d1) -> (d0, 15 - d1)>
+      #first = affine_map<(d0, d1) -> (0, d1)>
       {HEAD}
       func.func @main({signature}, %steps: index, %n: index) -> ({types}) {{
         %c0 = arith.constant 0 : index
@@ -77,11 +79,13 @@ def test_a_version_allocates_and_carries_nothing() -> None:
     assert list(facts("func.return")[0].operands) == list(choice.results)
 
 
-def test_a_state_that_is_read_while_the_next_one_is_made_is_copied() -> None:
-    step = STEP.replace("ins(%square :", "ins(%h :")
+@pytest.mark.parametrize(("maps", "copies"), [("#id", 0), ("#turned", 1)])
+def test_a_state_that_is_read_while_the_next_one_is_made(maps: str, copies: int) -> None:
+    """It is copied, but where each iteration reads the element that it writes."""
+    step = STEP.replace("ins(%square :", "ins(%h :").replace("[#id, #id]", f"[{maps}, #id]")
     facts = versioned(loop("r", step))
     sequence, _ = facts("scf.for")
-    assert [op.name for op in _inside(sequence)].count("memref.copy") == 1
+    assert [op.name for op in _inside(sequence)].count("memref.copy") == copies
 
 
 def test_no_version_runs_long_without_asking_for_interrupts() -> None:
@@ -125,6 +129,55 @@ def test_numbers_that_are_carried_stay() -> None:
                         "scf.yield %next, %m : memref<?x16xf32>, index")  # fmt: skip
     carry = "iter_args(%h = %init, %k = %c0) -> (memref<?x16xf32>, index)"
     assert not versioned(loop("r:2", step, carry), results="%r#0")("scf.if")
+
+
+# The same step with a kernel that does rows one by one, and an input of its rows.
+BY_ROWS = (
+    STEP.replace("func.call @product(%rows, %flat, %bytes, %flat_b, %y, %rows, %c16)",
+                 "func.call @product(%rows, %flat, %bytes, %flat_b, %y, %rows, %c16) {abq.by_rows}")
+    .replace("[#id, #id]", "[#id, #id, #id]")
+    .replace("ins(%square : memref<?x16xf32>)",
+             "ins(%square, %other : memref<?x16xf32>, memref<?x16xf32>)")
+    .replace("^bb0(%in: f32, ", "^bb0(%in: f32, %more: f32, ")
+)  # fmt: skip
+SIGNATURE = "%init: memref<?x16xf32>, %other: memref<?x16xf32>"
+
+
+def test_parts_of_rows_run_side_by_side() -> None:
+    facts = versioned(loop("r", BY_ROWS), signature=SIGNATURE)
+    outer, steps, usual = facts("scf.for")
+    assert "abq.parts" in outer.attributes and "abq.sequence" in outer.attributes
+    assert steps.operands[1] != usual.operands[0] and not steps.attributes
+    # Buffers of the step are bytes of the part; other tensors are read from its first row on.
+    inside = _inside(outer)
+    assert [op.name for op in inside].count("memref.view") == 2
+    state, temporary = (op.results[0] for op in inside if op.name == "memref.view")
+    product, _ = (call for call in facts("func.call") if len(call.operands) == 7)
+    own = facts("arith.subi")[-1].results[0]
+    assert product.operands[4] == temporary
+    assert product.operands[0] == product.operands[5] == own
+    (generic, _) = facts("linalg.generic")
+    views = [op.owner for op in generic.operands]
+    assert [view.name for view in views] == ["memref.subview"] * 3
+    offsets = [list(view.attributes["static_offsets"]) for view in views]
+    assert offsets == [[0, 0], [ir.ShapedType.get_dynamic_size(), 0], [0, 0]]
+    assert views[2].operands[0] == state and all(own in list(view.operands) for view in views)
+
+
+@pytest.mark.parametrize(
+    ("part", "instead"),
+    [
+        (" {abq.by_rows}", ""),
+        ("%rows, %c16) {abq", "%n, %c16) {abq"),
+        ("[#id, #id, #id]", "[#first, #id, #id]"),
+        ("%t = math.tanh %in", "%row = linalg.index 0 : index\n %t = math.tanh %in"),
+    ],
+)
+def test_rows_that_may_depend_on_each_other_stay_together(part: str, instead: str) -> None:
+    assert part in BY_ROWS
+    step = BY_ROWS.replace(part, instead)
+    facts = versioned(loop("r", step), signature=SIGNATURE)
+    assert not [op for op in facts("scf.for") if "abq.parts" in op.attributes]
 
 
 def _inside(loop: ir.Operation) -> list[ir.OpView]:

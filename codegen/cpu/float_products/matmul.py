@@ -168,8 +168,15 @@ def _emit_many_rows(
     with function(module, isa, name, ARGUMENTS) as (b, i, x, w, bias, y, m, n):
         rows, columns = grid_block(b, schedule, i, m, n)
         product = Product(b, x, y, n, k)
-        product.begin(rows, columns, bias)
         size = piece_size(k, schedule.on(isa).block_k)
+        if size == k:
+
+            def panel(at: Value, block_column: Value) -> Value:
+                return panels.row(b, w, (columns[0] + block_column) // PANEL, at)
+
+            product.add(rows, columns, (0, k), panel, bias=bias)
+            return
+        product.begin(rows, columns, bias)
         with b.loop(0, k, size) as pieces:
             terms = b.index(size) if k % size == 0 else b.min(k - pieces.i, b.index(size))
 

@@ -213,17 +213,20 @@ class Product:
         weights: Weights,
         known: Value | None = None,
         scale: Callable[[Value], Value] | None = None,
+        bias: Value | None = None,
     ) -> None:
         """Add the products of a piece of K, `depth` being its begin and number of terms; times
         `scale(column)` of 16 columns where there is one.
 
-        Columns of y from `known` on hold no sums yet and count as zero; by default all do.
+        Columns of y from `known` on hold no sums yet and count as zero; by default all do. With a
+        `bias` none does, and sums begin with that.
         """
 
         def tile(column: Value, panels: int, row: Value, height: int) -> None:
             places = [(r, p) for r in range(height) for p in range(panels)]
             sums = self.n if known is None else known
-            self._tile((row, column), places, column - columns[0], depth, weights, sums, scale)
+            at = column - columns[0]
+            self._tile((row, column), places, at, depth, weights, sums, scale, bias)
 
         cover_block(self.b, rows, columns, tile, self.max_rows)
 
@@ -236,6 +239,7 @@ class Product:
         weights: Weights,
         known: Value,
         scale: Callable[[Value], Value] | None,
+        bias: Value | None,
     ) -> None:
         b, (row, column), (begin, terms) = self.b, corner, depth
         height, panels = places[-1][0] + 1, places[-1][1] + 1
@@ -246,6 +250,11 @@ class Product:
             return [weights(term, block_column + p * PANEL) for p in range(panels)]
 
         def so_far() -> list[Value]:
+            if bias is not None:
+                first = [
+                    load_columns(b, bias, 0, column + p * PANEL, self.n) for p in range(panels)
+                ]
+                return [first[p] for _, p in places]
             return [load_columns(b, self.y, y_at[r], column + p * PANEL, known) for r, p in places]
 
         zeros = [b.const(0.0, vec(PANEL, "f32"))] * len(places)

@@ -16,6 +16,7 @@ from .layout import ConvWeights, scratch_bytes
 from .planes import planes_kernel
 
 MAX_SCRATCH = 1 << 18  # bytes of the stack
+MAX_PHASES = 8  # of columns, each of which is code of its own where images are laid out
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Int8Conv:
             return "asymmetric weights have scales in several groups"
         if scratch_bytes(ConvWeights.of(spec)) > MAX_SCRATCH:
             return "decoding the weights of 16 channels needs too much stack"
+        if spec.kept[1] > MAX_PHASES:
+            return f"a stride takes columns apart into {spec.kept[1]} phases"
         return None
 
     def pack_weight(self, spec: CodeConvSpec, weight: QuantizedTensor | np.ndarray) -> np.ndarray:

@@ -1,0 +1,393 @@
+"""Loops over steps whose rows do not depend on each other, as those of a batch in a recurrence.
+
+Such a loop can run once for each of several parts of the rows, side by side: no part waits for
+another one between steps. `find_rows` looks for the axis of rows in all that a loop touches, from
+the states that it hands on, whose first axis they are; `divide` makes a loop of parts of it:
+
+    scf.for %part = 0 to %parts {abq.sequence, abq.parts} {   // a grid index each
+      views of the part's rows of states, and of buffers of its own
+      scf.for %t = ... { as it was, over fewer rows }
+    }
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from abqc.dialects import abq
+from abqc.dialects.mlir import arith, ir, linalg, memref, scf
+
+from ..infrastructure import constant_index, defining_op, walk
+from ..loops.generics import groups, loops_read, maps
+from ..ownership import root
+from ..resolve_dims import index
+from .launch import BY_ROWS, PARTS, SEQUENCE
+
+ALIGNMENT = 64
+_I8_BITS = 8
+_DYNAMIC_STRIDE = ir.ShapedType.get_dynamic_stride_or_offset()
+
+
+@dataclass
+class Rows:
+    """The rows of a loop.
+
+    `axes` has the axis of rows of buffers that are no views, and whether rows are not told apart
+    there from what they are made of (a flat buffer). `counts` are values that are the number of
+    rows. `uses` are the operands of loops over elements that have rows, with their axes.
+    """
+
+    axes: dict[ir.Value, tuple[int, bool]] = field(default_factory=dict)
+    counts: set[ir.Value] = field(default_factory=set)
+    uses: list[tuple[ir.Operation, int, int]] = field(default_factory=list)
+
+
+def find_rows(
+    loop: ir.Operation, states: Sequence[ir.Value], buffers: Iterable[ir.Value]
+) -> Rows | None:
+    """The rows of a loop that hands on `states` and has `buffers` of its own; None where what it
+    does to a row depends on others, or may."""
+    search = _Search(set(states) | set(buffers), Rows())
+    for state in states:
+        if ir.MemRefType(state.type).shape[0] != abq.DYNAMIC:
+            return None
+        search.rows.axes[state] = (0, False)
+    block = loop.regions[0].blocks[0]
+    end = block.operations[len(block.operations) - 1].operation
+    if not search.block(block):
+        return None
+    handed = [search.axis(value) for value in end.operands]
+    return search.rows if all(axis == (0, False) for axis in handed) else None
+
+
+@dataclass
+class _Search:
+    own: set[ir.Value]
+    rows: Rows
+
+    def block(self, block: ir.Block) -> bool:
+        return all(self._operation(inner.operation) for inner in block.operations)
+
+    def _operation(self, op: ir.Operation) -> bool:
+        """Whether rows stay for themselves in an operation; finds where its results have them."""
+        rule = _RULES.get(op.name)
+        if rule is not None:
+            return rule(self, op)
+        return op.name in _PLAIN or op.name.startswith("arith.")
+
+    # Where buffers have rows
+
+    def axis(self, value: ir.Value) -> tuple[int, bool] | None:
+        """The axis of rows of a buffer, as `Rows.axes` has it; None where it has none."""
+        op, known = defining_op(value), self.rows.axes.get(value)
+        if known is not None or op is None or op.name not in _VIEWS:
+            return known
+        source = self.axis(op.operands[0])
+        return None if source is None else _VIEWS[op.name](op, *source)
+
+    def _dim(self, op: ir.Operation) -> bool:
+        axis = self.axis(op.operands[0])
+        if axis is not None and axis == (constant_index(op.operands[1]), False):
+            self.rows.counts.add(op.results[0])
+        return True
+
+    # What computes
+
+    def _call(self, op: ir.Operation) -> bool:
+        """A kernel that does rows one by one: its buffers have them or are weights."""
+        if BY_ROWS not in op.attributes:
+            return False
+        grid, *arguments = op.operands
+        for value in arguments:
+            if not isinstance(value.type, ir.MemRefType):
+                if constant_index(value) is None and value not in self.rows.counts:
+                    return False
+                continue
+            made = defining_op(root(value))
+            if value in self.own and value not in self.rows.axes:
+                self.rows.axes[value] = (0, True)
+                continue
+            if made is not None and made.name == "memref.get_global":
+                continue
+            axis = self.axis(value)
+            if axis is None or axis[0] != 0:
+                return False
+        return self._follows(grid)
+
+    def _if(self, op: ir.Operation) -> bool:
+        inside = all(self.block(block) for region in op.regions for block in region.blocks)
+        return not len(op.results) and self._follows(op.operands[0]) and inside
+
+    def _follows(self, value: ir.Value) -> bool:
+        """Whether a number follows from constants and the number of rows."""
+        if constant_index(value) is not None or value in self.rows.counts:
+            return True
+        op = defining_op(value)
+        return (
+            op is not None
+            and op.name.startswith("arith.")
+            and all(self._follows(operand) for operand in op.operands)
+        )
+
+    def _generic(self, op: ir.Operation) -> bool:
+        body = walk(op)
+        inside = {result for inner in body for result in inner.results}
+        captured = {o for inner in body[1:] for o in inner.operands} - inside
+        buffers = any(isinstance(value.type, ir.MemRefType) for value in captured)
+        asks = any(inner.name == "linalg.index" for inner in body)
+        return not buffers and not asks and self._loops(op, maps(op), linalg.iterators(op))
+
+    def _copy(self, op: ir.Operation) -> bool:
+        rank = ir.MemRefType(op.operands[0].type).rank
+        return self._loops(op, [ir.AffineMap.get_identity(rank)] * 2, ["parallel"] * rank)
+
+    def _loops(self, op: ir.Operation, maps_: list[ir.AffineMap], kinds: list[str]) -> bool:
+        """A loop over elements, of which one is over rows and every operand is read by it alone."""
+        values = [(n, v) for n, v in enumerate(op.operands) if isinstance(v.type, ir.MemRefType)]
+        known = [(maps_[n], axis) for n, v in values if (axis := self.axis(v)) is not None]
+        if not known or any(flat for _, (_, flat) in known):
+            return False
+        over = {str(map_.results[axis]) for map_, (axis, _) in known}
+        first = known[0][0].results[known[0][1][0]]
+        if len(over) > 1 or not isinstance(first, ir.AffineDimExpr):
+            return False
+        loop = ir.AffineDimExpr(first).position
+        written = len(op.operands) - _outputs(op)
+        found = [(n, v, _places(maps_[n], loop)) for n, v in values]
+        if kinds[loop] != "parallel" or any(places is None for _, _, places in found):
+            return False
+        return all(self._operand(op, n, v, places or [], n >= written) for n, v, places in found)
+
+    def _operand(
+        self, op: ir.Operation, number: int, value: ir.Value, places: list[int], written: bool
+    ) -> bool:
+        """Notes an operand whose axes `places`, one at most, the loop over rows goes along."""
+        if not places:
+            return not written and root(value) not in self.own
+        (axis,) = places
+        if value in self.own and value not in self.rows.axes:
+            self.rows.axes[value] = (axis, False)
+            self._count(value, axis)
+        elif root(value) in self.own and self.axis(value) != (axis, False):
+            return False
+        self.rows.uses.append((op, number, axis))
+        return True
+
+    def _count(self, buffer: ir.Value, axis: int) -> None:
+        """The size with which a buffer was allocated is the number of rows."""
+        shape, made = ir.MemRefType(buffer.type).shape, defining_op(buffer)
+        if made is not None and made.name == "memref.alloc" and shape[axis] == abq.DYNAMIC:
+            self.rows.counts.add(made.operands[shape[:axis].count(abq.DYNAMIC)])
+
+
+def _cast(op: ir.Operation, axis: int, flat: bool) -> tuple[int, bool] | None:
+    return axis, flat
+
+
+def _collapse(op: ir.Operation, axis: int, flat: bool) -> tuple[int, bool] | None:
+    shape = ir.MemRefType(op.operands[0].type).shape
+    number, group = next((n, g) for n, g in enumerate(groups(op)) if axis in g)
+    if any(shape[other] != 1 for other in group if other < axis):
+        return None
+    return number, flat or any(shape[other] != 1 for other in group if other > axis)
+
+
+def _expand(op: ir.Operation, axis: int, flat: bool) -> tuple[int, bool] | None:
+    shape = ir.MemRefType(op.results[0].type).shape
+    wide = [other for other in groups(op)[axis] if shape[other] != 1]
+    if [shape[other] == abq.DYNAMIC for other in wide] != [True] + [False] * (len(wide) - 1):
+        return None
+    return (wide[0], False) if flat == (len(wide) > 1) else None
+
+
+def _subview(op: ir.Operation, axis: int, flat: bool) -> tuple[int, bool] | None:
+    offsets = list(ir.DenseI64ArrayAttr(op.attributes["static_offsets"]))
+    strides = list(ir.DenseI64ArrayAttr(op.attributes["static_strides"]))
+    ranks = {ir.MemRefType(value.type).rank for value in (op.operands[0], op.results[0])}
+    plain = all(offset >= 0 for offset in offsets) and set(strides) == {1} and len(ranks) == 1
+    return (axis, False) if plain and offsets[axis] == 0 and not flat else None
+
+
+def _outputs(op: ir.Operation) -> int:
+    if op.name == "memref.copy":
+        return 1
+    return list(ir.DenseI32ArrayAttr(op.attributes["operandSegmentSizes"]))[1]
+
+
+def _places(map_: ir.AffineMap, loop: int) -> list[int] | None:
+    """The axes along which a loop goes, one at most; None where it does in another way."""
+    places = [axis for axis, result in enumerate(map_.results) if loop in loops_read([result])]
+    plain = all(isinstance(map_.results[axis], ir.AffineDimExpr) for axis in places)
+    return places if plain and len(places) <= 1 else None
+
+
+_VIEWS: dict[str, Callable[[ir.Operation, int, bool], tuple[int, bool] | None]] = {
+    "memref.cast": _cast,
+    "memref.collapse_shape": _collapse,
+    "memref.expand_shape": _expand,
+    "memref.subview": _subview,
+}
+_PLAIN = frozenset(("memref.alloc", "memref.get_global", "scf.yield", "linalg.yield", *_VIEWS))
+_RULES: dict[str, Callable[[_Search, ir.Operation], bool]] = {
+    "func.call": _Search._call,
+    "linalg.generic": _Search._generic,
+    "memref.copy": _Search._copy,
+    "memref.dim": _Search._dim,
+    "scf.if": _Search._if,
+}
+
+
+# Parts
+
+
+def divide(
+    loop: ir.Operation, states: Sequence[ir.Value], buffers: Sequence[ir.Value], parts: ir.Value
+) -> None:
+    """Make a loop of `parts` of an scf.for that carries nothing; `states` and `buffers` are
+    allocations of this block that it uses."""
+    rows = find_rows(loop, states, buffers)
+    assert rows is not None, "find_rows has found them in the loop that carries its states"
+    with ir.InsertionPoint(loop), loop.location:
+        count = memref.DimOp(states[0], index(0)).result
+    shared = [_bytes_of(state, None) for state in states]
+    apart = [_bytes_of(buffer, parts) for buffer in buffers]
+    with ir.InsertionPoint(loop), loop.location:
+        outer = scf.ForOp(index(0), parts, index(1))
+        outer.operation.attributes[SEQUENCE] = ir.UnitAttr.get()
+        outer.operation.attributes[PARTS] = ir.UnitAttr.get()
+        with ir.InsertionPoint(outer.body):
+            part = outer.induction_variable
+            begin = _share(part, count, parts)
+            own = _subtract(_share(_add(part, index(1)), count, parts), begin)
+            end = scf.YieldOp([]).operation
+        with ir.InsertionPoint(end):
+            views = [
+                memref.ViewOp(
+                    buffer.type, buffer.raw, _times(begin, buffer.row), [own, *buffer.rest]
+                )
+                for buffer in shared
+            ] + [
+                memref.ViewOp(buffer.type, buffer.raw, _times(part, buffer.size), buffer.sizes)
+                for buffer in apart
+            ]
+    loop.move_before(end)
+    known = {each.value: view.result for each, view in zip([*shared, *apart], views, strict=True)}
+    _narrow(loop, rows, known, begin, own)
+
+
+@dataclass(frozen=True)
+class _Bytes:
+    """A buffer that is a view of bytes now. `value` is what it was, or the view of all of it; `row`
+    are the bytes of a row, `size` those of all, `sizes` and `rest` its dynamic sizes with and
+    without the rows."""
+
+    value: ir.Value
+    type: ir.MemRefType
+    raw: ir.Value
+    row: ir.Value
+    size: ir.Value
+    sizes: list[ir.Value]
+    rest: list[ir.Value]
+
+
+def _bytes_of(buffer: ir.Value, parts: ir.Value | None) -> _Bytes:
+    """Replace the allocation of a buffer by one of bytes; of as much for each of `parts`."""
+    alloc, type_ = defining_op(buffer), ir.MemRefType(buffer.type)
+    assert alloc is not None
+    i8 = ir.MemRefType.get([abq.DYNAMIC], ir.IntegerType.get_signless(_I8_BITS))
+    with ir.InsertionPoint(alloc), alloc.location:
+        sizes = list(alloc.operands)
+        dynamic = iter(sizes)
+        dims = [next(dynamic) if size == abq.DYNAMIC else index(size) for size in type_.shape]
+        row = index(-(-type_.element_type.width // _I8_BITS))
+        for dim in dims[1:]:
+            row = _times(row, dim)
+        size = _times(row, dims[0]) if dims else row
+        if parts is not None:
+            size = _times(arith.CeilDivUIOp(size, index(ALIGNMENT)).result, index(ALIGNMENT))
+        total = size if parts is None else _times(size, parts)
+        raw = memref.AllocOp(i8, [total], [], alignment=ALIGNMENT).result
+        rest = sizes[1:] if type_.shape[:1] == [abq.DYNAMIC] else sizes
+        whole = memref.ViewOp(type_, raw, index(0), sizes).result
+    buffer.replace_all_uses_with(whole)
+    alloc.erase()
+    return _Bytes(whole, type_, raw, row, size, sizes, rest)
+
+
+def _narrow(
+    loop: ir.Operation, rows: Rows, views: dict[ir.Value, ir.Value], begin: ir.Value, own: ir.Value
+) -> None:
+    """Have a loop use `views` of what it owns, `own` rows of them, and of other buffers those from
+    `begin` on."""
+    for op in walk(loop):
+        for number, operand in enumerate(op.operands):
+            if operand in views:
+                op.operands[number] = views[operand]
+    mine = {root(view) for view in views.values()}
+    for op, number, axis in rows.uses:
+        with ir.InsertionPoint(op), op.location:
+            value = op.operands[number]
+            first = None if root(value) in mine else begin
+            op.operands[number] = _part(value, axis, first, own)
+    for op in walk(loop):
+        numbers = range(len(op.operands)) if op.name == "func.call" else range(op.name == "scf.if")
+        for number in numbers:
+            with ir.InsertionPoint(op), op.location:
+                op.operands[number] = _of_part(op.operands[number], rows.counts, own)
+
+
+def _part(buffer: ir.Value, axis: int, begin: ir.Value | None, count: ir.Value) -> ir.Value:
+    """`count` places of an axis from `begin` on, or from 0."""
+    type_ = ir.MemRefType(buffer.type)
+    strides, offset = type_.get_strides_and_offset()
+    sizes = [
+        memref.DimOp(buffer, index(a)).result
+        for a, size in enumerate(type_.shape)
+        if size == abq.DYNAMIC and a != axis
+    ]
+    before = type_.shape[:axis].count(abq.DYNAMIC)
+    sizes.insert(before, count)
+    shape = [abq.DYNAMIC if a == axis else size for a, size in enumerate(type_.shape)]
+    offsets = [0] * type_.rank
+    if begin is not None:
+        offsets[axis], offset = abq.DYNAMIC, _DYNAMIC_STRIDE
+    layout = ir.StridedLayoutAttr.get(offset, strides)
+    result = ir.MemRefType.get(shape, type_.element_type, layout)
+    return memref.SubViewOp(
+        *(result, buffer, [] if begin is None else [begin], sizes, []),
+        *(offsets, shape, [1] * type_.rank),
+    ).result
+
+
+def _of_part(value: ir.Value, counts: set[ir.Value], own: ir.Value) -> ir.Value:
+    """A number that follows from that of the rows, for `own` of them."""
+    if value in counts:
+        return own
+    op = defining_op(value)
+    if op is None or not op.name.startswith("arith.") or op.name == "arith.constant":
+        return value
+    operands = [_of_part(operand, counts, own) for operand in op.operands]
+    if operands == list(op.operands):
+        return value
+    clone = op.clone()
+    for number, operand in enumerate(operands):
+        clone.operands[number] = operand
+    return clone.results[list(op.results).index(value)]
+
+
+def _share(part: ir.Value, count: ir.Value, parts: ir.Value) -> ir.Value:
+    """Where a part begins."""
+    return arith.DivUIOp(_times(part, count), parts).result
+
+
+def _times(x: ir.Value, y: ir.Value) -> ir.Value:
+    return arith.MulIOp(x, y).result
+
+
+def _add(x: ir.Value, y: ir.Value) -> ir.Value:
+    return arith.AddIOp(x, y).result
+
+
+def _subtract(x: ir.Value, y: ir.Value) -> ir.Value:
+    return arith.SubIOp(x, y).result
