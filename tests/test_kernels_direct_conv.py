@@ -82,6 +82,15 @@ EPILOGUE = Epilogue(
 )
 
 
+# Without an epilogue depthwise kernels are the same but for its last step: one case of two.
+WITH_EPILOGUES = [
+    pytest.param(*case, epilogue, id=f"{case}-{'epilogue' if epilogue else 'alone'}")
+    for number, case in enumerate(CASES)
+    for epilogue in (None, EPILOGUE)
+    if epilogue or not case[0].depthwise or number % 2
+]
+
+
 @cache
 def jit(isa: Isa, spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernels:
     return compile_jit(isa, [kernel_of(spec, epilogue)])
@@ -124,8 +133,7 @@ def convolved(
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
-@pytest.mark.parametrize(("spec", "size", "pads"), CASES, ids=str)
-@pytest.mark.parametrize("epilogue", [None, EPILOGUE], ids=["alone", "epilogue"])
+@pytest.mark.parametrize(("spec", "size", "pads", "epilogue"), WITH_EPILOGUES)
 def test_agrees(
     isa: Isa,
     spec: ConvSpec,
