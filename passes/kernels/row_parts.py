@@ -325,11 +325,16 @@ def _narrow(
             if operand in views:
                 op.operands[number] = views[operand]
     mine = {root(view) for view in views.values()}
+    # One for all uses: a kernel that gets a buffer twice, as two, has to take it for two.
+    parts: dict[tuple[ir.Value, int], ir.Value] = {}
     for op, number, axis in rows.uses:
-        with ir.InsertionPoint(op), op.location:
-            value = op.operands[number]
-            first = None if root(value) in mine else begin
-            op.operands[number] = _part(value, axis, first, own)
+        value = op.operands[number]
+        made, first = defining_op(value), None if root(value) in mine else begin
+        assert made is not None, "what a loop carried lies in buffers now"
+        if (value, axis) not in parts:
+            with ir.InsertionPoint.after(made), op.location:
+                parts[value, axis] = _part(value, axis, first, own)
+        op.operands[number] = parts[value, axis]
     for op in walk(loop):
         numbers = range(len(op.operands)) if op.name == "func.call" else range(op.name == "scf.if")
         for number in numbers:
