@@ -325,16 +325,29 @@ def _narrow(
             if operand in views:
                 op.operands[number] = views[operand]
     mine = {root(view) for view in views.values()}
+    inside = {result for op in walk(loop) for result in op.results}
+    # One for all uses: a kernel that gets a buffer twice, as two, has to take it for two.
+    parts: dict[tuple[ir.Value, int], ir.Value] = {}
     for op, number, axis in rows.uses:
-        with ir.InsertionPoint(op), op.location:
-            value = op.operands[number]
-            first = None if root(value) in mine else begin
-            op.operands[number] = _part(value, axis, first, own)
+        value = op.operands[number]
+        first = None if root(value) in mine else begin
+        if (value, axis) not in parts:
+            with _behind(value, inside, loop), op.location:
+                parts[value, axis] = _part(value, axis, first, own)
+        op.operands[number] = parts[value, axis]
     for op in walk(loop):
         numbers = range(len(op.operands)) if op.name == "func.call" else range(op.name == "scf.if")
         for number in numbers:
             with ir.InsertionPoint(op), op.location:
                 op.operands[number] = _of_part(op.operands[number], rows.counts, own)
+
+
+def _behind(value: ir.Value, inside: set[ir.Value], loop: ir.Operation) -> ir.InsertionPoint:
+    """The first place in a loop where a value is there, which may be one of those `inside`."""
+    made = defining_op(value)
+    if made is not None and value in inside:
+        return ir.InsertionPoint.after(made)
+    return ir.InsertionPoint.at_block_begin(loop.regions[0].blocks[0])
 
 
 def _part(buffer: ir.Value, axis: int, begin: ir.Value | None, count: ir.Value) -> ir.Value:

@@ -164,6 +164,14 @@ def test_parts_of_rows_run_side_by_side() -> None:
     assert views[2].operands[0] == state and all(own in list(view.operands) for view in views)
 
 
+def test_a_state_that_is_made_in_place_is_one_buffer() -> None:
+    """Its kernel would otherwise ask in every run whether both overlap, which they do."""
+    facts = versioned(loop("r", BY_ROWS.replace("%square, %other", "%square, %h")))
+    (generic, _) = facts("linalg.generic")
+    assert "abq.parts" in facts("scf.for")[0].attributes
+    assert generic.operands[1] == generic.operands[2]
+
+
 @pytest.mark.parametrize(
     ("part", "instead"),
     [
