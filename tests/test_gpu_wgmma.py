@@ -154,7 +154,6 @@ def test_planted_faults_are_found(pattern, planted, fault, monkeypatch):
         ("w4:g64:asym", "a8", (20, 140, 400), schedule(16, 128, 128, 2, 3, 2, 3, True)),
         # Groups of K that end in the middle of a stage, and with K in one.
         ("w3:g96", None, (20, 70, 900), schedule(16, 64, 128, split=2, stay=3)),
-        ("w5:g40", None, (17, 130, 500), schedule(16, 128, 128, 1, 3, 3, 5, True)),
     ],
 )
 def test_blocks_share_tiles(weight, activation, shape, schedule):
@@ -235,9 +234,8 @@ def test_chosen_for_many_rows_on_that_target_alone():
 @pytest.mark.parametrize(
     ("weight", "activation", "schedule", "instruction"),
     [
-        ("w4", None, schedule(64, 256, 128, 2, 4), "HGMMA.64x64x16.F32"),
+        ("w4", None, schedule(64, 256, 128, 2, 4, 4, 132, True), "HGMMA.64x64x16.F32"),
         ("w2", "a8", schedule(128, 128, 256, 2, 4, 1, 132, True), "IGMMA.64x128x32.S8.U8"),
-        ("w4:channel", None, schedule(64, 128, 64, 2, 4, 4, 132, True), "HGMMA.64x64x16.F32"),
         ("w3", "a8", schedule(64, 256, 128, 2, 4), "IGMMA.64x64x32.S8.U8"),
     ],
 )
