@@ -193,7 +193,7 @@ def test_prompts_read_halves_where_they_are(tmp_path: Path) -> None:
     """A model of f16, with products of f16: keys and values by tensor maps that the shim makes; no
     keys at all."""
     stored = dict.fromkeys("kv", ("float16", 1, 2, "t", 64))
-    g = Graph(x=("float16", "m", 32), **stored)
+    g = Graph(x=("float16", 66, 32), **stored)
     columns = g("MatMul", "x", (normal(32, 128, seed=1) / 8).astype(np.float16))
     split = g("Reshape", columns, np.array([1, -1, 2, 64]))
     queries = g("Transpose", split, perm=[0, 2, 1, 3])
@@ -205,9 +205,9 @@ def test_prompts_read_halves_where_they_are(tmp_path: Path) -> None:
     launches: list[str] = []
     driver = PtxDriver((9, 0), progress=lambda name, _: launches.append(name))
     model, session = abqc.load(library, device=driver), onnxruntime.InferenceSession(source)
-    for m, t in ((66, 70), (65, 0)):
+    for t in (70, 0):
         del launches[:]
-        sizes = {"x": (m, 32), "k": (1, 2, t, 64), "v": (1, 2, t, 64)}
+        sizes = {"x": (66, 32), "k": (1, 2, t, 64), "v": (1, 2, t, 64)}
         feed: Feeds = {x: normal(*sizes[x], seed=i).astype(np.float16) for i, x in enumerate(sizes)}
         (actual,), (expected,) = model.run(feed), session.run(None, feed)
         np.testing.assert_allclose(actual, expected, atol=2e-2)
