@@ -58,6 +58,8 @@ def build_artifact(
         "code": code.code_bytes + loaded_bytes(host.read_bytes()),
     }
     manifest["kernels"] = len(names)
+    if not maker.on_device:
+        manifest["huge_pages"] = True  # the options of an instance have a flag for them
     manifest["interruptible"] = True  # the options of a run have flags
     manifest["profiles"] = True  # and a profile
     manifest |= code.manifest

@@ -22,6 +22,7 @@ from ..runtime.dlpack import MAX_RANK
 from ..runtime.element_types import by_name
 from ..runtime.environment import cache_folder
 from ..runtime.shim import SHIM_DIRECTORY
+from ..runtime.tensor_parameter import ELEMENTS, SWIZZLES, Extent, TensorParameter
 from . import isa as isas
 from .cpuid import needed_words
 from .elf import write_data_object
@@ -45,7 +46,7 @@ _LIBRARIES = ("-lm", "-ldl", "-lpthread")
 
 # Of the shim's sources, those for artifacts that run on CPUs; those for GPUs are cuda_*.c, the
 # others are for both.
-_CPU_SOURCES = frozenset({"arena", "cpu", "cpu_device", "host", "team"})
+_CPU_SOURCES = frozenset({"arena", "cpu", "cpu_device", "host", "huge_pages", "team"})
 
 # The thread runtime is linked by its name alone, so that no development package is needed.
 _THREADS_NAME = "libgomp.so.1"
@@ -99,12 +100,14 @@ class GpuImage:
 class GpuKernelEntry:
     """What a kernel is on all targets: its name, and `slots`, its number of 8-byte parameters.
 
-    `accesses`: by parameter, ABQC_ACCESS_* of runtime/shim/shim.h; None: nothing is known.
+    `accesses`: by parameter, ABQC_ACCESS_* of runtime/shim/shim.h; None: nothing is known. `maps`:
+    the tensor maps behind these.
     """
 
     name: str
     slots: int
     accesses: tuple[int, ...] | None = None
+    maps: tuple[TensorParameter, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -445,11 +448,29 @@ def _image_row(number: int, image: GpuImage) -> str:
 
 
 def _kernel_row(kernel: GpuKernelEntry, number: int, lines: list[str]) -> str:
-    if not kernel.accesses:
-        return f"{{{_c_string(kernel.name)}, {kernel.slots}, NULL}}"
-    accesses = ", ".join(str(int(access)) for access in kernel.accesses)
-    lines.append(f"static const uint8_t accesses_{number}[] = {{{accesses}}};")
-    return f"{{{_c_string(kernel.name)}, {kernel.slots}, accesses_{number}}}"
+    accesses = maps = "NULL"
+    if kernel.accesses:
+        accesses = f"accesses_{number}"
+        numbers = ", ".join(str(int(access)) for access in kernel.accesses)
+        lines.append(f"static const uint8_t {accesses}[] = {{{numbers}}};")
+    if kernel.maps:
+        maps = f"maps_{number}"
+        rows = ", ".join(map(_map_row, kernel.maps))
+        lines.append(f"static const abqc_gpu_map {maps}[] = {{{rows}}};")
+    name = _c_string(kernel.name)
+    return f"{{{name}, {kernel.slots}, {accesses}, {len(kernel.maps)}, {maps}}}"
+
+
+def _map_row(parameter: TensorParameter) -> str:
+    def extents(several: Sequence[Extent]) -> str:
+        pairs = (f"{{{-1 if e.slot is None else e.slot}, {e.factor}}}" for e in several)
+        return "{" + ", ".join(pairs) + "}"
+
+    box = "{" + ", ".join(map(str, parameter.box)) + "}"
+    return (
+        f"{{{parameter.pointer}, {ELEMENTS[parameter.element]}, {SWIZZLES[parameter.swizzle]}, "
+        f"{parameter.rank}, {extents(parameter.sizes)}, {extents(parameter.strides)}, {box}}}"
+    )
 
 
 def _c_string(text: str) -> str:

@@ -20,6 +20,17 @@ from ..errors import RecipeError
 
 
 @dataclass(frozen=True)
+class StreamK:
+    """What blocks need that stay and share tiles along K (GPUs only; docs/gpu.md): each has
+    `slot_bytes` of a workspace and `flags` counters, which are 0 between launches. Of few tiles,
+    each is shared by at most `parts` blocks."""
+
+    parts: int
+    slot_bytes: int
+    flags: int
+
+
+@dataclass(frozen=True)
 class Kernel:
     """A grid function: `emit(module, isa)` adds `func.func @name` to an MLIR module.
 
@@ -28,7 +39,7 @@ class Kernel:
     the same columns. `isa` is a `codegen.isa.Isa` or a `codegen.gpu.arch.GpuArch`.
     `uses`: what its body is another one with, where a CPU has it (`codegen.isa.Use`).
     `most_blocks`: where the grid never has more for a product, as a block does several parts of it;
-    0: no limit.
+    0: no limit. `stream`: where these blocks share tiles along K.
     """
 
     name: str
@@ -37,13 +48,28 @@ class Kernel:
     uses: frozenset[str] = field(default=frozenset(), kw_only=True)
     by_columns: bool = field(default=False, kw_only=True)
     most_blocks: int = field(default=0, kw_only=True)
+    stream: StreamK | None = field(default=None, kw_only=True)
+
+    @property
+    def parts(self) -> int:
+        """Blocks that may share what one grid index covers."""
+        return self.stream.parts if self.stream else 1
 
     def grid(self, *sizes: int) -> int:
         """The grid's size for a problem of `sizes`, which pair with `block`."""
-        grid = 1
+        grid = self.parts
         for size, block in zip(sizes, self.block, strict=True):
             grid *= -(-size // block)
         return min(grid, self.most_blocks) if self.most_blocks else grid
+
+
+@dataclass(frozen=True)
+class SharedPack:
+    """A kernel that packs up to `max_rows` rows, each by `parts` grid indices."""
+
+    kernel: Kernel
+    parts: int
+    max_rows: int
 
 
 @dataclass(frozen=True)
@@ -115,6 +141,7 @@ class AttentionVariant:
     prepare: Kernel | None = None  # its grid: what shares keys, times tiles of `block[0]` keys
     tile_floats: int = 0  # of a tile in the workspace, where there is `prepare`
     limits: Kernel | None = None  # what finds the keys that the rows of a mask see
+    boxes: bool = False  # keys and values are read where they are, by tensor maps
 
     def splits_of(self, parts: int, keys: int) -> tuple[int, int]:
         """How many blocks share the keys of each of `parts`, and how many each takes, as the host

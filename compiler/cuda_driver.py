@@ -18,6 +18,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from abqc.errors import AbqcError
+from abqc.runtime.tensor_parameter import (
+    MAP_ALIGNMENT,
+    MAP_BYTES,
+    TensorParameter,
+    TiledTensor,
+)
 
 Resolve = Callable[[str], int | None]  # a function of the driver by name -> its address
 
@@ -29,13 +35,15 @@ STATIC_SHARED_LIMIT = 48 << 10  # more must be asked for
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of a kernel; an argument is a device pointer or a 32-bit integer in its slot."""
+    """One launch of a kernel; an argument is a device pointer or a 32-bit integer in its slot.
+    `maps`: the tensor maps behind these."""
 
     function: c_void_p
     grid: int
     threads: int
     shared_bytes: int
     arguments: tuple[int, ...]
+    maps: tuple[TensorParameter, ...] = ()
 
 
 class Cuda:
@@ -148,12 +156,40 @@ class Cuda:
             self.call("cuFuncSetAttribute", function, limit, c_int(shared_bytes))
         return function
 
-    def launch(self, launch: Launch) -> None:
-        """Put a launch on the stream."""
+    def parameters(self, launch: Launch) -> tuple[ctypes.Array[c_void_p], list[Any]]:
+        """Where the driver finds the parameters of a launch, and what has to live as long."""
         slots = (c_uint64 * len(launch.arguments))(*launch.arguments)
         step = ctypes.sizeof(c_uint64)
-        base = ctypes.addressof(slots)
-        parameters = (c_void_p * len(slots))(*(base + step * i for i in range(len(slots))))
+        places = [ctypes.addressof(slots) + step * i for i in range(len(slots))]
+        kept: list[Any] = [slots]
+        for parameter in launch.maps:
+            buffer = ctypes.create_string_buffer(MAP_BYTES + MAP_ALIGNMENT)
+            places.append(-(-ctypes.addressof(buffer) // MAP_ALIGNMENT) * MAP_ALIGNMENT)
+            self._encode(places[-1], parameter.tiled(launch.arguments))
+            kept.append(buffer)
+        return (c_void_p * len(places))(*places), kept
+
+    def _encode(self, place: int, tensor: TiledTensor) -> None:
+        rank = len(tensor.sizes)
+        self.call(
+            "cuTensorMapEncodeTiled",
+            c_void_p(place),
+            c_int(tensor.data_type),
+            c_uint(rank),
+            c_void_p(tensor.address),
+            (c_uint64 * rank)(*tensor.sizes),
+            (c_uint64 * rank)(*tensor.strides),
+            (c_uint * rank)(*tensor.box),
+            (c_uint * rank)(*tensor.steps),
+            c_int(tensor.interleave),
+            c_int(tensor.swizzle),
+            c_int(tensor.promotion),
+            c_int(tensor.fill),
+        )
+
+    def launch(self, launch: Launch) -> None:
+        """Put a launch on the stream."""
+        parameters, kept = self.parameters(launch)
         one = c_uint(1)
         self.call(
             "cuLaunchKernel",
@@ -165,6 +201,7 @@ class Cuda:
             parameters,
             None,
         )
+        del kept
 
     def time_graph(self, launches: Sequence[Launch], repetitions: int) -> list[float]:
         """Seconds of `launches` as one CUDA graph, each time it ran; a first run is not counted."""

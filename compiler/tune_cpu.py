@@ -13,7 +13,14 @@ from pathlib import Path
 
 import numpy as np
 from abqc.codegen import isa as isas
-from abqc.codegen.cpu.schedule import ROW_RANGES, CpuStrategy, KernelSchedule, RangeSchedule
+from abqc.codegen.cpu.schedule import (
+    ROW_RANGES,
+    CpuSchedule,
+    CpuStrategy,
+    KernelSchedule,
+    RangeSchedule,
+    RowRange,
+)
 from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import Jit
 from abqc.codegen.strategy import MatmulSpec
@@ -22,6 +29,8 @@ from abqc.codegen.targets.cpu_plans import matmul_features
 from abqc.compiler.tune import Device, spread
 from abqc.costmodel.analytic import AnalyticModel
 from abqc.costmodel.interface import MatmulFeatures, Sample
+from abqc.costmodel.load import shipped_model
+from abqc.costmodel.shortlist import shortlist
 from abqc.dialects import trellis
 from abqc.dialects.formats import QuantizedTensor, Scheme, parse_scheme
 from abqc.dialects.mlir import ir
@@ -43,7 +52,8 @@ PAIRS: tuple[tuple[str | None, str | None], ...] = (
 )
 SHAPES = ((384, 384), (1536, 384), (384, 1536), (1024, 1024), (4096, 576), (2048, 2048))  # N, K
 ROWS = (1, 4, 16, 48, 128)
-DRAWS = 6  # of schedules: the default ones, and others by chance
+PROMISING, BY_CHANCE = 3, 3  # schedules that are measured beside the default ones
+DRAWS = PROMISING + BY_CHANCE
 COLD_BYTES = 64 << 20  # weights that pass before the same ones are read again
 
 MIN_CALLS, MAX_CALLS, SECONDS = 5, 50, 0.02  # of one sample
@@ -53,7 +63,7 @@ MIN_CALLS, MAX_CALLS, SECONDS = 5, 50, 0.02  # of one sample
 class CpuJob:
     """Matmuls of one kind with the kernels of one ISA: every strategy that can do them is measured
     for all `ROWS`, warm and cold. Of its schedules for a range of rows it takes the default
-    (`draw` 0) or one drawn by chance, another in each draw."""
+    (`draw` 0), one of the fastest by prediction or one by chance, another in each draw."""
 
     spec: MatmulSpec
     isa: Isa
@@ -64,11 +74,33 @@ class CpuJob:
         out = []
         for rows in ROW_RANGES:
             default, *others = strategy.schedules(self.spec, rows, self.isa)
+            promising = self._promising(strategy, others, rows)
+            others = [each for each in others if each not in promising]
             seed = f"{self.spec} {self.isa.name} {rows.first}"
-            drawn = [default, *random.Random(seed).sample(others, min(DRAWS, len(others)))]
+            chance = random.Random(seed).sample(others, min(BY_CHANCE, len(others)))
+            drawn = [default, *promising, *chance]
             schedule = KernelSchedule(((self.isa.vector_bits, drawn[self.draw % len(drawn)]),))
             out.append(RangeSchedule(rows.first, rows.last, schedule))
         return tuple(out)
+
+    def _promising(
+        self, strategy: CpuStrategy, schedules: Sequence[CpuSchedule], rows: RowRange
+    ) -> list[CpuSchedule]:
+        """The fastest with weights from DRAM, by the model that comes with the package: one that
+        was tuned and cannot be read must not keep from tuning anew."""
+        spec, m, isa = self.spec, rows.typical, self.isa
+        asked = [
+            matmul_features(
+                *(strategy.name, spec, schedule, m, isa),
+                weight_bytes=spec.n * spec.k * spec.weight_bits // 8,
+                working_set=COLD_BYTES,
+            )
+            for schedule in schedules
+        ]
+        model = shipped_model("cpu")
+        assert isinstance(model, AnalyticModel)
+        places = shortlist(asked, model.predict_all(asked), PROMISING)
+        return [schedules[place] for place in places]
 
 
 def jobs(shapes: Sequence[tuple[int, int]] = SHAPES) -> list[CpuJob]:

@@ -91,7 +91,10 @@ class GpuRunner:
         bias = self._buffer("bias", 4 * f.n)
         y = self._buffer("y", 4 * f.m * f.n)
         if job.reduce is None:
-            return [self._launch(job.kernel, job.grid, (q, weight, bias, y, f.m, f.n))]
+            shared: tuple[int, ...] = ()
+            if job.counters:
+                shared = (self._buffer("slots", job.slots_bytes), 0, self._zeros(job.counters))
+            return [self._launch(job.kernel, job.grid, (q, weight, bias, y, f.m, f.n, *shared))]
         space = self._buffer("workspace", f.workspace_bytes)
         return [
             self._launch(job.kernel, job.grid, (q, weight, bias, space, f.m, f.n)),
@@ -100,7 +103,7 @@ class GpuRunner:
 
     def _launch(self, kernel: BuiltKernel, grid: int, arguments: tuple[int, ...]) -> Launch:
         function = self._function(kernel)
-        return Launch(function, grid, kernel.threads, kernel.shared_bytes, arguments)
+        return Launch(function, grid, kernel.threads, kernel.shared_bytes, arguments, kernel.maps)
 
     def _function(self, kernel: BuiltKernel) -> c_void_p:
         if kernel.name not in self._functions:
@@ -119,6 +122,17 @@ class GpuRunner:
             address = self._cuda.allocate(size)
             self._fill(address, size)
             self._buffers[name] = (address, size)
+        return address
+
+    def _zeros(self, words: int) -> int:
+        """A buffer of zeros, which kernels leave as they find it."""
+        address, size = self._buffers.get("zeros", (0, 0))
+        if size < 4 * words:
+            if address:
+                self._cuda.free(address)
+            address, size = self._cuda.allocate(4 * words), 4 * words
+            self._cuda.write(address, bytes(size))
+            self._buffers["zeros"] = (address, size)
         return address
 
     def _fill(self, address: int, nbytes: int) -> None:

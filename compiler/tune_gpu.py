@@ -109,7 +109,7 @@ class Candidate:
 
     @property
     def reduce(self) -> Kernel | None:
-        if self.schedule.split == 1:
+        if self.schedule.grid_split == 1:
             return None
         return self.strategy.reduce_kernel(self.spec, self.schedule)
 
@@ -191,20 +191,23 @@ def _build(kernel: Kernel, arch: GpuArch, folder: Path) -> _Built:
     else:
         image = folder / f"{kernel.name}.ptx"
         image.write_text(ptx.text)
-    launchable = BuiltKernel(kernel.name, image, shape.threads, shape.shared)
+    launchable = BuiltKernel(kernel.name, image, shape.threads, shape.shared, shape.maps)
     return _Built(launchable, registers)
 
 
 def _job(candidate: Candidate, built: dict[str, _Built]) -> GpuJob:
     kernel, reduce = candidate.kernel, candidate.reduce
     m, n = candidate.features.m, candidate.features.n
-    own = built[kernel.name]
+    own, stream = built[kernel.name], kernel.stream
+    grid = kernel.grid(m, n) * candidate.schedule.grid_split
     return GpuJob(
         kernel=own.kernel,
-        grid=kernel.grid(m, n) * candidate.schedule.split,
+        grid=grid,
         features=replace(candidate.features, registers=own.registers),
         reduce=built[reduce.name].kernel if reduce else None,
         reduce_grid=reduce.grid(m, n) if reduce else 0,
+        slots_bytes=grid * stream.slot_bytes if stream else 0,
+        counters=grid * stream.flags if stream else 0,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from abqc.costmodel.interface import KernelFeatures
 from abqc.costmodel.samples import features_from_json
 from abqc.errors import InputError
+from abqc.runtime.tensor_parameter import TensorParameter
 
 FORMAT = "abqc-tune-jobs-1"
 FILE = "jobs.json"
@@ -28,17 +29,21 @@ class BuiltKernel:
     image: Path
     threads: int
     shared_bytes: int  # dynamic
+    maps: tuple[TensorParameter, ...] = ()
 
 
 @dataclass(frozen=True)
 class GpuJob:
-    """One matmul: a launch of `grid` blocks and, after a split, the reduction's."""
+    """One matmul: a launch of `grid` blocks and, after a split, the reduction's. Blocks that share
+    tiles have `slots_bytes` of a workspace and so many `counters`, together."""
 
     kernel: BuiltKernel
     grid: int
     features: KernelFeatures
     reduce: BuiltKernel | None = None
     reduce_grid: int = 0
+    slots_bytes: int = 0
+    counters: int = 0
 
 
 def write(folder: Path, target: str, jobs: Sequence[GpuJob]) -> None:
@@ -52,6 +57,7 @@ def write(folder: Path, target: str, jobs: Sequence[GpuJob]) -> None:
                 "image": kernel.image.name,
                 "threads": kernel.threads,
                 "shared_bytes": kernel.shared_bytes,
+                "maps": [parameter.numbers for parameter in kernel.maps],
             }
             for name, kernel in kernels.items()
         },
@@ -61,6 +67,8 @@ def write(folder: Path, target: str, jobs: Sequence[GpuJob]) -> None:
                 "grid": job.grid,
                 "reduce": job.reduce.name if job.reduce else None,
                 "reduce_grid": job.reduce_grid,
+                "slots_bytes": job.slots_bytes,
+                "counters": job.counters,
                 "features": dataclasses.asdict(job.features),
             }
             for job in jobs
@@ -78,7 +86,11 @@ def read(folder: Path, target: str) -> list[GpuJob]:
             raise ValueError(f"it is {data['format']} for {data['target']}")
         kernels = {
             name: BuiltKernel(
-                name, folder / str(k["image"]), int(k["threads"]), int(k["shared_bytes"])
+                name,
+                folder / str(k["image"]),
+                int(k["threads"]),
+                int(k["shared_bytes"]),
+                tuple(TensorParameter.of_numbers(numbers) for numbers in k.get("maps", ())),
             )
             for name, k in data["kernels"].items()
         }
@@ -99,4 +111,6 @@ def _job(entry: Mapping[str, Any], kernels: Mapping[str, BuiltKernel]) -> GpuJob
         features=features,
         reduce=kernels[entry["reduce"]] if entry["reduce"] else None,
         reduce_grid=int(entry["reduce_grid"]),
+        slots_bytes=int(entry["slots_bytes"]),
+        counters=int(entry["counters"]),
     )

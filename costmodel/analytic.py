@@ -15,7 +15,7 @@ from typing import Self
 
 from ..errors import CompileError
 from .cpu_arithmetic import COMPUTE
-from .cpu_work import STREAMS, Tiling, streams
+from .cpu_work import PANEL, STREAMS, Tiling, streams
 from .hardware import cpu_named
 from .hardware_cpu import ZEN4, Cpu
 from .interface import MatmulFeatures
@@ -112,4 +112,5 @@ def _fetched(f: MatmulFeatures, t: Tiling, cpu: Cpu) -> float:
     """The part of the memory's bandwidth that one row of products of bytes gets."""
     if not f.schedule or f.strategy != "int8":
         return 1.0
-    return cpu.one_row_fetching.get((f.groups > 1, t.panels, f.prefetch > 0), 1.0)
+    streams = cpu.streams(t.panels, f.prefetch > 0, f.groups)
+    return 1.0 if streams is None else streams.part_of(PANEL * f.k * f.weight_bits / 8)

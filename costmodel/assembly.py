@@ -1,7 +1,8 @@
 """What the assembler makes of a kernel, predicted from its plan: registers, spills, issue slots.
 
-Boosted trees over the numbers that machine code depends on, the target and the bound on registers;
-trees of their own for each family of kernels. They were grown from kernels that ptxas assembled
+Boosted trees, and for registers small networks beside them (register_counts.py), over the numbers
+that machine code depends on, the target and the bound on registers; those of a family of kernels
+are its own. They were trained with kernels that ptxas assembled
 (tests/bench/costmodel/train_assembly.py), so that no candidate of a choice needs to be assembled.
 docs/cost-model.md says how far to trust them.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -20,15 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArtifactError
+from .dense_network import DenseNetwork
 from .hardware import gpu_for
 from .interface import KernelFeatures
+from .register_counts import RegisterCounts
 from .trees import F64, Trees
 
-FORMAT = "abqc-assembly-1"
+FORMAT = "abqc-assembly-2"
 PATH = Path(__file__).parent / "weights" / "assembly.npz"
 OUTPUTS = ("registers", "spills", "slots")
 STEP = 8  # registers by which bounds are raised
 MOST_REGISTERS = 255  # of a thread
+LEAF_STEPS = 16  # of leaves of trees in a file, for their standard deviation
 BOUND, CAP = -2, -1  # places in what the trees look at
 
 
@@ -61,16 +65,16 @@ class Assembly:
     def on(self, features: KernelFeatures, arch: str) -> KernelFeatures:
         """The features of a launch on `arch` of the kernel that its plan has made, corrected."""
         issued = features.issued * self.slots
-        return replace(features, arch=arch, registers=self.registers, issued=issued)
+        return features.changed(arch=arch, registers=self.registers, issued=issued)
 
 
 @dataclass(frozen=True)
 class Family:
-    """The trees of a family, over the numbers of `row`. Those of spills are positive where a kernel
-    spills, those of slots logarithms."""
+    """What was learned of a family, over the numbers of `row`. Trees of spills are positive where a
+    kernel spills, those of slots logarithms."""
 
     names: tuple[str, ...]
-    registers: Trees
+    registers: RegisterCounts
     spills: Trees
     slots: Trees
 
@@ -106,8 +110,14 @@ class AssemblyModel:
             f"{name} {output} {part}": array
             for name, each in self.families.items()
             for output in OUTPUTS
-            for part, array in _packed(getattr(each, output)).items()
+            for part, array in _packed(_trees(each, output)).items()
         }
+        for name, each in self.families.items():
+            counts = each.registers
+            arrays[f"{name} capabilities"] = counts.capabilities
+            for number, network in enumerate(counts.networks):
+                prefix = _network(name, number)
+                arrays |= {prefix + part: array for part, array in network.arrays().items()}
         buffer = io.BytesIO()
         text = np.frombuffer(json.dumps(described).encode(), np.uint8)
         np.savez_compressed(buffer, described=text, **arrays)  # type: ignore[arg-type]
@@ -121,8 +131,9 @@ class AssemblyModel:
                 described = json.loads(bytes(file["described"]))
                 if described["format"] != FORMAT:
                     raise ValueError(f"its format is '{described['format']}', not '{FORMAT}'")
+                arrays = {name: file[name] for name in file.files}
                 families = {
-                    name: Family(tuple(names), *(_unpacked(file, f"{name} {o}") for o in OUTPUTS))
+                    name: _family(arrays, name, tuple(names))
                     for name, names in described["families"].items()
                 }
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -176,8 +187,29 @@ def _allocated(family: Family, rows: F64) -> tuple[NDArray[np.int64], NDArray[np
     return registers.astype(np.int64), family.spills.predict(rows) > 0
 
 
+def _trees(family: Family, output: str) -> Trees:
+    found: Trees = family.registers.trees if output == "registers" else getattr(family, output)
+    return found
+
+
+def _network(family: str, number: int) -> str:
+    """The beginning of the names of a network's arrays."""
+    return f"{family} network{number} "
+
+
+def _family(file: Mapping[str, NDArray[Any]], name: str, names: tuple[str, ...]) -> Family:
+    registers, spills, slots = (_unpacked(file, f"{name} {output}") for output in OUTPUTS)
+    networks: list[DenseNetwork] = []
+    while f"{_network(name, len(networks))}widths" in file:
+        networks.append(DenseNetwork.from_arrays(file, _network(name, len(networks))))
+    counts = RegisterCounts(registers, tuple(networks), file[f"{name} capabilities"])
+    return Family(names, counts, spills, slots)
+
+
 def _packed(trees: Trees) -> dict[str, NDArray[Any]]:
-    """Splits are numbered: trees share most of theirs."""
+    """Splits are numbered: trees share most of theirs. Leaves are in steps of a part of their
+    spread, far below what a prediction is wrong by."""
+    step = float(trees.leaf.std()) / LEAF_STEPS or 1.0
     pairs = np.stack([trees.feature.ravel(), trees.threshold.ravel()], axis=1)
     splits, number = np.unique(pairs, axis=0, return_inverse=True)
     return {
@@ -185,7 +217,8 @@ def _packed(trees: Trees) -> dict[str, NDArray[Any]]:
         "feature": splits[:, 0].astype(np.uint8),
         "threshold": splits[:, 1].astype(np.float32),
         "split": number.reshape(trees.feature.shape).astype(np.uint16),
-        "leaf": trees.leaf.astype(np.float16),
+        "leaf": np.rint(trees.leaf / step).astype(np.int16),
+        "step": np.array(step),
     }
 
 
@@ -198,5 +231,5 @@ def _unpacked(file: Mapping[str, NDArray[Any]], name: str) -> Trees:
         float(file[f"{name} base"]),
         feature.astype(np.int64)[split],
         threshold.astype(np.float64)[split],
-        leaf.astype(np.float64),
+        leaf * float(file[f"{name} step"]),
     )

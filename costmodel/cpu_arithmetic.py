@@ -5,6 +5,7 @@ The units of a core overlap, so that most of the time is that of the busiest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ NARROW_BITS = 14  # 2 * 2^p * 2^q fits 16 signed bits
 SMALL_BITS = 12  # four of these do
 WIDENED = 0.5  # of the instructions that unpack a code, to make words of bytes
 SHARED = 0.35  # of the time of unpacking, where products take several instructions of its units
+SUMMED_TERMS = 128  # of groups whose sums are stored
+ONES = 1.0
 QUAD = 4  # products that a lane of bytes adds up at once
 ADDRESSED = 8  # rows of a tile whose addresses fit the general registers
 ADDRESS_LOADS = 2  # for each of the others, in units of a vector's load
@@ -73,11 +76,21 @@ def _bf16(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> Work:
     )
 
 
+def unpacking(bits: int) -> int:
+    """Instructions that unpack 8 vectors of codes of `bits` bits, which as many vectors store as a
+    code has bits. Codes that are whole in a byte take a shift and a mask, the first of a byte no
+    shift; what is left of the bytes is cut by further codes into pieces, which take as many, and
+    one that joins each to the others of its code."""
+    if bits == 8:
+        return 0
+    shared = 8 % bits  # bits left of each vector, and codes that share them
+    pieces = bits + shared - math.gcd(bits, shared) if shared else 0
+    return 2 * (8 - shared) - bits + 3 * pieces - shared
+
+
 def _unpacked(f: MatmulFeatures) -> float:
-    """Instructions that unpack a code, of those that unpack one that is in one part of 1, 2 or 4
-    bits: each part takes two, and one that joins it to the others."""
-    parts = f.weight_bits.bit_count()
-    return 0.0 if f.weight_bits == 8 else (3 * parts - 1) / 2
+    """Instructions that unpack a vector of codes, of the two that take out one of several."""
+    return unpacking(f.weight_bits) / 16
 
 
 def _passes(f: MatmulFeatures, t: Tiling) -> float:
@@ -113,6 +126,12 @@ def _int8_direct(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> Work:
     return work._replace(decode=decode)
 
 
+def _short_groups(f: MatmulFeatures) -> bool:
+    """Whether groups, of which the last may lack terms, are shorter than those whose sums are
+    stored."""
+    return f.k < SUMMED_TERMS or f.k <= SUMMED_TERMS * (f.groups - 1)
+
+
 def _byte_products(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> Work:
     """Products of bytes, and what they load."""
     k = padded_k(f, BYTE_UNIT)
@@ -120,7 +139,9 @@ def _byte_products(f: MatmulFeatures, t: Tiling, rates: IsaRates) -> Work:
     rate = rates.small_macs if bits <= SMALL_BITS else rates.narrow_macs
     if bits > NARROW_BITS:
         rate = rates.wide_macs
-    products = t.rows * t.columns * k / rate
+    # Sums of short groups are not stored: a row of ones beside those of a tile makes them.
+    ones = 0.0 if f.decode_once or not _short_groups(f) else ONES * t.row_tiles
+    products = (t.rows + ones) * t.columns * k / rate
     if rate < rates.narrow_macs and not f.decode_once:  # words are made for each tile of rows
         products += WIDENED * t.columns * t.row_tiles * k / rates.decodes
     addresses = ADDRESS_LOADS * max(0, t.tile_m - ADDRESSED)

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
+from .cpu_work import PANEL
 from .interface import Estimate, Features, KernelFeatures, MatmulFeatures
 
 VECTOR_BITS = {"amx": 512, "avx512": 512, "avxvnni": 256, "avx2": 256, "plain": 128}
@@ -47,6 +48,7 @@ MATMUL: dict[str, Callable[[MatmulFeatures], float]] = {
     "prefetch": lambda f: f.prefetch,
     "decode_once": lambda f: f.decode_once,
     "by_columns": lambda f: f.by_columns,
+    "indexed": lambda f: f.indexed,
 }
 
 # Follow from the above, in ways that trees find hard to see.
@@ -61,6 +63,7 @@ MATMUL_DERIVED: dict[str, Callable[[MatmulFeatures], float]] = {
     "block_use": lambda f: _used(f.n, f.block_n),
     "operands": lambda f: f.tile_m + f.tile_n * 32 / VECTOR_BITS.get(f.isa, 128),
     "tile_weight": lambda f: _log(f.tile_n * f.k * f.weight_bits / 8),
+    "panel_weight": lambda f: _log(PANEL * f.k * f.weight_bits / 8),
     "tile_decoded": lambda f: _log(f.tile_n * (f.block_k or f.k)),
     "block_weight": lambda f: _log(f.block_n * f.k * f.weight_bits / 8),
     "block_rows": lambda f: _log(min(f.m, f.block_m) * f.k * min(f.activation_bits, 32) / 8),

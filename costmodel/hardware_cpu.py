@@ -52,6 +52,19 @@ class CacheLevel:
 
 
 @dataclass(frozen=True)
+class Streams:
+    """Panels of weights that are read side by side: the part of the bandwidth that they get, and
+    the bytes that could be read in the time that a panel takes to begin."""
+
+    part: float
+    begin: float
+
+    def part_of(self, panel: float) -> float:
+        """The part that panels of so many bytes get."""
+        return self.part * panel / (panel + self.begin)
+
+
+@dataclass(frozen=True)
 class Cpu:
     """A CPU: `levels` from the smallest up, a private one with the capacity of one core."""
 
@@ -63,9 +76,19 @@ class Cpu:
     waits: float  # the part of the memory's time that products of several rows do not hide
     patch_elements: float  # of a convolution's patches written, or results transposed; per second
     isas: Mapping[str, IsaRates] = field(default_factory=dict)
-    # The part of DRAM's bandwidth that one row gets: whether K has groups, panels of weights that
-    # are read at once, whether they are prefetched by instructions.
-    one_row_fetching: Mapping[tuple[bool, int, bool], float] = field(default_factory=dict)
+    # How one row of products of bytes reads DRAM: by the panels that are read side by side, and
+    # whether instructions prefetch them.
+    one_row_streams: Mapping[tuple[int, bool], Streams] = field(default_factory=dict)
+    # One at a time without prefetching is one long stream, if panels have at most so many groups;
+    # of more, it is `broken`.
+    streamed_groups: int = 0
+    broken_stream: Streams | None = None
+
+    def streams(self, panels: int, prefetched: bool, groups: int) -> Streams | None:
+        """How `panels` side by side are read, each in `groups`; None where nothing is known."""
+        if (panels, prefetched) == (1, False) and groups > self.streamed_groups:
+            return self.broken_stream
+        return self.one_row_streams.get((panels, prefetched))
 
     def level_for(self, working_set: float) -> CacheLevel:
         """The smallest level that holds `working_set` bytes."""
@@ -84,20 +107,16 @@ ZEN4 = Cpu(
     tile_seconds=8e-9,
     block_seconds=20e-9,
     waits=0.25,
-    one_row_fetching={
-        (False, 1, False): 1.0,
-        (False, 1, True): 0.7,
-        (False, 2, False): 0.7,
-        (False, 2, True): 0.77,
-        (False, 4, False): 0.8,
-        (False, 4, True): 0.85,
-        (True, 1, False): 0.65,
-        (True, 1, True): 0.8,
-        (True, 2, False): 0.78,
-        (True, 2, True): 0.78,
-        (True, 4, False): 0.85,
-        (True, 4, True): 0.78,
+    one_row_streams={
+        (1, False): Streams(0.8, 0.5 * KIB),
+        (1, True): Streams(0.68, 0.5 * KIB),
+        (2, False): Streams(0.74, 3.5 * KIB),
+        (2, True): Streams(0.69, 0.5 * KIB),
+        (4, False): Streams(0.84, 3.5 * KIB),
+        (4, True): Streams(0.74, 0.75 * KIB),
     },
+    streamed_groups=12,
+    broken_stream=Streams(0.82, 13.5 * KIB),
     patch_elements=2.5 * GIGA,
     isas={
         "avx512": IsaRates(

@@ -56,9 +56,12 @@ class Roofline(Generic[F]):
     def predict(self, features: F) -> float:
         return self.predict_all([features])[0]
 
+    def estimates(self, candidates: Sequence[F]) -> Sequence[Estimate]:
+        """Of each."""
+        return [self.estimate(f) for f in candidates]
+
     def predict_all(self, candidates: Sequence[F]) -> list[float]:
-        estimates = [self.estimate(f) for f in candidates]
-        return self._seconds(candidates, estimates)
+        return self._seconds(candidates, self.estimates(candidates))
 
     def _seconds(self, candidates: Sequence[F], estimates: Sequence[Estimate]) -> list[float]:
         seconds = [estimate.seconds for estimate in estimates]
@@ -73,7 +76,7 @@ class Roofline(Generic[F]):
         return [candidates[i] for i in order]
 
     def predictions(self, candidates: Sequence[F]) -> list[Prediction]:
-        estimates = [self.estimate(f) for f in candidates]
+        estimates = list(self.estimates(candidates))
         seconds = self._seconds(candidates, estimates)
         predicted = [
             Prediction(label(f), s, e.bound, f.strategy)

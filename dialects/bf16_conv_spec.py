@@ -32,6 +32,10 @@ class Bf16ConvSpec(ConvSpec):
         return False
 
     @property
+    def few_channels(self) -> bool:
+        return False
+
+    @property
     def pairs(self) -> int:
         """Of a group."""
         return -(-self.channels // PAIR)

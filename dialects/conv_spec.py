@@ -12,10 +12,15 @@ from numpy.typing import NDArray
 MANY_DEPTHWISE_TAPS = 64
 MANY_DEPTHWISE_STEPS = 32  # from a window's first row or column to its last
 MANY_DEPTHWISE_STRIDES = 8
+FEW_CHANNELS = 4  # from which all outputs are made
+FEW_CHANNELS_STEPS = 16  # from a window's first row or column to its last
+FEW_CHANNELS_STRIDES = 4
+DEPTHWISE_CHANNELS = 16  # whose weights lie side by side
 BLOCKS = (8, 6, 4)  # of more than two channels
 
 WINOGRAD_BLOCKS = (64, 48, 32)
 WINOGRAD_EDGE = 2  # outputs of a tile are 2 x 2,
+WINOGRAD_LEAST_TILES = 16  # of a grid index
 WINOGRAD_PLACES = 16  # and inputs 4 x 4
 WINOGRAD_CHANNELS = (16, 512)  # least and most of what is read,
 WINOGRAD_OUTPUTS = 32  # and least of what is written
@@ -60,9 +65,20 @@ class ConvSpec:
         return self.outputs == self.channels == 1 and near and few
 
     @property
+    def few_channels(self) -> bool:
+        """Whether an index of the grid makes the planes that it reads itself, for all outputs: what
+        a network begins with. Planes in memory take as long as a tenth of such a convolution; with
+        strides of 1 images may be read as they are. Rows are what threads share: images of one row
+        have planes."""
+        few = self.groups == 1 and self.channels <= FEW_CHANNELS and not self.depthwise
+        near = max(self.reach) <= FEW_CHANNELS_STEPS and max(self.strides) <= FEW_CHANNELS_STRIDES
+        cut = self.phases == self.strides != (1, 1)
+        return few and near and cut and self.window[0] > 1
+
+    @property
     def reads_images(self) -> bool:
         """Whether the kernel puts zeros around images itself: it has no use for planes."""
-        return self.depthwise or self.winograd
+        return self.depthwise or self.winograd or self.few_channels
 
     @property
     def winograd(self) -> bool:
@@ -109,25 +125,36 @@ class ConvSpec:
         steps = f"s{text(self.strides)}_d{text(self.dilations)}"
         if self.depthwise:
             return f"direct_conv_depthwise_w{text(self.window)}_{steps}_p{text(self.before)}"
-        weights = "_by_sample" if self.weights_by_sample else ""
-        return f"direct_conv_n{self.block}_w{text(self.window)}_{steps}{weights}"
+        form = f"direct_conv_n{self.block}_w{text(self.window)}_{steps}"
+        if self.few_channels:
+            return f"{form}_c{self.channels}_of{self.outputs}_p{text(self.before)}"
+        return f"{form}_by_sample" if self.weights_by_sample else form
 
     @property
     def packed_size(self) -> int:
         """Of the weights, or of those of a sample."""
+        if self.depthwise:
+            return -(-self.groups // DEPTHWISE_CHANNELS) * DEPTHWISE_CHANNELS * prod(self.window)
         places = WINOGRAD_PLACES if self.winograd else prod(self.window)
         return self.blocks * self.block * self.channels * places
 
     def pack_weight(self, weight: np.ndarray) -> NDArray[np.float32]:
         """[N, C, window] as kernels read it, f32 [blocks * C * taps * block], by Winograd's
-        algorithm [blocks * 16 * C * block]."""
+        algorithm [blocks * 16 * C * block]; channels for themselves [channels / 16 * taps * 16]."""
         if self.winograd:
             return self._pack_transformed(weight)
+        if self.depthwise:
+            return self._pack_channels(weight.reshape(self.groups, -1))
         missing = -self.outputs % self.block
         split = weight.reshape(self.groups, self.outputs, self.channels, -1).astype(np.float32)
         padded = np.pad(split, ((0, 0), (0, missing), (0, 0), (0, 0)))
         blocks = padded.reshape(self.blocks, self.block, self.channels, -1)
         return np.ascontiguousarray(blocks.transpose(0, 2, 3, 1)).reshape(-1)
+
+    def _pack_channels(self, weight: np.ndarray) -> NDArray[np.float32]:
+        filled = np.pad(weight, ((0, -self.groups % DEPTHWISE_CHANNELS), (0, 0)))
+        split = filled.reshape(-1, DEPTHWISE_CHANNELS, weight.shape[1]).transpose(0, 2, 1)
+        return np.ascontiguousarray(split, np.float32).reshape(-1)
 
     def _pack_transformed(self, weight: np.ndarray) -> NDArray[np.float32]:
         g = WINOGRAD_G

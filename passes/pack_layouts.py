@@ -9,6 +9,7 @@ and `cse` merges them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -24,6 +25,7 @@ from abqc.errors import ModelError
 
 from .decompose_conv import PATCHES
 from .infrastructure import Unit, defining_op, register, walk
+from .kernels.counters import COUNT
 from .quantize import DEFAULT_HALF, HALF
 from .rotate_stream import ROTATED
 
@@ -164,6 +166,7 @@ def _pack_matmul(op: ir.Operation, choice: Any, packed: dict[str, _Packed], unit
             new.operation.attributes["reduces"] = ir.ArrayAttr.get(reduces)
             splits = [v.split for v in variants]
             new.operation.attributes["splits"] = ir.DenseI64ArrayAttr.get(splits)
+        _take_counters(new.operation, variants)
         new.operation.attributes["n"] = ir.IntegerAttr.get(ir.IndexType.get(), spec.n)
         new.operation.attributes["k"] = ir.IntegerAttr.get(ir.IndexType.get(), spec.k)
     op.results[0].replace_all_uses_with(new.result)
@@ -187,6 +190,15 @@ def _pack_matmul(op: ir.Operation, choice: Any, packed: dict[str, _Packed], unit
             **stats,
         }
     )
+
+
+def _take_counters(op: ir.Operation, variants: Sequence[Any]) -> None:
+    """As many as the blocks of a kernel have that share tiles along K."""
+    kernels = [variant.kernel for variant in variants]
+    needed = max(k.most_blocks * k.stream.flags if k.stream else 0 for k in kernels)
+    if needed:
+        i64 = ir.IntegerType.get_signless(64)
+        op.attributes[COUNT] = ir.IntegerAttr.get(i64, needed)
 
 
 def _reason_for_patches(op: ir.Operation) -> dict[str, str]:

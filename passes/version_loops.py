@@ -23,10 +23,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from abqc.dialects.mlir import arith, func, ir, linalg, memref, scf
+from abqc.dialects.mlir import arith, ir, linalg, memref, scf
 
 from .infrastructure import Unit, defining_op, main_function, register, walk
-from .kernels.launch import SEQUENCE, THREADS, declare, kernel_names
+from .kernels.launch import SEQUENCE, kernel_names, threads
 from .kernels.loop_version import LoopVersion, independent, version_of
 from .kernels.row_parts import divide
 from .loops.generics import is_identity, maps
@@ -105,18 +105,12 @@ def _parts(module: ir.Operation, group: Sequence[LoopVersion]) -> ir.Value | Non
     """How many parts the rows of each loop have, at least 1; None where they have none."""
     if not all(version.by_rows for version in group):
         return None
-    parts = arith.DivUIOp(_threads(module), index(len(group))).result
+    parts = arith.DivUIOp(threads(module), index(len(group))).result
     for version in group:
         rows = memref.DimOp(version.initial[0], index(0)).result
         most = arith.DivUIOp(rows, index(LEAST_ROWS)).result
         parts = arith.MinUIOp(parts, most).result
     return arith.MaxUIOp(parts, index(1)).result
-
-
-def _threads(module: ir.Operation) -> ir.Value:
-    declare(module, THREADS, [], [ir.IndexType.get()])
-    call = func.CallOp([ir.IndexType.get()], ir.FlatSymbolRefAttr.get(THREADS), [])
-    return call.results[0]
 
 
 def _condition(
@@ -125,7 +119,7 @@ def _condition(
     loops = index(len(group))
     if parts is not None:
         loops = arith.MulIOp(loops, parts).result
-    condition = _compare("ule", _threads(module), loops)
+    condition = _compare("ule", threads(module), loops)
     short = [_compare("ule", version.work, index(SHORT_STEP)) for version in group]
     condition = arith.OrIOp(condition, _all(short)).result
     few = [check for version in group for check in _are_soon_done(version)]

@@ -35,7 +35,7 @@ _DEVICE_STATUS = 4
 _INTERRUPTED_STATUS = 10
 _INTERRUPTIBLE = 1  # a flag of a run
 _SIZED = 2  # a flag of an output
-_SEPARATE_BUFFERS = 1  # a flag of an instance
+_SEPARATE_BUFFERS, _HUGE_PAGES = 1, 2  # flags of an instance
 
 
 class _DLDataType(ctypes.Structure):
@@ -216,6 +216,14 @@ class Library:
         known = self.manifest.get("interruptible", False)
         return (RunOptions.profile if known else RunOptions.flags).offset
 
+    def check_huge_pages(self) -> None:
+        """InputError where it has no weights in huge pages: on a GPU, and in older artifacts."""
+        if not self.manifest.get("huge_pages", False):
+            raise InputError(
+                f"'{self.path}' does not take huge pages",
+                hint="compile the model for the CPU, with this version",
+            )
+
     def __del__(self) -> None:
         self.release()
 
@@ -297,7 +305,8 @@ class Instance:
 
     `device` is DLPack's type and number, (0, 0) for what the model was compiled for. `driver`
     stands in for the CUDA driver. `separate_buffers`: every buffer of a run on a GPU is an
-    allocation of its own. DeviceError where there is no such device.
+    allocation of its own. `huge_pages`: weights lie in pages of 2 MiB. DeviceError where there is
+    no such device.
     """
 
     def __init__(
@@ -309,6 +318,7 @@ class Instance:
         device: tuple[int, int] = (0, 0),
         driver: DriverTable | None = None,
         separate_buffers: bool = False,
+        huge_pages: bool = False,
     ) -> None:
         self.library = library
         self.driver = driver
@@ -319,7 +329,7 @@ class Instance:
             device=_DLDevice(*device),
             isa=isa.encode() if isa else None,
             driver=driver.resolver if driver is not None else None,
-            flags=_SEPARATE_BUFFERS if separate_buffers else 0,
+            flags=separate_buffers * _SEPARATE_BUFFERS | huge_pages * _HUGE_PAGES,
         )
         status = library._api.create(ctypes.byref(options), ctypes.byref(self._pointer))
         if status == _DEVICE_STATUS:

@@ -59,15 +59,15 @@ class Call:
     def repeat(self, values: list[Any]) -> list[np.ndarray] | None:
         """Point the tables to inputs that are arrays as in the last run, and to new arrays for its
         outputs, all of which were small; these, or None where that is not so."""
-        shapes = [shape for shape in self._shapes if shape is not None]
-        if len(shapes) < len(self._shapes):
+        if None in self._shapes:
             return None
         point, dtypes = self._inputs.point, self._signature.input_dtypes
         for i, value in enumerate(values):
             if type(value) is not np.ndarray or value.dtype is not dtypes[i] or not point(i, value):
                 return None
         table, made = self._outputs, []
-        for i, shape in enumerate(shapes):
+        for i, shape in enumerate(self._shapes):
+            assert shape is not None
             array = np.empty(shape, self._signature.output_dtypes[i])
             if not table.point(i, array):
                 table.describe(i, array)

@@ -17,6 +17,7 @@ from abqc.runtime.dlpack import CUDA, ManagedTensor
 from abqc.runtime.element_types import by_name
 from abqc.runtime.ptx.driver import Driver
 from abqc.runtime.ptx.driver_machine import Extents
+from abqc.runtime.tensor_parameter import TensorParameter
 from handmade import COLUMNS, LAYER_WEIGHTS
 
 BASE = 1 << 40
@@ -209,11 +210,12 @@ def build(
     ptx: str | None = None,
     blocks: Mapping[str, GpuBlock] | None = None,
     accesses: Mapping[str, tuple[int, ...]] | None = None,
+    maps: Mapping[str, tuple[TensorParameter, ...]] | None = None,
     waits: bool = False,
 ) -> Path:
     """Link a GPU artifact. An image's PTX is `ptx`, else its name; so is its cubin, after ELF's
-    mark. `blocks`: of all kernels of an image, by its name. `accesses`: by kernel; `waits`: of
-    all images."""
+    mark. `blocks`: of all kernels of an image, by its name. `accesses` and tensor `maps`: by
+    kernel; `waits`: of all images."""
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         objects = [handmade.c_object(work, "model_host", host), work / "code.o"]
@@ -244,7 +246,9 @@ def build(
             objects.append(work / "weights.o")
             sizes = [(weights[0][0], size)]
         known = accesses or {}
-        entries = [GpuKernelEntry(k, KERNELS[k][1], known.get(k)) for k in kernels]
+        entries = [
+            GpuKernelEntry(k, KERNELS[k][1], known.get(k), (maps or {}).get(k, ())) for k in kernels
+        ]
         gpu = GpuMeta(tuple(table), tuple(entries))
         whole = ArtifactMeta(
             meta.inputs, meta.outputs, (), meta.strided_inputs, gpu=gpu, weights=sizes

@@ -15,6 +15,7 @@ from abqc.dialects import reference
 from abqc.dialects.formats import QuantizedTensor, parse_scheme
 from abqc.dialects.mlir import ir
 from abqc.runtime.ptx import run_kernel
+from gpu_kernels import run_stream
 
 STRATEGY = Planes()
 
@@ -74,12 +75,15 @@ class Case:
         w = STRATEGY.pack_weight(spec, self.weight)
         y = np.full(m * n, np.nan, np.float32)
         kernel = STRATEGY.kernel(spec, schedule)
+        if kernel.stream is not None:
+            grid = kernel.grid(m, n)
+            return run_stream(kernel, grid, [q, w, self.bias], m, n, self.arch)
         if schedule.split == 1:
             return launch(kernel, kernel.grid(m, n), [q, w, self.bias, y, m, n], self.arch)[
                 3
             ].reshape(m, n)
         space = np.full(schedule.split * m * n, np.nan, np.float32)
-        grid = kernel.grid(m, n) * schedule.split
+        grid = kernel.grid(m, n) * schedule.grid_split
         space = launch(kernel, grid, [q, w, self.bias, space, m, n], self.arch)[3]
         reduce = STRATEGY.reduce_kernel(spec, schedule)
         assert reduce is not None

@@ -18,7 +18,7 @@ from abqc.dialects.formats import QuantizedTensor, parse_scheme
 from abqc.dialects.scale_types import SCALE_TYPES
 from abqc.runtime.ptx import run_kernel
 from abqc.runtime.ptx.counters import Counters, Counts
-from gpu_kernels import compile_kernel, output, run, take
+from gpu_kernels import compile_kernel, output, run, run_stream, take
 
 INT8 = Int8Matmul()
 
@@ -125,7 +125,7 @@ class TileCase:
         codes, scale, zero = formats.quantize_activation(self.x, self.spec.activation)
         weight, rows = self.weight, self._rows()
         acc = reference.accumulate(codes, zero, weight.codes, weight.zero, weight.scheme)
-        if self.schedule.split == 1:
+        if self.schedule.split == 1:  # accumulators are not shared
             np.testing.assert_array_equal(self._accumulators(rows, acc.shape), acc, str(self))
         expected = reference.scale_accumulators(acc, scale, weight.integer_scale, self.bias)
         allowed = reference.tolerance(acc, scale, weight.integer_scale, self.bias)
@@ -165,7 +165,9 @@ class TileCase:
         kernel = self.strategy.kernel(spec, self.schedule)
         blob = self.strategy.pack_weight(spec, self.weight)
         q = rows.reshape(-1)
-        grid = kernel.grid(m, spec.n) * self.schedule.split
+        grid = kernel.grid(m, spec.n) * self.schedule.grid_split
+        if kernel.stream is not None:
+            return run_stream(kernel, grid, [q, blob, self.bias], m, spec.n, self.arch)
         reduce = self.strategy.reduce_kernel(spec, self.schedule)
         size = self.schedule.split * m * spec.n
         target = run(kernel, grid, [q, blob, self.bias, output(size), m, spec.n], self.arch)[3]

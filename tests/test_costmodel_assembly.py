@@ -14,6 +14,8 @@ from abqc.codegen.strategy import MatmulSpec
 from abqc.codegen.targets.cuda import CudaTarget
 from abqc.costmodel import assembly
 from abqc.costmodel.assembly import Assembly, AssemblyModel, Family, KernelCode, shipped_assembly
+from abqc.costmodel.dense_network import DenseNetwork, Layer
+from abqc.costmodel.register_counts import BINS, RegisterCounts, inputs
 from abqc.costmodel.trees import Growth, Trees, fit
 from abqc.dialects.context import make_context
 from abqc.dialects.formats import parse_scheme
@@ -30,11 +32,24 @@ def step(feature: int, threshold: float, low: float, high: float) -> Trees:
     )
 
 
+def counts_by(trees: Trees, *networks: DenseNetwork) -> RegisterCounts:
+    return RegisterCounts(trees, networks, np.array([90.0]))
+
+
+def network_of(scores: np.ndarray, width: int) -> DenseNetwork:
+    """That says `scores` of BINS, whatever it sees of `width` inputs."""
+    last = Layer.of(np.zeros((width, len(BINS)), np.float32), scores.astype(np.float32))
+    return DenseNetwork(np.zeros(width, np.float32), np.ones(width, np.float32), (last,))
+
+
 def model_that_spills_below(bound: float) -> AssemblyModel:
     """Of one number, `size`: 100 registers, and spills where a thread has fewer than `bound`."""
     at = 3  # size, capability, bound, and here the most registers
     family = Family(
-        ("size",), step(0, 0, 100, 100), step(at, bound - 1, 1, -1), step(0, 10, 0, np.log(2))
+        ("size",),
+        counts_by(step(0, 0, 100, 100)),
+        step(at, bound - 1, 1, -1),
+        step(0, 10, 0, np.log(2)),
     )
     return AssemblyModel({"tile": family}, ("sm_90a",))
 
@@ -67,15 +82,43 @@ def test_files_round_trip_and_others_are_refused(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(300, 4))
     trees = fit(rows, 100 + 20 * rows[:, 0], Growth(trees=20, depth=3))
-    model = AssemblyModel({"rows": Family(("a",), trees, trees, step(0, 0, 0, 1))}, ("sm_90a",))
+    hidden = Layer.of(rng.normal(size=(5, 7)).astype(np.float32), np.ones(7, np.float32))
+    last = Layer.of(rng.normal(size=(7, 59)).astype(np.float32), np.ones(59, np.float32))
+    network = DenseNetwork(np.zeros(5, np.float32), np.ones(5, np.float32), (hidden, last))
+    family = Family(("a",), counts_by(trees, network, network), trees, step(0, 0, 0, 1))
+    model = AssemblyModel({"rows": family}, ("sm_90a",))
     model.save(tmp_path / "model.npz", {"kernels": 300})
     again = AssemblyModel.load(tmp_path / "model.npz")
     assert again.targets == model.targets and again.families["rows"].names == ("a",)
-    near = again.families["rows"].registers.predict(rows)
-    np.testing.assert_allclose(near, trees.predict(rows), atol=0.5)
+    counts = again.families["rows"].registers
+    np.testing.assert_allclose(counts.trees.predict(rows), trees.predict(rows), atol=0.5)
+    seen = inputs(rows, counts.capabilities)
+    for each in counts.networks:
+        np.testing.assert_array_equal(each.predict(seen), network.predict(seen))
+    same = counts.predict(rows) == family.registers.predict(rows)
+    assert same.mean() > 0.9  # leaves are rounded
     (tmp_path / "other.npz").write_bytes(b"nothing")
     with pytest.raises(ArtifactError, match="no model of the assembler"):
         AssemblyModel.load(tmp_path / "other.npz")
+
+
+def test_of_two_likely_counts_one_is_said() -> None:
+    rows = np.array([[1.0, 90.0, 0.0, 255.0]])
+    scores = np.full(len(BINS), -20.0)
+    scores[np.isin(BINS, (126, 166))] = 0, 0.5
+    both = network_of(scores, 5)
+    for expected, near in ((140, 126), (150, 166)):  # by trees, whose mean is neither
+        (found,) = counts_by(step(0, 0, expected, expected), both).predict(rows)
+        assert abs(found - near) <= assembly.STEP
+    (found,) = counts_by(step(0, 0, 143, 143)).predict(rows)
+    assert found == 143
+
+
+def test_arrays_that_are_no_network_are_refused() -> None:
+    arrays = network_of(np.zeros(len(BINS)), 5).arrays()
+    arrays["vectors"] = arrays["vectors"][1:]
+    with pytest.raises(ValueError, match="do not fit"):
+        DenseNetwork.from_arrays(arrays, "")
 
 
 def scheduled(name: str, target: str = "sm_90a") -> Scheduled:

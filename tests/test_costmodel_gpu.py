@@ -7,12 +7,17 @@ from dataclasses import replace
 
 import pytest
 from abqc.codegen.gpu import arch as archs
+from abqc.codegen.gpu.matmul.int8 import Int8Matmul
+from abqc.codegen.gpu.matmul.schedule import Schedule
+from abqc.codegen.strategy import MatmulSpec
 from abqc.costmodel.gpu_analytic import GpuAnalyticModel, Occupancy
 from abqc.costmodel.hardware import GPUS, gpu_for, gpu_named
 from abqc.costmodel.interface import KernelFeatures
+from abqc.dialects.formats import parse_scheme
 from abqc.errors import CompileError
 from abqc.runtime.gpu_limits import limits_of
 
+INT8 = Int8Matmul()
 BOTH = pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 
 
@@ -232,3 +237,22 @@ def test_less_work_wins_where_memory_decides():
 
 def test_status():
     assert model("sm_90a").status == "analytic only"
+
+
+def test_sharing_tiles_pays_where_a_wave_is_partly_filled():
+    """Of 132 blocks that stay: 12 tiles more than a wave, a whole wave, and 16 tiles in all."""
+    spec = MatmulSpec(4096, 4096, parse_scheme("w8:channel"), parse_scheme("a8"))
+    stay = Schedule("wgmma", 128, 256, 128, 1, 8, 1, 4, 1, 132)
+    seconds = [
+        [
+            model("sm_90a").predict(
+                replace(INT8.features(replace(spec, n=n), schedule, m), arch="sm_90a")
+            )
+            for schedule in (stay, replace(stay, split=2), replace(stay, split=4))
+        ]
+        for m, n in ((1152, 4096), (512, 33 * 256), (128, 4096))
+    ]
+    (whole, shared, more), (full, *as_full), (few, *shared_few) = seconds
+    assert shared == more < 0.8 * whole
+    assert as_full == [full, full]
+    assert max(shared_few) < few

@@ -62,7 +62,7 @@ def test_a_real_kernel_multiplies_bytes():
         module = ir.Module.create()
         Int8Strategy().matmul_kernels(spec)[0].kernel.emit(module, isas.AVX512)
         counts = dict(kernel_text.operations(str(module)))
-    assert counts["llvm.x86.avx512.vpdpbusd.512"] > 4 and counts["scf.for"] > 1
+    assert counts["llvm.x86.avx512.vpdpbusd.512"] >= 4 and counts["scf.for"] > 1
 
 
 def random_model() -> TokenModel:

@@ -125,6 +125,8 @@ def prepared(
         found = run_kernel(ptx.text, name, grid, ptx.kernels[name].threads, numbers)[1]
         steps = zip((heads * rows, rows, 1), mask.shape[:3], strict=True)
         more = [found, *(step if size > 1 else 0 for step, size in steps)]
+    if variant.boxes:
+        return [*more, case.batch, case.heads // case.group, max(case.keys, 1)]
     if variant.prepare is None:
         return [*more, np.zeros(1, np.float32)]
     name, keys = variant.prepare.name, variant.prepare.block[0]
@@ -149,7 +151,13 @@ def launch(
         grid = heads * -(-case.rows // variant.kernel.block[0])
         arguments = [*arguments, *prepared(ptx, variant, case, arguments, mask)]
         return run_kernel(
-            ptx.text, variant.kernel.name, grid, shape.threads, arguments, shared_bytes=shape.shared
+            ptx.text,
+            variant.kernel.name,
+            grid,
+            shape.threads,
+            arguments,
+            shared_bytes=shape.shared,
+            maps=shape.maps,
         )[y]
     rows = variant.kernel.block[0]
     parts = heads // case.group * -(-case.group * case.rows // rows)

@@ -23,6 +23,7 @@ CASES = (
     (Case(Spec(64, 64, "none", "f16"), 70, 70, heads=1), 1e-3),
     (Case(Spec(64, 48, "add", "bf16x3"), 130, 140, heads=2, group=2, mask_axes="mt"), 2e-5),
     (Case(Spec(96, 128, "add", "f16", keys="f16", values="f16"), 65, 150, heads=1, room=3), 1e-3),
+    (Case(Spec(48, 64, "none", "f16", keys="f16", values="f16"), 65, 70, rows_first=True), 1e-3),
     (Case(Spec(50, 33, "replace", "bf16x3"), 66, 30, rows_first=True), 2e-5),
 )
 
@@ -30,7 +31,7 @@ CASES = (
 @pytest.fixture(autouse=True)
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cases are those of sm_90a alone."""
-    monkeypatch.setattr(attention, "attention_kernels", partial(attention_kernels, wgmma=True))
+    monkeypatch.setattr(attention, "attention_kernels", partial(attention_kernels, wgmma_rows=65))
     monkeypatch.setattr(attention, "SM_80", SM_90A)
     attention.compiled.cache_clear()
 

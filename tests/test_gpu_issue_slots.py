@@ -9,6 +9,15 @@ import pytest
 from abqc.codegen.gpu.arch import SM_90A
 from abqc.codegen.gpu.assembly.compile import assemble, disassemble
 from abqc.codegen.gpu.assembly.tools import find_tool
+from abqc.codegen.gpu.attention.features import (
+    tile_features,
+    untaken_instructions,
+    wgmma_features,
+)
+from abqc.codegen.gpu.attention.halves import TileShape
+from abqc.codegen.gpu.attention.mma import THREADS, mma_kernel
+from abqc.codegen.gpu.attention.spec import AttentionSpec
+from abqc.codegen.gpu.attention.wgmma import CONSUMER_WARPS, SwizzledShape, wgmma_kernel
 from abqc.codegen.gpu.matmul.dequantize import DequantizeMatmul
 from abqc.codegen.gpu.matmul.int8 import Int8Matmul
 from abqc.codegen.gpu.matmul.schedule import Schedule
@@ -55,9 +64,12 @@ def test_code_without_a_loop():
     assert main_loop(["MOV R1, R2", "EXIT"]) is None
 
 
-@pytest.mark.skipif(
+needs_tools = pytest.mark.skipif(
     find_tool("ptxas") is None or find_tool("nvdisasm") is None, reason="no ptxas, nvdisasm"
 )
+
+
+@needs_tools
 @pytest.mark.parametrize(
     ("strategy", "weight", "activation", "schedule"),
     [
@@ -84,3 +96,26 @@ def test_the_cost_model_counts_what_is_issued(strategy, weight, activation, sche
     else:
         turns = features.blocks * schedule.threads / 32 * spec.k / schedule.block_k
     assert features.issued == pytest.approx(32 * turns * turn.issued, rel=0.2)
+
+
+@needs_tools
+@pytest.mark.parametrize(("precision", "head"), [("f16", 128), ("bf16x3", 64)])
+@pytest.mark.parametrize(
+    ("features", "kernel", "shape", "warps"),
+    [
+        (tile_features, mma_kernel, TileShape, THREADS // 32),
+        (wgmma_features, wgmma_kernel, SwizzledShape, CONSUMER_WARPS),
+    ],
+    ids=["mma", "wgmma"],
+)
+def test_it_counts_what_attention_issues(features, kernel, shape, warps, precision, head):
+    """A tile of keys of one block, but for what most tiles jump over, to a tenth."""
+    spec = AttentionSpec(head, head, "none", precision)
+    made = kernel(spec)
+    code = assemble(compile_kernel(SM_90A, made).text, SM_90A)
+    turn = main_loop(disassemble(code.cubin, labels=True)[made.name])
+    assert turn is not None
+    block = features(spec, SM_90A, 1, shape(spec).keys, 1)
+    assert block.f16_ops + block.wgmma_f16_ops == warps * turn.mma_operations
+    taken = turn.issued - untaken_instructions(spec, shape(spec))
+    assert block.issued == pytest.approx(32 * warps * taken, rel=0.1)

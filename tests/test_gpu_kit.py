@@ -16,8 +16,12 @@ import pytest
 from abqc.codegen.gpu.arch import SM_80, SM_90A
 from abqc.codegen.gpu.assembly.compile import assemble, disassemble
 from abqc.codegen.gpu.assembly.tools import find_tool
+from abqc.codegen.gpu.matmul.int8 import Int8Matmul
+from abqc.codegen.gpu.matmul.schedule import Schedule
+from abqc.codegen.strategy import MatmulSpec
 from abqc.codegen.targets.cuda import CudaTarget
 from abqc.costmodel import samples
+from abqc.dialects.formats import parse_scheme
 from abqc.errors import AbqcError, InputError
 from abqc.runtime.ptx import run_kernel
 from abqc.runtime.ptx.counters import Counters
@@ -28,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent / "bench" / "gpu"))
 import build
 import run
 from gpubuild.images import Images
-from gpubuild.matmuls import select
+from gpubuild.matmuls import Chosen, select
 from gpubuild.memory_kernels import memory_kernels
 from gpubuild.plan import AttentionPlan, Plan
 from gpubuild.rate_kernels import mma_rates
@@ -46,7 +50,7 @@ from gpukit import (
     work,
 )
 from gpukit import kit as kits
-from gpukit.device import KitDevice
+from gpukit.device import KitDevice, matmul_launches
 from gpukit.kit import ProbeSizes
 from gpukit.operands import hashed
 from gpukit.parts import PARTS, Part
@@ -56,8 +60,10 @@ TINY = Plan(
     shapes=((256, 40),),
     rows=(1, 20),
     formats=("W4A16", "W4A8", "W2A2"),
+    compared_shapes=((256, 40),),
+    compared_rows=(20,),
     following=1,
-    max_kernels=14,
+    max_kernels=16,
     sampled=0,
     check_rows=140,
     wide_n=37,
@@ -97,6 +103,8 @@ def test_a_kit_is_complete_and_small(kit: kits.Kit):
     assert {case.strategy for case in kit.cases} >= {"dequantize", "int8", "planes"}
     checked = {name for case in kit.cases for name in case.launches.kernels}
     assert {name for job in kit.table for name in job.launches.kernels} <= checked
+    boxes = {kernel.name for kernel in kit.kernels.values() if kernel.maps}
+    assert any(name.replace("_boxes", "") in kit.kernels for name in boxes)
     assert not (kit.folder / "abqc" / "codegen").exists()
 
 
@@ -472,6 +480,25 @@ def test_what_cannot_be_built(tmp_path: Path):
         build.build(TINY, "sm_90a", tmp_path, lambda text: None)
     with pytest.raises(InputError, match="is no kit"):
         kits.read(tmp_path)
+
+
+def test_blocks_that_share_tiles_get_slots_and_counters():
+    spec = MatmulSpec(72, 256, parse_scheme("w4"), parse_scheme("a8"))
+    shares, strategy = Schedule("wgmma", 16, 64, 64, 1, 4, 1, 3, 2, 3), Int8Matmul()
+    features = strategy.features(spec, shares, 20)
+    chosen = Chosen("W4A8", spec, strategy, shares, features, 1.0)
+    launches, sizes = chosen.launches(20, 72), {}
+
+    def buffer(name: str, nbytes: int, fill: str | None = None) -> str:
+        sizes[name] = nbytes, fill
+        return name
+
+    recorder = SimpleNamespace(buffer=buffer, launch_of=lambda *arguments: arguments)
+    (launch,) = matmul_launches(recorder, launches, 20, 72, "q", "w", "bias", "y")
+    name = chosen.kernel.name
+    assert launch == (name, 3, "q", "w", "bias", "y", 20, 72, "workspace", 0, "counters")
+    slots = 3 * 4 * 16 * 64  # bytes, of three blocks
+    assert sizes == {"workspace": (slots, None), "counters": (4 * 3 * 4, "zeros")}
 
 
 def test_bars_are_judged():

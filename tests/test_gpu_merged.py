@@ -31,6 +31,7 @@ COLUMNS = 40, 130, 33  # of queries, keys and values: no multiples of blocks
         (DequantizeMatmul("f16"), "w4", None, "tile", 2, 17),
         (Planes(), "w2", "a2", "tile", 1, 9),
         (Int8Matmul(), "w8", "a8", "wgmma", 1, 40),
+        (DequantizeMatmul("f16"), "w4", None, "stream", 1, 40),
         (TrellisMatmul(), "w2v", "a8", "tile", 1, 3),
         (FloatMatmul(), None, None, "tile", 1, 35),
     ],
@@ -43,6 +44,8 @@ def test_merged_products(
     split: int,
     m: int,
 ) -> None:
+    stream = kind == "stream"
+    kind = "wgmma" if stream else kind
     k, arch = 264, SM_90A if kind == "wgmma" else SM_80
     scheme, rows = (None if text is None else parse_scheme(text) for text in (weight, activation))
     spec = MatmulSpec(COLUMNS[0], k, scheme, rows)
@@ -52,11 +55,12 @@ def test_merged_products(
     ]  # fmt: skip
     schedule = min(able, key=lambda s: (s.block_m * s.block_n, s))
     if kind == "wgmma":  # two blocks stay for all tiles of a product
-        schedule = replace(schedule, persistent=2)
+        schedule = replace(schedule, persistent=2, split=1 + stream)
     kernel, reduce = strategy.kernel(spec, schedule), strategy.reduce_kernel(spec, schedule)
     rng = np.random.default_rng(0)
     q = _packed(strategy, spec, rng.standard_normal((m, k), np.float32))
     own, alone, grid, reduce_grid = [], [], 0, 0
+    counters = np.zeros(16 * len(COLUMNS), np.int32)
     for n in COLUMNS:
         floats = rng.standard_normal((n, k), np.float32)
         w = strategy.pack_weight(
@@ -64,21 +68,30 @@ def test_merged_products(
         )
         bias = rng.standard_normal(n, np.float32)
         blocks = kernel.grid(m, n) * split
-        part = run(kernel, blocks, [q, w, bias, output(split * m * n), m, n], arch)[3]
+        share, every = [], []
+        if kernel.stream is not None:
+            share, every = (
+                [output(blocks * kernel.stream.slot_bytes // 4), 16 * len(own)],
+                [counters],
+            )
+        arguments = [q, w, bias, output(split * m * n), m, n, *share, *every]
+        part = run(kernel, blocks, arguments, arch)[3]
         grid += blocks
-        own.append((w, bias, n))
+        own.append((w, bias, n, *share))
         if reduce is not None:
             blocks = reduce.grid(m, n)
             reduce_grid += blocks
             part = run(reduce, blocks, [take(part), q, w, bias, output(m * n), m, n], arch)[4]
         alone.append(take(part))
 
-    (w, bias, n), *more = own
-    arguments = [q, w, bias, output(split * m * n), m, n]
-    for w, bias, n in more:
-        arguments += [w, bias, output(split * m * n), n]
+    (w, bias, n, *share), *more = own
+    ys = [output(split * m * n) for n in COLUMNS]
+    arguments = [q, w, bias, ys[0], m, n, *share, *every]
+    for (w, bias, n, *share), y in zip(more, ys[1:], strict=True):
+        arguments += [w, bias, y, n, *share]
     merged = run(merged_matmul(kernel, len(COLUMNS), split), grid, arguments, arch)
-    parts = [take(merged[i]) for i in (3, 6, 9)]
+    arrays = [a for a in arguments if isinstance(a, np.ndarray)]
+    parts = [take(merged[next(i for i, a in enumerate(arrays) if a is y)]) for y in ys]
     if reduce is not None:
         (w, bias, n), *more = own
         arguments = [parts[0], q, w, bias, output(m * n), m, n]

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from abqc.compiler.driver import compile_file
 from abqc.runtime.artifact import manifest_of
+from abqc.runtime.ptx.driver import PtxDriver
 from operator_graph import Feeds, Graph, compare, integers, normal
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -186,3 +187,29 @@ def test_prompts_of_every_length(tmp_path: Path) -> None:
         feed["mask"] = mask[None, None]
         (actual,), (expected,) = model.run(feed), session.run(None, feed)
         np.testing.assert_allclose(actual, expected, atol=5e-5)
+
+
+def test_prompts_read_halves_where_they_are(tmp_path: Path) -> None:
+    """A model of f16, with products of f16: keys and values by tensor maps that the shim makes; no
+    keys at all."""
+    stored = dict.fromkeys("kv", ("float16", 1, 2, "t", 64))
+    g = Graph(x=("float16", "m", 32), **stored)
+    columns = g("MatMul", "x", (normal(32, 128, seed=1) / 8).astype(np.float16))
+    split = g("Reshape", columns, np.array([1, -1, 2, 64]))
+    queries = g("Transpose", split, perm=[0, 2, 1, 3])
+    scores = g("MatMul", queries, g("Transpose", "k", perm=[0, 1, 3, 2]))
+    g("MatMul", g("Softmax", g("Mul", scores, np.float16(0.125))), "v")
+    source = tmp_path / "model.onnx"
+    onnx.save(g.build(), source)
+    library = compile_file(source, quant="w8a16", target="sm_90a", output=tmp_path / "model.so")
+    launches: list[str] = []
+    driver = PtxDriver((9, 0), progress=lambda name, _: launches.append(name))
+    model, session = abqc.load(library, device=driver), onnxruntime.InferenceSession(source)
+    for m, t in ((66, 70), (65, 0)):
+        del launches[:]
+        sizes = {"x": (m, 32), "k": (1, 2, t, 64), "v": (1, 2, t, 64)}
+        feed: Feeds = {x: normal(*sizes[x], seed=i).astype(np.float16) for i, x in enumerate(sizes)}
+        (actual,), (expected,) = model.run(feed), session.run(None, feed)
+        np.testing.assert_allclose(actual, expected, atol=2e-2)
+        attention = [name for name in launches if name.startswith("attention")]
+        assert attention == ["attention_wgmma_f16_d64_e64_k_f16_v_f16"]

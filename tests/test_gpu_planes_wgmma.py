@@ -46,6 +46,8 @@ def schedule(rows, columns, depth, warpgroups=1, stages=2, split=1, stay=0):
         ("w4:channel", "a1:token:sym", (10, 40, 1500), schedule(48, 64, 512, 1, 3, 3)),
         ("w2:channel", "a2", (40, 70, 1100), schedule(16, 64, 512, stages=3, stay=4)),
         ("w1:g256", "a2:token:sym", (20, 70, 700), schedule(16, 64, 512, stay=1)),
+        ("w2:channel", "a2", (20, 70, 1500), schedule(16, 64, 512, stages=3, split=2, stay=3)),
+        ("w1:g256", "a2:token:sym", (5, 40, 1500), schedule(16, 64, 512, split=3, stay=4)),
     ],
 )
 def test_products_are_exact(weight, activation, shape, schedule):
@@ -104,7 +106,7 @@ def test_only_where_wgmma_is_native_and_planes_are_few():
         assert not wgmma_planes_schedules(many, arch)
         for s in schedules[::50]:
             features = STRATEGY.features(few, s, 5)
-            assert features.blocks >= 1 and features.launches == 1 + (s.split > 1)
+            assert features.blocks >= 1 and features.launches == 1 + (s.grid_split > 1)
 
 
 def test_chosen_for_many_rows():
@@ -155,16 +157,17 @@ def test_machine_code(weight, activation, schedule, instruction, tmp_path):
 
 @pytest.mark.slow
 @needs_tools
-@pytest.mark.parametrize("weight", ["w1:channel", "w2:channel", "w2:g128:asym", "w1:g64", "wt:g32"])
+@pytest.mark.parametrize("weight", ["w1:channel", "w2:channel", "w2:g128:asym", "w1:g64", "w1:g32"])
 @pytest.mark.parametrize("activation", ["a1:token:sym", "a2", "a4"])
 def test_nothing_spills_or_waits(weight, activation, tmp_path):
-    """The schedules that take most registers, of each number of warpgroups and halves."""
+    """The schedules that take most registers, of each number of warpgroups and halves, and with
+    blocks that share tiles."""
     spec = MatmulSpec(4096, 4096, parse_scheme(weight), parse_scheme(activation))
     largest = {}
     for s in wgmma_planes_schedules(spec, SM_90A):
         plan = plan_of(spec, s)
-        kind = plan.consumers, plan.halves
-        if s.split == 1 and plan.registers > largest.get(kind, (0, None))[0]:
+        kind = plan.consumers, plan.halves, s.stream_k
+        if s.grid_split == 1 and plan.registers > largest.get(kind, (0, None))[0]:
             largest[kind] = (plan.registers, s)
     for _, s in largest.values():
         kernel = STRATEGY.kernel(spec, s)

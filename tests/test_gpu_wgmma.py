@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+from dataclasses import replace
 
+import gpu_kernels
 import pytest
 from abqc.codegen.gpu.arch import ALL, SM_90A
 from abqc.codegen.gpu.assembly.compile import disassemble
@@ -15,12 +18,14 @@ from abqc.codegen.gpu.wgmma.schedules import plan_of, wgmma_schedules
 from abqc.codegen.strategy import MatmulSpec
 from abqc.codegen.targets.cuda import CudaTarget
 from abqc.dialects.formats import parse_scheme
+from abqc.runtime.ptx import PtxFault
 from gpu_kernels import compile_kernel, spills
 from gpu_tile_cases import TileCase
 
 
-def schedule(rows, columns, depth, warpgroups=1, stages=2, split=1, stay=0):
-    return Schedule("wgmma", rows, columns, depth, 1, 4 * warpgroups, 1, stages, split, stay)
+def schedule(rows, columns, depth, warpgroups=1, stages=2, split=1, stay=0, boxes=False):
+    sizes = (rows, columns, depth, 1, 4 * warpgroups, 1)
+    return Schedule("wgmma", *sizes, stages, split, stay, boxes)
 
 
 ONE = schedule(16, 64, 64)
@@ -39,12 +44,12 @@ needs_tools = pytest.mark.skipif(
     [
         ("w4:channel", (17, 40, 100), ONE),
         ("w4:channel", (9, 140, 200), BOTH),
-        ("w4:g32:asym", (20, 70, 100), TWO),
+        ("w4:g32:asym", (20, 70, 100), replace(TWO, boxes=True)),
         ("w3:g96", (7, 100, 300), ONE_K128),  # groups that end in the middle of a stage
         ("w1:channel", (7, 70, 140), BOTH_K128),
         ("w2*:g64", (3, 20, 200), ONE_K128),
         ("w8:g128:asym", (3, 20, 200), ONE),
-        ("wt5:tensor", (3, 20, 200), schedule(8, 128, 160)),  # atoms of 64 bytes
+        ("wt5:tensor", (3, 20, 200), schedule(8, 128, 160, boxes=True)),  # atoms of 64 bytes
         ("w5:g40", (3, 130, 200), BOTH_K128),
         ("wmxfp4", (3, 20, 200), ONE),
         ("wnf4", (3, 20, 200), ONE),
@@ -61,13 +66,14 @@ def test_floats(weight, shape, schedule, element):
         ("w4:channel", "a8", (17, 40, 100), ONE),
         ("w8:channel", "a8:token:sym", (5, 70, 170), BOTH_K128),
         ("w8:channel:asym", "a8", (16, 8, 64), ONE),
-        ("w4:g32:asym", "a8", (20, 70, 100), TWO),
+        ("w4:g32:asym", "a8", (20, 70, 100), replace(TWO, boxes=True)),
         ("w2:g128", "a8", (9, 70, 300), TWO),
         ("w3:g96", "a5:token:sym", (7, 20, 300), ONE_K128),
         ("w1:g160", "a1:token:sym", (10, 20, 330), BOTH_K128),
         ("w7:g40:asym", "a4", (3, 20, 200), ONE_K128),
         ("w2*:g64", "a8", (3, 20, 200), ONE_K128),
         ("wt5:tensor", "a8", (3, 20, 200), schedule(8, 128, 160)),  # atoms of 32 bytes
+        ("wt5:tensor", "a8", (11, 20, 200), schedule(8, 128, 160, boxes=True)),
         ("wmxfp6", "a8", (3, 20, 200), ONE),
         ("wnf4", "a8", (3, 20, 200), ONE),  # codes less their zero points, in f16
     ],
@@ -81,9 +87,8 @@ def test_integers_are_exact(weight, activation, shape, schedule):
 )
 def test_splits_are_reduced(weight, activation):
     block_k = 128 if weight.startswith("w5") else 64
-    TileCase.random(
-        weight, activation, (5, 40, 900), schedule(8, 64, block_k, split=3), SM_90A
-    ).check()
+    split = schedule(8, 64, block_k, split=3, boxes=activation is None)
+    TileCase.random(weight, activation, (5, 40, 900), split, SM_90A).check()
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -100,13 +105,82 @@ def test_extreme_codes(weight, sign):
 
 
 @pytest.mark.parametrize(
-    ("weight", "activation", "blocks", "stages"),
-    [("w4:g32:asym", None, 2, 2), ("w8:channel", "a8", 4, 3)],
+    ("weight", "activation", "blocks", "stages", "boxes"),
+    [
+        ("w4:g32:asym", None, 2, 2, False),
+        ("w4:channel", None, 2, 2, True),
+        ("w8:channel", "a8", 4, 3, True),
+    ],
 )
-def test_blocks_that_stay(weight, activation, blocks, stages):
+def test_blocks_that_stay(weight, activation, blocks, stages, boxes):
     """Each does several tiles, not all as many; more stages than a tile of few turns has."""
-    stay = schedule(16, 64, 128, stages=stages, stay=blocks)
+    stay = schedule(16, 64, 128, stages=stages, stay=blocks, boxes=boxes)
     TileCase.random(weight, activation, (40, 70, 200), stay, SM_90A).check()
+
+
+def test_boxes_give_what_single_copies_give():
+    case = TileCase.random("w4:g64:asym", None, (21, 70, 200), TWO, SM_90A)
+    boxes = replace(case, schedule=replace(TWO, boxes=True))
+    assert (case.result() == boxes.result()).all()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "planted", "fault"),
+    [
+        (r"(expect_tx\S* _, \[\S+\]), \S+;", r"\1, 2048;", "expect_tx is missing or too small"),
+        (r"(expect_tx\S* _, \[\S+\]), \S+;", r"\1, 8192;", "nothing can go on"),
+        (r"@complete bra done", "bra done", "race in shared memory"),
+    ],
+)
+def test_planted_faults_are_found(pattern, planted, fault, monkeypatch):
+    """Boxes that are not counted, or counted twice; barriers that nobody waits for."""
+    boxes = schedule(16, 64, 64, boxes=True)
+    case = TileCase.random("w4:channel", None, (17, 40, 300), boxes, SM_90A)
+    ptx = compile_kernel(SM_90A, case.strategy.kernel(case.spec, boxes))
+    text, count = re.subn(pattern, planted, ptx.text)
+    assert count and text != ptx.text
+    monkeypatch.setattr(gpu_kernels, "compile_kernel", lambda *_: replace(ptx, text=text))
+    with pytest.raises(PtxFault, match=fault):
+        case.result()
+
+
+@pytest.mark.parametrize(
+    ("weight", "activation", "shape", "schedule"),
+    [
+        # One tile of three blocks; 4 blocks, of 10 tiles two are whole; all are whole.
+        ("w4:channel", "a8", (5, 40, 900), schedule(8, 64, 64, stages=3, split=3, stay=4)),
+        ("w4:channel:asym", "a8", (40, 70, 200), schedule(8, 64, 64, 1, 2, 2, 4, True)),
+        ("w8:channel", "a8", (30, 20, 100), schedule(16, 64, 64, split=2, stay=2)),
+        ("w4:g64:asym", "a8", (20, 140, 400), schedule(16, 128, 128, 2, 3, 2, 3, True)),
+        # Groups of K that end in the middle of a stage, and with K in one.
+        ("w3:g96", None, (20, 70, 900), schedule(16, 64, 128, split=2, stay=3)),
+        ("w5:g40", None, (17, 130, 500), schedule(16, 128, 128, 1, 3, 3, 5, True)),
+    ],
+)
+def test_blocks_share_tiles(weight, activation, shape, schedule):
+    """Stream-K: runs of turns that begin and end in the middle of tiles."""
+    TileCase.random(weight, activation, shape, schedule, SM_90A).check()
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "match"),
+    [
+        ("ld.acquire.gpu", "ld.relaxed.gpu", "race in global memory"),
+        ("st.release.gpu", "st.relaxed.gpu", "race in global memory"),
+        ("@!given bra", "// @!given bra", "race in global memory"),
+        ("st.release.gpu", "// st.release.gpu", "nothing can go on"),
+    ],
+)
+def test_sums_that_are_not_handed_over_properly(line, instead, match, monkeypatch):
+    shares = schedule(8, 64, 64, split=2, stay=2)
+    case = TileCase.random("w4:channel", "a8", (5, 40, 200), shares, SM_90A)
+    kernel = case.strategy.kernel(case.spec, shares)
+    ptx = compile_kernel(SM_90A, kernel)
+    assert ptx.text.count(line) == 1
+    wrong = replace(ptx, text=ptx.text.replace(line, instead))
+    monkeypatch.setitem(gpu_kernels._compiled, (SM_90A.name, kernel.name), wrong)
+    with pytest.raises(PtxFault, match=match):
+        case.check()
 
 
 def test_rows_packed_on_the_device():
@@ -141,7 +215,7 @@ def test_only_where_wgmma_is_native(activation):
                 assert len(set(schedules)) == len(schedules)
                 for s in schedules:
                     features = strategy.features(spec, s, 5)
-                    assert features.blocks >= 1 and features.launches == 1 + (s.split > 1)
+                    assert features.blocks >= 1 and features.launches == 1 + (s.grid_split > 1)
 
 
 def kinds(target, rows):
@@ -162,7 +236,8 @@ def test_chosen_for_many_rows_on_that_target_alone():
     ("weight", "activation", "schedule", "instruction"),
     [
         ("w4", None, schedule(64, 256, 128, 2, 4), "HGMMA.64x64x16.F32"),
-        ("w8:channel", "a8", schedule(176, 256, 128, 2, 4, stay=132), "IGMMA.64x176x32.S8.U8"),
+        ("w2", "a8", schedule(128, 128, 256, 2, 4, 1, 132, True), "IGMMA.64x128x32.S8.U8"),
+        ("w4:channel", None, schedule(64, 128, 64, 2, 4, 4, 132, True), "HGMMA.64x64x16.F32"),
         ("w3", "a8", schedule(64, 256, 128, 2, 4), "IGMMA.64x64x32.S8.U8"),
     ],
 )
@@ -184,6 +259,8 @@ def test_machine_code(weight, activation, schedule, instruction, tmp_path):
     products = [line for line in text if "GMMA" in line]
     assert products and all(instruction in line for line in products)
     assert any("UBLKCP" in line for line in text)
+    assert any("UTMALDG.2D" in line for line in text) == schedule.boxes
+    assert any("LDG.E.STRONG.GPU" in line for line in text) == schedule.stream_k
 
 
 @pytest.mark.slow
@@ -191,13 +268,15 @@ def test_machine_code(weight, activation, schedule, instruction, tmp_path):
 @pytest.mark.parametrize("weight", ["w4", "w8:channel", "w3", "w4:g64:asym", "w1:g32", "wt5"])
 @pytest.mark.parametrize("activation", ["a8", None])
 def test_nothing_spills(weight, activation):
-    """The schedules that take most registers, of each number of warpgroups."""
+    """The schedules that take most registers, of each number of warpgroups, and with blocks that
+    share tiles."""
     a_scheme = None if activation is None else parse_scheme(activation)
     spec = MatmulSpec(4096, 4096, parse_scheme(weight), a_scheme)
     strategy = Int8Matmul() if a_scheme else DequantizeMatmul()
     largest = {}
     for s in wgmma_schedules(spec, SM_90A, strategy.activation):
         registers = plan_of(spec, s, strategy.activation).registers
-        if s.split == 1 and registers > largest.get(s.warps_n, (0, None))[0]:
-            largest[s.warps_n] = (registers, s)
+        kind = s.warps_n, s.stream_k
+        if s.grid_split == 1 and registers > largest.get(kind, (0, None))[0]:
+            largest[kind] = (registers, s)
     assert not spills(SM_90A, *(strategy.kernel(spec, s) for _, s in largest.values()))

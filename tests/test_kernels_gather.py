@@ -118,7 +118,8 @@ TIED = ["wt5", "w8", "w4:g50:asym", "w1:g48", "wmxfp4", "wnvfp4", "wmxfp8", "wnf
 )
 def test_rows_of_a_matmul_weight(isa, strategy):
     """A head tied to the embedding: gathers from what the matmul's strategy packed."""
-    for columns, text in [(1, "w4"), (150, None), *((150, text) for text in TIED)]:
+    in_blocks = [(300, "w4"), (256, "w4:g64:asym"), (256, "wmxfp4")]
+    for columns, text in [(1, "w4"), (150, None), *((150, text) for text in TIED), *in_blocks]:
         scheme = parse_scheme(text) if text else None
         activation = parse_scheme("a8") if strategy.name == "int8" else None
         spec = MatmulSpec(7, columns, scheme, activation)

@@ -57,6 +57,8 @@ each_strategy = pytest.mark.parametrize("strategy", [INT8, BITPLANE], ids=lambda
         (BITPLANE, "wt:g33", "a3", 6, 30, 200),
         (BITPLANE, "w4", "a4", 50, 20, 130),
         (INT8, "w4", "a4:c80", 5, 20, 130),
+        (INT8, "w3", "a8", 1, 33, 300),
+        (INT8, "w8:g128", "a8", 9, 40, 260),
         (BITPLANE, "w3", "a3:token:sym:c75", 5, 20, 130),
         (BITPLANE, "w8:channel:asym", "a8", 2, 17, 70),
     ],

@@ -52,7 +52,7 @@ int main(int argc, char **argv) {
         {.struct_size = sizeof wrong[0], .threads = 100000},
         {.struct_size = sizeof wrong[0], .device = {kDLCUDA, 0}},
         {.struct_size = sizeof wrong[0], .isa = "neon"},
-        {.struct_size = sizeof wrong[0], .flags = 2},
+        {.struct_size = sizeof wrong[0], .flags = 4},
     };
     EXPECT(api->create(&wrong[0], &instance), ABQC_E_ARGUMENT, "struct_size 0");
     EXPECT(api->create(&wrong[1], &instance), ABQC_E_ARGUMENT, "struct_size 1000");
@@ -60,7 +60,7 @@ int main(int argc, char **argv) {
     EXPECT(api->create(&wrong[3], &instance), ABQC_E_ARGUMENT, "threads is 100000");
     EXPECT(api->create(&wrong[4], &instance), ABQC_E_DEVICE, "compiled for the CPU");
     EXPECT(api->create(&wrong[5], &instance), ABQC_E_ISA, "neon");
-    EXPECT(api->create(&wrong[6], &instance), ABQC_E_ARGUMENT, "unknown flags 0x2");
+    EXPECT(api->create(&wrong[6], &instance), ABQC_E_ARGUMENT, "unknown flags 0x4");
     if (instance) printf("an instance in spite of an error\n");
     abqc_instance_options known = {.struct_size = 8, .threads = 2, .isa = "not looked at"};
     EXPECT(api->create(&known, &instance), ABQC_OK, "");

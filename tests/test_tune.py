@@ -6,14 +6,17 @@ import ctypes
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import onnx_models
 import pytest
 from abqc.codegen import isa as isas
+from abqc.codegen.cpu.schedule import MANY_ROWS
 from abqc.codegen.gpu.arch import SM_90A
 from abqc.codegen.gpu.assembly.tools import find_tool
 from abqc.codegen.gpu.builder import POINTER, kernel
+from abqc.codegen.gpu.matmul.int8 import Int8Matmul
 from abqc.codegen.gpu.matmul.schedule import Schedule
 from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.codegen.targets.cpu import CpuTarget
@@ -79,8 +82,21 @@ def test_cpu_is_measured_fitted_and_found(capsys, monkeypatch, nothing_shipped):
     assert len(samples.read(samples_path("cpu"))) == len(measured)
 
 
+def test_schedules_that_are_measured_differ_and_some_are_promising():
+    spec = MatmulSpec(512, 512, parse_scheme("w4"), parse_scheme("a8"))
+    strategies = CpuTarget(cost_model=AnalyticModel()).strategies
+    strategy = next(strategy for strategy in strategies if strategy.name == "int8")
+    jobs = [CpuJob(spec, isas.AVX512, draw) for draw in range(1 + tune_cpu.DRAWS)]
+    drawn = [job.schedules(strategy)[-1].schedule.on(isas.AVX512) for job in jobs]
+    assert len(set(drawn)) == len(drawn)
+    every = strategy.schedules(spec, MANY_ROWS, isas.AVX512)
+    promising = drawn[1 : 1 + tune_cpu.PROMISING]
+    assert drawn[0] == every[0] and len({(s.tile_m, s.tile_n) for s in promising}) > 1
+
+
 def test_cold_samples_read_what_none_has_read_before(monkeypatch):
     monkeypatch.setattr(tune_cpu, "COLD_BYTES", 4 << 20)
+    monkeypatch.setattr(tune_cpu, "time_calls", partial(time_calls, seconds=60.0))
     spec = MatmulSpec(128, 128, parse_scheme("w8"), parse_scheme("a8"))
     strategies = CpuTarget(cost_model=AnalyticModel()).strategies
     strategy = next(strategy for strategy in strategies if strategy.name == "int8")
@@ -410,6 +426,23 @@ def test_real_candidates_run_within_their_buffers(tmp_path: Path, monkeypatch):
         for job in tune_jobs.read(tmp_path, "sm_80"):
             (sample,) = runner.measure(job)
             assert sample.seconds > 0
+
+
+def test_blocks_that_share_tiles_have_slots_and_counters(tmp_path: Path, monkeypatch):
+    """Stream-K in the PTX machine, launched several times: counters are 0 again."""
+    monkeypatch.setattr("abqc.codegen.gpu.assembly.compile.find_tool", lambda name: None)
+    spec, strategy = MatmulSpec(72, 200, parse_scheme("w4"), parse_scheme("a8")), Int8Matmul()
+    shares = Schedule("wgmma", 16, 64, 64, 1, 4, 1, 3, 2, 3)
+    features = replace(strategy.features(spec, shares, 20), arch="sm_90a")
+    kernel = strategy.kernel(spec, shares)
+    candidate = tune_gpu.Candidate(strategy, spec, shares, kernel, features)
+    tune_gpu.build([candidate], SM_90A, tmp_path, quiet)
+    (job,) = tune_jobs.read(tmp_path, "sm_90a")
+    assert (job.grid, job.counters, job.reduce) == (3, 12, None)
+    resolve = machine_resolver(PtxDriver((9, 0), 1 << 26))
+    with GpuRunner(Cuda(resolve), repetitions=1) as runner:
+        (sample,) = runner.measure(job)
+    assert sample.seconds > 0
 
 
 def machine_resolver(driver: PtxDriver) -> Resolve:

@@ -123,7 +123,7 @@ class _Row:
         def segment(segment: Value, begin: Value, terms: Value) -> None:
             group = segment // reduction.segments_per_group
             scale, zero = b.splat(self._scale(group), QUAD), b.splat(self._zero(group), QUAD)
-            at = self.base + segment * layout.segment_bytes
+            at = self.base + layout.codes_at(segment)
             with b.loop(0, terms, reduction.unit) as units:
                 unit_at = at + units.i // reduction.unit * layout.unit_bytes
                 for quad in range(value_quads(layout.value)):
@@ -160,7 +160,7 @@ class _Row:
 
     def _scale(self, group: Value) -> Value:
         layout, lane = self.layout, self.lane * SCALE_BYTES[self.layout.scale]
-        at = self.base + (group * layout.scale_bytes + lane + layout.scales_offset)
+        at = self.base + (layout.scales_at(group) + lane)
         whole = self.base + layout.tensor_scale_offset
         return load_scales(self.b, self.w, at, layout.scale, 0, whole)
 
@@ -170,5 +170,5 @@ class _Row:
         offset = b.const(layout.value.offset + (128 if layout.value.signed else 0), "i32")
         if layout.symmetric:
             return offset
-        at = self.base + (group * PANEL + self.lane + layout.zeros_offset)
+        at = self.base + (layout.zeros_at(group) + self.lane)
         return offset + b.zext(b.load(self.w, at), "i32")

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from abqc.dialects.mlir import arith, func, ir, linkage, llvm, nvvm
 from abqc.passes.kernels.launch import KERNEL_SHARED, KERNEL_THREADS
+from abqc.runtime.tensor_parameter import MAP_ALIGNMENT, MAP_BYTES, TensorParameter
 
 from ..builder import INDEX, Emitter, Value, bits_of, type_of, vec
 from .arch import WARP, GpuArch
@@ -25,6 +26,8 @@ from .arch import WARP, GpuArch
 POINTER = "!llvm.ptr<1>"  # global memory
 WEIGHT = "abq.weight"  # as an argument: a POINTER to a weight of the model: nothing writes there
 SHARED_POINTER = "!llvm.ptr<3>"
+MAP_POINTER = "!llvm.ptr"  # to a tensor map among the parameters
+TENSOR_MAP = "abq.tensor_map"  # such an argument: the `numbers` of its TensorParameter
 
 # Of a weight that a warp or a tile of columns begins with, fetched before the kernel waits: in the
 # 3 us that this may take an H200's memory gives 12 MB, and some 2000 to 4000 warps are running.
@@ -79,6 +82,11 @@ class GpuBuilder(Emitter):
     def unsigned_max(self, a: Value, c: Value) -> Value:
         """The larger one of two i32, unsigned."""
         return self.intrinsic("llvm.umax.i32", "i32", a, c)
+
+    def float_max(self, a: Value, c: Value) -> Value:
+        """The larger one of two f32, one instruction (`max`: two); of a NaN and a number the
+        number."""
+        return self.intrinsic("llvm.maxnum.f32", "f32", a, c)
 
     def ceil_div(self, value: Value, by: int) -> Value:
         """`ceil(value / by)` of a non-negative i32."""
@@ -391,9 +399,30 @@ def _byte_size(type_: ir.Type) -> int:
     return bits_of(type_) // 8
 
 
-def _argument_attributes(text: str) -> ir.DictAttr:
-    names = {POINTER: ["llvm.noalias"], WEIGHT: ["llvm.noalias", WEIGHT]}.get(text, [])
+def _argument_type(argument: str | TensorParameter) -> ir.Type:
+    if isinstance(argument, TensorParameter):
+        return type_of(MAP_POINTER)
+    return type_of(POINTER if argument == WEIGHT else argument)
+
+
+def _argument_attributes(argument: str | TensorParameter) -> ir.DictAttr:
+    if isinstance(argument, TensorParameter):
+        return _map_attributes(argument)
+    names = {POINTER: ["llvm.noalias"], WEIGHT: ["llvm.noalias", WEIGHT]}.get(argument, [])
     return ir.DictAttr.get({name: ir.UnitAttr.get() for name in names})
+
+
+def _map_attributes(parameter: TensorParameter) -> ir.DictAttr:
+    """A parameter that is the map itself, of which the kernel has the address."""
+    bytes_ = type_of(f"!llvm.array<{MAP_BYTES} x i8>")
+    i64 = ir.IntegerType.get_signless(64)
+    return ir.DictAttr.get(
+        {
+            "llvm.byval": ir.TypeAttr.get(bytes_),
+            "llvm.align": ir.IntegerAttr.get(i64, MAP_ALIGNMENT),
+            TENSOR_MAP: ir.DenseI64ArrayAttr.get(parameter.numbers),
+        }
+    )
 
 
 def declare_shared(module: ir.Module) -> None:
@@ -415,7 +444,7 @@ def kernel(
     module: ir.Module,
     arch: GpuArch,
     name: str,
-    arguments: Sequence[str],
+    arguments: Sequence[str | TensorParameter],
     *,
     threads: int,
     shared: int = 0,
@@ -424,7 +453,8 @@ def kernel(
 ) -> Iterator[tuple[Any, ...]]:
     """Add a grid function to `module`; gives a GpuBuilder, the grid index (i32), the arguments.
 
-    `arguments` are types: POINTER, WEIGHT, "i32", "i64", "f32". Pointers do not overlap each other.
+    `arguments` are types: POINTER, WEIGHT, "i32", "i64", "f32", or a TensorParameter, whose slots
+    are those of the others: it comes to lie behind them. Pointers do not overlap each other.
     `threads` a block, `shared` bytes of dynamic shared memory, at most `registers` a thread (0:
     what ptxas thinks best for occupancy, be it a few spills), or as many as let `blocks` blocks
     run on a multiprocessor (1: no spills for the sake of occupancy).
@@ -434,8 +464,7 @@ def kernel(
     with module.context, ir.Location.name(name):
         if shared:
             declare_shared(module)
-        pointer = type_of(POINTER)
-        types = [pointer if text == WEIGHT else type_of(text) for text in (INDEX, *arguments)]
+        types = [_argument_type(argument) for argument in (INDEX, *arguments)]
         with ir.InsertionPoint(module.body):
             op = func.FuncOp(name, ir.FunctionType.get(types, []))
         i32 = ir.IntegerType.get_signless(32)
@@ -445,7 +474,7 @@ def kernel(
             op.operation.attributes[REGISTERS] = ir.IntegerAttr.get(i32, registers)
         if blocks:
             op.operation.attributes[BLOCKS] = ir.IntegerAttr.get(i32, blocks)
-        op.arg_attrs = [_argument_attributes(text) for text in (INDEX, *arguments)]
+        op.arg_attrs = [_argument_attributes(argument) for argument in (INDEX, *arguments)]
         entry = op.add_entry_block()
         with ir.InsertionPoint(entry):
             block = Value(arith.index_cast(i32, entry.arguments[0]))

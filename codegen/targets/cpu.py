@@ -29,6 +29,7 @@ from ..cpu.float_products.cache_rows import CacheRows
 from ..cpu.float_products.depthwise_conv import depthwise_conv_kernel
 from ..cpu.float_products.dequantize import Dequantize
 from ..cpu.float_products.direct_conv import direct_conv_kernel
+from ..cpu.float_products.image_conv import image_conv_kernel
 from ..cpu.float_products.matmul import FloatMatmul
 from ..cpu.float_products.matrix import Stored
 from ..cpu.float_products.polyphase import polyphase_kernel
@@ -237,6 +238,8 @@ class CpuTarget:
             return None
         if spec.winograd:
             return winograd_conv_kernel(spec, epilogue)
+        if spec.few_channels:
+            return image_conv_kernel(spec, epilogue)
         make = depthwise_conv_kernel if spec.depthwise else direct_conv_kernel
         return make(spec, epilogue)
 

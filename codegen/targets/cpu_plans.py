@@ -192,6 +192,7 @@ def matmul_features(
         decode_once=schedule.decode_once,
         block_k=schedule.block_k,
         by_columns=schedule.by_columns,
+        indexed=spec.weight is not None and spec.weight.format.indexed,
     )
 
 

@@ -20,7 +20,7 @@ from ...dialects.pool_spec import PoolSpec
 from ...dialects.scan_spec import ScanSpec
 from ..gpu.arch import ALL, SM_75, GpuArch
 from ..gpu.assembly.objects import GpuObjects
-from ..gpu.attention.halves import HALF
+from ..gpu.attention.features import first_wgmma_rows
 from ..gpu.attention.kernels import attention_kernels, precision_on
 from ..gpu.attention.row_lanes import THREADS as ROW_THREADS
 from ..gpu.attention.spec import AttentionSpec
@@ -42,6 +42,7 @@ from ..gpu.matmul.strategy import GpuStrategy, Scheduled
 from ..gpu.packing.last_block import with_pack
 from ..gpu.packing.measure import measure_kernel
 from ..gpu.packing.pack import PackKernel, fused_pack_kernel
+from ..gpu.packing.shared_row import shared_pack
 from ..gpu.planes.strategy import Planes
 from ..gpu.rows.norm import norm_kernel
 from ..gpu.rows.norm_pack import norm_pack_kernel
@@ -57,6 +58,7 @@ from ..strategy import (
     MaskKind,
     MatmulSpec,
     PieceKernels,
+    SharedPack,
     Variant,
     able_to_do,
 )
@@ -219,8 +221,8 @@ class CudaTarget:
         a type of `cache_types`, or rows of quantized caches."""
         precision = precision_on(self.archs, half=half)
         spec = AttentionSpec(head, value_head, mask, precision, guarded, keys, values)
-        wgmma = all(HALF.get(precision) in arch.wgmma for arch in self.archs)
-        return attention_kernels(spec, wgmma=wgmma)
+        rows = first_wgmma_rows(spec, self.archs, self.models)
+        return attention_kernels(spec, wgmma_rows=rows)
 
     def attention_pack(self, variant: AttentionVariant, mask: bool, pack: Kernel) -> Kernel | None:
         """The kernel of `variant` whose last block packs the rows; None where there is none."""
@@ -300,6 +302,10 @@ class CudaTarget:
     def fused_pack(self, pack: Kernel, prologue: Epilogue) -> Kernel | None:
         """The kernel that packs rows as `pack` does, after the prologue."""
         return fused_pack_kernel(pack, prologue) if isinstance(pack, PackKernel) else None
+
+    def shared_pack(self, pack: Kernel, prologue: Epilogue) -> SharedPack | None:
+        """The kernel of a few rows, each of several blocks, after the prologue."""
+        return shared_pack(pack, prologue) if isinstance(pack, PackKernel) else None
 
     def softmax(self) -> Kernel:
         """The kernel of a softmax over rows."""

@@ -25,6 +25,7 @@ from ..strategy import (
     MaskKind,
     MatmulSpec,
     PieceKernels,
+    SharedPack,
     Variant,
 )
 
@@ -231,6 +232,11 @@ class DeviceTarget(Target, Protocol):
     ) -> Kernel | None:
         """The kernel of `parts` products with this `kernel`, which has no split or `reduces` one,
         that packs what the prologue makes of them in this `order`; None where there is none."""
+        ...
+
+    def shared_pack(self, pack: Kernel, prologue: Epilogue) -> SharedPack | None:
+        """What packs a few rows as `fused_pack` does, by several blocks each; None where that is no
+        faster."""
         ...
 
     def attention_pack(self, variant: AttentionVariant, mask: bool, pack: Kernel) -> Kernel | None:

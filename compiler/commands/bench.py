@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from abqc.compiler.commands.arguments import (
     add_device,
+    add_huge_pages,
     add_inputs,
     add_shape,
     add_threads,
@@ -73,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_device(parser)
     add_threads(parser)
+    add_huge_pages(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     from abqc.runtime.model import load
 
     threads = args.threads or default_threads()
-    model = load(args.model, threads=threads, device=args.device)
+    model = load(args.model, threads=threads, device=args.device, huge_pages=args.huge_pages)
     given = read_inputs(args.input)
     feeds = model_feeds(model, dict(args.shape), given)
     peer = make_peer(args.against, threads) if args.against else None

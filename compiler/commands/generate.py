@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from abqc.compiler.commands.arguments import add_device, add_threads
+from abqc.compiler.commands.arguments import add_device, add_huge_pages, add_threads
 from abqc.errors import InputError
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_device(parser)
     add_threads(parser)
+    add_huge_pages(parser)
 
 
 def token_count(text: str) -> int:
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     from abqc.runtime.sampling import Sampler
 
     sampler = Sampler(args.temperature, args.top_p, args.seed)
-    model = load(args.model, threads=args.threads, device=args.device)
+    model = load(args.model, threads=args.threads, device=args.device, huge_pages=args.huge_pages)
     path = args.tokenizer or args.model.with_name("tokenizer.json")
     tokenizer = load_tokenizer(path, hint=f"{BESIDE}; --tokenizer names another one")
     facts = read_model_facts(path, tokenizer)

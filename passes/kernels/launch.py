@@ -92,6 +92,12 @@ def declare(
             declaration.operation.attributes[KERNEL] = ir.UnitAttr.get()
 
 
+def threads(module: ir.Operation) -> ir.Value:
+    """On how many threads a run launches kernels: a call at the insertion point (CPUs)."""
+    declare(module, THREADS, [], [ir.IndexType.get()])
+    return func.CallOp([ir.IndexType.get()], ir.FlatSymbolRefAttr.get(THREADS), []).results[0]
+
+
 def launched_kernel(op: ir.Operation, kernels: frozenset[str]) -> str | None:
     """The kernel that a call launches, None for other operations."""
     if op.name != "func.call":

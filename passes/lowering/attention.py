@@ -6,7 +6,7 @@ and caches with room to grow, are read where they are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from abqc.dialects import abq
@@ -25,6 +25,7 @@ AttentionVariant = Any  # that of codegen/strategy.py, which passes know by its 
 
 # More rows than these are packed faster by blocks of their own.
 FEW_PACKED_ROWS = 2
+MAP_UNIT = 8  # halves: 16 bytes
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,6 @@ def lower_attention(low: Lowering, op: ir.Operation) -> None:
     scale = arith.ConstantOp(ir.F32Type.get(), op.attributes["scale"]).result
     pack = _Pack.of(low, op, arith.MulIOp(batch, m).result, y.buffer)
     common = [q.buffer, k.buffer, v.buffer, *mask, y.buffer, m, t, heads, group, scale]
-    common += [*q.strides, *k.strides, *v.strides, *y.strides, *mask_strides]
     head, value_head = (abq.shape(x)[3] for x in (view.q, view.result))
     keys, values = _stored_types(op)
     every = low.unit.known_target.attention(
@@ -81,6 +81,10 @@ def lower_attention(low: Lowering, op: ir.Operation) -> None:
         abq.shape(view.q)[1 + of_q],
         abq.shape(view.k)[1 + of_k],
     )
+
+    if any(variant.boxes for variant in variants):
+        k, v = _with_aligned_strides(k), _with_aligned_strides(v)
+    common += [*q.strides, *k.strides, *v.strides, *y.strides, *mask_strides]
 
     def launch_variant(i: int) -> None:
         variant = variants[i]
@@ -157,9 +161,13 @@ class _Pack:
 def _prepared(
     low: Lowering, variant: AttentionVariant, common: list[ir.Value], k: _Heads
 ) -> list[ir.Value]:
-    """The workspace with tiles of keys and values, for a variant that reads them so."""
+    """The workspace with tiles of keys and values, for a variant that reads them so; sizes of these
+    for one that reads them where they are."""
     if not low.unit.known_target.objects.on_device:
         return []
+    if variant.boxes:
+        batch, shared, t, _ = k.sizes
+        return [batch, shared, arith.MaxUIOp(t, index(1)).result]
     if variant.prepare is None:
         return common[:1]  # any pointer
     batch, shared, t, _ = k.sizes
@@ -352,6 +360,17 @@ def _heads(low: Lowering, op: ir.Operation, value: ir.Value, rows_first: int) ->
         _check_alignment(op, cache, sizes[:3], strides[:3])
     heads, rows = (strides[2], strides[1]) if rows_first else (strides[1], strides[2])
     return _Heads(buffer, _stored(sizes, rows_first), [strides[0], heads, rows])
+
+
+def _with_aligned_strides(heads: _Heads) -> _Heads:
+    """The stride of an axis of one element may be anything, and without rows strides may be 0: here
+    they are multiples of 16 bytes, as tensor maps must have them."""
+    strides = []
+    for size, stride in zip(heads.sizes[:3], heads.strides, strict=True):
+        several = arith.CmpIOp(arith.CmpIPredicate.ugt, size, index(1)).result
+        stride = arith.MaxUIOp(stride, index(MAP_UNIT)).result
+        strides.append(arith.SelectOp(several, stride, index(MAP_UNIT)).result)
+    return replace(heads, strides=strides)
 
 
 def _check_alignment(

@@ -8,7 +8,7 @@ from typing import Any
 from abqc.dialects import abq
 from abqc.dialects.abq_conv import conv_spec, epilogue_inputs
 from abqc.dialects.bf16_conv_spec import SLACK, Bf16ConvSpec
-from abqc.dialects.conv_spec import WINOGRAD_EDGE, ConvSpec
+from abqc.dialects.conv_spec import WINOGRAD_EDGE, WINOGRAD_LEAST_TILES, ConvSpec
 from abqc.dialects.mlir import arith, ir
 
 from ..loops.epilogues import epilogue
@@ -87,10 +87,29 @@ def lower_direct_conv(low: Lowering, op: ir.Operation) -> None:
     counts = [index(count) for count in (spec.groups, spec.outputs, _depth(spec))]
     y = low.allocate(product([batch, channels, height, width]), ir.F32Type.get())
     blocks = -(-spec.blocks // kernel.block[2])
-    grid = product([batch, ceil_div(reach, kernel.block[1]), index(blocks)])
-    numbers = [*counts, pitch, plane, height, width, product([batch, height, width])]
+    parts = [ceil_div(reach, kernel.block[1]), index(blocks)]
+    if spec.winograd:
+        parts = parts_for_threads(low.threads, batch, parts, spec.blocks, tiles=reach)
+    grid = product([batch, *parts])
+    cut = parts if spec.winograd else []
+    numbers = [*counts, pitch, plane, height, width, *cut, product([batch, height, width])]
     low.launch(kernel.name, grid, [*arguments, y, *numbers])
     low.finish(op, y, low.sizes(view.result))
+
+
+def parts_for_threads(
+    threads: ir.Value, batch: ir.Value, parts: list[ir.Value], blocks: int, *, tiles: ir.Value
+) -> list[ir.Value]:
+    """`parts` of an image's `tiles` and of the `blocks` of channels, or more of them, so that all
+    threads have as many: rather of tiles, as parts of blocks transform the same inputs."""
+    least, block_parts = parts
+    few = arith.CmpIOp(arith.CmpIPredicate.ult, product([batch, *parts]), threads).result
+    block_parts = arith.SelectOp(few, index(blocks), block_parts).result
+    others = arith.MaxUIOp(product([batch, block_parts]), index(1)).result
+    rounds = arith.CeilDivUIOp(product([others, least]), threads).result
+    wanted = arith.CeilDivUIOp(product([rounds, threads]), others).result
+    wanted = arith.MinUIOp(wanted, ceil_div(tiles, WINOGRAD_LEAST_TILES)).result
+    return [arith.MaxUIOp(least, wanted).result, block_parts]
 
 
 def _depth(spec: ConvSpec) -> int:
@@ -102,7 +121,7 @@ def _reach(spec: ConvSpec, height: ir.Value, width: ir.Value, pitch: ir.Value) -
     """Tiles, rows, or outputs as the planes' pitch numbers them."""
     if spec.winograd:
         return product([ceil_div(height, WINOGRAD_EDGE), ceil_div(width, WINOGRAD_EDGE)])
-    if spec.depthwise:
+    if spec.depthwise or spec.few_channels:
         return height
     above = arith.MulIOp(arith.SubIOp(height, index(1)).result, pitch).result
     return arith.AddIOp(above, width).result

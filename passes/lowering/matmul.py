@@ -170,17 +170,27 @@ def _launch_on_device(
     both = None
     if gate is not None:
         both = gated_product(low.unit, [chain.ops[0] for chain in chains], gate.op, i)
-    first, *more = ([*both, y, rows, n] for both, y, n in zip(weights, partial, ns, strict=True))
-    arguments = [x, *first, *(value for w, bias, y, _, n in more for value in (w, bias, y, n))]
+    counters: list[ir.Value] = []
+    shares: list[list[ir.Value]] = [[] for _ in chains]
+    if kernel.stream:
+        taken = [counters_of(low.module, chain.ops[0]) for chain in chains]
+        counters = [taken[0].buffer]
+        shares = [
+            [_slots(low, kernel, rows, n), index(own.first)]
+            for own, n in zip(taken, ns, strict=True)
+        ]
+    (w, y, n, share), *more = zip(weights, partial, ns, shares, strict=True)
+    arguments = [x, *w, y, rows, n, *share, *counters]
+    arguments += [value for w, y, n, share in more for value in (*w, y, n, *share)]
     merged = kernel if parts == 1 else target.merged_matmul(kernel, parts, split)
     if split > 1:
         _launch_grids(low, merged, rows, ns, split, arguments)
         kernel = low.unit.kernels[reduce]
         merged = kernel if parts == 1 else target.merged_reduce(kernel, parts)
-        (sums, own, y, n), *others = zip(partial, weights, outputs, ns, strict=True)
-        arguments = [sums, x, *own, y, rows, n]
-        for sums, own, y, n in others:
-            arguments += [sums, *own, y, n]
+        (sums, w, y, n), *others = zip(partial, weights, outputs, ns, strict=True)
+        arguments = [sums, x, *w, y, rows, n]
+        for sums, w, y, n in others:
+            arguments += [sums, *w, y, n]
 
     def launch_alone() -> None:
         _launch_grids(low, merged, rows, ns, 1, arguments)
@@ -194,13 +204,28 @@ def _launch_on_device(
     few = arith.CmpIOp(arith.CmpIPredicate.ule, rows, index(kernel.block[0])).result
     branches = scf.IfOp(few, has_else=True)
     with ir.InsertionPoint(branches.then_block):
-        counters = counters_of(low.module, gate.op)
-        more_arguments = [gate.packed, counters.buffer, index(counters.first)]
+        of_gate = counters_of(low.module, gate.op)
+        more_arguments = [gate.packed, of_gate.buffer, index(of_gate.first)]
         _launch_grids(low, both, rows, ns, 1, [*arguments, *more_arguments])
         scf.YieldOp([])
     with ir.InsertionPoint(branches.else_block):
         launch_alone()
         scf.YieldOp([])
+
+
+def _slots(low: Lowering, kernel: Any, rows: ir.Value, n: ir.Value) -> ir.Value:
+    """The workspace of blocks that share tiles of a product."""
+    size = product([_blocks(kernel, rows, n), index(kernel.stream.slot_bytes // 4)])
+    return low.allocate(size, ir.IntegerType.get_signless(32))
+
+
+def _blocks(kernel: Any, rows: ir.Value, n: ir.Value, split: int = 1) -> ir.Value:
+    """Of a launch, for a product of `n` columns."""
+    blocks = product([ceil_div(rows, kernel.block[0]), ceil_div(n, kernel.block[1])])
+    blocks = product([blocks, index(split * kernel.parts)])
+    if kernel.most_blocks:
+        blocks = arith.MinUIOp(blocks, index(kernel.most_blocks)).result
+    return blocks
 
 
 def _launch_grids(
@@ -215,11 +240,7 @@ def _launch_grids(
     low.unit.kernels[kernel.name] = kernel
     grid = index(0)
     for n in ns:
-        blocks = product([ceil_div(rows, kernel.block[0]), ceil_div(n, kernel.block[1])])
-        blocks = product([blocks, index(split)])
-        if kernel.most_blocks:
-            blocks = arith.MinUIOp(blocks, index(kernel.most_blocks)).result
-        grid = arith.AddIOp(grid, blocks).result
+        grid = arith.AddIOp(grid, _blocks(kernel, rows, n, split)).result
     low.launch(kernel.name, grid, arguments)
 
 

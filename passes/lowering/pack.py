@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from abqc.dialects.abq_conv import epilogue_inputs
-from abqc.dialects.mlir import arith, ir
+from abqc.dialects.epilogue import Epilogue
+from abqc.dialects.mlir import arith, ir, scf
 
 from ..infrastructure import Unit
+from ..kernels.counters import counters_of
 from ..loops.epilogues import body_of
 from ..resolve_dims import dimension_or_query, index
 from .matmul import Gate, launch_products
@@ -16,9 +18,25 @@ from .rules import Lowering, ceil_div, product
 
 def fused_pack_kernel(unit: Unit, op: ir.Operation) -> Any | None:
     """The target's kernel of an `abq.fused_pack`; None where it has none."""
+    return unit.known_target.fused_pack(*_pack_and_body(unit, op))
+
+
+def _pack_and_body(unit: Unit, op: ir.Operation) -> tuple[Any, Epilogue]:
+    """The kernel that packs rows, and what makes these."""
     pack = unit.kernels[ir.StringAttr(op.attributes["kernel"]).value]
     reads: list[Any] = [ir.StringAttr(read).value for read in ir.ArrayAttr(op.attributes["reads"])]
-    return unit.known_target.fused_pack(pack, body_of(op.regions[0].blocks[0], reads))
+    return pack, body_of(op.regions[0].blocks[0], reads)
+
+
+def _shared_pack(low: Lowering, op: ir.Operation) -> Any | None:
+    """What packs a few rows by several blocks each; None where the target has no such kernel."""
+    if not low.unit.known_target.objects.on_device:
+        return None
+    pack, body = _pack_and_body(low.unit, op)
+    shared = low.unit.device_target.shared_pack(pack, body)
+    if shared is not None:
+        low.unit.kernels[shared.kernel.name] = shared.kernel
+    return shared
 
 
 def lower_pack(low: Lowering, op: ir.Operation) -> None:
@@ -52,6 +70,22 @@ def lower_fused_pack(low: Lowering, op: ir.Operation) -> None:
     values = [view.x, *epilogue_inputs(view)]
 
     def launch(operands: list[ir.Value]) -> None:
+        shared = _shared_pack(low, op)
+        if shared is None:
+            launch_alone(operands)
+            return
+        few = arith.CmpIOp(arith.CmpIPredicate.ule, rows, index(shared.max_rows)).result
+        branches = scf.IfOp(few, has_else=True)
+        with ir.InsertionPoint(branches.then_block):
+            counters = counters_of(low.module, op)
+            arguments = [*operands, packed, counters.buffer, index(counters.first)]
+            low.launch(shared.kernel.name, product([rows, index(shared.parts)]), arguments)
+            scf.YieldOp([])
+        with ir.InsertionPoint(branches.else_block):
+            launch_alone(operands)
+            scf.YieldOp([])
+
+    def launch_alone(operands: list[ir.Value]) -> None:
         grid = ceil_div(rows, kernel.block[0])
         low.launch(kernel.name, grid, [*operands, packed, rows], by_rows=True)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 from abqc.dialects import abq
 from abqc.dialects.mlir import arith, bufferization, ir, memref, scf
 
-from ..infrastructure import Unit, defining_op
-from ..kernels.launch import launch
+from ..infrastructure import Unit, defining_op, main_function
+from ..kernels.launch import launch, threads
 from ..loops.slices import is_compact
 from ..resolve_dims import dimension_or_query, index
 
@@ -65,6 +66,13 @@ class Lowering:
         row_bytes = abq.shape(packed)[-1]
         i8 = ir.IntegerType.get_signless(8)
         return self.allocate(arith.MulIOp(rows, index(row_bytes)).result, i8)
+
+    @cached_property
+    def threads(self) -> ir.Value:
+        """On how many a run launches kernels, known where the function begins (CPUs)."""
+        begin = main_function(self.module).regions[0].blocks[0]
+        with ir.InsertionPoint.at_block_begin(begin):
+            return threads(self.module)
 
     def launch(
         self,

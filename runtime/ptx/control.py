@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .decode import Operation
+from .decode import Operation, Run
 from .lanes import Lanes, put, take
 from .operands import RegisterView, Source
 
@@ -122,6 +122,17 @@ class MbarrierTest(Control):
         )
         put(self.result.array(batch), lanes, complete)
         return complete
+
+
+class GivingWay(Control):
+    """An effect after which lanes let all others go on first: loads that acquire, which wait for
+    what others do."""
+
+    def __init__(self, bind: Callable[[Batch], Run]) -> None:
+        self._bind = bind
+
+    def bind(self, batch: Batch) -> Run:
+        return self._bind(batch)
 
 
 class SetRegisters(Control):

@@ -50,7 +50,8 @@ class Operation:
     nobody else). `whole_warp`: it needs all 32 lanes; `whole_warpgroup`: all 128 of four warps.
     `asynchronous`: it has to do with mbarriers, bulk copies or wgmma. `ends_block`: control may go
     elsewhere afterwards. `shared_size`: bytes of shared memory that it may access at once, 0 for
-    none.
+    none. `orders_blocks`: it acquires from other blocks or releases to them; `fences_blocks`: a
+    fence that does.
     `reads`, `writes`: numbers of registers. `in_flight`: those (with their names) that a wgmma uses
     after it was issued.
     """
@@ -60,6 +61,8 @@ class Operation:
     whole_warpgroup = False
     asynchronous = False
     ends_block = False
+    orders_blocks = False
+    fences_blocks = False
     shared_size = 0
     reads: frozenset[int] = frozenset()
     writes: frozenset[int] = frozenset()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..gpu_limits import GpuLimits, limits_of
+from ..tensor_parameter import TensorParameter
 from .batch import Batch, Dim3, Launch
 from .dependents import Dependence, LaunchRecord
 from .errors import PtxFault
@@ -19,6 +20,7 @@ from .parser import parse
 from .program import Program
 from .scheduler import Scheduler
 from .syntax import Float, Symbol, Variable
+from .tensor_map import encode_tiled
 
 # Lanes of a batch: enough to make numpy's calls cheap, few enough for registers to stay in caches.
 _BATCH_LANES = 8_192
@@ -131,10 +133,12 @@ class Device:
             self._launches += 1
             dependence = Dependence(self._launches, kernel.name, after, complete)
             self.memory.dependence = dependence
+            if program.hands_over and self.check_races:
+                self.memory.watch_handovers()
             self._run(launch, counters, dependence)
             return dependence.record()
         finally:
-            self.memory.dependence = None
+            self.memory.dependence = self.memory.handovers = None
             self.memory.free(address)
 
     def _run(self, launch: Launch, counters: Any, dependence: Dependence) -> None:
@@ -148,6 +152,8 @@ class Device:
                 if scheduler is None or scheduler.batch.blocks != count:
                     scheduler = Scheduler(Batch(launch, count), counters)
                 scheduler.batch.start(first)
+                if self.memory.handovers is not None:
+                    self.memory.handovers.batch = scheduler.batch
                 dependence.start(scheduler.batch.lanes)
                 scheduler.run()
 
@@ -227,12 +233,14 @@ def run_kernel(
     *,
     device: Device | None = None,
     counters: Any = None,
+    maps: Sequence[TensorParameter] = (),
 ) -> list[np.ndarray]:
-    """Runs one kernel on buffers made of the arrays; returns the arrays as they are afterwards."""
+    """Runs one kernel on buffers made of the arrays; returns the arrays as they are afterwards.
+    `maps`: of its parameters, behind the arguments."""
     device = device or Device()
     module = _parsed(text)
     addresses: list[int] = []
-    parameters: list[int | float] = []
+    parameters: list[Any] = []
     for argument in arguments:
         if isinstance(argument, np.ndarray):
             addresses.append(device.allocate(argument.nbytes))
@@ -242,6 +250,7 @@ def run_kernel(
             parameters.append(argument)
     if name not in module.kernels:
         raise PtxFault(f"the module has no kernel {name}, but {', '.join(module.kernels)}")
+    parameters += [encode_tiled(*each.tiled(parameters)) for each in maps]
     device.launch(
         module.kernels[name], _dim3(grid), _dim3(threads), parameters, shared_bytes, counters
     )

@@ -13,6 +13,7 @@ import numpy as np
 
 from .dependents import Dependence
 from .errors import LaneFault, PtxFault
+from .handovers import Handovers
 from .lanes import Lanes, lane_number, take
 
 GLOBAL_BASE = 0x7F00_0000_0000
@@ -209,6 +210,7 @@ class GlobalMemory(Memory):
             size: self.writers.reshape(-1, max(size // _WORD, 1)) for size in _ROW_TYPES
         }
         self.dependence: Dependence | None = None
+        self.handovers: Handovers | None = None
         self._starts: list[int] = []
         self._sizes: dict[int, int] = {}
         self._names: dict[int, str] = {}
@@ -290,20 +292,45 @@ class GlobalMemory(Memory):
             self._misaligned(addresses, offsets.view(np.int64), size, lanes)
         return offsets.view(np.int64)
 
+    def watch_handovers(self) -> Handovers:
+        """Watch, for one launch, what blocks hand to each other."""
+        end = max((start + self._sizes[start] for start in self._starts[-1:]), default=0)
+        self.handovers = Handovers(-(-end // _WORD))
+        return self.handovers
+
+    @staticmethod
+    def words_of(addresses: np.ndarray) -> np.ndarray:
+        """Numbers of the words at addresses of global memory."""
+        return (addresses - np.uint64(GLOBAL_BASE)).view(np.int64) // _WORD
+
     def reading(self, units: np.ndarray, size: int, lanes: Lanes | None) -> None:
+        self._read_early(units, size, lanes)
+        if self.handovers is not None:
+            self.handovers.reading(self._each_word(units, size), lanes)
+
+    def _read_early(self, units: np.ndarray, size: int, lanes: Lanes | None) -> None:
         if self.dependence is not None and self.dependence.before_wait:
             self.dependence.reading(self._writers_of[size][self._words(units, size)], lanes)
+
+    def _each_word(self, units: np.ndarray, size: int) -> np.ndarray:
+        """The words of accesses, a row for each if they have several."""
+        words = self._words(units, size)
+        if size <= _WORD:
+            return words
+        return words[:, None] * (size // _WORD) + np.arange(size // _WORD)
 
     def writing(
         self, units: np.ndarray, size: int, values: np.ndarray, lanes: Lanes | None
     ) -> None:
         if self.dependence is not None:
             self.dependence.writing(lanes)
+            if self.handovers is not None:
+                self.handovers.writing(self._each_word(units, size), lanes)
             self._writers_of[size][self._words(units, size)] = self.dependence.number
 
     def atomic(self, units: np.ndarray, size: int, lanes: Lanes | None) -> None:
         if self.dependence is not None:
-            self.reading(units, size, lanes)
+            self._read_early(units, size, lanes)
             self.dependence.writing(lanes)
             self._writers_of[size][self._words(units, size)] = self.dependence.number
 

@@ -84,6 +84,12 @@ class Program:
         return any(operation.asynchronous for operation in self._operations())
 
     @cached_property
+    def hands_over(self) -> bool:
+        """Whether blocks order what they do in global memory by releases and acquires alone."""
+        fences = any(operation.fences_blocks for operation in self._operations())
+        return not fences and any(operation.orders_blocks for operation in self._operations())
+
+    @cached_property
     def warpgroup_registers(self) -> dict[int, str]:
         """Numbers and names of the registers that wgmma accumulates in or reads A from."""
         found: dict[int, str] = {}

@@ -15,7 +15,17 @@ import numpy as np
 
 from .barriers import Barriers
 from .batch import Batch
-from .control import Barrier, Branch, Control, Exit, MbarrierTest, SetRegisters, Switch, Trap
+from .control import (
+    Barrier,
+    Branch,
+    Control,
+    Exit,
+    GivingWay,
+    MbarrierTest,
+    SetRegisters,
+    Switch,
+    Trap,
+)
 from .decode import Operation, Run
 from .errors import LaneFault, PtxFault
 from .lanes import WARP, Lanes, put, take
@@ -62,6 +72,7 @@ class Scheduler:
             Barrier: self._barrier,
             MbarrierTest: self._test_mbarrier,
             SetRegisters: self._set_registers,
+            GivingWay: self._give_way,
         }
         self.waiting = Waiting(batch)
         kernel = self.program.kernel.function
@@ -269,7 +280,7 @@ class Scheduler:
     # -- control
 
     def _control(self, bound: _Bound, step: Decoded, lanes: Lanes | None) -> None:
-        if self.counters is not None:
+        if self.counters is not None and not isinstance(step.operation, GivingWay):
             self._count(step, lanes, None)
         if step.guard is None:
             self._controls[type(step.operation)](bound, step, lanes)
@@ -345,6 +356,19 @@ class Scheduler:
         if complete.any():
             passing, lanes = self._split(complete, lanes)
             self._go(bound.block.next, passing)
+        self.waiting.park(bound.block.next, lanes, step)
+
+    def _give_way(self, bound: _Bound, step: Decoded, lanes: Lanes | None) -> None:
+        operation = step.operation
+        assert isinstance(operation, GivingWay) and bound.block.next is not None
+        run = operation.bind(self.batch)
+        try:
+            if self.counters is None:
+                run(lanes)
+            else:
+                self._count(step, lanes, run)
+        except LaneFault as fault:
+            raise self._fault_of(fault, step) from None
         self.waiting.park(bound.block.next, lanes, step)
 
     def _set_registers(self, bound: _Bound, step: Decoded, lanes: Lanes | None) -> None:

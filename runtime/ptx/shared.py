@@ -53,9 +53,11 @@ class SharedMemory(WindowMemory):
         self.looks = 0
         self.groups[...] = 0
         self.unfinished = []
-        if self.granule is not None and self.bytes:
+        program = self.batch.launch.program
+        if self.granule is not None and (self.bytes or program.hands_over):
             batch = self.batch
-            kind = ClockRaces if batch.launch.program.is_asynchronous else RaceDetector
+            by_clocks = program.is_asynchronous or program.hands_over
+            kind = ClockRaces if by_clocks else RaceDetector
             self.races = kind(self.size, self.granule, batch.thread_of_lane, batch.padded)
 
     def reading(self, units: np.ndarray, size: int, lanes: Lanes | None) -> None:

@@ -1,4 +1,5 @@
-"""Lanes that wait until others have gone on: for mbarriers, and for registers of their block.
+"""Lanes that wait until others have gone on: for mbarriers, for registers of their block, and for
+what other blocks write.
 
 They try again when nobody else can do anything. Bulk copies deliver their bytes no sooner.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .control import MbarrierTest
+from .control import GivingWay, MbarrierTest
 from .errors import LaneFault
 from .lanes import Lanes
 from .program import Decoded
@@ -60,6 +61,8 @@ class Waiting:
         return LaneFault(reason, lane, step.instruction.line)
 
     def _awaited(self, step: Decoded, lanes: Lanes | None) -> str:
+        if isinstance(step.operation, GivingWay):
+            return "what others should have written is awaited"
         if not isinstance(step.operation, MbarrierTest):
             return "the block has no registers left"
         address = int(step.operation.place(self.batch)(lanes)[0])

@@ -135,7 +135,11 @@ typedef struct {
 typedef enum {
     /* Every buffer of a run is an allocation of its own, and runs are no graphs: what checks memory
      * (compute-sanitizer) then sees one step too far. Slow; GPU only. */
-    ABQC_INSTANCE_SEPARATE_BUFFERS = 1
+    ABQC_INSTANCE_SEPARATE_BUFFERS = 1,
+    /* Weights in pages of 2 MiB, for all instances of this library in the process, until it is
+     * closed: those of its file where the file system has such, else a copy. ABQC_E_MEMORY where
+     * the system has none (docs/c-api.md). CPU only. */
+    ABQC_INSTANCE_HUGE_PAGES = 2
 } abqc_instance_flags;
 
 /* A launch of a kernel: from when to when, in nanoseconds of CLOCK_MONOTONIC. */

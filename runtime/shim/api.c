@@ -189,7 +189,8 @@ static int32_t create(const abqc_instance_options *given, abqc_instance **instan
     abqc_device *device;
     if (!instance) return abqc_error(ABQC_E_ARGUMENT, "instance is NULL");
     int32_t status = read_options(&options, sizeof options, given);
-    if (!status && options.flags & ~(uint32_t)ABQC_INSTANCE_SEPARATE_BUFFERS)
+    uint32_t known = ABQC_INSTANCE_SEPARATE_BUFFERS | ABQC_INSTANCE_HUGE_PAGES;
+    if (!status && options.flags & ~known)
         status = abqc_error(ABQC_E_ARGUMENT, "unknown flags %#x", (unsigned)options.flags);
     if (!status) status = abqc_device_open(&options, &device);
     if (status) return status;

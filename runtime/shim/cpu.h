@@ -20,4 +20,7 @@ struct abqc_work {
     _Atomic uint32_t error_flag; /* of this run: the smallest number of a kernel's failed check */
 };
 
+/* Weights of this library in huge pages, once for all instances; those that do not fill one stay. */
+int32_t abqc_use_huge_pages(void); /* huge_pages.c */
+
 #endif /* ABQC_CPU_H */

@@ -101,6 +101,7 @@ int32_t abqc_device_open(const abqc_instance_options *options, abqc_device **dev
     int32_t status = check_device(options->device);
     if (!status) status = choose_threads(options->threads, &chosen.threads);
     if (!status) status = choose_isa(options->isa, &chosen.isa);
+    if (!status && options->flags & ABQC_INSTANCE_HUGE_PAGES) status = abqc_use_huge_pages();
     if (status) return status;
     *device = malloc(sizeof **device);
     if (!*device) return abqc_error(ABQC_E_MEMORY, "out of memory");

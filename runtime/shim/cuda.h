@@ -38,6 +38,10 @@ typedef struct {
     uint8_t reserved[56];
 } CUmemPoolProps;
 
+typedef struct { /* a tensor map; what is in it only the driver knows */
+    _Alignas(64) uint64_t words[16];
+} CUtensorMap;
+
 typedef struct {
     uint8_t from_port, to_port, type;
     uint8_t reserved[5];
@@ -78,7 +82,10 @@ enum {
     CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES = 6,
     CU_EVENT_DISABLE_TIMING = 2,
     CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC = 1,
-    CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC = 1
+    CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC = 1,
+    CU_TENSOR_MAP_INTERLEAVE_NONE = 0,
+    CU_TENSOR_MAP_L2_PROMOTION_L2_128B = 2,
+    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE = 0
 };
 
 /* Name in the driver, name in the table, parameters. */
@@ -146,7 +153,11 @@ enum {
 #define ABQC_CUDA_NEWER_FUNCTIONS(F)                                                             \
     F(cuGraphAddDependencies_v2, graph_depend, /* CUDA 12.3 */                                   \
       (CUgraph, const CUgraphNode *from, const CUgraphNode *to, const CUgraphEdgeData *,         \
-       size_t count))
+       size_t count))                                                                            \
+    F(cuTensorMapEncodeTiled, encode_tiled, /* CUDA 12.0 */                                      \
+      (CUtensorMap *, int32_t element, uint32_t rank, void *tensor, const uint64_t *sizes,       \
+       const uint64_t *strides, const uint32_t *box, const uint32_t *steps, int32_t interleave,  \
+       int32_t swizzle, int32_t promotion, int32_t fill))
 
 typedef struct {
 #define ABQC_CUDA_MEMBER(name, member, parameters) CUresult(*member) parameters;
@@ -181,6 +192,7 @@ struct abqc_device {
     CUfunction *functions; /* by kernel, the builtin ones included */
     CUdeviceptr *weights; /* by entry of the table of weights */
     int32_t most_slots;   /* of any kernel */
+    int32_t most_maps;
     CUmemoryPool pool;    /* of outputs; NULL: the GPU has none */
     bool graphs;          /* whether runs become graphs */
     bool may_depend;      /* whether launches of these may begin before others have ended, */
@@ -258,6 +270,16 @@ void abqc_put_launch(abqc_ctx *ctx, int32_t kernel, int64_t grid, const uint64_t
 int32_t abqc_launches_send(const abqc_work *work, const abqc_launches *launches);
 bool abqc_launches_copy(abqc_launches *to, const abqc_launches *from); /* false: out of memory */
 void abqc_launches_destroy(abqc_launches *launches);
+
+/* ---- cuda_tensor_map.c: the parameters of a launch ---- */
+
+/* The error of a driver that cannot make the kernel's tensor maps. */
+int32_t abqc_tensor_maps_check(const abqc_device *device, const abqc_gpu_kernel *kernel);
+bool abqc_parameters_create(abqc_work *work); /* false: out of memory */
+void abqc_parameters_destroy(abqc_work *work);
+/* Has the work's `parameters` point at these arguments, and at tensor maps of them; until the next call. */
+CUresult abqc_set_parameters(const abqc_work *work, const abqc_gpu_kernel *kernel,
+                             const uint64_t *args);
 
 /* ---- cuda_touch.c: the memory that launches touch ---- */
 
@@ -504,6 +526,7 @@ struct abqc_work {
     bool pending;        /* nobody has waited for that */
     CUdeviceptr error_flag; /* 0: no kernel of the model checks anything */
     CUdeviceptr counters;   /* 0: nobody has asked for any */
+    int64_t counters_bytes;
     abqc_gpu_arena arena;
     abqc_places places;
     abqc_stage *stages;   /* by input */
@@ -512,6 +535,7 @@ struct abqc_work {
     abqc_touch *tensors;  /* those of the caller that lie on the device: where */
     int32_t tensor_count;
     void **parameters;    /* room for those of any kernel */
+    CUtensorMap *maps;    /* likewise */
     abqc_launches launches; /* of this run */
     abqc_plans plans;
     abqc_updatable_graphs updatable;

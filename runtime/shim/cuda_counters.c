@@ -25,6 +25,7 @@ uint32_t *abqc_rt_counters(abqc_ctx *ctx, int64_t bytes) {
             abqc_counters_destroy(work);
             abqc_leave(ctx, status);
         }
+        work->counters_bytes = bytes;
     }
     return (uint32_t *)(uintptr_t)work->counters;
 }

@@ -121,8 +121,10 @@ static int32_t get_functions(abqc_device *device) {
         const abqc_gpu_kernel *kernel = abqc_kernel_info(k);
         int32_t status = get_function(device, kernel->name, &device->functions[k]);
         if (!status) status = allow_shared(device, k);
+        if (!status) status = abqc_tensor_maps_check(device, kernel);
         if (status) return status;
         if (kernel->slots > device->most_slots) device->most_slots = kernel->slots;
+        if (kernel->map_count > device->most_maps) device->most_maps = kernel->map_count;
     }
     return ABQC_OK;
 }
@@ -254,6 +256,8 @@ int32_t abqc_device_open(const abqc_instance_options *options, abqc_device **dev
     choices chosen;
     int32_t status = check_device(options->device);
     if (!status) status = abqc_check_threads(options->threads, "the number of threads");
+    if (!status && options->flags & ABQC_INSTANCE_HUGE_PAGES)
+        status = abqc_error(ABQC_E_ARGUMENT, "huge pages are for models on a CPU");
     if (!status) status = choose("ABQC_CUDA_GRAPHS", &chosen.graphs);
     if (!status) status = choose("ABQC_CUDA_DEPENDENT_LAUNCH", &chosen.dependent);
     if (status) return status;

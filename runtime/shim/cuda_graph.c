@@ -23,14 +23,12 @@ struct abqc_graph {
     int32_t dependent; /* how many are programmatic */
 };
 
-static CUDA_KERNEL_NODE_PARAMS node_of(const abqc_work *work, const abqc_launches *launches,
-                                       int32_t i) {
+static CUresult node_of(const abqc_work *work, const abqc_launches *launches, int32_t i,
+                        CUDA_KERNEL_NODE_PARAMS *node) {
     const abqc_launch *launch = &launches->launches[i];
     const abqc_gpu_kernel *info = abqc_kernel_info(launch->kernel);
     const abqc_gpu_block *block = abqc_kernel_block(work->device, launch->kernel);
-    for (int32_t k = 0; k < info->slots; k++)
-        work->parameters[k] = &launches->args[launch->first + k];
-    return (CUDA_KERNEL_NODE_PARAMS){
+    *node = (CUDA_KERNEL_NODE_PARAMS){
         .function = work->device->functions[launch->kernel],
         .grid_x = (uint32_t)launch->grid,
         .grid_y = 1,
@@ -41,6 +39,7 @@ static CUDA_KERNEL_NODE_PARAMS node_of(const abqc_work *work, const abqc_launche
         .shared_bytes = (uint32_t)block->shared_bytes,
         .parameters = work->parameters,
     };
+    return abqc_set_parameters(work, info, &launches->args[launch->first]);
 }
 
 /* Whether a call failed. The first error stays for statistics(): without graphs a model runs, but
@@ -78,8 +77,10 @@ static bool add_node(abqc_work *work, abqc_graph *graph, int32_t i, CUgraphNode 
     int32_t count = edges->first[i + 1] - edges->first[i];
     for (int32_t k = 0; k < count; k++) before[k] = graph->nodes[edges->from[edges->first[i] + k]];
     bool dependent = work->dependent && count && graph->launches.launches[i].early;
-    CUDA_KERNEL_NODE_PARAMS node = node_of(work, &graph->launches, i);
-    CUresult code = cuda->graph_add(&graph->nodes[i], graph->graph, before,
+    CUDA_KERNEL_NODE_PARAMS node;
+    CUresult code = node_of(work, &graph->launches, i, &node);
+    if (failed(work, "cuTensorMapEncodeTiled", code)) return false;
+    code = cuda->graph_add(&graph->nodes[i], graph->graph, before,
                                     dependent ? 0 : (size_t)count, &node);
     if (failed(work, "cuGraphAddKernelNode", code)) return false;
     if (!dependent) return true;
@@ -214,8 +215,10 @@ static bool set(abqc_work *work, abqc_graph *graph, const abqc_launches *launche
     if (!keeps_order(work, graph, launches)) return false;
     for (int32_t i = 0; i < launches->count; i++) {
         if (same_launch(&graph->launches, launches, i)) continue;
-        CUDA_KERNEL_NODE_PARAMS node = node_of(work, launches, i);
-        CUresult code = cuda->graph_set(graph->executable, graph->nodes[i], &node);
+        CUDA_KERNEL_NODE_PARAMS node;
+        CUresult code = node_of(work, launches, i, &node);
+        if (failed(work, "cuTensorMapEncodeTiled", code)) return false;
+        code = cuda->graph_set(graph->executable, graph->nodes[i], &node);
         if (failed(work, "cuGraphExecKernelNodeSetParams", code)) return false;
     }
     return abqc_launches_copy(&graph->launches, launches);

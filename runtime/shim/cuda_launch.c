@@ -13,8 +13,8 @@ enum { COPY_SLOTS = 4 + 3 * ABQC_MAX_RANK, SET_SLOTS = 2 };
 static const uint8_t copy_accesses[COPY_SLOTS] = {ABQC_ACCESS_WRITTEN, ABQC_ACCESS_READ};
 static const uint8_t set_accesses[SET_SLOTS] = {ABQC_ACCESS_WRITTEN};
 
-#define COPY(bytes) {"abqc_copy_" #bytes, COPY_SLOTS, copy_accesses}
-#define SET(bytes) {"abqc_set_" #bytes, SET_SLOTS, set_accesses}
+#define COPY(bytes) {"abqc_copy_" #bytes, COPY_SLOTS, copy_accesses, 0, NULL}
+#define SET(bytes) {"abqc_set_" #bytes, SET_SLOTS, set_accesses, 0, NULL}
 
 /* codegen/gpu/assembly/builtin.py makes them. */
 static const abqc_gpu_kernel builtins[ABQC_BUILTIN_KERNELS] = {
@@ -51,11 +51,12 @@ static int32_t send(const abqc_work *work, int32_t kernel, int32_t grid, const u
     const abqc_device *device = work->device;
     const abqc_gpu_kernel *info = abqc_kernel_info(kernel);
     const abqc_gpu_block *block = abqc_kernel_block(device, kernel);
-    for (int32_t i = 0; i < info->slots; i++) work->parameters[i] = (void *)(uintptr_t)&args[i];
-    CUresult code = device->cuda.launch(device->functions[kernel], (uint32_t)grid, 1, 1,
-                                        (uint32_t)block->threads, 1, 1,
-                                        (uint32_t)block->shared_bytes, abqc_run_stream(work),
-                                        work->parameters, NULL);
+    CUresult code = abqc_set_parameters(work, info, args);
+    if (code)
+        return abqc_cuda_error(device, code, "cannot make the tensor maps of kernel '%s'", info->name);
+    code = device->cuda.launch(device->functions[kernel], (uint32_t)grid, 1, 1,
+                               (uint32_t)block->threads, 1, 1, (uint32_t)block->shared_bytes,
+                               abqc_run_stream(work), work->parameters, NULL);
     return code ? abqc_cuda_error(device, code,
                                   "cannot launch %d blocks of kernel '%s' (%d threads, %d bytes of "
                                   "shared memory)",

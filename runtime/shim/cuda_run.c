@@ -20,10 +20,9 @@ static bool allocate_parts(abqc_work *work) {
     const abqc_model_info *info = &abqc_meta.info;
     work->stages = calloc((size_t)info->input_count + 1, sizeof *work->stages);
     work->results = calloc((size_t)info->output_count + 1, sizeof *work->results);
-    work->parameters = calloc((size_t)work->device->most_slots + 1, sizeof *work->parameters);
     work->tensors = calloc((size_t)info->input_count + (size_t)info->output_count + 1,
                            sizeof *work->tensors);
-    return work->stages && work->results && work->parameters && work->tensors &&
+    return work->stages && work->results && work->tensors && abqc_parameters_create(work) &&
            abqc_plans_create(&work->plans) && abqc_places_create(&work->places);
 }
 
@@ -74,7 +73,7 @@ void abqc_work_destroy(abqc_work *work) {
     abqc_launches_destroy(&work->launches);
     free(work->stages);
     free(work->results);
-    free(work->parameters);
+    abqc_parameters_destroy(work);
     free(work->tensors);
     free(work);
 }

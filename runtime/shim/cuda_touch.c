@@ -1,5 +1,5 @@
 /* What memory an argument of a launch leads to: a whole buffer of the arena, an input or an output of
- * the caller, a weight. */
+ * the caller, a weight, all counters. */
 
 #include <stdlib.h>
 
@@ -52,9 +52,12 @@ static bool find_tensor(const abqc_work *work, CUdeviceptr address, abqc_touch *
 static bool find_memory(const abqc_work *work, CUdeviceptr address, abqc_touch *found) {
     if (abqc_gpu_arena_find(&work->arena, address, &found->begin, &found->end)) return true;
     if (find_tensor(work, address, found)) return true;
-    if (address != work->error_flag) return false;
+    uint64_t bytes = address == work->error_flag ? sizeof(uint32_t)
+                     : address == work->counters ? (uint64_t)work->counters_bytes
+                                                 : 0;
+    if (!bytes) return false;
     found->begin = address;
-    found->end = address + sizeof(uint32_t);
+    found->end = address + bytes;
     return true;
 }
 

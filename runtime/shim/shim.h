@@ -55,10 +55,27 @@ enum { /* what a kernel does with the memory that a parameter points to */
     ABQC_ACCESS_EARLY = 4 /* maybe before it waits for other kernels: a weight must be there */
 };
 
+enum { ABQC_MAP_RANK = 5 };
+
+typedef struct { /* times the argument in a slot, where that is not negative */
+    int32_t slot;
+    uint64_t factor;
+} abqc_gpu_extent;
+
+typedef struct { /* a tensor map that is made of a launch's arguments (runtime/tensor_parameter.py) */
+    int32_t pointer; /* the slot of the tensor's address */
+    int32_t element, swizzle; /* CUtensorMapDataType, CUtensorMapSwizzle */
+    int32_t rank;
+    abqc_gpu_extent sizes[ABQC_MAP_RANK], strides[ABQC_MAP_RANK - 1]; /* elements; bytes */
+    uint32_t box[ABQC_MAP_RANK];
+} abqc_gpu_map;
+
 typedef struct {
     const char *name;
     int32_t slots; /* 8-byte parameters */
     const uint8_t *accesses; /* by slot; NULL: nothing is known */
+    int32_t map_count; /* parameters behind the slots */
+    const abqc_gpu_map *maps;
 } abqc_gpu_kernel;
 
 typedef struct { /* weights that lie one after the other */
@@ -141,8 +158,7 @@ typedef struct {
 } abqc_part;
 
 typedef struct {
-    /* High half: number of the launch; low half: chunks of it that nobody has taken. */
-    _Alignas(ABQC_CACHE_LINE) _Atomic uint64_t work;
+    _Alignas(ABQC_CACHE_LINE) _Atomic uint32_t launch; /* its number */
     _Alignas(ABQC_CACHE_LINE) _Atomic int32_t done; /* finished chunks of this launch */
     _Alignas(ABQC_CACHE_LINE) _Atomic int32_t sleepers;
     _Atomic uint32_t closed;

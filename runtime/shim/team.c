@@ -2,8 +2,10 @@
  *
  * They come from OpenMP: a parallel region stays open while the context lives. Its workers wait for
  * launches; the thread that opened it, the keeper, sleeps. The thread that runs the host function is
- * the leader. A launch is cut into chunks that all take from one counter, the leader too, so a worker
- * that comes late costs nothing: others have done its share.
+ * the leader. A launch is cut into chunks, and each thread has a share of them that lie side by side,
+ * which it takes in order: what it reads of memory is one stream, as the CPU's prefetchers like it (a
+ * decoder's step takes 0.92 of what it takes where all threads take from one counter, in w4a8). Who has
+ * done its share goes on with the ends of the others', so a worker that comes late costs nothing.
  *
  * A region for every run would be simpler, but a region ends when its last worker has come and gone.
  * On a machine with other work that is milliseconds after the run, although nothing waits for that
@@ -19,6 +21,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -26,6 +29,8 @@
 #include "shim.h"
 
 struct abqc_worker {
+    /* Chunks of this launch that nobody has taken: low half the first one, high half the end. */
+    _Alignas(ABQC_CACHE_LINE) _Atomic uint64_t share;
     int32_t id;      /* the kernel's */
     cpu_set_t usual; /* its affinity, as OpenMP set it */
     atomic_bool present;
@@ -41,9 +46,6 @@ enum {
     AWAKE_NS = 250 * 1000  /* before sleeping */
 };
 
-static uint32_t launch_of(uint64_t work) { return (uint32_t)(work >> 32); }
-static uint32_t chunks_of(uint64_t work) { return (uint32_t)work; }
-
 int64_t abqc_now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -57,9 +59,6 @@ static int64_t wait_a_little(int64_t start) {
     else for (int i = 0; i < 4; i++) __builtin_ia32_pause();
     return waited;
 }
-
-/* The half of team->work that changes with every launch (x86 is little-endian). */
-static uint32_t *launch_word(abqc_team *team) { return (uint32_t *)&team->work + 1; }
 
 static void sleep_while(uint32_t *word, uint32_t value) {
     syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
@@ -89,17 +88,17 @@ static void avoid_leader(abqc_team *team) {
 static void wake_sleepers(abqc_team *team, int32_t count) {
     if (atomic_load(&team->sleepers) == 0) return;
     avoid_leader(team);
-    wake(launch_word(team), count);
+    wake((uint32_t *)&team->launch, count);
 }
 
 /* Spins, then yields, then sleeps until the launch after `seen` is there. */
 static void await_launch(abqc_team *team, uint32_t seen) {
     int64_t start = abqc_now_ns();
     do {
-        if (launch_of(atomic_load_explicit(&team->work, memory_order_relaxed)) != seen) return;
+        if (atomic_load_explicit(&team->launch, memory_order_relaxed) != seen) return;
     } while (wait_a_little(start) < AWAKE_NS);
     atomic_fetch_add(&team->sleepers, 1);
-    while (launch_of(atomic_load(&team->work)) == seen) sleep_while(launch_word(team), seen);
+    while (atomic_load(&team->launch) == seen) sleep_while((uint32_t *)&team->launch, seen);
     atomic_fetch_sub(&team->sleepers, 1);
 }
 
@@ -120,28 +119,47 @@ static void run_indices(const abqc_part *part, int64_t begin, int64_t end) {
     }
 }
 
-/* Takes chunks until none is left. Compare-and-swap on launch number and remaining chunks together:
- * success means that the chunk belongs to the launch that was read. */
-static void take_chunks(abqc_team *team) {
+/* One chunk of a share: the first one of one's own, the last one of another's; -1: none is left.
+ * What was read may be of a launch that has ended meanwhile; if the share of the next one is the same,
+ * so is the chunk that is taken of it. */
+static int32_t take(_Atomic uint64_t *share, bool own) {
+    uint64_t left = atomic_load_explicit(share, memory_order_acquire);
+    for (;;) {
+        uint32_t first = (uint32_t)left, end = (uint32_t)(left >> 32);
+        if (first >= end) return -1;
+        uint64_t less = own ? left + 1 : left - ((uint64_t)1 << 32);
+        if (atomic_compare_exchange_weak_explicit(share, &left, less, memory_order_acquire,
+                                                  memory_order_acquire))
+            return (int32_t)(own ? first : end - 1);
+    }
+}
+
+/* Those of `count` things that come before the share of `i`, one of `sharers`. */
+static int64_t before(int64_t i, int64_t count, int64_t sharers) {
+    int64_t more = count % sharers;
+    return i * (count / sharers) + (i < more ? i : more);
+}
+
+/* Takes chunks until none is left. */
+static void take_chunks(abqc_team *team, int32_t self) {
     int32_t finished = 0;
-    uint64_t work = atomic_load_explicit(&team->work, memory_order_acquire);
-    while (chunks_of(work)) {
-        if (!atomic_compare_exchange_weak_explicit(&team->work, &work, work - 1,
-                                                   memory_order_acquire, memory_order_acquire))
-            continue;
-        int64_t chunk = team->chunks - (int64_t)chunks_of(work);
-        int64_t base = team->grid / team->chunks, more = team->grid % team->chunks;
-        int64_t begin = chunk * base + (chunk < more ? chunk : more);
-        run_indices(team->parts, begin, begin + base + (chunk < more));
-        finished++;
-        work = atomic_load_explicit(&team->work, memory_order_acquire);
+    for (int32_t i = 0; i < team->threads; i++) {
+        int32_t chunk, whose = self + i < team->threads ? self + i : self + i - team->threads;
+        while ((chunk = take(&team->workers[whose].share, i == 0)) >= 0) {
+            run_indices(team->parts, before(chunk, team->grid, team->chunks),
+                        before(chunk + 1, team->grid, team->chunks));
+            finished++;
+        }
     }
     if (finished) atomic_fetch_add_explicit(&team->done, finished, memory_order_release);
 }
 
-static void publish(abqc_team *team, uint32_t chunks) {
-    uint64_t work = atomic_load_explicit(&team->work, memory_order_relaxed);
-    atomic_store(&team->work, (uint64_t)(launch_of(work) + 1) << 32 | chunks);
+static void share_out(abqc_team *team) {
+    for (int32_t i = 0; i < team->threads; i++) {
+        uint64_t first = (uint64_t)before(i, team->chunks, team->threads);
+        uint64_t end = (uint64_t)before(i + 1, team->chunks, team->threads);
+        atomic_store_explicit(&team->workers[i].share, end << 32 | first, memory_order_release);
+    }
 }
 
 void abqc_team_launch_parts(abqc_team *team, int32_t count, const abqc_part *parts) {
@@ -158,9 +176,10 @@ void abqc_team_launch_parts(abqc_team *team, int32_t count, const abqc_part *par
     team->grid = grid;
     team->chunks = chunks;
     atomic_store_explicit(&team->done, 0, memory_order_relaxed);
-    publish(team, (uint32_t)chunks);
+    share_out(team);
+    atomic_fetch_add(&team->launch, 1);
     wake_sleepers(team, chunks < team->size ? chunks - 1 : team->size - 1);
-    take_chunks(team);
+    take_chunks(team, 0);
     await_count(&team->done, chunks);
 }
 
@@ -168,23 +187,24 @@ void abqc_team_launch(abqc_team *team, abqc_kernel kernel, int64_t grid, const u
     abqc_team_launch_parts(team, 1, &(abqc_part){kernel, grid, args});
 }
 
-static void follow(abqc_team *team, abqc_worker *self) {
+static void follow(abqc_team *team, int32_t number) {
     uint32_t seen = 0;
+    abqc_worker *self = &team->workers[number];
     self->id = (int32_t)syscall(SYS_gettid);
     if (sched_getaffinity(0, sizeof self->usual, &self->usual) == 0)
         atomic_store_explicit(&self->present, true, memory_order_release);
     for (;;) {
-        take_chunks(team);
+        take_chunks(team, number);
         if (atomic_load(&team->closed)) return;
         await_launch(team, seen);
-        seen = launch_of(atomic_load(&team->work));
+        seen = atomic_load(&team->launch);
     }
 }
 
 static void region(void *data) {
     abqc_team *team = data;
     int thread = omp_get_thread_num();
-    if (thread > 0) follow(team, &team->workers[thread]);
+    if (thread > 0) follow(team, thread);
     else
         while (!atomic_load(&team->closed)) sleep_while((uint32_t *)&team->closed, 0);
 }
@@ -209,8 +229,8 @@ void abqc_team_close(abqc_team *team) {
     /* After a fork the child has the team's memory but not its threads. */
     if (team->workers && team->process == getpid()) {
         atomic_store(&team->closed, 1);
-        publish(team, 0);
-        wake(launch_word(team), INT32_MAX);
+        atomic_fetch_add(&team->launch, 1);
+        wake((uint32_t *)&team->launch, INT32_MAX);
         wake((uint32_t *)&team->closed, 1);
         pthread_join(team->keeper, NULL);
     }
@@ -224,7 +244,9 @@ bool abqc_team_begin(abqc_team *team, int32_t threads) {
     if (team->threads == threads && team->process == getpid()) return true;
     abqc_team_close(team);
     *team = (abqc_team){.size = threads, .threads = threads, .process = getpid(), .avoided = -1};
-    team->workers = calloc((size_t)threads, sizeof *team->workers);
+    size_t bytes = (size_t)threads * sizeof *team->workers;
+    team->workers = aligned_alloc(_Alignof(abqc_worker), bytes);
+    if (team->workers) memset(team->workers, 0, bytes);
     if (team->workers && start_keeper(team)) return true;
     free(team->workers);
     *team = (abqc_team){.size = 1};

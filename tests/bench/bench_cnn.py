@@ -7,7 +7,8 @@ Models are those of tests/zoo that the cache holds (`tests/zoo/make.py`). A cell
 run in milliseconds; below 1, `float` and `w8a8` are faster than the fastest peer in f32 and of any
 precision. OpenVINO compiles each model for the sizes that it gets, under its hint LATENCY. Its
 int8 is NNCF's quantization with the scales of a few random images, made at --prepare by the
-interpreter that ABQC_NNCF_PYTHON names; without it there is no such column.
+interpreter that ABQC_NNCF_PYTHON names; without it there is no such column. Behind a peer's turn
+there is a rest, in which its spinning threads fall asleep.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import abqc
 import numpy as np
 import openvino
-from abqc.compiler.bench import time_block
+from abqc.compiler.bench import REST_SECONDS, time_block
 from abqc.compiler.onnxruntime_peer import Peer
 from bench.bench_models import Feeds
 from bench.benchmarks_page import about, markdown
@@ -153,6 +154,8 @@ def milliseconds(sides: Mapping[str, Run], feeds: Feeds, seconds: float) -> dict
     while time.perf_counter() - started < seconds or min(map(len, times.values())) < 5:
         for name, run in sides.items():
             times[name] += time_block(partial(run, feeds), BUDGET)
+            if name not in RECIPES:
+                time.sleep(REST_SECONDS)
     return {name: 1e3 * median(found) for name, found in times.items()}
 
 

@@ -51,9 +51,9 @@ def test_planes_are_the_image_with_zeros(tmp_path: Path) -> None:
 
 
 def test_strides_cut_planes_into_phases(tmp_path: Path) -> None:
-    facts, _ = conv(tmp_path, "1x3x8x9xf32", "4x3x3x3xf32", "1x4x4x5xf32", strides="2, 2")
+    facts, _ = conv(tmp_path, "1x5x8x9xf32", "4x5x3x3xf32", "1x4x4x5xf32", strides="2, 2")
     (op,) = facts("abq.direct_conv")
-    assert list(op.operands[0].type.shape) == [1, 12, 5, 6]
+    assert list(op.operands[0].type.shape) == [1, 20, 5, 6]
     (planes,) = facts("abq.polyphase")
     assert list(ir.DenseI64ArrayAttr(planes.attributes["strides"])) == [2, 2]
 
@@ -75,8 +75,16 @@ def test_an_image_that_needs_no_zeros_is_read_as_it_is(tmp_path: Path) -> None:
     assert not facts("abq.polyphase")
 
 
+def test_a_few_channels_are_read_from_the_image(tmp_path: Path) -> None:
+    facts, _ = conv(tmp_path, "1x3x9x9xf32", "9x3x3x3xf32", "1x9x5x5xf32", strides="2, 2")
+    (op,) = facts("abq.direct_conv")
+    assert list(op.operands[0].type.shape) == [1, 3, 9, 9]
+    assert conv_spec(op.opview).name == "direct_conv_n6_w3x3_s2x2_d1x1_c3_of9_p1x1"
+    assert not facts("abq.polyphase")
+
+
 def test_sizes_known_at_run_time(tmp_path: Path) -> None:
-    facts, _ = conv(tmp_path, "1x3x?x?xf32", "4x3x3x3xf32", "1x4x?x?xf32", strides="2, 1")
+    facts, _ = conv(tmp_path, "1x5x?x?xf32", "4x5x3x3xf32", "1x4x?x?xf32", strides="2, 1")
     assert len(facts("abq.direct_conv")) == 1
     assert len(facts("arith.ceildivui")) == 1  # up to a whole number of steps of 2
     assert facts.messages() == ["the model: the input is smaller than the window"] * 2

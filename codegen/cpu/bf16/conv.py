@@ -89,6 +89,10 @@ class _Bf16Conv(DirectConv):
         ]
 
     @property
+    def takes_pixels(self) -> bool:
+        return False
+
+    @property
     def most_taps(self) -> int:
         return super().most_taps if self.b.isa.dot_bf16 else MANY_TAPS_OF_PHASES
 

@@ -8,34 +8,36 @@ The arguments are those of `direct_conv.py`, but that `x` are images without zer
 [batch, channel, plane / pitch, pitch]; how many rows and columns there are before is the kernel's.
 There vectors of the image are multiplied by many channels' weights; here each is loaded for one
 product, and a load that crosses lines takes longer than that. So a register tile is TILE_ROWS rows
-times VECTORS vectors of outputs: of what the window reads, rows have most in common. Images that
-are no wider than a vector have tiles of as many accumulators.
+times VECTORS vectors of outputs: of what the window reads, rows have most in common.
 
-The grid is `Kernel.grid(batch, height, groups)`, channels first; an index does a strip of rows, as
-many columns of it at a time as a scratch has what their windows read: rows with zeros around them,
-cut into phases by the stride of columns.
+The grid is `Kernel.grid(batch, height, groups)`, channels first; an index does a strip of rows of
+some channels, as many columns of it at a time as a scratch has what their windows read: rows with
+zeros around them, cut into phases by the stride of columns. Narrow images are done by
+`depthwise_narrow.py`, as many channels at a time as a vector has lanes: the first index of these
+does them. `w` has [taps][DEPTHWISE_CHANNELS] for every so many channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from abqc.codegen.builder import INDEX, Builder, Value, buffer, function
+from abqc.codegen.builder import INDEX, Value, buffer, function
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel
-from abqc.dialects.conv_spec import ConvSpec
+from abqc.dialects.conv_spec import DEPTHWISE_CHANNELS, ConvSpec
 from abqc.dialects.epilogue import Epilogue, name_with
 
 from ..grid_block import Span
+from .depthwise_narrow import NarrowImages, narrow_width
 from .finish import Finish, Steady
-from .polyphase import SHUFFLED, PhaseRow
+from .images import Images, Scratch
 from .tile import broadcast, cover_by_tiles, multiply_add
 
 TILE_ROWS = 4
 VECTORS = 2
+CHANNELS = 4  # of a grid index
 STRIPS = (16, 8, 4)  # rows of a grid index
 SCRATCH = 8192  # floats, where that leaves MIN_COLUMNS
 MIN_COLUMNS = 64  # of outputs at a time
@@ -47,7 +49,7 @@ Tile = Callable[[Value, list[Value | None]], None]  # from a column on, a mask f
 def depthwise_conv_kernel(spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernel:
     """The kernel; its grid is over batches, rows and channels."""
     name = name_with(spec.name, epilogue)
-    return Kernel(name, (1, _strip(spec), 1), partial(_emit, name, spec, epilogue))
+    return Kernel(name, (1, _strip(spec), CHANNELS), partial(_emit, name, spec, epilogue))
 
 
 def _strip(spec: ConvSpec) -> int:
@@ -67,65 +69,68 @@ def _emit(name: str, spec: ConvSpec, epilogue: Epilogue | None, module: Any, isa
     with function(module, isa, name, arguments) as (b, i, x, w, bias, *rest):
         y, groups, _, _, pitch, plane, height, width, _ = rest[count:]
         finish = Finish(b, epilogue, rest[:count], isa.lanes(32))
-        _Body(b, spec, finish, x, w, bias, y, groups, pitch, plane, height, width).emit(i)
+        images = Images(b, spec, finish, x, w, bias, y, groups, pitch, plane, height, width)
+        _Body(images).emit(i)
 
 
-@dataclass
 class _Body:
-    b: Builder
-    spec: ConvSpec
-    finish: Finish
-    x: Value
-    w: Value
-    bias: Value
-    y: Value
-    groups: Value
-    pitch: Value
-    plane: Value
-    height: Value
-    width: Value
-
-    def __post_init__(self) -> None:
+    def __init__(self, images: Images) -> None:
+        self.images, self.b, self.spec = images, images.b, images.spec
         b, spec = self.b, self.spec
         self.lanes = lanes = b.isa.lanes(32)
         self.strip, sx = _strip(spec), spec.strides[1]
         self.rows_read = _rows_read(spec, self.strip)
-        further = spec.reach[1] // sx + 1  # columns of a phase, beyond those of outputs
-        columns = SCRATCH // (self.rows_read * sx) - further
+        self.further = spec.reach[1] // sx + 1  # columns of a phase, beyond those of outputs
+        columns = SCRATCH // (self.rows_read * sx) - self.further
         self.columns = max(MIN_COLUMNS, min(MAX_COLUMNS, columns // lanes * lanes))
-        self.line = (self.columns + further + VECTORS * lanes) // lanes * lanes
+        self.line = (self.columns + self.further + VECTORS * lanes) // lanes * lanes
         self.rows = b.alloca(sx * self.rows_read * self.line, "f32")
         self.outputs = b.alloca(TILE_ROWS * VECTORS * lanes, "f32")
+        self.narrow = NarrowImages(images, self.strip)
 
     def emit(self, i: Value) -> None:
+        b, images = self.b, self.images
+        across = (images.height + (self.strip - 1)) // self.strip
+        blocks = (images.groups + (CHANNELS - 1)) // CHANNELS
+        channel, first = i % blocks * CHANNELS, i // blocks % across * self.strip
+        batch = i // blocks // across
+        channels = channel, b.min(channel + CHANNELS, images.groups)
+        height = b.min(images.height - first, self.strip)
+        narrow = images.width <= narrow_width(self.spec, self.strip)
+        with b.when(narrow & (channel % self.lanes < 1)):
+            self.narrow.emit(batch, channel, first, height)
+        with b.when(narrow ^ 1), b.loop(0, images.width, self.columns) as pieces:
+            self._piece(batch, channels, first, height, pieces.i)
+
+    def _piece(
+        self, batch: Value, channels: Span, first: Value, height: Value, column: Value
+    ) -> None:
+        """Columns from `column` on of `height` rows from row `first` on, of these channels."""
+        b, images = self.b, self.images
+        width = b.min(images.width - column, self.columns)
+        count = (width + (self.further - 1 + self.lanes)) // self.lanes * self.lanes
+        phase = b.index(self.rows_read * self.line)
+        sizes = phase, first, height, column, count
+        scratch = Scratch(images, self.rows, lambda row: row * self.line, *sizes)
+        scratch.clear()
+        with b.loop(*channels) as loop:
+            image = batch * images.groups + loop.i
+            steady = images.finish.steady(batch, loop.i, image)
+            scratch.copy(image)
+            to = (image * images.height + first) * images.width + column
+            self._multiply(loop.i, steady, to, height, width)
+
+    def _multiply(
+        self, channel: Value, steady: Steady, to: Value, height: Value, width: Value
+    ) -> None:
+        """What is in the scratch, stored from `to` on."""
         b = self.b
-        across = (self.height + (self.strip - 1)) // self.strip
-        channel, first = i % self.groups, i // self.groups % across * self.strip
-        batch = i // self.groups // across
-        image = batch * self.groups + channel
-        steady = self.finish.steady(batch, channel, image)
-        last = b.min(first + self.strip, self.height)
-        with b.loop(0, self.width, self.columns) as pieces:
-            count = b.min(self.width - pieces.i, self.columns)
-            self._read(image, first, last - first, pieces.i, count)
-            to = (image * self.height + first) * self.width + pieces.i
-            narrow = self.width <= self.lanes
-            with b.when(narrow):
-                mask = b.mask(self.lanes, count)
-                whole = b.index(0), last - first
-                for tile in self._tiles(TILE_ROWS * VECTORS, whole, channel, steady, to):
-                    tile(b.index(0), [mask])
-            with b.when(narrow ^ 1):
-                # The last ones are lower, so that next to no row is computed for nothing.
-                rows = last - first
-                lower = (TILE_ROWS - rows % TILE_ROWS) % TILE_ROWS * (TILE_ROWS - 1)
-                split = b.max(rows - lower, 0)
-                for height, span in (
-                    (TILE_ROWS, (b.index(0), split)),
-                    (TILE_ROWS - 1, (split, rows)),
-                ):
-                    for tile in self._tiles(height, span, channel, steady, to):
-                        cover_by_tiles(b, b.index(0), count, self.lanes, VECTORS, tile)
+        # The last tiles are lower, so that next to no row is computed for nothing.
+        lower = (TILE_ROWS - height % TILE_ROWS) % TILE_ROWS * (TILE_ROWS - 1)
+        split = b.max(height - lower, 0)
+        for rows, span in ((TILE_ROWS, (b.index(0), split)), (TILE_ROWS - 1, (split, height))):
+            for tile in self._tiles(rows, span, channel, steady, to):
+                cover_by_tiles(b, b.index(0), width, self.lanes, VECTORS, tile)
 
     def _tiles(
         self, height: int, rows: Span, channel: Value, steady: Steady, to: Value
@@ -135,35 +140,8 @@ class _Body:
         b, (begin, end) = self.b, rows
         with b.loop(begin, end, height) as loop:
             begins = self._begins(height, loop.i, end)
-            place, count = to + loop.i * self.width, b.min(end - loop.i, height)
+            place, count = to + loop.i * self.images.width, b.min(end - loop.i, height)
             yield partial(self._tile, height, channel, begins, steady, place, count)
-
-    def _read(self, image: Value, first: Value, height: Value, column: Value, width: Value) -> None:
-        """To the scratch, [phase][row][column]: what `height` x `width` outputs from row `first`
-        and `column` on read."""
-        b, spec, (sy, sx), (top, left) = self.b, self.spec, self.spec.strides, self.spec.before
-        before = left - column * sx
-        count = (width + (spec.reach[1] // sx + self.lanes)) // self.lanes * self.lanes
-        plane = self.rows_read * self.line
-        row = PhaseRow(b, sx, sx, self.x, self.rows, self.pitch, before, count, plane)
-        rows, skipped = (height - 1) * sy + (spec.reach[0] + 1), top - first * sy
-        begin = b.min(b.max(skipped, 0), rows)
-        image_rows = self.plane // b.max(self.pitch, 1)  # no columns are no rows
-        end = b.max(b.min(image_rows + skipped, rows), begin)
-        origin = image * self.plane - skipped * self.pitch
-        for outside in ((b.index(0), begin), (end, rows)):
-            with b.loop(*outside) as loop:
-                row.clear(loop.i * self.line)
-        if sx not in SHUFFLED:
-            with b.loop(begin, end) as loop:
-                row.copy(origin + loop.i * self.pitch, loop.i * self.line)
-            return
-        # Down the rows: masks of columns serve all of them.
-        with b.loop(0, count, self.lanes) as columns:
-            inside = row.is_inside(columns.i)
-            for those, copy in ((inside, row.copy_inside), (inside ^ 1, row.copy_edge)):
-                with b.when(those), b.loop(begin, end) as loop:
-                    copy(origin + loop.i * self.pitch, loop.i * self.line, columns.i)
 
     def _taps(self, height: int) -> dict[int, list[tuple[int, int]]]:
         """The rows that a tile of `height` rows reads, from its first one on, and for which of its
@@ -196,9 +174,11 @@ class _Body:
         """`height` rows of outputs from `column` on, a vector for each of `masks`; `count` of them
         are stored, from `to` on."""
         b, lanes, vectors = self.b, self.lanes, range(len(masks))
-        start = broadcast(b, self.bias, channel, lanes)
+        start = broadcast(b, self.images.bias, channel, lanes)
         places = [(row, v) for row in range(height) for v in vectors]
         taps_y, taps_x = self.spec.window
+        weights = channel // DEPTHWISE_CHANNELS * (taps_y * taps_x) * DEPTHWISE_CHANNELS
+        weights = weights + channel % DEPTHWISE_CHANNELS
         # Were this loop spelled out, all weights would be broadcast before, and not fit registers.
         with b.loop(0, taps_x, carry=[start] * len(places)) as taps:
             acc = dict(zip(places, taps.args, strict=True))
@@ -207,8 +187,8 @@ class _Body:
                 at = begins[source] + offset
                 xs = [b.load(self.rows, at + v * lanes, lanes) for v in vectors]
                 for row, dy in uses:
-                    w_at = channel * (taps_y * taps_x) + dy * taps_x + taps.i
-                    weight = broadcast(b, self.w, w_at, lanes)
+                    w_at = weights + (dy * taps_x + taps.i) * DEPTHWISE_CHANNELS
+                    weight = broadcast(b, self.images.w, w_at, lanes)
                     for v in vectors:
                         acc[row, v] = multiply_add(b, xs[v], weight, acc[row, v])
             taps.carry(*acc.values())
@@ -217,8 +197,9 @@ class _Body:
         with b.loop(0, count) as rows:
             for v, mask in zip(vectors, masks, strict=True):
                 value = b.load(self.outputs, (rows.i * len(masks) + v) * lanes, lanes)
-                place = to + rows.i * self.width + column + v * lanes
-                b.store(self.finish(value, steady, place, mask), self.y, place, mask)
+                place = to + rows.i * self.images.width + column + v * lanes
+                value = self.images.finish(value, steady, place, mask)
+                b.store(value, self.images.y, place, mask)
 
     def _column(self, dx: Value) -> Value:
         """Where column `dx` of a window begins."""

@@ -147,7 +147,7 @@ class CodePanel:
     def scale(self, group: Value) -> Value:
         """The scales of a group, f32."""
         layout = self.layout
-        at = self.base + (group * layout.scale_bytes + layout.scales_offset)
+        at = self.base + layout.scales_at(group)
         whole = self.base + layout.tensor_scale_offset
         return load_scales(self.b, self.w, at, layout.scale, PANEL, whole)
 
@@ -158,13 +158,13 @@ class CodePanel:
         constant = b.const(TWO_23 + offset, vec(PANEL, "f32"))
         if layout.symmetric:
             return constant
-        at = self.base + (group * PANEL + layout.zeros_offset)
+        at = self.base + layout.zeros_at(group)
         return constant + b.to_float(b.zext(b.load_as(self.w, at, vec(PANEL, "i8")), "i32"))
 
     def unit(self, segment: Value, unit: Value, zero: Value, prefetch: int = 0) -> list[Value]:
         """q - z of all k of a unit, f32 vectors over the channels."""
         b, layout = self.b, self.layout
-        at = self.base + (segment * layout.segment_bytes + unit * layout.unit_bytes)
+        at = self.base + (layout.codes_at(segment) + unit * layout.unit_bytes)
         if prefetch:
             for line in range(0, layout.unit_bytes, 64):
                 b.prefetch(self.w, at + (line + prefetch * PREFETCH_BYTES))

@@ -9,16 +9,20 @@ and G of the paper
 the inner product being one of elements: 16 matrix products, one for each place of a tile.
 
 The arguments are those of `direct_conv.py`, with one phase and one group, but that `x` are images
-without zeros around them, as `depthwise_conv.py` has them. `w` has G w G^T for every block of
-output channels, [16][C][channels]. The grid is `Kernel.grid(batch, tiles, blocks of channels)`,
-channels first.
+without zeros around them, as `depthwise_conv.py` has them, and that behind `width` come
 
-A grid index transforms the inputs of at most TILES tiles to a scratch, [16][C][tiles]. For each of
-its blocks, products go to a second one, [16][tiles][channels], register tiles being some tiles
-times some vectors of channels. A vector of channels is transformed back, [2][2 * tiles][channels],
-and transposed, so that outputs of a row lie side by side as they do in `y`; then comes the
-epilogue. Places outside of the image only reach outputs that are not stored. The scratches take
-less than 600 KiB of the stack.
+    parts, block_parts: index
+
+into which the tiles of an image and the blocks of channels are cut. `w` has G w G^T for every
+block of output channels, [16][C][channels]. The grid is batch * parts * block_parts, channels
+first; parts have no more of either than `Kernel.block` says.
+
+A grid index transforms the inputs of its tiles to a scratch, [16][C][tiles]. For each of its
+blocks, products go to a second one, [16][tiles][channels], register tiles being some tiles times
+some vectors of channels. A vector of channels is transformed back, [2][2 * tiles][channels], and
+transposed, so that outputs of a row lie side by side as they do in `y`; then comes the epilogue.
+Places outside of the image only reach outputs that are not stored. The scratches take less than
+600 KiB of the stack.
 """
 
 from __future__ import annotations
@@ -33,24 +37,23 @@ from typing import Any
 from abqc.codegen.builder import INDEX, Builder, Value, buffer, function
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel
-from abqc.dialects.conv_spec import WINOGRAD_PLACES, ConvSpec
+from abqc.dialects.conv_spec import WINOGRAD_LEAST_TILES, WINOGRAD_PLACES, ConvSpec
 from abqc.dialects.epilogue import Epilogue, name_with
 
 from .finish import Finish
 from .matrix import transpose
 from .tile import broadcast, ceil_div, cover, multiply_add, row_tiles
 
-BLOCKS = 2  # of channels, of a grid index
-MIN_TILES = 16  # of a grid index
-MAX_TILES = 64
-INPUTS = 4096  # its tiles * channels, where that leaves MIN_TILES
+BLOCKS = 2  # of channels, of a grid index at most
+MAX_TILES = 64  # of a grid index
+INPUTS = 4096  # its tiles * channels, where that leaves WINOGRAD_LEAST_TILES
 LINE = 16  # floats; between matrices, so that their elements do not share a set of the L1 cache
 EDGE = 4  # of the inputs of a tile
 SMALLER_ROWS = (8, 4, 2, 1)  # of register tiles for what is left
 
 
 def winograd_conv_kernel(spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernel:
-    """The kernel; its grid is over batches, tiles and blocks of channels."""
+    """The kernel; its grid is over batches, parts of the tiles and of the blocks of channels."""
     name = name_with(spec.name, epilogue)
     return Kernel(name, (1, tiles_of(spec), BLOCKS), partial(_emit, name, spec, epilogue))
 
@@ -58,12 +61,13 @@ def winograd_conv_kernel(spec: ConvSpec, epilogue: Epilogue | None = None) -> Ke
 def tiles_of(spec: ConvSpec) -> int:
     """Tiles of a grid index at most: transformed inputs take 256 KiB, 512 KiB from 257 channels
     on."""
-    return max(MIN_TILES, min(MAX_TILES, INPUTS // spec.channels // MIN_TILES * MIN_TILES))
+    least = WINOGRAD_LEAST_TILES
+    return max(least, min(MAX_TILES, INPUTS // spec.channels // least * least))
 
 
 def _emit(name: str, spec: ConvSpec, epilogue: Epilogue | None, module: Any, isa: Isa) -> None:
     count = 0 if epilogue is None else len(epilogue.reads)
-    arguments = [buffer("f32")] * (4 + count) + [INDEX] * 8
+    arguments = [buffer("f32")] * (4 + count) + [INDEX] * 10
     with function(module, isa, name, arguments) as (b, i, x, w, bias, *rest, _):
         finish = Finish(b, epilogue, rest[:count], isa.lanes(32))
         y, _, _, _, *sizes = rest[count:]
@@ -92,6 +96,8 @@ class _Body:
     plane: Value
     height: Value
     width: Value
+    parts: Value
+    block_parts: Value
 
     def __post_init__(self) -> None:
         b, spec = self.b, self.spec
@@ -113,15 +119,16 @@ class _Body:
     def emit(self, i: Value) -> None:
         b, blocks = self.b, ceil_div(self.outputs, self.spec.block)
         tiles = ceil_div(self.height, 2) * self.across
-        parts, block_parts = ceil_div(tiles, self.tiles), ceil_div(blocks, BLOCKS)
-        share = (tiles + parts - 1) // parts
-        first, batch = i // block_parts % parts * share, i // block_parts // parts
+        share = (tiles + self.parts - 1) // self.parts
+        part, batch = i // self.block_parts % self.parts, i // self.block_parts // self.parts
+        first = b.min(part * share, tiles)
         last = b.min(first + share, tiles)
-        first_block = i % block_parts * BLOCKS
+        blocks_share = (blocks + self.block_parts - 1) // self.block_parts
+        first_block = i % self.block_parts * blocks_share
         with self._rows(first, last) as row:
             place = partial(self._transform, batch, first, row.row)
             cover(b, row.begin, row.end, self.lanes, place)
-        with b.loop(first_block, b.min(first_block + BLOCKS, blocks)) as loop:
+        with b.loop(first_block, b.min(first_block + blocks_share, blocks)) as loop:
             with b.loop(0, WINOGRAD_PLACES) as places:
                 self._multiply(loop.i, places.i, last - first)
             with b.loop(0, self.spec.block, self.lanes) as vectors:

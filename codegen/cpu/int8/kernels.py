@@ -17,7 +17,7 @@ from ..panels.matmul import PanelBody, PanelKernel, Tile, split
 from .dot import Dot
 from .layout import QUAD, value_quads
 from .units import load_unit, unit_quad
-from .words import add_words, fits_words
+from .words import fits_words, word_products
 
 ONES = 0x01010101  # four activations of 1
 DOT_ROWS = {False: 4, True: 6}  # of a tile by whether weights are decoded once
@@ -60,16 +60,37 @@ class Int8Body(PanelBody):
         value = self.weight.value
         return Dot(self.b, self.kernel.a_highest, value.highest, value.signed)
 
-    def products(
-        self, q_at: Sequence[Value], w_at: Sequence[Value], segment: Value, terms: Value
+    def _segment(
+        self, q_at: Sequence[Value], w_at: Sequence[Value], group: Value, j: Value
     ) -> list[list[Value]]:
-        """sum of u * v over a segment, [row][panel]."""
+        """Accumulators begin with what takes offsets and zero points out, where that is a product
+        of words that are known before (`words.py`)."""
+        weight = self.weight
+        if not weight.has_sums or weight.value.mul != 1 or not fits_words(weight, self.row):
+            return super()._segment(q_at, w_at, group, j)
+        segment = group * self.reduction.segments_per_group + j
+        terms = self.reduction.emit_terms(self.b, group, j)
+        sums = [self._stored_sums(at, segment) for at in w_at]
+        start = self._corrections(sums, q_at, w_at, group, segment, terms)
+        return self.products(q_at, w_at, segment, terms, start)
+
+    def products(
+        self,
+        q_at: Sequence[Value],
+        w_at: Sequence[Value],
+        segment: Value,
+        terms: Value,
+        start: list[list[Value]] | None = None,
+    ) -> list[list[Value]]:
+        """start + sum of u * v over a segment, [row][panel]."""
         b, dot, unit = self.b, self.dot, self.reduction.unit
         codes_at = segment * self.row.segment_bytes + self.row.codes_offset
         q_at = [at + codes_at for at in q_at]
         registers = len(dot.zero())
         tile = self.product_rows * self.tile.panels
-        carry = [x for _ in range(self.tile.chains * tile) for x in dot.zero()]
+        begin = [dot.zero()] * tile if start is None else [dot.split(x) for r in start for x in r]
+        begin = begin + [dot.zero()] * ((self.tile.chains - 1) * tile)
+        carry = [x for registers in begin for x in registers]
         with b.loop(0, (terms + (unit - 1)) // unit, carry=carry) as loop:
             acc = split(loop.args, registers)
             weights = self.operands(w_at, segment, loop.i)
@@ -81,8 +102,9 @@ class Int8Body(PanelBody):
 
     def quads(self, w_at: Sequence[Value], segment: Value, unit: Value) -> Quads:
         """The weights of a unit of a segment, for each panel."""
-        offset = segment * self.weight.segment_bytes + unit * self.weight.unit_bytes
-        b, value = self.b, self.weight.value
+        weight = self.weight
+        offset = weight.codes_at(segment) + unit * weight.unit_bytes
+        b, value = self.b, weight.value
         units = [load_unit(b, self.w, at + offset, value) for at in w_at]
         for at in w_at:
             for line in range(0, self.weight.unit_bytes, VECTOR_BYTES):
@@ -108,6 +130,23 @@ class Int8Body(PanelBody):
         if not fits_words(self.weight, self.row):
             return super()._centre_tile(products, sums, q_at, w_at, group, segment, terms)
         sums = sums or [self._stored_sums(at, segment) for at in w_at]
+        corrections = self._corrections(sums, q_at, w_at, group, segment, terms)
+        doubled = self.weight.value.mul == 2
+        return [
+            [(p + p if doubled else p) + x for p, x in zip(*row, strict=True)]
+            for row in zip(products, corrections, strict=True)
+        ]
+
+    def _corrections(
+        self,
+        sums: list[Value],
+        q_at: Sequence[Value],
+        w_at: Sequence[Value],
+        group: Value,
+        segment: Value,
+        terms: Value,
+    ) -> list[list[Value]]:
+        """What takes offsets and zero points out of a tile's products, by words."""
         b, layout, value = self.b, self.weight, self.weight.value
         offset = not layout.symmetric or value.offset != 0
         weights = []
@@ -118,16 +157,15 @@ class Int8Body(PanelBody):
             else:
                 words = words | ((self._zeros(at, group) + value.offset) << 16)
             weights.append(words)
-        acc = []
-        for r, at in enumerate(q_at):
+        rows = []
+        for at in q_at:
             zero = b.load_as(self.q, at + self.row.zero_offset, "i32")
             words = zero * -value.mul & 0xFFFF
             if offset:
                 row_sum = b.load_as(self.q, at + (segment * 4 + self.row.sums_offset), "i32")
                 words = words + ((b.from_index(terms, "i32") * zero) << 16) - (row_sum << 16)
-            doubled = [p + p if value.mul == 2 else p for p in products[r]]
-            acc.append([add_words(b, p, words, w) for p, w in zip(doubled, weights, strict=True)])
-        return acc
+            rows.append(words)
+        return [[word_products(b, row, each) for each in weights] for row in rows]
 
     def _unit(self, acc: list[list[Value]], q_at: Sequence[Value], operands: Operands) -> None:
         """Add the products of one unit to `acc`, [chain, row, panel][register]."""
@@ -177,9 +215,14 @@ class DecodedBody(Int8Body):
         return self.tile.rows
 
     def products(
-        self, q_at: Sequence[Value], w_at: Sequence[Value], segment: Value, terms: Value
+        self,
+        q_at: Sequence[Value],
+        w_at: Sequence[Value],
+        segment: Value,
+        terms: Value,
+        start: list[list[Value]] | None = None,
     ) -> list[list[Value]]:
-        products = super().products(q_at, w_at, segment, terms)
+        products = super().products(q_at, w_at, segment, terms, start)
         if self.weight.has_sums:
             return products
         sums = [

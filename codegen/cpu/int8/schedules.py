@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from abqc.codegen.isa import Isa
 
-from ..panels.layout import PANEL, SUMMED_TERMS, WeightLayout
+from ..panels.layout import PANEL, WeightLayout
 from ..panels.matmul import prefetch_pays
 from ..schedule import COLUMNS, CpuSchedule, RowRange, block_columns, distinct
 from .dot import Products
@@ -19,7 +19,6 @@ DECODED_TILE_ROWS = 4  # rows of a tile from which on decoding to memory may pay
 
 # A row's address is in one of 16 general registers: tiles of 12 rows take twice as long (measured).
 TILE_ROWS, TILE_PANELS = (2, 3, 4, 6, 8), (1, 2, 3, 4)
-STREAM_K = 1536  # terms of a panel in groups that a row reads as one stream, at most (measured)
 MIN_ACCUMULATORS = 4  # of a tile of several rows, in registers: fewer wait for each other
 BLOCKS = ((ROWS, COLUMNS, False), (ROWS, COLUMNS, True))
 
@@ -70,13 +69,9 @@ class Space:
         return accumulators + pairs + operands + stored + constants <= self.isa.registers
 
     def default_one_row(self) -> CpuSchedule:
-        """With 32 registers, one group and K = 4096 a panel at a time gets all of the memory's
-        bandwidth on Zen 4 (32 GB/s of 4 to 7 bits), if nothing is prefetched: the CPU follows one
-        long stream by itself. Four panels at once get 0.77 to 0.98 of it. Ends of groups break the
-        stream, and several panels hide their latency; but see `_streams`."""
+        if self._streams:
+            return CpuSchedule(1, PANEL, 4, 1, COLUMNS)
         if self._many_registers:
-            if self.weight.reduction.n_groups == 1 or self._streams:
-                return CpuSchedule(1, PANEL, 4, 1, COLUMNS)
             panels, chains = 4, 2
         else:
             panels, chains = 2 if self.fits(1, 2, 1) else 1, 1
@@ -85,14 +80,16 @@ class Space:
 
     @property
     def _streams(self) -> bool:
-        """Whether the CPU follows a panel at a time in spite of its groups.
+        """Whether a row is best done a panel at a time, without prefetching: the CPU follows one
+        long stream by itself.
 
-        Of the bandwidth of 4 panels with prefetching, on Zen 4, one without gets 1.11 to 1.27 where
-        4 or 8 bits have groups of 128 and K is 576 or 1536; 0.75 to 0.86 of 4 bits where K is 2048
-        to 4096, 0.46 in groups of 32, 0.4 to 0.95 of 2, 3 and 6 bits.
+        Of the bandwidth of 4 panels with prefetching, on Zen 4, it gets 1.2 to 1.45 of cold weights
+        of 3 to 8 bits (K = 576 to 4096, groups of 32 to 128), 0.98 to 1.1 of 1 and 2 bits, where
+        decoding is as slow as memory; 0.93 of weights in the L2 cache. Scales that stand apart from
+        the codes break the stream, and several panels hide their latency.
         """
-        bits, reduction = self.weight.value.bits, self.weight.reduction
-        return bits in (4, 8) and reduction.group_size >= SUMMED_TERMS and reduction.k <= STREAM_K
+        weight = self.weight
+        return self._many_registers and (weight.reduction.n_groups == 1 or weight.block_groups > 0)
 
     def default_rows(self) -> CpuSchedule:
         """With 32 registers 4 x 4 accumulators leave room for a quad of 4 panels, as stored too."""
@@ -103,11 +100,11 @@ class Space:
         return CpuSchedule(rows, panels * PANEL, 1, ROWS, COLUMNS, prefetch)
 
     def one_row(self) -> Iterator[CpuSchedule]:
-        for panels in (1, 2, 4):
+        for panels in (1,) if self._streams else (1, 2, 4):
             for chains in (1, 2, 4):
                 if not self.fits(1, panels, chains):
                     continue
-                for prefetch in (0, 1, 2):
+                for prefetch in (0,) if self._streams else (0, 1, 2):
                     for wanted in (COLUMNS, 128):
                         columns = block_columns(self.n, panels * PANEL, wanted)
                         yield CpuSchedule(1, panels * PANEL, chains, 1, columns, prefetch)

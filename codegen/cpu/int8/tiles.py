@@ -193,7 +193,7 @@ class TiledBody(Int8Body):
         """Where the bytes of both panels are from term `begin` of a segment on: the weights
         themselves, or what is decoded to a `place` of the scratch."""
         if self.direct:
-            offset = segment * self.weight.segment_bytes + begin * PANEL
+            offset = self.weight.codes_at(segment) + begin * PANEL
             return Weights(self.w, [at + offset for at in w_at])
         first = [place * PANELS + c for c in range(PANELS)]
         return Weights(self.decoded, [at * (self.chunk * PANEL) for at in first])

@@ -21,8 +21,8 @@ def fits_words(weight: WeightLayout, row: RowLayout) -> bool:
     return weight.reduction.segment_size * max(u_highest, weight.value.highest) <= WORD_MAX
 
 
-def add_words(b: Builder, acc: Value, row: Value, weights: Value) -> Value:
-    """acc[16] + row . weights[16]: i32, of which row and weights are pairs of words, low first."""
+def word_products(b: Builder, row: Value, weights: Value) -> Value:
+    """row . weights[16]: i32, of which row and weights are pairs of words, low first."""
     lanes = min(PANEL, b.isa.lanes(32))
     pair = b.bitcast(b.splat(row, lanes), vec(2 * lanes, "i16"))
     parts = []
@@ -30,4 +30,4 @@ def add_words(b: Builder, acc: Value, row: Value, weights: Value) -> Value:
         part = weights if lanes == PANEL else b.slice(weights, begin, lanes)
         words = b.bitcast(part, pair.type)
         parts.append(b.intrinsic(b.isa.madd_i16, vec(lanes, "i32"), pair, words))
-    return acc + b.join(*parts)
+    return b.join(*parts)

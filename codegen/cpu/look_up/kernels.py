@@ -70,7 +70,7 @@ class LookUpBody(PanelBody):
         b, dot, row, span = self.b, self.dot, self.kernel.row, self.span
         tables_at = segment * row.segment_table_bytes + row.tables_offset
         q_at = [at + tables_at for at in q_at]
-        w_at = [at + segment * self.weight.segment_bytes for at in w_at]
+        w_at = [at + self.weight.codes_at(segment) for at in w_at]
         units = (terms + (TERMS - 1)) // TERMS
         registers = len(dot.zero())
         carry = [x for _ in range(self.product_rows * self.tile.panels) for x in dot.zero()]

@@ -159,7 +159,7 @@ class BitplaneBody(PanelBody):
         b = self.b
         codes_at = segment * self.row.segment_bytes + self.row.codes_offset
         q_at = [at + codes_at for at in q_at]
-        w_at = [at + segment * self.weight.segment_bytes for at in w_at]
+        w_at = [at + self.weight.codes_at(segment) for at in w_at]
         diagonals = len(self.kernel.diagonals)
         tiles = self.product_rows * self.tile.panels * HALVES
         carry = [b.const(0, vec(HALF, "i64"))] * (tiles * diagonals)

@@ -101,7 +101,7 @@ class TrellisPanel:
     def scale(self, group: Value) -> Value:
         """The scales of a group, f32."""
         b, layout = self.decoder.b, self.decoder.layout
-        at = self.head + (group * layout.scale_bytes + layout.scales_offset)
+        at = self.head + layout.scales_at(group)
         return b.half_to_float(b.load_as(self.decoder.w, at, vec(PANEL, "i16")))
 
     def values(self, first: Value) -> list[Value]:

@@ -110,13 +110,13 @@ class RowsBody(TrellisBody):
         with b.loop(0, self.reduction.n_segments) as segments:
             begin, end = self.bounds(segments.i)
             terms = b.index(self.reduction.segment_size) if end is None else end - begin
-            target = segments.i * self.weight.segment_bytes
+            target = self.weight.codes_at(segments.i)
             with b.loop(0, (terms + (unit - 1)) // unit * unit, QUAD) as loop:
                 values = decoder.quad(begin + loop.i, end)
                 b.store_as(values, self._decoded, target + loop.i * PANEL)
 
     def quads(self, w_at: Sequence[Value], segment: Value, unit: Value) -> Quads:
-        at = segment * self.weight.segment_bytes + unit * self.weight.unit_bytes
+        at = self.weight.codes_at(segment) + unit * self.weight.unit_bytes
         return lambda _, quad: self.b.load_as(
             self._decoded, at + quad * QUAD * PANEL, vec(PANEL, "i32")
         )

@@ -10,6 +10,7 @@ A column of a panel of `rows` channels takes rows * k / 8 bytes, a multiple of 2
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from abqc.codegen.align import align
@@ -22,7 +23,7 @@ from abqc.dialects.formats import QuantizedTensor
 from abqc.dialects.trellis import PANEL_ROWS, ROW_MULTIPLE, Panels
 
 from ..int8.layout import QUAD
-from ..panels.layout import PANEL, VECTOR_BYTES, WeightLayout
+from ..panels.layout import PANEL, VECTOR_BYTES, Index, WeightLayout
 from ..panels.reduction import Reduction
 
 READ_BEYOND = 16
@@ -45,9 +46,13 @@ class TrellisLayout(WeightLayout):
         value = StoredValue(BYTE_BITS, 1, 0, True)
         return TrellisLayout(value, True, spec.scale, reduction, spec.weight.bits)
 
-    @property
-    def scales_offset(self) -> int:
+    @cached_property
+    def block_groups(self) -> int:
+        """None: the codes are not in panels."""
         return 0
+
+    def scales_at(self, group: Index) -> Index:
+        return group * self.scale_bytes
 
     @property
     def has_sums(self) -> bool:
@@ -57,7 +62,7 @@ class TrellisLayout(WeightLayout):
     @property
     def panel_bytes(self) -> int:
         """Of a head."""
-        return align(self.tensor_scale_offset, HEAD_ALIGNMENT)
+        return align(self.scales_at(self.reduction.n_groups), HEAD_ALIGNMENT)
 
     @property
     def decoded_bytes(self) -> int:

@@ -44,7 +44,7 @@ _ADDRESSES = frozenset(
 _COMPARES = frozenset({"llvm.icmp", "llvm.return"})
 
 # Inline assembly that does nothing but read global memory, by the beginnings of its instructions.
-_READING = ("ld.global.", "prefetch.global.", "cp.async.bulk.prefetch.")
+_READING = ("ld.global.", "prefetch.global.", "prefetch.tensormap", "cp.async.bulk.prefetch.")
 
 
 @dataclass

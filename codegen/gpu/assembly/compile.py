@@ -17,11 +17,13 @@ import llvmlite.binding as llvmlite
 from abqc.codegen.llvm import initialize, lower, to_llvm_ir
 from abqc.dialects.mlir import arith, ir, linkage, nvvm
 from abqc.errors import CompileError, ToolchainError
+from abqc.runtime.tensor_parameter import TensorParameter
 
 from ..arch import GpuArch
 from ..builder import BLOCKS, REGISTERS, SHARED, THREADS
 from .accesses import Access
 from .dependent_launch import accesses_of, wait_for_others
+from .tensor_parameters import accesses_of_slots, mark_tensor_parameters, move_tensor_parameters
 from .tools import find_tool
 
 TRIPLE = "nvptx64-nvidia-cuda"
@@ -51,12 +53,13 @@ LOWERING = ",".join(
 
 @dataclass(frozen=True)
 class LaunchShape:
-    """What a launch of a kernel needs to know: threads a block, bytes of dynamic shared memory, and
-    by parameter what the kernel does with the memory there."""
+    """What a launch of a kernel needs to know: threads a block, bytes of dynamic shared memory, by
+    parameter what the kernel does with the memory there, and the tensor maps that follow these."""
 
     threads: int
     shared: int
     accesses: tuple[Access, ...]
+    maps: tuple[TensorParameter, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -102,8 +105,12 @@ def _target_machine(arch: GpuArch) -> llvmlite.TargetMachine:
     )
 
 
-def _take_kernels(module: ir.Module) -> dict[str, tuple[int, int]]:
-    """Threads and shared bytes of the kernels; their grid index becomes the block's number."""
+Shape = tuple[int, int, tuple[TensorParameter, ...]]
+
+
+def _take_kernels(module: ir.Module) -> dict[str, Shape]:
+    """Threads, shared bytes and tensor maps of the kernels; their grid index becomes the block's
+    number."""
     shapes = {}
     for op in module.body.operations:
         function = op.operation
@@ -111,11 +118,12 @@ def _take_kernels(module: ir.Module) -> dict[str, tuple[int, int]]:
             continue
         name = ir.StringAttr(function.attributes["sym_name"]).value
         shared = function.attributes.get(SHARED)
+        _index_by_block(function)
         shapes[name] = (
             ir.IntegerAttr(function.attributes[THREADS]).value,
             ir.IntegerAttr(shared).value if shared is not None else 0,
+            move_tensor_parameters(function),
         )
-        _index_by_block(function)
     return shapes
 
 
@@ -136,7 +144,7 @@ def _index_by_block(function: ir.Operation) -> None:
 
 
 def _mark_kernels(
-    module: ir.Module, shapes: dict[str, tuple[int, int]], arch: GpuArch
+    module: ir.Module, shapes: dict[str, Shape], arch: GpuArch
 ) -> dict[str, LaunchShape]:
     """Lowered functions of `shapes` become kernels, all others internal."""
     find_accesses = wait_for_others if arch.dependent_launch else accesses_of
@@ -149,14 +157,17 @@ def _mark_kernels(
         if name not in shapes:
             function.attributes["linkage"] = linkage("internal")
             continue
-        threads, shared = shapes[name]
+        threads, shared, maps = shapes[name]
         function.attributes["nvvm.kernel"] = ir.UnitAttr.get()
         function.attributes["nvvm.reqntid"] = ir.DenseI32ArrayAttr.get([threads])
         if REGISTERS in function.attributes:
             function.attributes["nvvm.maxnreg"] = function.attributes[REGISTERS]
         if BLOCKS in function.attributes:
             function.attributes["nvvm.minctasm"] = function.attributes[BLOCKS]
-        kernels[name] = LaunchShape(threads, shared, find_accesses(function))
+        accesses = accesses_of_slots(find_accesses(function), maps)
+        if maps:
+            mark_tensor_parameters(function)
+        kernels[name] = LaunchShape(threads, shared, accesses, maps)
     return kernels
 
 

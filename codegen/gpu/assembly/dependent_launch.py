@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from abqc.dialects.mlir import ir, llvm
 
-from ..builder import WAIT, WEIGHT
+from ..builder import TENSOR_MAP, WAIT, WEIGHT
 from .accesses import Access, Uses, is_pointer, parameter_uses
 
 LAUNCH_DEPENDENTS = "griddepcontrol.launch_dependents;"
@@ -36,7 +36,8 @@ def wait_for_others(function: ir.Operation) -> tuple[Access, ...]:
     """Make a lowered kernel ready for dependent launches; its `accesses_of`, with `EARLY` for what
     may be read before the wait."""
     entry = function.regions[0].blocks[0]
-    uses, weights = parameter_uses(function), _weights(function)
+    uses, weights = parameter_uses(function), _marked(function, WEIGHT)
+    maps = _marked(function, TENSOR_MAP)
     others = []
     for number, (argument, used) in enumerate(zip(entry.arguments, uses, strict=True)):
         if number in weights or not used.access:
@@ -44,7 +45,7 @@ def wait_for_others(function: ir.Operation) -> tuple[Access, ...]:
         for load in used.invariant_loads:
             if "invariant" in load.attributes:  # else it reads one parameter or another
                 del load.attributes["invariant"]
-        if is_pointer(argument):
+        if is_pointer(argument) and number not in maps:
             others.append(argument)
     _place_wait(function, others)
     with ir.InsertionPoint.at_block_begin(entry), function.location:
@@ -52,11 +53,12 @@ def wait_for_others(function: ir.Operation) -> tuple[Access, ...]:
     return tuple(_with_early(used, number in weights) for number, used in enumerate(uses))
 
 
-def _weights(function: ir.Operation) -> set[int]:
+def _marked(function: ir.Operation, name: str) -> set[int]:
+    """The parameters that have an attribute."""
     if "arg_attrs" not in function.attributes:
         return set()
     attributes = ir.ArrayAttr(function.attributes["arg_attrs"])
-    return {i for i, each in enumerate(attributes) if WEIGHT in ir.DictAttr(each)}
+    return {i for i, each in enumerate(attributes) if name in ir.DictAttr(each)}
 
 
 def _place_wait(function: ir.Operation, pointers: Sequence[ir.Value]) -> None:

@@ -76,7 +76,8 @@ def _entries(codes: Sequence[GpuCode], names: Sequence[str]) -> tuple[GpuKernelE
         by_target = [code.ptx.kernels[name].accesses for code in codes]
         assert len({len(accesses) for accesses in by_target}) == 1
         union = tuple(int(reduce(or_, each)) for each in zip(*by_target, strict=True))
-        entries.append(GpuKernelEntry(name, len(union), union))
+        (maps,) = {code.ptx.kernels[name].maps for code in codes}
+        entries.append(GpuKernelEntry(name, len(union), union, maps))
     return tuple(entries)
 
 

@@ -15,7 +15,8 @@ Arguments of a kernel, one slot each; `abq.attention` is lowered to them (passes
                            is added, limits i32 (pointer) and their strides by batch, head and row
                            (i32), which `limits` has made (limits.py); workspace, where `prepare`
                            has put tiles of keys and values (halves.py), or a pointer that is not
-                           read
+                           read. With `boxes`, in its place, for tensor maps of keys and values
+                           (boxes.py): batch, heads of these, and t, but at least 1 (i32)
     rows (`blocks` > 0)    rows of all heads that share keys: with parts = batch * heads / group *
                            ceil(group * m / block[0]), grid parts * splits. Five more arguments:
                            workspace f32, counters i32 (pointers), number of the first counter,
@@ -39,16 +40,17 @@ from dataclasses import replace
 from abqc.codegen.strategy import AttentionVariant
 
 from ..arch import FEW_BLOCKS, GpuArch
+from .boxes import reads_boxes
 from .halves import HALF, TileShape, halves_kernel
 from .limits import limits_kernel
 from .merge import merge_kernel, partial_pitch
-from .mma import ROWS, mma_kernel, mma_unsupported
+from .mma import mma_kernel, mma_unsupported
 from .row_lanes import RowLanes
 from .rows import most_keys, rows_kernel
 from .simt import simt_kernel
 from .spec import AttentionSpec, Precision
 from .stored_rows import StoredRows
-from .wgmma import SwizzledShape, wgmma_kernel, wgmma_unsupported
+from .wgmma import SwizzledShape, wgmma_kernel
 
 __all__ = ["AttentionSpec", "attention_kernels", "precision_on"]
 
@@ -63,8 +65,11 @@ def precision_on(archs: Iterable[GpuArch], *, half: bool) -> Precision:
     return precision if all(arch.has(form) for arch in archs) else "f32"
 
 
-def attention_kernels(spec: AttentionSpec, *, wgmma: bool = False) -> tuple[AttentionVariant, ...]:
-    """The kernels of `spec`, which cover every m >= 1 once; with `wgmma`, all targets have it."""
+def attention_kernels(
+    spec: AttentionSpec, *, wgmma_rows: int | None = None
+) -> tuple[AttentionVariant, ...]:
+    """The kernels of `spec`, which cover every m >= 1 once: from so many rows on by `wgmma`, which
+    all targets have then."""
     variants = []
     fewer = 0
     for rows in FEW_ROWS:
@@ -94,19 +99,16 @@ def attention_kernels(spec: AttentionSpec, *, wgmma: bool = False) -> tuple[Atte
             tile_floats=TileShape(spec).bytes // 4,
             limits=limits,
         )
-    if not wgmma or wgmma_unsupported(spec):
+    if wgmma_rows is None:
         return (*variants, many)
-    # Up to 64 rows would leave one of its two warpgroups without any.
-    shape = SwizzledShape(spec)
-    prompts = AttentionVariant(
-        wgmma_kernel(spec),
-        ROWS + 1,
-        None,
-        prepare=halves_kernel(spec, shape),
-        tile_floats=shape.bytes // 4,
-        limits=limits,
-    )
-    return (*variants, replace(many, max_rows=ROWS), prompts)
+    prompts = AttentionVariant(wgmma_kernel(spec), wgmma_rows, None, limits=limits)
+    if reads_boxes(spec):
+        prompts = replace(prompts, boxes=True)
+    else:
+        shape = SwizzledShape(spec)
+        prepare = halves_kernel(spec, shape)
+        prompts = replace(prompts, prepare=prepare, tile_floats=shape.bytes // 4)
+    return (*variants, replace(many, max_rows=wgmma_rows - 1), prompts)
 
 
 def fewest_keys(spec: AttentionSpec, rows: int) -> int:

@@ -22,14 +22,7 @@ from ..arch import WARP
 from ..builder import FULL, GpuBuilder
 from .halves import HALF, Halves, TileShape
 from .limits import RowLimits
-from .spec import (
-    MINUS_INFINITY,
-    AttentionSpec,
-    Problem,
-    finite,
-    quotients,
-    weight,
-)
+from .spec import LOG2_E, MINUS_INFINITY, AttentionSpec, Problem, finite, quotients
 from .tile import AttentionTile, tile_kernel
 
 WARPS = 4
@@ -77,6 +70,15 @@ class MmaTile(AttentionTile):
         group = b.lane // 4 + self.warp * 16 + first
         self.rows = [group, group + 8]
         self.limits = self.row_limits(self.rows)
+        # With several parts products take three times as long, and registers are few.
+        self.seen = self._seen_by_all() if self.shape.parts == 1 else None
+
+    def _seen_by_all(self) -> Value:
+        """Behind the last key that all rows of the warp see, i32."""
+        b = self.b
+        if self.limits is None:
+            return self.problem.keys
+        return -b.warp_max(-b.min(self.limits[0][0], self.limits[1][0]))
 
     @staticmethod
     def shape_of(spec: AttentionSpec) -> TileShape:
@@ -87,9 +89,9 @@ class MmaTile(AttentionTile):
         """Among those that multiply."""
         return self.b.warp
 
-    def emit(self, workspace: Value) -> None:
+    def emit(self, last: Sequence[Value]) -> None:
         b, shape = self.b, self.shape
-        tiles = self._tiles(workspace)
+        tiles = self._tiles(*last)
         end = self.last_end(self.limits, 2 * shape.bytes)
         with b.when(end > 0):
             self._copy(tiles, b.const(0, "i32"))
@@ -154,9 +156,11 @@ class MmaTile(AttentionTile):
         return b.warp_max(1 - both) == 0
 
     def _queries(self) -> list[list[list[Value]]]:
-        """Fragments of A by step of 16 columns and part, scaled; rows past the last repeat it."""
+        """Fragments of A by step of 16 columns and part, scaled, so that scores are exponents of 2;
+        rows past the last repeat it."""
         b, columns = self.b, self.spec.head
         last = self.problem.rows - 1
+        scale = self.problem.scale * LOG2_E
         rows = [self.head.q.row(b, b.min(row, last)) for row in self.rows]
         steps = []
         for step in range(self.shape.head // 16):
@@ -165,7 +169,7 @@ class MmaTile(AttentionTile):
                 column = self.quad * 2 + (step * 16 + half * 8)
                 for row in rows:
                     loaded = _load2(b, row, column, columns)
-                    pairs.append([value * self.problem.scale for value in loaded])
+                    pairs.append([value * scale for value in loaded])
             steps.append(self.half.fragments(pairs))
         return steps
 
@@ -207,25 +211,38 @@ class MmaTile(AttentionTile):
         def read() -> list[Value]:
             return [
                 self.problem.masked_inside(
-                    self.head, score, self.rows[i // 2], keys[tile][i], ends[i // 2]
+                    self.head,
+                    score,
+                    self.rows[i // 2],
+                    keys[tile][i],
+                    ends[i // 2],
+                    of_two=True,
                 )
                 for tile, four in enumerate(scores)
                 for i, score in enumerate(four)
             ]
 
-        if plain is None:
+        def cut() -> list[Value]:
+            return [
+                b.select(keys[tile][i] < ends[i // 2], score, MINUS_INFINITY)
+                for tile, four in enumerate(scores)
+                for i, score in enumerate(four)
+            ]
+
+        def unread() -> list[Value]:
+            """Most tiles lie before all ends."""
+            if self.seen is None:
+                return cut()
+            whole = self.seen >= first_key + 8 * len(scores)
+            flat = [score for four in scores for score in four]
+            return b.either(whole, ["f32"] * len(flat), lambda: flat, cut)
+
+        if self.spec.mask == "none":
+            masked = unread()
+        elif plain is None:
             masked = read()
         else:
-            masked = b.either(
-                plain,
-                ["f32"] * (4 * len(scores)),
-                lambda: [
-                    b.select(keys[tile][i] < ends[i // 2], score, MINUS_INFINITY)
-                    for tile, four in enumerate(scores)
-                    for i, score in enumerate(four)
-                ],
-                read,
-            )
+            masked = b.either(plain, ["f32"] * (4 * len(scores)), unread, read)
         return [masked[i : i + 4] for i in range(0, len(masked), 4)]
 
     def _weigh(
@@ -240,13 +257,14 @@ class MmaTile(AttentionTile):
         new_largest, new_totals, kept = [], [], []
         for half in range(2):
             mine = [tile[2 * half + i] for tile in scores for i in range(2)]
-            top = mine[0]
-            for score in mine[1:]:
-                top = b.max(top, score)
-            top = b.max(b.warp_max(top, 4), largest[half])
+            top = largest[half]
+            for score in mine:
+                top = b.float_max(top, score)
+            for distance in (2, 1):
+                top = b.float_max(top, b.exchange(top, "bfly", distance))
             base = finite(b, top)
-            factor = weight(b, largest[half], base)
-            weights = [weight(b, score, base) for score in mine]
+            factor = b.exp2(largest[half] - base)
+            weights = [b.exp2(score - base) for score in mine]
             total = weights[0]
             for value in weights[1:]:
                 total = total + value

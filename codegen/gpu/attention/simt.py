@@ -76,7 +76,7 @@ class _Tile(AttentionTile):
         self.rows = [group + i * GROUPS for i in range(self.shape.rows_each)]  # in the tile
         self.limits = self.row_limits([row + first for row in self.rows])
 
-    def emit(self, workspace: Value) -> None:
+    def emit(self, last: Sequence[Value]) -> None:
         b, shape, problem = self.b, self.shape, self.problem
         end = self.last_end(self.limits, shape.weights)
         if self.limits is not None:

@@ -26,6 +26,7 @@ Precision = Literal["f32", "bf16x3", "f16"]
 
 MAX_HEAD = 256  # columns; fuse-attention leaves wider heads alone
 LOG2_E = 1.4426950408889634
+LARGEST_EXPONENT = 2.0**127  # times LOG2_E is finite
 MINUS_INFINITY = float("-inf")
 
 
@@ -211,21 +212,36 @@ class Problem:
         return score if mask is None else self._with(mask.load(self._b, row, key), score)
 
     def masked_inside(
-        self, head: Head, score: Value, row: Value, key: Value, end: Value | None = None
+        self,
+        head: Head,
+        score: Value,
+        row: Value,
+        key: Value,
+        end: Value | None = None,
+        *,
+        of_two: bool = False,
     ) -> Value:
         """The scaled `score` of `row` and `key` with the mask on it; minus infinity from key `end`
-        on, by default past the last one. Rows past the last repeat it."""
+        on, by default past the last one. Rows past the last repeat it. `of_two`: scores are
+        exponents of 2, not of e."""
         b = self._b
         value = score
         if head.mask is not None:
             row, at = b.min(row, self.rows - 1), b.min(key, self.keys - 1)
-            value = self._with(head.mask.load(b, row, at), score)
+            mask = head.mask.load(b, row, at)
+            value = self._with(exponent_of_two(b, mask) if of_two else mask, score)
         return b.select(key < (self.keys if end is None else end), value, MINUS_INFINITY)
 
     def _with(self, mask: Value, score: Value) -> Value:
         if self._spec.mask == "add":
             return mask + score
         return self._b.select(mask == 0.0, score, mask)
+
+
+def exponent_of_two(b: GpuBuilder, mask: Value) -> Value:
+    """What gives as a power of 2 what `mask` gives as one of e. Numbers whose product would not be
+    finite stay as they are: of scores they leave nothing, and they are alike."""
+    return b.select(b.abs(mask) > LARGEST_EXPONENT, mask, mask * LOG2_E)
 
 
 def weight(b: GpuBuilder, score: Value, largest: Value) -> Value:

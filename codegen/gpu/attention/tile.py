@@ -8,6 +8,7 @@ from typing import Any
 
 from abqc.codegen.builder import Value
 from abqc.codegen.strategy import Kernel
+from abqc.runtime.tensor_parameter import TensorParameter
 
 from ..arch import WARP, GpuArch
 from ..builder import POINTER, GpuBuilder, kernel
@@ -32,8 +33,8 @@ class AttentionTile:
         self.number, self.first = number, first
         self._limits = limits
 
-    def emit(self, workspace: Value) -> None:
-        """The body of the kernel."""
+    def emit(self, last: Sequence[Value]) -> None:
+        """The body of the kernel; `last` are its arguments behind those of `tile_types`."""
         raise NotImplementedError
 
     def row_limits(self, rows: Sequence[Value]) -> list[tuple[Value, Value]] | None:
@@ -71,10 +72,10 @@ MakeTile = Callable[
 
 
 def tile_types(spec: AttentionSpec) -> list[str]:
-    """The arguments of kernels of tiles: those of `Problem`; where a mask is added, limits i32 and
-    their strides by batch, head and row (limits.py); workspace."""
+    """The first arguments of kernels of tiles: those of `Problem`; where a mask is added, limits
+    i32 and their strides by batch, head and row (limits.py)."""
     limits = [POINTER, "i32", "i32", "i32"] if spec.mask == "add" else []
-    return [*argument_types(spec), *limits, POINTER]
+    return [*argument_types(spec), *limits]
 
 
 def tile_kernel(
@@ -86,9 +87,12 @@ def tile_kernel(
     threads: int,
     shared: int,
     registers: int = 0,
+    last: Sequence[str | TensorParameter] = (POINTER,),
 ) -> Kernel:
-    """Any number of rows, `rows` of them a block; see kernels.py for the arguments."""
-    return Kernel(name, (rows,), partial(_emit, name, spec, make, rows, threads, shared, registers))
+    """Any number of rows, `rows` of them a block; see kernels.py for the arguments, `last` are the
+    types of those behind `tile_types`."""
+    emit = partial(_emit, name, spec, make, rows, threads, shared, registers, last)
+    return Kernel(name, (rows,), emit)
 
 
 def _emit(
@@ -99,10 +103,11 @@ def _emit(
     threads: int,
     shared: int,
     registers: int,
+    last: Sequence[str | TensorParameter],
     module: Any,
     arch: GpuArch,
 ) -> None:
-    types = tile_types(spec)
+    types = [*tile_types(spec), *last]
     with kernel(
         module,
         arch,
@@ -116,9 +121,9 @@ def _emit(
         b,
         block,
         *arguments,
-        workspace,
     ):
-        limits = None
+        limits, behind = None, arguments[-len(last) :]
+        arguments = arguments[: -len(last)]
         if spec.mask == "add":
             *arguments, pointer, of_batch, of_head, of_row = arguments
             limits = RowLimits(b, pointer, [of_batch, of_head, of_row])
@@ -126,4 +131,4 @@ def _emit(
         blocks = b.ceil_div(problem.rows, rows)
         # The last rows first: under a causal mask they take longest.
         first = (blocks - 1 - block % blocks) * rows
-        make(b, spec, problem, block // blocks, first, limits).emit(workspace)
+        make(b, spec, problem, block // blocks, first, limits).emit(behind)

@@ -1,22 +1,26 @@
 """Attention of many rows by `wgmma`: sm_90a.
 
-Two warpgroups have 64 rows of a head each, a third one copies. Tiles of keys and values are made
-as they lie in shared memory (halves.py), in atoms of 64 columns with the swizzle of 128 bytes, so
-that one bulk copy brings a tile; stages go round by barriers of their own. Queries and weights are
-A, in registers; keys are B as they are, values B transposed.
+Two warpgroups have 64 rows of a head each, a third one copies. Tiles of keys and values lie in
+shared memory in atoms of 64 columns with the swizzle of 128 bytes. They are made so before
+(halves.py), and one bulk copy brings a tile; or they are boxes of a cache of f16 (boxes.py). Stages
+go round by barriers of their own. Queries and weights are A, in registers; keys are B as they are,
+values B transposed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from abqc.codegen.builder import Value
 from abqc.codegen.strategy import Kernel
+from abqc.runtime.tensor_parameter import TensorParameter
 
 from ..arch import WARP
+from ..builder import POINTER
 from ..wgmma.barriers import (
     BARRIER_BYTES,
     Barriers,
+    prefetch_map,
     publish_barriers,
     set_registers,
     shared_address,
@@ -33,6 +37,7 @@ from ..wgmma.instructions import (
 )
 from ..wgmma.ring import Place, next_place
 from ..wgmma.warpgroups import REGISTERS
+from .boxes import reads_boxes, stored_tensors
 from .halves import HALF, TileShape
 from .mma import MmaTile
 from .spec import MINUS_INFINITY, AttentionSpec
@@ -94,6 +99,9 @@ def wgmma_kernel(spec: AttentionSpec) -> Kernel:
     shape = SwizzledShape(spec)
     shared = shape.stages * (shape.bytes + 2 * BARRIER_BYTES) + THREADS // WARP * 4
     name = f"attention_wgmma_{spec.precision}_{spec.name}"
+    last: Sequence[str | TensorParameter] = (POINTER,)
+    if reads_boxes(spec):
+        last = stored_tensors(spec, shape.keys, ATOM)
     return tile_kernel(
         name,
         spec,
@@ -102,6 +110,7 @@ def wgmma_kernel(spec: AttentionSpec) -> Kernel:
         threads=THREADS,
         shared=shared,
         registers=REGISTERS[CONSUMERS][0],
+        last=last,
     )
 
 
@@ -119,7 +128,7 @@ class _Tile(MmaTile):
         # Those that copy read the limits of the block's rows, too.
         return self.b.warp % CONSUMER_WARPS
 
-    def emit(self, workspace: Value) -> None:
+    def emit(self, last: Sequence[Value]) -> None:
         b, shape = self.b, self.shape
         _, copying, multiplying = REGISTERS[CONSUMERS]
         base, behind = shared_address(b), shape.stages * shape.bytes
@@ -138,22 +147,54 @@ class _Tile(MmaTile):
         with b.when(copies):
             set_registers(b, copying, more=False)
             with b.when(b.thread == CONSUMERS * WARPGROUP):
-                self._copy_tiles(self._tiles(workspace), end)
+                boxes = reads_boxes(self.spec)
+                self._copy_tiles(self._boxes(last) if boxes else self._runs(last), end)
         with b.when(b.warp < CONSUMER_WARPS):
             set_registers(b, multiplying, more=True)
             self._multiply(end)
 
-    def _copy_tiles(self, tiles: Value, end: Value) -> None:
-        """By one thread: each tile in one copy."""
+    def _copy_tiles(self, copy: Callable[[Value, Value], None], end: Value) -> None:
+        """By one thread; `copy` begins to copy the tile of a key to a stage."""
         b, size = self.b, self.shape.bytes
         zero = b.const(0, "i32")
         with b.loop(0, end, self.shape.keys, [zero, zero]) as loop:
             stage, phase = loop.args
             self.empty.wait(stage, phase ^ 1)
             self.full.expect(stage, size)
-            source = b.at(tiles, b.wide(loop.i // self.shape.keys) * size)
-            self.full.copy(stage, self.base + stage * size, source, size)
+            copy(stage, loop.i)
             loop.carry(*next_place(b, Place(stage, phase), self.shape.stages).values)
+
+    def _runs(self, last: Sequence[Value]) -> Callable[[Value, Value], None]:
+        """Of tiles that were made before: one copy each."""
+        b, size = self.b, self.shape.bytes
+        tiles = self._tiles(*last)
+
+        def copy(stage: Value, key: Value) -> None:
+            source = b.at(tiles, b.wide(key // self.shape.keys) * size)
+            self.full.copy(stage, self.base + stage * size, source, size)
+
+        return copy
+
+    def _boxes(self, last: Sequence[Value]) -> Callable[[Value, Value], None]:
+        """Of keys and values where they are: a box for each atom."""
+        b, problem, shape = self.b, self.problem, self.shape
+        *_, keys, values = last
+        batch, head = self.number // problem.heads, self.number % problem.heads // problem.group
+        for tensor in (keys, values):
+            prefetch_map(b, tensor)
+
+        def copy(stage: Value, key: Value) -> None:
+            place = self.base + stage * shape.bytes
+            for tensor, begin, pitch in (
+                (keys, 0, shape.k_pitch),
+                (values, shape.values, shape.v_pitch),
+            ):
+                for atom in range(pitch // ATOM_BYTES):
+                    target = place + (begin + atom * shape.atom_bytes)
+                    at = [b.const(atom * ATOM, "i32"), key, head, batch]
+                    self.full.copy_box(stage, target, tensor, at)
+
+        return copy
 
     def _multiply(self, end: Value) -> None:
         b, shape = self.b, self.shape

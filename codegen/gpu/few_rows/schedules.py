@@ -83,7 +83,7 @@ def rows_reduce_kernel(
     spec: MatmulSpec, schedule: Schedule, activation: Activation
 ) -> Kernel | None:
     """The kernel that adds the parts of a split; None without a split."""
-    if schedule.split == 1:
+    if schedule.grid_split == 1:
         return None
     values = _values(spec, activation)
     name = f"{_stem(spec, values)}_reduce{schedule.split}"

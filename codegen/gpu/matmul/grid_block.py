@@ -16,7 +16,7 @@ def grid_block(
     their numbers one after another."""
     blocks_m, blocks_n = b.ceil_div(m, schedule.block_m), b.ceil_div(n, schedule.block_n)
     split = b.const(0, "i32")
-    if schedule.split > 1:
+    if schedule.grid_split > 1:
         in_split = blocks_m * blocks_n
         split, block = block // in_split, block % in_split
     row, column = place(block, blocks_m, blocks_n, group_m, b.min)

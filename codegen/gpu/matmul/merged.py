@@ -1,6 +1,8 @@
 """Products of the same rows by one launch: a grid that has the blocks of each, one after another.
 
     merged matmul  (those of the matmul kernel; (w, bias, y, n) of each further product)
+    merged stream  (those of a kernel whose blocks share tiles; (w, bias, y, n, workspace, number of
+                    the first counter) of each further product)
     merged split   (those of the split kernel; (w, bias, workspace, n) of each further product)
     merged reduce  (those of the reduction; (workspace, w, bias, y, n) of each further product)
                    grid: the sum of the products' grids
@@ -37,6 +39,7 @@ class Operands:
 
 
 MATMUL = Operands((1, 2, 3, 5), 3, 4, 5)  # x, w, bias, y, m, n
+STREAM = Operands((1, 2, 3, 5, 6, 7), 3, 4, 5)  # the same, workspace, first counter, counters
 REDUCE = Operands((0, 2, 3, 4, 6), 4, 5, 6)  # workspace, x, w, bias, y, m, n
 
 
@@ -51,7 +54,7 @@ class Merged:
 
 def merged_matmul(kernel: Kernel, parts: int, split: int = 1) -> Kernel:
     """The matmul, or one of `split` parts of K, of `parts` products."""
-    return _merged(kernel, parts, MATMUL, split)
+    return _merged(kernel, parts, STREAM if kernel.stream else MATMUL, split * kernel.parts)
 
 
 def merged_reduce(kernel: Kernel, parts: int) -> Kernel:
@@ -63,7 +66,7 @@ def _merged(kernel: Kernel, parts: int, operands: Operands, split: int) -> Kerne
     assert 1 < parts <= MAX_PARTS
     name = f"{kernel.name}_x{parts}"
     emit = partial(_emit, name, kernel, parts, operands, split)
-    return Kernel(name, kernel.block, emit, most_blocks=kernel.most_blocks)
+    return Kernel(name, kernel.block, emit, most_blocks=kernel.most_blocks, stream=kernel.stream)
 
 
 def _emit(

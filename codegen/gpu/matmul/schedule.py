@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 Kind = Literal["rows", "tile", "wgmma"]
@@ -20,8 +21,10 @@ class Schedule:
     in shared memory. `wgmma`: the same by warpgroups of four warps, each of which has all rows and
     64 or 128 columns; another four warps copy. `warps_m * warps_n * warps_k` warps a block; warps_k
     > 1 split K inside of the block. `split` > 1 cuts K among blocks, whose sums a second kernel
-    adds in order. `persistent`: so many blocks stay and do all tiles in turns (`wgmma` without a
-    split); 0: a block for each tile.
+    adds in order. `persistent`: so many blocks stay and do all tiles in turns (`wgmma`); 0: a block
+    for each tile. With both, blocks that stay share tiles along K, at most `split` of them one
+    tile, and one of them adds (wgmma/stream_k.py). `boxes`: rows are copied by boxes of a tensor
+    map, which one thread starts (`wgmma`), not 16 bytes a thread.
     """
 
     kind: Kind
@@ -34,11 +37,22 @@ class Schedule:
     stages: int = 1
     split: int = 1
     persistent: int = 0
+    boxes: bool = False
 
-    @property
+    @cached_property
     def threads(self) -> int:
         copying = PRODUCER_WARPS if self.kind == "wgmma" else 0
         return 32 * (self.warps_m * self.warps_n * self.warps_k + copying)
+
+    @property
+    def stream_k(self) -> bool:
+        """Whether blocks that stay share tiles along K."""
+        return self.persistent > 0 and self.split > 1
+
+    @property
+    def grid_split(self) -> int:
+        """Parts of the grid, each with sums of its own that a second kernel adds; 1: none."""
+        return 1 if self.persistent else self.split
 
     @property
     def max_rows(self) -> int | None:
@@ -51,11 +65,12 @@ class Schedule:
             return rows is None or rows > STREAMED_ROWS
         return self.max_rows is None or (rows is not None and rows <= self.max_rows)
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Part of a kernel's name."""
         text = f"{self.kind}{self.block_m}x{self.block_n}x{self.block_k}"
         text += f"_w{self.warps_m}x{self.warps_n}x{self.warps_k}"
         text += f"_s{self.stages}" if self.stages > 1 else ""
         text += f"_p{self.persistent}" if self.persistent else ""
+        text += "_boxes" if self.boxes else ""
         return text + (f"_split{self.split}" if self.split > 1 else "")

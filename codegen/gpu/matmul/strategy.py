@@ -193,7 +193,7 @@ class Scheduled:
                 self.kernel(spec, schedule),
                 first,
                 last,
-                schedule.split,
+                schedule.grid_split,
                 self.strategy.reduce_kernel(spec, schedule),
             )
             for first, last, schedule in chosen
@@ -267,7 +267,8 @@ class Scheduled:
         self, spec: MatmulSpec, schedules: Sequence[Schedule], m: int
     ) -> list[tuple[float, ...]]:
         """Seconds of each schedule on each target."""
-        described = [self.described(spec, schedule, m) for schedule in schedules]
+        assembled = self.assembled(spec)
+        described = [self._described(spec, s, m, assembled[s]) for s in schedules]
         by_target = [
             model.predict_all([features[place] for features in described])
             for place, model in enumerate(self.models)
@@ -276,10 +277,15 @@ class Scheduled:
 
     def described(self, spec: MatmulSpec, schedule: Schedule, m: int) -> tuple[KernelFeatures, ...]:
         """What a cost model needs to know of `m` rows on each target."""
+        return self._described(spec, schedule, m, self.assembled(spec)[schedule])
+
+    def _described(
+        self, spec: MatmulSpec, schedule: Schedule, m: int, assembled: Sequence[Assembly | None]
+    ) -> tuple[KernelFeatures, ...]:
         features = self.strategy.features(spec, schedule, m)
         return tuple(
             expected.on(features, arch.name) if expected is not None else _on(features, arch)
-            for arch, expected in zip(self.archs, self.assembled(spec)[schedule], strict=True)
+            for arch, expected in zip(self.archs, assembled, strict=True)
         )
 
     def seconds(self, spec: MatmulSpec, m: int) -> tuple[float, ...]:
@@ -309,7 +315,7 @@ class Scheduled:
 
 
 def _on(features: KernelFeatures, arch: GpuArch) -> KernelFeatures:
-    return replace(features, arch=arch.name)
+    return features.changed(arch=arch.name)
 
 
 def _emit_bounded(kernel: Kernel, bounds: Mapping[str, int], module: Any, arch: GpuArch) -> None:

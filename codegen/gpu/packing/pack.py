@@ -87,7 +87,7 @@ def _emit(
     with kernel(module, arch, name, types, threads=threads, shared=shared) as opened:
         b, block, x, *inputs, q, m = opened
         body = _body(packing, b, block, q, m)
-        sweep = _sweep(body, rotation, x, prologue, inputs)
+        sweep = pack_sweep(body, rotation, x, prologue, inputs)
         body.run(sweep, body.measure(sweep))
 
 
@@ -109,7 +109,7 @@ def _emit_scaled(packing: RowPacking, name: str, module: Any, arch: GpuArch) -> 
         entry = body.row.index // rows_per_scale * 4
         zero = b.load(zeros, "i32", entry, cache="nc")
         scale = given_scale(b, b.load(scales, "f32", entry, cache="nc"), zero)
-        body.run(_sweep(body, rotation, x), scale)
+        body.run(pack_sweep(body, rotation, x), scale)
 
 
 def _rotation(packing: RowPacking, arch: GpuArch) -> tuple[Rotation | None, int]:
@@ -122,7 +122,7 @@ def _rotation(packing: RowPacking, arch: GpuArch) -> tuple[Rotation | None, int]
     return rotation, scratch + rotation.shared_bytes
 
 
-def _sweep(
+def pack_sweep(
     body: PackRow,
     rotation: Rotation | None,
     x: Value,

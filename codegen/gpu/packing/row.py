@@ -18,7 +18,7 @@ from abqc.dialects.formats import NumberFormat, Scheme
 from ..builder import GpuBuilder
 from ..planes.layout import PlaneRows
 from ..rows.hadamard import Rotation
-from ..rows.reduction import RowReduction, butterfly
+from ..rows.reduction import Combine, RowReduction, butterfly
 from ..rows.threads import (
     CHUNK,
     PER_LANE,
@@ -142,7 +142,8 @@ class RowPacking:
 @dataclass
 class PackRow:
     """Emits the packing of a row into the one at `q`. `scratch` is where its `scratch_bytes` of
-    shared memory begin."""
+    shared memory begin. Where several blocks share a row, `of_row(ranges, combine)` gives the
+    row's range by that of the block's part, and the scale is written by the block that `leads`."""
 
     packing: RowPacking
     b: GpuBuilder
@@ -150,6 +151,8 @@ class PackRow:
     row: Row
     q: Value
     scratch: int
+    of_row: Callable[[Sequence[Value], Sequence[Combine]], list[Value]] | None = None
+    leads: Value | None = None
 
     def sweep(
         self, rotation: Rotation | None, shared: int, elements: Callable[[Value], list[Chunk]]
@@ -193,6 +196,8 @@ class PackRow:
 
         mine = sweep.run(widen, ranges.start())
         row = self._reduction(self.scratch).run(mine, ranges.combine())
+        if self.of_row is not None:
+            row = self.of_row(row, ranges.combine())
         return ranges.scale(row, b.const(float(self.packing.shape.k), "f32"))
 
     def _reduction(self, offset: int) -> RowReduction:
@@ -253,6 +258,8 @@ class PackRow:
         b, layout = self.b, self.packing.layout
         assert not isinstance(layout, FloatRows)
         first = (self.place.warp | self.place.lane) == 0
+        if self.leads is not None:
+            first = first & self.leads
         with b.when(self.row.active & first):
             b.store(scale.scale, self.q, layout.scale_offset)
             b.store(scale.zero, self.q, layout.zero_offset)

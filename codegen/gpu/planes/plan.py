@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from abqc.codegen.strategy import MatmulSpec
 
@@ -46,6 +46,10 @@ MOST_INSTRUCTIONS = 1600  # of a block of K, which is unrolled
 RECORD, COPY, TURN = 5, 5, 45
 
 
+# What a bit tile of the rows counts for, where its columns are tokens; else 1.
+Planes = tuple[tuple[int, ...], tuple[tuple[int, int], ...]]  # of planes of the weight; of tiles
+
+
 @dataclass(frozen=True)
 class Segment:
     """One MMA of a warp's part of a block: a step (two units), one unit, or the bits `mask` of the
@@ -72,11 +76,11 @@ class PlanesPlan:
     def weight(self) -> PlaneWeights:
         return PlaneWeights.of(self.spec)
 
-    @property
+    @cached_property
     def row_planes(self) -> int:
         return self.rows.format.bits
 
-    @property
+    @cached_property
     def weight_planes(self) -> int:
         return self.weight.format.bits
 
@@ -107,19 +111,15 @@ class PlanesPlan:
 
     def _chain(self, bit_tiles: list[int]) -> Chain:
         """That of all pairs, by whichever way is shorter."""
-        chain = self._pairs(bit_tiles)
-        return min(chain, chain.by_four(), key=lambda c: c.cost(self.group_units))
+        return _shorter_chain(*self._planes(bit_tiles), self.group_units)
 
     def _pairs(self, bit_tiles: list[int]) -> Chain:
         """Each pair of planes once."""
-        positive: PairsByPower = {}
-        negative: PairsByPower = {}
-        for plane, weight in enumerate(self.weight_weights):
-            for tile in bit_tiles:
-                value = weight * (self.row_weights[tile] if self.bits == 1 else 1)
-                power = abs(value).bit_length() - 1
-                (positive if value > 0 else negative).setdefault(power, []).append((plane, tile))
-        return Chain(positive, negative)
+        return _pairs_of(*self._planes(bit_tiles))
+
+    def _planes(self, bit_tiles: list[int]) -> Planes:
+        rows = [self.row_weights[tile] if self.bits == 1 else 1 for tile in bit_tiles]
+        return self.weight_weights, tuple(zip(bit_tiles, rows, strict=True))
 
     @property
     def group_units(self) -> int:
@@ -142,7 +142,7 @@ class PlanesPlan:
     def warp_tokens(self) -> int:
         return self.schedule.block_m // self.schedule.warps_m
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Of an MMA."""
         return min(MMA_COLUMNS, self.warp_tokens)
@@ -152,11 +152,11 @@ class PlanesPlan:
         """Of a token in one MMA."""
         return MMA_COLUMNS // self.tokens
 
-    @property
+    @cached_property
     def bit_tiles(self) -> int:
         return -(-self.row_planes // self.bits)
 
-    @property
+    @cached_property
     def token_tiles(self) -> int:
         return self.warp_tokens // self.tokens
 
@@ -165,7 +165,7 @@ class PlanesPlan:
         """Tiles of 16 weight columns."""
         return self.schedule.block_n // TILE_COLUMNS
 
-    @property
+    @cached_property
     def warp_tiles(self) -> int:
         return self.block_tiles // self.schedule.warps_n
 
@@ -174,7 +174,7 @@ class PlanesPlan:
         """Tokens of an MMA of which a lane has results, once bits are added up."""
         return 2 if self.bits == 1 else 1
 
-    @property
+    @cached_property
     def group_m(self) -> int:
         """Rows of blocks of a group (matmul/block_order.py)."""
         s = self.schedule
@@ -182,11 +182,11 @@ class PlanesPlan:
 
     # K
 
-    @property
+    @cached_property
     def groups(self) -> int:
         return self.weight.grouped.groups
 
-    @property
+    @cached_property
     def one_group(self) -> bool:
         return self.groups == 1
 
@@ -194,12 +194,12 @@ class PlanesPlan:
     def block_steps(self) -> int:
         return self.schedule.block_k // STEP
 
-    @property
+    @cached_property
     def warp_steps(self) -> int:
         """Steps of a block that one warp takes."""
         return self.block_steps // self.schedule.warps_k
 
-    @property
+    @cached_property
     def k_blocks(self) -> int:
         return -(-self.weight.steps // self.block_steps)
 
@@ -227,7 +227,7 @@ class PlanesPlan:
         """Blocks of K of a group, where they are parts of it."""
         return self.group_pitch // self.schedule.block_k
 
-    @property
+    @cached_property
     def split_unit(self) -> int:
         """Blocks of K that one split does not share with another."""
         return 1 if self.one_group or self.whole_groups else self.blocks_per_group
@@ -309,7 +309,7 @@ class PlanesPlan:
     def stage_bytes(self) -> int:
         return align(self.row_sums_offset + self.row_sum_stage_bytes, 16)
 
-    @property
+    @cached_property
     def lane_values(self) -> int:
         """Results of a lane."""
         return self.token_tiles * self.warp_tiles * 2 * self.lane_tokens
@@ -397,3 +397,25 @@ class PlanesPlan:
         if schedule.split > 1 and (schedule.split - 1) * self.split_blocks >= self.k_blocks:
             return "a split would have nothing to do"
         return None
+
+
+@lru_cache(maxsize=1024)
+def _pairs_of(weights: tuple[int, ...], rows: tuple[tuple[int, int], ...]) -> Chain:
+    """Each pair of a plane and a bit tile once."""
+    positive: PairsByPower = {}
+    negative: PairsByPower = {}
+    for plane, weight in enumerate(weights):
+        for tile, of_row in rows:
+            value = weight * of_row
+            power = abs(value).bit_length() - 1
+            (positive if value > 0 else negative).setdefault(power, []).append((plane, tile))
+    return Chain(positive, negative)
+
+
+@lru_cache(maxsize=1024)
+def _shorter_chain(
+    weights: tuple[int, ...], rows: tuple[tuple[int, int], ...], units: int
+) -> Chain:
+    """Of so many units of K."""
+    chain = _pairs_of(weights, rows)
+    return min(chain, chain.by_four(), key=lambda c: c.cost(units))

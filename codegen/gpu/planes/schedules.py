@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import lru_cache
 from itertools import product
 
@@ -97,8 +96,7 @@ def planes_features(plan: PlanesPlan, m: int) -> KernelFeatures:
     reads = schedule.warps_m * plan.weight_stage_bytes + schedule.warps_n * (
         plan.warp_tokens * schedule.warps_m * plan.row_stage_bytes // schedule.block_m
     )
-    return replace(
-        launch_features(plan, m),
+    return launch_features(plan, m).changed(
         b1_ops=mma_ops,
         alu_ops=turns * plan.sum_instructions * ends / 2,
         issued=float(turns * plan.instructions),
@@ -123,17 +121,17 @@ def launch_features(plan: PlanesPlan, m: int) -> KernelFeatures:
         block_m=schedule.block_m,
         block_n=schedule.block_n,
         block_k=schedule.block_k,
-        blocks=blocks * schedule.split,
+        blocks=blocks * schedule.grid_split,
         group_m=plan.group_m,
         threads=schedule.threads,
         weight_bytes=plan.weight.nbytes(spec.n),
         activation_bytes=m * plan.rows.row_bytes,
         written_bytes=4 * m * spec.n,
         bytes_in_flight=(schedule.stages - 1) * plan.stage_bytes,
-        workspace_bytes=schedule.split * m * spec.n * 4 if schedule.split > 1 else 0,
+        workspace_bytes=schedule.grid_split * m * spec.n * 4 if schedule.grid_split > 1 else 0,
         warps_k=schedule.warps_k,
         stages=schedule.stages,
-        split=schedule.split,
+        split=schedule.grid_split,
         shared_bytes=plan.shared_bytes,
-        launches=2 if schedule.split > 1 else 1,
+        launches=2 if schedule.grid_split > 1 else 1,
     )

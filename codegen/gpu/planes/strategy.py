@@ -89,11 +89,11 @@ class Planes:
         if isinstance(plan, WgmmaPlanesPlan):
             emit = partial(emit_wgmma_matmul, name=name, plan=plan)
             most = schedule.persistent
-            return WgmmaKernel(name, _block(schedule), emit, most_blocks=most)
+            return WgmmaKernel(name, _block(schedule), emit, most_blocks=most, stream=plan.stream)
         return Kernel(name, _block(schedule), partial(_emit, emit_matmul, name, plan))
 
     def reduce_kernel(self, spec: MatmulSpec, schedule: Schedule) -> Kernel | None:
-        if schedule.split == 1:
+        if schedule.grid_split == 1:
             return None
         plan = plan_of(spec, schedule)
         name = f"{_stem(plan)}_reduce{schedule.split}"

@@ -33,7 +33,8 @@ from ..wgmma.instructions import (
 from ..wgmma.output import store_block, store_sums
 from ..wgmma.producer import CopyState
 from ..wgmma.ring import Place, Ring
-from ..wgmma.tile_loop import run_warpgroups
+from ..wgmma.stream_k import exchange_of, stream_arguments
+from ..wgmma.tile_loop import Work, first_work, run_warpgroups
 from .chain import Pair
 from .layout import HALVES, TILE_BYTES, TILE_COLUMNS
 from .mma import WHOLE
@@ -47,8 +48,8 @@ Sums = list[Value]
 
 
 def emit_wgmma_matmul(module: Any, arch: GpuArch, name: str, plan: WgmmaPlanesPlan) -> None:
-    """The matmul, or its part of a split."""
-    arguments = [POINTER, WEIGHT, WEIGHT, POINTER, "i32", "i32"]
+    """The matmul, or its part of a split; arguments as of wgmma/kernel.py."""
+    arguments = [POINTER, WEIGHT, WEIGHT, POINTER, "i32", "i32", *stream_arguments(plan)]
     with kernel(
         module,
         arch,
@@ -57,10 +58,12 @@ def emit_wgmma_matmul(module: Any, arch: GpuArch, name: str, plan: WgmmaPlanesPl
         threads=plan.schedule.threads,
         shared=plan.shared_bytes,
         registers=plan.launch_registers,
-    ) as (b, block, rows, weight, bias, target, m, n):
+    ) as (b, block, rows, weight, bias, target, m, n, *shared):
         ring = Ring(b, plan, shared_address(b))
         ring.initialize()
-        _prefetch(_context(PlaneOperands(plan, b, rows, weight, bias, m, n), block, target))
+        first = first_work(b, plan, block, m, n)
+        operands = PlaneOperands(plan, b, rows, weight, bias, m, n)
+        _prefetch(_context(operands, first.tile, target), first)
         b.wait()
 
         def context(tile: Value) -> PlanesContext:
@@ -69,15 +72,16 @@ def emit_wgmma_matmul(module: Any, arch: GpuArch, name: str, plan: WgmmaPlanesPl
             operands.prepare()
             return _context(operands, tile, target)
 
-        def copy(tile: Value, state: CopyState) -> CopyState:
-            here = context(tile)
+        def copy(work: Work, state: CopyState) -> CopyState:
+            here = context(work.tile)
             stages = PlaneStageCopies(ring, plan, here.operands, here.first_row, here.first_tile)
-            return stages.run(*here.turns(), state)
+            return stages.run(*here.turns(work), state)
 
-        def multiply(tile: Value, place: Place) -> Place:
-            here = context(tile)
-            sums, after = _Products(here, ring).run(*here.turns(), place)
-            _finish(here.again(), sums)
+        def multiply(work: Work, place: Place) -> Place:
+            here = context(work.tile)
+            sums, after = _Products(here, ring).run(*here.turns(work), place)
+            exchange = exchange_of(b, plan, block, shared)
+            work.finish(exchange, sums, lambda values: _finish(here.again(), values))
             return after
 
         run_warpgroups(ring, block, m, n, copy, multiply)
@@ -100,9 +104,11 @@ class PlanesContext(BlockContext):
         tile = self.first_tile + self.warp_tile(half)
         return tile * TILE_COLUMNS + (self.b.lane >> 2) + i * (TILE_COLUMNS // HALVES)
 
-    def turns(self) -> tuple[Value, Value]:
-        """The blocks of K that are this split's."""
+    def turns(self, work: Work) -> tuple[Value, Value]:
+        """The blocks of K that are this split's, or this block's."""
         b, plan = self.b, self.plan
+        if work.part is not None:
+            return work.part.begin, work.part.end
         total = b.const(plan.k_blocks, "i32")
         if plan.schedule.split == 1:
             return b.const(0, "i32"), total
@@ -120,10 +126,10 @@ def _context(operands: PlaneOperands, block: Value, target: Value) -> PlanesCont
     return PlanesContext(b, plan, target, m, n, first_row, first_tile, split, operands)
 
 
-def _prefetch(context: PlanesContext) -> None:
+def _prefetch(context: PlanesContext, work: Work) -> None:
     """What the block reads first of each tile of columns; a thread has one."""
     b, plan = context.b, context.plan
-    begin, end = (turn * plan.tile_stage_bytes for turn in context.turns())
+    begin, end = (turn * plan.tile_stage_bytes for turn in context.turns(work))
     end = b.min(end, b.const(plan.weight.tile_bytes, "i32"))
     with b.when((b.thread < plan.block_tiles) & (begin < end)):
         tile = context.operands.tile(context.first_tile + b.thread)
@@ -296,7 +302,7 @@ def _finish(context: PlanesContext, sums: Sums) -> None:
     b, plan, operands = context.b, context.plan, context.operands
     if plan.one_group:
         sums = [value * plan.sums_of_pairs.scale for value in sums]
-    if plan.schedule.split > 1:
+    if plan.schedule.grid_split > 1:
         store_sums(context, context.split, sums)
         return
     columns = [context.column(*place) for place in context.places()]

@@ -24,7 +24,11 @@ QUAD = 4  # pieces of 16 bytes of a row that a warp copies at once
 INTEGER_COLUMNS_STEP = 16  # N of wgmma for integers, but for 8 and 24
 STAGE_ALIGNMENT = 128
 OTHER_REGISTERS = 32  # of a thread that multiplies: addresses, loops, descriptors
-GROUP_REGISTERS = 12  # more, where groups end in a stage; twice, where fragments are masked
+# More, where groups end in a stage, and where fragments are masked for each group in a step: those
+# of the next product are loaded before that of this one.
+GROUP_REGISTERS, MASK_REGISTERS = 12, 16
+# More yet, where blocks share tiles and a group's sums are weighed between runs: else it spills.
+SHARING_REGISTERS = 60
 # Of a stage, which is unrolled: wgmmas, and all instructions of a warp that multiplies.
 MOST_PRODUCTS, MOST_INSTRUCTIONS = 160, 4000
 
@@ -67,9 +71,9 @@ class WgmmaPlanesPlan(Warpgroups, PlanesPlan):
             return "not enough registers"
         if self.half_sums + INSTRUCTION_REGISTERS > self.launch_registers:
             return f"an instruction of more than {self.launch_registers} registers"
-        if s.persistent and s.split > 1:
-            return "blocks that stay have all of K"
-        if s.split > 1 and (s.split - 1) * self.split_blocks >= self.k_blocks:
+        if self.stream_problem is not None:
+            return self.stream_problem
+        if s.grid_split > 1 and (s.split - 1) * self.split_blocks >= self.k_blocks:
             return "a split would have nothing to do"
         return None
 
@@ -81,6 +85,16 @@ class WgmmaPlanesPlan(Warpgroups, PlanesPlan):
 
     def _chain(self, bit_tiles: list[int]) -> Chain:
         return self._pairs(bit_tiles)
+
+    # Blocks that share tiles
+
+    @property
+    def turns(self) -> int:
+        return self.k_blocks
+
+    @property
+    def unit_turns(self) -> int:
+        return self.split_unit
 
     # Who has what
 
@@ -95,7 +109,9 @@ class WgmmaPlanesPlan(Warpgroups, PlanesPlan):
         fragments = 8 * self.halves
         of_groups = 0
         if not self.one_group:
-            of_groups = GROUP_REGISTERS * (2 if self.parts > 2 else 1)
+            of_groups = GROUP_REGISTERS + (MASK_REGISTERS if self.parts > 2 else 0)
+            if self.schedule.stream_k and len(self.sums_of_pairs.runs) > 1:
+                of_groups += SHARING_REGISTERS
             of_groups += 2 * self.halves * (1 + self.weight.has_sums + self.weight.has_zeros)
             if self.row_zeros_loaded:
                 of_groups += self.schedule.block_m // 4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import product
 
 from abqc.codegen.strategy import MatmulSpec
@@ -14,7 +13,7 @@ from ..matmul.schedule import Schedule
 from ..packing.layout import align
 from ..wgmma.instructions import ROWS, WARPGROUP_WARPS
 from ..wgmma.plan import PRODUCERS
-from ..wgmma.schedules import SPLITS, persistent_blocks, splits_pay
+from ..wgmma.schedules import SPLITS, persistent_blocks, splits_pay, stream_schedules
 from .layout import STEP, TILE_COLUMNS, PlaneWeights
 from .schedules import launch_features
 from .wgmma_plan import WgmmaPlanesPlan
@@ -24,7 +23,7 @@ WARPGROUPS = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 1))  # and halves of each
 DEPTHS = (512, 1024, 2048)  # of K
 STAGES = (2, 3, 4, 6)
 # Products of planes that one of bytes takes the time of (measured on an H200: 15,400 to 1,865
-# TOPS): whoever has more planes multiplies bytes.
+# TOPS): whoever has more planes, or masks a step for each of the groups in it, multiplies bytes.
 MOST_PAIRS = 8
 
 
@@ -32,7 +31,14 @@ def wgmma_planes_schedules(spec: MatmulSpec, arch: GpuArch) -> list[Schedule]:
     """Every schedule that can run on `arch`."""
     if "b1" not in arch.wgmma or pairs_of(spec) > MOST_PAIRS:
         return []
-    return [s for s in _all(spec, arch) if WgmmaPlanesPlan(spec, s).problem(arch) is None]
+    plans = (WgmmaPlanesPlan(spec, s) for s in _all(spec, arch))
+    able = [
+        plan.schedule
+        for plan in plans
+        if pairs_of(spec) * plan.parts <= MOST_PAIRS and plan.problem(arch) is None
+    ]
+    shared = stream_schedules(spec, able, arch, lambda s: WgmmaPlanesPlan(spec, s))
+    return able + [s for s in shared if WgmmaPlanesPlan(spec, s).problem(arch) is None]
 
 
 def pairs_of(spec: MatmulSpec) -> int:
@@ -73,12 +79,12 @@ def wgmma_planes_features(plan: WgmmaPlanesPlan, m: int) -> KernelFeatures:
     # A warpgroup reads the rows of a step for each product, and its weights.
     per_product = (schedule.block_m + ROWS) * STEP // 8
     reads = plan.products * plan.consumers * per_product
-    return replace(
-        launch_features(plan, m),
+    return launch_features(plan, m).changed(
         wgmma_b1_ops=tiles * steps * step_ops * plan.sums_of_pairs.products,
         alu_ops=turns * threads * groups * plan.sum_instructions / 2,  # the FMA pipe has half
         issued=turns * (threads * plan.instructions + PRODUCERS * plan.copy_instructions),
         shared_traffic=turns * (plan.stage_bytes + reads),
         persistent=schedule.persistent > 0,
+        shared_by=schedule.split if schedule.stream_k else 0,
         registers=plan.launch_registers,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from abqc.codegen.gpu.layout.swizzle import Swizzle, row_swizzle
@@ -59,15 +60,15 @@ class TilePlan:
         """Of a unit of one activation row: one or two k-steps of 32 bytes."""
         return K_UNIT * self.weights.lane_bits // 8
 
-    @property
+    @cached_property
     def stage_units(self) -> int:
         return self.schedule.block_k // K_UNIT
 
-    @property
+    @cached_property
     def stage_chunks(self) -> int:
         return self.stage_units // self.weights.chunk_units
 
-    @property
+    @cached_property
     def stage_row_bytes(self) -> int:
         """Of one activation row."""
         return self.stage_units * self.unit_bytes
@@ -82,30 +83,30 @@ class TilePlan:
         """Of the rows' byte offsets in a stage."""
         return row_swizzle(self.pitch)
 
-    @property
+    @cached_property
     def rows_bytes(self) -> int:
         """Of all rows of a stage."""
         return self.schedule.block_m * self.pitch
 
-    @property
+    @cached_property
     def stage_tile_bytes(self) -> int:
         """Of one tile of the weight."""
         return self.stage_chunks * self.weights.chunk_bytes
 
-    @property
+    @cached_property
     def block_tiles(self) -> int:
         """Tiles of the weight that a block works on."""
         return self.schedule.block_n // TILE_COLUMNS
 
-    @property
+    @cached_property
     def stage_bytes(self) -> int:
         return self.rows_bytes + self.block_tiles * self.stage_tile_bytes
 
-    @property
+    @cached_property
     def shared_bytes(self) -> int:
         return self.schedule.stages * self.stage_bytes
 
-    @property
+    @cached_property
     def group_m(self) -> int:
         """Rows of blocks of a group (matmul/block_order.py)."""
         s = self.schedule
@@ -127,7 +128,7 @@ class TilePlan:
         """Blocks of 8 columns of a warp."""
         return self.warp_tiles * BLOCKS
 
-    @property
+    @cached_property
     def accumulators(self) -> int:
         """Of a thread."""
         return 4 * self.row_blocks * self.column_blocks
@@ -156,7 +157,7 @@ class TilePlan:
         masks = 16 // self.weights.bits if self.weights.lane_bits == 16 else 0
         return sums + (moved + masks) * 5 // 4
 
-    @property
+    @cached_property
     def pieces(self) -> int:
         """16-byte pieces of a stage that a thread copies, each with an address."""
         threads = self.schedule.threads
@@ -166,7 +167,7 @@ class TilePlan:
 
     # The K loop
 
-    @property
+    @cached_property
     def grouped(self) -> bool:
         """Whether accumulators are scaled and added up group by group."""
         return self.weights.grouped.groups > 1
@@ -175,7 +176,7 @@ class TilePlan:
     def group_units(self) -> int:
         return self.weights.grouped.group_units
 
-    @property
+    @cached_property
     def iterations(self) -> int:
         """Turns of the K loop, of all splits together."""
         return -(-self.weights.grouped.units // self.stage_units)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..arch import WARP
 from ..packing.layout import K_UNIT
 from ..tiles.plan import TilePlan
-from ..wgmma.plan import HALF_BLOCKS, WgmmaPlan
+from ..wgmma.plan import HALF_BLOCKS, PRODUCERS, WgmmaPlan
 from .layout import BLOCK_COLUMNS, BLOCKS, LANE_CODES, WORDS_PER_LOAD, WeightLayout
 
 # To decode a code, by bits (decode.py). Of f16, HALF_FLOAT of it is no integer instruction.
@@ -24,9 +24,10 @@ FLUSH, CORRECTION = 2.0, 1.0
 FLUSH_COLUMNS, COPY, TURN = 8.0, 4.0, 30.0
 
 # Of wgmma: around an instruction, its descriptor and the waits; for a turn of the loop. Of a thread
-# that copies: for a stage, and for 16 bytes of rows.
+# that copies: for a stage, and for 16 bytes of rows; or for a box.
 WGMMA_STEP, WGMMA_TURN = 5.0, 30.0
 WGMMA_COPIES, WGMMA_COPY = 45.0, 5.0
+WGMMA_BOXES, WGMMA_BOX = 45.0, 6.0
 
 # Of rows: a unit's addresses, and the end of a group by dot products and by MMA, for each row.
 ROWS_UNIT = 3.0
@@ -106,5 +107,7 @@ def wgmma_stage(plan: WgmmaPlan) -> float:
 
 
 def wgmma_copies(plan: WgmmaPlan) -> float:
-    """Of a kernel by wgmma for a stage, of a thread that copies."""
-    return WGMMA_COPIES + WGMMA_COPY * plan.pieces
+    """Of a kernel by wgmma for a stage, of all threads that copy."""
+    if plan.schedule.boxes:
+        return WARP * (WGMMA_BOXES + WGMMA_BOX * plan.atoms)
+    return PRODUCERS * (WGMMA_COPIES + WGMMA_COPY * plan.pieces)

@@ -141,7 +141,7 @@ class WeightLayout:
         narrowest = part_widths(self.bits)[-1]
         return max(1, LOAD_BYTES * 8 // (narrowest * codes_per_unit))
 
-    @property
+    @cached_property
     def chunk_registers(self) -> int:
         return self.chunk_units * BLOCKS * self.registers_per_block
 
@@ -155,7 +155,7 @@ class WeightLayout:
             word += self.chunk_registers * bits // self.lane_bits
         return tuple(parts)
 
-    @property
+    @cached_property
     def chunk_words(self) -> int:
         """32-bit words of a lane in a chunk."""
         if self.format.in_digits:
@@ -167,17 +167,17 @@ class WeightLayout:
         """Registers that share a word, of codes that are digits."""
         return DIGITS * self.lane_bits // 8
 
-    @property
+    @cached_property
     def chunk_loads(self) -> int:
         """16-byte loads of a lane in a chunk."""
         return self.chunk_words // WORDS_PER_LOAD
 
-    @property
+    @cached_property
     def chunk_bytes(self) -> int:
         """Of all lanes."""
         return self.chunk_loads * WARP_LOAD_BYTES
 
-    @property
+    @cached_property
     def chunks(self) -> int:
         return -(-self.grouped.units // self.chunk_units)
 

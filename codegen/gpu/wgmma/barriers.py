@@ -6,6 +6,7 @@ Conversion Instructions: cp.async.bulk". Addresses of shared memory are i32.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from abqc.codegen.builder import Value
@@ -73,6 +74,25 @@ class Barriers:
         operands = (target, source, self.b.index(nbytes), self._at(index))
         self.b.asm(text, f"r,l,r,r,{MEMORY}", [], *operands, effects=True)
 
+    def copy_box(
+        self, index: Value, target: Value, tensor: Value, coordinates: Sequence[Value]
+    ) -> None:
+        """Copy a box of the tensor map at `tensor` (runtime/tensor_parameter.py) from element
+        `coordinates` (i32, dimension 0 first) on, all of whose bytes are counted."""
+        rank = len(coordinates)
+        places = ", ".join(f"${3 + i}" for i in range(rank))
+        text = (
+            f"cp.async.bulk.tensor.{rank}d.shared::cluster.global.tile"
+            f".mbarrier::complete_tx::bytes [$0], [$1, {{{places}}}], [$2];"
+        )
+        kinds = ",".join(["r", "l", "r", *["r"] * rank, MEMORY])
+        self.b.asm(text, kinds, [], target, tensor, self._at(index), *coordinates, effects=True)
+
+
+def prefetch_map(b: GpuBuilder, tensor: Value) -> None:
+    """Bring a tensor map to where copies by it look for it."""
+    b.asm("prefetch.tensormap [$0];", f"l,{MEMORY}", [], tensor, effects=True)
+
 
 def publish_barriers(b: GpuBuilder) -> None:
     """Make initialized barriers known to the copy engine; a barrier of the block must follow."""
@@ -80,8 +100,9 @@ def publish_barriers(b: GpuBuilder) -> None:
 
 
 def fence_async(b: GpuBuilder) -> None:
-    """Order what this thread has seen of shared memory before what wgmma and bulk copies do."""
-    b.asm("fence.proxy.async;", MEMORY, [], effects=True)
+    """Order what this thread has seen of shared memory before what wgmma and bulk copies do. Of
+    shared memory alone: a fence for all memory waits for what is under way in global memory."""
+    b.asm("fence.proxy.async.shared::cta;", MEMORY, [], effects=True)
 
 
 def set_registers(b: GpuBuilder, count: int, *, more: bool) -> None:

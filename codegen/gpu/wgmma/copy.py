@@ -34,25 +34,20 @@ class RowPiece:
     present: Value | None
 
 
-class StageCopies(StageProducer):
-    """A copying thread's part of a block's stages."""
+class WeightCopies(StageProducer):
+    """A copying thread's part of the weights of a block's stages."""
 
     def __init__(self, ring: Ring, context: WgmmaContext) -> None:
-        """Rows beyond the last are zeros, tiles repeat it."""
+        """Tiles beyond the last repeat it."""
         super().__init__(ring)
         self.plan = context.plan
         self.weight, self.first_tile = context.weight, context.first_tile
-        b, first_row = self.b, context.first_row
-        self.rows = b.at(context.rows, b.wide(first_row) * self.plan.row_bytes)
-        self.pieces = self._row_pieces(context.m - 1 - first_row)
-
-    # Weights
 
     def copy_weights(self, turn: Value, place: Place) -> None:
         """A lane of the first warp for each tile."""
         b, plan, full = self.b, self.plan, self.ring.full
         with b.when(self.thread == 0):
-            full.expect(place.stage, plan.weights_bytes)
+            full.expect(place.stage, plan.counted_bytes)
         with b.when(self.thread < plan.block_tiles):
             tile = b.min(self.first_tile + self.thread, self.weight.tiles - 1)
             source = self.weight.tile(tile)
@@ -62,7 +57,16 @@ class StageCopies(StageProducer):
             total, turns = plan.weights.tile_bytes, plan.iterations
             self.copy_run(turn, place, target, source, size, total, turns)
 
-    # Rows
+
+class StageCopies(WeightCopies):
+    """A copying thread's part of a block's stages."""
+
+    def __init__(self, ring: Ring, context: WgmmaContext) -> None:
+        """Rows beyond the last are zeros."""
+        super().__init__(ring, context)
+        b, first_row = self.b, context.first_row
+        self.rows = b.at(context.rows, b.wide(first_row) * self.plan.row_bytes)
+        self.pieces = self._row_pieces(context.m - 1 - first_row)
 
     def _row_pieces(self, last_row: Value) -> list[RowPiece]:
         """`last_row` of the matrix, counted from the block's first one."""

@@ -83,7 +83,7 @@ class HalfProducts:
 
     def finish(self, context: WgmmaContext, values: list[Value]) -> None:
         b = context.b
-        if context.plan.schedule.split > 1:
+        if context.plan.schedule.grid_split > 1:
             store_sums(context, context.split, values)
             return
         biases = load_bias(context)

@@ -1,6 +1,6 @@
 """The kernel by wgmma: a block computes block_m x block_n of y, K in stages of shared memory.
 
-    rows      global -> shared (cp.async, swizzled)            -> B, read by the tensor cores
+    rows      global -> shared (cp.async or boxes, swizzled)   -> B, read by the tensor cores
     weights   global -> shared (bulk copies, as they are stored) -> decoded in registers: A
 
 One warpgroup copies, the others multiply; stages go round between them (ring.py). Columns of the
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from abqc.codegen.builder import Value, vec
+from abqc.runtime.tensor_parameter import TensorParameter
 
 from ..arch import GpuArch
 from ..builder import POINTER, WEIGHT, GpuBuilder, kernel
@@ -22,7 +23,8 @@ from ..matmul.grid_block import grid_block
 from ..matmul.loop_state import LoopState
 from ..weights.layout import BLOCKS, TILE_COLUMNS, WARP_LOAD_BYTES
 from ..weights.pointers import PackedWeight
-from .barriers import shared_address
+from .barriers import prefetch_map, shared_address
+from .boxes import BoxCopies, rows_tensor
 from .context import WgmmaContext, anew
 from .copy import StageCopies
 from .fragments import words_of_half
@@ -38,7 +40,8 @@ from .instructions import (
 from .plan import HALF_BLOCKS, WgmmaPlan
 from .producer import CopyState
 from .ring import Place, Ring
-from .tile_loop import run_warpgroups
+from .stream_k import exchange_of, stream_arguments
+from .tile_loop import Work, first_work, run_warpgroups
 
 
 class Arithmetic(Protocol):
@@ -100,8 +103,13 @@ class State(LoopState):
 def emit_wgmma_kernel(
     module: Any, arch: GpuArch, name: str, plan: WgmmaPlan, arithmetic: Arithmetic
 ) -> None:
-    """Add the kernel (q, w, bias, y or workspace, m, n) of docs/gpu.md to `module`."""
-    arguments = [POINTER, WEIGHT, WEIGHT, POINTER, "i32", "i32"]
+    """Add the kernel (q, w, bias, y or workspace, m, n) of docs/gpu.md to `module`; where blocks
+    share tiles, (q, w, bias, y, m, n, workspace, number of the first counter, counters)."""
+    shares = stream_arguments(plan)
+    arguments: list[str | TensorParameter] = [POINTER, WEIGHT, WEIGHT, POINTER, "i32", "i32"]
+    arguments += shares
+    if plan.schedule.boxes:
+        arguments.append(rows_tensor(plan))
     with kernel(
         module,
         arch,
@@ -110,11 +118,16 @@ def emit_wgmma_kernel(
         threads=plan.schedule.threads,
         shared=plan.shared_bytes,
         registers=plan.launch_registers,
-    ) as (b, block, rows, packed, bias, target, m, n):
+    ) as (b, block, rows, packed, bias, target, m, n, *more):
+        shared, tensor = more[: len(shares)], more[len(shares) :]
+        for each in tensor:
+            with b.when(b.thread == 0):
+                prefetch_map(b, each)
         ring = Ring(b, plan, shared_address(b))
         ring.initialize()
-        here = _context(b, plan, block, rows, packed, bias, target, m, n)
-        begin, end = (turn * plan.stage_tile_bytes for turn in _turns(here))
+        first = first_work(b, plan, block, m, n)
+        here = _context(b, plan, first.tile, rows, packed, bias, target, m, n)
+        begin, end = (turn * plan.stage_tile_bytes for turn in _turns(here, first))
         here.weight.prefetch(here.first_tile, plan.block_tiles, begin, end)
         b.wait()
 
@@ -122,14 +135,16 @@ def emit_wgmma_kernel(
             # m and n anew: what follows from them, kept from tile to tile, takes registers.
             return _context(b, plan, tile, rows, packed, bias, target, anew(b, m), anew(b, n))
 
-        def copy(tile: Value, state: CopyState) -> CopyState:
-            here = context(tile)
-            return StageCopies(ring, here).run(*_turns(here), state)
+        def copy(work: Work, state: CopyState) -> CopyState:
+            here = context(work.tile)
+            copies = BoxCopies(ring, here, *tensor) if tensor else StageCopies(ring, here)
+            return copies.run(*_turns(here, work), state)
 
-        def multiply(tile: Value, place: Place) -> Place:
-            here = context(tile)
-            values, after = _Products(here, arithmetic, ring).run(*_turns(here), place)
-            arithmetic.finish(here.again(), values)
+        def multiply(work: Work, place: Place) -> Place:
+            here = context(work.tile)
+            values, after = _Products(here, arithmetic, ring).run(*_turns(here, work), place)
+            exchange = exchange_of(b, plan, block, shared)
+            work.finish(exchange, values, lambda sums: arithmetic.finish(here.again(), sums))
             return after
 
         run_warpgroups(ring, block, m, n, copy, multiply)
@@ -164,9 +179,11 @@ def _context(
     )
 
 
-def _turns(context: WgmmaContext) -> tuple[Value, Value]:
-    """The turns of the K loop that are this split's."""
+def _turns(context: WgmmaContext, work: Work) -> tuple[Value, Value]:
+    """The turns of the K loop that are this split's, or this block's."""
     b, plan = context.b, context.plan
+    if work.part is not None:
+        return work.part.begin, work.part.end
     total = b.const(plan.iterations, "i32")
     if plan.schedule.split == 1:
         return b.const(0, "i32"), total
@@ -189,7 +206,7 @@ class _Products:
         next tile's first stage."""
         b, plan = self.b, self.plan
         self.arithmetic.prepare(self.context)
-        state = self._initial_state()
+        state = self._initial_state(begin)
         with b.loop(begin, end, carry=[*place.values, *state.values]) as loop:
             stage, phase, *values = loop.args
             at = self.ring.place([stage, phase])
@@ -288,13 +305,15 @@ class _Products:
             return True
         return False if kind == "always" else state.left[0] != plan.group_units
 
-    def _initial_state(self) -> State:
+    def _initial_state(self, begin: Value) -> State:
         b, plan, arithmetic = self.b, self.plan, self.arithmetic
         group: list[Value] = []
         left: list[Value] = []
         here, ahead = arithmetic.group_values(self.context, 0), []
         if plan.grouped:
             group = [b.index(self.context.split) * plan.split_groups]
+            if plan.schedule.stream_k:
+                group = [begin * plan.stage_units // plan.group_units]
             if any(plan.flush(unit) == "sometimes" for unit in range(plan.stage_units)):
                 left = [b.const(plan.group_units, "i32")]
             here = arithmetic.group_values(self.context, group[0])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from abqc.codegen.align import align
 from abqc.codegen.gpu.layout.swizzle import Swizzle, row_swizzle
@@ -58,9 +60,9 @@ class WgmmaPlan(Warpgroups, TilePlan):
             return "warpgroups do not divide the tile"
         if self.halves == 1 and self.weights.format.in_digits:
             return "warps do not share tiles of digits"
-        if s.persistent and s.split > 1:
-            return "blocks that stay have all of K"
-        if self.split_iterations * (s.split - 1) >= self.iterations:
+        if self.stream_problem is not None:
+            return self.stream_problem
+        if s.grid_split > 1 and self.split_iterations * (s.split - 1) >= self.iterations:
             return "there is less K than splits"
         if self.iterations * self.stage_tile_bytes > 2 * self.weights.tile_bytes:
             return "more than half of the stages is padding"  # for which there are no weights
@@ -74,9 +76,21 @@ class WgmmaPlan(Warpgroups, TilePlan):
             return f"an instruction of more than {self.launch_registers} registers"
         return None
 
-    # Who has what
+    # Blocks that share tiles
 
     @property
+    def turns(self) -> int:
+        return self.iterations
+
+    @property
+    def unit_turns(self) -> int:
+        if not self.grouped:
+            return 1
+        return math.lcm(self.stage_units, self.group_units) // self.stage_units
+
+    # Who has what
+
+    @cached_property
     def registers(self) -> int:
         """An estimate for a thread that multiplies: accumulators, words, fragments, addresses."""
         sums = self.accumulators * (2 if self.grouped else 1)
@@ -107,16 +121,21 @@ class WgmmaPlan(Warpgroups, TilePlan):
     def swizzle(self) -> Swizzle:
         return row_swizzle(self.atom_bytes)
 
-    @property
+    @cached_property
     def rows_bytes(self) -> int:
         return self.schedule.block_m * self.stage_row_bytes
 
-    @property
+    @cached_property
     def weights_bytes(self) -> int:
         """Of all tiles of a stage."""
         return self.block_tiles * self.stage_tile_bytes
 
     @property
+    def counted_bytes(self) -> int:
+        """Of a stage, that report to its barrier as they arrive."""
+        return self.weights_bytes + (self.rows_bytes if self.schedule.boxes else 0)
+
+    @cached_property
     def stage_bytes(self) -> int:
         return align(self.rows_bytes + self.weights_bytes, STAGE_ALIGNMENT)
 
@@ -124,7 +143,7 @@ class WgmmaPlan(Warpgroups, TilePlan):
     def barriers_offset(self) -> int:
         return self.schedule.stages * self.stage_bytes
 
-    @property
+    @cached_property
     def shared_bytes(self) -> int:
         return self.barriers_offset + 2 * self.schedule.stages * BARRIER_BYTES
 
@@ -138,7 +157,7 @@ class WgmmaPlan(Warpgroups, TilePlan):
         atom, inside = divmod(step * STEP_BYTES, self.atom_bytes)
         return atom * self.schedule.block_m * self.atom_bytes + inside
 
-    @property
+    @cached_property
     def pieces(self) -> int:
         """16-byte pieces of a stage's rows that a copying thread has."""
         return -(-self.rows_bytes // PIECE_BYTES // PRODUCERS)

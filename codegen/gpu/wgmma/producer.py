@@ -1,16 +1,19 @@
 """The warpgroup that copies: stage after stage, as they become empty, tile after tile.
 
-Weights come by bulk copies, which report to a stage's barrier themselves; rows by `cp.async`, `LAG`
-stages of which are under way before the first of them is waited for.
+Weights come by bulk copies, which report to a stage's barrier themselves; rows by boxes, which do
+so too (boxes.py), or by `cp.async`, `LAG` stages of which are under way before the first of them is
+waited for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from abqc.codegen.builder import Value
 
+from ..arch import WARP
 from ..builder import GpuBuilder
 from ..matmul.schedule import Schedule
 from .barriers import fence_async
@@ -113,8 +116,8 @@ def complete_all(ring: Ring, state: CopyState) -> None:
 
 
 def lag_of(schedule: Schedule) -> int:
-    """Stages whose rows are under way."""
-    return min(LAG, schedule.stages - 1)
+    """Stages whose rows are under way by `cp.async`."""
+    return 0 if schedule.boxes else min(LAG, schedule.stages - 1)
 
 
 def _complete(ring: Ring, place: Place, before: int) -> None:
@@ -131,3 +134,10 @@ def _complete(ring: Ring, place: Place, before: int) -> None:
 def is_copying(b: GpuBuilder, plan: StagedPlan) -> Value:
     """Whether the thread is of the warpgroup that copies: the last one."""
     return b.thread >= plan.schedule.threads - PRODUCERS
+
+
+def those_that_copy(b: GpuBuilder, plan: StagedPlan) -> AbstractContextManager[None]:
+    """Of that warpgroup: all, or the first warp where rows come by boxes."""
+    if not plan.schedule.boxes:
+        return nullcontext()
+    return b.when(b.thread < plan.schedule.threads - PRODUCERS + WARP)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from abqc.codegen.builder import Value
+from abqc.codegen.strategy import StreamK
 
 from ..builder import GpuBuilder
 from ..matmul.schedule import Schedule
@@ -30,11 +31,43 @@ class StagedPlan(Protocol):
         ...
 
     @property
+    def role_registers(self) -> tuple[int, int]:
+        """Of a thread that copies, and of one that multiplies."""
+        ...
+
+    @property
     def stage_bytes(self) -> int: ...
 
     @property
     def barriers_offset(self) -> int:
         """Of the barriers in shared memory, behind all stages."""
+        ...
+
+    # Where blocks share tiles along K (stream_k.py)
+
+    @property
+    def turns(self) -> int:
+        """Of the K loop, for a whole tile."""
+        ...
+
+    @property
+    def unit_turns(self) -> int:
+        """Turns that one block has together."""
+        ...
+
+    @property
+    def units(self) -> int:
+        """Of a tile, which blocks share."""
+        ...
+
+    @property
+    def consumer_threads(self) -> int:
+        """Those that multiply."""
+        ...
+
+    @property
+    def stream(self) -> StreamK | None:
+        """What blocks that share tiles need; None where they do not."""
         ...
 
 
@@ -73,8 +106,9 @@ class Ring:
         """Before anything else, by all threads of the block."""
         b = self.b
         with b.when(b.thread == 0):
-            # Each copying warp arrives, and one of them once more with the bytes of weights.
-            self.full.initialize(WARPGROUP_WARPS + 1)
+            # One thread arrives with the bytes that are counted, and each warp that copies others.
+            warps = 0 if self.plan.schedule.boxes else WARPGROUP_WARPS
+            self.full.initialize(1 + warps)
             self.empty.initialize(WARPGROUP_WARPS * self.plan.consumers)
             publish_barriers(b)
         b.barrier()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import product
 
@@ -20,13 +20,16 @@ from .half import HalfProducts
 from .instructions import ROWS, WARPGROUP_WARPS
 from .int8 import Int8Accumulators, Int8Products
 from .kernel import Arithmetic, emit_wgmma_kernel
-from .plan import PRODUCERS, WgmmaPlan
+from .plan import WgmmaPlan
+from .warpgroups import Warpgroups
 
 BLOCK_ROWS = (16, 32, 64, 80, 96, 128, 192, 256)
 PAIRED_ROWS = 176  # the most of two halves
 WARPGROUPS = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 1))  # and halves of each
 STAGES = (2, 3, 4, 6)
 SPLITS = (1, 2, 3, 4, 6, 8)
+SHARED_BY = (2, 4)  # blocks that share a tile, at most
+BOXES = True  # cost a copying thread less than what threads copy one by one, whatever the tile
 
 
 @lru_cache(maxsize=4096)
@@ -41,7 +44,9 @@ def wgmma_schedules(spec: MatmulSpec, arch: GpuArch, activation: Activation) -> 
     family = "s8" if activation == "int8" else activation
     if family not in arch.wgmma:
         return []
-    return [s for s in _all(spec, arch) if plan_of(spec, s, activation).problem(arch) is None]
+    able = [s for s in _all(spec, arch) if plan_of(spec, s, activation).problem(arch) is None]
+    shared = stream_schedules(spec, able, arch, lambda s: plan_of(spec, s, activation))
+    return able + [s for s in shared if plan_of(spec, s, activation).problem(arch) is None]
 
 
 def _all(spec: MatmulSpec, arch: GpuArch) -> Iterator[Schedule]:
@@ -60,7 +65,7 @@ def _all(spec: MatmulSpec, arch: GpuArch) -> Iterator[Schedule]:
             continue
         warps = warpgroups * WARPGROUP_WARPS
         stay = persistent_blocks(arch, warpgroups, split)
-        yield Schedule("wgmma", rows, columns, block_k, 1, warps, 1, stages, split, stay)
+        yield Schedule("wgmma", rows, columns, block_k, 1, warps, 1, stages, split, stay, BOXES)
 
 
 def splits_pay(arch: GpuArch, columns: int, split: int, stages: int) -> bool:
@@ -72,6 +77,27 @@ def splits_pay(arch: GpuArch, columns: int, split: int, stages: int) -> bool:
 def persistent_blocks(arch: GpuArch, warpgroups: int, split: int) -> int:
     """How many blocks stay, one on each multiprocessor, where two do not fit; 0: none."""
     return arch.multiprocessors if warpgroups > 1 and split == 1 else 0
+
+
+def stream_schedules(
+    spec: MatmulSpec,
+    schedules: Sequence[Schedule],
+    arch: GpuArch,
+    plan_of: Callable[[Schedule], Warpgroups],
+) -> Iterator[Schedule]:
+    """Of those without a split, the same with blocks that stay and share tiles along K: as many as
+    run at once, with as many stages as let these run. Where half as many parts of each tile are
+    enough for them, more are the same."""
+    deepest: dict[Schedule, Schedule] = {}
+    for s in sorted(schedules, key=lambda s: s.stages):
+        if s.grid_split == 1 and s.stages > 2:
+            shared = replace(s, persistent=plan_of(s).resident_blocks(arch))
+            deepest[replace(shared, stages=0)] = shared
+    for s in deepest.values():
+        columns = -(-spec.n // s.block_n)
+        for parts in SHARED_BY:
+            if parts == SHARED_BY[0] or columns * parts // 2 < s.persistent:
+                yield replace(s, split=parts)
 
 
 def wgmma_kernel(name: str, spec: MatmulSpec, schedule: Schedule, activation: Activation) -> Kernel:
@@ -99,7 +125,8 @@ def _kernel(
     plan = plan_of(spec, schedule, activation)
     emit = partial(emit_wgmma_kernel, name=name, plan=plan, arithmetic=arithmetic)
     block = schedule.block_m, schedule.block_n
-    return WgmmaKernel(name, block, emit, most_blocks=schedule.persistent)
+    most, stream = schedule.persistent, plan.stream
+    return WgmmaKernel(name, block, emit, most_blocks=most, stream=stream)
 
 
 @dataclass(frozen=True)
@@ -123,7 +150,7 @@ def wgmma_features(
     reads = plan.consumers * plan.halves * plan.rows_bytes
     reads += plan.weights_bytes * (2 // plan.halves)
     stage = 32 * schedule.warps_n * issue_counts.wgmma_stage(plan)
-    stage += PRODUCERS * issue_counts.wgmma_copies(plan)
+    stage += issue_counts.wgmma_copies(plan)
     return KernelFeatures(
         arch="",
         strategy=strategy,
@@ -137,7 +164,7 @@ def wgmma_features(
         block_m=schedule.block_m,
         block_n=schedule.block_n,
         block_k=schedule.block_k,
-        blocks=tiles * schedule.split,
+        blocks=tiles * schedule.grid_split,
         group_m=plan.group_m,
         threads=schedule.threads,
         weight_bytes=layout.nbytes(spec.n),
@@ -149,11 +176,12 @@ def wgmma_features(
         alu_ops=issue_counts.decode_integer(layout) * decoded,
         issued=float(tiles * plan.iterations) * stage,
         shared_traffic=float(tiles * plan.iterations * (plan.stage_bytes + reads)),
-        workspace_bytes=schedule.split * m * spec.n * 4 if schedule.split > 1 else 0,
+        workspace_bytes=schedule.grid_split * m * spec.n * 4 if schedule.grid_split > 1 else 0,
         stages=schedule.stages,
-        split=schedule.split,
+        split=schedule.grid_split,
         persistent=schedule.persistent > 0,
+        shared_by=schedule.split if schedule.stream_k else 0,
         registers=plan.launch_registers,
         shared_bytes=plan.shared_bytes,
-        launches=2 if schedule.split > 1 else 1,
+        launches=2 if schedule.grid_split > 1 else 1,
     )

@@ -7,6 +7,7 @@ numbers; on hardware the order is any.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,7 +18,15 @@ from ..lanes import Lanes, put, spread, take
 from ..memory import Memory
 from ..types import TYPES, ScalarType
 from . import halves
-from .load_store import accessing, address_of, memories, note_access, space_of, take_hints
+from .load_store import (
+    Ordering,
+    accessing,
+    address_of,
+    memories,
+    note_access,
+    space_of,
+    take_hints,
+)
 from .move import choose
 
 Update = Callable[..., np.ndarray]
@@ -40,6 +49,7 @@ def atomic(i: Decoder) -> Operation:
     space = space_of(i)
     name = i.need(*_UPDATES)
     noftz = i.flag("noftz")
+    ordering = replace(Ordering.of(i, space), strong=space != "shared")
     take_hints(i)
     type = i.type()
     update, read_as = _update_of(i, name, type, noftz)
@@ -59,16 +69,22 @@ def atomic(i: Decoder) -> Operation:
             places = addresses(lanes)
             values = [spread(take(array, lanes), len(places)) for array in arrays]
             note_access(batch, space, places, size, True)
-            for memory, some, where, chosen in memories(batch, space, places, lanes):
-                units = memory.claim(some, size, where)
-                mine = values if chosen is None else [value[chosen] for value in values]
-                old = _in_turn(_cells(memory, size, dtype), units, update, mine)
-                if result is not None:
-                    put(result.array(batch), where, old)
+
+            def access() -> None:
+                for memory, some, where, chosen in memories(batch, space, places, lanes):
+                    units = memory.claim(some, size, where)
+                    mine = values if chosen is None else [value[chosen] for value in values]
+                    old = _in_turn(_cells(memory, size, dtype), units, update, mine)
+                    if result is not None:
+                        put(result.array(batch), where, old)
+
+            ordering.around(batch, access, places, lanes)
 
         return run
 
-    return accessing(Effect(bind), space, size)
+    operation = Effect(bind)
+    operation.orders_blocks = ordering.acquires or ordering.releases
+    return accessing(operation, space, size)
 
 
 def _cells(memory: Memory, size: int, dtype: np.dtype) -> np.ndarray:

@@ -53,8 +53,10 @@ def trap(i: Decoder) -> Operation:
 @instruction("brkpt", "nanosleep", "pmevent", "membar")
 def nothing(i: Decoder) -> Operation:
     """What changes no value here: memory is sequentially consistent, whatever the scope."""
+    operation = Effect(lambda batch: lambda lanes: None)
+    operation.fences_blocks = bool({"gl", "gpu", "sys"} & {*i.rest()})
     i.rest().clear()
-    return Effect(lambda batch: lambda lanes: None)
+    return operation
 
 
 @instruction("fence")

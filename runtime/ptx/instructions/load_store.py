@@ -1,17 +1,21 @@
 """Loads and stores (PTX ISA, "Data Movement and Conversion Instructions").
 
-Scopes and orderings (.relaxed.gpu, .acquire, .volatile) and hints for caches change nothing: the
-machine is sequentially consistent.
+Scopes and orderings (.relaxed.gpu, .acquire, .volatile) and hints for caches change no value: the
+machine is sequentially consistent. But what blocks hand to each other must be ordered by them
+(handovers.py), and lanes that acquire let others go on first, as whoever waits for others does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from ..accesses import Access, AddressSource
 from ..batch import Batch
+from ..control import GivingWay
 from ..decode import Decoder, Effect, Operation, Run, instruction
 from ..errors import LaneFault
 from ..lanes import Lanes, put, spread, take
@@ -22,7 +26,10 @@ from ..types import TYPES, ScalarType
 
 ORDERINGS = ("weak", "relaxed", "acquire", "release", "acq_rel", "volatile", "mmio", "sc")
 SCOPES = ("cta", "cluster", "gpu", "sys")
+_STRONG = {"relaxed", "acquire", "release", "acq_rel", "volatile", "mmio"}
 CACHE = ("ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "unified")
+T = TypeVar("T")
+
 _SPACES = {
     "global": "global",
     "shared": "shared",
@@ -50,6 +57,44 @@ def take_hints(i: Decoder) -> None:
             i.operands = i.operands[:-1]
         if modifier.startswith(("L1::", "L2::")):
             i.rest().remove(modifier)
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """What an access orders between blocks. `strong`: it may meet others' in global memory."""
+
+    strong: bool = False
+    acquires: bool = False
+    releases: bool = False
+
+    @staticmethod
+    def of(i: Decoder, space: str) -> Ordering:
+        """By modifiers that are not taken yet; whether it is atomic, the caller knows."""
+        words = {*i.rest()}
+        wide = bool(words & {"gpu", "sys", "volatile", "mmio"}) and space in ("global", "generic")
+        return Ordering(
+            wide and bool(words & _STRONG),
+            wide and bool(words & {"acquire", "acq_rel"}),
+            wide and bool(words & {"release", "acq_rel"}),
+        )
+
+    def around(
+        self, batch: Batch, access: Callable[[], T], addresses: np.ndarray, lanes: Lanes | None
+    ) -> T:
+        """The access, with what it orders."""
+        handovers = batch.global_memory.handovers
+        if handovers is None or not self.strong:
+            return access()
+        with handovers.ordering():
+            result = access()
+        if int(addresses.min()) < GLOBAL_BASE:  # a generic address of shared memory
+            return result
+        words = batch.global_memory.words_of(addresses)
+        if self.acquires:
+            handovers.acquire(words, lanes)
+        if self.releases:
+            handovers.release(words, lanes)
+        return result
 
 
 def address_of(i: Decoder, index: int) -> AddressSource:
@@ -189,6 +234,7 @@ def accessing(operation: Operation, space: str, size: int) -> Operation:
 def ld(i: Decoder) -> Operation:
     space = space_of(i)
     count = int((i.choose("v2", "v4", "v8") or "v1")[1:])
+    ordering = Ordering.of(i, space)
     take_hints(i)
     type = i.type()
     i.arity(2)
@@ -199,7 +245,7 @@ def ld(i: Decoder) -> Operation:
     space, parameter = _space_of_symbol(i, 1, space)
     if parameter is not None:
         return _load_parameter(results, type, parameter)
-    return _load(i, results, type, space)
+    return _load(i, results, type, space, ordering)
 
 
 def _load_parameter(results: list[RegisterView | None], type: ScalarType, offset: int) -> Operation:
@@ -221,7 +267,11 @@ def _load_parameter(results: list[RegisterView | None], type: ScalarType, offset
 
 
 def _load(
-    i: Decoder, results: list[RegisterView | None], type: ScalarType, space: str
+    i: Decoder,
+    results: list[RegisterView | None],
+    type: ScalarType,
+    space: str,
+    ordering: Ordering,
 ) -> Operation:
     size, line = type.bytes * len(results), i.instruction.line
     address = address_of(i, 1)
@@ -232,7 +282,10 @@ def _load(
         outs = [result.array(batch) if result else None for result in results]
 
         def run(lanes: Lanes | None) -> None:
-            rows = load(batch, space, addresses(lanes), size, lanes, line)
+            places = addresses(lanes)
+            rows = ordering.around(
+                batch, lambda: load(batch, space, places, size, lanes, line), places, lanes
+            )
             values = rows.view(dtype).reshape(-1, len(outs))
             for k, out in enumerate(outs):
                 if out is not None:
@@ -240,7 +293,9 @@ def _load(
 
         return run
 
-    return accessing(Effect(bind), space, size)
+    operation = GivingWay(bind) if ordering.acquires else Effect(bind)
+    operation.orders_blocks = ordering.acquires or ordering.releases
+    return accessing(operation, space, size)
 
 
 # ---- st
@@ -250,6 +305,7 @@ def _load(
 def st(i: Decoder) -> Operation:
     space = space_of(i)
     count = int((i.choose("v2", "v4", "v8") or "v1")[1:])
+    ordering = Ordering.of(i, space)
     take_hints(i)
     type = i.type()
     i.arity(2)
@@ -260,10 +316,12 @@ def st(i: Decoder) -> Operation:
     space, parameter = _space_of_symbol(i, 0, space)
     if parameter is not None:
         raise i.error("a kernel's parameters cannot be written")
-    return _store(i, sources, type, space)
+    return _store(i, sources, type, space, ordering)
 
 
-def _store(i: Decoder, sources: list[Source], type: ScalarType, space: str) -> Operation:
+def _store(
+    i: Decoder, sources: list[Source], type: ScalarType, space: str, ordering: Ordering
+) -> Operation:
     count = len(sources)
     size, line = type.bytes * count, i.instruction.line
     address = address_of(i, 0)
@@ -280,11 +338,16 @@ def _store(i: Decoder, sources: list[Source], type: ScalarType, space: str) -> O
                 rows = np.empty((len(places), count), type.dtype)
                 for k, array in enumerate(arrays):
                     rows[:, k] = take(array, lanes)
-            store(batch, space, places, size, as_rows(rows, size), lanes, line)
+            values = as_rows(rows, size)
+            ordering.around(
+                batch, lambda: store(batch, space, places, size, values, lanes, line), places, lanes
+            )
 
         return run
 
-    return accessing(Effect(bind), space, size)
+    operation = Effect(bind)
+    operation.orders_blocks = ordering.releases
+    return accessing(operation, space, size)
 
 
 def as_rows(values: np.ndarray, size: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Assemble GPU kernels, and count what became of them: the data of the assembly model.
 
     python tests/bench/costmodel/assemble_gpu_kernels.py FOLDER --count 3000 [--seconds 200]
+    python tests/bench/costmodel/assemble_gpu_kernels.py FOLDER --first 12000 --family tile planes
 
 Adds to FOLDER/gpu_kernels.jsonl.gz a line for each kernel of `gpu_kernel_set.py` that it does not
 have yet: its task, schedule and bound, the operations and tokens of its MLIR, and, of ptxas and
@@ -54,13 +55,17 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--first", type=int, default=0, help="draw")
     parser.add_argument("--count", type=int, default=4000, help="of draws")
+    parser.add_argument("--family", nargs="*", default=(), help="only kernels of these")
     parser.add_argument("--seconds", type=float, default=float("inf"))
     args = parser.parse_args()
     end = time.perf_counter() + args.seconds
     path = args.folder / "gpu_kernels.jsonl.gz"
     known = {row["draw"] for row in compile_kernels.read(path)}
-    for batch in batches(number for number in range(args.count) if number not in known):
+    numbers = range(args.first, args.first + args.count)
+    wanted = (number for number in numbers if number not in known)
+    for batch in batches(wanted, frozenset(args.family)):
         if time.perf_counter() > end:
             return
         lines = [json.dumps(row) + "\n" for row in assembled(batch)]
@@ -69,12 +74,12 @@ def main() -> None:
     print("all of them")
 
 
-def batches(numbers: Iterable[int]) -> Iterator[Wanted]:
-    """Kernels of one target each."""
+def batches(numbers: Iterable[int], families: frozenset[str]) -> Iterator[Wanted]:
+    """Kernels of one target each; all families where none is named."""
     waiting: dict[str, Wanted] = {}
     for number in numbers:
         candidate = gpu_kernel_set.draw(number)
-        if candidate is None:
+        if candidate is None or (families and candidate.family not in families):
             continue
         target, name = candidate.task.target, candidate.kernel.name
         if name in waiting.get(target, {}) or len(waiting.get(target, {})) == BATCH:

@@ -6,8 +6,8 @@ Adds to FOLDER/kernels.jsonl.gz a line for each kernel that it does not have yet
 task, ISA and schedule, its operations and tokens (costmodel/kernel_text.py), and, counted in LLVM's
 assembly, the distinct vector registers, the spills (stores to the stack that register allocation
 added) and their bytes. FOLDER/objects gets what it was compiled to, if it can run here. Kernels of
-the tasks that are held out come first, then `--count` of training. Stop it at any time and start
-it again.
+the tasks that are held out come first, then those of `--count` timings of training. Stop it at any
+time and start it again.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import kernel_set
+from abqc.codegen import isa as isas
 from abqc.codegen.arithmetic.half_floats import lower_half_floats
 from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import kernels_to_llvm
@@ -41,14 +42,13 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=5000, help="of kernels in training")
-    parser.add_argument("--seconds", type=float, default=float("inf"))
+    arguments(parser)
     args = parser.parse_args()
     end = time.perf_counter() + args.seconds
     (args.folder / "objects").mkdir(parents=True, exist_ok=True)
     path = args.folder / "kernels.jsonl.gz"
     known = {(row["kernel"], row["isa"]) for row in read(path)}
-    for candidate in wanted(args.count):
+    for candidate in (timing.candidate for timing, _ in wanted(args)):
         key = candidate.kernel.name, candidate.task.isa.name
         if time.perf_counter() > end:
             break
@@ -65,10 +65,21 @@ def main() -> None:
     print(f"{path}: {len(known)} kernels")
 
 
-def wanted(count: int) -> Iterator[kernel_set.Candidate]:
-    """Those held out, and the first `count` of training."""
-    yield from (timing.candidate for timing in kernel_set.exhaustive())
-    yield from itertools.islice((timing.candidate for timing in kernel_set.training()), count)
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Those that say what is wanted, and for how long."""
+    parser.add_argument("--count", type=int, default=5000, help="of timings in training")
+    parser.add_argument("--seed", type=int, default=0, help="of these")
+    parser.add_argument("--one-row", action="store_true", help="these are of one row alone")
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+
+
+def wanted(args: argparse.Namespace) -> Iterator[tuple[kernel_set.Timing, int | None]]:
+    """Those held out, with the number of their task, and the first `count` of training."""
+    numbers = {task: number for number, (task, _, _) in enumerate(kernel_set.HELD_OUT)}
+    for timing in kernel_set.exhaustive():
+        yield timing, numbers[timing.candidate.task]
+    for timing in itertools.islice(kernel_set.training(args.seed, args.one_row), args.count):
+        yield timing, None
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -97,6 +108,7 @@ def described(candidate: kernel_set.Candidate) -> dict[str, Any]:
         "strategy": candidate.strategy.name,
         "weight": task.weight,
         "activation": task.activation,
+        "half": task.half,
         "k": task.k,
         "schedule": candidate.schedule.name,
         "rows": task.rows.typical,
@@ -105,13 +117,14 @@ def described(candidate: kernel_set.Candidate) -> dict[str, Any]:
 
 def compiled(kernel: Kernel, isa: Isa, folder: Path) -> dict[str, Any]:
     """What there is to say of a kernel; writes its object."""
+    path, isa = object_path(folder, kernel, isa), best_isa(kernel, isa)
     with ir.Context(), ir.Location.unknown():
         module = ir.Module.create()
         kernel.emit(module, isa)
         text = str(module)
         lower_half_floats(module, isa)
         llvm, machine = kernels_to_llvm(module, isa, [kernel.name])
-        object_path(folder, kernel, isa).write_bytes(machine.emit_object(llvm))
+        path.write_bytes(machine.emit_object(llvm))
         machine.set_asm_verbosity(True)
         assembly = machine.emit_assembly(llvm)
     return {
@@ -119,6 +132,12 @@ def compiled(kernel: Kernel, isa: Isa, folder: Path) -> dict[str, Any]:
         "operations": kernel_text.operations(text),
         "tokens": kernel_text.tokens(text),
     }
+
+
+def best_isa(kernel: Kernel, isa: Isa) -> Isa:
+    """What such a kernel runs on here: the best one that extends `isa` by what it makes use of."""
+    able = (other for other in isas.extending() if isa in isas.lineage(other))
+    return next((other for other in able if other.adds in kernel.uses), isa)
 
 
 def counts(assembly: str) -> dict[str, int]:

@@ -3,14 +3,15 @@
     python tests/bench/costmodel/evaluate.py FOLDER [--tokens costmodel/weights/zen4-tokens.npz]
 
 Of tasks all of whose candidates were timed, and none of whose sizes is in training: the time of
-the best candidate over that of the one picked, over that of the best among the first five; the
-rank correlation within a task, and that of those candidates which differ by more than the noise;
-the mean absolute error. Means over tasks. `widths`: training had no weights of 3 and 6 bits, the
-tasks have; `ISA`: the same of AVX2. The token model is trained on kernels of training alone, by
-PyTorch, and judged for `shapes`.
+the best candidate over that of the one picked, over that of the best among the first five, over
+that of the best of five that are unlike each other (costmodel/shortlist.py); the rank correlation
+within a task, and that of those candidates which differ by more than the noise; the mean absolute
+error. Means over tasks. `widths`: training had no weights of 3 and 6 bits, the tasks have; `ISA`:
+the same of AVX2. The token model is trained on kernels of training alone, by PyTorch, and judged
+for `shapes`.
 
-Times are medians of all measurements. `measured again`: the first measurement as a prediction of
-the median of the others, which is what noise leaves possible.
+Times are medians of all measurements. `measured again`: each measurement as a prediction of the
+median of the others, which is what noise leaves possible.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import data
 import models
 from abqc.compiler.commands.table import table
 from abqc.costmodel.evaluate import spearman
+from abqc.costmodel.shortlist import shortlist
 from abqc.costmodel.token_model import TokenModel
 from data import Timed
 
@@ -52,6 +54,7 @@ class Score:
 
     pick: float
     best_of_first: float
+    best_of_unlike: float
     rank: float = math.nan
     rank_apart: float = math.nan
     error: float = math.nan
@@ -61,6 +64,7 @@ Scores = list[Score]
 COLUMNS = {  # with their formats
     "pick": ".1%",
     "best_of_first": ".1%",
+    "best_of_unlike": ".1%",
     "rank": ".3f",
     "rank_apart": ".3f",
     "error": ".1%",
@@ -102,7 +106,8 @@ def main() -> None:
             print("  ".join(rows[-1]), flush=True)
         if name == "shapes":
             milliseconds = 1e3 * ranking_seconds(models.without_operations(boosted), found.timed)
-    header = ("held out", "model", "pick", f"best of {TOP}", "rank", "rank apart", "error")
+    of_five = (f"best of {TOP}", f"of {TOP} unlike")
+    header = ("held out", "model", "pick", *of_five, "rank", "rank apart", "error")
     print(table(header, rows))
     print(f"ranking 500 candidates: {milliseconds:.0f} ms")
 
@@ -122,16 +127,18 @@ def splits(found: data.Data) -> dict[str, tuple[list[Timed], Tasks]]:
 
 
 def scores(predict: models.Predictor, tasks: Tasks) -> Scores:
-    return [score(predict(timed), data.seconds(timed), noise(timed)) for timed in tasks.values()]
+    return [score(timed, predict(timed), data.seconds(timed)) for timed in tasks.values()]
 
 
-def score(predicted: np.ndarray, seconds: np.ndarray, noise: float) -> Score:
+def score(timed: Sequence[Timed], predicted: np.ndarray, seconds: np.ndarray) -> Score:
     order = np.argsort(predicted, kind="stable")
+    unlike = shortlist([each.features for each in timed], predicted.tolist(), TOP)
     best = seconds.min()
-    kept = apart(seconds, APART * noise)
+    kept = apart(seconds, APART * noise(timed))
     return Score(
         pick=best / seconds[order[0]],
         best_of_first=best / seconds[order[:TOP]].min(),
+        best_of_unlike=best / seconds[unlike].min(),
         rank=spearman(predicted, seconds),
         rank_apart=spearman(predicted[kept], seconds[kept]) if len(kept) >= FEWEST else math.nan,
         error=float(np.abs(predicted / seconds - 1).mean()),
@@ -157,24 +164,26 @@ def apart(seconds: np.ndarray, difference: float) -> list[int]:
 
 
 def measured_again(tasks: Tasks) -> Scores:
-    """A first measurement as a prediction of the others: what noise leaves possible."""
+    """Each measurement as a prediction of the others: what noise leaves possible."""
     found = []
     for timed in tasks.values():
         often = [each for each in timed if len(each.seconds) > 1]
-        if len(often) > 1:
-            first = np.array([each.seconds[0] for each in often])
-            others = np.array([statistics.median(each.seconds[1:]) for each in often])
-            found.append(score(first, others, noise(often)))
+        for at in range(min((len(each.seconds) for each in often), default=0)):
+            one = np.array([each.seconds[at] for each in often])
+            others = [(*each.seconds[:at], *each.seconds[at + 1 :]) for each in often]
+            found.append(score(often, one, np.array([statistics.median(o) for o in others])))
     return found
 
 
 def random_choice(timed: Sequence[Timed]) -> Score:
     """Expected values; the best of the first five over many draws."""
-    seconds = data.seconds(timed)
+    seconds, kernels = data.seconds(timed), [each.features for each in timed]
     best, rng = seconds.min(), np.random.default_rng(0)
     few = min(TOP, len(seconds))
     draws = [best / rng.choice(seconds, few, replace=False).min() for _ in range(2000)]
-    return Score(float((best / seconds).mean()), float(np.mean(draws)))
+    unlike = [shortlist(kernels, rng.random(len(kernels)).tolist(), TOP) for _ in range(200)]
+    found = [best / seconds[places].min() for places in unlike]
+    return Score(float((best / seconds).mean()), float(np.mean(draws)), float(np.mean(found)))
 
 
 def default_choice(timed: Sequence[Timed]) -> Score:
@@ -185,7 +194,7 @@ def default_choice(timed: Sequence[Timed]) -> Score:
     strategy = next(name for name in order if name in names)
     own = [e for e in timed if e.default and e.features.strategy == strategy]
     share = float(seconds.min() / own[0].sample.seconds)
-    return Score(share, share)
+    return Score(share, share, share)
 
 
 def columns(found: Scores) -> tuple[str, ...]:

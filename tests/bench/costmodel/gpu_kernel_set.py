@@ -80,6 +80,14 @@ class GpuCandidate:
     def kernel(self) -> Kernel:
         return self.strategy.kernel(self.task.spec, self.schedule)
 
+    @property
+    def family(self) -> str:
+        """Of its code (costmodel/assembly.py)."""
+        assert isinstance(self.strategy, KnownCode)
+        code = self.strategy.code(self.task.spec, self.schedule)
+        assert code is not None
+        return code.family
+
 
 def draw(number: int) -> GpuCandidate | None:
     """Kernel `number`; None where what was drawn is not possible."""

@@ -11,10 +11,11 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from abqc.codegen import isa as isas
 from abqc.codegen.cpu.schedule import (
+    COLUMNS,
     ROW_RANGES,
     CpuSchedule,
     CpuStrategy,
@@ -25,14 +26,15 @@ from abqc.codegen.cpu.schedule import (
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.codegen.targets.cpu import CpuTarget
+from abqc.codegen.targets.cpu_plans import matmul_features
 from abqc.costmodel.analytic import AnalyticModel
 from abqc.costmodel.interface import MatmulFeatures
-from abqc.dialects.formats import parse_scheme
+from abqc.dialects.formats import Half, parse_scheme
 
 COLD_BYTES = 64 << 20  # weights that pass before the same ones are read again
 
 WIDTHS = range(1, 9)
-GROUPS = ("", "", ":channel", ":g32", ":g64")
+GROUPS = (":g128", ":g128", ":channel", ":channel", ":g32", ":g64")
 OTHER_WEIGHTS = ("wnf4", "wfp4:g32", "wt:g64", "w4v", "w2v", "w4:asym", "w3:g64:asym")
 WEIGHTS = (
     None,
@@ -41,18 +43,23 @@ WEIGHTS = (
     *OTHER_WEIGHTS,
 )
 ACTIVATIONS = (None, None, "a8", "a8", *(f"a{bits}" for bits in WIDTHS))
-SIZES = (192, 256, 384, 512, 768, 1000, 1024, 1536, 2048, 3072, 4096)  # N
+HALVES: tuple[Half, ...] = ("f16", "bf16")
+SIZES = (192, 256, 384, 512, 576, 768, 1000, 1024, 1536, 2048, 3072, 4096)  # N
 DEPTHS = (100, 256, 384, 576, 768, 1024, 1536, 2048, 3072, 4096)  # K
 LARGEST = {"avx512": 6 << 20, "avx2": 4 << 20, "plain": 3 << 19}  # N * K
 ROWS = {31: (2, 3, 4, 6, 8, 12, 16, 24, 31), None: (32, 48, 64, 100, 128, 200, 256)}
 CANDIDATES = 8  # of a task in training
-TIMES = 2  # numbers of rows for which the candidates of a task of training are timed
+TIMES = 3  # numbers of rows for which the candidates of a task of training are timed
+STREAMED = ("w4", "w8:g128", "w4:channel", "w8:channel", "w6:g128", "w3:g128")
+STREAMED_SIZES = (384, 576, 1536, 3072, 4096)  # N
+CHAINS = 4  # sums of a row that are under way, of all panels
 CHOSEN_ISAS = ("avx512", "avx512", "avx512", "avx2", "avx2", "plain")  # as often as they come here
 
 
 @dataclass(frozen=True)
 class Task:
-    """Products of `weight` [n, k] and `activation`, texts of schemes or None for floats."""
+    """Products of `weight` [n, k] and `activation`, texts of schemes or None for floats, which are
+    rounded to bf16 where that is the `half`."""
 
     weight: str | None
     activation: str | None
@@ -60,13 +67,14 @@ class Task:
     k: int
     isa: Isa
     rows: RowRange
+    half: Half = "f16"
 
     @property
     def spec(self) -> MatmulSpec:
         weight, activation = (
             parse_scheme(text) if text else None for text in (self.weight, self.activation)
         )
-        return MatmulSpec(self.n, self.k, weight, activation)
+        return MatmulSpec(self.n, self.k, weight, activation, half=self.half)
 
 
 @dataclass(frozen=True)
@@ -83,30 +91,17 @@ class Candidate:
         self, m: int, working_set: int, operations: tuple[tuple[str, int], ...]
     ) -> MatmulFeatures:
         """What a cost model is told of `m` rows."""
-        spec, s = self.task.spec, self.schedule
-        return MatmulFeatures(
-            strategy=self.strategy.name,
-            m=m,
-            n=spec.n,
-            k=spec.k,
-            weight_bits=spec.weight_bits,
-            activation_bits=spec.activation.bits if spec.activation else 32,
+        spec = self.task.spec
+        told = matmul_features(
+            self.strategy.name,
+            spec,
+            self.schedule,
+            m,
+            self.task.isa,
             weight_bytes=spec.n * spec.k * spec.weight_bits // 8,
-            groups=spec.weight.n_groups(spec.k) if spec.weight else 1,
-            isa=self.task.isa.name,
             working_set=working_set,
-            schedule=s.name,
-            tile_m=s.tile_m,
-            tile_n=s.tile_n,
-            chains=s.chains,
-            block_m=s.block_m,
-            block_n=s.block_n,
-            prefetch=s.prefetch,
-            decode_once=s.decode_once,
-            block_k=s.block_k,
-            by_columns=s.by_columns,
-            operations=operations,
         )
+        return replace(told, operations=operations)
 
 
 def candidates(task: Task) -> list[Candidate]:
@@ -133,20 +128,24 @@ class Timing:
     cold: bool
 
 
-def training(seed: int = 0) -> Iterator[Timing]:
-    """Without end: tasks at random, and of each one candidate of every strategy and some others."""
+def training(seed: int = 0, one_row: bool = False) -> Iterator[Timing]:
+    """Without end: tasks at random, and of each one candidate of every strategy and some others;
+    `one_row`: `streams`, then none of several rows."""
+    if one_row:
+        yield from streams()
     rng = random.Random(seed)
     here = {isa.name: isa for isa in isas.available()}
     while True:
         weight = rng.choice(WEIGHTS)
         activation = rng.choice(ACTIVATIONS) if weight else None
+        half = rng.choice(HALVES) if activation is None else "f16"
         n, k = rng.choice(SIZES), rng.choice(DEPTHS)
         isa = here[rng.choice(CHOSEN_ISAS)]
-        rows = rng.choice(ROW_RANGES)
+        rows = ROW_RANGES[0] if one_row else rng.choice(ROW_RANGES)
         if n * k > LARGEST[isa.name]:
             continue
         try:
-            able = candidates(Task(weight, activation, n, k, isa, rows))
+            able = candidates(Task(weight, activation, n, k, isa, rows, half))
         except ValueError:  # groups that do not divide, such as those of some formats
             continue
         rng.shuffle(able)
@@ -158,6 +157,18 @@ def training(seed: int = 0) -> Iterator[Timing]:
             timed = [(m, rng.random() < 0.5) for m in rng.sample(ROWS[rows.last], TIMES)]
         for m, cold in timed:
             yield from (Timing(candidate, m, cold) for candidate in chosen)
+
+
+def streams() -> Iterator[Timing]:
+    """One row times codes of few and many bits, from DRAM: how many panels are read at once and
+    whether they are prefetched, against the length of a panel and of its groups."""
+    tasks = itertools.product(("a8", None), STREAMED, DEPTHS[1:], STREAMED_SIZES)
+    for activation, weight, k, n in tasks:
+        for each in candidates(Task(weight, activation, n, k, isas.AVX512, ROW_RANGES[0])):
+            s = each.schedule
+            usual = s.panels * s.chains == CHAINS and s.block_n == COLUMNS
+            if each.strategy.name in ("int8", "dequantize") and usual:
+                yield Timing(each, 1, True)
 
 
 def _held_out() -> tuple[tuple[Task, int, bool], ...]:

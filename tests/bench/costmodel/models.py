@@ -47,7 +47,8 @@ def trees_only(training: Sequence[Timed], fit: FitTrees | None = None) -> Predic
 
 
 def roofline_and_trees(training: Sequence[Timed], fit: FitTrees | None = None) -> Predictor:
-    """The analytic model times a residual, which answers whatever it is asked."""
+    """The analytic model times a residual, which answers whatever it is asked of strategies that it
+    was trained on."""
     model = AnalyticModel()
     fit_seeing_and_blind(model, training, fit)
     assert model.residual is not None
@@ -56,7 +57,8 @@ def roofline_and_trees(training: Sequence[Timed], fit: FitTrees | None = None) -
     def predict(timed: Sequence[Timed]) -> F64:
         kernels = [each.features for each in timed]
         estimates = [model.estimate(f) for f in kernels]
-        categories = tuple({feature_list.category(f) for f in kernels})
+        learned = [f for f in kernels if feature_list.flag(f) in everywhere.flags]
+        categories = tuple({feature_list.category(f) for f in learned})
         residual = dataclasses.replace(everywhere, categories=categories)
         return np.array([e.seconds for e in estimates]) * residual.factors(kernels, estimates)
 

@@ -49,8 +49,7 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=5000, help="as for compile_kernels.py")
-    parser.add_argument("--seconds", type=float, default=float("inf"))
+    compile_kernels.arguments(parser)
     parser.add_argument("--again", action="store_true", help="measure what is held out once more")
     args = parser.parse_args()
     end = time.perf_counter() + args.seconds
@@ -59,15 +58,17 @@ def main() -> None:
         (row["kernel"], row["isa"]): tuple((name, n) for name, n in row["operations"])
         for row in rows
     }
+    if args.again:
+        args.count = 0
     path = args.folder / "samples.jsonl"
     known = {key(line) for line in read(path)} if not args.again else set()
     timer = Timer(args.folder)
     device, date = CpuRunner().device.name, datetime.date.today().isoformat()
     with open(path, "a", encoding="utf-8") as file:
-        for timing, held_out in wanted(0 if args.again else args.count):
+        for timing, held_out in compile_kernels.wanted(args):
             candidate = timing.candidate
             histogram = operations.get((candidate.kernel.name, candidate.task.isa.name))
-            if histogram is None:
+            if histogram is None or not timer.compiled(candidate):
                 continue
             if time.perf_counter() > end:
                 break
@@ -88,15 +89,6 @@ def main() -> None:
         else:
             print("all of them")
     print(f"{path}: {len(known)} samples")
-
-
-def wanted(count: int) -> Iterator[tuple[kernel_set.Timing, int | None]]:
-    """Timings, and the number of the task for those held out."""
-    numbers = {task: number for number, (task, _, _) in enumerate(kernel_set.HELD_OUT)}
-    for timing in kernel_set.exhaustive():
-        yield timing, numbers[timing.candidate.task]
-    for timing in itertools.islice(kernel_set.training(), count):
-        yield timing, None
 
 
 def read(path: Path) -> list[dict]:
@@ -146,6 +138,12 @@ class Timer:
         times = call_times(prepare(grid, [q, weight, bias, y, m, spec.n]) for weight in given)
         seconds = statistics.median(times) if timing.cold else min(times)
         return packing + seconds, spread(times), len(times)
+
+    def compiled(self, candidate: kernel_set.Candidate) -> bool:
+        """Whether there is the object of what packs its rows."""
+        pack = candidate.strategy.pack_kernel(candidate.task.spec)
+        path = compile_kernels.object_path
+        return pack is None or path(self.folder, pack, candidate.task.isa).exists()
 
     def _packing(
         self, strategy: CpuStrategy, spec: MatmulSpec, isa: Isa, m: int

@@ -1,15 +1,15 @@
 """Train `costmodel/weights/assembly.npz`, and print how well it predicts what it was not shown.
 
-    python tests/bench/costmodel/train_assembly.py FOLDER [--tokens] [--train-only]
+    python tests/bench/costmodel/train_assembly.py FOLDER [--operations] [--tokens] [--train-only]
 
 FOLDER is that of `assemble_gpu_kernels.py`. Held out: `shapes`, kernels of the same K, a fourth of
 all at a time, whose formats are usual, or any; `widths`, weights of 3 and 6 bits; `target`, sm_89.
 Of each prediction: registers within 8, mean error of registers; the number of blocks that fit an SM
 by them; spills yes or no, and how many of those that spill were found; issue slots of a turn of the
 main loop: within 8 %, and mean error. Kernels are judged with the bounds that their plans have.
-`plan` is what these reckon with, `median` that of the family in training. With `operations` trees
-see the histogram of the kernel's MLIR too, `tokens` is the sequence model over it; both need the
-kernel to be emitted.
+`plan` is what these reckon with, `median` that of the family in training. Networks help with
+registers alone. With `operations` trees see the histogram of the kernel's MLIR too, `tokens` is the
+sequence model over it; both need the kernel to be emitted.
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import lightgbm
 import numpy as np
+import register_network
 from abqc.compiler.commands.table import table
 from abqc.costmodel import assembly
 from abqc.costmodel.assembly import AssemblyModel, Family
+from abqc.costmodel.register_counts import CAPABILITY, RegisterCounts
 from abqc.costmodel.trees import F64
 from gpu_assembly_data import Assembled, Expected, Predictor, load
 from gradient_boosting import Boosting
@@ -40,10 +43,11 @@ REGISTERS, SLOTS = 8, 0.08  # what counts as right
 SM_REGISTERS = 65536
 COMMON = 0.02  # of the kernels, that have an operation: rarer ones are left out
 BOOSTING = {
-    "registers": Boosting(420, 6, 48, 0.06, "regression", 0.6),
+    "registers": Boosting(200, 6, 48, 0.1, "regression", 0.6),
     "spills": Boosting(100, 5, 16, 0.08, "binary", 0.6),
-    "slots": Boosting(220, 6, 32, 0.06, "huber", 0.6),
+    "slots": Boosting(160, 6, 32, 0.08, "huber", 0.6),
 }
+NETWORKS = 2  # of a family: they err apart
 
 Numbers = Callable[[Assembled], list[float]]
 
@@ -57,6 +61,7 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--operations", action="store_true", help="trees over operations too")
     parser.add_argument("--tokens", action="store_true", help="the token model too (PyTorch)")
     parser.add_argument("--train-only", action="store_true")
     args = parser.parse_args()
@@ -65,7 +70,9 @@ def main() -> None:
         ship(kernels)
         return
     fits: dict[str, Fit] = {"median": medians, "plan": plan, "trees": trees}
-    fits["trees, operations too"] = trees_over_operations
+    fits["networks and trees"] = partial(trees, networks=NETWORKS)
+    if args.operations:
+        fits["trees, operations too"] = trees_over_operations
     if args.tokens:
         import assembly_tokens
 
@@ -80,7 +87,7 @@ def main() -> None:
                 found += zip(fit(training)(judged), judged, strict=True)
             for part, own in parts(found).items():
                 rows.append((f"{name}{part}", label, *scores(own)))
-                print("  ".join(rows[-1]), len(own), flush=True)
+                print("  ".join(rows[-1]), len(own), near_by_family(own), flush=True)
     head = (
         *("held out", "prediction", "registers", "error", "blocks"),
         *("spills", "found", "slots", "error"),
@@ -133,6 +140,14 @@ def scores(found: Sequence[Pair]) -> tuple[str, ...]:
     )
 
 
+def near_by_family(found: Sequence[Pair]) -> str:
+    """Registers that are right."""
+    near: dict[str, list[bool]] = {}
+    for e, k in found:
+        near.setdefault(k.code.family, []).append(abs(e.registers - k.registers) <= REGISTERS)
+    return ", ".join(f"{name} {np.mean(own):.1%}" for name, own in sorted(near.items()))
+
+
 def blocks_of(registers: float, kernel: Assembled) -> int:
     """That an SM has the registers for."""
     each = -(-registers // assembly.STEP) * assembly.STEP * kernel.code.threads
@@ -178,21 +193,29 @@ def rows_of(kernels: Sequence[Assembled], names: Sequence[str], more: Numbers | 
     )
 
 
-def grown(own: Sequence[Assembled], more: Numbers | None = None) -> Family:
-    """The trees of a family."""
+def grown(own: Sequence[Assembled], networks: int, more: Numbers | None = None) -> Family:
+    """What is learned of a family."""
     names = tuple(own[0].code.numbers)
     rows, slots = rows_of(own, names, more), np.array([k.slots for k in own])
     has_loop = ~np.isnan(slots)
     return Family(
         names,
-        BOOSTING["registers"](rows, np.array([float(k.registers) for k in own])),
+        register_counts(rows, np.array([float(k.registers) for k in own]), networks),
         BOOSTING["spills"](rows, np.array([float(k.spills) for k in own])),
         BOOSTING["slots"](rows[has_loop], np.log(slots[has_loop])),
     )
 
 
-def trees(training: Sequence[Assembled], more: Numbers | None = None) -> Predictor:
-    families = {name: grown(own, more) for name, own in by_family(training).items()}
+def register_counts(rows: F64, registers: F64, networks: int) -> RegisterCounts:
+    capabilities = np.unique(rows[:, CAPABILITY])
+    every = [register_network.fit(rows, registers, capabilities, seed) for seed in range(networks)]
+    return RegisterCounts(BOOSTING["registers"](rows, registers), tuple(every), capabilities)
+
+
+def trees(
+    training: Sequence[Assembled], more: Numbers | None = None, *, networks: int = 0
+) -> Predictor:
+    families = {name: grown(own, networks, more) for name, own in by_family(training).items()}
 
     def predict(kernels: Sequence[Assembled]) -> list[Expected]:
         found: list[Expected | None] = [None] * len(kernels)
@@ -223,7 +246,7 @@ def trees_over_operations(training: Sequence[Assembled]) -> Predictor:
 
 def ship(kernels: Sequence[Assembled]) -> None:
     """Write a model of all kernels."""
-    families = {name: grown(own) for name, own in by_family(kernels).items()}
+    families = {name: grown(own, NETWORKS) for name, own in by_family(kernels).items()}
     targets = tuple(sorted({k.target for k in kernels}))
     trained = {
         "command": "tests/bench/costmodel/train_assembly.py FOLDER",

@@ -5,7 +5,8 @@
 For every format and strategy of the kit, of the schedule that the cost model picks. With many rows:
 issue slots, cycles of the pipes and of shared memory for an MMA, and the part of the rate of
 `mma.sync` that the busiest of them leaves. With few rows: the bytes of weights a second that could
-be streamed if every scheduler issued an instruction in every cycle.
+be streamed if every scheduler issued an instruction in every cycle. `--attention 64,128`: of both
+kernels for prompts with heads of so many columns, by precision; without what most tiles jump over.
 """
 
 from __future__ import annotations
@@ -21,6 +22,16 @@ for folder in (HERE, HERE.parents[1]):
     sys.path.insert(0, str(folder))
 
 from abqc.codegen.gpu.assembly.compile import assemble, compile_ptx, disassemble  # noqa: E402
+from abqc.codegen.gpu.attention.features import untaken_instructions  # noqa: E402
+from abqc.codegen.gpu.attention.halves import TileShape  # noqa: E402
+from abqc.codegen.gpu.attention.mma import mma_kernel, mma_unsupported  # noqa: E402
+from abqc.codegen.gpu.attention.spec import AttentionSpec  # noqa: E402
+from abqc.codegen.gpu.attention.wgmma import (  # noqa: E402
+    SwizzledShape,
+    wgmma_kernel,
+    wgmma_unsupported,
+)
+from abqc.codegen.strategy import Kernel  # noqa: E402
 from abqc.codegen.targets.cuda import CudaTarget  # noqa: E402
 from abqc.costmodel.gpu_analytic import Occupancy  # noqa: E402
 from abqc.costmodel.hardware import gpu_for  # noqa: E402
@@ -70,7 +81,7 @@ class Line:
     def useful_cycles(self) -> float:
         """Of these, for products that are wanted once: planes may multiply a pair twice."""
         f, schedule = self.chosen.features, self.chosen.schedule
-        turns = -(-f.k // (schedule.block_k * schedule.split)) * f.blocks * self.multiplying
+        turns = -(-f.k // (schedule.block_k * schedule.grid_split)) * f.blocks * self.multiplying
         return getattr(f, f"{self.unit}_ops") / turns / (self.gpu.rates[self.unit] / SCHEDULERS)
 
     @property
@@ -82,12 +93,24 @@ class Line:
     @property
     def shared_cycles(self) -> float:
         """As all four schedulers do the same."""
-        return self._with_copies(lambda turn: turn.shared_bytes) * SCHEDULERS / SHARED_BYTES
+        accessed = self._with_copies(lambda turn: turn.shared_bytes)
+        return (accessed + self._box_bytes / self.multiplying) * SCHEDULERS / SHARED_BYTES
+
+    @property
+    def _box_bytes(self) -> int:
+        """Of rows that the hardware writes to a stage."""
+        schedule = self.chosen.schedule
+        size = 2 if self.unit == "wgmma_f16" else 1
+        return schedule.boxes * schedule.block_m * schedule.block_k * size
 
     def _with_copies(self, count: Callable[[Turn], float]) -> float:
         """Of a turn, and of its share of the turn of a warp that copies."""
-        copying = count(self.copying) if self.copying else 0.0
-        return count(self.turn) + copying * WARPGROUP_WARPS / self.multiplying
+        if self.copying is None:
+            return count(self.turn)
+        copying = count(self.copying) * WARPGROUP_WARPS
+        if self.chosen.schedule.boxes:  # one warp does it
+            copying = count(self.copying) / self.copying.stages
+        return count(self.turn) + copying / self.multiplying
 
     @property
     def cycles(self) -> dict[str, float]:
@@ -130,23 +153,61 @@ def features_with(features: KernelFeatures, registers: int) -> KernelFeatures:
 
 
 def lines(target: CudaTarget, plan: Plan, rows: list[int]) -> Iterator[Line]:
-    arch, gpu = target.archs[0], gpu_for(target.name)
+    gpu = gpu_for(target.name)
     for chosen in best_of_each(plan, target, rows):
-        with make_context(), ir.Location.unknown():
-            module = ir.Module.create()
-            chosen.kernel.emit(module, arch)
-            ptx = compile_ptx(module, arch)
-        code = assemble(ptx.text, arch)
-        text = disassemble(code.cubin, labels=True)[chosen.kernel.name]
+        text, registers = machine_code(chosen.kernel, target)
         turn = main_loop(text)
-        used = code.resources[chosen.kernel.name]
-        if used.spill_stores:
-            print(f"{chosen.kernel.name} spills {used.spill_stores} bytes", file=sys.stderr)
         if turn is None:
             print(f"{chosen.kernel.name} has no loop", file=sys.stderr)
             continue
         copying = copying_loop(text) if chosen.schedule.kind == "wgmma" else None
-        yield Line(chosen, turn, copying, used.registers, gpu)
+        yield Line(chosen, turn, copying, registers, gpu)
+
+
+def machine_code(kernel: Kernel, target: CudaTarget) -> tuple[list[str], int]:
+    """Its instructions and labels, and the registers of a thread; says where some are spilled."""
+    arch = target.archs[0]
+    with make_context(), ir.Location.unknown():
+        module = ir.Module.create()
+        kernel.emit(module, arch)
+        ptx = compile_ptx(module, arch)
+    code = assemble(ptx.text, arch)
+    used = code.resources[kernel.name]
+    if used.spill_stores:
+        print(f"{kernel.name} spills {used.spill_stores} bytes", file=sys.stderr)
+    return disassemble(code.cubin, labels=True)[kernel.name], used.registers
+
+
+def attention_rows(target: CudaTarget, columns: int) -> Iterator[list[str]]:
+    """Rows of the table of attention: a tile of keys, of a warp."""
+    rates = gpu_for(target.name).rates
+    for precision in ("f16", "bf16x3"):
+        spec = AttentionSpec(columns, columns, "add", precision)
+        ways: list[tuple[Kernel, TileShape, str]] = []
+        if not mma_unsupported(spec):
+            ways.append((mma_kernel(spec), TileShape(spec), "f16"))
+        if "wgmma_f16" in rates and not wgmma_unsupported(spec):
+            ways.append((wgmma_kernel(spec), SwizzledShape(spec), "wgmma_f16"))
+        for kernel, shape, unit in ways:
+            # The kernel without a mask has what the other one does in tiles where none is read.
+            plain = AttentionSpec(columns, columns, "none", precision)
+            unread = wgmma_kernel(plain) if unit != "f16" else mma_kernel(plain)
+            _, registers = machine_code(kernel, target)
+            text, _ = machine_code(unread, target)
+            turn = main_loop(text)
+            assert turn is not None
+            mma = turn.mma_operations / (rates[unit] / SCHEDULERS)
+            issue = turn.issued - untaken_instructions(spec, shape)
+            special = turn.counts["MUFU.EX2"] * 32 * SCHEDULERS / rates["special"]
+            shared = turn.shared_bytes * SCHEDULERS / SHARED_BYTES
+            part = mma / max(mma, issue, special, shared)
+            numbers = [mma, issue, special, shared]
+            yield [
+                *(precision, str(columns), unit, f"{shape.keys}", str(registers)),
+                *(f"{number:.0f}" for number in numbers),
+                f"{part:.2f}",
+                f"{1 - issue / mma:.2f}",
+            ]
 
 
 def row_of(line: Line) -> list[str]:
@@ -165,10 +226,16 @@ def row_of(line: Line) -> list[str]:
     return [str(cell) for cell in row]
 
 
+ATTENTION = "precision|columns|by|keys|registers|MMA|issue|exp|shared|of rate|slots left"
 HEADS = {
     True: "M|format|strategy|schedule|registers|warps|MMA|issue|alu|fma|shared|barriers|of rate",
     False: "M|format|strategy|schedule|registers|warps|instructions a lane and byte|TB/s",
 }
+
+
+def print_heads(text: str) -> None:
+    heads = text.split("|")
+    print("| " + " | ".join(heads) + " |\n|" + " --- |" * len(heads))
 
 
 def main() -> int:
@@ -177,18 +244,24 @@ def main() -> int:
     parser.add_argument("--shape", default="8192x28672", help="KxN")
     parser.add_argument("--rows", default="1,8,64,4096")
     parser.add_argument("--formats", default=",".join(FORMATS))
+    parser.add_argument("--attention", default="", help="columns of heads: attention alone")
     arguments = parser.parse_args()
     target = CudaTarget.named(arguments.target)
     if target is None or len(target.archs) != 1:
         parser.error(f"{arguments.target} is not one GPU target")
+    if arguments.attention:
+        print_heads(ATTENTION)
+        for columns in map(int, arguments.attention.split(",")):
+            for row in attention_rows(target, columns):
+                print("| " + " | ".join(row) + " |", flush=True)
+        return 0
     k, n = map(int, arguments.shape.split("x"))
     plan = Plan(shapes=((k, n),), formats=tuple(arguments.formats.split(",")))
     many: bool | None = None
     for line in lines(target, plan, [int(m) for m in arguments.rows.split(",")]):
         if (line.chosen.features.m > FEW_ROWS) != many:
             many = line.chosen.features.m > FEW_ROWS
-            heads = HEADS[many].split("|")
-            print("| " + " | ".join(heads) + " |\n|" + " --- |" * len(heads))
+            print_heads(HEADS[many])
         print("| " + " | ".join(row_of(line)) + " |", flush=True)
     return 0
 

@@ -80,6 +80,7 @@ def _job(
         prepare_grid,
         variant.limits.name if variant.limits else None,
         -(-rows // variant.limits.block[0]) if variant.limits else 0,
+        variant.boxes,
     )
 
 

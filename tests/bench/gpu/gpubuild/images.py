@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from abqc.codegen.gpu.assembly.compile import MachineCode, assemble
 from abqc.codegen.gpu.assembly.spills import compile_kernels
 from abqc.codegen.gpu.assembly.tools import find_tool
 from abqc.codegen.strategy import Kernel
+from abqc.runtime.tensor_parameter import TensorParameter
 from gpukit.kit import KernelImage
 
 Progress = Callable[[str], None]
@@ -37,7 +38,7 @@ class Images:
         if kernel.name not in self.built:
             ptx, code = compile_kernels([kernel], self.arch)
             shape = ptx.kernels[kernel.name]
-            self._write(kernel.name, ptx.text, shape.threads, shape.shared, code)
+            self._write(kernel.name, ptx.text, shape.threads, shape.shared, code, shape.maps)
         return self.built[kernel.name]
 
     def add_ptx(self, name: str, text: str, threads: int, shared: int = 0) -> KernelImage:
@@ -58,7 +59,13 @@ class Images:
         return built
 
     def _write(
-        self, name: str, text: str, threads: int, shared: int, code: MachineCode | None
+        self,
+        name: str,
+        text: str,
+        threads: int,
+        shared: int,
+        code: MachineCode | None,
+        maps: Sequence[TensorParameter] = (),
     ) -> KernelImage:
         assert re.fullmatch(r"\w+", name), name
         registers, data = 0, text.encode() + b"\0"
@@ -69,6 +76,8 @@ class Images:
             if resources.spill_stores or resources.spill_loads:
                 self.spilled.append(name)
         (self._folder / f"{name}.z").write_bytes(zlib.compress(data, LEVEL))
-        self.built[name] = KernelImage(name, threads, shared, registers)
+        self.built[name] = KernelImage(
+            name, threads, shared, registers, maps=[each.numbers for each in maps]
+        )
         self._progress(f"kernels: {len(self.built)}")
         return self.built[name]

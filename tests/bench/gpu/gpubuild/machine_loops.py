@@ -31,6 +31,7 @@ PIPES: dict[str, frozenset[str]] = {
     "convert": frozenset({"I2F", "F2I", "F2F", "MUFU", "POPC", "FLO", "I2FP", "F2FP", "BREV"}),
     "shared": frozenset({"LDS", "LDSM", "STS"}),
     "copy": frozenset({"LDGSTS"}),
+    "box": frozenset({"UTMALDG"}),
     "barrier": frozenset({"BAR"}),
 }
 MMA_OPERATIONS = {  # a multiplication or an addition each, by shape as SASS spells it
@@ -72,6 +73,11 @@ class Turn:
             if _base(name) in PIPES[pipe]:
                 total += n * (2.0 if _base(name) in _HALF_RATE else PIPE_CYCLES[pipe])
         return total
+
+    @property
+    def stages(self) -> int:
+        """That a turn of a warp that copies boxes begins: it says for each how many bytes come."""
+        return self.counts["SYNCS.ARRIVE.TRANS64"]
 
     @property
     def shared_bytes(self) -> int:
@@ -117,8 +123,12 @@ def main_loop(lines: list[str]) -> Turn | None:
 
 def copying_loop(lines: list[str]) -> Turn | None:
     """The shortest innermost loop with the most copies and no MMA: of warps that only copy."""
-    loops = [turn for turn in _turns(lines) if turn.of("copy") and not turn.of("mma")]
-    return max(loops, key=lambda turn: (turn.of("copy"), -turn.issued), default=None)
+
+    def copies(turn: Turn) -> int:
+        return turn.of("copy") + turn.of("box")
+
+    loops = [turn for turn in _turns(lines) if copies(turn) and not turn.of("mma")]
+    return max(loops, key=lambda turn: (copies(turn), -turn.issued), default=None)
 
 
 def _turns(lines: list[str]) -> list[Turn]:

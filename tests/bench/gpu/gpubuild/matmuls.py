@@ -47,15 +47,19 @@ class Chosen:
         """For m rows of a weight of n columns."""
         pack = self.strategy.pack_kernel(self.spec)
         reduce = self.strategy.reduce_kernel(self.spec, self.schedule)
+        kernel, split = self.kernel, self.schedule.grid_split
+        grid, stream = kernel.grid(m, n) * split, kernel.stream
         return MatmulLaunches(
-            kernel=self.kernel.name,
-            grid=self.kernel.grid(m, n) * self.schedule.split,
-            split=self.schedule.split,
+            kernel=kernel.name,
+            grid=grid,
+            split=split,
             pack=pack.name if pack else None,
             pack_grid=pack.grid(m) if pack else 0,
             row_bytes=self.strategy.row_bytes(self.spec) if pack else 0,
             reduce=reduce.name if reduce else None,
             reduce_grid=reduce.grid(m, n) if reduce else 0,
+            slots_bytes=grid * stream.slot_bytes if stream else 0,
+            counters=grid * stream.flags if stream else 0,
         )
 
     def job(self, images: Images) -> TableJob:
@@ -72,13 +76,15 @@ class Chosen:
 
 def select(plan: Plan, target: CudaTarget) -> list[Chosen]:
     """The best schedule of every line of the table and, where there are many rows, of every
-    strategy; then those that follow, until there are `max_kernels` kernels. Lines that bars need
-    come first, one row before many."""
+    strategy, of some also without a tensor map; then those that follow, until there are
+    `max_kernels` kernels. Lines that bars need come first, one row before many."""
     lines = list(_lines(plan, target, plan.formats, plan.shapes, plan.rows))
     chosen = [every[0] for every in lines]
     for every in lines:
         if every[0].features.m == max(plan.rows):
             chosen += _best_of_others(every)
+    chosen += [_without_boxes(c, target) for c in chosen if plan.compares(c.spec, c.features.m)]
+    chosen = list(dict.fromkeys(chosen))
     kernels = {k.name for c in chosen for k in c.kernels}
     for rank in range(1, plan.following + 1):
         for every in sorted(lines, key=_importance):
@@ -149,6 +155,17 @@ def _best_of_others(every: list[Chosen]) -> list[Chosen]:
     for candidate in every:
         first.setdefault(candidate.strategy.name, candidate)
     return [c for name, c in first.items() if name != every[0].strategy.name]
+
+
+def _without_boxes(chosen: Chosen, target: CudaTarget) -> Chosen:
+    """The same, but that threads copy rows 16 bytes at a time, where boxes of a tensor map do."""
+    if not chosen.schedule.boxes:
+        return chosen
+    schedule = replace(chosen.schedule, boxes=False)
+    features = chosen.strategy.features(chosen.spec, schedule, chosen.features.m)
+    features = replace(features, arch=target.archs[0].name)
+    predicted = target.models[0].predict(features)
+    return replace(chosen, schedule=schedule, features=features, predicted=predicted, rank=1)
 
 
 def _lines(

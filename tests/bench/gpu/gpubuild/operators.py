@@ -112,6 +112,14 @@ def every() -> list[Operators]:
             ("norm_layer", "norm_rms", "softmax"),
         ),
         Operators("norm-packs", _norm_packs, rows, ("norm_layer_256_rkwb_",), ONE_STEP, "w4a8"),
+        Operators(
+            "gated-packs",
+            _gated_packs,
+            [{"x": normal(m, 32)} for m in (1, 3)],
+            ("shared_pack_", "pack_"),
+            ONE_STEP,
+            "w4a8",
+        ),
         Operators("embedding", _embedding, ids, ("gather",), FLOAT_SUMS, "w4a8"),
         Operators(
             "lines",
@@ -170,6 +178,15 @@ def _norm_packs() -> Graph:
     g("MatMul", row, normal(256, 64))
     g("MatMul", row, normal(256, 96))
     g("Neg", total)
+    return g
+
+
+def _gated_packs() -> Graph:
+    """A feed-forward part whose rows are long enough for several blocks."""
+    g = Graph(x=("float32", "m", 32))
+    gate = g("MatMul", "x", normal(32, 4096))
+    gated = g("Mul", gate, g("Sigmoid", gate))
+    g("MatMul", g("Mul", gated, g("MatMul", "x", normal(32, 4096))), normal(4096, 16))
     return g
 
 

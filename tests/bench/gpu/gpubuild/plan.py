@@ -50,7 +50,16 @@ OTHERS = {
 
 
 # Small models of the kernels that are no matmuls (operators.py).
-OPERATORS = ("attention", "norms", "norm-packs", "embedding", "lines", "copies", "scatters")
+OPERATORS = (
+    "attention",
+    "norms",
+    "norm-packs",
+    "gated-packs",
+    "embedding",
+    "lines",
+    "copies",
+    "scatters",
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,8 @@ class Plan:
 
     `sampled`: how many schedules are drawn, for each of `sampled_formats`, `sampled_shapes` and
     `sampled_rows`, of the better third: the cost model learns from them too.
+    `compared_shapes`, `compared_rows`: where copies of rows by a tensor map are measured beside
+    those by threads.
     `following`: how many schedules after the predicted best are measured too, as long as there are
     fewer than `max_kernels` kernels. `wide_n` columns of the first K and `narrow_n` of every other
     are checked. `decoder_layers` 0: no decoder. `decoding`: rows of the cache and how many steps
@@ -93,6 +104,8 @@ class Plan:
     sampled_formats: tuple[str, ...] = ("W4A16", "W8A8", "W4A8")
     sampled_shapes: tuple[tuple[int, int], ...] = ((576, 1536), (1536, 576), (4096, 4096))
     sampled_rows: tuple[int, ...] = (1, 16, 128, 512)
+    compared_shapes: tuple[tuple[int, int], ...] = ((4096, 4096), (8192, 28672))
+    compared_rows: tuple[int, ...] = (64, 4096)
     following: int = 2
     max_kernels: int = 460
     check_rows: int = 261
@@ -122,6 +135,9 @@ class Plan:
             hadamard_block=hadamard.block_size(k) if wanted.rotated else 0,
             half=wanted.half,
         )
+
+    def compares(self, spec: MatmulSpec, m: int) -> bool:
+        return (spec.k, spec.n) in self.compared_shapes and m in self.compared_rows
 
     def check_columns(self, k: int) -> int:
         return self.wide_n if k == self.shapes[0][0] else self.narrow_n

@@ -48,7 +48,8 @@ def measure(device: KitDevice, index: int) -> dict[str, Any]:
             split = [workspace, counters, 0, job.splits, job.split_keys]
             return [device.launch_of(job.kernel, job.grid, *arguments, *split)]
         found = [limits_at, 0, 0, 1] if job.limits else []
-        made = [device.launch_of(job.kernel, job.grid, *arguments, *found, workspace)]
+        last = [1, shared, job.keys] if job.boxes else [workspace]
+        made = [device.launch_of(job.kernel, job.grid, *arguments, *found, *last)]
         if job.prepare:
             made.insert(0, device.launch_of(job.prepare, job.prepare_grid, *arguments, workspace))
         return made

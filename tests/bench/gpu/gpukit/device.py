@@ -31,7 +31,7 @@ UNREADABLE = (
     "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
 )
 
-Fill = Literal["fill_bytes", "fill_floats"]
+Fill = Literal["fill_bytes", "fill_floats", "zeros"]
 
 
 class KitDevice(Cuda):
@@ -65,7 +65,14 @@ class KitDevice(Cuda):
         if name not in self._functions:
             module = self._module(name)
             self._functions[name] = self.function(module, name, image.shared_bytes)
-        return Launch(self._functions[name], grid, image.threads, image.shared_bytes, arguments)
+        return Launch(
+            self._functions[name],
+            grid,
+            image.threads,
+            image.shared_bytes,
+            arguments,
+            image.tensor_parameters,
+        )
 
     def _module(self, name: str) -> c_void_p:
         """A kernel's code; its PTX, where it is there, for a driver that cannot read the cubin."""
@@ -95,7 +102,9 @@ class KitDevice(Cuda):
                 self.free(address)
             size = -(-nbytes // FILL_BYTES) * FILL_BYTES
             address = self.allocate(size)
-            if fill:
+            if fill == "zeros":
+                self.write(address, bytes(size))
+            elif fill:
                 self.run(self.launch_of(fill, size // FILL_BYTES, address, len(self._buffers) + 1))
             self._buffers[name] = (address, size)
         return address
@@ -174,7 +183,11 @@ def matmul_launches(
 ) -> list[Launch]:
     """The product and, after a split, the reduction; arguments are those of docs/gpu.md."""
     if job.reduce is None:
-        return [device.launch_of(job.kernel, job.grid, q, weight, bias, y, m, n)]
+        shared = []
+        if job.counters:
+            slots = device.buffer("workspace", job.slots_bytes)
+            shared = [slots, 0, device.buffer("counters", 4 * job.counters, "zeros")]
+        return [device.launch_of(job.kernel, job.grid, q, weight, bias, y, m, n, *shared)]
     space = device.buffer("workspace", 4 * job.split * m * n)
     return [
         device.launch_of(job.kernel, job.grid, q, weight, bias, space, m, n),

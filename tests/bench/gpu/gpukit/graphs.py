@@ -28,18 +28,19 @@ def instantiate(cuda: Cuda, launches: Sequence[Launch], *, chain: bool) -> c_voi
     cuda.call("cuGraphCreate", byref(graph), c_uint(0))
     before: c_void_p | None = None
     for launch in launches:
-        node, slots = c_void_p(), (c_uint64 * len(launch.arguments))(*launch.arguments)
-        places = [ctypes.addressof(slots) + 8 * i for i in range(len(slots))]
-        parameters = _NodeParams(
+        node = c_void_p()
+        places, kept = cuda.parameters(launch)
+        node_parameters = _NodeParams(
             launch.function.value,
             (launch.grid, 1, 1),
             (launch.threads, 1, 1),
             launch.shared_bytes,
-            (c_void_p * len(slots))(*places),
+            places,
         )
         known = byref(before) if chain and before is not None else None
         count = c_size_t(1 if known is not None else 0)
-        cuda.call("cuGraphAddKernelNode", byref(node), graph, known, count, byref(parameters))
+        cuda.call("cuGraphAddKernelNode", byref(node), graph, known, count, byref(node_parameters))
+        del kept
         before = node
     cuda.call("cuGraphInstantiateWithFlags", byref(executable), graph, c_uint64(0))
     cuda.call("cuGraphDestroy", graph)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from abqc.errors import InputError
+from abqc.runtime.tensor_parameter import TensorParameter
 
 FORMAT = "abqc-gpu-kit-1"
 FILE = "kit.json"
@@ -26,13 +27,18 @@ MODEL = "model.so.xz"  # of a model's folder
 @dataclass(frozen=True)
 class KernelImage:
     """A built kernel. `shared_bytes` is dynamic; `registers` 0: not assembled; `ptx`: it is there
-    as PTX too."""
+    as PTX too; `maps`: the numbers of its TensorParameters."""
 
     name: str
     threads: int
     shared_bytes: int
     registers: int = 0
     ptx: bool = False
+    maps: list[list[int]] = field(default_factory=list)
+
+    @property
+    def tensor_parameters(self) -> tuple[TensorParameter, ...]:
+        return tuple(map(TensorParameter.of_numbers, self.maps))
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,11 @@ class RateJob:
 
 @dataclass(frozen=True)
 class MatmulLaunches:
-    """The launches of one matmul: packing (None: rows are read as f32), product, reduction."""
+    """The launches of one matmul: packing (None: rows are read as f32), product, reduction.
+
+    `slots_bytes`: of the workspace of blocks that share tiles, which have so many `counters`; 0:
+    they do not.
+    """
 
     kernel: str
     grid: int
@@ -70,6 +80,8 @@ class MatmulLaunches:
     row_bytes: int
     reduce: str | None
     reduce_grid: int
+    slots_bytes: int = 0
+    counters: int = 0
 
     @property
     def kernels(self) -> list[str]:
@@ -117,6 +129,7 @@ class AttentionJob:
     the products. `causal`: with a mask that is added and hides later keys. `splits` 0: blocks do
     not share the keys; else splits of `split_keys` each. `prepare` makes tiles of keys and values
     in the workspace, `limits` finds what the mask's rows see (None: there is no such kernel).
+    `boxes`: keys and values are read by tensor maps.
     """
 
     name: str
@@ -138,6 +151,7 @@ class AttentionJob:
     prepare_grid: int = 0
     limits: str | None = None
     limits_grid: int = 0
+    boxes: bool = False
 
     @property
     def cache_bytes(self) -> int:

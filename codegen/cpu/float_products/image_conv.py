@@ -1,0 +1,109 @@
+"""Convolutions in f32 of images of few channels, which a network begins with: all outputs at once.
+
+The arguments are those of `direct_conv.py`, with one group, but that `x` are images without zeros
+around them, as `depthwise_conv.py` has them. The grid is `Kernel.grid(batch, height, blocks of
+channels)`, the last of which is 1: an index does ROWS rows of all outputs, as many columns of them
+at a time as fit its scratches. It cuts what these read into the planes that `direct_conv.py` knows,
+[channel][phase][row][pitch], where all blocks find them in a cache.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from math import prod
+from typing import Any
+
+from abqc.codegen.builder import INDEX, Value, buffer, function
+from abqc.codegen.isa import Isa
+from abqc.codegen.strategy import Kernel
+from abqc.dialects.conv_spec import ConvSpec
+from abqc.dialects.epilogue import Epilogue, name_with
+
+from .direct_conv import OUTPUTS, DirectConv
+from .finish import Finish
+from .images import Images, Scratch
+from .tile import ceil_div
+
+ROWS = 4  # of outputs, of a grid index
+PLANES = 32768  # floats, where that leaves MIN_COLUMNS
+MIN_COLUMNS = 64  # of outputs at a time
+
+
+def image_conv_kernel(spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernel:
+    """The kernel; its grid is over batches and rows."""
+    name = name_with(spec.name, epilogue)
+    return Kernel(name, (1, ROWS, spec.blocks), partial(_emit, name, spec, epilogue))
+
+
+def _emit(name: str, spec: ConvSpec, epilogue: Epilogue | None, module: Any, isa: Isa) -> None:
+    count = 0 if epilogue is None else len(epilogue.reads)
+    arguments = [buffer("f32")] * (4 + count) + [INDEX] * 8
+    with function(module, isa, name, arguments) as (b, i, x, w, bias, *rest):
+        y, groups, _, _, pitch, plane, height, width, _ = rest[count:]
+        finish = Finish(b, epilogue, rest[:count], isa.lanes(32))
+        images = Images(b, spec, finish, x, w, bias, y, groups, pitch, plane, height, width)
+        _Body(images).emit(i)
+
+
+class _Body:
+    def __init__(self, images: Images) -> None:
+        self.images, self.b, self.spec = images, images.b, images.spec
+        spec, lanes = self.spec, self.b.isa.lanes(32)
+        self.lines = -(-((ROWS - 1) * spec.strides[0] + spec.reach[0] + 1) // spec.strides[0])
+        self.further = spec.reach[1] // spec.strides[1]  # columns of a phase, beyond outputs
+        rows = spec.channels * prod(spec.phases) * self.lines
+        fitting = min(OUTPUTS // ROWS, PLANES // rows) - self.further
+        self.columns = max(MIN_COLUMNS, fitting // lanes * lanes)
+        self.planes = self.b.alloca(rows * (self.columns + self.further), "f32")
+
+    def emit(self, i: Value) -> None:
+        b, images = self.b, self.images
+        strips = ceil_div(images.height, ROWS)
+        batch, first = i // strips, i % strips * ROWS
+        height = b.min(images.height - first, ROWS)
+        # Pieces of the same width, if there are several.
+        pieces = b.max(ceil_div(images.width, self.columns), 1)
+        share = b.max((images.width + pieces - 1) // pieces, 1)
+        with b.loop(0, images.width, share) as loop:
+            width = b.min(images.width - loop.i, share)
+            self._piece(batch, (first, loop.i), height, width)
+
+    def _piece(
+        self, batch: Value, corner: tuple[Value, Value], height: Value, width: Value
+    ) -> None:
+        """Outputs of this height and width from a row and column of the image on."""
+        b, images, spec = self.b, self.images, self.spec
+        pitch = width + self.further
+        plane = pitch * self.lines
+        self._make_planes(batch, corner, height, pitch, plane)
+        sizes = b.index(1), b.index(spec.outputs), b.index(spec.channels), pitch, plane
+        conv = DirectConv(
+            *(b, spec, images.finish, self.planes, images.w, images.bias, images.y),
+            *(*sizes, images.height, images.width),
+        )
+        span = b.index(0), (height - 1) * pitch + width
+        with b.loop(0, spec.blocks) as blocks:
+            channel = blocks.i * spec.block
+            conv.add_up(b.index(0), blocks.i, channel, *span)
+            conv.store(batch, channel, b.index(0), span, corner, width)
+
+    def _make_planes(
+        self,
+        batch: Value,
+        corner: tuple[Value, Value],
+        height: Value,
+        pitch: Value,
+        plane: Value,
+    ) -> None:
+        b, spec, (sy, sx) = self.b, self.spec, self.spec.strides
+        with b.loop(0, spec.channels) as channels:
+            begin = channels.i * (plane * prod(spec.phases))
+            scratch = Scratch(
+                self.images,
+                self.planes,
+                lambda row: begin + row % sy * (plane * sx) + row // sy * pitch,
+                plane,
+                *(corner[0], height, corner[1], pitch),
+            )
+            scratch.clear()
+            scratch.copy(batch * spec.channels + channels.i)

@@ -1,0 +1,59 @@
+"""How many registers ptxas gives a thread, predicted: networks and trees that agree on a number.
+
+ptxas goes to steps of occupancy, so that a count is often one of two numbers far apart, whose mean
+is neither. Networks say how likely each count is, trees which one to expect; the answer is the
+middle of the counts within NEAR of each other that are likeliest by both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .dense_network import F32, DenseNetwork
+from .trees import F64, Trees
+
+NEAR = 8  # registers
+BINS = np.arange(22.0, 258.0, 4.0)  # counts that networks know the likelihood of
+COUNTS = np.arange(20.0, 257.0)
+SPREAD = 6.0  # registers: the likelihood by the trees falls to 1/e
+CAPABILITY = -3  # place of the compute capability in what is looked at (assembly.row)
+
+# Likelihoods of BINS as those of COUNTS.
+_BETWEEN = np.maximum(0.0, 1 - np.abs(BINS[:, None] - COUNTS) / 4).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class RegisterCounts:
+    """`capabilities`: those of the targets that were learned. Without networks, trees decide."""
+
+    trees: Trees
+    networks: tuple[DenseNetwork, ...]
+    capabilities: NDArray[np.float64]
+
+    def predict(self, rows: F64) -> F64:
+        """Registers of `rows` (assembly.row)."""
+        expected = self.trees.predict(rows)
+        likely = np.exp(-np.abs(COUNTS - expected[:, None]) / SPREAD)
+        if self.networks:
+            seen = inputs(rows, self.capabilities)
+            likely *= sum(_softmax(each.predict(seen)) for each in self.networks) @ _BETWEEN
+        sums = np.pad(likely.cumsum(axis=1), ((0, 0), (1, 0)))
+        place = np.arange(len(COUNTS))
+        below, above = np.maximum(place - NEAR, 0), np.minimum(place + NEAR + 1, len(COUNTS))
+        found: F64 = COUNTS[np.argmax(sums[:, above] - sums[:, below], axis=1)]
+        return found
+
+
+def _softmax(scores: F32) -> F32:
+    likely = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return likely / likely.sum(axis=1, keepdims=True)
+
+
+def inputs(rows: F64, capabilities: NDArray[np.float64]) -> F32:
+    """What networks look at: logarithms of numbers, and which capability it is."""
+    logarithms = np.sign(rows) * np.log2(1 + np.abs(rows))
+    which = rows[:, CAPABILITY, None] == capabilities
+    return np.concatenate([logarithms, which], axis=1).astype(np.float32)
