@@ -1,7 +1,7 @@
 """How a CPU strategy would do a matmul: a schedule for every range of rows, by the cost model.
 
 The host launches one grid for all instruction sets, so that a schedule's grid is chosen for one of
-them (`judged`), and tiles for each. A kernel more is compiled only where it pays: `SETTLED`.
+them (`judged`), and tiles for each. A kernel more is compiled only where it pays: `SHARED`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from ..cpu.schedule import (
 from ..isa import Isa
 from ..strategy import MatmulSpec
 
-SETTLED = 1.04  # as often as long as the best one: not worth another kernel
+SETTLED = 1.04  # times the best one's time: not told apart from it, so that the default is taken
+SHARED = 1.02  # likewise: not worth a kernel more
 SHOWN = 4  # candidates of a ranking, which is in the manifest of every product
 
 
@@ -221,9 +222,9 @@ def _chosen(candidates: Sequence[Candidates]) -> list[CpuSchedule]:
     """A schedule for each range of rows; few and many share one, where it is good for both."""
     one, few, many = candidates
     of_few, of_many = few.settled, many.settled
-    if of_few in many.predictions and many.seconds(of_few) <= SETTLED * many.seconds(of_many):
+    if of_few in many.predictions and many.seconds(of_few) <= SHARED * many.seconds(of_many):
         of_many = of_few
-    elif of_many in few.predictions and few.seconds(of_many) <= SETTLED * few.seconds(of_few):
+    elif of_many in few.predictions and few.seconds(of_many) <= SHARED * few.seconds(of_few):
         of_few = of_many
     return [one.settled, of_few, of_many]
 
