@@ -151,7 +151,7 @@ def _of_phase(x: ir.Value, axis: int, around: int, stride: int) -> int | ir.Valu
 
 
 def _packed(w: ir.Value, spec: ConvSpec, unit: Unit) -> ir.Value:
-    """The weight in the kernel's layout, which all convolutions with it share."""
+    """The weight in the kernel's layout, which all convolutions with it and this layout share."""
     symbol, element = _packed_symbol(w, spec), "int32" if _in_bf16(spec) else "float32"
     if symbol not in unit.store:
         store, source = unit.store, str(symbol_of(w))
@@ -169,8 +169,16 @@ def _in_bf16(spec: ConvSpec) -> bool:
 
 
 def _packed_symbol(w: ir.Value, spec: ConvSpec) -> str:
-    kind = "direct-bf16" if _in_bf16(spec) else "direct"
-    return f"{symbol_of(w)}.{kind}.{spec.groups}"
+    return f"{symbol_of(w)}.{_layout(spec)}.{spec.groups}"
+
+
+def _layout(spec: ConvSpec) -> str:
+    """What `spec.pack_weight` makes of a weight, which strides and dilations decide too."""
+    if _in_bf16(spec):
+        return "direct-bf16"
+    if spec.winograd:
+        return "winograd"
+    return "depthwise" if spec.depthwise else "direct"
 
 
 def _record(op: ir.Operation, spec: ConvSpec, unit: Unit) -> None:

@@ -83,6 +83,28 @@ def test_a_few_channels_are_read_from_the_image(tmp_path: Path) -> None:
     assert not facts("abq.polyphase")
 
 
+def test_a_weight_is_packed_for_each_layout(tmp_path: Path) -> None:
+    # By Winograd's algorithm where strides are 1.
+    unit = Unit(store=WeightStore(tmp_path), target=CpuTarget())
+    unit.store.add("w", np.ones((32, 32, 3, 3), np.float32))
+    x, w, small = "tensor<1x32x9x9xf32>", "tensor<32x32x3x3xf32>", "tensor<1x32x5x5xf32>"
+    about = """dilations = array<i64: 1, 1>, pads = array<i64: 1, 1, 1, 1>, groups = 1 : i64,
+        operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0>"""
+    text = f"""func.func @main(%x: {x}) -> ({x}, {small}) {{
+      %w = "abq.weight"() {{sym = "w"}} : () -> {w}
+      %y = "abq.conv"(%x, %w) {{node = "y", strides = array<i64: 1, 1>, {about}}}
+          : ({x}, {w}) -> {x}
+      %z = "abq.conv"(%x, %w) {{node = "z", strides = array<i64: 2, 2>, {about}}}
+          : ({x}, {w}) -> {small}
+      return %y, %z : {x}, {small}
+    }}"""
+    facts = after(text, "direct-conv", unit=unit)
+    for op in facts("abq.direct_conv"):
+        symbol = ir.StringAttr(op.operands[1].owner.attributes["sym"]).value
+        (size,) = op.operands[1].type.shape
+        assert unit.store.get(symbol).shape == (size,) == (conv_spec(op.opview).packed_size,)
+
+
 def test_sizes_known_at_run_time(tmp_path: Path) -> None:
     facts, _ = conv(tmp_path, "1x5x?x?xf32", "4x5x3x3xf32", "1x4x?x?xf32", strides="2, 1")
     assert len(facts("abq.direct_conv")) == 1
