@@ -112,5 +112,5 @@ def _fetched(f: MatmulFeatures, t: Tiling, cpu: Cpu) -> float:
     """The part of the memory's bandwidth that one row of products of bytes gets."""
     if not f.schedule or f.strategy != "int8":
         return 1.0
-    streams = cpu.streams(t.panels, f.prefetch > 0, f.groups)
+    streams = cpu.one_row_streams.get((t.panels, f.prefetch > 0))
     return 1.0 if streams is None else streams.part_of(PANEL * f.k * f.weight_bits / 8)

@@ -79,16 +79,6 @@ class Cpu:
     # How one row of products of bytes reads DRAM: by the panels that are read side by side, and
     # whether instructions prefetch them.
     one_row_streams: Mapping[tuple[int, bool], Streams] = field(default_factory=dict)
-    # One at a time without prefetching is one long stream, if panels have at most so many groups;
-    # of more, it is `broken`.
-    streamed_groups: int = 0
-    broken_stream: Streams | None = None
-
-    def streams(self, panels: int, prefetched: bool, groups: int) -> Streams | None:
-        """How `panels` side by side are read, each in `groups`; None where nothing is known."""
-        if (panels, prefetched) == (1, False) and groups > self.streamed_groups:
-            return self.broken_stream
-        return self.one_row_streams.get((panels, prefetched))
 
     def level_for(self, working_set: float) -> CacheLevel:
         """The smallest level that holds `working_set` bytes."""
@@ -115,8 +105,6 @@ ZEN4 = Cpu(
         (4, False): Streams(0.84, 3.5 * KIB),
         (4, True): Streams(0.74, 0.75 * KIB),
     },
-    streamed_groups=12,
-    broken_stream=Streams(0.82, 13.5 * KIB),
     patch_elements=2.5 * GIGA,
     isas={
         "avx512": IsaRates(

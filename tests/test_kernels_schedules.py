@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -62,6 +63,18 @@ def test_blocks_are_whole_tiles(strategy: CpuStrategy, isa: Isa, rows: RowRange)
 @pytest.mark.parametrize("rows", ROW_RANGES, ids=lambda rows: f"from {rows.first}")
 def test_there_is_a_choice(rows: RowRange) -> None:
     assert 6 <= len(INT8.schedules(spec_of(INT8), rows, BASE_ISAS[0])) <= 80
+
+
+def test_one_row_is_read_as_one_stream_where_it_is_one() -> None:
+    """Scales of 13 groups stand behind the codes where blocks of groups would be padding."""
+
+    def streams(weight: str, k: int) -> set[tuple[int, bool]]:
+        spec = MatmulSpec(64, k, parse_scheme(weight), parse_scheme("a8"))
+        found = INT8.schedules(spec, ONE_ROW, isas.AVX512)
+        return {(schedule.panels, schedule.prefetch > 0) for schedule in found}
+
+    assert streams("w4:g128", 4096) == {(1, False)}
+    assert streams("w4:g32:asym", 13 * 32) == {(1, True), *product((2, 4), (False, True))}
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: s.name)

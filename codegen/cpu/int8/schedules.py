@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from abqc.codegen.isa import Isa
@@ -20,6 +20,7 @@ DECODED_TILE_ROWS = 4  # rows of a tile from which on decoding to memory may pay
 # A row's address is in one of 16 general registers: tiles of 12 rows take twice as long (measured).
 TILE_ROWS, TILE_PANELS = (2, 3, 4, 6, 8), (1, 2, 3, 4)
 MIN_ACCUMULATORS = 4  # of a tile of several rows, in registers: fewer wait for each other
+APART_GROUPS = 12  # whose scales may stand apart from the codes of a panel that is one stream
 BLOCKS = ((ROWS, COLUMNS, False), (ROWS, COLUMNS, True))
 
 
@@ -127,10 +128,19 @@ class Space:
             for chains in (1, 2, 4):
                 if not self.fits(1, panels, chains):
                     continue
-                for prefetch in (0,) if self._streams else (0, 1, 2):
+                for prefetch in self._prefetches(panels):
                     for wanted in (COLUMNS, 128):
                         columns = block_columns(self.n, panels * PANEL, wanted)
                         yield CpuSchedule(1, panels * PANEL, chains, 1, columns, prefetch)
+
+    def _prefetches(self, panels: int) -> Sequence[int]:
+        """Many scales that stand apart break the stream of a panel that nothing fetches ahead."""
+        weight = self.weight
+        if self._streams:
+            return (0,)
+        if panels == 1 and weight.reduction.n_groups > APART_GROUPS and not weight.block_groups:
+            return (1, 2)
+        return (0, 1, 2)
 
     def few_rows(self) -> Iterator[CpuSchedule]:
         """One block has all rows. Tiles have few rows too: those beyond the last one cost as
