@@ -32,7 +32,7 @@ from abqc.dialects.epilogue import Epilogue, name_with
 from ..grid_block import Span
 from .depthwise_narrow import NarrowImages, narrow_width
 from .finish import Finish, Steady
-from .images import Images, Scratch
+from .images import Images, Scratch, rows_read
 from .tile import broadcast, cover_by_tiles, multiply_add
 
 TILE_ROWS = 4
@@ -55,12 +55,8 @@ def depthwise_conv_kernel(spec: ConvSpec, epilogue: Epilogue | None = None) -> K
 def _strip(spec: ConvSpec) -> int:
     """Rows of a grid index: few where the window reads many."""
     needed = MIN_COLUMNS * spec.strides[1] + spec.reach[1]
-    fitting = (rows for rows in STRIPS if _rows_read(spec, rows) * needed <= SCRATCH)
+    fitting = (rows for rows in STRIPS if rows_read(spec, rows) * needed <= SCRATCH)
     return next(fitting, STRIPS[-1])
-
-
-def _rows_read(spec: ConvSpec, rows: int) -> int:
-    return (rows - 1) * spec.strides[0] + spec.reach[0] + 1
 
 
 def _emit(name: str, spec: ConvSpec, epilogue: Epilogue | None, module: Any, isa: Isa) -> None:
@@ -79,7 +75,7 @@ class _Body:
         b, spec = self.b, self.spec
         self.lanes = lanes = b.isa.lanes(32)
         self.strip, sx = _strip(spec), spec.strides[1]
-        self.rows_read = _rows_read(spec, self.strip)
+        self.rows_read = rows_read(spec, self.strip)
         self.further = spec.reach[1] // sx + 1  # columns of a phase, beyond those of outputs
         columns = SCRATCH // (self.rows_read * sx) - self.further
         self.columns = max(MIN_COLUMNS, min(MAX_COLUMNS, columns // lanes * lanes))

@@ -16,7 +16,7 @@ from abqc.codegen.builder import Value
 from abqc.dialects.conv_spec import DEPTHWISE_CHANNELS, ConvSpec
 
 from ..grid_block import Span
-from .images import Images
+from .images import Images, rows_read
 from .matrix import transpose
 from .tile import cover, multiply_add
 
@@ -27,7 +27,8 @@ TILES = (4, 8)  # outputs of a register tile; where there are 16 registers the s
 
 def narrow_width(spec: ConvSpec, strip: int) -> int:
     """The widest outputs that are done so, `strip` rows at a time."""
-    fitting = (width for width in WIDTHS if _rows(spec, strip) * _columns(spec, width) <= PIXELS)
+    rows = rows_read(spec, strip)
+    fitting = (width for width in WIDTHS if rows * _columns(spec, width) <= PIXELS)
     return next(fitting, WIDTHS[-1])
 
 
@@ -40,7 +41,7 @@ class NarrowImages:
         b, spec = self.b, self.spec
         self.lanes = lanes = b.isa.lanes(32)
         width = narrow_width(spec, strip)
-        pixels = _rows(spec, strip) * _columns(spec, width)
+        pixels = rows_read(spec, strip) * _columns(spec, width)
         self.nowhere = pixels * lanes  # takes pixels that there are not
         self.pixels = b.alloca((pixels + TILES[-1] * spec.strides[1]) * lanes, "f32")
         self.pitch_back = strip * width + lanes
@@ -161,11 +162,6 @@ class NarrowImages:
                 b.store(images.finish(value, steady, to + at, mask), images.y, to + at, mask)
 
             cover(b, b.index(0), count, lanes, store)
-
-
-def _rows(spec: ConvSpec, strip: int) -> int:
-    """What `strip` rows of outputs read."""
-    return (strip - 1) * spec.strides[0] + spec.reach[0] + 1
 
 
 def _columns(spec: ConvSpec, width: int) -> int:

@@ -21,7 +21,7 @@ from abqc.dialects.epilogue import Epilogue, name_with
 
 from .direct_conv import OUTPUTS, DirectConv
 from .finish import Finish
-from .images import Images, Scratch
+from .images import Images, Scratch, rows_read
 from .tile import ceil_div
 
 ROWS = 4  # of outputs, of a grid index
@@ -49,7 +49,7 @@ class _Body:
     def __init__(self, images: Images) -> None:
         self.images, self.b, self.spec = images, images.b, images.spec
         spec, lanes = self.spec, self.b.isa.lanes(32)
-        self.lines = -(-((ROWS - 1) * spec.strides[0] + spec.reach[0] + 1) // spec.strides[0])
+        self.lines = -(-rows_read(spec, ROWS) // spec.strides[0])
         self.further = spec.reach[1] // spec.strides[1]  # columns of a phase, beyond outputs
         rows = spec.channels * prod(spec.phases) * self.lines
         fitting = min(OUTPUTS // ROWS, PLANES // rows) - self.further

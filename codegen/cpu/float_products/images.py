@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from abqc.codegen.builder import Builder, Value
 from abqc.dialects.conv_spec import ConvSpec
@@ -16,6 +17,8 @@ from abqc.dialects.conv_spec import ConvSpec
 from ..grid_block import Span
 from .finish import Finish
 from .polyphase import SHUFFLED, PhaseRow
+
+Rows = TypeVar("Rows", int, Value)
 
 
 @dataclass
@@ -92,6 +95,6 @@ class Scratch:
                     copy(origin + loop.i * images.pitch, self.to(loop.i), columns.i)
 
 
-def rows_read(spec: ConvSpec, height: Value) -> Value:
+def rows_read(spec: ConvSpec, height: Rows) -> Rows:
     """By `height` rows of outputs."""
     return (height - 1) * spec.strides[0] + (spec.reach[0] + 1)
