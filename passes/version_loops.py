@@ -103,11 +103,11 @@ def _build(module: ir.Operation, group: Sequence[LoopVersion]) -> None:
 
 def _parts(module: ir.Operation, group: Sequence[LoopVersion]) -> ir.Value | None:
     """How many parts the rows of each loop have, at least 1; None where they have none."""
-    if not all(version.by_rows for version in group):
+    counts = [version.row_counts[0] for version in group if version.row_counts is not None]
+    if len(counts) < len(group):
         return None
     parts = arith.DivUIOp(threads(module), index(len(group))).result
-    for version in group:
-        rows = memref.DimOp(version.initial[0], index(0)).result
+    for rows in counts:
         most = arith.DivUIOp(rows, index(LEAST_ROWS)).result
         parts = arith.MinUIOp(parts, most).result
     return arith.MaxUIOp(parts, index(1)).result
@@ -124,7 +124,14 @@ def _condition(
     condition = arith.OrIOp(condition, _all(short)).result
     few = [check for version in group for check in _are_soon_done(version)]
     same = [_compare("eq", *pair) for version in group for pair in version.sizes]
+    if parts is not None:
+        same += [_compare("eq", *pair) for version in group for pair in _equal_rows(version)]
     return _all([condition, *few, *same])
+
+
+def _equal_rows(version: LoopVersion) -> list[tuple[ir.Value, ir.Value]]:
+    first, *others = version.row_counts or []
+    return [(first, other) for other in others]
 
 
 def _are_soon_done(version: LoopVersion) -> list[ir.Value]:

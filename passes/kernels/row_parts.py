@@ -35,19 +35,21 @@ class Rows:
 
     `axes` has the axis of rows of buffers that are no views, and whether rows are not told apart
     there from what they are made of (a flat buffer). `counts` are values that are the number of
-    rows. `uses` are the operands of loops over elements that have rows, with their axes.
+    rows, `claims` others that must be, or views would have fewer rows, or more. `uses` are the
+    operands of loops over elements that have rows, with their axes.
     """
 
     axes: dict[ir.Value, tuple[int, bool]] = field(default_factory=dict)
     counts: set[ir.Value] = field(default_factory=set)
+    claims: dict[ir.Value, None] = field(default_factory=dict)
     uses: list[tuple[ir.Operation, int, int]] = field(default_factory=list)
 
 
 def find_rows(
     loop: ir.Operation, states: Sequence[ir.Value], buffers: Iterable[ir.Value]
 ) -> Rows | None:
-    """The rows of a loop that hands on `states` and has `buffers` of its own; None where what it
-    does to a row depends on others, or may."""
+    """The rows of a loop that hands on `states`, which must have equally many, and has `buffers` of
+    its own; None where what it does to a row depends on others, or may."""
     search = _Search(set(states) | set(buffers), Rows())
     for state in states:
         if ir.MemRefType(state.type).shape[0] != abq.DYNAMIC:
@@ -84,9 +86,27 @@ class _Search:
         if known is not None or op is None or op.name not in _VIEWS:
             return known
         source = self.axis(op.operands[0])
-        return None if source is None else _VIEWS[op.name](op, *source)
+        found = None if source is None else _VIEWS[op.name](op, *source)
+        return found if found is not None and self._has_all(op, found[0]) else None
+
+    def _has_all(self, view: ir.Operation, axis: int) -> bool:
+        """Whether a view that says how many places its axis has may say the number of rows."""
+        if view.name not in _SIZES:
+            return True
+        size = _SIZES[view.name](view, axis)
+        if size is None:
+            return False
+        made = defining_op(size)
+        if size in self.rows.counts:
+            return True
+        if made is not None and made.name.startswith("arith."):
+            return False
+        self.rows.claims[size] = None
+        return True
 
     def _dim(self, op: ir.Operation) -> bool:
+        if not _says_sizes_only(op.results[0]):
+            return root(op.operands[0]) not in self.own
         axis = self.axis(op.operands[0])
         if axis is not None and axis == (constant_index(op.operands[1]), False):
             self.rows.counts.add(op.results[0])
@@ -209,6 +229,41 @@ def _subview(op: ir.Operation, axis: int, flat: bool) -> tuple[int, bool] | None
     return (axis, False) if plain and offsets[axis] == 0 and not flat else None
 
 
+def _expanded_size(op: ir.Operation, axis: int) -> ir.Value | None:
+    """The size that an expand_shape has for an axis; None where it is fixed."""
+    shape = ir.MemRefType(op.results[0].type).shape
+    if shape[axis] != abq.DYNAMIC:
+        return None
+    return op.operands[1 + shape[:axis].count(abq.DYNAMIC)]
+
+
+def _subview_size(op: ir.Operation, axis: int) -> ir.Value | None:
+    """The same of a subview."""
+    sizes = list(ir.DenseI64ArrayAttr(op.attributes["static_sizes"]))
+    if sizes[axis] != abq.DYNAMIC:
+        return None
+    offsets = list(ir.DenseI32ArrayAttr(op.attributes["operandSegmentSizes"]))[1]
+    return op.operands[1 + offsets + sizes[:axis].count(abq.DYNAMIC)]
+
+
+def _says_sizes_only(number: ir.Value) -> bool:
+    """Whether a number from inside of a loop only says how many there are of something, so that it
+    may be the number of a part."""
+    for use in number.uses:
+        op = use.owner.operation
+        if op.name.startswith("arith."):
+            if not all(map(_says_sizes_only, op.results)):
+                return False
+        elif op.name == "memref.subview":
+            segments = list(ir.DenseI32ArrayAttr(op.attributes["operandSegmentSizes"]))
+            first = segments[0] + segments[1]
+            if not first <= use.operand_number < first + segments[2]:
+                return False
+        elif op.name not in _SIZED:
+            return False
+    return True
+
+
 def _outputs(op: ir.Operation) -> int:
     if op.name == "memref.copy":
         return 1
@@ -228,6 +283,11 @@ _VIEWS: dict[str, Callable[[ir.Operation, int, bool], tuple[int, bool] | None]] 
     "memref.expand_shape": _expand,
     "memref.subview": _subview,
 }
+_SIZES: dict[str, Callable[[ir.Operation, int], ir.Value | None]] = {
+    "memref.expand_shape": _expanded_size,
+    "memref.subview": _subview_size,
+}
+_SIZED = frozenset(("memref.alloc", "memref.expand_shape", "func.call", "scf.if"))
 _PLAIN = frozenset(("memref.alloc", "memref.get_global", "scf.yield", "linalg.yield", *_VIEWS))
 _RULES: dict[str, Callable[[_Search, ir.Operation], bool]] = {
     "func.call": _Search._call,
