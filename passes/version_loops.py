@@ -225,8 +225,12 @@ def _is_by_element(op: ir.Operation, argument: ir.Value, value: ir.Value) -> boo
     """Whether a loop reads of one buffer what it writes of another in the same iteration only."""
     if op.name != "linalg.generic" or "reduction" in linalg.iterators(op):
         return False
-    places = [n for n, operand in enumerate(op.operands) if root(operand) in (argument, value)]
-    direct = all(op.operands[n] in (argument, value) for n in places)
+    both = (argument, value)
+    body = [operand for inner in walk(op) if inner != op for operand in inner.operands]
+    if any(root(operand) in both for operand in body):
+        return False
+    places = [n for n, operand in enumerate(op.operands) if root(operand) in both]
+    direct = all(op.operands[n] in both for n in places)
     return direct and all(is_identity(maps(op)[n]) for n in places)
 
 

@@ -88,6 +88,15 @@ def test_a_state_that_is_read_while_the_next_one_is_made(maps: str, copies: int)
     assert [op.name for op in _inside(sequence)].count("memref.copy") == copies
 
 
+def test_a_state_that_is_loaded_from_while_the_next_one_is_made() -> None:
+    step = STEP.replace("%t = math.tanh %in : f32",
+                        "%other = memref.load %h[%c0, %c1] : memref<?x16xf32>\n"
+                        "%t = arith.addf %in, %other : f32")  # fmt: skip
+    facts = versioned(loop("r", step))
+    sequence, _ = facts("scf.for")
+    assert [op.name for op in _inside(sequence)].count("memref.copy") == 1
+
+
 def test_no_version_runs_long_without_asking_for_interrupts() -> None:
     facts = versioned(loop("r"))
     limits = [constant_index(op.operands[1]) for op in facts("arith.cmpi")]
