@@ -60,7 +60,9 @@ def find_rows(
     if not search.block(block):
         return None
     handed = [search.axis(value) for value in end.operands]
-    return search.rows if all(axis == (0, False) for axis in handed) else None
+    if any(axis != (0, False) for axis in handed) or search.reads_what_it_writes(loop):
+        return None
+    return search.rows
 
 
 @dataclass
@@ -77,6 +79,16 @@ class _Search:
         if rule is not None:
             return rule(self, op)
         return op.name in _PLAIN or op.name.startswith("arith.")
+
+    def reads_what_it_writes(self, loop: ir.Operation) -> bool:
+        """Whether a buffer from outside is written and read, maybe along other axes."""
+        read, written = set(), set()
+        for op in walk(loop):
+            if op.name in ("linalg.generic", "memref.copy"):
+                inputs = len(op.operands) - _outputs(op)
+                read |= {root(value) for value in list(op.operands)[:inputs]}
+                written |= {root(value) for value in list(op.operands)[inputs:]}
+        return bool(read & written - self.own)
 
     # Where buffers have rows
 

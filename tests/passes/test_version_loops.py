@@ -185,6 +185,7 @@ LESS = """%less = arith.subi %rows, %c1 : index
     %some = memref.subview %square[0, 0] [%less, 16] [1, 1]
       : memref<?x16xf32> to memref<?x16xf32, strided<[16, 1]>>
     %next = """
+WRITE = "memref.copy %square, %other : memref<?x16xf32> to memref<?x16xf32>"
 SHARE = """%number = arith.index_cast %rows : index to i32
     %share = arith.sitofp %number : i32 to f32
     %next = """
@@ -194,6 +195,7 @@ SHARE = """%number = arith.index_cast %rows : index to i32
     ("part", "instead"),
     [
         (" {abq.by_rows}", ""),
+        ("%next = ", f"{WRITE}\n%next = "),
         ("output_shape [%rows, 16]", "output_shape [%wide, 16]"),  # other rows than those
         ("%rows, %c16) {abq", "%n, %c16) {abq"),
         ("[#id, #id, #id]", "[#first, #id, #id]"),
