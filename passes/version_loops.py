@@ -26,9 +26,9 @@ from collections.abc import Sequence
 from abqc.dialects.mlir import arith, ir, linalg, memref, scf
 
 from .infrastructure import Unit, defining_op, main_function, register, walk
+from .kernels.divide_rows import divide
 from .kernels.launch import SEQUENCE, kernel_names, threads
 from .kernels.loop_version import LoopVersion, independent, version_of
-from .kernels.row_parts import divide
 from .loops.generics import is_identity, maps
 from .ownership import in_block, root, uses
 from .resolve_dims import index
