@@ -58,6 +58,8 @@ def _map_of_copy(copy: ir.Operation, loop: ir.Operation, number: int) -> ir.Affi
     if len(loop.regions[0].blocks[0].operations) == 1:
         return None  # it moves elements, which is done by blocks where it turns them
     type_ = ir.MemRefType(copy.operands[1].type)
+    if ir.MemRefType(value.type).shape != type_.shape:
+        return None  # which axes are of size 1 is known of one of them alone
     if not _differ_by_unit_axes(value, made) or type_.get_strides_and_offset()[0][-1:] != [1]:
         return None
     loops = iter(d for d, size in enumerate(ir.MemRefType(made.type).shape) if size != 1)
@@ -84,7 +86,8 @@ def _differ_by_unit_axes(value: ir.Value, made: ir.Value) -> bool:
 
 def _is_apart(target: ir.Value, loop: ir.Operation) -> bool:
     """Whether what is copied to surely is no buffer that the loop touches."""
-    buffers = [o for o in loop.operands if isinstance(o.type, ir.MemRefType)]
+    operands = {o for op in walk(loop) for o in op.operands}
+    buffers = [o for o in operands if isinstance(o.type, ir.MemRefType)]
     own = _allocations(root(target), frozenset())
     others = [_allocations(root(buffer), frozenset()) for buffer in buffers]
     return own is not None and all(other is not None and not own & other for other in others)

@@ -26,9 +26,9 @@ from collections.abc import Sequence
 from abqc.dialects.mlir import arith, ir, linalg, memref, scf
 
 from .infrastructure import Unit, defining_op, main_function, register, walk
+from .kernels.divide_rows import divide
 from .kernels.launch import SEQUENCE, kernel_names, threads
 from .kernels.loop_version import LoopVersion, independent, version_of
-from .kernels.row_parts import divide
 from .loops.generics import is_identity, maps
 from .ownership import in_block, root, uses
 from .resolve_dims import index
@@ -103,11 +103,11 @@ def _build(module: ir.Operation, group: Sequence[LoopVersion]) -> None:
 
 def _parts(module: ir.Operation, group: Sequence[LoopVersion]) -> ir.Value | None:
     """How many parts the rows of each loop have, at least 1; None where they have none."""
-    if not all(version.by_rows for version in group):
+    counts = [version.row_counts[0] for version in group if version.row_counts is not None]
+    if len(counts) < len(group):
         return None
     parts = arith.DivUIOp(threads(module), index(len(group))).result
-    for version in group:
-        rows = memref.DimOp(version.initial[0], index(0)).result
+    for rows in counts:
         most = arith.DivUIOp(rows, index(LEAST_ROWS)).result
         parts = arith.MinUIOp(parts, most).result
     return arith.MaxUIOp(parts, index(1)).result
@@ -124,7 +124,14 @@ def _condition(
     condition = arith.OrIOp(condition, _all(short)).result
     few = [check for version in group for check in _are_soon_done(version)]
     same = [_compare("eq", *pair) for version in group for pair in version.sizes]
+    if parts is not None:
+        same += [_compare("eq", *pair) for version in group for pair in _equal_rows(version)]
     return _all([condition, *few, *same])
+
+
+def _equal_rows(version: LoopVersion) -> list[tuple[ir.Value, ir.Value]]:
+    first, *others = version.row_counts or []
+    return [(first, other) for other in others]
 
 
 def _are_soon_done(version: LoopVersion) -> list[ir.Value]:
@@ -218,8 +225,12 @@ def _is_by_element(op: ir.Operation, argument: ir.Value, value: ir.Value) -> boo
     """Whether a loop reads of one buffer what it writes of another in the same iteration only."""
     if op.name != "linalg.generic" or "reduction" in linalg.iterators(op):
         return False
-    places = [n for n, operand in enumerate(op.operands) if root(operand) in (argument, value)]
-    direct = all(op.operands[n] in (argument, value) for n in places)
+    both = (argument, value)
+    body = [operand for inner in walk(op) if inner != op for operand in inner.operands]
+    if any(root(operand) in both for operand in body):
+        return False
+    places = [n for n, operand in enumerate(op.operands) if root(operand) in both]
+    direct = all(op.operands[n] in both for n in places)
     return direct and all(is_identity(maps(op)[n]) for n in places)
 
 

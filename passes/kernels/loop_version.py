@@ -33,20 +33,15 @@ class LoopVersion:
     """A loop that can run in a kernel.
 
     `sizes` are pairs that must be equal: of what it carries, when it begins and after a step.
-    `work` is about how many bytes a step touches. Both are known before the loop. `by_rows`: parts
-    of its rows can run side by side.
+    `work` is about how many bytes a step touches. Both are known before the loop. `row_counts`:
+    where they are equal, parts of as many rows can run side by side; None where they cannot.
     """
 
     loop: ir.Operation
     known: Invariants
     sizes: Sequence[tuple[ir.Value, ir.Value]]
     work: ir.Value
-    by_rows: bool
-
-    @property
-    def initial(self) -> list[ir.Value]:
-        """What the loop carries at first."""
-        return list(self.loop.operands)[3:]
+    row_counts: Sequence[ir.Value] | None
 
 
 def version_of(loop: ir.Operation, kernels: frozenset[str]) -> LoopVersion | None:
@@ -64,10 +59,7 @@ def version_of(loop: ir.Operation, kernels: frozenset[str]) -> LoopVersion | Non
     sizes, work = _carried_sizes(loop, known), _work(known, launches)
     if sizes is None or work is None:
         return None
-    states = list(loop.regions[0].blocks[0].arguments)[1:]
-    made = [op.results[0] for op in walk(loop, "memref.alloc")]
-    by_rows = bool(states) and find_rows(loop, states, made) is not None
-    return LoopVersion(loop, known, sizes, work, by_rows)
+    return LoopVersion(loop, known, sizes, work, _row_counts(loop, known))
 
 
 def independent(group: Sequence[LoopVersion], other: LoopVersion) -> bool:
@@ -152,6 +144,18 @@ def _carried_sizes(loop: ir.Operation, known: Invariants) -> list[tuple[ir.Value
                 return None
             pairs.append((before, after))
     return pairs
+
+
+def _row_counts(loop: ir.Operation, known: Invariants) -> list[ir.Value] | None:
+    """What has to be the number of rows, the first one of a state; None where no rows are found."""
+    states = list(loop.regions[0].blocks[0].arguments)[1:]
+    made = [op.results[0] for op in walk(loop, "memref.alloc")]
+    rows = find_rows(loop, states, made) if states else None
+    if rows is None:
+        return None
+    counts = [known.size(state, 0) for state in states] + [known.outside(v) for v in rows.claims]
+    found = [count for count in counts if count is not None]
+    return found if len(found) == len(counts) else None
 
 
 def _work(known: Invariants, launches: Sequence[ir.Operation]) -> ir.Value | None:

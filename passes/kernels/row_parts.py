@@ -1,13 +1,8 @@
 """Loops over steps whose rows do not depend on each other, as those of a batch in a recurrence.
 
 Such a loop can run once for each of several parts of the rows, side by side: no part waits for
-another one between steps. `find_rows` looks for the axis of rows in all that a loop touches, from
-the states that it hands on, whose first axis they are; `divide` makes a loop of parts of it:
-
-    scf.for %part = 0 to %parts {abq.sequence, abq.parts} {   // a grid index each
-      views of the part's rows of states, and of buffers of its own
-      scf.for %t = ... { as it was, over fewer rows }
-    }
+another one between steps (`divide_rows.py`). `find_rows` looks for the axis of rows in all that a
+loop touches, from the states that it hands on, whose first axis they are.
 """
 
 from __future__ import annotations
@@ -16,17 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from abqc.dialects import abq
-from abqc.dialects.mlir import arith, ir, linalg, memref, scf
+from abqc.dialects.mlir import ir, linalg
 
 from ..infrastructure import constant_index, defining_op, walk
 from ..loops.generics import groups, loops_read, maps
 from ..ownership import root
-from ..resolve_dims import index
-from .launch import BY_ROWS, PARTS, SEQUENCE
-
-ALIGNMENT = 64
-_I8_BITS = 8
-_DYNAMIC_STRIDE = ir.ShapedType.get_dynamic_stride_or_offset()
+from .launch import BY_ROWS
 
 
 @dataclass
@@ -35,19 +25,21 @@ class Rows:
 
     `axes` has the axis of rows of buffers that are no views, and whether rows are not told apart
     there from what they are made of (a flat buffer). `counts` are values that are the number of
-    rows. `uses` are the operands of loops over elements that have rows, with their axes.
+    rows, `claims` others that must be, or views would have fewer rows, or more. `uses` are the
+    operands of loops over elements that have rows, with their axes.
     """
 
     axes: dict[ir.Value, tuple[int, bool]] = field(default_factory=dict)
     counts: set[ir.Value] = field(default_factory=set)
+    claims: dict[ir.Value, None] = field(default_factory=dict)
     uses: list[tuple[ir.Operation, int, int]] = field(default_factory=list)
 
 
 def find_rows(
     loop: ir.Operation, states: Sequence[ir.Value], buffers: Iterable[ir.Value]
 ) -> Rows | None:
-    """The rows of a loop that hands on `states` and has `buffers` of its own; None where what it
-    does to a row depends on others, or may."""
+    """The rows of a loop that hands on `states`, which must have equally many, and has `buffers` of
+    its own; None where what it does to a row depends on others, or may."""
     search = _Search(set(states) | set(buffers), Rows())
     for state in states:
         if ir.MemRefType(state.type).shape[0] != abq.DYNAMIC:
@@ -58,7 +50,9 @@ def find_rows(
     if not search.block(block):
         return None
     handed = [search.axis(value) for value in end.operands]
-    return search.rows if all(axis == (0, False) for axis in handed) else None
+    if any(axis != (0, False) for axis in handed) or search.reads_what_it_writes(loop):
+        return None
+    return search.rows
 
 
 @dataclass
@@ -76,6 +70,16 @@ class _Search:
             return rule(self, op)
         return op.name in _PLAIN or op.name.startswith("arith.")
 
+    def reads_what_it_writes(self, loop: ir.Operation) -> bool:
+        """Whether a buffer from outside is written and read, maybe along other axes."""
+        read, written = set(), set()
+        for op in walk(loop):
+            if op.name in ("linalg.generic", "memref.copy"):
+                inputs = len(op.operands) - _outputs(op)
+                read |= {root(value) for value in list(op.operands)[:inputs]}
+                written |= {root(value) for value in list(op.operands)[inputs:]}
+        return bool(read & written - self.own)
+
     # Where buffers have rows
 
     def axis(self, value: ir.Value) -> tuple[int, bool] | None:
@@ -84,9 +88,27 @@ class _Search:
         if known is not None or op is None or op.name not in _VIEWS:
             return known
         source = self.axis(op.operands[0])
-        return None if source is None else _VIEWS[op.name](op, *source)
+        found = None if source is None else _VIEWS[op.name](op, *source)
+        return found if found is not None and self._has_all(op, found[0]) else None
+
+    def _has_all(self, view: ir.Operation, axis: int) -> bool:
+        """Whether a view that says how many places its axis has may say the number of rows."""
+        if view.name not in _SIZES:
+            return True
+        size = _SIZES[view.name](view, axis)
+        if size is None:
+            return False
+        made = defining_op(size)
+        if size in self.rows.counts:
+            return True
+        if made is not None and made.name.startswith("arith."):
+            return False
+        self.rows.claims[size] = None
+        return True
 
     def _dim(self, op: ir.Operation) -> bool:
+        if not _says_sizes_only(op.results[0]):
+            return root(op.operands[0]) not in self.own
         axis = self.axis(op.operands[0])
         if axis is not None and axis == (constant_index(op.operands[1]), False):
             self.rows.counts.add(op.results[0])
@@ -209,6 +231,41 @@ def _subview(op: ir.Operation, axis: int, flat: bool) -> tuple[int, bool] | None
     return (axis, False) if plain and offsets[axis] == 0 and not flat else None
 
 
+def _expanded_size(op: ir.Operation, axis: int) -> ir.Value | None:
+    """The size that an expand_shape has for an axis; None where it is fixed."""
+    shape = ir.MemRefType(op.results[0].type).shape
+    if shape[axis] != abq.DYNAMIC:
+        return None
+    return op.operands[1 + shape[:axis].count(abq.DYNAMIC)]
+
+
+def _subview_size(op: ir.Operation, axis: int) -> ir.Value | None:
+    """The same of a subview."""
+    sizes = list(ir.DenseI64ArrayAttr(op.attributes["static_sizes"]))
+    if sizes[axis] != abq.DYNAMIC:
+        return None
+    offsets = list(ir.DenseI32ArrayAttr(op.attributes["operandSegmentSizes"]))[1]
+    return op.operands[1 + offsets + sizes[:axis].count(abq.DYNAMIC)]
+
+
+def _says_sizes_only(number: ir.Value) -> bool:
+    """Whether a number from inside of a loop only says how many there are of something, so that it
+    may be the number of a part."""
+    for use in number.uses:
+        op = use.owner.operation
+        if op.name.startswith("arith."):
+            if not all(map(_says_sizes_only, op.results)):
+                return False
+        elif op.name == "memref.subview":
+            segments = list(ir.DenseI32ArrayAttr(op.attributes["operandSegmentSizes"]))
+            first = segments[0] + segments[1]
+            if not first <= use.operand_number < first + segments[2]:
+                return False
+        elif op.name not in _SIZED:
+            return False
+    return True
+
+
 def _outputs(op: ir.Operation) -> int:
     if op.name == "memref.copy":
         return 1
@@ -228,6 +285,11 @@ _VIEWS: dict[str, Callable[[ir.Operation, int, bool], tuple[int, bool] | None]] 
     "memref.expand_shape": _expand,
     "memref.subview": _subview,
 }
+_SIZES: dict[str, Callable[[ir.Operation, int], ir.Value | None]] = {
+    "memref.expand_shape": _expanded_size,
+    "memref.subview": _subview_size,
+}
+_SIZED = frozenset(("memref.alloc", "memref.expand_shape", "func.call", "scf.if"))
 _PLAIN = frozenset(("memref.alloc", "memref.get_global", "scf.yield", "linalg.yield", *_VIEWS))
 _RULES: dict[str, Callable[[_Search, ir.Operation], bool]] = {
     "func.call": _Search._call,
@@ -236,171 +298,3 @@ _RULES: dict[str, Callable[[_Search, ir.Operation], bool]] = {
     "memref.dim": _Search._dim,
     "scf.if": _Search._if,
 }
-
-
-# Parts
-
-
-def divide(
-    loop: ir.Operation, states: Sequence[ir.Value], buffers: Sequence[ir.Value], parts: ir.Value
-) -> None:
-    """Make a loop of `parts` of an scf.for that carries nothing; `states` and `buffers` are
-    allocations of this block that it uses."""
-    rows = find_rows(loop, states, buffers)
-    assert rows is not None, "find_rows has found them in the loop that carries its states"
-    with ir.InsertionPoint(loop), loop.location:
-        count = memref.DimOp(states[0], index(0)).result
-    shared = [_bytes_of(state, None) for state in states]
-    apart = [_bytes_of(buffer, parts) for buffer in buffers]
-    with ir.InsertionPoint(loop), loop.location:
-        outer = scf.ForOp(index(0), parts, index(1))
-        outer.operation.attributes[SEQUENCE] = ir.UnitAttr.get()
-        outer.operation.attributes[PARTS] = ir.UnitAttr.get()
-        with ir.InsertionPoint(outer.body):
-            part = outer.induction_variable
-            begin = _share(part, count, parts)
-            own = _subtract(_share(_add(part, index(1)), count, parts), begin)
-            end = scf.YieldOp([]).operation
-        with ir.InsertionPoint(end):
-            views = [
-                memref.ViewOp(
-                    buffer.type, buffer.raw, _times(begin, buffer.row), [own, *buffer.rest]
-                )
-                for buffer in shared
-            ] + [
-                memref.ViewOp(buffer.type, buffer.raw, _times(part, buffer.size), buffer.sizes)
-                for buffer in apart
-            ]
-    loop.move_before(end)
-    known = {each.value: view.result for each, view in zip([*shared, *apart], views, strict=True)}
-    _narrow(loop, rows, known, begin, own)
-
-
-@dataclass(frozen=True)
-class _Bytes:
-    """A buffer that is a view of bytes now. `value` is what it was, or the view of all of it; `row`
-    are the bytes of a row, `size` those of all, `sizes` and `rest` its dynamic sizes with and
-    without the rows."""
-
-    value: ir.Value
-    type: ir.MemRefType
-    raw: ir.Value
-    row: ir.Value
-    size: ir.Value
-    sizes: list[ir.Value]
-    rest: list[ir.Value]
-
-
-def _bytes_of(buffer: ir.Value, parts: ir.Value | None) -> _Bytes:
-    """Replace the allocation of a buffer by one of bytes; of as much for each of `parts`."""
-    alloc, type_ = defining_op(buffer), ir.MemRefType(buffer.type)
-    assert alloc is not None
-    i8 = ir.MemRefType.get([abq.DYNAMIC], ir.IntegerType.get_signless(_I8_BITS))
-    with ir.InsertionPoint(alloc), alloc.location:
-        sizes = list(alloc.operands)
-        dynamic = iter(sizes)
-        dims = [next(dynamic) if size == abq.DYNAMIC else index(size) for size in type_.shape]
-        row = index(-(-type_.element_type.width // _I8_BITS))
-        for dim in dims[1:]:
-            row = _times(row, dim)
-        size = _times(row, dims[0]) if dims else row
-        if parts is not None:
-            size = _times(arith.CeilDivUIOp(size, index(ALIGNMENT)).result, index(ALIGNMENT))
-        total = size if parts is None else _times(size, parts)
-        raw = memref.AllocOp(i8, [total], [], alignment=ALIGNMENT).result
-        rest = sizes[1:] if type_.shape[:1] == [abq.DYNAMIC] else sizes
-        whole = memref.ViewOp(type_, raw, index(0), sizes).result
-    buffer.replace_all_uses_with(whole)
-    alloc.erase()
-    return _Bytes(whole, type_, raw, row, size, sizes, rest)
-
-
-def _narrow(
-    loop: ir.Operation, rows: Rows, views: dict[ir.Value, ir.Value], begin: ir.Value, own: ir.Value
-) -> None:
-    """Have a loop use `views` of what it owns, `own` rows of them, and of other buffers those from
-    `begin` on."""
-    for op in walk(loop):
-        for number, operand in enumerate(op.operands):
-            if operand in views:
-                op.operands[number] = views[operand]
-    mine = {root(view) for view in views.values()}
-    inside = {result for op in walk(loop) for result in op.results}
-    # One for all uses: a kernel that gets a buffer twice, as two, has to take it for two.
-    parts: dict[tuple[ir.Value, int], ir.Value] = {}
-    for op, number, axis in rows.uses:
-        value = op.operands[number]
-        first = None if root(value) in mine else begin
-        if (value, axis) not in parts:
-            with _behind(value, inside, loop), op.location:
-                parts[value, axis] = _part(value, axis, first, own)
-        op.operands[number] = parts[value, axis]
-    for op in walk(loop):
-        numbers = range(len(op.operands)) if op.name == "func.call" else range(op.name == "scf.if")
-        for number in numbers:
-            with ir.InsertionPoint(op), op.location:
-                op.operands[number] = _of_part(op.operands[number], rows.counts, own)
-
-
-def _behind(value: ir.Value, inside: set[ir.Value], loop: ir.Operation) -> ir.InsertionPoint:
-    """The first place in a loop where a value is there, which may be one of those `inside`."""
-    made = defining_op(value)
-    if made is not None and value in inside:
-        return ir.InsertionPoint.after(made)
-    return ir.InsertionPoint.at_block_begin(loop.regions[0].blocks[0])
-
-
-def _part(buffer: ir.Value, axis: int, begin: ir.Value | None, count: ir.Value) -> ir.Value:
-    """`count` places of an axis from `begin` on, or from 0."""
-    type_ = ir.MemRefType(buffer.type)
-    strides, offset = type_.get_strides_and_offset()
-    sizes = [
-        memref.DimOp(buffer, index(a)).result
-        for a, size in enumerate(type_.shape)
-        if size == abq.DYNAMIC and a != axis
-    ]
-    before = type_.shape[:axis].count(abq.DYNAMIC)
-    sizes.insert(before, count)
-    shape = [abq.DYNAMIC if a == axis else size for a, size in enumerate(type_.shape)]
-    offsets = [0] * type_.rank
-    if begin is not None:
-        offsets[axis], offset = abq.DYNAMIC, _DYNAMIC_STRIDE
-    layout = ir.StridedLayoutAttr.get(offset, strides)
-    result = ir.MemRefType.get(shape, type_.element_type, layout)
-    return memref.SubViewOp(
-        *(result, buffer, [] if begin is None else [begin], sizes, []),
-        *(offsets, shape, [1] * type_.rank),
-    ).result
-
-
-def _of_part(value: ir.Value, counts: set[ir.Value], own: ir.Value) -> ir.Value:
-    """A number that follows from that of the rows, for `own` of them."""
-    if value in counts:
-        return own
-    op = defining_op(value)
-    if op is None or not op.name.startswith("arith.") or op.name == "arith.constant":
-        return value
-    operands = [_of_part(operand, counts, own) for operand in op.operands]
-    if operands == list(op.operands):
-        return value
-    clone = op.clone()
-    for number, operand in enumerate(operands):
-        clone.operands[number] = operand
-    return clone.results[list(op.results).index(value)]
-
-
-def _share(part: ir.Value, count: ir.Value, parts: ir.Value) -> ir.Value:
-    """Where a part begins."""
-    return arith.DivUIOp(_times(part, count), parts).result
-
-
-def _times(x: ir.Value, y: ir.Value) -> ir.Value:
-    return arith.MulIOp(x, y).result
-
-
-def _add(x: ir.Value, y: ir.Value) -> ir.Value:
-    return arith.AddIOp(x, y).result
-
-
-def _subtract(x: ir.Value, y: ir.Value) -> ir.Value:
-    return arith.SubIOp(x, y).result

@@ -80,3 +80,18 @@ def test_a_loop_that_reads_what_is_copied_to_stays() -> None:
         "ins(%row : memref<1x?x16xf32, strided<[?, 16, 1], offset: ?>>)",
     )
     assert len(stored(step)("memref.copy")) == 1
+
+
+def test_a_copy_between_sizes_that_are_known_of_one_side_stays() -> None:
+    """The buffer has one row, or so says what is copied to."""
+    step = STEP.replace("[%i, 0, 0] [1, %n, 16]", "[%i, 0, 0] [1, 1, 16]").replace(
+        "to memref<1x?x16xf32, strided", "to memref<1x1x16xf32, strided"
+    )
+    assert len(stored(step)("memref.copy")) == 1
+
+
+def test_a_loop_that_loads_from_what_is_copied_to_stays() -> None:
+    step = STEP.replace("%t = math.tanh %in : f32",
+                        "%old = memref.load %rows[%c0, %c0, %c0] : memref<?x?x16xf32>\n"
+                        "%t = arith.addf %in, %old : f32")  # fmt: skip
+    assert len(stored(step)("memref.copy")) == 1

@@ -88,6 +88,15 @@ def test_a_state_that_is_read_while_the_next_one_is_made(maps: str, copies: int)
     assert [op.name for op in _inside(sequence)].count("memref.copy") == copies
 
 
+def test_a_state_that_is_loaded_from_while_the_next_one_is_made() -> None:
+    step = STEP.replace("%t = math.tanh %in : f32",
+                        "%other = memref.load %h[%c0, %c1] : memref<?x16xf32>\n"
+                        "%t = arith.addf %in, %other : f32")  # fmt: skip
+    facts = versioned(loop("r", step))
+    sequence, _ = facts("scf.for")
+    assert [op.name for op in _inside(sequence)].count("memref.copy") == 1
+
+
 def test_no_version_runs_long_without_asking_for_interrupts() -> None:
     facts = versioned(loop("r"))
     limits = [constant_index(op.operands[1]) for op in facts("arith.cmpi")]
@@ -172,10 +181,22 @@ def test_a_state_that_is_made_in_place_is_one_buffer() -> None:
     assert generic.operands[1] == generic.operands[2]
 
 
+LESS = """%less = arith.subi %rows, %c1 : index
+    %some = memref.subview %square[0, 0] [%less, 16] [1, 1]
+      : memref<?x16xf32> to memref<?x16xf32, strided<[16, 1]>>
+    %next = """
+WRITE = "memref.copy %square, %other : memref<?x16xf32> to memref<?x16xf32>"
+SHARE = """%number = arith.index_cast %rows : index to i32
+    %share = arith.sitofp %number : i32 to f32
+    %next = """
+
+
 @pytest.mark.parametrize(
     ("part", "instead"),
     [
         (" {abq.by_rows}", ""),
+        ("%next = ", f"{WRITE}\n%next = "),
+        ("output_shape [%rows, 16]", "output_shape [%wide, 16]"),  # other rows than those
         ("%rows, %c16) {abq", "%n, %c16) {abq"),
         ("[#id, #id, #id]", "[#first, #id, #id]"),
         ("%t = math.tanh %in", "%row = linalg.index 0 : index\n %t = math.tanh %in"),
@@ -186,6 +207,31 @@ def test_rows_that_may_depend_on_each_other_stay_together(part: str, instead: st
     step = BY_ROWS.replace(part, instead)
     facts = versioned(loop("r", step), signature=SIGNATURE)
     assert not [op for op in facts("scf.for") if "abq.parts" in op.attributes]
+
+
+def test_what_looks_at_some_rows_or_at_their_number_has_no_parts() -> None:
+    some = BY_ROWS.replace("%next = ", LESS).replace(
+        "ins(%square, %other : memref<?x16xf32>",
+        "ins(%some, %other : memref<?x16xf32, strided<[16, 1]>>",
+    )
+    mean = BY_ROWS.replace("%next = ", SHARE).replace(
+        "%t = math.tanh %in", "%t = arith.divf %in, %share"
+    )
+    for step in some, mean:
+        facts = versioned(loop("r", step), signature=SIGNATURE)
+        loops = facts("scf.for")
+        assert len(loops) == 2 and not any("abq.parts" in op.attributes for op in loops)
+
+
+def test_parts_of_states_are_of_equally_many_rows() -> None:
+    step = BY_ROWS.replace("scf.yield %next : memref<?x16xf32>",
+                           "scf.yield %next, %g : memref<?x16xf32>, memref<?x16xf32>")  # fmt: skip
+    carry = "iter_args(%h = %init, %g = %other) -> (memref<?x16xf32>, memref<?x16xf32>)"
+    facts = versioned(loop("r:2", step, carry), results="%r#0", signature=SIGNATURE)
+    assert "abq.parts" in facts("scf.for")[0].attributes
+    sizes = {op.results[0]: op.operands[0] for op in facts("memref.dim")}
+    compared = [[sizes[x] for x in op.operands if x in sizes] for op in facts("arith.cmpi")]
+    assert any(len(set(pair)) == 2 for pair in compared)
 
 
 def _inside(loop: ir.Operation) -> list[ir.OpView]:
