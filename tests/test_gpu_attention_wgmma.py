@@ -23,7 +23,10 @@ CASES = (
     (Case(Spec(64, 64, "none", "f16"), 70, 70, heads=1), 1e-3),
     (Case(Spec(64, 48, "add", "bf16x3"), 130, 140, heads=2, group=2, mask_axes="mt"), 2e-5),
     (Case(Spec(96, 128, "add", "f16", keys="f16", values="f16"), 65, 150, heads=1, room=3), 1e-3),
-    (Case(Spec(48, 64, "none", "f16", keys="f16", values="f16"), 65, 70, rows_first=True), 1e-3),
+    (
+        Case(Spec(48, 64, keys="f16", values="f16", precision="f16"), 65, 70, 2, rows_first=True),
+        1e-3,
+    ),
     (Case(Spec(50, 33, "replace", "bf16x3"), 66, 30, rows_first=True), 2e-5),
 )
 

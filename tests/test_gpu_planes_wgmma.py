@@ -155,6 +155,16 @@ def test_machine_code(weight, activation, schedule, instruction, tmp_path):
     assert any("UBLKCP" in line for line in text)
 
 
+def test_shared_tiles_of_many_groups_are_none():
+    """Of rows with zero points: they spill."""
+    spec = MatmulSpec(4096, 4096, parse_scheme("w1:g128"), parse_scheme("a1"))
+    problems = [
+        plan_of(spec, schedule(128, 128, depth, 2, stages, 2, 132)).problem(SM_90A)
+        for depth, stages in ((512, 6), (1024, 4))
+    ]
+    assert problems == [None, "not enough registers"]
+
+
 @pytest.mark.slow
 @needs_tools
 @pytest.mark.parametrize("weight", ["w1:channel", "w2:channel", "w2:g128:asym", "w1:g64", "w1:g32"])

@@ -67,8 +67,10 @@ def test_to_the_bit(layout: Any, weight: str, activation: str, k: int, broken: b
 
 
 def test_rows_that_one_block_packs() -> None:
-    """Short ones, and those whose sums of codes have parts of several blocks."""
-    for weight, activation, k in [("w4", "a8", 2048), ("w4:channel:asym", "a8", 8192)]:
+    """Short ones, those whose sums of codes have parts of several blocks, and those so long that
+    small GPUs could not run all blocks at once, which wait for each other."""
+    some = [("w4", "a8", 2048), ("w4:channel:asym", "a8", 8192), ("w4", "a8", 65537)]
+    for weight, activation, k in some:
         assert shared_pack(packs(Int8Rows, weight, activation, k)[1], PROLOGUE) is None
     for weight, activation in [("w1", "a1:token:sym"), ("w2:g512:asym", "a2")]:
         assert shared_pack(packs(PlaneRows, weight, activation, 8192)[1], PROLOGUE) is None

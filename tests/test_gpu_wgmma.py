@@ -235,7 +235,7 @@ def test_chosen_for_many_rows_on_that_target_alone():
     ("weight", "activation", "schedule", "instruction"),
     [
         ("w4", None, schedule(64, 256, 128, 2, 4, 4, 132, True), "HGMMA.64x64x16.F32"),
-        ("w2", "a8", schedule(128, 128, 256, 2, 4, 1, 132, True), "IGMMA.64x128x32.S8.U8"),
+        ("w2", "a8", schedule(128, 128, 256, 2, 4, 2, 132, True), "IGMMA.64x128x32.S8.U8"),
         ("w3", "a8", schedule(64, 256, 128, 2, 4), "IGMMA.64x64x32.S8.U8"),
     ],
 )

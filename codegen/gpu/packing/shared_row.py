@@ -5,10 +5,10 @@
 
 A block makes a part of a row, keeps it in registers and tells the others the part's range: in one
 word of 64 bits, which also says that it is there. All blocks wait for the words of their row, so
-all must run at once. They do: they are few, nothing before them waits for them, and the kernels
-after them begin when all of these have begun (assembly/dependent_launch.py). The last block that
-has read a row's words makes them 0 again. A maximum does not depend on scheduling: the bytes are
-those of `pack`.
+all must run at once. They do: they are few and small, some eight multiprocessors have room for all,
+nothing before them waits for them, and the kernels after them begin when all of these have begun
+(assembly/dependent_launch.py). The last block that has read a row's words makes them 0 again. A
+maximum does not depend on scheduling: the bytes are those of `pack`.
 
 What it saves: one block reads from L2 some 41 bytes a cycle (H200, measured of packs to f16), and
 issues all of a row's instructions on one multiprocessor. What it costs: a store and a load of L2
@@ -39,7 +39,7 @@ MAX_ROWS = 2
 MIN_CHUNKS = 32  # of a row: shorter ones are packed sooner than others could be asked
 MAX_PARTS = WARP  # a lane reads the word of each
 WARPS = 4  # of a block
-MAX_HELD = 16  # chunks of a warp: 64 registers of a thread
+MAX_HELD = 4  # chunks of a warp, 16 registers of a thread; 16 would take 22 multiprocessors
 ROW_WORDS = 2 + 2 * MAX_PARTS  # of counters: blocks that are done, nothing, the parts' words
 THERE = -(1 << 31)  # of a part's first word, whose range is not negative
 

@@ -76,7 +76,8 @@ class Shares:
         run = self._run()
         is_shared = number < run.parts
         whole = run.shared + self.block + (number - run.parts) * run.blocks
-        tile = b.select(is_shared, run.last - number, whole)
+        # Not a select of a difference: where ptxas jumps over one it spills what it keeps of it.
+        tile = b.select(is_shared, run.last, whole + number) - number
         start = tile * units
         begin = b.select(is_shared, b.max(run.begin - start, 0), 0)
         end = b.select(is_shared, b.min(run.end - start, units), units)
