@@ -120,7 +120,7 @@ class Plan:
     attention: AttentionPlan = field(default_factory=AttentionPlan)
     minilm: bool = True
     decoder_layers: int = 3
-    decoder_recipes: tuple[str, ...] = ("w4a8", "w2a8")
+    decoder_recipes: tuple[str, ...] = ("w4a8",)
     prompts: tuple[int, ...] = (128, 512)
     decoding: tuple[tuple[int, int], ...] = ((512, 64),)
     max_bytes: int = 60_000_000
