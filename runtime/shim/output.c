@@ -12,25 +12,41 @@ typedef struct {
     size_t bytes; /* of the piece */
 } owned_tensor;
 
-/* Large pieces that were given back, for the next run. malloc would return them to the system, and
- * writing to fresh pages takes longer than what most kernels do there. */
-enum { LARGE = 8 << 20, KEPT = 4 };
+/* Large pieces that were given back, for the next run: a few, of MOST_KEPT bytes together. malloc
+ * would return them to the system, and writing to fresh pages takes longer than what most kernels do
+ * there. */
+enum { LARGE = 8 << 20, KEPT = 4, MOST_KEPT = 1 << 30 };
 static _Atomic(owned_tensor *) kept[KEPT];
 static atomic_uint last_kept;
+static atomic_size_t kept_bytes;
+
+/* What a slot holds, which becomes the caller's; NULL where it is empty. */
+static owned_tensor *take(unsigned slot) {
+    owned_tensor *owned = atomic_exchange(&kept[slot], NULL);
+    if (owned) atomic_fetch_sub(&kept_bytes, owned->bytes);
+    return owned;
+}
 
 static void keep(owned_tensor *owned) {
+    if (atomic_fetch_add(&kept_bytes, owned->bytes) + owned->bytes > MOST_KEPT) {
+        atomic_fetch_sub(&kept_bytes, owned->bytes);
+        free(owned);
+        return;
+    }
     unsigned slot = atomic_fetch_add(&last_kept, 1) % KEPT;
     for (unsigned i = 0; i < KEPT; i++) {
         owned_tensor *none = NULL;
         if (atomic_compare_exchange_strong(&kept[(slot + i) % KEPT], &none, owned)) return;
     }
-    free(atomic_exchange(&kept[slot], owned));
+    owned_tensor *other = atomic_exchange(&kept[slot], owned);
+    if (other) atomic_fetch_sub(&kept_bytes, other->bytes);
+    free(other);
 }
 
 /* A kept piece of at least `bytes`, and not far more; NULL where there is none. */
 static owned_tensor *kept_piece(size_t bytes) {
-    for (int i = 0; i < KEPT; i++) {
-        owned_tensor *owned = atomic_exchange(&kept[i], NULL);
+    for (unsigned i = 0; i < KEPT; i++) {
+        owned_tensor *owned = take(i);
         if (!owned) continue;
         if (owned->bytes >= bytes && owned->bytes / 2 <= bytes) return owned;
         keep(owned);
@@ -39,7 +55,7 @@ static owned_tensor *kept_piece(size_t bytes) {
 }
 
 __attribute__((destructor)) static void free_kept(void) {
-    for (int i = 0; i < KEPT; i++) free(atomic_exchange(&kept[i], NULL));
+    for (unsigned i = 0; i < KEPT; i++) free(take(i));
 }
 
 static size_t round_up(size_t bytes) {
@@ -58,6 +74,10 @@ DLManagedTensor *abqc_allocate_tensor(DLDataType dtype, int32_t rank, const int6
     owned_tensor *owned = all >= LARGE ? kept_piece(all) : NULL;
     if (!owned) {
         owned = aligned_alloc(ABQC_ALIGNMENT, all);
+        if (!owned) { /* where memory is short, none is kept */
+            free_kept();
+            owned = aligned_alloc(ABQC_ALIGNMENT, all);
+        }
         if (!owned) return NULL;
         owned->bytes = all;
     }
