@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from abqc.codegen.builder import INDEX, Value, buffer, function
+from abqc.codegen.builder import Value
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel
 from abqc.dialects.conv_spec import DEPTHWISE_CHANNELS, ConvSpec
@@ -31,8 +31,8 @@ from abqc.dialects.epilogue import Epilogue, name_with
 
 from ..grid_block import Span
 from .depthwise_narrow import NarrowImages, narrow_width
-from .finish import Finish, Steady
-from .images import Images, Scratch, rows_read
+from .finish import Steady
+from .images import Images, Scratch, images_kernel, rows_read
 from .tile import broadcast, cover_by_tiles, multiply_add
 
 TILE_ROWS = 4
@@ -60,12 +60,7 @@ def _strip(spec: ConvSpec) -> int:
 
 
 def _emit(name: str, spec: ConvSpec, epilogue: Epilogue | None, module: Any, isa: Isa) -> None:
-    count = 0 if epilogue is None else len(epilogue.reads)
-    arguments = [buffer("f32")] * (4 + count) + [INDEX] * 8
-    with function(module, isa, name, arguments) as (b, i, x, w, bias, *rest):
-        y, groups, _, _, pitch, plane, height, width, _ = rest[count:]
-        finish = Finish(b, epilogue, rest[:count], isa.lanes(32))
-        images = Images(b, spec, finish, x, w, bias, y, groups, pitch, plane, height, width)
+    with images_kernel(name, spec, epilogue, module, isa) as (i, images):
         _Body(images).emit(i)
 
 

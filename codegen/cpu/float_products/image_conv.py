@@ -13,15 +13,14 @@ from functools import partial
 from math import prod
 from typing import Any
 
-from abqc.codegen.builder import INDEX, Value, buffer, function
+from abqc.codegen.builder import Value
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel
 from abqc.dialects.conv_spec import ConvSpec
 from abqc.dialects.epilogue import Epilogue, name_with
 
 from .direct_conv import OUTPUTS, DirectConv
-from .finish import Finish
-from .images import Images, Scratch, rows_read
+from .images import Images, Scratch, images_kernel, rows_read
 from .tile import ceil_div
 
 ROWS = 4  # of outputs, of a grid index
@@ -36,12 +35,7 @@ def image_conv_kernel(spec: ConvSpec, epilogue: Epilogue | None = None) -> Kerne
 
 
 def _emit(name: str, spec: ConvSpec, epilogue: Epilogue | None, module: Any, isa: Isa) -> None:
-    count = 0 if epilogue is None else len(epilogue.reads)
-    arguments = [buffer("f32")] * (4 + count) + [INDEX] * 8
-    with function(module, isa, name, arguments) as (b, i, x, w, bias, *rest):
-        y, groups, _, _, pitch, plane, height, width, _ = rest[count:]
-        finish = Finish(b, epilogue, rest[:count], isa.lanes(32))
-        images = Images(b, spec, finish, x, w, bias, y, groups, pitch, plane, height, width)
+    with images_kernel(name, spec, epilogue, module, isa) as (i, images):
         _Body(images).emit(i)
 
 

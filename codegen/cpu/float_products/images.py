@@ -7,12 +7,15 @@ after the other, they are cleared once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from abqc.codegen.builder import Builder, Value
+from abqc.codegen.builder import INDEX, Builder, Value, buffer, function
+from abqc.codegen.isa import Isa
 from abqc.dialects.conv_spec import ConvSpec
+from abqc.dialects.epilogue import Epilogue
 
 from ..grid_block import Span
 from .finish import Finish
@@ -47,6 +50,19 @@ class Images:
         image_rows = self.plane // b.max(self.pitch, 1)  # no columns are no rows
         end = b.max(b.min(image_rows + above, rows), begin)
         return (b.index(0), begin), (end, rows)
+
+
+@contextmanager
+def images_kernel(
+    name: str, spec: ConvSpec, epilogue: Epilogue | None, module: Any, isa: Isa
+) -> Iterator[tuple[Value, Images]]:
+    """Add a grid function with these arguments to `module`; gives the grid index and them."""
+    count = 0 if epilogue is None else len(epilogue.reads)
+    arguments = [buffer("f32")] * (4 + count) + [INDEX] * 8
+    with function(module, isa, name, arguments) as (b, i, x, w, bias, *rest):
+        y, groups, _, _, pitch, plane, height, width, _ = rest[count:]
+        finish = Finish(b, epilogue, rest[:count], isa.lanes(32))
+        yield i, Images(b, spec, finish, x, w, bias, y, groups, pitch, plane, height, width)
 
 
 @dataclass

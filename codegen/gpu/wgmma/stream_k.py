@@ -39,7 +39,7 @@ LANES = 4  # sums that a thread moves at once, 16 bytes
 @dataclass(frozen=True)
 class Part:
     """What a block does of a tile: turns `begin` to `end` of its K. The blocks from number `first`
-    up to this one have the turns before; `whole`: the last turn is among its own."""
+    up to this one have the turns before; `owned`: the last turn is among its own."""
 
     tile: Value
     begin: Value
