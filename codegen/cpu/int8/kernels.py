@@ -13,7 +13,7 @@ from abqc.codegen.builder import Value, vec
 from abqc.codegen.isa import Isa
 
 from ..panels.layout import PANEL, VECTOR_BYTES
-from ..panels.matmul import PanelBody, PanelKernel, Tile, split
+from ..panels.matmul import PanelBody, PanelKernel, Segment, Tile, split
 from .dot import Dot
 from .layout import QUAD, value_quads
 from .units import load_unit, unit_quad
@@ -60,19 +60,14 @@ class Int8Body(PanelBody):
         value = self.weight.value
         return Dot(self.b, self.kernel.a_highest, value.highest, value.signed)
 
-    def _segment(
-        self, q_at: Sequence[Value], w_at: Sequence[Value], group: Value, j: Value
-    ) -> list[list[Value]]:
+    def _products_of(self, at: Segment) -> list[list[Value]]:
         """Accumulators begin with what takes offsets and zero points out, where that is a product
         of words that are known before (`words.py`)."""
         weight = self.weight
         if not weight.has_sums or weight.value.mul != 1 or not fits_words(weight, self.row):
-            return super()._segment(q_at, w_at, group, j)
-        segment = group * self.reduction.segments_per_group + j
-        terms = self.reduction.emit_terms(self.b, group, j)
-        sums = [self._stored_sums(at, segment) for at in w_at]
-        start = self._corrections(sums, q_at, w_at, group, segment, terms)
-        return self.products(q_at, w_at, segment, terms, start)
+            return super()._products_of(at)
+        start = self._corrections([self._stored_sums(w, at.number) for w in at.w_at], at)
+        return self.products(at.q_at, at.w_at, at.number, at.terms, start)
 
     def products(
         self,
@@ -117,53 +112,39 @@ class Int8Body(PanelBody):
         return lambda panel, quad: dot.weights(quads(panel, quad))
 
     def _centre_tile(
-        self,
-        products: list[list[Value]],
-        sums: list[Value],
-        q_at: Sequence[Value],
-        w_at: Sequence[Value],
-        group: Value,
-        segment: Value,
-        terms: Value,
+        self, products: list[list[Value]], sums: list[Value], at: Segment
     ) -> list[list[Value]]:
         """By products of words, where they fit (`words.py`)."""
         if not fits_words(self.weight, self.row):
-            return super()._centre_tile(products, sums, q_at, w_at, group, segment, terms)
-        sums = sums or [self._stored_sums(at, segment) for at in w_at]
-        corrections = self._corrections(sums, q_at, w_at, group, segment, terms)
+            return super()._centre_tile(products, sums, at)
+        corrections = self._corrections(
+            sums or [self._stored_sums(w, at.number) for w in at.w_at], at
+        )
         doubled = self.weight.value.mul == 2
         return [
             [(p + p if doubled else p) + x for p, x in zip(*row, strict=True)]
             for row in zip(products, corrections, strict=True)
         ]
 
-    def _corrections(
-        self,
-        sums: list[Value],
-        q_at: Sequence[Value],
-        w_at: Sequence[Value],
-        group: Value,
-        segment: Value,
-        terms: Value,
-    ) -> list[list[Value]]:
+    def _corrections(self, sums: list[Value], at: Segment) -> list[list[Value]]:
         """What takes offsets and zero points out of a tile's products, by words."""
         b, layout, value = self.b, self.weight, self.weight.value
         offset = not layout.symmetric or value.offset != 0
         weights = []
-        for c, at in enumerate(w_at):
+        for c, w in enumerate(at.w_at):
             words = sums[c] & 0xFFFF
             if layout.symmetric:
                 words = words | (value.offset << 16)
             else:
-                words = words | ((self._zeros(at, group) + value.offset) << 16)
+                words = words | ((self._zeros(w, at.group) + value.offset) << 16)
             weights.append(words)
         rows = []
-        for at in q_at:
-            zero = b.load_as(self.q, at + self.row.zero_offset, "i32")
+        for q in at.q_at:
+            zero = b.load_as(self.q, q + self.row.zero_offset, "i32")
             words = zero * -value.mul & 0xFFFF
             if offset:
-                row_sum = b.load_as(self.q, at + (segment * 4 + self.row.sums_offset), "i32")
-                words = words + ((b.from_index(terms, "i32") * zero) << 16) - (row_sum << 16)
+                row_sum = b.load_as(self.q, q + (at.number * 4 + self.row.sums_offset), "i32")
+                words = words + ((b.from_index(at.terms, "i32") * zero) << 16) - (row_sum << 16)
             rows.append(words)
         return [[word_products(b, row, each) for each in weights] for row in rows]
 

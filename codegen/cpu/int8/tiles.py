@@ -20,7 +20,7 @@ from abqc.codegen.builder import Value, vec
 from abqc.codegen.isa import Isa
 
 from ..panels.layout import PANEL, RowLayout
-from ..panels.matmul import PanelBody, Tile
+from ..panels.matmul import PanelBody, Segment, Tile
 from ..panels.reduction import Reduction
 from .kernels import ONES, Int8Body, Int8Kernel
 from .layout import QUAD, value_quads
@@ -335,7 +335,7 @@ class TiledBody(Int8Body):
                     b.load_as(self.sums, self._sums_at(place, c), vec(PANEL, "i32"))
                     for c in range(PANELS)
                 ]
-            acc = self._centre_tile(products, sums, q_at, w_at, group, group, terms)
+            acc = self._centre_tile(products, sums, Segment(q_at, w_at, group, group, terms))
             if self.reduction.n_groups == 1:
                 self._store_one_group(acc, row, panel, q_at, w_at)
             elif self.kernel.accumulators:

@@ -36,6 +36,18 @@ class Tile:
     prefetch: int = 0
 
 
+@dataclass(frozen=True)
+class Segment:
+    """A segment of a tile: where its packed rows and its panels are, its group, its number of all
+    segments and how many terms it has."""
+
+    q_at: Sequence[Value]
+    w_at: Sequence[Value]
+    group: Value
+    number: Value
+    terms: Value
+
+
 def prefetch_pays(weight: WeightLayout, rows: int, panels: int) -> bool:
     """Whether fetching the next tile's weights is the default.
 
@@ -211,48 +223,36 @@ class PanelBody:
         self, q_at: Sequence[Value], w_at: Sequence[Value], group: Value, j: Value
     ) -> list[list[Value]]:
         """acc of segment `j` of a group, exact modulo 2^32 and within int32."""
-        b = self.b
-        segment = group * self.reduction.segments_per_group + j
-        terms = self.reduction.emit_terms(b, group, j)
-        *products, sums = [*self.products(q_at, w_at, segment, terms), []]
+        number = group * self.reduction.segments_per_group + j
+        terms = self.reduction.emit_terms(self.b, group, j)
+        return self._products_of(Segment(q_at, w_at, group, number, terms))
+
+    def _products_of(self, at: Segment) -> list[list[Value]]:
+        """A tile's products, offsets and zero points taken out."""
+        *products, sums = [*self.products(at.q_at, at.w_at, at.number, at.terms), []]
         if not self.weight.has_sums:
             *products, sums = products
-        return self._centre_tile(products, sums, q_at, w_at, group, segment, terms)
+        return self._centre_tile(products, sums, at)
 
     def _centre_tile(
-        self,
-        products: list[list[Value]],
-        sums: list[Value],
-        q_at: Sequence[Value],
-        w_at: Sequence[Value],
-        group: Value,
-        segment: Value,
-        terms: Value,
+        self, products: list[list[Value]], sums: list[Value], at: Segment
     ) -> list[list[Value]]:
         """Offsets and zero points taken out of a tile's products; `sums` of v, where not stored."""
         b = self.b
-        sums = sums or [self._stored_sums(at, segment) for at in w_at]
+        sums = sums or [self._stored_sums(w, at.number) for w in at.w_at]
         acc = []
-        for r, at in enumerate(q_at):
-            zero = b.load_as(self.q, at + self.row.zero_offset, "i32")
+        for r, q in enumerate(at.q_at):
+            zero = b.load_as(self.q, q + self.row.zero_offset, "i32")
             acc.append(
                 [
-                    self._centre(products[r][c], sums[c], zero, at, w_at[c], group, segment, terms)
+                    self._centre(products[r][c], sums[c], zero, r, c, at)
                     for c in range(self.tile.panels)
                 ]
             )
         return acc
 
     def _centre(
-        self,
-        product: Value,
-        sums: Value,
-        zero: Value,
-        q_at: Value,
-        w_at: Value,
-        group: Value,
-        segment: Value,
-        terms: Value,
+        self, product: Value, sums: Value, zero: Value, r: int, c: int, at: Segment
     ) -> Value:
         """sum (u - za)(mul v - c) = mul (sum uv - za sum v) - c (sum u - terms za).
 
@@ -264,11 +264,11 @@ class PanelBody:
             acc = acc + acc
         if layout.symmetric and value.offset == 0:
             return acc
-        row_sum = b.load_as(self.q, q_at + (segment * 4 + self.row.sums_offset), "i32")
-        centred = row_sum - b.from_index(terms, "i32") * zero
+        row_sum = b.load_as(self.q, at.q_at[r] + (at.number * 4 + self.row.sums_offset), "i32")
+        centred = row_sum - b.from_index(at.terms, "i32") * zero
         if layout.symmetric:
             return acc - b.splat(centred * value.offset, PANEL)
-        return acc - (self._zeros(w_at, group) + value.offset) * b.splat(centred, PANEL)
+        return acc - (self._zeros(at.w_at[c], at.group) + value.offset) * b.splat(centred, PANEL)
 
     def _zeros(self, w_at: Value, group: Value) -> Value:
         """Zero points of a group of a panel, vector<16xi32>."""
