@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abqc.dialects.mlir import ir
 
-from .infrastructure import Unit, defining_op, register, walk
+from .infrastructure import Unit, defining_op, operand_segments, register, walk
 from .ownership import escapes, in_block, root, uses
 
 # Views of all elements, in their order.
@@ -61,7 +61,7 @@ def _behind(buffer: ir.Value, copy: ir.Operation) -> list[tuple[ir.Operation, in
 def _reads(op: ir.Operation, number: int) -> bool:
     """Whether an operation only reads the buffer that is operand `number`."""
     if op.name == "linalg.generic":
-        return number < next(iter(ir.DenseI32ArrayAttr(op.attributes["operandSegmentSizes"])))
+        return number < operand_segments(op)[0]
     return op.name in _READERS and number == 0
 
 

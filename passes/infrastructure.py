@@ -283,6 +283,12 @@ def is_used(value: ir.Value) -> bool:
     return any(True for _ in value.uses)
 
 
+def operand_segments(op: ir.Operation) -> list[int]:
+    """How many operands each named operand of an operation has that says so (those of a
+    linalg.generic: what it reads, and what it writes)."""
+    return list(ir.DenseI32ArrayAttr(op.attributes["operandSegmentSizes"]))
+
+
 def defining_op(value: ir.Value) -> ir.Operation | None:
     """The operation that makes a value, None for block arguments."""
     owner = value.owner

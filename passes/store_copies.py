@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abqc.dialects.mlir import ir, linalg
 
-from .infrastructure import Unit, defining_op, is_used, register, walk
+from .infrastructure import Unit, defining_op, is_used, operand_segments, register, walk
 from .loops.effects import can_move
 from .loops.generics import groups, is_identity, maps
 from .ownership import root, uses
@@ -47,7 +47,7 @@ def _made_by(copy: ir.Operation) -> tuple[ir.Operation, int] | None:
 
 
 def _inputs(loop: ir.Operation) -> int:
-    return next(iter(ir.DenseI32ArrayAttr(loop.attributes["operandSegmentSizes"])))
+    return operand_segments(loop)[0]
 
 
 def _map_of_copy(copy: ir.Operation, loop: ir.Operation, number: int) -> ir.AffineMap | None:

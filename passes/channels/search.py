@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from abqc.dialects import abq
 from abqc.dialects.mlir import ir
 
-from ..infrastructure import defining_op
+from ..infrastructure import defining_op, operand_segments
 from ..loops.constant_values import is_constant
 from ..loops.generics import filled
 from ..patterns.norm_chain import Norm, only_feeds
@@ -258,7 +258,7 @@ _TERMINALS = {
 
 def _operands(op: ir.Operation) -> dict[str, int]:
     """The numbers of the operands that a product or a table has, by name."""
-    sizes = list(ir.DenseI32ArrayAttr(op.attributes["operandSegmentSizes"]))
+    sizes = operand_segments(op)
     present = [name for name, size in zip(_TERMINALS[op.name], sizes, strict=True) if size]
     return {name: number for number, name in enumerate(present)}
 

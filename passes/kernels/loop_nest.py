@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from abqc.dialects import abq
 from abqc.dialects.mlir import arith, ir, linalg, memref
 
-from ..infrastructure import defining_op, users
+from ..infrastructure import defining_op, operand_segments, users
 from ..resolve_dims import index
 
 FLAT_BLOCK = 4096  # elements that one grid index covers where a loop is cut into blocks
@@ -68,7 +68,7 @@ def read_nest(op: ir.Operation) -> Nest:
     places = [i for i, o in enumerate(op.operands) if isinstance(o.type, ir.MemRefType)]
     maps = [all_maps[i] for i in places]
     kinds = linalg.iterators(op)
-    segments = list(ir.DenseI32ArrayAttr(op.attributes["operandSegmentSizes"]))
+    segments = operand_segments(op)
     arguments = [op.regions[0].blocks[0].arguments[i] for i in places]
     return Nest(op, maps, kinds, [op.operands[i] for i in places], arguments, segments[1])
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from abqc.dialects import abq
 from abqc.dialects.mlir import ir, linalg
 
-from ..infrastructure import constant_index, defining_op, walk
+from ..infrastructure import constant_index, defining_op, operand_segments, walk
 from ..loops.generics import groups, loops_read, maps
 from ..ownership import root
 from .launch import BY_ROWS
@@ -244,7 +244,7 @@ def _subview_size(op: ir.Operation, axis: int) -> ir.Value | None:
     sizes = list(ir.DenseI64ArrayAttr(op.attributes["static_sizes"]))
     if sizes[axis] != abq.DYNAMIC:
         return None
-    offsets = list(ir.DenseI32ArrayAttr(op.attributes["operandSegmentSizes"]))[1]
+    offsets = operand_segments(op)[1]
     return op.operands[1 + offsets + sizes[:axis].count(abq.DYNAMIC)]
 
 
@@ -257,7 +257,7 @@ def _says_sizes_only(number: ir.Value) -> bool:
             if not all(map(_says_sizes_only, op.results)):
                 return False
         elif op.name == "memref.subview":
-            segments = list(ir.DenseI32ArrayAttr(op.attributes["operandSegmentSizes"]))
+            segments = operand_segments(op)
             first = segments[0] + segments[1]
             if not first <= use.operand_number < first + segments[2]:
                 return False
@@ -269,7 +269,7 @@ def _says_sizes_only(number: ir.Value) -> bool:
 def _outputs(op: ir.Operation) -> int:
     if op.name == "memref.copy":
         return 1
-    return list(ir.DenseI32ArrayAttr(op.attributes["operandSegmentSizes"]))[1]
+    return operand_segments(op)[1]
 
 
 def _places(map_: ir.AffineMap, loop: int) -> list[int] | None:

@@ -15,7 +15,7 @@ from typing import TypeAlias
 from abqc.dialects import abq
 from abqc.dialects.mlir import ir
 
-from ..infrastructure import constant_index, defining_op
+from ..infrastructure import constant_index, defining_op, operand_segments
 from .generics import (
     Tree,
     dims,
@@ -205,7 +205,7 @@ def _slice(op: ir.Operation, index: tuple[Index, ...]) -> tuple[Index, ...] | No
 
 def _copy(op: ir.Operation, index: tuple[Index, ...]) -> tuple[Index, ...] | None:
     """An allocation that is a copy of its operand."""
-    copies = list(ir.DenseI32ArrayAttr(op.attributes["operandSegmentSizes"]))[1] == 1
+    copies = operand_segments(op)[1] == 1
     return index if copies and len(op.operands) == 1 else None
 
 

@@ -9,7 +9,7 @@ from abqc.dialects import abq
 from abqc.dialects.abq_recurrent import SelectiveScanOp
 from abqc.dialects.mlir import arith, ir, linalg, tensor
 
-from ..infrastructure import defining_op
+from ..infrastructure import defining_op, operand_segments
 from ..loops.elements import Element, Symbol
 from ..loops.row_loops import over_rows
 from ..resolve_dims import dimension_or_query
@@ -66,7 +66,7 @@ def size_of(value: ir.Value, axis: int) -> int | ir.Value:
         if op.name == "tensor.empty":
             return op.operands[number]
         if op.name == "bufferization.alloc_tensor":
-            segments = list(ir.DenseI32ArrayAttr(op.attributes["operandSegmentSizes"]))
+            segments = operand_segments(op)
             if not segments[1]:
                 return op.operands[number]
             value = op.operands[segments[0]]
