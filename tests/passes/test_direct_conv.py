@@ -139,6 +139,14 @@ def test_one_axis(tmp_path: Path) -> None:
     assert list(op.results[0].type.shape) == [1, 4, 20]
 
 
+@pytest.mark.parametrize("element", ["f16", "bf16"])
+def test_weights_in_16_bits_are_widened(tmp_path: Path, element: str) -> None:
+    facts, unit = conv(tmp_path, "1x3x8x9xf32", f"5x3x3x3x{element}", "1x5x8x9xf32")
+    (op,) = facts("abq.direct_conv")
+    assert str(op.operands[1].type) == f"tensor<{6 * 3 * 9}xf32>"
+    assert unit.operations[0]["weight"] == "f32"
+
+
 def test_groups_stay_float(tmp_path: Path) -> None:
     facts, unit = conv(tmp_path, "1x4x8x8xf32", "8x2x3x3xf32", "1x8x8x8xf32", groups=2)
     assert len(facts("abq.direct_conv")) == 1

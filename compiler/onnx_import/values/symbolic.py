@@ -89,6 +89,8 @@ class Call:
 
 # A longer text of a call is not shown.
 MAX_TEXT = 120
+# A product of sums that would have more terms is a call: factor by factor they grow exponentially.
+MAX_TERMS = 64
 
 Atom = Named | Opaque | Call
 Monomial = tuple[Atom, ...]  # atoms in order
@@ -144,10 +146,13 @@ class Dim:
         return Dim.of(other) - self
 
     def __mul__(self, other: int | Dim) -> Dim:
+        other = Dim.of(other)
+        if min(len(self.terms), len(other.terms)) > 1 and (
+            len(self.terms) * len(other.terms) > MAX_TERMS
+        ):
+            return Dim.of(Call("mul", (self, other)))
         return _collect(
-            (_sorted(left + right), x * y)
-            for left, x in self.terms
-            for right, y in Dim.of(other).terms
+            (_sorted(left + right), x * y) for left, x in self.terms for right, y in other.terms
         )
 
     def __rmul__(self, other: int | Dim) -> Dim:
@@ -418,6 +423,7 @@ def _truncated(a: int, b: int) -> int:
 FUNCTIONS: dict[str, Callable[..., int]] = {
     "floordiv": lambda a, b: a // b if b else 0,
     "truncdiv": _truncated,
+    "mul": lambda a, b: a * b,
     "min": min,
     "max": max,
     "eq": lambda a, b: int(a == b),
@@ -489,6 +495,7 @@ def _or(a: Dim, b: Dim) -> Dim | None:
 
 
 _SIMPLIFIED: dict[str, Callable[..., Dim | None]] = {
+    "mul": lambda a, b: a * b,
     "min": _min,
     "max": _max,
     "select": _select,
