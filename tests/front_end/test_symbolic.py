@@ -6,6 +6,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
+from abqc.compiler.onnx_import.building.regions import made_after
 from abqc.compiler.onnx_import.values import symbolic
 from abqc.compiler.onnx_import.values.symbolic import Dim, Named, parse_dim
 from hypothesis import given
@@ -113,6 +114,7 @@ def test_sizes_made_of_each_other_stay_small() -> None:
         size = symbolic.call("broadcast", size + n, size)
     assert len(str(size)) < 1000
     assert symbolic.is_natural(size) and symbolic.mentions(size, Named("n"))
+    assert not made_after(size, 0)
     swapped = symbolic.replaced(size, {Named("n"): h}.get)
     assert not symbolic.mentions(swapped, Named("n"))
     again = h

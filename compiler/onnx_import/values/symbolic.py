@@ -240,18 +240,23 @@ def single_atom(dim: Dim) -> Atom | None:
     return atoms[0] if factor == 1 and len(atoms) == 1 else None
 
 
-def mentions(dim: Dim, atom: Atom) -> bool:
-    """Whether a polynomial depends on an atom."""
+def all_atoms(dim: Dim) -> Iterator[Atom]:
+    """The atoms of a polynomial and of all that its calls are made of, each once."""
     seen: set[Atom] = set()
     pending = list(dim.atoms())
     while pending:
-        other = pending.pop()
-        if other == atom:
-            return True
-        if isinstance(other, Call) and other not in seen:
-            seen.add(other)
-            pending.extend(inner for each in other.arguments for inner in each.atoms())
-    return False
+        atom = pending.pop()
+        if atom in seen:
+            continue
+        seen.add(atom)
+        yield atom
+        if isinstance(atom, Call):
+            pending.extend(inner for each in atom.arguments for inner in each.atoms())
+
+
+def mentions(dim: Dim, atom: Atom) -> bool:
+    """Whether a polynomial depends on an atom."""
+    return atom in all_atoms(dim)
 
 
 def are_one_together(a: Dim, b: Dim) -> bool:
