@@ -75,10 +75,10 @@ def test_loads_and_stores_are_of_global_memory() -> None:
 
 def thrice(module: ir.Module, arch: GpuArch) -> None:
     """Three turns, which LLVM would write out."""
-    with kernel(module, arch, "thrice", [POINTER], threads=32) as (b, _block, x):
-        with b.loop(0, 3) as loop:
-            keep_rolled(loop)
-            b.store(b.load(x, "f32", loop.i * 4) * 2.0, x, loop.i * 4)
+    arguments = [POINTER]
+    with kernel(module, arch, "thrice", arguments, threads=32) as (b, _, x), b.loop(0, 3) as loop:
+        keep_rolled(loop)
+        b.store(b.load(x, "f32", loop.i * 4) * 2.0, x, loop.i * 4)
 
 
 def test_a_loop_is_kept_rolled() -> None:
