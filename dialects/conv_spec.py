@@ -18,12 +18,11 @@ FEW_CHANNELS_STRIDES = 4
 DEPTHWISE_CHANNELS = 16  # whose weights lie side by side
 BLOCKS = (8, 6, 4)  # of more than two channels
 
-WINOGRAD_BLOCKS = (64, 48, 32)
+WINOGRAD_BLOCKS = (64, 48, 32, 16)
 WINOGRAD_EDGE = 2  # outputs of a tile are 2 x 2,
 WINOGRAD_LEAST_TILES = 16  # of a grid index
 WINOGRAD_PLACES = 16  # and inputs 4 x 4
-WINOGRAD_CHANNELS = (16, 512)  # least and most of what is read,
-WINOGRAD_OUTPUTS = 32  # and least of what is written
+WINOGRAD_MOST_CHANNELS = 512  # that are read; more would take more of the stack
 # The matrix G of F(2 x 2, 3 x 3): A. Lavin and S. Gray, 2016.
 WINOGRAD_G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 
@@ -85,16 +84,24 @@ class ConvSpec:
         """Whether it is done by Winograd's F(2 x 2, 3 x 3), which takes 16 products for 36 and 16
         weights for 9, whatever the size of the image.
 
-        Measured against the other kernel on one core of an AMD EPYC (Zen 4) with AVX-512: 2.0 times
-        as fast with 128 and 256 channels in and out, 1.8 with 64, 1.6 with 512 at 7 x 7 outputs
-        (weights come from memory), 1.5 with 32, 1.35 with 16 in and 32 out; with fewer, transforms
-        cost what products save: 1.15 with 8 in and 32 out or 24 and 24, 0.8 with 16 and 16. More
-        channels in would take more of the stack.
+        It is, where products save what transforms cost: of a tile of 2 x 2 outputs, with C channels
+        read, N written, and N' with those that fill the last block, they take as long as about
+        N' (C + 7), the other kernel as long as 2.5 N C. Measured on one core of an AMD EPYC (Zen 4)
+        with AVX-512, times as fast as the other kernel with its planes: 2.0 with 128 and 256
+        channels in and out, 1.8 with 64, 1.6 with 512 at 7 x 7 outputs (weights come from memory),
+        1.5 with 32 and with 16, 1.2 with 8 in and 12 out; not taken, 1.0 with 12 in and 20 out, 0.9
+        with 8 and 8.
         """
-        least, most = WINOGRAD_CHANNELS
         plain = self.strides == self.dilations == (1, 1) and self.groups == 1
-        enough = self.outputs >= WINOGRAD_OUTPUTS and least <= self.channels <= most
-        return plain and self.window == (3, 3) and enough
+        if not plain or self.window != (3, 3) or self.channels > WINOGRAD_MOST_CHANNELS:
+            return False
+        filled = -(-self.outputs // self.winograd_block) * self.winograd_block
+        return 2 * filled * (self.channels + 7) <= 5 * self.outputs * self.channels
+
+    @property
+    def winograd_block(self) -> int:
+        """Output channels of a block of Winograd's weights."""
+        return min(WINOGRAD_BLOCKS, key=lambda block: -(-self.outputs // block) * block)
 
     @property
     def block(self) -> int:
@@ -102,7 +109,7 @@ class ConvSpec:
         accumulators fit 32 registers. Fewer where less is filled up so: the cost of a block is
         that of its channels, and about half a channel's for reading the image."""
         if self.winograd:
-            return min(WINOGRAD_BLOCKS, key=lambda block: -(-self.outputs // block) * block)
+            return self.winograd_block
         if self.outputs <= 2:
             return self.outputs
         return min(BLOCKS, key=lambda block: -(-self.outputs // block) * (block + 0.5))

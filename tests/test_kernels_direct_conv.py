@@ -23,6 +23,9 @@ CASES = [
     (ConvSpec(1, 8, 3, (3, 3), (1, 1), (1, 1)), (1, 30, 80), (1, 1, 1, 1)),
     (ConvSpec(1, 20, 7, (1, 1), (1, 1), (1, 1)), (1, 1, OUTPUTS + 5), (0, 0, 0, 0)),
     (ConvSpec(2, 15, 7, (1, 1), (1, 1), (1, 1)), (2, 1, OUTPUTS + 50), (0, 0, 0, 0)),
+    # A pixel beside a tile, and one where there is none.
+    (ConvSpec(1, 9, 5, (1, 1), (1, 1), (1, 1)), (2, 1, 49), (0, 0, 0, 0)),
+    (ConvSpec(1, 8, 6, (1, 1), (1, 1), (1, 1)), (1, 1, 33), (0, 0, 0, 0)),
     # A last tile of every width.
     *(
         (ConvSpec(1, outputs, 3, (1, 1), (1, 1), (1, 1)), (1, 1, 16 * k + 3), (0, 0, 0, 0))
@@ -58,6 +61,7 @@ CASES = [
     (ConvSpec(1, 45, 33, (3, 3), (1, 1), (1, 1)), (2, 17, 35), (1, 1, 1, 1)),
     (ConvSpec(1, 150, 32, (3, 3), (1, 1), (1, 1)), (1, 8, 40), (0, 2, 1, 0)),
     (ConvSpec(1, 32, 257, (3, 3), (1, 1), (1, 1)), (3, 5, 6), (0, 0, 0, 0)),
+    (ConvSpec(1, 13, 8, (3, 3), (1, 1), (1, 1)), (5, 3, 9), (1, 1, 1, 1)),
     # Images without columns.
     (ConvSpec(6, 1, 1, (5, 5), (2, 2), (1, 1)), (1, 9, 0), (2, 3, 2, 3)),
     (ConvSpec(1, 32, 16, (3, 3), (1, 1), (1, 1)), (1, 3, 0), (2, 2, 2, 2)),
@@ -167,15 +171,15 @@ def test_agrees(
     kernel = kernel_of(spec, epilogue)
     parts: tuple[int, ...] = ()
     if spec.winograd:
-        reach = -(-height // 2) * -(-width // 2)
-        parts = -(-reach // kernel.block[1]), -(-spec.blocks // kernel.block[2])
-        if epilogue is not None and parts[0]:  # parts of a block; the last ones have no tiles
-            parts = parts[0] + 9, spec.blocks
+        reach = batch * -(-height // 2) * -(-width // 2)
+        parts = batch, -(-reach // kernel.block[1]), -(-spec.blocks // kernel.block[2])
+        if epilogue is not None and reach:  # parts of a block; the last ones have no tiles
+            parts = batch, parts[1] + 9, spec.blocks
     y = np.full(expected.size + 16, np.nan, np.float32)
     counts = spec.groups, spec.outputs, spec.channels
     jit(isa, spec, epilogue).run(
         kernel.name,
-        batch * prod(parts) if parts else kernel.grid(batch, reach, spec.blocks),
+        prod(parts[1:]) if parts else kernel.grid(batch, reach, spec.blocks),
         [
             *(planes.reshape(-1), spec.pack_weight(w), bias),
             *(each.reshape(-1) for each in inputs),

@@ -88,26 +88,27 @@ def lower_direct_conv(low: Lowering, op: ir.Operation) -> None:
     y = low.allocate(product([batch, channels, height, width]), ir.F32Type.get())
     blocks = -(-spec.blocks // kernel.block[2])
     parts = [ceil_div(reach, kernel.block[1]), index(blocks)]
+    cut, grid = [], product([batch, *parts])
     if spec.winograd:
-        parts = parts_for_threads(low.threads, batch, parts, spec.blocks, tiles=reach)
-    grid = product([batch, *parts])
-    cut = parts if spec.winograd else []
+        tiles = product([batch, reach])
+        parts = [ceil_div(tiles, kernel.block[1]), parts[1]]
+        parts = parts_for_threads(low.threads, parts, spec.blocks, tiles=tiles)
+        cut, grid = [batch, *parts], product(parts)
     numbers = [*counts, pitch, plane, height, width, *cut, product([batch, height, width])]
     low.launch(kernel.name, grid, [*arguments, y, *numbers])
     low.finish(op, y, low.sizes(view.result))
 
 
 def parts_for_threads(
-    threads: ir.Value, batch: ir.Value, parts: list[ir.Value], blocks: int, *, tiles: ir.Value
+    threads: ir.Value, parts: list[ir.Value], blocks: int, *, tiles: ir.Value
 ) -> list[ir.Value]:
-    """`parts` of an image's `tiles` and of the `blocks` of channels, or more of them, so that all
+    """`parts` of all images' `tiles` and of the `blocks` of channels, or more of them, so that all
     threads have as many: rather of tiles, as parts of blocks transform the same inputs."""
     least, block_parts = parts
-    few = arith.CmpIOp(arith.CmpIPredicate.ult, product([batch, *parts]), threads).result
+    few = arith.CmpIOp(arith.CmpIPredicate.ult, product(parts), threads).result
     block_parts = arith.SelectOp(few, index(blocks), block_parts).result
-    others = arith.MaxUIOp(product([batch, block_parts]), index(1)).result
-    rounds = arith.CeilDivUIOp(product([others, least]), threads).result
-    wanted = arith.CeilDivUIOp(product([rounds, threads]), others).result
+    rounds = arith.CeilDivUIOp(product([block_parts, least]), threads).result
+    wanted = arith.CeilDivUIOp(product([rounds, threads]), block_parts).result
     wanted = arith.MinUIOp(wanted, ceil_div(tiles, WINOGRAD_LEAST_TILES)).result
     return [arith.MaxUIOp(least, wanted).result, block_parts]
 

@@ -13,22 +13,19 @@ from facts import after
 
 
 @pytest.mark.parametrize(
-    ("threads", "batch", "tiles", "parts", "blocks", "expected"),
+    ("threads", "tiles", "parts", "blocks", "expected"),
     [
-        (1, 1, 49, (1, 1), 1, [1, 1]),
-        (2, 1, 49, (1, 1), 1, [2, 1]),
-        (2, 1, 16, (1, 1), 2, [1, 2]),
-        (2, 1, 49, (2, 1), 2, [2, 1]),
-        (2, 1, 80, (3, 1), 1, [4, 1]),
-        (2, 3, 49, (1, 1), 2, [2, 1]),
-        (16, 1, 49, (2, 1), 2, [4, 2]),
-        (2, 0, 49, (1, 1), 1, [2, 1]),
-        (2, 1, 0, (0, 1), 1, [0, 1]),
+        (1, 49, (1, 1), 1, [1, 1]),
+        (2, 49, (1, 1), 1, [2, 1]),
+        (2, 16, (1, 1), 2, [1, 2]),
+        (2, 49, (2, 1), 2, [2, 1]),
+        (2, 80, (3, 1), 1, [4, 1]),
+        (16, 49, (2, 1), 2, [4, 2]),
+        (2, 0, (0, 1), 1, [0, 1]),
     ],
 )
 def test_threads_have_equal_shares(
     threads: int,
-    batch: int,
     tiles: int,
     parts: tuple[int, int],
     blocks: int,
@@ -40,9 +37,7 @@ def test_threads_have_equal_shares(
             main = func.FuncOp("main", ir.FunctionType.get([], [type_] * 2))
         with ir.InsertionPoint(main.add_entry_block()):
             known = [index(size) for size in parts]
-            found = parts_for_threads(
-                index(threads), index(batch), known, blocks, tiles=index(tiles)
-            )
+            found = parts_for_threads(index(threads), known, blocks, tiles=index(tiles))
             func.ReturnOp(found)
         text = str(module)
     facts = after(text, "canonicalize")
@@ -69,4 +64,4 @@ def test_winograds_kernels_get_their_parts(tmp_path: Path) -> None:
     facts = after(text, "direct-conv", "lower-abq", unit=unit)
     kernel = "direct_conv_winograd_n64_c64_p1x1"
     assert facts.calls() == ["abqc_rt_threads", kernel, kernel]
-    assert len(facts("func.call")[-1].operands) == 1 + 4 + 10
+    assert len(facts("func.call")[-1].operands) == 1 + 4 + 11
