@@ -296,6 +296,42 @@ def test_split_halves_have_the_range_and_nearly_the_precision_of_f32() -> None:
     assert np.abs(y - want).max() <= 1e-3 * np.abs(want).max()
 
 
+HALVES = [("f16", 1e-3), ("bf16x3", 2e-5)]
+
+
+@pytest.mark.parametrize("scale", [-0.3, 0.0, 1.0])
+@pytest.mark.parametrize(("precision", "tolerance"), HALVES)
+def test_any_scale(precision: Precision, tolerance: float, scale: float) -> None:
+    case = Case(AttentionSpec(16, 16, "add", precision), rows=9, keys=70, heads=1, mask_axes="t")
+    q, k, v, mask = inputs(case)
+    y, want = (of(case, q, k, v, mask, scale) for of in (run, expected))
+    assert np.abs(y - want).max() <= tolerance * np.abs(want).max()
+
+
+def test_queries_have_the_range_of_f16() -> None:
+    """Up to 65504, and beyond where the scale is below 1."""
+    case = Case(AttentionSpec(16, 16, precision="f16"), rows=16, keys=70, heads=1)
+    q, k, v, mask = inputs(case)
+    k *= np.float32(1e-4)
+    for largest, scale in ((6e4, 1.0), (4e5, 0.125)):
+        q *= np.float32(largest) / np.abs(q).max()
+        y, want = (of(case, q, k, v, mask, scale) for of in (run, expected))
+        assert np.abs(y - want).max() <= 5e-3 * np.abs(want).max()  # k has few bits
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), HALVES)
+@pytest.mark.parametrize("step", [-0.2, 0.05, 0.6])
+def test_bases_rise_where_they_must(precision: Precision, tolerance: float, step: float) -> None:
+    """Scores that fall from key to key, rise so slowly that a base may stay, and so fast that
+    weights by it would be infinite."""
+    case = Case(AttentionSpec(16, 16, precision=precision), rows=16, keys=200, heads=1)
+    q, k, v, mask = inputs(case)
+    q[..., 0], k[..., 0] = 4, np.arange(200) * np.float32(step)
+    q[..., 8:, :] = np.flip(q[..., 8:, :], -1)  # rows of a warp that differ
+    y, want = (of(case, q, k, v, mask, 0.25) for of in (run, expected))
+    assert np.abs(y - want).max() <= 20 * tolerance * np.abs(want).max()  # scores of up to 120
+
+
 MASKS = {
     "causal": lambda row, key: key > row + 70,
     "by length": lambda row, key: key >= 41,

@@ -262,7 +262,7 @@ class GlobalMemory(Memory):
         self.writers[place // _WORD : -(-(place + len(data)) // _WORD)] = 0
 
     def read(self, address: int, nbytes: int) -> np.ndarray:
-        """A copy. Hosts copy whole buffers: bytes that nobody wrote are no fault here, but poison."""
+        """A copy. Hosts copy whole buffers: unwritten bytes are poison, and no fault."""
         place = self._range(address, nbytes, "read")
         return self.data[place : place + nbytes].copy()
 
