@@ -191,6 +191,60 @@ def test_agrees(
     assert (np.abs(y[:-16].reshape(expected.shape) - expected) <= allowed).all()
 
 
+# As above.
+PATCH_CASES = [
+    (ConvSpec(1, 37, 5, (3, 3), (2, 2), (1, 1)), (3, 7, 9), (1, 1, 0, 1)),
+    (ConvSpec(1, 16, 3, (1, 1), (3, 2), (1, 1)), (2, 13, 8), (0, 0, 0, 0)),
+    (ConvSpec(1, 23, 4, (2, 3), (1, 1), (2, 1)), (1, 6, 40), (0, 0, 1, 1)),
+]
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("epilogue", [None, EPILOGUE], ids=["alone", "epilogue"])
+@pytest.mark.parametrize(("spec", "size", "pads"), PATCH_CASES)
+def test_patches_give_the_same(
+    isa: Isa,
+    spec: ConvSpec,
+    size: tuple[int, int, int],
+    pads: tuple[int, int, int, int],
+    epilogue: Epilogue | None,
+) -> None:
+    """As the kernel over the same planes, which they stand in for."""
+    rng = np.random.default_rng(1)
+    batch, *image = size
+    n = spec.outputs
+    planes = planes_of(rng.standard_normal((batch, spec.channels, *image), np.float32), spec, pads)
+    w = spec.pack_weight(rng.standard_normal((n, spec.channels, *spec.window), np.float32))
+    rows, pitch = planes.shape[3:]
+    height, width = (
+        (extent + pads[axis] + pads[axis + 2] - reach - 1) // stride + 1
+        for axis, (extent, reach, stride) in enumerate(
+            zip(image, spec.reach, spec.strides, strict=True)
+        )
+    )
+    shapes = ((batch, n, height, width), (batch, n), (n,), (batch,), (1,))
+    inputs = [rng.uniform(-1, 1, prod(shape)).astype(np.float32) for shape in shapes]
+    given = [planes.reshape(-1), w, rng.standard_normal(n, np.float32)]
+    given += inputs if epilogue is not None else []
+    outputs = batch * height * width
+    direct, patches = kernel_of(spec, epilogue), CpuTarget().patch_conv(spec, epilogue)
+    assert patches is not None and spec.reads_images is False
+    parts = -(-outputs // patches.block[1]) + (3 if epilogue is not None else 0)
+    block_parts = 1 if epilogue is None else patches.block[2]
+    reach = (height - 1) * pitch + width
+    jit, made = compile_jit(isa, [direct, patches]), []
+    for kernel, grid, cut in (
+        (direct, direct.grid(batch, reach, spec.blocks), ()),
+        (patches, parts * block_parts, (batch, parts, block_parts)),
+    ):
+        y = np.full(n * outputs + 16, np.nan, np.float32)
+        sizes = 1, n, spec.channels, pitch, rows * pitch, height, width, *cut, outputs
+        jit.run(kernel.name, grid, [*given, y[:-16], *sizes])
+        assert np.isnan(y[-16:]).all()
+        made.append(y[:-16])
+    np.testing.assert_allclose(made[1], made[0], rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 def test_samples_have_weights(isa: Isa) -> None:
     rng = np.random.default_rng(3)

@@ -33,7 +33,7 @@ from typing import Any
 from abqc.codegen.builder import INDEX, Builder, Value, buffer, function
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel
-from abqc.dialects.conv_spec import ConvSpec
+from abqc.dialects.conv_spec import FEW_PIXELS, ConvSpec
 from abqc.dialects.epilogue import Epilogue, name_with
 
 from ..grid_block import Span
@@ -41,7 +41,6 @@ from .finish import Finish
 from .tile import broadcast, cover, cover_by_tiles, multiply_add, sum_pairwise
 
 OUTPUTS = 768  # of a grid index
-FEW_PIXELS = 2  # behind the last whole vector; of 7 x 7 outputs one is
 PIXEL_LANES, PIXEL_SUMS = 8, 4  # of what does one: channels, and sums that do not wait for others
 MANY_TAPS = 16  # a window with more is a loop over its rows
 MANY_TAPS_OF_PHASES = 4  # with more, LLVM's schedule of one straight piece spills accumulators
@@ -61,8 +60,28 @@ def _emit(name: str, spec: ConvSpec, epilogue: Epilogue | None, module: Any, isa
         DirectConv(b, spec, finish, x, w, bias, *rest[count:]).emit(i)
 
 
+class OverPlanes:
+    """A body whose window reads planes."""
+
+    b: Builder
+    spec: ConvSpec
+    pitch: Value
+    plane: Value
+
+    def row(self, dy: Value) -> Value:
+        """Where row `dy` of a window begins."""
+        y, stride = dy * self.spec.dilations[0], self.spec.strides[0]
+        phase = y % stride * self.spec.phases[1] if stride > 1 else self.b.index(0)
+        return phase * self.plane + (y // stride if stride > 1 else y) * self.pitch
+
+    def column(self, dx: int | Value) -> Value:
+        """And its column `dx`, from there."""
+        x, stride = dx * self.spec.dilations[1], self.spec.strides[1]
+        return self.plane * (x % stride) + x // stride
+
+
 @dataclass
-class DirectConv:
+class DirectConv(OverPlanes):
     """The body; of other planes than f32 by another `tap`."""
 
     b: Builder
@@ -253,17 +272,6 @@ class DirectConv:
             for v, x in enumerate(xs):
                 result.append(multiply_add(b, x, weight, acc[n * len(xs) + v]))
         return result
-
-    def row(self, dy: Value) -> Value:
-        """Where row `dy` of a window begins."""
-        y, stride = dy * self.spec.dilations[0], self.spec.strides[0]
-        phase = y % stride * self.spec.phases[1] if stride > 1 else self.b.index(0)
-        return phase * self.plane + (y // stride if stride > 1 else y) * self.pitch
-
-    def column(self, dx: int) -> Value:
-        """And its column `dx`, from there."""
-        x, stride = dx * self.spec.dilations[1], self.spec.strides[1]
-        return self.plane * (x % stride) + x // stride
 
     def store(
         self,

@@ -37,7 +37,7 @@ from typing import Any
 from abqc.codegen.builder import INDEX, Builder, Value, buffer, function
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel
-from abqc.dialects.conv_spec import WINOGRAD_LEAST_TILES, WINOGRAD_PLACES, ConvSpec
+from abqc.dialects.conv_spec import WINOGRAD_PLACES, ConvSpec
 from abqc.dialects.epilogue import Epilogue, name_with
 
 from ..grid_block import Span
@@ -47,7 +47,8 @@ from .tile import broadcast, ceil_div, cover, multiply_add, row_tiles
 
 BLOCKS = 2  # of channels, of a grid index at most
 MAX_TILES = 64  # of a grid index
-INPUTS = 4096  # its tiles * channels, where that leaves WINOGRAD_LEAST_TILES
+LEAST_TILES = 16  # that it may have
+INPUTS = 4096  # its tiles * channels, where that leaves LEAST_TILES
 TRANSFORMED_CHANNELS = 8  # at a time: rows of few tiles share lines, which L1 keeps meanwhile
 LINE = 16  # floats; between matrices, so that their elements do not share a set of the L1 cache
 EDGE = 4  # of the inputs of a tile
@@ -63,8 +64,8 @@ def winograd_conv_kernel(spec: ConvSpec, epilogue: Epilogue | None = None) -> Ke
 def tiles_of(spec: ConvSpec) -> int:
     """Tiles of a grid index at most: transformed inputs take 256 KiB, 512 KiB from 257 channels
     on."""
-    least = WINOGRAD_LEAST_TILES
-    return max(least, min(MAX_TILES, INPUTS // spec.channels // least * least))
+    fitting = INPUTS // spec.channels // LEAST_TILES * LEAST_TILES
+    return max(LEAST_TILES, min(MAX_TILES, fitting))
 
 
 def _emit(name: str, spec: ConvSpec, epilogue: Epilogue | None, module: Any, isa: Isa) -> None:
