@@ -121,6 +121,16 @@ def test_tokens_are_tried_and_taken_back(build: Compiled, name: str, request: An
         decoder.take_back(7)
 
 
+def test_tokens_together_have_the_logits_of_each_alone(build: Compiled) -> None:
+    """To the bit, where products have codes, of several groups too."""
+    model = build("codes", language_model(VOCABULARY), quant="w4:g16 a8")
+    together, alone = Decoder(model), Decoder(model)
+    tokens = list(range(40, 48))
+    each = [alone.step([token]) for token in (*PROMPT, *tokens)]
+    together.step_each(PROMPT)
+    np.testing.assert_array_equal(together.step_each(tokens), each[len(PROMPT) :])
+
+
 def test_a_library_that_has_the_last_logits_alone(build: Compiled, cached: Model) -> None:
     model = build("last", language_model(VOCABULARY), last_logits=True)
     assert model.outputs[0].shape == ("B", 1, VOCABULARY)

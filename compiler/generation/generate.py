@@ -55,8 +55,8 @@ class TextGeneration:
 
     With a `draft`, so many tokens that followed the last ones before (`PromptLookup`) are run
     together with the one that comes, and those that the sampler takes stay. The sampler is asked
-    for every token once and in order: it makes the same of the same logits. These are, to the
-    rounding of sums, those that tokens one by one get (docs/numerics.md, "Rows of a run").
+    for every token once and in order: it makes the same of the same logits. These are those that
+    tokens get one by one, to the bit or to rounding (docs/numerics.md, "Rows of a run").
     InputError where the model cannot (`Decoder.check_drafts`).
     """
 
