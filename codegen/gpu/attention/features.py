@@ -29,8 +29,8 @@ ALIKE = 1.04  # times that say nothing
 # with two parts also the difference to the first one.
 SCORE_INSTRUCTIONS = {1: 3.5, 2: 6.0}
 COMPARISON = 2.0  # of a score with its row's end, in kernels that do not jump over it
-TILE_INSTRUCTIONS = 44  # of a tile: barriers, addresses, whether bases stay
-WGMMA_INSTRUCTIONS = 2.5  # of each wgmma, its descriptor's among them
+TILE_INSTRUCTIONS = 40  # of a tile: barriers, addresses, whether bases stay
+WGMMA_INSTRUCTIONS = 2  # of each wgmma, its descriptor's among them
 
 
 def first_wgmma_rows(

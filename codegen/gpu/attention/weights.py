@@ -1,8 +1,9 @@
 """The softmax of tiles of many rows: weights as halves, by bases that seldom change.
 
-Weights are powers of two, 2^(exponent - base). The base of a row need not be the largest exponent
-so far: while the weights of a tile have room below the largest f16 it stays, and nothing is
-compared or scaled. What is left of it goes when y is divided by the sum of all weights.
+Weights are powers of two, 2^(exponent - base). The base of a row is chosen below the largest
+exponent so far, so that small weights keep their bits as f16, and need not follow it: while the
+weights of a tile have room below the largest f16 the base stays, and nothing is compared or scaled.
+What it is does not matter when y is divided by the sum of all weights.
 
 A thread has of accumulators by 8 columns two neighbours in each of two rows (mma.py).
 """
@@ -18,7 +19,8 @@ from ..builder import FULL, GpuBuilder
 from .halves import Halves
 from .spec import MINUS_INFINITY, finite
 
-MOST_WEIGHT = 2.0**14  # of a thread's keys of a tile together: each of them is a finite f16
+MOST_WEIGHT = 2.0**15  # of a thread's keys of a tile together: each of them is a finite f16
+LARGEST = 8  # the exponent of the largest weight by a new base: 32 of them are far below that
 
 Fragments = list[list[list[Value]]]  # registers by step of 16 keys and part
 Tiles = Sequence[Sequence[Value]]  # accumulators by 8 columns
@@ -97,7 +99,7 @@ class Weights:
         return Weighed(like(weights, values[:count]), State.of(values[count:]))
 
     def _risen(self, scores: Tiles, factor: Value, state: State) -> Weighed:
-        """By the largest exponents so far."""
+        """By bases that follow the largest exponents so far."""
         b = self.b
         bases, finite_bases, kept = [], [], []
         for half, base in enumerate(state.bases):
@@ -106,7 +108,7 @@ class Weights:
                 top = b.float_max(top, score)
             for distance in (2, 1):
                 top = b.float_max(top, b.exchange(top, "bfly", distance))
-            top = b.float_max(base, top * factor)
+            top = b.float_max(base, b.fma(top, factor, b.const(-float(LARGEST), "f32")))
             bases.append(top)
             finite_bases.append(finite(b, top))
             kept.append(b.exp2(base - finite_bases[half]))

@@ -29,14 +29,16 @@ from ..wgmma.barriers import (
     shared_address,
 )
 from ..wgmma.instructions import (
+    CHUNK_BYTES,
     ROWS,
     WARPGROUP,
     WARPGROUP_WARPS,
     Wgmma,
     begin_products,
     commit_products,
-    descriptor,
+    descriptor_at,
     finished,
+    leading_bits,
 )
 from ..wgmma.ring import Place, next_place
 from ..wgmma.turns import Turns
@@ -244,12 +246,15 @@ class _Tile(MmaTile):
             b.warp_barrier()
             with b.when(b.lane == 0):
                 self.empty.arrive(here.stage)
-            state = replace(weighed.state, sums=multiplied[count:]).values
-            loop.carry(*following.values, *multiplied[:count], *state)
+            state = replace(weighed.state, sums=multiplied[count:])
+            loop.carry(*following.values, *multiplied[:count], *state.values)
         return State.of(loop.results[2 + count :])
 
     def _stage(self, place: Place) -> Value:
-        return self.base + place.stage * self.shape.bytes
+        """The descriptor of its first bytes."""
+        b = self.b
+        first = (self.base & 0x3FFFF) >> 4
+        return descriptor_at(b, place.stage * (self.shape.bytes >> 4) + first, ATOM_BYTES)
 
     def _turn(
         self,
@@ -300,12 +305,13 @@ class _Tile(MmaTile):
         return Wgmma(columns, (element, element), transposed)
 
     def _score(self, queries: Fragments, tile: Value) -> list[Value]:
-        """Start products with the keys of a tile, the first one of them not added to anything."""
+        """Start products with the keys of the tile at a descriptor, the first one of them not added
+        to anything."""
         b, shape = self.b, self.shape
-        first = descriptor(b, tile, ATOM_BYTES)
-        steps = ATOM // 16
+        first, steps = leading_bits(CHUNK_BYTES), ATOM // 16
         addresses = [
-            first + (part * shape.k_part + s // steps * shape.atom_bytes + s % steps * 32 >> 4)
+            tile
+            + (first + (part * shape.k_part + s // steps * shape.atom_bytes + s % steps * 32 >> 4))
             for part in range(shape.parts)
             for s in range(len(queries))
         ]
@@ -313,14 +319,14 @@ class _Tile(MmaTile):
         return self._products(self._wgmma(shape.keys), queries, addresses, unset, adds=False)
 
     def _add(self, weighed: Weighed, tile: Value) -> list[Value]:
-        """Start products of weights and the values of a tile, added to sums."""
+        """Start products of weights and the values of the tile at a descriptor, added to sums."""
         b, shape = self.b, self.shape
         weights, sums = weighed.weights, weighed.state.sums
         fenced = begin_products(b, [*sums, *registers_of(weights)])
         sums, weights = fenced[: len(sums)], like(weights, fenced[len(sums) :])
-        first = descriptor(b, tile + shape.values, ATOM_BYTES, leading=shape.atom_bytes)
+        first = leading_bits(shape.atom_bytes) + (shape.values >> 4)
         addresses = [
-            first + (part * shape.v_part + step * 16 * ATOM_BYTES >> 4)
+            tile + (first + (part * shape.v_part + step * 16 * ATOM_BYTES >> 4))
             for part in range(shape.parts)
             for step in range(shape.keys // 16)
         ]
