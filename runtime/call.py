@@ -21,8 +21,8 @@ from .element_types import by_name, numpy_dtype, seen_as
 from .tensor_spec import TensorSpec
 
 # Of an output that numpy's own memory suits better: it is made faster. Above UNALIGNED_BYTES it is
-# aligned as kernels write, so that nothing is copied; what is larger than SMALL_BYTES keeps its pages
-# with the model (runtime/shim/output.c).
+# aligned as kernels write, so that nothing is copied; what is larger than SMALL_BYTES is memory of
+# the model's, which keeps its pages (runtime/shim/output.c).
 SMALL_BYTES = 1 << 22
 UNALIGNED_BYTES = 1 << 14
 ALIGNMENT = 64

@@ -1,8 +1,8 @@
 """exp of numbers that are not positive, as a softmax has them: half the instructions of any exp.
 
 Reduction and polynomial are those of exp (arithmetic/polynomials.py). 2^n is one instruction where
-there is VSCALEFPS. Elsewhere it comes from the bits of the sum that rounds to n; as n <= 0, a factor
-keeps it normal, and taking that off rounds once, where the result is subnormal.
+there is VSCALEFPS. Elsewhere it comes from the bits of the sum that rounds to n; as n <= 0, a
+factor keeps it normal, and taking that off rounds once, where the result is subnormal.
 """
 
 from __future__ import annotations
