@@ -210,6 +210,10 @@ class Loop:
         scf.yield_([value.ir for value in values])
         self._yielded = True
 
+    def annotate(self, name: str, attribute: ir.Attribute) -> None:
+        """Give the loop an attribute."""
+        self._op.operation.attributes[name] = attribute
+
     @property
     def results(self) -> list[Value]:
         return [Value(value) for value in self._op.results_]

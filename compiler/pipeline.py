@@ -86,6 +86,7 @@ CHECKS = ("guard-indices", "guard-divisions", "check-sizes")
 CPU_KERNELS = (
     *CPU_STEPS,
     *CHECKS,
+    "merge-rows",
     "outline-kernels",
     TIDY,
     "outline-sequences",

@@ -57,6 +57,7 @@ DRAWS = PROMISING + BY_CHANCE
 COLD_BYTES = 64 << 20  # weights that pass before the same ones are read again
 
 MIN_CALLS, MAX_CALLS, SECONDS = 5, 50, 0.02  # of one sample
+ALIGNMENT = 64  # bytes, of weights and buffers in an artifact
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class MeasuredMatmul:
     def copies(self) -> list[np.ndarray]:
         """Of the weight, as many as are read before the first comes again."""
         count = -(-COLD_BYTES // self.weight.nbytes)
-        return [self.weight, *(self.weight.copy() for _ in range(count - 1))]
+        return [aligned(self.weight) for _ in range(count)]
 
     @cached_property
     def turns(self) -> Iterator[np.ndarray]:
@@ -166,7 +167,7 @@ class MeasuredMatmul:
 
     def sample(self, rows: int, cold: bool) -> Sample:
         """Packing and matmul of `rows` rows; `cold`: another copy of the weight each time."""
-        weights = self.turns if cold else itertools.repeat(self.weight)
+        weights = self.turns if cold else itertools.repeat(self.copies[0])
         times = time_calls(self._calls(rows, weights))
         return Sample(
             features=self._features(rows, self.weight.nbytes * len(self.copies) if cold else 0),
@@ -178,12 +179,12 @@ class MeasuredMatmul:
     def _calls(self, rows: int, weights: Iterator[np.ndarray]) -> Iterator[Callable[[], None]]:
         """A call for each weight."""
         spec, strategy = self.job.spec, self.strategy
-        x = np.random.default_rng(1).standard_normal(rows * spec.k, np.float32)
-        y, bias = np.zeros(rows * spec.n, np.float32), np.zeros(spec.n, np.float32)
+        x = aligned(np.random.default_rng(1).standard_normal(rows * spec.k, np.float32))
+        y, bias = (aligned(np.zeros(size, np.float32)) for size in (rows * spec.n, spec.n))
         q = x
         pack: Callable[[], None] = lambda: None  # noqa: E731
         if self.pack:
-            q = np.zeros(rows * strategy.row_bytes(spec), np.uint8)
+            q = aligned(np.zeros(rows * strategy.row_bytes(spec), np.uint8))
             pack = self.jit.prepare(self.pack.name, self.pack.grid(rows), [x, q, rows])
         kernel = next(variant.kernel for variant in self.variants if variant.covers(rows))
         grid = kernel.grid(rows, spec.n)
@@ -225,6 +226,16 @@ def time_calls(
         call()
         times.append(time.thread_time() - begin)
     return times
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy that begins where buffers of an artifact do: numpy's begin 16 bytes behind a page,
+    where each load of a vector is one from two cache lines."""
+    memory = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    begin = -memory.ctypes.data % ALIGNMENT
+    copy = memory[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def random_weight(spec: MatmulSpec) -> QuantizedTensor | np.ndarray:

@@ -36,6 +36,10 @@ class Bf16ConvSpec(ConvSpec):
         return False
 
     @property
+    def may_take_patches(self) -> bool:
+        return False
+
+    @property
     def pairs(self) -> int:
         """Of a group."""
         return -(-self.channels // PAIR)

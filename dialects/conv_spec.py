@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +18,26 @@ FEW_CHANNELS_STEPS = 16  # from a window's first row or column to its last
 FEW_CHANNELS_STRIDES = 4
 DEPTHWISE_CHANNELS = 16  # whose weights lie side by side
 BLOCKS = (8, 6, 4)  # of more than two channels
+FEW_PIXELS = 2  # behind the last whole vector, of windows of one tap; of 7 x 7 outputs one is
 
-WINOGRAD_BLOCKS = (64, 48, 32)
+WINOGRAD_BLOCKS = (64, 48, 32, 16)
 WINOGRAD_EDGE = 2  # outputs of a tile are 2 x 2,
-WINOGRAD_LEAST_TILES = 16  # of a grid index
+LEAST_SHARE = (
+    6  # tiles or outputs of a grid index: with four vectors of channels they fill registers
+)
 WINOGRAD_PLACES = 16  # and inputs 4 x 4
-WINOGRAD_CHANNELS = (16, 512)  # least and most of what is read,
-WINOGRAD_OUTPUTS = 32  # and least of what is written
+WINOGRAD_MOST_CHANNELS = 512  # that are read; more would take more of the stack
+PATCH_CHANNELS = 16  # of outputs, that a grid index with patches has at least
+PATCH_OUTPUTS = 48  # of a grid index, at most
+PATCH_FLOATS = 65536  # of its patches,
+PATCH_LEAST_OUTPUTS = 12  # for so many of them at least
+PATCH_COPY = 48  # of a vector of outputs and a term: as long as multiply-adds of so many floats
+PATCH_LANES = 16  # of the vectors that small images do not fill
 # The matrix G of F(2 x 2, 3 x 3): A. Lavin and S. Gray, 2016.
 WINOGRAD_G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+
+
+Size = Any  # an int or a value with the operators of one
 
 
 @dataclass(frozen=True)
@@ -85,16 +97,56 @@ class ConvSpec:
         """Whether it is done by Winograd's F(2 x 2, 3 x 3), which takes 16 products for 36 and 16
         weights for 9, whatever the size of the image.
 
-        Measured against the other kernel on one core of an AMD EPYC (Zen 4) with AVX-512: 2.0 times
-        as fast with 128 and 256 channels in and out, 1.8 with 64, 1.6 with 512 at 7 x 7 outputs
-        (weights come from memory), 1.5 with 32, 1.35 with 16 in and 32 out; with fewer, transforms
-        cost what products save: 1.15 with 8 in and 32 out or 24 and 24, 0.8 with 16 and 16. More
-        channels in would take more of the stack.
+        It is, where products save what transforms cost: of a tile of 2 x 2 outputs, with C channels
+        read, N written, and N' with those that fill the last block, they take as long as about
+        N' (C + 7), the other kernel as long as 2.5 N C. Measured on one core of an AMD EPYC (Zen 4)
+        with AVX-512, times as fast as the other kernel with its planes: 2.0 with 128 and 256
+        channels in and out, 1.8 with 64, 1.6 with 512 at 7 x 7 outputs (weights come from memory),
+        1.5 with 32 and with 16, 1.2 with 8 in and 12 out; not taken, 1.0 with 12 in and 20 out, 0.9
+        with 8 and 8.
         """
-        least, most = WINOGRAD_CHANNELS
         plain = self.strides == self.dilations == (1, 1) and self.groups == 1
-        enough = self.outputs >= WINOGRAD_OUTPUTS and least <= self.channels <= most
-        return plain and self.window == (3, 3) and enough
+        if not plain or self.window != (3, 3) or self.channels > WINOGRAD_MOST_CHANNELS:
+            return False
+        filled = -(-self.outputs // self.winograd_block) * self.winograd_block
+        return 2 * filled * (self.channels + 7) <= 5 * self.outputs * self.channels
+
+    @property
+    def patch_outputs(self) -> int:
+        """Outputs of a grid index with patches, at most."""
+        return min(PATCH_OUTPUTS, PATCH_FLOATS // (self.channels * prod(self.window)))
+
+    @property
+    def may_take_patches(self) -> bool:
+        """Whether there is a kernel with vectors of output channels (`patches_pay`)."""
+        plain = self.groups == 1 and not self.weights_by_sample and not self.reads_images
+        flat = self.window == self.strides == (1, 1)  # rows of outputs are one, which is long
+        enough = self.block == BLOCKS[0] and self.outputs >= PATCH_CHANNELS
+        return plain and not flat and enough and self.patch_outputs >= PATCH_LEAST_OUTPUTS
+
+    def patches_pay(self, height: Size, width: Size, pitch: Size) -> Size:
+        """Whether this kernel is the faster one for outputs of a height and width and planes with a
+        pitch: what vectors across the ends of rows compute, against outputs of all vectors of
+        channels and the copies of patches, a twentieth more. Sizes are above 0; all are numbers, or
+        of a class with their operators.
+
+        Measured on one core of an AMD EPYC (Zen 4) with AVX-512, times of the other kernel, with
+        windows of 3 x 3 and strides of 2: 0.52 with 64 in and 128 out of 3 x 2 pixels, 0.95 with 32
+        and 64 of 6 x 4, 0.82 with 256 and 512 of 7 x 7, 0.91 with 128 and 256 of 14 x 14; not
+        taken, 1.02 with 16 and 32 of 12 x 8.
+        """
+        reach = (height - 1) * pitch + width
+        beside = FEW_PIXELS if prod(self.window) == 1 else 0  # that take no vector
+        vectors = (reach + (PATCH_LANES - 1 - beside)) // PATCH_LANES
+        direct = vectors * (PATCH_LANES * self.blocks * self.block)
+        filled = -(-self.outputs // PATCH_CHANNELS) * PATCH_CHANNELS
+        copies = (width + (PATCH_LANES - 1)) // PATCH_LANES * PATCH_COPY
+        return direct * 20 > height * (width * filled + copies) * 21
+
+    @property
+    def winograd_block(self) -> int:
+        """Output channels of a block of Winograd's weights."""
+        return min(WINOGRAD_BLOCKS, key=lambda block: -(-self.outputs // block) * block)
 
     @property
     def block(self) -> int:
@@ -102,7 +154,7 @@ class ConvSpec:
         accumulators fit 32 registers. Fewer where less is filled up so: the cost of a block is
         that of its channels, and about half a channel's for reading the image."""
         if self.winograd:
-            return min(WINOGRAD_BLOCKS, key=lambda block: -(-self.outputs // block) * block)
+            return self.winograd_block
         if self.outputs <= 2:
             return self.outputs
         return min(BLOCKS, key=lambda block: -(-self.outputs // block) * (block + 0.5))

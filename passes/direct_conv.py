@@ -4,8 +4,9 @@
     x [B, C, H, W] --abq.direct_conv--> y      where kernels put zeros around images themselves
 
 Those that the recipe has in bf16 read planes of pairs of channels, `abq.pair_planes`, instead.
-What has codes or weights in 16 bits, more than two spatial axes, a window of many columns, or so
-few outputs that a vector is not filled with them is left to `decompose-conv`.
+Weights in 16 bits are widened as they are packed. What has codes, more than two spatial axes, a
+window of many columns, or so few outputs that a vector is not filled with them is left to
+`decompose-conv`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from .quantize import HALF
 from .resolve_dims import dimension_or_query, expand_shape, index
 
 FEW_OUTPUTS = 16
+WEIGHTS = (ir.F32Type, ir.F16Type, ir.BF16Type)
 MANY_COLUMNS = 32  # of a window, all of which a kernel spells out
 
 
@@ -48,7 +50,8 @@ def _spec(op: ir.Operation) -> ConvSpec | None:
     view = op.opview
     n, c, *window = abq.shape(view.w)
     outputs = abq.shape(view.result)[2:]
-    floats = all(isinstance(abq.element(value), ir.F32Type) for value in (view.x, view.w))
+    floats = isinstance(abq.element(view.x), ir.F32Type)
+    floats = floats and isinstance(abq.element(view.w), WEIGHTS)
     if not floats or symbol_of(view.w) is None or len(window) > 2 or window[-1] > MANY_COLUMNS:
         return None
     if abq.DYNAMIC not in outputs and prod(outputs) < FEW_OUTPUTS:

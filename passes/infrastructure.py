@@ -72,6 +72,7 @@ PASS_FILES = (
     "lower_abq",
     "merge_loops",
     "merge_products",
+    "merge_rows",
     "outline_gpu_kernels",
     "outline_kernels",
     "outline_sequences",

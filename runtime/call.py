@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,16 @@ import numpy as np
 from ..errors import InputError
 from .abi import Instance, Library
 from .device_array import Borrower, DeviceArray
-from .dlpack import CUDA, FirstRows, ManagedTensor, TensorTable, expressible
+from .dlpack import CUDA, FirstRows, ManagedTensor, TensorTable, data_address, expressible
 from .element_types import by_name, numpy_dtype, seen_as
 from .tensor_spec import TensorSpec
 
-SMALL_BYTES = 1 << 14  # of an output that numpy's own memory suits better: it is made faster
+# Of an output that numpy's own memory suits better: it is made faster. Above UNALIGNED_BYTES it is
+# aligned as kernels write, so that nothing is copied; what is larger than SMALL_BYTES is memory of
+# the model's, which keeps its pages (runtime/shim/output.c).
+SMALL_BYTES = 1 << 22
+UNALIGNED_BYTES = 1 << 14
+ALIGNMENT = 64
 
 
 class Signature:
@@ -68,7 +74,7 @@ class Call:
         table, made = self._outputs, []
         for i, shape in enumerate(self._shapes):
             assert shape is not None
-            array = np.empty(shape, self._signature.output_dtypes[i])
+            array = _empty(shape, self._signature.output_dtypes[i])
             if not table.point(i, array):
                 table.describe(i, array)
             made.append(array)
@@ -107,7 +113,7 @@ class Call:
         for i, value in enumerate(values):
             shape = self._shapes[i]
             if value is None and shape is not None:
-                values[i] = made = np.empty(shape, dtypes[i])
+                values[i] = made = _empty(shape, dtypes[i])
                 if not table.point(i, made):
                     table.describe(i, made)
             elif value is None or isinstance(value, FirstRows):
@@ -150,6 +156,15 @@ class Call:
         if lent.sized and array.nbytes <= SMALL_BYTES and device != CUDA:
             self._shapes[i] = array.shape
         return array if dtype == lent.storage else array.view(dtype)
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array that is not initialized, for an output."""
+    size = prod(shape) * dtype.itemsize
+    if size <= UNALIGNED_BYTES:
+        return np.empty(shape, dtype)
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    return np.ndarray(shape, dtype, memory, -data_address(memory) % ALIGNMENT)
 
 
 class _Lent:

@@ -10,7 +10,7 @@ The signature is that of exported decoders:
     input_ids        [batch, tokens]
     attention_mask   [batch, past + tokens]   if there is one; ones
     position_ids     [batch, tokens]          if there is one; counted from 0
-    logits_to_keep   scalar or [1]            if there is one (num_logits_to_keep); 1
+    logits_to_keep   scalar or [1]            if there is one (num_logits_to_keep): how many
     past_key_values.0.key, ...                 caches; what follows `past...` names the output
     -> logits        [batch, tokens, vocabulary], or of the last token alone
        present.0.key, ...
@@ -102,23 +102,56 @@ class Decoder:
         InputError for no tokens, for ids outside of the vocabulary, where fixed caches are full,
         and where the logits are no numbers. Where a run fails, `tokens` are those before it.
         """
+        return self._append(ids, every=False)[-1]
+
+    def step_each(self, ids: Iterable[int]) -> np.ndarray:
+        """Append tokens as `step` does; logits f32 [tokens, vocabulary], of what comes after each.
+
+        InputError as of `step`, and where the model gives those of the last token alone.
+        """
+        self._check_logits()
+        return self._append(ids, every=True)
+
+    def take_back(self, count: int) -> None:
+        """Forget the last `count` tokens of the sequence. InputError where something of the model
+        has seen them for good: a state, or on a GPU a cache that grows."""
+        if self._store.final is not None:
+            raise InputError(
+                f"{self._model.path} cannot take tokens back: its input '{self._store.final}' has "
+                "seen them"
+            )
+        if not 0 <= count <= len(self._seen):
+            raise InputError(f"of {len(self._seen)} tokens {count} cannot be taken back")
+        del self._seen[len(self._seen) - count :]
+
+    def check_drafts(self) -> None:
+        """InputError unless several tokens can be tried in one run: `step_each`, `take_back`."""
+        if self._run_size is not None:
+            raise InputError(f"{self._model.path} takes one token at a time")
+        self._check_logits()
+        self.take_back(0)
+
+    def _append(self, ids: Iterable[int], *, every: bool) -> np.ndarray:
+        """Logits [tokens, vocabulary] of `every` new token, or [1, vocabulary] of the last one."""
         new = [int(token) for token in ids]
         self._check_tokens(new)
         if not self._caches:
-            logits = self._run([*self._seen, *new], 0)
+            logits = self._run([*self._seen, *new], 0, len(new) if every else 1)
             self._seen += new
             return self._checked(logits)
         size = self._run_size or CHUNK
+        parts = []
         for begin in range(0, len(new), size):
             chunk = new[begin : begin + size]
-            logits = self._run(chunk, len(self._seen))
+            parts.append(self._run(chunk, len(self._seen), len(chunk) if every else 1))
             self._seen += chunk
-        return self._checked(logits)
+        whole = every and len(parts) > 1
+        return self._checked(np.concatenate(parts) if whole else parts[-1])
 
-    def _run(self, tokens: Sequence[int], past: int) -> np.ndarray:
-        """Logits [vocabulary] of the last of `tokens`, which come after `past` cached ones."""
-        logits = np.asarray(self._store.run(tokens, past))
-        return logits.reshape(-1, logits.shape[-1])[-1].astype(np.float32)
+    def _run(self, tokens: Sequence[int], past: int, kept: int) -> np.ndarray:
+        """Logits [kept, vocabulary] of the last `tokens`, which come after `past` cached ones."""
+        logits = np.asarray(self._store.run(tokens, past, kept))
+        return logits.reshape(-1, logits.shape[-1])[-kept:].astype(np.float32)
 
     # ---- checks ----
 
@@ -168,6 +201,16 @@ class Decoder:
             f"{_list(spec.name for spec in self._model.outputs)}",
             hint=f"it would be called 'present{rest}'",
         )
+
+    def _check_logits(self) -> None:
+        """InputError where a run of several tokens has logits of the last one alone."""
+        spec = next(spec for spec in self._model.outputs if spec.name == LOGITS)
+        one = len(spec.shape) < 3 or spec.shape[1] == 1
+        if one and self._run_size is None and not any(name in self._inputs for name in KEPT):
+            raise InputError(
+                f"{self._model.path} has the logits of the last token of a run alone",
+                hint="compile it without --last-logits",
+            )
 
     def _check_tokens(self, new: list[int]) -> None:
         if not new:

@@ -66,6 +66,11 @@ class TokenInputs:
         size = inputs[MASK].shape[1] if MASK in inputs else None
         self._mask_size = size if isinstance(size, int) else None
 
+    def keep(self, count: int) -> None:
+        """Have the next run give the logits of the last `count` tokens, where the model asks."""
+        for array in self.constants.values():
+            array[...] = count
+
     def arrays(self, tokens: Sequence[int], past: int) -> dict[str, np.ndarray]:
         """Those of one run."""
         buffers = self.buffers(past + len(tokens))
@@ -174,7 +179,11 @@ def _fixed_axis(past: TensorSpec) -> int | None:
 
 
 class InPlace:
-    """On a CPU: buffers with room for more rows; past and present are their first rows."""
+    """On a CPU: buffers with room for more rows; past and present are their first rows.
+
+    `final`: an input that has seen tokens for good, so that none can be taken back; None where all
+    can.
+    """
 
     def __init__(
         self, model: Runnable, inputs: TokenInputs, caches: Sequence[Cache], room: int
@@ -185,13 +194,15 @@ class InPlace:
         self._caches = [cache for cache in caches if cache.axis is not None]
         self._buffers = [cache.buffer(room) for cache in self._caches]
         self._states = States([cache for cache in caches if cache.axis is None], room)
+        self.final = next((cache.past for cache in caches if cache.axis is None), None)
         self.limit = min((c.rows for c in caches if c.rows is not None), default=None)
         self._logits = _logits_of_one(model, inputs)
         self._bind()
 
-    def run(self, tokens: Sequence[int], past: int) -> np.ndarray:
-        """The logits that a run on `tokens`, which come after `past` cached ones, gave; to be read
-        before the next run."""
+    def run(self, tokens: Sequence[int], past: int, kept: int = 1) -> np.ndarray:
+        """The logits that a run on `tokens`, which come after `past` cached ones, gave, at least
+        those of the last `kept` if the model has them; to be read before the next run."""
+        self._inputs.keep(kept)
         total = past + len(tokens)
         if total > self._room:
             self._grow(past, max(total, 2 * self._room))
@@ -264,10 +275,12 @@ class Returned:
         self._inputs = inputs
         self._names = [spec.name for spec in model.outputs]
         self._states = States(caches, room)
+        self.final = next((cache.past for cache in caches if not cache.whole), None)
         self.limit = min((c.rows or room for c in caches if c.whole), default=None)
 
-    def run(self, tokens: Sequence[int], past: int) -> np.ndarray:
+    def run(self, tokens: Sequence[int], past: int, kept: int = 1) -> np.ndarray:
         """As that of `InPlace`."""
+        self._inputs.keep(kept)
         feeds = self._inputs.constants | self._inputs.arrays(tokens, past) | self._states.values
         made = self._model.run(feeds, device="cuda")
         results = dict(zip(self._names, made, strict=True))

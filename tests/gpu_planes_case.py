@@ -15,7 +15,7 @@ from abqc.dialects import reference
 from abqc.dialects.formats import QuantizedTensor, parse_scheme
 from abqc.dialects.mlir import ir
 from abqc.runtime.ptx import run_kernel
-from gpu_kernels import run_stream
+from gpu_kernels import output, run_stream
 
 STRATEGY = Planes()
 
@@ -73,7 +73,7 @@ class Case:
         spec, m, n = self.spec, self.m, self.spec.n
         q = PlaneRows.of(spec).pack_reference(self.codes, self.scale, self.zero)
         w = STRATEGY.pack_weight(spec, self.weight)
-        y = np.full(m * n, np.nan, np.float32)
+        y = output(m * n)
         kernel = STRATEGY.kernel(spec, schedule)
         if kernel.stream is not None:
             grid = kernel.grid(m, n)
@@ -82,7 +82,7 @@ class Case:
             return launch(kernel, kernel.grid(m, n), [q, w, self.bias, y, m, n], self.arch)[
                 3
             ].reshape(m, n)
-        space = np.full(schedule.split * m * n, np.nan, np.float32)
+        space = output(schedule.split * m * n)
         grid = kernel.grid(m, n) * schedule.grid_split
         space = launch(kernel, grid, [q, w, self.bias, space, m, n], self.arch)[3]
         reduce = STRATEGY.reduce_kernel(spec, schedule)

@@ -98,12 +98,48 @@ def test_logits_are_those_of_the_last_token(cached: Model) -> None:
     assert decoder.tokens == () and np.array_equal(decoder.step(PROMPT), logits)
 
 
+@pytest.mark.parametrize("name", ["cached", "without", "fixed"])
+def test_tokens_are_tried_and_taken_back(build: Compiled, name: str, request: Any) -> None:
+    fixed = name == "fixed"
+    model = (
+        build(name, grouped_query_model(VOCABULARY, 16, 16))
+        if fixed
+        else request.getfixturevalue(name)
+    )
+    decoder, again = Decoder(model, room=4), Decoder(model)
+    decoder.check_drafts()
+    decoder.step(PROMPT)
+    tried = decoder.step_each([7, 1, 30, 4])
+    assert tried.shape == (4, VOCABULARY) and tried.dtype == np.float32
+    decoder.take_back(2)
+    assert decoder.tokens == (*PROMPT, 7, 1)
+    again.step(PROMPT)
+    each = [again.step([token]) for token in (7, 1, 8)]
+    np.testing.assert_allclose(tried[:2], each[:2], atol=1e-4)
+    np.testing.assert_allclose(decoder.step([8]), each[2], atol=1e-4)
+    with pytest.raises(InputError, match="of 6 tokens 7 cannot be taken back"):
+        decoder.take_back(7)
+
+
+def test_tokens_together_have_the_logits_of_each_alone(build: Compiled) -> None:
+    """To the bit, where products have codes, of several groups too."""
+    model = build("codes", language_model(VOCABULARY), quant="w4:g16 a8")
+    together, alone = Decoder(model), Decoder(model)
+    tokens = list(range(40, 48))
+    each = [alone.step([token]) for token in (*PROMPT, *tokens)]
+    together.step_each(PROMPT)
+    np.testing.assert_array_equal(together.step_each(tokens), each[len(PROMPT) :])
+
+
 def test_a_library_that_has_the_last_logits_alone(build: Compiled, cached: Model) -> None:
     model = build("last", language_model(VOCABULARY), last_logits=True)
     assert model.outputs[0].shape == ("B", 1, VOCABULARY)
     last, every = Decoder(model), Decoder(cached)
     for tokens in (PROMPT, [7], list(range(20))):
         np.testing.assert_allclose(last.step(tokens), every.step(tokens), atol=1e-5)
+    for refused in (last.check_drafts, lambda: last.step_each([1])):
+        with pytest.raises(InputError, match="logits of the last token of a run alone"):
+            refused()
 
 
 def test_quantized_caches(build: Compiled) -> None:
@@ -200,6 +236,8 @@ def test_states_go_from_run_to_run() -> None:
     for _ in range(3):
         decoder.step([1])
     assert [feeds["past_conv.0"].flat[0] for feeds in model.feeds] == [0, 1, 2]
+    with pytest.raises(InputError, match=r"its input 'past_conv\.0' has seen them"):
+        decoder.take_back(1)
 
 
 def test_what_else_is_fed() -> None:
@@ -217,6 +255,8 @@ def test_what_else_is_fed() -> None:
     assert feeds["attention_mask"].tolist() == [[1, 1, 1, 0, 0, 0]]
     assert feeds["attention_mask"].dtype == np.int32
     assert feeds["position_ids"].tolist() == [[2]] and feeds["num_logits_to_keep"] == 1
+    decoder.step_each([0, 1, 2])
+    assert model.feeds[2]["num_logits_to_keep"] == 3
 
 
 @pytest.mark.parametrize(
@@ -252,8 +292,11 @@ def test_sizes_that_are_pinned_are_refused() -> None:
 def test_a_model_of_one_token_takes_a_prompt_token_by_token() -> None:
     model = Fake(cache("past", "p"), outputs=(cache("present", "p + 1"),))
     model.inputs[0] = TensorSpec("input_ids", "int64", (1, 1))
-    Decoder(model).step([1, 2, 3])
+    decoder = Decoder(model)
+    decoder.step([1, 2, 3])
     assert [feeds["input_ids"].tolist() for feeds in model.feeds] == [[[1]], [[2]], [[3]]]
+    with pytest.raises(InputError, match="one token at a time"):
+        decoder.check_drafts()
 
 
 @pytest.mark.parametrize(

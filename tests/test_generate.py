@@ -21,6 +21,7 @@ from abqc.compiler import cli
 from abqc.compiler.generation.detokenizer import Detokenizer, StopTexts
 from abqc.compiler.generation.generate import TextGeneration
 from abqc.compiler.generation.model_files import ModelFacts, read_model_facts
+from abqc.compiler.generation.prompt_lookup import PromptLookup
 from abqc.errors import InputError
 from abqc.runtime.sampling import Sampler
 from abqc.runtime.tensor_spec import TensorSpec
@@ -46,7 +47,8 @@ class Bytes:
 
 
 class Scripted:
-    """A model without caches that goes on as `answer` says after a prompt of `prompt` bytes."""
+    """A model without caches that goes on as `answer` says after a prompt of `prompt` bytes,
+    whatever else stands there."""
 
     path, device = "scripted.so", "cpu"
     inputs = (TensorSpec("input_ids", "int64", ("b", "s")),)
@@ -55,11 +57,13 @@ class Scripted:
     def __init__(self, answer: Sequence[int], prompt: int = 1) -> None:
         self._answer = answer
         self._prompt = prompt
+        self.runs = 0
 
     def run(self, inputs: Mapping[str, np.ndarray], **_: Any) -> list[np.ndarray]:
         logits = np.zeros((*inputs["input_ids"].shape, END + 1), np.float32)
-        at = inputs["input_ids"].shape[1] - self._prompt
-        logits[0, -1, self._answer[at % len(self._answer)]] = 1
+        for at in range(logits.shape[1]):
+            logits[0, at, self._answer[(at + 1 - self._prompt) % len(self._answer)]] = 1
+        self.runs += 1
         return [logits]
 
     def bind(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> ScriptedRuns:
@@ -129,6 +133,41 @@ def test_the_beginning_of_a_stop_text_comes_at_the_end() -> None:
     stop = StopTexts(["stop"])
     assert stop.add("to st") == "to " and stop.rest() == "st" and not stop.found
     assert StopTexts([]).add("any") == "any"
+
+
+# ---- drafts ----
+
+
+def test_what_followed_before_is_the_draft() -> None:
+    known = PromptLookup(b"one, two, one, six, o")
+    assert bytes(known.draft(3)) == b"ne,"
+    known.add(ord("n"))
+    assert bytes(known.draft(5)) == b"e, si"
+    assert bytes(PromptLookup(b"two one. to one").draft(3)) == b". t"
+    assert PromptLookup(b"abc").draft(3) == PromptLookup().draft(3) == []
+
+
+def test_a_draft_goes_on_repeating() -> None:
+    assert bytes(PromptLookup(b"ab ab ").draft(7)) == b"ab ab a"
+
+
+@pytest.mark.parametrize("draft", [1, 3, 50])
+def test_drafts_change_no_token(draft: int) -> None:
+    answer = "to be, or not to be, and to be or what it is to be, or not to be, and"
+    for options in ({}, {"max_tokens": 60}, {"context": 50}, {"stop": ["what"]}):
+        plain, drafted = generation(answer, **options), generation(answer, **options, draft=draft)
+        assert "".join(drafted) == "".join(plain) != ""
+        assert drafted.ended_by == plain.ended_by and drafted.timing.made == plain.timing.made
+        assert 0 < drafted.timing.guessed <= drafted.timing.drafted
+        said = f"; {drafted.timing.guessed} of {drafted.timing.drafted} drafted tokens were right"
+        assert str(drafted.timing).endswith(said) and "drafted" not in str(plain.timing)
+
+
+def test_drafts_save_runs() -> None:
+    model = Scripted(list(b"again and "))
+    made = TextGeneration(model, Bytes(), "?", Sampler(), max_tokens=90, draft=3)
+    assert "".join(made) == 9 * "again and "
+    assert model.runs == 90 - made.timing.guessed < 40
 
 
 # ---- where it ends ----
@@ -244,6 +283,16 @@ def test_sampling_depends_on_the_seed(generate: Callable[..., Answer]) -> None:
         return generate("cached.so", "--prompt", "Once", *arguments)[1]
 
     assert drawn(1) == drawn(1) != drawn(2)
+
+
+@pytest.mark.parametrize("library", ["cached.so", "whole.so"])
+def test_a_text_is_the_same_with_drafts(generate: Callable[..., Answer], library: str) -> None:
+    for options in ((), ("--temperature", 0.3)):
+        arguments = ("--prompt", "Once Once Once Once", "--max-tokens", 60, *options)
+        _, text, _ = generate(library, *arguments)
+        code, drafted, said = generate(library, *arguments, "--draft", 3)
+        assert (code, drafted) == (0, text)
+        assert " drafted tokens were right; ended by max tokens" in said
 
 
 def test_it_stops_before_a_text(generate: Callable[..., Answer]) -> None:

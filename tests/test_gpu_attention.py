@@ -24,6 +24,7 @@ from abqc.dialects import abq
 from abqc.dialects.mlir import ir
 from abqc.passes.lowering.attention_variants import reachable
 from abqc.runtime.ptx import run_kernel
+from gpu_kernels import output, take
 
 needs_ptxas = pytest.mark.skipif(find_tool("ptxas") is None, reason="no ptxas")
 
@@ -80,7 +81,7 @@ def run_stored(
     spec = case.spec
     variant = variant_of(spec, case.rows, case.group)
     ptx = compiled(spec, SM_80, (variant.min_rows,))
-    y = np.full((*q.shape[:3], spec.value_head), 7.0, np.float32)
+    y = np.empty((*q.shape[:3], spec.value_head), np.float32)
     tensors, strides = [], []
     for x in (q, k, v, y):
         stored = x if x is k or x is v else layout(x, 0, case.rows_first)
@@ -95,8 +96,9 @@ def run_stored(
             for size, stride in zip(mask.shape, mask.strides, strict=True)
         ]
     numbers = [case.rows, case.keys, case.heads, case.group, scale]
-    arguments = [*tensors[:3], *mask_arguments, tensors[3], *numbers, *strides]
+    arguments = [*tensors[:3], *mask_arguments, output(y.size), *numbers, *strides]
     stored = launch(ptx, variant, case, arguments, 3 + len(mask_arguments), mask)
+    stored = take(stored).reshape(tensors[3].shape)
     if case.rows_first:
         stored = stored.transpose(0, 2, 1, 3)
     return stored
@@ -119,7 +121,7 @@ def prepared(
     if variant.limits is not None:
         batch, heads, rows, _ = mask.shape
         count = batch * heads * rows
-        found = np.zeros((count, 2), np.int32)
+        found = output(2 * count, np.int32)
         numbers = [mask, found, count, case.keys, heads, rows, *arguments[-4:]]
         name, grid = variant.limits.name, -(-count // variant.limits.block[0])
         found = run_kernel(ptx.text, name, grid, ptx.kernels[name].threads, numbers)[1]
@@ -128,13 +130,12 @@ def prepared(
     if variant.boxes:
         return [*more, case.batch, case.heads // case.group, max(case.keys, 1)]
     if variant.prepare is None:
-        return [*more, np.zeros(1, np.float32)]
+        return [*more, output(1)]
     name, keys = variant.prepare.name, variant.prepare.block[0]
     tiles = case.batch * case.heads // case.group * -(-case.keys // keys)
-    workspace = np.full(tiles * variant.tile_floats, 12345.0, np.float32)
+    workspace = output(tiles * variant.tile_floats)
     outputs = run_kernel(ptx.text, name, tiles, ptx.kernels[name].threads, [*arguments, workspace])
-    assert (outputs[-1] != 12345.0).all()  # all of a tile is copied
-    return [*more, outputs[-1]]
+    return [*more, take(outputs[-1])]  # all of a tile is copied
 
 
 def launch(
@@ -162,7 +163,7 @@ def launch(
     rows = variant.kernel.block[0]
     parts = heads // case.group * -(-case.group * case.rows // rows)
     splits = max(1, -(-case.keys // case.split))
-    workspace = np.zeros(parts * splits * rows * variant.workspace_floats, np.float32)
+    workspace = output(parts * splits * rows * variant.workspace_floats)
     first = 2 if case.counted else -1
     counters = np.zeros(parts + 2, np.int32)
     arguments = [*arguments, workspace, counters, first, splits, case.split]
@@ -253,6 +254,7 @@ DECODING = (
     Case(AttentionSpec(128, 128), rows=1, keys=130, heads=4, group=4),
     Case(AttentionSpec(256, 256), rows=1, keys=70, heads=8, group=8),
     Case(AttentionSpec(16, 16), rows=1, keys=0),
+    Case(AttentionSpec(16, 16), rows=5, keys=50, heads=1, split=16),
     Case(AttentionSpec(64, 32, keys="f16", values="bf16"), rows=1, keys=140, heads=4, group=4),
     Case(AttentionSpec(20, 12, "add", keys="bf16", values="f16"), rows=2, keys=37, room=4),
     Case(AttentionSpec(7, 18, keys="f16", values="bf16"), rows=5, keys=70),
@@ -291,6 +293,52 @@ def test_split_halves_have_the_range_and_nearly_the_precision_of_f32() -> None:
     q, k, v = q * np.float32(2e-5), k * np.float32(3e5), v * np.float32(1e6)
     y = run(case, q, k, v, mask, 1.0)
     want = expected(case, q, k, v, mask, 1.0)
+    assert np.abs(y - want).max() <= 1e-3 * np.abs(want).max()
+
+
+HALVES = [("f16", 1e-3), ("bf16x3", 2e-5)]
+
+
+@pytest.mark.parametrize("scale", [-0.3, 0.0, 1.0])
+@pytest.mark.parametrize(("precision", "tolerance"), HALVES)
+def test_any_scale(precision: Precision, tolerance: float, scale: float) -> None:
+    case = Case(AttentionSpec(16, 16, "add", precision), rows=9, keys=70, heads=1, mask_axes="t")
+    q, k, v, mask = inputs(case)
+    y, want = (of(case, q, k, v, mask, scale) for of in (run, expected))
+    assert np.abs(y - want).max() <= 2 * tolerance * np.abs(want).max()  # scores of up to 15
+
+
+def test_queries_have_the_range_of_f16() -> None:
+    """Up to 65504, and beyond where the scale is below 1."""
+    case = Case(AttentionSpec(16, 16, precision="f16"), rows=16, keys=70, heads=1)
+    q, k, v, mask = inputs(case)
+    k *= np.float32(1e-4)
+    for largest, scale in ((6e4, 1.0), (4e5, 0.125)):
+        q *= np.float32(largest) / np.abs(q).max()
+        y, want = (of(case, q, k, v, mask, scale) for of in (run, expected))
+        assert np.abs(y - want).max() <= 5e-3 * np.abs(want).max()  # k has few bits
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), HALVES)
+@pytest.mark.parametrize("step", [-0.2, 0.05, 0.6])
+def test_bases_rise_where_they_must(precision: Precision, tolerance: float, step: float) -> None:
+    """Scores that fall from key to key, rise so slowly that a base may stay, and so fast that
+    weights by it would be infinite."""
+    case = Case(AttentionSpec(16, 16, precision=precision), rows=16, keys=200, heads=1)
+    q, k, v, mask = inputs(case)
+    q[..., 0], k[..., 0] = 4, np.arange(200) * np.float32(step)
+    q[..., 8:, :] = np.flip(q[..., 8:, :], -1)  # rows of a warp that differ
+    y, want = (of(case, q, k, v, mask, 0.25) for of in (run, expected))
+    assert np.abs(y - want).max() <= 20 * tolerance * np.abs(want).max()  # scores of up to 120
+
+
+def test_small_weights_keep_their_bits() -> None:
+    """Of f16, beside a key whose weight is all but the whole and whose value is 0."""
+    case = Case(AttentionSpec(16, 16, precision="f16"), rows=16, keys=70, heads=1)
+    q, k, v, mask = inputs(case)
+    q[:], k[:] = 0, 0
+    q[..., 0], k[..., 0, 0], v[..., 0, :] = 1, 12.5, 0
+    y, want = (of(case, q, k, v, mask, 1.0) for of in (run, expected))
     assert np.abs(y - want).max() <= 1e-3 * np.abs(want).max()
 
 

@@ -7,6 +7,7 @@ from abqc.codegen.gpu.arch import ALL, SM_75, SM_80, SM_90A, GpuArch, by_name
 from abqc.codegen.gpu.assembly.compile import Ptx, assemble, compile_ptx, disassemble
 from abqc.codegen.gpu.assembly.tools import find_tool
 from abqc.codegen.gpu.builder import POINTER, kernel
+from abqc.codegen.gpu.rolled_loops import keep_rolled
 from abqc.dialects.mlir import ir
 from abqc.errors import CompileError
 
@@ -70,6 +71,19 @@ def test_kernels_are_entries_with_their_launch_shape() -> None:
 def test_loads_and_stores_are_of_global_memory() -> None:
     text = compiled(SM_80, scale).text
     assert "ld.global" in text and "st.global" in text
+
+
+def thrice(module: ir.Module, arch: GpuArch) -> None:
+    """Three turns, which LLVM would write out."""
+    arguments = [POINTER]
+    with kernel(module, arch, "thrice", arguments, threads=32) as (b, _, x), b.loop(0, 3) as loop:
+        keep_rolled(loop)
+        b.store(b.load(x, "f32", loop.i * 4) * 2.0, x, loop.i * 4)
+
+
+def test_a_loop_is_kept_rolled() -> None:
+    text = compiled(SM_80, thrice).text
+    assert text.count("ld.global") == 1 and '.pragma "nounroll"' in text and "bra" in text
 
 
 @needs_ptxas

@@ -264,3 +264,13 @@ def test_nothing_spills(arch, width):
             )
             kernel = strategy.kernel(spec, largest)
             assert not spills(arch, kernel)
+
+
+def test_two_turns_are_the_loop_of_many():
+    def products(k: int) -> int:
+        spec = MatmulSpec(64, k, parse_scheme("w4:channel"), parse_scheme("a8"))
+        text = compile_kernel(SM_80, Int8Matmul().kernel(spec, SMALL)).text
+        assert '.pragma "nounroll"' in text
+        return text.count("mma.sync")
+
+    assert products(128) == products(4096)

@@ -70,6 +70,40 @@ def test_weights_lie_in_huge_pages(library) -> None:
         check(model)
 
 
+# No page of the file is huge, and mremap fails once its target is unmapped, as it may where memory
+# is short.
+FAILS_LATE = """
+#include <errno.h>
+#include <stdio.h>
+#include <sys/mman.h>
+FILE *fopen(const char *path, const char *mode) {
+    return fmemopen("nothing", 7, "r");
+}
+void *mremap(void *from, size_t size, size_t new_size, int flags, ...) {
+    __builtin_va_list more;
+    __builtin_va_start(more, flags);
+    munmap(__builtin_va_arg(more, void *), new_size);
+    __builtin_va_end(more);
+    errno = ENOMEM;
+    return MAP_FAILED;
+}
+"""
+
+
+def test_weights_that_cannot_be_moved_are_read_still(tmp_path: Path) -> None:
+    path = handmade.build(
+        tmp_path / "model.so",
+        FAILS_LATE + HOST,
+        META,
+        weights=[("weights", WEIGHTS)],
+        manifest={"huge_pages": True},
+    )
+    with abqc.load(path) as model:
+        with pytest.raises(AbqcError, match="cannot put weights into huge pages: Cannot allocate"):
+            abqc.load(path, huge_pages=True)
+        check(model)
+
+
 def test_who_takes_none() -> None:
     for path in (handmade.layer(), fake_gpu.layer()):
         with pytest.raises(InputError, match="huge pages"):

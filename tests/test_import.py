@@ -110,6 +110,33 @@ def test_shape_arithmetic_becomes_views(tmp_path: Path) -> None:
     assert counts["arith.divsi"] == 0
 
 
+def test_counts_of_a_tile_and_pads_are_followed(tmp_path: Path) -> None:
+    """PyTorch's repeat_interleave takes the counts from a OneHot of sizes, its pads a transpose."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[b, s, 4] x) => (float[a, c, d] y, float[e, f, g] z)
+        <int64[1] at = {1}, int64 depth = {3}, int64[1] one = {1}, int64[2] pairs = {-1, 2},
+         int64[1] first = {0}, int64[1] last = {-1}, int64[1] end = {-9223372036854775807},
+         int64[1] zero = {0}, int64[3] zeros = {0, 0, 0}, int64[1] all = {-1}>
+        {
+          s = Shape <start = 1, end = 2> (x)
+          pair = Concat <axis = 0> (one, s)
+          counts = OneHot (at, depth, pair)
+          row = Reshape (counts, all)
+          y = Tile (x, row)
+          none = ConstantOfShape <value = int64[1] {0}> (zero)
+          pads = Concat <axis = 0> (zeros, s, zero, zero, none)
+          two = Reshape (pads, pairs)
+          back = Slice (two, last, end, first, last)
+          turned = Transpose <perm = [1, 0]> (back)
+          whole = Reshape (turned, all)
+          z = Pad (x, whole)
+        }"""
+    )
+    shapes = [spec.shape for spec in imported(model, tmp_path).outputs]
+    assert shapes == [("b", "s*s", 4), ("b", "2*s", 4)]
+
+
 def test_pinned_shapes(tmp_path: Path) -> None:
     result = imported(models.attention(), tmp_path, shapes={"x": (1, 16, 8)})
     assert result.inputs[0].shape == result.outputs[0].shape == (1, 16, 8)

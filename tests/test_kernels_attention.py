@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -150,14 +150,15 @@ CASES = [
     Case(PLAIN, MOST_FEW + 1, 47, heads=6, group=2, room=3),
     Case(PLAIN, 130, 97, batch=2),
     Case(PLAIN, 2, 0),
-    Case(PLAIN, 9, 0),
+    Case(PLAIN, MOST_FEW + 1, 0),
     Case(AttentionSpec(5, 33), 1, 70, heads=3),
     Case(AttentionSpec(5, 33), 70, 50, heads=3, rows_first=True),
+    Case(AttentionSpec(40, 7, "add"), 36, 50, heads=2, mask_axes="mt"),
     Case(AttentionSpec(40, 7, "add"), 4, 600, heads=2, mask_axes="mt"),
     Case(AttentionSpec(40, 7, "add"), 65, 49, heads=4, group=2, mask_axes="bt", batch=3),
-    Case(AttentionSpec(17, 80, "add"), 20, 30, rows_first=True, mask_axes="bhm"),
+    Case(AttentionSpec(17, 80, "add"), 34, 30, rows_first=True, mask_axes="bhm"),
     Case(AttentionSpec(17, 80, "replace"), 3, 90, mask_axes="bhmt"),
-    Case(AttentionSpec(17, 80, "replace", True), 30, 90, mask_axes="mt"),
+    Case(AttentionSpec(17, 80, "replace", True), 35, 90, mask_axes="mt"),
 ]
 
 
@@ -184,7 +185,7 @@ def test_rows_without_a_score(isa: Isa, m: int, guarded: bool) -> None:
 
 
 @each_isa
-@pytest.mark.parametrize("m", [1, 20])
+@pytest.mark.parametrize("m", [1, 40])
 def test_masks_of_large_finite_numbers(isa: Isa, m: int) -> None:
     case = Case(AttentionSpec(32, 32, "add"), m, 130)
     q, k, v, mask = case.random()
@@ -197,6 +198,22 @@ def test_masks_of_large_finite_numbers(isa: Isa, m: int) -> None:
     mask[:] = lowest  # all scores are the same number then
     means = np.broadcast_to(v.mean(axis=2, keepdims=True), (*q.shape[:3], 32))
     np.testing.assert_allclose(run(case, isa, q, k, v, mask), means, rtol=0, atol=3e-6)
+
+
+@each_isa
+@pytest.mark.parametrize("hidden", [-np.inf, np.finfo(np.float32).min])
+def test_a_few_rows_have_the_numbers_of_each_alone(isa: Isa, hidden: float) -> None:
+    """Also where the last ones of a run see keys of one split more."""
+    t, m = SPLIT_KEYS + 3, MOST_FEW // 4
+    case = Case(AttentionSpec(24, 24, "add"), m, t, heads=2, mask_axes="mt")
+    q, k, v, mask = case.random()
+    mask[:] = np.where(np.arange(t) > np.arange(m)[:, None] + t - m, hidden, mask)
+    together = run(case, isa, q, k, v, mask)
+    for row, seen in enumerate(range(t - m + 1, t + 1)):
+        one = replace(case, m=1, t=seen)
+        only = [q[:, :, row : row + 1], k[:, :, :seen], v[:, :, :seen]]
+        alone = run(one, isa, *only, mask[:, :, row : row + 1, :seen])
+        np.testing.assert_array_equal(alone[:, :, 0], together[:, :, row])
 
 
 @each_isa

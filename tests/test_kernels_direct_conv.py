@@ -23,6 +23,9 @@ CASES = [
     (ConvSpec(1, 8, 3, (3, 3), (1, 1), (1, 1)), (1, 30, 80), (1, 1, 1, 1)),
     (ConvSpec(1, 20, 7, (1, 1), (1, 1), (1, 1)), (1, 1, OUTPUTS + 5), (0, 0, 0, 0)),
     (ConvSpec(2, 15, 7, (1, 1), (1, 1), (1, 1)), (2, 1, OUTPUTS + 50), (0, 0, 0, 0)),
+    # A pixel beside a tile, and one where there is none.
+    (ConvSpec(1, 9, 5, (1, 1), (1, 1), (1, 1)), (2, 1, 49), (0, 0, 0, 0)),
+    (ConvSpec(1, 8, 6, (1, 1), (1, 1), (1, 1)), (1, 1, 33), (0, 0, 0, 0)),
     # A last tile of every width.
     *(
         (ConvSpec(1, outputs, 3, (1, 1), (1, 1), (1, 1)), (1, 1, 16 * k + 3), (0, 0, 0, 0))
@@ -58,6 +61,7 @@ CASES = [
     (ConvSpec(1, 45, 33, (3, 3), (1, 1), (1, 1)), (2, 17, 35), (1, 1, 1, 1)),
     (ConvSpec(1, 150, 32, (3, 3), (1, 1), (1, 1)), (1, 8, 40), (0, 2, 1, 0)),
     (ConvSpec(1, 32, 257, (3, 3), (1, 1), (1, 1)), (3, 5, 6), (0, 0, 0, 0)),
+    (ConvSpec(1, 13, 8, (3, 3), (1, 1), (1, 1)), (5, 3, 9), (1, 1, 1, 1)),
     # Images without columns.
     (ConvSpec(6, 1, 1, (5, 5), (2, 2), (1, 1)), (1, 9, 0), (2, 3, 2, 3)),
     (ConvSpec(1, 32, 16, (3, 3), (1, 1), (1, 1)), (1, 3, 0), (2, 2, 2, 2)),
@@ -167,15 +171,15 @@ def test_agrees(
     kernel = kernel_of(spec, epilogue)
     parts: tuple[int, ...] = ()
     if spec.winograd:
-        reach = -(-height // 2) * -(-width // 2)
-        parts = -(-reach // kernel.block[1]), -(-spec.blocks // kernel.block[2])
-        if epilogue is not None and parts[0]:  # parts of a block; the last ones have no tiles
-            parts = parts[0] + 9, spec.blocks
+        reach = batch * -(-height // 2) * -(-width // 2)
+        parts = batch, -(-reach // kernel.block[1]), -(-spec.blocks // kernel.block[2])
+        if epilogue is not None and reach:  # parts of a block; the last ones have no tiles
+            parts = batch, parts[1] + 9, spec.blocks
     y = np.full(expected.size + 16, np.nan, np.float32)
     counts = spec.groups, spec.outputs, spec.channels
     jit(isa, spec, epilogue).run(
         kernel.name,
-        batch * prod(parts) if parts else kernel.grid(batch, reach, spec.blocks),
+        prod(parts[1:]) if parts else kernel.grid(batch, reach, spec.blocks),
         [
             *(planes.reshape(-1), spec.pack_weight(w), bias),
             *(each.reshape(-1) for each in inputs),
@@ -185,6 +189,60 @@ def test_agrees(
     )
     assert np.isnan(y[-16:]).all()
     assert (np.abs(y[:-16].reshape(expected.shape) - expected) <= allowed).all()
+
+
+# As above.
+PATCH_CASES = [
+    (ConvSpec(1, 37, 5, (3, 3), (2, 2), (1, 1)), (3, 7, 9), (1, 1, 0, 1)),
+    (ConvSpec(1, 16, 3, (1, 1), (3, 2), (1, 1)), (2, 13, 8), (0, 0, 0, 0)),
+    (ConvSpec(1, 23, 4, (2, 3), (1, 1), (2, 1)), (1, 6, 40), (0, 0, 1, 1)),
+]
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("epilogue", [None, EPILOGUE], ids=["alone", "epilogue"])
+@pytest.mark.parametrize(("spec", "size", "pads"), PATCH_CASES)
+def test_patches_give_the_same(
+    isa: Isa,
+    spec: ConvSpec,
+    size: tuple[int, int, int],
+    pads: tuple[int, int, int, int],
+    epilogue: Epilogue | None,
+) -> None:
+    """As the kernel over the same planes, which they stand in for."""
+    rng = np.random.default_rng(1)
+    batch, *image = size
+    n = spec.outputs
+    planes = planes_of(rng.standard_normal((batch, spec.channels, *image), np.float32), spec, pads)
+    w = spec.pack_weight(rng.standard_normal((n, spec.channels, *spec.window), np.float32))
+    rows, pitch = planes.shape[3:]
+    height, width = (
+        (extent + pads[axis] + pads[axis + 2] - reach - 1) // stride + 1
+        for axis, (extent, reach, stride) in enumerate(
+            zip(image, spec.reach, spec.strides, strict=True)
+        )
+    )
+    shapes = ((batch, n, height, width), (batch, n), (n,), (batch,), (1,))
+    inputs = [rng.uniform(-1, 1, prod(shape)).astype(np.float32) for shape in shapes]
+    given = [planes.reshape(-1), w, rng.standard_normal(n, np.float32)]
+    given += inputs if epilogue is not None else []
+    outputs = batch * height * width
+    direct, patches = kernel_of(spec, epilogue), CpuTarget().patch_conv(spec, epilogue)
+    assert patches is not None and spec.reads_images is False
+    parts = -(-outputs // patches.block[1]) + (3 if epilogue is not None else 0)
+    block_parts = 1 if epilogue is None else patches.block[2]
+    reach = (height - 1) * pitch + width
+    jit, made = compile_jit(isa, [direct, patches]), []
+    for kernel, grid, cut in (
+        (direct, direct.grid(batch, reach, spec.blocks), ()),
+        (patches, parts * block_parts, (batch, parts, block_parts)),
+    ):
+        y = np.full(n * outputs + 16, np.nan, np.float32)
+        sizes = 1, n, spec.channels, pitch, rows * pitch, height, width, *cut, outputs
+        jit.run(kernel.name, grid, [*given, y[:-16], *sizes])
+        assert np.isnan(y[-16:]).all()
+        made.append(y[:-16])
+    np.testing.assert_allclose(made[1], made[0], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)

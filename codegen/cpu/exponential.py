@@ -1,19 +1,16 @@
 """exp of numbers that are not positive, as a softmax has them: half the instructions of any exp.
 
-Cephes' reduction (arithmetic/polynomials.py), and a polynomial of one degree less, which is within
-3e-9 (Lawson's iteration). 2^n is one instruction where there is VSCALEFPS. Elsewhere it comes from
-the bits of the sum that rounds to n; as n <= 0, a factor keeps it normal, and taking that off
-rounds once, where the result is subnormal.
+Reduction and polynomial are those of exp (arithmetic/polynomials.py). 2^n is one instruction where
+there is VSCALEFPS. Elsewhere it comes from the bits of the sum that rounds to n; as n <= 0, a
+factor keeps it normal, and taking that off rounds once, where the result is subnormal.
 """
 
 from __future__ import annotations
 
-from ..arithmetic.polynomials import F32_MANTISSA_BITS, F32_MAX_EXPONENT, LOG2_E, LOG_2
+from ..arithmetic.polynomials import EXP_SUM, F32_MANTISSA_BITS, F32_MAX_EXPONENT, LOG2_E, LOG_2
 from ..builder import Builder, Value, vec
 from .float_products.tile import multiply_add
 
-# e^f for |f| <= log 2 / 2; the highest power comes first.
-EXP = (1.3814540e-3, 8.3687452e-3, 4.1668391e-2, 1.6666520e-1, 4.9999993e-1, 1.0, 1.0)
 FACTOR = 64  # as a power of two
 # Of f32 from 2^23 on the last bit counts ones.
 ROUND = 1.5 * 2.0**F32_MANTISSA_BITS
@@ -36,8 +33,8 @@ def exp_of_negative(b: Builder, x: Value) -> Value:
     n = rounded - round_
     for part in LOG_2:
         x = multiply_add(b, n, constant(-part), x)
-    power = constant(EXP[0])
-    for coefficient in EXP[1:]:
+    power = constant(EXP_SUM[0])
+    for coefficient in EXP_SUM[1:]:
         power = multiply_add(b, power, x, constant(coefficient))
     if scales:
         name, all_lanes = "llvm.x86.avx512.mask.scalef.ps.512", b.const(-1, "i16")

@@ -300,6 +300,10 @@ class GpuBuilder(Emitter):
 
     # Instructions
 
+    def undefined(self, type_: str) -> Value:
+        """Any value: of a register that is written before it is read."""
+        return Value(llvm.UndefOp(type_of(type_)).result)
+
     def asm(
         self,
         text: str,

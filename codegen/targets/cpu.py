@@ -32,6 +32,7 @@ from ..cpu.float_products.direct_conv import direct_conv_kernel
 from ..cpu.float_products.image_conv import image_conv_kernel
 from ..cpu.float_products.matmul import FloatMatmul
 from ..cpu.float_products.matrix import Stored
+from ..cpu.float_products.patch_conv import patch_conv_kernel
 from ..cpu.float_products.polyphase import polyphase_kernel
 from ..cpu.float_products.winograd_conv import winograd_conv_kernel
 from ..cpu.fused_product import fused_product_kernel
@@ -242,6 +243,10 @@ class CpuTarget:
             return image_conv_kernel(spec, epilogue)
         make = depthwise_conv_kernel if spec.depthwise else direct_conv_kernel
         return make(spec, epilogue)
+
+    def patch_conv(self, spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernel | None:
+        """The kernel that does the same by vectors of output channels, where it has one."""
+        return patch_conv_kernel(spec, epilogue) if spec.may_take_patches else None
 
     def max_pool(self, spec: PoolSpec) -> Kernel | None:
         """The kernel of a pool of images in f32, where it has one (passes/convert_max_pool.py)."""

@@ -270,6 +270,9 @@ class CudaTarget:
     def direct_conv(self, spec: ConvSpec, epilogue: Epilogue | None = None) -> None:
         """None: convolutions are products with patches."""
 
+    def patch_conv(self, spec: ConvSpec, epilogue: Epilogue | None = None) -> None:
+        """None, likewise."""
+
     def max_pool(self, spec: PoolSpec) -> None:
         """None: pools are loops."""
 

@@ -158,6 +158,11 @@ class Target(Protocol):
         """The kernel of a convolution in float that reads planes (passes/direct_conv.py)."""
         ...
 
+    def patch_conv(self, spec: ConvSpec, epilogue: Epilogue | None = None) -> Kernel | None:
+        """The kernel that does the same by vectors of output channels, for small images
+        (`ConvSpec.patches_pay`)."""
+        ...
+
     def max_pool(self, spec: PoolSpec) -> Kernel | None:
         """The kernel of a pool of images in f32."""
         ...

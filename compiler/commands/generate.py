@@ -10,6 +10,11 @@ it is, or with --chat as a message in the model's chat template. The text ends w
 which generation_config.json, config.json or tokenizer_config.json beside the tokenizer name, with a
 text of --stop, after --max-tokens, or where the context that config.json states is full. The
 likeliest token is taken unless --temperature is given.
+
+With --draft, what followed the last tokens where they were before, in the prompt or the text, is
+tried in the same run as the next one, and kept as far as it is what would have come: texts that
+repeat come several tokens at a time. A run of 4 tokens takes a third longer than one of one on a
+CPU, so 3 is a good number. The library must have the logits of all tokens (no --last-logits).
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ EXAMPLES = """examples:
   abqc generate model.so --prompt "The capital of France is" --max-tokens 32
   abqc generate model.so --chat --prompt "Why is the sky blue?"
   abqc generate model.so --prompt "Once upon a time" --temperature 0.8 --top-p 0.95 --seed 7
+  abqc generate model.so --draft 3 --prompt - < function_to_rewrite.txt
   abqc generate model.so --tokenizer tokenizer.json --stop "<|im_end|>" --prompt - < chat.txt
 """
 
@@ -84,6 +90,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="with --temperature: another seed, another text (default: 0)",
     )
+    parser.add_argument(
+        "--draft",
+        metavar="N",
+        type=token_count,
+        default=0,
+        help="try N tokens that followed before together with the next one (default: none)",
+    )
     add_device(parser)
     add_threads(parser)
     add_huge_pages(parser)
@@ -121,6 +134,7 @@ def run(args: argparse.Namespace) -> int:
         stop=args.stop,
         context=facts.context,
         special_tokens=not args.chat,
+        draft=args.draft,
     )
     if not generation.has_caches:
         print("note: no caches, so every token runs the whole sequence", file=sys.stderr)

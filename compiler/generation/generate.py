@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from abqc.compiler.generation.detokenizer import Detokenizer, StopTexts
+from abqc.compiler.generation.prompt_lookup import PromptLookup
 from abqc.errors import InputError
 from abqc.runtime.decoder import Decoder, Runnable
 
@@ -17,10 +18,15 @@ DEFAULT_TOKENS = 256
 
 @dataclass
 class Timing:
-    """Tokens of the prompt and made ones; seconds until the first of these, and until the last."""
+    """Tokens of the prompt and made ones; seconds until the first of these, and until the last.
+
+    Of the made ones `guessed` were in drafts, which had `drafted` tokens.
+    """
 
     prompt: int
     made: int = 0
+    drafted: int = 0
+    guessed: int = 0
     first: float = 0.0
     last: float = 0.0
 
@@ -31,6 +37,8 @@ class Timing:
             text += f"{self.first:.3f} s; generated {self.made} tokens"
         if self.made > 1:
             text += f", {(self.made - 1) / (self.last - self.first):.1f} tokens/s"
+        if self.drafted:
+            text += f"; {self.guessed} of {self.drafted} drafted tokens were right"
         return text
 
 
@@ -44,6 +52,12 @@ class TextGeneration:
     none of its own to the prompt: those of a chat template are in it. `rest()` is the text that an
     interrupted iteration holds back. InputError where the model is no decoder, the prompt is empty
     or fills the context, or the tokenizer has more tokens than the model.
+
+    With a `draft`, so many tokens that followed the last ones before (`PromptLookup`) are run
+    together with the one that comes, and those that the sampler takes stay. The sampler is asked
+    for every token once and in order: it makes the same of the same logits. These are those that
+    tokens get one by one, to the bit or to rounding (docs/numerics.md, "Rows of a run").
+    InputError where the model cannot (`Decoder.check_drafts`).
     """
 
     def __init__(
@@ -58,11 +72,16 @@ class TextGeneration:
         stop: Sequence[str] = (),
         context: int | None = None,
         special_tokens: bool = True,
+        draft: int = 0,
     ) -> None:
         self._ids = _encode(tokenizer, prompt, special_tokens)
         self._sampler = sampler
         self._decoder = Decoder(model, room=len(self._ids) + max_tokens)
         _check_vocabulary(tokenizer, self._ids, self._decoder.vocabulary)
+        if draft:
+            self._decoder.check_drafts()
+        self._draft = draft
+        self._lookup = PromptLookup(self._ids if draft else ())
         self._max_tokens = max_tokens
         known = [size for size in (context, self._decoder.limit) if size is not None]
         self._room = min(known) - len(self._ids) if known else max_tokens
@@ -85,19 +104,46 @@ class TextGeneration:
 
     def __iter__(self) -> Iterator[str]:
         started = time.perf_counter()
-        ids = self._ids
-        while not self.ended_by:
-            token = self._sampler(self._decoder.step(ids))
+        for token in self._tokens():
             self._note(time.perf_counter() - started)
-            ids = [token]
             if token in self._end:
                 self.ended_by = "end token"
                 break
             if text := self._stop.add(self._text.add(token)):
                 yield text
             self.ended_by = self._why_to_end()
+            if self.ended_by:
+                break
         if text := self.rest():
             yield text
+
+    def _tokens(self) -> Iterator[int]:
+        """What the sampler takes, until something has ended the text."""
+        new = self._ids
+        while not self.ended_by:
+            draft = self._guess()
+            logits = self._decoder.step_each([*new, *draft]) if draft else [self._decoder.step(new)]
+            right = 0
+            for row, guess in zip(logits, [*draft, None], strict=True):
+                token = self._sampler(row)
+                new = [token]
+                right += token == guess
+                self.timing.guessed += token == guess
+                self._lookup.add(token)
+                yield token
+                if token != guess:
+                    break
+            if draft:
+                self._decoder.take_back(len(draft) - right)
+
+    def _guess(self) -> list[int]:
+        """What may come after the token that runs next; no more than there is room for."""
+        most = min(self._max_tokens, self._room) - self.timing.made - 1
+        if not self.timing.made or min(self._draft, most) < 1:
+            return []
+        draft = self._lookup.draft(min(self._draft, most))
+        self.timing.drafted += len(draft)
+        return draft
 
     def rest(self) -> str:
         """What is held back of the text: an incomplete character, the beginning of a stop text."""

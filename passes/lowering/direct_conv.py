@@ -8,11 +8,13 @@ from typing import Any
 from abqc.dialects import abq
 from abqc.dialects.abq_conv import conv_spec, epilogue_inputs
 from abqc.dialects.bf16_conv_spec import SLACK, Bf16ConvSpec
-from abqc.dialects.conv_spec import WINOGRAD_EDGE, WINOGRAD_LEAST_TILES, ConvSpec
-from abqc.dialects.mlir import arith, ir
+from abqc.dialects.conv_spec import LEAST_SHARE, WINOGRAD_EDGE, ConvSpec
+from abqc.dialects.mlir import arith, ir, scf
 
+from ..infrastructure import constant_index
 from ..loops.epilogues import epilogue
 from ..resolve_dims import index
+from .index_value import IndexValue
 from .rules import Lowering, ceil_div, product
 
 
@@ -67,13 +69,13 @@ def _pair(op: ir.Operation, name: str) -> tuple[int, int]:
 
 
 def lower_direct_conv(low: Lowering, op: ir.Operation) -> None:
-    """The grid counts outputs of an image as its kernel does."""
+    """The grid counts outputs of an image as its kernel does. Where sizes decide which kernel it
+    is, and are not known, the host does."""
     view = op.opview
     spec = conv_spec(view)
     further, made = epilogue_inputs(view), epilogue(op)
     kernel = low.unit.known_target.direct_conv(spec, made)
     assert kernel is not None, "direct-conv asks the target before"
-    low.unit.kernels[kernel.name] = kernel
     batch, _, rows, pitch = low.sizes(view.planes)
     height, width = view.height, view.width
     if spec.window == spec.strides == (1, 1) and not spec.depthwise:
@@ -83,32 +85,81 @@ def lower_direct_conv(low: Lowering, op: ir.Operation) -> None:
     channels = index(spec.groups * spec.outputs)
     reach = _reach(spec, height, width, pitch)
     plane = arith.MulIOp(rows, pitch).result
-    arguments = [low.buffer(value) for value in (view.planes, view.w, view.bias, *further)]
+    buffers = [low.buffer(value) for value in (view.planes, view.w, view.bias, *further)]
     counts = [index(count) for count in (spec.groups, spec.outputs, _depth(spec))]
     y = low.allocate(product([batch, channels, height, width]), ir.F32Type.get())
-    blocks = -(-spec.blocks // kernel.block[2])
-    parts = [ceil_div(reach, kernel.block[1]), index(blocks)]
-    if spec.winograd:
-        parts = parts_for_threads(low.threads, batch, parts, spec.blocks, tiles=reach)
-    grid = product([batch, *parts])
-    cut = parts if spec.winograd else []
-    numbers = [*counts, pitch, plane, height, width, *cut, product([batch, height, width])]
-    low.launch(kernel.name, grid, [*arguments, y, *numbers])
+    arguments = [*buffers, y, *counts, pitch, plane, height, width]
+    outputs = product([batch, height, width])
+    patches = low.unit.known_target.patch_conv(spec, made)
+    pay = False if patches is None else _patches_pay(spec, height, width, pitch)
+    choices = [
+        lambda: _launch_patches(low, patches, arguments, batch, outputs),
+        lambda: _launch(low, spec, kernel, arguments, batch, reach, outputs),
+    ]
+    if isinstance(pay, bool):
+        choices[not pay]()
+    else:
+        branch = scf.IfOp(pay, has_else=True)
+        for block, launch in zip((branch.then_block, branch.else_block), choices, strict=True):
+            with ir.InsertionPoint(block):
+                launch()
+                scf.YieldOp([])
     low.finish(op, y, low.sizes(view.result))
 
 
+def _launch(
+    low: Lowering,
+    spec: ConvSpec,
+    kernel: Any,  # that of codegen/strategy.py
+    arguments: list[ir.Value],
+    batch: ir.Value,
+    reach: ir.Value,
+    outputs: ir.Value,
+) -> None:
+    """`reach`: of an image; `outputs`: of a channel in all of them."""
+    low.unit.kernels[kernel.name] = kernel
+    blocks = index(-(-spec.blocks // kernel.block[2]))
+    if not spec.winograd:
+        grid = product([batch, ceil_div(reach, kernel.block[1]), blocks])
+        low.launch(kernel.name, grid, [*arguments, outputs])
+        return
+    tiles = product([batch, reach])
+    parts = [ceil_div(tiles, kernel.block[1]), blocks]
+    parts = parts_for_threads(low.threads, parts, index(spec.blocks), tiles=tiles)
+    low.launch(kernel.name, product(parts), [*arguments, batch, *parts, outputs])
+
+
+def _launch_patches(
+    low: Lowering, kernel: Any, arguments: list[ir.Value], batch: ir.Value, outputs: ir.Value
+) -> None:
+    """Few outputs are shared out by channels, to no more than there are threads: all of them copy
+    the patches."""
+    low.unit.kernels[kernel.name] = kernel
+    parts = [ceil_div(outputs, kernel.block[1]), index(1)]
+    blocks = arith.MinUIOp(index(kernel.block[2]), low.threads).result
+    parts = parts_for_threads(low.threads, parts, blocks, tiles=outputs)
+    low.launch(kernel.name, product(parts), [*arguments, batch, *parts, outputs])
+
+
+def _patches_pay(spec: ConvSpec, *sizes: ir.Value) -> bool | ir.Value:
+    """`ConvSpec.patches_pay`, a value where a size is not known."""
+    known = [constant_index(size) for size in sizes]
+    if None in known:
+        return spec.patches_pay(*map(IndexValue, sizes))
+    return bool(spec.patches_pay(*known))
+
+
 def parts_for_threads(
-    threads: ir.Value, batch: ir.Value, parts: list[ir.Value], blocks: int, *, tiles: ir.Value
+    threads: ir.Value, parts: list[ir.Value], blocks: ir.Value, *, tiles: ir.Value
 ) -> list[ir.Value]:
-    """`parts` of an image's `tiles` and of the `blocks` of channels, or more of them, so that all
+    """`parts` of all images' `tiles` and of the `blocks` of channels, or more of them, so that all
     threads have as many: rather of tiles, as parts of blocks transform the same inputs."""
     least, block_parts = parts
-    few = arith.CmpIOp(arith.CmpIPredicate.ult, product([batch, *parts]), threads).result
-    block_parts = arith.SelectOp(few, index(blocks), block_parts).result
-    others = arith.MaxUIOp(product([batch, block_parts]), index(1)).result
-    rounds = arith.CeilDivUIOp(product([others, least]), threads).result
-    wanted = arith.CeilDivUIOp(product([rounds, threads]), others).result
-    wanted = arith.MinUIOp(wanted, ceil_div(tiles, WINOGRAD_LEAST_TILES)).result
+    few = arith.CmpIOp(arith.CmpIPredicate.ult, product(parts), threads).result
+    block_parts = arith.SelectOp(few, blocks, block_parts).result
+    rounds = arith.CeilDivUIOp(product([block_parts, least]), threads).result
+    wanted = arith.CeilDivUIOp(product([rounds, threads]), block_parts).result
+    wanted = arith.MinUIOp(wanted, ceil_div(tiles, LEAST_SHARE)).result
     return [arith.MaxUIOp(least, wanted).result, block_parts]
 
 

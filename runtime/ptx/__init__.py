@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .device import Device, run_kernel
+from .device import Device, Unwritten, run_kernel
 from .errors import PtxFault, PtxSyntaxError
 from .module import Kernel, PtxModule
 from .parser import parse
@@ -13,6 +13,7 @@ __all__ = [
     "PtxFault",
     "PtxModule",
     "PtxSyntaxError",
+    "Unwritten",
     "parse",
     "run_kernel",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -25,6 +26,23 @@ from .tensor_map import encode_tiled
 # Lanes of a batch: enough to make numpy's calls cheap, few enough for registers to stay in caches.
 _BATCH_LANES = 8_192
 _BATCH_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class Unwritten:
+    """A buffer that a kernel is to write before anybody reads it: reading it is a fault, and what
+    is left of it is poison."""
+
+    count: int
+    dtype: type = np.float32
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * np.dtype(self.dtype).itemsize
+
+    @property
+    def shape(self) -> tuple[int]:
+        return (self.count,)
 
 
 class Device:
@@ -228,24 +246,25 @@ def run_kernel(
     name: str,
     grid: int | Dim3,
     threads: int | Dim3,
-    arguments: Sequence[np.ndarray | int | float],
+    arguments: Sequence[np.ndarray | Unwritten | int | float],
     shared_bytes: int = 0,
     *,
     device: Device | None = None,
     counters: Any = None,
     maps: Sequence[TensorParameter] = (),
 ) -> list[np.ndarray]:
-    """Runs one kernel on buffers made of the arrays; returns the arrays as they are afterwards.
+    """Runs one kernel on buffers made of the arrays; returns these as they are afterwards.
     `maps`: of its parameters, behind the arguments."""
     device = device or Device()
     module = _parsed(text)
     addresses: list[int] = []
     parameters: list[Any] = []
     for argument in arguments:
-        if isinstance(argument, np.ndarray):
+        if isinstance(argument, np.ndarray | Unwritten):
             addresses.append(device.allocate(argument.nbytes))
-            device.write(addresses[-1], argument)
             parameters.append(addresses[-1])
+            if isinstance(argument, np.ndarray):
+                device.write(addresses[-1], argument)
         else:
             parameters.append(argument)
     if name not in module.kernels:
@@ -254,7 +273,7 @@ def run_kernel(
     device.launch(
         module.kernels[name], _dim3(grid), _dim3(threads), parameters, shared_bytes, counters
     )
-    arrays = [argument for argument in arguments if isinstance(argument, np.ndarray)]
+    arrays = [argument for argument in arguments if isinstance(argument, np.ndarray | Unwritten)]
     results = [
         device.read(address, array.nbytes).view(array.dtype).reshape(array.shape)
         for address, array in zip(addresses, arrays, strict=True)

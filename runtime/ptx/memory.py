@@ -23,6 +23,7 @@ WINDOW_BYTES = 1 << 32
 
 _WORD = 4
 # States of a byte: a bit for "exists", a bit for "was written".
+POISON = 0xFF  # of bytes that nobody wrote: NaN in every format of floats
 _EXISTS = 0x01
 _WRITTEN = 0x03
 _EXISTS_8 = 0x0101_0101_0101_0101
@@ -228,6 +229,7 @@ class GlobalMemory(Memory):
         self._names[start] = name
         self.used += nbytes
         self.state[start : start + nbytes] = _EXISTS
+        self.data[start : start + nbytes] = POISON
         return GLOBAL_BASE + start
 
     def _hole(self, nbytes: int) -> int:
@@ -260,7 +262,7 @@ class GlobalMemory(Memory):
         self.writers[place // _WORD : -(-(place + len(data)) // _WORD)] = 0
 
     def read(self, address: int, nbytes: int) -> np.ndarray:
-        """A copy. Hosts copy whole buffers: bytes that nobody wrote are no fault here."""
+        """A copy. Hosts copy whole buffers: unwritten bytes are poison, and no fault."""
         place = self._range(address, nbytes, "read")
         return self.data[place : place + nbytes].copy()
 

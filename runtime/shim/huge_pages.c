@@ -27,6 +27,9 @@
 #define HUGE ((uintptr_t)2 << 20)
 #define SWITCH "/sys/kernel/mm/transparent_hugepage/enabled"
 
+#ifndef MAP_FIXED_NOREPLACE
+#define MAP_FIXED_NOREPLACE 0x100000 /* Linux 4.17 */
+#endif
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22 /* Linux 5.14 */
 #endif
@@ -134,6 +137,19 @@ static bool in_pages_of_the_file(region *wanted) {
 
 /* ---- a copy ---- */
 
+/* Puts a copy where nothing is mapped any more: an mremap that fails late has unmapped its target. */
+static void fill_hole(uintptr_t begin, const char *from, size_t bytes) {
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
+    char *memory = mmap((void *)begin, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (memory == MAP_FAILED) return; /* the weights are there still */
+    if (memory == (char *)begin) {
+        memcpy(memory, from, bytes);
+        mprotect(memory, bytes, PROT_READ);
+    } else { /* before Linux 4.17, where something is mapped */
+        munmap(memory, bytes);
+    }
+}
+
 /* Other threads may read the weights meanwhile: the mapping changes in one system call. */
 static int32_t copy(region *wanted) {
     size_t bytes = wanted->end - wanted->begin;
@@ -153,6 +169,7 @@ static int32_t copy(region *wanted) {
     }
     if (moved != MAP_FAILED) return ABQC_OK;
     int why = errno;
+    fill_hole(wanted->begin, place, bytes);
     munmap(place, bytes);
     return abqc_error(ABQC_E_MEMORY, "cannot put weights into huge pages: %s", strerror(why));
 }

@@ -42,6 +42,7 @@ from models.fetch import Unavailable, fetch
 
 RECIPES = ("none", "none:bf16", "w8a8", "w4a8", "w2a8")
 FEW_BITS = ("w8a8", "w4a8", "w2a8")
+EMBEDDING_TOO = "w4a8 embed=w6"  # and with it the head, a fifth of the weights
 LAST_LOGITS = "--last-logits"
 ROUNDS = 7
 PROMPT, GENERATED = 128, 32
@@ -294,11 +295,11 @@ def decoders(bench: Bench, name: str, threads: int) -> dict[str, Callable[[], An
         return Llama(requantized(Path(source), kind, bench.folder), threads, PROMPT + GENERATED)
 
     makers: dict[str, Callable[[], Any]] = {}
-    for recipe in RECIPES:
+    for recipe in (*RECIPES, EMBEDDING_TOO):
         makers[f"abqc {recipe}"] = lambda recipe=recipe: OwnSteps(  # type: ignore[misc]
             bench.library(name, recipe), threads
         )
-    for recipe in FEW_BITS:
+    for recipe in (*FEW_BITS, EMBEDDING_TOO):
         makers[f"abqc {recipe} {LAST_LOGITS}"] = lambda recipe=recipe: OwnSteps(  # type: ignore[misc]
             bench.library(name, recipe, LAST_LOGITS), threads
         )

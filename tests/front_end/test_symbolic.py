@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
+from abqc.compiler.onnx_import.building.regions import made_after
 from abqc.compiler.onnx_import.values import symbolic
 from abqc.compiler.onnx_import.values.symbolic import Dim, Named, parse_dim
 from hypothesis import given
@@ -112,9 +114,22 @@ def test_sizes_made_of_each_other_stay_small() -> None:
         size = symbolic.call("broadcast", size + n, size)
     assert len(str(size)) < 1000
     assert symbolic.is_natural(size) and symbolic.mentions(size, Named("n"))
+    assert not made_after(size, 0)
     swapped = symbolic.replaced(size, {Named("n"): h}.get)
     assert not symbolic.mentions(swapped, Named("n"))
     again = h
     for _ in range(60):
         again = symbolic.call("broadcast", again + n, again)
     assert again == size and hash(again) == hash(size)
+
+
+def test_products_of_long_sums_are_not_multiplied_out() -> None:
+    """A number of elements whose factors no run before knows, as of a padded tensor reshaped."""
+    names = [Named(f"n{i}") for i in range(12)]
+    size, expected = symbolic.ONE, 1
+    for i, (a, b) in enumerate(pairwise(names)):
+        size = size * (Dim.of(a) + symbolic.maximum(Dim.of(b) - 3, symbolic.ZERO) + 1)
+        expected *= i + max(i - 2, 0) + 1
+    assert len(size.terms) <= symbolic.MAX_TERMS
+    assert symbolic.evaluate(size, {name: i for i, name in enumerate(names)}) == expected
+    assert not symbolic.mentions(symbolic.replaced(size, {names[3]: symbolic.ONE}.get), names[3])

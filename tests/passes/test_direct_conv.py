@@ -116,8 +116,13 @@ def test_sizes_known_at_run_time(tmp_path: Path) -> None:
     ("w", "size", "name"),
     [
         ("40x16x3x3xf32", 48 * 16 * 16, "direct_conv_winograd_n40_c16_p1x1"),
-        ("31x16x3x3xf32", 32 * 16 * 9, "direct_conv_n8_w3x3_s1x1_d1x1"),
-        ("40x15x3x3xf32", 40 * 15 * 9, "direct_conv_n8_w3x3_s1x1_d1x1"),
+        ("16x8x3x3xf32", 16 * 8 * 16, "direct_conv_winograd_n16_c8_p1x1"),
+        ("33x512x3x3xf32", 48 * 512 * 16, "direct_conv_winograd_n33_c512_p1x1"),
+        ("40x513x3x3xf32", 40 * 513 * 9, "direct_conv_n8_w3x3_s1x1_d1x1"),
+        # Blocks of which less is filled, and transforms for few products.
+        ("20x12x3x3xf32", 20 * 12 * 9, "direct_conv_n4_w3x3_s1x1_d1x1"),
+        ("8x24x3x3xf32", 8 * 24 * 9, "direct_conv_n8_w3x3_s1x1_d1x1"),
+        ("24x4x3x3xf32", 24 * 4 * 9, "direct_conv_n8_w3x3_s1x1_d1x1"),
         ("40x16x3x1xf32", 40 * 16 * 3, "direct_conv_n8_w3x1_s1x1_d1x1"),
     ],
 )
@@ -137,6 +142,14 @@ def test_one_axis(tmp_path: Path) -> None:
     (op,) = facts("abq.direct_conv")
     assert list(op.operands[0].type.shape) == [1, 3, 1, 24]
     assert list(op.results[0].type.shape) == [1, 4, 20]
+
+
+@pytest.mark.parametrize("element", ["f16", "bf16"])
+def test_weights_in_16_bits_are_widened(tmp_path: Path, element: str) -> None:
+    facts, unit = conv(tmp_path, "1x3x8x9xf32", f"5x3x3x3x{element}", "1x5x8x9xf32")
+    (op,) = facts("abq.direct_conv")
+    assert str(op.operands[1].type) == f"tensor<{6 * 3 * 9}xf32>"
+    assert unit.operations[0]["weight"] == "f32"
 
 
 def test_groups_stay_float(tmp_path: Path) -> None:

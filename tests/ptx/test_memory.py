@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from abqc.runtime.ptx import Device, PtxFault, parse, run_kernel
+from abqc.runtime.ptx import Device, PtxFault, Unwritten, parse, run_kernel
 from abqc.runtime.ptx.memory import GLOBAL_BASE, GlobalMemory
 
 HEADER = ".version 8.6\n.target sm_90a\n.address_size 64\n"
@@ -285,3 +285,11 @@ def test_allocations():
         memory.write(second, np.zeros(201, np.uint8))
     with pytest.raises(PtxFault, match="out of device memory"):
         memory.allocate(1 << 16)
+
+
+def test_what_nobody_wrote_is_poison_and_no_kernel_reads_it():
+    ptx = HEADER + KERNEL.replace("BODY", "ld.global.u32 %r1, [%a];")
+    with pytest.raises(PtxFault, match="never written"):
+        run_kernel(ptx, "k", 1, 64, [Unwritten(256, np.uint32), Unwritten(64)])
+    y = run_kernel(ptx, "k", 1, 32, [A, Unwritten(64, np.uint32)])[1]
+    assert (y[:32] == A[:128:4]).all() and (y[32:] == 0xFFFF_FFFF).all()

@@ -33,7 +33,7 @@ from typing import Any
 from abqc.codegen.builder import INDEX, Builder, Value, buffer, function
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel
-from abqc.dialects.conv_spec import ConvSpec
+from abqc.dialects.conv_spec import FEW_PIXELS, ConvSpec
 from abqc.dialects.epilogue import Epilogue, name_with
 
 from ..grid_block import Span
@@ -41,7 +41,6 @@ from .finish import Finish
 from .tile import broadcast, cover, cover_by_tiles, multiply_add, sum_pairwise
 
 OUTPUTS = 768  # of a grid index
-FEW_PIXELS = 2  # behind the last whole vector; of 7 x 7 outputs one is
 PIXEL_LANES, PIXEL_SUMS = 8, 4  # of what does one: channels, and sums that do not wait for others
 MANY_TAPS = 16  # a window with more is a loop over its rows
 MANY_TAPS_OF_PHASES = 4  # with more, LLVM's schedule of one straight piece spills accumulators
@@ -61,8 +60,28 @@ def _emit(name: str, spec: ConvSpec, epilogue: Epilogue | None, module: Any, isa
         DirectConv(b, spec, finish, x, w, bias, *rest[count:]).emit(i)
 
 
+class OverPlanes:
+    """A body whose window reads planes."""
+
+    b: Builder
+    spec: ConvSpec
+    pitch: Value
+    plane: Value
+
+    def row(self, dy: Value) -> Value:
+        """Where row `dy` of a window begins."""
+        y, stride = dy * self.spec.dilations[0], self.spec.strides[0]
+        phase = y % stride * self.spec.phases[1] if stride > 1 else self.b.index(0)
+        return phase * self.plane + (y // stride if stride > 1 else y) * self.pitch
+
+    def column(self, dx: int | Value) -> Value:
+        """And its column `dx`, from there."""
+        x, stride = dx * self.spec.dilations[1], self.spec.strides[1]
+        return self.plane * (x % stride) + x // stride
+
+
 @dataclass
-class DirectConv:
+class DirectConv(OverPlanes):
     """The body; of other planes than f32 by another `tap`."""
 
     b: Builder
@@ -111,16 +130,24 @@ class DirectConv:
     ) -> None:
         """The sums of a block of channels, the first of which is `channel`, for the outputs from
         `first` to `last`, to the scratch."""
-        b, whole = self.b, last
+        b, start, whole = self.b, first, last
         if self.takes_pixels:
             rest = (last - first) % self.lanes
             whole = b.select(rest <= FEW_PIXELS, last - rest, last)
-            with b.loop(whole, last) as pixels:
+            alone = whole
+            if self.at_once == self.spec.block:  # there are registers for both
+                width = self.vectors * self.lanes
+                beside = (whole < last) & (first + width <= whole)
+                with b.when(beside):
+                    tile = partial(self._tile, planes, block, channel, 0, self.at_once, first)
+                    tile(first, [None] * self.vectors, [whole, last - 1])
+                start, alone = b.select(beside, first + width, first), b.select(beside, last, whole)
+            with b.loop(alone, last) as pixels:
                 self._pixel(planes, block, channel, first, pixels.i)
         for begin in range(0, self.spec.block, self.at_once):
             count = min(self.at_once, self.spec.block - begin)
             tile = partial(self._tile, planes, block, channel, begin, count, first)
-            cover_by_tiles(b, first, whole, self.lanes, self.vectors, tile)
+            cover_by_tiles(b, start, whole, self.lanes, self.vectors, tile)
 
     def first_channel(self) -> Value:
         """From which on `add_up` goes over those of the image."""
@@ -148,16 +175,24 @@ class DirectConv:
         first: Value,
         p: Value,
         masks: list[Value | None],
+        pixels: Sequence[Value] = (),
     ) -> None:
         """`count` channels of a block from channel `begin` on, for the outputs from `p` on: a
-        vector for each of `masks`, which say how much of it there is."""
+        vector for each of `masks`, which say how much of it there is. Beside them, of a window of
+        one tap, the outputs `pixels` of all channels of the block."""
         b, spec, lanes, vectors = self.b, self.spec, self.lanes, len(masks)
+        sums = count * vectors
         start = self.start(channel, begin, count, p - first, masks)
+        start += [self._pixel_bias(channel)] * len(pixels)
         taps = list(product(range(spec.window[0]), range(spec.window[1])))
         with b.loop(self.first_channel(), self.channels, carry=start) as channels:
             at = (planes + channels.i * self.phases) * self.plane + p
             w_at = ((block * self.channels + channels.i) * len(taps)) * spec.block + begin
-            acc = list(channels.args)
+            acc, beside = channels.args[:sums], channels.args[sums:]
+            beside = [
+                self._add_pixel(total, planes, block, channels.i, pixel)
+                for total, pixel in zip(beside, pixels, strict=True)
+            ]
             if len(taps) <= self.most_taps:
                 for tap, (dy, dx) in enumerate(taps):
                     offset = self.row(b.index(dy)) + self.column(dx)
@@ -171,7 +206,9 @@ class DirectConv:
                         acc = self.tap(acc, at + offset, w_row + dx * spec.block, count, masks)
                     rows.carry(*acc)
                 acc = rows.results
-            channels.carry(*acc)
+            channels.carry(*acc, *beside)
+        for total, pixel in zip(channels.results[sums:], pixels, strict=True):
+            self._store_pixel(total, pixel - first)
         for n in range(count):
             for v, mask in enumerate(masks):
                 to = (begin + n) * OUTPUTS + (p - first) + v * lanes
@@ -179,29 +216,39 @@ class DirectConv:
 
     @property
     def takes_pixels(self) -> bool:
-        """Whether a few outputs that fill no vector are done one by one, of all channels of a
-        block: those of 7 x 7 so take 0.85 of the time (Zen 4)."""
+        """Whether a few outputs that fill no vector are done as vectors of all channels of a block,
+        beside a tile of others where there is a whole one."""
         return prod(self.spec.window) == 1 and self.spec.block == PIXEL_LANES
 
     def _pixel(self, planes: Value, block: Value, channel: Value, first: Value, p: Value) -> None:
         """Output `p` of all channels of a block, as a vector."""
-        b, lanes, last = self.b, PIXEL_LANES, self.groups * self.outputs - channel
-        bias = b.load(self.bias, channel, lanes, b.mask(lanes, last))
-        zeros = [b.const(0.0, f"vector<{lanes}xf32>")] * (PIXEL_SUMS - 1)
-
-        def add(total: Value, c: Value) -> Value:
-            x = broadcast(b, self.x, (planes + c * self.phases) * self.plane + p, lanes)
-            w = b.load(self.w, (block * self.channels + c) * lanes, lanes)
-            return multiply_add(b, x, w, total)
-
+        b = self.b
+        zeros = [b.const(0.0, f"vector<{PIXEL_LANES}xf32>")] * (PIXEL_SUMS - 1)
+        add = partial(self._add_pixel, planes=planes, block=block, p=p)
         whole = self.channels // PIXEL_SUMS * PIXEL_SUMS
-        with b.loop(0, whole, PIXEL_SUMS, [bias, *zeros]) as loop:
-            loop.carry(*(add(total, loop.i + n) for n, total in enumerate(loop.args)))
+        start = [self._pixel_bias(channel), *zeros]
+        with b.loop(0, whole, PIXEL_SUMS, start) as loop:
+            loop.carry(*(add(total, c=loop.i + n) for n, total in enumerate(loop.args)))
         with b.loop(whole, self.channels, carry=[sum_pairwise(loop.results)]) as rest:
-            rest.carry(add(rest.args[0], rest.i))
-        b.store(rest.results[0], self.pixel, 0)
-        with b.loop(0, lanes) as n:
-            b.store(b.load(self.pixel, n.i), self.scratch, n.i * OUTPUTS + (p - first))
+            rest.carry(add(rest.args[0], c=rest.i))
+        self._store_pixel(rest.results[0], p - first)
+
+    def _pixel_bias(self, channel: Value) -> Value:
+        last = self.groups * self.outputs - channel
+        return self.b.load(self.bias, channel, PIXEL_LANES, self.b.mask(PIXEL_LANES, last))
+
+    def _add_pixel(self, total: Value, planes: Value, block: Value, c: Value, p: Value) -> Value:
+        """And what it reads of channel `c`."""
+        b, lanes = self.b, PIXEL_LANES
+        x = broadcast(b, self.x, (planes + c * self.phases) * self.plane + p, lanes)
+        return multiply_add(b, x, b.load(self.w, (block * self.channels + c) * lanes, lanes), total)
+
+    def _store_pixel(self, total: Value, at: Value) -> None:
+        """To place `at` of the scratch."""
+        b = self.b
+        b.store(total, self.pixel, 0)
+        with b.loop(0, PIXEL_LANES) as n:
+            b.store(b.load(self.pixel, n.i), self.scratch, n.i * OUTPUTS + at)
 
     @property
     def most_taps(self) -> int:
@@ -225,17 +272,6 @@ class DirectConv:
             for v, x in enumerate(xs):
                 result.append(multiply_add(b, x, weight, acc[n * len(xs) + v]))
         return result
-
-    def row(self, dy: Value) -> Value:
-        """Where row `dy` of a window begins."""
-        y, stride = dy * self.spec.dilations[0], self.spec.strides[0]
-        phase = y % stride * self.spec.phases[1] if stride > 1 else self.b.index(0)
-        return phase * self.plane + (y // stride if stride > 1 else y) * self.pitch
-
-    def column(self, dx: int) -> Value:
-        """And its column `dx`, from there."""
-        x, stride = dx * self.spec.dilations[1], self.spec.strides[1]
-        return self.plane * (x % stride) + x // stride
 
     def store(
         self,

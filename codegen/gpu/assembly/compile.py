@@ -21,6 +21,7 @@ from abqc.runtime.tensor_parameter import TensorParameter
 
 from ..arch import GpuArch
 from ..builder import BLOCKS, REGISTERS, SHARED, THREADS
+from ..rolled_loops import annotate_branches
 from .accesses import Access
 from .dependent_launch import accesses_of, wait_for_others
 from .tensor_parameters import accesses_of_slots, mark_tensor_parameters, move_tensor_parameters
@@ -153,6 +154,7 @@ def _mark_kernels(
         function = op.operation
         if function.name != "llvm.func" or not len(function.regions[0].blocks):
             continue
+        annotate_branches(function)
         name = ir.StringAttr(function.attributes["sym_name"]).value
         if name not in shapes:
             function.attributes["linkage"] = linkage("internal")

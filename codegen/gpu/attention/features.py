@@ -25,11 +25,12 @@ from .wgmma import THREADS as WGMMA_THREADS
 PROMPTS = (65, 129, 193, 257, 385, 513, 1025, 2048)
 HEADS = 32
 ALIKE = 1.04  # times that say nothing
-# Of a score: a subtraction, e^x, a maximum, a sum and half a conversion; with two parts also the
-# difference to the first one, and a comparison with the row's end.
-SCORE_INSTRUCTIONS = {1: 4.5, 2: 9.0}
-TILE_INSTRUCTIONS = 48  # of a tile: barriers, addresses, what two rows' maxima and sums take
-WGMMA_INSTRUCTIONS = 3  # of each wgmma, its descriptor's among them
+# Of a score where its row's base stays: an exponent, a power of two, a sum and half a conversion;
+# with two parts also the difference to the first one.
+SCORE_INSTRUCTIONS = {1: 3.5, 2: 6.0}
+COMPARISON = 2.0  # of a score with its row's end, in kernels that do not jump over it
+TILE_INSTRUCTIONS = 40  # of a tile: barriers, addresses, whether bases stay
+WGMMA_INSTRUCTIONS = 2  # of each wgmma, its descriptor's among them
 
 
 def first_wgmma_rows(
@@ -56,6 +57,8 @@ def tile_features(
     loads = shape.parts * steps // 2
     copies = shape.bytes / 16 / TILE_THREADS
     instructions = steps * _products(shape) + loads + copies
+    if shape.parts == 2:
+        instructions += COMPARISON * shape.keys / 2
     return _features(
         spec,
         arch,
@@ -67,7 +70,7 @@ def tile_features(
         instructions=TILE_THREADS // 32 * (instructions + _softmax(shape)),
         shared=TILE_THREADS // 32 + 1,
         stages=2,
-        registers=min(255, 60 + _resident(shape) + shape.keys // 2),
+        registers=min(255, 60 + shape.resident + shape.keys // 2 + shape.parts * shape.keys // 4),
     )
 
 
@@ -94,23 +97,12 @@ def wgmma_features(
     )
 
 
-def untaken_instructions(spec: AttentionSpec, shape: TileShape) -> int:
-    """Of a tile, that most tiles jump over: sums are scaled to a new maximum, and with one part
-    scores compared with the row's end."""
-    return shape.value_head // 2 + (shape.keys if shape.parts == 1 else 0)
-
-
 def _products(shape: TileShape) -> int:
     return 3 if shape.parts == 2 else 1
 
 
 def _softmax(shape: TileShape) -> float:
     return SCORE_INSTRUCTIONS[shape.parts] * shape.keys / 2 + TILE_INSTRUCTIONS
-
-
-def _resident(shape: TileShape) -> int:
-    """Registers of queries and sums."""
-    return shape.head // 4 * shape.parts + shape.value_head // 2
 
 
 def _features(
@@ -130,9 +122,10 @@ def _features(
 ) -> KernelFeatures:
     """`instructions` of all warps for a tile, which passes `shared` times through shared memory."""
     rows, keys, heads = sizes
-    seen = max(1, keys - (rows - min(rows, block_rows)) // 2)  # of a block, on average
-    blocks = heads * -(-rows // block_rows)
-    tiles = blocks * -(-seen // shape.keys)
+    ends = [min(rows, first + block_rows) for first in range(0, rows, block_rows)]
+    seen = [max(1, keys - rows + end) for end in ends]  # keys, of the blocks of a head
+    blocks = heads * len(ends)
+    tiles = heads * sum(-(-count // shape.keys) for count in seen)
     operations = 2.0 * block_rows * shape.keys * (shape.head + shape.value_head)
     operations *= tiles * _products(shape)
     return KernelFeatures(
@@ -142,7 +135,7 @@ def _features(
         kind,
         rows,
         heads * spec.value_head,
-        seen,
+        sum(seen) // len(seen),
         16,
         16,
         block_rows,
@@ -150,7 +143,7 @@ def _features(
         shape.keys,
         blocks,
         threads,
-        weight_bytes=heads * -(-seen // shape.keys) * shape.bytes,
+        weight_bytes=tiles * shape.bytes // len(ends),
         activation_bytes=0,
         # Queries are read as often as y is written: once.
         written_bytes=4 * heads * rows * (spec.head + spec.value_head),

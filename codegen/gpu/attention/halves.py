@@ -63,6 +63,11 @@ class TileShape:
         return self.value_head * 2 + PAD
 
     @property
+    def resident(self) -> int:
+        """Registers of a thread for queries and sums."""
+        return self.head // 4 * self.parts + self.value_head // 2
+
+    @property
     def key_bytes(self) -> int:
         return self.parts * (self.k_pitch + self.v_pitch)
 

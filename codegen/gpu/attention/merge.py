@@ -80,23 +80,25 @@ class Merge:
         start = b.at(workspace, b.wide(number) * b.wide(splits) * (self.rows * pitch))
         blocks = b.ceil_div(self.problem.unit_rows, self.rows)
         unit, first = number // blocks, number % blocks * self.rows
-        self._greatest(start, splits)
+        wanted = b.min(self.problem.unit_rows - first, self.rows)
+        self._greatest(start, splits, wanted)
         b.barrier()
         chunks = chunks_of(spec)
         for begin in range(0, self.rows * chunks, THREADS):
             item = b.thread + begin
             row, chunk = item // chunks, item % chunks
-            with b.when((row < self.rows) & (row + first < self.problem.unit_rows)):
+            with b.when(row < wanted):
                 y = self.problem.query_row(unit, row + first).y
                 values = self._row(b.at(start, row * pitch), chunk, splits, row)
                 store4(b, values, y, chunk * 4, spec.value_head)
 
-    def _greatest(self, start: Value, splits: Value) -> None:
-        """The maxima of the rows to shared memory; a warp has a row."""
+    def _greatest(self, start: Value, splits: Value, wanted: Value) -> None:
+        """The maxima of the first `wanted` rows, which splits have left, to shared memory; a warp
+        has a row."""
         b, pitch = self.b, partial_pitch(self.spec) * 4
         for begin in range(0, self.rows, WARPS):
             row = b.warp + begin
-            with b.when(row < self.rows):
+            with b.when(row < wanted):
                 at = b.at(start, row * pitch)
                 low = [b.const(MINUS_INFINITY, "f32")]
                 with b.loop(b.lane, splits, WARP, low) as loop:

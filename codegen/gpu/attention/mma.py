@@ -14,16 +14,18 @@ operand then becomes NaN.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from abqc.codegen.builder import Value
 from abqc.codegen.strategy import Kernel
 
 from ..arch import WARP
-from ..builder import FULL, GpuBuilder
+from ..builder import GpuBuilder
 from .halves import HALF, Halves, TileShape
 from .limits import RowLimits
-from .spec import LOG2_E, MINUS_INFINITY, AttentionSpec, Problem, finite, quotients
+from .spec import MINUS_INFINITY, AttentionSpec, Problem, Scale, quotients
 from .tile import AttentionTile, tile_kernel
+from .weights import Fragments, State, Weights
 
 WARPS = 4
 THREADS = WARPS * WARP
@@ -66,12 +68,14 @@ class MmaTile(AttentionTile):
         super().__init__(b, spec, problem, number, first, limits)
         self.shape = self.shape_of(spec)
         self.half = Halves(b, HALF[spec.precision], self.shape.parts)
+        # Wide heads leave no registers for weights beside their scores.
+        self.weights = Weights(b, self.half, may_stay=self.shape.resident <= MOST_RESIDENT)
         self.quad = b.lane % 4
         group = b.lane // 4 + self.warp * 16 + first
         self.rows = [group, group + 8]
         self.limits = self.row_limits(self.rows)
-        # With several parts products take three times as long, and registers are few.
-        self.seen = self._seen_by_all() if self.shape.parts == 1 else None
+        self.scale = Scale.of(b, problem.scale)
+        self.seen = self._seen_by_all() if self.jumps else None
 
     def _seen_by_all(self) -> Value:
         """Behind the last key that all rows of the warp see, i32."""
@@ -83,6 +87,12 @@ class MmaTile(AttentionTile):
     @staticmethod
     def shape_of(spec: AttentionSpec) -> TileShape:
         return TileShape(spec)
+
+    @property
+    def jumps(self) -> bool:
+        """Whether tiles before all ends are not compared with them. With several parts products
+        take three times as long, and registers are few."""
+        return self.shape.parts == 1
 
     @property
     def warp(self) -> Value:
@@ -98,11 +108,9 @@ class MmaTile(AttentionTile):
         b.commit_copies()
         queries = self._queries()
         plain = self._all_plain()
-        state = [b.const(MINUS_INFINITY, "f32")] * 2
-        state += [b.const(0.0, "f32")] * (2 + shape.value_head // 2)
-        with b.loop(0, end, shape.keys, [b.const(0, "i32"), *state]) as loop:
-            stage, state = loop.args[0], loop.args[1:]
-            largest, totals, sums = state[:2], state[2:4], state[4:]
+        state = State.first(b, shape.value_head // 2)
+        with b.loop(0, end, shape.keys, [b.const(0, "i32"), *state.values]) as loop:
+            stage, state = loop.args[0], State.of(loop.args[1:])
             other = shape.bytes - stage
             b.wait_copies()
             b.barrier()  # this tile is there, the one before has been read
@@ -112,9 +120,10 @@ class MmaTile(AttentionTile):
                 self._copy(b.at(tiles, tile), other)
             b.commit_copies()
             here = b.at(b.shared, stage)
-            scores = self._masked(self._scores(queries, here), loop.i, plain)
-            largest, totals, sums = self._weigh(scores, largest, totals, sums)
-            loop.carry(other, *largest, *totals, *self._add_values(here, scores, sums))
+            scores, factor = self._masked(self._scores(queries, here), loop.i, plain)
+            weighed = self.weights.weigh(scores, factor, state)
+            sums = self._add_values(here, weighed.weights, weighed.state.sums)
+            loop.carry(other, *replace(weighed.state, sums=sums).values)
         b.wait_copies()
         self._store(loop.results[3:5], loop.results[5:])
 
@@ -148,19 +157,18 @@ class MmaTile(AttentionTile):
     def _all_plain(self) -> Value | None:
         """Whether all rows of the warp are; None where their mask is not one that is added, and
         where registers do not suffice for both ways."""
-        b, shape = self.b, self.shape
-        resident = shape.head // 4 * shape.parts + shape.value_head // 2
-        if self.limits is None or resident > MOST_RESIDENT:
+        b = self.b
+        if self.limits is None or self.shape.resident > MOST_RESIDENT:
             return None
         both = self.limits[0][1] & self.limits[1][1]
         return b.warp_max(1 - both) == 0
 
     def _queries(self) -> list[list[list[Value]]]:
-        """Fragments of A by step of 16 columns and part, scaled, so that scores are exponents of 2;
-        rows past the last repeat it."""
+        """Fragments of A by step of 16 columns and part, scaled by a power of two; rows past the
+        last repeat it."""
         b, columns = self.b, self.spec.head
         last = self.problem.rows - 1
-        scale = self.problem.scale * LOG2_E
+        scale = self.scale.queries
         rows = [self.head.q.row(b, b.min(row, last)) for row in self.rows]
         steps = []
         for step in range(self.shape.head // 16):
@@ -174,7 +182,7 @@ class MmaTile(AttentionTile):
         return steps
 
     def _scores(self, queries: list[list[list[Value]]], tile: Value) -> list[list[Value]]:
-        """Accumulators by 8 keys of the tile in shared memory: scaled scores."""
+        """Accumulators by 8 keys of the tile in shared memory: scores."""
         b, shape = self.b, self.shape
         tiles = shape.keys // 8
         scores = [[b.const(0.0, "f32")] * 4 for _ in range(tiles)]
@@ -196,8 +204,9 @@ class MmaTile(AttentionTile):
 
     def _masked(
         self, scores: list[list[Value]], first_key: Value, plain: Value | None
-    ) -> list[list[Value]]:
-        """Scores with the mask on them, minus infinity past the last key."""
+    ) -> tuple[list[list[Value]], Value]:
+        """Scores with the mask on them, minus infinity past the last key, and the factor, above 0,
+        that makes them exponents of 2: where a mask is read they are such."""
         b = self.b
         keys = [
             [self.quad * 2 + (first_key + (8 * tile + i % 2)) for i in range(4)]
@@ -209,18 +218,19 @@ class MmaTile(AttentionTile):
             ends = [end for end, _ in self.limits]
 
         def read() -> list[Value]:
-            return [
+            values = [
                 self.problem.masked_inside(
                     self.head,
                     score,
                     self.rows[i // 2],
                     keys[tile][i],
                     ends[i // 2],
-                    of_two=True,
+                    of_two=self.scale.scores,
                 )
                 for tile, four in enumerate(scores)
                 for i, score in enumerate(four)
             ]
+            return [*values, b.const(1.0, "f32")]
 
         def cut() -> list[Value]:
             return [
@@ -231,71 +241,28 @@ class MmaTile(AttentionTile):
 
         def unread() -> list[Value]:
             """Most tiles lie before all ends."""
-            if self.seen is None:
-                return cut()
-            whole = self.seen >= first_key + 8 * len(scores)
             flat = [score for four in scores for score in four]
-            return b.either(whole, ["f32"] * len(flat), lambda: flat, cut)
+            if self.seen is None:
+                return [*cut(), self.scale.scores]
+            whole = self.seen >= first_key + 8 * len(scores)
+            return [*b.either(whole, ["f32"] * len(flat), lambda: flat, cut), self.scale.scores]
 
         if self.spec.mask == "none":
-            masked = unread()
+            *masked, factor = unread()
         elif plain is None:
-            masked = read()
+            *masked, factor = read()
         else:
-            masked = b.either(plain, ["f32"] * (4 * len(scores)), unread, read)
-        return [masked[i : i + 4] for i in range(0, len(masked), 4)]
+            *masked, factor = b.either(plain, ["f32"] * (4 * len(scores) + 1), unread, read)
+        return [masked[i : i + 4] for i in range(0, len(masked), 4)], factor
 
-    def _weigh(
-        self,
-        scores: list[list[Value]],
-        largest: Sequence[Value],
-        totals: Sequence[Value],
-        sums: Sequence[Value],
-    ) -> tuple[list[Value], list[Value], list[Value]]:
-        """Scores become weights in place; maxima, totals and sums of y by the new maxima."""
-        b = self.b
-        new_largest, new_totals, kept = [], [], []
-        for half in range(2):
-            mine = [tile[2 * half + i] for tile in scores for i in range(2)]
-            top = largest[half]
-            for score in mine:
-                top = b.float_max(top, score)
-            for distance in (2, 1):
-                top = b.float_max(top, b.exchange(top, "bfly", distance))
-            base = finite(b, top)
-            factor = b.exp2(largest[half] - base)
-            weights = [b.exp2(score - base) for score in mine]
-            total = weights[0]
-            for value in weights[1:]:
-                total = total + value
-            for tile, i in ((t, i) for t in range(len(scores)) for i in range(2)):
-                scores[tile][2 * half + i] = weights[2 * tile + i]
-            new_largest.append(top)
-            new_totals.append(b.fma(factor, totals[half], b.warp_sum(total, 4)))
-            kept.append(factor)
-        # Most tiles behind the first few have no new maximum in any row of the warp.
-        faded = (kept[0] != 1.0) | (kept[1] != 1.0)
-        ballot = b.intrinsic("llvm.nvvm.vote.ballot.sync", "i32", b.const(FULL, "i32"), faded)
-        scaled = b.either(
-            ballot != 0,
-            ["f32"] * len(sums),
-            lambda: [s * kept[i // 2 % 2] for i, s in enumerate(sums)],
-            lambda: sums,
-        )
-        return new_largest, new_totals, scaled
-
-    def _add_values(
-        self, tile: Value, weights: list[list[Value]], sums: Sequence[Value]
-    ) -> list[Value]:
+    def _add_values(self, tile: Value, weights: Fragments, sums: Sequence[Value]) -> list[Value]:
         """Sums of y by 8 columns, with 16 keys at a time added."""
         b, shape = self.b, self.shape
         added = [list(sums[i : i + 4]) for i in range(0, len(sums), 4)]
         # Lanes of ldmatrix: 8 keys, the next 8, then both with the other 8 columns.
         key, column = b.lane % 16, b.lane // 16 * 8
         start = b.at(tile, key * shape.v_pitch + column * 2 + shape.values)
-        for step in range(shape.keys // 16):
-            low, high = weights[2 * step], weights[2 * step + 1]
-            fragments = self.half.fragments([low[:2], low[2:], high[:2], high[2:]])
+        for step, fragments in enumerate(weights):
             for pair in range(0, shape.value_head // 8, 2):
                 offset = step * 16 * shape.v_pitch + pair * 16
                 parts = [
@@ -311,7 +278,8 @@ class MmaTile(AttentionTile):
         b, columns = self.b, self.spec.value_head
         for half, row in enumerate(self.rows):
             mine = [s for i, s in enumerate(sums) if i // 2 % 2 == half]
-            values = quotients(b, self.spec, mine, totals[half], self.problem.keys)
+            total = b.warp_sum(totals[half], 4)
+            values = quotients(b, self.spec, mine, total, self.problem.keys)
             with b.when(row < self.problem.rows):
                 y = self.head.y.row(b, row)
                 for tile in range(self.shape.value_head // 8):

@@ -28,6 +28,8 @@ MAX_HEAD = 256  # columns; fuse-attention leaves wider heads alone
 LOG2_E = 1.4426950408889634
 LARGEST_EXPONENT = 2.0**127  # times LOG2_E is finite
 MINUS_INFINITY = float("-inf")
+SMALLEST_NORMAL = 2.0**-126
+LEAST_OF_QUERIES = 2.0**-4  # times queries in f16: those above 2^-10 keep all bits, up to 2^20
 
 
 @dataclass(frozen=True)
@@ -219,23 +221,49 @@ class Problem:
         key: Value,
         end: Value | None = None,
         *,
-        of_two: bool = False,
+        of_two: Value | None = None,
     ) -> Value:
         """The scaled `score` of `row` and `key` with the mask on it; minus infinity from key `end`
-        on, by default past the last one. Rows past the last repeat it. `of_two`: scores are
-        exponents of 2, not of e."""
+        on, by default past the last one. Rows past the last repeat it. `of_two`: scores are not
+        scaled; times this they are exponents of 2, as what is returned."""
         b = self._b
-        value = score
+        value = score if of_two is None else score * of_two
         if head.mask is not None:
             row, at = b.min(row, self.rows - 1), b.min(key, self.keys - 1)
             mask = head.mask.load(b, row, at)
-            value = self._with(exponent_of_two(b, mask) if of_two else mask, score)
+            if of_two is None:
+                value = self._with(mask, score)
+            elif self._spec.mask == "add":
+                value = b.fma(score, of_two, exponent_of_two(b, mask))
+            else:
+                value = self._with(exponent_of_two(b, mask), value)
         return b.select(key < (self.keys if end is None else end), value, MINUS_INFINITY)
 
     def _with(self, mask: Value, score: Value) -> Value:
         if self._spec.mask == "add":
             return mask + score
         return self._b.select(mask == 0.0, score, mask)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The scale times log2(e), so that scores are exponents of 2, in two factors: a power of two
+    with the sign for queries, which costs halves none of their bits, and the rest, above 0, for
+    scores in f32."""
+
+    queries: Value
+    scores: Value
+
+    @staticmethod
+    def of(b: GpuBuilder, scale: Value) -> Scale:
+        factor = b.abs(scale) * LOG2_E
+        power = b.bitcast(b.bitcast(factor, "i32") & 0x7F80_0000, "f32")
+        power = b.max(b.min(power, 1.0), LEAST_OF_QUERIES)
+        inverse = b.bitcast(0x7F00_0000 - b.bitcast(power, "i32"), "f32")
+        rest = factor * inverse
+        # Of a scale of 0, too, scores of minus infinity stay such.
+        rest = b.select(rest < SMALLEST_NORMAL, b.const(SMALLEST_NORMAL, "f32"), rest)
+        return Scale(b.select(scale < 0.0, -power, power), rest)
 
 
 def exponent_of_two(b: GpuBuilder, mask: Value) -> Value:

@@ -10,12 +10,15 @@ values B transposed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 from abqc.codegen.builder import Value
 from abqc.codegen.strategy import Kernel
 from abqc.runtime.tensor_parameter import TensorParameter
 
 from ..arch import WARP
+from ..atoms import Element
 from ..builder import POINTER
 from ..wgmma.barriers import (
     BARRIER_BYTES,
@@ -26,22 +29,26 @@ from ..wgmma.barriers import (
     shared_address,
 )
 from ..wgmma.instructions import (
+    CHUNK_BYTES,
     ROWS,
     WARPGROUP,
     WARPGROUP_WARPS,
     Wgmma,
     begin_products,
     commit_products,
-    descriptor,
+    descriptor_at,
     finished,
+    leading_bits,
 )
 from ..wgmma.ring import Place, next_place
-from ..wgmma.warpgroups import REGISTERS
+from ..wgmma.turns import Turns
+from ..wgmma.warpgroups import BOX_REGISTERS, REGISTERS
 from .boxes import reads_boxes, stored_tensors
 from .halves import HALF, TileShape
 from .mma import MmaTile
-from .spec import MINUS_INFINITY, AttentionSpec
+from .spec import AttentionSpec
 from .tile import tile_kernel
+from .weights import Fragments, State, Weighed, like, registers_of
 
 CONSUMERS = 2
 CONSUMER_WARPS = CONSUMERS * WARPGROUP_WARPS
@@ -49,6 +56,7 @@ THREADS = (CONSUMERS + 1) * WARPGROUP
 STAGE_LIMIT = 200 * 1024
 ATOM = 64  # columns
 ATOM_BYTES = 128
+MOST_BESIDE_BOTH_WAYS = 96  # registers of queries and sums, of kernels with two parts
 NARROWEST, WIDEST = 33, 128  # columns of a head
 
 
@@ -69,7 +77,8 @@ class SwizzledShape(TileShape):
 
     @property
     def keys(self) -> int:
-        return 64
+        """As many as registers hold scores and weights of, beside queries and sums."""
+        return 128 if self.parts == 1 else 64
 
     @property
     def stages(self) -> int:
@@ -124,13 +133,17 @@ class _Tile(MmaTile):
         return SwizzledShape(spec)
 
     @property
+    def jumps(self) -> bool:
+        return super().jumps or self.shape.resident <= MOST_BESIDE_BOTH_WAYS
+
+    @property
     def warp(self) -> Value:
         # Those that copy read the limits of the block's rows, too.
         return self.b.warp % CONSUMER_WARPS
 
     def emit(self, last: Sequence[Value]) -> None:
         b, shape = self.b, self.shape
-        _, copying, multiplying = REGISTERS[CONSUMERS]
+        copying, multiplying = BOX_REGISTERS[CONSUMERS]
         base, behind = shared_address(b), shape.stages * shape.bytes
         self.base = base
         self.full = Barriers(b, base + behind, shape.stages)
@@ -197,80 +210,125 @@ class _Tile(MmaTile):
         return copy
 
     def _multiply(self, end: Value) -> None:
+        """Two warpgroups take turns: while one multiplies, the other one weighs scores. A turn is
+        the values of a tile and the keys of the next one."""
+        b, columns = self.b, self.shape.value_head // 2
+        with b.when(end > 0):
+            state = self._sum_tiles(end)
+            self._store(state.totals, state.sums)
+        with b.when(end <= 0):
+            nothing = [b.const(0.0, "f32")] * columns
+            self._store(nothing[:2], nothing)
+
+    def _sum_tiles(self, end: Value) -> State:
         b, shape = self.b, self.shape
-        queries, plain = self._queries(), self._all_plain()
-        zero = b.const(0, "i32")
-        state = [b.const(MINUS_INFINITY, "f32")] * 2
-        state += [b.const(0.0, "f32")] * (2 + shape.value_head // 2)
-        with b.loop(0, end, shape.keys, [zero, zero, *state]) as loop:
-            (stage, phase), state = loop.args[:2], loop.args[2:]
-            largest, totals, sums = state[:2], state[2:4], state[4:]
-            self.full.wait(stage, phase)
-            here = self.base + stage * shape.bytes
-            scores = self._masked(self._scores(queries, here), loop.i, plain)
-            largest, totals, sums = self._weigh(scores, largest, totals, sums)
-            sums = self._add_values(here, scores, sums)
+        plain, queries = self._all_plain(), self._queries()
+        turns = Turns(b, b.warp // WARPGROUP_WARPS)
+        turns.begin()
+        first = Place(b.const(0, "i32"), b.const(0, "i32"))
+        self.full.wait(first.stage, first.phase)
+        queries = like(queries, begin_products(b, registers_of(queries)))
+        scores = finished(b, self._score(queries, self._stage(first)))
+        count, columns = len(scores), shape.value_head // 2
+        state = State.first(b, columns)
+        with b.loop(0, end, shape.keys, [*first.values, *scores, *state.values]) as loop:
+            here, scores = Place(*loop.args[:2]), loop.args[2 : 2 + count]
+            tiles = [scores[i : i + 4] for i in range(0, count, 4)]
+            masked, factor = self._masked(tiles, loop.i, plain)
+            weighed = self.weights.weigh(masked, factor, State.of(loop.args[2 + count :]))
+            following = next_place(b, here, shape.stages)
+            multiplied = b.either(
+                loop.i + shape.keys < end,
+                ["f32"] * (count + columns),
+                partial(self._turn, turns, weighed, here, queries, following),
+                partial(self._last_turn, turns, weighed, here, count),
+            )
             b.warp_barrier()
             with b.when(b.lane == 0):
-                self.empty.arrive(stage)
-            loop.carry(
-                *next_place(b, Place(stage, phase), self.shape.stages).values,
-                *largest,
-                *totals,
-                *sums,
-            )
-        self._store(loop.results[4:6], loop.results[6:])
+                self.empty.arrive(here.stage)
+            state = replace(weighed.state, sums=multiplied[count:])
+            loop.carry(*following.values, *multiplied[:count], *state.values)
+        return State.of(loop.results[2 + count :])
+
+    def _stage(self, place: Place) -> Value:
+        """The descriptor of its first bytes."""
+        b = self.b
+        first = (self.base & 0x3FFFF) >> 4
+        return descriptor_at(b, place.stage * (self.shape.bytes >> 4) + first, ATOM_BYTES)
+
+    def _turn(
+        self,
+        turns: Turns,
+        weighed: Weighed,
+        here: Place,
+        queries: Fragments,
+        following: Place,
+    ) -> list[Value]:
+        """Scores of the next tile, and sums of y."""
+        self.full.wait(following.stage, following.phase)
+        turns.wait()
+        sums = self._add(weighed, self._stage(here))
+        scores = self._score(queries, self._stage(following))
+        turns.end()
+        return finished(self.b, [*scores, *sums])
+
+    def _last_turn(self, turns: Turns, weighed: Weighed, here: Place, count: int) -> list[Value]:
+        b = self.b
+        turns.wait()
+        sums = self._add(weighed, self._stage(here))
+        turns.end_last()
+        return [*[b.const(0.0, "f32")] * count, *finished(b, sums)]
 
     def _products(
         self,
-        columns: int,
-        fragments: Sequence[Sequence[Sequence[Value]]],
+        instruction: Wgmma,
+        fragments: Fragments,
         addresses: Sequence[Value],
         sums: Sequence[Value],
         *,
-        transposed: bool = False,
+        adds: bool,
     ) -> list[Value]:
-        """`sums` + A B: A's `fragments` by step and part, B's descriptors by part and step."""
-        b = self.b
-        element = HALF[self.spec.precision]
-        instruction = Wgmma(columns, (element, element), transposed)  # type: ignore[arg-type]
-        flat = begin_products(b, [*sums, *(r for s in fragments for part in s for r in part)])
-        added, registers = flat[: len(sums)], iter(flat[len(sums) :])
-        steps = [[[next(registers) for _ in part] for part in step] for step in fragments]
+        """Start `sums` (`adds`) + A B: A's `fragments` by step and part, B's descriptors by part
+        and step."""
+        added, count = list(sums), len(fragments)
         pairs = [(1, 0), (0, 1), (0, 0)] if self.shape.parts == 2 else [(0, 0)]
-        count = len(steps)
-        for step, parts in enumerate(steps):
+        for step, parts in enumerate(fragments):
             for left, right in pairs:
                 at = addresses[right * count + step]
-                added = instruction.emit(b, parts[left], at, added, True)
-        commit_products(b)
-        return finished(b, added)
+                added = instruction.emit(self.b, parts[left], at, added, adds)
+                adds = True
+        commit_products(self.b)
+        return added
 
-    def _scores(self, queries: list[list[list[Value]]], tile: Value) -> list[list[Value]]:
+    def _wgmma(self, columns: int, *, transposed: bool = False) -> Wgmma:
+        element: Element = "bf16" if HALF[self.spec.precision] == "bf16" else "f16"
+        return Wgmma(columns, (element, element), transposed)
+
+    def _score(self, queries: Fragments, tile: Value) -> list[Value]:
+        """Start products with the keys of the tile at a descriptor, the first one of them not added
+        to anything."""
         b, shape = self.b, self.shape
-        first = descriptor(b, tile, ATOM_BYTES)
-        steps = ATOM // 16
+        first, steps = leading_bits(CHUNK_BYTES), ATOM // 16
         addresses = [
-            first + (part * shape.k_part + s // steps * shape.atom_bytes + s % steps * 32 >> 4)
+            tile
+            + (first + (part * shape.k_part + s // steps * shape.atom_bytes + s % steps * 32 >> 4))
             for part in range(shape.parts)
             for s in range(len(queries))
         ]
-        zeros = [b.const(0.0, "f32")] * (shape.keys // 2)
-        values = self._products(shape.keys, queries, addresses, zeros)
-        return [values[i : i + 4] for i in range(0, len(values), 4)]
+        unset = [b.undefined("f32") for _ in range(shape.keys // 2)]
+        return self._products(self._wgmma(shape.keys), queries, addresses, unset, adds=False)
 
-    def _add_values(
-        self, tile: Value, weights: list[list[Value]], sums: Sequence[Value]
-    ) -> list[Value]:
+    def _add(self, weighed: Weighed, tile: Value) -> list[Value]:
+        """Start products of weights and the values of the tile at a descriptor, added to sums."""
         b, shape = self.b, self.shape
-        first = descriptor(b, tile + shape.values, ATOM_BYTES, leading=shape.atom_bytes)
-        fragments, count = [], shape.keys // 16
-        for step in range(count):
-            low, high = weights[2 * step], weights[2 * step + 1]
-            fragments.append(self.half.fragments([low[:2], low[2:], high[:2], high[2:]]))
+        weights, sums = weighed.weights, weighed.state.sums
+        fenced = begin_products(b, [*sums, *registers_of(weights)])
+        sums, weights = fenced[: len(sums)], like(weights, fenced[len(sums) :])
+        first = leading_bits(shape.atom_bytes) + (shape.values >> 4)
         addresses = [
-            first + (part * shape.v_part + step * 16 * ATOM_BYTES >> 4)
+            tile + (first + (part * shape.v_part + step * 16 * ATOM_BYTES >> 4))
             for part in range(shape.parts)
-            for step in range(count)
+            for step in range(shape.keys // 16)
         ]
-        return self._products(shape.value_head, fragments, addresses, sums, transposed=True)
+        instruction = self._wgmma(shape.value_head, transposed=True)
+        return self._products(instruction, weights, addresses, sums, adds=True)

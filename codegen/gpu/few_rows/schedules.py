@@ -24,6 +24,7 @@ from abqc.dialects.scale_types import scale_label
 
 from ..arch import FEW_BLOCKS, WARP, GpuArch
 from ..matmul import reduction
+from ..matmul.launch import launch_features
 from ..matmul.reduction import emit_reduction
 from ..matmul.schedule import Schedule
 from ..packing.layout import K_UNIT, Activation
@@ -107,25 +108,16 @@ def rows_features(
     line_loads = (
         (blocks_m if mma else rows) * (codes / TILE_COLUMNS) / K_UNIT * layout.registers_per_block
     )
-    workspace = schedule.split * m * spec.n * 4 if schedule.split > 1 else 0
-    return KernelFeatures(
-        arch="",
+    launch = launch_features(
+        spec,
+        schedule,
+        m,
         strategy="int8" if quantized else "dequantize",
-        schedule=schedule.name,
-        kind=schedule.kind,
-        m=m,
-        n=spec.n,
-        k=spec.k,
         weight_bits=layout.bits,
-        activation_bits=spec.activation.bits if spec.activation is not None else 16,
-        block_m=schedule.block_m,
-        block_n=schedule.block_n,
-        block_k=schedule.block_k,
-        blocks=blocks_m * blocks_n * schedule.split,
-        threads=schedule.threads,
         weight_bytes=layout.nbytes(spec.n),
-        activation_bytes=m * values.row_bytes,
-        written_bytes=4 * m * spec.n,
+        row_bytes=values.row_bytes,
+    )
+    return launch.changed(
         bytes_in_flight=plan.bytes_in_flight,
         s8_ops=ops if mma and quantized else 0.0,
         f16_ops=ops if mma and not quantized else 0.0,
@@ -134,13 +126,8 @@ def rows_features(
         alu_ops=issue_counts.decode_integer(layout) * blocks_m * codes,
         issued=WARP * units * issue_counts.rows_unit(layout, schedule.block_m, mma),
         shared_traffic=line_loads * LINE_BYTES,
-        workspace_bytes=workspace,
-        warps_k=schedule.warps_k,
-        stages=schedule.stages,
-        split=schedule.split,
         registers=plan.registers,
         shared_bytes=shared_bytes(plan, values.unit_bytes),
-        launches=2 if schedule.split > 1 else 1,
     )
 
 

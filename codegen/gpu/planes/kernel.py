@@ -18,6 +18,7 @@ from ..arch import WARP, GpuArch
 from ..builder import POINTER, WEIGHT, GpuBuilder, kernel
 from ..matmul.grid_block import grid_block
 from ..matmul.reduction import Finish, Finisher
+from ..rolled_loops import keep_rolled, unknown
 from .copy import PlaneCopies
 from .layout import HALVES, TILE_COLUMNS
 from .mma import Counts, PlaneProducts
@@ -117,11 +118,12 @@ class PlanesBody:
         one group, and f32 for several."""
         plan, b = self.plan, self.b
         begin = self.split * plan.split_blocks
-        end = self._unknown(b.min(begin + plan.split_blocks, plan.k_blocks))
+        end = unknown(b.min(begin + plan.split_blocks, plan.k_blocks), self.operands.n)
         stages = plan.schedule.stages
         for i in range(stages - 1):
             self._prefetch(begin + i, end, b.const(i, "i32"))
         with b.loop(begin, end, carry=[b.const(0, "i32"), *self._start()]) as loop:
+            keep_rolled(loop)
             slot, *values = loop.args
             b.wait_copies(stages - 2)
             b.barrier()
@@ -133,11 +135,6 @@ class PlanesBody:
         b.wait_copies(0)
         b.barrier()
         return self._end(loop.results[1:])
-
-    def _unknown(self, value: Value) -> Value:
-        """`value`, of which compilers shall know nothing (n is no negative number): they would
-        unroll the loop, whose body is large as it is, and run out of registers."""
-        return value - (self.operands.n >> 31)
 
     def _stage(self, slot: Value) -> Value:
         return self.b.at(self.b.shared, slot * self.plan.stage_bytes)

@@ -10,6 +10,7 @@ from abqc.codegen.strategy import MatmulSpec
 from abqc.costmodel.interface import KernelFeatures
 
 from ..arch import FEW_BLOCKS, GpuArch
+from ..matmul.launch import launch_features
 from ..matmul.schedule import Schedule
 from ..packing.layout import align
 from ..rows.threads import power_of_two
@@ -96,7 +97,7 @@ def planes_features(plan: PlanesPlan, m: int) -> KernelFeatures:
     reads = schedule.warps_m * plan.weight_stage_bytes + schedule.warps_n * (
         plan.warp_tokens * schedule.warps_m * plan.row_stage_bytes // schedule.block_m
     )
-    return launch_features(plan, m).changed(
+    return planes_launch(plan, m).changed(
         b1_ops=mma_ops,
         alu_ops=turns * plan.sum_instructions * ends / 2,
         issued=float(turns * plan.instructions),
@@ -104,34 +105,21 @@ def planes_features(plan: PlanesPlan, m: int) -> KernelFeatures:
     )
 
 
-def launch_features(plan: PlanesPlan, m: int) -> KernelFeatures:
+def planes_launch(plan: PlanesPlan, m: int) -> KernelFeatures:
     """What sizes and schedule say of a launch, whatever multiplies; no arithmetic."""
     spec, schedule = plan.spec, plan.schedule
-    blocks = -(-m // schedule.block_m) * -(-spec.n // schedule.block_n)
-    return KernelFeatures(
-        arch="",
+    launch = launch_features(
+        spec,
+        schedule,
+        m,
         strategy="planes",
-        schedule=schedule.name,
-        kind=schedule.kind,
-        m=m,
-        n=spec.n,
-        k=spec.k,
         weight_bits=plan.weight_planes,
-        activation_bits=plan.row_planes,
-        block_m=schedule.block_m,
-        block_n=schedule.block_n,
-        block_k=schedule.block_k,
-        blocks=blocks * schedule.grid_split,
-        group_m=plan.group_m,
-        threads=schedule.threads,
         weight_bytes=plan.weight.nbytes(spec.n),
-        activation_bytes=m * plan.rows.row_bytes,
-        written_bytes=4 * m * spec.n,
+        row_bytes=plan.rows.row_bytes,
+    )
+    return launch.changed(
+        activation_bits=plan.row_planes,
+        group_m=plan.group_m,
         bytes_in_flight=(schedule.stages - 1) * plan.stage_bytes,
-        workspace_bytes=schedule.grid_split * m * spec.n * 4 if schedule.grid_split > 1 else 0,
-        warps_k=schedule.warps_k,
-        stages=schedule.stages,
-        split=schedule.grid_split,
         shared_bytes=plan.shared_bytes,
-        launches=2 if schedule.grid_split > 1 else 1,
     )

@@ -15,7 +15,7 @@ from ..wgmma.instructions import ROWS, WARPGROUP_WARPS
 from ..wgmma.plan import PRODUCERS
 from ..wgmma.schedules import SPLITS, persistent_blocks, splits_pay, stream_schedules
 from .layout import STEP, TILE_COLUMNS, PlaneWeights
-from .schedules import launch_features
+from .schedules import planes_launch
 from .wgmma_plan import WgmmaPlanesPlan
 
 BLOCK_ROWS = (16, 32, 64, 96, 128, 176, 192, 256)
@@ -79,12 +79,10 @@ def wgmma_planes_features(plan: WgmmaPlanesPlan, m: int) -> KernelFeatures:
     # A warpgroup reads the rows of a step for each product, and its weights.
     per_product = (schedule.block_m + ROWS) * STEP // 8
     reads = plan.products * plan.consumers * per_product
-    return launch_features(plan, m).changed(
+    return planes_launch(plan, m).changed(
         wgmma_b1_ops=tiles * steps * step_ops * plan.sums_of_pairs.products,
         alu_ops=turns * threads * groups * plan.sum_instructions / 2,  # the FMA pipe has half
         issued=turns * (threads * plan.instructions + PRODUCERS * plan.copy_instructions),
         shared_traffic=turns * (plan.stage_bytes + reads),
-        persistent=schedule.persistent > 0,
-        shared_by=schedule.split if schedule.stream_k else 0,
         registers=plan.launch_registers,
     )

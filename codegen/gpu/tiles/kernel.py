@@ -21,6 +21,7 @@ from ..atoms import MmaStep
 from ..builder import POINTER, WEIGHT, GpuBuilder, kernel
 from ..matmul.grid_block import grid_block
 from ..matmul.loop_state import LoopState
+from ..rolled_loops import keep_rolled, unknown
 from ..weights.layout import BLOCKS, TILE_COLUMNS
 from ..weights.pointers import PackedWeight
 from .context import TileContext
@@ -145,6 +146,7 @@ class _TileLoop:
         state = self._initial_state()
         buffer = b.const(0, "i32")
         with b.loop(begin, end, carry=[buffer, *state.values]) as loop:
+            keep_rolled(loop)
             buffer, *values = loop.args
             if b.arch.cp_async:
                 b.wait_copies(ahead - 1)
@@ -163,7 +165,9 @@ class _TileLoop:
         b, plan = self.b, self.plan
         total = b.const(plan.iterations, "i32")
         if plan.schedule.split == 1:
-            return b.const(0, "i32"), total
+            # Of so few, the loop would have nothing to copy: another one, for no gain.
+            few = plan.iterations < plan.schedule.stages
+            return b.const(0, "i32"), unknown(total, self.context.n) if few else total
         begin = b.index(self.context.split) * plan.split_iterations
         return begin, b.min(begin + plan.split_iterations, total)
 

@@ -10,6 +10,7 @@ from abqc.codegen.strategy import MatmulSpec
 from abqc.costmodel.interface import KernelFeatures
 
 from ..arch import FEW_BLOCKS, GpuArch
+from ..matmul.launch import launch_features
 from ..matmul.schedule import Schedule
 from ..packing.layout import K_UNIT, Activation, rows_of
 from ..weights import issue_counts
@@ -92,34 +93,22 @@ def tile_features(
     stages = tiles * plan.iterations * schedule.threads  # of all threads
     reads = schedule.warps_n * schedule.block_m * plan.stage_row_bytes
     reads += schedule.warps_m * plan.block_tiles * plan.stage_tile_bytes
-    return KernelFeatures(
-        arch="",
+    launch = launch_features(
+        spec,
+        schedule,
+        m,
         strategy=strategy,
-        schedule=schedule.name,
-        kind=schedule.kind,
-        m=m,
-        n=spec.n,
-        k=spec.k,
         weight_bits=layout.bits,
-        activation_bits=spec.activation.bits if spec.activation is not None else 16,
-        block_m=schedule.block_m,
-        block_n=schedule.block_n,
-        block_k=schedule.block_k,
-        blocks=tiles * schedule.split,
-        group_m=plan.group_m,
-        threads=schedule.threads,
         weight_bytes=layout.nbytes(spec.n),
-        activation_bytes=m * plan.row_bytes,
-        written_bytes=4 * m * spec.n,
+        row_bytes=plan.row_bytes,
+    )
+    return launch.changed(
+        group_m=plan.group_m,
         bytes_in_flight=(schedule.stages - 1) * plan.stage_bytes,
         s8_ops=mma_ops if quantized else 0.0,
         f16_ops=0.0 if quantized else mma_ops,
         alu_ops=issue_counts.decode_integer(layout) * decoded,
         issued=stages * issue_counts.tile_stage(plan),
         shared_traffic=float(tiles * plan.iterations * (plan.stage_bytes + reads)),
-        workspace_bytes=schedule.split * m * spec.n * 4 if schedule.split > 1 else 0,
-        stages=schedule.stages,
-        split=schedule.split,
         shared_bytes=plan.shared_bytes,
-        launches=2 if schedule.split > 1 else 1,
     )

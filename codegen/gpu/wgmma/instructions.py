@@ -121,14 +121,25 @@ def descriptor_bits(atom_bytes: int) -> int:
 def descriptor(b: GpuBuilder, address: Value, atom_bytes: int, leading: int = 16) -> Value:
     """The descriptor (i64) of rows from byte `address` of shared memory on; `leading` bytes are
     between atoms along the rows of a transposed matrix, of others it says nothing."""
-    upper = descriptor_bits(atom_bytes) << 32 | leading >> 4 << 16
+    upper = descriptor_bits(atom_bytes) << 32 | leading_bits(leading)
     return _descriptor(b, address, upper)
+
+
+def descriptor_at(b: GpuBuilder, place: Value, atom_bytes: int) -> Value:
+    """The same without `leading`, of a place (i32) in 16 bytes: to it as many may be added as fit,
+    by one instruction, and what `leading_bits` gives."""
+    upper = b.const(descriptor_bits(atom_bytes), "i32")
+    return b.asm("mov.b64 $0, {$1, $2};", "=l,r,r", ["i64"], place, upper)[0]
+
+
+def leading_bits(leading: int) -> int:
+    return leading >> 4 << 16
 
 
 def plain_descriptor(b: GpuBuilder, address: Value, leading: int) -> Value:
     """The descriptor of rows without swizzle: 16 bytes of eight rows are one behind the other, the
     next eight rows follow, and the next 16 bytes along K are `leading` bytes further on."""
-    upper = (ATOM_ROWS * CHUNK_BYTES >> 4) << 32 | leading >> 4 << 16
+    upper = (ATOM_ROWS * CHUNK_BYTES >> 4) << 32 | leading_bits(leading)
     return _descriptor(b, address, upper)
 
 

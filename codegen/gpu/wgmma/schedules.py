@@ -11,6 +11,7 @@ from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.costmodel.interface import KernelFeatures
 
 from ..arch import GpuArch
+from ..matmul.launch import launch_features
 from ..matmul.schedule import Schedule
 from ..packing.layout import Activation, rows_of
 from ..tiles.schedules import STAGE_ROW_BYTES, block_k_of
@@ -151,37 +152,23 @@ def wgmma_features(
     reads += plan.weights_bytes * (2 // plan.halves)
     stage = 32 * schedule.warps_n * issue_counts.wgmma_stage(plan)
     stage += issue_counts.wgmma_copies(plan)
-    return KernelFeatures(
-        arch="",
+    launch = launch_features(
+        spec,
+        schedule,
+        m,
         strategy=strategy,
-        schedule=schedule.name,
-        kind=schedule.kind,
-        m=m,
-        n=spec.n,
-        k=spec.k,
         weight_bits=layout.bits,
-        activation_bits=spec.activation.bits if spec.activation is not None else 16,
-        block_m=schedule.block_m,
-        block_n=schedule.block_n,
-        block_k=schedule.block_k,
-        blocks=tiles * schedule.grid_split,
-        group_m=plan.group_m,
-        threads=schedule.threads,
         weight_bytes=layout.nbytes(spec.n),
-        activation_bytes=m * plan.row_bytes,
-        written_bytes=4 * m * spec.n,
+        row_bytes=plan.row_bytes,
+    )
+    return launch.changed(
+        group_m=plan.group_m,
         bytes_in_flight=(schedule.stages - 1) * plan.stage_bytes,
         wgmma_s8_ops=mma_ops if quantized else 0.0,
         wgmma_f16_ops=0.0 if quantized else mma_ops,
         alu_ops=issue_counts.decode_integer(layout) * decoded,
         issued=float(tiles * plan.iterations) * stage,
         shared_traffic=float(tiles * plan.iterations * (plan.stage_bytes + reads)),
-        workspace_bytes=schedule.grid_split * m * spec.n * 4 if schedule.grid_split > 1 else 0,
-        stages=schedule.stages,
-        split=schedule.grid_split,
-        persistent=schedule.persistent > 0,
-        shared_by=schedule.split if schedule.stream_k else 0,
         registers=plan.launch_registers,
         shared_bytes=plan.shared_bytes,
-        launches=2 if schedule.grid_split > 1 else 1,
     )

@@ -601,6 +601,7 @@ def _as_index(function: str) -> Callable[..., Scalar]:
 _CALLS: dict[str, Callable[..., Scalar]] = {
     "floordiv": _floordiv,
     "truncdiv": lambda b, x, y: b.scalar(x) / b.scalar(y),
+    "mul": lambda b, x, y: b.scalar(x) * b.scalar(y),
     "min": lambda b, x, y: b.scalar(x).minimum(b.scalar(y)),
     "max": lambda b, x, y: b.scalar(x).maximum(b.scalar(y)),
     "select": _select,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from abqc.dialects.mlir import bufferization, ir, scf
 
-from ..values.symbolic import Call, Dim, Opaque
+from ..values.symbolic import Dim, Opaque, all_atoms
 from ..values.value import Value
 from .emit import Builder
 from .scalars import Scalar
@@ -25,12 +25,7 @@ def owned(b: Builder, value: Value, type_: ir.Type) -> ir.Value:
 
 def made_after(dim: Dim, mark: int) -> bool:
     """Whether a run-time integer in `dim` was bound after `Builder.mark` was `mark`."""
-    return any(
-        atom.number > mark
-        if isinstance(atom, Opaque)
-        else isinstance(atom, Call) and any(made_after(a, mark) for a in atom.arguments)
-        for atom in dim.atoms()
-    )
+    return any(isinstance(atom, Opaque) and atom.number > mark for atom in all_atoms(dim))
 
 
 def detached(b: Builder, build: Callable[[], None]) -> ir.Block:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from abqc.dialects.mlir import ir, linalg, tensor
 
 from ..values import symbolic
@@ -172,6 +173,9 @@ def transpose(b: Builder, x: Value, permutation: Sequence[int]) -> Value:
         return constant_value(x.constant.transposed(tuple(order)), x.dtype)
     if x.stored is not None:
         return widened(b, transpose(b, x.stored, order), x.dtype)
+    if x.content is not None and None not in x.shape:
+        places = np.arange(len(x.content)).reshape(x.static_shape).transpose(order)
+        return Value(x.dtype, dims, content=tuple(x.content[at] for at in places.reshape(-1)))
     # Axes of size 1 that move past each other change nothing in memory.
     if [a for a in order if x.dims[a] != ONE] == [
         a for a in range(x.rank) if x.dims[a] != ONE
@@ -284,7 +288,7 @@ def concat(b: Builder, parts: Sequence[Value], axis: int) -> Value:
     )
     if len(parts) == 1:
         return first
-    contents = [part.symbols for part in parts]
+    contents = [() if part.dims == (symbolic.ZERO,) else part.symbols for part in parts]
     if first.rank == 1 and all(content is not None for content in contents):
         joined = tuple(dim for content in contents for dim in content or ())
         return Value(first.dtype, dims, content=joined)

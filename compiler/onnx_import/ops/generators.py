@@ -108,6 +108,9 @@ def one_hot(node: Node) -> Value:
     if values.rank != 1:
         raise node.error(f"values must be a vector of two, they are {values}")
     b.require_equal(values.dims[0], Dim.of(2), "values must be two")
+    known = _known_one_hot(indices, axis, depth, values)
+    if known is not None:
+        return known
     off, on = b.item(values, 0), b.item(values, 1)
     places = Value(indices.dtype, indices.dims, ssa=b.tensor(indices))
     size = b.scalar(depth)
@@ -119,3 +122,16 @@ def one_hot(node: Node) -> Value:
 
     dims = (*indices.dims[:axis], depth, *indices.dims[axis:])
     return b.tabulate(dims, values.dtype, body)
+
+
+def _known_one_hot(indices: Value, axis: int, depth: Dim, values: Value) -> Value | None:
+    """Of constant indices and values that are sizes, as PyTorch writes the counts of a Tile."""
+    at, size, symbols = indices.numpy(), depth.value, values.symbols
+    if at is None or size is None or symbols is None or at.size * size > MAX_CONTENT:
+        return None
+    off, on = symbols
+    index = np.expand_dims(np.where(at < 0, at + size, at).astype(np.int64), axis)
+    places = np.arange(size).reshape([-1 if i == axis else 1 for i in range(index.ndim)])
+    chosen = index == places
+    dims = tuple(map(Dim.of, chosen.shape))
+    return Value(values.dtype, dims, content=tuple(on if hit else off for hit in chosen.flat))

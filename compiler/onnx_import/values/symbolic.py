@@ -89,6 +89,8 @@ class Call:
 
 # A longer text of a call is not shown.
 MAX_TEXT = 120
+# A product of sums that would have more terms is a call: factor by factor they grow exponentially.
+MAX_TERMS = 64
 
 Atom = Named | Opaque | Call
 Monomial = tuple[Atom, ...]  # atoms in order
@@ -144,10 +146,13 @@ class Dim:
         return Dim.of(other) - self
 
     def __mul__(self, other: int | Dim) -> Dim:
+        other = Dim.of(other)
+        if min(len(self.terms), len(other.terms)) > 1 and (
+            len(self.terms) * len(other.terms) > MAX_TERMS
+        ):
+            return Dim.of(Call("mul", (self, other)))
         return _collect(
-            (_sorted(left + right), x * y)
-            for left, x in self.terms
-            for right, y in Dim.of(other).terms
+            (_sorted(left + right), x * y) for left, x in self.terms for right, y in other.terms
         )
 
     def __rmul__(self, other: int | Dim) -> Dim:
@@ -235,18 +240,23 @@ def single_atom(dim: Dim) -> Atom | None:
     return atoms[0] if factor == 1 and len(atoms) == 1 else None
 
 
-def mentions(dim: Dim, atom: Atom) -> bool:
-    """Whether a polynomial depends on an atom."""
+def all_atoms(dim: Dim) -> Iterator[Atom]:
+    """The atoms of a polynomial and of all that its calls are made of, each once."""
     seen: set[Atom] = set()
     pending = list(dim.atoms())
     while pending:
-        other = pending.pop()
-        if other == atom:
-            return True
-        if isinstance(other, Call) and other not in seen:
-            seen.add(other)
-            pending.extend(inner for each in other.arguments for inner in each.atoms())
-    return False
+        atom = pending.pop()
+        if atom in seen:
+            continue
+        seen.add(atom)
+        yield atom
+        if isinstance(atom, Call):
+            pending.extend(inner for each in atom.arguments for inner in each.atoms())
+
+
+def mentions(dim: Dim, atom: Atom) -> bool:
+    """Whether a polynomial depends on an atom."""
+    return atom in all_atoms(dim)
 
 
 def are_one_together(a: Dim, b: Dim) -> bool:
@@ -418,6 +428,7 @@ def _truncated(a: int, b: int) -> int:
 FUNCTIONS: dict[str, Callable[..., int]] = {
     "floordiv": lambda a, b: a // b if b else 0,
     "truncdiv": _truncated,
+    "mul": lambda a, b: a * b,
     "min": min,
     "max": max,
     "eq": lambda a, b: int(a == b),
@@ -489,6 +500,7 @@ def _or(a: Dim, b: Dim) -> Dim | None:
 
 
 _SIMPLIFIED: dict[str, Callable[..., Dim | None]] = {
+    "mul": lambda a, b: a * b,
     "min": _min,
     "max": _max,
     "select": _select,

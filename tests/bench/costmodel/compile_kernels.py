@@ -75,9 +75,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def wanted(args: argparse.Namespace) -> Iterator[tuple[kernel_set.Timing, int | None]]:
     """Those held out, with the number of their task, and the first `count` of training."""
-    numbers = {task: number for number, (task, _, _) in enumerate(kernel_set.HELD_OUT)}
-    for timing in kernel_set.exhaustive():
-        yield timing, numbers[timing.candidate.task]
+    for number, timing in kernel_set.exhaustive():
+        yield timing, number
     for timing in itertools.islice(kernel_set.training(args.seed, args.one_row), args.count):
         yield timing, None
 

@@ -51,19 +51,32 @@ class Data:
         return [each for each in self.timed if each.task is None]
 
     @property
-    def tasks(self) -> dict[int, list[Timed]]:
-        """All candidates of each task that is held out."""
+    def described(self) -> dict[Key, Mapping[str, Any]]:
+        """The kernels that a model of kernels may learn from, timed or not: of no K that is held
+        out."""
+        held_out = {task.k for task, _, _ in kernel_set.HELD_OUT}
+        return {key: row for key, row in self.kernels.items() if row["k"] not in held_out}
+
+    @property
+    def spaces(self) -> dict[int, list[Timed]]:
+        """All candidates of each task that is held out, of all instruction sets."""
         found: dict[int, list[Timed]] = {}
         for each in self.timed:
             if each.task is not None:
                 found.setdefault(each.task, []).append(each)
         return dict(sorted(found.items()))
 
+    @property
+    def tasks(self) -> dict[int, list[Timed]]:
+        """Those of its own instruction set, the best."""
+        return {number: [e for e in timed if own(e)] for number, timed in self.spaces.items()}
+
 
 def load(folder: Path) -> Data:
     """Of the tasks that are held out, the candidates that there are today; of training, no
     strategies that are `UNLEARNED`."""
-    today = {(t.candidate.kernel.name, t.candidate.task.isa.name) for t in kernel_set.exhaustive()}
+    every = (timing.candidate for _, timing in kernel_set.exhaustive())
+    today = {(candidate.kernel.name, candidate.task.isa.name) for candidate in every}
     rows = compile_kernels.read(folder / "kernels.jsonl.gz")
     kernels = {(row["kernel"], row["isa"]): row for row in rows}
     lines: dict[tuple, list[dict[str, Any]]] = {}
@@ -83,6 +96,13 @@ def load(folder: Path) -> Data:
             continue
         timed.append(Timed(sample, kernel, line["task"], line["default"], every))
     return Data(kernels, timed)
+
+
+def own(timed: Timed) -> bool:
+    """Whether it is of the instruction set of its task."""
+    assert timed.task is not None
+    task, _, _ = kernel_set.HELD_OUT[timed.task]
+    return timed.features.isa == task.isa.name
 
 
 def blind(timed: Timed) -> Timed:

@@ -6,9 +6,10 @@ Of tasks all of whose candidates were timed, and none of whose sizes is in train
 the best candidate over that of the one picked, over that of the best among the first five, over
 that of the best of five that are unlike each other (costmodel/shortlist.py); the rank correlation
 within a task, and that of those candidates which differ by more than the noise; the mean absolute
-error. Means over tasks. `widths`: training had no weights of 3 and 6 bits, the tasks have; `ISA`:
-the same of AVX2. The token model is trained on kernels of training alone, by PyTorch, and judged
-for `shapes`.
+error. Means over tasks. Candidates are those of the best instruction set of a task; `every ISA`:
+of all that such a CPU has. `widths`: training had no weights of 3 and 6 bits, the tasks have;
+`ISA`: the same of AVX2. The token model is trained on kernels of training alone, by PyTorch, and
+judged for `shapes`.
 
 Times are medians of all measurements. `measured again`: each measurement as a prediction of the
 median of the others, which is what noise leaves possible.
@@ -78,38 +79,50 @@ def main() -> None:
     parser.add_argument("--tokens", type=Path, help="the token model; trained if it is not there")
     args = parser.parse_args()
     found = data.load(args.folder)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, (training, tasks) in splits(found).items():
-        candidates = [len(timed) for timed in tasks.values()]
-        print(f"{name}: {len(training)} timings, {len(tasks)} tasks, candidates {candidates}")
-        rows += [(name, "random", *columns([random_choice(t) for t in tasks.values()]))]
-        rows += [(name, "default", *columns([default_choice(t) for t in tasks.values()]))]
-        rows += [(name, "measured again", *columns(measured_again(tasks)))]
         boosted = models.roofline_and_trees(training)
-        own = {
+        fitted = {
             "roofline": models.roofline,
             "trees": models.trees_only(training),
             "roofline x trees, no operations": models.without_operations(boosted),
             "roofline x trees": boosted,
         }
-        if args.tokens is not None and name == "shapes":
+        if name != "shapes":
+            rows += judged(name, tasks, fitted)
+            continue
+        milliseconds = 1e3 * ranking_seconds(models.without_operations(boosted), found.timed)
+        if args.tokens is not None:
             import token_training
 
             if not args.tokens.exists():
-                kernels = token_training.allowed(found.kernels, training)
-                token_training.fit(kernels, training).save(args.tokens)
+                token_training.fit(found.described, training).save(args.tokens)
             tokens = TokenModel.load(args.tokens)
-            own |= token_training.predictors(tokens, found.kernels, boosted)
+            fitted |= token_training.predictors(tokens, found.kernels, boosted)
             print(table(*token_training.allocation_table(tokens, found)), flush=True)
-        for label, predict in own.items():
-            rows.append((name, label, *columns(scores(predict, tasks))))
-            print("  ".join(rows[-1]), flush=True)
-        if name == "shapes":
-            milliseconds = 1e3 * ranking_seconds(models.without_operations(boosted), found.timed)
+        rows += judged(name, tasks, fitted)
+        rows += judged("shapes, every ISA", found.spaces, fitted)
     of_five = (f"best of {TOP}", f"of {TOP} unlike")
     header = ("held out", "model", "pick", *of_five, "rank", "rank apart", "error")
     print(table(header, rows))
     print(f"ranking 500 candidates: {milliseconds:.0f} ms")
+
+
+def judged(
+    name: str, tasks: Tasks, fitted: Mapping[str, models.Predictor]
+) -> list[tuple[str, ...]]:
+    """Rows of the table."""
+    candidates = [len(timed) for timed in tasks.values()]
+    print(f"{name}: {len(tasks)} tasks, {sum(candidates)} candidates {candidates}")
+    rows = [
+        (name, "random", *columns([random_choice(t) for t in tasks.values()])),
+        (name, "default", *columns([default_choice(t) for t in tasks.values()])),
+        (name, "measured again", *columns(measured_again(tasks))),
+    ]
+    for label, predict in fitted.items():
+        rows.append((name, label, *columns(scores(predict, tasks))))
+        print("  ".join(rows[-1]), flush=True)
+    return rows
 
 
 def splits(found: data.Data) -> dict[str, tuple[list[Timed], Tasks]]:
@@ -192,7 +205,7 @@ def default_choice(timed: Sequence[Timed]) -> Score:
     seconds = data.seconds(timed)
     names = {each.features.strategy for each in timed}
     strategy = next(name for name in order if name in names)
-    own = [e for e in timed if e.default and e.features.strategy == strategy]
+    own = [e for e in timed if e.default and data.own(e) and e.features.strategy == strategy]
     share = float(seconds.min() / own[0].sample.seconds)
     return Score(share, share, share)
 

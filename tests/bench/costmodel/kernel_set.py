@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from abqc.codegen import isa as isas
 from abqc.codegen.cpu.schedule import (
+    BASE_ISAS,
     COLUMNS,
     ROW_RANGES,
     CpuSchedule,
@@ -51,6 +52,7 @@ ROWS = {31: (2, 3, 4, 6, 8, 12, 16, 24, 31), None: (32, 48, 64, 100, 128, 200, 2
 CANDIDATES = 8  # of a task in training
 TIMES = 3  # numbers of rows for which the candidates of a task of training are timed
 STREAMED = ("w4", "w8:g128", "w4:channel", "w8:channel", "w6:g128", "w3:g128")
+LARGE = 4096
 STREAMED_SIZES = (384, 576, 1536, 3072, 4096)  # N
 CHAINS = 4  # sums of a row that are under way, of all panels
 CHOSEN_ISAS = ("avx512", "avx512", "avx512", "avx2", "avx2", "plain")  # as often as they come here
@@ -129,10 +131,9 @@ class Timing:
 
 
 def training(seed: int = 0, one_row: bool = False) -> Iterator[Timing]:
-    """Without end: tasks at random, and of each one candidate of every strategy and some others;
-    `one_row`: `streams`, then none of several rows."""
-    if one_row:
-        yield from streams()
+    """Without end: `large`, then tasks at random, and of each one candidate of every strategy and
+    some others; `one_row`: `streams`, then none of several rows."""
+    yield from streams() if one_row else large()
     rng = random.Random(seed)
     here = {isa.name: isa for isa in isas.available()}
     while True:
@@ -169,6 +170,16 @@ def streams() -> Iterator[Timing]:
             usual = s.panels * s.chains == CHAINS and s.block_n == COLUMNS
             if each.strategy.name in ("int8", "dequantize") and usual:
                 yield Timing(each, 1, True)
+
+
+def large() -> Iterator[Timing]:
+    """Many rows times the codes of a large matrix: tiles by chance, the default one among them."""
+    rng = random.Random(0)
+    for bits, group in itertools.product(WIDTHS, (":g128", ":channel")):
+        task = Task(f"w{bits}{group}", "a8", LARGE, LARGE, isas.AVX512, ROW_RANGES[-1])
+        tiles = [each for each in candidates(task) if each.strategy.name == "int8"]
+        for each in (tiles[0], *rng.sample(tiles[1:], CANDIDATES - 1)):
+            yield Timing(each, task.rows.typical, True)
 
 
 def _held_out() -> tuple[tuple[Task, int, bool], ...]:
@@ -210,8 +221,12 @@ def _held_out() -> tuple[tuple[Task, int, bool], ...]:
 HELD_OUT = _held_out()
 
 
-def exhaustive() -> Iterator[Timing]:
-    """Every candidate of the tasks that are held out."""
-    for task, m, cold in HELD_OUT:
-        if task.isa in isas.available():
-            yield from (Timing(candidate, m, cold) for candidate in candidates(task))
+def exhaustive() -> Iterator[tuple[int, Timing]]:
+    """Every candidate of the tasks that are held out, with the number of its task: on the task's
+    instruction set, and on the lesser ones, which a CPU that has it can run too."""
+    base = [isa for isa in isas.available() if isa in BASE_ISAS]
+    for number, (task, m, cold) in enumerate(HELD_OUT):
+        for isa in base:
+            if task.isa in base and isa.vector_bits <= task.isa.vector_bits:
+                for candidate in candidates(replace(task, isa=isa)):
+                    yield number, Timing(candidate, m, cold)

@@ -35,7 +35,7 @@ from abqc.codegen.isa import Isa
 from abqc.codegen.llvm import initialize, pack_arguments
 from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.compiler.tune import spread
-from abqc.compiler.tune_cpu import CpuRunner, random_weight, time_calls
+from abqc.compiler.tune_cpu import CpuRunner, aligned, random_weight, time_calls
 from abqc.costmodel import samples
 from abqc.costmodel.interface import Sample
 from abqc.dialects.jit import load
@@ -113,7 +113,7 @@ class Weights:
     def of(cls, strategy: CpuStrategy, spec: MatmulSpec) -> Weights:
         packed = strategy.pack_weight(spec, random_weight(spec))
         copies = range(-(-kernel_set.COLD_BYTES // packed.nbytes))
-        return cls(packed, itertools.cycle([packed.copy() for _ in copies]))
+        return cls(aligned(packed), itertools.cycle([aligned(packed) for _ in copies]))
 
 
 class Timer:
@@ -131,7 +131,7 @@ class Timer:
         spec, isa, strategy = candidate.task.spec, candidate.task.isa, candidate.strategy
         packing, q = self.packing(strategy, spec, isa, m)
         weights = self.weights(strategy, spec)
-        y, bias = np.zeros(m * spec.n, np.float32), np.zeros(spec.n, np.float32)
+        y, bias = (aligned(np.zeros(size, np.float32)) for size in (m * spec.n, spec.n))
         prepare = self._loaded(candidate.kernel, isa)
         grid = candidate.kernel.grid(m, spec.n)
         given = weights.turns if timing.cold else itertools.repeat(weights.packed)
@@ -149,11 +149,11 @@ class Timer:
         self, strategy: CpuStrategy, spec: MatmulSpec, isa: Isa, m: int
     ) -> tuple[float, np.ndarray]:
         """Seconds of packing `m` rows, and the rows."""
-        x = np.random.default_rng(1).standard_normal(m * spec.k, np.float32)
+        x = aligned(np.random.default_rng(1).standard_normal(m * spec.k, np.float32))
         pack = strategy.pack_kernel(spec)
         if pack is None:
             return 0.0, x
-        q = np.zeros(m * strategy.row_bytes(spec), np.uint8)
+        q = aligned(np.zeros(m * strategy.row_bytes(spec), np.uint8))
         call = self._loaded(pack, isa)(pack.grid(m), [x, q, m])
         return min(call_times(itertools.repeat(call))), q
 

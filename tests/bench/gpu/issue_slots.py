@@ -22,7 +22,6 @@ for folder in (HERE, HERE.parents[1]):
     sys.path.insert(0, str(folder))
 
 from abqc.codegen.gpu.assembly.compile import assemble, compile_ptx, disassemble  # noqa: E402
-from abqc.codegen.gpu.attention.features import untaken_instructions  # noqa: E402
 from abqc.codegen.gpu.attention.halves import TileShape  # noqa: E402
 from abqc.codegen.gpu.attention.mma import mma_kernel, mma_unsupported  # noqa: E402
 from abqc.codegen.gpu.attention.spec import AttentionSpec  # noqa: E402
@@ -46,6 +45,7 @@ from gpubuild.machine_loops import (  # noqa: E402
     Turn,
     copying_loop,
     main_loop,
+    shortest_turn,
 )
 from gpubuild.matmuls import Chosen, best_of_each  # noqa: E402
 from gpubuild.plan import FORMATS, Plan  # noqa: E402
@@ -196,10 +196,10 @@ def attention_rows(target: CudaTarget, columns: int) -> Iterator[list[str]]:
             unread = wgmma_kernel(plain) if unit != "f16" else mma_kernel(plain)
             _, registers = machine_code(kernel, target)
             text, _ = machine_code(unread, target)
-            turn = main_loop(text)
+            turn = shortest_turn(text)
             assert turn is not None
             mma = turn.mma_operations / (rates[unit] / SCHEDULERS)
-            issue = turn.issued - untaken_instructions(spec, shape)
+            issue = turn.issued
             special = turn.counts["MUFU.EX2"] * 32 * SCHEDULERS / rates["special"]
             shared = turn.shared_bytes * SCHEDULERS / SHARED_BYTES
             part = mma / max(mma, issue, special, shared)

@@ -2,8 +2,8 @@
 
 Read from SASS, not measured. A multiprocessor has four schedulers. Each issues one instruction of a
 warp in a cycle; integers and logic have 16 lanes, so that such an instruction takes its pipe for
-two cycles, and so do, at best, conversions. Branches inside of the loop are counted as if
-they were always taken, so that counts are upper bounds.
+two cycles, and so do, at best, conversions. `main_loop` counts all that stands between a loop's
+label and the branch to it, which is an upper bound; `shortest_turn` what a turn issues at least.
 """
 
 from __future__ import annotations
@@ -119,6 +119,39 @@ def main_loop(lines: list[str]) -> Turn | None:
         return (mmas, 0, -turn.issued) if mmas else (0, turn.of("fma"), 0)
 
     return max(_turns(lines), key=order, default=None)
+
+
+def shortest_turn(lines: list[str]) -> Turn | None:
+    """Of the main loop, the way through it with the most MMAs and copies, and of those the one with
+    the fewest instructions: what most turns jump over is not counted."""
+
+    def order(loop: tuple[int, int]) -> tuple[int, int, int]:
+        turn = Turn(_count(lines[loop[0] : loop[1]]))
+        return (turn.of("mma"), turn.of("fma"), -turn.issued)
+
+    loops = _innermost(lines)
+    if not loops:
+        return None
+    begin, end = max(loops, key=order)
+    at = {match[1]: i for i in range(begin, end) if (match := _LABEL.match(lines[i]))}
+    best: dict[int, tuple[int, int, int | None]] = {end - 1: (0, -1, None)}  # MMAs, others, next
+    for i in range(end - 2, begin - 1, -1):
+        branch = _BRANCH.search(lines[i])
+        following = {i + 1} if branch is None or lines[i].lstrip().startswith("@") else set()
+        if branch and at.get(branch[1], begin) > i:
+            following.add(at[branch[1]])
+        ways = [(*best[j][:2], j) for j in following if j in best]
+        if ways:
+            turn = Turn(_count([lines[i]]))
+            mmas, others, j = max(ways)
+            wanted = turn.of("mma") + turn.of("copy") + turn.of("box")
+            best[i] = (mmas + wanted, others - turn.issued, j)
+    way: list[str] = []
+    at_line: int | None = begin
+    while at_line is not None:
+        way.append(lines[at_line])
+        at_line = best[at_line][2]
+    return Turn(_count(way))
 
 
 def copying_loop(lines: list[str]) -> Turn | None:
