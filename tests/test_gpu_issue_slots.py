@@ -27,6 +27,7 @@ from gpu_kernels import compile_kernel
 
 sys.path.insert(0, str(Path(__file__).parent / "bench" / "gpu"))
 
+import issue_slots
 from gpubuild.machine_loops import main_loop, shortest_turn
 
 LISTING = """
@@ -50,6 +51,11 @@ BRA `(.L_x_3)
 """
 
 
+needs_tools = pytest.mark.skipif(
+    find_tool("ptxas") is None or find_tool("nvdisasm") is None, reason="no ptxas, nvdisasm"
+)
+
+
 def test_the_main_loop_is_the_innermost_one_with_mmas():
     turn = main_loop(LISTING.split("\n")[1:-1])
     assert turn is not None and turn.issued == 8
@@ -63,9 +69,12 @@ def test_code_without_a_loop():
     assert main_loop(["MOV R1, R2", "EXIT"]) is None
 
 
-needs_tools = pytest.mark.skipif(
-    find_tool("ptxas") is None or find_tool("nvdisasm") is None, reason="no ptxas, nvdisasm"
-)
+@needs_tools
+def test_a_line_of_one_row(monkeypatch, capsys):
+    """It is multiplied on CUDA cores: there is no MMA whose operands could be counted."""
+    monkeypatch.setattr(sys, "argv", ["issue_slots.py", "--formats", "W8A8", "--rows", "1"])
+    assert issue_slots.main() == 0
+    assert "| 1 | W8A8 | int8 | rows" in capsys.readouterr().out
 
 
 @needs_tools

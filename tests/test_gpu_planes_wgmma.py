@@ -165,14 +165,21 @@ def test_shared_tiles_of_many_groups_are_none():
     assert problems == [None, "not enough registers"]
 
 
+@pytest.mark.parametrize(("k", "problem"), [(4096, None), (11008, "not enough registers")])
+def test_a_last_stage_of_fewer_groups_takes_registers(k, problem):
+    spec = MatmulSpec(4096, k, parse_scheme("w1:g128"), parse_scheme("a1"))
+    plan = plan_of(spec, schedule(128, 128, 1024, 2, 4, 1, 132))
+    assert plan.groups_beyond == (problem is not None) and plan.problem(SM_90A) == problem
+
+
 @pytest.mark.slow
 @needs_tools
 @pytest.mark.parametrize("weight", ["w1:channel", "w2:channel", "w2:g128:asym", "w1:g64", "w1:g32"])
 @pytest.mark.parametrize("activation", ["a1:token:sym", "a2", "a4"])
 def test_nothing_spills_or_waits(weight, activation, tmp_path):
     """The schedules that take most registers, of each number of warpgroups and halves, and with
-    blocks that share tiles."""
-    spec = MatmulSpec(4096, 4096, parse_scheme(weight), parse_scheme(activation))
+    blocks that share tiles. K has no whole number of stages."""
+    spec = MatmulSpec(4096, 11008, parse_scheme(weight), parse_scheme(activation))
     largest = {}
     for s in wgmma_planes_schedules(spec, SM_90A):
         plan = plan_of(spec, s)

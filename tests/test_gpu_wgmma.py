@@ -201,6 +201,16 @@ def test_products_under_way_have_their_registers():
     assert problem is not None and "registers" in problem
 
 
+def test_codes_of_several_parts_have_their_registers():
+    """With as many rows as codes of 2 and 4 bits have, w3 spills in every turn."""
+    problems = {}
+    for weight in ("w2", "w3", "w4"):
+        spec = MatmulSpec(4096, 4096, parse_scheme(weight), parse_scheme("a8"))
+        plan = plan_of(spec, schedule(80, 256, 128, 2, 6, 1, 132, True), "int8")
+        problems[weight] = plan.problem(SM_90A)
+    assert problems == {"w2": None, "w3": "about 244 registers", "w4": None}
+
+
 @pytest.mark.parametrize("activation", ["a8", None])
 def test_only_where_wgmma_is_native(activation):
     a_scheme = None if activation is None else parse_scheme(activation)

@@ -11,7 +11,7 @@ what the stages before have left; with several, their accumulators are scaled an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from abqc.codegen.builder import Value, vec
@@ -262,12 +262,16 @@ class _Products:
     # Groups
 
     def _scaled(self, offset: Value, group: Value, in_stage: int, sums: Sums, totals: Sums) -> Sums:
-        """The totals with a group's accumulators, scaled."""
+        """The totals with a group's accumulators, scaled: by 0 where K has no such group."""
         b, plan, context = self.b, self.plan, self.context
         made = list(totals)
-        beyond = plan.k_blocks * plan.block_groups > plan.groups
-        exists = group < plan.groups
         factors = [self._factors(offset, in_stage, half) for half in range(plan.halves)]
+        if plan.groups_beyond:
+            exists = group < plan.groups
+            factors = [
+                replace(f, scales=[b.select(exists, scale, 0.0) for scale in f.scales])
+                for f in factors
+            ]
         for j in range(context.row_pairs):
             for e in range(2):
                 row_sum = self._row_sum(offset, in_stage, 8 * j + e)
@@ -276,8 +280,7 @@ class _Products:
                     at = context.accumulator(half, i, j, e)
                     total = sums[at] * plan.sums_of_pairs.scale
                     acc = self.operands.corrected(total, zero, row_sum, factors[half], i)
-                    more = b.fma(factors[half].scales[i], b.to_float(acc), made[at])
-                    made[at] = b.select(exists, more, made[at]) if beyond else more
+                    made[at] = b.fma(factors[half].scales[i], b.to_float(acc), made[at])
         return made
 
     def _factors(self, offset: Value, in_stage: int, half: int) -> Factors:

@@ -29,7 +29,9 @@ OTHER_REGISTERS = 32  # of a thread that multiplies: addresses, loops, descripto
 GROUP_REGISTERS, MASK_REGISTERS = 12, 16
 # More yet, where blocks share tiles and a group's sums are weighed between runs: else it spills.
 SHARING_REGISTERS = 60
-SHARED_GROUP_REGISTERS = 2  # likewise of each group of a stage, where rows' zero points are kept
+# Likewise of each group of a stage, where rows' zero points are kept; and where the last stage has
+# fewer groups than others.
+SHARED_GROUP_REGISTERS = 2
 # Of a stage, which is unrolled: wgmmas, and all instructions of a warp that multiplies.
 MOST_PRODUCTS, MOST_INSTRUCTIONS = 160, 4000
 
@@ -113,13 +115,18 @@ class WgmmaPlanesPlan(Warpgroups, PlanesPlan):
             of_groups = GROUP_REGISTERS + (MASK_REGISTERS if self.parts > 2 else 0)
             if self.schedule.stream_k and len(self.sums_of_pairs.runs) > 1:
                 of_groups += SHARING_REGISTERS
-            elif self.schedule.stream_k and self.row_zeros_loaded:
+            elif (self.schedule.stream_k or self.groups_beyond) and self.row_zeros_loaded:
                 of_groups += SHARED_GROUP_REGISTERS * self.warp_groups
             of_groups += 2 * self.halves * (1 + self.weight.has_sums + self.weight.has_zeros)
             if self.row_zeros_loaded:
                 of_groups += self.schedule.block_m // 4
             of_groups += 4 * self.rows.has_sums
         return sums + fragments + of_groups + OTHER_REGISTERS
+
+    @property
+    def groups_beyond(self) -> bool:
+        """Whether the last stage of K has groups that do not exist."""
+        return self.k_blocks * self.block_groups > self.groups
 
     @property
     def row_zeros_loaded(self) -> bool:

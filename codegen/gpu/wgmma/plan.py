@@ -32,6 +32,9 @@ HALF_BLOCKS = BLOCKS // 2  # of 8 columns: the 16 rows of A that a warp has
 
 # For each half, beside the accumulators of all: with less ptxas has products wait (C7512).
 PAIR_REGISTERS = 24
+# Of a warp with both halves, where groups end: of each further part of a code, until they are one.
+# With less w3 spills.
+PART_REGISTERS = 12
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,8 @@ class WgmmaPlan(Warpgroups, TilePlan):
                 groups *= 2
             if self.weights.lane_bits == 8:
                 rows = self.schedule.block_m // 4 * (has_sums + 3 * has_zeros)
+            if self.halves == 2 and not self.weights.format.in_digits:
+                groups += PART_REGISTERS * (len(self.weights.parts) - 1)
         return sums + words + 8 * self.halves + groups + rows + 8
 
     # One stage

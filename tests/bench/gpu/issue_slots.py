@@ -100,8 +100,10 @@ class Line:
     def _box_bytes(self) -> int:
         """Of rows that the hardware writes to a stage."""
         schedule = self.chosen.schedule
+        if not schedule.boxes:
+            return 0
         size = 2 if self.unit == "wgmma_f16" else 1
-        return schedule.boxes * schedule.block_m * schedule.block_k * size
+        return schedule.block_m * schedule.block_k * size
 
     def _with_copies(self, count: Callable[[Turn], float]) -> float:
         """Of a turn, and of its share of the turn of a warp that copies."""
