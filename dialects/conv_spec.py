@@ -99,17 +99,18 @@ class ConvSpec:
 
         It is, where products save what transforms cost: of a tile of 2 x 2 outputs, with C channels
         read, N written, and N' with those that fill the last block, they take as long as about
-        N' (C + 7), the other kernel as long as 2.5 N C. Measured on one core of an AMD EPYC (Zen 4)
-        with AVX-512, times as fast as the other kernel with its planes: 2.0 with 128 and 256
-        channels in and out, 1.8 with 64, 1.6 with 512 at 7 x 7 outputs (weights come from memory),
-        1.5 with 32 and with 16, 1.2 with 8 in and 12 out; not taken, 1.0 with 12 in and 20 out, 0.9
-        with 8 and 8.
+        N' C + 4 C + 7 N', the other kernel as long as 2.5 N C. Measured on one core of an AMD EPYC
+        (Zen 4) with AVX-512, times as fast as the other kernel with its planes: 2.0 with 128 and
+        256 channels in and out, 1.8 with 64, 1.6 with 512 at 7 x 7 outputs (weights come from
+        memory), 1.5 with 32 and with 16, 1.2 with 12, 1.1 with 32 in and 18 out; not taken, 1.0
+        with 12 in and 20 out, 0.9 with 8 out.
         """
         plain = self.strides == self.dilations == (1, 1) and self.groups == 1
         if not plain or self.window != (3, 3) or self.channels > WINOGRAD_MOST_CHANNELS:
             return False
         filled = -(-self.outputs // self.winograd_block) * self.winograd_block
-        return 2 * filled * (self.channels + 7) <= 5 * self.outputs * self.channels
+        cost = self.channels * (filled + 4) + 7 * filled
+        return 2 * cost <= 5 * self.outputs * self.channels
 
     @property
     def patch_outputs(self) -> int:

@@ -121,7 +121,7 @@ def test_sizes_known_at_run_time(tmp_path: Path) -> None:
         ("40x513x3x3xf32", 40 * 513 * 9, "direct_conv_n8_w3x3_s1x1_d1x1"),
         # Blocks of which less is filled, and transforms for few products.
         ("20x12x3x3xf32", 20 * 12 * 9, "direct_conv_n4_w3x3_s1x1_d1x1"),
-        ("8x24x3x3xf32", 8 * 24 * 9, "direct_conv_n8_w3x3_s1x1_d1x1"),
+        ("8x256x3x3xf32", 8 * 256 * 9, "direct_conv_n8_w3x3_s1x1_d1x1"),
         ("24x4x3x3xf32", 24 * 4 * 9, "direct_conv_n8_w3x3_s1x1_d1x1"),
         ("40x16x3x1xf32", 40 * 16 * 3, "direct_conv_n8_w3x1_s1x1_d1x1"),
     ],
