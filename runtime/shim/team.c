@@ -134,10 +134,11 @@ static int32_t take(_Atomic uint64_t *share, bool own) {
     }
 }
 
-/* Those of `count` things that come before the share of `i`, one of `sharers`. */
+/* Those of `count` things that come before the share of `i`, one of `sharers`. Larger shares stand
+ * between smaller ones: those of a thread's chunks add up to as much as another's. */
 static int64_t before(int64_t i, int64_t count, int64_t sharers) {
-    int64_t more = count % sharers;
-    return i * (count / sharers) + (i < more ? i : more);
+    int64_t each = count / sharers, more = count % sharers;
+    return i * each + (i * more + sharers - 1) / sharers;
 }
 
 /* Takes chunks until none is left. */
