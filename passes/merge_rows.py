@@ -107,8 +107,8 @@ def _rows(op: ir.Operation) -> _Rows | None:
     if cut or not nest.grid or (not nest.register and "reduction" in nest.kinds):
         return None
     sizes = {dim: _size(nest, dim) for dim in nest.grid}
-    rows = {dim: size for dim, size in sizes.items() if size != 1}
-    known = rows and None not in rows.values()
+    rows = {dim: size for dim, size in sizes.items() if not isinstance(size, int) or size != 1}
+    known = rows and not any(size is None for size in rows.values())
     return _Rows(op, nest, tuple(rows), tuple(rows.values())) if known else None
 
 
@@ -132,8 +132,10 @@ def _size_of(buffer: ir.Value, axis: int) -> object:
         return buffer, axis
     value = op.operands[first + shape[:axis].count(abq.DYNAMIC)]
     made = defining_op(value)
-    number = made and made.name == "memref.dim" and constant_index(made.operands[1])
-    return _size_of(made.operands[0], number) if isinstance(number, int) else value
+    if made is None or made.name != "memref.dim":
+        return value
+    number = constant_index(made.operands[1])
+    return value if number is None else _size_of(made.operands[0], number)
 
 
 def _joins(rows: _Rows, group: Sequence[_Rows]) -> bool:

@@ -106,3 +106,12 @@ def test_other_rows_are_left_alone(last: str) -> None:
 def test_loops_of_nothing_in_common_are_left_alone() -> None:
     host, _ = merged(minus("x", "s", "c"), minus("x", "t", "y"))
     assert not host("func.call") and len(host("linalg.generic")) == 2
+
+
+def test_sizes_may_be_computed() -> None:
+    count = f"""%k = arith.addi %m, %n : index
+      %d = memref.alloc(%k) : {ROWS}
+      %e = memref.alloc(%k) : {ROW}
+    """
+    host, _ = merged(count, total("d", "e"), minus("d", "e", "d"), minus("x", "s", "y"))
+    assert len(host("func.call")) == len(host("linalg.generic")) == 1
