@@ -165,8 +165,6 @@ class Space:
                         continue
                     if not decode_once and not self.fits(tile_m, panels, 1):
                         continue
-                    if not prefetch and prefetch_pays(self.weight, tile_m, panels):
-                        continue
                     yield CpuSchedule(
                         tile_m,
                         tile_n,

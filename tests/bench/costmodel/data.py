@@ -15,7 +15,7 @@ import time_kernels
 from abqc.costmodel import samples
 from abqc.costmodel.interface import MatmulFeatures, Sample
 
-# The roofline is nearer to them than what was learned of few timings.
+# The roofline chooses better than what was learned of few timings.
 UNLEARNED = frozenset({"look-up"})
 SPREAD_LIMIT = 0.5  # of a sample's times: beyond it, even the least is doubtful
 

@@ -51,6 +51,7 @@ LARGEST = {"avx512": 6 << 20, "avx2": 4 << 20, "plain": 3 << 19}  # N * K
 ROWS = {31: (2, 3, 4, 6, 8, 12, 16, 24, 31), None: (32, 48, 64, 100, 128, 200, 256)}
 CANDIDATES = 8  # of a task in training
 TIMES = 3  # numbers of rows for which the candidates of a task of training are timed
+MORE_SIZES = 3  # other N for which its kernels are timed, where their blocks are the same
 STREAMED = ("w4", "w8:g128", "w4:channel", "w8:channel", "w6:g128", "w3:g128")
 LARGE = 4096
 STREAMED_SIZES = (384, 576, 1536, 3072, 4096)  # N
@@ -134,7 +135,7 @@ def training(seed: int = 0, one_row: bool = False) -> Iterator[Timing]:
     """Without end: `large`, then tasks at random, and of each one candidate of every strategy and
     some others; `one_row`: `streams`, then none of several rows."""
     yield from streams() if one_row else large()
-    rng = random.Random(seed)
+    rng, sizes = random.Random(seed), random.Random(seed)
     here = {isa.name: isa for isa in isas.available()}
     while True:
         weight = rng.choice(WEIGHTS)
@@ -156,8 +157,14 @@ def training(seed: int = 0, one_row: bool = False) -> Iterator[Timing]:
         timed = [(1, False), (1, True)]
         if not rows.one:
             timed = [(m, rng.random() < 0.5) for m in rng.sample(ROWS[rows.last], TIMES)]
-        for m, cold in timed:
-            yield from (Timing(candidate, m, cold) for candidate in chosen)
+        yield from (Timing(candidate, m, cold) for m, cold in timed for candidate in chosen)
+        kernels = {candidate.kernel.name for candidate in chosen}
+        for size in sizes.sample(SIZES, MORE_SIZES):
+            if size * k <= LARGEST[isa.name]:
+                m = 1 if rows.one else sizes.choice(ROWS[rows.last])
+                for candidate in candidates(replace(chosen[0].task, n=size)):
+                    if candidate.kernel.name in kernels:
+                        yield Timing(candidate, m, True)
 
 
 def streams() -> Iterator[Timing]:

@@ -55,7 +55,7 @@ def allocation_table(
     """Header and rows: the token model's registers and spills of kernels of the tasks that are held
     out, beside guessing the median of training for the ISA."""
     keys = sorted({each.kernel for timed in found.tasks.values() for each in timed})
-    training = allowed(found.kernels, found.training)
+    training = found.described
     true = np.array([[found.kernels[key][name] for name in OUTPUTS] for key in keys])
     described = (model.describe(found.kernels[key]["tokens"], key[1]) for key in keys)
     predicted = [dataclasses.astuple(model.allocation(kernel)) for kernel in described]
@@ -73,12 +73,6 @@ def allocation_table(
 def medians(kernels: Kernels, isa: str) -> list[float]:
     own = [[row[name] for name in OUTPUTS] for key, row in kernels.items() if key[1] == isa]
     return np.median(own, axis=0).tolist()
-
-
-def allowed(kernels: Kernels, timed: Sequence[Timed]) -> Kernels:
-    """Those that `timed` have: what is held out is held out of everything."""
-    own = {each.kernel for each in timed}
-    return {key: row for key, row in kernels.items() if key in own}
 
 
 class Network(nn.Module):
