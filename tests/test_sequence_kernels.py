@@ -73,11 +73,13 @@ def test_both_versions_give_the_same_numbers(recipe: str, tmp_path: Path) -> Non
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("recipe", ["none", "w8a8"])
-def test_parts_of_a_batch_give_the_same_numbers(recipe: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "op_type"), [("none", "LSTM"), ("w8a8", "LSTM"), ("none", "GRU")]
+)
+def test_parts_of_a_batch_give_the_same_numbers(recipe: str, op_type: str, tmp_path: Path) -> None:
     """Each of four threads has rows of its own of one direction."""
     library = tmp_path / "model.so"
-    abqc.compile(recurrent("LSTM", 21, tmp_path), quant=recipe, cpu="native", output=library)
+    abqc.compile(recurrent(op_type, 21, tmp_path), quant=recipe, cpu="native", output=library)
     given = feeds(3, 11, 21)
     one, four = (abqc.load(library, threads=count).run(given) for count in (1, 4))
     for a, b in zip(one, four, strict=True):

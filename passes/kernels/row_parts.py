@@ -167,6 +167,8 @@ class _Search:
     def _loops(self, op: ir.Operation, maps_: list[ir.AffineMap], kinds: list[str]) -> bool:
         """A loop over elements, of which one is over rows and every operand is read by it alone."""
         values = [(n, v) for n, v in enumerate(op.operands) if isinstance(v.type, ir.MemRefType)]
+        if all(self.axis(v) is None for _, v in values):
+            self._suppose(v for _, v in values)
         known = [(maps_[n], axis) for n, v in values if (axis := self.axis(v)) is not None]
         if not known or any(flat for _, (_, flat) in known):
             return False
@@ -195,6 +197,19 @@ class _Search:
             return False
         self.rows.uses.append((op, number, axis))
         return True
+
+    def _suppose(self, buffers: Iterable[ir.Value]) -> None:
+        """Take it that a buffer of the loop's own that was allocated for as many places as there
+        are rows has them there; what uses it otherwise is found then."""
+        for buffer in buffers:
+            made = defining_op(buffer)
+            if buffer in self.own and made is not None and made.name == "memref.alloc":
+                shape = ir.MemRefType(buffer.type).shape
+                axes = [axis for axis, size in enumerate(shape) if size == abq.DYNAMIC]
+                counted = zip(axes, made.operands, strict=True)
+                found = [axis for axis, size in counted if size in self.rows.counts]
+                if found:
+                    self.rows.axes[buffer] = (found[0], False)
 
     def _count(self, buffer: ir.Value, axis: int) -> None:
         """The size with which a buffer was allocated is the number of rows."""
