@@ -16,7 +16,8 @@ from abqc.codegen.gpu.attention.features import (
 from abqc.codegen.gpu.attention.halves import TileShape
 from abqc.codegen.gpu.attention.mma import THREADS, mma_kernel
 from abqc.codegen.gpu.attention.spec import AttentionSpec
-from abqc.codegen.gpu.attention.wgmma import CONSUMER_WARPS, SwizzledShape, wgmma_kernel
+from abqc.codegen.gpu.attention.swizzled import SwizzledShape
+from abqc.codegen.gpu.attention.wgmma import CONSUMER_WARPS, wgmma_kernel
 from abqc.codegen.gpu.matmul.dequantize import DequantizeMatmul
 from abqc.codegen.gpu.matmul.int8 import Int8Matmul
 from abqc.codegen.gpu.matmul.schedule import Schedule

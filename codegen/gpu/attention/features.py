@@ -17,7 +17,8 @@ from .halves import HALF, TileShape
 from .mma import ROWS as TILE_ROWS
 from .mma import THREADS as TILE_THREADS
 from .spec import AttentionSpec
-from .wgmma import CONSUMERS, SwizzledShape, wgmma_unsupported
+from .swizzled import SwizzledShape
+from .wgmma import CONSUMERS, wgmma_unsupported
 from .wgmma import ROWS as WARPGROUP_ROWS
 from .wgmma import THREADS as WGMMA_THREADS
 

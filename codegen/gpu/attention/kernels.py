@@ -50,7 +50,8 @@ from .rows import most_keys, rows_kernel
 from .simt import simt_kernel
 from .spec import AttentionSpec, Precision
 from .stored_rows import StoredRows
-from .wgmma import SwizzledShape, wgmma_kernel
+from .swizzled import SwizzledShape
+from .wgmma import wgmma_kernel
 
 __all__ = ["AttentionSpec", "attention_kernels", "precision_on"]
 

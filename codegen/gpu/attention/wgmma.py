@@ -47,51 +47,15 @@ from .boxes import reads_boxes, stored_tensors
 from .halves import HALF, TileShape
 from .mma import MmaTile
 from .spec import AttentionSpec
+from .swizzled import ATOM, ATOM_BYTES, SwizzledShape
 from .tile import tile_kernel
 from .weights import Fragments, State, Weighed, like, registers_of
 
 CONSUMERS = 2
 CONSUMER_WARPS = CONSUMERS * WARPGROUP_WARPS
 THREADS = (CONSUMERS + 1) * WARPGROUP
-STAGE_LIMIT = 200 * 1024
-ATOM = 64  # columns
-ATOM_BYTES = 128
 MOST_BESIDE_BOTH_WAYS = 96  # registers of queries and sums, of kernels with two parts
 NARROWEST, WIDEST = 33, 128  # columns of a head
-
-
-class SwizzledShape(TileShape):
-    """Tiles of whole atoms: all keys of 64 columns, then the next columns."""
-
-    @property
-    def name(self) -> str:
-        return "swizzled_halves"
-
-    @property
-    def k_pitch(self) -> int:
-        return -(-self.head // ATOM) * ATOM_BYTES
-
-    @property
-    def v_pitch(self) -> int:
-        return -(-self.value_head // ATOM) * ATOM_BYTES
-
-    @property
-    def keys(self) -> int:
-        """As many as registers hold scores and weights of, beside queries and sums."""
-        return 128 if self.parts == 1 else 64
-
-    @property
-    def stages(self) -> int:
-        return min(4, STAGE_LIMIT // self.bytes)
-
-    @property
-    def atom_bytes(self) -> int:
-        """From atoms to those of the next columns."""
-        return self.keys * ATOM_BYTES
-
-    def place(self, row: Value, column: Value, pitch: int) -> Value:
-        inside = row * ATOM_BYTES + column % ATOM * 2
-        return column // ATOM * self.atom_bytes + (inside ^ ((inside & 0x380) >> 3))
 
 
 def wgmma_unsupported(spec: AttentionSpec) -> str | None:

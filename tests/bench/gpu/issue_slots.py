@@ -25,11 +25,8 @@ from abqc.codegen.gpu.assembly.compile import assemble, compile_ptx, disassemble
 from abqc.codegen.gpu.attention.halves import TileShape  # noqa: E402
 from abqc.codegen.gpu.attention.mma import mma_kernel, mma_unsupported  # noqa: E402
 from abqc.codegen.gpu.attention.spec import AttentionSpec  # noqa: E402
-from abqc.codegen.gpu.attention.wgmma import (  # noqa: E402
-    SwizzledShape,
-    wgmma_kernel,
-    wgmma_unsupported,
-)
+from abqc.codegen.gpu.attention.swizzled import SwizzledShape  # noqa: E402
+from abqc.codegen.gpu.attention.wgmma import wgmma_kernel, wgmma_unsupported  # noqa: E402
 from abqc.codegen.strategy import Kernel  # noqa: E402
 from abqc.codegen.targets.cuda import CudaTarget  # noqa: E402
 from abqc.costmodel.gpu_analytic import Occupancy  # noqa: E402

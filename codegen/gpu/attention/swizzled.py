@@ -1,0 +1,45 @@
+"""Tiles of keys and values as `wgmma` reads them: rows of atoms with the swizzle of 128 bytes."""
+
+from __future__ import annotations
+
+from abqc.codegen.builder import Value
+
+from .halves import TileShape
+
+STAGE_LIMIT = 200 * 1024
+ATOM = 64  # columns
+ATOM_BYTES = 128
+
+
+class SwizzledShape(TileShape):
+    """Tiles of whole atoms: all keys of 64 columns, then the next columns."""
+
+    @property
+    def name(self) -> str:
+        return "swizzled_halves"
+
+    @property
+    def k_pitch(self) -> int:
+        return -(-self.head // ATOM) * ATOM_BYTES
+
+    @property
+    def v_pitch(self) -> int:
+        return -(-self.value_head // ATOM) * ATOM_BYTES
+
+    @property
+    def keys(self) -> int:
+        """As many as registers hold scores and weights of, beside queries and sums."""
+        return 128 if self.parts == 1 else 64
+
+    @property
+    def stages(self) -> int:
+        return min(4, STAGE_LIMIT // self.bytes)
+
+    @property
+    def atom_bytes(self) -> int:
+        """From atoms to those of the next columns."""
+        return self.keys * ATOM_BYTES
+
+    def place(self, row: Value, column: Value, pitch: int) -> Value:
+        inside = row * ATOM_BYTES + column % ATOM * 2
+        return column // ATOM * self.atom_bytes + (inside ^ ((inside & 0x380) >> 3))
