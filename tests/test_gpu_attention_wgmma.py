@@ -47,6 +47,11 @@ def test_against_softmax_in_float64(case: Case, tolerance: float) -> None:
     attention.check(case, tolerance)
 
 
+def test_bases_rise_where_they_must() -> None:
+    """In the third tile, too."""
+    attention.check_rising(Case(Spec(40, 40, "none", "f16"), 66, 260, heads=1), 0.4, 2e-2)
+
+
 @pytest.mark.parametrize("kind", ["causal", "with holes", "some rows see nothing"])
 def test_hidden_tiles_are_not_read(kind: str) -> None:
     """Keys and values of tiles that no row of a block sees are NaN."""

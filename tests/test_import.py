@@ -11,7 +11,7 @@ import onnx_models as models
 import pytest
 from abqc.compiler.onnx_import import ImportedModel, NodeInfo, TensorSpec, import_model
 from abqc.dialects.mlir import ir
-from onnx import helper
+from onnx import TensorProto, helper
 from onnx_models import node
 
 LATEST = onnx.defs.onnx_opset_version()
@@ -251,6 +251,21 @@ def test_element_types_of_inputs_and_outputs(tmp_path: Path) -> None:
     assert [spec.dtype for spec in result.inputs] == ["bool", "uint8"]
     assert [spec.dtype for spec in result.outputs] == ["bool", "float32"]
     assert "arith.uitofp" in text_of(result)
+
+
+@pytest.mark.parametrize("number", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
+def test_operators_of_older_opsets_take_halves(number: int, tmp_path: Path) -> None:
+    """PyTorch writes convolutions of bf16 to any opset; ONNX's own have it from 22 on."""
+    weight = helper.make_tensor("w", number, [4, 3, 1, 1], np.linspace(-1, 1, 12))
+    x = helper.make_tensor_value_info("x", number, ["n", 3, "h", "w"])
+    y = helper.make_tensor_value_info("y", number, None)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"])], "g", [x], [y], [weight]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    result = imported(model, tmp_path)
+    assert [spec.dtype for spec in result.outputs] == [spec.dtype for spec in result.inputs]
+    assert len(result.nodes) == 1
 
 
 def test_only_upstream_dialects_and_ours_remain(tmp_path: Path) -> None:

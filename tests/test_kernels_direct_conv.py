@@ -57,6 +57,8 @@ CASES = [
     # Few channels: several blocks of outputs, of which several pieces are one wide.
     (ConvSpec(1, 11, 1, (3, 5), (2, 2), (1, 1)), (2, 13, 700), (1, 2, 1, 2)),
     (ConvSpec(1, 4, 4, (5, 5), (4, 4), (2, 1)), (1, 30, 99), (0, 0, 0, 0)),
+    # Rows that fill vectors, by which they are done.
+    (ConvSpec(1, 9, 3, (7, 7), (2, 2), (1, 1)), (1, 11, 64), (3, 3, 3, 3)),
     # Winograd's algorithm: blocks of all widths, tiles and channels that fill nothing.
     (ConvSpec(1, 45, 33, (3, 3), (1, 1), (1, 1)), (2, 17, 35), (1, 1, 1, 1)),
     (ConvSpec(1, 150, 32, (3, 3), (1, 1), (1, 1)), (1, 8, 40), (0, 2, 1, 0)),

@@ -14,6 +14,7 @@ from abqc.errors import ModelError
 from onnx import TensorProto, defs
 
 from .registry import ML, Node
+from .values.constants import HALVES
 from .values.value import AnyValue, Value
 
 # Bytes of a tensor: what a process on x86-64 can address at all.
@@ -76,7 +77,7 @@ def _check_types(node: Node, demands: Demands) -> None:
         if not isinstance(value, Value):
             continue
         parameter = demands.parameters[min(i, len(demands.parameters) - 1)]
-        if _type_name(value.dtype.onnx) not in parameter.types:
+        if not _takes(parameter, value):
             raise node.error(
                 f"input {i} is of type {value.dtype}, which the operator does not take"
             )
@@ -88,6 +89,14 @@ def _check_types(node: Node, demands: Demands) -> None:
                 f"input {i} is of type {value.dtype}, but must be of the same as another one, "
                 f"which is of type {first.dtype}"
             )
+
+
+def _takes(parameter: Parameter, value: Value) -> bool:
+    """Floats of 16 bits are taken where f32 is, in which they are computed: PyTorch writes models
+    of bf16 to opsets whose convolutions do not have it yet."""
+    name = _type_name(value.dtype.onnx)
+    half = value.dtype.onnx in HALVES and _type_name(TensorProto.FLOAT) in parameter.types
+    return half or name in parameter.types
 
 
 @cache

@@ -94,6 +94,7 @@ ROWS = (
     # Activations matter: the original weights, whose outliers a random rotation would have removed.
     decoder("original-w8a8", ORIGINAL, "w8a8"),
     decoder("original-w8a8-embed6", ORIGINAL, "w8a8 embed=w6", head=False),
+    decoder("original-w8a8-embed6g64", ORIGINAL, "w8a8 embed=w6:g64", head=False),
     decoder("original-w8a8-rotate", ORIGINAL, "w8a8 rotate", bar="0.01"),
     decoder("original-w4a8-default", ORIGINAL, "w4a8", True, head=False),
     decoder("original-w4a8-balance", ORIGINAL, "w4a8 balance gptq", True, head=False),

@@ -42,7 +42,7 @@ from models.fetch import Unavailable, fetch
 
 RECIPES = ("none", "none:bf16", "w8a8", "w4a8", "w2a8")
 FEW_BITS = ("w8a8", "w4a8", "w2a8")
-EMBEDDING_TOO = "w4a8 embed=w6"  # and with it the head, a fifth of the weights
+EMBEDDING_TOO = "w4a8 embed=w6:g64"  # and with it the head, a fifth of the weights
 LAST_LOGITS = "--last-logits"
 ROUNDS = 7
 PROMPT, GENERATED = 128, 32

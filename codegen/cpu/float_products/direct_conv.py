@@ -41,6 +41,8 @@ from .finish import Finish
 from .tile import broadcast, cover, cover_by_tiles, multiply_add, sum_pairwise
 
 OUTPUTS = 768  # of a grid index
+MANY_OUTPUTS = 65536  # of an image, in all channels: more do not stay in a core's caches
+LINE = 16  # floats
 PIXEL_LANES, PIXEL_SUMS = 8, 4  # of what does one: channels, and sums that do not wait for others
 MANY_TAPS = 16  # a window with more is a loop over its rows
 MANY_TAPS_OF_PHASES = 4  # with more, LLVM's schedule of one straight piece spills accumulators
@@ -105,6 +107,8 @@ class DirectConv(OverPlanes):
         # Half of a block's channels at a time where registers are few.
         self.at_once = block if isa.registers >= 32 else min(block, 4)
         self.vectors = max(1, min(8, (isa.registers - 4) // (self.at_once + 1)))
+        self.size = self.height * self.width
+        self.begin = self.b.index(0)
         self.scratch = self.b.alloca(block * OUTPUTS, "f32")
         self.pixel = self.b.alloca(PIXEL_LANES, "f32")
 
@@ -121,6 +125,7 @@ class DirectConv(OverPlanes):
         planes = (batch * self.groups + group) * (self.channels * self.phases)
         weights = batch * blocks + block if spec.weights_by_sample else block
         last = b.min(first + OUTPUTS, reach)
+        self.begin = self.image_of(batch, channel)
         self.add_up(planes, weights, channel, first, last)
         corner = b.index(0), b.index(0)
         self.store(batch, channel, group, (first, last), corner, self.width)
@@ -130,7 +135,14 @@ class DirectConv(OverPlanes):
     ) -> None:
         """The sums of a block of channels, the first of which is `channel`, for the outputs from
         `first` to `last`, to the scratch."""
-        b, start, whole = self.b, first, last
+        self.add_up_at(planes, block, channel, (first, last), first)
+
+    def add_up_at(
+        self, planes: Value, block: Value, channel: Value, span: Span, origin: Value
+    ) -> None:
+        """The same to a scratch that begins with output `origin`."""
+        b, (first, last) = self.b, span
+        start, whole = first, last
         if self.takes_pixels:
             rest = (last - first) % self.lanes
             whole = b.select(rest <= FEW_PIXELS, last - rest, last)
@@ -139,14 +151,14 @@ class DirectConv(OverPlanes):
                 width = self.vectors * self.lanes
                 beside = (whole < last) & (first + width <= whole)
                 with b.when(beside):
-                    tile = partial(self._tile, planes, block, channel, 0, self.at_once, first)
+                    tile = partial(self._tile, planes, block, channel, 0, self.at_once, origin)
                     tile(first, [None] * self.vectors, [whole, last - 1])
                 start, alone = b.select(beside, first + width, first), b.select(beside, last, whole)
             with b.loop(alone, last) as pixels:
-                self._pixel(planes, block, channel, first, pixels.i)
+                self._pixel(planes, block, channel, origin, pixels.i)
         for begin in range(0, self.spec.block, self.at_once):
             count = min(self.at_once, self.spec.block - begin)
-            tile = partial(self._tile, planes, block, channel, begin, count, first)
+            tile = partial(self._tile, planes, block, channel, begin, count, origin)
             cover_by_tiles(b, start, whole, self.lanes, self.vectors, tile)
 
     def first_channel(self) -> Value:
@@ -182,6 +194,8 @@ class DirectConv(OverPlanes):
         one tap, the outputs `pixels` of all channels of the block."""
         b, spec, lanes, vectors = self.b, self.spec, self.lanes, len(masks)
         sums = count * vectors
+        if begin == 0 and vectors == self.vectors:
+            self._fetch(p)
         start = self.start(channel, begin, count, p - first, masks)
         start += [self._pixel_bias(channel)] * len(pixels)
         taps = list(product(range(spec.window[0]), range(spec.window[1])))
@@ -213,6 +227,20 @@ class DirectConv(OverPlanes):
             for v, mask in enumerate(masks):
                 to = (begin + n) * OUTPUTS + (p - first) + v * lanes
                 b.store(channels.results[n * vectors + v], self.scratch, to, mask)
+
+    def image_of(self, batch: Value, channel: Value) -> Value:
+        """Where the outputs of a channel begin."""
+        return (batch * (self.groups * self.outputs) + channel) * self.size
+
+    def _fetch(self, p: Value) -> None:
+        """The lines that the outputs of a tile go to, where all that an image has fill a cache: by
+        the time that they are stored they are there. `begin` is where output 0 goes."""
+        b, width = self.b, self.vectors * self.lanes
+        with b.when(self.groups * self.outputs * self.size > MANY_OUTPUTS):
+            at = self.begin + p - p // self.pitch * (self.pitch - self.width)
+            with b.loop(0, self.spec.block) as n:
+                for line in range(0, width + LINE, LINE):
+                    b.prefetch(self.y, at + n.i * self.size + line)
 
     @property
     def takes_pixels(self) -> bool:
@@ -285,7 +313,7 @@ class DirectConv(OverPlanes):
         """The outputs of a span that are in rows, of this width, from the scratch; output 0 is that
         of row and column `corner` of the image."""
         b, spec, lanes, (first, last) = self.b, self.spec, self.lanes, span
-        size = self.height * self.width
+        size = self.size
         channels = b.min((group + 1) * self.outputs - channel, spec.block)
         with b.loop(0, channels) as n:
             image = batch * (self.groups * self.outputs) + channel + n.i
