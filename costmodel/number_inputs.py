@@ -46,10 +46,16 @@ class NumberInputs:
         feature = np.repeat(np.arange(len(known)), [max(0, len(each) - 1) for each in known])
         low, high = (np.concatenate([v[part] for v in known]) for part in (np.s_[:-1], np.s_[1:]))
         share = _steps(rows[:, feature], low, high).mean(axis=0)
-        vectors = (each.astype(np.float32) for each in (low, high, share))
-        names = np.unique(rows[:, named])
-        own = (mean.astype(np.float32), scale.astype(np.float32), feature.astype(np.uint8))
-        return cls(*own, *vectors, named, names)
+        return cls(
+            mean.astype(np.float32),
+            scale.astype(np.float32),
+            feature.astype(np.uint8),
+            low.astype(np.float32),
+            high.astype(np.float32),
+            share.astype(np.float32),
+            named,
+            np.unique(rows[:, named]),
+        )
 
     @property
     def count(self) -> int:
