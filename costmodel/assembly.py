@@ -24,16 +24,17 @@ from ..errors import ArtifactError
 from .dense_network import DenseNetwork
 from .hardware import gpu_for
 from .interface import KernelFeatures
+from .number_inputs import NumberInputs
 from .register_counts import RegisterCounts
 from .trees import F64, Trees
 
-FORMAT = "abqc-assembly-2"
+FORMAT = "abqc-assembly-3"
 PATH = Path(__file__).parent / "weights" / "assembly.npz"
 OUTPUTS = ("registers", "spills", "slots")
 STEP = 8  # registers by which bounds are raised
 MOST_REGISTERS = 255  # of a thread
 LEAF_STEPS = 16  # of leaves of trees in a file, for their standard deviation
-BOUND, CAP = -2, -1  # places in what the trees look at
+CAPABILITY, BOUND, CAP = -3, -2, -1  # places in what is looked at
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ class AssemblyModel:
         }
         for name, each in self.families.items():
             counts = each.registers
-            arrays[f"{name} capabilities"] = counts.capabilities
+            prefix = _inputs(name)
+            arrays |= {prefix + part: array for part, array in counts.inputs.arrays().items()}
             for number, network in enumerate(counts.networks):
                 prefix = _network(name, number)
                 arrays |= {prefix + part: array for part, array in network.arrays().items()}
@@ -153,7 +155,7 @@ def most_registers(arch: str, threads: int) -> int:
 
 
 def row(code: KernelCode, names: Sequence[str], arch: str, bound: int) -> list[float]:
-    """What the trees look at: numbers of the plan, the compute capability, the bound, and the most
+    """What is looked at: numbers of the plan, the compute capability, the bound, and the most
     registers that a thread can have."""
     most = most_registers(arch, code.threads)
     capability = float("".join(filter(str.isdigit, arch)))
@@ -192,6 +194,11 @@ def _trees(family: Family, output: str) -> Trees:
     return found
 
 
+def _inputs(family: str) -> str:
+    """The beginning of the names of the arrays of networks' inputs."""
+    return f"{family} inputs "
+
+
 def _network(family: str, number: int) -> str:
     """The beginning of the names of a network's arrays."""
     return f"{family} network{number} "
@@ -202,7 +209,8 @@ def _family(file: Mapping[str, NDArray[Any]], name: str, names: tuple[str, ...])
     networks: list[DenseNetwork] = []
     while f"{_network(name, len(networks))}widths" in file:
         networks.append(DenseNetwork.from_arrays(file, _network(name, len(networks))))
-    counts = RegisterCounts(registers, tuple(networks), file[f"{name} capabilities"])
+    inputs = NumberInputs.from_arrays(file, _inputs(name))
+    counts = RegisterCounts(registers, tuple(networks), inputs)
     return Family(names, counts, spills, slots)
 
 

@@ -1,4 +1,4 @@
-"""A small network of dense layers, evaluated in numpy: inputs scaled, SiLU between layers.
+"""A small network of dense layers, evaluated in numpy: SiLU between layers.
 
 Weights are bytes with a step for each output: what comes with the package shall be small.
 """
@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
-CLIP = 3.0  # of scaled inputs: what lies far outside of training is not followed
-LEVELS = 127
+LEVELS = 31  # half of what bytes have: files are packed, and predictions the same
 
 
 @dataclass(frozen=True)
@@ -35,15 +34,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class DenseNetwork:
-    """Inputs are taken less `mean`, times `scale` (0: of no use), and clipped."""
-
-    mean: F32
-    scale: F32
     layers: tuple[Layer, ...]
 
-    def predict(self, rows: NDArray[Any]) -> F32:
-        """The last layer's outputs [rows, outputs], of rows [rows, inputs]."""
-        values = np.clip((rows - self.mean) * self.scale, -CLIP, CLIP).astype(np.float32)
+    def predict(self, values: F32) -> F32:
+        """The last layer's outputs [rows, outputs], of [rows, inputs]."""
         *hidden, last = self.layers
         for layer in hidden:
             values = values @ layer.weight.astype(np.float32) * layer.step + layer.bias
@@ -52,9 +46,8 @@ class DenseNetwork:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """For a file: few arrays, as each has a head."""
-        vectors = [self.mean, self.scale]
-        vectors += [vector for layer in self.layers for vector in (layer.step, layer.bias)]
-        widths = [len(self.mean), *(len(layer.bias) for layer in self.layers)]
+        widths = [len(self.layers[0].weight), *(len(layer.bias) for layer in self.layers)]
+        vectors = [vector for layer in self.layers for vector in (layer.step, layer.bias)]
         return {
             "widths": np.array(widths, np.uint16),
             "weights": np.concatenate([layer.weight.ravel() for layer in self.layers]),
@@ -68,18 +61,18 @@ class DenseNetwork:
         widths = [int(width) for width in arrays[f"{prefix}widths"]]
         weights, vectors = arrays[f"{prefix}weights"], arrays[f"{prefix}vectors"]
         own = [inputs * outputs for inputs, outputs in pairwise(widths)]
-        lengths = [widths[0], widths[0], *(width for width in widths[1:] for _ in range(2))]
+        lengths = [width for width in widths[1:] for _ in range(2)]
         if len(widths) < 2 or len(weights) != sum(own) or len(vectors) != sum(lengths):
             raise ValueError("the arrays of the network do not fit together")
-        mean, scale, *rest = np.split(vectors, np.cumsum(lengths)[:-1])
+        parts = np.split(vectors, np.cumsum(lengths)[:-1])
         layers = tuple(
             Layer(weight.reshape(shape), step, bias)
             for weight, shape, step, bias in zip(
                 np.split(weights, np.cumsum(own)[:-1]),
                 pairwise(widths),
-                rest[::2],
-                rest[1::2],
+                parts[::2],
+                parts[1::2],
                 strict=True,
             )
         )
-        return cls(mean, scale, layers)
+        return cls(layers)

@@ -10,16 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .dense_network import F32, DenseNetwork
+from .number_inputs import NumberInputs
 from .trees import F64, Trees
 
 NEAR = 8  # registers
 BINS = np.arange(22.0, 258.0, 4.0)  # counts that networks know the likelihood of
 COUNTS = np.arange(20.0, 257.0)
-SPREAD = 6.0  # registers: the likelihood by the trees falls to 1/e
-CAPABILITY = -3  # place of the compute capability in what is looked at (assembly.row)
+SPREAD = 8.0  # registers: the likelihood by the trees falls to 1/e
 
 # Likelihoods of BINS as those of COUNTS.
 _BETWEEN = np.maximum(0.0, 1 - np.abs(BINS[:, None] - COUNTS) / 4).astype(np.float32)
@@ -27,18 +26,18 @@ _BETWEEN = np.maximum(0.0, 1 - np.abs(BINS[:, None] - COUNTS) / 4).astype(np.flo
 
 @dataclass(frozen=True)
 class RegisterCounts:
-    """`capabilities`: those of the targets that were learned. Without networks, trees decide."""
+    """Networks look at `inputs`; without networks, trees decide."""
 
     trees: Trees
     networks: tuple[DenseNetwork, ...]
-    capabilities: NDArray[np.float64]
+    inputs: NumberInputs
 
     def predict(self, rows: F64) -> F64:
         """Registers of `rows` (assembly.row)."""
         expected = self.trees.predict(rows)
         likely = np.exp(-np.abs(COUNTS - expected[:, None]) / SPREAD)
         if self.networks:
-            seen = inputs(rows, self.capabilities)
+            seen = self.inputs(rows)
             likely *= sum(_softmax(each.predict(seen)) for each in self.networks) @ _BETWEEN
         sums = np.pad(likely.cumsum(axis=1), ((0, 0), (1, 0)))
         place = np.arange(len(COUNTS))
@@ -50,10 +49,3 @@ class RegisterCounts:
 def _softmax(scores: F32) -> F32:
     likely = np.exp(scores - scores.max(axis=1, keepdims=True))
     return likely / likely.sum(axis=1, keepdims=True)
-
-
-def inputs(rows: F64, capabilities: NDArray[np.float64]) -> F32:
-    """What networks look at: logarithms of numbers, and which capability it is."""
-    logarithms = np.sign(rows) * np.log2(1 + np.abs(rows))
-    which = rows[:, CAPABILITY, None] == capabilities
-    return np.concatenate([logarithms, which], axis=1).astype(np.float32)

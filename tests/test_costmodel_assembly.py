@@ -15,7 +15,8 @@ from abqc.codegen.targets.cuda import CudaTarget
 from abqc.costmodel import assembly
 from abqc.costmodel.assembly import Assembly, AssemblyModel, Family, KernelCode, shipped_assembly
 from abqc.costmodel.dense_network import DenseNetwork, Layer
-from abqc.costmodel.register_counts import BINS, RegisterCounts, inputs
+from abqc.costmodel.number_inputs import NumberInputs
+from abqc.costmodel.register_counts import BINS, RegisterCounts
 from abqc.costmodel.trees import Growth, Trees, fit
 from abqc.dialects.context import make_context
 from abqc.dialects.formats import parse_scheme
@@ -23,6 +24,8 @@ from abqc.dialects.mlir import ir
 from abqc.errors import ArtifactError
 
 W4A8 = MatmulSpec(4096, 4096, parse_scheme("w4"), parse_scheme("a8"))
+
+INPUTS = NumberInputs.of(np.random.default_rng(1).normal(size=(9, 4)), most=2, named=-3)
 
 
 def step(feature: int, threshold: float, low: float, high: float) -> Trees:
@@ -33,13 +36,13 @@ def step(feature: int, threshold: float, low: float, high: float) -> Trees:
 
 
 def counts_by(trees: Trees, *networks: DenseNetwork) -> RegisterCounts:
-    return RegisterCounts(trees, networks, np.array([90.0]))
+    return RegisterCounts(trees, networks, INPUTS)
 
 
 def network_of(scores: np.ndarray, width: int) -> DenseNetwork:
     """That says `scores` of BINS, whatever it sees of `width` inputs."""
     last = Layer.of(np.zeros((width, len(BINS)), np.float32), scores.astype(np.float32))
-    return DenseNetwork(np.zeros(width, np.float32), np.ones(width, np.float32), (last,))
+    return DenseNetwork((last,))
 
 
 def model_that_spills_below(bound: float) -> AssemblyModel:
@@ -82,9 +85,10 @@ def test_files_round_trip_and_others_are_refused(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(300, 4))
     trees = fit(rows, 100 + 20 * rows[:, 0], Growth(trees=20, depth=3))
-    hidden = Layer.of(rng.normal(size=(5, 7)).astype(np.float32), np.ones(7, np.float32))
+    first = rng.normal(size=(INPUTS.count, 7)).astype(np.float32)
+    hidden = Layer.of(first, np.ones(7, np.float32))
     last = Layer.of(rng.normal(size=(7, 59)).astype(np.float32), np.ones(59, np.float32))
-    network = DenseNetwork(np.zeros(5, np.float32), np.ones(5, np.float32), (hidden, last))
+    network = DenseNetwork((hidden, last))
     family = Family(("a",), counts_by(trees, network, network), trees, step(0, 0, 0, 1))
     model = AssemblyModel({"rows": family}, ("sm_90a",))
     model.save(tmp_path / "model.npz", {"kernels": 300})
@@ -92,7 +96,8 @@ def test_files_round_trip_and_others_are_refused(tmp_path: Path) -> None:
     assert again.targets == model.targets and again.families["rows"].names == ("a",)
     counts = again.families["rows"].registers
     np.testing.assert_allclose(counts.trees.predict(rows), trees.predict(rows), atol=0.5)
-    seen = inputs(rows, counts.capabilities)
+    seen = counts.inputs(rows)
+    np.testing.assert_array_equal(seen, INPUTS(rows))
     for each in counts.networks:
         np.testing.assert_array_equal(each.predict(seen), network.predict(seen))
     same = counts.predict(rows) == family.registers.predict(rows)
@@ -106,12 +111,26 @@ def test_of_two_likely_counts_one_is_said() -> None:
     rows = np.array([[1.0, 90.0, 0.0, 255.0]])
     scores = np.full(len(BINS), -20.0)
     scores[np.isin(BINS, (126, 166))] = 0, 0.5
-    both = network_of(scores, 5)
+    both = network_of(scores, INPUTS.count)
     for expected, near in ((140, 126), (150, 166)):  # by trees, whose mean is neither
         (found,) = counts_by(step(0, 0, expected, expected), both).predict(rows)
         assert abs(found - near) <= assembly.STEP
     (found,) = counts_by(step(0, 0, 143, 143)).predict(rows)
     assert found == 143
+
+
+def test_inputs_are_logarithms_steps_and_names() -> None:
+    rows = np.array([[1.0, 5.0, 80.0], [2.0, 5.0, 90.0], [4.0, 5.0, 90.0], [4.0, 5.0, 90.0]])
+    inputs = NumberInputs.of(rows, most=4, named=-1)
+    seen = inputs(rows)
+    assert inputs.count == seen.shape[1] == 7
+    np.testing.assert_allclose(seen[:, :5].mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_array_equal(seen[:, 1], 0)  # of a number that is always the same
+    (between,) = inputs(np.array([[3.0, 6.0, 86.0]]))
+    np.testing.assert_allclose(between[3:5] + inputs.share, [1, 0.5], rtol=1e-5)
+    np.testing.assert_array_equal(between[5:], 0)
+    many = NumberInputs.of(np.arange(200.0).reshape(100, 2), most=4, named=1)
+    assert len(many.feature) == 4
 
 
 def test_arrays_that_are_no_network_are_refused() -> None:

@@ -12,6 +12,7 @@ from ..builder import Loop, Value
 ON_LOOP = "llvm.loop_annotation"  # lowering hands on what is named like this, to the last branch
 ON_BRANCH = "loop_annotation"  # of `llvm.br`, which becomes LLVM's metadata
 ROLLED = "#llvm.loop_annotation<unroll = <disable = true>>"
+MANY = 4096  # turns
 
 
 def keep_rolled(loop: Loop) -> None:
@@ -29,6 +30,6 @@ def annotate_branches(function: ir.Operation) -> None:
 
 
 def unknown(value: Value, size: Value) -> Value:
-    """`value`, a number of turns of which compilers shall know no more than that it is not larger;
-    a `size` is no negative number."""
-    return value - (size >> 31)
+    """`value`, a number of turns of which compilers shall not know how few they are; a `size` is no
+    negative number."""
+    return value + (size >> 31) * MANY

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
-from abqc.costmodel.dense_network import CLIP, DenseNetwork, Layer
-from abqc.costmodel.register_counts import BINS, inputs
+from abqc.costmodel.dense_network import F32, DenseNetwork, Layer
+from abqc.costmodel.register_counts import BINS
 from abqc.costmodel.trees import F64
-from numpy.typing import NDArray
 
-WIDTH, DEPTH, DROPPED = 80, 3, 0.1
+WIDTH, DEPTH, DROPPED = 56, 3, 0.1
 EPOCHS, BATCH, RATE, DECAY = 60, 192, 4e-3, 1e-2
 BLUR = 3.0  # registers: neighbouring counts are nearly as good
 
 
-def fit(rows: F64, registers: F64, capabilities: NDArray[np.float64], seed: int) -> DenseNetwork:
-    """Of kernels' numbers (assembly.row) and counts."""
+def fit(inputs: F32, registers: F64, seed: int) -> DenseNetwork:
+    """Of what the network looks at of kernels (NumberInputs), and counts."""
     torch.manual_seed(seed)
     torch.set_num_threads(1)
-    raw = inputs(rows, capabilities)
-    mean, spread = raw.mean(axis=0), raw.std(axis=0)
-    scale = np.where(spread > 1e-6, 1 / np.maximum(spread, 1e-6), 0).astype(np.float32)
-    x = torch.tensor(np.clip((raw - mean) * scale, -CLIP, CLIP))
+    x = torch.tensor(inputs)
     distance = torch.tensor(registers[:, None] - BINS, dtype=torch.float32)
     likely = torch.softmax(-(distance**2) / (2 * BLUR * BLUR), dim=1)
     model = torch.nn.Sequential(*_layers(x.shape[1]))
@@ -46,7 +41,7 @@ def fit(rows: F64, registers: F64, capabilities: NDArray[np.float64], seed: int)
         for part in model
         if isinstance(part, torch.nn.Linear)
     )
-    return DenseNetwork(mean, scale, layers)
+    return DenseNetwork(layers)
 
 
 def _layers(width: int) -> Iterator[torch.nn.Module]:

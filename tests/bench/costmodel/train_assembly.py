@@ -31,7 +31,8 @@ import register_network
 from abqc.compiler.commands.table import table
 from abqc.costmodel import assembly
 from abqc.costmodel.assembly import AssemblyModel, Family
-from abqc.costmodel.register_counts import CAPABILITY, RegisterCounts
+from abqc.costmodel.number_inputs import NumberInputs
+from abqc.costmodel.register_counts import RegisterCounts
 from abqc.costmodel.trees import F64
 from gpu_assembly_data import Assembled, Expected, Predictor, load
 from gradient_boosting import Boosting
@@ -48,6 +49,7 @@ BOOSTING = {
     "slots": Boosting(160, 6, 32, 0.08, "huber", 0.6),
 }
 NETWORKS = 2  # of a family: they err apart
+STEPS = 16  # of a number that networks look at
 
 Numbers = Callable[[Assembled], list[float]]
 
@@ -207,9 +209,10 @@ def grown(own: Sequence[Assembled], networks: int, more: Numbers | None = None) 
 
 
 def register_counts(rows: F64, registers: F64, networks: int) -> RegisterCounts:
-    capabilities = np.unique(rows[:, CAPABILITY])
-    every = [register_network.fit(rows, registers, capabilities, seed) for seed in range(networks)]
-    return RegisterCounts(BOOSTING["registers"](rows, registers), tuple(every), capabilities)
+    inputs = NumberInputs.of(rows, STEPS, assembly.CAPABILITY)
+    seen = inputs(rows)
+    every = [register_network.fit(seen, registers, seed) for seed in range(networks)]
+    return RegisterCounts(BOOSTING["registers"](rows, registers), tuple(every), inputs)
 
 
 def trees(
