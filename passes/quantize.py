@@ -15,7 +15,7 @@ from typing import Any
 
 from abqc.dialects import abq
 from abqc.dialects.formats import Half, Scheme
-from abqc.dialects.mlir import ir
+from abqc.dialects.mlir import ir, tensor
 
 from .infrastructure import Unit, defining_op, register, walk
 from .loops.constant_values import symbol_of
@@ -100,6 +100,7 @@ def _quantize_matmul(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) ->
             if recipe.activation is not None:
                 x = shifted(x, encoding, node_of(op), unit)
             if block:
+                x = _of_row_length(x, k)
                 i64 = ir.IntegerType.get_signless(64)
                 x = abq.HadamardOp(x, ir.IntegerAttr.get(i64, block), x.type).result
             if recipe.activation is not None:
@@ -125,6 +126,14 @@ def _quantize_matmul(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) ->
             new.operation.attributes[ROTATED] = op.attributes[ROTATED]
     op.results[0].replace_all_uses_with(new.result)
     op.erase()
+
+
+def _of_row_length(x: ir.Value, k: int) -> ir.Value:
+    """`x`, whose rows have `k` elements, with a type that says so."""
+    *lead, length = x.type.shape
+    if length == k:
+        return x
+    return tensor.CastOp(ir.RankedTensorType.get([*lead, k], x.type.element_type), x).result
 
 
 def _without_codes(op: ir.Operation) -> ir.Operation:

@@ -106,6 +106,23 @@ def test_broadcast_of_sizes() -> None:
     )
 
 
+@pytest.mark.parametrize("number", [0, 1, 2, 5])
+def test_conditions_of_numbers_are_truths(number: int) -> None:
+    a, n = Dim.of(Named("a")), Dim.of(3)
+    conditions = [
+        *(
+            symbolic.call(function, *pair)
+            for function in ("and", "or")
+            for pair in ((a, n), (a, a))
+        ),
+        symbolic.call("or", symbolic.ZERO, a),
+        symbolic.negated(symbolic.negated(a)),
+    ]
+    truth = int(number != 0)
+    found = [symbolic.evaluate(condition, {Named("a"): number}) for condition in conditions]
+    assert found == [truth, truth, 1, truth, truth, truth]
+
+
 def test_sizes_made_of_each_other_stay_small() -> None:
     """Layers whose sizes are broadcast with those of the layer before, as in a decoder."""
     h, n = Dim.of(Named("h")), Dim.of(Named("n"))

@@ -77,6 +77,14 @@ def test_rotation_comes_before_the_codes(store: WeightStore) -> None:
     assert rotated.codes.shape == (5, 256)
 
 
+def test_rows_whose_length_only_a_run_knows_are_rotated(store: WeightStore) -> None:
+    """A model may check what its weights have, as a Reshape to a length out of a Concat does."""
+    text = TWO_MATMULS.replace("tensor<?x256xf32>", "tensor<?x?xf32>")
+    unit = Unit(store=store, recipe=parse_recipe("w4a8 rotate"), target=CpuTarget())
+    facts = after(text, "quantize", unit=unit)
+    assert [list(op.results[0].type.shape)[1] for op in facts("abq.hadamard")] == [256, 256]
+
+
 def test_activations_that_stay_float_are_rotated_in_short_blocks(store: WeightStore) -> None:
     facts, unit = quantized(store, "w4a16 rotate")
     (rotation, _) = facts("abq.hadamard")

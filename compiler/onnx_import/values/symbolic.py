@@ -353,7 +353,7 @@ def _atom_natural(atom: Atom) -> bool:
 
 def _call_natural(call: Call) -> bool:
     arguments = call.arguments
-    if call.function in ("eq", "lt", "not", "and", "or"):
+    if call.function in TRUTHS:
         return True
     if call.function == "max":
         return any(map(is_natural, arguments))
@@ -442,6 +442,10 @@ FUNCTIONS: dict[str, Callable[..., int]] = {
 }
 
 
+# Those whose value is 0 or 1.
+TRUTHS = frozenset({"eq", "lt", "not", "and", "or"})
+
+
 def _as_number(truth: bool | None) -> Dim | None:
     return None if truth is None else Dim.of(int(truth))
 
@@ -481,22 +485,28 @@ def _broadcast(a: Dim, b: Dim) -> Dim | None:
 def _not(a: Dim) -> Dim | None:
     (atom,) = a.atoms() if len(a.atoms()) == 1 else (None,)
     if isinstance(atom, Call) and atom.function == "not" and a == Dim.of(atom):
-        return atom.arguments[0]
+        return _truth(atom.arguments[0])
     return None
+
+
+def _truth(a: Dim) -> Dim:
+    """1 where `a` is not 0, else 0."""
+    atom = single_atom(a)
+    return a if isinstance(atom, Call) and atom.function in TRUTHS else negated(is_equal(a, ZERO))
 
 
 def _and(a: Dim, b: Dim) -> Dim | None:
     for first, second in ((a, b), (b, a)):
         if first.value is not None:
-            return second if first.value else ZERO
-    return a if a == b else None
+            return _truth(second) if first.value else ZERO
+    return _truth(a) if a == b else None
 
 
 def _or(a: Dim, b: Dim) -> Dim | None:
     for first, second in ((a, b), (b, a)):
         if first.value is not None:
-            return ONE if first.value else second
-    return a if a == b else None
+            return ONE if first.value else _truth(second)
+    return _truth(a) if a == b else None
 
 
 _SIMPLIFIED: dict[str, Callable[..., Dim | None]] = {
