@@ -22,9 +22,7 @@ FEW_PIXELS = 2  # behind the last whole vector, of windows of one tap; of 7 x 7 
 
 WINOGRAD_BLOCKS = (64, 48, 32, 16)
 WINOGRAD_EDGE = 2  # outputs of a tile are 2 x 2,
-LEAST_SHARE = (
-    6  # tiles or outputs of a grid index: with four vectors of channels they fill registers
-)
+LEAST_SHARE = 6  # tiles or outputs of a grid index: with four vectors of channels, full registers
 WINOGRAD_PLACES = 16  # and inputs 4 x 4
 WINOGRAD_MOST_CHANNELS = 512  # that are read; more would take more of the stack
 PATCH_CHANNELS = 16  # of outputs, that a grid index with patches has at least

@@ -147,7 +147,10 @@ def _joins(rows: _Rows, group: Sequence[_Rows]) -> bool:
     if not any(root(buffer) in written for buffer in _buffers(read_and_written(rows.op)[0])):
         return False
     made = written | {root(buffer) for buffer in read_and_written(rows.op)[1]}
-    return all(_is_own(buffer, rows.op.block) for buffer in made) and all(
+    if not all(_is_own(buffer, rows.op.block) for buffer in made):
+        return False
+    touched = {root(buffer) for member in everything for buffer in member.nest.operands}
+    return not any(_may_be_one_of(buffer, made) for buffer in touched) and all(
         len(accesses) == 1 and None not in accesses for accesses in _shared(everything).values()
     )
 
@@ -170,9 +173,21 @@ def _shared(group: Sequence[_Rows]) -> dict[ir.Value, set[tuple[ir.Value, tuple[
 
 
 def _is_own(buffer: ir.Value, block: ir.Block) -> bool:
-    """Whether no other value of a block is the same memory."""
+    """Whether a buffer is new memory, of a block itself."""
     op = defining_op(buffer)
     return op is not None and op.name == "memref.alloc" and op.block == block
+
+
+def _may_be_one_of(buffer: ir.Value, made: set[ir.Value]) -> bool:
+    """Whether a buffer may be the memory of an allocation, as a result of an operation behind it
+    may (`arith.select`, `scf.if`)."""
+    op = defining_op(buffer)
+    if op is None or op.name in ("memref.alloc", "memref.get_global"):
+        return False
+    return any(
+        own is not None and own.block == op.block and own.is_before_in_block(op)
+        for own in map(defining_op, made)
+    )
 
 
 def _buffers(values: Sequence[ir.Value]) -> list[ir.Value]:

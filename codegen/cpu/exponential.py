@@ -1,4 +1,4 @@
-"""exp of numbers that are not positive, as a softmax has them: half the instructions of any exp.
+"""exp of numbers that are not positive, as a softmax has them: two thirds of exp's instructions.
 
 Reduction and polynomial are those of exp (arithmetic/polynomials.py). 2^n is one instruction where
 there is VSCALEFPS. Elsewhere it comes from the bits of the sum that rounds to n; as n <= 0, a

@@ -103,6 +103,15 @@ def test_other_rows_are_left_alone(last: str) -> None:
     assert len(host("func.call")) == len(host("linalg.generic")) == 1
 
 
+def test_what_may_be_the_memory_of_a_loop_is_read_after_it() -> None:
+    """The first row of what is x or c for all rows of y."""
+    choice = f"""%p = arith.cmpi eq, %m, %c0 : index
+      %e = arith.select %p, %c, %x : {ROWS}
+    """
+    host, _ = merged(*NORM, choice, minus("e", "t", "y", "first"))
+    assert len(host("func.call")) == len(host("linalg.generic")) == 1
+
+
 def test_loops_of_nothing_in_common_are_left_alone() -> None:
     host, _ = merged(minus("x", "s", "c"), minus("x", "t", "y"))
     assert not host("func.call") and len(host("linalg.generic")) == 2
