@@ -40,8 +40,9 @@ DEFAULT_EMBED = parse_scheme("w8:channel:sym")
 class OpRecipe:
     """What one operation gets. `weight` None: it stays float; `activation` None: they stay float.
 
-    `rule` is the text of the rule that decided, with its line, for messages. `half` is what kernels
-    of 16 bits round floats to: those of a GPU, and of bf16 those of a CPU.
+    `rule` is the text of the rule that decided, with its line, for messages; `named` that it has a
+    pattern. `half` is what kernels of 16 bits round floats to: those of a GPU, and of bf16 those of
+    a CPU.
     """
 
     weight: Scheme | None
@@ -60,6 +61,7 @@ class OpRecipe:
     per_channel: bool = False  # static activations have a scale for each channel
     integer: bool = False
     rtn: bool = False
+    named: bool = False
 
     @property
     def words(self) -> str:
@@ -168,6 +170,7 @@ class Recipe:
             learn="learn" in rule.flags and kind == "matmul",
             integer="integer" in rule.flags,
             rtn="rtn" in rule.flags,
+            named=rule.pattern is not None,
         )
 
     def cache_format(self, name: str) -> CacheFormat | None:
@@ -322,7 +325,7 @@ def _check_kinds(rule: Rule, kinds: set[Kind]) -> None:
             f"{rule} matches embedding tables only",
             hint=f"their formats are given by embed=, as in 'embed={rule.weight}'",
         )
-    if "gather" not in kinds and not rule.decides_products:
+    if "gather" not in kinds and (rule.embed is not None or not rule.decides_products):
         raise RecipeError(f"{rule} matches no embedding table", hint="remove its embed=")
 
 

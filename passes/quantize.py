@@ -29,6 +29,7 @@ from .quantization.product_encodings import (
     matmul_activation,
     matmul_encoding,
     node_of,
+    overridden,
     table_scheme,
     table_schemes,
 )
@@ -91,6 +92,8 @@ def _quantize_matmul(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) ->
     if encoding is None:
         _keep_half(_without_codes(op), recipe)
         return
+    if (note := overridden(op, encoding, unit)) is not None:
+        unit.refuse(node_of(op), note)
     block = encoding.hadamard_block
     with ir.InsertionPoint(op), op.location:
         codes, scale, zero = _codes(encoding, [n, k], unit)

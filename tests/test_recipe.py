@@ -290,6 +290,7 @@ KINDS: dict[str, Kind] = {"mlp.up": "matmul", "mlp.down": "matmul", "wte": "gath
         ('"zz" none', "such nodes are 'mlp.up', 'mlp.down', 'wte'"),
         ('"wte" w4a8', "matches embedding tables only; their formats are given by embed="),
         ('"mlp*" embed=w4', "matches no embedding table"),
+        ('w4a8\n"mlp.up" w4a8 embed=w4', "matches no embedding table"),
     ],
 )  # fmt: skip
 def test_rules_that_do_nothing(text: str, complaint: str) -> None:

@@ -66,7 +66,7 @@ def matmul_encoding(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) -> 
         return None
     recipe = unit.recipe.resolve(node_of(op), "matmul")
     tied = symbol in tables
-    table = ir.StringAttr(op.attributes[TIED]).value if TIED in op.attributes else symbol
+    table = _table_of(op, symbol)
     rotates = recipe.rotate and ROTATED not in op.attributes and table not in tables
     block = _rotation(op, recipe) if rotates else 0
     scheme = tables.get(table, recipe.weight) if recipe.weight is not None else None
@@ -82,6 +82,25 @@ def matmul_encoding(op: ir.Operation, tables: dict[str, Scheme], unit: Unit) -> 
         reads_floats=abq.code_format(op.operands[0]) is None,
         balance=balance_symbol(symbol, node_of(op)) if balanced else "",
     )
+
+
+def overridden(op: ir.Operation, encoding: Encoding, unit: Unit) -> str | None:
+    """What a rule with a pattern asks for the weight of an `abq.matmul` and does not get, because
+    the table that it is tied to decides; None where it gets it."""
+    recipe = unit.recipe.resolve(node_of(op), "matmul")
+    asked = recipe.weight
+    if not recipe.named or encoding.imported or asked in (None, encoding.scheme):
+        return None
+    return (
+        f"has its weights in {encoding.scheme}, the format of the embedding table that it is tied "
+        f"to, and not in {asked} as {recipe.rule} says: embed=, for the table, gives both another"
+    )
+
+
+def _table_of(op: ir.Operation, symbol: str) -> str:
+    """The symbol of the table that a head is tied to, if it is: that of its weight, or, where that
+    was rotated, of what it was made of."""
+    return ir.StringAttr(op.attributes[TIED]).value if TIED in op.attributes else symbol
 
 
 def matmul_activation(op: ir.Operation, encoding: Encoding, unit: Unit) -> Scheme | None:

@@ -77,6 +77,31 @@ def test_rotation_comes_before_the_codes(store: WeightStore) -> None:
     assert rotated.codes.shape == (5, 256)
 
 
+def test_a_rule_for_a_head_whose_table_decides_is_told(tmp_path: Path) -> None:
+    store = WeightStore(tmp_path)
+    store.add("w", np.ones((64, 256), np.float32))
+    text = """func.func @main(%i: tensor<?xi64>, %x: tensor<?x256xf32>)
+        -> (tensor<?x256xf32>, tensor<?x64xf32>) {
+      %w = "abq.weight"() {sym = "w"} : () -> tensor<64x256xf32>
+      %e = "abq.gather"(%w, %i) {node = "lookup", operandSegmentSizes = array<i32: 1, 1, 0, 0>}
+          : (tensor<64x256xf32>, tensor<?xi64>) -> tensor<?x256xf32>
+      %y = "abq.matmul"(%x, %w) {
+          node = "head", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0, 0, 0>
+      } : (tensor<?x256xf32>, tensor<64x256xf32>) -> tensor<?x64xf32>
+      return %e, %y : tensor<?x256xf32>, tensor<?x64xf32>
+    }"""
+    rule = 'w8a8\n"head" w4a8'
+    for recipe, told in ((rule, 1), (rule + " embed=w4", 1), ("w4a8", 0), ('"head" w8a8', 0)):
+        unit = Unit(store=store, recipe=parse_recipe(recipe), target=CpuTarget())
+        after(text, "quantize", unit=unit)
+        notes = [(n["node"], n["note"]) for n in unit.notes]
+        assert len(notes) == told, recipe
+        assert all(n == "head" and "w8:channel:sym, the format" in note for n, note in notes)
+    unit = Unit(store=store, recipe=parse_recipe(rule), target=CpuTarget(), strict=True)
+    with pytest.raises(RecipeError, match=r"not in w4:g128:sym as rule .*\(line 2\)"):
+        after(text, "quantize", unit=unit)
+
+
 def test_rows_whose_length_only_a_run_knows_are_rotated(store: WeightStore) -> None:
     """A model may check what its weights have, as a Reshape to a length out of a Concat does."""
     text = TWO_MATMULS.replace("tensor<?x256xf32>", "tensor<?x?xf32>")

@@ -130,7 +130,8 @@ def _known_one_hot(indices: Value, axis: int, depth: Dim, values: Value) -> Valu
     if at is None or size is None or symbols is None or at.size * size > MAX_CONTENT:
         return None
     off, on = symbols
-    index = np.expand_dims(np.where(at < 0, at + size, at).astype(np.int64), axis)
+    at = at.astype(np.int64)
+    index = np.expand_dims(np.where(at < 0, at + size, at), axis)
     places = np.arange(size).reshape([-1 if i == axis else 1 for i in range(index.ndim)])
     chosen = index == places
     dims = tuple(map(Dim.of, chosen.shape))
