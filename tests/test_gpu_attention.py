@@ -267,6 +267,7 @@ TENSOR_CORES = (
     (Case(AttentionSpec(18, 7, "replace", "bf16x3"), 17, 65, heads=1), 2e-5),
     (Case(AttentionSpec(64, 64, "add", "f16"), 17, 33, heads=1), 1e-3),
     (Case(AttentionSpec(24, 144, "none", "f16"), 17, 33, heads=1), 1e-3),
+    (Case(AttentionSpec(80, 72, "none", "bf16x3"), 9, 33, heads=1), 2e-5),  # tiles of 32 keys
 )
 
 

@@ -12,6 +12,7 @@ A unit's tiles follow each other. A tile has `keys` keys: the parts of K, then t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -138,11 +139,15 @@ class _Halved:
                 pointer = matrix.row(b, b.min(row + self.first, self.last))
                 values = matrix.load4(b, pointer, column)
                 inside = row + self.first <= self.last
-                loaded.append((row, column, [b.select(inside, v, 0.0) for v in values]))
-            for row, column, values in loaded:
+                loaded.append((at, row, column, [b.select(inside, v, 0.0) for v in values]))
+            for item, (at, row, column, values) in enumerate(loaded):
                 words = self.half.fragments([values[:2], values[2:]])
-                for i, pair in enumerate(words):
-                    b.store(b.vector(pair), to, self.shape.place(row, column, pitch) + i * part)
+                # Behind the last chunk is what other threads write.
+                whole = begin + (item + 1) * THREADS <= total
+                with nullcontext() if whole else b.when(at < total):
+                    place = self.shape.place(row, column, pitch)
+                    for i, pair in enumerate(words):
+                        b.store(b.vector(pair), to, place + i * part)
 
 
 class Halves:
