@@ -17,7 +17,8 @@ from abqc.compiler.failures import Source, keep
 from abqc.compiler.job import Request
 from abqc.compiler.onnx_import.importer import import_model
 from abqc.compiler.pipeline import RECOGNIZE, stages
-from abqc.compiler.recipe import Recipe, parse_recipe
+from abqc.compiler.read_recipe import parse_recipe
+from abqc.compiler.recipe import Recipe
 from abqc.dialects.formats import FLOAT_BYTES
 from abqc.errors import AbqcError, InputError, RecipeError
 from abqc.passes.infrastructure import PassFailure, Unit, run_pipeline

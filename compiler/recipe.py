@@ -5,7 +5,7 @@
     "lm_head"          w8a16:bf16    # the last rule that matches decides
     "past*value"       kv8           # caches: over the names of their inputs
 
-`recipe_text.py` reads them; what `w4` alone means stands in docs/numerics.md.
+`read_recipe.py` reads them; what `w4` alone means stands in docs/numerics.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Literal
 
 from abqc.dialects.cache_formats import CacheFormat
@@ -358,31 +357,3 @@ def _nearby(pattern: str, names: list[str], kind: str = "nodes") -> str:
     literal = max(re.split(r"[*?\[\]]", pattern), key=len).lower()
     close = [name for name in names if literal in name.lower()] or names
     return f"such {kind} are " + ", ".join(f"'{name}'" for name in close[:3])
-
-
-def parse_recipe(recipe: str | Path) -> Recipe:
-    """Read a recipe: a text of one or several lines, or the path of a file.
-
-    A string without a line break that names a file is that file. Raises RecipeError with the
-    position and what was expected there.
-    """
-    if isinstance(recipe, Path):
-        return _parsed(_read(recipe), f"{recipe}, ")
-    if "\n" not in recipe and recipe and len(recipe) < 4096 and Path(recipe).is_file():
-        return _parsed(_read(Path(recipe)), f"{recipe}, ")
-    return _parsed(recipe, "")
-
-
-def _parsed(text: str, source: str) -> Recipe:
-    if text == FLOAT.text:
-        return FLOAT  # without the parser, which takes a tenth of a second to import
-    from .recipe_text import parse
-
-    return parse(text, source)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error}") from None

@@ -26,7 +26,7 @@ TERMINALS = {
     "FLAG": "learn, balance, rotate, shift, clip, sort, search, gptq, rtn, minmax, percentile or "
     "integer",
     "CACHE": "formats of caches (kv8, kv4:g32, kv-bfp6)",
-    "EMBED": "embed=w8 or embed=none",
+    "EMBED": "embed=w8, embed=w6:g64 or embed=none",
     "_NEWLINE": "a new line",
     "$END": "the end",
 }
@@ -207,7 +207,7 @@ def _embed(token: Token | None, source: str) -> Scheme | None:
         return None
     text = token[len("embed=") :]
     if not text.startswith("w"):
-        raise _error(token, source, f"'{token}': expected embed=w8 or embed=none")
+        raise _error(token, source, f"'{token}': expected embed=w8, embed=w6:g64 or embed=none")
     try:
         return parse_scheme(text)
     except ValueError as error:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from abqc.compiler.build import build_with
 from abqc.compiler.job import Request
-from abqc.compiler.recipe import parse_recipe
+from abqc.compiler.read_recipe import parse_recipe
 from abqc.dialects.fixed_point import StaticCodes
 from abqc.dialects.formats import parse_scheme
 from onnx_models import save

@@ -10,7 +10,7 @@ from pathlib import Path
 from abqc.codegen.artifact import build_artifact
 from abqc.compiler.build import resolve_target
 from abqc.compiler.pipeline import stages
-from abqc.compiler.recipe import parse_recipe
+from abqc.compiler.read_recipe import parse_recipe
 from abqc.dialects.context import make_context
 from abqc.dialects.mlir import ir
 from abqc.dialects.weight_store import WeightStore

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from abqc.compiler.evaluation.metrics import WindowLikelihood
-from abqc.compiler.recipe import parse_recipe
+from abqc.compiler.read_recipe import parse_recipe
 from accuracy import lines, make_gguf, make_models, make_tokens, page, results, texts
 from accuracy.rows import ROWS, Row
 from accuracy.subjects import SUBJECTS, likelihood_figures

@@ -22,7 +22,8 @@ from abqc.compiler.calibration.segments import SegmentModule, cut, extract
 from abqc.compiler.evaluation.metrics import relative_error
 from abqc.compiler.onnx_import.importer import import_model
 from abqc.compiler.pipeline import stages
-from abqc.compiler.recipe import FLOAT, parse_recipe
+from abqc.compiler.read_recipe import parse_recipe
+from abqc.compiler.recipe import FLOAT
 from abqc.dialects.context import make_context
 from abqc.dialects.formats import parse_scheme, quantize_weight
 from abqc.dialects.group_scales import Choice

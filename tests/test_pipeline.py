@@ -11,7 +11,7 @@ import pytest
 from abqc.codegen.targets.cpu import CpuTarget
 from abqc.compiler.onnx_import.importer import import_model
 from abqc.compiler.pipeline import stages
-from abqc.compiler.recipe import parse_recipe
+from abqc.compiler.read_recipe import parse_recipe
 from abqc.dialects.context import make_context
 from abqc.dialects.mlir import PassManager, ir, tensor
 from abqc.errors import CompileError

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from abqc.compiler import recipe_text
-from abqc.compiler.recipe import Kind, OpRecipe, parse_recipe
+from abqc.compiler.read_recipe import parse_recipe
+from abqc.compiler.recipe import Kind, OpRecipe
 from abqc.dialects.formats import FORMATS
 from abqc.errors import RecipeError
 
@@ -253,7 +254,7 @@ def test_files(tmp_path: Path, newline: str) -> None:
         ("kv4:sort:plain", "'kv4:sort:plain': the order of channels is given twice"),
         ("kv4 kv8", "column 5: 'kv8' comes second"),
         ("kv4 rotate", "'rotate' belongs to formats such as w4a8"),
-        ("w4a8 embed=q", "'embed=q': expected embed=w8 or embed=none"),
+        ("w4a8 embed=q", "'embed=q': expected embed=w8, embed=w6:g64 or embed=none"),
         ("w4a8 embed=w4:token", "'token' is no granularity of weights"),
         ("w4a8:channel balance", "'balance' contradicts 'a8:channel', which fixes the factors"),
         ("w8 a8:tensor integer balance", "'integer' and 'balance' exclude each other"),

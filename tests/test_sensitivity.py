@@ -30,7 +30,7 @@ from abqc.compiler.calibration.sensitivity import (
 from abqc.compiler.driver import compile_file
 from abqc.compiler.onnx_import.importer import import_model
 from abqc.compiler.pipeline import stages
-from abqc.compiler.recipe import parse_recipe
+from abqc.compiler.read_recipe import parse_recipe
 from abqc.dialects import hadamard
 from abqc.dialects.formats import parse_scheme
 from abqc.passes.infrastructure import Unit, run_pipeline

@@ -12,7 +12,8 @@ import numpy as np
 from abqc.compiler.commands.table import byte_count
 from abqc.compiler.files import write_text
 from abqc.compiler.job import Request
-from abqc.compiler.recipe import Recipe, parse_recipe, pattern_of
+from abqc.compiler.read_recipe import parse_recipe
+from abqc.compiler.recipe import Recipe, pattern_of
 from abqc.dialects.formats import Scheme, parse_scheme
 from abqc.errors import InputError, RecipeError
 

@@ -84,7 +84,7 @@ def _measure(request: Request, report: Report, on_pass: Callable[[str], None]) -
     from abqc.compiler.calibration.runs import token_rows
     from abqc.compiler.onnx_import.importer import import_model
     from abqc.compiler.pipeline import stages
-    from abqc.compiler.recipe import parse_recipe
+    from abqc.compiler.read_recipe import parse_recipe
     from abqc.passes.infrastructure import Unit, run_pipeline
     from abqc.runtime.caches import encode_caches
 

@@ -9,7 +9,8 @@ import onnx
 from abqc.codegen.targets.cpu import CpuTarget
 from abqc.compiler.onnx_import.importer import import_model
 from abqc.compiler.pipeline import TIDY
-from abqc.compiler.recipe import FLOAT, parse_recipe
+from abqc.compiler.read_recipe import parse_recipe
+from abqc.compiler.recipe import FLOAT
 from abqc.passes.infrastructure import Unit, run_pipeline
 from facts import Facts
 from integer_cases import RECIPE

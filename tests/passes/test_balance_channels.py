@@ -7,7 +7,7 @@ import pytest
 import small_transformers as small
 from abqc.codegen.targets.cpu import CpuTarget
 from abqc.compiler.pipeline import stages
-from abqc.compiler.recipe import parse_recipe
+from abqc.compiler.read_recipe import parse_recipe
 from abqc.dialects.weight_store import WeightStore
 from abqc.errors import RecipeError
 from abqc.passes.infrastructure import Unit, run_pipeline, walk

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 from abqc.codegen.targets.cpu import CpuTarget
 from abqc.codegen.targets.cuda import CudaTarget
-from abqc.compiler.recipe import parse_recipe
+from abqc.compiler.read_recipe import parse_recipe
 from abqc.dialects.weight_store import WeightStore
 from abqc.passes.infrastructure import Unit
 from facts import Facts, after

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from abqc.codegen.targets.cpu import CpuTarget
-from abqc.compiler.recipe import parse_recipe
+from abqc.compiler.read_recipe import parse_recipe
 from abqc.dialects.weight_store import WeightStore
 from abqc.errors import RecipeError
 from abqc.passes.infrastructure import Unit

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from abqc.compiler.recipe import parse_recipe
+from abqc.compiler.read_recipe import parse_recipe
 from abqc.errors import RecipeError
 from abqc.passes.infrastructure import Unit
 from abqc.passes.quantize_caches import _apart

@@ -16,7 +16,8 @@ from abqc.codegen.isa import PLAIN
 from abqc.codegen.targets.cpu import CpuTarget
 from abqc.compiler.onnx_import.importer import import_model
 from abqc.compiler.pipeline import ROTATE, TIDY, stages
-from abqc.compiler.recipe import Recipe, parse_recipe
+from abqc.compiler.read_recipe import parse_recipe
+from abqc.compiler.recipe import Recipe
 from abqc.dialects.mlir import ir
 from abqc.errors import RecipeError
 from abqc.passes.infrastructure import Unit, run_pipeline, walk

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from abqc.compiler.recipe import parse_recipe
+from abqc.compiler.read_recipe import parse_recipe
 from numpy.typing import NDArray
 from zoo.halves import has_halves, in_f32
 from zoo.noise import rounds_at_run_time, with_noise
