@@ -263,9 +263,11 @@ def test_what_else_is_fed() -> None:
 
 
 def test_models_with_the_logits_of_fewer_tokens_than_asked_for_are_refused() -> None:
-    model = Fake()
-    model.run = lambda inputs, **_: [np.zeros((1, 1, 4), np.float32)]  # type: ignore[method-assign]
-    decoder = Decoder(model)
+    class OneRow(Fake):
+        def run(self, inputs: Any, **_: Any) -> list[Any]:
+            return [np.zeros((1, 1, 4), np.float32)]
+
+    decoder = Decoder(OneRow())
     decoder.step([0, 1])
     with pytest.raises(InputError, match=r"fake\.so has the logits of 1 tokens where those of 3 "):
         decoder.step_each([0, 1, 2])
