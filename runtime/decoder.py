@@ -151,7 +151,13 @@ class Decoder:
     def _run(self, tokens: Sequence[int], past: int, kept: int) -> np.ndarray:
         """Logits [kept, vocabulary] of the last `tokens`, which come after `past` cached ones."""
         logits = np.asarray(self._store.run(tokens, past, kept))
-        return logits.reshape(-1, logits.shape[-1])[-kept:].astype(np.float32)
+        rows = logits.reshape(-1, logits.shape[-1])
+        if len(rows) < kept:
+            raise InputError(
+                f"{self._model.path} has the logits of {len(rows)} tokens where those of {kept} "
+                "are asked for"
+            )
+        return rows[-kept:].astype(np.float32)
 
     # ---- checks ----
 
@@ -205,8 +211,11 @@ class Decoder:
     def _check_logits(self) -> None:
         """InputError where a run of several tokens has logits of the last one alone."""
         spec = next(spec for spec in self._model.outputs if spec.name == LOGITS)
-        one = len(spec.shape) < 3 or spec.shape[1] == 1
-        if one and self._run_size is None and not any(name in self._inputs for name in KEPT):
+        if len(spec.shape) < 3:
+            one = not any(name in self._inputs for name in KEPT)
+        else:
+            one = spec.shape[1] == 1
+        if one and self._run_size is None:
             raise InputError(
                 f"{self._model.path} has the logits of the last token of a run alone",
                 hint="compile it without --last-logits",

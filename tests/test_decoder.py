@@ -257,6 +257,21 @@ def test_what_else_is_fed() -> None:
     assert feeds["position_ids"].tolist() == [[2]] and feeds["num_logits_to_keep"] == 1
     decoder.step_each([0, 1, 2])
     assert model.feeds[2]["num_logits_to_keep"] == 3
+    model.outputs[0] = TensorSpec("logits", "float32", ("b", 1, 4))  # by --last-logits
+    with pytest.raises(InputError, match="logits of the last token of a run alone"):
+        decoder.step_each([0])
+
+
+def test_models_with_the_logits_of_fewer_tokens_than_asked_for_are_refused() -> None:
+    class OneRow(Fake):
+        def run(self, inputs: Any, **_: Any) -> list[Any]:
+            return [np.zeros((1, 1, 4), np.float32)]
+
+    decoder = Decoder(OneRow())
+    decoder.step([0, 1])
+    with pytest.raises(InputError, match=r"fake\.so has the logits of 1 tokens where those of 3 "):
+        decoder.step_each([0, 1, 2])
+    assert decoder.tokens == (0, 1)
 
 
 @pytest.mark.parametrize(

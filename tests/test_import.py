@@ -137,6 +137,17 @@ def test_counts_of_a_tile_and_pads_are_followed(tmp_path: Path) -> None:
     assert shapes == [("b", "s*s", 4), ("b", "2*s", 4)]
 
 
+def test_one_hot_sizes_at_indices_of_few_bits(tmp_path: Path) -> None:
+    """The depth is no number of the indices' type."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[b, s] x) => (int64[200, 2] y) <int8[2] at = {-1, 2}, int64 depth = {200}>
+        { pair = Shape (x)
+          y = OneHot <axis = 0> (at, depth, pair) }"""
+    )
+    assert imported(model, tmp_path).outputs[0].shape == (200, 2)
+
+
 def test_pinned_shapes(tmp_path: Path) -> None:
     result = imported(models.attention(), tmp_path, shapes={"x": (1, 16, 8)})
     assert result.inputs[0].shape == result.outputs[0].shape == (1, 16, 8)
