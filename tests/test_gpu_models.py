@@ -199,6 +199,39 @@ def test_a_cache_that_kernels_cannot_read_is_refused(tmp_path: Path) -> None:
             step(width, column)
 
 
+def test_queries_of_two_lengths_share_a_mask(tmp_path: Path) -> None:
+    """As those of an encoder and of cross attention: the first ones may be too few for kernels that
+    ask which keys the mask's rows see, the second ones are not."""
+    nodes, initializers = (
+        [],
+        {"heads": np.array([0, 0, 2, 16]), "scale": np.array(0.25, np.float32)},
+    )
+    for q in "ab":
+        for x, perm in ((q, [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])):
+            nodes.append(models.node("Reshape", f"{x} heads", f"{x}4{q}"))
+            nodes.append(models.node("Transpose", f"{x}4{q}", f"{x}t{q}", perm=perm))
+        nodes += [
+            models.node("MatMul", f"{q}t{q} kt{q}", f"s{q}"),
+            models.node("Mul", f"s{q} scale", f"c{q}"),
+            models.node("Add", f"c{q} mask", f"m{q}"),
+            models.node("Softmax", f"m{q}", f"p{q}", axis=-1),
+            models.node("MatMul", f"p{q} vt{q}", f"y{q}"),
+        ]
+    rows = {"a": "M", "b": "N", "k": "T", "v": "T"}
+    inputs = [(name, "float32", ("B", size, 32)) for name, size in rows.items()]
+    outputs = [(f"y{q}", "float32", ("B", 2, rows[q], 16)) for q in "ab"]
+    mask = ("mask", "float32", ("B", 1, 1, "T"))
+    proto = models.model(nodes, [*inputs, mask], outputs, initializers)
+    pair = Pair(models.save(proto, tmp_path), tmp_path, "none", "sm_80")
+    rng = np.random.default_rng(0)
+    hidden = np.float32([0, 0, 0, -1e9, -1e9])[None, None, None]
+    for m, n in ((5, 12), (12, 9)):
+        sizes = {"a": m, "b": n, "k": 5, "v": 5}
+        tensors = {x: rng.standard_normal((1, size, 32), np.float32) for x, size in sizes.items()}
+        assert pair.error(tensors | {"mask": hidden}) <= SAME
+    assert pair.count("attention_limits") == 2
+
+
 def test_a_head_tied_to_its_embedding_is_stored_once(tmp_path: Path) -> None:
     table = np.random.default_rng(0).standard_normal((300, 64)).astype(np.float32)
     nodes = [

@@ -26,6 +26,7 @@ AttentionVariant = Any  # that of codegen/strategy.py, which passes know by its 
 # More rows than these are packed faster by blocks of their own.
 FEW_PACKED_ROWS = 2
 MAP_UNIT = 8  # halves: 16 bytes
+ROWS_AXIS = 2  # of scores
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,15 @@ class _Heads:
     buffer: ir.Value
     sizes: list[ir.Value]
     strides: list[ir.Value]
+
+
+@dataclass(frozen=True)
+class MaskLimits:
+    """Which keys the rows of a mask see: its buffer and strides by batch, head and row; and whether
+    (i1) a launch has written it."""
+
+    arguments: list[ir.Value]
+    found: ir.Value
 
 
 def lower_attention(low: Lowering, op: ir.Operation) -> None:
@@ -185,31 +195,42 @@ def _limits(
     sizes: list[ir.Value],
     t: ir.Value,
 ) -> list[ir.Value]:
-    """Which keys the mask's rows see, and the strides of that by batch, head and row; found where
-    there are as many rows as `variant` wants, once for all operations of a block that have this
-    mask. Nothing where the variant does not ask."""
+    """The arguments of `MaskLimits`; found where there are as many rows as `variant` wants, once
+    for all operations of a block that have this mask. Nothing where the variant does not ask."""
     if variant.limits is None:
         return []
     mask, map_ = op.opview.mask, ir.AffineMapAttr(op.attributes["mask_map"]).value
-    known = low.limits.get((op.block, mask, str(map_)))
-    if known is not None:
-        return known
+    key = (op.block, mask, str(map_))
+    many = arith.CmpIOp(arith.CmpIPredicate.uge, sizes[2], index(variant.min_rows)).result
+    used = dims(map_) or []
+    known = low.limits.get(key)
+    if known is not None and ROWS_AXIS in used:
+        return known.arguments
     (buffer,), strides = _mask(low, op)
     one = index(1)
-    used = dims(map_) or []
     batch, heads, rows = (size if d in used else one for d, size in enumerate(sizes))
     count = product([batch, heads, rows])
-    made = low.allocate(arith.MulIOp(count, index(2)).result, ir.IntegerType.get_signless(32))
-    many = arith.CmpIOp(arith.CmpIPredicate.uge, sizes[2], index(variant.min_rows)).result
-    with ir.InsertionPoint(scf.IfOp(many).then_block):
+    missing = many
+    if known is None:
+        made = low.allocate(arith.MulIOp(count, index(2)).result, ir.IntegerType.get_signless(32))
+        steps = (arith.MulIOp(heads, rows).result, rows, one)
+        strides_made = [step if d in used else index(0) for d, step in enumerate(steps)]
+        known = MaskLimits([made, *strides_made], many)
+    else:  # the operations before, of other queries, may have had too few rows to find them
+        missing = arith.AndIOp(many, _not(known.found)).result
+        known = MaskLimits(known.arguments, arith.OrIOp(known.found, many).result)
+    with ir.InsertionPoint(scf.IfOp(missing).then_block):
         grid = ceil_div(count, variant.limits.block[0])
-        arguments = [buffer, made, count, t, heads, rows, *strides]
+        arguments = [buffer, known.arguments[0], count, t, heads, rows, *strides]
         low.launch(variant.limits.name, grid, arguments)
         scf.YieldOp([])
-    steps = (arith.MulIOp(heads, rows).result, rows, one)
-    of_rows = [step if d in used else index(0) for d, step in enumerate(steps)]
-    low.limits[op.block, mask, str(map_)] = [made, *of_rows]
-    return [made, *of_rows]
+    low.limits[key] = known
+    return known.arguments
+
+
+def _not(condition: ir.Value) -> ir.Value:
+    true = arith.ConstantOp(condition.type, ir.IntegerAttr.get(condition.type, 1)).result
+    return arith.XOrIOp(condition, true).result
 
 
 def _launch_filling(
@@ -272,9 +293,7 @@ def _launch_and_merge(
     low.launch(variant.kernel.name, grid, arguments)
     splits = arguments[-2]
     several = arith.CmpIOp(arith.CmpIPredicate.ugt, splits, index(1)).result
-    none = arith.ConstantOp(enough.type, ir.IntegerAttr.get(enough.type, 0)).result
-    not_enough = arith.CmpIOp(arith.CmpIPredicate.eq, enough, none).result
-    merges = scf.IfOp(arith.AndIOp(several, not_enough).result)
+    merges = scf.IfOp(arith.AndIOp(several, _not(enough)).result)
     with ir.InsertionPoint(merges.then_block):
         assert variant.merge is not None
         low.launch(variant.merge.name, parts, arguments)

@@ -23,7 +23,7 @@ class Lowering:
         self.module = module
         self.unit = unit
         self.buffers: dict[ir.Value, ir.Value] = {}
-        self.limits: dict[Any, list[ir.Value]] = {}  # of masks (attention.py)
+        self.limits: dict[Any, Any] = {}  # of masks: MaskLimits (attention.py)
         self.together: list[ir.Operation] = []  # products that wait for the next one
 
     def constant(self, symbol: str, shape: list[int], element: ir.Type) -> ir.Value:
