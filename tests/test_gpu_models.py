@@ -199,37 +199,40 @@ def test_a_cache_that_kernels_cannot_read_is_refused(tmp_path: Path) -> None:
             step(width, column)
 
 
-def test_queries_of_two_lengths_share_a_mask(tmp_path: Path) -> None:
-    """As those of an encoder and of cross attention: the first ones may be too few for kernels that
-    ask which keys the mask's rows see, the second ones are not."""
+def test_attentions_of_other_sizes_share_a_mask(tmp_path: Path) -> None:
+    """As those of an encoder and of cross attention: the first ones may have too few queries for
+    kernels that ask which keys the mask's rows see; of a mask that is one number the others have
+    more keys."""
     nodes, initializers = (
         [],
         {"heads": np.array([0, 0, 2, 16]), "scale": np.array(0.25, np.float32)},
     )
-    for q in "ab":
-        for x, perm in ((q, [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])):
-            nodes.append(models.node("Reshape", f"{x} heads", f"{x}4{q}"))
-            nodes.append(models.node("Transpose", f"{x}4{q}", f"{x}t{q}", perm=perm))
+    rows = {"a": "M", "b": "N", "k": "T", "l": "L"}
+    sharing = (("a", "k", "mask"), ("b", "k", "mask"), ("l", "k", "one"), ("b", "l", "one"))
+    outputs = []
+    for i, (q, k, mask) in enumerate(sharing):
+        for x, name, perm in (q, "q", [0, 2, 1, 3]), (k, "k", [0, 2, 3, 1]), (k, "v", [0, 2, 1, 3]):
+            nodes.append(models.node("Reshape", f"{x} heads", f"{name}4{i}"))
+            nodes.append(models.node("Transpose", f"{name}4{i}", f"{name}t{i}", perm=perm))
         nodes += [
-            models.node("MatMul", f"{q}t{q} kt{q}", f"s{q}"),
-            models.node("Mul", f"s{q} scale", f"c{q}"),
-            models.node("Add", f"c{q} mask", f"m{q}"),
-            models.node("Softmax", f"m{q}", f"p{q}", axis=-1),
-            models.node("MatMul", f"p{q} vt{q}", f"y{q}"),
+            models.node("MatMul", f"qt{i} kt{i}", f"s{i}"),
+            models.node("Mul", f"s{i} scale", f"c{i}"),
+            models.node("Add", f"c{i} {mask}", f"m{i}"),
+            models.node("Softmax", f"m{i}", f"p{i}", axis=-1),
+            models.node("MatMul", f"p{i} vt{i}", f"y{i}"),
         ]
-    rows = {"a": "M", "b": "N", "k": "T", "v": "T"}
+        outputs.append((f"y{i}", "float32", ("B", 2, rows[q], 16)))
     inputs = [(name, "float32", ("B", size, 32)) for name, size in rows.items()]
-    outputs = [(f"y{q}", "float32", ("B", 2, rows[q], 16)) for q in "ab"]
-    mask = ("mask", "float32", ("B", 1, 1, "T"))
-    proto = models.model(nodes, [*inputs, mask], outputs, initializers)
+    inputs += [(mask, "float32", ("B", 1, 1, n)) for mask, n in (("mask", "T"), ("one", 1))]
+    proto = models.model(nodes, inputs, outputs, initializers)
     pair = Pair(models.save(proto, tmp_path), tmp_path, "none", "sm_80")
     rng = np.random.default_rng(0)
     hidden = np.float32([0, 0, 0, -1e9, -1e9])[None, None, None]
     for m, n in ((5, 12), (12, 9)):
-        sizes = {"a": m, "b": n, "k": 5, "v": 5}
+        sizes = {"a": m, "b": n, "k": 5, "l": 11}
         tensors = {x: rng.standard_normal((1, size, 32), np.float32) for x, size in sizes.items()}
-        assert pair.error(tensors | {"mask": hidden}) <= SAME
-    assert pair.count("attention_limits") == 2
+        assert pair.error(tensors | {"mask": hidden, "one": hidden[..., :1]}) <= SAME
+    assert pair.count("attention_limits") == 2 * 3
 
 
 def test_a_head_tied_to_its_embedding_is_stored_once(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ AttentionVariant = Any  # that of codegen/strategy.py, which passes know by its 
 # More rows than these are packed faster by blocks of their own.
 FEW_PACKED_ROWS = 2
 MAP_UNIT = 8  # halves: 16 bytes
-ROWS_AXIS = 2  # of scores
+ROWS_AXIS, KEYS_AXIS = 2, 3  # of scores
 
 
 @dataclass(frozen=True)
@@ -200,10 +200,11 @@ def _limits(
     if variant.limits is None:
         return []
     mask, map_ = op.opview.mask, ir.AffineMapAttr(op.attributes["mask_map"]).value
-    key = (op.block, mask, str(map_))
-    many = arith.CmpIOp(arith.CmpIPredicate.uge, sizes[2], index(variant.min_rows)).result
     used = dims(map_) or []
-    known = low.limits.get(key)
+    many = arith.CmpIOp(arith.CmpIPredicate.uge, sizes[2], index(variant.min_rows)).result
+    key = (op.block, mask, str(map_))
+    # Operations whose mask is one number for all keys may have other numbers of keys.
+    known = low.limits.get(key) if KEYS_AXIS in used else None
     if known is not None and ROWS_AXIS in used:
         return known.arguments
     (buffer,), strides = _mask(low, op)
