@@ -108,7 +108,10 @@ def test_the_cost_model_counts_what_is_issued(strategy, weight, activation, sche
 
 
 @needs_tools
-@pytest.mark.parametrize(("precision", "head"), [("f16", 128), ("bf16x3", 64)])
+@pytest.mark.parametrize(
+    ("precision", "head", "mask"),
+    [("f16", 64, "add"), ("f16", 128, "add"), ("bf16x3", 64, "none")],
+)
 @pytest.mark.parametrize(
     ("features", "kernel", "shape", "warps"),
     [
@@ -117,9 +120,9 @@ def test_the_cost_model_counts_what_is_issued(strategy, weight, activation, sche
     ],
     ids=["mma", "wgmma"],
 )
-def test_it_counts_what_attention_issues(features, kernel, shape, warps, precision, head):
+def test_it_counts_what_attention_issues(features, kernel, shape, warps, precision, head, mask):
     """A tile of keys of one block, but for what most tiles jump over, to a tenth."""
-    spec = AttentionSpec(head, head, "none", precision)
+    spec = AttentionSpec(head, head, mask, precision)
     made = kernel(spec)
     code = assemble(compile_kernel(SM_90A, made).text, SM_90A)
     turn = shortest_turn(disassemble(code.cubin, labels=True)[made.name])

@@ -208,22 +208,19 @@ class MmaTile(AttentionTile):
         """Scores with the mask on them, minus infinity past the last key, and the factor, above 0,
         that makes them exponents of 2: where a mask is read they are such."""
         b = self.b
-        keys = [
-            [self.quad * 2 + (first_key + (8 * tile + i % 2)) for i in range(4)]
-            for tile in range(len(scores))
-        ]
-
         ends = [self.problem.keys] * 2
         if self.limits is not None:
             ends = [end for end, _ in self.limits]
 
+        # Each way has its own numbers of keys: those of both would be made before, for all tiles.
         def read() -> list[Value]:
+            first = self.quad * 2 + first_key
             values = [
                 self.problem.masked_inside(
                     self.head,
                     score,
                     self.rows[i // 2],
-                    keys[tile][i],
+                    first + (8 * tile + i % 2),
                     ends[i // 2],
                     of_two=self.scale.scores,
                 )
@@ -233,8 +230,9 @@ class MmaTile(AttentionTile):
             return [*values, b.const(1.0, "f32")]
 
         def cut() -> list[Value]:
+            first = self.quad * 2 + first_key
             return [
-                b.select(keys[tile][i] < ends[i // 2], score, MINUS_INFINITY)
+                b.select(first + (8 * tile + i % 2) < ends[i // 2], score, MINUS_INFINITY)
                 for tile, four in enumerate(scores)
                 for i, score in enumerate(four)
             ]

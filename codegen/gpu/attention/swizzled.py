@@ -9,6 +9,8 @@ from .halves import TileShape
 STAGE_LIMIT = 200 * 1024
 ATOM = 64  # columns
 ATOM_BYTES = 128
+# Registers of queries and sums beside 128 keys, by masks: ptxas 13.0 then spills nothing.
+MOST_BESIDE_MANY = {"none": 96, "add": 48, "replace": 0}
 
 
 class SwizzledShape(TileShape):
@@ -28,8 +30,10 @@ class SwizzledShape(TileShape):
 
     @property
     def keys(self) -> int:
-        """As many as registers hold scores and weights of, beside queries and sums."""
-        return 128 if self.parts == 1 else 64
+        """As many as registers hold scores and weights of, beside queries and sums; what reads a
+        mask takes some, too."""
+        few = self.parts == 2 or self.resident > MOST_BESIDE_MANY[self.spec.mask]
+        return 64 if few else 128
 
     @property
     def stages(self) -> int:
