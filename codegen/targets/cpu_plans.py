@@ -26,7 +26,7 @@ from ..isa import Isa
 from ..strategy import MatmulSpec
 
 SETTLED = 1.04  # times the best one's time: not told apart from it, so that the default is taken
-SHARED = 1.02  # likewise: not worth a kernel more
+SHARED = 1.01  # likewise: not worth a kernel more
 SHOWN = 4  # candidates of a ranking, which is in the manifest of every product
 
 
