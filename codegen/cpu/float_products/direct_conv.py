@@ -30,14 +30,14 @@ from itertools import product
 from math import prod
 from typing import Any
 
-from abqc.codegen.builder import INDEX, Builder, Value, buffer, function
+from abqc.codegen.builder import INDEX, Value, buffer, function
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel
 from abqc.dialects.conv_spec import FEW_PIXELS, ConvSpec
 from abqc.dialects.epilogue import Epilogue, name_with
 
 from ..grid_block import Span
-from .finish import Finish
+from .finish import ConvBody, Finish
 from .tile import broadcast, cover, cover_by_tiles, multiply_add, sum_pairwise
 
 OUTPUTS = 768  # of a grid index
@@ -62,11 +62,9 @@ def _emit(name: str, spec: ConvSpec, epilogue: Epilogue | None, module: Any, isa
         DirectConv(b, spec, finish, x, w, bias, *rest[count:]).emit(i)
 
 
-class OverPlanes:
-    """A body whose window reads planes."""
+class OverPlanes(ConvBody):
+    """One whose window reads planes."""
 
-    b: Builder
-    spec: ConvSpec
     pitch: Value
     plane: Value
 
@@ -86,13 +84,6 @@ class OverPlanes:
 class DirectConv(OverPlanes):
     """The body; of other planes than f32 by another `tap`."""
 
-    b: Builder
-    spec: ConvSpec
-    finish: Finish
-    x: Value
-    w: Value
-    bias: Value
-    y: Value
     groups: Value
     outputs: Value
     channels: Value

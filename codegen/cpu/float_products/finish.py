@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from abqc.codegen.builder import Builder, Value
 from abqc.codegen.epilogue import apply_epilogue
+from abqc.dialects.conv_spec import ConvSpec
 from abqc.dialects.epilogue import Epilogue, Read
 
 from .tile import broadcast
@@ -47,3 +48,17 @@ class Finish:
             for source, known in zip(self.inputs, steady, strict=True)
         ]
         return apply_epilogue(self.epilogue, value, inputs)
+
+
+@dataclass
+class ConvBody:
+    """The body of a convolution of floats, with the buffers that all of them have
+    (direct_conv.py)."""
+
+    b: Builder
+    spec: ConvSpec
+    finish: Finish
+    x: Value
+    w: Value
+    bias: Value
+    y: Value

@@ -12,29 +12,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from abqc.codegen.builder import INDEX, Builder, Value, buffer, function
+from abqc.codegen.builder import INDEX, Value, buffer, function
 from abqc.codegen.isa import Isa
 from abqc.dialects.conv_spec import ConvSpec
 from abqc.dialects.epilogue import Epilogue
 
 from ..grid_block import Span
-from .finish import Finish
+from .finish import ConvBody, Finish
 from .polyphase import SHUFFLED, PhaseRow
 
 Rows = TypeVar("Rows", int, Value)
 
 
 @dataclass
-class Images:
+class Images(ConvBody):
     """The arguments of such a kernel, as `direct_conv.py` has them."""
 
-    b: Builder
-    spec: ConvSpec
-    finish: Finish
-    x: Value
-    w: Value
-    bias: Value
-    y: Value
     groups: Value
     pitch: Value
     plane: Value

@@ -21,7 +21,7 @@ from functools import partial
 from math import prod
 from typing import Any
 
-from abqc.codegen.builder import INDEX, Builder, Value, buffer, function
+from abqc.codegen.builder import INDEX, Value, buffer, function
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel
 from abqc.dialects.conv_spec import PATCH_CHANNELS, PATCH_FLOATS, PATCH_OUTPUTS, ConvSpec
@@ -55,13 +55,6 @@ def _emit(name: str, spec: ConvSpec, epilogue: Epilogue | None, module: Any, isa
 
 @dataclass
 class _Body(OverPlanes):
-    b: Builder
-    spec: ConvSpec
-    finish: Finish
-    x: Value
-    w: Value
-    bias: Value
-    y: Value
     outputs: Value
     channels: Value
     pitch: Value

@@ -34,14 +34,14 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-from abqc.codegen.builder import INDEX, Builder, Value, buffer, function
+from abqc.codegen.builder import INDEX, Value, buffer, function
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel
 from abqc.dialects.conv_spec import WINOGRAD_PLACES, ConvSpec
 from abqc.dialects.epilogue import Epilogue, name_with
 
 from ..grid_block import Span
-from .finish import Finish
+from .finish import ConvBody, Finish
 from .matrix import transpose
 from .tile import broadcast, ceil_div, cover, multiply_add, row_tiles
 
@@ -108,14 +108,7 @@ class _Place:
 
 
 @dataclass
-class _Body:
-    b: Builder
-    spec: ConvSpec
-    finish: Finish
-    x: Value
-    w: Value
-    bias: Value
-    y: Value
+class _Body(ConvBody):
     pitch: Value
     plane: Value
     height: Value
