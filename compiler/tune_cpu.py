@@ -34,6 +34,7 @@ from abqc.costmodel.shortlist import shortlist
 from abqc.dialects import trellis
 from abqc.dialects.formats import QuantizedTensor, Scheme, parse_scheme
 from abqc.dialects.mlir import ir
+from abqc.runtime.aligned import empty_aligned
 
 # Weight and activation schemes; None is float.
 PAIRS: tuple[tuple[str | None, str | None], ...] = (
@@ -57,7 +58,6 @@ DRAWS = PROMISING + BY_CHANCE
 COLD_BYTES = 64 << 20  # weights that pass before the same ones are read again
 
 MIN_CALLS, MAX_CALLS, SECONDS = 5, 50, 0.02  # of one sample
-ALIGNMENT = 64  # bytes, of weights and buffers in an artifact
 
 
 @dataclass(frozen=True)
@@ -229,11 +229,8 @@ def time_calls(
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
-    """A copy that begins where buffers of an artifact do: numpy's begin 16 bytes behind a page,
-    where each load of a vector is one from two cache lines."""
-    memory = np.empty(array.nbytes + ALIGNMENT, np.uint8)
-    begin = -memory.ctypes.data % ALIGNMENT
-    copy = memory[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
+    """A copy that begins where weights and buffers of an artifact do."""
+    copy = empty_aligned(array.shape, array.dtype)
     copy[...] = array
     return copy
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from ..errors import InputError
 from .abi import Instance, Library
+from .aligned import empty_aligned
 from .device_array import Borrower, DeviceArray
-from .dlpack import CUDA, FirstRows, ManagedTensor, TensorTable, data_address, expressible
+from .dlpack import CUDA, FirstRows, ManagedTensor, TensorTable, expressible
 from .element_types import by_name, numpy_dtype, seen_as
 from .tensor_spec import TensorSpec
 
@@ -25,7 +26,6 @@ from .tensor_spec import TensorSpec
 # the model's, which keeps its pages (runtime/shim/output.c).
 SMALL_BYTES = 1 << 22
 UNALIGNED_BYTES = 1 << 14
-ALIGNMENT = 64
 
 
 class Signature:
@@ -160,11 +160,8 @@ class Call:
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An array that is not initialized, for an output."""
-    size = prod(shape) * dtype.itemsize
-    if size <= UNALIGNED_BYTES:
-        return np.empty(shape, dtype)
-    memory = np.empty(size + ALIGNMENT, np.uint8)
-    return np.ndarray(shape, dtype, memory, -data_address(memory) % ALIGNMENT)
+    small = prod(shape) * dtype.itemsize <= UNALIGNED_BYTES
+    return np.empty(shape, dtype) if small else empty_aligned(shape, dtype)
 
 
 class _Lent:

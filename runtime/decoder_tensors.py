@@ -6,7 +6,6 @@ their first rows. On a GPU tokens are arrays, and caches go from run to run.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,14 +13,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import InputError
+from .aligned import empty_aligned
 from .dlpack import DType, FirstRows, RowsLayout
 from .element_types import by_name, numpy_dtype
 from .tensor_spec import Dim, TensorSpec
 
 IDS, MASK, POSITIONS, LOGITS = "input_ids", "attention_mask", "position_ids", "logits"
 KEPT = ("logits_to_keep", "num_logits_to_keep")
-
-ALIGNMENT = 64  # bytes, of memory that a run makes an output in (`ABQC_ALIGNMENT`)
 
 
 class BoundRuns(Protocol):
@@ -295,7 +293,4 @@ def _logits_of_one(model: Runnable, inputs: TokenInputs) -> np.ndarray | None:
     shape = [size for size in sizes if isinstance(size, int)]
     if len(shape) < len(spec.shape):
         return None
-    dtype = numpy_dtype(spec.dtype)
-    memory = np.empty(math.prod(shape) * dtype.itemsize + ALIGNMENT, np.uint8)
-    begin = -memory.__array_interface__["data"][0] % ALIGNMENT
-    return memory[begin : begin + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+    return empty_aligned(tuple(shape), numpy_dtype(spec.dtype))
