@@ -118,7 +118,7 @@ class Driver:
         self._captures: dict[int, dict[int, GraphNode]] = {}
         self._page_locked: dict[int, Any] = {}
         self._contexts = threading.local()
-        self._copying = False  # cuMemcpyHtoD has returned, and the device may not have all of it yet
+        self._copying = False  # cuMemcpyHtoD has returned, perhaps before the device has all of it
         self._faults: dict[int, BaseException] = {}
         self._names = {
             code: ctypes.create_string_buffer(name.encode()) for code, name in ERROR_NAMES.items()
@@ -346,8 +346,8 @@ class Driver:
         ctypes.memmove(to, self.machine.read(source, nbytes).tobytes(), nbytes)
 
     def cuMemcpyHtoD_v2(self, to: int, source: int, nbytes: int) -> None:
-        """From memory that is not page-locked the driver copies by way of its own: "the DMA to final
-        destination may not have completed" (CUDA driver API, "API synchronization behavior")."""
+        """From memory that is not page-locked the driver copies by way of its own, and "the DMA to
+        final destination may not have completed" (driver API, "API synchronization behavior")."""
         self._upload(to, source, nbytes)
         self._copying = True
 

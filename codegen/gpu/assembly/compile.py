@@ -173,14 +173,12 @@ def _mark_kernels(
     return kernels
 
 
-# LLVM takes `mma` for a function of its operands and `ldmatrix` for a load, which may be done under a
-# condition that only some lanes meet, and does not know what assembly does: of a loop it may make
+# LLVM takes `mma` for a function of its operands and `ldmatrix` for a load, which may be done under
+# a condition that only some lanes meet, and does not know what assembly does: of a loop it may make
 # one for the lanes that meet a condition and one for the others. The hardware wants the whole warp
 # for these and for all that is `.aligned`, as `bar.` is.
 _CONVERGENT_CALLS = (
-    re.compile(
-        r"^(\s*%\S+ = call [^@]*@llvm\.nvvm\.(?:mma|ldmatrix)\..*\))(\s*)$", re.MULTILINE
-    ),
+    re.compile(r"^(\s*%\S+ = call [^@]*@llvm\.nvvm\.(?:mma|ldmatrix)\..*\))(\s*)$", re.MULTILINE),
     re.compile(
         r'^([^"\n]* asm sideeffect "[^"]*(?:\.aligned|\bbar\.)[^"]*".*\))(\s*)$', re.MULTILINE
     ),
