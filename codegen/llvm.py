@@ -23,6 +23,7 @@ from ..dialects.jit import load
 from ..dialects.mlir import PointerType, ir, linkage, run_upstream, translate_module_to_llvmir
 from ..errors import CompileError
 from .arithmetic.half_floats import lower_half_floats
+from .booleans import move_booleans_as_bytes
 from .isa import PLAIN, Isa
 
 TRIPLE = "x86_64-unknown-linux-gnu"
@@ -264,6 +265,7 @@ def kernels_to_llvm(
 ) -> tuple[llvmlite.ModuleRef, llvmlite.TargetMachine]:
     """The optimised LLVM module of `compile_kernels`; lowers `module` in place."""
     lower(module)
+    move_booleans_as_bytes(module)
     signatures = _signatures(module, names)
     _privatize(module, signatures)
     text = to_llvm_ir(module)

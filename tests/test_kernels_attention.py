@@ -200,15 +200,47 @@ def test_masks_of_large_finite_numbers(isa: Isa, m: int) -> None:
     np.testing.assert_allclose(run(case, isa, q, k, v, mask), means, rtol=0, atol=3e-6)
 
 
+def encoded(case: Case, k: np.ndarray, v: np.ndarray) -> list[np.ndarray]:
+    """Keys and values as they are stored, and what they are then."""
+    stored, decoded = [], []
+    for rows, x in ((case.spec.keys, k), (case.spec.values, v)):
+        if isinstance(rows, CacheRows):
+            codes = rows.format.encode(x)
+            x = rows.format.decode_stored(codes, rows.columns)
+            stored.append(codes.view(np.int8))
+        else:
+            stored.append(x)
+        decoded.append(x)
+    return [*stored, *decoded]
+
+
+def of_codes(columns: int, keys: str, values: str) -> AttentionSpec:
+    rows = (CacheRows(parse_cache_format(text), columns) for text in (keys, values))
+    return AttentionSpec(columns, columns, "add", False, *rows)
+
+
 @each_isa
 @pytest.mark.parametrize("hidden", [-np.inf, np.finfo(np.float32).min])
-def test_a_few_rows_have_the_numbers_of_each_alone(isa: Isa, hidden: float) -> None:
+@pytest.mark.parametrize(
+    "spec",
+    [
+        AttentionSpec(24, 24, "add"),
+        of_codes(40, "kv3", "kv8"),
+        of_codes(64, "kv5:g16", "kv-bfp4:g32"),
+    ],
+    ids=lambda spec: spec.name,
+)
+def test_a_few_rows_have_the_numbers_of_each_alone(
+    isa: Isa, spec: AttentionSpec, hidden: float
+) -> None:
     """Also where the last ones of a run see keys of one split more."""
     t, m = SPLIT_KEYS + 3, MOST_FEW // 4
-    case = Case(AttentionSpec(24, 24, "add"), m, t, heads=2, mask_axes="mt")
+    case = Case(spec, m, t, heads=2, mask_axes="mt")
     q, k, v, mask = case.random()
     mask[:] = np.where(np.arange(t) > np.arange(m)[:, None] + t - m, hidden, mask)
+    k, v, *exact = encoded(case, k, v)
     together = run(case, isa, q, k, v, mask)
+    np.testing.assert_allclose(together, expected(case, q, *exact, mask), rtol=0, atol=3e-6)
     for row, seen in enumerate(range(t - m + 1, t + 1)):
         one = replace(case, m=1, t=seen)
         only = [q[:, :, row : row + 1], k[:, :, :seen], v[:, :, :seen]]
@@ -243,12 +275,12 @@ def test_halves_and_rows_of_caches(isa: Isa, m: int) -> None:
     np.testing.assert_allclose(
         run(case, isa, q, k, v, mask), expected(case, q, k, v, mask), rtol=0, atol=3e-6
     )
-    rows = [CacheRows(parse_cache_format(text), 48) for text in ("kv4:g16", "kv-bfp6")]
-    case = Case(AttentionSpec(48, 48, keys=rows[0], values=rows[1]), m, 90, heads=4, group=2)
+    if m <= MOST_FEW:  # rows of caches: above, where few rows have the numbers of each alone
+        return
+    case = Case(of_codes(48, "kv4:g16", "kv-bfp6"), m, 90, heads=4, group=2)
     q, k, v, mask = case.random()
-    stored = [r.format.encode(x) for r, x in zip(rows, (k, v), strict=True)]
-    k, v = (r.format.decode_stored(x, 48) for r, x in zip(rows, stored, strict=True))
-    y = run(case, isa, q, *(x.view(np.int8) for x in stored), mask)
+    *stored, k, v = encoded(case, k, v)
+    y = run(case, isa, q, *stored, mask)
     np.testing.assert_allclose(y, expected(case, q, k, v, mask), rtol=0, atol=3e-6)
 
 

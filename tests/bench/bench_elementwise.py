@@ -35,6 +35,7 @@ OPSET = 20
 ROWS = {"L1": 4, "L2": 64, "L3": 1024, "memory": 16384}
 ROUNDS = 7
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+INPUTS = {"x": FLOAT, "z": FLOAT, "n": TensorProto.INT64}
 
 Arrays = dict[str, np.ndarray]
 Graph = tuple[list[NodeProto], Arrays]
@@ -95,7 +96,7 @@ def rotary() -> Graph:
 
 
 def graphs() -> dict[str, Graph]:
-    """By name; of x, and of `z` where one is read, of the same sizes."""
+    """By name; of x, or of integers `n`, and of `z` where one is read, of the same sizes."""
     unary = ("Exp", "Tanh", "Sigmoid", "Erf", "Sqrt", "Relu")
     made: dict[str, Graph] = {name.lower(): ([node(name, "x")], {}) for name in unary}
     axes = {"rows": np.array([0]), "columns": np.array([1])}
@@ -117,6 +118,12 @@ def graphs() -> dict[str, Graph]:
         "concat": ([node("Concat", "x x", axis=1)], {}),
         "cast_f16": ([node("Cast", "x", to=HALF)], {}),
         "cast_i32": ([node("Cast", "x", to=TensorProto.INT32)], {}),
+        "cast_i64": ([node("Cast", "x", to=TensorProto.INT64)], {}),
+        "cast_i8": ([node("Cast", "x", to=TensorProto.INT8)], {}),
+        "cast_u8": ([node("Cast", "x", to=TensorProto.UINT8)], {}),
+        "cast_bool": ([node("Cast", "x", to=TensorProto.BOOL)], {}),
+        "cast_i64_f32": ([node("Cast", "n", to=FLOAT)], {}),
+        "cast_i64_i32": ([node("Cast", "n", to=TensorProto.INT32)], {}),
     }
 
 
@@ -125,8 +132,8 @@ def model(graph: Graph) -> onnx.ModelProto:
     read = {name for each in nodes for name in each.input}
     used = {name: array for name, array in arrays.items() if name in read}
     inputs = [
-        helper.make_tensor_value_info(name, FLOAT, ["rows", WIDTH])
-        for name in ("x", "z")
+        helper.make_tensor_value_info(name, kind, ["rows", WIDTH])
+        for name, kind in INPUTS.items()
         if name in read
     ]
     constants = [numpy_helper.from_array(np.asarray(array), name) for name, array in used.items()]
@@ -148,8 +155,13 @@ def compile_all(folder: Path, names: list[str]) -> None:
 def feeds_of(name: str, rows: int) -> Arrays:
     rng = np.random.default_rng(6)
     read = {each for node in graphs()[name][0] for each in node.input}
-    draws = (n for n in ("x", "z") if n in read)
-    return {n: rng.standard_normal((rows, WIDTH)).astype(np.float32) for n in draws}
+    drawn = {n: rng.standard_normal((rows, WIDTH)) for n in INPUTS if n in read}
+    return {
+        name: (values if INPUTS[name] == FLOAT else 100 * values).astype(
+            helper.tensor_dtype_to_np_dtype(INPUTS[name])
+        )
+        for name, values in drawn.items()
+    }
 
 
 def faults() -> int:

@@ -112,6 +112,21 @@ def test_integers_wrap_and_floats_are_cut(tmp_path: Path) -> None:
             np.testing.assert_array_equal(result, wanted.astype(result.dtype), err_msg=name)
 
 
+def test_floats_that_are_no_integers_of_32_bits(tmp_path: Path) -> None:
+    """Beyond 32 bits, or no numbers, they are the smallest integer, of which narrower types have
+    the lower bits; 64 bits and unsigned 32 bits hold more."""
+    names = ("INT8", "UINT8", "INT32", "UINT32", "INT64")
+    nodes = [helper.make_node("Cast", ["x"], [name], to=number(name)) for name in names]
+    x = np.array([np.nan, np.inf, -np.inf, 3e9, -3e9, 2**31 - 128, 2**32 - 256], np.float32)
+    results = compiled(nodes, "FLOAT", dict(zip(names, names, strict=True)), tmp_path).run({"x": x})
+    i8, u8, i32, u32, i64 = (np.asarray(y).tolist() for y in results)
+    low = -(2**31)
+    assert i32 == [low, low, low, low, low, 2**31 - 128, low]
+    assert i8 == [*u8[:5], -128, 0] == [0, 0, 0, 0, 0, -128, 0] and u8[5:] == [128, 0]
+    assert u32[3] == 3 * 10**9 and u32[5:] == [2**31 - 128, 2**32 - 256]
+    assert i64[3:] == [3 * 10**9, -3 * 10**9, 2**31 - 128, 2**32 - 256]
+
+
 def test_a_double_is_rounded_once(tmp_path: Path) -> None:
     """1 + 2^-11 + 2^-40 is above the middle of two f16, its f32 exactly in the middle."""
     nodes = [helper.make_node("Cast", ["x"], [t], to=number(t)) for t in ("FLOAT16", "BFLOAT16")]

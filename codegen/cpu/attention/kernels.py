@@ -5,8 +5,9 @@
                 of f32 or, where the recipe says so, of bf16.
     few rows    grid units * ceil(group * m / block[0]) * splits, splits = ceil(t / split), at least
                 1: blocks share the keys of a long cache. Scores are dot products with rows of keys,
-                read in place. Where there are several splits a row's sums, greatest score and total
-                go into the workspace, and `merge` (grid batch * heads * m) makes y of them:
+                read in place; of quantized caches codes are multiplied. Where there are several
+                splits a row's sums, greatest score and total go into the workspace, and `merge`
+                (grid batch * heads * m) makes y of them:
 
                     (i, workspace, y: memref<?xf32>, m, t, heads, splits: index, strides of y)
 
@@ -23,6 +24,7 @@ before the maximum is subtracted, as a softmax without fusion does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -35,6 +37,7 @@ from ..float_products.cache_rows import CacheRows
 from ..float_products.matrix import Matrix, dot_products, row_bases
 from ..float_products.tile import COLUMN_BLOCK, PANEL
 from .bf16_products import Bf16Products
+from .code_products import KeyCodes, ValueCodes
 from .float_products import FloatProducts, add_values
 from .online import (
     MINUS_INFINITY,
@@ -53,7 +56,7 @@ FEW_ROWS = 8  # of a block
 # Rows of a head, up to which there are few: 8 tokens of 4 queries that share keys, whose numbers
 # are then those of each alone. From 9 on, blocks of many are 3 to 19 % faster at 160 keys and more.
 MOST_FEW = 32
-MOST_FEW_DECODED = 4  # where many rows share what is decoded of a cache, or rounded to bf16
+MOST_FEW_BF16 = 4  # where products of many are rounded
 FEW_KEYS = 128  # that come at a time
 SPLIT_KEYS = 512  # of a block of few rows
 
@@ -65,8 +68,7 @@ def attention_kernels(spec: AttentionSpec) -> tuple[AttentionVariant, ...]:
     merge = f"attention_merge_{spec.output_name}"
     many = f"attention_{spec.name}"
     uses = frozenset({"bf16"} if spec.bf16 else ())
-    decoded = any(isinstance(stored, CacheRows) for stored in (spec.keys, spec.values))
-    most_few = MOST_FEW_DECODED if decoded or spec.bf16 else MOST_FEW
+    most_few = MOST_FEW_BF16 if spec.bf16 else MOST_FEW
     return (
         AttentionVariant(
             Kernel(few, (FEW_ROWS,), partial(_emit_few, few, floats)),
@@ -140,11 +142,22 @@ def _emit_few(name: str, spec: AttentionSpec, module: Any, isa: Isa) -> None:
         rows = problem.rows(unit, first, FEW_ROWS)
         keys, values = problem.operands(unit)
         state = OnlineSoftmax.begin(b, problem, rows, FEW_ROWS, FEW_KEYS)
+        add_scores: Callable[[Value, Value], None] = partial(_dot_keys, b, problem, state, keys)
+        if isinstance(spec.keys, CacheRows):
+            add_scores = KeyCodes.of(b, state, keys, FEW_ROWS).add
+        value_codes = None
+        if isinstance(spec.values, CacheRows):
+            value_codes = ValueCodes.of(b, state, values, FEW_ROWS)
         end = b.min((split + 1) * SPLIT_KEYS, problem.t)
         with b.loop(split * SPLIT_KEYS, end, FEW_KEYS) as loop:
-            _dot_keys(b, problem, state, keys, loop.i, end)
+            add_scores(loop.i, end)
             state.weigh(loop.i, end)
-            add_values(state, loop.i, end, values)
+            if value_codes is not None:
+                value_codes.add(loop.i, end)
+            else:
+                add_values(state, loop.i, end, values)
+        if value_codes is not None:
+            value_codes.order()
         with b.when(splits == 1):
             state.finish()
         with b.when(splits != 1):

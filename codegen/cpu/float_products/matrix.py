@@ -131,13 +131,14 @@ def copy_transposed(
 
 
 def transpose(b: Builder, rows: Sequence[Value]) -> list[Value]:
-    """The transpose of a square matrix, by exchanging ever smaller off-diagonal blocks."""
-    rows, lanes = list(rows), len(rows)
-    distance = lanes // 2
+    """The transposes of square matrices side by side, by exchanging ever smaller off-diagonal
+    blocks; as many lanes as rows are one matrix."""
+    rows, lanes = list(rows), rows[0].lanes
+    distance = len(rows) // 2
     while distance:
         low = [lane if not lane & distance else lane - distance + lanes for lane in range(lanes)]
         high = [lane + distance if not lane & distance else lane + lanes for lane in range(lanes)]
-        for j in range(lanes):
+        for j in range(len(rows)):
             if not j & distance:
                 upper, lower = rows[j], rows[j + distance]
                 rows[j] = b.shuffle(upper, lower, low)

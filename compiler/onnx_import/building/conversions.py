@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abqc.dialects.mlir import arith, ir
 
-from ..values.element_types import BOOL, I64, INDEX, ElementType, Kind
+from ..values.element_types import BOOL, I32, I64, INDEX, ElementType, Kind
 from .scalars import Scalar
 
 
@@ -51,21 +51,23 @@ def _integer_to_float(x: Scalar, to: ElementType) -> Scalar:
 
 
 def _float_to_integer(x: Scalar, to: ElementType) -> Scalar:
-    """Through 64 bits, as C compilers do for small types: -1.0 becomes 255 of 8 bits.
+    """Through 32 bits, or 64 where `to` has more: -1.0 becomes 255 of 8 bits.
 
-    LLVM calls values beyond 64 bits poison; on x86 they come out as the smallest integer.
+    LLVM calls values beyond these poison; on x86 they come out as the smallest integer.
     """
-    i64 = ir.IntegerType.get_signless(64)
-    if not to.signed and to.bits == 64:
-        # Values from 2^63 on do not fit a signed integer.
-        half = x.like(float(1 << 63))
+    through = I32 if to.is_integer and to.bits <= 32 else I64
+    if not to.signed and to.bits == through.bits:
+        # Values from half of the range on do not fit a signed integer.
+        half = x.like(float(1 << (to.bits - 1)))
         big = x >= half
-        low = arith.FPToSIOp(i64, big.select(x - half, x).ssa).result
-        top = Scalar(arith.ConstantOp(i64, ir.IntegerAttr.get(i64, -(1 << 63))).result, I64)
-        added = Scalar(low, I64) ^ top
-        return Scalar(big.select(added, Scalar(low, I64)).ssa, to)
-    wide = Scalar(arith.FPToSIOp(i64, x.ssa).result, I64)
-    return convert(wide, to) if to is not I64 else wide
+        low = arith.FPToSIOp(through.inside(), big.select(x - half, x).ssa).result
+        top = ir.IntegerAttr.get(through.inside(), -(1 << (to.bits - 1)))
+        added = Scalar(low, through) ^ Scalar(
+            arith.ConstantOp(through.inside(), top).result, through
+        )
+        return Scalar(big.select(added, Scalar(low, through)).ssa, to)
+    wide = Scalar(arith.FPToSIOp(through.inside(), x.ssa).result, through)
+    return wide if to is through else convert(wide, to)
 
 
 def _wrapped(x: Scalar, source: ElementType) -> Scalar:
