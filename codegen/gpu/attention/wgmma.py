@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 from abqc.codegen.builder import Value
 from abqc.codegen.strategy import Kernel
@@ -176,13 +175,11 @@ class _Tile(MmaTile):
     def _multiply(self, end: Value) -> None:
         """Two warpgroups take turns: while one multiplies, the other one weighs scores. A turn is
         the values of a tile and the keys of the next one."""
-        b, columns = self.b, self.shape.value_head // 2
+        b = self.b
         with b.when(end > 0):
-            state = self._sum_tiles(end)
-            self._store(state.totals, state.sums)
+            self._store(self._sum_tiles(end))
         with b.when(end <= 0):
-            nothing = [b.const(0.0, "f32")] * columns
-            self._store(nothing[:2], nothing)
+            self._store(State.first(b, self.shape.value_head // 2))
 
     def _sum_tiles(self, end: Value) -> State:
         b, shape = self.b, self.shape
@@ -193,55 +190,41 @@ class _Tile(MmaTile):
         self.full.wait(first.stage, first.phase)
         queries = like(queries, begin_products(b, registers_of(queries)))
         scores = finished(b, self._score(queries, self._stage(first)))
-        count, columns = len(scores), shape.value_head // 2
-        state = State.first(b, columns)
-        with b.loop(0, end, shape.keys, [*first.values, *scores, *state.values]) as loop:
-            here, scores = Place(*loop.args[:2]), loop.args[2 : 2 + count]
-            tiles = [scores[i : i + 4] for i in range(0, count, 4)]
-            masked, factor = self._masked(tiles, loop.i, plain)
-            weighed = self.weights.weigh(masked, factor, State.of(loop.args[2 + count :]))
+        masked, factor = self._masked(_by_columns(scores), b.const(0, "i32"), plain)
+        weighed = self.weights.rise(masked, factor, State.first(b, shape.value_head // 2))
+        count, parts = len(registers_of(weighed.weights)), shape.parts
+        with b.loop(0, end - shape.keys, shape.keys, [*first.values, *weighed.values]) as loop:
+            here, weighed = Place(*loop.args[:2]), Weighed.of(loop.args[2:], count, parts)
             following = next_place(b, here, shape.stages)
-            multiplied = b.either(
-                loop.i + shape.keys < end,
-                ["f32"] * (count + columns),
-                partial(self._turn, turns, weighed, here, queries, following),
-                partial(self._last_turn, turns, weighed, here, count),
-            )
-            b.warp_barrier()
-            with b.when(b.lane == 0):
-                self.empty.arrive(here.stage)
-            state = replace(weighed.state, sums=multiplied[count:])
-            loop.carry(*following.values, *multiplied[:count], *state.values)
-        return State.of(loop.results[2 + count :])
+            self.full.wait(following.stage, following.phase)
+            turns.wait()
+            sums = self._add(weighed, self._stage(here))
+            scores = self._score(queries, self._stage(following))
+            turns.end()
+            done = finished(b, [*scores, *sums])
+            self._release(here)
+            scores, sums = done[: len(scores)], done[len(scores) :]
+            masked, factor = self._masked(_by_columns(scores), loop.i + shape.keys, plain)
+            weighed = self.weights.weigh(masked, factor, replace(weighed.state, sums=sums))
+            loop.carry(*following.values, *weighed.values)
+        here, weighed = Place(*loop.results[:2]), Weighed.of(loop.results[2:], count, parts)
+        turns.wait()
+        sums = self._add(weighed, self._stage(here))
+        turns.end_last()
+        return replace(weighed.state, sums=finished(b, sums))
+
+    def _release(self, place: Place) -> None:
+        """A stage that the warp has read."""
+        b = self.b
+        b.warp_barrier()
+        with b.when(b.lane == 0):
+            self.empty.arrive(place.stage)
 
     def _stage(self, place: Place) -> Value:
         """The descriptor of its first bytes."""
         b = self.b
         first = (self.base & 0x3FFFF) >> 4
         return descriptor_at(b, place.stage * (self.shape.bytes >> 4) + first, ATOM_BYTES)
-
-    def _turn(
-        self,
-        turns: Turns,
-        weighed: Weighed,
-        here: Place,
-        queries: Fragments,
-        following: Place,
-    ) -> list[Value]:
-        """Scores of the next tile, and sums of y."""
-        self.full.wait(following.stage, following.phase)
-        turns.wait()
-        sums = self._add(weighed, self._stage(here))
-        scores = self._score(queries, self._stage(following))
-        turns.end()
-        return finished(self.b, [*scores, *sums])
-
-    def _last_turn(self, turns: Turns, weighed: Weighed, here: Place, count: int) -> list[Value]:
-        b = self.b
-        turns.wait()
-        sums = self._add(weighed, self._stage(here))
-        turns.end_last()
-        return [*[b.const(0.0, "f32")] * count, *finished(b, sums)]
 
     def _products(
         self,
@@ -296,3 +279,7 @@ class _Tile(MmaTile):
         ]
         instruction = self._wgmma(shape.value_head, transposed=True)
         return self._products(instruction, weights, addresses, sums, adds=True)
+
+
+def _by_columns(scores: Sequence[Value]) -> list[list[Value]]:
+    return [list(scores[i : i + 4]) for i in range(0, len(scores), 4)]
