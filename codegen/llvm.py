@@ -22,6 +22,7 @@ from ..dialects.element_types import text_of
 from ..dialects.jit import load
 from ..dialects.mlir import PointerType, ir, linkage, run_upstream, translate_module_to_llvmir
 from ..errors import CompileError
+from ..passes.kernels.launch import STREAMS
 from .arithmetic.half_floats import lower_half_floats
 from .booleans import move_booleans_as_bytes
 from .isa import PLAIN, Isa
@@ -173,6 +174,7 @@ class _Signature:
 
     name: str
     types: tuple[str, ...]
+    streams: bool  # stores are non-temporal
 
     @property
     def body(self) -> str:
@@ -201,7 +203,8 @@ def _signatures(module: ir.Module, names: Sequence[str]) -> list[_Signature]:
         type_ = ir.TypeAttr(lowered[name].attributes["function_type"]).value
         if type_.return_type != ir.Type.parse("!llvm.void", module.context):
             raise CompileError(f"kernel '{name}' must return nothing, it has type {type_}")
-        signatures.append(_Signature(name, tuple(map(_llvm_type, type_.inputs))))
+        streams = STREAMS in lowered[name].attributes
+        signatures.append(_Signature(name, tuple(map(_llvm_type, type_.inputs)), streams))
     return signatures
 
 
@@ -246,6 +249,7 @@ def _entry(signature: _Signature) -> str:
         "  %more = icmp slt i64 %next, %end",
         "  br i1 %more, label %loop, label %done",
         "done:",
+        *["  call void @llvm.x86.sse.sfence()"] * signature.streams,
         "  ret void",
         "}",
     ]
@@ -270,6 +274,8 @@ def kernels_to_llvm(
     _privatize(module, signatures)
     text = to_llvm_ir(module)
     text += "".join(map(_entry, signatures))
+    if any(signature.streams for signature in signatures):
+        text += "declare void @llvm.x86.sse.sfence()\n"
     if table_symbol is not None:
         text += _table(table_symbol, names)
     machine = target_machine(isa)

@@ -7,7 +7,9 @@ alone (`kernels/sizes.py`).
 
 from __future__ import annotations
 
-from abqc.dialects.mlir import func, ir
+from collections.abc import Callable
+
+from abqc.dialects.mlir import arith, func, ir, scf
 
 from .infrastructure import Unit, register
 from .kernels.checks import check_arguments, check_types, checks_of, raise_in_kernel
@@ -16,6 +18,15 @@ from .kernels.loop_body import Body
 from .kernels.loop_nest import Nest, analyse, grid_size, grid_work, loop_sizes
 from .kernels.outlining import Library, arguments_of, outline_all
 from .kernels.sizes import loosen_sizes
+from .kernels.streamed import (
+    STREAM_BYTES,
+    StreamedBody,
+    can_stream,
+    known_bytes,
+    mark_streamed,
+    output_bytes,
+)
+from .resolve_dims import index
 
 
 @register
@@ -26,23 +37,45 @@ def outline_kernels(module: ir.Operation, unit: Unit) -> None:
 
 def _outline(module: ir.Operation, op: ir.Operation, library: Library) -> None:
     nest = analyse(op)
+    known = known_bytes(nest) if can_stream(nest) else 0
     with ir.InsertionPoint(op), op.location:
         loosen_sizes(nest)
         sizes = loop_sizes(nest)
         grid = grid_size(nest, sizes)
         extents = [sizes[d] for d in range(len(nest.kinds))]
         arguments = arguments_of(nest, extents)
-        kernel = _emit(nest, arguments, extents, library)
-        name = library.adopt(kernel)
         checks = check_arguments(module, library.unit, checks_of(op))
-        launch(module, name, grid, [*arguments, *checks, grid_work(nest, sizes)])
+        operands = [*arguments, *checks, grid_work(nest, sizes)]
+
+        def run(body: type[Body]) -> None:
+            name = library.adopt(_emit(nest, arguments, extents, library, body))
+            launch(module, name, grid, operands)
+
+        if known is not None:
+            run(StreamedBody if known >= STREAM_BYTES else Body)
+        else:
+            _choose(output_bytes(nest, sizes), lambda: run(StreamedBody), lambda: run(Body))
     if nest.fill is not None:
         nest.fill.erase()
     op.erase()
 
 
+def _choose(size: ir.Value, large: Callable[[], None], small: Callable[[], None]) -> None:
+    """`large` where an output has so many bytes that it is stored around the caches."""
+    is_large = arith.CmpIOp(arith.CmpIPredicate.uge, size, index(STREAM_BYTES)).result
+    branches = scf.IfOp(is_large, has_else=True)
+    for block, run in ((branches.then_block, large), (branches.else_block, small)):
+        with ir.InsertionPoint(block):
+            run()
+            scf.YieldOp([])
+
+
 def _emit(
-    nest: Nest, arguments: list[ir.Value], extents: list[ir.Value], library: Library
+    nest: Nest,
+    arguments: list[ir.Value],
+    extents: list[ir.Value],
+    library: Library,
+    body_type: type[Body],
 ) -> func.FuncOp:
     index_type = ir.IndexType.get()
     messages = checks_of(nest.op)
@@ -55,7 +88,9 @@ def _emit(
         taken = list(entry.arguments)[1:-1]
         inside = dict(zip(arguments, taken, strict=False))
         with ir.InsertionPoint(entry):
-            Body(nest, inside, entry.arguments[0], extents).emit()
+            body_type(nest, inside, entry.arguments[0], extents).emit()
             func.ReturnOp([])
+        if body_type is StreamedBody:
+            mark_streamed(kernel)
         raise_in_kernel(kernel.operation, messages, taken[len(arguments) :])
     return kernel

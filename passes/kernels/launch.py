@@ -19,6 +19,9 @@ WITH_NEXT = "abq.with_next"
 KERNEL_THREADS = "abq.threads"
 KERNEL_SHARED = "abq.shared"
 
+# Attribute of a CPU kernel with non-temporal stores: its entry waits for them.
+STREAMS = "abq.streams"
+
 # Prefix of the kernels made by outline-kernels. Their last argument, which they do not read, says
 # how many elements one grid index touches.
 LOOPS = "loops_"

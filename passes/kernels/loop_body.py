@@ -145,6 +145,11 @@ class Body:
             if any(isinstance(v, ir.BlockArgument) or _is_load(v) for v in steady):
                 self._loop_after(steady, begin, end, dims, point)
                 return
+        self._loop(dims, begin, end, point)
+
+    def _loop(  # type: ignore[no-untyped-def]
+        self, dims: list[int], begin: ir.Value, end: ir.Value, point
+    ) -> None:
         loop = scf.ForOp(begin, end, index(1))
         with ir.InsertionPoint(loop.body):
             self.ivs[dims[0]] = loop.induction_variable

@@ -317,3 +317,46 @@ def test_sizes_that_a_run_decides_are_repeated_or_not(tmp_path: Path) -> None:
     shapes = [(2, 3, 3, 5), (1, 3, 3, 5), (2, 1, 3, 5), (2, 3, 3, 1), (1, 1, 3, 1)]
     feeds = [{"x": normal(*x), "y": normal(*y, seed=1)} for x in shapes for y in shapes]
     graph.check(tmp_path, *feeds)
+
+
+def written(rows: str, columns: int, end: str) -> tuple[Facts, Facts]:
+    """A function that gives back the sums of two matrices of so many rows, after `end`."""
+    type_ = f"memref<{rows}x{columns}xf32>"
+    size = "%n" if rows == "?" else ""
+    unit = Unit()
+    with make_context():
+        unit.outlined = ir.Module.parse("module {}")
+        text = f"""{MAPS}
+func.func private @look({type_})
+func.func @main(%x: {type_}, %n: index) -> {type_} {{
+  %y = memref.alloc({size}) {{alignment = 64 : i64}} : {type_}
+  linalg.generic {{
+      indexing_maps = [#id, #id], iterator_types = ["parallel", "parallel"]}}
+      ins(%x : {type_}) outs(%y : {type_}) {{
+  ^bb0(%in: f32, %old: f32):
+    %s = arith.addf %in, %in : f32
+    linalg.yield %s : f32
+  }}
+  {end.format(type=type_)}
+  return %y : {type_}
+}}"""
+        module = ir.Module.parse(text)
+        run_pipeline(module.operation, ["outline-kernels"], unit)
+        return Facts(module.operation.get_asm()), Facts(unit.outlined_text)
+
+
+def test_large_outputs_are_stored_around_the_caches() -> None:
+    _, kernels = written("16384", 256, "")
+    assert len(kernels("func.func")) == len(kernels("llvm.store")) == 1
+    _, kernels = written("16383", 256, "")
+    assert not kernels("llvm.store")
+    host, kernels = written("?", 256, "")
+    assert len(host("scf.if")) == len(kernels("llvm.store")) == 1
+    assert len(host("func.call")) == len(kernels("func.func")) == 2
+
+
+def test_what_is_read_again_or_has_short_rows_stays_in_the_caches() -> None:
+    _, kernels = written("16384", 256, "func.call @look(%y) : ({type}) -> ()")
+    assert not kernels("llvm.store")
+    _, kernels = written("1638400", 255, "")
+    assert not kernels("llvm.store")
