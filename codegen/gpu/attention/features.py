@@ -29,6 +29,8 @@ ALIKE = 1.04  # times that say nothing
 # Of a score where it is an exponent as it is: a power of two, a sum and half a conversion; with two
 # parts also the difference to the first one.
 SCORE_INSTRUCTIONS = {1: 2.5, 2: 5.0}
+# Where products add up: half a maximum of pairs in place of the sum, two of which are one.
+SUMMED_INSTRUCTIONS = 1.75
 COMPARISON = 2.0  # of a score with its row's end, in kernels that do not jump over it
 TILE_INSTRUCTIONS = 40  # of a tile: barriers, addresses, whether bases stay
 WGMMA_INSTRUCTIONS = 2  # of each wgmma, its descriptor's among them
@@ -105,7 +107,8 @@ def _products(shape: TileShape) -> int:
 
 
 def _softmax(shape: TileShape) -> float:
-    return SCORE_INSTRUCTIONS[shape.parts] * shape.keys / 2 + TILE_INSTRUCTIONS
+    each = SUMMED_INSTRUCTIONS if shape.sum_columns else SCORE_INSTRUCTIONS[shape.parts]
+    return each * shape.keys / 2 + TILE_INSTRUCTIONS
 
 
 def _features(
@@ -129,7 +132,8 @@ def _features(
     seen = [max(1, keys - rows + end) for end in ends]  # keys, of the blocks of a head
     blocks = heads * len(ends)
     tiles = heads * sum(-(-count // shape.keys) for count in seen)
-    operations = 2.0 * block_rows * shape.keys * (shape.head + shape.value_head)
+    columns = shape.head + shape.value_head + shape.sum_columns
+    operations = 2.0 * block_rows * shape.keys * columns
     operations *= tiles * _products(shape)
     return KernelFeatures(
         arch.name,

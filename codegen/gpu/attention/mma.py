@@ -71,7 +71,8 @@ class MmaTile(AttentionTile):
         self.scale = Scale.of(b, problem.scale)
         # Wide heads leave no registers for weights beside their scores.
         may_stay = self.shape.resident <= MOST_RESIDENT
-        self.weights = Weights(b, self.half, may_stay, self.scale, problem.keys)
+        adds = self.shape.sum_columns == 0
+        self.weights = Weights(b, self.half, may_stay, adds, self.scale, problem.keys)
         self.quad = b.lane % 4
         group = b.lane // 4 + self.warp * 16 + first
         self.rows = [group, group + 8]
@@ -278,10 +279,10 @@ class MmaTile(AttentionTile):
 
     def _store(self, state: State) -> None:
         b, columns = self.b, self.spec.value_head
+        totals = self.weights.row_totals(state)
         for half, row in enumerate(self.rows):
             mine = [s for i, s in enumerate(state.sums) if i // 2 % 2 == half]
-            total = b.warp_sum(state.totals[half], 4)
-            values = quotients(b, self.spec, mine, total, self.problem.keys)
+            values = quotients(b, self.spec, mine, totals[half], self.problem.keys)
             with b.when(row < self.problem.rows):
                 y = self.head.y.row(b, row)
                 for tile in range(self.shape.value_head // 8):

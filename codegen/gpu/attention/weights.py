@@ -30,6 +30,7 @@ LARGEST_OF_ALL = 12.0  # the same of the first base of a row, where that is 0
 # it on are normal, and n smaller ones, each rounded by up to 2^-25, together by up to 2^-13 of it.
 LEAST_LARGEST = {"f16": 1.0, "bf16": 2.0**-16}
 LEAST_OF_A_KEY = 2.0**-12
+SIGNS, LEAST_OF_EXPONENT = 0x8000_8000, 0x0400_0400  # of two f16
 
 Fragments = list[list[list[Value]]]  # registers by step of 16 keys and part
 A_REGISTERS = 4  # of a step and part
@@ -49,7 +50,8 @@ def like(fragments: Fragments, registers: Sequence[Value]) -> Fragments:
 @dataclass(frozen=True)
 class State:
     """What a thread has of its rows: bases; whether scores of all rows of the warp are exponents as
-    they are (i1); sums of its own weights, and sums of y."""
+    they are (i1); sums of its own weights, 0 where products make them; and accumulators: sums of y
+    and, where products make them, of weights."""
 
     bases: Sequence[Value]
     unshifted: Value
@@ -95,11 +97,13 @@ class Weighed:
 @dataclass(frozen=True)
 class Weights:
     """`may_stay`: whether bases may be other than maxima, which takes registers for weights beside
-    their scores. `scale` is that of the scores, `keys` (i32) the number of all of them."""
+    their scores. `adds`: whether weights are added up here; else products do it, of weights in one
+    part. `scale` is that of the scores, `keys` (i32) the number of all of them."""
 
     b: GpuBuilder
     half: Halves
     may_stay: bool
+    adds: bool
     scale: Scale
     keys: Value
 
@@ -117,8 +121,11 @@ class Weights:
         types = ["i32"] * count + ["f32"] * 2
         values = b.either(state.unshifted, types, lambda: flat(None), lambda: flat(state.bases))
         registers, added = values[:count], values[count:]
-        # Sums that are infinite, by the first bases, or NaN are not less.
-        stays = (added[0] < MOST_WEIGHT) & (added[1] < MOST_WEIGHT)
+        if self.adds:
+            # Sums that are infinite, by the first bases, or NaN are not less.
+            stays = (added[0] < MOST_WEIGHT) & (added[1] < MOST_WEIGHT)
+        else:
+            stays = self._all_finite(registers)
         kept = [*registers, *state.values, *added]
 
         def risen() -> list[Value]:
@@ -127,6 +134,12 @@ class Weights:
 
         values = b.either(self._by_all(stays), [value.type for value in kept], lambda: kept, risen)
         return self._with(Weighed.of(values[:-2], count, self.half.parts), values[-2:])
+
+    def row_totals(self, state: State) -> list[Value]:
+        """The sums of the weights of both rows."""
+        if self.adds:
+            return [self.b.warp_sum(total, 4) for total in state.totals]
+        return [state.sums[-4], state.sums[-2]]
 
     def rise(self, scores: Tiles, factor: Value, state: State) -> Weighed:
         """The same by new bases, which follow the largest exponents so far."""
@@ -176,7 +189,8 @@ class Weights:
     def _weights(
         self, scores: Tiles, factor: Value, bases: Sequence[Value] | None
     ) -> tuple[Fragments, list[Value]]:
-        """Weights, and the thread's sums of two rows; without bases scores are exponents."""
+        """Weights, and the thread's sums of two rows, if it adds up; without bases scores are
+        exponents."""
         b = self.b
 
         def weight(score: Value, half: int) -> Value:
@@ -192,10 +206,22 @@ class Weights:
                 for four in scores[first : first + 2]
             )
             fragments.append(self.half.fragments([low[:2], low[2:], high[:2], high[2:]]))
+            if not self.adds:
+                continue
             for half, at in enumerate((0, 2)):
                 of_row = (low[at] + low[at + 1]) + (high[at] + high[at + 1])
                 sums[half] = sums[half] + of_row if first else of_row
         return fragments, sums
+
+    def _all_finite(self, registers: Sequence[Value]) -> Value:
+        """Whether all of these pairs of f16, which are not negative, are finite. Two maxima are one
+        instruction."""
+        b = self.b
+        largest = registers[0]
+        for pair in registers[1:]:
+            largest = b.asm("max.u16x2 $0, $1, $2;", "=r,r,r", ["i32"], largest, pair)[0]
+        # The least f16 that is not has an exponent of ones alone.
+        return ((largest | (largest + LEAST_OF_EXPONENT)) & SIGNS) == 0
 
     def _by_all(self, condition: Value) -> Value:
         """Whether it holds in all lanes of the warp."""

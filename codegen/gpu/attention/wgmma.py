@@ -4,7 +4,8 @@ Two warpgroups have 64 rows of a head each, a third one copies. Tiles of keys an
 shared memory in atoms of 64 columns with the swizzle of 128 bytes. They are made so before
 (halves.py), and one bulk copy brings a tile; or they are boxes of a cache of f16 (boxes.py). Stages
 go round by barriers of their own. Queries and weights are A, in registers; keys are B as they are,
-values B transposed.
+values B transposed. Beside 64 columns of f16 values there are ones: products are sums of weights,
+too. They lie behind all stages once; a descriptor says how far they are from 16 keys of its tile.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ..builder import POINTER
 from ..wgmma.barriers import (
     BARRIER_BYTES,
     Barriers,
+    fence_async,
     prefetch_map,
     publish_barriers,
     set_registers,
@@ -46,7 +48,7 @@ from .boxes import reads_boxes, stored_tensors
 from .halves import HALF, TileShape
 from .mma import MmaTile
 from .spec import AttentionSpec
-from .swizzled import ATOM, ATOM_BYTES, SwizzledShape
+from .swizzled import ATOM, ATOM_BYTES, STEP_BYTES, SwizzledShape
 from .tile import tile_kernel
 from .weights import Fragments, State, Weighed, like, registers_of
 
@@ -54,6 +56,7 @@ CONSUMERS = 2
 CONSUMER_WARPS = CONSUMERS * WARPGROUP_WARPS
 THREADS = (CONSUMERS + 1) * WARPGROUP
 MOST_BESIDE_BOTH_WAYS = 96  # registers of queries and sums, of kernels with two parts
+ONES = 0x3C00_3C00  # two f16
 NARROWEST, WIDEST = 33, 128  # columns of a head
 
 
@@ -69,7 +72,8 @@ def wgmma_unsupported(spec: AttentionSpec) -> str | None:
 def wgmma_kernel(spec: AttentionSpec) -> Kernel:
     """Any number of rows, `block[0]` of them a block. See kernels.py for the arguments."""
     shape = SwizzledShape(spec)
-    shared = shape.stages * (shape.bytes + 2 * BARRIER_BYTES) + THREADS // WARP * 4
+    ones = STEP_BYTES if shape.sum_columns else 0
+    shared = shape.stages * (shape.bytes + 2 * BARRIER_BYTES) + ones + THREADS // WARP * 4
     name = f"attention_wgmma_{spec.precision}_{spec.name}"
     last: Sequence[str | TensorParameter] = (POINTER,)
     if reads_boxes(spec):
@@ -108,7 +112,10 @@ class _Tile(MmaTile):
         b, shape = self.b, self.shape
         copying, multiplying = BOX_REGISTERS[CONSUMERS]
         base, behind = shared_address(b), shape.stages * shape.bytes
-        self.base = base
+        self.base, self.ones = base, base + behind
+        if shape.sum_columns:
+            self._write_ones(behind)
+            behind += STEP_BYTES
         self.full = Barriers(b, base + behind, shape.stages)
         behind += shape.stages * BARRIER_BYTES
         self.empty = Barriers(b, base + behind, shape.stages)
@@ -128,6 +135,15 @@ class _Tile(MmaTile):
         with b.when(b.warp < CONSUMER_WARPS):
             set_registers(b, multiplying, more=True)
             self._multiply(end)
+
+    def _write_ones(self, place: int) -> None:
+        """The columns beside the values of 16 keys, from byte `place` of shared memory on."""
+        b = self.b
+        words = CHUNK_BYTES // 4
+        with b.when(b.thread < STEP_BYTES // CHUNK_BYTES):
+            ones = b.vector([b.const(ONES, "i32")] * words)
+            b.store(ones, b.shared, b.thread * CHUNK_BYTES + place)
+            fence_async(b)
 
     def _copy_tiles(self, copy: Callable[[Value, Value], None], end: Value) -> None:
         """By one thread; `copy` begins to copy the tile of a key to a stage."""
@@ -179,7 +195,7 @@ class _Tile(MmaTile):
         with b.when(end > 0):
             self._store(self._sum_tiles(end))
         with b.when(end <= 0):
-            self._store(State.first(b, self.shape.value_head // 2))
+            self._store(State.first(b, self.shape.sums))
 
     def _sum_tiles(self, end: Value) -> State:
         b, shape = self.b, self.shape
@@ -191,14 +207,14 @@ class _Tile(MmaTile):
         queries = like(queries, begin_products(b, registers_of(queries)))
         scores = finished(b, self._score(queries, self._stage(first)))
         masked, factor = self._masked(_by_columns(scores), b.const(0, "i32"), plain)
-        weighed = self.weights.rise(masked, factor, State.first(b, shape.value_head // 2))
+        weighed = self.weights.rise(masked, factor, State.first(b, shape.sums))
         count, parts = len(registers_of(weighed.weights)), shape.parts
         with b.loop(0, end - shape.keys, shape.keys, [*first.values, *weighed.values]) as loop:
             here, weighed = Place(*loop.args[:2]), Weighed.of(loop.args[2:], count, parts)
             following = next_place(b, here, shape.stages)
             self.full.wait(following.stage, following.phase)
             turns.wait()
-            sums = self._add(weighed, self._stage(here))
+            sums = self._add(weighed, here)
             scores = self._score(queries, self._stage(following))
             turns.end()
             done = finished(b, [*scores, *sums])
@@ -209,7 +225,7 @@ class _Tile(MmaTile):
             loop.carry(*following.values, *weighed.values)
         here, weighed = Place(*loop.results[:2]), Weighed.of(loop.results[2:], count, parts)
         turns.wait()
-        sums = self._add(weighed, self._stage(here))
+        sums = self._add(weighed, here)
         turns.end_last()
         return replace(weighed.state, sums=finished(b, sums))
 
@@ -265,20 +281,37 @@ class _Tile(MmaTile):
         unset = [b.undefined("f32") for _ in range(shape.keys // 2)]
         return self._products(self._wgmma(shape.keys), queries, addresses, unset, adds=False)
 
-    def _add(self, weighed: Weighed, tile: Value) -> list[Value]:
-        """Start products of weights and the values of the tile at a descriptor, added to sums."""
+    def _add(self, weighed: Weighed, place: Place) -> list[Value]:
+        """Start products of weights and the values of a stage's tile, added to sums."""
         b, shape = self.b, self.shape
         weights, sums = weighed.weights, weighed.state.sums
         fenced = begin_products(b, [*sums, *registers_of(weights)])
         sums, weights = fenced[: len(sums)], like(weights, fenced[len(sums) :])
+        instruction = self._wgmma(2 * len(sums), transposed=True)
+        addresses = self._beside_ones(place) if shape.sum_columns else self._values(place)
+        return self._products(instruction, weights, addresses, sums, adds=True)
+
+    def _values(self, place: Place) -> list[Value]:
+        """Descriptors of a tile's values by part and step."""
+        shape, tile = self.shape, self._stage(place)
         first = leading_bits(shape.atom_bytes) + (shape.values >> 4)
-        addresses = [
-            tile + (first + (part * shape.v_part + step * 16 * ATOM_BYTES >> 4))
+        return [
+            tile + (first + (part * shape.v_part + step * STEP_BYTES >> 4))
             for part in range(shape.parts)
             for step in range(shape.keys // 16)
         ]
-        instruction = self._wgmma(shape.value_head, transposed=True)
-        return self._products(instruction, weights, addresses, sums, adds=True)
+
+    def _beside_ones(self, place: Place) -> list[Value]:
+        """The same where ones are the next atom. From step to step it comes nearer: counted from
+        the last one on, what is added is above 0."""
+        b, shape = self.b, self.shape
+        nearer, last = leading_bits(STEP_BYTES) - (STEP_BYTES >> 4), shape.keys // 16 - 1
+        address = self.base + (shape.values + last * STEP_BYTES)
+        first = ((address & 0x3FFFF) >> 4) + (self.ones - address >> 4 << 16)
+        # Of 32 bits: a stage further on, and as much nearer to the ones.
+        stage = leading_bits(shape.bytes) - (shape.bytes >> 4)
+        tile = descriptor_at(b, first - place.stage * stage, ATOM_BYTES)
+        return [tile + nearer * (last - step) for step in range(last + 1)]
 
 
 def _by_columns(scores: Sequence[Value]) -> list[list[Value]]:
