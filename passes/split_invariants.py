@@ -1,4 +1,4 @@
-"""What a loop computes of numbers that are the same along its innermost axes is a loop of its own.
+"""What a loop computes of numbers that are the same in all of an image is a loop of its own.
 
     y[b, c, h, w] = f(x[b, c, h, w], g(s[b, c]))      t[b, c] = g(s[b, c])
                                                       y[b, c, h, w] = f(x[b, c, h, w], t[b, c])
@@ -26,6 +26,7 @@ from .loops.generics import (
 )
 from .resolve_dims import mixed_sizes
 
+IMAGE = 2  # innermost axes; rows of one axis are merged with what else is done to them
 LEAST = 4  # operations that a loop of its own is worth; less is hoisted out of inner loops by LLVM
 
 
@@ -78,7 +79,9 @@ def _invariant(op: ir.Operation) -> _Invariant | None:
         return None
     loops = 1 + max(known[outside[0]])
     constants = [each for each in body[:-1] if not known[each.results[0]]]
-    return _Invariant(outside[0], made_by, constants, loops) if loops <= last else None
+    if rank(op) - loops < IMAGE:
+        return None
+    return _Invariant(outside[0], made_by, constants, loops)
 
 
 def _is_stored(type_: ir.Type) -> bool:

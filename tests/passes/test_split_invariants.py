@@ -47,6 +47,7 @@ def test_gates_of_channels_are_computed_once() -> None:
     "change",
     [
         {"body": "%5 = arith.mulf %a, %g : f32"},  # LLVM hoists what there is
+        {"body": GATE + "%5 = arith.mulf %a, %4 : f32", "gate": "b, h, 0"},
         {"body": GATE + "%5 = arith.mulf %a, %4 : f32", "gate": "b, c, w"},
         {"body": GATE + "%6 = arith.mulf %a, %3 : f32\n%5 = arith.mulf %6, %4 : f32"},  # two
     ],
