@@ -40,6 +40,7 @@ QUANTIZE = (
     "quantize",
     "integer-only",
     TIDY,
+    "read-codes",
     "direct-conv",
     "direct-code-conv",
     "decompose-conv",
@@ -130,6 +131,8 @@ CPU_FUSIONS = (
     "join-parts",
 )
 PACK_FUSIONS = ("fuse-norm-pack", "fuse-pack", "fuse-attention-pack")
+# Of loops that are nobody's epilogues.
+CPU_IMAGES = ("split-invariants", "collapse-images")
 
 
 def stages(on_device: bool) -> dict[str, tuple[str, ...]]:
@@ -140,8 +143,9 @@ def stages(on_device: bool) -> dict[str, tuple[str, ...]]:
     quantize = (
         (*QUANTIZE, *EPILOGUES) if on_device else (*CPU_FUSIONS, *QUANTIZE, *CPU_LOOPS, *EPILOGUES)
     )
+    images = () if on_device else CPU_IMAGES
     return {
         "simplified": (*first, *simplify),
-        "quantized": (*quantize, *PACK_FUSIONS),
+        "quantized": (*quantize, *PACK_FUSIONS, *images),
         "host": (*LOWER, *kernels),
     }

@@ -8,10 +8,10 @@ A loop over a row of an image is short: most of it would not be in whole vectors
 from __future__ import annotations
 
 from abqc.dialects import abq
-from abqc.dialects.mlir import ir, linalg, tensor
+from abqc.dialects.mlir import ir, linalg
 
 from .infrastructure import Unit, register, walk
-from .loops.axis_blocks import clone_body
+from .loops.axis_blocks import clone_body, last_joined, reads_last
 from .loops.generics import asks_for_indices, inputs, iterators, loops_read, maps
 
 
@@ -36,13 +36,14 @@ def _collapsed(op: ir.Operation) -> ir.Operation | None:
         writes
         or not any(reads)
         or not all(
-            _ends_in(map_, outer) for map_, read in zip(of_inputs, reads, strict=True) if read
+            reads_last(map_, outer) for map_, read in zip(of_inputs, reads, strict=True) if read
         )
     ):
         return None
     with ir.InsertionPoint(op), op.location:
         values = [
-            _joined(value) if read else value for value, read in zip(inputs(op), reads, strict=True)
+            last_joined(value) if read else value
+            for value, read in zip(inputs(op), reads, strict=True)
         ]
         operands = [*values, op.operands[len(values)]]
         new_maps = [
@@ -63,19 +64,3 @@ def _collapsed(op: ir.Operation) -> ir.Operation | None:
     op.results[0].replace_all_uses_with(made.results[0])
     op.erase()
     return made
-
-
-def _ends_in(map_: ir.AffineMap, loop: int) -> bool:
-    """Whether a map's last two results are this loop and the next one, which nothing else reads."""
-    last = [ir.AffineDimExpr.get(loop), ir.AffineDimExpr.get(loop + 1)]
-    results = list(map_.results)
-    return results[-2:] == last and not loops_read(results[:-2]) & {loop, loop + 1}
-
-
-def _joined(value: ir.Value) -> ir.Value:
-    """A tensor with its last two axes as one."""
-    *shape, a, b = abq.shape(value)
-    both = abq.DYNAMIC if abq.DYNAMIC in (a, b) else a * b
-    groups = [*([i] for i in range(len(shape))), [len(shape), len(shape) + 1]]
-    type_ = ir.RankedTensorType.get([*shape, both], abq.element(value))
-    return tensor.CollapseShapeOp(type_, value, groups).result

@@ -32,11 +32,11 @@ def direct_code_conv(module: ir.Operation, unit: Unit) -> None:
     """Rewrite abq.conv of codes as planes and abq.code_conv."""
     if unit.target is None:
         return
-    convs = [op for op in walk(module, "abq.conv") if _has_codes(op)]
+    convs = [op for op in walk(module, "abq.conv") if has_codes(op)]
     products = [*walk(module, "abq.matmul"), *convs]
     working_set = sum(weight_bytes(spec_of(op)) for op in products)
     for op in convs:
-        spec = _spec(op)
+        spec = code_conv_spec(op)
         node = ir.StringAttr(op.opview.node).value
         found = unit.target.code_conv(spec, node=node, working_set=working_set)
         if found is None:
@@ -50,7 +50,7 @@ def direct_code_conv(module: ir.Operation, unit: Unit) -> None:
         op.erase()
 
 
-def _has_codes(op: ir.Operation) -> bool:
+def has_codes(op: ir.Operation) -> bool:
     """Whether it is one of codes, in one group: others are loops."""
     view = op.opview
     formats = [abq.code_format(value) for value in (view.x, view.w)]
@@ -68,7 +68,7 @@ def _refused_sizes(op: ir.Operation, spec: CodeConvSpec) -> str | None:
     return None
 
 
-def _spec(op: ir.Operation) -> CodeConvSpec:
+def code_conv_spec(op: ir.Operation) -> CodeConvSpec:
     _, _, *window = abq.shape(op.opview.w)
     steps, pads = (
         [list(ir.DenseI64ArrayAttr(op.attributes[name])) for name in names]

@@ -8,7 +8,7 @@ from abqc.dialects import abq
 from abqc.dialects.mlir import arith, ir, linalg, tensor
 
 from ..resolve_dims import expand_shape, index, mixed_sizes
-from .generics import dims, ignores_init, inputs, maps, rank
+from .generics import dims, ignores_init, inputs, loops_read, maps, rank
 
 Body = Callable[[list[ir.Value]], ir.Value]
 
@@ -23,6 +23,21 @@ def with_blocks(value: ir.Value, axis: int, size: int) -> ir.Value:
 def joined(value: ir.Value, axis: int, type_: ir.Type) -> ir.Value:
     """[.., n, size, ..] as [.., n * size, ..], of type `type_`."""
     return tensor.CollapseShapeOp(type_, value, _groups(axis, len(abq.shape(value)) - 1)).result
+
+
+def last_joined(value: ir.Value) -> ir.Value:
+    """A tensor with its last two axes as one."""
+    *shape, a, b = abq.shape(value)
+    both = abq.DYNAMIC if abq.DYNAMIC in (a, b) else a * b
+    type_ = ir.RankedTensorType.get([*shape, both], abq.element(value))
+    return joined(value, len(shape), type_)
+
+
+def reads_last(map_: ir.AffineMap, loop: int) -> bool:
+    """Whether a map's last two results are this loop and the next one, which nothing else reads."""
+    last = [ir.AffineDimExpr.get(loop), ir.AffineDimExpr.get(loop + 1)]
+    results = list(map_.results)
+    return results[-2:] == last and not loops_read(results[:-2]) & {loop, loop + 1}
 
 
 def _groups(axis: int, rank: int) -> list[list[int]]:
