@@ -111,14 +111,14 @@ def every() -> list[Operators]:
         Operators(
             "attention-80",
             partial(_attention, 80, 2),
-            [_heads(9, 40, 80, 2), _heads(64, 70, 80, 2)],
+            [_heads(41, 70, 80, 2)],
             ("attention_bf16x3_d80_",),
             BF16_PAIRS,
         ),
         Operators(
             "attention-160-f16",
             partial(_attention, 160, 2, projected=True),
-            [_heads(9, 40, 160, 2), _heads(64, 70, 160, 2)],
+            [_heads(41, 70, 160, 2)],
             ("attention_f16_d160_",),
             HALVES,
             "w4a16",
