@@ -52,9 +52,24 @@ def test_against_softmax_in_float64(case: Case, tolerance: float) -> None:
     attention.check(case, tolerance)
 
 
-def test_bases_rise_where_they_must() -> None:
-    """In the third tile, too."""
-    attention.check_rising(Case(Spec(40, 40, "none", "f16"), 66, 260, heads=1), 0.4, 2e-2)
+@pytest.mark.parametrize("columns", [40, 64])
+def test_bases_rise_where_they_must(columns: int) -> None:
+    """In the third tile, too: by sums of weights, and by the largest of them."""
+    case = Case(Spec(columns, columns, "none", "f16"), 66, 260, heads=1)
+    attention.check_rising(case, 0.4, 2e-2)
+
+
+def test_what_is_not_a_number_stays_in_its_row() -> None:
+    """Where products with ones add up weights: a NaN among queries, and a row that sees nothing."""
+    case = Case(Spec(64, 64, "add", "f16"), 66, 140, heads=1, mask_axes="mt")
+    q, k, v, mask = attention.inputs(case)
+    q[..., 1, 3] = np.nan
+    mask[..., 2, :] = -np.inf
+    y = attention.run(case, q, k, v, mask, 0.3)
+    want = attention.expected(case, q, k, v, mask, 0.3)
+    assert np.isnan(y[0, 0, 1:3]).all()
+    others = np.delete(y - want, [1, 2], axis=2)
+    assert np.abs(others).max() <= 1e-3 * np.nanmax(np.abs(want))
 
 
 @pytest.mark.parametrize("kind", ["causal", "with holes", "some rows see nothing"])

@@ -75,7 +75,7 @@ TINY = Plan(
     others=("W3A8", "W6A16", "W4A8-asym", "W4A16-bf16", "W4A8-rotated"),
     other_shape=(256, 40),
     operators=(),
-    attention=AttentionPlan(4, 2, 16, keys=(40,), prompts=(20,)),
+    attention=AttentionPlan(4, 2, 16, keys=(40,), prompts=(20,), prompt_heads=(16,)),
     minilm=False,
     decoder_layers=0,
 )

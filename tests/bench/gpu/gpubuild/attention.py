@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 from abqc.codegen.strategy import AttentionVariant
 from abqc.codegen.targets.cuda import CudaTarget
 from abqc.dialects.cache_formats import CacheFormat, parse_cache_format
@@ -20,10 +22,12 @@ def attention_jobs(plan: Plan, target: CudaTarget, images: Images) -> list[Atten
         return jobs
     for format in sizes.formats:
         for keys in sizes.keys:
-            jobs.append(_job(sizes, target, images, format, half=True, rows=1, keys=keys))
-    for rows in sizes.prompts:
+            one = (1, keys, sizes.head)
+            jobs.append(_job(sizes, target, images, format, one, half=True))
+    for rows, columns in product(sizes.prompts, sizes.prompt_heads):
         for format, half in (("f32", False), ("f32", True), ("f16", True)):
-            jobs.append(_job(sizes, target, images, format, half=half, rows=rows, keys=rows))
+            prompt = (rows, rows, columns)
+            jobs.append(_job(sizes, target, images, format, prompt, half=half))
     return jobs
 
 
@@ -32,15 +36,16 @@ def _job(
     target: CudaTarget,
     images: Images,
     format: str,
+    shape: tuple[int, int, int],
     *,
     half: bool,
-    rows: int,
-    keys: int,
 ) -> AttentionJob:
+    """`shape`: rows, keys, and columns of a head."""
+    rows, keys, columns = shape
     stored = _stored(format)
     causal = rows > 1
     variants = target.attention(
-        sizes.head, sizes.head, "add" if causal else "none", half=half, keys=stored, values=stored
+        columns, columns, "add" if causal else "none", half=half, keys=stored, values=stored
     )
     variant = _variant(variants, rows, sizes.group)
     for kernel in (variant.kernel, variant.prepare, variant.limits):
@@ -61,18 +66,18 @@ def _job(
     kind = "prompt" if causal else "decoding"
     precision = ("f16" if half else "bf16x3") if causal else "f32"
     return AttentionJob(
-        f"{kind} {format} {precision} {rows}x{keys}",
+        f"{kind} {format} {precision} {rows}x{keys} of {columns} columns",
         variant.kernel.name,
         format,
         precision,
         sizes.heads,
         sizes.group,
-        sizes.head,
+        columns,
         rows,
         keys,
         causal,
         grid,
-        _row_bytes(stored, sizes.head),
+        _row_bytes(stored, columns),
         splits,
         each,
         workspace,

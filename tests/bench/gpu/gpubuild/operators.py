@@ -110,15 +110,15 @@ def every() -> list[Operators]:
         # By `mma.sync` with tiles of 32 keys, which wide heads have.
         Operators(
             "attention-80",
-            partial(_attention, 80),
-            [_heads(9, 40, 80), _heads(64, 70, 80)],
+            partial(_attention, 80, 2),
+            [_heads(41, 70, 80, 2)],
             ("attention_bf16x3_d80_",),
             BF16_PAIRS,
         ),
         Operators(
             "attention-160-f16",
-            partial(_attention, 160, projected=True),
-            [_heads(9, 40, 160), _heads(64, 70, 160)],
+            partial(_attention, 160, 2, projected=True),
+            [_heads(41, 70, 160, 2)],
             ("attention_f16_d160_",),
             HALVES,
             "w4a16",
@@ -155,21 +155,21 @@ def every() -> list[Operators]:
     ]
 
 
-def _heads(rows: int, keys: int, columns: int = 32) -> Feeds:
+def _heads(rows: int, keys: int, columns: int = 32, heads: int = 4) -> Feeds:
     return {
-        "q": normal(1, 4, rows, columns),
-        "k": normal(1, 4, keys, columns),
-        "v": normal(1, 4, keys, columns),
+        "q": normal(1, heads, rows, columns),
+        "k": normal(1, heads, keys, columns),
+        "v": normal(1, heads, keys, columns),
         "mask": np.where(normal(1, 1, rows, keys) > 1, np.float32(-1e9), np.float32(0)),
     }
 
 
-def _attention(columns: int = 32, *, projected: bool = False) -> Graph:
+def _attention(columns: int = 32, heads: int = 4, *, projected: bool = False) -> Graph:
     """`projected`: queries are products with weights, which a recipe is about."""
     g = Graph(
-        q=("float32", 1, 4, "m", columns),
-        k=("float32", 1, 4, "t", columns),
-        v=("float32", 1, 4, "t", columns),
+        q=("float32", 1, heads, "m", columns),
+        k=("float32", 1, heads, "t", columns),
+        v=("float32", 1, heads, "t", columns),
         mask=("float32", 1, 1, "m", "t"),
     )
     queries = "q"

@@ -66,8 +66,8 @@ OPERATORS = (
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """Heads that are timed: decoding with so many keys in caches of these formats, and prompts.
-    Nothing is timed where there are no heads."""
+    """Heads that are timed: decoding with so many keys in caches of these formats, and prompts, of
+    so many columns each. Nothing is timed where there are no heads."""
 
     heads: int = 32
     group: int = 4
@@ -75,6 +75,7 @@ class AttentionPlan:
     keys: tuple[int, ...] = (4096, 16384)
     formats: tuple[str, ...] = ("f32", "f16", "kv8", "kv4")
     prompts: tuple[int, ...] = (2048,)
+    prompt_heads: tuple[int, ...] = (128, 64)
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ def measure(device: KitDevice, index: int) -> dict[str, Any]:
         "precision": job.precision,
         "rows": job.rows,
         "keys": job.keys,
+        "head": job.head,
         "splits": job.splits,
         "seconds": seconds,
         "repetitions": runs * turns,

@@ -13,12 +13,15 @@ from .pytorch import NoPyTorch, pytorch
 
 def sizes(kit: Kit) -> list[AttentionJob]:
     """One job of each size."""
-    every = {(job.rows, job.keys): job for job in reversed(kit.attention)}
+    every = {(job.rows, job.keys, job.head): job for job in reversed(kit.attention)}
     return list(reversed(every.values()))
 
 
 def names(kit: Kit) -> list[str]:
-    return [f"scaled_dot_product_attention f16 {job.rows}x{job.keys}" for job in sizes(kit)]
+    return [
+        f"scaled_dot_product_attention f16 {job.rows}x{job.keys} of {job.head} columns"
+        for job in sizes(kit)
+    ]
 
 
 def measure(kit: Kit, index: int) -> dict[str, Any]:
@@ -48,6 +51,7 @@ def measure(kit: Kit, index: int) -> dict[str, Any]:
     return {
         "rows": job.rows,
         "keys": job.keys,
+        "head": job.head,
         "seconds": seconds,
         "repetitions": runs * turns,
         "operations_per_second": job.operations / seconds,

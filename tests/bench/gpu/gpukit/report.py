@@ -221,7 +221,7 @@ def _attention(records: Records) -> list[str]:
         default=None,
     )
     peers = {
-        (r["rows"], r["keys"]): r["seconds"]
+        (r["rows"], r["keys"], r.get("head")): r["seconds"]
         for r in records.get("attention-peers", [])
         if "seconds" in r
     }
@@ -233,7 +233,7 @@ def _attention(records: Records) -> list[str]:
         share = bandwidth / copied if copied else None
         figures = [number(r["seconds"], 1e6), number(bandwidth, 1e-12, 2), number(share, 1, 2)]
         figures += [number(r["operations_per_second"], 1e-12)]
-        peer = number(peers.get((r["rows"], r["keys"])), 1e6)
+        peer = number(peers.get((r["rows"], r["keys"], r.get("head"))), 1e6)
         rows.append([r["name"], r["kernel"], *figures, peer])
     return rows_of(head, rows)
 
