@@ -92,9 +92,13 @@ class Variant:
 
 @dataclass(frozen=True)
 class ConvKernel(Kernel):
-    """The kernel of an `abq.code_conv`; `with_epilogue` gives the one that applies it."""
+    """The kernel of an `abq.code_conv` of this `spec`; `patches` does the same by vectors of output
+    channels, where there is one, and pays for some sizes (`CodeConvSpec.patches_pay`).
+    `with_epilogue` gives the kernels that apply it."""
 
-    with_epilogue: Callable[[Epilogue], Kernel] = field(kw_only=True)
+    spec: CodeConvSpec = field(kw_only=True)
+    patches: Kernel | None = field(kw_only=True)
+    with_epilogue: Callable[[Epilogue], ConvKernel] = field(kw_only=True)
 
 
 @dataclass(frozen=True)

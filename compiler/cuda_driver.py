@@ -136,7 +136,10 @@ class Cuda:
             self.free(address)
 
     def write(self, address: int, data: bytes) -> None:
+        """Copy to the device and wait: from pageable memory the copy may still be under way when
+        the driver returns, and our stream waits for no other."""
         self.call("cuMemcpyHtoD_v2", c_uint64(address), c_char_p(data), c_size_t(len(data)))
+        self.call("cuCtxSynchronize")
 
     def load(self, image: bytes) -> c_void_p:
         """A module from a cubin, or from PTX text with a final NUL."""
@@ -205,7 +208,6 @@ class Cuda:
 
     def time_graph(self, launches: Sequence[Launch], repetitions: int) -> list[float]:
         """Seconds of `launches` as one CUDA graph, each time it ran; a first run is not counted."""
-        self.call("cuCtxSynchronize")
         return self.time_executable(self._capture(launches), repetitions)
 
     def time_executable(self, graph: c_void_p, repetitions: int) -> list[float]:

@@ -34,6 +34,18 @@ class RegisterCounts:
 
     def predict(self, rows: F64) -> F64:
         """Registers of `rows` (assembly.row)."""
+        found: F64 = COUNTS[np.argmax(self._near(rows)[:, :-1], axis=1)]
+        return found
+
+    def certainty(self, rows: F64) -> F64:
+        """How much of the likelihood lies within NEAR of what `predict` says, 0 to 1: it orders
+        kernels by how often that is right, and is no probability of it."""
+        near = self._near(rows)
+        found: F64 = near[:, :-1].max(axis=1) / near[:, -1]
+        return found
+
+    def _near(self, rows: F64) -> F64:
+        """The likelihood of counts within NEAR of each of COUNTS, and of all counts."""
         expected = self.trees.predict(rows)
         likely = np.exp(-np.abs(COUNTS - expected[:, None]) / SPREAD)
         if self.networks:
@@ -42,7 +54,7 @@ class RegisterCounts:
         sums = np.pad(likely.cumsum(axis=1), ((0, 0), (1, 0)))
         place = np.arange(len(COUNTS))
         below, above = np.maximum(place - NEAR, 0), np.minimum(place + NEAR + 1, len(COUNTS))
-        found: F64 = COUNTS[np.argmax(sums[:, above] - sums[:, below], axis=1)]
+        found: F64 = np.concatenate([sums[:, above] - sums[:, below], sums[:, -1:]], axis=1)
         return found
 
 

@@ -45,7 +45,7 @@ Index = ext.Operand[ir.IndexType]
 class YieldOp(Abq.Operation, name="yield", traits=[ir.IsTerminatorTrait]):
     """Ends the region of an operation and says what an element becomes."""
 
-    value: ext.Operand[ir.F32Type]
+    value: ext.Operand[Any]
 
 
 class PolyphaseOp(VerifiedOperation, name="polyphase", traits=[ext.Pure]):
@@ -133,8 +133,9 @@ class DirectConvOp(
     Where kernels put the zeros around it (`ConvSpec.reads_images`) `planes` is the image as it is,
     and `before` says how many rows and columns of zeros are before it; elsewhere these are 0.
 
-    `epilogue`, where it has a block, says what an element becomes: an f32 of itself and of an
-    element of each of `first` to `fourth`, which `maps` finds by the indices of the result.
+    `epilogue`, where it has a block, says what an element becomes: an f32 or a byte of itself, an
+    f32, and of an element of each of `first` to `fourth`, f32 or i8 or i32, which `maps` finds by
+    the indices of the result.
     """
 
     planes: Tensor
@@ -170,11 +171,19 @@ def _check_epilogue(op: Any) -> None:
     _require(len(inputs) == len(maps), "a map for every input of the epilogue")
     _require(bool(blocks) or not inputs, "inputs belong to an epilogue")
     for value, map_ in zip(inputs, maps, strict=True):
-        _require(isinstance(element(value), ir.F32Type), "an epilogue reads f32")
+        _require(_is_number(element(value), 8, 32), "an epilogue reads f32, i8 or i32")
         fits = map_.n_dims == len(y) and len(map_.results) == len(shape(value))
         _require(fits, "a map leads from indices of the result to those of an input")
     if blocks:
         _require(len(blocks[0].arguments) == 1 + len(inputs), "an argument for each input")
+        _require(_is_number(element(op.result), 8), "an epilogue makes f32 or i8")
+
+
+def _is_number(type_: Any, *widths: int) -> bool:
+    """Whether it is f32, or an integer of one of these widths."""
+    if isinstance(type_, ir.IntegerType):
+        return type_.width in widths
+    return isinstance(type_, ir.F32Type)
 
 
 def conv_spec(op: Any) -> ConvSpec:
@@ -281,8 +290,8 @@ class CodeConvOp(
     """A convolution of codes, B x N x spatial, by a kernel that reads planes of `rows` x `pitch`
     (`abq.pack_planes`); `height` x `width` are outputs.
 
-    `w` is what the kernel's layout makes of the weight. A result of i32 holds accumulators; one of
-    f32 may have an `epilogue`, as `abq.direct_conv` has it.
+    `w` is what the kernel's layout makes of the weight. A result of i32 holds accumulators; others
+    are f32, or what an `epilogue` makes, as `abq.direct_conv` has it.
     """
 
     planes: Tensor
@@ -308,6 +317,4 @@ class CodeConvOp(
         _require(is_packed(op.planes) and is_packed(op.w), "planes and w are packed")
         _require(len(y) in (3, 4), "the result has one or two spatial axes")
         _require(shape(op.bias) == [y[1]], f"bias must have {y[1]} elements")
-        floats = isinstance(element(op.result), ir.F32Type)
-        _require(floats or not len(op.regions[0].blocks), "an epilogue is of floats")
         _check_epilogue(op)

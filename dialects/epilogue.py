@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
+FLOAT = "f32"
+
 # Where an input's element lies: at the result's place, or at the same one for all elements of a
 # channel of a sample, of a channel, of a sample, or of the result.
 Read = Literal["element", "sample channel", "channel", "sample", "one"]
@@ -13,11 +15,24 @@ Read = Literal["element", "sample channel", "channel", "sample", "one"]
 
 @dataclass(frozen=True)
 class Epilogue:
-    """`body` is the text of a module with a `func.func`: f32 of the element and one of each input,
-    to f32, by operations of arith and math on scalars. `reads` says how each input is read."""
+    """`body` is the text of a module with a `func.func`: f32 of the element and a number of each
+    input, to a number, by operations of arith and math on scalars. `reads` says how each input is
+    read, `elements` what the result's and the inputs' numbers are; all are f32 where it is empty.
+    """
 
     body: str
     reads: tuple[Read, ...]
+    elements: tuple[str, ...] = ()
+
+    @property
+    def result(self) -> str:
+        """The element type of what is stored."""
+        return self.elements[0] if self.elements else FLOAT
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The element types of what is read."""
+        return self.elements[1:] if self.elements else (FLOAT,) * len(self.reads)
 
     @property
     def name(self) -> str:

@@ -23,7 +23,8 @@ from .loops.constant_values import weight, zeros_symbol
 from .pack_layouts import pack_weight, spec_of, weight_bytes, weight_symbol
 from .resolve_dims import dimension_or_query, index
 
-FEW_OUTPUTS = 16  # do not fill a vector
+FEW_OUTPUTS = 16  # do not fill a vector;
+LEAST_OUTPUTS = 4  # fewer, where vectors are of channels, do not hide the latency of products
 
 
 @register
@@ -40,7 +41,7 @@ def direct_code_conv(module: ir.Operation, unit: Unit) -> None:
         found = unit.target.code_conv(spec, node=node, working_set=working_set)
         if found is None:
             continue
-        reason = found if isinstance(found, str) else _refused_sizes(op)
+        reason = found if isinstance(found, str) else _refused_sizes(op, spec)
         if reason is not None:
             op.attributes[PATCHES] = ir.StringAttr.get(reason)
             continue
@@ -56,13 +57,14 @@ def _has_codes(op: ir.Operation) -> bool:
     return None not in formats and ir.IntegerAttr(view.groups).value == 1
 
 
-def _refused_sizes(op: ir.Operation) -> str | None:
+def _refused_sizes(op: ir.Operation, spec: CodeConvSpec) -> str | None:
     """Why kernels over planes do not take its sizes."""
     outputs = abq.shape(op.opview.result)[2:]
     if len(outputs) > 2:
         return "planes have two axes"
-    if abq.DYNAMIC not in outputs and prod(outputs) < FEW_OUTPUTS:
-        return f"vectors take {FEW_OUTPUTS} outputs of a channel"
+    least = LEAST_OUTPUTS if spec.may_take_patches else FEW_OUTPUTS
+    if abq.DYNAMIC not in outputs and prod(outputs) < least:
+        return f"vectors take {least} outputs of a channel"
     return None
 
 

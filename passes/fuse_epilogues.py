@@ -4,6 +4,7 @@ That goes for convolutions of floats and of codes, and for products of both wher
 kernels for it. A loop is taken where nothing else reads the result. It may read other tensors in
 the same place, or numbers for each channel or sample (of a product: each row); the operation then
 stands where the loop was, so that these are there. Loops one after another all go the same way.
+Those of convolutions may read integers, and make bytes: codes become codes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from .resolve_dims import dimension_or_query
 def fuse_epilogues(module: ir.Operation, unit: Unit) -> None:
     """Loops over results of convolutions and products become their epilogues."""
     for loop in walk(module, "linalg.generic"):
-        if not is_epilogue(loop):
+        if not is_epilogue(loop, codes=True):
             continue
         for conv in _producers(loop, unit):
             given = _inputs(conv, loop)
@@ -52,9 +53,17 @@ def _producers(loop: ir.Operation, unit: Unit) -> list[ir.Operation]:
         readers = [user.operation for user in users(value)]
         alone = all(user == loop or user.name == "tensor.dim" for user in readers)
         able = op.name not in PRODUCTS or _has_kernels(op, unit)
-        if alone and able and value.type == loop.results[0].type:
+        if alone and able and _same_place(value, loop.results[0], op):
             found.append(op)
     return sorted(found, key=lambda op: sum(op.is_before_in_block(other) for other in found))
+
+
+def _same_place(value: ir.Value, made: ir.Value, op: ir.Operation) -> bool:
+    """Whether what a loop makes of `value` can be stored where `op` has it."""
+    if op.name in PRODUCTS:
+        return value.type == made.type
+    sums = not len(op.regions[0].blocks) and not isinstance(abq.element(value), ir.F32Type)
+    return not sums and abq.shape(value) == abq.shape(made)
 
 
 def _has_kernels(op: ir.Operation, unit: Unit) -> bool:
@@ -82,6 +91,7 @@ def _fuse(conv: ir.Operation, loop: ir.Operation, given: list[Input]) -> None:
     with ir.InsertionPoint(loop), ir.Location.fused([conv.location, loop.location]):
         fused = _AGAIN[conv.name](
             view,
+            loop.results[0].type,
             maps=ir.ArrayAttr.get([ir.AffineMapAttr.get(each.map) for each in given]),
             **{name: each.value for name, each in zip(EPILOGUE_INPUTS, given, strict=False)},
         ).operation
@@ -102,28 +112,28 @@ def _resolve_dims(value: ir.Value) -> None:
             op.erase()
 
 
-def _direct(view: Any, **epilogue: Any) -> DirectConvOp:
+def _direct(view: Any, type_: ir.Type, **epilogue: Any) -> DirectConvOp:
     names = ("groups", "window", "strides", "dilations", "before")
     return DirectConvOp(
         *(view.planes, view.w, view.bias, view.height, view.width),
         *(view.operation.attributes[name] for name in names),
-        view.result.type,
+        type_,
         **epilogue,
     )
 
 
-def _of_codes(view: Any, **epilogue: Any) -> CodeConvOp:
+def _of_codes(view: Any, type_: ir.Type, **epilogue: Any) -> CodeConvOp:
     return CodeConvOp(
         *(view.planes, view.w, view.bias, view.rows, view.pitch, view.height, view.width),
-        *(view.kernel, view.node, view.result.type),
+        *(view.kernel, view.node, type_),
         **epilogue,
     )
 
 
-def _product(view: Any, **epilogue: Any) -> FusedMatmulOp:
+def _product(view: Any, type_: ir.Type, **epilogue: Any) -> FusedMatmulOp:
     op = view.operation
     bias = {"bias": view.bias} if view.bias is not None else {}
-    new = FusedMatmulOp(view.x, view.w, view.node, view.result.type, **bias, **epilogue)
+    new = FusedMatmulOp(view.x, view.w, view.node, type_, **bias, **epilogue)
     for name in ("kernels", "max_rows", "n", "k"):
         new.operation.attributes[name] = op.attributes[name]
     return new

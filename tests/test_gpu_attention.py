@@ -314,7 +314,7 @@ def test_queries_have_the_range_of_f16() -> None:
     case = Case(AttentionSpec(16, 16, precision="f16"), rows=16, keys=70, heads=1)
     q, k, v, mask = inputs(case)
     k *= np.float32(1e-4)
-    for largest, scale in ((6e4, 1.0), (4e5, 0.125)):
+    for largest, scale in ((6e4, 1.0), (3.5e5, 0.125)):
         q *= np.float32(largest) / np.abs(q).max()
         y, want = (of(case, q, k, v, mask, scale) for of in (run, expected))
         assert np.abs(y - want).max() <= 5e-3 * np.abs(want).max()  # k has few bits
@@ -338,13 +338,17 @@ def test_bases_rise_where_they_must(precision: Precision, tolerance: float, step
     check_rising(case, step, 20 * tolerance)  # scores of up to 120
 
 
-def test_small_weights_keep_their_bits() -> None:
-    """Of f16, beside a key whose weight is all but the whole and whose value is 0."""
+@pytest.mark.parametrize("largest", [18.0, 3.0, -4.5])
+def test_small_weights_keep_their_bits(largest: float) -> None:
+    """Of f16, from 2^-14 of the largest one on, whose value is 0: with a base above 0, of 0, and
+    below."""
     case = Case(AttentionSpec(16, 16, precision="f16"), rows=16, keys=70, heads=1)
     q, k, v, mask = inputs(case)
     q[:], k[:] = 0, 0
-    q[..., 0], k[..., 0, 0], v[..., 0, :] = 1, 12.5, 0
-    y, want = (of(case, q, k, v, mask, 1.0) for of in (run, expected))
+    q[..., 0], k[..., 0], v[..., 0, :] = 2, largest - 13, 0
+    k[..., 0, 0] = largest
+    scale = float(np.log(2)) / 2
+    y, want = (of(case, q, k, v, mask, scale) for of in (run, expected))
     assert np.abs(y - want).max() <= 1e-3 * np.abs(want).max()
 
 

@@ -152,3 +152,5 @@ def test_machine_code(
     log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     assert "warning" not in log and "erializ" not in log and "(C75" not in log
     assert log.count(" 0 bytes spill stores, 0 bytes spill loads") == len(made)
+    # With fewer at the start, warps that ask for more later would wait for ever.
+    assert log.count("Used 168 registers") == text.count(".maxnreg 168") > 0

@@ -86,6 +86,20 @@ def test_a_loop_is_kept_rolled() -> None:
     assert text.count("ld.global") == 1 and '.pragma "nounroll"' in text and "bra" in text
 
 
+def turns(module: ir.Module, arch: GpuArch) -> None:
+    """A loop whose lanes meet, and of which one does more than the others in every turn."""
+    arguments = [POINTER, "i32"]
+    with kernel(module, arch, "turns", arguments, threads=32) as (b, _, x, n), b.loop(0, n) as loop:
+        b.asm("bar.sync 1, 32;", "~{memory}", [], effects=True)
+        with b.when(b.lane == 0):
+            b.store(b.load(x, "f32", loop.i * 4) * 2.0, x, loop.i * 4)
+
+
+def test_lanes_stay_together_where_they_meet() -> None:
+    """LLVM must not make a loop for the one lane and another one for the others."""
+    assert compiled(SM_80, turns).text.count("bar.sync") == 1
+
+
 @needs_ptxas
 @pytest.mark.parametrize("arch", ALL, ids=lambda arch: arch.name)
 def test_every_target_assembles(arch: GpuArch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from dataclasses import replace
+from functools import partial
 
 import gpu_kernels
 import pytest
@@ -18,7 +19,7 @@ from abqc.codegen.gpu.wgmma.schedules import plan_of, wgmma_schedules
 from abqc.codegen.strategy import MatmulSpec
 from abqc.codegen.targets.cuda import CudaTarget
 from abqc.dialects.formats import parse_scheme
-from abqc.runtime.ptx import PtxFault
+from abqc.runtime.ptx import Device, PtxFault
 from gpu_kernels import compile_kernel, spills
 from gpu_tile_cases import TileCase
 
@@ -159,6 +160,13 @@ def test_planted_faults_are_found(pattern, planted, fault, monkeypatch):
 def test_blocks_share_tiles(weight, activation, shape, schedule):
     """Stream-K: runs of turns that begin and end in the middle of tiles."""
     TileCase.random(weight, activation, shape, schedule, SM_90A).check()
+
+
+def test_no_block_waits_for_one_that_has_not_begun(monkeypatch):
+    """One block after the other, in the order of their numbers: each comes to its end."""
+    monkeypatch.setattr(gpu_kernels, "Device", partial(Device, batch_lanes=1))
+    shares = schedule(8, 64, 64, stages=3, split=3, stay=4)
+    TileCase.random("w4:channel", "a8", (20, 70, 300), shares, SM_90A).check()
 
 
 @pytest.mark.parametrize(

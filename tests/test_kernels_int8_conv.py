@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
 import numpy as np
 import pytest
@@ -165,15 +166,19 @@ class Case:
         accumulators: bool = False,
         epilogue: Epilogue | None = None,
         inputs: tuple[np.ndarray, ...] = (),
+        parts: tuple[int, int] | None = None,
     ) -> np.ndarray:
-        """y or acc [batch, N, *outputs]."""
+        """y or acc [batch, N, *outputs]; with `parts` of outputs and channels by
+        vectors of channels."""
         shape = self.shape
         spec = self.spec(stored_codes=stored, accumulators=accumulators)
         assert STRATEGY.unsupported(spec) is None
         planes = STRATEGY.planes_kernel(spec, measured=self.measured)
         conv = STRATEGY.conv_kernel(spec)
         conv = conv if epilogue is None else conv.with_epilogue(epilogue)
-        jit = compile_jit(self.isa, [planes, conv])
+        kernel = conv if parts is None else conv.patches
+        assert kernel is not None
+        jit = compile_jit(self.isa, [planes, kernel])
         (h, w), (top, left, below, behind) = shape.image, shape.pads
         rows = -(-(h + top + below) // shape.strides[0])
         pitch = -(-(w + left + behind) // shape.strides[1])
@@ -193,13 +198,16 @@ class Case:
         assert (q[size:] == GARBAGE).all()
         height, width = shape.outputs
         count = shape.batch * shape.n * height * width
-        y = np.full(count + 64, GARBAGE, np.int32 if accumulators else np.float32)
+        stored_as = np.float32 if epilogue is None else ELEMENTS[epilogue.result]
+        y = np.full(count + 64, GARBAGE, np.int32 if accumulators else stored_as)
+        grid = kernel.grid(shape.batch, (height - 1) * pitch + width, shape.n)
+        shares = () if parts is None else (shape.batch, *parts)
         jit.run(
-            conv.name,
-            conv.grid(shape.batch, (height - 1) * pitch + width, shape.n),
+            kernel.name,
+            grid if parts is None else prod(parts),
             [
                 *(q, STRATEGY.pack_weight(spec, self.weight), self.bias, *inputs, y),
-                *(rows, pitch, height, width, shape.batch * height * width, shape.n),
+                *(rows, pitch, height, width, *shares, shape.batch * height * width, shape.n),
             ],
         )
         assert (y[count:] == GARBAGE).all()
@@ -277,6 +285,7 @@ def test_formats(isa: Isa, shape: Shape, weight: str, activation: str, static) -
         np.testing.assert_array_equal(case.run(accumulators=True), case.accumulators())
 
 
+ELEMENTS = {"f32": np.float32, "i8": np.uint8}
 RESIDUAL = """func.func @epilogue(%x: f32, %residual: f32, %gate: f32) -> f32 {
   %sum = arith.addf %x, %residual : f32
   %y = arith.mulf %sum, %gate : f32
@@ -300,6 +309,76 @@ def test_epilogues_of_flat_images(isa: Isa, body: str) -> None:
     made = Epilogue(f"module {{ {body} }}", ("element", "sample channel"))
     y = case.run(epilogue=made, inputs=(residual.reshape(-1), gate.reshape(-1)))
     np.testing.assert_array_equal(y, (plain + residual) * gate[:, :, None, None])
+
+
+# Integers of all kinds are read, and bytes stored.
+TO_CODES = Epilogue(
+    """func.func @epilogue(%x: f32, %residual: i8, %bias: i32) -> i8 {
+      %low = arith.constant 0.0 : f32
+      %high = arith.constant 255.0 : f32
+      %other = arith.uitofp %residual : i8 to f32
+      %offset = arith.sitofp %bias : i32 to f32
+      %0 = arith.addf %x, %offset : f32
+      %1 = math.roundeven %0 : f32
+      %2 = arith.addf %1, %other : f32
+      %3 = arith.maximumf %2, %low : f32
+      %4 = arith.minimumf %3, %high : f32
+      %5 = arith.fptosi %4 : f32 to i32
+      %6 = arith.trunci %5 : i32 to i8
+      return %6 : i8
+    }""",
+    ("element", "channel"),
+    ("i8", "i8", "i32"),
+)
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("shape", [STRIDED, FLAT], ids=["3x3", "1x1"])
+def test_epilogues_of_codes(isa: Isa, shape: Shape) -> None:
+    case = Case.random(isa, shape, "w8", "a8", None)
+    plain = case.run()
+    rng = np.random.default_rng(1)
+    residual = rng.integers(0, 256, plain.shape, np.uint8)
+    bias = rng.integers(-60, 60, plain.shape[1], np.int32)
+    y = case.run(epilogue=TO_CODES, inputs=(residual.reshape(-1), bias))
+    sums = np.round(plain + bias[:, None, None].astype(np.float32)) + residual
+    np.testing.assert_array_equal(y, np.clip(sums, 0, 255).astype(np.uint8))
+
+
+# Small images: of one panel and of several, parts that end within images and channels.
+SMALL = Shape(37, 5, (3, 2), (3, 3), pads=(1, 1, 1, 1), batch=4)
+PATCHES = [
+    (SMALL, "w8", "a8", (2, 2)),
+    (
+        Shape(16, 9, (5, 20), (3, 2), dilations=(1, 2), pads=(1, 2, 1, 0)),
+        "w4:channel",
+        "a8",
+        (3, 1),
+    ),
+    (Shape(70, 6, (7, 9), (3, 3), (2, 2), pads=(1, 1, 0, 1), batch=2), "wt5", "a6", (1, 2)),
+]
+
+
+@pytest.mark.parametrize("isa", DOT_ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize(("shape", "weight", "activation", "parts"), PATCHES)
+def test_vectors_of_channels_give_the_same(
+    isa: Isa, shape: Shape, weight: str, activation: str, parts: tuple[int, int]
+) -> None:
+    case = Case.random(isa, shape, weight, activation, None)
+    np.testing.assert_array_equal(case.run(parts=parts), case.run())
+    sums = case.run(parts=parts, accumulators=True)
+    np.testing.assert_array_equal(sums, case.accumulators())
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+def test_vectors_of_channels_have_epilogues(isa: Isa) -> None:
+    case = Case.random(isa, SMALL, "w8", "a8", None)
+    rng = np.random.default_rng(1)
+    shape = (SMALL.batch, SMALL.n, *SMALL.outputs)
+    residual = rng.integers(0, 256, shape, np.uint8).reshape(-1)
+    bias = rng.integers(-60, 60, SMALL.n, np.int32)
+    given = {"epilogue": TO_CODES, "inputs": (residual, bias)}
+    np.testing.assert_array_equal(case.run(parts=(2, 2), **given), case.run(**given))
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)

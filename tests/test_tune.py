@@ -459,12 +459,11 @@ def machine_resolver(driver: PtxDriver) -> Resolve:
         return 0
 
     own = {"cuEventElapsedTime": elapsed, "cuDeviceGetAttribute": attribute}
-    find = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)(driver.resolver)
 
-    def resolve(name: str) -> int | None:
+    def resolve(name: str) -> int | None:  # keeps the driver, too
         if name in own:
             return ctypes.cast(own[name], ctypes.c_void_p).value
-        return find(name.encode())
+        return driver._address_of(name.encode())
 
     return resolve
 

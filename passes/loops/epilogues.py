@@ -1,7 +1,7 @@
 """Loops over a result, element by element, as an epilogue of the operation that makes it.
 
-An operation with epilogues has a region, f32 of an element and one of each further input, and maps
-that find these by the indices of the result (`abq.direct_conv`). Channels are axis 1 of what a
+An operation with epilogues has a region, f32 of an element and a number of each further input, and
+maps that find these by the indices of the result (`abq.direct_conv`). Channels are axis 1 of what a
 convolution makes and the last one of a product, whose rows are its samples.
 """
 
@@ -31,14 +31,21 @@ class Input:
     read: Read
 
 
-def is_epilogue(loop: ir.Operation) -> bool:
-    """Whether a linalg.generic computes every element of its result by itself, from f32 to f32."""
+def is_epilogue(loop: ir.Operation, *, codes: bool = False) -> bool:
+    """Whether a linalg.generic computes every element of its result by itself, to f32; with `codes`
+    to bytes too."""
     return (
         is_elementwise(loop)
         and ignores_init(loop)
-        and isinstance(abq.element(loop.results[0]), ir.F32Type)
+        and _is_stored(abq.element(loop.results[0]), codes=codes)
         and all(_is_scalar(inner.operation) for inner in _body(loop))
     )
+
+
+def _is_stored(element: ir.Type, *, codes: bool) -> bool:
+    if isinstance(element, ir.IntegerType):
+        return codes and element.width == 8
+    return isinstance(element, ir.F32Type)
 
 
 def other_inputs(loop: ir.Operation, value: ir.Value) -> list[Input] | None:
@@ -78,7 +85,7 @@ def extend_epilogue(
 
     `given` are the inputs of `region`, those of `before` first.
     """
-    types = [ir.F32Type.get()] * (1 + len(given))
+    types = [ir.F32Type.get(), *(abq.element(each.value) for each in given)]
     block = region.blocks.append(*types, arg_locs=[loop.location] * len(types))
     element, *others = block.arguments
     places = {
@@ -109,12 +116,14 @@ def body_of(block: ir.Block, reads: Sequence[Read]) -> Epilogue:
     read as `reads` says."""
     module = ir.Module.create()
     types = [argument.type for argument in block.arguments]
+    (made,) = block.operations[len(block.operations) - 1].operands
     with ir.InsertionPoint(module.body):
-        function = func.FuncOp("epilogue", ir.FunctionType.get(types, types[:1]))
+        function = func.FuncOp("epilogue", ir.FunctionType.get(types, [made.type]))
         entry = function.add_entry_block()
     with ir.InsertionPoint(entry):
         func.ReturnOp([_cloned(block, dict(zip(block.arguments, entry.arguments, strict=True)))])
-    return Epilogue(module.operation.get_asm(), tuple(reads))
+    elements = tuple(str(type_) for type_ in (made.type, *types[1:]))
+    return Epilogue(module.operation.get_asm(), tuple(reads), elements)
 
 
 def _body(loop: ir.Operation) -> list[ir.OpView]:
@@ -148,7 +157,7 @@ def _read(op: ir.Operation, value: ir.Value, map_: ir.AffineMap) -> Read | None:
     if not isinstance(value.type, ir.RankedTensorType):
         return None
     found, axes, shape = dims(map_), abq.shape(value), abq.shape(op.results[0])
-    if found is None or not isinstance(abq.element(value), ir.F32Type):
+    if found is None or not _is_read(op, abq.element(value)):
         return None
     fixed = [
         size
@@ -166,7 +175,13 @@ def _read(op: ir.Operation, value: ir.Value, map_: ir.AffineMap) -> Read | None:
     return _READS.get(tuple(wide))
 
 
-PRODUCTS = ("abq.matmul", "abq.fused_matmul")
+PRODUCTS = ("abq.matmul", "abq.fused_matmul")  # they read f32 alone
+
+
+def _is_read(op: ir.Operation, element: ir.Type) -> bool:
+    if isinstance(element, ir.IntegerType):
+        return op.name not in PRODUCTS and element.width in (8, 32)
+    return isinstance(element, ir.F32Type)
 
 
 def _read_of_product(wide: list[int], every: list[int], last: int) -> Read | None:

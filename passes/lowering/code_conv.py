@@ -10,6 +10,7 @@ from abqc.dialects.mlir import arith, ir
 from ..infrastructure import defining_op
 from ..loops.epilogues import epilogue
 from ..resolve_dims import dimension_or_query, index
+from .direct_conv import launch_one_of, launch_patches, patches_pay
 from .rules import Lowering, ceil_div, product
 
 
@@ -48,17 +49,25 @@ def lower_code_conv(low: Lowering, op: ir.Operation) -> None:
     n = abq.shape(op.results[0])[1]
     above = arith.MulIOp(arith.SubIOp(height, index(1)).result, view.pitch).result
     reach = arith.AddIOp(above, width).result
-    blocks = (
-        ceil_div(size, b) for size, b in zip((reach, index(n)), kernel.block[1:], strict=True)
-    )
     further, made = epilogue_inputs(view), epilogue(op)
     if made is not None:
         kernel = kernel.with_epilogue(made)
-        low.unit.kernels[kernel.name] = kernel
     buffers = [low.buffer(value) for value in (view.planes, view.w, view.bias, *further)]
     m = product([batch, height, width])
     y = low.allocate(arith.MulIOp(m, index(n)).result, abq.element(op.results[0]))
-    sizes = [view.rows, view.pitch, height, width, m, index(n)]
-    low.launch(kernel.name, product([batch, *blocks]), [*buffers, y, *sizes])
+    arguments = [*buffers, y, view.rows, view.pitch, height, width]
+
+    def launch() -> None:
+        low.unit.kernels[kernel.name] = kernel
+        grid = [
+            ceil_div(size, b) for size, b in zip((reach, index(n)), kernel.block[1:], strict=True)
+        ]
+        low.launch(kernel.name, product([batch, *grid]), [*arguments, m, index(n)])
+
+    launch_one_of(
+        False if kernel.patches is None else patches_pay(kernel.spec, height, width, view.pitch),
+        lambda: launch_patches(low, kernel.patches, arguments, batch, m, [m, index(n)]),
+        launch,
+    )
     spatial = [height, width][-(len(abq.shape(op.results[0])) - 2) :]
     low.finish(op, y, [batch, index(n), *spatial])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
 from abqc.dialects import abq
 from abqc.dialects.abq_conv import conv_spec, epilogue_inputs
 from abqc.dialects.bf16_conv_spec import SLACK, Bf16ConvSpec
+from abqc.dialects.code_conv_spec import CodeConvSpec
 from abqc.dialects.conv_spec import LEAST_SHARE, WINOGRAD_EDGE, ConvSpec
 from abqc.dialects.mlir import arith, ir, scf
 
@@ -87,23 +89,15 @@ def lower_direct_conv(low: Lowering, op: ir.Operation) -> None:
     plane = arith.MulIOp(rows, pitch).result
     buffers = [low.buffer(value) for value in (view.planes, view.w, view.bias, *further)]
     counts = [index(count) for count in (spec.groups, spec.outputs, _depth(spec))]
-    y = low.allocate(product([batch, channels, height, width]), ir.F32Type.get())
+    y = low.allocate(product([batch, channels, height, width]), abq.element(op.results[0]))
     arguments = [*buffers, y, *counts, pitch, plane, height, width]
     outputs = product([batch, height, width])
     patches = low.unit.known_target.patch_conv(spec, made)
-    pay = False if patches is None else _patches_pay(spec, height, width, pitch)
-    choices = [
-        lambda: _launch_patches(low, patches, arguments, batch, outputs),
+    launch_one_of(
+        False if patches is None else patches_pay(spec, height, width, pitch),
+        lambda: launch_patches(low, patches, arguments, batch, outputs, [outputs]),
         lambda: _launch(low, spec, kernel, arguments, batch, reach, outputs),
-    ]
-    if isinstance(pay, bool):
-        choices[not pay]()
-    else:
-        branch = scf.IfOp(pay, has_else=True)
-        for block, launch in zip((branch.then_block, branch.else_block), choices, strict=True):
-            with ir.InsertionPoint(block):
-                launch()
-                scf.YieldOp([])
+    )
     low.finish(op, y, low.sizes(view.result))
 
 
@@ -129,20 +123,39 @@ def _launch(
     low.launch(kernel.name, product(parts), [*arguments, batch, *parts, outputs])
 
 
-def _launch_patches(
-    low: Lowering, kernel: Any, arguments: list[ir.Value], batch: ir.Value, outputs: ir.Value
+def launch_one_of(
+    condition: bool | ir.Value, first: Callable[[], None], second: Callable[[], None]
 ) -> None:
-    """Few outputs are shared out by channels, to no more than there are threads: all of them copy
-    the patches."""
+    """Launch the first one where the condition holds, which the host asks if it is a value."""
+    if isinstance(condition, bool):
+        (first if condition else second)()
+        return
+    branch = scf.IfOp(condition, has_else=True)
+    for block, launch in ((branch.then_block, first), (branch.else_block, second)):
+        with ir.InsertionPoint(block):
+            launch()
+            scf.YieldOp([])
+
+
+def launch_patches(
+    low: Lowering,
+    kernel: Any,  # that of codegen/strategy.py
+    arguments: list[ir.Value],
+    batch: ir.Value,
+    outputs: ir.Value,
+    sizes: list[ir.Value],
+) -> None:
+    """By vectors of output channels; `sizes` are for profiles. Few outputs are shared out by
+    channels, to no more than there are threads: all of them copy the patches."""
     low.unit.kernels[kernel.name] = kernel
     parts = [ceil_div(outputs, kernel.block[1]), index(1)]
     blocks = arith.MinUIOp(index(kernel.block[2]), low.threads).result
     parts = parts_for_threads(low.threads, parts, blocks, tiles=outputs)
-    low.launch(kernel.name, product(parts), [*arguments, batch, *parts, outputs])
+    low.launch(kernel.name, product(parts), [*arguments, batch, *parts, *sizes])
 
 
-def _patches_pay(spec: ConvSpec, *sizes: ir.Value) -> bool | ir.Value:
-    """`ConvSpec.patches_pay`, a value where a size is not known."""
+def patches_pay(spec: ConvSpec | CodeConvSpec, *sizes: ir.Value) -> bool | ir.Value:
+    """`patches_pay` of a spec, a value where a size is not known."""
     known = [constant_index(size) for size in sizes]
     if None in known:
         return spec.patches_pay(*map(IndexValue, sizes))

@@ -5,7 +5,8 @@
 
 An artifact's shim asks `resolver` for the functions that it would else find in libcuda.so.1.
 Streams and events do nothing: what is put into a stream is done at once, what is captured is done
-when the graph is launched. Numbers and names are those of cuda.h.
+when the graph is launched. A copy from the host that nobody has waited for is noted: launches in
+streams that do not wait for it are faults. Numbers and names are those of cuda.h.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ..gpu_limits import limits_of
 from .device import Device
 from .driver_api import (
     ERROR_NAMES,
+    INVALID_CONTEXT,
     INVALID_DEVICE,
     INVALID_HANDLE,
     INVALID_PTX,
@@ -36,17 +38,19 @@ from .driver_api import (
     OUT_OF_MEMORY,
     SIGNATURES,
     SUCCESS,
+    WITHOUT_CONTEXT,
     GraphEdgeData,
     KernelNodeParams,
 )
 from .driver_machine import Machine, PtxMachine
-from .errors import PtxSyntaxError
+from .errors import PtxFault, PtxSyntaxError
 from .tensor_map import MAP_ALIGNMENT, BadTensorMap, encode_tiled
 
 _MAJOR, _MINOR, _POOLS = 75, 76, 115  # CUdevice_attribute
 _MAX_DYNAMIC_SHARED = 8  # CUfunction_attribute
 _USUAL_SHARED = 48 << 10  # bytes that a launch may have without that
 _ERROR_LOG, _ERROR_LOG_BYTES = 5, 6  # CUjit_option
+_NON_BLOCKING = 1  # CUstream_flags: does not wait for the legacy default stream
 _DRIVER_VERSION = 13000
 _PROGRAMMATIC = (1, 0, 1)  # port it leaves by, port it comes in by, CUgraphDependencyType
 _ELF = b"\x7fELF"
@@ -114,6 +118,7 @@ class Driver:
         self._captures: dict[int, dict[int, GraphNode]] = {}
         self._page_locked: dict[int, Any] = {}
         self._contexts = threading.local()
+        self._copying = False  # cuMemcpyHtoD has returned, perhaps before the device has all of it
         self._faults: dict[int, BaseException] = {}
         self._names = {
             code: ctypes.create_string_buffer(name.encode()) for code, name in ERROR_NAMES.items()
@@ -147,6 +152,8 @@ class Driver:
             with self._lock:
                 try:
                     code = None if self.intercept is None else self.intercept(name, arguments)
+                    if code is None and name not in WITHOUT_CONTEXT and not self._context_stack():
+                        code = INVALID_CONTEXT
                     if code is None:
                         code = function(*arguments) or SUCCESS
                     return code
@@ -241,7 +248,8 @@ class Driver:
         _put(context, c_void_p, stack.pop())
         return None
 
-    def cuCtxSynchronize(self) -> None: ...
+    def cuCtxSynchronize(self) -> None:
+        self._copying = False
 
     # -- modules
 
@@ -331,17 +339,28 @@ class Driver:
     def cuMemFreeHost(self, pointer: int) -> int | None:
         return None if self._page_locked.pop(pointer, None) is not None else INVALID_VALUE
 
-    def cuMemcpyHtoD_v2(self, to: int, source: int, nbytes: int) -> None:
+    def _upload(self, to: int, source: int, nbytes: int) -> None:
         self.machine.write(to, _bytes_at(source, nbytes))
 
-    def cuMemcpyDtoH_v2(self, to: int, source: int, nbytes: int) -> None:
+    def _download(self, to: int, source: int, nbytes: int) -> None:
         ctypes.memmove(to, self.machine.read(source, nbytes).tobytes(), nbytes)
 
+    def cuMemcpyHtoD_v2(self, to: int, source: int, nbytes: int) -> None:
+        """From memory that is not page-locked the driver copies by way of its own, and "the DMA to
+        final destination may not have completed" (driver API, "API synchronization behavior")."""
+        self._upload(to, source, nbytes)
+        self._copying = True
+
+    def cuMemcpyDtoH_v2(self, to: int, source: int, nbytes: int) -> None:
+        """In the legacy default stream, so behind such copies, and waited for."""
+        self._download(to, source, nbytes)
+        self._copying = False
+
     def cuMemcpyHtoDAsync_v2(self, to: int, source: int, nbytes: int, stream: int) -> None:
-        self._enqueue(stream, lambda: self.cuMemcpyHtoD_v2(to, source, nbytes))
+        self._enqueue(stream, lambda: self._upload(to, source, nbytes))
 
     def cuMemcpyDtoHAsync_v2(self, to: int, source: int, nbytes: int, stream: int) -> None:
-        self._enqueue(stream, lambda: self.cuMemcpyDtoH_v2(to, source, nbytes))
+        self._enqueue(stream, lambda: self._download(to, source, nbytes))
 
     def cuMemcpyDtoDAsync_v2(self, to: int, source: int, nbytes: int, stream: int) -> None:
         self._enqueue(stream, lambda: self.machine.write(to, self.machine.read(source, nbytes)))
@@ -366,7 +385,17 @@ class Driver:
             function, (grid_x, grid_y, grid_z), (block_x, block_y, block_z), shared, parameters
         )
         work = self._launch_of(launch)
+        self._check_copied(stream)
         self._enqueue(stream, lambda: work((), ()))
+
+    def _check_copied(self, stream: int | None) -> None:
+        """Before kernels in a stream begin; those that are captured begin later."""
+        waits = self._objects.get(stream or 0) != _NON_BLOCKING or stream in self._captures
+        if self._copying and not waits:
+            raise PtxFault(
+                "kernels are launched in a stream that does not wait for the default stream, while "
+                "cuMemcpyHtoD may still be copying there: cuCtxSynchronize is missing"
+            )
 
     def _launch_of(self, launch: KernelNodeParams) -> Work:
         """The launch with the arguments as they are now."""
@@ -421,12 +450,14 @@ class Driver:
     # -- streams and events
 
     def cuStreamCreate(self, stream: int, flags: int) -> None:
-        _put(stream, c_void_p, self._new("stream"))
+        _put(stream, c_void_p, self._new(flags))
 
     def cuStreamDestroy_v2(self, stream: int) -> None:
         self._drop(stream)
 
-    def cuStreamSynchronize(self, stream: int) -> None: ...
+    def cuStreamSynchronize(self, stream: int | None) -> None:
+        if not stream:
+            self._copying = False
 
     def cuStreamWaitEvent(self, stream: int, event: int, flags: int) -> None:
         self._get(event)
@@ -511,6 +542,7 @@ class Driver:
 
     def cuGraphLaunch(self, executable: int, stream: int) -> None:
         nodes: Graph = self._get(executable)
+        self._check_copied(stream)
         done: set[int] = set()
         records: dict[int, Any] = {}
         for handle in list(nodes) if self.schedule is None else self.schedule(nodes):

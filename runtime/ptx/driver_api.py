@@ -11,6 +11,7 @@ INVALID_VALUE = 1
 OUT_OF_MEMORY = 2
 INVALID_DEVICE = 101
 INVALID_IMAGE = 200
+INVALID_CONTEXT = 201
 NO_BINARY_FOR_GPU = 209
 INVALID_PTX = 218
 INVALID_HANDLE = 400
@@ -22,6 +23,7 @@ ERROR_NAMES = {
     OUT_OF_MEMORY: "CUDA_ERROR_OUT_OF_MEMORY",
     INVALID_DEVICE: "CUDA_ERROR_INVALID_DEVICE",
     INVALID_IMAGE: "CUDA_ERROR_INVALID_IMAGE",
+    INVALID_CONTEXT: "CUDA_ERROR_INVALID_CONTEXT",
     NO_BINARY_FOR_GPU: "CUDA_ERROR_NO_BINARY_FOR_GPU",
     INVALID_PTX: "CUDA_ERROR_INVALID_PTX",
     INVALID_HANDLE: "CUDA_ERROR_INVALID_HANDLE",
@@ -35,6 +37,23 @@ ERROR_NAMES = {
     701: "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES",
     801: "CUDA_ERROR_NOT_SUPPORTED",
 }
+
+# Functions that need no current context.
+WITHOUT_CONTEXT = frozenset(
+    {
+        "cuInit",
+        "cuDriverGetVersion",
+        "cuGetErrorName",
+        "cuDeviceGetCount",
+        "cuDeviceGet",
+        "cuDeviceGetName",
+        "cuDeviceGetAttribute",
+        "cuDevicePrimaryCtxRetain",
+        "cuDevicePrimaryCtxRelease_v2",
+        "cuCtxPushCurrent_v2",
+        "cuCtxPopCurrent_v2",
+    }
+)
 
 _DEVICE_POINTER = c_uint64
 SIGNATURES: dict[str, tuple[Any, ...]] = {

@@ -96,6 +96,36 @@ def test_convolutions_of_codes_have_them_too() -> None:
     assert body(op) == ["arith.constant", "arith.maximumf", "arith.addf", "abq.yield"]
 
 
+def test_convolutions_read_integers_and_make_bytes() -> None:
+    """An i32 of a channel, a byte of an element."""
+    codes = IMAGE.replace("f32", "i8")
+    text = f"""func.func @main(%p: tensor<?x4x?x?xf32>, %k: tensor<288xf32>, %bias: tensor<8xf32>,
+        %h: index, %w: index, %r: {codes}, %c: tensor<8x1x1xi32>, %empty: {codes}) -> {codes} {{
+      {conv("x")}
+      %y = linalg.generic {{indexing_maps = [{IDENTITY}, {IDENTITY},
+          affine_map<(b, c, y, x) -> (c, 0, 0)>, {IDENTITY}],
+          iterator_types = ["parallel", "parallel", "parallel", "parallel"]}}
+        ins(%x, %r, %c : {IMAGE}, {codes}, tensor<8x1x1xi32>) outs(%empty : {codes}) {{
+      ^bb0(%a: f32, %b: i8, %d: i32, %out: i8):
+        %0 = arith.sitofp %d : i32 to f32
+        %1 = arith.addf %a, %0 : f32
+        %2 = arith.uitofp %b : i8 to f32
+        %3 = arith.addf %1, %2 : f32
+        %4 = arith.fptosi %3 : f32 to i32
+        %5 = arith.trunci %4 : i32 to i8
+        linalg.yield %5 : i8
+      }} -> {codes}
+      return %y : {codes}
+    }}"""
+    facts = after(text, "fuse-epilogues")
+    assert not facts("linalg.generic")
+    (op,) = facts("abq.direct_conv")
+    assert [each.read for each in inputs_of(op)] == ["element", "channel"]
+    arguments = op.regions[0].blocks[0].arguments
+    assert [str(argument.type) for argument in arguments] == ["f32", "i8", "i32"]
+    assert str(op.results[0].type) == codes
+
+
 def test_loops_one_after_another() -> None:
     facts = fused(conv("x"), loop("z0", "%x", RELU), loop("y", "%z0, %r", ADD))
     (op,) = facts("abq.direct_conv")

@@ -24,7 +24,7 @@ from abqc.dialects.bf16_conv_spec import Bf16ConvSpec
 from abqc.dialects.epilogue import Epilogue, name_with
 
 from ..float_products.direct_conv import MANY_TAPS_OF_PHASES, OUTPUTS, DirectConv
-from ..float_products.finish import Finish
+from ..float_products.finish import Finish, buffers_of
 from ..float_products.tile import broadcast
 from ..int8.tile_registers import ROW_BYTES, tiles
 from .conv_tiles import MAX_TAPS, STEP, ConvTiles
@@ -39,11 +39,11 @@ def bf16_conv_kernel(spec: Bf16ConvSpec, epilogue: Epilogue | None = None) -> Ke
 
 
 def _emit(name: str, spec: Bf16ConvSpec, epilogue: Epilogue | None, module: Any, isa: Isa) -> None:
-    count = 0 if epilogue is None else len(epilogue.reads)
-    arguments = [buffer("i32")] * 2 + [buffer("f32")] * (2 + count) + [INDEX] * 8
+    inputs, result = buffers_of(epilogue)
+    arguments = [*[buffer("i32")] * 2, buffer("f32"), *inputs, result, *[INDEX] * 8]
     with function(module, isa, name, arguments) as (b, i, x, w, bias, *rest, _):
-        finish = Finish(b, epilogue, rest[:count], isa.lanes(32))
-        _Bf16Conv(b, spec, finish, x, w, bias, *rest[count:]).emit(i)
+        finish = Finish(b, epilogue, rest[: len(inputs)], isa.lanes(32))
+        _Bf16Conv(b, spec, finish, x, w, bias, *rest[len(inputs) :]).emit(i)
 
 
 @dataclass

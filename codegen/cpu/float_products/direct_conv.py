@@ -37,7 +37,7 @@ from abqc.dialects.conv_spec import FEW_PIXELS, ConvSpec
 from abqc.dialects.epilogue import Epilogue, name_with
 
 from ..grid_block import Span
-from .finish import ConvBody, Finish
+from .finish import ConvBody, Finish, buffers_of
 from .tile import broadcast, cover, cover_by_tiles, multiply_add, sum_pairwise
 
 OUTPUTS = 768  # of a grid index
@@ -55,11 +55,11 @@ def direct_conv_kernel(spec: ConvSpec, epilogue: Epilogue | None = None) -> Kern
 
 
 def _emit(name: str, spec: ConvSpec, epilogue: Epilogue | None, module: Any, isa: Isa) -> None:
-    count = 0 if epilogue is None else len(epilogue.reads)
-    arguments = [buffer("f32")] * (4 + count) + [INDEX] * 8
+    inputs, result = buffers_of(epilogue)
+    arguments = [*[buffer("f32")] * 3, *inputs, result, *[INDEX] * 8]
     with function(module, isa, name, arguments) as (b, i, x, w, bias, *rest, _):
-        finish = Finish(b, epilogue, rest[:count], isa.lanes(32))
-        DirectConv(b, spec, finish, x, w, bias, *rest[count:]).emit(i)
+        finish = Finish(b, epilogue, rest[: len(inputs)], isa.lanes(32))
+        DirectConv(b, spec, finish, x, w, bias, *rest[len(inputs) :]).emit(i)
 
 
 class OverPlanes(ConvBody):

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from abqc.codegen.builder import Builder, Value
+from abqc.codegen.builder import Builder, Value, buffer
 from abqc.codegen.epilogue import apply_epilogue
 from abqc.dialects.conv_spec import ConvSpec
-from abqc.dialects.epilogue import Epilogue, Read
+from abqc.dialects.epilogue import FLOAT, Epilogue, Read
 
 from .tile import broadcast
 
 Steady = list[Value | None]
+
+
+def buffers_of(epilogue: Epilogue | None) -> tuple[list[str], str]:
+    """The types of the buffers of an epilogue's inputs, and of the one of the result."""
+    if epilogue is None:
+        return [], buffer(FLOAT)
+    return [buffer(element) for element in epilogue.inputs], buffer(epilogue.result)
 
 
 @dataclass(frozen=True)

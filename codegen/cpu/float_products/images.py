@@ -18,7 +18,7 @@ from abqc.dialects.conv_spec import ConvSpec
 from abqc.dialects.epilogue import Epilogue
 
 from ..grid_block import Span
-from .finish import ConvBody, Finish
+from .finish import ConvBody, Finish, buffers_of
 from .polyphase import SHUFFLED, PhaseRow
 
 Rows = TypeVar("Rows", int, Value)
@@ -50,11 +50,11 @@ def images_kernel(
     name: str, spec: ConvSpec, epilogue: Epilogue | None, module: Any, isa: Isa
 ) -> Iterator[tuple[Value, Images]]:
     """Add a grid function with these arguments to `module`; gives the grid index and them."""
-    count = 0 if epilogue is None else len(epilogue.reads)
-    arguments = [buffer("f32")] * (4 + count) + [INDEX] * 8
+    inputs, result = buffers_of(epilogue)
+    arguments = [*[buffer("f32")] * 3, *inputs, result, *[INDEX] * 8]
     with function(module, isa, name, arguments) as (b, i, x, w, bias, *rest):
-        y, groups, _, _, pitch, plane, height, width, _ = rest[count:]
-        finish = Finish(b, epilogue, rest[:count], isa.lanes(32))
+        y, groups, _, _, pitch, plane, height, width, _ = rest[len(inputs) :]
+        finish = Finish(b, epilogue, rest[: len(inputs)], isa.lanes(32))
         yield i, Images(b, spec, finish, x, w, bias, y, groups, pitch, plane, height, width)
 
 

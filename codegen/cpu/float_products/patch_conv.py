@@ -24,13 +24,13 @@ from typing import Any
 from abqc.codegen.builder import INDEX, Value, buffer, function
 from abqc.codegen.isa import Isa
 from abqc.codegen.strategy import Kernel
-from abqc.dialects.conv_spec import PATCH_CHANNELS, PATCH_FLOATS, PATCH_OUTPUTS, ConvSpec
+from abqc.dialects.conv_spec import PATCH_CHANNELS, PATCH_FLOATS, ConvSpec
 from abqc.dialects.epilogue import Epilogue, name_with
 
 from ..grid_block import Span
+from .channel_vectors import ChannelVectors
 from .direct_conv import OverPlanes
-from .finish import Finish
-from .matrix import transpose
+from .finish import Finish, buffers_of
 from .tile import broadcast, cover, multiply_add, row_tiles
 
 # Outputs of register tiles, largest first, by the number of registers.
@@ -45,11 +45,11 @@ def patch_conv_kernel(spec: ConvSpec, epilogue: Epilogue | None = None) -> Kerne
 
 
 def _emit(name: str, spec: ConvSpec, epilogue: Epilogue | None, module: Any, isa: Isa) -> None:
-    count = 0 if epilogue is None else len(epilogue.reads)
-    arguments = [buffer("f32")] * (4 + count) + [INDEX] * 11
+    inputs, result = buffers_of(epilogue)
+    arguments = [*[buffer("f32")] * 3, *inputs, result, *[INDEX] * 11]
     with function(module, isa, name, arguments) as (b, i, x, w, bias, *rest, _):
-        finish = Finish(b, epilogue, rest[:count], isa.lanes(32))
-        y, _, *sizes = rest[count:]
+        finish = Finish(b, epilogue, rest[: len(inputs)], isa.lanes(32))
+        y, _, *sizes = rest[len(inputs) :]
         _Body(b, spec, finish, x, w, bias, y, *sizes).emit(i)
 
 
@@ -72,8 +72,8 @@ class _Body(OverPlanes):
         self.terms = self.channels * self.taps
         self.size = self.height * self.width
         self.patches = b.alloca(PATCH_FLOATS, "f32")
-        self.sums = b.alloca(PATCH_OUTPUTS * self.lanes, "f32")
-        self.transposed = b.alloca(PATCH_OUTPUTS * self.lanes, "f32")
+        lanes, made = self.lanes, (self.finish, self.y, self.outputs, self.size)
+        self.vectors = ChannelVectors(b, *made, lanes, lanes)
 
     def emit(self, i: Value) -> None:
         b, all_outputs = self.b, self.batch * self.size
@@ -86,8 +86,7 @@ class _Body(OverPlanes):
         self._copy_patches(span)
         with b.loop(channel, b.min(channel + some, self.outputs), self.lanes) as loop:
             self._multiply(loop.i, span)
-            self._transpose(span)
-            self._store(loop.i, span)
+            self.vectors.store(loop.i, span)
 
     def _copy_patches(self, span: Span) -> None:
         """What outputs of a span read: row by row of them, and tap by tap."""
@@ -122,7 +121,7 @@ class _Body(OverPlanes):
         )
 
     def _multiply(self, channel: Value, span: Span) -> None:
-        """A vector of channels for all outputs, to [outputs][channels]."""
+        """A vector of channels for all outputs."""
         b, lanes, count = self.b, self.lanes, span[1] - span[0]
         bias = b.load(self.bias, channel, lanes, b.mask(lanes, self.outputs - channel))
 
@@ -134,36 +133,7 @@ class _Body(OverPlanes):
                 totals = zip(factors, loop.args, strict=True)
                 loop.carry(*(multiply_add(b, factor, weights, sum_) for factor, sum_ in totals))
             for r, total in enumerate(loop.results):
-                b.store(total, self.sums, (row + r) * lanes)
+                self.vectors.put(total, row + r)
 
         sizes = TILES[32 if b.isa.registers >= 32 else 16]
         row_tiles(b, b.index(0), count, sizes, tile)
-
-    def _transpose(self, span: Span) -> None:
-        """[outputs][channels] to [channels][outputs]."""
-        b, lanes = self.b, self.lanes
-        with b.loop(0, span[1] - span[0], lanes) as loop:
-            vectors = [b.load(self.sums, (loop.i + j) * lanes, lanes) for j in range(lanes)]
-            for j, value in enumerate(transpose(b, vectors)):
-                b.store(value, self.transposed, loop.i + j * PATCH_OUTPUTS)
-
-    def _store(self, channel: Value, span: Span) -> None:
-        """Through the epilogue, image by image: the outputs of a channel lie side by side."""
-        b, lanes, (first, last), size = self.b, self.lanes, span, self.size
-        with (
-            b.loop(0, b.min(self.outputs - channel, lanes)) as n,
-            b.loop(first // size, (last + (size - 1)) // size) as images,
-        ):
-            image = images.i * self.outputs + channel + n.i
-            steady = self.finish.steady(images.i, channel + n.i, image)
-            image_begin = images.i * size
-            to, source = image * size - image_begin, n.i * PATCH_OUTPUTS - first
-
-            def store(
-                at: Value, mask: Value | None, to: Value = to, source: Value = source
-            ) -> None:
-                value = b.load(self.transposed, source + at, lanes, mask)
-                b.store(self.finish(value, steady, to + at, mask), self.y, to + at, mask)
-
-            begin, end = b.max(image_begin, first), b.min(image_begin + size, last)
-            cover(b, begin, end, lanes, store)

@@ -41,7 +41,7 @@ from abqc.dialects.conv_spec import WINOGRAD_PLACES, ConvSpec
 from abqc.dialects.epilogue import Epilogue, name_with
 
 from ..grid_block import Span
-from .finish import ConvBody, Finish
+from .finish import ConvBody, Finish, buffers_of
 from .matrix import transpose
 from .tile import broadcast, ceil_div, cover, multiply_add, row_tiles
 
@@ -69,11 +69,11 @@ def tiles_of(spec: ConvSpec) -> int:
 
 
 def _emit(name: str, spec: ConvSpec, epilogue: Epilogue | None, module: Any, isa: Isa) -> None:
-    count = 0 if epilogue is None else len(epilogue.reads)
-    arguments = [buffer("f32")] * (4 + count) + [INDEX] * 11
+    inputs, result = buffers_of(epilogue)
+    arguments = [*[buffer("f32")] * 3, *inputs, result, *[INDEX] * 11]
     with function(module, isa, name, arguments) as (b, i, x, w, bias, *rest, _):
-        finish = Finish(b, epilogue, rest[:count], isa.lanes(32))
-        y, _, _, _, *sizes = rest[count:]
+        finish = Finish(b, epilogue, rest[: len(inputs)], isa.lanes(32))
+        y, _, _, _, *sizes = rest[len(inputs) :]
         _Body(b, spec, finish, x, w, bias, y, *sizes).emit(i)
 
 

@@ -27,17 +27,18 @@ from typing import Any
 from abqc.codegen.builder import INDEX, Builder, Value, buffer, function, vec
 from abqc.codegen.epilogue import arithmetic_of
 from abqc.codegen.isa import Isa
-from abqc.codegen.strategy import ConvKernel
+from abqc.codegen.strategy import Kernel
 from abqc.dialects.code_conv_spec import HEADER, QUAD, CodeConvSpec
 from abqc.dialects.epilogue import Epilogue, name_with
 
-from ..float_products.finish import Finish, Steady
+from ..float_products.finish import Finish, Steady, buffers_of
 from ..int8.kernels import ONES
 from ..int8.layout import QUAD_CODES
 from ..packing.quantize_row import sweep
 from ..panels.layout import PANEL
 from .layout import SCALE_AT, ZERO_AT, ConvWeights
 from .panel import Panel
+from .window import OverPlanes
 
 OUTPUTS = 480  # of a grid index; a multiple of all tiles
 VECTORS = (10, 6, 5, 3, 2)  # of a tile
@@ -47,21 +48,16 @@ SHORT = 8  # operations of an epilogue that is emitted for all vectors of a tile
 MANY_TAPS = 4  # with more, LLVM's schedule of one straight piece spills accumulators (measured)
 
 
-def conv_kernel(spec: CodeConvSpec, name: str, epilogue: Epilogue | None = None) -> ConvKernel:
+def direct_kernel(spec: CodeConvSpec, name: str, epilogue: Epilogue | None) -> Kernel:
     """`name` is that of the kernel without an epilogue."""
     own = name_with(name, epilogue)
-    return ConvKernel(
-        own,
-        (1, OUTPUTS, PANEL),
-        partial(_emit, own, spec, epilogue),
-        uses=frozenset({"dot"}),
-        with_epilogue=partial(conv_kernel, spec, name),
-    )
+    emit = partial(_emit, own, spec, epilogue)
+    return Kernel(own, (1, OUTPUTS, PANEL), emit, uses=frozenset({"dot"}))
 
 
 def _emit(name: str, spec: CodeConvSpec, epilogue: Epilogue | None, module: Any, isa: Isa) -> None:
-    result = buffer("i32" if spec.product.accumulators else "f32")
-    inputs = [buffer("f32")] * (len(epilogue.reads) if epilogue is not None else 0)
+    inputs, result = buffers_of(epilogue)
+    result = buffer("i32") if spec.product.accumulators else result
     arguments = [buffer("i8"), buffer("i8"), buffer("f32"), *inputs, result, *[INDEX] * 6]
     with function(module, isa, name, arguments) as (b, i, q, w, bias, *rest):
         direct = spec.flat and (epilogue is None or arithmetic_of(epilogue) <= SHORT)
@@ -72,7 +68,7 @@ def _emit(name: str, spec: CodeConvSpec, epilogue: Epilogue | None, module: Any,
 
 
 @dataclass
-class _Body:
+class _Body(OverPlanes):
     b: Builder
     spec: CodeConvSpec
     finish: Finish
@@ -247,17 +243,17 @@ class _Body:
         b, (height, width) = self.b, self.spec.window
 
         def row(dy: Value, w_at: Value, acc: list[Value]) -> list[Value]:
-            at, columns = x_at + self._row(dy) * QUAD, range(width)
+            at, columns = x_at + self.row(dy) * QUAD, range(width)
             if width <= MANY_TAPS:
                 for dx in columns:
                     tap_at = w_at + dx * QUAD_CODES
                     acc = self._tap(
-                        acc, at + self._column(b.index(dx)) * QUAD, tap_at, vectors, summed
+                        acc, at + self.column(b.index(dx)) * QUAD, tap_at, vectors, summed
                     )
                 return acc
             with b.loop(0, width, carry=acc) as loop:
                 tap_at = w_at + loop.i * QUAD_CODES
-                x = at + self._column(loop.i) * QUAD
+                x = at + self.column(loop.i) * QUAD
                 loop.carry(*self._tap(loop.args, x, tap_at, vectors, summed))
             return loop.results
 
@@ -287,18 +283,6 @@ class _Body:
             ones, behind = dot.weight(b.const(ONES, "i32")), acc[len(result) :]
             result += [dot.add_products(x, u, ones) for x, u in zip(behind, pixels, strict=True)]
         return result
-
-    def _row(self, dy: Value) -> Value:
-        """Where row `dy` of a window begins, in quads."""
-        y, stride = dy * self.spec.dilations[0], self.spec.strides[0]
-        if stride == 1:
-            return y * self.pitch
-        phase = y % stride * self.spec.kept[1]
-        return phase * self.plane + y // stride * self.pitch
-
-    def _column(self, dx: Value) -> Value:
-        x, stride = dx * self.spec.dilations[1], self.spec.strides[1]
-        return x if stride == 1 else x % stride * self.plane + x // stride
 
     def _each(self, scalar: Value) -> Value:
         return self.b.splat(scalar, self.lanes)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from abqc.codegen.strategy import ConvKernel, PlanesKernel
 from abqc.dialects.code_conv_spec import CodeConvSpec
+from abqc.dialects.epilogue import Epilogue
 from abqc.dialects.formats import QuantizedTensor
 
 from ..int8.strategy import Int8Strategy
 from ..panels.reduction import SEGMENT_TERMS
-from .kernel import conv_kernel
+from .kernel import direct_kernel
 from .layout import ConvWeights, scratch_bytes
+from .patches import patches_kernel
 from .planes import planes_kernel
 
 MAX_SCRATCH = 1 << 18  # bytes of the stack
@@ -51,7 +54,21 @@ class Int8Conv:
 
     def conv_kernel(self, spec: CodeConvSpec) -> ConvKernel:
         """What convolves planes."""
-        return conv_kernel(spec, _name(spec))
+        return _conv_kernel(spec, None)
+
+
+def _conv_kernel(spec: CodeConvSpec, epilogue: Epilogue | None) -> ConvKernel:
+    name = _name(spec)
+    direct = direct_kernel(spec, name, epilogue)
+    return ConvKernel(
+        direct.name,
+        direct.block,
+        direct.emit,
+        uses=direct.uses,
+        spec=spec,
+        patches=patches_kernel(spec, name, epilogue) if spec.may_take_patches else None,
+        with_epilogue=partial(_conv_kernel, spec),
+    )
 
 
 def _name(spec: CodeConvSpec) -> str:

@@ -173,13 +173,22 @@ def _mark_kernels(
     return kernels
 
 
-# LLVM takes `mma` for a function of its operands, which may be computed under a condition that only
-# some lanes meet; the hardware wants the whole warp.
-_MMA_CALL = re.compile(r"^(\s*%\S+ = call \{[^}]*\} @llvm\.nvvm\.mma\..*\))(\s*)$", re.MULTILINE)
+# LLVM takes `mma` for a function of its operands and `ldmatrix` for a load, which may be done under
+# a condition that only some lanes meet, and does not know what assembly does: of a loop it may make
+# one for the lanes that meet a condition and one for the others. The hardware wants the whole warp
+# for these and for all that is `.aligned`, as `bar.` is.
+_CONVERGENT_CALLS = (
+    re.compile(r"^(\s*%\S+ = call [^@]*@llvm\.nvvm\.(?:mma|ldmatrix)\..*\))(\s*)$", re.MULTILINE),
+    re.compile(
+        r'^([^"\n]* asm sideeffect "[^"]*(?:\.aligned|\bbar\.)[^"]*".*\))(\s*)$', re.MULTILINE
+    ),
+)
 
 
 def _keep_converged(text: str) -> str:
-    return _MMA_CALL.sub(r"\1 convergent\2", text)
+    for call in _CONVERGENT_CALLS:
+        text = call.sub(r"\1 convergent\2", text)
+    return text
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from .mma import ROWS as TILE_ROWS
 from .mma import THREADS as TILE_THREADS
 from .spec import AttentionSpec
 from .swizzled import SwizzledShape
-from .wgmma import CONSUMERS, wgmma_unsupported
+from .wgmma import CONSUMER_WARPS, CONSUMERS, MOST_BESIDE_BOTH_WAYS, wgmma_unsupported
 from .wgmma import ROWS as WARPGROUP_ROWS
 from .wgmma import THREADS as WGMMA_THREADS
 
@@ -26,9 +26,11 @@ from .wgmma import THREADS as WGMMA_THREADS
 PROMPTS = (65, 129, 193, 257, 385, 513, 1025, 2048)
 HEADS = 32
 ALIKE = 1.04  # times that say nothing
-# Of a score where its row's base stays: an exponent, a power of two, a sum and half a conversion;
-# with two parts also the difference to the first one.
-SCORE_INSTRUCTIONS = {1: 3.5, 2: 6.0}
+# Of a score where it is an exponent as it is: a power of two, a sum and half a conversion; with two
+# parts also the difference to the first one.
+SCORE_INSTRUCTIONS = {1: 2.5, 2: 5.0}
+# Where products add up: half a maximum of pairs in place of the sum, two of which are one.
+SUMMED_INSTRUCTIONS = 1.75
 COMPARISON = 2.0  # of a score with its row's end, in kernels that do not jump over it
 TILE_INSTRUCTIONS = 40  # of a tile: barriers, addresses, whether bases stay
 WGMMA_INSTRUCTIONS = 2  # of each wgmma, its descriptor's among them
@@ -81,7 +83,9 @@ def wgmma_features(
     """The same of `attention/wgmma.py`."""
     shape = SwizzledShape(spec)
     count = (shape.head + shape.keys) // 16 * _products(shape)
-    warps = CONSUMERS * WARPGROUP_ROWS // 16
+    instructions = WGMMA_INSTRUCTIONS * count + _softmax(shape)
+    if shape.resident > MOST_BESIDE_BOTH_WAYS:
+        instructions += COMPARISON * shape.keys / 2
     return _features(
         spec,
         arch,
@@ -90,7 +94,7 @@ def wgmma_features(
         shape,
         CONSUMERS * WARPGROUP_ROWS,
         threads=WGMMA_THREADS,
-        instructions=warps * (WGMMA_INSTRUCTIONS * count + _softmax(shape)),
+        instructions=CONSUMER_WARPS * instructions,
         shared=1 + CONSUMERS * _products(shape) / shape.parts,
         stages=shape.stages,
         registers=168,
@@ -103,7 +107,8 @@ def _products(shape: TileShape) -> int:
 
 
 def _softmax(shape: TileShape) -> float:
-    return SCORE_INSTRUCTIONS[shape.parts] * shape.keys / 2 + TILE_INSTRUCTIONS
+    each = SUMMED_INSTRUCTIONS if shape.sum_columns else SCORE_INSTRUCTIONS[shape.parts]
+    return each * shape.keys / 2 + TILE_INSTRUCTIONS
 
 
 def _features(
@@ -127,7 +132,8 @@ def _features(
     seen = [max(1, keys - rows + end) for end in ends]  # keys, of the blocks of a head
     blocks = heads * len(ends)
     tiles = heads * sum(-(-count // shape.keys) for count in seen)
-    operations = 2.0 * block_rows * shape.keys * (shape.head + shape.value_head)
+    columns = shape.head + shape.value_head + shape.sum_columns
+    operations = 2.0 * block_rows * shape.keys * columns
     operations *= tiles * _products(shape)
     return KernelFeatures(
         arch.name,

@@ -69,6 +69,16 @@ class TileShape:
         return self.head // 4 * self.parts + self.value_head // 2
 
     @property
+    def sum_columns(self) -> int:
+        """Of ones, that products have beside values: they are sums of weights. 0: none."""
+        return 0
+
+    @property
+    def sums(self) -> int:
+        """Accumulators of a thread for values and those."""
+        return (self.value_head + self.sum_columns) // 2
+
+    @property
     def key_bytes(self) -> int:
         return self.parts * (self.k_pitch + self.v_pitch)
 

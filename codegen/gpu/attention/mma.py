@@ -68,21 +68,24 @@ class MmaTile(AttentionTile):
         super().__init__(b, spec, problem, number, first, limits)
         self.shape = self.shape_of(spec)
         self.half = Halves(b, HALF[spec.precision], self.shape.parts)
+        self.scale = Scale.of(b, problem.scale)
         # Wide heads leave no registers for weights beside their scores.
-        self.weights = Weights(b, self.half, may_stay=self.shape.resident <= MOST_RESIDENT)
+        may_stay = self.shape.resident <= MOST_RESIDENT
+        adds = self.shape.sum_columns == 0
+        self.weights = Weights(b, self.half, may_stay, adds, self.scale, problem.keys)
         self.quad = b.lane % 4
         group = b.lane // 4 + self.warp * 16 + first
         self.rows = [group, group + 8]
         self.limits = self.row_limits(self.rows)
-        self.scale = Scale.of(b, problem.scale)
         self.seen = self._seen_by_all() if self.jumps else None
 
     def _seen_by_all(self) -> Value:
-        """Behind the last key that all rows of the warp see, i32."""
+        """Where the last tile may begin all of whose keys all rows of the warp see, i32."""
         b = self.b
-        if self.limits is None:
-            return self.problem.keys
-        return -b.warp_max(-b.min(self.limits[0][0], self.limits[1][0]))
+        end = self.problem.keys
+        if self.limits is not None:
+            end = -b.warp_max(-b.min(self.limits[0][0], self.limits[1][0]))
+        return end - self.shape.keys
 
     @staticmethod
     def shape_of(spec: AttentionSpec) -> TileShape:
@@ -125,7 +128,7 @@ class MmaTile(AttentionTile):
             sums = self._add_values(here, weighed.weights, weighed.state.sums)
             loop.carry(other, *replace(weighed.state, sums=sums).values)
         b.wait_copies()
-        self._store(loop.results[3:5], loop.results[5:])
+        self._store(State.of(loop.results[1:]))
 
     def _tiles(self, workspace: Value) -> Value:
         """The tiles of the keys and values that the head reads."""
@@ -227,7 +230,7 @@ class MmaTile(AttentionTile):
                 for tile, four in enumerate(scores)
                 for i, score in enumerate(four)
             ]
-            return [*values, b.const(1.0, "f32")]
+            return values
 
         def cut() -> list[Value]:
             first = self.quad * 2 + first_key
@@ -241,16 +244,18 @@ class MmaTile(AttentionTile):
             """Most tiles lie before all ends."""
             flat = [score for four in scores for score in four]
             if self.seen is None:
-                return [*cut(), self.scale.scores]
-            whole = self.seen >= first_key + 8 * len(scores)
-            return [*b.either(whole, ["f32"] * len(flat), lambda: flat, cut), self.scale.scores]
+                return cut()
+            whole = self.seen >= first_key
+            return b.either(whole, ["f32"] * len(flat), lambda: flat, cut)
 
+        factor, one = self.scale.scores, b.const(1.0, "f32")
         if self.spec.mask == "none":
-            *masked, factor = unread()
+            masked = unread()
         elif plain is None:
-            *masked, factor = read()
+            masked, factor = read(), one
         else:
-            *masked, factor = b.either(plain, ["f32"] * (4 * len(scores) + 1), unread, read)
+            masked = b.either(plain, ["f32"] * (4 * len(scores)), unread, read)
+            factor = b.select(plain, factor, one)
         return [masked[i : i + 4] for i in range(0, len(masked), 4)], factor
 
     def _add_values(self, tile: Value, weights: Fragments, sums: Sequence[Value]) -> list[Value]:
@@ -272,12 +277,12 @@ class MmaTile(AttentionTile):
                     added[pair + i] = self.half.product(fragments, values, added[pair + i])
         return [value for tile in added for value in tile]
 
-    def _store(self, totals: Sequence[Value], sums: Sequence[Value]) -> None:
+    def _store(self, state: State) -> None:
         b, columns = self.b, self.spec.value_head
+        totals = self.weights.row_totals(state)
         for half, row in enumerate(self.rows):
-            mine = [s for i, s in enumerate(sums) if i // 2 % 2 == half]
-            total = b.warp_sum(totals[half], 4)
-            values = quotients(b, self.spec, mine, total, self.problem.keys)
+            mine = [s for i, s in enumerate(state.sums) if i // 2 % 2 == half]
+            values = quotients(b, self.spec, mine, totals[half], self.problem.keys)
             with b.when(row < self.problem.rows):
                 y = self.head.y.row(b, row)
                 for tile in range(self.shape.value_head // 8):

@@ -29,7 +29,8 @@ LOG2_E = 1.4426950408889634
 LARGEST_EXPONENT = 2.0**127  # times LOG2_E is finite
 MINUS_INFINITY = float("-inf")
 SMALLEST_NORMAL = 2.0**-126
-LEAST_OF_QUERIES = 2.0**-4  # times queries in f16: those above 2^-10 keep all bits, up to 2^20
+# Times queries in f16: those above 2^-10 stay normal, all that are finite stay so.
+LEAST_OF_QUERIES, MOST_OF_QUERIES = 2.0**-4, 1.0
 
 
 @dataclass(frozen=True)
@@ -247,9 +248,9 @@ class Problem:
 
 @dataclass(frozen=True)
 class Scale:
-    """The scale times log2(e), so that scores are exponents of 2, in two factors: a power of two
-    with the sign for queries, which costs halves none of their bits, and the rest, above 0, for
-    scores in f32."""
+    """The scale times log2(e), so that scores are exponents of 2, in two factors: queries take all
+    of it with the sign, as far as they stay in the range of f16; the rest, above 0, is for scores
+    in f32, and is 1 where nothing is left."""
 
     queries: Value
     scores: Value
@@ -257,13 +258,12 @@ class Scale:
     @staticmethod
     def of(b: GpuBuilder, scale: Value) -> Scale:
         factor = b.abs(scale) * LOG2_E
-        power = b.bitcast(b.bitcast(factor, "i32") & 0x7F80_0000, "f32")
-        power = b.max(b.min(power, 1.0), LEAST_OF_QUERIES)
-        inverse = b.bitcast(0x7F00_0000 - b.bitcast(power, "i32"), "f32")
-        rest = factor * inverse
+        part = b.max(b.min(factor, MOST_OF_QUERIES), LEAST_OF_QUERIES)
+        rest = b.select(factor < LEAST_OF_QUERIES, factor * (1 / LEAST_OF_QUERIES), factor)
         # Of a scale of 0, too, scores of minus infinity stay such.
         rest = b.select(rest < SMALLEST_NORMAL, b.const(SMALLEST_NORMAL, "f32"), rest)
-        return Scale(b.select(scale < 0.0, -power, power), rest)
+        rest = b.select(part == factor, b.const(1.0, "f32"), rest)
+        return Scale(b.select(scale < 0.0, -part, part), rest)
 
 
 def exponent_of_two(b: GpuBuilder, mask: Value) -> Value:

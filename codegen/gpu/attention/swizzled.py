@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abqc.codegen.builder import Value
 
+from ..wgmma.instructions import COLUMNS_STEP
 from .halves import TileShape
 
 STAGE_LIMIT = 200 * 1024
 ATOM = 64  # columns
 ATOM_BYTES = 128
+STEP_BYTES = 16 * ATOM_BYTES  # of 16 keys of an atom
 # Registers of queries and sums beside 128 keys, by masks: ptxas 13.0 then spills nothing.
 MOST_BESIDE_MANY = {"none": 96, "add": 48, "replace": 0}
 
@@ -34,6 +36,13 @@ class SwizzledShape(TileShape):
         mask takes some, too."""
         few = self.parts == 2 or self.resident > MOST_BESIDE_MANY[self.spec.mask]
         return 64 if few else 128
+
+    @property
+    def sum_columns(self) -> int:
+        """Of f16 behind one full atom of values: a second one is not in the tile, but is the same
+        ones for all (wgmma.py). So the tensor cores do what would be an instruction for each score,
+        of which narrow heads have many."""
+        return COLUMNS_STEP if self.parts == 1 and self.value_head == ATOM else 0
 
     @property
     def stages(self) -> int:

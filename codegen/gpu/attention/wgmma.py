@@ -4,14 +4,14 @@ Two warpgroups have 64 rows of a head each, a third one copies. Tiles of keys an
 shared memory in atoms of 64 columns with the swizzle of 128 bytes. They are made so before
 (halves.py), and one bulk copy brings a tile; or they are boxes of a cache of f16 (boxes.py). Stages
 go round by barriers of their own. Queries and weights are A, in registers; keys are B as they are,
-values B transposed.
+values B transposed. Beside 64 columns of f16 values there are ones: products are sums of weights,
+too. They lie behind all stages once; a descriptor says how far they are from 16 keys of its tile.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 from abqc.codegen.builder import Value
 from abqc.codegen.strategy import Kernel
@@ -23,6 +23,7 @@ from ..builder import POINTER
 from ..wgmma.barriers import (
     BARRIER_BYTES,
     Barriers,
+    fence_async,
     prefetch_map,
     publish_barriers,
     set_registers,
@@ -47,7 +48,7 @@ from .boxes import reads_boxes, stored_tensors
 from .halves import HALF, TileShape
 from .mma import MmaTile
 from .spec import AttentionSpec
-from .swizzled import ATOM, ATOM_BYTES, SwizzledShape
+from .swizzled import ATOM, ATOM_BYTES, STEP_BYTES, SwizzledShape
 from .tile import tile_kernel
 from .weights import Fragments, State, Weighed, like, registers_of
 
@@ -55,6 +56,7 @@ CONSUMERS = 2
 CONSUMER_WARPS = CONSUMERS * WARPGROUP_WARPS
 THREADS = (CONSUMERS + 1) * WARPGROUP
 MOST_BESIDE_BOTH_WAYS = 96  # registers of queries and sums, of kernels with two parts
+ONES = 0x3C00_3C00  # two f16
 NARROWEST, WIDEST = 33, 128  # columns of a head
 
 
@@ -70,7 +72,8 @@ def wgmma_unsupported(spec: AttentionSpec) -> str | None:
 def wgmma_kernel(spec: AttentionSpec) -> Kernel:
     """Any number of rows, `block[0]` of them a block. See kernels.py for the arguments."""
     shape = SwizzledShape(spec)
-    shared = shape.stages * (shape.bytes + 2 * BARRIER_BYTES) + THREADS // WARP * 4
+    ones = STEP_BYTES if shape.sum_columns else 0
+    shared = shape.stages * (shape.bytes + 2 * BARRIER_BYTES) + ones + THREADS // WARP * 4
     name = f"attention_wgmma_{spec.precision}_{spec.name}"
     last: Sequence[str | TensorParameter] = (POINTER,)
     if reads_boxes(spec):
@@ -109,7 +112,10 @@ class _Tile(MmaTile):
         b, shape = self.b, self.shape
         copying, multiplying = BOX_REGISTERS[CONSUMERS]
         base, behind = shared_address(b), shape.stages * shape.bytes
-        self.base = base
+        self.base, self.ones = base, base + behind
+        if shape.sum_columns:
+            self._write_ones(behind)
+            behind += STEP_BYTES
         self.full = Barriers(b, base + behind, shape.stages)
         behind += shape.stages * BARRIER_BYTES
         self.empty = Barriers(b, base + behind, shape.stages)
@@ -129,6 +135,15 @@ class _Tile(MmaTile):
         with b.when(b.warp < CONSUMER_WARPS):
             set_registers(b, multiplying, more=True)
             self._multiply(end)
+
+    def _write_ones(self, place: int) -> None:
+        """The columns beside the values of 16 keys, from byte `place` of shared memory on."""
+        b = self.b
+        words = CHUNK_BYTES // 4
+        with b.when(b.thread < STEP_BYTES // CHUNK_BYTES):
+            ones = b.vector([b.const(ONES, "i32")] * words)
+            b.store(ones, b.shared, b.thread * CHUNK_BYTES + place)
+            fence_async(b)
 
     def _copy_tiles(self, copy: Callable[[Value, Value], None], end: Value) -> None:
         """By one thread; `copy` begins to copy the tile of a key to a stage."""
@@ -176,13 +191,11 @@ class _Tile(MmaTile):
     def _multiply(self, end: Value) -> None:
         """Two warpgroups take turns: while one multiplies, the other one weighs scores. A turn is
         the values of a tile and the keys of the next one."""
-        b, columns = self.b, self.shape.value_head // 2
+        b = self.b
         with b.when(end > 0):
-            state = self._sum_tiles(end)
-            self._store(state.totals, state.sums)
+            self._store(self._sum_tiles(end))
         with b.when(end <= 0):
-            nothing = [b.const(0.0, "f32")] * columns
-            self._store(nothing[:2], nothing)
+            self._store(State.first(b, self.shape.sums))
 
     def _sum_tiles(self, end: Value) -> State:
         b, shape = self.b, self.shape
@@ -193,55 +206,41 @@ class _Tile(MmaTile):
         self.full.wait(first.stage, first.phase)
         queries = like(queries, begin_products(b, registers_of(queries)))
         scores = finished(b, self._score(queries, self._stage(first)))
-        count, columns = len(scores), shape.value_head // 2
-        state = State.first(b, columns)
-        with b.loop(0, end, shape.keys, [*first.values, *scores, *state.values]) as loop:
-            here, scores = Place(*loop.args[:2]), loop.args[2 : 2 + count]
-            tiles = [scores[i : i + 4] for i in range(0, count, 4)]
-            masked, factor = self._masked(tiles, loop.i, plain)
-            weighed = self.weights.weigh(masked, factor, State.of(loop.args[2 + count :]))
+        masked, factor = self._masked(_by_columns(scores), b.const(0, "i32"), plain)
+        weighed = self.weights.rise(masked, factor, State.first(b, shape.sums))
+        count, parts = len(registers_of(weighed.weights)), shape.parts
+        with b.loop(0, end - shape.keys, shape.keys, [*first.values, *weighed.values]) as loop:
+            here, weighed = Place(*loop.args[:2]), Weighed.of(loop.args[2:], count, parts)
             following = next_place(b, here, shape.stages)
-            multiplied = b.either(
-                loop.i + shape.keys < end,
-                ["f32"] * (count + columns),
-                partial(self._turn, turns, weighed, here, queries, following),
-                partial(self._last_turn, turns, weighed, here, count),
-            )
-            b.warp_barrier()
-            with b.when(b.lane == 0):
-                self.empty.arrive(here.stage)
-            state = replace(weighed.state, sums=multiplied[count:])
-            loop.carry(*following.values, *multiplied[:count], *state.values)
-        return State.of(loop.results[2 + count :])
+            self.full.wait(following.stage, following.phase)
+            turns.wait()
+            sums = self._add(weighed, here)
+            scores = self._score(queries, self._stage(following))
+            turns.end()
+            done = finished(b, [*scores, *sums])
+            self._release(here)
+            scores, sums = done[: len(scores)], done[len(scores) :]
+            masked, factor = self._masked(_by_columns(scores), loop.i + shape.keys, plain)
+            weighed = self.weights.weigh(masked, factor, replace(weighed.state, sums=sums))
+            loop.carry(*following.values, *weighed.values)
+        here, weighed = Place(*loop.results[:2]), Weighed.of(loop.results[2:], count, parts)
+        turns.wait()
+        sums = self._add(weighed, here)
+        turns.end_last()
+        return replace(weighed.state, sums=finished(b, sums))
+
+    def _release(self, place: Place) -> None:
+        """A stage that the warp has read."""
+        b = self.b
+        b.warp_barrier()
+        with b.when(b.lane == 0):
+            self.empty.arrive(place.stage)
 
     def _stage(self, place: Place) -> Value:
         """The descriptor of its first bytes."""
         b = self.b
         first = (self.base & 0x3FFFF) >> 4
         return descriptor_at(b, place.stage * (self.shape.bytes >> 4) + first, ATOM_BYTES)
-
-    def _turn(
-        self,
-        turns: Turns,
-        weighed: Weighed,
-        here: Place,
-        queries: Fragments,
-        following: Place,
-    ) -> list[Value]:
-        """Scores of the next tile, and sums of y."""
-        self.full.wait(following.stage, following.phase)
-        turns.wait()
-        sums = self._add(weighed, self._stage(here))
-        scores = self._score(queries, self._stage(following))
-        turns.end()
-        return finished(self.b, [*scores, *sums])
-
-    def _last_turn(self, turns: Turns, weighed: Weighed, here: Place, count: int) -> list[Value]:
-        b = self.b
-        turns.wait()
-        sums = self._add(weighed, self._stage(here))
-        turns.end_last()
-        return [*[b.const(0.0, "f32")] * count, *finished(b, sums)]
 
     def _products(
         self,
@@ -282,17 +281,38 @@ class _Tile(MmaTile):
         unset = [b.undefined("f32") for _ in range(shape.keys // 2)]
         return self._products(self._wgmma(shape.keys), queries, addresses, unset, adds=False)
 
-    def _add(self, weighed: Weighed, tile: Value) -> list[Value]:
-        """Start products of weights and the values of the tile at a descriptor, added to sums."""
+    def _add(self, weighed: Weighed, place: Place) -> list[Value]:
+        """Start products of weights and the values of a stage's tile, added to sums."""
         b, shape = self.b, self.shape
         weights, sums = weighed.weights, weighed.state.sums
         fenced = begin_products(b, [*sums, *registers_of(weights)])
         sums, weights = fenced[: len(sums)], like(weights, fenced[len(sums) :])
+        instruction = self._wgmma(2 * len(sums), transposed=True)
+        addresses = self._beside_ones(place) if shape.sum_columns else self._values(place)
+        return self._products(instruction, weights, addresses, sums, adds=True)
+
+    def _values(self, place: Place) -> list[Value]:
+        """Descriptors of a tile's values by part and step."""
+        shape, tile = self.shape, self._stage(place)
         first = leading_bits(shape.atom_bytes) + (shape.values >> 4)
-        addresses = [
-            tile + (first + (part * shape.v_part + step * 16 * ATOM_BYTES >> 4))
+        return [
+            tile + (first + (part * shape.v_part + step * STEP_BYTES >> 4))
             for part in range(shape.parts)
             for step in range(shape.keys // 16)
         ]
-        instruction = self._wgmma(shape.value_head, transposed=True)
-        return self._products(instruction, weights, addresses, sums, adds=True)
+
+    def _beside_ones(self, place: Place) -> list[Value]:
+        """The same where ones are the next atom. From step to step it comes nearer: counted from
+        the last one on, what is added is above 0."""
+        b, shape = self.b, self.shape
+        nearer, last = leading_bits(STEP_BYTES) - (STEP_BYTES >> 4), shape.keys // 16 - 1
+        address = self.base + (shape.values + last * STEP_BYTES)
+        first = ((address & 0x3FFFF) >> 4) + (self.ones - address >> 4 << 16)
+        # Of 32 bits: a stage further on, and as much nearer to the ones.
+        stage = leading_bits(shape.bytes) - (shape.bytes >> 4)
+        tile = descriptor_at(b, first - place.stage * stage, ATOM_BYTES)
+        return [tile + nearer * (last - step) for step in range(last + 1)]
+
+
+def _by_columns(scores: Sequence[Value]) -> list[list[Value]]:
+    return [list(scores[i : i + 4]) for i in range(0, len(scores), 4)]

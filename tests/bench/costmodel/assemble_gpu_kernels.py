@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="draw")
     parser.add_argument("--count", type=int, default=4000, help="of draws")
     parser.add_argument("--family", nargs="*", default=(), help="only kernels of these")
+    parser.add_argument("--doubted", action="store_true", help="what the model knows least surely")
     parser.add_argument("--seconds", type=float, default=float("inf"))
     args = parser.parse_args()
     end = time.perf_counter() + args.seconds
@@ -65,20 +66,21 @@ def main() -> None:
     known = {row["draw"] for row in compile_kernels.read(path)}
     numbers = range(args.first, args.first + args.count)
     wanted = (number for number in numbers if number not in known)
-    for batch in batches(wanted, frozenset(args.family)):
+    for batch in batches(wanted, frozenset(args.family), args.doubted):
         if time.perf_counter() > end:
             return
-        lines = [json.dumps(row) + "\n" for row in assembled(batch)]
+        added = {"added": bool(args.family or args.doubted)}  # to learn from, not to judge by
+        lines = [json.dumps(row | added) + "\n" for row in assembled(batch)]
         with gzip.open(path, "at", encoding="utf-8") as file:  # a member of its own, whole
             file.writelines(lines)
     print("all of them")
 
 
-def batches(numbers: Iterable[int], families: frozenset[str]) -> Iterator[Wanted]:
+def batches(numbers: Iterable[int], families: frozenset[str], doubted: bool) -> Iterator[Wanted]:
     """Kernels of one target each; all families where none is named."""
     waiting: dict[str, Wanted] = {}
     for number in numbers:
-        candidate = gpu_kernel_set.draw(number)
+        candidate = gpu_kernel_set.draw(number, doubted)
         if candidate is None or (families and candidate.family not in families):
             continue
         target, name = candidate.task.target, candidate.kernel.name

@@ -50,6 +50,11 @@ class Assembled:
         return bool(self.row["usual"])
 
     @property
+    def sampled(self) -> bool:
+        """Whether it was drawn as all families are, and not added for what it teaches."""
+        return not self.row["added"]
+
+    @property
     def target(self) -> str:
         return str(self.row["target"])
 

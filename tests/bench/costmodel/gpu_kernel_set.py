@@ -2,21 +2,27 @@
 
 They are numbered: of a task (formats, K, target) at random one kernel: a strategy, a kind, a
 schedule, all as likely as each other. Most have formats that are usual, every `ANY_EVERY`th any
-that there are. Machine code does not depend on N, which only decides what splits there are, and
-hardly on K where it fills all groups and stages.
+that there are. `doubted` ones have one of the schedules whose registers the present model knows
+least surely: they teach most, but say nothing of how well it predicts. Machine code does not depend
+on N, which only decides what splits there are, and hardly on K where it fills all groups and
+stages.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from functools import cache, cached_property
 
+import numpy as np
 from abqc.codegen.gpu.arch import ALL, SM_75, GpuArch
 from abqc.codegen.gpu.matmul.schedule import Schedule
 from abqc.codegen.gpu.matmul.strategy import GpuStrategy, KnownCode
 from abqc.codegen.strategy import Kernel, MatmulSpec
 from abqc.codegen.targets.cuda import CudaTarget
+from abqc.costmodel import assembly
+from abqc.costmodel.assembly import shipped_assembly
 from abqc.dialects.formats import Half, parse_scheme
 
 TARGETS = tuple(arch for arch in ALL if arch != SM_75)
@@ -42,6 +48,7 @@ RAGGED = (256, 320, 384, 576, 640, 896, 1000, 1100, 1152, 2304, 2880, 3000, 4544
 RAGGED_SHARE = 0.12
 ANY_EVERY = 4
 SPLIT_SHARE = 0.2  # of kernels that may be split
+DOUBTED_SHARE = 0.2  # of the schedules of a task
 OTHER_BOUNDS = 0.05  # of kernels with a bound on registers: another one than their plan's
 
 
@@ -89,8 +96,9 @@ class GpuCandidate:
         return code.family
 
 
-def draw(number: int) -> GpuCandidate | None:
-    """Kernel `number`; None where what was drawn is not possible."""
+def draw(number: int, doubted: bool = False) -> GpuCandidate | None:
+    """Kernel `number`, or the doubted one of this number; None where what was drawn is not
+    possible."""
     rng = random.Random(number)
     usual = number % ANY_EVERY != 0
     task = _task(rng, usual)
@@ -108,8 +116,22 @@ def draw(number: int) -> GpuCandidate | None:
     every = [s for s in every if s.kind == kind and (split or s.split == 1)]
     if not every:
         return None
+    if doubted:
+        every = least_certain(strategy, task, every)
     bound = rng.randrange(48, 200, 8) if rng.random() < OTHER_BOUNDS and kind == "rows" else 0
     return GpuCandidate(task, strategy, rng.choice(every), usual, bound)
+
+
+def least_certain(
+    strategy: GpuStrategy, task: GpuTask, schedules: list[Schedule]
+) -> list[Schedule]:
+    """A part of `schedules`, of one kind."""
+    assert isinstance(strategy, KnownCode)
+    codes = [code for s in schedules if (code := strategy.code(task.spec, s)) is not None]
+    family = shipped_assembly().families[codes[0].family]
+    rows = np.array([assembly.row(code, family.names, task.target, code.bound) for code in codes])
+    order = np.argsort(family.registers.certainty(rows), kind="stable")
+    return [schedules[i] for i in order[: math.ceil(DOUBTED_SHARE * len(order))]]
 
 
 def known(strategy: GpuStrategy, spec: MatmulSpec, schedule: Schedule) -> bool:

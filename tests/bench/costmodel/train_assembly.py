@@ -6,7 +6,8 @@ FOLDER is that of `assemble_gpu_kernels.py`. Held out: `shapes`, kernels of the 
 all at a time, whose formats are usual, or any; `widths`, weights of 3 and 6 bits; `target`, sm_89.
 Of each prediction: registers within 8, mean error of registers; the number of blocks that fit an SM
 by them; spills yes or no, and how many of those that spill were found; issue slots of a turn of the
-main loop: within 8 %, and mean error. Kernels are judged with the bounds that their plans have.
+main loop: within 8 %, and mean error. Judged are kernels with the bounds that their plans have, and
+none that were added (`--family`, `--doubted`).
 `plan` is what these reckon with, `median` that of the family in training. Networks help with
 registers alone. With `operations` trees see the histogram of the kernel's MLIR too, `tokens` is the
 sequence model over it; both need the kernel to be emitted.
@@ -102,7 +103,7 @@ def splits(kernels: Sequence[Assembled]) -> dict[str, list[Fold]]:
     """Training sets and what is judged by each."""
 
     def fold(out: Callable[[Assembled], bool]) -> Fold:
-        judged = [k for k in kernels if out(k) and k.as_planned]
+        judged = [k for k in kernels if out(k) and k.as_planned and k.sampled]
         return [k for k in kernels if not out(k)], judged
 
     number = {k: place % FOLDS for place, k in enumerate(sorted({k.task.k for k in kernels}))}

@@ -9,6 +9,7 @@ import lzma
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import abqc
@@ -26,6 +27,7 @@ from .plan import Plan
 
 FLOAT_SUMS = 1e-5  # of an output's range: f32 sums in another order
 BF16_PAIRS = 3e-5  # attention's products on tensor cores (docs/gpu.md)
+HALVES = 2e-3  # the same of f16
 ONE_STEP = 4e-3  # a code that differs by one step, docs/numerics.md
 
 
@@ -105,6 +107,22 @@ def every() -> list[Operators]:
     ids = [{"i": integers(count, low=0, high=300)} for count in (1, 70)]
     return [
         Operators("attention", _attention, attention, ("attention_rows", "attention_"), BF16_PAIRS),
+        # By `mma.sync` with tiles of 32 keys, which wide heads have.
+        Operators(
+            "attention-80",
+            partial(_attention, 80),
+            [_heads(9, 40, 80), _heads(64, 70, 80)],
+            ("attention_bf16x3_d80_",),
+            BF16_PAIRS,
+        ),
+        Operators(
+            "attention-160-f16",
+            partial(_attention, 160, projected=True),
+            [_heads(9, 40, 160), _heads(64, 70, 160)],
+            ("attention_f16_d160_",),
+            HALVES,
+            "w4a16",
+        ),
         Operators(
             "norms",
             _norms,
@@ -137,24 +155,28 @@ def every() -> list[Operators]:
     ]
 
 
-def _heads(rows: int, keys: int) -> Feeds:
+def _heads(rows: int, keys: int, columns: int = 32) -> Feeds:
     return {
-        "q": normal(1, 4, rows, 32),
-        "k": normal(1, 4, keys, 32),
-        "v": normal(1, 4, keys, 32),
+        "q": normal(1, 4, rows, columns),
+        "k": normal(1, 4, keys, columns),
+        "v": normal(1, 4, keys, columns),
         "mask": np.where(normal(1, 1, rows, keys) > 1, np.float32(-1e9), np.float32(0)),
     }
 
 
-def _attention() -> Graph:
+def _attention(columns: int = 32, *, projected: bool = False) -> Graph:
+    """`projected`: queries are products with weights, which a recipe is about."""
     g = Graph(
-        q=("float32", 1, 4, "m", 32),
-        k=("float32", 1, 4, "t", 32),
-        v=("float32", 1, 4, "t", 32),
+        q=("float32", 1, 4, "m", columns),
+        k=("float32", 1, 4, "t", columns),
+        v=("float32", 1, 4, "t", columns),
         mask=("float32", 1, 1, "m", "t"),
     )
-    scores = g("MatMul", "q", g("Transpose", "k", perm=[0, 1, 3, 2]))
-    masked = g("Add", g("Mul", scores, np.float32(32**-0.5)), "mask")
+    queries = "q"
+    if projected:
+        queries = g("MatMul", "q", normal(columns, columns) * np.float32(columns**-0.5))
+    scores = g("MatMul", queries, g("Transpose", "k", perm=[0, 1, 3, 2]))
+    masked = g("Add", g("Mul", scores, np.float32(columns**-0.5)), "mask")
     g("MatMul", g("Softmax", masked, axis=-1), "v")
     return g
 

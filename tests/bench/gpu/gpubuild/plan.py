@@ -52,6 +52,8 @@ OTHERS = {
 # Small models of the kernels that are no matmuls (operators.py).
 OPERATORS = (
     "attention",
+    "attention-80",
+    "attention-160-f16",
     "norms",
     "norm-packs",
     "gated-packs",

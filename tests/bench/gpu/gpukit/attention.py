@@ -32,7 +32,6 @@ def measure(device: KitDevice, index: int) -> dict[str, Any]:
             # All heads have the same rows: so many random numbers take no second to make.
             whole = np.broadcast_to(rows, (shared, *rows.shape)).tobytes()
             device.write(base + (2 * copy + number) * size, whole)
-    device.call("cuCtxSynchronize")
     y_bytes = 4 * q.size
     limits = np.zeros((job.rows, 2), np.int32)
     held = [device.upload(array) for array in (q, _mask(job), np.zeros(2048, np.int32), limits)]

@@ -113,8 +113,6 @@ class KitDevice(Cuda):
         """A new buffer with what is in `array`; `free` releases it."""
         address = self.allocate(max(array.nbytes, 16))
         self.write(address, np.ascontiguousarray(array).tobytes())
-        # From pageable memory the copy may still be under way, and our stream waits for no other.
-        self.call("cuCtxSynchronize")
         return address
 
     def read(self, address: int, nbytes: int) -> np.ndarray:
