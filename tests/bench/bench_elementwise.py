@@ -124,6 +124,8 @@ def graphs() -> dict[str, Graph]:
         "cast_bool": ([node("Cast", "x", to=TensorProto.BOOL)], {}),
         "cast_i64_f32": ([node("Cast", "n", to=FLOAT)], {}),
         "cast_i64_i32": ([node("Cast", "n", to=TensorProto.INT32)], {}),
+        "greater": ([node("Greater", "x z")], {}),
+        "where": ([node("Less", "x z", "c"), node("Where", "c x z")], {}),
     }
 
 

@@ -23,15 +23,14 @@ from ..float_products.tile import PANEL, broadcast, multiply_add
 from .online import OnlineSoftmax, across, padded_columns
 
 HEIGHTS = (1, 2, 3, 4, 6, 8)  # rows of register tiles
-# Panels of 16 sums in registers, by their bits.
-SUMS = {512: 24, 256: 6, 128: 2}
+SUMS = {512: 24, 256: 6, 128: 2}  # panels of 16 that registers hold, by their bits
 
 
 def _padded(columns: int) -> int:
     return -(-columns // PANEL) * PANEL
 
 
-def by_height(b: Builder, count: Value, most: int, tile: Callable[[Value, int], None]) -> None:
+def _by_height(b: Builder, count: Value, most: int, tile: Callable[[Value, int], None]) -> None:
     """Call `tile(row, height)` for tiles of at most `most` rows that cover `count`, the last one
     of the least height that is enough."""
     heights = [height for height in HEIGHTS if height <= most]
@@ -112,7 +111,7 @@ class KeyCodes:
                 for r, score in enumerate(self._products(b, row, height)):
                     b.store(score, state.scores, (row + r) * state.keys + at)
 
-            by_height(b, state.rows.count, most, tile)
+            _by_height(b, state.rows.count, most, tile)
 
     def _transpose(self, b: Builder, bases: Sequence[Value]) -> None:
         """Words and scales of 16 rows onto the stack."""
@@ -172,9 +171,11 @@ class KeyCodes:
             b.load(self.words, (first + j) * PANEL, PANEL) for j in range(self.stored.unit_words)
         ]
         for j, code in enumerate(self.stored.codes_of_words(b, words)):
-            for r, total in enumerate(sums):
-                query = broadcast(b, self.queries, (row + r) * self.pitch + (column + j))
-                sums = [*sums[:r], multiply_add(b, query, code, total), *sums[r + 1 :]]
+            places = [(row + r) * self.pitch + (column + j) for r in range(len(sums))]
+            sums = [
+                multiply_add(b, broadcast(b, self.queries, place), code, total)
+                for place, total in zip(places, sums, strict=True)
+            ]
         return sums
 
 
@@ -276,7 +277,7 @@ class ValueCodes:
                 for place, total in zip(places, loop.results, strict=True):
                     b.store(total, state.sums, place)
 
-        by_height(b, state.rows.count, min(most, HEIGHTS[-1]), tile)
+        _by_height(b, state.rows.count, min(most, HEIGHTS[-1]), tile)
 
     def _codes(self, b: Builder, base: Value, first: Value, panels: range) -> list[Value]:
         """Panels of a row's codes from column `first` on, f32."""
