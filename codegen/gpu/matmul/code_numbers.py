@@ -152,6 +152,7 @@ def tile_code(spec: MatmulSpec, plan: TilePlan, activation: Activation) -> Kerne
 def planes_code(plan: PlanesPlan) -> KernelCode:
     """Of planes/."""
     threads, schedule = plan.schedule.threads, plan.schedule
+    turns = UNROLLED if plan.few_blocks else plan.split_blocks  # the same code as of many
     pieces = (
         plan.weight_stage_bytes // PIECE_BYTES,
         plan.row_pieces.tokens * plan.row_pieces.per_token,
@@ -201,8 +202,9 @@ def planes_code(plan: PlanesPlan) -> KernelCode:
             "chains": len(plan.chains),
             "chain_steps": sum(chain.steps for chain in plan.chains),
             "negative": sum(bool(chain.negative) for chain in plan.chains),
-            "turns": min(plan.split_blocks, FEW),
-            "more_turns": min(plan.split_blocks, UNROLLED),
+            "few_blocks": plan.few_blocks,
+            "turns": min(turns, FEW),
+            "more_turns": min(turns, UNROLLED),
             "ragged_k": plan.ragged,
             "planned_registers": plan.registers + ADDRESSES,
             "lane_values": plan.lane_values,

@@ -18,7 +18,7 @@ from ..arch import WARP, GpuArch
 from ..builder import POINTER, WEIGHT, GpuBuilder, kernel
 from ..matmul.grid_block import grid_block
 from ..matmul.reduction import Finish, Finisher
-from ..rolled_loops import keep_rolled
+from ..rolled_loops import keep_rolled, unknown
 from .copy import PlaneCopies
 from .layout import HALVES, TILE_COLUMNS
 from .mma import Counts, PlaneProducts
@@ -118,8 +118,9 @@ class PlanesBody:
         one group, and f32 for several."""
         plan, b = self.plan, self.b
         begin = self.split * plan.split_blocks
+        end, n = b.min(begin + plan.split_blocks, plan.k_blocks), self.operands.n
         # n is no negative number, but LLVM does not know how many turns there are.
-        end = b.min(begin + plan.split_blocks, plan.k_blocks) - (self.operands.n >> 31)
+        end = unknown(end, n) if plan.few_blocks else end - (n >> 31)
         stages = plan.schedule.stages
         for i in range(stages - 1):
             self._prefetch(begin + i, end, b.const(i, "i32"))

@@ -238,6 +238,11 @@ class PlanesPlan:
         units = -(-self.k_blocks // self.split_unit)
         return -(-units // self.schedule.split) * self.split_unit
 
+    @property
+    def few_blocks(self) -> bool:
+        """Whether all of a split fit the stages at once."""
+        return self.split_blocks <= self.schedule.stages
+
     def segments(self) -> Iterator[Segment]:
         """The MMAs along K of a warp's part of a block, for one pair of planes."""
         pitch, whole = self.group_pitch, 0xFFFFFFFF
