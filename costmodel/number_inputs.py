@@ -1,6 +1,7 @@
 """What a network looks at of rows of numbers: their logarithms, and where they lie between values
 that it was trained with: numbers of kernels take few values each, and code changes from one to the
-next. One number is a name: all that counts is which of those that were learned it is.
+next. One number is a name: all that counts is which of those that were learned it is; another one
+is taken for the last before it (a target for the one that it follows).
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class NumberInputs:
     def __call__(self, rows: F64) -> F32:
         logarithms = np.clip((_logarithms(rows) - self.mean) * self.scale, -CLIP, CLIP)
         steps = _steps(rows[:, self.feature], self.low, self.high) - self.share
-        which = rows[:, self.named, None] == self.names
+        place = np.searchsorted(self.names, rows[:, self.named], side="right") - 1
+        which = np.arange(len(self.names)) == np.maximum(place, 0)[:, None]
         return np.concatenate([logarithms, steps, which], axis=1).astype(np.float32)
 
     def arrays(self) -> dict[str, NDArray[Any]]:

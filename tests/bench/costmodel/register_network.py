@@ -9,8 +9,8 @@ from abqc.costmodel.dense_network import F32, DenseNetwork, Layer
 from abqc.costmodel.register_counts import BINS
 from abqc.costmodel.trees import F64
 
-WIDTH, DEPTH, DROPPED = 56, 3, 0.1
-EPOCHS, BATCH, RATE, DECAY = 60, 192, 4e-3, 1e-2
+WIDTH, DEPTH, DROPPED = 72, 3, 0.15
+EPOCHS, BATCH, RATE, DECAY = 90, 192, 4e-3, 1e-2
 BLUR = 3.0  # registers: neighbouring counts are nearly as good
 
 

@@ -45,7 +45,7 @@ REGISTERS, SLOTS = 8, 0.08  # what counts as right
 SM_REGISTERS = 65536
 COMMON = 0.02  # of the kernels, that have an operation: rarer ones are left out
 BOOSTING = {
-    "registers": Boosting(200, 6, 48, 0.1, "regression", 0.6),
+    "registers": Boosting(100, 6, 48, 0.2, "regression", 0.6),
     "spills": Boosting(100, 5, 16, 0.08, "binary", 0.6),
     "slots": Boosting(160, 6, 32, 0.08, "huber", 0.6),
 }
