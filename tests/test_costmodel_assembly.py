@@ -119,6 +119,16 @@ def test_of_two_likely_counts_one_is_said() -> None:
     assert found == 143
 
 
+def test_what_is_likely_twice_is_less_certain() -> None:
+    rows = np.array([[1.0, 90.0, 0.0, 255.0]])
+    scores = np.full(len(BINS), -20.0)
+    scores[BINS == 126] = 0
+    once = counts_by(step(0, 0, 126, 126), network_of(scores, INPUTS.count)).certainty(rows)
+    scores[BINS == 166] = 5
+    twice = counts_by(step(0, 0, 126, 126), network_of(scores, INPUTS.count)).certainty(rows)
+    assert 0.5 < twice[0] < once[0] <= 1
+
+
 def test_inputs_are_logarithms_steps_and_names() -> None:
     rows = np.array([[1.0, 5.0, 80.0], [2.0, 5.0, 90.0], [4.0, 5.0, 90.0], [4.0, 5.0, 90.0]])
     inputs = NumberInputs.of(rows, most=4, named=-1)
@@ -128,7 +138,9 @@ def test_inputs_are_logarithms_steps_and_names() -> None:
     np.testing.assert_array_equal(seen[:, 1], 0)  # of a number that is always the same
     (between,) = inputs(np.array([[3.0, 6.0, 86.0]]))
     np.testing.assert_allclose(between[3:5] + inputs.share, [1, 0.5], rtol=1e-5)
-    np.testing.assert_array_equal(between[5:], 0)
+    np.testing.assert_array_equal(between[5:], [1, 0])  # the name before
+    (first,) = inputs(np.array([[3.0, 6.0, 70.0]]))
+    np.testing.assert_array_equal(first[5:], [1, 0])
     many = NumberInputs.of(np.arange(200.0).reshape(100, 2), most=4, named=1)
     assert len(many.feature) == 4
 
