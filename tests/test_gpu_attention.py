@@ -426,6 +426,18 @@ def test_rows_without_a_score_are_nan_and_finite_masks_are_not(
     assert np.isfinite(y[..., 2:, :]).all()
 
 
+@pytest.mark.parametrize("score", [0.0, 15.0])
+def test_masks_whose_bases_are_rounded(score: float) -> None:
+    """Near 2^27 exponents are multiples of 16: a base 8 below one may lie 16 below."""
+    case = Case(AttentionSpec(16, 16, "add", "f16"), rows=9, keys=70, heads=1, mask_axes="mt")
+    q, k, v, mask = inputs(case)
+    q[:], k[:], mask[:] = score / 16, 1, 0
+    mask[..., 1, :] = mask[..., 2, :64] = -1e8  # all of a row, and of its first tile
+    y = run(case, q, k, v, mask, 1.0)
+    want = expected(case, q, k, v, mask, 1.0)
+    assert np.abs(y - want).max() <= 1e-3 * np.abs(want).max()
+
+
 @pytest.mark.parametrize(("rows", "precision"), KINDS)
 @pytest.mark.parametrize("keys", [40, 140])
 def test_guarded_rows_are_zero_instead(rows: int, precision: Precision, keys: int) -> None:

@@ -184,7 +184,10 @@ class Weights:
             least = b.max(b.to_float(self.keys) * LEAST_OF_A_KEY, least)
         most = b.select(before == 0.0, b.const(LARGEST, "f32"), LARGEST_OF_ALL)
         unshifted = (b.exp2(largest) >= least) & (largest <= most)
-        return b.select(unshifted, b.const(0.0, "f32"), largest - LARGEST)
+        below = largest - LARGEST
+        # Beside 2^27, a mask of -1e8, this may be 16 below: a weight that f16 has not.
+        below = b.select(largest - below > LARGEST, largest, below)
+        return b.select(unshifted, b.const(0.0, "f32"), below)
 
     def _weights(
         self, scores: Tiles, factor: Value, bases: Sequence[Value] | None
