@@ -370,6 +370,17 @@ def test_vectors_of_channels_give_the_same(
     np.testing.assert_array_equal(sums, case.accumulators())
 
 
+def test_names_of_kernels_say_how_many_channels_are_computed_at_once() -> None:
+    """Of one convolution to 16 channels and one to 48, each has a body of its own."""
+    names = []
+    for n in (16, 48, 33):
+        product = MatmulSpec(n, 54, parse_scheme("w8"), parse_scheme("a8"))
+        kernel = STRATEGY.conv_kernel(CodeConvSpec(product, (3, 3), (1, 1), (1, 1))).patches
+        assert kernel is not None
+        names.append(kernel.name)
+    assert names[0] != names[1] == names[2]
+
+
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 def test_vectors_of_channels_have_epilogues(isa: Isa) -> None:
     case = Case.random(isa, SMALL, "w8", "a8", None)

@@ -1,8 +1,7 @@
 """Convolutions in bf16 without a matrix of patches: those of `float_products/direct_conv.py`, whose
 planes and weights are pairs of channels (i32, `Bf16ConvSpec`).
 
-    kernel (i, x: memref<?xi32>, w: memref<?xi32>, bias: memref<?xf32>, inputs: memref<?xf32>...,
-            y: memref<?xf32>,
+    kernel (i, x: memref<?xi32>, w: memref<?xi32>, bias: memref<?xf32>, inputs..., y: memref<?xf32>,
             groups, outputs, pairs, pitch, plane, height, width, rows: index)
 
 A vector of pairs of pixels meets a pair of weights: VDPBF16PS where a CPU has it, else two f32

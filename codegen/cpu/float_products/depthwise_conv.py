@@ -1,7 +1,6 @@
 """Convolutions in f32 of every channel by itself: `y[b, c] = bias[c] + sum of w[c, v] x[b, c, ..]`.
 
-    kernel (i, x: memref<?xf32>, w: memref<?xf32>, bias: memref<?xf32>, inputs: memref<?xf32>...,
-            y: memref<?xf32>,
+    kernel (i, x: memref<?xf32>, w: memref<?xf32>, bias: memref<?xf32>, inputs..., y: memref<?xf32>,
             groups, outputs, channels, pitch, plane, height, width, rows: index)
 
 The arguments are those of `direct_conv.py`, but that `x` are images without zeros around them,

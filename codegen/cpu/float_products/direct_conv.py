@@ -1,7 +1,6 @@
 """Convolutions in f32 without a matrix of patches: `y[b, n] = bias[n] + sum of w[n, c, v] x[...]`.
 
-    kernel (i, x: memref<?xf32>, w: memref<?xf32>, bias: memref<?xf32>, inputs: memref<?xf32>...,
-            y: memref<?xf32>,
+    kernel (i, x: memref<?xf32>, w: memref<?xf32>, bias: memref<?xf32>, inputs..., y: memref<?xf32>,
             groups, outputs, channels, pitch, plane, height, width, rows: index)
 
 `x` are planes: an image with its zeros around it, one for each batch, channel and phase. A phase
@@ -18,7 +17,7 @@ has `weights_by_sample`. The grid is `Kernel.grid(batch, blocks of
 outputs, blocks of channels)`, channels first; an index does OUTPUTS outputs of one block.
 
 Outputs wait on the stack and go from there to `y`, row by row, through the epilogue if there is
-one, which reads `inputs`.
+one, which reads `inputs`, f32 or i8 or i32, and may make `y` memref<?xi8>.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@
             rows, pitch, height, width, m, n: index)
 
 `q` are planes and `w` panels (`layout.py`); y is [B, n, height, width], with `accumulators`
-memref<?xi32> and exact sums; `inputs` are those of an epilogue. `rows` and `pitch` are those of
-planes. The grid is `Kernel.grid(batch, (height - 1) * pitch + width, n)`, channels first; `m`, the
-number of outputs of a channel, is for profiles and not read.
+memref<?xi32> and exact sums; `inputs` are those of an epilogue, f32 or i8 or i32, which may make y
+memref<?xi8>. `rows` and `pitch` are those of planes. The grid is `Kernel.grid(batch, (height - 1) *
+pitch + width, n)`, channels first; `m`, the number of outputs of a channel, is for profiles and not
+read.
 
 Outputs are numbered by the pitch, p = row * pitch + column, as in float convolutions
 (`float_products/direct_conv.py`): lanes are consecutive p, across the ends of rows, and what an

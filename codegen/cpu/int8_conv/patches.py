@@ -42,7 +42,7 @@ FEW_REGISTERS = (4, 2, 1)  # of one panel, in 16
 
 def patches_kernel(spec: CodeConvSpec, name: str, epilogue: Epilogue | None) -> Kernel:
     """`name` is that of the kernel of direct convolution without an epilogue."""
-    own = name_with(f"{name}_patches", epilogue)
+    own = name_with(f"{name}_by{spec.patch_channels}_patches", epilogue)
     block = 1, spec.patch_outputs, -(-spec.n // spec.patch_channels)
     emit = partial(_emit, own, spec, epilogue)
     return Kernel(own, block, emit, uses=frozenset({"dot"}))
