@@ -72,20 +72,25 @@ def _is_output(op: ir.Operation, value: ir.Value) -> bool:
     return others == {"func.return"} and [user for user, _ in uses(buffer)].count(op) == 1
 
 
-def known_bytes(nest: Nest) -> int | None:
-    """Of the output, where all sizes are known."""
+def streams(nest: Nest) -> bool | None:
+    """Whether a nest stores its output around the caches; None where a run decides."""
+    if not can_stream(nest):
+        return False
     type_ = ir.MemRefType(nest.operands[-1].type)
     if not type_.has_static_shape:
         return None
-    return prod(type_.shape) * type_.element_type.width // 8
+    return prod(type_.shape) * type_.element_type.width // 8 >= STREAM_BYTES
 
 
-def output_bytes(nest: Nest, sizes: dict[int, ir.Value]) -> ir.Value:
-    """Of the output, at the insertion point."""
+def is_large(nest: Nest, sizes: dict[int, ir.Value]) -> ir.Value:
+    """Whether a run's sizes make an output that is stored so, at the insertion point."""
     total = index(ir.MemRefType(nest.operands[-1].type).element_type.width // 8)
     for size in sizes.values():
         total = arith.MulIOp(total, size).result
-    return total
+    least = arith.CmpIPredicate.uge
+    large = arith.CmpIOp(least, total, index(STREAM_BYTES)).result
+    long = arith.CmpIOp(least, sizes[nest.inner[0]], index(PIECE)).result
+    return arith.AndIOp(large, long).result
 
 
 class StreamedBody(Body):
