@@ -125,7 +125,10 @@ class StreamedBody(Body):
         memref.StoreOp(value, self.piece, [self.place])
 
     def _stream(self, dim: int, first: ir.Value, count: ir.Value) -> None:
-        """The piece, to the output from `first` on: whole lines, what is before and behind them."""
+        """The piece, to the output from `first` on: whole lines, what is before and behind them.
+
+        Buffers begin at lines (one of a caller that does not is copied into); rows may not.
+        """
         target = self.inside[self.nest.operands[-1]]
         element = ir.MemRefType(target.type).element_type
         size = element.width // 8
@@ -133,11 +136,7 @@ class StreamedBody(Body):
         self.ivs[dim] = first
         address = self._address(target, self._indices(self.nest.maps[-1]), size)
         behind = arith.RemUIOp(arith.SubIOp(index(0), address).result, index(LINE)).result
-        head = arith.DivUIOp(behind, index(size)).result
-        # Nothing is a whole line where a caller's memory does not begin at an element.
-        odd = arith.RemUIOp(address, index(size)).result
-        odd = arith.CmpIOp(arith.CmpIPredicate.ne, odd, index(0)).result
-        head = arith.SelectOp(odd, count, arith.MinUIOp(head, count).result).result
+        head = arith.MinUIOp(arith.DivUIOp(behind, index(size)).result, count).result
         lines = arith.DivUIOp(arith.SubIOp(count, head).result, index(LINE // size)).result
         whole = arith.MulIOp(lines, index(LINE // size)).result
         tail = arith.AddIOp(head, whole).result
