@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from abqc.dialects.mlir import arith, func, ir, scf
+from abqc.dialects.mlir import func, ir, scf
 
 from .infrastructure import Unit, register
 from .kernels.checks import check_arguments, check_types, checks_of, raise_in_kernel
@@ -18,15 +18,7 @@ from .kernels.loop_body import Body
 from .kernels.loop_nest import Nest, analyse, grid_size, grid_work, loop_sizes
 from .kernels.outlining import Library, arguments_of, outline_all
 from .kernels.sizes import loosen_sizes
-from .kernels.streamed import (
-    STREAM_BYTES,
-    StreamedBody,
-    can_stream,
-    known_bytes,
-    mark_streamed,
-    output_bytes,
-)
-from .resolve_dims import index
+from .kernels.streamed import StreamedBody, is_large, mark_streamed, streams
 
 
 @register
@@ -37,7 +29,7 @@ def outline_kernels(module: ir.Operation, unit: Unit) -> None:
 
 def _outline(module: ir.Operation, op: ir.Operation, library: Library) -> None:
     nest = analyse(op)
-    known = known_bytes(nest) if can_stream(nest) else 0
+    streamed = streams(nest)
     with ir.InsertionPoint(op), op.location:
         loosen_sizes(nest)
         sizes = loop_sizes(nest)
@@ -51,20 +43,19 @@ def _outline(module: ir.Operation, op: ir.Operation, library: Library) -> None:
             name = library.adopt(_emit(nest, arguments, extents, library, body))
             launch(module, name, grid, operands)
 
-        if known is not None:
-            run(StreamedBody if known >= STREAM_BYTES else Body)
+        if streamed is None:
+            _choose(is_large(nest, sizes), lambda: run(StreamedBody), lambda: run(Body))
         else:
-            _choose(output_bytes(nest, sizes), lambda: run(StreamedBody), lambda: run(Body))
+            run(StreamedBody if streamed else Body)
     if nest.fill is not None:
         nest.fill.erase()
     op.erase()
 
 
-def _choose(size: ir.Value, large: Callable[[], None], small: Callable[[], None]) -> None:
-    """`large` where an output has so many bytes that it is stored around the caches."""
-    is_large = arith.CmpIOp(arith.CmpIPredicate.uge, size, index(STREAM_BYTES)).result
-    branches = scf.IfOp(is_large, has_else=True)
-    for block, run in ((branches.then_block, large), (branches.else_block, small)):
+def _choose(condition: ir.Value, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
+    """One of two launches, at the insertion point."""
+    branches = scf.IfOp(condition, has_else=True)
+    for block, run in ((branches.then_block, then), (branches.else_block, otherwise)):
         with ir.InsertionPoint(block):
             run()
             scf.YieldOp([])

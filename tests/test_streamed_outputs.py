@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from abqc.codegen.isa import Isa
-from abqc.passes import outline_kernels
+from abqc.passes.kernels import streamed
 from kernel_cases import ISAS
 from onnx import TensorProto, helper
 
@@ -33,7 +33,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("streamed") / "model.onnx"
     onnx.save(graph, path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(outline_kernels, "STREAM_BYTES", 0)
+        patch.setattr(streamed, "STREAM_BYTES", 0)
         cpu = ",".join(isa.name for isa in ISAS)
         abqc.compile(path, output=path.with_suffix(".so"), cpu=cpu)
     return path.with_suffix(".so")

@@ -72,20 +72,25 @@ def _is_output(op: ir.Operation, value: ir.Value) -> bool:
     return others == {"func.return"} and [user for user, _ in uses(buffer)].count(op) == 1
 
 
-def known_bytes(nest: Nest) -> int | None:
-    """Of the output, where all sizes are known."""
+def streams(nest: Nest) -> bool | None:
+    """Whether a nest stores its output around the caches; None where a run decides."""
+    if not can_stream(nest):
+        return False
     type_ = ir.MemRefType(nest.operands[-1].type)
     if not type_.has_static_shape:
         return None
-    return prod(type_.shape) * type_.element_type.width // 8
+    return prod(type_.shape) * type_.element_type.width // 8 >= STREAM_BYTES
 
 
-def output_bytes(nest: Nest, sizes: dict[int, ir.Value]) -> ir.Value:
-    """Of the output, at the insertion point."""
+def is_large(nest: Nest, sizes: dict[int, ir.Value]) -> ir.Value:
+    """Whether a run's sizes make an output that is stored so, at the insertion point."""
     total = index(ir.MemRefType(nest.operands[-1].type).element_type.width // 8)
     for size in sizes.values():
         total = arith.MulIOp(total, size).result
-    return total
+    least = arith.CmpIPredicate.uge
+    large = arith.CmpIOp(least, total, index(STREAM_BYTES)).result
+    long = arith.CmpIOp(least, sizes[nest.inner[0]], index(PIECE)).result
+    return arith.AndIOp(large, long).result
 
 
 class StreamedBody(Body):
@@ -120,7 +125,10 @@ class StreamedBody(Body):
         memref.StoreOp(value, self.piece, [self.place])
 
     def _stream(self, dim: int, first: ir.Value, count: ir.Value) -> None:
-        """The piece, to the output from `first` on: whole lines, what is before and behind them."""
+        """The piece, to the output from `first` on: whole lines, what is before and behind them.
+
+        Buffers begin at lines (one of a caller that does not is copied into); rows may not.
+        """
         target = self.inside[self.nest.operands[-1]]
         element = ir.MemRefType(target.type).element_type
         size = element.width // 8
@@ -128,11 +136,7 @@ class StreamedBody(Body):
         self.ivs[dim] = first
         address = self._address(target, self._indices(self.nest.maps[-1]), size)
         behind = arith.RemUIOp(arith.SubIOp(index(0), address).result, index(LINE)).result
-        head = arith.DivUIOp(behind, index(size)).result
-        # Nothing is a whole line where a caller's memory does not begin at an element.
-        odd = arith.RemUIOp(address, index(size)).result
-        odd = arith.CmpIOp(arith.CmpIPredicate.ne, odd, index(0)).result
-        head = arith.SelectOp(odd, count, arith.MinUIOp(head, count).result).result
+        head = arith.MinUIOp(arith.DivUIOp(behind, index(size)).result, count).result
         lines = arith.DivUIOp(arith.SubIOp(count, head).result, index(LINE // size)).result
         whole = arith.MulIOp(lines, index(LINE // size)).result
         tail = arith.AddIOp(head, whole).result

@@ -118,8 +118,11 @@ def test_floats_that_are_no_integers_of_32_bits(tmp_path: Path) -> None:
     names = ("INT8", "UINT8", "INT32", "UINT32", "INT64")
     nodes = [helper.make_node("Cast", ["x"], [name], to=number(name)) for name in names]
     x = np.array([np.nan, np.inf, -np.inf, 3e9, -3e9, 2**31 - 128, 2**32 - 256], np.float32)
-    results = compiled(nodes, "FLOAT", dict(zip(names, names, strict=True)), tmp_path).run({"x": x})
-    i8, u8, i32, u32, i64 = (np.asarray(y).tolist() for y in results)
+    many = np.tile(x, 19)  # as vectors, and the rest
+    results = compiled(nodes, "FLOAT", dict(zip(names, names, strict=True)), tmp_path).run([many])
+    rows = [np.asarray(y).reshape(19, len(x)) for y in results]
+    assert all((row == row[0]).all() for row in rows)
+    i8, u8, i32, u32, i64 = (row[0].tolist() for row in rows)
     low = -(2**31)
     assert i32 == [low, low, low, low, low, 2**31 - 128, low]
     assert i8 == [*u8[:5], -128, 0] == [0, 0, 0, 0, 0, -128, 0] and u8[5:] == [128, 0]

@@ -319,10 +319,10 @@ def test_sizes_that_a_run_decides_are_repeated_or_not(tmp_path: Path) -> None:
     graph.check(tmp_path, *feeds)
 
 
-def written(rows: str, columns: int, end: str) -> tuple[Facts, Facts]:
+def written(rows: str, columns: int | str, end: str) -> tuple[Facts, Facts]:
     """A function that gives back the sums of two matrices of so many rows, after `end`."""
     type_ = f"memref<{rows}x{columns}xf32>"
-    size = "%n" if rows == "?" else ""
+    size = ", ".join(["%n"] * [rows, columns].count("?"))
     unit = Unit()
     with make_context():
         unit.outlined = ir.Module.parse("module {}")
@@ -353,6 +353,13 @@ def test_large_outputs_are_stored_around_the_caches() -> None:
     host, kernels = written("?", 256, "")
     assert len(host("scf.if")) == len(kernels("llvm.store")) == 1
     assert len(host("func.call")) == len(kernels("func.func")) == 2
+
+
+def test_a_run_decides_whether_rows_are_long() -> None:
+    host, kernels = written("?", "?", "")
+    assert len(host("scf.if")) == len(kernels("llvm.store")) == 1
+    assert {256, 1 << 24} <= {op.attributes["value"].value for op in host("arith.constant")}
+    assert len(host("arith.andi")) == 1
 
 
 def test_what_is_read_again_or_has_short_rows_stays_in_the_caches() -> None:
