@@ -167,8 +167,8 @@ class MmaTile(AttentionTile):
         return b.warp_max(1 - both) == 0
 
     def _queries(self) -> list[list[list[Value]]]:
-        """Fragments of A by step of 16 columns and part, scaled by a power of two; rows past the
-        last repeat it."""
+        """Fragments of A by step of 16 columns and part, with their part of the scale; rows past
+        the last repeat it."""
         b, columns = self.b, self.spec.head
         last = self.problem.rows - 1
         scale = self.scale.queries
