@@ -8,6 +8,7 @@ import abqc
 import numpy as np
 import onnx
 import pytest
+from abqc.compiler.onnx_import.values.constants import from_array
 from onnx import TensorProto, helper
 from onnx.reference.ops.op_cast import cast_to
 
@@ -128,6 +129,17 @@ def test_floats_that_are_no_integers_of_32_bits(tmp_path: Path) -> None:
     assert i8 == [*u8[:5], -128, 0] == [0, 0, 0, 0, 0, -128, 0] and u8[5:] == [128, 0]
     assert u32[3] == 3 * 10**9 and u32[5:] == [2**31 - 128, 2**32 - 256]
     assert i64[3:] == [3 * 10**9, -3 * 10**9, 2**31 - 128, 2**32 - 256]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_constants_that_are_no_integers_of_32_bits(dtype: type) -> None:
+    def cast(x: list[float]) -> list[int]:
+        constant = from_array(np.array(x, dtype)).cast(TensorProto.UINT32)
+        return constant.load().tolist()
+
+    assert cast([np.nan, np.inf, -np.inf, -1, 300.7]) == [1 << 31, 0, 1 << 31, (1 << 32) - 1, 300]
+    if dtype != np.float16:
+        assert cast([2**32 - 256, 2.0**32, -1e20]) == [2**32 - 256, 0, 1 << 31]
 
 
 def test_a_double_is_rounded_once(tmp_path: Path) -> None:

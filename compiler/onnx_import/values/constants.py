@@ -107,7 +107,7 @@ class Constant:
         )
 
     def cast(self, elem_type: int) -> Constant:
-        """The values converted as numpy does between integers and floats."""
+        """The values converted as a run does between integers and floats."""
         if elem_type == self.elem_type:
             return self
         load, dtype = self.load, helper.tensor_dtype_to_np_dtype(elem_type)
@@ -116,10 +116,23 @@ class Constant:
         return Constant(
             self.shape,
             elem_type,
-            lambda: load().astype(dtype),
+            lambda: _converted(load(), dtype),
             quantized=QuantizedConstant(self) if integers else None,
             widened_from=self.elem_type if widens else 0,
         )
+
+
+def _converted(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """As numpy does, whose results differ from build to build for floats that 32 bits without a
+    sign do not hold: these are what a CPU's kernels make of them."""
+    if array.dtype.kind != "f" or dtype != np.uint32:
+        return array.astype(dtype)
+    half = np.float32(1 << 31)
+    wide = array.astype(np.float32) if array.dtype == np.float16 else array
+    with np.errstate(invalid="ignore"):
+        big = wide >= half
+        low = np.where(big, wide - half, wide).astype(np.int32)
+    return np.where(big, low ^ np.int32(-(1 << 31)), low).view(dtype)
 
 
 def from_array(array: np.ndarray, elem_type: int | None = None) -> Constant:
