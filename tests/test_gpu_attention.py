@@ -320,6 +320,16 @@ def test_queries_have_the_range_of_f16() -> None:
         assert np.abs(y - want).max() <= 5e-3 * np.abs(want).max()  # k has few bits
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.03])
+def test_large_scores_choose_a_key(scale: float) -> None:
+    """f32 has no numbers between them that are less than 1024 apart: the largest weight is 1."""
+    case = Case(AttentionSpec(16, 16, precision="bf16x3"), rows=16, keys=70, heads=1)
+    q, k, v, mask = inputs(case)
+    q, k = q * np.float32(5e5), k * np.float32(5e5)
+    y, want = (of(case, q, k, v, mask, scale) for of in (run, expected))
+    assert np.abs(y - want).max() <= 1e-3 * np.abs(want).max()
+
+
 def check_rising(case: Case, step: float, tolerance: float) -> None:
     """Scores that rise by `step` from key to key in some rows of every warp."""
     q, k, v, mask = inputs(case)

@@ -249,8 +249,8 @@ class Problem:
 @dataclass(frozen=True)
 class Scale:
     """The scale times log2(e), so that scores are exponents of 2, in two factors: queries take all
-    of it with the sign, as far as they stay in the range of f16; the rest, above 0, is for scores
-    in f32, and is 1 where nothing is left."""
+    of it with the sign, as far as they stay in the range of f16; the rest is for scores in f32: a
+    power of two, whose products are exact, and 1 where nothing is left."""
 
     queries: Value
     scores: Value
@@ -258,11 +258,18 @@ class Scale:
     @staticmethod
     def of(b: GpuBuilder, scale: Value) -> Scale:
         factor = b.abs(scale) * LOG2_E
-        part = b.max(b.min(factor, MOST_OF_QUERIES), LEAST_OF_QUERIES)
-        rest = b.select(factor < LEAST_OF_QUERIES, factor * (1 / LEAST_OF_QUERIES), factor)
+        bits = b.bitcast(factor, "i32")
+        power, mantissa = bits & 0x7F80_0000, bits & 0x007F_FFFF | 0x3F80_0000
+        large = factor > MOST_OF_QUERIES
+        beyond = large | (factor < LEAST_OF_QUERIES)
+        # The mantissa is 1 to 2.
+        part = b.select(large, b.const(MOST_OF_QUERIES / 2, "f32"), LEAST_OF_QUERIES)
+        rest = b.select(large, b.const(2 / MOST_OF_QUERIES, "f32"), 1 / LEAST_OF_QUERIES)
+        rest = b.bitcast(power, "f32") * rest
         # Of a scale of 0, too, scores of minus infinity stay such.
         rest = b.select(rest < SMALLEST_NORMAL, b.const(SMALLEST_NORMAL, "f32"), rest)
-        rest = b.select(part == factor, b.const(1.0, "f32"), rest)
+        part = b.select(beyond, b.bitcast(mantissa, "f32") * part, factor)
+        rest = b.select(beyond, rest, b.const(1.0, "f32"))
         return Scale(b.select(scale < 0.0, -part, part), rest)
 
 
