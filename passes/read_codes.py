@@ -21,6 +21,7 @@ from .integers.loops import static_codes
 from .loops.axis_blocks import parallel_loop
 from .loops.generics import (
     asks_for_indices,
+    clone_op,
     float_constant,
     ignores_init,
     inputs,
@@ -166,9 +167,7 @@ def _cloned(value: ir.Value, block: ir.Block, known: dict[ir.Value, ir.Value]) -
     op = defining_op(value)
     if value in known or op is None or op.block != block:
         return known.get(value, value)
-    operands = [_cloned(operand, block, known) for operand in op.operands]
-    clone = op.clone().operation
-    for i, operand in enumerate(operands):
-        clone.operands[i] = operand
-    known[value] = clone.results[0]
-    return clone.results[0]
+    for operand in op.operands:
+        _cloned(operand, block, known)
+    clone_op(op, known)
+    return known[value]

@@ -17,6 +17,7 @@ from .infrastructure import Unit, register, users, walk
 from .loops.axis_blocks import parallel_loop
 from .loops.generics import (
     asks_for_indices,
+    clone_op,
     dims,
     ignores_init,
     inputs,
@@ -126,15 +127,8 @@ def _split(op: ir.Operation, found: _Invariant) -> None:
 
 def _cloned(found: _Invariant, known: dict[ir.Value, ir.Value]) -> ir.Value:
     for each in [*found.constants, *found.made_by]:
-        _clone(each, known)
+        clone_op(each, known)
     return known[found.value]
-
-
-def _clone(op: ir.Operation, known: dict[ir.Value, ir.Value]) -> None:
-    clone = op.clone().operation
-    for i, operand in enumerate(op.operands):
-        clone.operands[i] = known.get(operand, operand)
-    known[op.results[0]] = clone.results[0]
 
 
 def _rest(
@@ -149,5 +143,5 @@ def _rest(
         if inner.name == "linalg.yield":
             return known.get(inner.operands[0], inner.operands[0])
         if inner not in found.made_by:
-            _clone(inner, known)
+            clone_op(inner, known)
     raise AssertionError("a body ends with linalg.yield")

@@ -14,7 +14,7 @@ from abqc.dialects.mlir import ir, tensor
 
 from .infrastructure import Unit, defining_op, is_used, register, users, walk
 from .loops.axis_blocks import parallel_loop
-from .loops.generics import groups, inputs, iterators, maps, without_unit_axes
+from .loops.generics import clone_op, groups, inputs, iterators, maps, without_unit_axes
 from .resolve_dims import mixed_sizes
 
 _CONVOLUTIONS = ("abq.direct_conv", "abq.code_conv")
@@ -159,8 +159,5 @@ def _by(indices: list[ir.AffineExpr], other: ir.AffineMap) -> ir.AffineMap | Non
 def _cloned(body: list[ir.Operation], known: dict[ir.Value, ir.Value], value: ir.Value) -> ir.Value:
     """Clone operations at the insertion point; what `value` is there."""
     for op in body:
-        clone = op.clone().operation
-        for i, operand in enumerate(op.operands):
-            clone.operands[i] = known.get(operand, operand)
-        known[op.results[0]] = clone.results[0]
+        clone_op(op, known)
     return known[value]

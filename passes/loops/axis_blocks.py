@@ -8,7 +8,7 @@ from abqc.dialects import abq
 from abqc.dialects.mlir import arith, ir, linalg, tensor
 
 from ..resolve_dims import expand_shape, index, mixed_sizes
-from .generics import dims, ignores_init, inputs, loops_read, maps, rank
+from .generics import clone_op, dims, ignores_init, inputs, loops_read, maps, rank
 
 Body = Callable[[list[ir.Value]], ir.Value]
 
@@ -82,10 +82,7 @@ def clone_body(
         if op.name == "linalg.index":
             known[op.results[0]] = index_of(ir.IntegerAttr(op.attributes["dim"]).value)
             continue
-        clone = op.clone().operation
-        for i, operand in enumerate(op.operands):
-            clone.operands[i] = known.get(operand, operand)
-        known.update(zip(op.results, clone.results, strict=True))
+        clone_op(op, known)
     raise AssertionError("a body ends with linalg.yield")
 
 

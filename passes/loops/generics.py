@@ -220,3 +220,12 @@ def groups(reshape: ir.Operation) -> list[list[int]]:
         [ir.IntegerAttr(i).value for i in ir.ArrayAttr(group)]
         for group in ir.ArrayAttr(reshape.attributes["reassociation"])
     ]
+
+
+def clone_op(op: ir.Operation, known: dict[ir.Value, ir.Value]) -> None:
+    """Copy an operation of a body to the insertion point, with `known` in place of its operands;
+    its results are known then."""
+    clone = op.clone().operation
+    for i, operand in enumerate(op.operands):
+        clone.operands[i] = known.get(operand, operand)
+    known.update(zip(op.results, clone.results, strict=True))
