@@ -26,6 +26,7 @@ from .patterns.heads import (
     collapse_of_heads,
     match_heads,
     permutation,
+    put_one_head_in_batch,
 )
 from .patterns.score_chain import Chain, Mask, match_chain
 from .patterns.softmax import match_softmax
@@ -64,7 +65,10 @@ class _Match:
 @register
 def fuse_attention(module: ir.Operation, unit: Unit) -> None:
     """Turn softmax(q k^T) v into abq.attention."""
-    for product in walk(module, "abq.batch_matmul"):
+    products = walk(module, "abq.batch_matmul")
+    for product in products:
+        put_one_head_in_batch(product)
+    for product in products:
         collapse_from_four_axes(product)
         match = _match(product)
         if match is not None:

@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from abqc.dialects import abq
 from abqc.dialects.mlir import ir, linalg, tensor
 
-from ..infrastructure import defining_op
+from ..infrastructure import defining_op, users
 from ..loops.generics import expression, groups, inputs, is_elementwise
 from ..resolve_dims import dimension_or_query, mixed_sizes
 from .softmax import operand_in_order
 
 IN_BATCH = [[0, 1], [2], [3]]
+_IN_ROWS = [[0], [1, 2], [3]]
 _ROWS_AND_HEADS = (0, 2, 1, 3)
 
 Sizes = Sequence[int | ir.Value]
@@ -131,6 +132,20 @@ def collapse_from_four_axes(product: ir.Operation) -> None:
         with ir.InsertionPoint(product), product.location:
             four = _without(op.operands[0], units[:many])
             product.operands[number] = tensor.CollapseShapeOp(value.type, four, IN_BATCH).result
+
+
+def put_one_head_in_batch(product: ir.Operation) -> None:
+    """A single head [B, 1, ., .] that importers count among the rows of a product's factors and
+    result is one of the batch: the same elements, read as `collapse_of_heads` does."""
+    makers = [defining_op(value) for value in product.operands]
+    for op in (*makers, *(user.operation for user in users(product.results[0]))):
+        if op is None or op.name not in ("tensor.collapse_shape", "tensor.expand_shape"):
+            continue
+        whole = op.operands[0] if op.name == "tensor.collapse_shape" else op.results[0]
+        if groups(op) == _IN_ROWS and abq.shape(whole)[1] == 1:
+            i64 = ir.IntegerType.get_signless(64)
+            axes = [ir.ArrayAttr.get([ir.IntegerAttr.get(i64, i) for i in g]) for g in IN_BATCH]
+            op.attributes["reassociation"] = ir.ArrayAttr.get(axes)
 
 
 def _without(value: ir.Value, units: list[int]) -> ir.Value:

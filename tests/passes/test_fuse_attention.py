@@ -175,6 +175,15 @@ def test_keys_in_another_order_are_transposed_to_rows() -> None:
     assert list(transpose.attributes["permutation"]) == [1, 2, 0, 3]
 
 
+def test_a_single_head_that_is_counted_among_the_rows() -> None:
+    """torch-mlir collapses it so, of products of [B, 1, ., .]."""
+    one = attention().replace("x4x", "x1x").replace("%b, 4,", "%b, 1,")
+    facts = fused(one.replace("[[0, 1], [2], [3]]", "[[0], [1, 2], [3]]"))
+    (op,) = facts("abq.attention")
+    assert list(op.attributes["rows_first"]) == [1, 1, 1, 1]
+    assert str(op.results[0].type) == "tensor<?x?x1x8xf32>"
+
+
 def test_heads_that_are_repeated_once_are_no_axis() -> None:
     text = (
         attention()
