@@ -20,6 +20,8 @@ from .abq import (
 )
 from .bf16_conv_spec import PAIR, Bf16ConvSpec
 from .conv_spec import ConvSpec
+from .element_types import text_of
+from .epilogue import MADE, READ
 from .mlir import ext, ir
 from .pool_spec import PoolSpec
 
@@ -171,19 +173,12 @@ def _check_epilogue(op: Any) -> None:
     _require(len(inputs) == len(maps), "a map for every input of the epilogue")
     _require(bool(blocks) or not inputs, "inputs belong to an epilogue")
     for value, map_ in zip(inputs, maps, strict=True):
-        _require(_is_number(element(value), 8, 32), "an epilogue reads f32, i8 or i32")
+        _require(text_of(element(value)) in READ, "an epilogue reads f32, i8 or i32")
         fits = map_.n_dims == len(y) and len(map_.results) == len(shape(value))
         _require(fits, "a map leads from indices of the result to those of an input")
     if blocks:
         _require(len(blocks[0].arguments) == 1 + len(inputs), "an argument for each input")
-        _require(_is_number(element(op.result), 8), "an epilogue makes f32 or i8")
-
-
-def _is_number(type_: Any, *widths: int) -> bool:
-    """Whether it is f32, or an integer of one of these widths."""
-    if isinstance(type_, ir.IntegerType):
-        return type_.width in widths
-    return isinstance(type_, ir.F32Type)
+        _require(text_of(element(op.result)) in MADE, "an epilogue makes f32 or i8")
 
 
 def conv_spec(op: Any) -> ConvSpec:

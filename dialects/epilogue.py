@@ -8,6 +8,10 @@ from typing import Any, Literal
 
 FLOAT = "f32"
 
+# Of convolutions; those of products read and make f32 alone.
+READ = (FLOAT, "i8", "i32")
+MADE = (FLOAT, "i8")
+
 # Where an input's element lies: at the result's place, or at the same one for all elements of a
 # channel of a sample, of a channel, of a sample, or of the result.
 Read = Literal["element", "sample channel", "channel", "sample", "one"]

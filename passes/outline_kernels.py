@@ -7,13 +7,11 @@ alone (`kernels/sizes.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from abqc.dialects.mlir import func, ir, scf
+from abqc.dialects.mlir import func, ir
 
 from .infrastructure import Unit, register
 from .kernels.checks import check_arguments, check_types, checks_of, raise_in_kernel
-from .kernels.launch import launch
+from .kernels.launch import launch, launch_one_of
 from .kernels.loop_body import Body
 from .kernels.loop_nest import Nest, analyse, grid_size, grid_work, loop_sizes
 from .kernels.outlining import Library, arguments_of, outline_all
@@ -43,22 +41,11 @@ def _outline(module: ir.Operation, op: ir.Operation, library: Library) -> None:
             name = library.adopt(_emit(nest, arguments, extents, library, body))
             launch(module, name, grid, operands)
 
-        if streamed is None:
-            _choose(is_large(nest, sizes), lambda: run(StreamedBody), lambda: run(Body))
-        else:
-            run(StreamedBody if streamed else Body)
+        around = is_large(nest, sizes) if streamed is None else streamed
+        launch_one_of(around, lambda: run(StreamedBody), lambda: run(Body))
     if nest.fill is not None:
         nest.fill.erase()
     op.erase()
-
-
-def _choose(condition: ir.Value, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
-    """One of two launches, at the insertion point."""
-    branches = scf.IfOp(condition, has_else=True)
-    for block, run in ((branches.then_block, then), (branches.else_block, otherwise)):
-        with ir.InsertionPoint(block):
-            run()
-            scf.YieldOp([])
 
 
 def _emit(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from abqc.dialects.element_types import text_of
 from abqc.dialects.mlir import ir, tensor
 
 from .infrastructure import Unit, register, users, walk
@@ -29,6 +30,7 @@ from .resolve_dims import mixed_sizes
 
 IMAGE = 2  # innermost axes; rows of one axis are merged with what else is done to them
 LEAST = 4  # operations that a loop of its own is worth; less is hoisted out of inner loops by LLVM
+STORED = ("f32", "i8", "i32")  # elements of tensors
 
 
 @register
@@ -76,20 +78,13 @@ def _invariant(op: ir.Operation) -> _Invariant | None:
         for each in made_by
         if any(user.operation not in made_by for user in users(each.results[0]))
     ]
-    if len(outside) != 1 or len(made_by) < LEAST or not _is_stored(outside[0].type):
+    if len(outside) != 1 or len(made_by) < LEAST or text_of(outside[0].type) not in STORED:
         return None
     loops = 1 + max(known[outside[0]])
     constants = [each for each in body[:-1] if not known[each.results[0]]]
     if rank(op) - loops < IMAGE:
         return None
     return _Invariant(outside[0], made_by, constants, loops)
-
-
-def _is_stored(type_: ir.Type) -> bool:
-    """Whether tensors have such elements."""
-    if isinstance(type_, ir.IntegerType):
-        return type_.width in (8, 32)
-    return isinstance(type_, ir.F32Type)
 
 
 def _split(op: ir.Operation, found: _Invariant) -> None:

@@ -7,7 +7,9 @@ a variadic group one type.)
 
 from __future__ import annotations
 
-from abqc.dialects.mlir import func, ir
+from collections.abc import Callable
+
+from abqc.dialects.mlir import func, ir, scf
 
 KERNEL = "abq.kernel"
 
@@ -76,6 +78,20 @@ def launch(
         call.operation.attributes[WITH_NEXT] = ir.UnitAttr.get()
     if by_rows:
         call.operation.attributes[BY_ROWS] = ir.UnitAttr.get()
+
+
+def launch_one_of(
+    condition: bool | ir.Value, first: Callable[[], None], second: Callable[[], None]
+) -> None:
+    """Launch the first one where the condition holds, which the host asks if it is a value."""
+    if isinstance(condition, bool):
+        (first if condition else second)()
+        return
+    branch = scf.IfOp(condition, has_else=True)
+    for block, make in ((branch.then_block, first), (branch.else_block, second)):
+        with ir.InsertionPoint(block):
+            make()
+            scf.YieldOp([])
 
 
 def declare(

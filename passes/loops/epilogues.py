@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from abqc.dialects import abq
 from abqc.dialects.abq_conv import YieldOp, epilogue_inputs, epilogue_maps
-from abqc.dialects.epilogue import Epilogue, Read
+from abqc.dialects.element_types import text_of
+from abqc.dialects.epilogue import FLOAT, MADE, READ, Epilogue, Read
 from abqc.dialects.mlir import func, ir
 
 from ..guard_divisions import SIGNED, UNSIGNED
@@ -37,15 +38,9 @@ def is_epilogue(loop: ir.Operation, *, codes: bool = False) -> bool:
     return (
         is_elementwise(loop)
         and ignores_init(loop)
-        and _is_stored(abq.element(loop.results[0]), codes=codes)
+        and text_of(abq.element(loop.results[0])) in (MADE if codes else (FLOAT,))
         and all(_is_scalar(inner.operation) for inner in _body(loop))
     )
-
-
-def _is_stored(element: ir.Type, *, codes: bool) -> bool:
-    if isinstance(element, ir.IntegerType):
-        return codes and element.width == 8
-    return isinstance(element, ir.F32Type)
 
 
 def other_inputs(loop: ir.Operation, value: ir.Value) -> list[Input] | None:
@@ -157,7 +152,8 @@ def _read(op: ir.Operation, value: ir.Value, map_: ir.AffineMap) -> Read | None:
     if not isinstance(value.type, ir.RankedTensorType):
         return None
     found, axes, shape = dims(map_), abq.shape(value), abq.shape(op.results[0])
-    if found is None or not _is_read(op, abq.element(value)):
+    readable = (FLOAT,) if op.name in PRODUCTS else READ
+    if found is None or text_of(abq.element(value)) not in readable:
         return None
     fixed = [
         size
@@ -175,13 +171,7 @@ def _read(op: ir.Operation, value: ir.Value, map_: ir.AffineMap) -> Read | None:
     return _READS.get(tuple(wide))
 
 
-PRODUCTS = ("abq.matmul", "abq.fused_matmul")  # they read f32 alone
-
-
-def _is_read(op: ir.Operation, element: ir.Type) -> bool:
-    if isinstance(element, ir.IntegerType):
-        return op.name not in PRODUCTS and element.width in (8, 32)
-    return isinstance(element, ir.F32Type)
+PRODUCTS = ("abq.matmul", "abq.fused_matmul")
 
 
 def _read_of_product(wide: list[int], every: list[int], last: int) -> Read | None:

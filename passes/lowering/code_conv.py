@@ -8,9 +8,10 @@ from abqc.dialects.code_conv_spec import HEADER, QUAD, SLACK
 from abqc.dialects.mlir import arith, ir
 
 from ..infrastructure import defining_op
+from ..kernels.launch import launch_one_of
 from ..loops.epilogues import epilogue
 from ..resolve_dims import dimension_or_query, index
-from .direct_conv import launch_one_of, launch_patches, patches_pay
+from .direct_conv import launch_patches, patches_pay
 from .rules import Lowering, ceil_div, product
 
 

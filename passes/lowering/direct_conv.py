@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -11,9 +10,10 @@ from abqc.dialects.abq_conv import conv_spec, epilogue_inputs
 from abqc.dialects.bf16_conv_spec import SLACK, Bf16ConvSpec
 from abqc.dialects.code_conv_spec import CodeConvSpec
 from abqc.dialects.conv_spec import LEAST_SHARE, WINOGRAD_EDGE, ConvSpec
-from abqc.dialects.mlir import arith, ir, scf
+from abqc.dialects.mlir import arith, ir
 
 from ..infrastructure import constant_index
+from ..kernels.launch import launch_one_of
 from ..loops.epilogues import epilogue
 from ..resolve_dims import index
 from .index_value import IndexValue
@@ -121,20 +121,6 @@ def _launch(
     parts = [ceil_div(tiles, kernel.block[1]), blocks]
     parts = parts_for_threads(low.threads, parts, index(spec.blocks), tiles=tiles)
     low.launch(kernel.name, product(parts), [*arguments, batch, *parts, outputs])
-
-
-def launch_one_of(
-    condition: bool | ir.Value, first: Callable[[], None], second: Callable[[], None]
-) -> None:
-    """Launch the first one where the condition holds, which the host asks if it is a value."""
-    if isinstance(condition, bool):
-        (first if condition else second)()
-        return
-    branch = scf.IfOp(condition, has_else=True)
-    for block, launch in ((branch.then_block, first), (branch.else_block, second)):
-        with ir.InsertionPoint(block):
-            launch()
-            scf.YieldOp([])
 
 
 def launch_patches(
