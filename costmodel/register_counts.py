@@ -34,28 +34,33 @@ class RegisterCounts:
 
     def predict(self, rows: F64) -> F64:
         """Registers of `rows` (assembly.row)."""
-        found: F64 = COUNTS[np.argmax(self._near(rows)[:, :-1], axis=1)]
+        found: F64 = COUNTS[np.argmax(_near(self._likely(rows)), axis=1)]
         return found
 
     def certainty(self, rows: F64) -> F64:
         """How much of the likelihood lies within NEAR of what `predict` says, 0 to 1: it orders
         kernels by how often that is right, and is no probability of it."""
-        near = self._near(rows)
-        found: F64 = near[:, :-1].max(axis=1) / near[:, -1]
+        likely = self._likely(rows)
+        found: F64 = _near(likely).max(axis=1) / likely.sum(axis=1)
         return found
 
-    def _near(self, rows: F64) -> F64:
-        """The likelihood of counts within NEAR of each of COUNTS, and of all counts."""
+    def _likely(self, rows: F64) -> F64:
+        """Of each of COUNTS, in no unit."""
         expected = self.trees.predict(rows)
         likely = np.exp(-np.abs(COUNTS - expected[:, None]) / SPREAD)
         if self.networks:
             seen = self.inputs(rows)
             likely *= sum(_softmax(each.predict(seen)) for each in self.networks) @ _BETWEEN
-        sums = np.pad(likely.cumsum(axis=1), ((0, 0), (1, 0)))
-        place = np.arange(len(COUNTS))
-        below, above = np.maximum(place - NEAR, 0), np.minimum(place + NEAR + 1, len(COUNTS))
-        found: F64 = np.concatenate([sums[:, above] - sums[:, below], sums[:, -1:]], axis=1)
-        return found
+        return likely
+
+
+def _near(likely: F64) -> F64:
+    """The likelihood of all counts within NEAR of each of COUNTS."""
+    sums = np.pad(likely.cumsum(axis=1), ((0, 0), (1, 0)))
+    place = np.arange(len(COUNTS))
+    below, above = np.maximum(place - NEAR, 0), np.minimum(place + NEAR + 1, len(COUNTS))
+    found: F64 = sums[:, above] - sums[:, below]
+    return found
 
 
 def _softmax(scores: F32) -> F32:
