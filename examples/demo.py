@@ -18,7 +18,7 @@ from statistics import median
 
 import abqc
 import numpy as np
-from abqc.compiler.bench import time_block
+from abqc.compiler.bench import REST_SECONDS, time_block
 from abqc.compiler.commands.progress import Progress
 from abqc.compiler.commands.table import byte_count, table
 from abqc.compiler.evaluation.metrics import cosine
@@ -55,6 +55,7 @@ def latencies(runs: dict[str, Run]) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(ROUNDS):
         for name, run in runs.items():
+            time.sleep(REST_SECONDS)  # threads of the one before wait for work, and take a core
             seconds[name] += time_block(lambda run=run: run(feeds), 0.03)  # type: ignore[misc]
     return {name: 1e3 * median(values) for name, values in seconds.items()}
 
